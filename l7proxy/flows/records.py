@@ -1,0 +1,89 @@
+"""What a worker (or the NFLOG reader) writes of each judged thing: addresses, numbers and the rule, no names.
+
+The agent makes Hubble flows of them. msgspec arrays: these cross the link in batches, thousands a second.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from l7proxy.model.verdict import Direction, DropReason, Verdict
+from l7proxy.policy.rules import RuleRef
+
+
+class Conn(msgspec.Struct, frozen=True, array_like=True):
+    """A client's connection as the policy sees it: the real pod addresses, after Service DNAT. Ports are numbers."""
+
+    source: str
+    source_port: int
+    destination: str
+    destination_port: int
+    source_identity: int
+    destination_identity: int
+    protocol: int = 6
+
+
+class Judgement(msgspec.Struct, frozen=True, array_like=True):
+    """The answer to one question, both directions together.
+
+    `direction` is the deciding one: that which refused, else INGRESS if an ingress policy was asked, else EGRESS.
+    `ingress` and `egress` name the rules that allowed (or, on the deciding direction, refused); None where no policy asks.
+    `reason` is for humans and set on every denial.
+    """
+
+    verdict: Verdict
+    direction: Direction
+    ingress: RuleRef | None = None
+    egress: RuleRef | None = None
+    drop_reason: DropReason = DropReason.UNKNOWN
+    reason: str = ""
+
+
+class HttpRequest(msgspec.Struct, frozen=True, array_like=True, tag="q"):
+    """One judged HTTP request. `time_ns` is wall clock. Headers only when configuration asks for them."""
+
+    time_ns: int
+    conn: Conn
+    judgement: Judgement
+    method: str
+    url: str
+    protocol: str
+    headers: tuple[tuple[str, str], ...] = ()
+
+
+class HttpResponse(msgspec.Struct, frozen=True, array_like=True, tag="s"):
+    """The final response of one request, ours (403, 502…) or the server's. Allowed or not, each request has one."""
+
+    time_ns: int
+    conn: Conn
+    judgement: Judgement
+    method: str
+    url: str
+    protocol: str
+    status: int
+    latency_ns: int
+    headers: tuple[tuple[str, str], ...] = ()
+
+
+class Connection(msgspec.Struct, frozen=True, array_like=True, tag="c"):
+    """An L3/L4 verdict: a new connection allowed or steered, or a packet refused. `flags` are TCP's, bit 0 FIN."""
+
+    time_ns: int
+    conn: Conn
+    judgement: Judgement
+    flags: int = 2
+    icmp_type: int = 0
+    icmp_code: int = 0
+
+
+class Malformed(msgspec.Struct, frozen=True, array_like=True, tag="m"):
+    """Bytes on an L7 port that could not be judged as a request: refused, with what was wrong. `status` was answered."""
+
+    time_ns: int
+    conn: Conn
+    judgement: Judgement
+    status: int
+    protocol: str = "HTTP/1.1"
+
+
+Record = HttpRequest | HttpResponse | Connection | Malformed

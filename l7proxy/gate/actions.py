@@ -1,0 +1,66 @@
+"""The closed set of things a gate can ask its session to do. The session executes them in order.
+
+Plain slots classes, not frozen ones: they are made per read (see DESIGN.md, house numbers).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import TypeAlias
+
+from l7proxy.flows.records import Record
+
+
+class Side(IntEnum):
+    CLIENT = 0
+    SERVER = 1
+
+
+@dataclass(slots=True)
+class Connect:
+    """Open the upstream connection, if there is none yet. Bytes for the server may follow at once: the session holds them."""
+
+
+@dataclass(slots=True)
+class ToServer:
+    data: bytes
+
+
+@dataclass(slots=True)
+class ToClient:
+    data: bytes
+
+
+@dataclass(slots=True)
+class HalfClose:
+    """Nothing more will be written to this side: send FIN after what was written."""
+
+    side: Side
+
+
+@dataclass(slots=True)
+class Emit:
+    record: Record
+
+
+@dataclass(slots=True)
+class Close:
+    """The connection ends on both sides. `reset`: the client gets a RST; else what was written goes out first, then FIN."""
+
+    reset: bool = False
+
+
+@dataclass(slots=True)
+class Pause:
+    """Stop reading from this side: the gate holds as much of it as it may."""
+
+    side: Side
+
+
+@dataclass(slots=True)
+class Resume:
+    side: Side
+
+
+Action: TypeAlias = ToServer | ToClient | Emit | Connect | Pause | Resume | HalfClose | Close

@@ -1,0 +1,54 @@
+"""Endpoints: local pods that policy can select."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from l7proxy.model.identity import NamedPort
+from l7proxy.model.ids import EndpointId, IdentityId
+from l7proxy.model.labels import LabelSet
+
+
+@dataclass(frozen=True, slots=True)
+class Workload:
+    """The pod's controlling owner, as Hubble shows it."""
+
+    name: str
+    kind: str
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """A pod of this node: where it is, who it is, and its own named ports."""
+
+    id: EndpointId
+    namespace: str
+    name: str
+    identity: IdentityId
+    labels: LabelSet
+    addresses: tuple[str, ...]
+    named_ports: frozenset[NamedPort] = field(default_factory=frozenset)
+    workload: Workload | None = None
+
+    def __str__(self) -> str:
+        return f"{self.namespace}/{self.name}"
+
+
+@dataclass(frozen=True, slots=True)
+class Backend:
+    """One address behind a Service port."""
+
+    address: str
+    port: int
+
+
+@dataclass(frozen=True, slots=True)
+class Frontend:
+    """One address and port of a Service, and who is behind it. `protocol` is an IP protocol number."""
+
+    namespace: str
+    service: str
+    address: str
+    port: int
+    protocol: int
+    backends: tuple[Backend, ...] = ()

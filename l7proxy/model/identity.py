@@ -1,0 +1,79 @@
+"""Identities: one number for one set of labels.
+
+Numbers are a pure function of the label sets alive (no store, no counter): every node of a cluster that sees the same
+objects gives the same numbers, and an agent that restarts gives them again (law 4, no hysteresis).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from ipaddress import IPv4Network, IPv6Network
+from typing import Final
+
+from l7proxy.model.ids import IdentityId
+from l7proxy.model.labels import CIDR, RESERVED, Label, LabelSet
+
+UNKNOWN: Final = IdentityId(0)
+HOST: Final = IdentityId(1)
+WORLD: Final = IdentityId(2)
+UNMANAGED: Final = IdentityId(3)
+HEALTH: Final = IdentityId(4)
+INIT: Final = IdentityId(5)
+REMOTE_NODE: Final = IdentityId(6)
+KUBE_APISERVER: Final = IdentityId(7)
+INGRESS: Final = IdentityId(8)
+WORLD_IPV4: Final = IdentityId(9)
+WORLD_IPV6: Final = IdentityId(10)
+
+RESERVED_IDENTITIES: Final[Mapping[IdentityId, LabelSet]] = {
+    HOST: LabelSet.reserved("host"),
+    WORLD: LabelSet.reserved("world"),
+    UNMANAGED: LabelSet.reserved("unmanaged"),
+    HEALTH: LabelSet.reserved("health"),
+    INIT: LabelSet.reserved("init"),
+    REMOTE_NODE: LabelSet.reserved("remote-node"),
+    KUBE_APISERVER: LabelSet.reserved("kube-apiserver", "remote-node"),
+    INGRESS: LabelSet.reserved("ingress"),
+    WORLD_IPV4: LabelSet.reserved("world-ipv4"),
+    WORLD_IPV6: LabelSet.reserved("world-ipv6"),
+}
+"""Cilium's reserved identities (facts §3.6)."""
+
+FIRST_POD_IDENTITY: Final = 256
+LOCAL_SCOPE: Final = 1 << 24
+"""Identities of CIDRs have this bit set, as in Cilium; those of pods are below it."""
+
+NamedPort = tuple[str, int, int]
+"""(name, protocol, port) of a container port: part of what makes an identity, since egress rules may name it (§3.9)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """A number, its labels, and for pods the named ports that everyone with this number has."""
+
+    id: IdentityId
+    labels: LabelSet
+    named_ports: frozenset[NamedPort] = field(default_factory=frozenset)
+    cidr: IPv4Network | IPv6Network | None = None
+    """Set for the identity of a CIDR that some policy names; its labels then hold `reserved:world…` too."""
+
+
+def cidr_labels(network: IPv4Network | IPv6Network, world: str) -> LabelSet:
+    """The labels of a CIDR identity: its prefix (colons written `-`) and the world it lies in."""
+    text = f"{network.network_address}".replace(":", "-")
+    return LabelSet.of([Label(CIDR, f"{text}/{network.prefixlen}"), Label(RESERVED, world)])
+
+
+def allocate(keys: Iterable[str], *, first: int, end: int) -> dict[str, int]:
+    """Give each key a number in [first, end): its hash, or the next free one. A pure function of the set of keys."""
+    taken: dict[int, str] = {}
+    numbers: dict[str, int] = {}
+    for key in sorted(set(keys)):
+        number = first + int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big") % (end - first)
+        while number in taken:
+            number = number + 1 if number + 1 < end else first
+        taken[number] = key
+        numbers[key] = number
+    return numbers

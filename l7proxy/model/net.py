@@ -1,0 +1,79 @@
+"""Addresses and prefixes. At every border an address is its canonical text: `str(ip_address(x))`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
+from typing import Generic, TypeVar
+
+Address = IPv4Address | IPv6Address
+Network = IPv4Network | IPv6Network
+V = TypeVar("V")
+
+
+def canonical(text: str) -> str:
+    """The one spelling of an address. An IPv4-mapped IPv6 address is the IPv4 address it maps. ValueError if none."""
+    address = ip_address(text)
+    mapped = address.ipv4_mapped if isinstance(address, IPv6Address) else None
+    return str(mapped or address)
+
+
+def family_of(text: str) -> int:
+    """4 or 6."""
+    return 6 if ":" in text else 4
+
+
+def within(inner: Network, outer: Network) -> bool:
+    """True when `inner` lies in `outer`; different families never do."""
+    if isinstance(inner, IPv4Network) and isinstance(outer, IPv4Network):
+        return inner.subnet_of(outer)
+    if isinstance(inner, IPv6Network) and isinstance(outer, IPv6Network):
+        return inner.subnet_of(outer)
+    return False
+
+
+@dataclass(frozen=True)
+class HostPort:
+    """One end of a connection."""
+
+    address: str
+    port: int
+
+    def __str__(self) -> str:
+        return f"[{self.address}]:{self.port}" if ":" in self.address else f"{self.address}:{self.port}"
+
+
+class PrefixTable(Generic[V]):
+    """Longest-prefix match: exact addresses by hash, the few real prefixes by length, longest first."""
+
+    def __init__(self, entries: Mapping[str, V]) -> None:
+        self._exact: dict[str, V] = {}
+        self._by_length: dict[int, list[tuple[int, dict[int, V]]]] = {4: [], 6: []}
+        found: dict[int, dict[int, dict[int, V]]] = {4: {}, 6: {}}
+        for text, value in entries.items():
+            network = ip_network(text)
+            if network.prefixlen == network.max_prefixlen:
+                self._exact[str(network.network_address)] = value
+            else:
+                key = int(network.network_address) >> (network.max_prefixlen - network.prefixlen)
+                found[network.version].setdefault(network.prefixlen, {})[key] = value
+        for version, lengths in found.items():
+            self._by_length[version] = sorted(lengths.items(), reverse=True)
+
+    def get(self, address: str) -> V | None:
+        """The value of the most specific prefix that holds `address` (canonical text), or None."""
+        value = self._exact.get(address)
+        if value is not None:
+            return value
+        version = family_of(address)
+        lengths = self._by_length[version]
+        if not lengths:
+            return None
+        number = int(ip_address(address))
+        bits = 32 if version == 4 else 128
+        for length, table in lengths:
+            value = table.get(number >> (bits - length))
+            if value is not None:
+                return value
+        return None

@@ -1,0 +1,116 @@
+"""Neutral rules: what a policy document says, whatever language it was written in.
+
+A language module turns one document into a tuple of frozen `Rule`s. One rule is one (peers × ports) cell: each `toPorts`
+item of a document becomes a rule of its own, because its L7 rules bind to its own ports and peers only.
+Emptiness is significant everywhere: None means "not said, so any", an empty tuple means "nobody" or "no port" (facts §1.7).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from l7proxy.model.labels import Selector
+from l7proxy.model.net import Network
+from l7proxy.model.verdict import Action, Direction
+
+
+@dataclass(frozen=True, slots=True)
+class RuleRef:
+    """Where a rule was written; it follows the rule into every verdict and flow.
+
+    `rule` is the path of the field in the document (`spec.ingress[0].toPorts[0].rules.http[1]`); `file` and `line`
+    are set when the document came from a file.
+    """
+
+    kind: str
+    namespace: str
+    name: str
+    rule: str = ""
+    file: str = ""
+    line: int = 0
+
+    def __str__(self) -> str:
+        name = f"{self.namespace}/{self.name}" if self.namespace else self.name
+        return f"{self.kind} {name} {self.rule}".rstrip()
+
+
+@dataclass(frozen=True, slots=True)
+class SelectorPeer:
+    """Everyone whose identity's labels match. Entities are selectors over `reserved:` labels."""
+
+    selector: Selector
+
+
+@dataclass(frozen=True, slots=True)
+class CidrPeer:
+    """Outside addresses in `network` but in none of `excepts`. Never a managed pod or a node (facts §3.7)."""
+
+    network: Network
+    excepts: tuple[Network, ...] = ()
+
+
+Peer = SelectorPeer | CidrPeer
+
+
+@dataclass(frozen=True, slots=True)
+class PortMatch:
+    """Ports of some protocols: `first` to `last` inclusive, or those that `name` resolves to.
+
+    `protocols` holds IP protocol numbers; ports 0 to 65535 mean every port of them.
+    """
+
+    protocols: frozenset[int]
+    first: int = 0
+    last: int = 65535
+    name: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class HeaderMatch:
+    """One required header. `name` is lower case.
+
+    Without `value` the header must be present. With one, the header's value (repeats joined by a comma) must equal it;
+    when `pattern` is set too, a whole-string RE2 match of it counts as well.
+    """
+
+    name: str
+    value: str | None = None
+    pattern: str | None = None
+
+    def __str__(self) -> str:
+        return self.name if self.value is None else f"{self.name}: {self.value}"
+
+
+@dataclass(frozen=True, slots=True)
+class HttpRule:
+    """One item of `rules.http`: all that is set must hold. method, path and host are whole-string RE2 patterns."""
+
+    ref: RuleRef
+    method: str | None = None
+    path: str | None = None
+    host: str | None = None
+    headers: tuple[HeaderMatch, ...] = ()
+
+    @property
+    def matches_everything(self) -> bool:
+        return self.method is None and self.path is None and self.host is None and not self.headers
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """One cell of a policy: for whom, which way, whom with, on which ports, and what then.
+
+    `http` None means plain L4; an empty tuple never occurs (it means the same, so languages write None).
+    `default_deny` tells whether this rule puts its direction into default deny for those it selects (facts §2.5).
+    `refusal` is set on the rules that stand in for a document we could not honour: why it was refused.
+    """
+
+    ref: RuleRef
+    subject: Selector
+    direction: Direction
+    action: Action = Action.ALLOW
+    peers: tuple[Peer, ...] | None = None
+    ports: tuple[PortMatch, ...] | None = None
+    http: tuple[HttpRule, ...] | None = None
+    default_deny: bool = True
+    refusal: str = ""

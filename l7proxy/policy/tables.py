@@ -1,0 +1,61 @@
+"""What compile makes: one value per endpoint, with identities resolved and ports as numbers.
+
+The same value goes to the workers (over the link), into the kernel picture, and to `policy get`. It is plain data:
+equal inputs give equal values.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from l7proxy.model.verdict import Action, Direction
+from l7proxy.policy.rules import HttpRule, RuleRef
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """(peers × protocol × ports) → action.
+
+    `peers` are identity numbers, ascending; None is everyone. `protocol` None is every protocol, then ports are 0–65535.
+    `http` is set exactly when `action` is REDIRECT.
+    """
+
+    action: Action
+    ref: RuleRef
+    peers: tuple[int, ...] | None = None
+    protocol: int | None = None
+    first: int = 0
+    last: int = 65535
+    http: tuple[HttpRule, ...] | None = None
+    refusal: str = ""
+
+    def covers(self, identity: int, protocol: int, port: int) -> bool:
+        return (
+            (self.protocol is None or (self.protocol == protocol and self.first <= port <= self.last))
+            and (self.peers is None or identity in self.peers)
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class DirectionPolicy:
+    """All entries of one direction, in a canonical order. Without a covering entry the answer is no.
+
+    A direction that is not in default deny but has entries (deny rules with `enableDefaultDeny: false`) ends with an
+    entry that allows everyone; so does the host's way in (facts §3.8).
+    `denied_by` names the policies that put the direction into default deny: they are who refuses when nothing covers.
+    """
+
+    entries: tuple[Entry, ...]
+    denied_by: tuple[RuleRef, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class EndpointPolicy:
+    """What is enforced on one endpoint. A direction that no policy governs is None: everything passes."""
+
+    endpoint: int
+    ingress: DirectionPolicy | None = None
+    egress: DirectionPolicy | None = None
+
+    def direction(self, direction: Direction) -> DirectionPolicy | None:
+        return self.ingress if direction is Direction.INGRESS else self.egress

@@ -1,0 +1,14 @@
+"""Kernel state for a transparent policy proxy: a picture in, rules out.
+
+`Desired` is what the kernel shall look like; a `Backend` makes it so in one transaction and can tell whether it still
+is. This package imports nothing of l7proxy and knows no Kubernetes: identities are numbers, endpoints are addresses.
+
+desired    the picture (frozen values)
+marks      the two mark bits, the routing table and the names by which a fresh process knows our state as ours
+backend    the seam: Backend, Installed, KernelError
+nftables   render (pure) and apply
+iptables   the same with iptables-restore and ipset, where nftables is not to be had
+fake       a backend that keeps state and refuses what a kernel would refuse
+routes     the policy routing that hands marked packets to local sockets, through pyroute2
+nflog      verdict events from the kernel, over raw netlink
+"""

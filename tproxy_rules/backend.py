@@ -1,0 +1,48 @@
+"""The seam between the picture and a kernel."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from tproxy_rules.desired import Desired
+
+
+class KernelError(Exception):
+    """The kernel, or a tool that speaks to it, refused. The message says what to install, load or grant."""
+
+
+@dataclass(frozen=True, slots=True)
+class Installed:
+    """What a fresh process finds of ours in the kernel.
+
+    `digest` is that of the picture which was applied last (by anyone), `intact` tells whether the rules still are as
+    they were applied: false when somebody removed or changed some of them.
+    """
+
+    digest: str
+    intact: bool
+
+
+class Backend(Protocol):
+    """Makes the kernel match a picture. Applying the same picture twice changes nothing.
+
+    Nothing that passed before and passes after is cut between; nothing that was refused before and is refused after
+    gets through between. State outlives the process: only `remove` takes it away.
+    """
+
+    name: str
+    steers_before_dnat: bool
+    """True when Service addresses reach the proxy untranslated, so that the proxy must resolve them."""
+
+    def check(self) -> None:
+        """KernelError naming the first thing that is missing (tool, privilege, kernel feature)."""
+
+    def read(self) -> Installed | None:
+        """What is installed, or None."""
+
+    def apply(self, desired: Desired) -> None:
+        """One transaction. KernelError leaves the previous picture in force."""
+
+    def remove(self) -> None:
+        """Leave no trace. Removing twice is fine."""
