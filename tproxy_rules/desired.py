@@ -112,7 +112,7 @@ class Settings:
 
 @dataclass(frozen=True, slots=True)
 class Desired:
-    """The whole picture. Two equal pictures render equally; that is how `Backend.apply` knows there is nothing to do."""
+    """The whole picture. Two equal pictures render equally: that is how `apply` knows there is nothing to do."""
 
     settings: Settings = Settings()
     identities: tuple[tuple[str, int], ...] = ()

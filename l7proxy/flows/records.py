@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import msgspec
 
+from l7proxy.model.ref import RuleRef
 from l7proxy.model.verdict import Direction, DropReason, Verdict
-from l7proxy.policy.rules import RuleRef
 
 
 class Conn(msgspec.Struct, frozen=True, array_like=True):
@@ -27,8 +27,8 @@ class Judgement(msgspec.Struct, frozen=True, array_like=True):
     """The answer to one question, both directions together.
 
     `direction` is the deciding one: that which refused, else INGRESS if an ingress policy was asked, else EGRESS.
-    `ingress` and `egress` name the rules that allowed (or, on the deciding direction, refused); None where no policy asks.
-    `reason` is for humans and set on every denial.
+    `ingress` and `egress` name the rules that allowed (or, on the deciding direction, refused); None where no policy
+    asks. `reason` is for humans and set on every denial.
     """
 
     verdict: Verdict
@@ -77,7 +77,7 @@ class Connection(msgspec.Struct, frozen=True, array_like=True, tag="c"):
 
 
 class Malformed(msgspec.Struct, frozen=True, array_like=True, tag="m"):
-    """Bytes on an L7 port that could not be judged as a request: refused, with what was wrong. `status` was answered."""
+    """Bytes on an L7 port that are no request we could judge: refused, with what was wrong. `status` was answered."""
 
     time_ns: int
     conn: Conn

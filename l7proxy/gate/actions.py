@@ -19,7 +19,7 @@ class Side(IntEnum):
 
 @dataclass(slots=True)
 class Connect:
-    """Open the upstream connection, if there is none yet. Bytes for the server may follow at once: the session holds them."""
+    """Open the upstream connection, if there is none yet. Bytes for the server may follow: the session holds them."""
 
 
 @dataclass(slots=True)
@@ -46,7 +46,7 @@ class Emit:
 
 @dataclass(slots=True)
 class Close:
-    """The connection ends on both sides. `reset`: the client gets a RST; else what was written goes out first, then FIN."""
+    """The connection ends on both sides. `reset`: RST to the client; else what was written goes out first, then FIN."""
 
     reset: bool = False
 

@@ -1,8 +1,8 @@
 """Neutral rules: what a policy document says, whatever language it was written in.
 
-A language module turns one document into a tuple of frozen `Rule`s. One rule is one (peers × ports) cell: each `toPorts`
-item of a document becomes a rule of its own, because its L7 rules bind to its own ports and peers only.
-Emptiness is significant everywhere: None means "not said, so any", an empty tuple means "nobody" or "no port" (facts §1.7).
+A language module turns one document into a tuple of frozen `Rule`s. One rule is one (peers × ports) cell: each
+`toPorts` item of a document becomes a rule of its own, because its L7 rules bind to its own ports and peers only.
+Emptiness is significant everywhere: None means "not said, so any", an empty tuple means "nobody" or "no port".
 """
 
 from __future__ import annotations
@@ -11,27 +11,8 @@ from dataclasses import dataclass
 
 from l7proxy.model.labels import Selector
 from l7proxy.model.net import Network
+from l7proxy.model.ref import RuleRef
 from l7proxy.model.verdict import Action, Direction
-
-
-@dataclass(frozen=True, slots=True)
-class RuleRef:
-    """Where a rule was written; it follows the rule into every verdict and flow.
-
-    `rule` is the path of the field in the document (`spec.ingress[0].toPorts[0].rules.http[1]`); `file` and `line`
-    are set when the document came from a file.
-    """
-
-    kind: str
-    namespace: str
-    name: str
-    rule: str = ""
-    file: str = ""
-    line: int = 0
-
-    def __str__(self) -> str:
-        name = f"{self.namespace}/{self.name}" if self.namespace else self.name
-        return f"{self.kind} {name} {self.rule}".rstrip()
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,16 +8,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from l7proxy.model.ref import RuleRef
 from l7proxy.model.verdict import Action, Direction
-from l7proxy.policy.rules import HttpRule, RuleRef
+from l7proxy.policy.rules import HttpRule
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
     """(peers × protocol × ports) → action.
 
-    `peers` are identity numbers, ascending; None is everyone. `protocol` None is every protocol, then ports are 0–65535.
-    `http` is set exactly when `action` is REDIRECT.
+    `peers` are identity numbers, ascending; None is everyone. `protocol` None is every protocol on all
+    ports. `http` is set exactly when `action` is REDIRECT.
     """
 
     action: Action
@@ -30,9 +31,8 @@ class Entry:
     refusal: str = ""
 
     def covers(self, identity: int, protocol: int, port: int) -> bool:
-        return (
-            (self.protocol is None or (self.protocol == protocol and self.first <= port <= self.last))
-            and (self.peers is None or identity in self.peers)
+        return (self.protocol is None or (self.protocol == protocol and self.first <= port <= self.last)) and (
+            self.peers is None or identity in self.peers
         )
 
 
