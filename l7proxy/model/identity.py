@@ -39,14 +39,14 @@ RESERVED_IDENTITIES: Final[Mapping[IdentityId, LabelSet]] = {
     WORLD_IPV4: LabelSet.reserved("world-ipv4"),
     WORLD_IPV6: LabelSet.reserved("world-ipv6"),
 }
-"""Cilium's reserved identities (facts §3.6)."""
+"""Cilium's reserved identities."""
 
 FIRST_POD_IDENTITY: Final = 256
 LOCAL_SCOPE: Final = 1 << 24
 """Identities of CIDRs have this bit set, as in Cilium; those of pods are below it."""
 
 NamedPort = tuple[str, int, int]
-"""(name, protocol, port) of a container port: part of what makes an identity, since egress rules may name it (§3.9)."""
+"""(name, protocol, port) of a container port: part of what makes an identity, since egress rules may name it (Cilium resolves names on each destination pod)."""
 
 
 @dataclass(frozen=True, slots=True)

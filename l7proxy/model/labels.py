@@ -1,4 +1,4 @@
-"""Labels with a source, and selectors over them, with Cilium's semantics (facts §2.1–§2.4).
+"""Labels with a source, and selectors over them, with Cilium's semantics.
 
 A label is `source:key=value`. A selector key without a source means `any`: the key under every source.
 """

@@ -29,7 +29,7 @@ class Direction(IntEnum):
 
 
 class Action(IntEnum):
-    """What a compiled entry does. A higher number wins over a lower one (Cilium's precedence byte, §3.3)."""
+    """What a compiled entry does. A higher number wins over a lower one (Cilium's precedence byte)."""
 
     ALLOW = 1
     REDIRECT = 154

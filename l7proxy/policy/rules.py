@@ -24,7 +24,7 @@ class SelectorPeer:
 
 @dataclass(frozen=True, slots=True)
 class CidrPeer:
-    """Outside addresses in `network` but in none of `excepts`. Never a managed pod or a node (facts §3.7)."""
+    """Outside addresses in `network` but in none of `excepts`. Never a managed pod or a node."""
 
     network: Network
     excepts: tuple[Network, ...] = ()
@@ -82,7 +82,7 @@ class Rule:
     """One cell of a policy: for whom, which way, whom with, on which ports, and what then.
 
     `http` None means plain L4; an empty tuple never occurs (it means the same, so languages write None).
-    `default_deny` tells whether this rule puts its direction into default deny for those it selects (facts §2.5).
+    `default_deny` tells whether this rule puts its direction into default deny for those it selects.
     `refusal` is set on the rules that stand in for a document we could not honour: why it was refused.
     """
 

@@ -41,7 +41,7 @@ class DirectionPolicy:
     """All entries of one direction, in a canonical order. Without a covering entry the answer is no.
 
     A direction that is not in default deny but has entries (deny rules with `enableDefaultDeny: false`) ends with an
-    entry that allows everyone; so does the host's way in (facts §3.8).
+    entry that allows everyone; so does the host's way in.
     `denied_by` names the policies that put the direction into default deny: they are who refuses when nothing covers.
     """
 
