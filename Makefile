@@ -1,0 +1,42 @@
+# One door. `make help` tells what each command does.
+#   make demo CNI=ptp BACKEND=iptables     the demo on another CNI and kernel backend
+#   make test ARGS="-k smuggl"             some of the tests
+
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+CNI    ?= bridge
+BACKEND ?= auto
+ARGS   ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help setup tools demo test check lab-test bench clean
+
+help: ## Show this help
+	@echo "l7proxy: L7 policy on any CNI. Commands:"
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1|\2/' | column -t -s '|'
+
+setup: $(VENV)/.ready tools ## Make .venv, install what is missing
+
+$(VENV)/.ready: pyproject.toml
+	@PYTHON=$(PYTHON) sh deploy/setup/venv.sh $(VENV)
+	@touch $@
+
+tools:
+	@sh deploy/setup/tools.sh
+
+demo: setup ## Two nodes, real pods, a real policy: see each verdict (CNI=bridge|ptp BACKEND=auto|nftables|iptables)
+	@$(BIN)/python -m l7proxy.lab.demo --cni $(CNI) --backend $(BACKEND)
+
+check: $(VENV)/.ready ## Format, lint, types, import contracts, unit tests: under a minute
+	@$(BIN)/python -m tests.check
+
+test: setup ## Everything one machine can run, the lab included
+	@$(BIN)/python -m tests.check --no-tests
+	@$(BIN)/pytest $(ARGS)
+
+bench: setup ## CPU per request of our worker beside Envoy's, in one run
+	@$(BIN)/python -m bench
+
+clean: ## Remove .venv and caches (labs: `l7proxy lab down --all`)
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache *.egg-info
