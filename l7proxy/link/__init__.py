@@ -2,4 +2,8 @@
 
 messages   every frame there is
 framing    length-prefixed frames on a stream; garbage ends the connection with a LinkError
+local      a unix socket that only we and root may use
+server     the agent's half: pictures out, records in
+client     a worker's half: dials for ever
+outbox     records on their way: bounded, never waits
 """

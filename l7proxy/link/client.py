@@ -1,0 +1,124 @@
+"""A worker's half of the link. It dials for ever; while the agent is away the worker keeps serving on what it has.
+
+Pictures go to `on_picture`, one at a time, each answered with Applied when that returns. Records come from the outbox:
+when the agent does not read, the outbox fills up and counts what it loses, and no session waits.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Final
+
+from l7proxy.errors import LinkError
+from l7proxy.link import framing
+from l7proxy.link.messages import PROTOCOL_VERSION, Applied, Flows, FromWorker, Hello, Load, Picture
+from l7proxy.link.outbox import Outbox
+
+log = logging.getLogger(__name__)
+
+READ_SIZE: Final = 1 << 18
+FIRST_RETRY: Final = 0.05
+LAST_RETRY: Final = 2.0
+LOAD_SECONDS: Final = 1.0
+
+PictureHandler = Callable[[Picture], Awaitable[tuple[str, ...]]]
+"""Puts a picture in force and returns the problems it found in it."""
+
+
+class LinkClient:
+    """`await client.run()` in a task of the worker's; cancelling it is the end."""
+
+    def __init__(
+        self, path: Path, worker: int, *, outbox: Outbox, on_picture: PictureHandler, load: Callable[[], Load]
+    ) -> None:
+        self._path = path
+        self._worker = worker
+        self._outbox = outbox
+        self._on_picture = on_picture
+        self._load = load
+        self._writer: asyncio.StreamWriter | None = None
+
+    @property
+    def connected(self) -> bool:
+        return self._writer is not None
+
+    async def run(self) -> None:
+        """Dial, serve the connection until it breaks, dial again."""
+        retry = FIRST_RETRY
+        while True:
+            try:
+                reader, writer = await asyncio.open_unix_connection(os.fspath(self._path))
+            except OSError as error:
+                log.debug("link: no agent at %s: %s", self._path, error)
+                await asyncio.sleep(retry)
+                retry = min(retry * 2, LAST_RETRY)
+                continue
+            log.info("link: connected to the agent")
+            began = asyncio.get_running_loop().time()
+            await self._converse(reader, writer)
+            if asyncio.get_running_loop().time() - began > LAST_RETRY:
+                retry = FIRST_RETRY
+            await asyncio.sleep(retry)
+            retry = min(retry * 2, LAST_RETRY)
+
+    async def flush(self, seconds: float) -> bool:
+        """Before the process ends: true when every record has left it within `seconds`."""
+        try:
+            async with asyncio.timeout(seconds):
+                await self._outbox.settled()
+        except TimeoutError:
+            return False
+        return True
+
+    async def _converse(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """One connection, to its end. Never raises for anything the agent did."""
+        self._writer = writer
+        writer.transport.set_write_buffer_limits(0)  # so that drain() means: handed to the kernel
+        try:
+            writer.write(framing.encode(Hello(version=PROTOCOL_VERSION, pid=os.getpid(), worker=self._worker)))
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(self._read(reader, writer), name="link-read")
+                tasks.create_task(self._send_records(writer), name="link-records")
+                tasks.create_task(self._send_load(writer), name="link-load")
+        except* LinkError as errors:
+            log.error("link: the agent is cut off: %s", errors.exceptions[0])
+        except* OSError as errors:
+            log.warning("link: lost the agent (%s); serving on with the picture we have", errors.exceptions[0])
+        finally:
+            self._writer = None
+            writer.transport.abort()
+
+    async def _read(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        decoder = framing.from_agent()
+        while data := await reader.read(READ_SIZE):
+            for picture in decoder.feed(data):
+                problems = await self._on_picture(picture)
+                await self._send(writer, Applied(revision=picture.revision, problems=problems))
+        decoder.eof()
+        raise ConnectionResetError("it closed the link")
+
+    async def _send_records(self, writer: asyncio.StreamWriter) -> None:
+        while True:
+            await self._outbox.filled()
+            while (flows := self._outbox.take()) is not None:
+                await self._send_flows(writer, flows)
+                self._outbox.sent()
+
+    async def _send_flows(self, writer: asyncio.StreamWriter, flows: Flows) -> None:
+        if writer.is_closing():
+            self._outbox.put_back(flows)
+            raise ConnectionResetError("it closed the link")
+        await self._send(writer, flows)
+
+    async def _send_load(self, writer: asyncio.StreamWriter) -> None:
+        while True:
+            await self._send(writer, self._load())
+            await asyncio.sleep(LOAD_SECONDS)
+
+    async def _send(self, writer: asyncio.StreamWriter, message: FromWorker) -> None:
+        writer.write(framing.encode(message))
+        await writer.drain()

@@ -1,0 +1,64 @@
+"""A unix socket that only we and root may use: made without a moment in which others could, and never stolen."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import stat
+import struct
+from pathlib import Path
+from typing import Final
+
+from l7proxy.errors import ConfigError
+
+_UCRED: Final = struct.Struct("3i")  # unix(7): pid, uid, gid
+PROBE_SECONDS: Final = 1.0
+
+
+def listen(path: Path) -> socket.socket:
+    """Bind and listen, mode 0600. A stale socket file is replaced; a live one is a ConfigError."""
+    _clear(path)
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+    try:
+        listener.bind(os.fspath(path))
+        path.chmod(0o600)  # before listen(): until then nobody can connect
+        listener.listen(64)
+    except OSError as error:
+        listener.close()
+        raise ConfigError(f"{path}: cannot listen on this socket: {error.strerror or error}") from error
+    return listener
+
+
+def is_ours(transport: asyncio.BaseTransport) -> bool:
+    """The kernel's word (SO_PEERCRED) on who dialled: root, or the user that we are."""
+    credentials = transport.get_extra_info("socket").getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
+    _, uid, _ = _UCRED.unpack(credentials)
+    return uid in (0, os.geteuid())
+
+
+def _clear(path: Path) -> None:
+    try:
+        mode = path.lstat().st_mode
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror or error}") from error
+    if not stat.S_ISSOCK(mode):
+        raise ConfigError(f"{path} exists and is not a socket: remove it, or choose another run directory")
+    if _answers(path):
+        raise ConfigError(f"{path} is in use by another running l7proxy: stop it, or choose another run directory")
+    path.unlink(missing_ok=True)
+
+
+def _answers(path: Path) -> bool:
+    """Whether a live process listens there. One with a full backlog counts."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.settimeout(PROBE_SECONDS)
+        try:
+            probe.connect(os.fspath(path))
+        except (ConnectionRefusedError, FileNotFoundError):
+            return False
+        except OSError:
+            return True
+        return True

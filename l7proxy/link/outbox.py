@@ -1,0 +1,84 @@
+"""Records on their way to the agent: a bounded batch. Whoever puts never waits; what has no room is counted as lost.
+
+Lives on one loop. `put` is the hot path: an append and two comparisons.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Final
+
+from l7proxy.flows.records import Record
+from l7proxy.link.messages import Flows
+
+BATCH: Final = 256
+BATCH_SECONDS: Final = 0.02
+CAPACITY: Final = 1 << 16
+"""Records. At some 300 bytes each, 20 MB at the worst, when the agent is away or slow."""
+
+
+class Outbox:
+    """Filled by sessions, emptied by the link."""
+
+    def __init__(self, *, capacity: int = CAPACITY, batch: int = BATCH) -> None:
+        self._records: list[Record] = []
+        self._capacity = capacity
+        self._batch = batch
+        self._lost = 0
+        self._some = asyncio.Event()
+        self._full = asyncio.Event()
+        self._settled = asyncio.Event()
+        self._settled.set()
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def put(self, record: Record) -> None:
+        held = len(self._records)
+        if held >= self._capacity:
+            self._lost += 1
+            return
+        self._records.append(record)
+        if not held:
+            self._some.set()
+            self._settled.clear()
+        elif held + 1 == self._batch:
+            self._full.set()
+
+    async def filled(self, seconds: float = BATCH_SECONDS) -> None:
+        """Return when a batch is full, or `seconds` after there is a first record."""
+        await self._some.wait()
+        try:
+            async with asyncio.timeout(seconds):
+                await self._full.wait()
+        except TimeoutError:
+            return
+
+    def take(self) -> Flows | None:
+        """The oldest batch; None when there is nothing to tell."""
+        if not self._records and not self._lost:
+            return None
+        taken, self._records = self._records[: self._batch], self._records[self._batch :]
+        lost, self._lost = self._lost, 0
+        if not self._records:
+            self._some.clear()
+        if len(self._records) < self._batch:
+            self._full.clear()
+        return Flows(records=tuple(taken), lost=lost)
+
+    def put_back(self, flows: Flows) -> None:
+        """A batch that could not be sent. What has no room any more is lost, the newest first."""
+        records = [*flows.records, *self._records]
+        self._records = records[: self._capacity]
+        self._lost += flows.lost + len(records) - len(self._records)
+        if self._records:
+            self._some.set()
+
+    def sent(self) -> None:
+        """What was taken has left the process."""
+        if not self._records:
+            self._settled.set()
+
+    async def settled(self) -> None:
+        """Return when every record put so far has left the process."""
+        await self._settled.wait()

@@ -1,0 +1,200 @@
+"""The agent's half of the link: a unix socket that workers dial, mode 0600, ours and root's only.
+
+Every worker gets the newest picture when it says Hello and whenever there is a newer one; a slow one skips those in
+between. What a worker sends that is not a frame of ours ends its connection, never the agent.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+from typing import Final, assert_never
+
+import msgspec
+
+from l7proxy.errors import LinkError
+from l7proxy.flows.records import Record
+from l7proxy.link import framing, local
+from l7proxy.link.messages import PROTOCOL_VERSION, Applied, Flows, FromWorker, Hello, Load, Picture
+
+log = logging.getLogger(__name__)
+
+MAX_WORKER_FRAME: Final = 32 << 20
+"""Bytes. A batch of a few hundred records with headers is far below."""
+HELLO_SECONDS: Final = 5.0
+
+RecordsHandler = Callable[[tuple[Record, ...], int], None]
+"""Called with each batch and the number of records lost before it."""
+
+
+class WorkerState(msgspec.Struct, frozen=True):
+    """What one connected worker said last. `revision` 0: nothing applied yet. `lost`: records it had to drop."""
+
+    pid: int
+    worker: int
+    revision: int = 0
+    problems: tuple[str, ...] = ()
+    connections: int = 0
+    requests: int = 0
+    denied: int = 0
+    lost: int = 0
+
+
+class LinkServer:
+    """`async with server.serving(): …`. Publish as often as you like: the newest picture wins."""
+
+    def __init__(self, path: Path, *, on_records: RecordsHandler) -> None:
+        self._path = path
+        self._on_records = on_records
+        self._connected: set[_Peer] = set()
+        self._frame = b""
+        self._waiting: dict[asyncio.Future[None], int] = {}
+
+    def workers(self) -> list[WorkerState]:
+        """Those that said Hello and are connected, by index, then pid (during an upgrade two have one index)."""
+        states = [peer.state for peer in self._connected if peer.state is not None]
+        return sorted(states, key=lambda state: (state.worker, state.pid))
+
+    async def publish(self, picture: Picture) -> None:
+        """Give the picture to every worker, now and to come. Returns before they apply it: see `wait_applied`."""
+        self._frame = await asyncio.to_thread(framing.encode, picture)
+        for peer in self._connected:
+            peer.send(self._frame)
+
+    async def wait_applied(self, revision: int, timeout: float) -> bool:  # noqa: ASYNC109 -- the contract's form
+        """True when every connected worker judges by `revision` or newer; False when `timeout` seconds were too few."""
+        done = asyncio.get_running_loop().create_future()
+        self._waiting[done] = revision
+        self._wake()
+        try:
+            async with asyncio.timeout(timeout):
+                await done
+        except TimeoutError:
+            return False
+        finally:
+            del self._waiting[done]
+        return True
+
+    @asynccontextmanager
+    async def serving(self) -> AsyncIterator[None]:
+        """Accept workers. ConfigError when another live agent has the path."""
+        listener = local.listen(self._path)
+        inode = self._path.stat().st_ino
+        server = await asyncio.get_running_loop().create_unix_server(lambda: _Peer(self), sock=listener)
+        try:
+            yield
+        finally:
+            server.close()
+            for peer in list(self._connected):
+                peer.transport.abort()
+            with suppress(FileNotFoundError):
+                if self._path.stat().st_ino == inode:  # a successor may have put its own there
+                    self._path.unlink()
+
+    def joined(self, peer: _Peer) -> None:
+        self._connected.add(peer)
+
+    def left(self, peer: _Peer) -> None:
+        self._connected.discard(peer)
+        self._wake()
+
+    def heard(self, peer: _Peer, message: FromWorker) -> None:
+        """One message of a worker. LinkError when it is out of place."""
+        state = peer.state
+        if state is None:
+            peer.state = _greeted(message)
+            peer.send(self._frame)
+            return
+        match message:
+            case Flows(records, lost):
+                peer.state = msgspec.structs.replace(state, lost=state.lost + lost)
+                self._on_records(records, lost)
+            case Load(connections, requests, denied):
+                peer.state = msgspec.structs.replace(state, connections=connections, requests=requests, denied=denied)
+            case Applied(revision, problems):
+                peer.state = msgspec.structs.replace(state, revision=revision, problems=problems)
+                self._wake()
+            case Hello():
+                raise LinkError("a second Hello")
+            case _:
+                assert_never(message)
+
+    def _wake(self) -> None:
+        """Let go of those whose revision everyone has applied. A worker that left is no longer waited for."""
+        lowest = min((state.revision for state in self.workers()), default=None)
+        for done, revision in self._waiting.items():
+            if not done.done() and (lowest is None or lowest >= revision):
+                done.set_result(None)
+
+
+def _greeted(message: FromWorker) -> WorkerState:
+    if not isinstance(message, Hello):
+        raise LinkError(f"{type(message).__name__} before Hello")
+    if message.version != PROTOCOL_VERSION:
+        raise LinkError(f"it speaks version {message.version} of the link, we speak {PROTOCOL_VERSION}: restart it")
+    return WorkerState(message.pid, message.worker)
+
+
+class _Peer(asyncio.Protocol):
+    """One connection to the socket."""
+
+    transport: asyncio.Transport
+
+    def __init__(self, server: LinkServer) -> None:
+        self.state: WorkerState | None = None
+        self._server = server
+        self._decoder = framing.from_worker(max_frame=MAX_WORKER_FRAME)
+        self._writable = True
+        self._unsent = b""
+        self._patience: asyncio.TimerHandle | None = None
+
+    def __str__(self) -> str:
+        return f"worker {self.state.worker} (pid {self.state.pid})" if self.state else "a peer without Hello"
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self.transport = transport
+        if not local.is_ours(transport):
+            log.error("link: refused a peer that is neither root nor our own user")
+            transport.abort()
+            return
+        self._server.joined(self)
+        self._patience = asyncio.get_running_loop().call_later(HELLO_SECONDS, self._no_hello)
+
+    def data_received(self, data: bytes) -> None:
+        try:
+            for message in self._decoder.feed(data):
+                self._server.heard(self, message)
+        except LinkError as error:
+            log.error("link: %s is cut off: %s", self, error)
+            self.transport.abort()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if self._patience is not None:
+            self._patience.cancel()
+        self._server.left(self)
+
+    def send(self, frame: bytes) -> None:
+        """The newest picture now, or as soon as the worker has read what it was sent before."""
+        if self.state is None or not frame:
+            return
+        if not self._writable:
+            self._unsent = frame
+            return
+        self._unsent = b""
+        self.transport.write(frame)
+
+    def pause_writing(self) -> None:
+        self._writable = False
+
+    def resume_writing(self) -> None:
+        self._writable = True
+        self.send(self._unsent)
+
+    def _no_hello(self) -> None:
+        if self.state is None:
+            log.error("link: %s is cut off after %.0f s of silence", self, HELLO_SECONDS)
+            self.transport.abort()

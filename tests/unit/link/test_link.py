@@ -1,0 +1,280 @@
+"""Agent and workers over a real socket: pictures out, records in, and either side gone and back."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import socket
+import stat
+import tempfile
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from l7proxy.errors import ConfigError
+from l7proxy.flows.records import Conn, Connection, Judgement, Record
+from l7proxy.link import framing, local
+from l7proxy.link.client import LinkClient
+from l7proxy.link.messages import Hello, Load, Picture
+from l7proxy.link.outbox import Outbox
+from l7proxy.link.server import LinkServer
+from l7proxy.model.verdict import Direction, Verdict
+
+
+def record(number: int) -> Connection:
+    conn = Conn("10.0.0.1", number % 65536, "10.0.0.2", 80, 300, 301)
+    return Connection(number, conn, Judgement(Verdict.DROPPED, Direction.INGRESS, reason="no"))
+
+
+def picture(revision: int) -> Picture:
+    return Picture(revision=revision, endpoints=(), identities={"10.0.0.1/32": 300})
+
+
+class Agent:
+    """A LinkServer and what it heard."""
+
+    def __init__(self, path: Path) -> None:
+        self.records: list[Record] = []
+        self.lost = 0
+        self.news = asyncio.Event()
+        self.server = LinkServer(path, on_records=self.heard)
+
+    def heard(self, records: tuple[Record, ...], lost: int) -> None:
+        self.records += records
+        self.lost += lost
+        self.news.set()
+
+    async def until(self, count: int) -> None:
+        async with asyncio.timeout(10):
+            while len(self.records) + self.lost < count:
+                self.news.clear()
+                await self.news.wait()
+
+
+class Worker:
+    """A LinkClient and the pictures it got."""
+
+    def __init__(self, path: Path, index: int = 0, capacity: int = 1000) -> None:
+        self.outbox = Outbox(capacity=capacity)
+        self.pictures: asyncio.Queue[Picture] = asyncio.Queue()
+        self.client = LinkClient(path, index, outbox=self.outbox, on_picture=self.apply, load=lambda: Load(1, 2, 3))
+
+    async def apply(self, picture: Picture) -> tuple[str, ...]:
+        self.pictures.put_nowait(picture)
+        return (f"problem of {picture.revision}",)
+
+    @contextlib.asynccontextmanager
+    async def running(self) -> AsyncIterator[Worker]:
+        async with asyncio.TaskGroup() as tasks:
+            task = tasks.create_task(self.client.run(), name="link")
+            yield self
+            task.cancel()
+
+    async def gets(self, revision: int) -> Picture:
+        async with asyncio.timeout(10):
+            while (got := await self.pictures.get()).revision != revision:
+                pass
+        return got
+
+
+async def test_a_picture_is_applied_and_records_come_back(tmp_path: Path) -> None:
+    agent = Agent(tmp_path / "link.sock")
+    worker = Worker(tmp_path / "link.sock", 4)
+    async with agent.server.serving(), worker.running():
+        await agent.server.publish(picture(1))
+        assert await worker.gets(1) == picture(1)
+        assert await agent.server.wait_applied(1, 5)
+        for number in range(700):
+            worker.outbox.put(record(number))
+        await agent.until(700)
+        assert agent.records == [record(number) for number in range(700)]
+        assert agent.lost == 0
+        assert await worker.client.flush(1)
+        (state,) = agent.server.workers()
+        assert (state.pid, state.worker, state.revision, state.problems) == (os.getpid(), 4, 1, ("problem of 1",))
+        assert (state.connections, state.requests, state.denied) == (1, 2, 3)
+
+
+async def test_nobody_connected_is_nobody_to_wait_for(tmp_path: Path) -> None:
+    server = LinkServer(tmp_path / "link.sock", on_records=lambda records, lost: None)
+    async with server.serving():
+        assert await server.wait_applied(7, 0.01)
+
+
+async def test_waiting_is_bounded_and_ends_when_the_worker_leaves(tmp_path: Path) -> None:
+    path = tmp_path / "link.sock"
+    server = LinkServer(path, on_records=lambda records, lost: None)
+    async with server.serving():
+        await server.publish(picture(1))
+        reader, writer = await asyncio.open_unix_connection(path)
+        writer.write(framing.encode(Hello(1, 77, 0)))
+        assert [got async for got in first_picture(reader)] == [picture(1)]
+        assert not await server.wait_applied(1, 0.05)
+        async with asyncio.TaskGroup() as tasks:
+            waiting = tasks.create_task(server.wait_applied(1, 10), name="wait")
+            writer.transport.abort()
+        assert waiting.result()
+
+
+async def first_picture(reader: asyncio.StreamReader) -> AsyncIterator[Picture]:
+    decoder = framing.from_agent()
+    while True:
+        for got in decoder.feed(await reader.read(65536)):
+            yield got
+            return
+
+
+async def test_the_agent_goes_and_comes_back(tmp_path: Path) -> None:
+    path = tmp_path / "link.sock"
+    worker = Worker(path)
+    async with worker.running():
+        for revision in (1, 2):
+            agent = Agent(path)
+            async with agent.server.serving():
+                await agent.server.publish(picture(revision))
+                await worker.gets(revision)
+                worker.outbox.put(record(revision))
+                await agent.until(1)
+                assert agent.records == [record(revision)]
+            assert not path.exists()
+
+
+async def test_while_the_agent_is_away_records_wait_and_those_over_the_bound_are_counted(tmp_path: Path) -> None:
+    path = tmp_path / "link.sock"
+    worker = Worker(path, capacity=300)
+    async with worker.running():
+        for number in range(1000):
+            worker.outbox.put(record(number))
+        assert not await worker.client.flush(0.01)
+        agent = Agent(path)
+        async with agent.server.serving():
+            await agent.until(1000)
+            assert len(agent.records) == 300
+            assert agent.lost == 700
+
+
+async def test_an_agent_that_does_not_read_costs_counted_records_and_no_waiting(tmp_path: Path) -> None:
+    path = tmp_path / "link.sock"
+    worker = Worker(path, capacity=500)
+    listener = local.listen(path)
+    async with worker.running():
+        deaf, _ = await asyncio.get_running_loop().sock_accept(listener)
+        listener.close()
+        for number in range(50_000):
+            worker.outbox.put(record(number))
+            if number % 500 == 0:
+                await asyncio.sleep(0)
+        assert len(worker.outbox) == 500  # full: the socket's buffer took some, the rest was counted
+        deaf.close()
+        path.unlink()
+        agent = Agent(path)
+        async with agent.server.serving():
+            await agent.until(500)
+            assert agent.lost > 10_000
+
+
+async def test_a_slow_worker_skips_pictures_and_gets_the_newest(tmp_path: Path) -> None:
+    path = tmp_path / "link.sock"
+    server = LinkServer(path, on_records=lambda records, lost: None)
+    async with server.serving():
+        reader, writer = await asyncio.open_unix_connection(path, limit=1024)
+        writer.write(framing.encode(Hello(1, 77, 0)))
+        big = {f"10.{n >> 16}.{n >> 8 & 255}.{n & 255}/32": 300 for n in range(60_000)}
+        for revision in range(1, 21):
+            await server.publish(Picture(revision=revision, endpoints=(), identities=big))
+            await asyncio.sleep(0)
+        decoder = framing.from_agent()
+        got: list[int] = []
+        while not got or got[-1] != 20:
+            got += [picture.revision for picture in decoder.feed(await reader.read(1 << 20))]
+        assert len(got) < 20
+        writer.transport.abort()
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        pytest.param(b"GET / HTTP/1.1\r\n\r\n", id="http"),
+        pytest.param(framing.encode(Load(1, 2, 3)), id="load before hello"),
+        pytest.param(framing.encode(Hello(99, 1, 0)), id="another version"),
+        pytest.param(framing.encode(Hello(1, 1, 0)) * 2, id="hello twice"),
+        pytest.param(framing.encode(Hello(1, 1, 0)) + b"\xff\xff\xff\xff", id="garbage later"),
+    ],
+)
+async def test_nonsense_ends_that_connection_and_not_the_agent(
+    tmp_path: Path, words: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    agent = Agent(tmp_path / "link.sock")
+    async with agent.server.serving():
+        reader, writer = await asyncio.open_unix_connection(tmp_path / "link.sock")
+        writer.write(words)
+        with contextlib.suppress(ConnectionResetError):
+            assert await reader.read() == b""
+        writer.transport.abort()
+        assert "cut off" in caplog.text
+        await agent.server.publish(picture(1))
+        async with Worker(tmp_path / "link.sock").running() as worker:
+            await worker.gets(1)
+
+
+async def test_an_agent_that_speaks_nonsense_does_not_kill_the_worker(tmp_path: Path) -> None:
+    path = tmp_path / "link.sock"
+    worker = Worker(path)
+    async with worker.running():
+        listener = local.listen(path)
+        liar, _ = await asyncio.get_running_loop().sock_accept(listener)
+        liar.sendall(b"\xff" * 64)
+        listener.close()
+        liar.close()
+        path.unlink()
+        agent = Agent(path)
+        async with agent.server.serving():
+            await agent.server.publish(picture(5))
+            await worker.gets(5)
+
+
+async def test_the_socket_is_ours_alone_and_never_stolen(tmp_path: Path) -> None:
+    path = tmp_path / "link.sock"
+    agent = Agent(path)
+    async with agent.server.serving():
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600
+        with pytest.raises(ConfigError, match="in use by another"):
+            local.listen(path)
+    dead = socket.socket(socket.AF_UNIX)
+    dead.bind(os.fspath(path))
+    dead.close()
+    async with agent.server.serving(), Worker(path).running():
+        await agent.server.publish(picture(1))
+
+
+def test_a_path_that_is_no_socket_is_left_alone(tmp_path: Path) -> None:
+    path = tmp_path / "link.sock"
+    path.write_text("precious")
+    with pytest.raises(ConfigError, match="not a socket"):
+        local.listen(path)
+    assert path.read_text() == "precious"
+    with pytest.raises(ConfigError, match="cannot listen"):
+        local.listen(tmp_path / "missing" / "link.sock")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root to become somebody else")
+async def test_another_user_is_refused_even_when_the_file_lets_him() -> None:
+    with tempfile.TemporaryDirectory() as place:
+        path = Path(place) / "link.sock"
+        agent = Agent(path)
+        async with agent.server.serving():
+            Path(place).chmod(0o755)
+            path.chmod(0o666)
+            child = await asyncio.create_subprocess_exec(
+                "/usr/bin/python3",
+                "-c",
+                f"import os, socket; os.setuid(65534); s = socket.socket(1); s.connect({os.fspath(path)!r});"
+                "print('dialled', s.recv(9))",
+                stdout=asyncio.subprocess.PIPE,
+                stderr=asyncio.subprocess.STDOUT,
+            )
+            out, _ = await child.communicate()
+            assert b"dialled b''" in out or b"ConnectionReset" in out
+            assert not agent.server.workers()
