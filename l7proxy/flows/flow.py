@@ -1,0 +1,350 @@
+"""A flow, field for field as Hubble's exporter writes it.
+
+The structs *are* protobuf's JSON mapping of `flow.Flow`: enums by name, 64-bit numbers as text, times as RFC 3339, zero
+values left out, the API's own capitals (`IP`, `Type`, `Summary`, `ID`, `TCP`…). Encoding one is therefore the whole
+export, and there is no second place where a field could be named differently.
+`is_reply` has three states: None is unknown, as it is for packets that were dropped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, Final, TypeAlias, get_args
+
+import msgspec
+
+from l7proxy.errors import SourceError
+from l7proxy.flows import hubble, timestamp
+
+
+class Message(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What every message has in common: immutable, by keyword, without zero values in its JSON."""
+
+
+class Workload(Message, frozen=True):
+    name: str = ""
+    kind: str = ""
+
+
+class Endpoint(Message, frozen=True):
+    """One end: `ID` is set for pods of this node only, `labels` are sorted `source:key=value`."""
+
+    id: int = msgspec.field(default=0, name="ID")
+    identity: int = 0
+    cluster_name: str = ""
+    namespace: str = ""
+    labels: tuple[str, ...] = ()
+    pod_name: str = ""
+    workloads: tuple[Workload, ...] = ()
+
+
+class Service(Message, frozen=True):
+    name: str = ""
+    namespace: str = ""
+
+
+class IP(Message, frozen=True):
+    source: str = ""
+    destination: str = ""
+    version: str = msgspec.field(default="", name="ipVersion")
+    encrypted: bool = False
+    source_xlated: str = ""
+
+
+class Flags(Message, frozen=True):
+    """Those of a TCP segment, by their names in hubble.TCP_FLAGS."""
+
+    fin: bool = msgspec.field(default=False, name="FIN")
+    syn: bool = msgspec.field(default=False, name="SYN")
+    rst: bool = msgspec.field(default=False, name="RST")
+    psh: bool = msgspec.field(default=False, name="PSH")
+    ack: bool = msgspec.field(default=False, name="ACK")
+    urg: bool = msgspec.field(default=False, name="URG")
+    ece: bool = msgspec.field(default=False, name="ECE")
+    cwr: bool = msgspec.field(default=False, name="CWR")
+    ns: bool = msgspec.field(default=False, name="NS")
+
+    def names(self) -> list[str]:
+        return [name for name, _ in hubble.TCP_FLAGS if getattr(self, name.lower())]
+
+
+class Ports(Message, frozen=True):
+    """TCP, UDP or SCTP; only TCP has flags, and only at L3/L4."""
+
+    source_port: int = 0
+    destination_port: int = 0
+    flags: Flags | None = None
+
+
+class Icmp(Message, frozen=True):
+    type: int = 0
+    code: int = 0
+
+
+class Layer4(Message, frozen=True):
+    tcp: Ports | None = msgspec.field(default=None, name="TCP")
+    udp: Ports | None = msgspec.field(default=None, name="UDP")
+    icmpv4: Icmp | None = msgspec.field(default=None, name="ICMPv4")
+    icmpv6: Icmp | None = msgspec.field(default=None, name="ICMPv6")
+    sctp: Ports | None = msgspec.field(default=None, name="SCTP")
+
+    @property
+    def ports(self) -> Ports | None:
+        return self.tcp or self.udp or self.sctp
+
+
+class Header(Message, frozen=True):
+    key: str = ""
+    value: str = ""
+
+
+class Http(Message, frozen=True):
+    code: int = 0
+    method: str = ""
+    url: str = ""
+    protocol: str = ""
+    headers: tuple[Header, ...] = ()
+
+
+class Dns(Message, frozen=True):
+    query: str = ""
+    ips: tuple[str, ...] = ()
+    ttl: int = 0
+    cnames: tuple[str, ...] = ()
+    observation_source: str = ""
+    rcode: int = 0
+    qtypes: tuple[str, ...] = ()
+    rrtypes: tuple[str, ...] = ()
+
+
+class Layer7(Message, frozen=True):
+    type: str = ""
+    latency_ns: str = ""
+    dns: Dns | None = None
+    http: Http | None = None
+    kafka: dict[str, Any] | None = None
+
+
+class CiliumEventType(Message, frozen=True):
+    type: int = 0
+    sub_type: int = 0
+
+
+class Policy(Message, frozen=True):
+    """A policy that allowed or denied. Its labels tell where it is from, and which of its rules it was."""
+
+    name: str = ""
+    namespace: str = ""
+    labels: tuple[str, ...] = ()
+    revision: str = ""
+    kind: str = ""
+
+
+class Emitter(Message, frozen=True):
+    name: str = ""
+    version: str = ""
+
+
+class Flow(Message, frozen=True):
+    """One judged thing. `policy_log` says in words why it was denied."""
+
+    time: str = ""
+    uuid: str = ""
+    emitter: Emitter | None = None
+    verdict: str = ""
+    drop_reason: int = 0
+    auth_type: str = ""
+    ip: IP | None = msgspec.field(default=None, name="IP")
+    l4: Layer4 | None = None
+    source: Endpoint | None = None
+    destination: Endpoint | None = None
+    type: str = msgspec.field(default="", name="Type")
+    node_name: str = ""
+    node_labels: tuple[str, ...] = ()
+    source_names: tuple[str, ...] = ()
+    destination_names: tuple[str, ...] = ()
+    l7: Layer7 | None = None
+    reply: bool = False
+    event_type: CiliumEventType | None = None
+    source_service: Service | None = None
+    destination_service: Service | None = None
+    traffic_direction: str = ""
+    policy_match_type: int = 0
+    trace_observation_point: str = ""
+    trace_reason: str = ""
+    drop_reason_desc: str = ""
+    is_reply: bool | None = None
+    proxy_port: int = 0
+    egress_allowed_by: tuple[Policy, ...] = ()
+    ingress_allowed_by: tuple[Policy, ...] = ()
+    egress_denied_by: tuple[Policy, ...] = ()
+    ingress_denied_by: tuple[Policy, ...] = ()
+    policy_log: tuple[str, ...] = ()
+    summary: str = msgspec.field(default="", name="Summary")
+
+    @property
+    def time_ns(self) -> int:
+        """The event's time, 0 when it says none that can be read."""
+        return _moment(self.time)
+
+    @property
+    def reasons(self) -> tuple[str, ...]:
+        """Why it was refused, in words; empty for what was not refused."""
+        return self.policy_log if self.verdict in REFUSED else ()
+
+    def response(self) -> Response:
+        return Response(flow=self, node_name=self.node_name, time=self.time)
+
+    def to_json(self) -> dict[str, Any]:
+        """The exporter's object: `{"flow": {…}, "node_name": …, "time": …}`."""
+        return self.response().to_json()
+
+    def line(self) -> bytes:
+        """The same, encoded, with its line end."""
+        return self.response().line()
+
+
+class LostEvents(Message, frozen=True):
+    """Flows that were not told: how many, and when."""
+
+    source: str = ""
+    num_events_lost: str = ""
+    cpu: int | None = None
+    first: str = ""
+    last: str = ""
+
+
+class NodeStatus(Message, frozen=True):
+    """A relay's word about nodes: only in files that a relay's client wrote."""
+
+    state_change: str = ""
+    node_names: tuple[str, ...] = ()
+    message: str = ""
+
+
+class Response(Message, frozen=True):
+    """One line of an export file, one answer of an observer: exactly one of the three is set."""
+
+    flow: Flow | None = None
+    node_status: NodeStatus | None = None
+    lost_events: LostEvents | None = None
+    node_name: str = ""
+    time: str = ""
+
+    @property
+    def time_ns(self) -> int:
+        """What since and until compare: the answer's time, else the flow's; 0 when neither can be read."""
+        return _moment(self.time or (self.flow.time if self.flow else ""))
+
+    def to_json(self) -> dict[str, Any]:
+        return msgspec.to_builtins(self)  # type: ignore[no-any-return]
+
+    def line(self) -> bytes:
+        return _ENCODER.encode(self) + b"\n"
+
+
+@dataclass(frozen=True, slots=True)
+class Lost:
+    """Flows that a reader did not get, or that did not get here: counted and told in their place."""
+
+    count: int
+    source: str
+    first: str
+    last: str
+    node_name: str = ""
+
+    def response(self) -> Response:
+        lost = LostEvents(source=self.source, num_events_lost=str(self.count), first=self.first, last=self.last)
+        return Response(lost_events=lost, node_name=self.node_name, time=self.last)
+
+    def to_json(self) -> dict[str, Any]:
+        return self.response().to_json()
+
+    def line(self) -> bytes:
+        return self.response().line()
+
+
+Item: TypeAlias = Flow | Lost
+"""What the bus carries."""
+
+REFUSED: Final = frozenset({"DROPPED", "ERROR"})
+_ENCODER: Final = msgspec.json.Encoder()
+
+
+def from_json(text: str | bytes) -> Response:
+    """Read one exported line. SourceError says what is wrong with it.
+
+    As protobuf's JSON reader: names as in the API or in camelCase, enums by name or number, numbers also as text.
+    Unknown fields are passed over: newer servers have more of them.
+    """
+    try:
+        found = msgspec.json.decode(text)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise SourceError(f"not a JSON object: {error}") from error
+    if not isinstance(found, dict):
+        raise SourceError(f"expected a JSON object, not {type(found).__name__}")
+    try:
+        return msgspec.convert(_canonical(Response, found), Response, strict=False)
+    except (msgspec.ValidationError, RecursionError) as error:
+        raise SourceError(f"not a flow of Hubble's: {error}") from error
+
+
+def _moment(value: str) -> int:
+    try:
+        return timestamp.parse(value)
+    except ValueError:
+        return 0
+
+
+_NUMBERED: Final[Mapping[tuple[type[Message], str], tuple[str, ...]]] = {
+    (Flow, "verdict"): hubble.VERDICTS,
+    (Flow, "Type"): hubble.FLOW_TYPES,
+    (Flow, "traffic_direction"): hubble.DIRECTIONS,
+    (IP, "ipVersion"): hubble.IP_VERSIONS,
+    (Layer7, "type"): hubble.L7_TYPES,
+    (LostEvents, "source"): hubble.LOST_SOURCES,
+}
+
+
+def _canonical(message: type[Message], value: dict[str, Any]) -> dict[str, Any]:
+    """The fields that `message` has, under the API's names and in the form that our own lines have."""
+    found: dict[str, Any] = {}
+    for name, kind, inner in _shape(message):
+        raw = value.get(name, value.get(_camel(name)))
+        if raw is None:
+            continue
+        if inner is not None and isinstance(raw, dict):
+            raw = _canonical(inner, raw)
+        elif inner is not None and isinstance(raw, list):
+            raw = [_canonical(inner, item) if isinstance(item, dict) else item for item in raw]
+        elif kind is str and isinstance(raw, int) and not isinstance(raw, bool):
+            raw = _word(message, name, raw)
+        found[name] = raw
+    return found
+
+
+def _word(message: type[Message], name: str, number: int) -> str:
+    """An enum's name by its number; a 64-bit number in its text form."""
+    words = _NUMBERED.get((message, name), ())
+    return words[number] if 0 <= number < len(words) else str(number)
+
+
+@cache
+def _shape(message: type[Message]) -> tuple[tuple[str, Any, type[Message] | None], ...]:
+    """(name, type, message inside) of each field of a message."""
+    shape = []
+    for one in msgspec.structs.fields(message):
+        inside = [
+            kind for kind in (one.type, *get_args(one.type)) if isinstance(kind, type) and issubclass(kind, Message)
+        ]
+        shape.append((one.encode_name, one.type, inside[0] if inside else None))
+    return tuple(shape)
+
+
+@cache
+def _camel(name: str) -> str:
+    """`drop_reason_desc` → `dropReasonDesc`."""
+    first, *rest = name.split("_")
+    return first + "".join(part.title() for part in rest)

@@ -1,0 +1,146 @@
+"""The words and numbers of Hubble's flow API that more than one module needs.
+
+Names are the API's own (github.com/cilium/cilium, api/v1/flow/flow.proto); the texts are those its command line prints.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from enum import IntEnum
+from typing import Final
+
+
+class EventType(IntEnum):
+    """`event_type.type`: the monitor's message types."""
+
+    DROP = 1
+    DEBUG = 2
+    CAPTURE = 3
+    TRACE = 4
+    POLICY_VERDICT = 5
+    TRACE_SOCK = 7
+    L7 = 129
+    AGENT = 130
+
+
+EVENT_NAMES: Final[Mapping[str, int]] = {kind.name.lower().replace("_", "-"): kind.value for kind in EventType}
+"""As `--type` spells them: drop, policy-verdict, l7…"""
+
+VERDICTS: Final = (
+    "VERDICT_UNKNOWN",
+    "FORWARDED",
+    "DROPPED",
+    "ERROR",
+    "AUDIT",
+    "REDIRECTED",
+    "TRACED",
+    "TRANSLATED",
+)
+DIRECTIONS: Final = ("TRAFFIC_DIRECTION_UNKNOWN", "INGRESS", "EGRESS")
+FLOW_TYPES: Final = ("UNKNOWN_TYPE", "L3_L4", "L7", "SOCK")
+L7_TYPES: Final = ("UNKNOWN_L7_TYPE", "REQUEST", "RESPONSE", "SAMPLE")
+IP_VERSIONS: Final = ("IP_NOT_USED", "IPv4", "IPv6")
+LOST_SOURCES: Final = (
+    "UNKNOWN_LOST_EVENT_SOURCE",
+    "PERF_EVENT_RING_BUFFER",
+    "OBSERVER_EVENTS_QUEUE",
+    "HUBBLE_RING_BUFFER",
+)
+
+TRACE_POINTS: Final = (
+    "to-endpoint",
+    "to-proxy",
+    "to-host",
+    "to-stack",
+    "to-overlay",
+    "from-endpoint",
+    "from-proxy",
+    "from-host",
+    "from-stack",
+    "from-overlay",
+    "from-network",
+    "to-network",
+    "from-crypto",
+    "to-crypto",
+)
+"""By `event_type.sub_type` of a trace."""
+
+MATCH_TYPES: Final = ("none", "L3-Only", "L3-L4", "L4-Only", "all", "L3-Proto", "Proto-Only")
+"""By `policy_match_type`."""
+
+DROP_TEXTS: Final[Mapping[int, str]] = {
+    130: "Invalid source mac",
+    131: "Invalid destination mac",
+    132: "Invalid source ip",
+    133: "Policy denied",
+    134: "Invalid packet",
+    139: "Unsupported L3 protocol",
+    142: "Unknown L4 protocol",
+    151: "Stale or unroutable IP",
+    155: "CT: Map insertion failed",
+    158: "Service backend not found",
+    171: "Invalid identity",
+    180: "Proxy redirection not supported for protocol",
+    181: "Policy denied by denylist",
+    189: "Authentication required",
+    196: "TTL exceeded",
+    198: "Rate limited",
+    203: "Endpoint policy program not available",
+    205: "Punt to proxy",
+}
+"""By drop reason: what a drop event is called. Others are shown by number."""
+
+RESERVED_NAMES: Final = (
+    "unknown",
+    "host",
+    "world",
+    "unmanaged",
+    "health",
+    "init",
+    "remote-node",
+    "kube-apiserver",
+    "ingress",
+    "world-ipv4",
+    "world-ipv6",
+)
+"""By identity number."""
+
+TCP_FLAGS: Final = (
+    ("SYN", 0x02),
+    ("ACK", 0x10),
+    ("RST", 0x04),
+    ("FIN", 0x01),
+    ("PSH", 0x08),
+    ("URG", 0x20),
+    ("ECE", 0x40),
+    ("CWR", 0x80),
+    ("NS", 0x100),
+)
+"""In the order a summary lists them, with their bit in the TCP header (RFC 9293 section 3.1)."""
+
+ICMPV4_TYPES: Final[Mapping[int, str]] = {
+    0: "EchoReply",
+    3: "DestinationUnreachable",
+    4: "SourceQuench",
+    5: "Redirect",
+    8: "EchoRequest",
+    9: "RouterAdvertisement",
+    10: "RouterSolicitation",
+    11: "TimeExceeded",
+    12: "ParameterProblem",
+    13: "TimestampRequest",
+    14: "TimestampReply",
+}
+ICMPV6_TYPES: Final[Mapping[int, str]] = {
+    1: "DestinationUnreachable",
+    2: "PacketTooBig",
+    3: "TimeExceeded",
+    4: "ParameterProblem",
+    128: "EchoRequest",
+    129: "EchoReply",
+    133: "RouterSolicitation",
+    134: "RouterAdvertisement",
+    135: "NeighborSolicitation",
+    136: "NeighborAdvertisement",
+    137: "Redirect",
+}

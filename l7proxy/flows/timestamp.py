@@ -1,0 +1,43 @@
+"""Times as flows carry them: RFC 3339 text in UTC, down to the nanosecond, in the form of protobuf's JSON mapping."""
+
+from __future__ import annotations
+
+import re
+from calendar import timegm
+from datetime import UTC, datetime
+from functools import lru_cache
+from typing import Final
+
+SECOND: Final = 1_000_000_000
+
+RFC3339: Final = re.compile(
+    r"(\d{4}-\d\d-\d\d)[Tt ](\d\d:\d\d:\d\d)(?:\.(\d{1,9})\d*)?(?:[Zz]|([+-])(\d\d):?(\d\d))\Z", re.ASCII
+)
+
+
+def text(time_ns: int) -> str:
+    """As protobuf writes it: no fraction, or 3, 6 or 9 digits of it."""
+    seconds, nanos = divmod(time_ns, SECOND)
+    if not nanos:
+        return f"{_second(seconds)}Z"
+    fraction = f"{nanos:09d}"
+    while fraction.endswith("000"):
+        fraction = fraction[:-3]
+    return f"{_second(seconds)}.{fraction}Z"
+
+
+def parse(value: str) -> int:
+    """Nanoseconds since 1970. ValueError when it is no RFC 3339 time."""
+    found = RFC3339.match(value)
+    if found is None:
+        raise ValueError(f"not an RFC 3339 time: {value!r}")
+    day, clock, fraction, sign, hours, minutes = found.groups()
+    moment = datetime.strptime(f"{day} {clock}", "%Y-%m-%d %H:%M:%S").replace(tzinfo=UTC)
+    offset = (int(hours) * 3600 + int(minutes) * 60) * (-1 if sign == "-" else 1) if sign else 0
+    return (timegm(moment.timetuple()) - offset) * SECOND + int((fraction or "").ljust(9, "0"))
+
+
+@lru_cache(maxsize=16)
+def _second(seconds: int) -> str:
+    """Flows come in bursts: the part down to the second is the same for many of them."""
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%S")
