@@ -1,0 +1,588 @@
+"""Which flows are wanted: Hubble's FlowFilter, field by field.
+
+A filter is an object of fields. Inside a field any value may match; between the fields of a filter all must; between
+the filters of a whitelist any; a flow that a filter of the blacklist matches is out. An empty field is as good as none,
+so an empty filter matches everything. Regular expressions are RE2 and search anywhere in the text.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping
+from functools import lru_cache
+from ipaddress import ip_address, ip_network
+from typing import Any, Final, TypeAlias
+from urllib.parse import urlsplit
+
+import re2
+
+from l7proxy.errors import ConfigError
+from l7proxy.flows import hubble
+from l7proxy.flows.flow import Endpoint, Flow, Service
+from l7proxy.model.labels import ANY, Label, LabelSet, Operator, Requirement, Selector
+
+Predicate: TypeAlias = Callable[[Flow], bool]
+Take: TypeAlias = Callable[[Flow], Any]
+
+SOURCE, DESTINATION = "source", "destination"
+MAX_VALUES: Final = 1024
+"""Of one field. Filters come over a socket, and every flow walks through them."""
+
+
+def build(request: Mapping[str, Any] | None) -> Predicate:
+    """A predicate of `{"whitelist": [filter…], "blacklist": [filter…]}`. ConfigError names the field at fault."""
+    request = _object(request or {}, "filters")
+    for key in request:
+        if key not in ("whitelist", "blacklist"):
+            raise ConfigError(f"invalid filters: unknown list {key!r}; there are whitelist and blacklist")
+    allowed = [one(_object(item, "whitelist")) for item in _list(request.get("whitelist"), "whitelist")]
+    denied = [one(_object(item, "blacklist")) for item in _list(request.get("blacklist"), "blacklist")]
+    if not allowed and not denied:
+        return _everything
+
+    def wanted(flow: Flow) -> bool:
+        return (not allowed or any(keep(flow) for keep in allowed)) and not any(drop(flow) for drop in denied)
+
+    return wanted
+
+
+def one(fields: Mapping[str, Any]) -> Predicate:
+    """One filter: all of its fields must match."""
+    predicates = []
+    for name, values in fields.items():
+        if name not in FIELDS:
+            raise ConfigError(f"invalid filter: unknown field {name!r}")
+        found = _list(values, name)
+        if found:
+            predicates.append(FIELDS[name](name, found))
+    _check_http(fields)
+    if len(predicates) == 1:
+        return predicates[0]
+    return lambda flow: all(predicate(flow) for predicate in predicates)
+
+
+def _everything(_: Flow) -> bool:
+    return True
+
+
+def _check_http(fields: Mapping[str, Any]) -> None:
+    """A filter on HTTP that asks for other events only can match nothing: surely not what was meant."""
+    asked = [name for name in fields if name.startswith("http_") and fields[name]]
+    types = [_object(value, "event_type") for value in _list(fields.get("event_type"), "event_type")]
+    if asked and types and not any(kind.get("type", 0) == hubble.EventType.L7 for kind in types):
+        what = asked[0].replace("_", " ")
+        raise ConfigError(f"filtering by {what} requires the event type filter to only match 'l7' events")
+
+
+# One function per kind of field: it checks the values when it is built and answers for a flow afterwards.
+
+
+def _equal(take: Take) -> Callable[[str, list[Any]], Predicate]:
+    """The flow's value is one of them."""
+
+    def make(name: str, values: list[Any]) -> Predicate:
+        wanted = frozenset(_text(name, value) for value in values)
+        return lambda flow: take(flow) in wanted
+
+    return make
+
+
+def _word(words: tuple[str, ...], take: Take) -> Callable[[str, list[Any]], Predicate]:
+    """An enum's value. One that the flow does not say is the enum's zero."""
+
+    def make(name: str, values: list[Any]) -> Predicate:
+        wanted = frozenset(_enum(name, words, value) for value in values)
+        return lambda flow: (take(flow) or words[0]) in wanted
+
+    return make
+
+
+def _address(side: str) -> Callable[[str, list[Any]], Predicate]:
+    """An address as text, or a prefix that holds it; host bits in a prefix are allowed."""
+
+    def make(name: str, values: list[Any]) -> Predicate:
+        exact, prefixes = set(), []
+        for value in values:
+            text = _text(name, value)
+            try:
+                if "/" in text:
+                    prefixes.append(ip_network(text, strict=False))
+                else:
+                    ip_address(text)
+                    exact.add(text)
+            except ValueError as error:
+                kind = "prefix" if "/" in text else "address"
+                raise ConfigError(f'invalid IP {kind} "{text}" in filter: {error}') from error
+
+        def matches(flow: Flow) -> bool:
+            found = getattr(flow.ip, side) if flow.ip else ""
+            return bool(found) and (found in exact or any(ip_address(found) in prefix for prefix in prefixes))
+
+        return matches
+
+    return make
+
+
+def _name(take: Callable[[Flow], tuple[str, str]]) -> Callable[[str, list[Any]], Predicate]:
+    """`name` in the namespace default, `ns/`, `ns/name`, `/name`: namespaces are exact, names are prefixes."""
+
+    def make(name: str, values: list[Any]) -> Predicate:
+        wanted = []
+        for value in values:
+            text = _text(name, value)
+            if not text:
+                raise ConfigError(f"invalid {name} filter: name must not be empty")
+            namespace, slash, rest = text.partition("/")
+            wanted.append((namespace, rest.partition("/")[0]) if slash else ("default", namespace))
+
+        def matches(flow: Flow) -> bool:
+            found, called = take(flow)
+            if not found and not called:
+                return False
+            return any((not ns or found == ns) and called.startswith(prefix) for ns, prefix in wanted)
+
+        return matches
+
+    return make
+
+
+def _label(side: str) -> Callable[[str, list[Any]], Predicate]:
+    """Kubernetes selectors over the labels of one end."""
+
+    def make(name: str, values: list[Any]) -> Predicate:
+        selectors = [selector(_text(name, value), what=name) for value in values]
+
+        def matches(flow: Flow) -> bool:
+            end = _end(flow, side)
+            labels = _label_set(end.labels if end else ())
+            return any(one.matches(labels) for one in selectors)
+
+        return matches
+
+    return make
+
+
+def _node_labels(name: str, values: list[Any]) -> Predicate:
+    """Selectors over the node's labels, which have no source."""
+    selectors = [selector(_text(name, value), what=name) for value in values]
+
+    def matches(flow: Flow) -> bool:
+        labels = LabelSet.of(Label("", *_split(text)) for text in flow.node_labels)
+        return any(one.matches(labels) for one in selectors)
+
+    return matches
+
+
+def _port(side: str) -> Callable[[str, list[Any]], Predicate]:
+    def make(name: str, values: list[Any]) -> Predicate:
+        wanted = set()
+        for value in values:
+            text = str(value)
+            if not text.isascii() or not text.isdigit() or int(text) > 65535:
+                raise ConfigError(f'invalid {name} filter: invalid port "{text}": a number from 0 to 65535 is needed')
+            wanted.add(int(text))
+
+        def matches(flow: Flow) -> bool:
+            ports = flow.l4.ports if flow.l4 else None
+            return ports is not None and getattr(ports, f"{side}_port") in wanted
+
+        return matches
+
+    return make
+
+
+def _identity(side: str) -> Callable[[str, list[Any]], Predicate]:
+    def make(name: str, values: list[Any]) -> Predicate:
+        wanted = frozenset(_number(name, value) for value in values)
+
+        def matches(flow: Flow) -> bool:
+            end = _end(flow, side)
+            return end is not None and end.identity in wanted
+
+        return matches
+
+    return make
+
+
+def _workload(side: str) -> Callable[[str, list[Any]], Predicate]:
+    def make(name: str, values: list[Any]) -> Predicate:
+        wanted = [_object(value, name) for value in values]
+
+        def matches(flow: Flow) -> bool:
+            end = _end(flow, side)
+            return end is not None and any(
+                all(not value or getattr(found, key, None) == value for key, value in one.items())
+                for found in end.workloads
+                for one in wanted
+            )
+
+        return matches
+
+    return make
+
+
+def _fqdn(take: Callable[[Flow], Iterable[str]]) -> Callable[[str, list[Any]], Predicate]:
+    """DNS names, whole; `*` is any run of letters, digits, dots and dashes."""
+
+    def make(name: str, values: list[Any]) -> Predicate:
+        patterns = [_fqdn_pattern(name, _text(name, value)) for value in values]
+        return lambda flow: any(pattern.fullmatch(found) for found in take(flow) for pattern in patterns)
+
+    return make
+
+
+def _node_name(name: str, values: list[Any]) -> Predicate:
+    """`node`, `cluster/node`, `cluster/` or `/node`; a flow's name without a cluster is in `default`."""
+    wanted = []
+    for value in values:
+        text = _text(name, value)
+        if not text or text.count("/") > 1:
+            raise ConfigError(f"invalid {name} filter: {'too many slashes in' if text else 'empty'} pattern")
+        cluster, _, node = text.rpartition("/")
+        wanted.append([_fqdn_pattern(name, part) if part else None for part in (cluster, node)])
+
+    def matches(flow: Flow) -> bool:
+        if not flow.node_name:
+            return False
+        cluster, slash, node = flow.node_name.rpartition("/")
+        found = (cluster if slash else "default", node)
+        return any(
+            all(not pattern or pattern.fullmatch(part) for pattern, part in zip(patterns, found, strict=True))
+            for patterns in wanted
+        )
+
+    return matches
+
+
+def _protocol(name: str, values: list[Any]) -> Predicate:
+    """By what the flow holds: a request over HTTP is both `tcp` and `http`."""
+    wanted = [_text(name, value).lower() for value in values]
+    for word in wanted:
+        if word not in PROTOCOLS:
+            raise ConfigError(f'invalid protocol filter: unknown protocol: "{word}"')
+    return lambda flow: any(PROTOCOLS[word](flow) for word in wanted)
+
+
+def _status(name: str, values: list[Any]) -> Predicate:
+    """`404` exactly, or a prefix as `4+` and `40+`. Only what has a status matches."""
+    exact, prefixes = set(), []
+    for value in values:
+        text = str(value)
+        if not re.fullmatch(r"[1-5](?:[0-9][0-9]|[0-9]?\+)", text, re.ASCII):
+            raise ConfigError(f'invalid http status code filter: invalid status code prefix: "{text}"')
+        if text.endswith("+"):
+            prefixes.append(text[:-1])
+        else:
+            exact.add(text)
+
+    def matches(flow: Flow) -> bool:
+        code = str(flow.l7.http.code) if flow.l7 and flow.l7.http and flow.l7.http.code else ""
+        return bool(code) and (code in exact or any(code.startswith(prefix) for prefix in prefixes))
+
+    return matches
+
+
+def _method(name: str, values: list[Any]) -> Predicate:
+    wanted = frozenset(_text(name, value).upper() for value in values)
+    return lambda flow: bool(flow.l7 and flow.l7.http and flow.l7.http.method.upper() in wanted)
+
+
+def _pattern(what: str, take: Callable[[Flow], str | None]) -> Callable[[str, list[Any]], Predicate]:
+    """Found anywhere in the text; a flow without the text does not match."""
+
+    def make(name: str, values: list[Any]) -> Predicate:
+        patterns = [_regex(what, _text(name, value)) for value in values]
+
+        def matches(flow: Flow) -> bool:
+            text = take(flow)
+            return text is not None and any(pattern.search(text) for pattern in patterns)
+
+        return matches
+
+    return make
+
+
+def _header(name: str, values: list[Any]) -> Predicate:
+    wanted = {
+        (_text(name, item.get("key", "")), _text(name, item.get("value", ""))) for item in map(_as_object, values)
+    }
+
+    def matches(flow: Flow) -> bool:
+        return bool(flow.l7 and flow.l7.http and any((one.key, one.value) in wanted for one in flow.l7.http.headers))
+
+    return matches
+
+
+def _event_type(name: str, values: list[Any]) -> Predicate:
+    """Type 0 is any; the sub type counts only where `match_sub_type` says so, because 0 is one too."""
+    wanted = []
+    for value in values:
+        item = _object(value, name)
+        sub_type = _number(name, item.get("sub_type", 0)) if item.get("match_sub_type") else None
+        wanted.append((_number(name, item.get("type", 0)), sub_type))
+
+    def matches(flow: Flow) -> bool:
+        event = flow.event_type
+        return event is not None and any(
+            kind in (0, event.type) and sub_type in (None, event.sub_type) for kind, sub_type in wanted
+        )
+
+    return matches
+
+
+def _tcp_flags(name: str, values: list[Any]) -> Predicate:
+    """All that a filter names must be set; more may be."""
+    wanted = [{flag.lower() for flag, on in _object(value, name).items() if on} for value in values]
+    known = {flag.lower() for flag, _ in hubble.TCP_FLAGS}
+    for flags in wanted:
+        if flags - known:
+            raise ConfigError(f"invalid tcp flags filter: unknown flag {min(flags - known)!r}")
+
+    def matches(flow: Flow) -> bool:
+        found = flow.l4.tcp.flags if flow.l4 and flow.l4.tcp else None
+        return found is not None and any(all(getattr(found, flag) for flag in flags) for flags in wanted)
+
+    return matches
+
+
+def _drop_reason(name: str, values: list[Any]) -> Predicate:
+    wanted = frozenset(_text(name, value) for value in values)
+    return lambda flow: flow.verdict == "DROPPED" and (flow.drop_reason_desc or "DROP_REASON_UNKNOWN") in wanted
+
+
+def _reply(name: str, values: list[Any]) -> Predicate:
+    """A dropped packet is counted as no reply: older readers ask for `false` and mean these too."""
+    wanted = frozenset(bool(value) for value in values)
+
+    def matches(flow: Flow) -> bool:
+        found = False if flow.is_reply is None and flow.verdict == "DROPPED" else flow.is_reply
+        return found in wanted
+
+    return matches
+
+
+# What a flow holds.
+
+
+def _end(flow: Flow, side: str) -> Endpoint | None:
+    return flow.source if side == SOURCE else flow.destination
+
+
+def _pod_of(side: str) -> Callable[[Flow], tuple[str, str]]:
+    def take(flow: Flow) -> tuple[str, str]:
+        end = _end(flow, side)
+        return (end.namespace, end.pod_name) if end else ("", "")
+
+    return take
+
+
+def _service_of(side: str) -> Callable[[Flow], tuple[str, str]]:
+    def take(flow: Flow) -> tuple[str, str]:
+        service: Service | None = flow.source_service if side == SOURCE else flow.destination_service
+        return (service.namespace, service.name) if service else ("", "")
+
+    return take
+
+
+def _cluster_of(side: str) -> Take:
+    def take(flow: Flow) -> str:
+        end = _end(flow, side)
+        return end.cluster_name if end else ""
+
+    return take
+
+
+def _url(flow: Flow) -> str | None:
+    return flow.l7.http.url if flow.l7 and flow.l7.http else None
+
+
+def _path(flow: Flow) -> str | None:
+    """Of the URL, without the query; None when it has none that can be read."""
+    url = _url(flow)
+    if not url:
+        return None
+    try:
+        return urlsplit(url).path
+    except ValueError:
+        return None
+
+
+def _dns_query(flow: Flow) -> str | None:
+    return flow.l7.dns.query if flow.l7 and flow.l7.dns else None
+
+
+PROTOCOLS: Final[Mapping[str, Predicate]] = {
+    "tcp": lambda flow: bool(flow.l4 and flow.l4.tcp is not None),
+    "udp": lambda flow: bool(flow.l4 and flow.l4.udp is not None),
+    "sctp": lambda flow: bool(flow.l4 and flow.l4.sctp is not None),
+    "icmp": lambda flow: bool(flow.l4 and (flow.l4.icmpv4 is not None or flow.l4.icmpv6 is not None)),
+    "icmpv4": lambda flow: bool(flow.l4 and flow.l4.icmpv4 is not None),
+    "icmpv6": lambda flow: bool(flow.l4 and flow.l4.icmpv6 is not None),
+    "dns": lambda flow: bool(flow.l7 and flow.l7.dns is not None),
+    "http": lambda flow: bool(flow.l7 and flow.l7.http is not None),
+    "kafka": lambda flow: bool(flow.l7 and flow.l7.kafka is not None),
+}
+
+FIELDS: Final[Mapping[str, Callable[[str, list[Any]], Predicate]]] = {
+    "source_ip": _address(SOURCE),
+    "destination_ip": _address(DESTINATION),
+    "source_ip_xlated": _address("source_xlated"),
+    "source_pod": _name(_pod_of(SOURCE)),
+    "destination_pod": _name(_pod_of(DESTINATION)),
+    "source_service": _name(_service_of(SOURCE)),
+    "destination_service": _name(_service_of(DESTINATION)),
+    "source_label": _label(SOURCE),
+    "destination_label": _label(DESTINATION),
+    "source_workload": _workload(SOURCE),
+    "destination_workload": _workload(DESTINATION),
+    "source_identity": _identity(SOURCE),
+    "destination_identity": _identity(DESTINATION),
+    "source_port": _port(SOURCE),
+    "destination_port": _port(DESTINATION),
+    "source_fqdn": _fqdn(lambda flow: flow.source_names),
+    "destination_fqdn": _fqdn(lambda flow: flow.destination_names),
+    "source_cluster_name": _equal(_cluster_of(SOURCE)),
+    "destination_cluster_name": _equal(_cluster_of(DESTINATION)),
+    "verdict": _word(hubble.VERDICTS, lambda flow: flow.verdict),
+    "traffic_direction": _word(hubble.DIRECTIONS, lambda flow: flow.traffic_direction),
+    "ip_version": _word(hubble.IP_VERSIONS, lambda flow: flow.ip.version if flow.ip else ""),
+    "drop_reason_desc": _drop_reason,
+    "event_type": _event_type,
+    "protocol": _protocol,
+    "tcp_flags": _tcp_flags,
+    "http_status_code": _status,
+    "http_method": _method,
+    "http_path": _pattern("http path", _path),
+    "http_url": _pattern("http url", _url),
+    "http_header": _header,
+    "dns_query": _pattern("DNS query", _dns_query),
+    "node_name": _node_name,
+    "node_labels": _node_labels,
+    "reply": _reply,
+    "uuid": _equal(lambda flow: flow.uuid),
+}
+
+
+# Selectors.
+
+
+_TERM: Final = re.compile(
+    r"\s*(?:(?P<absent>!)\s*(?P<gone>[^\s,=!()]+)"
+    r"|(?P<key>[^\s,=!()]+)\s*(?:(?P<op>==|!=|=)\s*(?P<value>[^\s,=!()]*)"
+    r"|\s(?P<set>in|notin)\s*\((?P<values>[^()]*)\))?)\s*(?:,|\Z)"
+)
+
+
+def selector(text: str, *, what: str = "label") -> Selector:
+    """Kubernetes' selector syntax over labels with sources: `app=web`, `k8s:app in (a,b)`, `!reserved:world`."""
+    requirements = []
+    at = 0
+    while at < len(text):
+        found = _TERM.match(text, at)
+        if found is None:
+            side = what.replace("_", " ")
+            raise ConfigError(
+                f"invalid {side} filter: cannot read {text[at:]!r} (as in: app=web, tier in (a,b), !canary)"
+            )
+        requirements.append(_requirement(found))
+        at = found.end()
+    return Selector(tuple(requirements))
+
+
+def _requirement(found: re.Match[str]) -> Requirement:
+    if found["absent"]:
+        return Requirement(*_source_of(found["gone"]), Operator.DOES_NOT_EXIST)
+    source, key = _source_of(found["key"])
+    if found["set"]:
+        values = tuple(value.strip() for value in found["values"].split(","))
+        return Requirement(source, key, Operator.IN if found["set"] == "in" else Operator.NOT_IN, values)
+    if found["op"]:
+        operator = Operator.NOT_IN if found["op"] == "!=" else Operator.IN
+        return Requirement(source, key, operator, (found["value"],))
+    return Requirement(source, key, Operator.EXISTS)
+
+
+def _source_of(key: str) -> tuple[str, str]:
+    source, colon, rest = key.partition(":")
+    return (source, rest) if colon else (ANY, key)
+
+
+@lru_cache(maxsize=4096)
+def _label_set(labels: tuple[str, ...]) -> LabelSet:
+    """Of `source:key=value` texts. The same few ends come again and again."""
+    found = []
+    for text in labels:
+        source, colon, rest = text.partition(":")
+        found.append(Label(source if colon else "", *_split(rest if colon else text)))
+    return LabelSet.of(found)
+
+
+def _split(text: str) -> tuple[str, str]:
+    key, _, value = text.partition("=")
+    return key, value
+
+
+# Values as they come from a socket.
+
+
+def _object(value: Any, where: str) -> Mapping[str, Any]:
+    if not isinstance(value, Mapping):
+        raise ConfigError(f"invalid {where}: expected an object, not {type(value).__name__}")
+    return value
+
+
+def _as_object(value: Any) -> Mapping[str, Any]:
+    return _object(value, "http header filter")
+
+
+def _list(value: Any, where: str) -> list[Any]:
+    """A repeated field; a single value is a list of one."""
+    if value is None:
+        return []
+    found = list(value) if isinstance(value, list | tuple) else [value]
+    if len(found) > MAX_VALUES:
+        raise ConfigError(f"invalid {where}: {len(found)} values, at most {MAX_VALUES} are taken")
+    return found
+
+
+def _text(name: str, value: Any) -> str:
+    if not isinstance(value, str):
+        raise ConfigError(f"invalid {name} filter: expected text, not {value!r}")
+    return value
+
+
+def _number(name: str, value: Any) -> int:
+    if (
+        isinstance(value, bool)
+        or not isinstance(value, int | str)
+        or not str(value).isascii()
+        or not str(value).isdigit()
+    ):
+        raise ConfigError(f"invalid {name} filter: expected a number, not {value!r}")
+    return int(value)
+
+
+def _enum(name: str, words: tuple[str, ...], value: Any) -> str:
+    if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < len(words):
+        return words[value]
+    if value not in words:
+        raise ConfigError(f"invalid {name} filter: {value!r} is none of {', '.join(words[1:])}")
+    return str(value)
+
+
+def _regex(what: str, pattern: str) -> Any:
+    options = re2.Options()
+    options.log_errors = False
+    try:
+        return re2.compile(pattern, options=options)
+    except re2.error as error:
+        raise ConfigError(f"invalid {what} filter: {error}") from error
+
+
+def _fqdn_pattern(name: str, text: str) -> Any:
+    """RE2 again: stars are cheap to write and must be cheap to match."""
+    wanted = text.strip().lower().removesuffix(".")
+    if not wanted or not re.fullmatch(r"[a-z0-9._*-]+", wanted) or wanted.endswith("."):
+        raise ConfigError(f"invalid {name} filter: {text!r} is not a DNS name (letters, digits, . - _ and *)")
+    parts = re.split(r"(\*)", wanted)
+    return _regex(name, "".join("[-.0-9a-z]*" if part == "*" else re.escape(part) for part in parts))

@@ -1,0 +1,239 @@
+"""Flows as JSON lines: one exported object per line, to a file rotated by size, or to standard output.
+
+A sink never stops what it watches. It reads the bus in a thread of its own; a full disk, a path that cannot be written
+or a reader that does not read cost lines, which are counted and said in `problem`, and nothing else. Lines in a file are
+always whole: what a failed write left behind is cut off again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import select
+import stat
+import threading
+import time
+from collections.abc import Callable, Iterable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Final, Protocol
+
+from l7proxy.flows.bus import Reader, Ring
+from l7proxy.flows.flow import Item
+
+MAX_BYTES: Final = 10 << 20
+MAX_BACKUPS: Final = 5
+RETRY_AFTER: Final = 5.0
+"""Seconds until a file that could not be opened or written is tried again."""
+
+
+class Sink(Protocol):
+    """Takes events as they come. `lost` counts those it could not keep, `problem` says why, "" when all is well."""
+
+    lost: int
+    problem: str
+
+    def write(self, items: Iterable[Item]) -> None:
+        """May block; must not raise."""
+
+    def close(self) -> None:
+        """Called from another thread too: a blocked write ends soon after."""
+
+
+class JsonLinesFile:
+    """Appends to `path`; before it would grow over `max_bytes` it becomes `name-TIME.ext` and a new one begins."""
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        max_bytes: int = MAX_BYTES,
+        backups: int = MAX_BACKUPS,
+        now: Callable[[], float] = time.time,
+    ) -> None:
+        self.lost = 0
+        self.problem = ""
+        self._path = path
+        self._max_bytes = max_bytes
+        self._backups = backups
+        self._now = now
+        self._fd = -1
+        self._size = 0
+        self._retry_at = float("-inf")
+        self._lock = threading.Lock()
+
+    def write(self, items: Iterable[Item]) -> None:
+        with self._lock:
+            lines = [item.line() for item in items]
+            try:
+                self._append(lines)
+            except OSError as error:
+                self._retry_at = self._now() + RETRY_AFTER
+                self.problem = f"flow log {self._path}: {error.strerror or error}; {self.lost} lines lost so far"
+
+    def close(self) -> None:
+        with self._lock:
+            self._shut()
+
+    def _append(self, lines: list[bytes]) -> None:
+        """Whole lines, as many per write as fit before the next rotation. Lost are those after the first failure."""
+        done = 0
+        try:
+            if self._now() < self._retry_at and self._fd < 0:
+                return
+            while done < len(lines):
+                if self._fd < 0:
+                    self._open()
+                count = self._fitting(lines, done)
+                if count == 0:
+                    self._rotate()
+                    continue
+                self._write(b"".join(lines[done : done + count]))
+                done += count
+            self.problem = ""
+        finally:
+            self.lost += len(lines) - done
+
+    def _fitting(self, lines: list[bytes], start: int) -> int:
+        """How many lines the file still takes; a line that is larger than a whole file gets one of its own."""
+        size, count = self._size, 0
+        for line in lines[start:]:
+            size += len(line)
+            if size > self._max_bytes and (self._size or count):
+                break
+            count += 1
+        return count
+
+    def _write(self, data: bytes) -> None:
+        written = 0
+        try:
+            while written < len(data):
+                written += os.write(self._fd, data[written:])
+        except OSError:
+            self._cut()
+            raise
+        self._size += len(data)
+
+    def _cut(self) -> None:
+        """Take back half a line. If even that fails, the next line begins on a fresh file end anyway."""
+        try:
+            os.ftruncate(self._fd, self._size)
+        except OSError:
+            pass
+        finally:
+            self._shut()
+
+    def _open(self) -> None:
+        """Only a plain file: a pipe or a device under that name could hold us up for ever."""
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK
+        fd = os.open(self._path, flags, 0o640)
+        found = os.fstat(fd)
+        if not stat.S_ISREG(found.st_mode):
+            os.close(fd)
+            raise OSError("not a plain file")
+        self._fd, self._size = fd, found.st_size
+
+    def _shut(self) -> None:
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+    def _rotate(self) -> None:
+        self._shut()
+        self._path.rename(self._backup())
+        for old in self._kept()[: -self._backups or None]:
+            old.unlink(missing_ok=True)
+
+    def _backup(self) -> Path:
+        """`flows-2006-01-02T15-04-05.000.jsonl`, in UTC; the next free millisecond when that is taken."""
+        moment = int(self._now() * 1000)
+        while True:
+            second = datetime.fromtimestamp(moment // 1000, UTC).strftime("%Y-%m-%dT%H-%M-%S")
+            path = self._path.with_name(f"{self._path.stem}-{second}.{moment % 1000:03d}{self._path.suffix}")
+            if not path.exists():
+                return path
+            moment += 1
+
+    def _kept(self) -> list[Path]:
+        """Our backups, oldest first: their names sort as their times do."""
+        digits = "[0-9]" * 2
+        shape = f"-{digits * 2}-{digits}-{digits}T{digits}-{digits}-{digits}.[0-9]{digits}"
+        return sorted(self._path.parent.glob(f"{_literal(self._path.stem)}{shape}{_literal(self._path.suffix)}"))
+
+
+class JsonLinesStream:
+    """Writes to an open descriptor, as a rule standard output. A reader that stands still loses lines, not our time."""
+
+    def __init__(self, fd: int = 1, *, name: str = "standard output", patience: float = 5.0) -> None:
+        self.lost = 0
+        self.problem = ""
+        self._fd = fd
+        self._name = name
+        self._patience = patience
+        self._rest = b""
+        self._closing = threading.Event()
+        self._poll = select.poll()
+        self._poll.register(fd, select.POLLOUT)
+
+    def write(self, items: Iterable[Item]) -> None:
+        for item in items:
+            if not self._send(item.line()):
+                self.lost += 1
+
+    def close(self) -> None:
+        self._closing.set()
+
+    def _send(self, line: bytes) -> bool:
+        """True when the line is out. Half a line stays in `_rest` and goes first next time: lines stay whole."""
+        data = self._rest + line if self._rest else line
+        try:
+            written = self._out(data)
+        except OSError as error:
+            self.problem = f"flow log {self._name}: {error.strerror or error}"
+            return False
+        before = len(self._rest)
+        if written == len(data):
+            self._rest, self.problem = b"", ""
+            return True
+        self.problem = f"flow log {self._name}: nobody reads it"
+        if written <= before:
+            self._rest = self._rest[written:]
+            return False
+        self._rest = data[written:]
+        return True
+
+    def _out(self, data: bytes) -> int:
+        """As much as is taken before patience ends. Pieces of PIPE_BUF never block once poll says there is room."""
+        written = 0
+        deadline = time.monotonic() + self._patience
+        while written < len(data) and not self._closing.is_set():
+            if self._poll.poll(200):
+                written += os.write(self._fd, data[written : written + select.PIPE_BUF])
+            elif time.monotonic() > deadline:
+                break
+        return written
+
+
+async def run(ring: Ring, sink: Sink) -> None:
+    """Feed the sink for ever. When cancelled, what is already in the ring still goes out."""
+    reader = Reader(ring)
+    try:
+        while True:
+            await asyncio.to_thread(sink.write, await reader.next_batch())
+    finally:
+        if not isinstance(sink, JsonLinesStream):
+            sink.write(reader.batch(ring.capacity))
+        sink.close()
+
+
+def open_sink(path: str, *, max_bytes: int = MAX_BYTES, backups: int = MAX_BACKUPS) -> Sink:
+    """`stdout` or `-` is standard output, everything else a file."""
+    if path in ("stdout", "-"):
+        return JsonLinesStream()
+    return JsonLinesFile(Path(path), max_bytes=max_bytes, backups=backups)
+
+
+def _literal(text: str) -> str:
+    """Against a name that is a pattern for glob."""
+    return "".join(f"[{char}]" if char in "*?[" else char for char in text)
