@@ -1,19 +1,21 @@
 """Flows as JSON lines: one exported object per line, to a file rotated by size, or to standard output.
 
-A sink never stops what it watches. It reads the bus in a thread of its own; a full disk, a path that cannot be written
-or a reader that does not read cost lines, which are counted and said in `problem`, and nothing else. Lines in a file are
-always whole: what a failed write left behind is cut off again.
+A sink never stops what it watches. It writes in a thread of its own; a full disk, a path that cannot be written or a
+reader that does not read cost lines, which are counted and said in `problem`, and nothing else. Lines stay whole: what
+a failed write left behind is cut off again, and half a line found at the end of a file is ended first.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import select
 import stat
 import threading
 import time
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final, Protocol
@@ -21,6 +23,7 @@ from typing import Final, Protocol
 from l7proxy.flows.bus import Reader, Ring
 from l7proxy.flows.flow import Item
 
+LOG: Final = logging.getLogger(__name__)
 MAX_BYTES: Final = 10 << 20
 MAX_BACKUPS: Final = 5
 RETRY_AFTER: Final = 5.0
@@ -36,8 +39,8 @@ class Sink(Protocol):
     def write(self, items: Iterable[Item]) -> None:
         """May block; must not raise."""
 
-    def close(self) -> None:
-        """Called from another thread too: a blocked write ends soon after."""
+    def close(self, items: Iterable[Item] = ()) -> None:
+        """The last ones. A write that another thread is blocked in ends soon after."""
 
 
 class JsonLinesFile:
@@ -64,14 +67,14 @@ class JsonLinesFile:
 
     def write(self, items: Iterable[Item]) -> None:
         with self._lock:
-            lines = [item.line() for item in items]
             try:
-                self._append(lines)
+                self._append([item.line() for item in items])
             except OSError as error:
                 self._retry_at = self._now() + RETRY_AFTER
-                self.problem = f"flow log {self._path}: {error.strerror or error}; {self.lost} lines lost so far"
+                self.problem = f"flow log {self._path}: {error.strerror or error}"
 
-    def close(self) -> None:
+    def close(self, items: Iterable[Item] = ()) -> None:
+        self.write(items)
         with self._lock:
             self._shut()
 
@@ -79,7 +82,7 @@ class JsonLinesFile:
         """Whole lines, as many per write as fit before the next rotation. Lost are those after the first failure."""
         done = 0
         try:
-            if self._now() < self._retry_at and self._fd < 0:
+            if self._fd < 0 and self._now() < self._retry_at:
                 return
             while done < len(lines):
                 if self._fd < 0:
@@ -115,24 +118,23 @@ class JsonLinesFile:
         self._size += len(data)
 
     def _cut(self) -> None:
-        """Take back half a line. If even that fails, the next line begins on a fresh file end anyway."""
-        try:
+        """Take back half a line. Where even that fails, opening the file again ends it."""
+        with suppress(OSError):
             os.ftruncate(self._fd, self._size)
-        except OSError:
-            pass
-        finally:
-            self._shut()
+        self._shut()
 
     def _open(self) -> None:
         """Only a plain file: a pipe or a device under that name could hold us up for ever."""
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK
+        flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK
         fd = os.open(self._path, flags, 0o640)
         found = os.fstat(fd)
         if not stat.S_ISREG(found.st_mode):
             os.close(fd)
             raise OSError("not a plain file")
         self._fd, self._size = fd, found.st_size
+        if found.st_size and os.pread(fd, 1, found.st_size - 1) != b"\n":
+            self._write(b"\n")
 
     def _shut(self) -> None:
         if self._fd >= 0:
@@ -172,17 +174,20 @@ class JsonLinesStream:
         self._name = name
         self._patience = patience
         self._rest = b""
+        self._lock = threading.Lock()
         self._closing = threading.Event()
         self._poll = select.poll()
         self._poll.register(fd, select.POLLOUT)
 
     def write(self, items: Iterable[Item]) -> None:
-        for item in items:
-            if not self._send(item.line()):
-                self.lost += 1
+        with self._lock:
+            for item in items:
+                if not self._send(item.line()):
+                    self.lost += 1
 
-    def close(self) -> None:
+    def close(self, items: Iterable[Item] = ()) -> None:
         self._closing.set()
+        self.write(items)
 
     def _send(self, line: bytes) -> bool:
         """True when the line is out. Half a line stays in `_rest` and goes first next time: lines stay whole."""
@@ -207,10 +212,10 @@ class JsonLinesStream:
         """As much as is taken before patience ends. Pieces of PIPE_BUF never block once poll says there is room."""
         written = 0
         deadline = time.monotonic() + self._patience
-        while written < len(data) and not self._closing.is_set():
-            if self._poll.poll(200):
+        while written < len(data):
+            if self._poll.poll(0 if self._closing.is_set() else 200):
                 written += os.write(self._fd, data[written : written + select.PIPE_BUF])
-            elif time.monotonic() > deadline:
+            elif self._closing.is_set() or time.monotonic() > deadline:
                 break
         return written
 
@@ -218,13 +223,15 @@ class JsonLinesStream:
 async def run(ring: Ring, sink: Sink) -> None:
     """Feed the sink for ever. When cancelled, what is already in the ring still goes out."""
     reader = Reader(ring)
+    said = ""
     try:
         while True:
             await asyncio.to_thread(sink.write, await reader.next_batch())
+            if sink.problem != said:
+                said = sink.problem
+                LOG.warning("%s; %d lines lost so far", said or "flow log: works again", sink.lost)
     finally:
-        if not isinstance(sink, JsonLinesStream):
-            sink.write(reader.batch(ring.capacity))
-        sink.close()
+        sink.close(reader.batch(ring.capacity))
 
 
 def open_sink(path: str, *, max_bytes: int = MAX_BYTES, backups: int = MAX_BACKUPS) -> Sink:
