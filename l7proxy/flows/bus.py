@@ -125,8 +125,8 @@ async def observe(
     ring: Ring,
     keep: Keep,
     *,
-    last: int | None = None,
-    first: int | None = None,
+    last: int = 0,
+    first: int = 0,
     since_ns: int | None = None,
     until_ns: int | None = None,
     follow: bool = False,
@@ -139,7 +139,7 @@ async def observe(
     """
     if first and follow:
         raise ConfigError("the first flows cannot be asked for together with following")
-    limit = (first or last or 0) if not follow else 0
+    limit = 0 if follow else first or last
     if since_ns is not None or first:
         start = ring.oldest
     elif last:
