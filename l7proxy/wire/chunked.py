@@ -1,0 +1,129 @@
+"""The chunked coding, exactly as RFC 9112 7.1 writes it, read incrementally. Bytes are counted, not copied.
+
+Refused: sizes that are not 1 to 16 hex digits, anything but CRLF at a line's end, blanks around extensions, long
+extensions, more than a few trailers, and trailers that frame or route the message.
+"""
+
+from __future__ import annotations
+
+import re
+from enum import IntEnum
+from typing import Final
+
+from l7proxy.errors import PeerError
+from l7proxy.wire.lines import TOKEN, fault_name, field
+
+MAX_LINE: Final = 256
+"""Bytes of a chunk-size line with its extensions."""
+
+MAX_EXTENSIONS: Final = 16 << 10
+"""Bytes of extensions in one message."""
+
+MAX_TRAILERS: Final = 8 << 10
+MAX_SIZE: Final = (1 << 63) - 1
+
+_SIZE_LINE = re.compile(
+    rb"([0-9A-Fa-f]{1,16})((?:;" + TOKEN + rb"(?:=(?:" + TOKEN + rb'|"(?:[\t !#-\[\]-~]|\\[\t !-~])*"))?)*)\r\n'
+)
+_CONTROL = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
+_NOT_IN_TRAILERS: Final = frozenset(
+    b"authorization connection content-encoding content-length content-range content-type cookie expect host "
+    b"keep-alive max-forwards proxy-authorization proxy-connection range set-cookie te trailer transfer-encoding "
+    b"upgrade www-authenticate".split()
+)
+"""RFC 9110 6.5.1: fields that frame, route, authenticate or change the reading of a message."""
+
+
+class _At(IntEnum):
+    SIZE = 0
+    DATA = 1
+    DATA_END = 2
+    TRAILER = 3
+
+
+class ChunkedBody:
+    """Feed it the bytes after the head, in any split; see body.Body."""
+
+    __slots__ = ("_at", "_extensions", "_left", "_line", "_trailers", "done")
+
+    def __init__(self) -> None:
+        self.done = False
+        self._at = _At.SIZE
+        self._left = 0
+        self._line = bytearray()  # the beginning of a line whose end has not come
+        self._extensions = 0
+        self._trailers = 0
+
+    def feed(self, data: bytes) -> int:
+        at, end = 0, len(data)
+        while at < end and not self.done:
+            if self._at is _At.DATA:
+                step = min(self._left, end - at)
+                self._left -= step
+                at += step
+                if not self._left:
+                    self._at = _At.DATA_END
+            else:
+                at = self._take_line(data, at)
+        return at
+
+    def _take_line(self, data: bytes, at: int) -> int:
+        """Complete the current line from `data`, read it, and return where it ended."""
+        end = data.find(b"\n", at)
+        stop = len(data) if end < 0 else end + 1
+        self._demand_room(stop - at)
+        self._line += data[at:stop]
+        if end >= 0:
+            line = bytes(self._line)
+            self._line.clear()
+            self._read(line)
+        elif self._at is _At.DATA_END and not b"\r\n".startswith(self._line):
+            raise PeerError("a chunk is longer than its size")
+        return stop
+
+    def _demand_room(self, more: int) -> None:
+        length = len(self._line) + more
+        if self._at is _At.TRAILER:
+            if self._trailers + length > MAX_TRAILERS:
+                raise PeerError(f"trailers are longer than {MAX_TRAILERS} bytes", status=431)
+        elif self._at is _At.SIZE and length > MAX_LINE:
+            raise PeerError(f"a chunk-size line is longer than {MAX_LINE} bytes")
+        elif self._at is _At.DATA_END and length > 2:
+            raise PeerError("a chunk is longer than its size")
+
+    def _read(self, line: bytes) -> None:
+        if self._at is _At.SIZE:
+            self._read_size(line)
+        elif self._at is _At.TRAILER:
+            self._read_trailer(line)
+        elif line == b"\r\n":
+            self._at = _At.SIZE
+        else:
+            raise PeerError("a chunk is longer than its size")
+
+    def _read_size(self, line: bytes) -> None:
+        match = _SIZE_LINE.fullmatch(line)
+        if match is None:
+            raise PeerError("a chunk-size line is not hex digits (and plain extensions) ending in CRLF")
+        self._left = int(match[1], 16)
+        if self._left > MAX_SIZE:
+            raise PeerError("a chunk size is out of bounds")
+        self._extensions += len(match[2])
+        if self._extensions > MAX_EXTENSIONS:
+            raise PeerError(f"chunk extensions are longer than {MAX_EXTENSIONS} bytes")
+        self._at = _At.DATA if self._left else _At.TRAILER
+
+    def _read_trailer(self, line: bytes) -> None:
+        if line == b"\r\n":
+            self.done = True
+            return
+        if not line.endswith(b"\r\n"):
+            raise PeerError(fault_name(b"\n"))
+        content = line[:-2]
+        fault = _CONTROL.search(content)
+        if fault:
+            raise PeerError(fault_name(fault[0]))
+        name, _ = field(content)
+        if name in _NOT_IN_TRAILERS:
+            raise PeerError(f"field {name.decode()} stands in the trailers")
+        self._trailers += len(line)

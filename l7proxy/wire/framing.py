@@ -1,0 +1,92 @@
+"""What headers say about the message around them: where its body ends, whether the connection goes on, upgrades.
+
+RFC 9112 6.3 without its leniencies: a length said twice, both a length and a coding, a coding other than exactly
+`chunked`, and a coding in HTTP/1.0 are refused, never repaired.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+from l7proxy.errors import PeerError
+from l7proxy.wire.head import CHUNKED, UNTIL_CLOSE, Header
+from l7proxy.wire.lines import TOKEN
+
+LENGTH: Final = rb"(?:0|[1-9][0-9]{0,17})"
+"""Digits only, no leading zeros (some servers read octal), and never past 2**63."""
+
+_LENGTH = re.compile(LENGTH)
+_TOKEN = re.compile(TOKEN)
+_PROTOCOL = re.compile(TOKEN + rb"(?:/" + TOKEN + rb")?")
+_NEVER_NOMINATED = frozenset({b"host", b"content-length", b"transfer-encoding"})
+
+
+def values(headers: list[Header], name: bytes) -> list[bytes]:
+    return [value for key, value in headers if key == name]
+
+
+def declared(headers: list[Header], minor: int) -> int | None:
+    """The length or CHUNKED that the headers declare; None if neither."""
+    lengths = values(headers, b"content-length")
+    codings = values(headers, b"transfer-encoding")
+    if codings:
+        if lengths:
+            raise PeerError("both Content-Length and Transfer-Encoding are given")
+        if len(codings) > 1:
+            raise PeerError("Transfer-Encoding is given more than once")
+        if codings[0] != b"chunked":
+            raise PeerError("Transfer-Encoding is something else than exactly `chunked`")
+        if minor == 0:
+            raise PeerError("Transfer-Encoding is given in HTTP/1.0")
+        return CHUNKED
+    if not lengths:
+        return None
+    if len(lengths) > 1:
+        raise PeerError("Content-Length is given more than once")
+    if not _LENGTH.fullmatch(lengths[0]):
+        raise PeerError("Content-Length is not a plain decimal number")
+    return int(lengths[0])
+
+
+def response_framing(headers: list[Header], minor: int, status: int, method: bytes) -> int:
+    """RFC 9112 6.3, items 1 to 8, for an answer to `method`."""
+    said = declared(headers, minor)
+    if status < 200 or status == 204:
+        if said:
+            raise PeerError(f"a {status} response declares a body")
+        return 0
+    if method == b"HEAD" or status == 304:
+        return 0
+    return UNTIL_CLOSE if said is None else said
+
+
+def connection_options(headers: list[Header]) -> frozenset[bytes]:
+    """The tokens of all Connection headers, lower case."""
+    options = _listed(headers, b"connection", _TOKEN)
+    if not _NEVER_NOMINATED.isdisjoint(options):
+        raise PeerError("Connection names a header that frames or routes the message")
+    return frozenset(options)
+
+
+def keep_alive(options: frozenset[bytes], minor: int) -> bool:
+    return b"close" not in options and (minor == 1 or b"keep-alive" in options)
+
+
+def upgrade(headers: list[Header], options: frozenset[bytes], minor: int) -> tuple[bytes, ...]:
+    """The protocols of Upgrade, lower case, if Connection stands by it (RFC 9110 7.8: else ignored, as in 1.0)."""
+    if b"upgrade" not in options or minor == 0:
+        return ()
+    return tuple(_listed(headers, b"upgrade", _PROTOCOL))
+
+
+def _listed(headers: list[Header], name: bytes, item: re.Pattern[bytes]) -> list[bytes]:
+    found: list[bytes] = []
+    for value in values(headers, name):
+        for part in value.lower().split(b","):
+            text = part.strip(b" \t")
+            if text and not item.fullmatch(text):
+                raise PeerError(f"{name.decode().capitalize()} holds something that is no token")
+            if text:
+                found.append(text)
+    return found

@@ -1,0 +1,70 @@
+"""Heads of HTTP/1 messages as values, and the one number that frames a body. No parsing here.
+
+Both readers (http1_fast, http1_strict) make these. `raw` is what is forwarded: the bytes received, except that the
+request line is written anew when its path had to be normalised. Plain slots classes: they are made per message.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+from typing import Final
+
+CHUNKED: Final = -1
+UNTIL_CLOSE: Final = -2
+"""Framing is the body's length in bytes, 0 for none, or one of these two."""
+
+MAX_HEAD: Final = 64 << 10
+"""Bytes of a head, with its start line and its blank line."""
+
+MAX_HEADERS: Final = 256
+
+Header = tuple[bytes, bytes]
+"""(lower case name, value without surrounding blanks)."""
+
+
+class Miss(Enum):
+    """Why a reader gives no head: the bytes end too early, or they are not the plain case (fast reader only)."""
+
+    NEED_MORE = "need more"
+    ODD = "odd"
+
+
+@dataclass(slots=True)
+class RequestHead:
+    """`path` is what is judged and forwarded: normalised, with its query. `size` counts the bytes taken from the input.
+
+    `host` is the authority: that of an absolute-form target, else the Host header, else empty (HTTP/1.0).
+    `upgrade` holds the protocols asked for, lower case, only if `Connection: upgrade` stands with them.
+    """
+
+    method: bytes
+    target: bytes
+    path: bytes
+    minor: int
+    headers: list[Header]
+    host: bytes
+    framing: int
+    keep_alive: bool
+    expect_continue: bool
+    upgrade: tuple[bytes, ...]
+    raw: bytes
+    size: int
+
+
+@dataclass(slots=True)
+class ResponseHead:
+    """`framing` already knows the request's method: 0 for an answer to HEAD."""
+
+    status: int
+    minor: int
+    framing: int
+    keep_alive: bool
+    upgrade: tuple[bytes, ...]
+    raw: bytes
+
+    @property
+    def headers(self) -> list[Header]:
+        """Read again from `raw`, which a reader has checked: few responses are asked for them."""
+        lines = self.raw[:-4].split(b"\r\n")[1:]
+        return [(name.lower(), value.strip(b" \t")) for name, _, value in (line.partition(b":") for line in lines)]

@@ -1,0 +1,102 @@
+"""The fast reading of HTTP/1 heads: only the unambiguous common case, by one regular expression.
+
+It never guesses and never repairs: a head, NEED_MORE, or ODD, and on ODD the same bytes go to http1_strict.
+Law: whenever this gives a head, http1_strict gives the same one.
+"""
+
+from __future__ import annotations
+
+import re
+
+from l7proxy.errors import PeerError
+from l7proxy.wire import authority
+from l7proxy.wire.framing import LENGTH
+from l7proxy.wire.head import CHUNKED, MAX_HEAD, MAX_HEADERS, UNTIL_CLOSE, Header, Miss, RequestHead, ResponseHead
+from l7proxy.wire.path import QUERY, SEGMENTS, STRICT, PathRules, normalise
+
+# No underscore in names (some are confusable), no tab and no byte past ASCII in values: the strict reader has those.
+_FIELDS = rb"((?:[!#$%&'*+\-.^`|~0-9A-Za-z]++:[ -~]*+\r\n)*+)\r\n"
+_REQUEST = re.compile(rb"([A-Z]{1,16}+) ((" + SEGMENTS + rb")(?:" + QUERY + rb")?+) HTTP/1\.1\r\n" + _FIELDS)
+_RESPONSE = re.compile(rb"HTTP/1\.1 ([2-5][0-9]{2})(?: [ -~]*+)?+\r\n" + _FIELDS)
+_FIELD = re.compile(rb"([^:]++): *+([^\r]*+)\r\n")
+_LENGTH = re.compile(LENGTH)
+_KEEP_ALIVE = {None: True, b"keep-alive": True, b"Keep-Alive": True, b"close": False}
+_RARE = frozenset({b"transfer-encoding", b"connection", b"expect", b"upgrade"})
+_SINGLE = _RARE | {b"host", b"content-length"}
+
+
+def request(data: bytes, rules: PathRules = STRICT) -> RequestHead | Miss:
+    match = _REQUEST.match(data)
+    if match is None:
+        return _miss(data)
+    method, target, path, block = match.groups()
+    size = match.end()
+    headers = [(name.lower(), value) for name, value in _FIELD.findall(block)]
+    named = dict(headers)
+    body = _body(headers, named, block, size, 0)
+    host = named.get(b"host")
+    if body is None or not host or not authority.is_plain(host) or method == b"CONNECT":
+        return Miss.ODD
+    raw = data if size == len(data) else data[:size]
+    if b"//" in path or b"/." in path:
+        try:
+            path = normalise(target, rules)
+        except PeerError:
+            return Miss.ODD
+        if path != target:
+            raw = b"%b %b HTTP/1.1\r\n%b\r\n" % (method, path, block)
+    else:
+        path = target
+    return RequestHead(method, target, path, 1, headers, host, body[0], body[1], False, (), raw, size)
+
+
+def response(data: bytes, method: bytes) -> ResponseHead | Miss:
+    match = _RESPONSE.match(data)
+    if match is None:
+        return _miss(data)
+    digits, block = match.groups()
+    size = match.end()
+    headers = [(name.lower(), value) for name, value in _FIELD.findall(block)]
+    body = _body(headers, dict(headers), block, size, UNTIL_CLOSE)
+    if body is None:
+        return Miss.ODD
+    framing, keep_alive = body
+    status = int(digits)
+    if status == 204 or status == 304 or method == b"HEAD":
+        if status == 204 and framing not in (0, UNTIL_CLOSE):
+            return Miss.ODD
+        framing = 0
+    raw = data if size == len(data) else data[:size]
+    return ResponseHead(status, 1, framing, keep_alive and framing != UNTIL_CLOSE, (), raw)
+
+
+def _miss(data: bytes) -> Miss:
+    return Miss.ODD if b"\r\n\r\n" in data else Miss.NEED_MORE
+
+
+def _body(
+    headers: list[Header], named: dict[bytes, bytes], block: bytes, size: int, framing: int
+) -> tuple[int, bool] | None:
+    """(framing, keep_alive), `framing` as given when the headers say nothing. None when anything is odd."""
+    if len(named) != len(headers):
+        single = [name for name, _ in headers if name in _SINGLE]
+        if len(single) != len(set(single)):
+            return None
+    if b" \r\n" in block or size > MAX_HEAD or len(headers) > MAX_HEADERS:
+        return None
+    length = named.get(b"content-length")
+    if length is not None:
+        if not _LENGTH.fullmatch(length):
+            return None
+        framing = int(length)
+    if _RARE.isdisjoint(named):
+        return framing, True
+    coding = named.get(b"transfer-encoding")
+    if coding is not None:
+        if coding != b"chunked" or length is not None:
+            return None
+        framing = CHUNKED
+    keep_alive = _KEEP_ALIVE.get(named.get(b"connection"))
+    if keep_alive is None or b"expect" in named or b"upgrade" in named:
+        return None
+    return framing, keep_alive

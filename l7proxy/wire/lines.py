@@ -1,0 +1,111 @@
+"""Line discipline of HTTP/1 heads and trailers: what a line may hold, checked before anybody gives it a meaning.
+
+RFC 9112 lets a recipient be lenient about bare LF, folded lines and blanks before a colon; every such leniency has
+been a smuggling hole between two recipients, so none is granted here. Control bytes are refused too.
+Work is linear in the bytes fed, in any split, and the first fault of the stream is the one reported.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+
+from l7proxy.errors import PeerError
+from l7proxy.wire.head import MAX_HEAD, MAX_HEADERS, Header
+
+TOKEN = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"
+
+_FAULT = re.compile(rb"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]|\r(?=[^\n])|(?<!\r)\n")
+_FIELD = re.compile(rb"(" + TOKEN + rb"):[ \t]*(.*?)[ \t]*", re.DOTALL)
+_CONFUSABLE = frozenset({b"content_length", b"transfer_encoding"})
+
+
+def field(line: bytes) -> Header:
+    """One field line, already free of control bytes, as (lower case name, value)."""
+    match = _FIELD.fullmatch(line)
+    if match is None:
+        raise PeerError(_what_is_wrong(line))
+    name = match[1].lower()
+    if name in _CONFUSABLE:  # servers in the CGI tradition read _ as -
+        raise PeerError(f"header {name.decode()} passes for a framing header with some servers")
+    return name, match[2]
+
+
+def _what_is_wrong(line: bytes) -> str:
+    name, colon, _ = line.partition(b":")
+    if line[:1] in (b" ", b"\t"):
+        return "a header line is folded (it begins with a blank)"
+    if not colon:
+        return "a header line has no colon"
+    if not name:
+        return "a header has no name"
+    if name.rstrip(b" \t") != name:
+        return "blanks stand between a header name and its colon"
+    return f"header name {name[:40].decode('latin-1')!a} holds a byte that is not allowed"
+
+
+def fault_name(byte: bytes) -> str:
+    match byte:
+        case b"\n":
+            return "a line ends in a bare LF"
+        case b"\r":
+            return "a bare CR stands in a line"
+        case b"\0":
+            return "a NUL byte stands in a line"
+    return f"control byte 0x{byte.hex()} stands in a line"
+
+
+class HeadLines:
+    """Finds the end of a head, byte by byte if need be, and keeps its checked lines.
+
+    `start` checks the start line as soon as it is there. `skip_empty` tolerates one empty line before it
+    (RFC 9112 2.2: requests only).
+    """
+
+    __slots__ = ("_check_start", "_may_skip", "_next", "_seen", "begin", "headers", "start")
+
+    def __init__(self, check_start: Callable[[bytes], None], *, skip_empty: bool) -> None:
+        self._check_start = check_start
+        self._may_skip = skip_empty
+        self._next = 0  # where the first unread line begins
+        self._seen = 0  # before here there is no fault
+        self.begin = 0
+        self.start = b""
+        self.headers: list[Header] = []
+
+    def feed(self, data: bytes | bytearray) -> int:
+        """All bytes from the head's first one on, each time. Returns where the head ends, or 0 while it does not."""
+        fault = _FAULT.search(data, self._seen, MAX_HEAD)
+        stop = fault.start() if fault else min(len(data), MAX_HEAD)
+        self._seen = max(stop - 1, 0)  # a CR at the very end is judged with what follows it
+        while (end := data.find(b"\r\n", self._next, stop)) >= 0:
+            line = bytes(data[self._next : end])
+            self._next = end + 2
+            if self._take(line):
+                return self._next
+        if fault:
+            raise PeerError(fault_name(fault[0]))
+        if len(data) > MAX_HEAD:
+            raise PeerError(
+                f"the {'head' if self.start else 'start line'} is longer than {MAX_HEAD} bytes",
+                status=431 if self.start else 414,
+            )
+        return 0
+
+    def _take(self, line: bytes) -> bool:
+        """One line. True when it ends the head."""
+        if self.start:
+            if not line:
+                return True
+            if len(self.headers) == MAX_HEADERS:
+                raise PeerError(f"more than {MAX_HEADERS} headers", status=431)
+            self.headers.append(field(line))
+        elif line:
+            self._check_start(line)
+            self.start = line
+        elif self._may_skip:
+            self._may_skip = False
+            self.begin = self._next
+        else:
+            raise PeerError("an empty line stands where a message should begin")
+        return False

@@ -1,0 +1,105 @@
+"""The one normaliser of request paths: what it returns is judged and forwarded.
+
+Cilium semantics: `#` is refused; escaped slashes (%2F, %5C) are answered by a redirect to the normalised form; then
+RFC 3986 normalisation (dot segments, also spelled %2e; needless escapes; upper-case hex), `\\` read as `/`, and
+slashes merged. The query is not touched. Beyond Cilium, matrix parameters (`;`, %3B) are refused by default: servlet
+containers cut them off, others do not, so that two servers see two paths.
+Law: normalise(normalise(x)) == normalise(x).
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Final
+
+from l7proxy.errors import PeerError
+
+SEGMENTS: Final = rb"/[!\"$&-:<=>@-\[\]-~]*+"
+"""Paths of bytes that stand for themselves everywhere: visible ASCII but # % ; ? \\ (dot segments aside)."""
+
+QUERY: Final = rb"\?[!\"$-~]*+"
+
+_PLAIN = re.compile(SEGMENTS)
+_QUERY = re.compile(QUERY)
+_VISIBLE = re.compile(rb"[!-~]+")
+_ESCAPE = re.compile(rb"%([0-9A-Fa-f]{2})?")
+_ESCAPED_SLASH = re.compile(rb"%2[Ff]|%5[Cc]")
+_SLASHES = re.compile(rb"//+")
+_UNRESERVED = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~")
+
+
+@dataclass(frozen=True, slots=True)
+class PathRules:
+    """How strict to be. The defaults are Cilium's, and stricter about `;`."""
+
+    allow_matrix: bool = False
+    redirect_escaped_slashes: bool = True
+
+
+STRICT: Final = PathRules()
+
+
+class EscapedSlashError(PeerError):
+    """The path hides a slash in an escape. The client is sent to `location`, the normalised form."""
+
+    def __init__(self, location: bytes) -> None:
+        super().__init__("the path holds an escaped slash; redirected to its normalised form", status=307)
+        self.location = location
+
+
+def normalise(target: bytes, rules: PathRules = STRICT) -> bytes:
+    """The normal form of an origin-form target (`/path?query`). PeerError if there is none."""
+    path, mark, query = target.partition(b"?")
+    if _PLAIN.fullmatch(path) and b"//" not in path and b"/." not in path and _QUERY.fullmatch(mark + query or b"?"):
+        return target
+    if b"#" in target:
+        raise PeerError("the request target holds a fragment (#)")
+    if not _VISIBLE.fullmatch(target):
+        raise PeerError("the request target holds a byte that is not visible ASCII")
+    if not path.startswith(b"/"):
+        raise PeerError("the path does not begin with a slash")
+    path = _ESCAPE.sub(_plainest, path)
+    if not rules.allow_matrix and (b";" in path or b"%3B" in path):
+        raise PeerError("the path holds a matrix parameter (;), which servers read in different ways")
+    _demand_utf8(path)
+    if _ESCAPED_SLASH.search(path):
+        if not rules.redirect_escaped_slashes:
+            raise PeerError("the path holds an escaped slash (%2F or %5C)")
+        raise EscapedSlashError(_flatten(_ESCAPED_SLASH.sub(b"/", path)) + mark + query)
+    return _flatten(path) + mark + query
+
+
+def _plainest(escape: re.Match[bytes]) -> bytes:
+    """One escape in normal form: needless ones undone, hex in upper case (RFC 3986 6.2.2)."""
+    digits = escape[1]
+    if digits is None:
+        raise PeerError("the path holds a % without two hex digits")
+    code = int(digits, 16)
+    if code in _UNRESERVED:
+        return bytes((code,))
+    if code < 0x20 or code == 0x7F:
+        raise PeerError("the path holds an escaped control byte")
+    return b"%%%02X" % code
+
+
+def _demand_utf8(path: bytes) -> None:
+    """Overlong and broken UTF-8 (%C0%AE for a dot) is decoded by some servers and refused by others."""
+    try:
+        _ESCAPE.sub(lambda escape: bytes((int(escape[1], 16),)), path).decode()
+    except UnicodeDecodeError as error:
+        raise PeerError("the escapes in the path are not UTF-8") from error
+
+
+def _flatten(path: bytes) -> bytes:
+    """RFC 3986 5.2.4 over segments split at both slashes, then slashes merged."""
+    kept: list[bytes] = []
+    segments = path.replace(b"\\", b"/").split(b"/")[1:]
+    for segment in segments:
+        if segment == b"..":
+            del kept[-1:]
+        elif segment != b".":
+            kept.append(segment)
+    if segments[-1] in (b".", b".."):
+        kept.append(b"")
+    return _SLASHES.sub(b"/", b"/" + b"/".join(kept))
