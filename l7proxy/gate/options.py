@@ -1,0 +1,32 @@
+"""What an operator can choose about HTTP gates, and the bounds of what one connection may make us hold."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Final
+
+from l7proxy.wire.path import PathRules
+
+
+@dataclass(frozen=True, slots=True)
+class HttpOptions:
+    """`flow_headers` (lower case names) and `flow_query` open flows to what may hold secrets; `deny_header` tells
+    refused clients why."""
+
+    paths: PathRules = field(default_factory=PathRules)
+    flow_headers: frozenset[bytes] = frozenset()
+    flow_query: bool = False
+    deny_header: bool = False
+
+
+MAX_HELD: Final = 64 << 10
+"""Bytes of further requests held while one is answered; more stay in the kernel (Pause)."""
+
+MAX_DRAINED: Final = 64 << 10
+"""Bytes of a refused request's body that are read away so that its connection can go on."""
+
+MAX_LINGER: Final = 1 << 20
+"""Bytes read away after our last word, so that no RST overtakes it (RFC 9112 9.6)."""
+
+MAX_INTERIM: Final = 16
+"""1xx responses before the final one."""

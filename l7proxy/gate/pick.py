@@ -1,0 +1,63 @@
+"""What every gate can be told, and which gate a connection gets."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+from l7proxy.flows.records import Conn, Judgement
+from l7proxy.gate.actions import Action
+from l7proxy.gate.http1 import HttpGate
+from l7proxy.gate.options import HttpOptions
+from l7proxy.gate.tcp import TcpGate
+from l7proxy.model.http import Request
+from l7proxy.model.verdict import Direction
+
+
+class Gate(Protocol):
+    """One connection's judge. The session calls it with what happened and executes the actions in order.
+
+    `opened` comes first, when the client's connection is there. After a Close no call has an effect.
+    `client_lost` is for every end that is not the gate's wish: the client's RST, a drain, a policy that changed.
+    """
+
+    @property
+    def waiting_for(self) -> str:
+        """Which timeout applies now, one of:
+
+        idle (no request has begun), head (a request's head is incomplete), body (the client owes a body), connect,
+        response (the server owes a head), transfer (a response's body is under way), tunnel (raw bytes both ways),
+        linger (our last word is out; what the client still sends is read away), closed.
+        """
+
+    def opened(self) -> list[Action]: ...
+
+    def connected(self) -> list[Action]: ...
+
+    def from_client(self, data: bytes) -> list[Action]: ...
+
+    def from_server(self, data: bytes) -> list[Action]: ...
+
+    def client_eof(self) -> list[Action]: ...
+
+    def server_eof(self) -> list[Action]: ...
+
+    def client_lost(self) -> list[Action]: ...
+
+    def upstream_failed(self, reason: str) -> list[Action]: ...
+
+    def timed_out(self, which: str) -> list[Action]:
+        """`which` is the `waiting_for` that the timer was set for; when that has changed, nothing happens."""
+
+
+def pick(
+    *,
+    http: bool,
+    judge: Callable[[Request], Judgement],
+    conn: Conn,
+    now_ns: Callable[[], int],
+    options: HttpOptions,
+    direction: Direction = Direction.INGRESS,
+) -> Gate:
+    """`http`: the connection's policy has HTTP rules."""
+    return HttpGate(judge, conn, now_ns, options, direction=direction) if http else TcpGate()

@@ -1,0 +1,66 @@
+"""The gate of connections whose policy has no HTTP rules: bytes pass both ways, and so does each end's FIN.
+
+It emits nothing: the session has already recorded the connection's one verdict.
+"""
+
+from __future__ import annotations
+
+from l7proxy.gate.actions import Action, Close, Connect, HalfClose, Side, ToClient, ToServer
+
+
+class TcpGate:
+    __slots__ = ("_client_done", "_connected", "_over", "_server_done")
+
+    def __init__(self) -> None:
+        self._connected = False
+        self._client_done = False
+        self._server_done = False
+        self._over = False
+
+    @property
+    def waiting_for(self) -> str:
+        if self._over:
+            return "closed"
+        return "tunnel" if self._connected else "connect"
+
+    def opened(self) -> list[Action]:
+        """Connect at once: the server may be the one to speak first."""
+        return [Connect()]
+
+    def connected(self) -> list[Action]:
+        self._connected = True
+        return []
+
+    def from_client(self, data: bytes) -> list[Action]:
+        return [] if self._over or self._client_done else [ToServer(data)]
+
+    def from_server(self, data: bytes) -> list[Action]:
+        self._connected = True
+        return [] if self._over or self._server_done else [ToClient(data)]
+
+    def client_eof(self) -> list[Action]:
+        if self._over or self._client_done:
+            return []
+        self._client_done = True
+        return self._end() if self._server_done else [HalfClose(Side.SERVER)]
+
+    def server_eof(self) -> list[Action]:
+        if self._over or self._server_done:
+            return []
+        self._server_done = True
+        return self._end() if self._client_done else [HalfClose(Side.CLIENT)]
+
+    def client_lost(self) -> list[Action]:
+        return self._end()
+
+    def upstream_failed(self, reason: str) -> list[Action]:
+        return self._end(reset=True)
+
+    def timed_out(self, which: str) -> list[Action]:
+        return self._end(reset=True) if which == self.waiting_for else []
+
+    def _end(self, *, reset: bool = False) -> list[Action]:
+        if self._over:
+            return []
+        self._over = True
+        return [Close(reset)]
