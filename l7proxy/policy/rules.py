@@ -64,13 +64,17 @@ class HeaderMatch:
 
 @dataclass(frozen=True, slots=True)
 class HttpRule:
-    """One item of `rules.http`: all that is set must hold. method, path and host are whole-string RE2 patterns."""
+    """One item of `rules.http`: all that is set must hold. method, path and host are whole-string RE2 patterns.
+
+    `number` counts the HTTP rules of one document from 1, in its order: how people name them.
+    """
 
     ref: RuleRef
     method: str | None = None
     path: str | None = None
     host: str | None = None
     headers: tuple[HeaderMatch, ...] = ()
+    number: int = 0
 
     @property
     def matches_everything(self) -> bool:

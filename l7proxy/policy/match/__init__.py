@@ -1,0 +1,5 @@
+"""HTTP rules against requests, by RE2.
+
+pattern   what a pattern may be, and many patterns against one text at one price
+http      the rules of one flow against one request: the first that matches, or the one that came nearest
+"""

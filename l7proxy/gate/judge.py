@@ -1,0 +1,53 @@
+"""The two directions' decisions on one thing, made into one judgement.
+
+A flow passes when the egress policy of its source and the ingress policy of its destination both let it. None stands
+for a direction that is not ours to ask: that end is no endpoint of this node.
+"""
+
+from __future__ import annotations
+
+from l7proxy.flows.records import Judgement
+from l7proxy.model.http import Request
+from l7proxy.model.ref import RuleRef
+from l7proxy.model.verdict import Direction, Verdict
+from l7proxy.policy.decide import Decision, PortPolicy
+
+
+def judge_l4(egress: PortPolicy | None, ingress: PortPolicy | None) -> Judgement:
+    """On a connection: REDIRECTED as soon as either direction has it judged by HTTP rules."""
+    return combine(
+        egress.l4 if egress is not None and egress.enforced else None,
+        ingress.l4 if ingress is not None and ingress.enforced else None,
+    )
+
+
+def judge_http(egress: PortPolicy | None, ingress: PortPolicy | None, request: Request) -> Judgement:
+    """On one request of a connection. A direction that refuses the connection refuses each request of it."""
+    out = egress.judge(request) if egress is not None and egress.enforced else None
+    if out is not None and out.verdict is Verdict.DROPPED:
+        return combine(out, None)
+    return combine(out, ingress.judge(request) if ingress is not None and ingress.enforced else None)
+
+
+def combine(egress: Decision | None, ingress: Decision | None) -> Judgement:
+    """The deciding direction is the one that refused, egress first; else ingress if it was asked, else egress."""
+    if egress is not None and egress.verdict is Verdict.DROPPED:
+        return Judgement(
+            Verdict.DROPPED, Direction.EGRESS, _allower(ingress), egress.ref, egress.drop_reason, egress.reason
+        )
+    if ingress is not None and ingress.verdict is Verdict.DROPPED:
+        return Judgement(
+            Verdict.DROPPED, Direction.INGRESS, ingress.ref, _allower(egress), ingress.drop_reason, ingress.reason
+        )
+    steered = any(each is not None and each.verdict is Verdict.REDIRECTED for each in (egress, ingress))
+    return Judgement(
+        Verdict.REDIRECTED if steered else Verdict.FORWARDED,
+        Direction.EGRESS if ingress is None else Direction.INGRESS,
+        _allower(ingress),
+        _allower(egress),
+    )
+
+
+def _allower(decision: Decision | None) -> RuleRef | None:
+    """The rule that allowed; a refusal of the direction that did not decide is not one."""
+    return decision.ref if decision is not None and decision.verdict is not Verdict.DROPPED else None

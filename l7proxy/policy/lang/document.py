@@ -1,0 +1,26 @@
+"""One document being read: what its rules are named after, and what is noted on the way."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from l7proxy.model.ref import RuleRef
+from l7proxy.policy.lang.fields import Field, Locate, Note
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """`namespace` is "" for a cluster-wide document."""
+
+    kind: str
+    namespace: str
+    name: str
+    locate: Locate | None = None
+    notes: list[Note] = field(default_factory=list)
+
+    def ref(self, path: str) -> RuleRef:
+        file, line = self.locate(path) if self.locate else ("", 0)
+        return RuleRef(self.kind, self.namespace, self.name, path, file, line)
+
+    def note(self, at: Field, message: str) -> None:
+        self.notes.append(Note(at.at, message))

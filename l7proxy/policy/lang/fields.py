@@ -1,0 +1,131 @@
+"""Reading a document field by field, knowing at each where it stands.
+
+Every value of a document is read here, so every fault is a PolicyError with the field's path, and a key that nobody
+reads is a fault too: a misspelt `fromEndpoint` would otherwise mean everyone. As in the Kubernetes API, a key whose
+value is null counts as absent; an empty list does not.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from difflib import get_close_matches
+from typing import Final, NoReturn
+
+from l7proxy.errors import PolicyError
+
+Locate = Callable[[str], tuple[str, int]]
+"""Field path → (file, line)."""
+
+_NAMEABLE: Final = re.compile(r"[A-Za-z0-9_.:/$-]{1,63}")
+
+
+@dataclass(frozen=True, slots=True)
+class Note:
+    """Something about an accepted document that its author may not expect."""
+
+    at: str
+    message: str
+
+    def __str__(self) -> str:
+        return f"{self.at}: {self.message}"
+
+
+@dataclass(frozen=True, slots=True)
+class Field:
+    """One value and its path. Reading it as a type it does not have is a PolicyError."""
+
+    value: object
+    at: str
+
+    def fail(self, message: str, *, unsupported: bool = False) -> NoReturn:
+        raise PolicyError(message, at=self.at, unsupported=unsupported)
+
+    def key(self, name: str) -> str:
+        """The path of a key of this mapping, if it can be written in one."""
+        if not _NAMEABLE.fullmatch(name):
+            return self.at
+        return f"{self.at}.{name}" if self.at else name
+
+    def mapping(self, known: Collection[str] | None, *, later: Collection[str] = ()) -> dict[str, Field]:
+        """The keys that have a value. One that is not `known` is refused; so is one that we only support `later`."""
+        if not isinstance(self.value, Mapping):
+            self.fail(f"must be a mapping, not {kind(self.value)}")
+        found: dict[str, Field] = {}
+        for name, value in self.value.items():
+            if not isinstance(name, str) or not is_unicode(name):
+                self.fail(f"keys must be strings, not {kind(name)}")
+            if known is not None and name not in known and name not in later:
+                raise PolicyError(_unknown(name, [*known, *later]), at=self.key(name))
+            if value is None:
+                continue
+            if name in later:
+                raise PolicyError(f"{name} is not supported yet", at=self.key(name), unsupported=True)
+            found[name] = Field(value, self.key(name))
+        return found
+
+    def items(self, *, most: int | None = None, too_many: str = "") -> list[Field]:
+        if not isinstance(self.value, (list, tuple)):
+            self.fail(f"must be a list, not {kind(self.value)}")
+        if most is not None and len(self.value) > most:
+            self.fail(too_many)
+        return [Field(value, f"{self.at}[{index}]") for index, value in enumerate(self.value)]
+
+    def text(self) -> str:
+        if not isinstance(self.value, str):
+            hint = ": write it in quotes" if isinstance(self.value, (int, float)) else ""
+            self.fail(f"must be a string, not {kind(self.value)}{hint}")
+        if not is_unicode(self.value):
+            self.fail("is not valid Unicode")
+        return self.value
+
+    def flag(self) -> bool:
+        if not isinstance(self.value, bool):
+            self.fail(f"must be true or false, not {kind(self.value)}")
+        return self.value
+
+    def number(self, least: int, most: int) -> int:
+        if not isinstance(self.value, int) or isinstance(self.value, bool):
+            self.fail(f"must be a number, not {kind(self.value)}")
+        if not least <= self.value <= most:
+            self.fail(f"must be between {least} and {most}")
+        return self.value
+
+
+def kind(value: object) -> str:
+    """What a YAML author calls this value."""
+    match value:
+        case None:
+            return "nothing"
+        case bool():
+            return "true or false"
+        case int() | float():
+            return "a number"
+        case str():
+            return "a string"
+        case list() | tuple():
+            return "a list"
+        case Mapping():
+            return "a mapping"
+    return type(value).__name__
+
+
+def is_unicode(text: str) -> bool:
+    """False for lone surrogates: JSON can spell them, nothing can send them."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def quoted(text: str, limit: int = 60) -> str:
+    """A piece of a document as it may stand in a message: short, on one line."""
+    shown = text if len(text) <= limit else text[:limit] + "…"
+    return '"' + "".join(char if char.isprintable() else f"\\x{ord(char):02x}" for char in shown) + '"'
+
+
+def _unknown(name: str, known: list[str]) -> str:
+    near = get_close_matches(name[:63], known, n=1)
+    return f"unknown field {quoted(name)}" + (f"; did you mean {quoted(near[0])}?" if near else "")

@@ -1,0 +1,143 @@
+"""What stands in for a document that we cannot honour: rules that refuse for whom it selects.
+
+Undecided means closed: a policy that we cannot read may have denied anything. What can still be read of it narrows the
+refusal (its selector, its directions); what cannot, widens it (its namespace; for a cluster-wide document every pod).
+The way in from the local host stays open, as Cilium keeps it for kubelet's probes. Nothing here ever raises.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Final
+
+from l7proxy.errors import PolicyError
+from l7proxy.model.labels import K8S, RESERVED, Operator, Requirement, Selector
+from l7proxy.model.verdict import Action, Direction
+from l7proxy.policy.lang import selectors
+from l7proxy.policy.lang.document import Document
+from l7proxy.policy.lang.fields import Field, Locate, is_unicode
+from l7proxy.policy.rules import Peer, Rule, SelectorPeer
+
+_BOTH: Final = (Direction.INGRESS, Direction.EGRESS)
+_NOT_THE_HOST: Final = SelectorPeer(Selector((Requirement(RESERVED, "host", Operator.DOES_NOT_EXIST),)))
+_EVERYONE_ELSE: Final[Mapping[Direction, tuple[Peer, ...] | None]] = {
+    Direction.INGRESS: (_NOT_THE_HOST,),
+    Direction.EGRESS: None,
+}
+
+SubjectOf = Callable[[Field, Document], Selector | None]
+"""A spec's subject. None: it selects no pods at all. Raises PolicyError when it cannot be read."""
+DirectionsOf = Callable[[Field], tuple[Direction, ...]]
+
+
+def refuse(
+    root: Mapping[object, object],
+    reason: str,
+    *,
+    namespaced: bool,
+    subject_of: SubjectOf,
+    directions_of: DirectionsOf,
+    locate: Locate | None,
+) -> tuple[Rule, ...]:
+    """Deny rules in place of the document."""
+    document = _document(root, namespaced=namespaced, locate=locate)
+    specs = _specs(root)
+    directions = _directions(specs, directions_of)
+    rules: list[Rule] = []
+    for spec in specs:
+        try:
+            subject = subject_of(spec, document)
+        except PolicyError:
+            subject = _whole(document)
+        if subject is not None:
+            rules += [_deny(document, spec.at, subject, direction, reason) for direction in directions]
+    return tuple(dict.fromkeys(rules))
+
+
+def cilium_subject(spec: Field, document: Document) -> Selector | None:
+    found = spec.mapping(None)
+    if "endpointSelector" not in found and "nodeSelector" in found and not document.namespace:
+        return None
+    if "endpointSelector" not in found:
+        spec.fail("no subject")
+    return selectors.subject(found["endpointSelector"], document)
+
+
+def cilium_directions(spec: Field) -> tuple[Direction, ...]:
+    found = spec.mapping(None)
+    return tuple(direction for direction in _BOTH if any(found.get(f"{direction.word}{deny}") for deny in ("", "Deny")))
+
+
+def kubernetes_subject(spec: Field, document: Document) -> Selector:
+    """`podSelector`; absent it is `{}`, every pod of the namespace. Its keys have no source: they are pods' own."""
+    found = spec.mapping(None)
+    wanted = selectors.requirements(found["podSelector"]) if "podSelector" in found else []
+    own = [Requirement(K8S, each.key, each.operator, each.values) for each in wanted]
+    return selectors.selector([*own, *_whole(document).requirements])
+
+
+def kubernetes_directions(spec: Field) -> tuple[Direction, ...]:
+    """policyTypes; without it Ingress always, Egress when there are egress rules (networking.k8s.io/v1)."""
+    found = spec.mapping(None)
+    if "policyTypes" not in found:
+        return _BOTH if "egress" in found else (Direction.INGRESS,)
+    types = {item.text() for item in found["policyTypes"].items()}
+    if not types or not types <= {"Ingress", "Egress"}:
+        return _BOTH
+    return tuple(direction for direction in _BOTH if direction.name.capitalize() in types)
+
+
+def unread_subject(spec: Field, document: Document) -> Selector:
+    """For languages of whose selectors we know nothing yet."""
+    return spec.fail("its selector is not understood yet")
+
+
+def unread_directions(spec: Field) -> tuple[Direction, ...]:
+    return _BOTH
+
+
+def _document(root: Mapping[object, object], *, namespaced: bool, locate: Locate | None) -> Document:
+    metadata = root.get("metadata")
+    found: Mapping[object, object] = metadata if isinstance(metadata, Mapping) else {}
+
+    def text(name: str, otherwise: str) -> str:
+        value = found.get(name)
+        return value if isinstance(value, str) and value and is_unicode(value) else otherwise
+
+    kind = root.get("kind")
+    return Document(
+        kind if isinstance(kind, str) else "",
+        text("namespace", "default") if namespaced else "",
+        text("name", "(no name)"),
+        locate,
+    )
+
+
+def _specs(root: Mapping[object, object]) -> list[Field]:
+    specs = [Field(root["spec"], "spec")] if root.get("spec") is not None else []
+    if root.get("specs") is not None:
+        try:
+            specs += Field(root["specs"], "specs").items()
+        except PolicyError:
+            specs.append(Field(None, "specs"))
+    return specs or [Field(None, "spec")]
+
+
+def _directions(specs: list[Field], directions_of: DirectionsOf) -> tuple[Direction, ...]:
+    """Those that any spec mentions; both when one of them cannot be read or mentions none."""
+    try:
+        mentioned = [directions_of(spec) or _BOTH for spec in specs]
+    except PolicyError:
+        return _BOTH
+    return tuple(direction for direction in _BOTH if any(direction in each for each in mentioned))
+
+
+def _whole(document: Document) -> Selector:
+    if document.namespace:
+        return Selector((selectors.in_namespace(document.namespace),))
+    return Selector((selectors.IS_POD,))
+
+
+def _deny(document: Document, at: str, subject: Selector, direction: Direction, reason: str) -> Rule:
+    peers = _EVERYONE_ELSE[direction]
+    return Rule(document.ref(at), subject, direction, Action.DENY, peers, refusal=reason or "it cannot be honoured")

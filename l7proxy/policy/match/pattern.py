@@ -1,0 +1,118 @@
+"""RE2 patterns: which ones are usable, and many of them against one text for the price of one.
+
+Patterns match whole strings, case-sensitively, in RE2's UTF-8 mode (as Envoy does it): `.` and classes stand for one
+Unicode character, so `/café/.` means what it says, and bytes that are not UTF-8 match no pattern at all. All our HTTP
+rules allow, so matching nothing is the closed answer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from functools import lru_cache
+from typing import Any, Final
+
+import re2
+
+MAX_PATTERN: Final = 8192
+"""Bytes of one pattern. Real ones are below 1 KiB; a longer one is a mistake or an attack on the node's memory."""
+PATTERN_MEMORY: Final = 1 << 20
+"""RE2's budget for one pattern: some 10 000 instructions. Bounds what `(x{1000}){1000}` may cost in time, too."""
+SET_MEMORY: Final = 8 << 20
+"""RE2's budget for one set, its state cache included: what a client can make us hold by sending ever new paths."""
+
+METACHARACTERS: Final = frozenset("\\^$.|?*+()[]{}")
+
+
+class PatternError(ValueError):
+    """RE2 cannot use this pattern; the text says why."""
+
+
+def is_literal(pattern: str) -> bool:
+    """True when the pattern can only match itself."""
+    return METACHARACTERS.isdisjoint(pattern)
+
+
+def check(pattern: str) -> None:
+    """Raise PatternError unless RE2 can use `pattern` within our limits."""
+    try:
+        size = len(pattern.encode())
+    except UnicodeEncodeError as error:
+        raise PatternError("is not valid Unicode") from error
+    if size > MAX_PATTERN:
+        raise PatternError(f"the regular expression has {size} bytes, the most allowed is {MAX_PATTERN}")
+    try:
+        re2.compile(pattern, _options(PATTERN_MEMORY))
+    except re2.error as error:
+        raise PatternError(f"invalid regular expression: {_text(error)}") from error
+
+
+class PatternSet:
+    """Many patterns against one text. `find` gives the indices, in the order given, of those that match all of it.
+
+    Literals are looked up in a dict. The rest is one RE2 Set, whose cost does not grow with their number; should it not
+    fit its budget, they are tried one by one. A pattern that RE2 cannot use matches nothing (`broken` has it).
+    """
+
+    __slots__ = ("_literals", "_set", "_set_index", "_singles", "broken", "patterns")
+
+    def __init__(self, patterns: Iterable[str]) -> None:
+        self.patterns = tuple(patterns)
+        self.broken: list[str] = []
+        self._literals: dict[bytes, list[int]] = {}
+        self._singles: list[tuple[int, Any]] = []
+        self._set: Any = None
+        self._set_index: tuple[int, ...] = ()
+        self._sort_out()
+
+    def _sort_out(self) -> None:
+        real: list[int] = []
+        for index, pattern in enumerate(self.patterns):
+            try:
+                check(pattern)
+            except PatternError:
+                self.broken.append(pattern)
+                continue
+            if is_literal(pattern):
+                self._literals.setdefault(pattern.encode(), []).append(index)
+            else:
+                real.append(index)
+        if not real:
+            return
+        self._set_index = tuple(real)
+        self._set = _compile_set([self.patterns[index] for index in real])
+        if self._set is None:
+            self._singles = [(index, re2.compile(self.patterns[index], _options(PATTERN_MEMORY))) for index in real]
+
+    def find(self, text: bytes) -> list[int]:
+        """Indices of the patterns that match the whole of `text`, in no particular order."""
+        found = list(self._literals.get(text, ()))
+        if self._set is not None:
+            found += [self._set_index[place] for place in self._set.Match(text) or ()]
+        elif self._singles:
+            found += [index for index, single in self._singles if single.fullmatch(text) is not None]
+        return found
+
+
+def _compile_set(patterns: list[str]) -> Any:
+    """An RE2 Set of patterns that are each known to be good, or None when together they are over budget."""
+    result = re2.Set.FullMatchSet(_options(SET_MEMORY))
+    for pattern in patterns:
+        result.Add(pattern)
+    try:
+        result.Compile()
+    except re2.error:
+        return None
+    return result
+
+
+@lru_cache(maxsize=4)
+def _options(memory: int) -> Any:
+    options = re2.Options()
+    options.max_mem = memory
+    options.log_errors = False  # else RE2 writes to our stderr
+    return options
+
+
+def _text(error: Exception) -> str:
+    reason = error.args[0] if error.args else ""
+    return reason.decode("utf-8", "replace") if isinstance(reason, bytes) else str(reason)
