@@ -1,0 +1,61 @@
+"""Policy documents into rules, and what became of each: accepted, or refused with its reason (law 3)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+
+from l7proxy.errors import PolicyError
+from l7proxy.model.facts import PolicyDocument
+from l7proxy.policy import lang
+from l7proxy.policy.rules import Rule
+
+
+class Reading(Enum):
+    """What we made of a document: REFUSED is valid but not supported, INVALID is wrong. Both deny what they select."""
+
+    ACCEPTED = "accepted"
+    REFUSED = "refused"
+    INVALID = "invalid"
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyState:
+    """One document, and the rules that stand for it. `endpoints`: how many of the view's endpoints it selects."""
+
+    kind: str
+    namespace: str
+    name: str
+    state: Reading
+    reason: str = ""
+    file: str = ""
+    line: int = 0
+    rules: tuple[Rule, ...] = ()
+    endpoints: int = 0
+
+
+def read(document: PolicyDocument) -> PolicyState:
+    """Never fails: a document that cannot be honoured gets rules that refuse."""
+    if document.fault:
+        at = document.fault_at
+        return _refused(document, Reading.INVALID, f"{at}: {document.fault}" if at else document.fault, at)
+    try:
+        rules = lang.parse(document.document, locate=document.locate)
+    except PolicyError as error:
+        state = Reading.REFUSED if error.unsupported else Reading.INVALID
+        return _refused(document, state, str(error), error.at)
+    return PolicyState(
+        document.kind,
+        document.namespace,
+        document.name,
+        Reading.ACCEPTED,
+        file=document.origin.file,
+        line=document.origin.line,
+        rules=rules,
+    )
+
+
+def _refused(document: PolicyDocument, state: Reading, reason: str, at: str) -> PolicyState:
+    file, line = document.locate(at)
+    rules = lang.refuse(document.document, reason, locate=document.locate)
+    return PolicyState(document.kind, document.namespace, document.name, state, reason, file, line, rules)

@@ -1,0 +1,72 @@
+"""Services into frontends: each address and port of a Service, and who is behind it.
+
+EndpointSlices say it where there are any; else the pods that the Service's selector finds, as the slice controller
+would.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+
+from l7proxy.model.endpoint import Backend, Frontend
+from l7proxy.model.facts import EndpointSlice, Pod, Service, ServicePort
+from l7proxy.model.net import family_of
+
+
+def frontends(
+    services: Iterable[Service], slices: Iterable[EndpointSlice], pods: Iterable[Pod]
+) -> tuple[Frontend, ...]:
+    """Sorted; a headless Service has none."""
+    by_service: dict[tuple[str, str], list[EndpointSlice]] = {}
+    for piece in slices:
+        by_service.setdefault((piece.namespace, piece.service), []).append(piece)
+    by_namespace: dict[str, list[Pod]] = {}
+    for pod in pods:
+        if not pod.finished:
+            by_namespace.setdefault(pod.namespace, []).append(pod)
+    found = []
+    for service in services:
+        pieces = by_service.get((service.namespace, service.name), [])
+        selected = [] if pieces else list(_selected(service, by_namespace.get(service.namespace, [])))
+        for port in service.ports:
+            behind = set(_from_slices(port, pieces)) | set(_from_pods(port, selected))
+            found += [_frontend(service, address, port, behind) for address in service.addresses]
+    return tuple(sorted(found, key=lambda one: (one.namespace, one.service, one.address, one.protocol, one.port)))
+
+
+def _frontend(service: Service, address: str, port: ServicePort, behind: set[tuple[str, int]]) -> Frontend:
+    family = family_of(address)
+    backends = tuple(Backend(*one) for one in sorted(behind) if family_of(one[0]) == family)
+    return Frontend(service.namespace, service.name, address, port.port, port.protocol, backends)
+
+
+def _from_slices(port: ServicePort, pieces: Iterable[EndpointSlice]) -> Iterator[tuple[str, int]]:
+    for piece in pieces:
+        for target in piece.ports:
+            if target.name == port.name and target.protocol == port.protocol:
+                yield from ((address, target.port) for address in piece.addresses)
+
+
+def _from_pods(port: ServicePort, pods: Iterable[Pod]) -> Iterator[tuple[str, int]]:
+    for pod in pods:
+        number = _target(port, pod)
+        if number:
+            yield from ((address, number) for address in pod.addresses)
+
+
+def _target(port: ServicePort, pod: Pod) -> int | None:
+    """The port number on this pod; a name that the pod does not know has none."""
+    if isinstance(port.target, int):
+        return port.target
+    numbers = {name: number for name, protocol, number in pod.named_ports if protocol == port.protocol}
+    return numbers.get(port.target)
+
+
+def _selected(service: Service, pods: Iterable[Pod]) -> Iterator[Pod]:
+    """A Service without a selector selects nobody: its backends are somebody else's to name."""
+    if service.selector:
+        yield from (pod for pod in pods if _holds(service.selector, pod.labels))
+
+
+def _holds(selector: Mapping[str, str], labels: Mapping[str, str]) -> bool:
+    return all(labels.get(key) == value for key, value in selector.items())

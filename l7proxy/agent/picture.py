@@ -1,0 +1,187 @@
+"""A view, its compiled policies and the cables into the two pictures that are enforced. Pure.
+
+The workers get all of every policy; the kernel gets who may talk to whom on which ports, and which of it to steer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Final
+
+import msgspec
+
+import tproxy_rules.desired as kernel
+from l7proxy.agent.wires import Wires
+from l7proxy.agent.world import View
+from l7proxy.link.messages import LocalEndpoint, Picture
+from l7proxy.model.endpoint import Frontend
+from l7proxy.model.net import PrefixTable
+from l7proxy.model.verdict import Action, Protocol
+from l7proxy.policy.tables import DirectionPolicy, EndpointPolicy, Entry
+
+ANY_PROTOCOL: Final = -1
+VERDICTS: Final = {
+    Action.ALLOW: kernel.Verdict.ALLOW,
+    Action.REDIRECT: kernel.Verdict.STEER,
+    Action.DENY: kernel.Verdict.DENY,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Disclosure:
+    """What flows and denied clients may be shown beyond the least."""
+
+    headers: tuple[str, ...] = ()
+    query: bool = False
+    deny_header: bool = False
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """Both halves of one revision. `steers`: some traffic needs a worker."""
+
+    workers: Picture
+    kernel: kernel.Desired
+
+    @property
+    def steers(self) -> bool:
+        return any(_steers(one.ingress) or _steers(one.egress) for one in self.kernel.endpoints)
+
+    def equals(self, other: Pictures | None) -> bool:
+        """The same but for the revision."""
+        return other is not None and self.kernel == other.kernel and self.workers == _at(other, self.workers.revision)
+
+    def at(self, revision: int) -> Pictures:
+        return Pictures(msgspec.structs.replace(self.workers, revision=revision), self.kernel)
+
+
+def _at(pictures: Pictures, revision: int) -> Picture:
+    return msgspec.structs.replace(pictures.workers, revision=revision)
+
+
+def draw(
+    view: View,
+    policies: Mapping[int, EndpointPolicy],
+    wires: Wires,
+    *,
+    settings: kernel.Settings,
+    resolve_services: bool,
+    disclosure: Disclosure = Disclosure(),
+) -> Pictures:
+    """Revision 0: whoever publishes counts. `resolve_services`: the backend steers before Service DNAT."""
+    tables = {number: (_table(policy.ingress), _table(policy.egress)) for number, policy in policies.items()}
+    endpoints: list[kernel.Endpoint] = []
+    for endpoint in view.endpoints:
+        ingress, egress = tables[endpoint.id]
+        endpoints += _cabled(endpoint.id, endpoint.addresses, wires, ingress, egress)
+    desired = kernel.Desired(
+        settings=settings,
+        identities=tuple(sorted(view.by_prefix.items())),
+        endpoints=tuple(sorted(endpoints, key=lambda one: (one.id, one.addresses))),
+        bridges=wires.bridges,
+        frontends=_frontends(view, policies) if resolve_services else (),
+    )
+    workers = Picture(
+        revision=0,
+        endpoints=tuple(
+            LocalEndpoint(endpoint.id, str(endpoint), endpoint.addresses, policies[endpoint.id])
+            for endpoint in view.endpoints
+        ),
+        identities=dict(view.by_prefix),
+        frontends=view.frontends if resolve_services else (),
+        node_addresses=view.node_addresses,
+        flow_headers=disclosure.headers,
+        flow_query=disclosure.query,
+        deny_header=disclosure.deny_header,
+    )
+    return Pictures(workers, desired)
+
+
+def _cabled(
+    number: int,
+    addresses: tuple[str, ...],
+    wires: Wires,
+    ingress: kernel.Table | None,
+    egress: kernel.Table | None,
+) -> Iterable[kernel.Endpoint]:
+    """One pod, or nothing when there is neither policy nor a cable to watch.
+
+    All its addresses are at the end of one cable; where the cache knows that of some addresses only, it holds for all.
+    """
+    found = {wires.ports[address] for address in addresses if address in wires.ports}
+    port = found.pop() if len(found) == 1 else None
+    if port is not None or ingress is not None or egress is not None:
+        yield kernel.Endpoint(number, tuple(sorted(addresses)), port, ingress, egress)
+
+
+def _table(policy: DirectionPolicy | None) -> kernel.Table | None:
+    if policy is None:
+        return None
+    return kernel.Table(tuple(sorted({_entry(entry) for entry in policy.entries if _enters(entry)})))
+
+
+def _enters(entry: Entry) -> bool:
+    """An entry that steers what is no TCP admits nothing: nobody could judge it. Without it, it is refused."""
+    return entry.action is not Action.REDIRECT or entry.protocol in (None, Protocol.TCP)
+
+
+def _entry(entry: Entry) -> kernel.Entry:
+    """`protocol` None is every protocol; steering every protocol means steering all of TCP."""
+    verdict = VERDICTS[entry.action]
+    steered_any = entry.action is Action.REDIRECT and entry.protocol is None
+    protocol = Protocol.TCP if steered_any else entry.protocol
+    first, last = (entry.first, entry.last) if entry.protocol is not None else (0, 65535)
+    return kernel.Entry(
+        verdict=verdict,
+        protocol=ANY_PROTOCOL if protocol is None else int(protocol),
+        first=first,
+        last=last,
+        any_peer=entry.peers is None,
+        peers=entry.peers or (),
+    )
+
+
+def _steers(table: kernel.Table | None) -> bool:
+    return table is not None and any(entry.verdict is kernel.Verdict.STEER for entry in table.entries)
+
+
+def _frontends(view: View, policies: Mapping[int, EndpointPolicy]) -> tuple[kernel.Frontend, ...]:
+    """Every Service address; `steer` when a connection to some backend behind it may have to be judged by a worker."""
+    identities = PrefixTable(view.by_prefix)
+    ingress = {address: policies[endpoint.id].ingress for endpoint in view.endpoints for address in endpoint.addresses}
+    leaving = {
+        entry
+        for policy in policies.values()
+        if policy.egress is not None
+        for entry in policy.egress.entries
+        if entry.action is Action.REDIRECT
+    }
+    known: dict[tuple[str, int], bool] = {}
+
+    def judged(address: str, port: int) -> bool:
+        arriving = ingress.get(address)
+        if arriving is not None and any(_redirects(entry, None, port) for entry in arriving.entries):
+            return True
+        identity = identities.get(address) or 0
+        return any(_redirects(entry, identity, port) for entry in leaving)
+
+    def steer(frontend: Frontend) -> bool:
+        for one in frontend.backends if frontend.protocol == Protocol.TCP else ():
+            if (one.address, one.port) not in known:
+                known[one.address, one.port] = judged(one.address, one.port)
+            if known[one.address, one.port]:
+                return True
+        return False
+
+    found = {(one.address, one.protocol, one.port): steer(one) for one in view.frontends}
+    return tuple(kernel.Frontend(*key, steer) for key, steer in sorted(found.items()))
+
+
+def _redirects(entry: Entry, identity: int | None, port: int) -> bool:
+    """True when the entry hands TCP to this port over to a worker, for this peer or (None) for some peer."""
+    if entry.action is not Action.REDIRECT:
+        return False
+    if identity is None:
+        return entry.protocol in (None, Protocol.TCP) and entry.first <= port <= entry.last
+    return entry.covers(identity, Protocol.TCP, port)

@@ -1,0 +1,197 @@
+"""Where pods' cables end on this node, which bridges they share, and which addresses the node itself has.
+
+Said by libcni's result cache (CNI specification 0.3.1 to 1.1, "Success"; written by root's container runtime for every
+plugin) and checked against the kernel's own links; a pod that has no result is looked for in the main routing table,
+where routed plugins put a route of its own. What neither knows has no port: status says that it is not checked for
+spoofing.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+from pyroute2 import IPRoute
+from pyroute2.netlink.exceptions import NetlinkError
+
+from l7proxy.model.net import canonical
+from tproxy_rules.desired import Bridge, Port
+
+DEFAULT_RESULTS: Final = Path("/var/lib/cni/results")
+MAX_RESULT: Final = 1 << 20
+MAIN_TABLE: Final = 254
+IPVS_DUMMY: Final = "kube-ipvs0"
+"""kube-proxy's IPVS mode puts every ClusterIP on this link: they are Services, not this node."""
+_NAME = re.compile(r"[A-Za-z0-9_.@-]{1,15}")
+_MAC = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}")
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """An interface of this node."""
+
+    name: str
+    mac: str = ""
+    kind: str = ""
+    master: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Ground:
+    """What the kernel says: its links by name, its own addresses, and single-address routes to links."""
+
+    links: Mapping[str, Link] = field(default_factory=dict)
+    addresses: frozenset[str] = frozenset()
+    routes: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Cable:
+    """One result: the host's interfaces it names, the pod's MAC, the pod's addresses."""
+
+    hosts: tuple[str, ...]
+    mac: str
+    addresses: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Wires:
+    """`ports` by pod address. Values compare: equal wires need no new picture."""
+
+    ports: Mapping[str, Port] = field(default_factory=dict)
+    bridges: tuple[Bridge, ...] = ()
+    local_addresses: frozenset[str] = frozenset()
+    problems: tuple[str, ...] = ()
+
+
+def look(results: Path = DEFAULT_RESULTS) -> Wires:
+    """The cables of this node, now. Blocks; never fails: what cannot be known is left out and told."""
+    problems: list[str] = []
+    try:
+        ground = survey()
+    except (OSError, NetlinkError) as error:
+        return Wires(problems=(f"the node's links cannot be listed: {error}",))
+    return connect(read_cables(results, problems), ground, problems)
+
+
+def connect(cables: Iterable[Cable], ground: Ground, problems: Iterable[str] = ()) -> Wires:
+    """Pure. An address that two live cables claim has no port."""
+    told = list(problems)
+    found: dict[str, set[Port]] = {}
+    for cable in cables:
+        port = _port(cable, ground)
+        if port is not None:
+            for address in cable.addresses:
+                found.setdefault(address, set()).add(port)
+    ports = {address: next(iter(one)) for address, one in found.items() if len(one) == 1}
+    told += (f"{address} is at the end of several cables" for address, many in sorted(found.items()) if len(many) > 1)
+    for address, name in ground.routes.items():
+        if address not in found and name in ground.links and ground.links[name].kind == "veth":
+            ports[address] = Port(name)
+    names = {port.bridge for port in ports.values() if port.bridge}
+    bridges = tuple(Bridge(name, ground.links[name].mac) for name in sorted(names) if name in ground.links)
+    return Wires(dict(sorted(ports.items())), bridges, ground.addresses, tuple(told))
+
+
+def _port(cable: Cable, ground: Ground) -> Port | None:
+    """The one host interface of a result that is there and is no bridge: others are left over from dead pods."""
+    here = [ground.links[name] for name in cable.hosts if name in ground.links]
+    ends = [link for link in here if link.kind != "bridge"]
+    if len(ends) != 1:
+        return None
+    (end,) = ends
+    master = ground.links.get(end.master)
+    bridge = master.name if master is not None and master.kind == "bridge" else ""
+    if bridge and not cable.mac:
+        return None
+    return Port(end.name, cable.mac, bridge)
+
+
+def read_cables(results: Path, problems: list[str]) -> list[Cable]:
+    """Every result in the cache. A file that is none is told and skipped; a missing directory is no cache at all."""
+    cables: list[Cable] = []
+    try:
+        paths = sorted(path for path in results.iterdir() if not path.name.startswith("."))
+    except FileNotFoundError:
+        return cables
+    except OSError as error:
+        problems.append(f"{results}: {error.strerror}")
+        return cables
+    for path in paths:
+        try:
+            if not path.is_file() or path.stat().st_size > MAX_RESULT:
+                continue
+            cables.extend(parse_result(json.loads(path.read_bytes())))
+        except (OSError, ValueError, RecursionError) as error:
+            problems.append(f"{path}: no CNI result: {error}")
+    return cables
+
+
+def parse_result(document: Any) -> Iterator[Cable]:
+    """The cables in a cached result (libcni wraps it in `result`) or a bare one. ValueError when it is neither."""
+    result = document.get("result", document) if isinstance(document, dict) else None
+    if not isinstance(result, dict):
+        raise ValueError("not an object")
+    interfaces = [item for item in _objects(result, "interfaces") if _NAME.fullmatch(str(item.get("name", "")))]
+    everyone = _objects(result, "interfaces")
+    hosts = tuple(str(item["name"]) for item in interfaces if not item.get("sandbox"))
+    by_pod: dict[str, list[str]] = {}
+    inside = [item for item in everyone if item.get("sandbox")]
+    for ip in _objects(result, "ips"):
+        index = ip.get("interface")
+        owner: dict[str, Any] | None = inside[0] if len(inside) == 1 else None
+        if isinstance(index, int) and 0 <= index < len(everyone):
+            owner = everyone[index]
+        mac = str((owner or {}).get("mac", "")).lower() if (owner or {}).get("sandbox") else ""
+        address = canonical(str(ip.get("address", "")).partition("/")[0])
+        by_pod.setdefault(mac if _MAC.fullmatch(mac) else "", []).append(address)
+    for mac, addresses in by_pod.items():
+        yield Cable(hosts, mac, tuple(addresses))
+
+
+def _objects(result: Mapping[str, Any], key: str) -> list[dict[str, Any]]:
+    value = result.get(key) or []
+    if not isinstance(value, list) or not all(isinstance(item, dict) for item in value):
+        raise ValueError(f"{key} is not a list of objects")
+    return value
+
+
+def survey() -> Ground:
+    """Links, addresses and host routes of this network namespace."""
+    with IPRoute() as netlink:
+        by_index: dict[int, dict[str, Any]] = {}
+        for message in netlink.get_links():
+            by_index[message["index"]] = {
+                "name": message.get_attr("IFLA_IFNAME"),
+                "mac": message.get_attr("IFLA_ADDRESS") or "",
+                "kind": (message.get_attr("IFLA_LINKINFO") or {}).get("attrs", []),
+                "master": message.get_attr("IFLA_MASTER"),
+            }
+        names = {index: str(link["name"]) for index, link in by_index.items()}
+        links = {
+            link["name"]: Link(
+                link["name"],
+                link["mac"].lower(),
+                next((str(value) for key, value in link["kind"] if key == "IFLA_INFO_KIND"), ""),
+                names.get(link["master"], ""),
+            )
+            for link in by_index.values()
+            if _NAME.fullmatch(str(link["name"]))
+        }
+        addresses = {
+            canonical(text)
+            for message in netlink.get_addr()
+            if names.get(message["index"], "") not in ("lo", IPVS_DUMMY)
+            and (text := message.get_attr("IFA_LOCAL") or message.get_attr("IFA_ADDRESS"))
+        }
+        routes: dict[str, str] = {}
+        for message in netlink.get_routes(table=MAIN_TABLE):
+            text, index = message.get_attr("RTA_DST"), message.get_attr("RTA_OIF")
+            full = 32 if message["family"] == 2 else 128
+            if text and message["dst_len"] == full and message.get_attr("RTA_GATEWAY") is None and index in names:
+                routes[canonical(text)] = names[index]
+    return Ground(links, frozenset(addresses), routes)

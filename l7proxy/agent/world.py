@@ -1,0 +1,250 @@
+"""The world: facts folded into one picture of the cluster. Pure: no socket, file or clock.
+
+`apply` takes changes, `view` says what they amount to for one node. A view depends on the facts alone, never on the
+order they came in (law 4). An address that two pods claim has no identity, and is refused wherever a policy governs
+one of the two. An address inside a node's pod CIDR that no known pod has is `unmanaged`, never `world`: a pod we have
+not heard of yet must not pass for the outside.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Final, TypeVar
+
+from l7proxy.agent import documents, identities, ownership
+from l7proxy.agent.documents import PolicyState
+from l7proxy.agent.frontends import frontends
+from l7proxy.agent.identity_labels import labels_of
+from l7proxy.agent.names import NamedPod, Names
+from l7proxy.agent.ownership import Ownership
+from l7proxy.model import facts
+from l7proxy.model.endpoint import Endpoint, Frontend
+from l7proxy.model.facts import Change, Delete, Fact, Key, Pod, PolicyDocument, Problem, Upsert
+from l7proxy.model.identity import HOST, KUBE_APISERVER, REMOTE_NODE, UNKNOWN, UNMANAGED, Identity, allocate
+from l7proxy.model.ids import EndpointId, IdentityId
+from l7proxy.model.labels import RESERVED, Label, LabelSet, Operator, Requirement, Selector
+from l7proxy.model.net import Network, family_of
+from l7proxy.model.ref import RuleRef
+from l7proxy.model.verdict import Action, Direction
+from l7proxy.policy.compile import cidrs_of
+from l7proxy.policy.rules import Rule
+
+ENDPOINT_IDS: Final = 1 << 16
+CONTESTED: Final = "l7proxy-contested-address"
+F = TypeVar("F", bound=Fact)
+
+
+@dataclass(frozen=True)
+class View:
+    """Everything about one node (or, with `node` None, about all) that enforcement, status and flows need."""
+
+    node: str | None
+    endpoints: tuple[Endpoint, ...] = ()
+    identities: Mapping[int, Identity] = field(default_factory=dict)
+    by_prefix: Mapping[str, int] = field(default_factory=dict)
+    rules: tuple[Rule, ...] = ()
+    frontends: tuple[Frontend, ...] = ()
+    node_addresses: tuple[str, ...] = ()
+    policies: tuple[PolicyState, ...] = ()
+    problems: tuple[Problem, ...] = ()
+    names: Names = field(default_factory=Names)
+
+
+class World:
+    """The facts as they stand. Single-threaded; a view shares nothing with it that changes."""
+
+    def __init__(self, *, cluster: str = "default") -> None:
+        self.synced = False
+        self._cluster = cluster
+        self._facts: dict[Key, Fact] = {}
+        self._read: dict[Key, tuple[PolicyDocument, PolicyState]] = {}
+
+    def apply(self, changes: Iterable[Change]) -> None:
+        for change in changes:
+            match change:
+                case Upsert(fact):
+                    self._facts[fact.key] = fact
+                case Delete(key):
+                    self._facts.pop(key, None)
+                    self._read.pop(key, None)
+                case _:
+                    self.synced = True
+
+    def view(self, node: str | None, *, local_addresses: Iterable[str] = ()) -> View:
+        """`local_addresses` are those that this node's own interfaces have: `host`, as the Node object's are."""
+        nodes, pods = self._all(facts.Node), self._all(facts.Pod)
+        local = dict.fromkeys(sorted(local_addresses), node or "")
+        owners = ownership.settle(nodes, pods, local)
+        policies = self._policies()
+        rules = [rule for policy in policies for rule in policy.rules]
+        cast = self._cast(node, owners, nodes, pods, rules)
+        contested = _contested_rules(owners, cast.labels, rules)
+        services = frontends(self._all(facts.Service), self._all(facts.EndpointSlice), pods)
+        return View(
+            node=node,
+            endpoints=cast.endpoints,
+            identities=cast.identities,
+            by_prefix=cast.by_prefix,
+            rules=(*rules, *contested),
+            frontends=services,
+            node_addresses=tuple(sorted(address for address, name in owners.nodes.items() if name == node)),
+            policies=_counted(policies, cast.endpoints),
+            problems=owners.problems,
+            names=_names(cast, owners, services),
+        )
+
+    def _all(self, kind: type[F]) -> list[F]:
+        return sorted((fact for fact in self._facts.values() if isinstance(fact, kind)), key=lambda fact: fact.key)
+
+    def _policies(self) -> list[PolicyState]:
+        """Read anew only what is new: reading depends on nothing but the document."""
+        found = []
+        for document in self._all(PolicyDocument):
+            known = self._read.get(document.key)
+            if known is None or known[0] is not document:
+                known = self._read[document.key] = document, documents.read(document)
+            found.append(known[1])
+        return found
+
+    def _cast(
+        self, node: str | None, owners: Ownership, nodes: list[facts.Node], pods: list[Pod], rules: list[Rule]
+    ) -> Cast:
+        """Who is who, and with which number."""
+        spaces = {space.name: space.labels for space in self._all(facts.Namespace)}
+        managed = [pod for pod in pods if not pod.host_network and not pod.finished]
+        labels = {pod.key: labels_of(pod, spaces.get(pod.namespace, {}), cluster=self._cluster) for pod in managed}
+        numbers, of_pods = identities.of_pods((pod, labels[pod.key]) for pod in managed)
+        dual = identities.is_dual(address for some in (nodes, managed) for one in some for address in one.addresses)
+        apiservers = self._apiservers()
+        outside = apiservers - owners.nodes.keys() - owners.pods.keys() - owners.contested.keys()
+        networks = identities.of_networks(cidrs_of(rules), outside, dual=dual)
+        host_is_apiserver = any(owners.nodes[address] == node for address in apiservers & owners.nodes.keys())
+        return Cast(
+            endpoints=_endpoints(node, owners, managed, labels, numbers),
+            identities=identities.table(
+                identities.reserved(dual=dual, host_is_apiserver=host_is_apiserver), of_pods, networks=networks
+            ),
+            by_prefix=_prefixes(node, owners, nodes, numbers, networks, apiservers, dual=dual),
+            labels=labels,
+        )
+
+    def _apiservers(self) -> frozenset[str]:
+        """Cilium's `kube-apiserver` entity: whoever is behind the Service default/kubernetes."""
+        slices = self._all(facts.EndpointSlice)
+        found = (piece.addresses for piece in slices if (piece.namespace, piece.service) == ("default", "kubernetes"))
+        return frozenset(address for addresses in found for address in addresses)
+
+
+@dataclass(frozen=True, slots=True)
+class Cast:
+    """What `_cast` finds, all by one allocation."""
+
+    endpoints: tuple[Endpoint, ...]
+    identities: Mapping[int, Identity]
+    by_prefix: Mapping[str, int]
+    labels: Mapping[Key, LabelSet]
+
+
+def _endpoints(
+    node: str | None,
+    owners: Ownership,
+    managed: list[Pod],
+    labels: Mapping[Key, LabelSet],
+    numbers: Mapping[Key, IdentityId],
+) -> tuple[Endpoint, ...]:
+    """Local pods that have an address, and one endpoint of nobody per contested address."""
+    local = [pod for pod in managed if node is None or pod.node == node]
+    here = [pod for pod in local if owners.addresses(pod)]
+    keys = {pod.key for pod in local}
+    torn = [address for address, pods in owners.contested.items() if any(pod.key in keys for pod in pods)]
+    names = [f"{pod.namespace}/{pod.name}" for pod in here] + torn
+    ids = allocate(names, first=1, end=max(ENDPOINT_IDS, 2 * len(names)))
+    found = [
+        Endpoint(
+            id=EndpointId(ids[f"{pod.namespace}/{pod.name}"]),
+            namespace=pod.namespace,
+            name=pod.name,
+            identity=numbers[pod.key],
+            labels=labels[pod.key],
+            addresses=owners.addresses(pod),
+            named_ports=pod.named_ports,
+            workload=pod.workload,
+        )
+        for pod in here
+    ]
+    found += [
+        Endpoint(EndpointId(ids[address]), "", f"contested {address}", UNKNOWN, _contested_labels(address), (address,))
+        for address in torn
+    ]
+    return tuple(found)
+
+
+def _contested_labels(address: str) -> LabelSet:
+    return LabelSet.of([Label(RESERVED, CONTESTED, address)])
+
+
+def _contested_rules(owners: Ownership, labels: Mapping[Key, LabelSet], rules: Iterable[Rule]) -> list[Rule]:
+    """Deny rules for an address of nobody, in each direction in which a policy governs someone who claims it."""
+    found = []
+    rules = tuple(rules)
+    for address, pods in owners.contested.items():
+        claims = [labels[pod.key] for pod in pods]
+        governed = {rule.direction for rule in rules if any(rule.subject.matches(one) for one in claims)}
+        subject = Selector((Requirement(RESERVED, CONTESTED, Operator.IN, (address,)),))
+        names = " and ".join(f"{pod.namespace}/{pod.name}" for pod in pods)
+        reason = f"{address} is claimed by {names}"
+        found += [
+            Rule(RuleRef("Address", "", address), subject, direction, Action.DENY, refusal=reason)
+            for direction in sorted(governed, key=Direction)
+        ]
+    return found
+
+
+def _prefixes(
+    node: str | None,
+    owners: Ownership,
+    nodes: list[facts.Node],
+    numbers: Mapping[Key, IdentityId],
+    networks: Mapping[Network, Identity],
+    apiservers: frozenset[str],
+    *,
+    dual: bool,
+) -> dict[str, int]:
+    """Prefix → identity. Of equal prefixes the later line below has it: what is ours is never the world's."""
+    table: dict[str, int] = {str(world): number for world, number in identities.worlds(dual=dual).items()}
+    table |= {str(network): identity.id for network, identity in networks.items()}
+    table |= {cidr: UNMANAGED for one in nodes for cidr in one.pod_cidrs}
+    table |= {_single(address): numbers[pod.key] for address, pod in owners.pods.items()}
+    table |= {_single(address): UNKNOWN for address in owners.contested}
+    for address, name in owners.nodes.items():
+        elsewhere = KUBE_APISERVER if address in apiservers else REMOTE_NODE
+        table[_single(address)] = HOST if name == node else elsewhere
+    return dict(sorted(table.items()))
+
+
+def _single(address: str) -> str:
+    return f"{address}/{32 if family_of(address) == 4 else 128}"
+
+
+def _counted(policies: list[PolicyState], endpoints: tuple[Endpoint, ...]) -> tuple[PolicyState, ...]:
+    """How many endpoints each policy selects; those that share an identity are matched once."""
+    sizes: dict[LabelSet, int] = {}
+    for endpoint in endpoints:
+        sizes[endpoint.labels] = sizes.get(endpoint.labels, 0) + 1
+    found = []
+    for policy in policies:
+        subjects = {rule.subject for rule in policy.rules}
+        count = sum(size for labels, size in sizes.items() if any(subject.matches(labels) for subject in subjects))
+        found.append(replace(policy, endpoints=count))
+    return tuple(found)
+
+
+def _names(cast: Cast, owners: Ownership, services: tuple[Frontend, ...]) -> Names:
+    ids = {(endpoint.namespace, endpoint.name): endpoint.id for endpoint in cast.endpoints}
+    pods = {
+        address: NamedPod(ids.get((pod.namespace, pod.name), EndpointId(0)), pod.namespace, pod.name, pod.workload)
+        for address, pod in owners.pods.items()
+    }
+    of_services = {(one.address, one.port, one.protocol): (one.namespace, one.service) for one in services}
+    return Names(pods, of_services, dict(owners.nodes), cast.identities)

@@ -1,0 +1,287 @@
+"""A directory of Kubernetes manifests as a source of facts, watched live.
+
+Laws of this room:
+  - A file is read when it has been quiet for a moment, so that a half-written one is never believed.
+  - A file that breaks is reported, and the last good version of each object in it stays in force; where a fault
+    cannot be given to one object, nothing of that file disappears until it is mended. This is the one place with a
+    memory.
+  - A policy at fault that never was good stands in, to be refused by the world.
+  - One object said twice: the first file by path has it, and both places are named.
+  - A directory that cannot be listed keeps what was last read of it.
+Symbolic links to files are followed, to directories not (they may go round); hidden names are skipped, so that a
+mounted ConfigMap, whose `..data` link is swapped, is read once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+import time
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+from l7proxy.errors import SourceError
+from l7proxy.model.facts import Change, Delete, Fact, Key, Synced, Upsert
+from l7proxy.sources.inotify import Nudge
+from l7proxy.sources.manifests import Fault, Manifest, parse
+from l7proxy.sources.yaml_lines import MAX_BYTES
+
+SUFFIXES: Final = (".yaml", ".yml", ".json")
+QUIET: Final = 0.05
+"""Seconds a file must not have changed before it is read."""
+LOOK_AGAIN: Final = 2.0
+"""Seconds between looks when nothing nudges: for file systems without inotify and links that lead elsewhere."""
+PATIENCE: Final = 40
+"""Times that the first look waits for files still being written, QUIET seconds each."""
+
+Signature = tuple[int, int, int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class ReadFile:
+    """One version of one file, and what of it is in force: good facts, or the stand-ins of faulty policies."""
+
+    signature: Signature
+    mtime_ns: int
+    manifest: Manifest
+    good: Mapping[Key, Fact]
+    stand_ins: Mapping[Key, Fact]
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """What all files together say."""
+
+    facts: Mapping[Key, Fact] = field(default_factory=dict)
+    problems: tuple[SourceError, ...] = ()
+    notes: tuple[SourceError, ...] = ()
+    files: Mapping[str, int] = field(default_factory=dict)
+
+
+def settle(version: Manifest, before: Mapping[Key, Fact]) -> tuple[dict[Key, Fact], dict[Key, Fact]]:
+    """(good, stand-ins) of a file, given what was last good in it."""
+    good: dict[Key, Fact] = {}
+    stand_ins: dict[Key, Fact] = {}
+    for fact in version.facts:
+        good.setdefault(fact.key, fact)
+    for fault in version.faults:
+        kept = fault.key or (fault.stand_in.key if fault.stand_in else None)
+        if kept is not None and kept in before:
+            good.setdefault(kept, before[kept])
+        elif fault.stand_in is not None and fault.stand_in.key not in good:
+            stand_ins.setdefault(fault.stand_in.key, fault.stand_in)
+    if any(fault.blind for fault in version.faults):
+        for key, fact in before.items():
+            good.setdefault(key, fact)
+    return good, stand_ins
+
+
+def gather(files: Mapping[str, ReadFile], troubles: Iterable[SourceError] = ()) -> Look:
+    """All files into one: a pure function of what is in force in each."""
+    facts: dict[Key, Fact] = {}
+    claimed: dict[Key, Fact] = {}
+    problems = list(troubles)
+    notes: list[SourceError] = []
+    for name in sorted(files):
+        read = files[name]
+        problems += (fault.error for fault in read.manifest.faults)
+        notes += read.manifest.notes
+        for fact in read.manifest.facts:
+            first = claimed.setdefault(fact.key, fact)
+            if first is not fact:
+                problems.append(_twice(fact, first))
+        for key, fact in {**read.stand_ins, **read.good}.items():
+            facts.setdefault(key, fact)
+            claimed.setdefault(key, fact)
+    problems.sort(key=lambda error: (error.file, error.line or 0, error.field, error.message))
+    return Look(facts, tuple(problems), tuple(notes), {name: read.mtime_ns for name, read in files.items()})
+
+
+def _twice(fact: Fact, first: Fact) -> SourceError:
+    place = f"{first.origin.file}:{first.origin.line}"
+    message = f"{fact.key} is already defined in {place}, which stays in force"
+    return SourceError(message, file=fact.origin.file, line=fact.origin.line, field="metadata.name")
+
+
+def differences(before: Mapping[Key, Fact], after: Mapping[Key, Fact]) -> list[Change]:
+    """What to say to someone who knows `before`: removals first, in the order of names."""
+    gone: list[Change] = [Delete(key) for key in sorted(before.keys() - after.keys())]
+    return gone + [Upsert(after[key]) for key in sorted(after) if before.get(key) != after[key]]
+
+
+class FileSource:
+    """Watches one directory (or one file). What the properties say is as of the batch that `watch` yielded last."""
+
+    kind = "files"
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.synced = False
+        self._look = Look()
+        self._read: dict[str, ReadFile] = {}
+
+    @property
+    def problems(self) -> tuple[SourceError, ...]:
+        return self._look.problems
+
+    @property
+    def notes(self) -> tuple[SourceError, ...]:
+        return self._look.notes
+
+    @property
+    def files(self) -> Mapping[str, int]:
+        """Path below the directory → mtime in nanoseconds of the version that was read."""
+        return self._look.files
+
+    async def watch(self) -> AsyncIterator[list[Change]]:
+        """Batches of changes, for ever. The first ends with Synced. An empty one: only problems or mtimes moved."""
+        with Nudge() as nudge:
+            look, unsettled = await asyncio.to_thread(self._scan, nudge.watch)
+            for _ in range(PATIENCE):
+                if not unsettled:
+                    break
+                await asyncio.sleep(QUIET)
+                look, unsettled = await asyncio.to_thread(self._scan, nudge.watch)
+            changes = differences({}, look.facts)
+            self._look, self.synced = look, True
+            yield [*changes, Synced()]
+            while True:
+                await nudge.wait(QUIET if unsettled else LOOK_AGAIN)
+                look, unsettled = await asyncio.to_thread(self._scan, nudge.watch)
+                if _same(look, self._look):
+                    continue
+                changes = differences(self._look.facts, look.facts)
+                self._look = look
+                yield changes
+
+    def _scan(self, watch: Callable[[Path], None]) -> tuple[Look, bool]:
+        """Look at everything; read what is new. True when some file was still moving and is to be read later."""
+        found, troubles, kept = _list(self.path, watch)
+        read: dict[str, ReadFile] = {
+            name: version for name, version in self._read.items() if any(_below(name, folder) for folder in kept)
+        }
+        unsettled = False
+        for name, path in found.items():
+            version, moving = _version(path, name, self._read.get(name))
+            unsettled |= moving
+            if version is not None:
+                read[name] = version
+        self._read = read
+        return gather(read, troubles), unsettled
+
+
+def _version(path: Path, name: str, before: ReadFile | None) -> tuple[ReadFile | None, bool]:
+    """The version of a file that counts now: the one before while the file is still moving (then also True)."""
+    try:
+        status = path.stat()
+    except FileNotFoundError:
+        return None, False
+    except OSError as error:
+        return _unreadable(name, error, before), False
+    if before is not None and before.signature == _signature(status):
+        return before, False
+    age = time.time() - max(status.st_mtime, status.st_ctime)
+    if 0 <= age < QUIET:
+        return before, True
+    try:
+        with path.open("rb") as file:
+            data = file.read(MAX_BYTES + 1)
+            after = os.fstat(file.fileno())
+    except FileNotFoundError:
+        return None, False
+    except OSError as error:
+        return _unreadable(name, error, before), False
+    if _signature(after) != _signature(status):
+        return before, True
+    return _read(parse(data, name), _signature(status), status.st_mtime_ns, before), False
+
+
+def _read(manifest: Manifest, signature: Signature, mtime_ns: int, before: ReadFile | None) -> ReadFile:
+    good, stand_ins = settle(manifest, before.good if before else {})
+    return ReadFile(signature, mtime_ns, manifest, good, stand_ins)
+
+
+def _unreadable(name: str, error: OSError, before: ReadFile | None) -> ReadFile:
+    fault = Fault(SourceError(f"cannot be read: {error.strerror}", file=name))
+    return _read(Manifest(faults=(fault,)), (0, 0, 0, 0), 0, before)
+
+
+def _signature(status: os.stat_result) -> Signature:
+    return status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
+
+
+def _list(root: Path, watch: Callable[[Path], None]) -> tuple[dict[str, Path], list[SourceError], list[str]]:
+    """(name → path of every manifest, troubles, folders that could not be listed). Each folder is watched first."""
+    troubles: list[SourceError] = []
+    kept: list[str] = []
+    found: dict[str, Path] = {}
+
+    def trouble(error: OSError) -> None:
+        folder = os.path.relpath(error.filename or root, root)
+        kept.append("" if folder == "." else folder)
+        troubles.append(
+            SourceError(f"the directory cannot be read: {error.strerror}", file=str(error.filename or root))
+        )
+
+    if root.is_file():
+        watch(root.parent)
+        return {root.name: root}, [], []
+    for folder, folders, names in _walk(root, watch, trouble):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in names:
+            path = folder / name
+            if name.endswith(SUFFIXES) and not name.startswith("."):
+                found[str(path.relative_to(root))] = path
+    return found, troubles, kept
+
+
+def _walk(
+    root: Path, watch: Callable[[Path], None], trouble: Callable[[OSError], None]
+) -> Iterable[tuple[Path, list[str], list[str]]]:
+    watch(root)
+    for folder, folders, names in os.walk(root, onerror=trouble):
+        for name in folders:
+            watch(Path(folder, name))
+        yield Path(folder), folders, names
+
+
+def _below(name: str, folder: str) -> bool:
+    return not folder or name.startswith(f"{folder}/")
+
+
+def _same(one: Look, other: Look) -> bool:
+    return (one.facts, one.files, [str(error) for error in one.problems], one.notes == other.notes) == (
+        other.facts,
+        other.files,
+        [str(error) for error in other.problems],
+        True,
+    )
+
+
+def load(paths: Sequence[Path]) -> tuple[list[Change], list[SourceError]]:
+    """Read files and directories once, for `policy validate` and `policy trace`. `-` is standard input.
+
+    Files are named in messages as they were given.
+    """
+    read: dict[str, ReadFile] = {}
+    troubles: list[SourceError] = []
+    for root in paths:
+        if str(root) == "-":
+            read["-"] = _read(parse(sys.stdin.buffer.read(MAX_BYTES + 1), "-"), (0, 0, 0, 0), 0, None)
+            continue
+        if not root.exists():
+            troubles.append(SourceError("no such file or directory", file=str(root)))
+            continue
+        found, errors, _ = _list(root, lambda folder: None)
+        troubles += errors
+        for path in found.values():
+            shown = str(path) if root.is_dir() else str(root)
+            try:
+                read[shown] = _read(parse(path.read_bytes(), shown), (0, 0, 0, 0), 0, None)
+            except OSError as error:
+                read[shown] = _unreadable(shown, error, None)
+    look = gather(read, troubles)
+    return [*differences({}, look.facts), Synced()], list(look.problems)

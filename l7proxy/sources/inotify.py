@@ -1,0 +1,66 @@
+"""A nudge when something in some directories changed. What it was is not asked: the source looks again anyway.
+
+The kernel's queue may overflow, a watch may come too late, a symbolic link may lead elsewhere (inotify(7),
+limitations): so a nudge is a hint and never the truth, and no event is ever read apart. That leaves three calls, for
+which a library would bring threads of its own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import os
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Final
+
+IN_NONBLOCK: Final = os.O_NONBLOCK
+IN_CLOEXEC: Final = os.O_CLOEXEC
+IN_ATTRIB: Final = 0x004
+IN_CLOSE_WRITE: Final = 0x008
+IN_MOVED: Final = 0x0C0
+IN_CREATE: Final = 0x100
+IN_DELETE: Final = 0x200
+IN_SELF: Final = 0xC00
+IN_ONLYDIR: Final = 0x01000000
+MASK: Final = IN_ATTRIB | IN_CLOSE_WRITE | IN_MOVED | IN_CREATE | IN_DELETE | IN_SELF | IN_ONLYDIR
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+class Nudge:
+    """Use within a running loop, as a context manager. Without inotify it never comes: look now and then."""
+
+    def __init__(self) -> None:
+        self._changed = asyncio.Event()
+        self._fd: int = _libc.inotify_init1(IN_NONBLOCK | IN_CLOEXEC)
+        self._loop = asyncio.get_running_loop()
+        if self._fd >= 0:
+            self._loop.add_reader(self._fd, self._readable)
+
+    def __enter__(self) -> Nudge:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        if self._fd >= 0:
+            self._loop.remove_reader(self._fd)
+            os.close(self._fd)
+
+    def watch(self, directory: Path) -> None:
+        """From now on. Watching twice is fine: the kernel knows the directory. From any thread."""
+        if self._fd >= 0:
+            _libc.inotify_add_watch(self._fd, os.fsencode(directory), MASK)
+
+    async def wait(self, seconds: float) -> None:
+        """Until something changed since the last call, or the time is out."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._changed.wait()
+        self._changed.clear()
+
+    def _readable(self) -> None:
+        with suppress(BlockingIOError):
+            while os.read(self._fd, 65536):
+                pass
+        self._changed.set()

@@ -1,0 +1,131 @@
+"""One file's bytes into facts, faults and notes. Pure: no file is opened here.
+
+A fault never takes its neighbours along. When it can be told which object it belongs to it says so (`key`), else it is
+`blind`; a policy that is at fault leaves a stand-in, which the world turns into rules that refuse.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from l7proxy.errors import PolicyError, SourceError
+from l7proxy.model.facts import Fact, Key, Origin, PolicyDocument
+from l7proxy.policy import lang
+from l7proxy.sources import objects
+from l7proxy.sources.yaml_lines import Document, Torn, read
+
+_TOP_LEVEL = re.compile(r"""^["']?(apiVersion|kind)["']?:\s*["']?([\w./-]+)""", re.MULTILINE)
+_METADATA = re.compile(r"""^metadata:[ ]*(?:#.*)?\n((?:[ \t]+.*(?:\n|$)|[ \t]*\n)*)""", re.MULTILINE)
+_NAMED = re.compile(r"""^\s+["']?(name|namespace)["']?:\s*["']?([\w./-]+)""", re.MULTILINE)
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """What is wrong, with whom (if that can be told), and who stands in for a policy never seen whole."""
+
+    error: SourceError
+    key: Key | None = None
+    stand_in: PolicyDocument | None = None
+
+    @property
+    def blind(self) -> bool:
+        return self.key is None
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """All that one file says. `notes` are remarks on what is no error, as a kind that means nothing to us."""
+
+    facts: tuple[Fact, ...] = ()
+    faults: tuple[Fault, ...] = ()
+    notes: tuple[SourceError, ...] = ()
+
+
+def parse(data: bytes, file: str) -> Manifest:
+    """Everything in one file, whatever state it is in."""
+    facts: list[Fact] = []
+    faults: list[Fault] = []
+    notes: list[SourceError] = []
+    try:
+        parts = read(data, as_json=file.endswith(".json"))
+    except SourceError as error:
+        return Manifest(faults=(Fault(_placed(error, file, 1)),))
+    for part in parts:
+        if isinstance(part, Torn):
+            faults.append(_torn(part, file))
+            continue
+        for document, line, value in _objects(part):
+            match _one(document, Origin(file, line), value):
+                case Fault() as fault:
+                    faults.append(fault)
+                case SourceError() as note:
+                    notes.append(note)
+                case fact:
+                    facts.append(fact)
+    return Manifest(tuple(facts), tuple(faults), tuple(notes))
+
+
+def _objects(document: Document) -> Iterator[tuple[Document, int, Any]]:
+    """The objects of one document: itself, or the items of a `kind: List` (and PodList and the like)."""
+    value = document.value
+    if value is None:
+        return
+    kind = value.get("kind") if isinstance(value, dict) else None
+    if isinstance(kind, str) and kind.endswith("List") and isinstance(value.get("items"), list):
+        for index, item in enumerate(value["items"]):
+            yield document, document.line_of(value["items"], index), item
+    else:
+        yield document, document.line, value
+
+
+def _one(document: Document, origin: Origin, value: Any) -> Fact | Fault | SourceError:
+    if not isinstance(value, dict):
+        return Fault(
+            SourceError("a manifest must be a mapping with kind and metadata", file=origin.file, line=origin.line)
+        )
+    lines = partial(document.lines, value)
+    try:
+        fact = objects.read(value, origin, lines)
+    except SourceError as error:
+        stand_in = objects.stand_in(value, origin, lines(), error) if lang.is_policy(value) else None
+        return Fault(error, objects.key_of(value), stand_in)
+    if fact is None:
+        kind = f"{value.get('apiVersion')} {value.get('kind')}"
+        return SourceError(f"{kind} says nothing to us: not read", file=origin.file, line=origin.line, field="kind")
+    if isinstance(fact, PolicyDocument):
+        return _policy(fact)
+    return fact
+
+
+def _policy(fact: PolicyDocument) -> Fact | Fault:
+    """A policy that its language calls invalid is a fault of the file, as an API server would refuse it.
+
+    One that is valid but not supported is not: it exists, and what it selects is refused.
+    """
+    try:
+        lang.parse(fact.document, locate=fact.locate)
+    except PolicyError as error:
+        if not error.unsupported:
+            file, line = fact.locate(error.at)
+            return Fault(SourceError(error.message, file=file, line=line, field=error.at), fact.key, fact)
+    return fact
+
+
+def _torn(part: Torn, file: str) -> Fault:
+    """Text that is no YAML. If its first column still says that it is a policy, its whole namespace is refused."""
+    error = _placed(part.error, file, part.line)
+    top = dict(_TOP_LEVEL.findall(part.text))
+    block = _METADATA.search(part.text)
+    metadata = dict(reversed(_NAMED.findall(block.group(1)))) if block else {}
+    document: Mapping[str, Any] = {**top, "metadata": metadata}
+    if not lang.is_policy(document):
+        return Fault(error)
+    return Fault(error, None, objects.stand_in(document, Origin(file, part.line), {}, error))
+
+
+def _placed(error: SourceError, file: str, line: int) -> SourceError:
+    return SourceError(error.message, file=file, line=error.line or line, field=error.field)

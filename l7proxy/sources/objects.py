@@ -1,0 +1,240 @@
+"""Kubernetes objects into facts: one small reader per kind, and the table of kinds.
+
+Reads what enforcement needs and checks the types of that; all else in an object is not ours to judge. Policies are only
+looked at from outside here (name, place); the language room reads them.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from typing import Any, Final
+
+from l7proxy.errors import SourceError
+from l7proxy.model.endpoint import Workload
+from l7proxy.model.facts import (
+    EndpointSlice,
+    Fact,
+    Key,
+    Namespace,
+    Node,
+    Origin,
+    Pod,
+    PolicyDocument,
+    Service,
+    ServicePort,
+    SlicePort,
+)
+from l7proxy.model.identity import NamedPort
+from l7proxy.policy import lang
+from l7proxy.sources.fields import Fields
+
+SERVICE_NAME: Final = "kubernetes.io/service-name"
+CLUSTER_SCOPED_POLICIES: Final = frozenset(
+    (
+        "CiliumClusterwideNetworkPolicy",
+        "GlobalNetworkPolicy",
+        "AdminNetworkPolicy",
+        "BaselineAdminNetworkPolicy",
+        "ClusterNetworkPolicy",
+    )
+)
+_CRON_RUN = re.compile(r"-\d{8,}$")
+
+
+def node(fields: Fields, origin: Origin) -> Node:
+    spec, status = fields.inside("spec"), fields.inside("status")
+    cidrs = spec.networks("podCIDRs")
+    if not cidrs and "podCIDR" in spec.value:
+        one = Fields({"podCIDR": [spec.text("podCIDR")]}, spec.path)
+        cidrs = one.networks("podCIDR")
+    addresses = [
+        item.address("address")
+        for item in status.each("addresses")
+        if item.text("type") in ("InternalIP", "ExternalIP")
+    ]
+    metadata = fields.inside("metadata")
+    return Node(_name(fields), tuple(dict.fromkeys(addresses)), cidrs, metadata.labels("labels"), origin)
+
+
+def namespace(fields: Fields, origin: Origin) -> Namespace:
+    return Namespace(_name(fields), fields.inside("metadata").labels("labels"), origin)
+
+
+def pod(fields: Fields, origin: Origin) -> Pod:
+    metadata, spec, status = fields.inside("metadata"), fields.inside("spec"), fields.inside("status")
+    addresses = [item.address("ip") for item in status.each("podIPs")]
+    if status.text("podIP", ""):
+        addresses.insert(0, status.address("podIP"))
+    labels = metadata.labels("labels")
+    return Pod(
+        namespace=_namespace(fields),
+        name=_name(fields),
+        node=spec.text("nodeName", ""),
+        addresses=tuple(dict.fromkeys(addresses)),
+        labels=labels,
+        named_ports=_named_ports(spec),
+        service_account=spec.text("serviceAccountName", "default"),
+        host_network=spec.flag("hostNetwork"),
+        workload=_workload(metadata, labels),
+        phase=status.text("phase", ""),
+        origin=origin,
+    )
+
+
+def _named_ports(spec: Fields) -> frozenset[NamedPort]:
+    """The first of several containers that give one name to a port and protocol has it, as in Kubernetes."""
+    found: dict[tuple[str, int], int] = {}
+    sidecars = [item for item in spec.each("initContainers") if item.text("restartPolicy", "") == "Always"]
+    for container in [*spec.each("containers"), *sidecars]:
+        for port in container.each("ports"):
+            number, protocol, name = port.port("containerPort"), port.protocol(), port.text("name", "")
+            if name:
+                found.setdefault((name, protocol), number)
+    return frozenset((name, protocol, number) for (name, protocol), number in found.items())
+
+
+def _workload(metadata: Fields, labels: Mapping[str, str]) -> Workload | None:
+    """The controlling owner, seen through the ReplicaSet of a Deployment and the Job of a CronJob."""
+    for owner in metadata.each("ownerReferences"):
+        if not owner.flag("controller"):
+            continue
+        kind, name = owner.text("kind"), owner.text("name")
+        hashed = f"-{labels.get('pod-template-hash', '')}"
+        if kind == "ReplicaSet" and len(hashed) > 1 and name.endswith(hashed):
+            return Workload(name.removesuffix(hashed), "Deployment")
+        if kind == "Job" and _CRON_RUN.search(name):
+            return Workload(_CRON_RUN.sub("", name), "CronJob")
+        return Workload(name, kind)
+    return None
+
+
+def service(fields: Fields, origin: Origin) -> Service:
+    spec = fields.inside("spec")
+    cluster = spec.texts("clusterIPs") or ([spec.text("clusterIP", "")] if spec.text("clusterIP", "") else [])
+    headless = "None" in cluster
+    external = spec.text("type", "ClusterIP") == "ExternalName"
+    addresses: tuple[str, ...] = ()
+    if not headless and not external:
+        balancer = fields.inside("status").inside("loadBalancer")
+        addresses = (
+            *Fields({"clusterIPs": cluster}, spec.path).addresses("clusterIPs"),
+            *spec.addresses("externalIPs"),
+            *(item.address("ip") for item in balancer.each("ingress") if item.text("ip", "")),
+        )
+    return Service(
+        namespace=_namespace(fields),
+        name=_name(fields),
+        addresses=tuple(dict.fromkeys(addresses)),
+        ports=tuple(_service_port(item) for item in spec.each("ports")),
+        selector={} if external else spec.labels("selector"),
+        headless=headless,
+        origin=origin,
+    )
+
+
+def _service_port(item: Fields) -> ServicePort:
+    port = item.port("port")
+    target = item.value.get("targetPort")
+    if isinstance(target, str) and target and not target.isdigit():
+        return ServicePort(port, item.protocol(), target, item.text("name", ""))
+    if isinstance(target, str) and target.isdigit():
+        target = Fields({"targetPort": int(target)}, item.path).port("targetPort")
+    number = port if target in (None, 0, "") else Fields({"targetPort": target}, item.path).port("targetPort")
+    return ServicePort(port, item.protocol(), number, item.text("name", ""))
+
+
+def endpoint_slice(fields: Fields, origin: Origin) -> EndpointSlice:
+    family = fields.text("addressType")
+    if family not in ("IPv4", "IPv6", "FQDN"):
+        raise fields.wrong("addressType", f"must be IPv4, IPv6 or FQDN, not {family!r:.40}")
+    ready: list[str] = []
+    if family != "FQDN":
+        for item in fields.each("endpoints"):
+            addresses = item.addresses("addresses")
+            for index, address in enumerate(addresses):
+                if (":" in address) != (family == "IPv6"):
+                    raise item.wrong(f"addresses[{index}]", f"{address} is not {family}, as addressType says")
+            if item.inside("conditions").flag("ready", default=True):
+                ready.extend(addresses)
+    ports = [
+        SlicePort(item.text("name", ""), item.port("port"), item.protocol())
+        for item in fields.each("ports")
+        if item.value.get("port") is not None
+    ]
+    name = fields.inside("metadata").labels("labels").get(SERVICE_NAME, "")
+    return EndpointSlice(_namespace(fields), _name(fields), name, tuple(dict.fromkeys(ready)), tuple(ports), origin)
+
+
+KINDS: Final[Mapping[tuple[str, str], Callable[[Fields, Origin], Fact]]] = {
+    ("v1", "Node"): node,
+    ("v1", "Namespace"): namespace,
+    ("v1", "Pod"): pod,
+    ("v1", "Service"): service,
+    ("discovery.k8s.io/v1", "EndpointSlice"): endpoint_slice,
+}
+CLUSTER_SCOPED: Final = frozenset(("Node", "Namespace")) | CLUSTER_SCOPED_POLICIES
+
+
+def key_of(document: Mapping[str, Any]) -> Key | None:
+    """The name of the object, if so much of it can be read."""
+    try:
+        fields = Fields(document)
+        kind = fields.text("kind")
+        return Key(kind, "" if kind in CLUSTER_SCOPED else _namespace(fields), _name(fields))
+    except SourceError:
+        return None
+
+
+def read(document: Mapping[str, Any], origin: Origin, lines: Callable[[], Mapping[str, int]]) -> Fact | None:
+    """The fact in a document; None for kinds that say nothing to us. SourceError names field and line."""
+    fields = Fields(document)
+    try:
+        kind, version = fields.text("kind"), fields.text("apiVersion")
+        if lang.is_policy(document):
+            return policy(document, origin, lines())
+        reader = KINDS.get((version, kind))
+        return reader(fields, origin) if reader else None
+    except SourceError as error:
+        line = _nearest(lines(), error.field) or origin.line
+        raise SourceError(error.message, file=origin.file, line=line, field=error.field) from error
+
+
+def policy(document: Mapping[str, Any], origin: Origin, lines: Mapping[str, int]) -> PolicyDocument:
+    """A policy from outside."""
+    fields = Fields(document)
+    kind, name = fields.text("kind"), _name(fields)
+    return PolicyDocument(
+        kind, "" if kind in CLUSTER_SCOPED else _namespace(fields), name, document, lines, origin=origin
+    )
+
+
+def stand_in(
+    document: Mapping[str, Any], origin: Origin, lines: Mapping[str, int], fault: SourceError
+) -> PolicyDocument:
+    """What remains of a policy whose envelope is broken: a name (where it stands, if it has none), to refuse by."""
+    fields = Fields(document)
+    name, space = f"{origin.file}:{origin.line}", "default"
+    with suppress(SourceError):
+        space = _namespace(fields)
+    with suppress(SourceError):
+        name = _name(fields)
+    kind = str(document.get("kind", ""))
+    named = {**document, "metadata": {"name": name, "namespace": space}}
+    space = "" if kind in CLUSTER_SCOPED else space
+    return PolicyDocument(kind, space, name, named, lines, fault.message, fault.field, origin)
+
+
+def _name(fields: Fields) -> str:
+    return fields.inside("metadata").text("name")
+
+
+def _namespace(fields: Fields) -> str:
+    return fields.inside("metadata").text("namespace", "default")
+
+
+def _nearest(lines: Mapping[str, int], path: str) -> int | None:
+    while path and path not in lines:
+        path = path[: max(path.rfind("."), path.rfind("["), 0)]
+    return lines.get(path)
