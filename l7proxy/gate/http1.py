@@ -29,7 +29,7 @@ from l7proxy.model.http import Request
 from l7proxy.model.verdict import Direction, Verdict
 from l7proxy.wire import http1_fast, http1_strict
 from l7proxy.wire.body import Body, body
-from l7proxy.wire.head import CHUNKED, Header, RequestHead, ResponseHead
+from l7proxy.wire.head import CHUNKED, UNTIL_CLOSE, Header, RequestHead, ResponseHead
 from l7proxy.wire.lines import HeadLines
 from l7proxy.wire.path import EscapedSlashError
 
@@ -37,11 +37,10 @@ from l7proxy.wire.path import EscapedSlashError
 class _State(IntEnum):
     OPEN = 0
     TUNNEL = 1
-    LINGER = 2
-    CLOSED = 3
+    CLOSED = 2
 
 
-OPEN, TUNNEL, LINGER, CLOSED = _State
+OPEN, TUNNEL, CLOSED = _State
 FORWARDED, AUDIT = Verdict.FORWARDED, Verdict.AUDIT  # every other verdict refuses
 CLIENT, SERVER = Side.CLIENT, Side.SERVER
 
@@ -80,7 +79,6 @@ class HttpGate:
         "_half_closed",
         "_held",
         "_judge",
-        "_lingered",
         "_now_ns",
         "_options",
         "_paused",
@@ -118,7 +116,6 @@ class HttpGate:
         self._server_done = False
         self._half_closed = False  # the client's FIN has been passed on
         self._paused = False
-        self._lingered = 0
 
     # --- what the session asks and tells -----------------------------------------------------------------------------
 
@@ -126,7 +123,7 @@ class HttpGate:
     def waiting_for(self) -> str:
         """See pick.Gate."""
         if self._state is not OPEN:
-            return ("open", "tunnel", "linger", "closed")[self._state]
+            return ("open", "tunnel", "closed")[self._state]
         exchange = self._exchange
         if exchange is None:
             return "head" if self._held else "idle"
@@ -137,7 +134,7 @@ class HttpGate:
         awaits_continue = exchange.head.expect_continue and not exchange.continued and not exchange.answered
         return "body" if exchange.request_body and not awaits_continue else "response"
 
-    def opened(self) -> list[Action]:
+    def started(self) -> list[Action]:
         """Nothing yet: the server hears of a client only once a request is allowed."""
         return []
 
@@ -148,7 +145,8 @@ class HttpGate:
     def from_client(self, data: bytes) -> list[Action]:
         actions: list[Action] = []
         if self._state is not OPEN:
-            self._late_client(data, actions)
+            if self._state is TUNNEL and not self._client_done:
+                actions.append(ToServer(data))
             return actions
         if not self._held:
             exchange = self._exchange
@@ -167,8 +165,6 @@ class HttpGate:
         if self._state is OPEN:
             self._held += data
             self._pump(actions)
-        else:
-            self._late_client(data, actions)
         return actions
 
     def from_server(self, data: bytes) -> list[Action]:
@@ -190,7 +186,7 @@ class HttpGate:
         self._client_done = True
         if self._state is OPEN:
             self._pump(actions)
-        elif self._state is LINGER or self._server_done:
+        elif self._state is TUNNEL and self._server_done:
             self._close(actions)
         elif self._state is TUNNEL:
             actions.append(HalfClose(SERVER))
@@ -208,7 +204,7 @@ class HttpGate:
         elif self._state is OPEN:
             if exchange is None or not exchange.allowed or exchange.answered:
                 self._close(actions)
-            elif exchange.response is not None and exchange.response.framing < CHUNKED:  # until close: this is its end
+            elif exchange.response is not None and exchange.response.framing == UNTIL_CLOSE:
                 self._answered(exchange, b"", actions)
             else:
                 self._fail(exchange, 502, "the server closed the connection before the end of its response", actions)
@@ -220,8 +216,8 @@ class HttpGate:
         exchange = self._exchange
         if self._state is OPEN and exchange is None and self._held.strip(b"\r\n"):
             self._emit_malformed(400, "the client left in the middle of a request head", actions)
-        elif exchange is not None and exchange.allowed and not exchange.answered:
-            self._emit_response(exchange, 499, "the client left before the end of the response", actions)
+        elif exchange is not None:
+            self._abandon(exchange, "the client left before the end of the response", actions)
         self._close(actions)
         return actions
 
@@ -270,7 +266,7 @@ class HttpGate:
                     del held[: self._take_body(exchange, exchange.request_body, bytes(held), actions)]
                     continue
                 if self._client_done:
-                    self._cut_body(exchange, actions)
+                    self._abandon(exchange, "the client ended its request in the middle of the body", actions)
             elif self._client_done and not held and not self._half_closed:
                 self._half_closed = True
                 actions.append(HalfClose(SERVER))
@@ -348,7 +344,7 @@ class HttpGate:
             if not exchange.allowed or exchange.answered:
                 self._next(actions)
         elif exchange.drained > bounds.MAX_DRAINED:
-            self._linger(actions)
+            self._close(actions)
         return taken
 
     def _next(self, actions: list[Action]) -> None:
@@ -364,19 +360,12 @@ class HttpGate:
         else:
             self._close(actions)
 
-    def _cut_body(self, exchange: _Exchange, actions: list[Action]) -> None:
+    def _abandon(self, exchange: _Exchange, reason: str, actions: list[Action]) -> None:
+        """The client gives up. 499, unless the server's status has been shown."""
         if exchange.allowed and not exchange.answered:
-            self._emit_response(exchange, 499, "the client ended its request in the middle of the body", actions)
+            response = exchange.response
+            self._emit_response(exchange, 499 if response is None else response.status, reason, actions)
         self._close(actions)
-
-    def _late_client(self, data: bytes, actions: list[Action]) -> None:
-        if self._state is TUNNEL:
-            if not self._client_done:
-                actions.append(ToServer(data))
-        elif self._state is LINGER:
-            self._lingered += len(data)
-            if self._lingered > bounds.MAX_LINGER:
-                self._close(actions)
 
     # --- the server's bytes ------------------------------------------------------------------------------------------
 
@@ -485,7 +474,7 @@ class HttpGate:
         # A client that awaited 100 may send the body or another request: the server may guess otherwise than we do.
         uncertain = exchange.head.expect_continue and not exchange.continued and exchange.request_body is not None
         if rest or uncertain or not (exchange.head.keep_alive and response.keep_alive):
-            self._finish(exchange, actions)
+            self._close(actions)
         elif exchange.request_body is None:
             self._next(actions)
             if self._held or self._client_done:
@@ -509,7 +498,7 @@ class HttpGate:
         self._emit_response(exchange, 403, "", actions)
         exchange.answered = True
         if not stays:
-            self._finish(exchange, actions)
+            self._close(actions)
         elif exchange.request_body is None:
             self._next(actions)
 
@@ -518,7 +507,7 @@ class HttpGate:
         fields = b"location: %b\r\n" % error.location if isinstance(error, EscapedSlashError) else b""
         actions.append(ToClient(reply(error.status, sentence(str(error)), close=True, fields=fields)))
         self._emit_malformed(error.status, str(error), actions)
-        self._linger(actions)
+        self._close(actions)
 
     def _fail(self, exchange: _Exchange, status: int, reason: str, actions: list[Action]) -> None:
         """An allowed request that cannot be completed: answered by us, or cut where the server's answer broke off."""
@@ -529,26 +518,7 @@ class HttpGate:
         head_only = exchange.head.method == b"HEAD"
         actions.append(ToClient(reply(status, sentence(reason), close=True, head_only=head_only)))
         self._emit_response(exchange, status, reason, actions)
-        self._finish(exchange, actions)
-
-    def _finish(self, exchange: _Exchange, actions: list[Action]) -> None:
-        """Our side has said all; the client may still be sending a body."""
-        exchange.answered = True
-        if exchange.request_body is not None:
-            self._linger(actions)
-        else:
-            self._close(actions)
-
-    def _linger(self, actions: list[Action]) -> None:
-        """RFC 9112 9.6: half-close, then read away, lest a reset destroy our answer before the client has read it."""
-        if self._client_done:
-            self._close(actions)
-            return
-        self._state = LINGER
-        self._lingered = len(self._held)
-        self._held.clear()
-        actions.append(HalfClose(CLIENT))
-        self._regulate(actions)
+        self._close(actions)
 
     def _close(self, actions: list[Action], *, reset: bool = False) -> None:
         if self._state is CLOSED:
@@ -592,7 +562,7 @@ class HttpGate:
         path = head.path
         if b"?" in path and not self._options.flow_query:
             path = path[: path.index(b"?")]
-        return (b"http://" + head.host + path).decode()
+        return (b"http://" + head.host + (b"" if path == b"*" else path)).decode()
 
     def _shown(self, headers: list[Header]) -> tuple[tuple[str, str], ...]:
         wanted = self._options.flow_headers

@@ -25,8 +25,5 @@ MAX_HELD: Final = 64 << 10
 MAX_DRAINED: Final = 64 << 10
 """Bytes of a refused request's body that are read away so that its connection can go on."""
 
-MAX_LINGER: Final = 1 << 20
-"""Bytes read away after our last word, so that no RST overtakes it (RFC 9112 9.6)."""
-
 MAX_INTERIM: Final = 16
 """1xx responses before the final one."""

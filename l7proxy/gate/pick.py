@@ -17,7 +17,8 @@ from l7proxy.model.verdict import Direction
 class Gate(Protocol):
     """One connection's judge. The session calls it with what happened and executes the actions in order.
 
-    `opened` comes first, when the client's connection is there. After a Close no call has an effect.
+    `started` comes first, when the client's connection is there. After a Close no call has an effect; the session then
+    reads away what the client still sends, lest a reset destroy our last answer before it is read (RFC 9112 9.6).
     `client_lost` is for every end that is not the gate's wish: the client's RST, a drain, a policy that changed.
     """
 
@@ -26,11 +27,10 @@ class Gate(Protocol):
         """Which timeout applies now, one of:
 
         idle (no request has begun), head (a request's head is incomplete), body (the client owes a body), connect,
-        response (the server owes a head), transfer (a response's body is under way), tunnel (raw bytes both ways),
-        linger (our last word is out; what the client still sends is read away), closed.
+        response (the server owes a head), transfer (a response's body is under way), tunnel (raw bytes), closed.
         """
 
-    def opened(self) -> list[Action]: ...
+    def started(self) -> list[Action]: ...
 
     def connected(self) -> list[Action]: ...
 
@@ -51,13 +51,13 @@ class Gate(Protocol):
 
 
 def pick(
-    *,
-    http: bool,
     judge: Callable[[Request], Judgement],
     conn: Conn,
     now_ns: Callable[[], int],
+    *,
+    by_request: bool,
     options: HttpOptions,
     direction: Direction = Direction.INGRESS,
 ) -> Gate:
-    """`http`: the connection's policy has HTTP rules."""
-    return HttpGate(judge, conn, now_ns, options, direction=direction) if http else TcpGate()
+    """`by_request`: the connection's policy has HTTP rules."""
+    return HttpGate(judge, conn, now_ns, options, direction=direction) if by_request else TcpGate()

@@ -23,7 +23,7 @@ class TcpGate:
             return "closed"
         return "tunnel" if self._connected else "connect"
 
-    def opened(self) -> list[Action]:
+    def started(self) -> list[Action]:
         """Connect at once: the server may be the one to speak first."""
         return [Connect()]
 
