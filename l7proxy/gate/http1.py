@@ -233,6 +233,9 @@ class HttpGate:
                 self._close(actions)
         return actions
 
+    def identified(self, conn: Conn) -> None:
+        self._conn = conn
+
     def timed_out(self, which: str) -> list[Action]:
         actions: list[Action] = []
         if which != self.waiting_for:

@@ -46,6 +46,9 @@ class Gate(Protocol):
 
     def upstream_failed(self, reason: str) -> list[Action]: ...
 
+    def identified(self, conn: Conn) -> None:
+        """The identities at the ends are those of `conn` from now on: records to come carry it."""
+
     def timed_out(self, which: str) -> list[Action]:
         """`which` is the `waiting_for` that the timer was set for; when that has changed, nothing happens."""
 

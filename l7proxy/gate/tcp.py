@@ -5,6 +5,7 @@ It emits nothing: the session has already recorded the connection's one verdict.
 
 from __future__ import annotations
 
+from l7proxy.flows.records import Conn
 from l7proxy.gate.actions import Action, Close, Connect, HalfClose, Side, ToClient, ToServer
 
 
@@ -55,6 +56,9 @@ class TcpGate:
 
     def upstream_failed(self, reason: str) -> list[Action]:
         return self._end(reset=True)
+
+    def identified(self, conn: Conn) -> None:
+        """Nothing of it is told by this gate."""
 
     def timed_out(self, which: str) -> list[Action]:
         return self._end(reset=True) if which == self.waiting_for else []
