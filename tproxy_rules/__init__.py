@@ -4,11 +4,14 @@
 is. This package imports nothing of l7proxy and knows no Kubernetes: identities are numbers, endpoints are addresses.
 
 desired    the picture (frozen values)
+digest     its canonical form and its name
+validate   what is refused before a tool is started
 marks      the two mark bits, the routing table and the names by which a fresh process knows our state as ours
 backend    the seam: Backend, Installed, KernelError
-nftables   render (pure) and apply
+nftables   render (pure) and apply; nft_inet, nft_bridge, nft_text write the rules, shapes and networks the sets
 iptables   the same with iptables-restore and ipset, where nftables is not to be had
 fake       a backend that keeps state and refuses what a kernel would refuse
 routes     the policy routing that hands marked packets to local sockets, through pyroute2
+detect     which backend this machine can have
 nflog      verdict events from the kernel, over raw netlink
 """

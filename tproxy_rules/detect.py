@@ -1,0 +1,31 @@
+"""Which backend this machine can have."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final
+
+from tproxy_rules.backend import Backend, KernelError
+from tproxy_rules.nftables import NftablesBackend
+
+NAMES: Final = ("auto", "nftables", "iptables")
+
+
+def choose(name: str = "auto") -> Backend:
+    """The backend of that name, checked; `auto` prefers nftables. KernelError says what is missing."""
+    if name not in NAMES:
+        raise KernelError(f"unknown backend {name!r}: one of {', '.join(NAMES)}")
+    made = _MAKERS if name == "auto" else {name: _MAKERS[name]}
+    missing: list[str] = []
+    for make in made.values():
+        backend = make()
+        try:
+            backend.check()
+        except KernelError as error:
+            missing.append(f"{backend.name}: {error}")
+        else:
+            return backend
+    raise KernelError("; ".join(missing))
+
+
+_MAKERS: Final[dict[str, Callable[[], Backend]]] = {"nftables": NftablesBackend}

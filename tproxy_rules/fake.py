@@ -1,0 +1,137 @@
+"""A backend without a kernel: keeps the picture and judges packets by the words of `desired`.
+
+It refuses what a kernel refuses (the same checks as the others), forgets nothing between two objects that share a
+`FakeKernel`, and can be damaged like a real one. Its `verdict_of` is written from the law, not from the rules of the
+other backends: that is what makes it their yardstick.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+from ipaddress import ip_address, ip_network
+
+from tproxy_rules.backend import Installed, KernelError
+from tproxy_rules.desired import Desired, Endpoint, Entry, Table, Verdict
+from tproxy_rules.digest import digest
+from tproxy_rules.validate import WITH_PORTS, checked
+
+
+class Fate(Enum):
+    """What becomes of a packet."""
+
+    PASS = "pass"
+    STEER = "steer"
+    REFUSE = "refuse"
+    SPOOFED = "spoofed"
+
+
+@dataclass(frozen=True, slots=True)
+class Packet:
+    """One of the original direction. `interface` is the port it comes in by (of the bridge, where there is one);
+    "" is the node itself. `mac` is its source MAC."""
+
+    source: str
+    destination: str
+    protocol: int = 6
+    port: int = 0
+    interface: str = ""
+    mac: str = ""
+
+
+@dataclass(slots=True)
+class FakeKernel:
+    """What outlives a backend object."""
+
+    desired: Desired | None = None
+    intact: bool = True
+
+
+class FakeBackend:
+    """`Backend` in memory."""
+
+    name = "fake"
+    steers_before_dnat = False
+
+    def __init__(self, kernel: FakeKernel | None = None, *, fails: str = "") -> None:
+        self.kernel = kernel or FakeKernel()
+        self.applied = 0
+        """Pictures that changed something."""
+        self.fails = fails
+        """When set, the kernel refuses everything, in these words."""
+
+    def check(self) -> None:
+        if self.fails:
+            raise KernelError(self.fails)
+
+    def read(self) -> Installed | None:
+        if self.kernel.desired is None:
+            return None
+        return Installed(digest(self.kernel.desired), self.kernel.intact)
+
+    def apply(self, desired: Desired) -> None:
+        self.check()
+        desired = checked(desired)
+        if desired != self.kernel.desired or not self.kernel.intact:
+            self.kernel.desired, self.kernel.intact = desired, True
+            self.applied += 1
+
+    def remove(self) -> None:
+        self.check()
+        self.kernel.desired, self.kernel.intact = None, True
+
+    def damage(self) -> None:
+        """Somebody else deletes a rule of ours."""
+        self.kernel.intact = False
+
+    def verdict_of(self, packet: Packet) -> Fate:
+        """The law of `desired`, read aloud."""
+        picture = self.kernel.desired
+        if picture is None:
+            return Fate.PASS
+        here = {address: endpoint for endpoint in picture.endpoints for address in endpoint.addresses}
+        source, target = here.get(packet.source), here.get(packet.destination)
+        if _spoofed(picture, packet, source):
+            return Fate.SPOOFED
+        if source and source is target:
+            return Fate.PASS
+        asked: list[tuple[Table, int]] = []
+        if source and source.egress and packet.interface:
+            asked.append((source.egress, _identity(picture, packet.destination)))
+        if target and target.ingress:
+            who = _identity(picture, packet.source) if packet.interface else picture.host_identity
+            asked.append((target.ingress, who))
+        verdicts = [_ask(table, identity, packet) for table, identity in asked]
+        if any(verdict in (None, Verdict.DENY) for verdict in verdicts):
+            return Fate.REFUSE
+        return Fate.STEER if Verdict.STEER in verdicts else Fate.PASS
+
+
+def _spoofed(picture: Desired, packet: Packet, source: Endpoint | None) -> bool:
+    if not packet.interface:
+        return False
+    if source and source.port:
+        right_mac = not source.port.bridge or packet.mac == source.port.mac
+        return packet.interface != source.port.interface or not right_mac
+    return any(one.port and one.port.interface == packet.interface for one in picture.endpoints)
+
+
+def _identity(picture: Desired, address: str) -> int:
+    parsed = ip_address(address)
+    found = [(ip_network(prefix), number) for prefix, number in picture.identities]
+    holding = [(net.prefixlen, number) for net, number in found if net.version == parsed.version and parsed in net]
+    return max(holding, default=(0, 0))[1]
+
+
+def _ask(table: Table, identity: int, packet: Packet) -> Verdict | None:
+    return max((entry.verdict for entry in table.entries if _covers(entry, identity, packet)), default=None)
+
+
+def _covers(entry: Entry, identity: int, packet: Packet) -> bool:
+    if not entry.any_peer and identity not in entry.peers:
+        return False
+    if entry.protocol == -1:
+        return True
+    if entry.protocol != packet.protocol:
+        return False
+    return entry.protocol not in WITH_PORTS or entry.first <= packet.port <= entry.last

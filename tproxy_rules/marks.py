@@ -1,0 +1,61 @@
+"""The names by which a fresh process knows kernel state as ours, and the words of the verdict events.
+
+nftables: tables `inet l7proxy` and `bridge l7proxy`. iptables: chains and sets that begin with `L7P-`. Routing: rules
+and routes of protocol 77. Marks: the two bits of `Settings`, always as value/mask. Nothing else is ever swept.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Final
+
+TABLE: Final = "l7proxy"
+CHAIN_PREFIX: Final = "L7P-"
+ROUTE_PROTOCOL: Final = 77
+"""rtm_protocol of our rules and routes: outside those of the kernel's list and of /etc/iproute2/rt_protos."""
+
+LOG_SNAPLEN: Final = 128
+"""Bytes of a packet told in an event: IPv6 with two extension headers and TCP fit."""
+LOG_QUEUE: Final = 32
+"""Events the kernel gathers before it wakes the reader; fewer are flushed by the reader's timeout."""
+
+
+class Told(StrEnum):
+    """What an event says of its packet."""
+
+    ALLOW = "allow"
+    STEER = "steer"
+    DENY = "deny"
+    """An entry says no."""
+    NONE = "none"
+    """No entry covers it."""
+    SPOOF = "spoof"
+    """Not from the address, MAC or port that it claims."""
+    GROUP = "group"
+    """Multicast or broadcast from or to a pod under policy: no entry can name the receivers."""
+    UNSERVED = "unserved"
+    """To be steered, but nobody listens."""
+
+
+class Way(StrEnum):
+    """The direction whose policy spoke."""
+
+    INGRESS = "ingress"
+    EGRESS = "egress"
+
+
+def log_prefix(told: Told, way: Way, endpoint: int) -> str:
+    """At most 28 bytes, within the 64 of xt_NFLOG. Endpoint 0 is "no particular one"."""
+    return f"l7p:{told.value}:{way.value}:{endpoint}"
+
+
+def read_prefix(prefix: str) -> tuple[Told, Way, int] | None:
+    """The parts of a prefix of ours, or None when it is somebody else's."""
+    match prefix.split(":"):
+        case ["l7p", told, way, endpoint] if endpoint.isascii() and endpoint.isdigit():
+            try:
+                return Told(told), Way(way), int(endpoint)
+            except ValueError:
+                return None
+        case _:
+            return None

@@ -1,0 +1,96 @@
+"""Longest prefix match as data: nested prefixes become disjoint ranges, which is what interval sets want.
+
+Pure arithmetic on addresses. Host addresses (/32, /128) and defaults (/0) are kept apart: the first are looked up in a
+hash, the second are constants.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+Address = ipaddress.IPv4Address | ipaddress.IPv6Address
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+
+
+@dataclass(frozen=True, slots=True)
+class Range:
+    """Addresses `first` to `last`, inclusive, all of one identity."""
+
+    first: Address
+    last: Address
+    identity: int
+
+
+@dataclass(frozen=True, slots=True)
+class Identities:
+    """One family's addresses, split by how they are looked up."""
+
+    default: int
+    ranges: tuple[Range, ...]
+    hosts: tuple[tuple[str, int], ...]
+
+
+def family(address: str) -> int:
+    """4 or 6, of canonical text."""
+    return 6 if ":" in address else 4
+
+
+def split(identities: Iterable[tuple[str, int]], version: int) -> Identities:
+    """The identities of one IP version."""
+    default = 0
+    hosts: list[tuple[str, int]] = []
+    prefixes: list[tuple[Network, int]] = []
+    for text, identity in identities:
+        if family(text) != version:
+            continue
+        address, _, bits = text.partition("/")
+        if int(bits) == (32 if version == 4 else 128):
+            hosts.append((address, identity))
+        elif int(bits) == 0:
+            default = identity
+        else:
+            prefixes.append((ipaddress.ip_network(text), identity))
+    return Identities(default, tuple(_flatten(prefixes)), tuple(hosts))
+
+
+def _flatten(prefixes: Iterable[tuple[Network, int]]) -> Iterator[Range]:
+    """One sweep over the address space with the stack of prefixes that are open at each point."""
+    open_: list[tuple[int, int]] = []  # (last address, identity), outermost first
+    make: type[Address] = ipaddress.IPv4Address
+    at = 0
+
+    def until(end: int) -> Iterator[Range]:
+        nonlocal at
+        while open_ and at <= end:
+            last, identity = open_[-1]
+            stop = min(last, end)
+            if at <= stop:
+                yield Range(make(at), make(stop), identity)
+                at = stop + 1
+            if last > end:
+                return
+            open_.pop()
+
+    for network, identity in sorted(prefixes, key=lambda item: (int(item[0].network_address), item[0].prefixlen)):
+        make = type(network.network_address)
+        first = int(network.network_address)
+        yield from until(first - 1)
+        while open_ and open_[-1][0] < first:
+            open_.pop()
+        at = first
+        open_.append((int(network.broadcast_address), identity))
+    if open_:
+        yield from until(open_[0][0])
+
+
+def merge(ranges: Iterable[tuple[int, int]]) -> tuple[tuple[int, int], ...]:
+    """The same integers as disjoint, ascending, non-adjacent inclusive ranges."""
+    merged: list[tuple[int, int]] = []
+    for first, last in sorted(ranges):
+        if merged and first <= merged[-1][1] + 1:
+            merged[-1] = (merged[-1][0], max(merged[-1][1], last))
+        else:
+            merged.append((first, last))
+    return tuple(merged)

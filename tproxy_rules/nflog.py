@@ -1,0 +1,266 @@
+"""Verdict events from the kernel, over raw netlink (NFLOG).
+
+`NflogReader` is a descriptor to watch and a `read` that never blocks. Events are what rules told (see marks) and the
+first bytes of the packet; what cannot be parsed keeps its prefix and leaves the rest empty. The kernel drops events
+rather than wait for us: gaps in the sequence are counted.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import socket
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv6Address
+from typing import Final
+
+from tproxy_rules.backend import KernelError
+from tproxy_rules.marks import LOG_QUEUE, LOG_SNAPLEN, Told, Way, read_prefix
+
+# <linux/netlink.h>, <linux/netfilter/nfnetlink.h>, <linux/netfilter/nfnetlink_log.h>
+_NETLINK_NETFILTER: Final = 12
+_SOL_NETLINK: Final = 270
+_NETLINK_NO_ENOBUFS: Final = 5
+_NLMSG_ERROR: Final = 2
+_NLM_F_REQUEST, _NLM_F_ACK = 1, 4
+_PACKET: Final = (4 << 8) | 0
+_CONFIG: Final = (4 << 8) | 1
+_CFG_CMD, _CFG_MODE, _CFG_NLBUFSIZ, _CFG_TIMEOUT, _CFG_QTHRESH, _CFG_FLAGS = 1, 2, 3, 4, 5, 6
+_CMD_BIND: Final = 1
+_COPY_PACKET: Final = 2
+_FLAG_SEQ: Final = 1
+_A_HEADER, _A_MARK, _A_INDEV, _A_OUTDEV, _A_PAYLOAD, _A_PREFIX, _A_SEQ = 1, 2, 4, 5, 9, 10, 12
+_AF_BRIDGE: Final = 7
+_ETH_IPV4, _ETH_IPV6 = 0x0800, 0x86DD
+
+_RECEIVE_BUFFER: Final = 8 << 20
+_DATAGRAM: Final = 1 << 17
+_FLUSH: Final = 5
+"""Hundredths of a second after which the kernel hands over what it gathered: 50 ms."""
+_MAX_READS: Final = 64
+"""Datagrams per `read`, so that a flood cannot keep the caller from its other work."""
+
+# RFC 8200, section 4: hop-by-hop, routing and destination options; each tells its length in units of eight bytes.
+_EXTENSIONS: Final = frozenset({0, 43, 60})
+_FRAGMENT, _AUTHENTICATION = 44, 51
+_MAX_EXTENSIONS: Final = 8
+TCP, UDP, SCTP, ICMP, ICMPV6 = 6, 17, 132, 1, 58
+
+
+@dataclass(slots=True)
+class Event:
+    """One packet a rule told of. Addresses are canonical text, "" where the packet is no IP packet or too short."""
+
+    told: Told
+    way: Way
+    endpoint: int
+    """Endpoint number, 0 when the rule speaks of no particular one."""
+    source: str = ""
+    destination: str = ""
+    protocol: int = -1
+    source_port: int = 0
+    destination_port: int = 0
+    tcp_flags: int = 0
+    icmp_type: int = -1
+    icmp_code: int = -1
+    length: int = 0
+    """Bytes of the IP packet."""
+    interface: int = 0
+    """Index of the interface it came in by, 0 for one made here."""
+    mark: int = 0
+
+
+class NflogReader:
+    """The events of one group in the network namespace of the calling thread. One reader per group: the kernel has a
+    group belong to the socket that bound it."""
+
+    def __init__(self, group: int) -> None:
+        self.lost = 0
+        """Events the kernel dropped because we were slow, as far as the sequence shows."""
+        self.foreign = 0
+        """Packets logged to our group by rules that are not ours."""
+        self._group = group
+        self._next: int | None = None
+        self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, _NETLINK_NETFILTER)
+        try:
+            self._open()
+        except BaseException:
+            self._socket.close()
+            raise
+
+    def fileno(self) -> int:
+        return self._socket.fileno()
+
+    def close(self) -> None:
+        self._socket.close()
+
+    def __enter__(self) -> NflogReader:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def read(self) -> list[Event]:
+        """All that is there now; empty when nothing is. Call it when the descriptor is readable."""
+        events: list[Event] = []
+        for _ in range(_MAX_READS):
+            try:
+                data = self._socket.recv(_DATAGRAM)
+            except BlockingIOError:
+                break
+            except OSError as error:
+                if error.errno == errno.ENOBUFS:
+                    continue  # the gap in the sequence says how many
+                raise
+            events.extend(self._events(data))
+        return events
+
+    def _open(self) -> None:
+        with contextlib.suppress(OSError):
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _RECEIVE_BUFFER)
+        with contextlib.suppress(OSError):  # needs CAP_NET_ADMIN, which only buys a larger buffer
+            self._socket.setsockopt(socket.SOL_SOCKET, 33, _RECEIVE_BUFFER)  # SO_RCVBUFFORCE
+        self._socket.setsockopt(_SOL_NETLINK, _NETLINK_NO_ENOBUFS, 1)
+        self._socket.bind((0, 0))
+        self._socket.settimeout(2.0)
+        self._configure(_attribute(_CFG_CMD, bytes((_CMD_BIND,))))
+        self._configure(
+            _attribute(_CFG_MODE, struct.pack(">IBB", LOG_SNAPLEN, _COPY_PACKET, 0)),
+            _attribute(_CFG_TIMEOUT, struct.pack(">I", _FLUSH)),
+            _attribute(_CFG_QTHRESH, struct.pack(">I", LOG_QUEUE)),
+            _attribute(_CFG_NLBUFSIZ, struct.pack(">I", 1 << 16)),
+            _attribute(_CFG_FLAGS, struct.pack(">H", _FLAG_SEQ)),
+        )
+        self._socket.setblocking(False)
+
+    def _configure(self, *attributes: bytes) -> None:
+        body = struct.pack(">BBH", 0, 0, self._group) + b"".join(attributes)
+        header = struct.pack("=IHHII", 16 + len(body), _CONFIG, _NLM_F_REQUEST | _NLM_F_ACK, 1, 0)
+        self._socket.send(header + body)
+        try:
+            code = self._acknowledged()
+        except TimeoutError as error:
+            raise KernelError(f"NFLOG group {self._group}: the kernel did not answer") from error
+        if code:
+            raise KernelError(f"NFLOG group {self._group}: {_WHY.get(code, os.strerror(code))}")
+
+    def _acknowledged(self) -> int:
+        """errno of the answer, 0 for done. Events may already arrive between the two requests; they are let go."""
+        while True:
+            for kind, body in _messages(self._socket.recv(_DATAGRAM)):
+                if kind == _NLMSG_ERROR and len(body) >= 4:
+                    return -int(struct.unpack_from("=i", body)[0])
+
+    def _events(self, data: bytes) -> Iterator[Event]:
+        for kind, body in _messages(data):
+            if kind == _PACKET and len(body) >= 4:
+                event = self._event(body[0], dict(_attributes(body[4:])))
+                if event is not None:
+                    yield event
+
+    def _event(self, family: int, found: dict[int, bytes]) -> Event | None:
+        self._count(found.get(_A_SEQ, b""))
+        prefix = read_prefix(found.get(_A_PREFIX, b"").rstrip(b"\0").decode("ascii", "replace"))
+        if prefix is None:
+            self.foreign += 1
+            return None
+        event = Event(*prefix, interface=_number(found.get(_A_INDEV, b"")), mark=_number(found.get(_A_MARK, b"")))
+        header = found.get(_A_HEADER, b"")
+        protocol = struct.unpack_from(">H", header)[0] if len(header) >= 2 else 0
+        if family != _AF_BRIDGE or protocol in (_ETH_IPV4, _ETH_IPV6):
+            parse_packet(found.get(_A_PAYLOAD, b""), event)
+        return event
+
+    def _count(self, raw: bytes) -> None:
+        if len(raw) == 4:
+            number = struct.unpack(">I", raw)[0]
+            if self._next is not None:
+                self.lost += (number - self._next) & 0xFFFF_FFFF
+            self._next = (number + 1) & 0xFFFF_FFFF
+
+
+def parse_packet(data: bytes, event: Event) -> None:
+    """Fill in what the first bytes of an IP packet tell. Any bytes will do; what is missing stays empty."""
+    version = data[0] >> 4 if data else 0
+    if version == 4 and len(data) >= 20:
+        _ipv4(data, event)
+    elif version == 6 and len(data) >= 40:
+        _ipv6(data, event)
+
+
+def _ipv4(data: bytes, event: Event) -> None:
+    event.length = int.from_bytes(data[2:4], "big")
+    event.protocol = data[9]
+    event.source, event.destination = str(IPv4Address(data[12:16])), str(IPv4Address(data[16:20]))
+    offset = (data[0] & 0x0F) * 4
+    if offset >= 20 and not int.from_bytes(data[6:8], "big") & 0x1FFF:
+        _transport(data[offset:], event)
+
+
+def _ipv6(data: bytes, event: Event) -> None:
+    event.length = 40 + int.from_bytes(data[4:6], "big")
+    event.source, event.destination = str(IPv6Address(data[8:24])), str(IPv6Address(data[24:40]))
+    header, offset = data[6], 40
+    for _ in range(_MAX_EXTENSIONS):
+        event.protocol = header
+        rest = data[offset : offset + 8]
+        if header in _EXTENSIONS and len(rest) >= 2:
+            header, offset = rest[0], offset + (rest[1] + 1) * 8
+        elif header == _AUTHENTICATION and len(rest) >= 2:
+            header, offset = rest[0], offset + (rest[1] + 2) * 4
+        elif header == _FRAGMENT and len(rest) == 8:
+            if int.from_bytes(rest[2:4], "big") & 0xFFF8:
+                event.protocol = rest[0]
+                return
+            header, offset = rest[0], offset + 8
+        else:
+            break
+    _transport(data[offset:], event)
+
+
+def _transport(data: bytes, event: Event) -> None:
+    if event.protocol in (TCP, UDP, SCTP) and len(data) >= 4:
+        event.source_port, event.destination_port = struct.unpack_from(">HH", data)
+        if event.protocol == TCP and len(data) >= 14:
+            event.tcp_flags = data[13]
+    elif event.protocol in (ICMP, ICMPV6) and len(data) >= 2:
+        event.icmp_type, event.icmp_code = data[0], data[1]
+
+
+def _attribute(kind: int, value: bytes) -> bytes:
+    return struct.pack("=HH", 4 + len(value), kind) + value + b"\0" * (-len(value) % 4)
+
+
+def _attributes(data: bytes) -> Iterator[tuple[int, bytes]]:
+    at = 0
+    while at + 4 <= len(data):
+        length, kind = struct.unpack_from("=HH", data, at)
+        if length < 4 or at + length > len(data):
+            return
+        yield kind & 0x3FFF, data[at + 4 : at + length]
+        at += (length + 3) & ~3
+
+
+def _messages(data: bytes) -> Iterator[tuple[int, bytes]]:
+    at = 0
+    while at + 16 <= len(data):
+        length, kind = struct.unpack_from("=IH", data, at)
+        if length < 16 or at + length > len(data):
+            return
+        yield kind, data[at + 16 : at + length]
+        at += (length + 3) & ~3
+
+
+def _number(raw: bytes) -> int:
+    return int.from_bytes(raw, "big") if len(raw) == 4 else 0
+
+
+_WHY: Final = {
+    errno.EPERM: "no privilege: run as root, or with CAP_NET_ADMIN in this network namespace",
+    errno.EBUSY: "another process reads it: choose another group",
+    errno.EOPNOTSUPP: "this kernel has no packet logging to user space (CONFIG_NETFILTER_NETLINK_LOG)",
+    errno.EINVAL: "this kernel has no packet logging to user space (CONFIG_NETFILTER_NETLINK_LOG)",
+}

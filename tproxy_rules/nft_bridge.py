@@ -1,0 +1,131 @@
+"""The bridge half of the nftables picture: who may send a frame, and sending frames up to the IP layer.
+
+A Linux bridge hands pod-to-pod frames across without any IP hook (or, with bridge-nf-call-iptables=1, through hooks
+where TPROXY cannot deliver). So every unicast IP frame from a pod or to one gets the bridge's own MAC as destination
+and is judged where routed packets are. What stays on the bridge is ARP, neighbour discovery and group traffic.
+
+Told by port and by MAC, never by bridge: `meta ibrname` is a kernel option that many kernels lack, and without it a
+rule for "frames of this bridge" would also bend those of docker0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from ipaddress import IPv6Address
+
+from tproxy_rules.desired import Desired, Endpoint, Settings
+from tproxy_rules.marks import TABLE, Told, Way
+from tproxy_rules.networks import family
+from tproxy_rules.nft_text import chain, limits, log, named_set, table
+
+# RFC 4861: neighbour discovery is only valid with hop limit 255. RFC 3810 and RFC 2710 for the listener reports.
+NEIGHBOUR = "ip6 hoplimit 255 icmpv6 type { nd-router-solicit, nd-neighbor-solicit, nd-neighbor-advert }"
+LISTENER = "icmpv6 type { mld-listener-query, mld-listener-report, mld-listener-done, mld2-listener-report }"
+GROUP4 = "ether type ip ip daddr { 224.0.0.0/4, 255.255.255.255 }"
+GROUP6 = "ether type ip6 ip6 daddr ff00::/8"
+TARGET = "@th,64,128"
+"""Target address of a neighbour solicitation or advertisement: `icmpv6 taddr` is not in nft before 1.0.8."""
+
+
+def render(desired: Desired) -> str:
+    """The table, for a picture that has bridges."""
+    return table("bridge", TABLE, (limits(desired.settings), *_sets(desired), *_chains(desired.settings)))
+
+
+def link_local(mac: str) -> str:
+    """The address an interface gives itself (RFC 4291, appendix A), which is Linux's default."""
+    octets = bytes.fromhex(mac.replace(":", ""))
+    eui64 = bytes((octets[0] ^ 2,)) + octets[1:3] + b"\xff\xfe" + octets[3:]
+    return str(IPv6Address(b"\xfe\x80" + bytes(6) + eui64))
+
+
+def _sets(desired: Desired) -> Iterator[str]:
+    pods = [one for one in desired.endpoints if one.port and one.port.bridge]
+    macs = {bridge.name: bridge.mac for bridge in desired.bridges}
+    own6 = [(one, address) for one in pods for address in (*_addresses(one, 6), link_local(_mac(one)))]
+    yield named_set("ports", "ifname", [_name(one) for one in pods])
+    yield named_set("cables", "ifname . ether_addr", [f"{_name(one)} . {_mac(one)}" for one in pods])
+    yield named_set(
+        "own4",
+        "ifname . ether_addr . ipv4_addr",
+        [f"{_name(one)} . {_mac(one)} . {address}" for one in pods for address in _addresses(one, 4)],
+    )
+    yield named_set(
+        "own6", "ifname . ether_addr . ipv6_addr", [f"{_name(one)} . {_mac(one)} . {address}" for one, address in own6]
+    )
+    yield named_set(
+        "targets",
+        f"iifname . {TARGET}",
+        [f"{_name(one)} . {int(IPv6Address(address)):#034x}" for one, address in own6],
+        of="typeof",
+    )
+    yield named_set("up_from", "ifname : ether_addr", [f"{_name(one)} : {macs[_bridge(one)]}" for one in pods])
+    yield named_set("up_to", "ether_addr : ether_addr", sorted({f"{_mac(one)} : {macs[_bridge(one)]}" for one in pods}))
+    yield named_set("closed_in", "ifname", [_name(one) for one in pods if one.ingress])
+    yield named_set("closed_out", "ifname", [_name(one) for one in pods if one.egress])
+
+
+def _chains(settings: Settings) -> Iterator[str]:
+    yield chain("own", _own())
+    yield chain("spoofed", (log(settings, Told.SPOOF, Way.EGRESS, 0), "drop"))
+    yield chain("group_out", (log(settings, Told.GROUP, Way.EGRESS, 0), "drop"))
+    yield chain("group_in", (log(settings, Told.GROUP, Way.INGRESS, 0), "drop"))
+    yield chain("prerouting", _prerouting(), hook="prerouting", priority=-300)
+    yield chain("forward", _forward(), hook="forward", priority=-300)
+
+
+def _own() -> Iterator[str]:
+    """Anti-spoofing of known ports: the MAC first, so that a forged one never enters the forwarding table."""
+    yield "iifname . ether saddr != @cables goto spoofed"
+    yield "ether type arp iifname . arp saddr ether . arp saddr ip @own4 return"
+    # RFC 5227: a probe asks for an address before it is one's own, so its sender address is zero.
+    yield "ether type arp arp operation request arp saddr ip 0.0.0.0 iifname . arp saddr ether @cables return"
+    yield "ether type ip iifname . ether saddr . ip saddr @own4 return"
+    # RFC 6105: hosts are no routers.
+    yield "icmpv6 type { nd-router-advert, nd-redirect } goto spoofed"
+    yield f"icmpv6 type nd-neighbor-advert iifname . {TARGET} != @targets goto spoofed"
+    yield "ether type ip6 iifname . ether saddr . ip6 saddr @own6 return"
+    # RFC 4862, 5.4: duplicate address detection and the joining before it come from the unspecified address.
+    yield "ether type ip6 ip6 saddr :: icmpv6 type { nd-neighbor-solicit, mld2-listener-report } return"
+    # All that is left lies or is neither ARP nor IP. A priority-tagged frame (VLAN 0) ends here too: the receiver
+    # would take it as plain IP although no rule of the bridge had seen it as such.
+    yield "goto spoofed"
+
+
+def _prerouting() -> Iterator[str]:
+    yield "iifname @ports jump own"
+    yield f"{NEIGHBOUR} accept"
+    yield f"{GROUP6} {LISTENER} accept"
+    yield f"{GROUP4} ip protocol igmp accept"
+    for group in (GROUP4, GROUP6):
+        yield f"{group} iifname @closed_out goto group_out"
+        yield f"{group} accept"
+    # A unicast packet in a frame to everybody is judged like any other: receivers do take it.
+    yield "ether type { ip, ip6 } ether daddr set iifname map @up_from meta pkttype set host accept"
+    yield "ether type { ip, ip6 } ether daddr set ether daddr map @up_to meta pkttype set host accept"
+
+
+def _forward() -> Iterator[str]:
+    """What is still on the bridge here was not judged; into a pod with an ingress policy only this much may go."""
+    yield "oifname != @closed_in accept"
+    yield "ether type arp accept"
+    yield f"{NEIGHBOUR} accept"
+    yield f"{GROUP6} {LISTENER} accept"
+    yield f"{GROUP4} ip protocol igmp accept"
+    yield "goto group_in"
+
+
+def _addresses(endpoint: Endpoint, version: int) -> list[str]:
+    return [address for address in endpoint.addresses if family(address) == version]
+
+
+def _name(endpoint: Endpoint) -> str:
+    return f'"{endpoint.port.interface}"' if endpoint.port else ""
+
+
+def _mac(endpoint: Endpoint) -> str:
+    return endpoint.port.mac if endpoint.port else ""
+
+
+def _bridge(endpoint: Endpoint) -> str:
+    return endpoint.port.bridge if endpoint.port else ""

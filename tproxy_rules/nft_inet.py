@@ -1,0 +1,340 @@
+"""The IP half of the nftables picture: who may send, who may talk to whom, and what goes to the proxy.
+
+  prerouting -300  guard     anti-spoofing, before conntrack
+  prerouting  -90  judge     after Service DNAT (-100): policy sees the pod behind a Service; then TPROXY
+  output      -90  output    the same ingress policy for what the node itself sends; a route chain, so that a packet
+                             marked there is routed anew, over lo, into the proxy
+  input       -90  input     nobody but steered packets reaches the proxy's port
+  postrouting -300 leak      what is marked for the proxy never leaves the node
+  prerouting  min  second    with bridges only: br_netfilter receives a frame twice and loses the socket in between
+
+While a packet is judged its peer's identity is in `meta priority`, which veth zeroes on the way in and the IP layer
+overwrites when forwarding. "To be steered" is the proxy's mark bit. Fragments are whole by then: conntrack and the
+socket match reassemble at -400. Verdicts of both directions are gathered before anything is handed to the proxy, so
+that a refusal in either beats a steering in the other.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator
+from typing import Final
+
+from tproxy_rules.desired import Desired, Endpoint, Settings, Table, Verdict
+from tproxy_rules.marks import TABLE, Told, Way
+from tproxy_rules.networks import family, split
+from tproxy_rules.nft_text import chain, identity, limits, log, named_set, table
+from tproxy_rules.shapes import BY_PRECEDENCE, Element, Shape, lookups
+
+# Neighbour discovery and group membership run the link, not the pods' business: they pass whatever the policy, as far
+# as the link or the node goes. To a remote address they would be a way around egress policy. RFC 4861: hop limit 255.
+LINK: Final = (
+    "ip6 hoplimit 255 icmpv6 type 133-137 ip6 daddr { fe80::/10, ff02::/16 } accept",
+    "ip6 hoplimit 255 icmpv6 type 133-137 ip6 daddr @homes6 accept",
+    "ip6 daddr ff02::/16 icmpv6 type { 130, 131, 132, 143 } accept",
+    "ip daddr 224.0.0.0/24 ip protocol igmp accept",
+)
+NEIGHBOUR_OF_NODE: Final = "ip6 hoplimit 255 icmpv6 type 133-137 fib daddr type local accept"
+# Errors about a flow that was let through: unreachable (with "too big"), time exceeded, parameter problem.
+ERRORS: Final = (
+    "ct state related icmp type { destination-unreachable, time-exceeded, parameter-problem } accept",
+    "ct state related icmpv6 type { destination-unreachable, packet-too-big, time-exceeded, parameter-problem } accept",
+)
+# Exactly one event per connection: only its first packet is not confirmed yet; repeated SYNs are.
+FIRST: Final = "ct state new ct status & confirmed == 0"
+
+_FIELDS: Final = {
+    Shape.PEER: "meta priority",
+    Shape.PROTOCOL: "meta l4proto",
+    Shape.PEER_PROTOCOL: "meta priority . meta l4proto",
+    Shape.PORT: "meta l4proto . th dport",
+    Shape.PEER_PORT: "meta priority . meta l4proto . th dport",
+    Shape.RANGE: "meta l4proto . th dport",
+    Shape.PEER_RANGE: "meta priority . meta l4proto . th dport",
+}
+_TYPES: Final = {"meta priority": "classid", "meta l4proto": "inet_proto", "th dport": "inet_service"}
+_WORDS: Final = {Verdict.DENY: Told.DENY, Verdict.STEER: Told.STEER, Verdict.ALLOW: Told.ALLOW}
+
+
+def render(desired: Desired, *, comment: str) -> str:
+    """The table, for a canonical picture."""
+    settings = desired.settings
+    tables = {name: one for endpoint in desired.endpoints for _, one in _ways(endpoint) for name in [_table_name(one)]}
+    blocks = [limits(settings), *_address_sets(desired), *_identity_sets(desired)]
+    for name, one in sorted(tables.items()):
+        blocks += _policy_sets(name, one)
+    blocks += _common_chains(desired)
+    for endpoint in desired.endpoints:
+        for way, one in _ways(endpoint):
+            blocks += _endpoint_chains(settings, endpoint, way, one)
+    blocks += (*_verdict_maps(desired), *_base_chains(desired))
+    return table("inet", TABLE, blocks, comment=comment)
+
+
+def _ways(endpoint: Endpoint) -> Iterator[tuple[Way, Table]]:
+    if endpoint.egress is not None:
+        yield Way.EGRESS, endpoint.egress
+    if endpoint.ingress is not None:
+        yield Way.INGRESS, endpoint.ingress
+
+
+def _table_name(one: Table) -> str:
+    """By content: replicas of one workload share their sets."""
+    return "t" + hashlib.sha256(repr(one).encode()).hexdigest()[:16]
+
+
+# --- sets ------------------------------------------------------------------------------------------------------------
+
+
+def _address_sets(desired: Desired) -> Iterator[str]:
+    cabled = [(one, one.port) for one in desired.endpoints if one.port]
+    for version in (4, 6):
+        kind = f"ipv{version}_addr"
+        cables = [
+            f'"{port.bridge or port.interface}" . {address}'
+            for one, port in cabled
+            for address in _addresses(one, version)
+        ]
+        selves = [
+            f"{source} . {target}"
+            for one in desired.endpoints
+            if one.ingress is not None or one.egress is not None
+            for source in _addresses(one, version)
+            for target in _addresses(one, version)
+        ]
+        yield named_set(f"own{version}", f"ifname . {kind}", cables)
+        yield named_set(f"homes{version}", kind, [a for one, _ in cabled for a in _addresses(one, version)])
+        yield named_set(f"selves{version}", f"{kind} . {kind}", selves)
+    routed = [f'"{port.interface}"' for _, port in cabled if not port.bridge]
+    yield named_set("ports", "ifname", routed)
+    if desired.bridges:
+        yield named_set("bridges", "ifname", [f'"{bridge.name}"' for bridge in desired.bridges])
+
+
+def _identity_sets(desired: Desired) -> Iterator[str]:
+    for version in (4, 6):
+        found = split(desired.identities, version)
+        kind = f"ipv{version}_addr : classid"
+        ranges = [f"{one.first}-{one.last} : {identity(one.identity)}" for one in found.ranges]
+        yield named_set(f"net{version}", kind, ranges, interval=True)
+        yield named_set(f"host{version}", kind, [f"{address} : {identity(number)}" for address, number in found.hosts])
+
+
+def _policy_sets(name: str, one: Table) -> Iterator[str]:
+    for verdict in BY_PRECEDENCE:
+        for shape, elements in lookups(one, verdict).items():
+            if shape is not Shape.ANY:
+                kind = " . ".join(_TYPES[field] for field in _FIELDS[shape].split(" . "))
+                interval = shape in (Shape.RANGE, Shape.PEER_RANGE)
+                yield named_set(
+                    _set_name(name, verdict, shape), kind, [_element(one) for one in elements], interval=interval
+                )
+
+
+def _set_name(table_name: str, verdict: Verdict, shape: Shape) -> str:
+    return f"{table_name}_{verdict.name.lower()}_{shape.value}"
+
+
+def _element(one: Element) -> str:
+    parts = []
+    if one.peer >= 0:
+        parts.append(identity(one.peer))
+    if one.protocol >= 0:
+        parts.append(str(one.protocol))
+    if one.first >= 0:
+        parts.append(str(one.first) if one.first == one.last else f"{one.first}-{one.last}")
+    return " . ".join(parts)
+
+
+def _verdict_maps(desired: Desired) -> Iterator[str]:
+    for way in Way:
+        for version in (4, 6):
+            jumps = [
+                f"{address} : jump {way}_{one.id}"
+                for one in desired.endpoints
+                if way in dict(_ways(one))
+                for address in _addresses(one, version)
+            ]
+            yield named_set(f"{way}{version}", f"ipv{version}_addr : verdict", jumps)
+
+
+def _addresses(endpoint: Endpoint, version: int) -> list[str]:
+    return [address for address in endpoint.addresses if family(address) == version]
+
+
+# --- chains that are jumped to ----------------------------------------------------------------------------------------
+
+
+def _common_chains(desired: Desired) -> Iterator[str]:
+    settings = desired.settings
+    yield chain("identify_destination", _identify(desired, "daddr"))
+    # No incoming interface: the output hook, so the source is this node, whatever address it uses.
+    here = f"iif 0 meta priority set {identity(desired.host_identity)} return"
+    yield chain("identify_source", [here, *_identify(desired, "saddr")])
+    yield chain("refuse", _refuse(settings))
+    yield chain("spoofed", [log(settings, Told.SPOOF, Way.EGRESS, 0), "drop"])
+    yield chain("deliver", _deliver(settings))
+
+
+def _identify(desired: Desired, field: str) -> Iterator[str]:
+    """The longest prefix wins because it is looked up last; a miss leaves what the rule before found."""
+    for version, name in ((4, "ip"), (6, "ip6")):
+        default = split(desired.identities, version).default
+        yield f"meta nfproto ipv{version} meta priority set {identity(default)}"
+        yield f"meta priority set {name} {field} map @net{version}"
+        yield f"meta priority set {name} {field} map @host{version}"
+
+
+def _refuse(settings: Settings) -> Iterator[str]:
+    # A reset may inherit the mark (net.ipv4.fwmark_reflect) and would then be routed to ourselves.
+    yield _unmark(settings.mark_proxy)
+    if settings.refuse_with_reset:
+        # Not for what conntrack calls invalid, as a late packet out of the window: a reset would kill its connection.
+        yield "meta l4proto tcp ct state != invalid reject with tcp reset"
+    yield "drop"
+
+
+def _deliver(settings: Settings) -> Iterator[str]:
+    """The mark is there already, and tproxy ends the rule when nobody listens: then the client is told at once."""
+    yield f"meta nfproto ipv4 meta l4proto tcp tproxy ip to 127.0.0.1:{settings.proxy_port} accept"
+    yield f"meta nfproto ipv6 meta l4proto tcp tproxy ip6 to [::1]:{settings.proxy_port} accept"
+    yield log(settings, Told.UNSERVED, Way.INGRESS, 0)
+    yield _unmark(settings.mark_proxy)
+    yield "meta l4proto tcp reject with tcp reset"
+    yield "drop"
+
+
+def _endpoint_chains(settings: Settings, endpoint: Endpoint, way: Way, one: Table) -> Iterator[str]:
+    """One direction of one endpoint: its lookups by precedence, and what follows from each verdict."""
+    base = f"{way}_{endpoint.id}"
+    found = {verdict: lookups(one, verdict) for verdict in BY_PRECEDENCE}
+    actions = {
+        Verdict.DENY: (log(settings, Told.DENY, way, endpoint.id), "goto refuse"),
+        Verdict.STEER: (
+            f"{FIRST} {log(settings, Told.STEER, way, endpoint.id)}",
+            _mark(settings.mark_proxy),
+            "meta priority set 0:0",
+        ),
+        Verdict.ALLOW: (f"{FIRST} {log(settings, Told.ALLOW, way, endpoint.id)}", "meta priority set 0:0"),
+    }
+    for verdict in BY_PRECEDENCE:
+        if found[verdict]:
+            yield chain(f"{base}_{_WORDS[verdict]}", actions[verdict])
+    rules = ["jump identify_destination" if way is Way.EGRESS else "jump identify_source"]
+    for verdict in BY_PRECEDENCE:
+        rules += _asks(_table_name(one), verdict, found[verdict], f"{base}_{_WORDS[verdict]}")
+    yield chain(base, [*rules, log(settings, Told.NONE, way, endpoint.id), "goto refuse"])
+
+
+def _asks(name: str, verdict: Verdict, shapes: Iterable[Shape], target: str) -> Iterator[str]:
+    for shape in shapes:
+        asked = "" if shape is Shape.ANY else f"{_FIELDS[shape]} @{_set_name(name, verdict, shape)} "
+        yield f"{asked}goto {target}"
+
+
+# --- base chains ------------------------------------------------------------------------------------------------------
+
+
+def _base_chains(desired: Desired) -> Iterator[str]:
+    settings = desired.settings
+    if desired.bridges:
+        yield chain("second", _second(settings), hook="prerouting", priority=-(2**31))
+    yield chain("guard", _guard(), hook="prerouting", priority=-300)
+    yield chain("judge", _judge(settings), hook="prerouting", priority=-90)
+    yield chain("output", _output(desired), hook="output", priority=-90, kind="route")
+    yield chain("input", _input(settings), hook="input", priority=-90)
+    yield chain("leak", _leak(settings), hook="postrouting", priority=-300)
+
+
+def _second(settings: Settings) -> Iterator[str]:
+    """The second reception of a bridged frame runs this priority only; the mark is all that survived the first."""
+    marked = f"{_is_marked(settings.mark_proxy)} meta l4proto tcp"
+    yield f"{marked} meta nfproto ipv4 tproxy ip to 127.0.0.1:{settings.proxy_port} accept"
+    yield f"{marked} meta nfproto ipv6 tproxy ip6 to [::1]:{settings.proxy_port} accept"
+
+
+def _guard() -> Iterator[str]:
+    """Both ways: an address comes in by its port only, and a port sends from its own addresses only."""
+    yield 'iifname "lo" accept'
+    # RFC 1122, 3.2.1.3. With route_localnet (kube-proxy sets it) a pod could otherwise dial the node's own listeners.
+    yield "ip daddr 127.0.0.0/8 goto spoofed"
+    yield "iifname . ip saddr @own4 accept"
+    yield "ip saddr @homes4 goto spoofed"
+    yield "iifname . ip6 saddr @own6 accept"
+    yield "ip6 saddr @homes6 goto spoofed"
+    # Link-local addresses are nobody's in `identities`, so they carry the link's own protocols and nothing else.
+    yield "iifname @ports ip6 saddr { ::, fe80::/10 } icmpv6 type { 130, 131, 132, 133, 135, 136, 143 } accept"
+    yield "iifname @ports goto spoofed"
+
+
+def _judge(settings: Settings) -> Iterator[str]:
+    proxy = settings.mark_proxy
+    # From the node to itself; with the mark it is a packet of `output` on its way to the proxy.
+    yield f'iifname "lo" {_is_marked(proxy)} goto deliver'
+    yield 'iifname "lo" accept'
+    yield _unmark(proxy)
+    # Answers to the proxy's own connections, which it makes with the client's address. Both ways to know them are
+    # needed: the socket where conntrack has nothing (ICMP errors), the mark where the connection was translated.
+    yield f"ct direction reply {_is_connection_marked(settings.mark_upstream)} {_mark(proxy)} accept"
+    yield f"meta l4proto {{ tcp, icmp, ipv6-icmp }} socket transparent 1 socket wildcard 0 {_mark(proxy)} accept"
+    yield "ct direction reply accept"
+    yield from ERRORS
+    yield from LINK
+    yield NEIGHBOUR_OF_NODE
+    yield "ip saddr . ip daddr @selves4 accept"
+    yield "ip6 saddr . ip6 daddr @selves6 accept"
+    for way, field in ((Way.EGRESS, "saddr"), (Way.INGRESS, "daddr")):
+        yield f"ip {field} vmap @{way}4"
+        yield f"ip6 {field} vmap @{way}6"
+    yield f"{_is_marked(proxy)} goto deliver"
+
+
+def _output(desired: Desired) -> Iterator[str]:
+    proxy, upstream = desired.settings.mark_proxy, desired.settings.mark_upstream
+    # Somebody else's use of the bit, or a socket that took it over from the packet that opened it
+    # (net.ipv4.tcp_fwmark_accept), must not send packets back into the proxy.
+    yield _unmark(proxy)
+    yield f"{_is_marked(upstream)} ct mark set ct mark | {upstream:#010x} accept"
+    # The proxy's connection to the node itself: its answers are born here and go back to the proxy over lo.
+    yield f"ct direction reply {_is_connection_marked(upstream)} {_mark(proxy | upstream)} accept"
+    yield 'oifname "lo" accept'
+    if desired.bridges:
+        # Steered frames leave by the interface they came from; IPv6 has no switch for the redirects this provokes.
+        yield "oifname @bridges icmpv6 type nd-redirect drop"
+    yield "ct direction reply accept"
+    yield from ERRORS
+    yield from LINK
+    yield "ip daddr vmap @ingress4"
+    yield "ip6 daddr vmap @ingress6"
+    # Both bits: the routing rule of locally made packets, see routes.
+    yield f"{_is_marked(proxy)} {_mark(upstream)}"
+
+
+def _input(settings: Settings) -> Iterator[str]:
+    """Steered packets keep their own destination port, so one with the proxy's and no mark was dialled."""
+    yield f'iifname != "lo" tcp dport {settings.proxy_port} {_is_not_marked(settings.mark_proxy)} drop'
+
+
+def _leak(settings: Settings) -> Iterator[str]:
+    """If the routing rules are gone, steered packets would be forwarded instead."""
+    yield f'oifname != "lo" {_is_marked(settings.mark_proxy)} drop'
+
+
+def _mark(bits: int) -> str:
+    return f"meta mark set meta mark | {bits:#010x}"
+
+
+def _unmark(bits: int) -> str:
+    return f"meta mark set meta mark & {~bits & 0xFFFF_FFFF:#010x}"
+
+
+def _is_marked(bit: int) -> str:
+    return f"meta mark & {bit:#010x} != 0"
+
+
+def _is_not_marked(bit: int) -> str:
+    return f"meta mark & {bit:#010x} == 0"
+
+
+def _is_connection_marked(bit: int) -> str:
+    return f"ct mark & {bit:#010x} != 0"

@@ -1,0 +1,170 @@
+"""What no kernel could be asked to enforce is refused here, by name, before any tool is started.
+
+Every backend calls `checked` first, so that a bad picture fails alike everywhere and leaves the old one in force.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from ipaddress import ip_address, ip_network
+from typing import Final
+
+from tproxy_rules.backend import KernelError
+from tproxy_rules.desired import Bridge, Desired, Endpoint, Entry, Frontend, Port, Settings, Table, Verdict
+from tproxy_rules.digest import normalise
+
+WITH_PORTS: Final = frozenset({6, 17, 132})
+TCP: Final = 6
+ANY_PROTOCOL: Final = -1
+MAX_PORT: Final = 65535
+MAX_NUMBER: Final = 0xFFFF_FFFF
+
+# A trailing * is a wildcard to nft and + to iptables, quotes end a string: only plain names get through.
+_INTERFACE: Final = re.compile(r"[A-Za-z0-9_.:@=-]{1,15}")
+_MAC: Final = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}")
+
+
+def checked(desired: Desired) -> Desired:
+    """The picture in canonical form, or KernelError naming the first thing in it that cannot be."""
+    for problem in _problems(desired):
+        raise KernelError(f"refused picture: {problem}")
+    return normalise(desired)
+
+
+def _problems(desired: Desired) -> Iterator[str]:
+    yield from _settings(desired.settings)
+    yield from _identities(desired)
+    yield from _bridges(desired.bridges)
+    bridges = {bridge.name for bridge in desired.bridges}
+    for endpoint in desired.endpoints:
+        for problem in _endpoint(endpoint, bridges):
+            yield f"endpoint {endpoint.id}: {problem}"
+    yield from _shared(desired.endpoints)
+    for frontend in desired.frontends:
+        yield from _frontend(frontend)
+    if not 0 <= desired.host_identity <= MAX_NUMBER:
+        yield f"host_identity {desired.host_identity} is not a 32-bit number"
+
+
+def _settings(settings: Settings) -> Iterator[str]:
+    for name in ("mark_proxy", "mark_upstream"):
+        mark = getattr(settings, name)
+        if not 0 < mark <= MAX_NUMBER or mark & (mark - 1):
+            yield f"settings.{name}: {mark:#x} is not a single bit"
+    if settings.mark_proxy == settings.mark_upstream:
+        yield "settings.mark_upstream is the same bit as mark_proxy"
+    for name, least, most in (
+        ("proxy_port", 1, MAX_PORT),
+        ("nflog_group", 1, MAX_PORT),
+        ("log_rate", 1, 1_000_000),
+        ("route_table", 1, MAX_NUMBER),
+        ("rule_priority", 3, 32765),
+    ):
+        value = getattr(settings, name)
+        if not least <= value <= most:
+            yield f"settings.{name}: {value} is not between {least} and {most}"
+    if settings.route_table in (253, 254, 255):
+        yield f"settings.route_table: {settings.route_table} is the system's"
+    if not settings.families or not set(settings.families) <= {4, 6}:
+        yield f"settings.families: {settings.families!r} is not of 4 and 6"
+
+
+def _identities(desired: Desired) -> Iterator[str]:
+    seen: set[str] = set()
+    for prefix, number in desired.identities:
+        try:
+            canonical = str(ip_network(prefix))
+        except ValueError as error:
+            yield f"identities: {error}"
+            continue
+        if canonical in seen:
+            yield f"identities: {prefix} is there twice"
+        seen.add(canonical)
+        if not 0 <= number <= MAX_NUMBER:
+            yield f"identities: {number} of {prefix} is not a 32-bit number"
+
+
+def _bridges(bridges: tuple[Bridge, ...]) -> Iterator[str]:
+    if len({bridge.name for bridge in bridges}) != len(bridges):
+        yield "bridges: one name is there twice"
+    for bridge in bridges:
+        yield from _interface(bridge.name, "bridges")
+        if not _MAC.fullmatch(bridge.mac):
+            yield f"bridges: {bridge.name}: {bridge.mac!r} is not a MAC in lower case"
+
+
+def _interface(name: str, at: str) -> Iterator[str]:
+    if not _INTERFACE.fullmatch(name):
+        yield f"{at}: {name!r} is not an interface name of 1 to 15 plain characters"
+
+
+def _endpoint(endpoint: Endpoint, bridges: set[str]) -> Iterator[str]:
+    if not 1 <= endpoint.id <= MAX_NUMBER:
+        yield "its number is not between 1 and 2^32-1"
+    for address in endpoint.addresses:
+        try:
+            parsed = ip_address(address)
+        except ValueError as error:
+            yield f"addresses: {error}"
+            continue
+        if parsed.is_unspecified or parsed.is_multicast or parsed.is_loopback:
+            yield f"addresses: {address} cannot be a pod's"
+    if endpoint.port:
+        yield from _port(endpoint.port, bridges)
+    for way, table in (("ingress", endpoint.ingress), ("egress", endpoint.egress)):
+        for index, entry in enumerate((table or Table(())).entries):
+            for problem in _entry(entry):
+                yield f"{way}.entries[{index}]: {problem}"
+
+
+def _port(port: Port, bridges: set[str]) -> Iterator[str]:
+    yield from _interface(port.interface, "port.interface")
+    if port.bridge and port.bridge not in bridges:
+        yield f"port.bridge: {port.bridge!r} is not in bridges"
+    if port.bridge and not port.mac:
+        yield "port.mac: a port of a bridge is told by its MAC"
+    if port.mac and not _MAC.fullmatch(port.mac):
+        yield f"port.mac: {port.mac!r} is not a MAC in lower case"
+
+
+def _entry(entry: Entry) -> Iterator[str]:
+    if not ANY_PROTOCOL <= entry.protocol <= 255:
+        yield f"protocol {entry.protocol} is not between -1 and 255"
+    if not 0 <= entry.first <= entry.last <= MAX_PORT:
+        yield f"ports {entry.first}–{entry.last} are not a range within 0–65535"
+    if entry.protocol not in WITH_PORTS and (entry.first, entry.last) != (0, MAX_PORT):
+        yield f"protocol {entry.protocol} has no ports, so they must be 0–65535"
+    if entry.verdict is Verdict.STEER and entry.protocol != TCP:
+        yield f"only TCP can be steered, not protocol {entry.protocol}"
+    if entry.any_peer and entry.peers:
+        yield "peers are named although any_peer is set"
+    for peer in entry.peers:
+        if not 0 < peer <= MAX_NUMBER:
+            yield f"peer {peer} is not between 1 and 2^32-1"
+
+
+def _shared(endpoints: tuple[Endpoint, ...]) -> Iterator[str]:
+    ids: set[int] = set()
+    owners: dict[str, int] = {}
+    interfaces: dict[str, int] = {}
+    for endpoint in endpoints:
+        if endpoint.id in ids:
+            yield f"endpoint {endpoint.id} is there twice"
+        ids.add(endpoint.id)
+        for address in endpoint.addresses:
+            if owners.setdefault(str(ip_address(address)), endpoint.id) != endpoint.id:
+                yield f"address {address} belongs to endpoints {owners[str(ip_address(address))]} and {endpoint.id}"
+        if endpoint.port and interfaces.setdefault(endpoint.port.interface, endpoint.id) != endpoint.id:
+            yield f"interface {endpoint.port.interface} belongs to two endpoints, the second is {endpoint.id}"
+
+
+def _frontend(frontend: Frontend) -> Iterator[str]:
+    try:
+        ip_address(frontend.address)
+    except ValueError as error:
+        yield f"frontends: {error}"
+    if not 0 <= frontend.protocol <= 255 or not 0 <= frontend.port <= MAX_PORT:
+        yield f"frontends: {frontend.address}: protocol {frontend.protocol}, port {frontend.port} are out of range"
+    if frontend.steer and frontend.protocol != TCP:
+        yield f"frontends: {frontend.address}: only TCP can be steered, not protocol {frontend.protocol}"
