@@ -65,23 +65,31 @@ class PatternSet:
         self._sort_out()
 
     def _sort_out(self) -> None:
+        every: Any = re2.Set.FullMatchSet(_options(SET_MEMORY))
         real: list[int] = []
         for index, pattern in enumerate(self.patterns):
-            try:
-                check(pattern)
-            except PatternError:
-                self.broken.append(pattern)
-                continue
+            text = pattern.encode("utf-8", "surrogatepass")
             if is_literal(pattern):
-                self._literals.setdefault(pattern.encode(), []).append(index)
-            else:
+                self._literals.setdefault(text, []).append(index)
+            elif len(text) <= MAX_PATTERN and _add(every, text):
                 real.append(index)
+            else:
+                self.broken.append(pattern)
         if not real:
             return
         self._set_index = tuple(real)
-        self._set = _compile_set([self.patterns[index] for index in real])
-        if self._set is None:
-            self._singles = [(index, re2.compile(self.patterns[index], _options(PATTERN_MEMORY))) for index in real]
+        try:
+            every.Compile()
+            self._set = every
+        except re2.error:
+            self._try_one_by_one()
+
+    def _try_one_by_one(self) -> None:
+        for index in self._set_index:
+            try:
+                self._singles.append((index, re2.compile(self.patterns[index], _options(PATTERN_MEMORY))))
+            except re2.error:
+                self.broken.append(self.patterns[index])
 
     def find(self, text: bytes) -> list[int]:
         """Indices of the patterns that match the whole of `text`, in no particular order."""
@@ -93,16 +101,12 @@ class PatternSet:
         return found
 
 
-def _compile_set(patterns: list[str]) -> Any:
-    """An RE2 Set of patterns that are each known to be good, or None when together they are over budget."""
-    result = re2.Set.FullMatchSet(_options(SET_MEMORY))
-    for pattern in patterns:
-        result.Add(pattern)
+def _add(patterns: Any, text: bytes) -> bool:
     try:
-        result.Compile()
+        patterns.Add(text)
     except re2.error:
-        return None
-    return result
+        return False
+    return True
 
 
 @lru_cache(maxsize=4)
