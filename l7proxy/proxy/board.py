@@ -1,0 +1,199 @@
+"""What a worker judges by: one immutable index of the newest picture, swapped as a whole.
+
+Publishing is that swap, then a nudge to every live session. In between, a session that asks again gets the new answer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Final, Protocol
+
+from l7proxy.errors import LinkError
+from l7proxy.flows.records import Conn, Judgement
+from l7proxy.gate.judge import judge_http, judge_l4
+from l7proxy.gate.options import HttpOptions
+from l7proxy.link.messages import LocalEndpoint, Picture
+from l7proxy.model.endpoint import Backend, Frontend
+from l7proxy.model.http import Request
+from l7proxy.model.identity import UNKNOWN
+from l7proxy.model.net import HostPort, PrefixTable
+from l7proxy.model.verdict import Direction, Verdict
+from l7proxy.policy import decide
+from l7proxy.policy.decide import PortPolicy
+
+TCP: Final = 6
+REMEMBERED: Final = 16384
+"""Answers an index keeps, by (source, destination, port); past that it forgets all. A pod can choose these keys."""
+NUDGED_AT_ONCE: Final = 256
+"""Sessions re-judged before the loop gets to do something else."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sides:
+    """Both ends of a connection by one picture: who they are and what either's policy says.
+
+    `egress` is None when the source is no endpoint of this node, `ingress` likewise for the destination.
+    """
+
+    source_identity: int
+    destination_identity: int
+    egress: PortPolicy | None
+    ingress: PortPolicy | None
+    l4: Judgement
+
+    @property
+    def refused(self) -> bool:
+        return self.l4.verdict is Verdict.DROPPED
+
+    @property
+    def by_request(self) -> bool:
+        """Some direction has the connection judged request by request."""
+        return self.l4.verdict is Verdict.REDIRECTED
+
+    def judge(self, request: Request) -> Judgement:
+        return judge_http(self.egress, self.ingress, request)
+
+    def conn(self, source: HostPort, destination: HostPort) -> Conn:
+        return Conn(
+            source.address,
+            source.port,
+            destination.address,
+            destination.port,
+            self.source_identity,
+            self.destination_identity,
+        )
+
+
+class Index:
+    """One picture, made ready to be asked. ValueError when it holds an address or prefix that is none."""
+
+    def __init__(self, picture: Picture) -> None:
+        self.picture = picture
+        self.revision = picture.revision
+        self.node_addresses = frozenset(picture.node_addresses)
+        self.options = HttpOptions(
+            flow_headers=frozenset(name.lower().encode() for name in picture.flow_headers),
+            flow_query=picture.flow_query,
+            deny_header=picture.deny_header,
+        )
+        self.problems: tuple[str, ...] = ()
+        self._identities = PrefixTable(picture.identities)
+        self._endpoints: dict[str, LocalEndpoint | None] = {}
+        self._frontends = {(f.address, f.port): f for f in picture.frontends if f.protocol == TCP}
+        self._sides: dict[tuple[str, str, int], Sides] = {}
+        for endpoint in picture.endpoints:
+            for address in endpoint.addresses:
+                self._claim(address, endpoint)
+
+    @property
+    def resolves_services(self) -> bool:
+        """The kernel steers before Service DNAT, so connections come in with the Service's address."""
+        return bool(self._frontends)
+
+    def identity(self, address: str) -> int:
+        return self._identities.get(address) or UNKNOWN
+
+    def frontend(self, destination: HostPort) -> Frontend | None:
+        return self._frontends.get((destination.address, destination.port))
+
+    def lookup(self, source: str, destination: str, port: int) -> Sides:
+        """The answer on a TCP connection between two addresses (canonical), from memory if it was asked before."""
+        key = (source, destination, port)
+        sides = self._sides.get(key)
+        if sides is None:
+            if len(self._sides) >= REMEMBERED:
+                self._sides.clear()
+            sides = self._sides[key] = self._judge(source, destination, port)
+        return sides
+
+    def _claim(self, address: str, endpoint: LocalEndpoint) -> None:
+        """Two endpoints with one address: neither's policy can be told to be the right one, so it is refused."""
+        other = self._endpoints.setdefault(address, endpoint)
+        if other is endpoint:
+            return
+        self._endpoints[address] = None
+        also = f" and {other.name}" if other is not None else ""
+        self.problems += (f"{address} is claimed by {endpoint.name}{also}: all that concerns it is refused",)
+
+    def _judge(self, source: str, destination: str, port: int) -> Sides:
+        who, whom = self.identity(source), self.identity(destination)
+        sender, receiver = self._endpoints.get(source), self._endpoints.get(destination)
+        if sender is not None and sender is receiver:
+            return Sides(who, whom, None, None, judge_l4(None, None))  # a pod may always reach itself
+        for address in (source, destination):
+            if address in self._endpoints and self._endpoints[address] is None:
+                return Sides(who, whom, None, None, refusal(f"{address} belongs to more than one endpoint"))
+        egress = decide.port(sender.policy.egress, whom, TCP, port) if sender is not None else None
+        ingress = decide.port(receiver.policy.ingress, who, TCP, port) if receiver is not None else None
+        return Sides(who, whom, egress, ingress, judge_l4(egress, ingress))
+
+
+class Watcher(Protocol):
+    """A live session. None of these may raise."""
+
+    def policy_changed(self) -> None:
+        """Another index is in force."""
+
+    def drain(self) -> None:
+        """The worker stops: end as soon as nothing is under way."""
+
+    def cut(self, reason: str) -> None:
+        """End now."""
+
+
+class Board:
+    """The index in force, and the sessions that must hear of a new one. A session joins before its first look."""
+
+    def __init__(self) -> None:
+        self.index: Index | None = None
+        self._watchers: dict[Watcher, None] = {}
+        self._empty = asyncio.Event()
+        self._empty.set()
+
+    def __len__(self) -> int:
+        return len(self._watchers)
+
+    def __iter__(self) -> Iterator[Watcher]:
+        return iter(list(self._watchers))
+
+    def join(self, watcher: Watcher) -> None:
+        self._watchers[watcher] = None
+        self._empty.clear()
+
+    def leave(self, watcher: Watcher) -> None:
+        self._watchers.pop(watcher, None)
+        if not self._watchers:
+            self._empty.set()
+
+    async def empty(self) -> None:
+        """Return when no session is left."""
+        await self._empty.wait()
+
+    async def publish(self, picture: Picture) -> tuple[str, ...]:
+        """Judge by this picture from now on; returns when every live session was re-judged, with the problems found.
+
+        LinkError when the picture cannot be used: the one before stays in force.
+        """
+        try:
+            index = await asyncio.to_thread(Index, picture)
+        except (ValueError, TypeError) as error:
+            raise LinkError(f"picture {picture.revision} cannot be used: {error}") from error
+        self.index = index
+        for number, watcher in enumerate(self):
+            watcher.policy_changed()
+            if number % NUDGED_AT_ONCE == NUDGED_AT_ONCE - 1:
+                await asyncio.sleep(0)
+        return index.problems
+
+
+def choose(frontend: Frontend) -> Backend | None:
+    """A backend at random, as kube-proxy does; None when the Service has none."""
+    return random.choice(frontend.backends) if frontend.backends else None
+
+
+def refusal(reason: str, *, verdict: Verdict = Verdict.DROPPED, direction: Direction = Direction.INGRESS) -> Judgement:
+    """A judgement of ours rather than of a policy."""
+    return Judgement(verdict, direction, reason=reason)

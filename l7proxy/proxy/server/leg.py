@@ -1,0 +1,136 @@
+"""One TCP connection of a session, seen from our side: what the loop tells is passed on, what it needs is remembered.
+
+A leg knows no gate. Reading stops while anybody holds it (the gate, a full buffer on the other leg, a connection in
+the making) and goes on when the last one lets go.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from enum import IntFlag
+from typing import Final, Protocol
+
+from l7proxy.model.net import HostPort, canonical
+from l7proxy.proxy.server.upstream import reset_on_close
+
+HIGH_WATER: Final = 256 << 10
+LOW_WATER: Final = 64 << 10
+"""Bytes not yet taken by the kernel, per leg."""
+
+
+class Hold(IntFlag):
+    """Who stopped the reading."""
+
+    GATE = 1
+    FULL = 2
+    CONNECTING = 4
+
+
+class Party(Protocol):
+    """The session, as a leg sees it. None of these may raise."""
+
+    def opened(self, leg: Leg) -> None: ...
+    def received(self, leg: Leg, data: bytes) -> None: ...
+    def finished(self, leg: Leg) -> None:
+        """The other end sends no more."""
+
+    def lost(self, leg: Leg, error: Exception | None) -> None:
+        """The connection is gone; its descriptor is closed."""
+
+    def crowded(self, leg: Leg, *, full: bool) -> None:
+        """What was written does not go out fast enough (or does again)."""
+
+
+class Leg(asyncio.Protocol):
+    """Client's or server's; `gone` once the loop has closed it."""
+
+    __slots__ = ("_holds", "_party", "eof", "gone", "transport", "write")
+    write: Callable[[bytes], None]
+
+    def __init__(self, party: Party) -> None:
+        self._party = party
+        self._holds = 0
+        self.transport: asyncio.Transport | None = None
+        self.eof = False
+        self.gone = False
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self.transport = transport
+        self.write = transport.write
+        transport.set_write_buffer_limits(HIGH_WATER, LOW_WATER)
+        if self._holds:
+            transport.pause_reading()
+        self._party.opened(self)
+
+    def data_received(self, data: bytes) -> None:
+        self._party.received(self, data)
+
+    def eof_received(self) -> bool:
+        self.eof = True
+        self._party.finished(self)
+        return True  # keep our direction open: who closes is decided elsewhere
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.gone = True
+        self._party.lost(self, exc)
+
+    def pause_writing(self) -> None:
+        self._party.crowded(self, full=True)
+
+    def resume_writing(self) -> None:
+        self._party.crowded(self, full=False)
+
+    @property
+    def usable(self) -> bool:
+        """Made, and neither lost nor being closed."""
+        return self.transport is not None and not self.transport.is_closing()
+
+    @property
+    def unsent(self) -> int:
+        return self.transport.get_write_buffer_size() if self.transport is not None and not self.gone else 0
+
+    def hold(self, hold: Hold) -> None:
+        """Stop reading, on behalf of `hold`."""
+        if not self._holds and self.usable:
+            assert self.transport is not None
+            self.transport.pause_reading()
+        self._holds |= hold
+
+    def release(self, hold: Hold) -> None:
+        if not self._holds:
+            return
+        self._holds &= ~hold
+        if not self._holds and self.usable:
+            assert self.transport is not None
+            self.transport.resume_reading()
+
+    def finish(self) -> None:
+        """FIN after what was written."""
+        if self.usable:
+            assert self.transport is not None
+            self.transport.write_eof()
+
+    def close(self) -> None:
+        """Close both directions after what was written has gone out."""
+        if self.transport is not None:
+            self.transport.close()
+
+    def reset(self) -> None:
+        """RST, now. What was written and not yet sent is lost."""
+        if self.transport is not None and not self.gone:
+            reset_on_close(self.transport)
+            self.transport.abort()
+
+    def peer(self) -> HostPort | None:
+        return self._name("peername")
+
+    def local(self) -> HostPort | None:
+        return self._name("sockname")
+
+    def _name(self, which: str) -> HostPort | None:
+        """None when the other end is gone before we looked."""
+        assert self.transport is not None
+        name = self.transport.get_extra_info(which)
+        return HostPort(canonical(name[0]), name[1]) if name else None

@@ -1,0 +1,105 @@
+"""Listening sockets: bound here, told to listen by their owner once there is a picture to judge by.
+
+TPROXY listeners are on loopback: a pod cannot dial them, only the kernel's steering reaches them. SO_REUSEPORT lets
+the workers share the port, and a successor listen before its predecessor stops.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import resource
+import socket
+from contextlib import suppress
+from pathlib import Path
+from typing import Final
+
+from l7proxy.errors import ConfigError
+
+log = logging.getLogger(__name__)
+
+BACKLOG: Final = 4096
+LOOPBACK: Final = {4: "127.0.0.1", 6: "::1"}
+IP_TRANSPARENT: Final = 19  # linux/in.h, linux/in6.h; not in Python's socket module
+IPV6_TRANSPARENT: Final = 75
+MIGRATE: Final = Path("/proc/sys/net/ipv4/tcp_migrate_req")
+
+
+def transparent(port: int, families: tuple[int, ...] = ()) -> list[socket.socket]:
+    """One TPROXY listener for each family; no family named means all that this kernel has."""
+    wanted = families or tuple(family for family in LOOPBACK if has_family(family))
+    sockets: list[socket.socket] = []
+    try:
+        for family in wanted:
+            sockets += [bound(LOOPBACK[family], port, see_through=True)]
+    except ConfigError:
+        for sock in sockets:
+            sock.close()
+        raise
+    return sockets
+
+
+def bound(address: str, port: int, *, see_through: bool = False) -> socket.socket:
+    """A bound TCP socket. ConfigError tells the operator what is in the way."""
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    sock = None
+    try:
+        sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        if family == socket.AF_INET6:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        if see_through:
+            make_transparent(sock)
+        sock.bind((address, port))
+    except OSError as error:
+        if sock is not None:
+            sock.close()
+        raise ConfigError(_explain(error, address, port)) from error
+    return sock
+
+
+def has_family(family: int) -> bool:
+    """Whether loopback of this family can be bound (ipv6.disable=1 and disable_ipv6=1 take it away)."""
+    try:
+        with socket.socket(socket.AF_INET6 if family == 6 else socket.AF_INET, socket.SOCK_STREAM) as probe:
+            probe.bind((LOOPBACK[family], 0))
+    except OSError:
+        return False
+    return True
+
+
+def prepare_process() -> int:
+    """Take all the descriptors we may have (how many: the result); let listeners inherit a dead sibling's queue."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with suppress(ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    try:
+        # ip-sysctl: without it connections in the accept queue of a worker that ends are reset
+        MIGRATE.write_text("1\n")
+    except OSError as error:
+        log.info("%s stays as it is (%s): connections waiting for a worker that ends will be reset", MIGRATE, error)
+    return resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+
+
+def make_transparent(sock: socket.socket) -> None:
+    """Addresses that are not ours are fine for this socket. EPERM without CAP_NET_ADMIN."""
+    if sock.family == socket.AF_INET6:
+        sock.setsockopt(socket.IPPROTO_IPV6, IPV6_TRANSPARENT, 1)
+    else:
+        sock.setsockopt(socket.IPPROTO_IP, IP_TRANSPARENT, 1)
+
+
+def _explain(error: OSError, address: str, port: int) -> str:
+    where = f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
+    match error.errno:
+        case errno.EADDRINUSE:
+            return f"port {port} is in use on {address}: stop what listens there, or choose another proxy port"
+        case errno.EPERM:
+            return f"cannot listen transparently on {where}: needs CAP_NET_ADMIN (run as root, or grant it)"
+        case errno.EACCES:
+            return f"cannot listen on {where}: needs CAP_NET_BIND_SERVICE, or a port from 1024 up"
+        case errno.EAFNOSUPPORT | errno.EADDRNOTAVAIL if ":" in address:
+            return f"cannot listen on {where}: this kernel or namespace has no IPv6; leave family 6 out"
+        case _:
+            return f"cannot listen on {where}: {error.strerror or error}"

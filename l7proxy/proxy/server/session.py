@@ -1,0 +1,416 @@
+"""One client's connection, from accept to its last record: source, destination, L4 judgement, gate, server.
+
+The session owns both sockets and executes what the gate asks for; it knows no HTTP. Whatever goes wrong in here ends
+this session closed, with a record, and no other. Callbacks only: the one task of a session is its upstream connect.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from typing import Final, assert_never
+
+from l7proxy.errors import UpstreamError
+from l7proxy.flows.records import Conn, Connection, HttpRequest, Judgement, Malformed, Record
+from l7proxy.gate.actions import Action, Close, Connect, Emit, HalfClose, Pause, Resume, Side, ToClient, ToServer
+from l7proxy.gate.pick import Gate, pick
+from l7proxy.model.http import Request
+from l7proxy.model.net import HostPort
+from l7proxy.model.verdict import Verdict
+from l7proxy.proxy.board import Index, Sides, choose, refusal
+from l7proxy.proxy.server import upstream
+from l7proxy.proxy.server.leg import Hold, Leg
+from l7proxy.proxy.server.surroundings import Surroundings
+from l7proxy.proxy.wheel import NEVER
+
+log = logging.getLogger(__name__)
+
+HELD_FOR_SERVER: Final = 64 << 10
+"""Bytes kept while the connection to the server is in the making; then the client must wait."""
+NOBODY: Final = HostPort("::", 0)
+RESET_BY_SERVER: Final = "the server reset the connection"
+TOO_LATE: Final = "policy now asks for requests to be judged, and this connection is already open without"
+
+
+class Session:
+    """Both legs, the gate between them, and the deadline that applies."""
+
+    def __init__(self, around: Surroundings) -> None:
+        self._around = around
+        self._client = Leg(self)
+        self._server = Leg(self)
+        self._gate: Gate | None = None
+        self._index: Index | None = None
+        self._sides: Sides | None = None
+        self._source = self._destination = NOBODY
+        self._by_request = False
+        self._connecting: asyncio.Task[None] | None = None
+        self._held: list[bytes] = []
+        self._held_bytes = 0
+        self._finish_server = False
+        self._taken_up = False
+        self._served = False
+        self._waiting = ""
+        self._unsent = 0
+        self._over = False
+        self.deadline = NEVER
+        self.slot = 0
+
+    @property
+    def protocol(self) -> asyncio.Protocol:
+        """What the accepted connection talks to."""
+        return self._client
+
+    # ---- what the legs tell ----
+
+    def opened(self, leg: Leg) -> None:
+        self._guarded(self._begin if leg is self._client else self._connected)
+
+    def received(self, leg: Leg, data: bytes) -> None:
+        gate = self._gate
+        if self._over or gate is None:
+            return  # lingering: what still comes is thrown away
+        try:
+            self._do(gate.from_client(data) if leg is self._client else gate.from_server(data))
+        except Exception as error:  # noqa: BLE001 -- as in _guarded, without its cost per read
+            self._broke(error)
+
+    def finished(self, leg: Leg) -> None:
+        gate = self._gate
+        if self._over or gate is None:
+            leg.close()
+        else:
+            self._guarded(lambda: self._do(gate.client_eof() if leg is self._client else gate.server_eof()))
+
+    def lost(self, leg: Leg, error: Exception | None) -> None:
+        gate = self._gate
+        if not self._over and gate is not None:
+            if leg is self._client:
+                self._guarded(lambda: self._gone(gate.client_lost()))
+            else:
+                self._guarded(
+                    lambda: self._do(gate.server_eof() if error is None else gate.upstream_failed(RESET_BY_SERVER))
+                )
+        self._leave_if_done()
+
+    def crowded(self, leg: Leg, *, full: bool) -> None:
+        other = self._server if leg is self._client else self._client
+        if full:
+            other.hold(Hold.FULL)
+        else:
+            other.release(Hold.FULL)
+
+    # ---- what the worker tells ----
+
+    def policy_changed(self) -> None:
+        """Judge the open connection by the picture that is now in force."""
+        if not self._over and self._gate is not None:
+            self._guarded(self._rejudge)
+
+    def drain(self) -> None:
+        """The worker stops: end now if nothing is under way, else after the exchange that is. A client that has asked
+        nothing yet may still ask once."""
+        if not self._over and self._gate is not None and self._served and self._gate.waiting_for == "idle":
+            self._guarded(self._end)
+
+    def cut(self, reason: str) -> None:
+        """The worker's patience is over."""
+        if self._over or self._gate is None:
+            self._reset()
+        else:
+            self._guarded(lambda: self._cut_off(refusal(reason, verdict=Verdict.ERROR)))
+
+    def expired(self) -> None:
+        self._guarded(self._linger if self._over else self._timed_out)
+
+    # ---- the beginning ----
+
+    def _begin(self) -> None:
+        self._around.board.join(self)  # before the first look: from here on no new picture can be missed
+        source, sockname = self._client.peer(), self._client.local()
+        if source is None or sockname is None:
+            self._reset()  # the client left before it was looked at
+            return
+        self._source, self._destination = source, self._around.steering.destination(sockname)
+        why = self._impossible() or self._resolve()
+        if why:
+            self._refuse(refusal(why))
+            return
+        sides = self._look()
+        if sides.refused:
+            self._refuse(sides.l4)
+            return
+        self._serve(sides)
+
+    def _serve(self, sides: Sides) -> None:
+        index = self._board_index()
+        if index.resolves_services:
+            self._tell(sides.l4)  # the kernel steered before it knew the backend, so it could not
+        self._by_request = sides.by_request
+        conn = sides.conn(self._source, self._destination)
+        self._gate = pick(
+            self._judge,
+            conn,
+            self._around.now_ns,
+            by_request=sides.by_request,
+            options=index.options,
+            direction=sides.l4.direction,
+        )
+        self._do(self._gate.started())
+
+    def _impossible(self) -> str:
+        """Why this connection cannot be served whatever the policy says; empty when it can."""
+        around, here = self._around, self._destination
+        own_port = any(here.port == own.port for own in around.own)
+        if here in around.own or (own_port and here.address in self._board_index().node_addresses):
+            return "the destination is the proxy itself"
+        if len(around.board) > around.limit:
+            return f"this worker is at its limit of {around.limit} connections"
+        return ""
+
+    def _resolve(self) -> str:
+        """A Service address becomes that of one of its backends. The result: why that cannot be."""
+        service = self._board_index().frontend(self._destination)
+        if service is None:
+            return ""
+        backend = choose(service)
+        if backend is None:
+            return f"Service {service.namespace}/{service.service} has no backends"
+        self._destination = HostPort(backend.address, backend.port)
+        return ""
+
+    def _refuse(self, judgement: Judgement) -> None:
+        self._around.counts.denied += 1
+        self._tell(judgement)
+        self._reset()
+
+    # ---- judging ----
+
+    def _board_index(self) -> Index:
+        index = self._around.board.index
+        if index is None:
+            raise RuntimeError("a connection before the first picture")
+        return index
+
+    def _look(self) -> Sides:
+        """The answer of the picture in force; asked anew only when that is another one than before."""
+        index = self._board_index()
+        if self._sides is None or index is not self._index:
+            self._index = index
+            self._sides = index.lookup(self._source.address, self._destination.address, self._destination.port)
+            if self._gate is not None:
+                self._gate.identified(self._sides.conn(self._source, self._destination))
+        return self._sides
+
+    def _judge(self, request: Request) -> Judgement:
+        """What the gate asks of each request, at the moment it takes it up."""
+        return self._look().judge(request)
+
+    def _rejudge(self) -> None:
+        sides = self._look()
+        if sides.refused:
+            self._around.counts.denied += 1
+            self._cut_off(sides.l4)
+        elif sides.by_request and not self._by_request:
+            self._cut_off(refusal(TOO_LATE, direction=sides.l4.direction))
+
+    def _tell(self, judgement: Judgement) -> None:
+        """The record of the connection itself."""
+        index = self._around.board.index
+        sides = self._sides
+        who = sides.source_identity if sides else index.identity(self._source.address) if index else 0
+        whom = sides.destination_identity if sides else index.identity(self._destination.address) if index else 0
+        source, destination = self._source, self._destination
+        conn = Conn(source.address, source.port, destination.address, destination.port, who, whom)
+        self._around.records(Connection(self._around.now_ns(), conn, judgement))
+
+    # ---- executing ----
+
+    def _do(self, actions: list[Action]) -> None:
+        for action in actions:
+            if isinstance(action, ToClient):
+                if self._client.usable:
+                    self._client.write(action.data)
+            elif isinstance(action, ToServer):
+                self._to_server(action.data)
+            elif isinstance(action, Emit):
+                self._emit(action.record)
+            elif isinstance(action, Connect):
+                self._connect()
+            elif isinstance(action, Pause):
+                self._leg(action.side).hold(Hold.GATE)
+            elif isinstance(action, Resume):
+                self._leg(action.side).release(Hold.GATE)
+            elif isinstance(action, HalfClose):
+                self._half_close(action.side)
+            elif isinstance(action, Close):
+                self._end(reset=action.reset)
+            else:
+                assert_never(action)
+        if not self._over:
+            self._watch()
+
+    def _leg(self, side: Side) -> Leg:
+        return self._client if side is Side.CLIENT else self._server
+
+    def _to_server(self, data: bytes) -> None:
+        if self._server.transport is not None:
+            if self._server.usable:
+                self._server.write(data)
+            return
+        self._held.append(data)
+        self._held_bytes += len(data)
+        if self._held_bytes > HELD_FOR_SERVER:
+            self._client.hold(Hold.CONNECTING)
+
+    def _half_close(self, side: Side) -> None:
+        if side is Side.SERVER and self._server.transport is None:
+            self._finish_server = True  # once it is there
+        else:
+            self._leg(side).finish()
+
+    def _emit(self, record: Record) -> None:
+        if isinstance(record, HttpRequest):
+            self._taken_up = self._served = True
+            self._around.counts.requests += 1
+        if isinstance(record, HttpRequest | Malformed) and record.judgement.verdict is Verdict.DROPPED:
+            self._around.counts.denied += 1
+        self._around.records(record)
+
+    def _watch(self) -> None:
+        """Which deadline applies now. One on a head is not put off by its bytes; one on silence is by every byte."""
+        assert self._gate is not None
+        if self._connecting is not None:
+            return
+        waiting, around = self._gate.waiting_for, self._around
+        if waiting != "head":
+            around.wheel.arm(self, around.timeouts.idle)
+        elif waiting != self._waiting or self._taken_up:
+            around.wheel.arm(self, around.timeouts.head)
+        self._waiting, self._taken_up = waiting, False
+        if around.draining and self._served and waiting == "idle":
+            self._end()
+
+    def _timed_out(self) -> None:
+        if self._connecting is not None:
+            self._stop_connecting()
+            self._failed(f"cannot reach {self._destination}: no answer in {self._around.timeouts.connect:g} s")
+        elif self._gate is not None:
+            self._do(self._gate.timed_out(self._gate.waiting_for))
+
+    # ---- the server ----
+
+    def _connect(self) -> None:
+        if self._connecting is not None or self._server.transport is not None:
+            return
+        self._connecting = self._around.tasks.create_task(self._reach(), name=f"connect {self._destination}")
+        self._around.wheel.arm(self, self._around.timeouts.connect)
+
+    def _stop_connecting(self) -> None:
+        if self._connecting is not None:
+            self._connecting.cancel()
+            self._connecting = None
+
+    async def _reach(self) -> None:
+        try:
+            await upstream.connect(self._around.steering, self._source, self._destination, self._server)
+        except UpstreamError as error:
+            reason = str(error)
+            self._guarded(lambda: self._failed(reason))
+        except Exception as error:  # noqa: BLE001 -- a task of the worker's group: out of here it would end the worker
+            self._broke(error)
+
+    def _connected(self) -> None:
+        self._connecting = None
+        if self._over or self._gate is None:
+            self._server.reset()
+            return
+        for data in self._held:
+            self._server.write(data)
+        self._held.clear()
+        self._client.release(Hold.CONNECTING)
+        if self._finish_server:
+            self._server.finish()
+        self._do(self._gate.connected())
+
+    def _failed(self, reason: str) -> None:
+        self._connecting = None
+        if self._over or self._gate is None:
+            return
+        self._held.clear()
+        self._client.release(Hold.CONNECTING)
+        self._do(self._gate.upstream_failed(reason))
+
+    # ---- the end ----
+
+    def _end(self, *, reset: bool = False) -> None:
+        """Nothing more is to be done but sending. Without `reset` the client gets what was written, then FIN; what it
+        still sends is read and thrown away for a moment, since closing over unread bytes would reset the connection
+        before it has read our answer (RFC 9112, 9.6)."""
+        if self._over:
+            return
+        if reset:
+            self._reset()
+            return
+        self._over = True
+        self._stop_connecting()
+        self._server.close()
+        if self._client.eof:
+            self._client.close()
+        else:
+            self._client.finish()
+            self._client.release(Hold.GATE | Hold.FULL | Hold.CONNECTING)
+        self._unsent = self._client.unsent + self._server.unsent
+        self._around.wheel.arm(self, self._around.timeouts.stalled if self._unsent else self._around.timeouts.linger)
+
+    def _linger(self) -> None:
+        """A deadline after the end: go on waiting while bytes move, else reset."""
+        before, self._unsent = self._unsent, self._client.unsent + self._server.unsent
+        if self._unsent == before:
+            self._reset()
+        else:
+            timeouts = self._around.timeouts
+            self._around.wheel.arm(self, timeouts.stalled if self._unsent else timeouts.linger)
+
+    def _reset(self) -> None:
+        self._over = True
+        self._stop_connecting()
+        self._client.reset()
+        self._server.reset()
+        self._leave_if_done()
+
+    def _cut_off(self, judgement: Judgement) -> None:
+        """End an open connection for a reason of its own; what was under way in the gate gets its records."""
+        gate = self._gate
+        self._tell(judgement)
+        if gate is not None:
+            self._gone(gate.client_lost())
+
+    def _gone(self, actions: list[Action]) -> None:
+        """There is no client to serve any more: of what the gate asks for, only records matter."""
+        for action in actions:
+            if isinstance(action, Emit):
+                self._emit(action.record)
+        self._reset()
+
+    def _guarded(self, step: Callable[[], None]) -> None:
+        try:
+            step()
+        except Exception as error:  # noqa: BLE001 -- a fault ends this session, closed and recorded, never the worker
+            self._broke(error)
+
+    def _broke(self, error: Exception) -> None:
+        if self._over:
+            log.error("a session that had ended failed: %r", error)
+        else:
+            log.error("session %s > %s failed", self._source, self._destination, exc_info=error)
+            self._tell(refusal(f"internal error: {type(error).__name__}: {error}", verdict=Verdict.ERROR))
+        self._around.counts.errors += 1
+        self._reset()
+
+    def _leave_if_done(self) -> None:
+        """Both descriptors are closed: nothing knows this session any more."""
+        if self._client.gone and self._connecting is None and (self._server.transport is None or self._server.gone):
+            self._around.board.leave(self)
+            self._around.wheel.disarm(self)

@@ -1,0 +1,93 @@
+"""How connections reach us and how we go on in their client's name: the one seam between sessions and the kernel.
+
+`Transparent` is the real thing: TPROXY hands us the client's packets, a socket's own name is where the client wanted
+to go, and the upstream socket bears the client's address. `Plain` needs no privilege: it serves one destination.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Sequence
+from typing import Final, Protocol
+
+from l7proxy.errors import UpstreamError
+from l7proxy.model.net import HostPort, family_of
+from l7proxy.proxy.server import listener
+
+IP_BIND_ADDRESS_NO_PORT: Final = 24  # linux/in.h; not in Python's socket module
+
+
+class Steering(Protocol):
+    """What a session needs of its surroundings."""
+
+    def listen(self) -> Sequence[socket.socket]:
+        """Bound, not yet listening. ConfigError when that cannot be."""
+
+    def destination(self, sockname: HostPort) -> HostPort:
+        """Where the client of a connection with this local name wanted to go."""
+
+    def dial(self, client: HostPort, server: HostPort) -> socket.socket:
+        """A non-blocking socket, not yet connected, that will be `client` to `server`. UpstreamError."""
+
+
+class Transparent:
+    """TPROXY in, the client's own address out."""
+
+    def __init__(self, port: int, *, mark_upstream: int, families: tuple[int, ...] = ()) -> None:
+        self._port = port
+        self._mark = mark_upstream
+        self._families = families
+
+    def listen(self) -> Sequence[socket.socket]:
+        return listener.transparent(self._port, self._families)
+
+    def destination(self, sockname: HostPort) -> HostPort:
+        return sockname
+
+    def dial(self, client: HostPort, server: HostPort) -> socket.socket:
+        sock = stream_socket(server)
+        try:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, self._mark)
+            if client.address != server.address:
+                bind_as(sock, client.address)
+            # else a pod reaching itself through a Service: it would drop packets from its own address, so the node's
+        except OSError as error:
+            sock.close()
+            raise UpstreamError(f"cannot speak as {client.address}: {error.strerror or error}") from error
+        return sock
+
+
+class Plain:
+    """Everything that reaches `listen_on` goes to `server`, from whatever address the kernel chooses."""
+
+    def __init__(self, listen_on: HostPort, server: HostPort) -> None:
+        self._listen_on = listen_on
+        self._server = server
+
+    def listen(self) -> Sequence[socket.socket]:
+        return [listener.bound(self._listen_on.address, self._listen_on.port)]
+
+    def destination(self, sockname: HostPort) -> HostPort:
+        return self._server
+
+    def dial(self, client: HostPort, server: HostPort) -> socket.socket:
+        return stream_socket(server)
+
+
+def stream_socket(towards: HostPort) -> socket.socket:
+    """Non-blocking, TCP_NODELAY. UpstreamError when we are out of descriptors."""
+    family = socket.AF_INET6 if family_of(towards.address) == 6 else socket.AF_INET
+    try:
+        sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    except OSError as error:
+        raise UpstreamError(f"no socket: {error.strerror or error}") from error
+    return sock
+
+
+def bind_as(sock: socket.socket, address: str) -> None:
+    """Bind to an address that need not be ours. The port is left to connect(), so that it need be free only towards
+    that one server (ip(7), IP_BIND_ADDRESS_NO_PORT; it is an IPPROTO_IP option on IPv6 sockets too)."""
+    sock.setsockopt(socket.IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, 1)
+    listener.make_transparent(sock)
+    sock.bind((address, 0))

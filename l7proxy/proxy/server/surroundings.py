@@ -1,0 +1,54 @@
+"""What all sessions of one worker share."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from l7proxy.flows.records import Record
+from l7proxy.model.net import HostPort
+from l7proxy.proxy.board import Board
+from l7proxy.proxy.server.steering import Steering
+from l7proxy.proxy.wheel import Wheel
+
+
+@dataclass(frozen=True, slots=True)
+class Timeouts:
+    """Seconds. There is none on a request as a whole: a long poll is none of our business."""
+
+    connect: float = 5.0
+    head: float = 30.0
+    """From the first byte of a request to the last of its head."""
+    idle: float = 3600.0
+    """Without a byte either way."""
+    linger: float = 2.0
+    """For the client to read our last answer before the connection is cut under it."""
+    stalled: float = 30.0
+    """Without progress in what is still to be sent on a connection that has ended."""
+
+
+@dataclass(slots=True)
+class Counts:
+    """Since the worker began. `errors`: sessions that ended by a fault of ours."""
+
+    requests: int = 0
+    denied: int = 0
+    errors: int = 0
+
+
+@dataclass(slots=True)
+class Surroundings:
+    """`own` are our listeners' names; `limit` is the number of sessions at a time."""
+
+    board: Board
+    steering: Steering
+    wheel: Wheel
+    records: Callable[[Record], None]
+    tasks: asyncio.TaskGroup
+    now_ns: Callable[[], int]
+    timeouts: Timeouts = field(default_factory=Timeouts)
+    counts: Counts = field(default_factory=Counts)
+    own: set[HostPort] = field(default_factory=set)
+    limit: int = 1 << 30
+    draining: bool = False

@@ -1,0 +1,53 @@
+"""The connection to the server: made once per session, in the client's name, and every failure told in words."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import socket
+import struct
+from typing import Final
+
+from l7proxy.errors import UpstreamError
+from l7proxy.model.net import HostPort
+from l7proxy.proxy.server.steering import Steering
+
+WORDS: Final = {
+    errno.ECONNREFUSED: "it refuses connections",
+    errno.ETIMEDOUT: "it does not answer",
+    errno.EHOSTUNREACH: "there is no host at that address",
+    errno.ENETUNREACH: "there is no route to it",
+    errno.EADDRNOTAVAIL: "no local port is left towards it",
+    errno.ECONNRESET: "it reset the connection",
+    errno.EACCES: "the node's firewall forbids it",
+    errno.EPERM: "the node's firewall forbids it",
+}
+_NO_LINGER: Final = struct.pack("ii", 1, 0)
+
+
+async def connect(steering: Steering, client: HostPort, server: HostPort, protocol: asyncio.Protocol) -> None:
+    """Connect and hand the transport to `protocol`. UpstreamError; a cancelled attempt leaves no descriptor."""
+    loop = asyncio.get_running_loop()
+    sock = steering.dial(client, server)
+    try:
+        await loop.sock_connect(sock, (server.address, server.port))
+        await loop.create_connection(lambda: protocol, sock=sock)
+    except OSError as error:
+        sock.close()
+        raise UpstreamError(f"cannot reach {server}: {explain(error)}") from error
+    except BaseException:
+        sock.close()
+        raise
+
+
+def explain(error: OSError) -> str:
+    return WORDS.get(error.errno or 0, error.strerror or str(error))
+
+
+def reset_on_close(transport: asyncio.BaseTransport) -> None:
+    """Make the coming close of this transport a RST (socket(7), SO_LINGER with no time)."""
+    sock = transport.get_extra_info("socket")
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _NO_LINGER)
+    except OSError:
+        return  # it is gone already

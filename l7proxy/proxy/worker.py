@@ -1,0 +1,129 @@
+"""A worker process: one loop, one set of listeners, one link to the agent. No Kubernetes, no kernel tables.
+
+SIGTERM drains: no new connections, those open may end in peace until a deadline, flows go out, exit 0. SIGINT does the
+same in a hurry, and so does a second signal.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import logging
+import signal
+import socket
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+import uvloop
+
+from l7proxy.link.client import LinkClient
+from l7proxy.link.outbox import Outbox
+from l7proxy.proxy.board import Board
+from l7proxy.proxy.server import listener
+from l7proxy.proxy.server.server import ProxyServer
+from l7proxy.proxy.server.steering import Steering, Transparent
+from l7proxy.proxy.server.surroundings import Surroundings, Timeouts
+from l7proxy.proxy.wheel import Wheel
+
+log = logging.getLogger(__name__)
+
+HURRY_SECONDS: Final = 1.0
+FLUSH_SECONDS: Final = 2.0
+SPARE_DESCRIPTORS: Final = 64
+GC_THRESHOLDS: Final = (20_000, 20, 50)
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerSettings:
+    """What a worker is told on its command line. No `families` means those this kernel has."""
+
+    link: Path = Path("/run/l7proxy/link.sock")
+    worker: int = 0
+    proxy_port: int = 15001
+    mark_upstream: int = 0x02000000
+    families: tuple[int, ...] = ()
+    timeouts: Timeouts = field(default_factory=Timeouts)
+    drain_seconds: float = 30.0
+    max_connections: int = 0
+    """0: as many as there are descriptors for, two each."""
+
+
+def run_worker(settings: WorkerSettings, *, steering: Steering | None = None) -> int:
+    """Serve until a signal says otherwise. The exit code is 0; ConfigError when it cannot begin."""
+    descriptors = listener.prepare_process()
+    way = steering or Transparent(settings.proxy_port, mark_upstream=settings.mark_upstream, families=settings.families)
+    bound = way.listen()
+    limit = settings.max_connections or max(1, (descriptors - SPARE_DESCRIPTORS) // 2)
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(_serve(settings, way, bound, limit))
+    return 0
+
+
+class _Stop:
+    """What the signals ask for: `seconds` of patience, less with each of them."""
+
+    def __init__(self, drain_seconds: float) -> None:
+        self.seconds = drain_seconds
+        self.asked = asyncio.Event()
+        self.hurried = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        loop.add_signal_handler(signal.SIGTERM, self._term)
+        loop.add_signal_handler(signal.SIGINT, self._hurry)
+
+    def _term(self) -> None:
+        if self.asked.is_set():
+            self.hurried.set()
+        self.asked.set()
+
+    def _hurry(self) -> None:
+        self.hurried.set()
+        self.asked.set()
+
+
+async def _serve(settings: WorkerSettings, steering: Steering, bound: Sequence[socket.socket], limit: int) -> None:
+    stop = _Stop(settings.drain_seconds)
+    outbox = Outbox()
+    async with asyncio.TaskGroup() as tasks:
+        around = Surroundings(
+            board=Board(),
+            steering=steering,
+            wheel=Wheel(asyncio.get_running_loop().time()),
+            records=outbox.put,
+            tasks=tasks,
+            now_ns=time.time_ns,
+            timeouts=settings.timeouts,
+            limit=limit,
+        )
+        server = ProxyServer(around, bound)
+        link = LinkClient(settings.link, settings.worker, outbox=outbox, on_picture=server.publish, load=server.load)
+        running = [
+            tasks.create_task(link.run(), name="link"),
+            tasks.create_task(server.tick(), name="wheel"),
+        ]
+        gc.set_threshold(*GC_THRESHOLDS)
+        gc.collect()
+        gc.freeze()  # what is here now stays: modules, tables, code
+        await stop.asked.wait()
+        await _drain(server, stop, tasks)
+        if not await link.flush(FLUSH_SECONDS):
+            log.warning("%d flow records could not be handed to the agent", len(outbox))
+        for task in running:
+            task.cancel()
+
+
+async def _drain(server: ProxyServer, stop: _Stop, tasks: asyncio.TaskGroup) -> None:
+    """Drain for the time given; a signal to hurry cuts it short."""
+    if stop.hurried.is_set():
+        await server.drain(HURRY_SECONDS)
+        return
+    log.info("draining for at most %g s", stop.seconds)
+    draining = tasks.create_task(server.drain(stop.seconds), name="drain")
+    hurried = tasks.create_task(stop.hurried.wait(), name="hurry")
+    await asyncio.wait({draining, hurried}, return_when=asyncio.FIRST_COMPLETED)
+    hurried.cancel()
+    if not draining.done():
+        draining.cancel()
+        await server.drain(HURRY_SECONDS)
