@@ -283,6 +283,11 @@ def from_json(text: str | bytes) -> Response:
         found = msgspec.json.decode(text)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise SourceError(f"not a JSON object: {error}") from error
+    return of_object(found)
+
+
+def of_object(found: Any) -> Response:
+    """The same, of JSON that is decoded already."""
     if not isinstance(found, dict):
         raise SourceError(f"expected a JSON object, not {type(found).__name__}")
     try:

@@ -1,0 +1,96 @@
+"""Asks the agent: one JSON line to its socket, one or many back."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+from collections.abc import Iterator, Mapping
+from contextlib import closing
+from pathlib import Path
+from typing import Annotated, Any, Final
+
+import typer
+
+from l7proxy.errors import ConfigError, LinkError
+
+RUN_DIR: Final = Path("/run/l7proxy")
+SOCKET_NAME: Final = "agent.sock"
+PATIENCE: Final = 10.0
+"""Seconds that a question waits for its answer; following waits for ever."""
+MAX_LINE: Final = 64 << 20
+
+RunDir = Annotated[
+    Path,
+    typer.Option("--run-dir", envvar="L7PROXY_RUN_DIR", help="Run directory of the node whose agent is asked."),
+]
+Server = Annotated[
+    str,
+    typer.Option("--server", envvar="L7PROXY_SERVER", help="Socket of the agent, instead of the one in --run-dir."),
+]
+
+
+def path_of(run_dir: Path, server: str = "") -> Path:
+    """`--server` may be a path or `unix:///path`."""
+    return Path(server.removeprefix("unix://")) if server else run_dir / SOCKET_NAME
+
+
+def ask(path: Path, method: str, **arguments: Any) -> Any:
+    """The one answer. ConfigError when there is no agent, or with the agent's own words when it refuses."""
+    for line in stream(path, {"method": method, **arguments}, patience=PATIENCE):
+        return line
+    raise LinkError(f"the agent at {path} closed the connection without an answer")
+
+
+def stream(path: Path, request: Mapping[str, Any], *, patience: float | None = None) -> Iterator[Any]:
+    """Every line of the answer, decoded."""
+    with closing(_connect(path, patience)) as connection:
+        try:
+            connection.sendall(json.dumps(request).encode() + b"\n", socket.MSG_NOSIGNAL)
+            for line in _lines(connection):
+                yield _answer(line)
+        except TimeoutError as error:
+            raise ConfigError(f"the agent at {path} did not answer within {PATIENCE:.0f} s: look at its log") from error
+        except (ConnectionError, BrokenPipeError) as error:
+            raise ConfigError(f"the agent at {path} went away: {error.strerror}") from error
+
+
+def _lines(connection: socket.socket) -> Iterator[bytes]:
+    with connection.makefile("rb") as file:
+        while line := file.readline(MAX_LINE):
+            if not line.endswith(b"\n"):
+                raise LinkError("the agent's answer breaks off in the middle")
+            if line.strip():
+                yield line
+
+
+def _answer(line: bytes) -> Any:
+    try:
+        found = json.loads(line)
+    except ValueError as error:
+        raise LinkError(f"the agent's answer is not JSON: {error}") from error
+    if isinstance(found, dict) and set(found) == {"error"}:
+        raise ConfigError(str(found["error"]))
+    return found
+
+
+def _connect(path: Path, patience: float | None) -> socket.socket:
+    connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    connection.settimeout(patience)
+    try:
+        connection.connect(os.fspath(path))
+    except OSError as error:
+        connection.close()
+        raise ConfigError(_why(path, error)) from error
+    return connection
+
+
+def _why(path: Path, error: OSError) -> str:
+    """What is wrong, and what to do about it."""
+    if isinstance(error, FileNotFoundError):
+        return f"no agent at {path}: start one with `l7proxy run`, or say where it is with --run-dir or --server"
+    if isinstance(error, PermissionError):
+        return f"not allowed to ask the agent at {path}: run this as the user that the agent runs as (as a rule root)"
+    if isinstance(error, ConnectionRefusedError):
+        return f"nobody answers at {path}: the agent has stopped; start it with `l7proxy run`"
+    return f"cannot reach the agent at {path}: {error.strerror or error}"

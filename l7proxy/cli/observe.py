@@ -1,0 +1,249 @@
+"""`l7proxy observe`: flows, live from the agent or out of an exported file."""
+
+from __future__ import annotations
+
+import inspect
+import itertools
+import re
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any, BinaryIO, Final
+
+import typer
+
+from l7proxy.cli import agent_socket, observe_filters, printer
+from l7proxy.cli.agent_socket import RunDir, Server
+from l7proxy.cli.terminal import When, paint, plain, table
+from l7proxy.errors import ConfigError, SourceError
+from l7proxy.flows import filters, flow, timestamp
+
+DEFAULT_LAST: Final = 20
+DURATION: Final = re.compile(r"(\d+(?:\.\d+)?)(ns|us|µs|ms|s|m|h)", re.ASCII)
+UNITS: Final = {"ns": 1, "us": 10**3, "µs": 10**3, "ms": 10**6, "s": 10**9, "m": 60 * 10**9, "h": 3600 * 10**9}
+
+
+class Output(StrEnum):
+    COMPACT = "compact"
+    DICT = "dict"
+    TABLE = "table"
+    JSON = "json"
+    JSONPB = "jsonpb"
+
+
+def with_filter_flags(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command every flag of the tables in observe_filters: one place says which there are."""
+
+    def run(**given: Any) -> None:
+        names = {name.replace("-", "_"): name for name in observe_filters.NAMES}
+        flags = {names[key]: given.pop(key) or [] for key in list(given) if key in names}
+        command(flags=flags, **given)
+
+    own = [one for one in inspect.signature(command, eval_str=True).parameters.values() if one.name != "flags"]
+    parameters = [*own, *_filter_parameters()]
+    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    run.__annotations__ = {one.name: one.annotation for one in parameters}
+    run.__doc__, run.__name__ = command.__doc__, command.__name__
+    return run
+
+
+def _filter_parameters() -> Iterator[inspect.Parameter]:
+    for flag in observe_filters.PLAIN:
+        yield _parameter(flag.name, flag.help + ".", flag.short)
+    for flag in observe_filters.SIDED:
+        yield _parameter(flag.name, f"{flag.help}. One end only: --from-{flag.name}, --to-{flag.name}.", flag.short)
+        for prefix in ("from-", "to-"):
+            yield _parameter(f"{prefix}{flag.name}", flag.help + ".", hidden=True)
+
+
+def _parameter(name: str, text: str, short: str = "", *, hidden: bool = False) -> inspect.Parameter:
+    names = [f"--{name}", *([short] if short else [])]
+    option = typer.Option(*names, help=text, hidden=hidden, metavar="VALUE", show_default=False)
+    kind = Annotated[list[str] | None, option]
+    return inspect.Parameter(name.replace("-", "_"), inspect.Parameter.KEYWORD_ONLY, default=None, annotation=kind)
+
+
+@with_filter_flags
+def observe(
+    *,
+    flags: observe_filters.Flags,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on with new flows as they come.")] = False,
+    last: Annotated[
+        int, typer.Option(min=0, help=f"The newest N that match [default: {DEFAULT_LAST}].", show_default=False)
+    ] = 0,
+    first: Annotated[int, typer.Option(min=0, help="The oldest N that match.", show_default=False)] = 0,
+    every: Annotated[bool, typer.Option("--all", help="All that the agent still has.")] = False,
+    since: Annotated[str, typer.Option(help="From then on: 5m, 2025-11-23 or 2025-11-23T20:00:00Z.")] = "",
+    until: Annotated[str, typer.Option(help="Up to then; same forms.")] = "",
+    negated: Annotated[
+        list[str] | None,
+        typer.Option("--not", metavar="FLAG", help="Leave out what the next flag matches: --not --verdict FORWARDED."),
+    ] = None,
+    output: Annotated[
+        Output, typer.Option("--output", "-o", help="json: one exported object per line.")
+    ] = Output.COMPACT,
+    print_node_name: Annotated[bool, typer.Option("--print-node-name", help="Show the node.")] = False,
+    print_policy_names: Annotated[
+        bool, typer.Option("--print-policy-names", help="Name the policies of L3/L4 verdicts.")
+    ] = False,
+    numeric: Annotated[bool, typer.Option("--numeric", help="Addresses instead of names.")] = False,
+    color: Annotated[When, typer.Option(help="When to colour.")] = When.AUTO,
+    input_file: Annotated[
+        str, typer.Option(metavar="FILE", help="Exported flows instead of the agent; - is standard input.")
+    ] = "",
+    run_dir: RunDir = agent_socket.RUN_DIR,
+    server: Server = "",
+) -> None:
+    """Show flows: who spoke to whom, what was decided, and why.
+
+    The flags are those of `hubble observe`. Flags of different kinds must all match; of values of one flag, any.
+
+    \b
+    l7proxy observe                                    the newest 20
+    l7proxy observe -f --verdict DROPPED               refusals as they happen, each with its reason
+    l7proxy observe --to-pod shop/cart --http-status 5+
+    l7proxy observe --pod default/web --not --port 53
+    l7proxy observe --since 5m -o json > flows.jsonl   to be read again with --input-file flows.jsonl
+    """
+    _check(follow=follow, last=last, first=first, every=every, output=output)
+    request: dict[str, Any] = {"filters": observe_filters.request(flags, negations(negated or []))}
+    request |= {"follow": True} if follow else {}
+    request |= {name: count for name, count in (("last", last), ("first", first)) if count}
+    for name, value in (("since", since), ("until", until)):
+        if value:
+            request[name] = timestamp.text(moment(value, flag=name))
+    filters.build(request["filters"])  # so that what is wrong is said here, agent or not
+    style = printer.Style(paint(color), node_name=print_node_name, policy_names=print_policy_names, numeric=numeric)
+    if input_file:
+        answers = _selected(_from_file(input_file), request)
+    else:
+        if not (follow or last or first or every or since or until):
+            request["last"] = DEFAULT_LAST
+        path = agent_socket.path_of(run_dir, server)
+        answers = (_answer(line) for line in agent_socket.stream(path, {"method": "observe", **request}))
+    show(answers, output, style)
+
+
+def show(answers: Iterator[flow.Response], output: Output, style: printer.Style) -> None:
+    """Print as it comes; a table needs to have seen everything first."""
+    if output is Output.TABLE:
+        found = [answer.flow for answer in answers if answer.flow is not None]
+        headers, rows = printer.table_rows(found, style)
+        table(headers, rows)
+        return
+    form = printer.compact if output is Output.COMPACT else printer.blocks() if output is Output.DICT else printer.line
+    for answer in answers:
+        text = form(answer, style)
+        if text is not None:
+            to_stderr = answer.node_status is not None and output is not Output.JSON
+            print(text, file=sys.stderr if to_stderr else sys.stdout, flush=True)
+
+
+def negations(values: Sequence[str]) -> dict[str, list[str]]:
+    """`--not` takes the flag that follows it with its value, as `--verdict=FORWARDED`."""
+    shorts = {flag.short: flag.name for flag in (*observe_filters.PLAIN, *observe_filters.SIDED) if flag.short}
+    found: dict[str, list[str]] = {}
+    for value in values:
+        flag, equals, text = value.partition("=")
+        name = shorts.get(flag, flag.removeprefix("--"))
+        if not equals or name not in observe_filters.NAMES:
+            raise ConfigError(f"--not {value}: a filter flag must follow, as in --not --verdict FORWARDED")
+        found.setdefault(name, []).append(text)
+    return found
+
+
+def join_negations(arguments: Sequence[str]) -> list[str]:
+    """`--not --pod x` → `--not --pod=x`: an option can have one value, and this one's is a flag with its own."""
+    joined: list[str] = []
+    rest = iter(arguments)
+    for argument in rest:
+        joined.append(argument)
+        if argument == "--not":
+            flag = next(rest, None)
+            if flag is None:
+                break
+            value = next(rest, None) if "=" not in flag else None
+            joined.append(flag if value is None else f"{flag}={value}")
+    return joined
+
+
+def moment(value: str, *, flag: str, now_ns: int | None = None) -> int:
+    """A duration back from now (Go's form: 1h30m), RFC 3339, a day, or an e-mail's date."""
+    parts = DURATION.findall(value)
+    if parts and "".join(number + unit for number, unit in parts) == value:
+        back = sum(int(float(number) * UNITS[unit]) for number, unit in parts)
+        return max(0, (time.time_ns() if now_ns is None else now_ns) - back)
+    for read in (timestamp.parse, _day, _mail_date):
+        try:
+            return read(value)
+        except (ValueError, TypeError, OverflowError):
+            continue
+    raise ConfigError(f"--{flag} {value}: expected 5m, 1h30m, 2025-11-23 or 2025-11-23T20:00:00Z")
+
+
+def _day(value: str) -> int:
+    return int(datetime.strptime(value, "%Y-%m-%d").replace(tzinfo=UTC).timestamp()) * timestamp.SECOND
+
+
+def _mail_date(value: str) -> int:
+    return int(parsedate_to_datetime(value).timestamp()) * timestamp.SECOND
+
+
+def _check(*, follow: bool, last: int, first: int, every: bool, output: Output) -> None:
+    if first and (last or every or follow):
+        raise ConfigError("--first cannot be combined with --last, --all or --follow")
+    if last and every:
+        raise ConfigError("--last cannot be combined with --all")
+    if output is Output.TABLE and follow:
+        raise ConfigError("-o table needs an end: it cannot be combined with --follow")
+
+
+def _answer(found: Any) -> flow.Response:
+    return flow.of_object(found)
+
+
+def _from_file(name: str) -> Iterator[flow.Response]:
+    """Line by line; a line that cannot be read is complained about and passed over."""
+    try:
+        with nullcontext(sys.stdin.buffer) if name == "-" else Path(name).open("rb") as file:
+            yield from _from_lines(file, name)
+    except OSError as error:
+        raise ConfigError(f"--input-file {name}: {error.strerror or error}") from error
+
+
+def _from_lines(file: BinaryIO, name: str) -> Iterator[flow.Response]:
+    for number, line in enumerate(file, 1):
+        if not line.strip():
+            continue
+        try:
+            found = flow.from_json(line)
+        except SourceError as error:
+            print(f"warning: {name}:{number}: {plain(str(error))}: passed over", file=sys.stderr)
+            continue
+        if found == flow.Response():
+            print(f"warning: {name}:{number}: no flow, lost events or node status in it: passed over", file=sys.stderr)
+            continue
+        yield found
+
+
+def _selected(answers: Iterator[flow.Response], request: dict[str, Any]) -> Iterator[flow.Response]:
+    """What the agent would have chosen; lost events and node states are always told."""
+    keep = filters.build(request["filters"])
+    since = timestamp.parse(request["since"]) if "since" in request else None
+    until = timestamp.parse(request["until"]) if "until" in request else None
+
+    def wanted(answer: flow.Response) -> bool:
+        at = answer.time_ns
+        in_time = (since is None or at >= since) and (until is None or at <= until)
+        return answer.flow is None or (in_time and keep(answer.flow))
+
+    chosen = (answer for answer in answers if wanted(answer))
+    if "first" in request:
+        return itertools.islice(chosen, request["first"])
+    return iter(deque(chosen, maxlen=request["last"])) if "last" in request else chosen

@@ -1,0 +1,188 @@
+"""The flags of `observe` into Hubble's filters, by Hubble's rules.
+
+A flag for both sides (`--pod`) makes two filters, one for the source and one for the destination: either may match. The
+flags for one side (`--from-pod`, `--to-port`) and those for neither (`--verdict`) stand in every filter. What follows
+`--not` makes filters of its own, and flows that those match are left out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from l7proxy.errors import ConfigError
+from l7proxy.flows import hubble
+
+
+@dataclass(frozen=True, slots=True)
+class Flag:
+    """One filter flag: the field it sets and what help says of it. `short` is its letter."""
+
+    name: str
+    field: str
+    help: str
+    short: str = ""
+
+
+SIDED: Final = (
+    Flag("pod", "pod", "[NAMESPACE/]NAME-PREFIX; `NS/` is all of the namespace, without a slash it is default"),
+    Flag("namespace", "", "Namespace of the pod", "-n"),
+    Flag("label", "label", "Label selector: `app=web`, `tier in (a,b)`, `!canary`, `reserved:world`", "-l"),
+    Flag("ip", "ip", "Address, or prefix as 10.0.0.0/8"),
+    Flag("port", "port", "Port number"),
+    Flag("identity", "identity", "Identity: a number, or host, world, remote-node…"),
+    Flag("service", "service", "[NAMESPACE/]NAME-PREFIX of a Service"),
+    Flag("workload", "workload", "[KIND/]NAME of the pod's owner, as Deployment/web"),
+    Flag("fqdn", "fqdn", "DNS name, with `*` for any part of it"),
+    Flag("cluster", "cluster_name", "Cluster name"),
+)
+"""Each exists as --X for either end, --from-X for the source and --to-X for the destination."""
+
+PLAIN: Final = (
+    Flag("verdict", "verdict", "FORWARDED, DROPPED, REDIRECTED, AUDIT or ERROR"),
+    Flag("protocol", "protocol", "tcp, udp, sctp, icmp, icmpv6, http or dns"),
+    Flag("type", "event_type", "l7, drop, policy-verdict or trace[:POINT]", "-t"),
+    Flag("traffic-direction", "traffic_direction", "ingress or egress"),
+    Flag("drop-reason-desc", "drop_reason_desc", "POLICY_DENIED (no rule allows it), POLICY_DENY (a rule denies it)…"),
+    Flag("http-status", "http_status_code", "Status, or its first digits as 5+ or 40+"),
+    Flag("http-method", "http_method", "Method"),
+    Flag("http-path", "http_path", "Regular expression (RE2), found anywhere in the path"),
+    Flag("http-url", "http_url", "The same in the whole URL"),
+    Flag("http-header", "http_header", "KEY:VALUE; only where the configuration records headers"),
+    Flag("tcp-flags", "tcp_flags", "Flags that are set, as SYN,ACK"),
+    Flag("ip-version", "ip_version", "v4 or v6"),
+    Flag("node-name", "node_name", "[CLUSTER/]NODE, with `*` for any part of it"),
+    Flag("node-label", "node_labels", "Label selector over the node's labels"),
+    Flag("uuid", "uuid", "That very flow"),
+)
+
+SIDES: Final = (("source", "from-"), ("destination", "to-"))
+IP_VERSIONS: Final = {"v4": "IPv4", "4": "IPv4", "v6": "IPv6", "6": "IPv6"}
+NAMESPACED: Final = ("pod", "service")
+NAMES: Final = frozenset(
+    [flag.name for flag in PLAIN] + [f"{prefix}{flag.name}" for flag in SIDED for prefix in ("", "from-", "to-")]
+)
+"""Every flag without its dashes."""
+
+Flags = Mapping[str, Sequence[str]]
+"""Flag without its dashes → the values it was given."""
+
+
+def request(flags: Flags, negated: Flags) -> dict[str, Any]:
+    """What `filters.build` takes."""
+    lists = {"whitelist": filters(flags), "blacklist": filters(negated)}
+    return {name: found for name, found in lists.items() if found}
+
+
+def filters(flags: Flags) -> list[dict[str, Any]]:
+    """No filter, one, or one for each side."""
+    given = {flag: list(values) for flag, values in flags.items() if values}
+    _check_sides(given)
+    common: dict[str, Any] = {flag.field: _values(flag.name, given[flag.name]) for flag in PLAIN if flag.name in given}
+    for side, prefix in SIDES:
+        common |= _side(given, side, prefix)
+    either = [_side(given, side, "") for side, _ in SIDES]
+    if not any(either):
+        return [common] if common else []
+    return [common | one for one in either]
+
+
+def _side(given: Mapping[str, list[str]], side: str, prefix: str) -> dict[str, Any]:
+    """The fields of one side. A namespace is written as the pods in it, or qualifies the names given with it."""
+    found = {
+        f"{side}_{flag.field}": _values(flag.name, given[f"{prefix}{flag.name}"])
+        for flag in SIDED
+        if flag.field and f"{prefix}{flag.name}" in given
+    }
+    namespaces = given.get(f"{prefix}namespace", [])
+    if not namespaces:
+        return found
+    qualified = [f"{side}_{flag}" for flag in NAMESPACED if f"{side}_{flag}" in found]
+    for field in qualified:
+        found[field] = [
+            name if "/" in name else f"{namespace}/{name}" for name in found[field] for namespace in namespaces
+        ]
+    if not qualified:
+        found[f"{side}_pod"] = [f"{namespace}/" for namespace in namespaces]
+    return found
+
+
+def _values(flag: str, values: list[str]) -> list[Any]:
+    match flag:
+        case "type":
+            return [_event_type(value) for value in values]
+        case "identity":
+            return [_identity(value) for value in values]
+        case "workload":
+            return [_workload(value) for value in values]
+        case "http-header":
+            return [_header(value) for value in values]
+        case "tcp-flags":
+            return [dict.fromkeys(value.upper().split(","), True) for value in values]
+        case "ip-version":
+            return [
+                {"v4": "IPv4", "4": "IPv4", "v6": "IPv6", "6": "IPv6"}.get(value.lower(), value) for value in values
+            ]
+        case "traffic-direction" | "verdict" | "drop-reason-desc":
+            return [value.upper() for value in values]
+    return list(values)
+
+
+def _event_type(value: str) -> dict[str, Any]:
+    """`l7`, `drop`, `policy-verdict`, `trace:to-endpoint`, or numbers."""
+    name, colon, sub = value.partition(":")
+    kind = hubble.EVENT_NAMES.get(name, int(name) if name.isascii() and name.isdigit() else None)
+    if kind is None:
+        raise ConfigError(f"--type {value}: unknown type {name!r}; there are {', '.join(sorted(hubble.EVENT_NAMES))}")
+    if not colon:
+        return {"type": kind}
+    if kind == hubble.EventType.TRACE and sub in hubble.TRACE_POINTS:
+        return {"type": kind, "match_sub_type": True, "sub_type": hubble.TRACE_POINTS.index(sub)}
+    if sub.isascii() and sub.isdigit():
+        return {"type": kind, "match_sub_type": True, "sub_type": int(sub)}
+    raise ConfigError(f"--type {value}: unknown sub type {sub!r}")
+
+
+def _identity(value: str) -> int:
+    """A number, or a reserved name as `world` or `reserved:world`."""
+    name = value.removeprefix("reserved:")
+    if name in hubble.RESERVED_NAMES:
+        return hubble.RESERVED_NAMES.index(name)
+    if not value.isascii() or not value.isdigit():
+        raise ConfigError(f"--identity {value}: a number or one of {', '.join(hubble.RESERVED_NAMES)} is needed")
+    return int(value)
+
+
+def _workload(value: str) -> dict[str, str]:
+    kind, slash, name = value.partition("/")
+    return {"kind": kind, "name": name} if slash else {"name": value}
+
+
+def _header(value: str) -> dict[str, str]:
+    key, colon, text = value.partition(":")
+    if not colon:
+        raise ConfigError(f"--http-header {value}: expected KEY:VALUE")
+    return {"key": key, "value": text.strip()}
+
+
+def _check_sides(given: Mapping[str, list[str]]) -> None:
+    """Combinations that would not mean what they say."""
+    for flag in SIDED:
+        for _, prefix in SIDES:
+            if flag.name in given and f"{prefix}{flag.name}" in given:
+                raise ConfigError(
+                    f"--{flag.name} covers both ends already: it cannot be combined with --{prefix}{flag.name}"
+                )
+    if "namespace" in given:
+        for other in ("from-pod", "to-pod", "from-service", "to-service"):
+            if other in given:
+                raise ConfigError(
+                    f"--namespace cannot be combined with --{other}: use --{other.split('-')[0]}-namespace"
+                )
+    for prefix in ("", "from-", "to-"):
+        named = [f"{prefix}{flag}" for flag in ("pod", "ip", "fqdn") if f"{prefix}{flag}" in given]
+        if len(named) > 1:
+            raise ConfigError(f"--{named[0]} cannot be combined with --{named[1]}: each names the same end")
+        if f"{prefix}namespace" in given and named and named[0] != f"{prefix}pod":
+            raise ConfigError(f"--{prefix}namespace cannot be combined with --{named[0]}: each names the same end")

@@ -1,0 +1,81 @@
+"""What a terminal is shown. Nothing that a pod or a manifest said may steer it: control characters are spelled out."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Iterable, Sequence
+from enum import StrEnum
+from typing import Any, Final, TextIO
+
+ESCAPE: Final = "\x1b"
+COLOURS: Final = {"bold": "1", "red": "31", "green": "32", "yellow": "33", "blue": "34", "dim": "2"}
+
+
+class Format(StrEnum):
+    """What `-o` takes where there is a table and its JSON."""
+
+    TABLE = "table"
+    JSON = "json"
+
+
+class When(StrEnum):
+    """When to colour."""
+
+    AUTO = "auto"
+    ALWAYS = "always"
+    NEVER = "never"
+
+
+class Paint:
+    """Colours text, or does not."""
+
+    def __init__(self, *, on: bool) -> None:
+        self._on = on
+
+    def __call__(self, text: str, colour: str) -> str:
+        return f"{ESCAPE}[{COLOURS[colour]}m{text}{ESCAPE}[0m" if self._on and text else text
+
+
+def paint(when: When = When.AUTO, stream: TextIO | None = None) -> Paint:
+    """In a pipe, in a file and under NO_COLOR (no-color.org) there are no colours unless asked for."""
+    stream = stream or sys.stdout
+    able = stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+    return Paint(on=when is When.ALWAYS or (when is When.AUTO and able))
+
+
+def plain(text: str) -> str:
+    """Without anything that moves a cursor, turns the writing direction or ends the line."""
+    if text.isprintable():
+        return text
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode("ascii") for char in text)
+
+
+def table(headers: Sequence[str], rows: Iterable[Sequence[object]], *, empty: str = "") -> None:
+    """Columns as wide as they need to be, two blanks apart; `empty` instead when there are no rows."""
+    cells = [[plain(str(cell)) for cell in row] for row in rows]
+    if not cells and empty:
+        print(empty)
+        return
+    widths = [max(len(row[column]) for row in [list(headers), *cells]) for column in range(len(headers))]
+    print(paint()(_joined(headers, widths), "bold"))
+    for row in cells:
+        print(_joined(row, widths))
+
+
+def _joined(row: Sequence[str], widths: Sequence[int]) -> str:
+    return "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+
+
+def show_json(value: Any) -> None:
+    print(json.dumps(value, indent=2, ensure_ascii=not _speaks_unicode()))
+
+
+def complain(text: str) -> None:
+    """One line on standard error, as all our errors are."""
+    print(f"{paint(stream=sys.stderr)('error:', 'red')} {plain(text)}", file=sys.stderr)
+
+
+def _speaks_unicode() -> bool:
+    return (sys.stdout.encoding or "").lower().replace("-", "") == "utf8"
