@@ -1,0 +1,5 @@
+"""`python -m l7proxy.lab` is `l7proxy lab`."""
+
+from l7proxy.lab.cli import main
+
+main()

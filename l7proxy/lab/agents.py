@@ -1,0 +1,118 @@
+"""The real agent of each node: how it is started, and asking it whether all that was applied is in force."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, Final
+
+from l7proxy.errors import ConfigError
+from l7proxy.lab.cluster import Container
+from l7proxy.lab.sandbox import Status, read_status
+from l7proxy.lab.settings import Kernel, Refuse, Settings
+from l7proxy.lab.state import Lab
+
+CONTAINER: Final = "l7proxy"
+SOCKET: Final = "agent.sock"
+_POLL: Final = 0.05
+
+
+def container(lab: Lab, settings: Settings, node: str) -> Container:
+    """`l7proxy run` with this node's directories."""
+    argv = [sys.executable, "-m", "l7proxy.cli.main", "run"]
+    argv += ["--source", str(lab.store.directory), "--node", node]
+    argv += ["--run-dir", str(lab.run_directory(node)), "--cni-results", str(lab.cni_directory(node))]
+    argv += ["--workers", str(settings.workers)]
+    if settings.backend is not Kernel.AUTO:
+        argv += ["--backend", settings.backend.value]
+    if settings.refuse is not Refuse.RESET:
+        argv += ["--config", str(_configuration(lab, settings, node))]
+    return Container(CONTAINER, tuple(argv))
+
+
+def _configuration(lab: Lab, settings: Settings, node: str) -> Path:
+    path = lab.node_directory(node) / "config.yaml"
+    path.write_text(f"refuse: {settings.refuse.value}\n")
+    return path
+
+
+def ask(lab: Lab, node: str, question: Mapping[str, Any], *, seconds: float = 5.0) -> Iterator[dict[str, Any]]:
+    """The answers of a node's agent: one JSON object per line. ConfigError when it answers with an error."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
+        sock.settimeout(seconds)
+        sock.connect(str(lab.run_directory(node) / SOCKET))
+        sock.sendall(json.dumps(question).encode() + b"\n")
+        sock.shutdown(socket.SHUT_WR)
+        with sock.makefile("rb") as lines:
+            for line in lines:
+                answer = json.loads(line)
+                if "error" in answer and len(answer) == 1:
+                    raise ConfigError(f"{node}: {answer['error']}")
+                yield answer
+
+
+def status(lab: Lab, node: str) -> dict[str, Any] | None:
+    """The agent's own status, or None while it does not answer."""
+    try:
+        return next(ask(lab, node, {"method": "status"}), None)
+    except (OSError, ValueError):
+        return None
+
+
+def wait_enforced(lab: Lab, nodes: list[str], report: Callable[[str], None], *, seconds: float = 30.0) -> None:
+    """Return when every node enforces every file of the manifest directory as it is now.
+
+    ConfigError when time is out or an agent ended: it says which node, what it waits for, and the end of its log.
+    """
+    deadline = time.monotonic() + seconds
+    for node in nodes:
+        while (missing := not_enforced(lab, node)) is not None:
+            if (ended := _ended(read_status(lab.node_directory(node)))) or time.monotonic() > deadline:
+                what = f"l7proxy ended ({ended})" if ended else f"after {seconds:g} s still waits: {missing}"
+                raise ConfigError(f"{node}: {what}\n{log_tail(lab.node_directory(node) / f'{CONTAINER}.log')}")
+            time.sleep(_POLL)
+        report(f"{node}: enforced")
+
+
+def not_enforced(lab: Lab, node: str) -> str | None:
+    """What this node still lacks, or None when all is in force."""
+    answer = status(lab, node)
+    if answer is None:
+        return "its agent does not answer yet"
+    source = answer.get("source") or {}
+    if not source.get("synced"):
+        return "its manifests are not all read yet"
+    seen = source.get("files") or {}
+    present = {path.name: path.stat().st_mtime_ns for path in lab.store.directory.glob("*.yaml")}
+    for name in sorted(present.keys() | seen.keys()):
+        if seen.get(name) != present.get(name):
+            return f"{name} is not in force yet"
+    if answer.get("revision") != answer.get("enforced_revision"):
+        error = (answer.get("kernel") or {}).get("error")
+        return f"revision {answer.get('revision')} is not enforced yet" + (f": {error}" if error else "")
+    late = [w.get("pid") for w in answer.get("workers") or [] if w.get("revision") != answer.get("revision")]
+    if late or not answer.get("workers"):
+        return f"workers {late} judge by an older revision" if late else "no worker is connected yet"
+    return None
+
+
+def _ended(seen: Status) -> str:
+    """Why the agent is not there any more; empty while it runs (or is not started yet)."""
+    if seen.error:
+        return seen.error
+    return next((f"exit code {c.code}" if c.state == "exited" else c.reason for c in seen.containers if c.state in {"exited", "failed"}), "")
+
+
+def log_tail(path: Path, lines: int = 20) -> str:
+    """The last lines of a log."""
+    try:
+        with path.open("rb") as log:
+            log.seek(max(0, os.fstat(log.fileno()).st_size - 16384))
+            return "\n".join(log.read().decode(errors="replace").splitlines()[-lines:])
+    except FileNotFoundError:
+        return "(no log)"

@@ -1,0 +1,211 @@
+"""`l7proxy lab …`: the command line of the lab. Every command is a few lines over `lifecycle`, `execute`, `show`, `scenario`."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import FrameType
+from typing import Annotated, NoReturn
+
+import typer
+from rich.console import Console
+
+from l7proxy.errors import ConfigError, L7ProxyError
+from l7proxy.lab import execute, lifecycle, logs, scenario, show, state, userns
+from l7proxy.lab.manifests import read
+from l7proxy.lab.settings import DEFAULT_NAME, Cni, Families, Kernel, Overlay, Refuse, Settings
+
+app = typer.Typer(
+    help="A cluster of network namespaces on this machine: real packets, the real agent, no Kubernetes.",
+    no_args_is_help=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+_progress = Console(stderr=True)
+
+Name = Annotated[str, typer.Option("--name", help="Which lab; several can be up side by side.")]
+Files = Annotated[list[Path], typer.Option("-f", "--filename", help="Manifests: a file or a directory. Repeatable.")]
+
+
+@contextlib.contextmanager
+def _told() -> Iterator[None]:
+    """Our errors become one line and exit code 2; SIGTERM ends a command as Ctrl-C does, clearing up included."""
+
+    def interrupt(_number: int, _frame: FrameType | None) -> NoReturn:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    except L7ProxyError as error:
+        _progress.print(f"error: {error}", style="red", markup=False, highlight=False)
+        raise typer.Exit(2) from error
+    except KeyboardInterrupt as error:
+        raise typer.Exit(130) from error
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@contextlib.contextmanager
+def _reporting(title: str) -> Iterator[lifecycle.Report]:
+    """Steps on a terminal's last line; where there is no terminal, one line each."""
+    if not _progress.is_terminal:
+        yield lambda text: _progress.print(text, markup=False, highlight=False)
+        return
+    with _progress.status(title) as line:
+        yield lambda text: line.update(f"{title}: {text}")
+
+
+@app.command()
+def up(
+    filename: Files = [],  # noqa: B006 - typer's way to say "none"
+    name: Name = DEFAULT_NAME,
+    cni: Annotated[Cni, typer.Option(help="bridge: cni0 as Flannel; ptp: routed veths as Calico.")] = Cni.BRIDGE,
+    overlay: Annotated[Overlay, typer.Option(help="How pods reach other nodes.")] = Overlay.HOST_GW,
+    backend: Annotated[Kernel, typer.Option(help="The agent's kernel backend.")] = Kernel.AUTO,
+    ip_family: Annotated[Families, typer.Option(help="Addresses of nodes, pods and Services.")] = Families.FOUR,
+    bridge_nf_call: Annotated[int, typer.Option(min=0, max=1, help="net.bridge.bridge-nf-call-*: 1 as kubeadm.")] = 1,
+    workers: Annotated[int, typer.Option(min=1, max=64, help="Proxy workers per node.")] = 1,
+    refuse: Annotated[Refuse, typer.Option(help="What a refused connection sees.")] = Refuse.RESET,
+    no_agent: Annotated[bool, typer.Option("--no-agent", help="Nodes without l7proxy: nothing is enforced.")] = False,
+) -> None:
+    """Bring a lab up and return when all is enforced. Without -f it is the demo's cluster."""
+    with _told(), _reporting(f"lab {name}") as report:
+        userns.enter(state.Lab(name), create=True)
+        settings = Settings(
+            name=name,
+            cni=cni,
+            overlay=overlay,
+            backend=backend,
+            ip_family=ip_family,
+            bridge_nf_call=bridge_nf_call,
+            workers=workers,
+            refuse=refuse,
+            agent=not no_agent,
+        )
+        lab = lifecycle.up(settings, lifecycle.manifests_of(filename), report)
+        report("up")
+    _warn(lab)
+
+
+@app.command()
+def apply(filename: Files, name: Name = DEFAULT_NAME) -> None:
+    """Create or change objects, as kubectl apply does; return when the change is enforced."""
+    with _told(), _reporting(f"lab {name}") as report:
+        userns.enter(state.Lab(name))
+        lifecycle.apply(state.Lab(name), read(filename), report)
+    _warn(state.Lab(name))
+
+
+@app.command()
+def delete(filename: Files, name: Name = DEFAULT_NAME) -> None:
+    """Delete the objects that these manifests name; return when the change is enforced."""
+    with _told(), _reporting(f"lab {name}") as report:
+        userns.enter(state.Lab(name))
+        lifecycle.delete(state.Lab(name), [manifest.key for manifest in read(filename)], report)
+
+
+@app.command(name="exec")
+def exec_(
+    target: Annotated[str, typer.Argument(metavar="[NS/]POD|node/NODE", help="Where to run it.")],
+    command: Annotated[list[str], typer.Argument(metavar="-- COMMAND…", help="What to run, with its arguments.")],
+    name: Name = DEFAULT_NAME,
+) -> None:
+    """Run a command in a pod (or on a node). Exits with the command's exit code."""
+    with _told():
+        userns.enter(state.Lab(name))
+        raise typer.Exit(execute.execute(state.Lab(name), target, command))
+
+
+@app.command()
+def status(
+    name: Name = DEFAULT_NAME,
+    output: Annotated[str, typer.Option("-o", "--output", help="table or json.")] = "table",
+) -> None:
+    """What is in the lab, who runs, and whether every node enforces. Exit code 1 when something does not."""
+    with _told():
+        if output not in {"table", "json"}:
+            raise ConfigError(f"-o {output}: table or json")
+        userns.enter(state.Lab(name))
+        facts = show.gather(state.Lab(name))
+        if output == "json":
+            print(json.dumps(facts, indent=2))
+        else:
+            show.render(facts, Console())
+        if not facts["up"] or any(node["agent"] and node["agent"]["waiting"] for node in facts["nodes"]):
+            raise typer.Exit(1)
+
+
+@app.command(name="logs")
+def logs_(
+    target: Annotated[str | None, typer.Argument(metavar="[[NS/]POD|node/NODE]", help="Whose; all without.")] = None,
+    follow: Annotated[bool, typer.Option("-f", "--follow", help="Go on as they grow.")] = False,
+    name: Name = DEFAULT_NAME,
+) -> None:
+    """What pods and agents wrote."""
+    with _told():
+        userns.enter(state.Lab(name))
+        lab = state.Lab(name)
+        for line in logs.lines(logs.directories(lab, target), follow=follow):
+            print(line, flush=follow)
+
+
+@app.command()
+def run(
+    file: Annotated[Path, typer.Argument(metavar="SCENARIO.yaml", help="Manifests, dimensions and cases.")],
+    cni: Annotated[list[Cni], typer.Option(help="Only these CNIs. Repeatable.")] = [],  # noqa: B006
+    bridge_nf_call: Annotated[list[int], typer.Option(min=0, max=1, help="Only these values.")] = [],  # noqa: B006
+    backend: Annotated[list[Kernel], typer.Option(help="Only these backends.")] = [],  # noqa: B006
+    ip_family: Annotated[list[Families], typer.Option(help="Only these address families.")] = [],  # noqa: B006
+    name: Name = "run",
+) -> None:
+    """Bring a lab up for each combination, check every case, take it down. Exit code 1 when a case does not hold."""
+    with _told():
+        userns.enter(state.Lab(name), create=True)
+        only = scenario.Only(tuple(cni), tuple(bridge_nf_call), tuple(backend), tuple(ip_family))
+        ok = scenario.run(scenario.load(file), only, name, Console(), _progress)
+        raise typer.Exit(0 if ok else 1)
+
+
+@app.command()
+def down(
+    name: Name = DEFAULT_NAME,
+    every: Annotated[bool, typer.Option("--all", help="Every lab of this user.")] = False,
+) -> None:
+    """Take a lab down: processes, namespaces, files. Nothing is left; a lab that is not there is fine."""
+    if every:
+        codes = [_again("down", "--name", each) for each in state.names()]
+        raise typer.Exit(max(codes, default=0))
+    with _told(), _reporting("lab down") as report:
+        lab = state.Lab(name)
+        userns.enter(lab)
+        lifecycle.down(lab, report)
+        userns.leave(lab)
+
+
+def _again(*arguments: str) -> int:
+    """Another command of ours, in a process of its own: each lab may be in another user namespace."""
+    return subprocess.run([sys.executable, "-m", "l7proxy.lab", *arguments], check=False).returncode
+
+
+def _warn(lab: state.Lab) -> None:
+    """What the agents could not use of the manifests is said at once, not only when someone asks."""
+    facts = show.gather(lab)
+    seen: set[str] = set()
+    for node in facts["nodes"]:
+        for problem in (node["agent"] or {}).get("problems") or []:
+            if (text := json.dumps(problem)) not in seen:
+                seen.add(text)
+                _progress.print(f"warning: {problem}", markup=False, highlight=False)
+
+
+def main() -> None:
+    app(prog_name="l7proxy lab")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,49 @@
+"""`lab exec`: become a process inside a pod or node. Standard input, terminal, signals and exit code are the command's own."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from collections.abc import Sequence
+
+from l7proxy.errors import ConfigError
+from l7proxy.lab import netns
+from l7proxy.lab.state import Box, Lab, State
+
+NODE_PREFIX = "node/"
+NOT_FOUND, NOT_EXECUTABLE = 127, 126
+"""Exit codes of a command that is not there, or cannot be run (POSIX, sh)."""
+
+
+def find(state: State, target: str) -> tuple[str, Box]:
+    """`NS/POD`, `POD` (of `default`, or the only one of that name), or `node/NODE`."""
+    if target.startswith(NODE_PREFIX):
+        name = target.removeprefix(NODE_PREFIX)
+        if name not in state.nodes:
+            raise ConfigError(f"there is no node {name!r} (there is {', '.join(state.nodes)})")
+        return name, state.nodes[name]
+    for name in (target, f"default/{target}"):
+        if name in state.pods:
+            return name, state.pods[name]
+    named = [name for name in state.pods if name.partition("/")[2] == target]
+    if len(named) != 1:
+        raise ConfigError(f"{target!r} is {'in several namespaces' if named else 'no pod'}: {', '.join(named or state.pods)}")
+    return named[0], state.pods[named[0]]
+
+
+def execute(lab: Lab, target: str, argv: Sequence[str]) -> int:
+    """Replaces this process. Returns only when the command cannot be run."""
+    name, box = find(lab.load(), target)
+    if box.process is None or not box.process.alive:
+        raise ConfigError(f"{name} does not run (see `l7proxy lab status`)")
+    for kind, flag in (("net", netns.CLONE_NEWNET), ("uts", netns.CLONE_NEWUTS), ("mnt", netns.CLONE_NEWNS)):
+        netns.enter(f"/proc/{box.process.pid}/ns/{kind}", flag)
+    if shutil.which(argv[0]) is None:
+        print(f"{argv[0]}: not found", file=sys.stderr)
+        return NOT_FOUND
+    try:
+        os.execvp(argv[0], list(argv))
+    except OSError as error:
+        print(f"{argv[0]}: {error.strerror}", file=sys.stderr)
+        return NOT_EXECUTABLE

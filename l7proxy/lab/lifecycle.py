@@ -1,0 +1,297 @@
+"""up, apply, delete, down: the order in which a lab comes and goes. The only file that does all of it.
+
+Up: names are written down, then the wire, nodes and cables, then the manifests, then agents and pods, and it returns
+when every agent says that all is enforced. Down: processes, then namespaces (with them go links, routes and rules),
+then files. Any failure of `up`, Ctrl-C included, ends in down.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from l7proxy.errors import ConfigError, SourceError
+from l7proxy.lab import agents, cabling, cniresult, kubeproxy, names, netns, processes
+from l7proxy.lab.cluster import Cluster, Pod, read_cluster
+from l7proxy.lab.manifests import Key, Manifest, read
+from l7proxy.lab.plan import Plan, merged, plan
+from l7proxy.lab.sandbox import Spec, read_status
+from l7proxy.lab.settings import Overlay, Settings
+from l7proxy.lab.state import Box, Lab, State
+
+Report = Callable[[str], None]
+START_SECONDS: Final = 15.0
+DEMO: Final = Path(__file__).resolve().parents[2] / "deploy" / "demo"
+
+
+def silent(_: str) -> None:
+    """Reports nothing."""
+
+
+def manifests_of(paths: Sequence[Path]) -> list[Manifest]:
+    """What `-f` names, or the demo."""
+    if not paths and not DEMO.is_dir():
+        raise ConfigError("no -f was given, and the demo's manifests (deploy/demo) are not beside this installation")
+    return read(paths or [DEMO])
+
+
+# up
+
+
+def up(settings: Settings, given: Sequence[Manifest], report: Report = silent) -> Lab:
+    """Bring a lab up. Whatever a crashed one of this name left is cleared away first."""
+    lab = Lab(settings.name)
+    if settings.overlay is not Overlay.HOST_GW:
+        raise ConfigError(f"--overlay {settings.overlay.value}: not yet, the lab has host-gw")
+    planned = plan(given, settings.families)
+    with lab.locked():
+        _clear_stale(lab, report)
+        try:
+            _build(lab, settings, planned, report)
+        except BaseException:
+            report("taking down what was built")
+            _clear(lab)
+            raise
+    return lab
+
+
+def _clear_stale(lab: Lab, report: Report) -> None:
+    if is_up(lab):
+        raise ConfigError(f"the lab {lab.name!r} is up: `l7proxy lab down --name {lab.name}` first, or choose --name")
+    if lab.directory.exists():
+        report(f"clearing away what an earlier lab {lab.name!r} left")
+        _clear(lab)
+
+
+def is_up(lab: Lab) -> bool:
+    """True when it came up whole and something of it still runs. A damaged lab.json is that of a stale lab."""
+    try:
+        state = lab.load()
+    except ConfigError:
+        return False
+    return state.up and any(process.alive for process in state.processes())
+
+
+def _build(lab: Lab, settings: Settings, planned: Plan, report: Report) -> None:
+    lab.make()
+    cluster = planned.cluster
+    state = State(settings, lab.namespace_name("wire"))
+    for node in cluster.nodes:
+        state.nodes[node.name] = Box(lab.namespace_name(node.name), node.name)
+    lab.save(state)
+    cabling.make_wire(state.wire, settings)
+    for index, node in enumerate(cluster.nodes):
+        report(f"{node.name}: {', '.join(node.addresses)}, pods in {', '.join(node.pod_cidrs)}")
+        cabling.make_node(state.nodes[node.name].namespace, state.wire, node, index, settings)
+        cabling.route_nodes(
+            state.nodes[node.name].namespace, node, [other for other in cluster.nodes if other != node], settings
+        )
+        lab.cni_directory(node.name).mkdir(mode=0o700, parents=True, exist_ok=True)
+        lab.run_directory(node.name).mkdir(mode=0o700, parents=True, exist_ok=True)
+    _follow(lab, state, planned, report)
+    state.up = True
+    lab.save(state)
+
+
+def _follow(lab: Lab, state: State, planned: Plan, report: Report) -> None:
+    """Make pods, names, Services and agents those of the plan; return when all is enforced."""
+    cluster = planned.cluster
+    wanted = {str(pod): pod for pod in cluster.pods}
+    specs = {name: _pod_spec(lab, state, pod) for name, pod in wanted.items()}
+    for name, box in list(state.pods.items()):
+        if name not in wanted or _fingerprint(wanted[name], specs[name]) != box.spec:
+            report(f"{name}: removing")
+            _remove_pod(lab, state, name)
+    fresh = [pod for name, pod in wanted.items() if name not in state.pods]
+    for pod in fresh:
+        _cable(lab, state, cluster, pod, _fingerprint(pod, specs[str(pod)]))
+        report(f"{pod}: {', '.join(pod.addresses)} on {pod.node}")
+    _write_hosts(lab, cluster)
+    for node in cluster.nodes:
+        kubeproxy.sync(state.nodes[node.name].namespace, cluster, node, state.settings.families)
+    lab.store.save(planned.manifests)
+    for node_name, box in state.nodes.items():
+        if box.process is None:
+            box.process = _start(_node_spec(lab, state, node_name))
+    for pod in fresh:
+        state.pods[str(pod)].process = _start(specs[str(pod)])
+    lab.save(state)
+    _wait_ready([Path(specs[str(pod)].directory) for pod in fresh] + [lab.node_directory(n) for n in state.nodes])
+    report(f"{len(fresh)} pods run")
+    if state.settings.agent:
+        agents.wait_enforced(lab, list(state.nodes), report)
+
+
+def _cable(lab: Lab, state: State, cluster: Cluster, pod: Pod, fingerprint: str) -> None:
+    node = cluster.node(pod.node)
+    on = state.nodes[pod.node].namespace
+    if pod.host_network:
+        state.pods[str(pod)] = Box("", pod.node, spec=fingerprint)
+        return
+    namespace = lab.namespace_name(pod.namespace, pod.name)
+    interface = cabling.host_interface(pod, state.settings)
+    state.pods[str(pod)] = Box(namespace, pod.node, interface, spec=fingerprint)
+    lab.save(state)
+    cable = cabling.plug_pod(on, namespace, node, pod, state.settings)
+    result = cniresult.cached(pod, node, cable, state.settings.cni, namespace)
+    (lab.cni_directory(pod.node) / cniresult.file_name(pod)).write_text(json.dumps(result))
+
+
+def _remove_pod(lab: Lab, state: State, name: str) -> None:
+    box = state.pods[name]
+    _end([box], [box.namespace] if box.namespace else [])
+    if box.namespace:
+        cabling.unplug_pod(state.nodes[box.node].namespace, box.namespace, box.interface)
+    namespace, _, pod = name.partition("/")
+    gone = Pod(namespace, pod)
+    (lab.cni_directory(box.node) / cniresult.file_name(gone)).unlink(missing_ok=True)
+    _remove_tree(lab.pod_directory(gone))
+    del state.pods[name]
+    lab.save(state)
+
+
+def _pod_spec(lab: Lab, state: State, pod: Pod) -> Spec:
+    directory = lab.pod_directory(pod)
+    own = lab.namespace_name(pod.namespace, pod.name)
+    return Spec(
+        name=pod.name,
+        namespace=state.nodes[pod.node].namespace if pod.host_network else own,
+        directory=str(directory),
+        hosts=str(directory / "hosts"),
+        containers=pod.containers,
+        listeners=pod.listeners,
+        environment={"HOSTNAME": pod.name},
+    )
+
+
+def _node_spec(lab: Lab, state: State, node: str) -> Spec:
+    directory = lab.node_directory(node)
+    run = (agents.container(lab, state.settings, node),) if state.settings.agent else ()
+    return Spec(node, state.nodes[node].namespace, str(directory), str(directory / "hosts"), run)
+
+
+def _fingerprint(pod: Pod, spec: Spec) -> str:
+    """What a running pod cannot change."""
+    return msgspec.json.encode((pod.node, pod.addresses, spec)).decode()
+
+
+def _write_hosts(lab: Lab, cluster: Cluster) -> None:
+    """In place: the files are bind-mounted in the pods, a renamed one would not be seen there."""
+    for pod in cluster.pods:
+        lab.pod_directory(pod).mkdir(mode=0o755, parents=True, exist_ok=True)
+        (lab.pod_directory(pod) / "hosts").write_text(names.hosts_file(cluster, pod))
+    for node in cluster.nodes:
+        own = Pod("", node.name)
+        (lab.node_directory(node.name) / "hosts").write_text(names.hosts_file(cluster, own))
+
+
+def _start(spec: Spec) -> processes.Process:
+    directory = Path(spec.directory)
+    path = directory / "spec.json"
+    path.write_bytes(msgspec.json.encode(spec))
+    (directory / "status.json").unlink(missing_ok=True)
+    with (directory / "sandbox.log").open("wb") as log:
+        child = subprocess.Popen(
+            [sys.executable, "-m", "l7proxy.lab.sandbox", str(path)],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
+    child.returncode = 0  # it outlives this command, which must not warn about that
+    return processes.identify(child.pid)
+
+
+def _wait_ready(directories: Iterable[Path]) -> None:
+    deadline = time.monotonic() + START_SECONDS
+    for directory in directories:
+        while not (seen := read_status(directory)).ready:
+            if seen.error or time.monotonic() > deadline:
+                reason = seen.error or f"did not start in {START_SECONDS:g} s: {agents.log_tail(directory / 'sandbox.log')}"
+                raise ConfigError(f"{directory.name.replace('_', '/')}: {reason}")
+            time.sleep(0.01)
+
+
+# apply and delete
+
+
+def apply(lab: Lab, given: Sequence[Manifest], report: Report = silent) -> None:
+    """As `kubectl apply`: what is there already changes, what is not is made."""
+    with lab.locked():
+        state = _loaded(lab)
+        _change(lab, state, merged(lab.store.load(), given), report)
+
+
+def delete(lab: Lab, keys: Sequence[Key], report: Report = silent) -> None:
+    """As `kubectl delete`; naming what is not there is an error."""
+    with lab.locked():
+        state = _loaded(lab)
+        stored = lab.store.load()
+        if missing := [str(key) for key in keys if key not in stored]:
+            raise ConfigError(f"not in the lab: {', '.join(missing)}")
+        _change(lab, state, [m for key, m in stored.items() if key not in set(keys)], report)
+
+
+def _loaded(lab: Lab) -> State:
+    state = lab.load()
+    if not state.up:
+        raise ConfigError(f"the lab {lab.name!r} did not come up whole: `l7proxy lab up --name {lab.name}` starts it anew")
+    return state
+
+
+def _change(lab: Lab, state: State, manifests: list[Manifest], report: Report) -> None:
+    planned = plan(manifests, state.settings.families)
+    if {node.name for node in planned.cluster.nodes} != set(state.nodes):
+        raise SourceError("nodes are chosen at `lab up`: take the lab down to change them", field="Node")
+    _follow(lab, state, planned, report)
+
+
+# down
+
+
+def down(lab: Lab, report: Report = silent) -> None:
+    """Leave nothing behind. A lab that is not there is fine."""
+    with lab.locked():
+        if lab.directory.exists():
+            report(f"taking down {lab.name}")
+            _clear(lab)
+
+
+def _clear(lab: Lab) -> None:
+    prefix = lab.namespace_name("")
+    left = [path.name for path in netns.NETNS_DIR.glob(f"{prefix}*")]  # also those of a damaged lab.json
+    boxes: list[Box] = []
+    with contextlib.suppress(ConfigError):
+        state = lab.load()
+        boxes = [*state.pods.values(), *state.nodes.values()]
+        left = list(dict.fromkeys([*state.namespaces(), *left]))
+    _end(boxes, left)
+    for namespace in left:
+        netns.remove(namespace)
+    lab.remove()
+
+
+def _end(boxes: Sequence[Box], namespaces: Sequence[str]) -> None:
+    """End what we started, then whatever else still lives in these namespaces."""
+    processes.end([box.process for box in boxes if box.process], grace=7.0)
+    processes.end(processes.inside(netns.inodes(namespaces)), grace=0.5)
+
+
+def _remove_tree(directory: Path) -> None:
+    for path in directory.iterdir() if directory.exists() else ():
+        path.unlink()
+    with contextlib.suppress(FileNotFoundError):
+        directory.rmdir()
+
+
+def cluster_of(lab: Lab) -> Cluster:
+    """The lab's objects as they are now."""
+    return read_cluster(list(lab.store.load().values()))

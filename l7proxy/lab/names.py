@@ -1,0 +1,53 @@
+"""Names instead of DNS: what each pod's /etc/hosts says (as `svc`, `svc.ns`, `svc.ns.svc.cluster.local` would resolve).
+
+Pure. A short name is one of the pod's own namespace, as a cluster's search path has it; a Service goes before a pod.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from l7proxy.lab.backends import addresses_of
+from l7proxy.lab.cluster import Cluster, Pod
+from l7proxy.model.net import family_of
+
+LOCAL = ("127.0.0.1 localhost", "::1 localhost ip6-localhost ip6-loopback")
+
+
+def lookup(cluster: Cluster, namespace: str) -> dict[str, tuple[str, ...]]:
+    """name → addresses, as seen from a pod of this namespace."""
+    table: dict[str, tuple[str, ...]] = {}
+    for service in cluster.services:
+        addresses = addresses_of(cluster, service)
+        full = f"{service.name}.{service.namespace}"
+        for name in (full, f"{full}.svc", f"{full}.svc.cluster.local"):
+            table.setdefault(name, addresses)
+        if service.namespace == namespace:
+            table.setdefault(service.name, addresses)
+    for pod in cluster.pods:
+        full = f"{pod.name}.{pod.namespace}"
+        for name in (full, f"{full}.pod", f"{full}.pod.cluster.local"):
+            table.setdefault(name, pod.addresses)
+        if pod.namespace == namespace:
+            table.setdefault(pod.name, pod.addresses)
+    for node in cluster.nodes:
+        table.setdefault(node.name, node.addresses)
+    return table
+
+
+def resolve(cluster: Cluster, namespace: str, name: str, family: int) -> str | None:
+    """The first address of a name in one family."""
+    return next((a for a in lookup(cluster, namespace).get(name, ()) if family_of(a) == family), None)
+
+
+def hosts_file(cluster: Cluster, pod: Pod) -> str:
+    return "\n".join([*LOCAL, *_lines(lookup(cluster, pod.namespace)), ""])
+
+
+def _lines(table: dict[str, tuple[str, ...]]) -> Iterator[str]:
+    by_address: dict[str, list[str]] = {}
+    for name, addresses in table.items():
+        for address in addresses:
+            by_address.setdefault(address, []).append(name)
+    for address, names in by_address.items():
+        yield f"{address} {' '.join(names)}"

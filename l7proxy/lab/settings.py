@@ -1,0 +1,64 @@
+"""How a lab is built: chosen at `up`, kept with the lab, the same for all that follows."""
+
+from __future__ import annotations
+
+from enum import Enum
+from typing import Final
+
+import msgspec
+
+
+class Cni(str, Enum):
+    """How pods are wired: `bridge` as Flannel does, `ptp` as Calico does."""
+
+    BRIDGE = "bridge"
+    PTP = "ptp"
+
+
+class Overlay(str, Enum):
+    """How pod traffic crosses between nodes."""
+
+    HOST_GW = "host-gw"
+    VXLAN = "vxlan"
+
+
+class Kernel(str, Enum):
+    """The agent's kernel backend."""
+
+    AUTO = "auto"
+    NFTABLES = "nftables"
+    IPTABLES = "iptables"
+
+
+class Families(str, Enum):
+    FOUR = "4"
+    SIX = "6"
+    DUAL = "dual"
+
+
+class Refuse(str, Enum):
+    """How the kernel refuses: at once, or by silence."""
+
+    RESET = "reset"
+    DROP = "drop"
+
+
+DEFAULT_NAME: Final = "lab"
+
+
+class Settings(msgspec.Struct, frozen=True, kw_only=True):
+    """`agent` False leaves the nodes without l7proxy: plain CNI and kube-proxy, nothing enforced."""
+
+    name: str = DEFAULT_NAME
+    cni: Cni = Cni.BRIDGE
+    overlay: Overlay = Overlay.HOST_GW
+    backend: Kernel = Kernel.AUTO
+    ip_family: Families = Families.FOUR
+    bridge_nf_call: int = 1
+    workers: int = 1
+    refuse: Refuse = Refuse.RESET
+    agent: bool = True
+
+    @property
+    def families(self) -> tuple[int, ...]:
+        return {Families.FOUR: (4,), Families.SIX: (6,), Families.DUAL: (4, 6)}[self.ip_family]

@@ -1,0 +1,121 @@
+"""What `lab status` shows: facts gathered into one plain value (its JSON form), and a table made of that value."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from l7proxy.lab import agents
+from l7proxy.lab.lifecycle import cluster_of, is_up
+from l7proxy.lab.sandbox import Status, read_status
+from l7proxy.lab.state import Box, Lab
+
+
+def gather(lab: Lab) -> dict[str, Any]:
+    """The JSON of `lab status -o json`."""
+    state, cluster = lab.load(), cluster_of(lab)
+    settings = state.settings
+    pods = {str(pod): pod for pod in cluster.pods}
+    return {
+        "name": lab.name,
+        "up": is_up(lab),
+        "directory": str(lab.directory),
+        "cni": settings.cni.value,
+        "overlay": settings.overlay.value,
+        "ip_family": settings.ip_family.value,
+        "bridge_nf_call": settings.bridge_nf_call,
+        "nodes": [
+            {
+                "name": node.name,
+                "addresses": list(node.addresses),
+                "pod_cidrs": list(node.pod_cidrs),
+                "netns": state.nodes[node.name].namespace,
+                "alive": _alive(state.nodes[node.name]),
+                "agent": _agent(lab, node.name) if settings.agent else None,
+            }
+            for node in cluster.nodes
+        ],
+        "pods": [
+            {
+                "name": name,
+                "node": box.node,
+                "addresses": list(pods[name].addresses),
+                "netns": box.namespace or state.nodes[box.node].namespace,
+                "interface": box.interface,
+                "alive": _alive(box),
+                **_contents(read_status(lab.pod_directory(pods[name]))),
+            }
+            for name, box in state.pods.items()
+            if name in pods
+        ],
+        "services": [
+            {
+                "name": str(service),
+                "addresses": list(service.addresses),
+                "ports": [f"{port.port}/{port.protocol}" for port in service.ports],
+            }
+            for service in cluster.services
+        ],
+    }
+
+
+def _alive(box: Box) -> bool:
+    return box.process is not None and box.process.alive
+
+
+def _contents(status: Status) -> dict[str, Any]:
+    containers = [
+        {"name": c.name, "state": c.state, "code": c.code, "reason": c.reason} for c in status.containers
+    ]
+    return {"containers": containers, "listeners": status.listeners, "error": status.error}
+
+
+def _agent(lab: Lab, node: str) -> dict[str, Any]:
+    """The parts of the agent's own status that tell whether the node enforces."""
+    answer = agents.status(lab, node)
+    if answer is None:
+        return {"answers": False, "waiting": "its agent does not answer"}
+    parts = ("version", "backend", "revision", "enforced_revision", "workers", "policies")
+    problems = (answer.get("source") or {}).get("problems") or []
+    told = {part: answer.get(part) for part in parts}
+    return {"answers": True, "waiting": agents.not_enforced(lab, node), "problems": problems, **told}
+
+
+def render(facts: dict[str, Any], console: Console) -> None:
+    console.print(
+        f"lab [bold]{facts['name']}[/]: {'up' if facts['up'] else '[red]not up[/]'}, CNI {facts['cni']}, "
+        f"IP {facts['ip_family']}, in {facts['directory']}"
+    )
+    nodes = Table("NODE", "ADDRESSES", "PODS IN", "AGENT")
+    for node in facts["nodes"]:
+        nodes.add_row(node["name"], " ".join(node["addresses"]), " ".join(node["pod_cidrs"]), _agent_words(node))
+    pods = Table("POD", "NODE", "ADDRESSES", "SERVES", "CONTAINERS")
+    for pod in facts["pods"]:
+        words = "; ".join(_container_words(container) for container in pod["containers"])
+        state = words if pod["alive"] else f"[red]dead[/] {pod['error']}"
+        pods.add_row(pod["name"], pod["node"], " ".join(pod["addresses"]), " ".join(pod["listeners"]), state)
+    services = Table("SERVICE", "ADDRESSES", "PORTS")
+    for service in facts["services"]:
+        services.add_row(service["name"], " ".join(service["addresses"]) or "headless", " ".join(service["ports"]))
+    for table in (nodes, pods, services):
+        console.print(table)
+    for node in facts["nodes"]:
+        for problem in (node["agent"] or {}).get("problems") or []:
+            console.print(f"{node['name']}: {problem}", markup=False)
+
+
+def _agent_words(node: dict[str, Any]) -> str:
+    agent = node["agent"]
+    if agent is None:
+        return "none (--no-agent)"
+    if agent["waiting"]:
+        return f"[red]{agent['waiting']}[/]"
+    return f"enforces revision {agent['enforced_revision']} ({agent['backend']}, {len(agent['workers'])} workers)"
+
+
+def _container_words(container: dict[str, Any]) -> str:
+    code = f" {container['code']}" if container["code"] is not None else ""
+    reason = f" ({container['reason']})" if container["reason"] else ""
+    return f"{container['name']} {container['state']}{code}{reason}"
