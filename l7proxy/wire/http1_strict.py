@@ -1,7 +1,8 @@
-"""The strict reading of HTTP/1 heads: our line discipline, then h11 as arbiter of syntax, then what the head means.
+"""The strict reading of HTTP/1 heads: our line discipline, what the head means, and h11 as arbiter of its syntax.
 
-Three readers must agree before a head exists: lines.py, h11, and the checks below (RFC 9110, RFC 9112). What fails is
-a PeerError that names the fault; its status is what a client is answered (a server's fault becomes 502 in the gate).
+All must agree before a head exists: lines.py, the checks below (RFC 9110, RFC 9112), and h11, asked after them because
+our reasons are better to read. What fails is a PeerError that names the fault; its status is what a client is answered
+(a server's fault becomes 502 in the gate). The path comes last: only an impeccable request is redirected.
 """
 
 from __future__ import annotations
@@ -62,12 +63,13 @@ def request_head(lines: HeadLines, raw: bytes, rules: PathRules) -> RequestHead:
     """The meaning of a complete head. `raw` is the head without an empty line before it."""
     method, target, minor = _request_line(lines.start)
     headers = lines.headers
-    _ask_h11_request(raw, method, target, headers)
     said = framing.declared(headers, minor)
     options = framing.connection_options(headers)
     upgrade = framing.upgrade(headers, options, minor)
     host = _host(headers, minor)
     prefix, host, origin = _target_form(method, target, host, headers)
+    expect_continue = _expects_continue(headers, minor)
+    _ask_h11_request(raw, method, target, headers)
     path = origin if origin == b"*" else normalise(origin, rules)
     size = lines.begin + len(raw)
     if prefix + path != target:
@@ -81,7 +83,7 @@ def request_head(lines: HeadLines, raw: bytes, rules: PathRules) -> RequestHead:
         host=host,
         framing=said or 0,
         keep_alive=framing.keep_alive(options, minor),
-        expect_continue=_expects_continue(headers, minor),
+        expect_continue=expect_continue,
         upgrade=upgrade,
         raw=raw,
         size=size,
@@ -91,15 +93,16 @@ def request_head(lines: HeadLines, raw: bytes, rules: PathRules) -> RequestHead:
 def response_head(lines: HeadLines, raw: bytes, method: bytes) -> ResponseHead:
     minor, status = _status_line(lines.start)
     headers = lines.headers
-    _ask_h11_response(raw, status, headers)
     body = framing.response_framing(headers, minor, status, method)
     options = framing.connection_options(headers)
+    upgrade = framing.upgrade(headers, options, minor)
+    _ask_h11_response(raw, status, headers)
     return ResponseHead(
         status=status,
         minor=minor,
         framing=body,
         keep_alive=framing.keep_alive(options, minor) and body != UNTIL_CLOSE,
-        upgrade=framing.upgrade(headers, options, minor),
+        upgrade=upgrade,
         raw=raw,
     )
 

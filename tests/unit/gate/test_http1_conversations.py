@@ -1,0 +1,711 @@
+"""The HTTP/1 gate as conversations, each held whole, byte by byte and in random splits (fixture `talk`)."""
+
+from __future__ import annotations
+
+import pytest
+
+from l7proxy.flows.records import HttpRequest, HttpResponse, Judgement
+from l7proxy.gate.options import MAX_DRAINED, MAX_HELD, MAX_INTERIM, HttpOptions
+from l7proxy.model.http import Request
+from l7proxy.model.verdict import Direction, Verdict
+from l7proxy.wire.path import PathRules
+from tests.unit.gate.talk import ALLOWED, DENY, FORBIDDEN, FORBIDDEN_CLOSE, GET, OK, Talk, all_but_deny
+
+PASSED = "FORWARDED GET http://h/a"
+ANSWERED = "200 GET http://h/a"
+REFUSED = "DROPPED GET http://h/deny"
+ANSWERED_403 = "403 GET http://h/deny"
+
+
+def test_an_allowed_request_passes_unchanged_and_so_does_its_answer(talk: Talk) -> None:
+    talk.client(GET)
+    talk.expect(server=GET, records=(PASSED,))
+    talk.server(OK)
+    talk.expect(client=OK, records=(ANSWERED,))
+    assert talk.gate.waiting_for == "idle"
+
+
+def test_order_case_and_blanks_of_headers_are_kept(talk: Talk) -> None:
+    odd = b"GET /a HTTP/1.1\r\nx-B:  1\r\nHOST: h\r\nX-b:2 \r\nA:\t3\r\ncookie: \xc3\xa9\r\n\r\n"
+    answer = b"HTTP/1.1 200 \r\nsERVER:x\r\nB: 1\r\nContent-length:0\r\nb: \xff \r\n\r\n"
+    talk.client(odd)
+    talk.expect(server=odd, records=(PASSED,))
+    assert talk.asked[0].joined(b"x-b") == b"1,2"
+    talk.server(answer)
+    talk.expect(client=answer, records=(ANSWERED,))
+
+
+def test_nothing_is_connected_before_a_request_is_allowed(talk: Talk) -> None:
+    talk.client(DENY)
+    talk.expect(client=FORBIDDEN, records=(REFUSED, ANSWERED_403))
+    assert talk.connects == 0
+    talk.client(GET)
+    talk.expect(server=GET, records=(PASSED,))
+    assert talk.connects == 1
+
+
+def test_a_connection_serves_many_requests_one_upstream(talk: Talk) -> None:
+    for _ in range(3):
+        talk.client(GET)
+        talk.expect(server=GET, records=(PASSED,))
+        talk.server(OK)
+        talk.expect(client=OK, records=(ANSWERED,))
+    assert talk.connects == 1
+
+
+# --- denials ---------------------------------------------------------------------------------------------------------
+
+
+def test_denied_head_request_gets_no_body(talk: Talk) -> None:
+    talk.client(DENY.replace(b"GET", b"HEAD"))
+    talk.expect(
+        client=FORBIDDEN.removesuffix(b"Access denied\r\n"),
+        records=("DROPPED HEAD http://h/deny", "403 HEAD http://h/deny"),
+    )
+
+
+def test_denied_request_with_a_small_body_keeps_the_connection(talk: Talk) -> None:
+    talk.client(b"POST /deny HTTP/1.1\r\nHost: h\r\nContent-Length: 28\r\n\r\n" + GET)
+    talk.expect(client=FORBIDDEN, records=("DROPPED POST http://h/deny", "403 POST http://h/deny"))
+    assert len(GET) == 28  # the body looked like a request, and was none
+    talk.client(GET)
+    talk.expect(server=GET, records=(PASSED,))
+
+
+def test_denied_request_with_a_chunked_body_keeps_the_connection(talk: Talk) -> None:
+    talk.client(b"POST /deny HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n" + GET)
+    talk.expect(server=GET, client=FORBIDDEN, records=("DROPPED POST http://h/deny", "403 POST http://h/deny", PASSED))
+
+
+def test_denied_request_with_a_large_body_closes(talk: Talk) -> None:
+    talk.client(b"POST /deny HTTP/1.1\r\nHost: h\r\nContent-Length: %d\r\n\r\n" % (MAX_DRAINED + 1))
+    talk.expect(client=FORBIDDEN_CLOSE, records=("DROPPED POST http://h/deny", "403 POST http://h/deny"), end="close")
+
+
+def test_denied_request_whose_chunks_never_end_closes(talk: Talk) -> None:
+    talk.client(b"POST /deny HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n")
+    talk.expect(client=FORBIDDEN, records=("DROPPED POST http://h/deny", "403 POST http://h/deny"))
+    talk.client(b"11000\r\n" + b"x" * (MAX_DRAINED + 1))
+    talk.expect(end="close")
+
+
+def test_denied_request_that_expects_100_closes_at_once(talk: Talk) -> None:
+    talk.client(b"POST /deny HTTP/1.1\r\nHost: h\r\nContent-Length: 5\r\nExpect: 100-continue\r\n\r\n")
+    talk.expect(client=FORBIDDEN_CLOSE, records=("DROPPED POST http://h/deny", "403 POST http://h/deny"), end="close")
+
+
+def test_denied_request_that_wants_to_close_is_closed(talk: Talk) -> None:
+    talk.client(b"GET /deny HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n" + GET)
+    talk.expect(client=FORBIDDEN_CLOSE, records=(REFUSED, ANSWERED_403), end="close")
+
+
+def test_the_reason_of_a_denial_is_told_when_options_say_so(talk: Talk) -> None:
+    talk.options = HttpOptions(deny_header=True)
+    talk.client(DENY)
+    told = FORBIDDEN.replace(b"\r\n\r\n", b"\r\nx-l7proxy-denied: no rule matched\r\n\r\n", 1)
+    talk.expect(client=told, records=(REFUSED, ANSWERED_403))
+
+
+def test_a_verdict_that_is_no_verdict_refuses(talk: Talk) -> None:
+    verdicts = [Verdict.UNKNOWN, Verdict.ERROR, Verdict.REDIRECTED]
+    talk.judge = lambda request: Judgement(verdicts[len(talk.asked) - 1], Direction.INGRESS)
+    for verdict in verdicts:
+        talk.client(GET)
+        talk.expect(client=FORBIDDEN, records=(f"{verdict.name} GET http://h/a", "403 GET http://h/a"))
+
+
+def test_audited_requests_pass(talk: Talk) -> None:
+    talk.judge = lambda request: Judgement(Verdict.AUDIT, Direction.INGRESS)
+    talk.client(GET)
+    talk.expect(server=GET, records=("AUDIT GET http://h/a",))
+
+
+# --- pipelining: a verdict belongs to one request --------------------------------------------------------------------
+
+
+def test_pipelined_requests_are_judged_one_by_one_allowed_first(talk: Talk) -> None:
+    talk.client(GET + DENY + GET)
+    talk.expect(server=GET, records=(PASSED,))
+    assert len(talk.asked) == 1  # the others wait for their own moment
+    talk.server(OK)
+    talk.expect(client=OK + FORBIDDEN, server=GET, records=(ANSWERED, REFUSED, ANSWERED_403, PASSED))
+    talk.server(OK)
+    talk.expect(client=OK, records=(ANSWERED,))
+
+
+def test_pipelined_requests_are_judged_one_by_one_denied_first(talk: Talk) -> None:
+    talk.client(DENY + GET + DENY)
+    talk.expect(client=FORBIDDEN, server=GET, records=(REFUSED, ANSWERED_403, PASSED))
+    talk.server(OK)
+    talk.expect(client=OK + FORBIDDEN, records=(ANSWERED, REFUSED, ANSWERED_403))
+
+
+def test_a_held_request_is_judged_by_the_policy_of_its_moment(talk: Talk) -> None:
+    talk.client(GET + GET)
+    talk.expect(server=GET, records=(PASSED,))
+    talk.judge = lambda request: all_but_deny(Request(b"GET", b"/deny", b"h", []))
+    talk.server(OK)
+    talk.expect(client=OK + FORBIDDEN, records=(ANSWERED, "DROPPED GET http://h/a", "403 GET http://h/a"))
+
+
+def test_pipelined_bytes_are_bounded_and_reading_goes_on_later(talk: Talk) -> None:
+    many = MAX_HELD // len(GET) + 200
+    talk.client(GET * many)
+    assert talk.paused
+    for left in range(many, 0, -1):
+        seen = talk.take()
+        assert (seen.server, seen.records[-1:]) == (GET, [PASSED]), left
+        talk.server(OK)
+    assert not talk.paused
+    assert talk.take().records == [ANSWERED]
+
+
+def test_nothing_is_taken_up_after_connection_close(talk: Talk) -> None:
+    last = b"GET /a HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n"
+    talk.client(last + GET)
+    talk.expect(server=last, records=(PASSED,))
+    talk.server(OK)
+    talk.expect(client=OK, records=(ANSWERED,), end="close")
+
+
+# --- bodies ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_body_of_known_length_passes(talk: Talk) -> None:
+    post = b"POST /a HTTP/1.1\r\nHost: h\r\nContent-Length: 28\r\n\r\n" + GET
+    talk.client(post + GET)
+    talk.expect(server=post, records=("FORWARDED POST http://h/a",))
+    talk.server(OK)
+    talk.expect(client=OK, server=GET, records=("200 POST http://h/a", PASSED))
+
+
+CHUNKS = b'5\r\nhello\r\n1A;a=b;c="d e"\r\nabcdefghijklmnopqrstuvwxyz\r\n000\r\nX-Sum: 1\r\n\r\n'
+
+
+def test_a_chunked_body_passes_as_it_was_written(talk: Talk) -> None:
+    post = b"POST /a HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n" + CHUNKS
+    talk.client(post + GET)
+    talk.expect(server=post, records=("FORWARDED POST http://h/a",))
+    talk.server(OK)
+    talk.expect(client=OK, server=GET, records=("200 POST http://h/a", PASSED))
+
+
+def test_a_chunked_response_passes_as_it_was_written(talk: Talk) -> None:
+    answer = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n" + CHUNKS
+    talk.client(GET + DENY)
+    talk.expect(server=GET, records=(PASSED,))
+    talk.server(answer)
+    talk.expect(client=answer + FORBIDDEN, records=(ANSWERED, REFUSED, ANSWERED_403))
+
+
+def test_a_response_without_length_ends_with_its_connection(talk: Talk) -> None:
+    answer = b"HTTP/1.1 200 OK\r\n\r\nsome" + OK
+    talk.client(GET)
+    talk.server(answer)
+    talk.expect(server=GET, client=answer, records=(PASSED,))
+    assert talk.gate.waiting_for == "transfer"
+    talk.server_eof()
+    talk.expect(records=(ANSWERED,), end="close")
+
+
+@pytest.mark.parametrize("status", [b"204 No Content", b"304 Not Modified"])
+def test_responses_that_never_have_a_body(talk: Talk, status: bytes) -> None:
+    answer = b"HTTP/1.1 " + status + b"\r\nETag: x\r\n\r\n"
+    talk.client(GET + GET)
+    talk.server(answer)
+    code = status[:3].decode()
+    talk.expect(server=GET + GET, client=answer, records=(PASSED, f"{code} GET http://h/a", PASSED))
+
+
+def test_the_answer_to_head_has_no_body_whatever_it_says(talk: Talk) -> None:
+    answer = b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n"
+    head = GET.replace(b"GET", b"HEAD")
+    talk.client(head + GET)
+    talk.server(answer)
+    talk.expect(
+        server=head + GET,
+        client=answer,
+        records=("FORWARDED HEAD http://h/a", "200 HEAD http://h/a", PASSED),
+    )
+
+
+def test_an_early_answer_lets_the_body_go_on(talk: Talk) -> None:
+    talk.client(b"POST /a HTTP/1.1\r\nHost: h\r\nContent-Length: 10\r\n\r\n12345")
+    talk.server(OK)
+    talk.take()
+    assert talk.gate.waiting_for == "body"
+    talk.client(b"67890" + GET)
+    talk.expect(server=b"67890" + GET, records=(PASSED,))
+
+
+def test_an_early_answer_without_the_expected_100_ends_the_connection(talk: Talk) -> None:
+    """The client may now send the body or a next request: the server could guess otherwise than we do."""
+    talk.client(b"POST /a HTTP/1.1\r\nHost: h\r\nContent-Length: 28\r\nExpect: 100-continue\r\n\r\n")
+    assert talk.gate.waiting_for in ("connect", "response")
+    talk.take()
+    talk.server(OK)
+    talk.expect(client=OK, records=("200 POST http://h/a",), end="close")
+
+
+def test_a_broken_chunk_of_a_request_is_answered_once(talk: Talk) -> None:
+    talk.client(b"POST /a HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n")
+    talk.take()
+    talk.client(b"5\r\nhelloXX")
+    seen = talk.take()
+    assert seen.client.startswith(b"HTTP/1.1 400 ")
+    assert (seen.records, seen.end) == (["400 POST http://h/a"], "close")
+
+
+# --- interim responses -----------------------------------------------------------------------------------------------
+
+
+def test_100_continue_passes(talk: Talk) -> None:
+    head = b"POST /a HTTP/1.1\r\nHost: h\r\nContent-Length: 4\r\nExpect: 100-continue\r\n\r\n"
+    go_on = b"HTTP/1.1 100 Continue\r\n\r\n"
+    talk.client(head)
+    talk.server(go_on)
+    talk.expect(server=head, client=go_on, records=("FORWARDED POST http://h/a",))
+    talk.client(b"body" + GET)
+    talk.server(OK)
+    talk.expect(server=b"body" + GET, client=OK, records=("200 POST http://h/a", PASSED))
+
+
+def test_interim_responses_pass_and_one_read_may_hold_them_all(talk: Talk) -> None:
+    answer = b"HTTP/1.1 103 Early Hints\r\nLink: </x>\r\n\r\n" * 3 + OK
+    talk.client(GET + GET)
+    talk.server(answer)
+    talk.expect(server=GET + GET, client=answer, records=(PASSED, ANSWERED, PASSED))
+
+
+def test_a_flood_of_interim_responses_is_a_bad_response(talk: Talk) -> None:
+    talk.client(GET)
+    talk.take()
+    talk.server(b"HTTP/1.1 102 Processing\r\n\r\n" * (MAX_INTERIM + 1))
+    seen = talk.take()
+    assert seen.client.count(b"HTTP/1.1 102") == MAX_INTERIM
+    assert b"HTTP/1.1 502 " in seen.client
+    assert (seen.records, seen.end) == (["502 GET http://h/a"], "close")
+
+
+def test_interim_responses_never_reach_an_http_10_client(talk: Talk) -> None:
+    talk.client(b"GET /a HTTP/1.0\r\n\r\n")
+    talk.take()
+    talk.server(b"HTTP/1.1 100 Continue\r\n\r\n")
+    talk.expect_refusal(502, "HTTP/1.0", records=("502 GET http:///a",))
+
+
+# --- HTTP/1.0 --------------------------------------------------------------------------------------------------------
+
+
+def test_http_10_ends_after_one_exchange(talk: Talk) -> None:
+    old = b"GET /a HTTP/1.0\r\nHost: h\r\n\r\n"
+    talk.client(old + GET)
+    talk.server(OK)
+    talk.expect(server=old, client=OK, records=(PASSED, ANSWERED), end="close")
+    assert isinstance(talk.records[-1], HttpResponse)
+    assert talk.records[-1].protocol == "HTTP/1.0"
+
+
+def test_http_10_keep_alive_goes_on_when_both_want_it(talk: Talk) -> None:
+    old = b"GET /a HTTP/1.0\r\nHost: h\r\nConnection: keep-alive\r\n\r\n"
+    answer = b"HTTP/1.0 200 OK\r\nConnection: Keep-Alive\r\nContent-Length: 2\r\n\r\nok"
+    talk.client(old)
+    talk.server(answer)
+    talk.expect(server=old, client=answer, records=(PASSED, ANSWERED))
+    talk.client(old)
+    talk.expect(server=old, records=(PASSED,))
+
+
+def test_http_10_response_without_keep_alive_ends(talk: Talk) -> None:
+    answer = b"HTTP/1.0 200 OK\r\nContent-Length: 2\r\n\r\nok"
+    talk.client(GET)
+    talk.server(answer)
+    talk.expect(server=GET, client=answer, records=(PASSED, ANSWERED), end="close")
+
+
+# --- half-closes and ends --------------------------------------------------------------------------------------------
+
+
+def test_fin_between_requests_ends_quietly(talk: Talk) -> None:
+    talk.client(GET)
+    talk.server(OK)
+    talk.take()
+    talk.client_eof()
+    talk.expect(end="close")
+
+
+def test_fin_after_a_request_is_passed_on_and_the_answer_still_comes(talk: Talk) -> None:
+    talk.client(GET)
+    talk.client_eof()
+    talk.expect(server=GET, records=(PASSED,), fin=("server",))
+    talk.server(OK)
+    talk.expect(client=OK, records=(ANSWERED,), end="close")
+
+
+def test_fin_behind_pipelined_requests_waits_for_the_last(talk: Talk) -> None:
+    talk.client(GET + DENY + GET)
+    talk.client_eof()
+    talk.expect(server=GET, records=(PASSED,))
+    talk.server(OK)
+    talk.expect(
+        client=OK + FORBIDDEN,
+        server=GET,
+        records=(ANSWERED, REFUSED, ANSWERED_403, PASSED),
+        fin=("server",),
+    )
+    talk.server(OK)
+    talk.expect(client=OK, records=(ANSWERED,), end="close")
+
+
+def test_fin_inside_a_head_is_malformed(talk: Talk) -> None:
+    talk.client(GET[:-2])
+    talk.client_eof()
+    talk.expect_refusal(400, "cut off")
+
+
+def test_fin_after_an_empty_line_is_no_fault(talk: Talk) -> None:
+    talk.client(b"\r\n")
+    talk.client_eof()
+    talk.expect(end="close")
+
+
+def test_fin_inside_a_body_gives_up_the_request(talk: Talk) -> None:
+    talk.client(b"POST /a HTTP/1.1\r\nHost: h\r\nContent-Length: 10\r\n\r\n123")
+    talk.client_eof()
+    seen = talk.take()
+    assert (seen.records, seen.end) == (["FORWARDED POST http://h/a", "499 POST http://h/a"], "close")
+
+
+def test_the_client_leaves_before_the_answer(talk: Talk) -> None:
+    talk.client(GET)
+    talk.client_lost()
+    talk.expect(server=GET, records=(PASSED, "499 GET http://h/a"), end="close")
+    talk.client_lost()
+    talk.expect()
+
+
+def test_the_client_leaves_during_the_answer(talk: Talk) -> None:
+    talk.client(GET)
+    talk.server(OK[:-1])
+    talk.client_lost()
+    seen = talk.take()
+    assert (seen.records, seen.end) == ([PASSED, ANSWERED], "close")
+
+
+def test_the_client_leaves_inside_a_head(talk: Talk) -> None:
+    talk.client(GET[:9])
+    talk.client_lost()
+    talk.expect(records=("malformed 400",), end="close")
+
+
+def test_the_server_closes_between_requests(talk: Talk) -> None:
+    talk.client(GET)
+    talk.server(OK)
+    talk.take()
+    talk.server_eof()
+    talk.expect(end="close")
+
+
+@pytest.mark.parametrize("begun", [b"", b"HTTP/1.1 20", OK.partition(b"\r\n\r\n")[0]])
+def test_the_server_dies_before_its_answer(talk: Talk, begun: bytes) -> None:
+    talk.client(GET)
+    talk.take()
+    talk.connected()
+    if begun:
+        talk.server(begun)
+    talk.server_eof()
+    talk.expect_refusal(502, "before the end", records=("502 GET http://h/a",))
+
+
+@pytest.mark.parametrize(
+    "begun", [OK[:-1], b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n", OK[:-2]]
+)
+def test_the_server_dies_in_the_middle_of_its_answer(talk: Talk, begun: bytes) -> None:
+    talk.client(GET)
+    talk.server(begun)
+    talk.expect(server=GET, client=begun, records=(PASSED,))
+    talk.server_eof()
+    talk.expect(records=(ANSWERED,), end="reset")
+
+
+def test_an_unreachable_server_is_503(talk: Talk) -> None:
+    talk.client(GET)
+    talk.take()
+    assert talk.gate.waiting_for == "connect"
+    talk.upstream_failed("connection refused")
+    talk.expect_refusal(503, "connection refused", records=("503 GET http://h/a",))
+
+
+def test_a_server_that_resets_before_its_answer_is_502(talk: Talk) -> None:
+    talk.client(GET)
+    talk.take()
+    talk.connected()
+    talk.upstream_failed("reset")
+    talk.expect_refusal(502, "reset", records=("502 GET http://h/a",))
+
+
+def test_a_server_that_resets_in_the_middle_resets_the_client(talk: Talk) -> None:
+    talk.client(GET)
+    talk.server(OK[:-1])
+    talk.take()
+    talk.upstream_failed("reset")
+    talk.expect(records=(ANSWERED,), end="reset")
+
+
+# --- timeouts --------------------------------------------------------------------------------------------------------
+
+
+def test_a_slow_head_is_408(talk: Talk) -> None:
+    talk.client(GET[:5])
+    assert talk.gate.waiting_for == "head"
+    talk.timed_out()
+    talk.expect_refusal(408, "too long")
+
+
+def test_an_idle_connection_ends_quietly(talk: Talk) -> None:
+    talk.client(GET)
+    talk.server(OK)
+    talk.take()
+    talk.timed_out()
+    talk.expect(end="close")
+
+
+def test_a_slow_body_is_408(talk: Talk) -> None:
+    talk.client(b"POST /a HTTP/1.1\r\nHost: h\r\nContent-Length: 10\r\n\r\n123")
+    talk.connected()
+    talk.take()
+    assert talk.gate.waiting_for == "body"
+    talk.timed_out()
+    talk.expect_refusal(408, "body", records=("408 POST http://h/a",))
+
+
+def test_a_slow_server_is_504(talk: Talk) -> None:
+    talk.client(GET)
+    talk.connected()
+    talk.take()
+    assert talk.gate.waiting_for == "response"
+    talk.timed_out()
+    talk.expect_refusal(504, "response", records=("504 GET http://h/a",))
+
+
+def test_a_stalled_answer_is_cut(talk: Talk) -> None:
+    talk.client(GET)
+    talk.server(OK[:-1])
+    talk.take()
+    assert talk.gate.waiting_for == "transfer"
+    talk.timed_out()
+    talk.expect(records=(ANSWERED,), end="reset")
+
+
+def test_a_timer_of_the_past_changes_nothing(talk: Talk) -> None:
+    talk.client(GET)
+    talk.connected()
+    talk.take()
+    assert talk.gate.timed_out("idle") == []
+    assert talk.gate.timed_out("head") == []
+
+
+# --- upgrades --------------------------------------------------------------------------------------------------------
+
+UPGRADE = b"GET /a HTTP/1.1\r\nHost: h\r\nConnection: Upgrade\r\nUpgrade: WebSocket\r\n\r\n"
+SWITCHED = b"HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\r\n"
+
+
+def test_101_opens_the_tunnel_and_early_bytes_wait_for_it(talk: Talk) -> None:
+    talk.client(UPGRADE + b"\x81\x00" + DENY)
+    talk.expect(server=UPGRADE, records=(PASSED,))
+    talk.server(SWITCHED + b"\x82\x00")
+    talk.expect(server=b"\x81\x00" + DENY, client=SWITCHED + b"\x82\x00", records=("101 GET http://h/a",))
+    assert talk.gate.waiting_for == "tunnel"
+    talk.client(b"\x00raw\n")
+    talk.server(b"\x00also raw")
+    talk.expect(server=b"\x00raw\n", client=b"\x00also raw")
+    talk.client_eof()
+    talk.expect(fin=("server",))
+    talk.server(b"last")
+    talk.server_eof()
+    talk.expect(client=b"last", end="close")
+
+
+def test_the_server_may_finish_a_tunnel_first(talk: Talk) -> None:
+    talk.client(UPGRADE)
+    talk.server(SWITCHED)
+    talk.take()
+    talk.server_eof()
+    talk.expect(fin=("client",))
+    talk.client(b"rest")
+    talk.client_eof()
+    talk.expect(server=b"rest", end="close")
+
+
+def test_a_denied_upgrade_opens_nothing(talk: Talk) -> None:
+    talk.client(UPGRADE.replace(b"/a", b"/deny") + DENY)
+    talk.expect(client=FORBIDDEN * 2, records=(REFUSED, ANSWERED_403) * 2)
+
+
+def test_a_refused_upgrade_leaves_requests_judged(talk: Talk) -> None:
+    talk.client(UPGRADE + DENY)
+    talk.server(OK)
+    talk.expect(server=UPGRADE, client=OK + FORBIDDEN, records=(PASSED, ANSWERED, REFUSED, ANSWERED_403))
+
+
+def test_an_unasked_101_is_a_bad_response(talk: Talk) -> None:
+    for asked in (GET, UPGRADE.replace(b"Connection: Upgrade", b"Connection: keep-alive")):
+        other = Talk(lambda data: [data])
+        other.client(asked)
+        other.take()
+        other.server(SWITCHED)
+        other.expect_refusal(502, "not asked for", records=("502 GET http://h/a",))
+
+
+def test_101_to_another_protocol_is_a_bad_response(talk: Talk) -> None:
+    talk.client(UPGRADE)
+    talk.take()
+    talk.server(SWITCHED.replace(b"websocket", b"spdy/3.1"))
+    talk.expect_refusal(502, "not asked for", records=("502 GET http://h/a",))
+
+
+@pytest.mark.parametrize("protocol", [b"h2c", b"HTTP/2.0", b"TLS/1.2"])
+def test_no_tunnel_for_protocols_that_carry_requests(talk: Talk, protocol: bytes) -> None:
+    talk.client(UPGRADE.replace(b"WebSocket", protocol) + b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n")
+    talk.take()
+    talk.server(SWITCHED.replace(b"websocket", protocol))
+    talk.expect_refusal(502, "unjudged", records=("502 GET http://h/a",))
+
+
+def test_101_before_the_whole_request_is_a_bad_response(talk: Talk) -> None:
+    talk.client(UPGRADE.replace(b"\r\n\r\n", b"\r\nContent-Length: 9\r\n\r\n") + b"half")
+    talk.take()
+    talk.server(SWITCHED)
+    talk.expect_refusal(502, "middle", records=("502 GET http://h/a",))
+
+
+def test_an_http_10_upgrade_is_ignored(talk: Talk) -> None:
+    talk.client(UPGRADE.replace(b"HTTP/1.1", b"HTTP/1.0"))
+    talk.take()
+    talk.server(SWITCHED)
+    talk.expect_refusal(502, "HTTP/1.0", records=("502 GET http://h/a",))
+
+
+# --- what servers may not do -----------------------------------------------------------------------------------------
+
+
+def test_bytes_behind_a_response_answer_nothing() -> None:
+    """Response splitting: what looks like a second answer must not be the answer to the next request."""
+    talk = Talk(lambda data: [data])
+    talk.client(GET + GET)
+    talk.take()
+    talk.server(OK + OK)
+    talk.expect(client=OK, records=(ANSWERED,), end="close")
+
+
+def test_bytes_of_a_server_that_nobody_asked_end_the_connection(talk: Talk) -> None:
+    talk.client(GET)
+    talk.server(OK)
+    talk.take()
+    talk.server(b"H")
+    talk.expect(end="close")
+
+
+BAD_RESPONSES = {
+    "a bare LF": b"HTTP/1.1 200 OK\nContent-Length: 0\r\n\r\n",
+    "both": b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nTransfer-Encoding: chunked\r\n\r\n",
+    "more than once": b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nContent-Length: 3\r\n\r\n",
+    "exactly `chunked`": b"HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip, chunked\r\n\r\n",
+    "folded": b"HTTP/1.1 200 OK\r\nA: b\r\n c\r\nContent-Length: 0\r\n\r\n",
+    "status line": b"ICY 200 OK\r\n\r\n",
+    "neither 1.0 nor 1.1": b"HTTP/2.0 200 OK\r\n\r\n",
+    "declares a body": b"HTTP/1.1 204 No Content\r\nContent-Length: 5\r\n\r\n",
+    "plain decimal": b"HTTP/1.1 200 OK\r\nContent-Length: +2\r\n\r\n",
+    "longer than": b"HTTP/1.1 200 OK\r\nX: " + b"y" * 70000 + b"\r\n\r\n",
+}
+
+
+@pytest.mark.parametrize("why", BAD_RESPONSES)
+def test_a_bad_response_is_502_and_not_shown(talk: Talk, why: str) -> None:
+    talk.client(GET)
+    talk.take()
+    talk.server(BAD_RESPONSES[why])
+    talk.expect_refusal(502, why, records=("502 GET http://h/a",))
+
+
+def test_a_broken_chunk_of_a_response_cuts_the_client_off(talk: Talk) -> None:
+    begun = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n"
+    talk.client(GET)
+    talk.server(begun)
+    talk.expect(server=GET, client=begun, records=(PASSED,))
+    talk.server(b"zz\r\n")
+    seen = talk.take()
+    assert (seen.records, seen.end) == ([ANSWERED], "reset")
+
+
+# --- paths: what is judged is what is forwarded ----------------------------------------------------------------------
+
+
+def test_a_normalised_path_changes_the_request_line_and_nothing_else(talk: Talk) -> None:
+    talk.client(b"GET /x/./%61//b%2e?q=/../%2f HTTP/1.1\r\nhOST: h\r\nA:  b\r\n\r\n")
+    talk.expect(
+        server=b"GET /x/a/b.?q=/../%2f HTTP/1.1\r\nhOST: h\r\nA:  b\r\n\r\n",
+        records=("FORWARDED GET http://h/x/a/b.",),
+    )
+    assert talk.asked[0].path == b"/x/a/b.?q=/../%2f"
+
+
+@pytest.mark.parametrize("path", [b"//deny", b"/./deny", b"/x/../deny", b"/x/%2e%2E/deny", b"/%64eny", b"/x\\..\\deny"])
+def test_hidden_paths_are_judged_as_what_they_are(talk: Talk, path: bytes) -> None:
+    talk.client(b"GET " + path + b" HTTP/1.1\r\nHost: h\r\n\r\n")
+    talk.expect(client=FORBIDDEN, records=(REFUSED, ANSWERED_403))
+
+
+def test_an_escaped_slash_is_redirected_to_where_it_leads(talk: Talk) -> None:
+    talk.client(b"GET /x%2F..%5cdeny?a=%2F HTTP/1.1\r\nHost: h\r\n\r\n")
+    seen = talk.take()
+    assert seen.client.startswith(b"HTTP/1.1 307 Temporary Redirect\r\n")
+    assert b"\r\nlocation: /deny?a=%2F\r\n" in seen.client
+    assert (seen.records, seen.server, seen.end) == (["malformed 307"], b"", "close")
+
+
+def test_an_escaped_slash_is_refused_by_option(talk: Talk) -> None:
+    talk.options = HttpOptions(paths=PathRules(redirect_escaped_slashes=False))
+    talk.client(b"GET /x%2Fy HTTP/1.1\r\nHost: h\r\n\r\n")
+    talk.expect_refusal(400, "escaped slash")
+
+
+def test_matrix_parameters_pass_only_by_option(talk: Talk) -> None:
+    talk.options = HttpOptions(paths=PathRules(allow_matrix=True))
+    sent = b"GET /x;a=b HTTP/1.1\r\nHost: h\r\n\r\n"
+    talk.client(sent)
+    talk.expect(server=sent, records=("FORWARDED GET http://h/x;a=b",))
+
+
+# --- records ---------------------------------------------------------------------------------------------------------
+
+
+def test_queries_and_headers_are_in_records_only_by_option(talk: Talk) -> None:
+    asked = b"GET /a?token=1 HTTP/1.1\r\nHost: h\r\nX-Id: 7\r\nCookie: c\r\n\r\n"
+    talk.client(asked)
+    talk.server(OK)
+    talk.expect(server=asked, client=OK, records=(PASSED, ANSWERED))
+    assert shown(talk) == [(), ()]
+
+    open_talk = Talk(lambda data: [data])
+    open_talk.options = HttpOptions(flow_query=True, flow_headers=frozenset({b"x-id", b"content-length"}))
+    open_talk.client(asked)
+    open_talk.server(OK)
+    open_talk.expect(
+        server=asked, client=OK, records=("FORWARDED GET http://h/a?token=1", "200 GET http://h/a?token=1")
+    )
+    assert shown(open_talk) == [(("x-id", "7"),), (("content-length", "2"),)]
+
+
+def shown(talk: Talk) -> list[tuple[tuple[str, str], ...]]:
+    return [record.headers for record in talk.records if isinstance(record, HttpRequest | HttpResponse)]
+
+
+def test_a_response_record_tells_how_long_it_took(talk: Talk) -> None:
+    talk.client(GET)
+    talk.server(OK)
+    request, response = talk.records
+    assert isinstance(response, HttpResponse)
+    assert (response.latency_ns, response.time_ns - request.time_ns) == (1000, 1000)
+    assert response.judgement is ALLOWED
