@@ -105,7 +105,14 @@ def _ended(seen: Status) -> str:
     """Why the agent is not there any more; empty while it runs (or is not started yet)."""
     if seen.error:
         return seen.error
-    return next((f"exit code {c.code}" if c.state == "exited" else c.reason for c in seen.containers if c.state in {"exited", "failed"}), "")
+    return next(
+        (
+            f"exit code {c.code}" if c.state == "exited" else c.reason
+            for c in seen.containers
+            if c.state in {"exited", "failed"}
+        ),
+        "",
+    )
 
 
 def log_tail(path: Path, lines: int = 20) -> str:

@@ -1,4 +1,4 @@
-"""`l7proxy lab …`: the command line of the lab. Every command is a few lines over `lifecycle`, `execute`, `show`, `scenario`."""
+"""`l7proxy lab …`: the command line. Every command is a few lines over `lifecycle`, `execute`, `show`, `scenario`."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ Files = Annotated[list[Path], typer.Option("-f", "--filename", help="Manifests: 
 
 
 @contextlib.contextmanager
-def _told() -> Iterator[None]:
+def told() -> Iterator[None]:
     """Our errors become one line and exit code 2; SIGTERM ends a command as Ctrl-C does, clearing up included."""
 
     def interrupt(_number: int, _frame: FrameType | None) -> NoReturn:
@@ -51,7 +51,7 @@ def _told() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _reporting(title: str) -> Iterator[lifecycle.Report]:
+def reporting(title: str) -> Iterator[lifecycle.Report]:
     """Steps on a terminal's last line; where there is no terminal, one line each."""
     if not _progress.is_terminal:
         yield lambda text: _progress.print(text, markup=False, highlight=False)
@@ -74,7 +74,7 @@ def up(
     no_agent: Annotated[bool, typer.Option("--no-agent", help="Nodes without l7proxy: nothing is enforced.")] = False,
 ) -> None:
     """Bring a lab up and return when all is enforced. Without -f it is the demo's cluster."""
-    with _told(), _reporting(f"lab {name}") as report:
+    with told(), reporting(f"lab {name}") as report:
         userns.enter(state.Lab(name), create=True)
         settings = Settings(
             name=name,
@@ -95,7 +95,7 @@ def up(
 @app.command()
 def apply(filename: Files, name: Name = DEFAULT_NAME) -> None:
     """Create or change objects, as kubectl apply does; return when the change is enforced."""
-    with _told(), _reporting(f"lab {name}") as report:
+    with told(), reporting(f"lab {name}") as report:
         userns.enter(state.Lab(name))
         lifecycle.apply(state.Lab(name), read(filename), report)
     _warn(state.Lab(name))
@@ -104,7 +104,7 @@ def apply(filename: Files, name: Name = DEFAULT_NAME) -> None:
 @app.command()
 def delete(filename: Files, name: Name = DEFAULT_NAME) -> None:
     """Delete the objects that these manifests name; return when the change is enforced."""
-    with _told(), _reporting(f"lab {name}") as report:
+    with told(), reporting(f"lab {name}") as report:
         userns.enter(state.Lab(name))
         lifecycle.delete(state.Lab(name), [manifest.key for manifest in read(filename)], report)
 
@@ -116,7 +116,7 @@ def exec_(
     name: Name = DEFAULT_NAME,
 ) -> None:
     """Run a command in a pod (or on a node). Exits with the command's exit code."""
-    with _told():
+    with told():
         userns.enter(state.Lab(name))
         raise typer.Exit(execute.execute(state.Lab(name), target, command))
 
@@ -127,7 +127,7 @@ def status(
     output: Annotated[str, typer.Option("-o", "--output", help="table or json.")] = "table",
 ) -> None:
     """What is in the lab, who runs, and whether every node enforces. Exit code 1 when something does not."""
-    with _told():
+    with told():
         if output not in {"table", "json"}:
             raise ConfigError(f"-o {output}: table or json")
         userns.enter(state.Lab(name))
@@ -147,7 +147,7 @@ def logs_(
     name: Name = DEFAULT_NAME,
 ) -> None:
     """What pods and agents wrote."""
-    with _told():
+    with told():
         userns.enter(state.Lab(name))
         lab = state.Lab(name)
         for line in logs.lines(logs.directories(lab, target), follow=follow):
@@ -164,7 +164,7 @@ def run(
     name: Name = "run",
 ) -> None:
     """Bring a lab up for each combination, check every case, take it down. Exit code 1 when a case does not hold."""
-    with _told():
+    with told():
         userns.enter(state.Lab(name), create=True)
         only = scenario.Only(tuple(cni), tuple(bridge_nf_call), tuple(backend), tuple(ip_family))
         ok = scenario.run(scenario.load(file), only, name, Console(), _progress)
@@ -180,7 +180,7 @@ def down(
     if every:
         codes = [_again("down", "--name", each) for each in state.names()]
         raise typer.Exit(max(codes, default=0))
-    with _told(), _reporting("lab down") as report:
+    with told(), reporting("lab down") as report:
         lab = state.Lab(name)
         userns.enter(lab)
         lifecycle.down(lab, report)
@@ -208,4 +208,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

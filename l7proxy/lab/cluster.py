@@ -180,16 +180,16 @@ def pod_of(manifest: Manifest) -> Pod:
 def _container(manifest: Manifest, index: int, item: Document) -> Container:
     path = f"spec.containers[{index}]"
     command, arguments = item.get("command") or [], item.get("args") or []
-    for name, value in (("command", command), ("args", arguments)):
+    for key, value in (("command", command), ("args", arguments)):
         if not isinstance(value, list) or not all(isinstance(part, str) for part in value):
-            raise manifest.error("must be a list of strings", f"{path}.{name}")
+            raise manifest.error("must be a list of strings", f"{path}.{key}")
     environment = []
     for entry in item.get("env") or []:
         if not isinstance(entry, dict) or not isinstance(entry.get("value", ""), str) or "valueFrom" in entry:
             raise manifest.error("the lab knows only entries with name and a string value", f"{path}.env")
-        environment.append((str(entry.get("name")), entry.get("value", "")))
+        environment.append((str(entry.get("name")), str(entry.get("value", ""))))
     argv = tuple(command + arguments) if command else ()  # without command the image's entry point is meant
-    name = item.get("name")
+    name: object = item.get("name")
     if not isinstance(name, str) or not _LABEL.fullmatch(name):
         raise manifest.error(f"{name!r} is not a name (lower case letters, digits and '-')", f"{path}.name")
     return Container(name, argv, tuple(environment), str(item.get("workingDir") or ""))
@@ -241,11 +241,12 @@ def service_of(manifest: Manifest) -> Service:
 
 
 def _service_port(manifest: Manifest, item: Document) -> ServicePort:
-    port, protocol = item.get("port"), item.get("protocol") or "TCP"
-    target = item.get("targetPort") or port
+    port: object = item.get("port")
+    protocol: object = item.get("protocol") or "TCP"
+    target: object = item.get("targetPort") or port
     if not isinstance(port, int) or not 0 < port < 65536:
         raise manifest.error("must be 1 to 65535", "spec.ports.port")
-    if protocol not in PROTOCOLS:
+    if not isinstance(protocol, str) or protocol not in PROTOCOLS:
         raise manifest.error(f"{protocol!r} is not one of {', '.join(PROTOCOLS)}", "spec.ports.protocol")
     if not isinstance(target, int | str):
         raise manifest.error("must be a number or the name of a container port", "spec.ports.targetPort")

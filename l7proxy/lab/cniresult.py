@@ -1,4 +1,4 @@
-"""What libcni would have cached of a pod's wiring (CNI spec 1.0.0, "ADD Success"): how the agent learns of cables. Pure."""
+"""What libcni would have cached of a pod's wiring (CNI spec 1.0.0, "ADD Success"): the agent reads it. Pure."""
 
 from __future__ import annotations
 

@@ -44,7 +44,9 @@ async def start(listener: Listener, server_name: str) -> asyncio.AbstractServer 
             return await _start_udp(listener.port)
         context = _self_made_certificate(server_name) if listener.kind == "https" else None
         handler = _tcp if listener.kind == "tcp" else _Http(server_name).serve
-        return await asyncio.start_server(handler, sock=_socket(listener.port, socket.SOCK_STREAM), ssl=context, backlog=512)
+        return await asyncio.start_server(
+            handler, sock=_socket(listener.port, socket.SOCK_STREAM), ssl=context, backlog=512
+        )
     except OSError as error:
         raise ConfigError(f"{listener.kind}:{listener.port}: {error.strerror or error}") from error
 
@@ -206,7 +208,7 @@ async def _tcp(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> No
 
 
 async def _start_udp(port: int) -> asyncio.DatagramTransport:
-    """One socket per local address would keep the answer's source right on multi-homed hosts; pods have one per family."""
+    """One socket for all addresses: a pod has one of each family, so the answer's source is the one that was asked."""
     loop = asyncio.get_running_loop()
     transport, _ = await loop.create_datagram_endpoint(_Udp, sock=_socket(port, socket.SOCK_DGRAM))
     return transport

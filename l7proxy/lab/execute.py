@@ -1,4 +1,4 @@
-"""`lab exec`: become a process inside a pod or node. Standard input, terminal, signals and exit code are the command's own."""
+"""`lab exec`: become a process inside a pod or node. Input, terminal, signals and exit code are the command's own."""
 
 from __future__ import annotations
 
@@ -28,7 +28,9 @@ def find(state: State, target: str) -> tuple[str, Box]:
             return name, state.pods[name]
     named = [name for name in state.pods if name.partition("/")[2] == target]
     if len(named) != 1:
-        raise ConfigError(f"{target!r} is {'in several namespaces' if named else 'no pod'}: {', '.join(named or state.pods)}")
+        raise ConfigError(
+            f"{target!r} is {'in several namespaces' if named else 'no pod'}: {', '.join(named or state.pods)}"
+        )
     return named[0], state.pods[named[0]]
 
 

@@ -56,7 +56,9 @@ def render(cluster: Cluster, node: Node, family: int, stale: frozenset[str] = fr
                     rules.append(f"-A {chain} {_share(len(targets) - index)}-j {endpoint}")
                     rules.append(f"-A {endpoint} -s {target.address}/{FULL_PREFIX[family]} -j KUBE-MARK-MASQ")
                     place = f"[{target.address}]" if family == 6 else target.address
-                    rules.append(f"-A {endpoint} -p {port.protocol.lower()} -j DNAT --to-destination {place}:{target.port}")
+                    rules.append(
+                        f"-A {endpoint} -p {port.protocol.lower()} -j DNAT --to-destination {place}:{target.port}"
+                    )
     return "\n".join([*_nat(chains, rules, stale), *_filter(refusals), ""])
 
 

@@ -215,7 +215,9 @@ def _wait_ready(directories: Iterable[Path]) -> None:
     for directory in directories:
         while not (seen := read_status(directory)).ready:
             if seen.error or time.monotonic() > deadline:
-                reason = seen.error or f"did not start in {START_SECONDS:g} s: {agents.log_tail(directory / 'sandbox.log')}"
+                reason = (
+                    seen.error or f"did not start in {START_SECONDS:g} s: {agents.log_tail(directory / 'sandbox.log')}"
+                )
                 raise ConfigError(f"{directory.name.replace('_', '/')}: {reason}")
             time.sleep(0.01)
 
@@ -243,7 +245,9 @@ def delete(lab: Lab, keys: Sequence[Key], report: Report = silent) -> None:
 def _loaded(lab: Lab) -> State:
     state = lab.load()
     if not state.up:
-        raise ConfigError(f"the lab {lab.name!r} did not come up whole: `l7proxy lab up --name {lab.name}` starts it anew")
+        raise ConfigError(
+            f"the lab {lab.name!r} did not come up whole: `l7proxy lab up --name {lab.name}` starts it anew"
+        )
     return state
 
 

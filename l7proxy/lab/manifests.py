@@ -68,7 +68,7 @@ class _Loader(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         seen: set[Hashable] = set()
         for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)  # type: ignore[no-untyped-call]
+            key = self.construct_object(key_node, deep=True)
             if isinstance(key, Hashable) and key in seen:
                 raise yaml.constructor.ConstructorError(None, None, f"key {key!r} is repeated", key_node.start_mark)
             seen.add(key)
@@ -104,9 +104,10 @@ def parse(text: str, file: str) -> list[Manifest]:
     found: list[Manifest] = []
     loader = _Loader(text)
     try:
-        while loader.check_node():  # type: ignore[no-untyped-call]
-            node: yaml.Node = loader.get_node()  # type: ignore[no-untyped-call]
-            document = loader.construct_document(node)  # type: ignore[no-untyped-call]
+        while loader.check_node():
+            node = loader.get_node()
+            assert node is not None  # as check_node said
+            document = loader.construct_document(node)
             if document is None:
                 continue
             source = text[node.start_mark.index : node.end_mark.index].rstrip() + "\n"
@@ -118,7 +119,7 @@ def parse(text: str, file: str) -> list[Manifest]:
     except yaml.YAMLError as error:
         raise SourceError(f"not valid YAML: {error}", file=file) from error
     finally:
-        loader.dispose()  # type: ignore[no-untyped-call]
+        loader.dispose()
     return found
 
 

@@ -108,7 +108,9 @@ def create(name: str) -> None:
         in_thread(body)
     except PermissionError as error:
         path.unlink()
-        raise ConfigError("making network namespaces is not permitted: run as root, or where user namespaces are on") from error
+        raise ConfigError(
+            "making network namespaces is not permitted: run as root, or where user namespaces are on"
+        ) from error
     except OSError:
         path.unlink()
         raise

@@ -104,7 +104,9 @@ def _check_ranges(nodes: list[Node]) -> None:
     for index, (node, network) in enumerate(networks):
         for other, theirs in networks[:index]:
             if network.overlaps(theirs):
-                raise SourceError(f"Nodes {other.name} and {node.name}: {theirs} and {network} overlap", field="spec.podCIDR")
+                raise SourceError(
+                    f"Nodes {other.name} and {node.name}: {theirs} and {network} overlap", field="spec.podCIDR"
+                )
 
 
 # Pods
@@ -115,7 +117,9 @@ def _place_pods(pods: tuple[Pod, ...], nodes: tuple[Node, ...], families: tuple[
     crowd = dict.fromkeys(by_name, 0)
     for pod in pods:
         if pod.node and pod.node not in by_name:
-            raise SourceError(f"Pod {pod}: there is no node {pod.node!r} (there is {', '.join(by_name)})", field="spec.nodeName")
+            raise SourceError(
+                f"Pod {pod}: there is no node {pod.node!r} (there is {', '.join(by_name)})", field="spec.nodeName"
+            )
         if pod.node:
             crowd[pod.node] += 1
     taken = {address for pod in pods for address in pod.addresses}
@@ -218,7 +222,7 @@ def _section(document: Document, name: str) -> Document:
 
 
 def merged(stored: dict[Key, Manifest], new: Iterable[Manifest]) -> list[Manifest]:
-    """What the lab holds after `apply`: an object that is there already keeps its place unless the new one names another."""
+    """What the lab holds after `apply`: an object keeps its place unless the new one names another."""
     result = dict(stored)
     for manifest in new:
         old = stored.get(manifest.key)

@@ -23,7 +23,7 @@ OK: Final = "ok"
 RESET: Final = "reset"
 TIMEOUT: Final = "timeout"
 CLOSED: Final = "closed"
-"""The words besides status codes. A refused connect and a reset are one word: TCP says both with RST (RFC 9293 §3.10.7)."""
+"""The words besides status codes. A refused connect and a reset are one word: both are an RST (RFC 9293 §3.10.7)."""
 
 _RESETS: Final = frozenset({errno.ECONNREFUSED, errno.ECONNRESET, errno.EPIPE})
 _REQUEST = re.compile(r"(?P<method>[A-Z]+) http://(?P<host>\[[^]]+\]|[^/:]+)(:(?P<port>\d+))?(?P<path>/\S*)\Z")
@@ -61,27 +61,32 @@ def parse(text: str, headers: dict[str, str] | None = None, body: str = "") -> R
     if match := _REQUEST.match(text):
         port = int(match["port"] or 80)
         return Request(
-            match["method"], match["host"].strip("[]"), port, match["path"], tuple((headers or {}).items()), body.encode()
+            match["method"],
+            match["host"].strip("[]"),
+            port,
+            match["path"],
+            tuple((headers or {}).items()),
+            body.encode(),
         )
     if match := _L4.match(text):
         return Request(match["kind"], match["host"].strip("[]"), int(match["port"]), body=body.encode() or b"hello")
     raise ConfigError(f"request {text!r}: write `GET http://HOST[:PORT]/PATH`, `tcp HOST:PORT` or `udp HOST:PORT`")
 
 
-def send(namespace: str, request: Request, address: str, *, seconds: float) -> Seen:
-    """Send it to `address` (which `request.host` stands for) from inside the namespace."""
-    return netns.inside(namespace, lambda: _send(request, address, seconds))
+def send(namespace: str, own: str, request: Request, address: str, *, seconds: float) -> Seen:
+    """Send it to `address` (which `request.host` stands for) from inside the namespace, whose address is `own`."""
+    return netns.inside(namespace, lambda: _send(own, request, address, seconds))
 
 
-def _send(request: Request, address: str, seconds: float) -> Seen:
+def _send(own: str, request: Request, address: str, seconds: float) -> Seen:
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     kind = socket.SOCK_DGRAM if request.method == "udp" else socket.SOCK_STREAM
     with socket.socket(family, kind) as sock:
         sock.settimeout(seconds)
-        local = None
+        sock.bind(("::" if family == socket.AF_INET6 else "0.0.0.0", 0))  # the port is known even if nobody answers
+        local = HostPort(own, sock.getsockname()[1])
         try:
             sock.connect((address, request.port))
-            local = HostPort(*sock.getsockname()[:2])
             return _exchange(sock, request, local)
         except TimeoutError:
             return Seen(TIMEOUT, local=local)

@@ -72,7 +72,9 @@ def read_status(directory: Path) -> Status:
 def _isolate(spec: Spec) -> None:
     netns.enter(netns.path_of(spec.namespace), netns.CLONE_NEWNET)
     netns.unshare(netns.CLONE_NEWNS | netns.CLONE_NEWUTS)
-    netns.mount("none", "/", None, netns.MS_SLAVE | netns.MS_REC)  # our mounts are ours, the machine's unmounts reach us
+    netns.mount(
+        "none", "/", None, netns.MS_SLAVE | netns.MS_REC
+    )  # our mounts are ours, the machine's unmounts reach us
     socket.sethostname(spec.name[:64])
     netns.mount(spec.hosts, "/etc/hosts", None, netns.MS_BIND)
     resolver = Path(spec.directory, "resolv.conf")

@@ -1,6 +1,293 @@
-"""placeholder"""
-from dataclasses import dataclass
-@dataclass
-class Only: a: object; b: object; c: object; d: object
-def load(f): ...
-def run(*a): ...
+"""`lab run`: a scenario file says which cluster, in which variants, and what must come of which request.
+
+    manifests: [../../deploy/demo, {apiVersion: v1, kind: Namespace, metadata: {name: extra}}]
+    dimensions: {cni: [bridge, ptp], bridge-nf-call: [0, 1], backend: [nftables, iptables], ip-family: ["4", "6"]}
+    cases:
+    - from: [frontend, frontend-far]            # one row for each
+      via: [service, pod]                       # by its name, or by the address of each pod behind it
+      request: GET http://backend/api/x         # or: tcp backend:9000, udp backend:53
+      headers: {X-Token: secret}
+      expect: 200                               # or: ok, reset, timeout, closed
+      flows: l7-allowed                         # what the agents must have recorded (default: by `expect`)
+
+The lab comes up once for each combination of dimensions and returns when all is enforced. From then on each request is
+sent once: a wrong answer is a failure at once, not something to try again. Paths are relative to the scenario's file.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+import msgspec
+import yaml
+from rich.console import Console
+from rich.table import Table
+
+from l7proxy.errors import ConfigError
+from l7proxy.lab import lifecycle, names, probe
+from l7proxy.lab.backends import backends
+from l7proxy.lab.cluster import Cluster, Pod
+from l7proxy.lab.execute import find
+from l7proxy.lab.manifests import Manifest, parse, read
+from l7proxy.lab.settings import Cni, Families, Kernel, Settings
+from l7proxy.lab.state import Lab
+from l7proxy.lab.witness import Account, account
+from l7proxy.model.net import family_of
+
+T = TypeVar("T")
+SECONDS: Final = 5.0
+"""How long a request may take; what is expected to time out is waited for as long as `timeout` in the scenario says."""
+
+
+class Case(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """One line of the file; several rows of the table."""
+
+    from_: list[str] | str = msgspec.field(name="from")
+    request: str
+    expect: int | str
+    via: list[str] = ["service"]
+    headers: dict[str, str] = {}
+    body: str = ""
+    name: str = ""
+    sees_source: bool = msgspec.field(name="sees-source", default=True)
+    """The server must have seen the client pod's own address, where it answered."""
+    flows: Account | None = None
+
+    @property
+    def pods(self) -> list[str]:
+        return [self.from_] if isinstance(self.from_, str) else self.from_
+
+    @property
+    def account(self) -> Account:
+        """Which flows must tell of it, by what is expected."""
+        if self.flows is not None:
+            return self.flows
+        word = str(self.expect)
+        if word in {probe.RESET, probe.TIMEOUT}:
+            return Account.L4_DENIED
+        if word == "403":
+            return Account.L7_DENIED
+        return Account.L7_ALLOWED if word.isdigit() else Account.ANY
+
+
+class Dimensions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="kebab"):
+    cni: list[Cni] = [Cni.BRIDGE]
+    bridge_nf_call: list[int] = [1]
+    backend: list[Kernel] = [Kernel.AUTO]
+    ip_family: list[Families] = [Families.FOUR]
+    workers: list[int] = [1]
+
+
+class Scenario(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    manifests: list[str | dict[str, Any]]
+    cases: list[Case]
+    dimensions: Dimensions = Dimensions()
+    name: str = ""
+    timeout: float = 2.0
+    objects: tuple[Manifest, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Only:
+    """What the command line leaves of the dimensions; empty leaves all."""
+
+    cni: tuple[Cni, ...] = ()
+    bridge_nf_call: tuple[int, ...] = ()
+    backend: tuple[Kernel, ...] = ()
+    ip_family: tuple[Families, ...] = ()
+
+
+@dataclass(slots=True)
+class Row:
+    """One request of one pod in one lab, and what became of it."""
+
+    where: str
+    case: Case
+    pod: Pod
+    via: str
+    family: int
+    request: probe.Request
+    address: str
+    seen: probe.Seen | None = None
+    faults: list[str] = field(default_factory=list)
+    same_node: bool = True
+
+    @property
+    def own(self) -> str:
+        """The client's address."""
+        return next(address for address in self.pod.addresses if family_of(address) == self.family)
+
+
+def load(path: Path) -> Scenario:
+    """ConfigError names the file and the field that is wrong."""
+    try:
+        scenario = msgspec.convert(yaml.safe_load(path.read_text()), Scenario)
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}") from error
+    except (yaml.YAMLError, msgspec.ValidationError) as error:
+        raise ConfigError(f"{path}: {error}") from error
+    for case in scenario.cases:
+        probe.parse(case.request, case.headers, case.body)
+        if unknown := set(case.via) - {"service", "pod"}:
+            raise ConfigError(f"{path}: via: {', '.join(unknown)}: service or pod")
+    found: list[Manifest] = []
+    for item in scenario.manifests:
+        if isinstance(item, str):
+            found.extend(read([path.parent / item]))
+        else:
+            found.extend(parse(yaml.safe_dump(item), str(path)))
+    return msgspec.structs.replace(scenario, name=scenario.name or path.stem, objects=tuple(found))
+
+
+def variants(scenario: Scenario, only: Only, name: str) -> list[Settings]:
+    """One lab for each combination; bridge-nf-call says nothing where there is no bridge."""
+    dimensions = scenario.dimensions
+    found: dict[tuple[object, ...], Settings] = {}
+    for cni, call, backend, family, workers in itertools.product(
+        _narrowed(dimensions.cni, only.cni),
+        _narrowed(dimensions.bridge_nf_call, only.bridge_nf_call),
+        _narrowed(dimensions.backend, only.backend),
+        _narrowed(dimensions.ip_family, only.ip_family),
+        dimensions.workers,
+    ):
+        value = 0 if cni is Cni.PTP else call
+        settings = Settings(
+            name=name, cni=cni, bridge_nf_call=value, backend=backend, ip_family=family, workers=workers
+        )
+        found.setdefault((cni, value, backend, family, workers), settings)
+    return list(found.values())
+
+
+def _narrowed(values: Sequence[T], only: Sequence[T]) -> list[T]:
+    """A value asked for on the command line is used even if the file does not have it."""
+    return list(only) or list(values)
+
+
+def describe(settings: Settings) -> str:
+    bridge = f" nf-call={settings.bridge_nf_call}" if settings.cni is Cni.BRIDGE else ""
+    return f"{settings.cni.value}{bridge} {settings.backend.value}"
+
+
+def rows(scenario: Scenario, settings: Settings, cluster: Cluster) -> Iterator[Row]:
+    """Every case from every pod it names, by every way, in every address family of the lab."""
+    for case in scenario.cases:
+        for name, via, family in itertools.product(case.pods, case.via, settings.families):
+            pod = _pod(cluster, name)
+            request = probe.parse(case.request, case.headers, case.body)
+            for target, address, port in _targets(cluster, pod, request, via, family):
+                sent = _aimed(request, host=target, port=port)
+                node = _node_of(cluster, address) or (_backend_nodes(cluster, pod, request) or {pod.node}).pop()
+                yield Row(describe(settings), case, pod, via, family, sent, address, same_node=node == pod.node)
+
+
+def _aimed(request: probe.Request, *, host: str, port: int) -> probe.Request:
+    return probe.Request(request.method, host, port, request.path, request.headers, request.body)
+
+
+def _pod(cluster: Cluster, name: str) -> Pod:
+    full = name if "/" in name else f"default/{name}"
+    for pod in cluster.pods:
+        if str(pod) == full:
+            return pod
+    raise ConfigError(f"from: there is no pod {full}")
+
+
+def _targets(cluster: Cluster, pod: Pod, request: probe.Request, via: str, family: int) -> list[tuple[str, str, int]]:
+    """(host to name, address, port): the Service's, or those of each pod behind it."""
+    if via == "service":
+        address = names.resolve(cluster, pod.namespace, request.host, family)
+        if address is None:
+            raise ConfigError(f"{request.host!r} has no IPv{family} address for {pod}")
+        return [(request.host, address, request.port)]
+    name, _, namespace = request.host.partition(".")
+    for service in cluster.services:
+        if (service.name, service.namespace) == (name, namespace.partition(".")[0] or pod.namespace):
+            found = [
+                b
+                for port in service.ports
+                if port.port == request.port
+                for b in backends(cluster, service, port, family)
+            ]
+            return [(backend.address, backend.address, backend.port) for backend in found]
+    raise ConfigError(f"via pod: {request.host!r} is no Service")
+
+
+def _node_of(cluster: Cluster, address: str) -> str | None:
+    return next((pod.node for pod in cluster.pods if address in pod.addresses), None)
+
+
+def _backend_nodes(cluster: Cluster, pod: Pod, request: probe.Request) -> set[str]:
+    """Where the pods behind a Service are (one node, in a scenario that tells near from far)."""
+    found = set()
+    for service in cluster.services:
+        if request.host.partition(".")[0] == service.name:
+            for port in service.ports:
+                for family in (4, 6):
+                    found |= {
+                        _node_of(cluster, backend.address) or "" for backend in backends(cluster, service, port, family)
+                    }
+    return found
+
+
+# Running
+
+
+def run(scenario: Scenario, only: Only, name: str, out: Console, progress: Console) -> bool:
+    """Every variant, one after the other. True when every row holds."""
+    done: list[Row] = []
+    for settings in variants(scenario, only, name):
+        progress.print(f"{scenario.name}: {describe(settings)}, IP {settings.ip_family.value}", highlight=False)
+        lab = lifecycle.up(settings, scenario.objects)
+        try:
+            done.extend(check(lab, scenario))
+        finally:
+            lifecycle.down(lab)
+    render(done, out)
+    return not any(row.faults for row in done)
+
+
+def check(lab: Lab, scenario: Scenario) -> list[Row]:
+    """Send every request once, then look for the flows."""
+    state, cluster = lab.load(), lifecycle.cluster_of(lab)
+    found = list(rows(scenario, state.settings, cluster))
+    for row in found:
+        namespace = find(state, str(row.pod))[1].namespace
+        seconds = scenario.timeout if row.case.expect == probe.TIMEOUT else SECONDS
+        row.seen = probe.send(namespace, row.own, row.request, row.address, seconds=seconds)
+        row.faults.extend(_faults(row, row.seen))
+    if state.settings.agent:
+        sent = [(row.seen.local, row.case.account) for row in found if row.seen is not None]
+        for row, fault in zip(found, account(lab, list(state.nodes), sent), strict=True):
+            row.faults.extend(fault)
+    return found
+
+
+def _faults(row: Row, seen: probe.Seen) -> Iterator[str]:
+    if seen.word != str(row.case.expect):
+        yield f"expected {row.case.expect}"
+    if row.case.sees_source and seen.source and seen.source != row.own:
+        yield f"the server saw {seen.source}, not {row.own}"
+
+
+def render(done: Sequence[Row], out: Console) -> None:
+    """All rows, and a line with the sum."""
+    table = Table("LAB", "IP", "FROM", "TO", "REQUEST", "EXPECTED", "SEEN", "")
+    for row in done:
+        word = row.seen.word if row.seen else "-"
+        path = f"{row.via}, {'same' if row.same_node else 'other'} node"
+        verdict = f"[red]{'; '.join(row.faults)}[/]" if row.faults else "[green]✓[/]"
+        table.add_row(
+            row.where, str(row.family), str(row.pod), path, _words(row.case), str(row.case.expect), word, verdict
+        )
+    out.print(table)
+    failed = sum(bool(row.faults) for row in done)
+    out.print(f"{len(done)} rows, {failed} wrong" if failed else f"{len(done)} rows, all as expected", highlight=False)
+
+
+def _words(case: Case) -> str:
+    headers = "".join(f" {name}: {value}" for name, value in case.headers.items())
+    return case.name or f"{case.request}{headers}"

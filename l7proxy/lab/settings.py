@@ -2,27 +2,27 @@
 
 from __future__ import annotations
 
-from enum import Enum
+from enum import StrEnum
 from typing import Final
 
 import msgspec
 
 
-class Cni(str, Enum):
+class Cni(StrEnum):
     """How pods are wired: `bridge` as Flannel does, `ptp` as Calico does."""
 
     BRIDGE = "bridge"
     PTP = "ptp"
 
 
-class Overlay(str, Enum):
+class Overlay(StrEnum):
     """How pod traffic crosses between nodes."""
 
     HOST_GW = "host-gw"
     VXLAN = "vxlan"
 
 
-class Kernel(str, Enum):
+class Kernel(StrEnum):
     """The agent's kernel backend."""
 
     AUTO = "auto"
@@ -30,13 +30,13 @@ class Kernel(str, Enum):
     IPTABLES = "iptables"
 
 
-class Families(str, Enum):
+class Families(StrEnum):
     FOUR = "4"
     SIX = "6"
     DUAL = "dual"
 
 
-class Refuse(str, Enum):
+class Refuse(StrEnum):
     """How the kernel refuses: at once, or by silence."""
 
     RESET = "reset"

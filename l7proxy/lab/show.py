@@ -66,9 +66,7 @@ def _alive(box: Box) -> bool:
 
 
 def _contents(status: Status) -> dict[str, Any]:
-    containers = [
-        {"name": c.name, "state": c.state, "code": c.code, "reason": c.reason} for c in status.containers
-    ]
+    containers = [{"name": c.name, "state": c.state, "code": c.code, "reason": c.reason} for c in status.containers]
     return {"containers": containers, "listeners": status.listeners, "error": status.error}
 
 

@@ -79,7 +79,12 @@ def _hold(lab: Lab) -> Process:
     command = ["unshare", "--user", "--map-root-user", "--net", "--mount", "sh", "-c", _HELD]
     try:
         child = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True, text=True
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            start_new_session=True,
+            text=True,
         )
     except FileNotFoundError as error:
         raise ConfigError("unshare is not installed (package util-linux): run the lab as root") from error

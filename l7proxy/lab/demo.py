@@ -1,0 +1,112 @@
+"""`make demo`: the README's cluster and policy, some requests, what was expected, what was seen, and the flows.
+
+Exit code 0 when every verdict is as the policy says, 1 when one is not, 2 when the lab could not come up.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from typing import Annotated, Final
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from l7proxy.lab import cli, lifecycle, scenario, userns
+from l7proxy.lab.scenario import Case, Row, Scenario
+from l7proxy.lab.settings import Cni, Families, Kernel, Settings
+from l7proxy.lab.state import Lab
+
+FRONTENDS: Final = ["frontend", "frontend-far"]
+STRANGERS: Final = ["stranger", "stranger-far", "elsewhere/frontend"]
+BOTH: Final = ["service", "pod"]
+TOKEN: Final = {"X-Token": "any-token-will-do"}
+CASES: Final = [
+    Case(from_=FRONTENDS, via=BOTH, request="GET http://backend.default/api/x", expect=200),
+    Case(from_=FRONTENDS, via=BOTH, request="GET http://backend.default/admin", expect=403),
+    Case(from_=FRONTENDS, request="POST http://backend.default/api/data", body="{}", expect=403),
+    Case(from_=FRONTENDS, request="POST http://backend.default/api/data", body="{}", headers=TOKEN, expect=200),
+    Case(from_=STRANGERS, via=BOTH, request="GET http://backend.default/api/x", expect="reset"),
+    Case(from_=["frontend"], request="tcp backend.default.pod:9000", expect="reset"),
+]
+EXPLAINED: Final = {
+    "200": "allowed; the backend saw {source}",
+    "403": "refused by the HTTP rules",
+    "reset": "refused in the kernel",
+}
+
+
+def demo(
+    cni: Annotated[Cni, typer.Option(help="How pods are wired.")] = Cni.BRIDGE,
+    backend: Annotated[Kernel, typer.Option(help="The agent's kernel backend.")] = Kernel.AUTO,
+    ip_family: Annotated[Families, typer.Option(help="Addresses of nodes, pods and Services.")] = Families.FOUR,
+    name: Annotated[str, typer.Option(help="The lab's name.")] = "demo",
+    keep: Annotated[bool, typer.Option("--keep", help="Leave the lab up, to look around.")] = False,
+) -> None:
+    """Two nodes, real pods, a CiliumNetworkPolicy: every request, what was expected, what was seen."""
+    out, begun = Console(), time.monotonic()
+    with cli.told():
+        userns.enter(Lab(name), create=True)
+        out.print(f"The policy (deploy/demo/policy.yaml), on CNI [bold]{cni.value}[/]:\n")
+        out.print((lifecycle.DEMO / "policy.yaml").read_text(), markup=False, highlight=False)
+        manifests = lifecycle.manifests_of([])
+        settings = Settings(name=name, cni=cni, backend=backend, ip_family=ip_family)
+        with cli.reporting("lab demo") as report:
+            lab = lifecycle.up(settings, manifests, report)
+        try:
+            out.print(f"Two nodes and {len(lab.load().pods)} pods, enforced after {time.monotonic() - begun:.1f} s.\n")
+            rows = scenario.check(lab, Scenario(manifests=[], cases=CASES))
+            _table(rows, out)
+            _flows(lab, out)
+        finally:
+            if not keep:
+                lifecycle.down(lab)
+                userns.leave(lab)
+    wrong = sum(bool(row.faults) for row in rows)
+    verdict = (
+        f"[red]{wrong} of {len(rows)} verdicts are wrong" if wrong else f"[green]All {len(rows)} verdicts are right"
+    )
+    out.print(f"{verdict}[/] ({time.monotonic() - begun:.1f} s)")
+    if keep:
+        out.print(f"The lab is up. Try: l7proxy lab exec --name {name} frontend -- curl -i http://backend/admin")
+    raise typer.Exit(1 if wrong else 0)
+
+
+def _table(rows: list[Row], out: Console) -> None:
+    table = Table("WHO", "REQUEST", "TO", "EXPECTED", "SEEN", "")
+    for row in rows:
+        word = row.seen.word if row.seen else "-"
+        told = EXPLAINED.get(word, "").format(source=row.seen.source if row.seen else "")
+        note = f"[red]{'; '.join(row.faults)}[/]" if row.faults else f"[green]✓[/] {told}"
+        who = f"{row.pod} ({'same' if row.same_node else 'other'} node)"
+        target = "Service" if row.via == "service" else row.address
+        table.add_row(who, _short(row.case), target, str(row.case.expect), word, note)
+    out.print(table)
+
+
+def _short(case: Case) -> str:
+    headers = "".join(f", {name}" for name in case.headers)
+    return f"{case.request.replace('http://backend.default', '').replace('backend.default.pod', '')}{headers}"
+
+
+def _flows(lab: Lab, out: Console) -> None:
+    """What the agents recorded, as `l7proxy observe` shows it."""
+    for node in lab.load().nodes:
+        out.print(f"\nFlows of {node} (l7proxy observe --run-dir {lab.run_directory(node)}):", highlight=False)
+        command = [sys.executable, "-m", "l7proxy.cli.main", "observe", "--last", "200"]
+        done = subprocess.run(
+            [*command, "--run-dir", str(lab.run_directory(node))], capture_output=True, text=True, check=False
+        )
+        for line in (done.stdout + done.stderr).splitlines():
+            out.print(line, markup=False, highlight=False, soft_wrap=True)
+    out.print()
+
+
+def main() -> None:
+    typer.run(demo)
+
+
+if __name__ == "__main__":
+    main()
