@@ -19,18 +19,18 @@ from l7proxy.lab.scenario import Case, Row, Scenario
 from l7proxy.lab.settings import Cni, Families, Kernel, Settings
 from l7proxy.lab.state import Lab
 
-FRONTENDS: Final = ["frontend", "frontend-far"]
-STRANGERS: Final = ["stranger", "stranger-far", "elsewhere/frontend"]
-BOTH: Final = ["service", "pod"]
+FRONTENDS: Final = ("frontend", "frontend-far")
+STRANGERS: Final = ("stranger", "stranger-far", "elsewhere/frontend")
+BOTH: Final = ("service", "pod")
 TOKEN: Final = {"X-Token": "any-token-will-do"}
-CASES: Final = [
+CASES: Final = (
     Case(from_=FRONTENDS, via=BOTH, request="GET http://backend.default/api/x", expect=200),
     Case(from_=FRONTENDS, via=BOTH, request="GET http://backend.default/admin", expect=403),
     Case(from_=FRONTENDS, request="POST http://backend.default/api/data", body="{}", expect=403),
     Case(from_=FRONTENDS, request="POST http://backend.default/api/data", body="{}", headers=TOKEN, expect=200),
     Case(from_=STRANGERS, via=BOTH, request="GET http://backend.default/api/x", expect="reset"),
-    Case(from_=["frontend"], request="tcp backend.default.pod:9000", expect="reset"),
-]
+    Case(from_="frontend", request="tcp backend.default.pod:9000", expect="reset"),
+)
 EXPLAINED: Final = {
     "200": "allowed; the backend saw {source}",
     "403": "refused by the HTTP rules",
@@ -57,7 +57,7 @@ def demo(
             lab = lifecycle.up(settings, manifests, report)
         try:
             out.print(f"Two nodes and {len(lab.load().pods)} pods, enforced after {time.monotonic() - begun:.1f} s.\n")
-            rows = scenario.check(lab, Scenario(manifests=[], cases=CASES))
+            rows = scenario.check(lab, Scenario(manifests=(), cases=CASES))
             _table(rows, out)
             _flows(lab, out)
         finally:

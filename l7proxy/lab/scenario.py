@@ -46,10 +46,10 @@ SECONDS: Final = 5.0
 class Case(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """One line of the file; several rows of the table."""
 
-    from_: list[str] | str = msgspec.field(name="from")
+    from_: tuple[str, ...] | str = msgspec.field(name="from")
     request: str
     expect: int | str
-    via: list[str] = ["service"]
+    via: tuple[str, ...] = ("service",)
     headers: dict[str, str] = {}
     body: str = ""
     name: str = ""
@@ -58,8 +58,8 @@ class Case(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     flows: Account | None = None
 
     @property
-    def pods(self) -> list[str]:
-        return [self.from_] if isinstance(self.from_, str) else self.from_
+    def pods(self) -> tuple[str, ...]:
+        return (self.from_,) if isinstance(self.from_, str) else self.from_
 
     @property
     def account(self) -> Account:
@@ -75,16 +75,16 @@ class Case(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
 
 
 class Dimensions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="kebab"):
-    cni: list[Cni] = [Cni.BRIDGE]
-    bridge_nf_call: list[int] = [1]
-    backend: list[Kernel] = [Kernel.AUTO]
-    ip_family: list[Families] = [Families.FOUR]
-    workers: list[int] = [1]
+    cni: tuple[Cni, ...] = (Cni.BRIDGE,)
+    bridge_nf_call: tuple[int, ...] = (1,)
+    backend: tuple[Kernel, ...] = (Kernel.AUTO,)
+    ip_family: tuple[Families, ...] = (Families.FOUR,)
+    workers: tuple[int, ...] = (1,)
 
 
 class Scenario(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    manifests: list[str | dict[str, Any]]
-    cases: list[Case]
+    manifests: tuple[str | dict[str, Any], ...]
+    cases: tuple[Case, ...]
     dimensions: Dimensions = Dimensions()
     name: str = ""
     timeout: float = 2.0
