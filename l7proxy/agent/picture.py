@@ -37,6 +37,9 @@ class Disclosure:
     deny_header: bool = False
 
 
+LEAST: Final = Disclosure()
+
+
 @dataclass(frozen=True)
 class Pictures:
     """Both halves of one revision. `steers`: some traffic needs a worker."""
@@ -67,7 +70,7 @@ def draw(
     *,
     settings: kernel.Settings,
     resolve_services: bool,
-    disclosure: Disclosure = Disclosure(),
+    disclosure: Disclosure = LEAST,
 ) -> Pictures:
     """Revision 0: whoever publishes counts. `resolve_services`: the backend steers before Service DNAT."""
     tables = {number: (_table(policy.ingress), _table(policy.egress)) for number, policy in policies.items()}

@@ -1,0 +1,227 @@
+"""Makes what is enforced follow the world, and says honestly how far it has come.
+
+One loop: take what changed, look at the cables, draw the pictures, publish. The order of publishing is written here and
+nowhere else: workers first, so that whatever the kernel will steer finds a worker that knows the policy; a worker
+that does not answer in time does not hold the kernel back. When the kernel refuses a picture the one before stays in
+force and the new one is tried again. A revision is counted when a picture differs from the last, and only then.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from typing import Final, Protocol
+
+from l7proxy.agent.picture import LEAST, Disclosure, Pictures, draw
+from l7proxy.agent.wires import Wires
+from l7proxy.agent.world import View, World
+from l7proxy.errors import LinkError, SourceError
+from l7proxy.link.messages import Picture
+from l7proxy.link.server import WorkerState
+from l7proxy.model.facts import Change
+from l7proxy.policy.compile import compile_policies
+from l7proxy.policy.tables import EndpointPolicy
+from tproxy_rules.backend import Backend, Installed, KernelError
+from tproxy_rules.desired import Settings as KernelSettings
+
+log = logging.getLogger(__name__)
+
+COALESCE: Final = 0.02
+"""Seconds in which changes that come one after the other become one picture."""
+CHECK: Final = 5.0
+"""Seconds between looks at the kernel: others may have removed what is ours."""
+PATIENCE: Final = 3.0
+"""Seconds that workers have to apply a picture before the kernel gets it all the same."""
+FIRST_RETRY: Final = 0.5
+LAST_RETRY: Final = 30.0
+
+
+class Link(Protocol):
+    """The agent's half of the link, as far as publishing goes."""
+
+    async def publish(self, picture: Picture) -> None: ...
+    async def wait_applied(self, revision: int, timeout: float) -> bool: ...  # noqa: ASYNC109 -- the contract's form
+    def workers(self) -> list[WorkerState]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class SourceReport:
+    """What the source said of itself when it yielded its last batch."""
+
+    files: Mapping[str, int] = field(default_factory=dict)
+    problems: tuple[SourceError, ...] = ()
+    synced: bool = False
+
+
+@dataclass(frozen=True)
+class Published:
+    """One revision: what it was drawn from and what came of it."""
+
+    revision: int
+    view: View
+    policies: Mapping[int, EndpointPolicy]
+    pictures: Pictures
+    wires: Wires
+    source: SourceReport
+
+
+@dataclass(frozen=True, slots=True)
+class KernelState:
+    """`revision` is that of the picture in force; `error` why a newer one is not. `reasserted` counts repairs."""
+
+    revision: int = 0
+    installed: Installed | None = None
+    error: str = ""
+    reasserted: int = 0
+
+
+class Reconciler:
+    """Lives in one event loop. What blocks (kernel, compiling) runs in a thread, one call at a time."""
+
+    def __init__(
+        self,
+        *,
+        world: World,
+        link: Link,
+        backend: Backend,
+        node: str,
+        look: Callable[[], Wires],
+        settings: KernelSettings,
+        disclosure: Disclosure = LEAST,
+        on_published: Callable[[Published], None] = lambda published: None,
+        check_every: float = CHECK,
+        patience: float = PATIENCE,
+    ) -> None:
+        self._world = world
+        self._link = link
+        self._backend = backend
+        self._node = node
+        self._look = look
+        self._settings = settings
+        self._disclosure = disclosure
+        self._on_published = on_published
+        self._check_every = check_every
+        self._patience = patience
+        self._inbox: list[Change] = []
+        self._report = SourceReport()
+        self._dirty = asyncio.Event()
+        self._retry = 0.0
+        self._sent = 0
+        self._digest = ""
+        self.current: Published | None = None
+        self.kernel = KernelState()
+
+    @property
+    def revision(self) -> int:
+        return self.current.revision if self.current is not None else 0
+
+    @property
+    def enforced_revision(self) -> int:
+        """The newest revision that everybody enforces: the kernel, each worker, and where we steer at least one."""
+        current = self.current
+        if current is None:
+            return 0
+        reached = [worker.revision for worker in self._link.workers()]
+        if not reached and current.pictures.steers:
+            return 0
+        return min([self.kernel.revision, *reached])
+
+    def submit(self, changes: Iterable[Change], report: SourceReport) -> None:
+        """A batch of the source. Returns at once."""
+        self._inbox.extend(changes)
+        self._report = report
+        self._dirty.set()
+
+    async def run(self) -> None:
+        """For ever."""
+        while True:
+            await self._wait()
+            await self.step()
+
+    async def _wait(self) -> None:
+        """Until something changed, or it is time to look at cables and kernel or to try again."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(self._retry or self._check_every):
+                await self._dirty.wait()
+                await asyncio.sleep(COALESCE)
+        self._dirty.clear()
+
+    async def step(self) -> None:
+        """One round: everything that has come in so far is enforced when it ends, or `kernel.error` says why not."""
+        changes, self._inbox, report = self._inbox, [], self._report
+        self._world.apply(changes)
+        if not self._world.synced:
+            return
+        wires = await asyncio.to_thread(self._look)
+        current = self.current
+        if current is None or changes or wires != current.wires or report is not current.source:
+            current = await self._draw(current, wires, report)
+        if self.kernel.revision != current.revision:
+            await self._publish(current)
+        else:
+            await self._check(current)
+
+    async def _draw(self, before: Published | None, wires: Wires, report: SourceReport) -> Published:
+        view, policies, pictures = await asyncio.to_thread(self._compute, wires)
+        moved = before is None or not pictures.equals(before.pictures)
+        revision = self.revision + moved
+        self.current = Published(revision, view, policies, pictures.at(revision), wires, report)
+        self._on_published(self.current)
+        return self.current
+
+    def _compute(self, wires: Wires) -> tuple[View, dict[int, EndpointPolicy], Pictures]:
+        view = self._world.view(self._node, local_addresses=wires.local_addresses)
+        policies = compile_policies(view.rules, view.endpoints, view.identities)
+        pictures = draw(
+            view,
+            policies,
+            wires,
+            settings=self._settings,
+            resolve_services=self._backend.steers_before_dnat,
+            disclosure=self._disclosure,
+        )
+        return view, policies, pictures
+
+    async def _publish(self, current: Published) -> None:
+        try:
+            if self._sent != current.revision:
+                await self._link.publish(current.pictures.workers)
+                self._sent = current.revision
+            if not await self._link.wait_applied(current.revision, self._patience):
+                log.warning("revision %d: not every worker applied it within %g s", current.revision, self._patience)
+            installed = await asyncio.to_thread(self._apply, current)
+        except (KernelError, LinkError) as error:
+            self._failed(error)
+            return
+        self.kernel = replace(self.kernel, revision=current.revision, installed=installed, error="")
+        self._retry = 0.0
+        log.info("revision %d is in force: %d endpoints", current.revision, len(current.view.endpoints))
+
+    def _apply(self, current: Published) -> Installed | None:
+        self._backend.apply(current.pictures.kernel)
+        installed = self._backend.read()
+        self._digest = installed.digest if installed else ""
+        return installed
+
+    async def _check(self, current: Published) -> None:
+        """Put back what somebody took away."""
+        try:
+            found = await asyncio.to_thread(self._backend.read)
+            if found is None or not found.intact or found.digest != self._digest:
+                self.kernel = replace(self.kernel, installed=found, reasserted=self.kernel.reasserted + 1)
+                log.warning("somebody changed our kernel rules: put back (%d times so far)", self.kernel.reasserted)
+                found = await asyncio.to_thread(self._apply, current)
+        except KernelError as error:
+            self._failed(error)
+            return
+        self.kernel = replace(self.kernel, installed=found, error="")
+        self._retry = 0.0
+
+    def _failed(self, error: Exception) -> None:
+        self._retry = min(max(self._retry * 2, FIRST_RETRY), LAST_RETRY)
+        if str(error) != self.kernel.error:
+            log.error("the kernel keeps revision %d: %s", self.kernel.revision, error)
+        self.kernel = replace(self.kernel, error=str(error))

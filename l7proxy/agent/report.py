@@ -1,0 +1,235 @@
+"""What the agent says of itself, as plain objects: `status` and the lists. Pure functions of what is published."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from l7proxy import __version__
+from l7proxy.agent.documents import PolicyState, Reading
+from l7proxy.agent.reconcile import KernelState, Published, Reconciler
+from l7proxy.errors import SourceError
+from l7proxy.flows.bus import Ring
+from l7proxy.link.server import WorkerState
+from l7proxy.model.endpoint import Endpoint
+from l7proxy.model.facts import Problem
+from l7proxy.model.ref import RuleRef
+from l7proxy.model.verdict import Action, Protocol
+from l7proxy.policy.rules import HttpRule
+from l7proxy.policy.tables import DirectionPolicy, EndpointPolicy, Entry
+
+STATES = {Reading.ACCEPTED: "enforced", Reading.REFUSED: "refused", Reading.INVALID: "invalid"}
+
+
+def status(
+    *,
+    node: str,
+    backend: str,
+    source_kind: str,
+    source_path: str,
+    reconciler: Reconciler,
+    workers: list[WorkerState],
+    ring: Ring,
+) -> dict[str, Any]:
+    """`source` is what revision `revision` was drawn from: nothing newer is told of."""
+    current = reconciler.current
+    return {
+        "node": node,
+        "version": __version__,
+        "backend": backend,
+        "revision": reconciler.revision,
+        "enforced_revision": reconciler.enforced_revision,
+        "source": {
+            "kind": source_kind,
+            "path": source_path,
+            "synced": current is not None and current.source.synced,
+            "files": dict(current.source.files) if current else {},
+            "problems": _problems(current),
+        },
+        "kernel": _kernel(reconciler.kernel),
+        "workers": [_worker(worker) for worker in workers],
+        "policies": [policy_state(policy) for policy in current.view.policies] if current else [],
+        "endpoints": endpoints(current),
+        "wires": {"problems": list(current.wires.problems) if current else []},
+        "flows": {"seen": ring.seen, "lost": ring.lost, "ring": ring.capacity},
+    }
+
+
+def _problems(current: Published | None) -> list[dict[str, Any]]:
+    if current is None:
+        return []
+    found: list[SourceError | Problem] = [*current.source.problems, *current.view.problems]
+    return [{"file": one.file, "line": one.line or None, "field": one.field, "message": one.message} for one in found]
+
+
+def _kernel(state: KernelState) -> dict[str, Any]:
+    return {
+        "digest": state.installed.digest if state.installed else "",
+        "intact": state.installed is not None and state.installed.intact,
+        "error": state.error,
+        "reasserted": state.reasserted,
+    }
+
+
+def _worker(worker: WorkerState) -> dict[str, Any]:
+    return {
+        "pid": worker.pid,
+        "worker": worker.worker,
+        "revision": worker.revision,
+        "connections": worker.connections,
+        "requests": worker.requests,
+        "denied": worker.denied,
+        "lost": worker.lost,
+        "problems": list(worker.problems),
+    }
+
+
+def policy_state(policy: PolicyState) -> dict[str, Any]:
+    return {
+        "kind": policy.kind,
+        "namespace": policy.namespace,
+        "name": policy.name,
+        "state": STATES[policy.state],
+        "reason": policy.reason,
+        "file": policy.file,
+        "line": policy.line,
+        "endpoints": policy.endpoints,
+        "rules": [rule.ref.rule for rule in policy.rules],
+    }
+
+
+def endpoints(current: Published | None) -> list[dict[str, Any]]:
+    if current is None:
+        return []
+    return [_endpoint(one, current) for one in current.view.endpoints]
+
+
+def _endpoint(endpoint: Endpoint, current: Published) -> dict[str, Any]:
+    policy = current.policies[endpoint.id]
+    ports = {current.wires.ports[one] for one in endpoint.addresses if one in current.wires.ports}
+    port = ports.pop() if len(ports) == 1 else None
+    return {
+        "id": endpoint.id,
+        "namespace": endpoint.namespace,
+        "name": endpoint.name,
+        "addresses": list(endpoint.addresses),
+        "identity": endpoint.identity,
+        "labels": list(endpoint.labels.text),
+        "ingress": _level(policy.ingress),
+        "egress": _level(policy.egress),
+        "port": {"interface": port.interface, "mac": port.mac, "bridge": port.bridge} if port else None,
+    }
+
+
+def _level(policy: DirectionPolicy | None) -> str:
+    """How deep a direction is looked into."""
+    if policy is None:
+        return "open"
+    return "l7" if any(entry.action is Action.REDIRECT for entry in policy.entries) else "l4"
+
+
+def identities(current: Published | None) -> list[dict[str, Any]]:
+    if current is None:
+        return []
+    return [
+        {
+            "id": one.id,
+            "labels": list(one.labels.text),
+            "cidr": str(one.cidr) if one.cidr else None,
+            "named_ports": [
+                {"name": name, "protocol": _protocol(protocol), "port": port}
+                for name, protocol, port in sorted(one.named_ports)
+            ],
+        }
+        for one in current.view.identities.values()
+    ]
+
+
+def services(current: Published | None) -> list[dict[str, Any]]:
+    if current is None:
+        return []
+    return [
+        {
+            "namespace": one.namespace,
+            "service": one.service,
+            "address": one.address,
+            "port": one.port,
+            "protocol": _protocol(one.protocol),
+            "backends": [{"address": behind.address, "port": behind.port} for behind in one.backends],
+        }
+        for one in current.view.frontends
+    ]
+
+
+def policies(current: Published | None, wanted: str = "") -> list[dict[str, Any]] | None:
+    """What is enforced on each endpoint, or on the one that `wanted` names: ID, NAME or NAMESPACE/NAME."""
+    if current is None:
+        return [] if not wanted else None
+    found = [
+        {
+            "id": endpoint.id,
+            "namespace": endpoint.namespace,
+            "name": endpoint.name,
+            "identity": endpoint.identity,
+            **_enforced(current.policies[endpoint.id], current.revision),
+        }
+        for endpoint in current.view.endpoints
+        if not wanted or wanted in (str(endpoint.id), str(endpoint), endpoint.name)
+    ]
+    return found if found or not wanted else None
+
+
+def _enforced(policy: EndpointPolicy, revision: int) -> dict[str, Any]:
+    return {
+        "revision": revision,
+        "ingress": _direction(policy.ingress),
+        "egress": _direction(policy.egress),
+    }
+
+
+def _direction(policy: DirectionPolicy | None) -> dict[str, Any] | None:
+    if policy is None:
+        return None
+    return {
+        "denied_by": [ref(one) for one in policy.denied_by],
+        "entries": [_entry(entry) for entry in policy.entries],
+    }
+
+
+def _entry(entry: Entry) -> dict[str, Any]:
+    return {
+        "action": entry.action.name.lower(),
+        "peers": None if entry.peers is None else list(entry.peers),
+        "protocol": None if entry.protocol is None else _protocol(entry.protocol),
+        "first": entry.first,
+        "last": entry.last,
+        "rule": ref(entry.ref),
+        "http": None if entry.http is None else [_http(rule) for rule in entry.http],
+        "refusal": entry.refusal,
+    }
+
+
+def _http(rule: HttpRule) -> dict[str, Any]:
+    return {
+        "method": rule.method,
+        "path": rule.path,
+        "host": rule.host,
+        "headers": [str(header) for header in rule.headers],
+        "rule": ref(rule.ref),
+    }
+
+
+def ref(rule: RuleRef) -> dict[str, Any]:
+    return {
+        "kind": rule.kind,
+        "namespace": rule.namespace,
+        "name": rule.name,
+        "rule": rule.rule,
+        "file": rule.file,
+        "line": rule.line,
+    }
+
+
+def _protocol(number: int) -> str:
+    names: Mapping[int, str] = {one.value: one.name for one in Protocol}
+    return names.get(number, str(number))

@@ -1,0 +1,204 @@
+"""The agent, put together: the one place that knows all of its parts, and owns the one TaskGroup.
+
+What keeps it from starting (a setting, a privilege, a tool, a kernel feature) is said in one line and exit code 2.
+Stopping leaves the kernel as it is: L4 verdicts stay in force, ports with L7 rules refuse (law 8).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+import socket
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from typing import Any, Final
+
+from l7proxy.agent import report, wires
+from l7proxy.agent.api import AgentApi, Answer
+from l7proxy.agent.events import Recorder
+from l7proxy.agent.reconcile import Reconciler, SourceReport
+from l7proxy.agent.settings import KUBERNETES, Settings
+from l7proxy.agent.world import World
+from l7proxy.errors import ConfigError
+from l7proxy.flows.bus import Ring
+from l7proxy.flows.sinks import jsonl
+from l7proxy.link.server import LinkServer
+from l7proxy.sources.files import FileSource
+from tproxy_rules import detect
+from tproxy_rules.backend import Backend, KernelError
+from tproxy_rules.nflog import NflogReader
+
+log = logging.getLogger(__name__)
+
+CANNOT_START: Final = 2
+
+
+def run_agent(settings: Settings) -> int:
+    """Serve until SIGTERM or SIGINT. The exit code."""
+    return exit_code(lambda: asyncio.run(_agent(settings)))
+
+
+def cleanup(settings: Settings) -> list[str]:
+    """Take away every rule, route, table and set that is ours, of every backend. What was done, in lines."""
+    if _alive(settings.agent_socket):
+        raise ConfigError(f"an agent is running ({settings.agent_socket}): stop it first, it would put all back")
+    names = [name for name in detect.NAMES if name != "auto"] if settings.backend == "auto" else [settings.backend]
+    done = []
+    for name in names:
+        try:
+            detect.choose(name).remove()
+        except KernelError as error:
+            if len(names) == 1:
+                raise ConfigError(str(error)) from error
+            done.append(f"{name}: skipped: {error}")
+        else:
+            done.append(f"{name}: nothing of ours is left")
+    return done
+
+
+def exit_code(serve: Callable[[], object]) -> int:
+    """Run it; what the operator can mend is one line on standard error, without a traceback."""
+    try:
+        serve()
+    except (ConfigError, KernelError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return CANNOT_START
+    except BaseExceptionGroup as group:
+        known, rest = group.split((ConfigError, KernelError))
+        if rest is not None or known is None:
+            raise
+        for each in _leaves(known):
+            print(f"error: {each}", file=sys.stderr)
+        return CANNOT_START
+    return 0
+
+
+def _leaves(group: BaseExceptionGroup[Any]) -> Iterator[BaseException]:
+    for error in group.exceptions:
+        if isinstance(error, BaseExceptionGroup):
+            yield from _leaves(error)
+        else:
+            yield error
+
+
+async def _agent(settings: Settings) -> None:
+    source = _source(settings)
+    prepare_run_dir(settings.run_dir)
+    backend = await asyncio.to_thread(detect.choose, settings.backend)
+    ring = Ring(settings.flow_ring, node_name=settings.node)
+    recorder = Recorder(ring, node=settings.node, cluster=settings.cluster, disclosure=settings.disclosure)
+    link = LinkServer(settings.link_socket, on_records=recorder.records)
+    reconciler = Reconciler(
+        world=World(cluster=settings.cluster),
+        link=link,
+        backend=backend,
+        node=settings.node,
+        look=partial(wires.look, settings.cni_results),
+        settings=settings.kernel,
+        disclosure=settings.disclosure,
+        on_published=recorder.published,
+    )
+    answers = _answers(settings, source, backend, reconciler, link, ring)
+    api = AgentApi(settings.agent_socket, ring, answers)
+    stop = _stop_signal()
+    with NflogReader(settings.nflog_group) as reader:
+        async with api.serving(), link.serving(), asyncio.TaskGroup() as tasks:
+            asyncio.get_running_loop().add_reader(reader.fileno(), recorder.read, reader)
+            running = [
+                tasks.create_task(_follow(source, reconciler), name="source"),
+                tasks.create_task(reconciler.run(), name="reconcile"),
+            ]
+            if settings.flow_log:
+                sink = jsonl.open_sink(
+                    settings.flow_log, max_bytes=settings.flow_log_max_bytes, backups=settings.flow_log_backups
+                )
+                running.append(tasks.create_task(jsonl.run(ring, sink), name="flow log"))
+            log.info("node %s: %s, manifests of %s", settings.node, backend.name, source.path)
+            await stop.wait()
+            log.info("stopping; the kernel's rules stay in force")
+            asyncio.get_running_loop().remove_reader(reader.fileno())
+            for task in running:
+                task.cancel()
+
+
+async def _follow(source: FileSource, reconciler: Reconciler) -> None:
+    """Every batch of the source into the reconciler; problems into the log, each once."""
+    told: set[str] = set()
+    async for changes in source.watch():
+        now = {str(problem) for problem in source.problems}
+        for text in sorted(now - told):
+            log.warning("%s", text)
+        told = now
+        reconciler.submit(changes, SourceReport(source.files, source.problems, source.synced))
+
+
+def _source(settings: Settings) -> FileSource:
+    if settings.source == KUBERNETES:
+        raise ConfigError("the Kubernetes API is not a source yet: give a directory of manifests with --source DIR")
+    path = Path(settings.source)
+    if not path.exists():
+        raise ConfigError(f"source: {path}: no such file or directory")
+    return FileSource(path)
+
+
+def prepare_run_dir(path: Path) -> None:
+    """The directory of the sockets. They are 0600 themselves."""
+    try:
+        path.mkdir(mode=0o755, parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"run_dir: {path} cannot be made: {error.strerror}") from error
+
+
+def _stop_signal() -> asyncio.Event:
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    return stop
+
+
+def _answers(
+    settings: Settings, source: FileSource, backend: Backend, reconciler: Reconciler, link: LinkServer, ring: Ring
+) -> dict[str, Answer]:
+    """The methods of the agent socket; `observe` is the socket's own."""
+
+    def status(question: Mapping[str, Any]) -> object:
+        return report.status(
+            node=settings.node,
+            backend=backend.name,
+            source_kind=source.kind,
+            source_path=str(source.path),
+            reconciler=reconciler,
+            workers=link.workers(),
+            ring=ring,
+        )
+
+    def policy(question: Mapping[str, Any]) -> object:
+        wanted = question.get("endpoint")
+        found = report.policies(reconciler.current, "" if wanted is None else str(wanted))
+        if found is None:
+            raise ConfigError(f"no endpoint {wanted!r:.80} on this node")
+        return {"policy": found}
+
+    return {
+        "status": status,
+        "policy": policy,
+        "endpoints": lambda question: {"endpoints": report.endpoints(reconciler.current)},
+        "identities": lambda question: {"identities": report.identities(reconciler.current)},
+        "services": lambda question: {"services": report.services(reconciler.current)},
+        "policies": lambda question: {
+            "policies": [report.policy_state(one) for one in reconciler.current.view.policies]
+            if reconciler.current
+            else []
+        },
+    }
+
+
+def _alive(path: Path) -> bool:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe, suppress(OSError):
+        probe.connect(str(path))
+        return True
+    return False

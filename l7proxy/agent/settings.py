@@ -1,0 +1,180 @@
+"""What the operator may choose, from a YAML file and the command line. Unknown keys and wrong types are named.
+
+Nobody is handed this whole: the composition roots take from it the values that a part needs.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+import socket
+from collections.abc import Mapping
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Any, Final, Literal
+
+import msgspec
+
+from l7proxy.agent.picture import Disclosure
+from l7proxy.agent.wires import DEFAULT_RESULTS
+from l7proxy.errors import ConfigError, SourceError
+from l7proxy.sources.yaml_lines import Document, read
+from tproxy_rules import desired
+
+KUBERNETES: Final = "kubernetes"
+LONGEST_SOCKET_PATH: Final = 107  # unix(7): sun_path
+
+
+def _node_name() -> str:
+    return os.environ.get("NODE_NAME") or socket.gethostname()
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0))
+
+
+class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One node's. In the file, names may be written with `-` as on the command line."""
+
+    source: str = KUBERNETES
+    """`kubernetes`, or a directory of manifests."""
+    node: str = msgspec.field(default_factory=_node_name)
+    cluster: str = "default"
+    backend: Literal["auto", "nftables", "iptables"] = "auto"
+    workers: int = msgspec.field(default_factory=_cores)
+    run_dir: Path = Path("/run/l7proxy")
+    cni_results: Path = DEFAULT_RESULTS
+    refuse: Literal["reset", "drop"] = "reset"
+    flow_log: str = ""
+    """A file, or `stdout`; empty: none."""
+    flow_log_max_bytes: int = 10 << 20
+    flow_log_backups: int = 5
+    flow_ring: int = 4095
+    flow_headers: tuple[str, ...] = ()
+    flow_query: bool = False
+    deny_header: bool = False
+    proxy_port: int = 15001
+    mark_proxy: int = 0x01000000
+    mark_upstream: int = 0x02000000
+    route_table: int = 7777
+    rule_priority: int = 100
+    nflog_group: int = 77
+    log_rate: int = 1000
+    drain: float = 30.0
+    """Seconds that a worker's connections have to end when it is stopped."""
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+
+    @property
+    def agent_socket(self) -> Path:
+        return self.run_dir / "agent.sock"
+
+    @property
+    def link_socket(self) -> Path:
+        return self.run_dir / "link.sock"
+
+    @property
+    def disclosure(self) -> Disclosure:
+        return Disclosure(tuple(name.lower() for name in self.flow_headers), self.flow_query, self.deny_header)
+
+    @property
+    def kernel(self) -> desired.Settings:
+        return desired.Settings(
+            proxy_port=self.proxy_port,
+            mark_proxy=self.mark_proxy,
+            mark_upstream=self.mark_upstream,
+            route_table=self.route_table,
+            rule_priority=self.rule_priority,
+            nflog_group=self.nflog_group,
+            refuse_with_reset=self.refuse == "reset",
+            log_rate=self.log_rate,
+        )
+
+    def dump(self) -> str:
+        """A file that `load` reads as these very settings."""
+        return msgspec.json.encode(self, enc_hook=str).decode() + "\n"
+
+
+RANGES: Final[Mapping[str, tuple[float, float]]] = {
+    "workers": (1, 256),
+    "proxy_port": (1, 65535),
+    "route_table": (1, 0xFFFFFFFF),
+    "rule_priority": (3, 32765),
+    "nflog_group": (1, 65535),
+    "log_rate": (1, 1_000_000),
+    "flow_log_max_bytes": (4096, 1 << 40),
+    "flow_log_backups": (0, 1000),
+    "drain": (0, 3600),
+}
+_KERNEL_TABLES: Final = (253, 254, 255)  # ip-route(8): default, main, local
+
+
+def load(path: Path | None, overrides: Mapping[str, Any] | None = None) -> Settings:
+    """The file's values, over them those of `overrides` that are not None. ConfigError names what is wrong."""
+    values = _file(path) if path is not None else {}
+    values |= {key: value for key, value in (overrides or {}).items() if value is not None}
+    place = f"{path}: " if path is not None else ""
+    for key in values:
+        if key not in Settings.__struct_fields__:
+            near = difflib.get_close_matches(key, Settings.__struct_fields__, 1)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            raise ConfigError(f"{place}unknown setting {key!r}{hint}")
+    try:
+        settings = msgspec.convert(values, Settings, dec_hook=_decode, builtin_types=(Path,))
+    except msgspec.ValidationError as error:
+        field = re.search(r"`\$\.(\w+)", str(error))
+        what = str(error).partition(" - at")[0]
+        raise ConfigError(f"{place}{field[1]}: {what}" if field else f"{place}{what}") from error
+    _check(settings, place)
+    return settings
+
+
+def _decode(kind: type, value: Any) -> Any:
+    if kind is Path and isinstance(value, str | Path):
+        return Path(value)
+    raise TypeError(f"expected a path, not {value!r}")
+
+
+def _file(path: Path) -> dict[str, Any]:
+    try:
+        parts = read(path.read_bytes())
+    except OSError as error:
+        raise ConfigError(f"{path}: the configuration cannot be read: {error.strerror}") from error
+    except SourceError as error:
+        raise ConfigError(f"{path}: {error.message}") from error
+    documents = [part for part in parts if not (isinstance(part, Document) and part.value is None)]
+    if not documents:
+        return {}
+    (first, *rest) = documents
+    if not isinstance(first, Document):
+        raise ConfigError(f"{path}:{first.error.line or first.line}: {first.error.message}")
+    if rest or not isinstance(first.value, dict):
+        raise ConfigError(f"{path}: the configuration is one mapping of settings")
+    return {key.replace("-", "_"): value for key, value in first.value.items()}
+
+
+def _check(settings: Settings, place: str) -> None:
+    for name, (low, high) in RANGES.items():
+        value = getattr(settings, name)
+        if not low <= value <= high:
+            raise ConfigError(f"{place}{name}: must be from {low} to {high}, not {value}")
+    for name in ("mark_proxy", "mark_upstream"):
+        value = getattr(settings, name)
+        if not 0 < value <= 0x80000000 or value & (value - 1):
+            raise ConfigError(f"{place}{name}: must be one bit of the packet mark, not {value:#x}")
+    if settings.mark_proxy == settings.mark_upstream:
+        raise ConfigError(f"{place}mark_proxy and mark_upstream are the same bit")
+    if settings.route_table in _KERNEL_TABLES:
+        raise ConfigError(f"{place}route_table: {settings.route_table} is a table of the kernel's own")
+    if not settings.node or len(settings.node) > 253 or _is_address(settings.node):
+        raise ConfigError(f"{place}node: {settings.node!r} is no node name")
+    if len(os.fsencode(settings.agent_socket)) > LONGEST_SOCKET_PATH:
+        raise ConfigError(f"{place}run_dir: {settings.run_dir} is too long for a socket's path: choose a shorter one")
+
+
+def _is_address(text: str) -> bool:
+    try:
+        ip_address(text)
+    except ValueError:
+        return False
+    return True
