@@ -149,6 +149,9 @@ def _item(item: Field, direction: Direction, action: Action, scope: _Scope) -> I
     if names.gone in found and found[names.gone].items():
         found[names.gone].fail(f"{names.gone} was removed from Cilium; use matchExpressions in the selectors instead")
     who = peers.peers(item, found, names, scope.document, for_init=scope.for_init)
+    for name in item.without_value():
+        at = Field(None, item.key(name))
+        scope.document.note(at, "has no value, which is as if it were absent; an empty list is []")
     cells = found["toPorts"].items() if "toPorts" in found else []
     if not cells:
         yield _rule(item, direction, action, scope, () if who is None else who)  # `{}` matches nothing

@@ -65,6 +65,11 @@ class Field:
             found[name] = Field(value, self.key(name))
         return found
 
+    def without_value(self) -> list[str]:
+        """The keys of a mapping that are written but null."""
+        entries = self.value.items() if isinstance(self.value, Mapping) else ()
+        return [str(name) for name, value in entries if value is None]
+
     def items(self, *, most: int | None = None, too_many: str = "") -> list[Field]:
         if not isinstance(self.value, (list, tuple)):
             self.fail(f"must be a list, not {kind(self.value)}")

@@ -78,7 +78,10 @@ def requirements(field: Field) -> list[Requirement]:
     found = field.mapping(("matchLabels", "matchExpressions"))
     wanted: list[Requirement] = []
     if "matchLabels" in found:
-        for key, value in found["matchLabels"].mapping(None).items():
+        labels = found["matchLabels"].mapping(None)
+        for name in found["matchLabels"].without_value():
+            Field(None, found["matchLabels"].key(name)).fail("has no value")
+        for key, value in labels.items():
             source, name = label_key(key, value)
             wanted.append(Requirement(source, name, Operator.IN, (label_value(value),)))
     if "matchExpressions" in found:

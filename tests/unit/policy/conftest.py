@@ -1,0 +1,208 @@
+"""A small cluster to ask policies in: one server under policy, and everyone who may want to talk to it.
+
+Who is who: `server` is the endpoint (namespace `default`). Peers are pods, reserved identities by Cilium's names, or
+outside addresses, which get their identity by longest prefix as in the agent.
+"""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from ipaddress import ip_network
+from typing import Any
+
+import pytest
+import yaml
+
+from l7proxy.model.endpoint import Endpoint
+from l7proxy.model.http import Request
+from l7proxy.model.identity import (
+    LOCAL_SCOPE,
+    RESERVED_IDENTITIES,
+    WORLD_IPV4,
+    WORLD_IPV6,
+    Identity,
+    NamedPort,
+    cidr_labels,
+)
+from l7proxy.model.ids import EndpointId, IdentityId
+from l7proxy.model.labels import CLUSTER_KEY, K8S, NAMESPACE_KEY, NAMESPACE_LABELS_PREFIX, Label, LabelSet
+from l7proxy.model.net import PrefixTable
+from l7proxy.model.verdict import Direction, Verdict
+from l7proxy.policy import decide, lang
+from l7proxy.policy.compile import cidrs_of, compile_policies
+from l7proxy.policy.rules import Rule
+from l7proxy.policy.tables import EndpointPolicy
+
+PROTOCOLS = {"TCP": 6, "UDP": 17, "SCTP": 132, "ICMP": 1}
+
+
+def pod_labels(namespace: str, **labels: str) -> LabelSet:
+    own = {NAMESPACE_KEY: namespace, CLUSTER_KEY: "default", f"{NAMESPACE_LABELS_PREFIX}team": f"{namespace}-team"}
+    return LabelSet.of(Label(K8S, key, value) for key, value in (own | labels).items())
+
+
+PODS: Mapping[str, tuple[int, LabelSet, frozenset[NamedPort]]] = {
+    "server": (300, pod_labels("default", app="server"), frozenset({("http", 6, 8080), ("dns", 17, 53)})),
+    "a": (301, pod_labels("default", app="a"), frozenset()),
+    "b": (302, pod_labels("default", app="b"), frozenset({("http", 6, 9090)})),
+    "plain": (303, pod_labels("default"), frozenset()),
+    "web1": (304, pod_labels("default", app="web", v="1"), frozenset({("http", 6, 8081)})),
+    "web2": (305, pod_labels("default", app="web", v="2"), frozenset({("http", 6, 8082), ("http", 17, 8083)})),
+    "other/a": (306, pod_labels("other", app="a"), frozenset()),
+    "third/a": (307, pod_labels("third", app="a"), frozenset()),
+}
+
+
+@dataclass(frozen=True)
+class Land:
+    """Policies in force, ready to be asked."""
+
+    rules: tuple[Rule, ...]
+    identities: Mapping[int, Identity]
+    addresses: PrefixTable[int]
+    policy: EndpointPolicy
+    ports: dict[tuple[object, ...], decide.PortPolicy] = field(default_factory=dict)
+
+    def who(self, name: str) -> int:
+        """The identity of a pod, a reserved name or an address."""
+        if name in PODS:
+            return PODS[name][0]
+        for number, labels in RESERVED_IDENTITIES.items():
+            if name == "+".join(label.key for label in sorted(labels.labels)):
+                return number
+        found = self.addresses.get(name)
+        assert found is not None, name
+        return found
+
+    def port(self, peer: str, port: str = "80/TCP", direction: Direction = Direction.INGRESS) -> decide.PortPolicy:
+        number, _, protocol = port.partition("/")
+        return decide.port(self.policy.direction(direction), self.who(peer), PROTOCOLS[protocol], int(number))
+
+    def ingress(self, peer: str, port: str = "80/TCP") -> str:
+        return word(self.port(peer, port))
+
+    def egress(self, peer: str, port: str = "80/TCP") -> str:
+        return word(self.port(peer, port, Direction.EGRESS))
+
+    def http(self, peer: str, line: str, *headers: str, port: str = "80/TCP", host: str = "server") -> str:
+        """ "allow" or "deny" for a request that reached the proxy."""
+        policy = self.port(peer, port)
+        assert policy.l4.verdict is Verdict.REDIRECTED, word(policy)
+        return "deny" if policy.judge(request(line, *headers, host=host)).verdict is Verdict.DROPPED else "allow"
+
+
+def request(line: str, *headers: str, host: str = "server") -> Request:
+    method, _, path = line.partition(" ")
+    split = [header.split(": ", 1) for header in headers]
+    return Request(
+        method.encode(),
+        path.encode(),
+        host.encode(),
+        [(b"host", host.encode()), *((name.lower().encode(), value.encode("latin-1")) for name, value in split)],
+    )
+
+
+def word(policy: decide.PortPolicy) -> str:
+    """What L4 says: `allow`, `proxy` (judged by HTTP rules), `proxy, all allowed`, `deny` (by a rule), `no rule`."""
+    if policy.l4.verdict is Verdict.DROPPED:
+        return "deny" if policy.l4.drop_reason.name == "POLICY_DENY" else "no rule"
+    if policy.l4.verdict is Verdict.REDIRECTED:
+        return "proxy" if policy.http is not None else "proxy, all allowed"
+    return "allow"
+
+
+def load(text: str) -> Any:
+    return yaml.safe_load(textwrap.dedent(text))
+
+
+def cnp(spec: str, *, namespace: str = "default", name: str = "p", subject: str | None = "app: server") -> Any:
+    """A CiliumNetworkPolicy whose spec is `spec`, for the server unless it says otherwise."""
+    body = load(spec) or {}
+    if subject is not None and "endpointSelector" not in body:
+        body["endpointSelector"] = {"matchLabels": load(subject)}
+    return {
+        "apiVersion": "cilium.io/v2",
+        "kind": "CiliumNetworkPolicy",
+        "metadata": {"name": name, "namespace": namespace},
+        "spec": body,
+    }
+
+
+def ccnp(spec: str, *, name: str = "cp") -> Any:
+    document = cnp(spec, name=name)
+    document["kind"] = "CiliumClusterwideNetworkPolicy"
+    del document["metadata"]["namespace"]
+    return document
+
+
+def identities_for(rules: Iterable[Rule], *, dual: bool = True) -> tuple[dict[int, Identity], PrefixTable[int]]:
+    """The identity table and the address table, made as the agent makes them."""
+    table = {int(number): Identity(number, labels) for number, labels in RESERVED_IDENTITIES.items()}
+    worlds = {"0.0.0.0/0": 2, "::/0": 2}
+    if dual:
+        worlds = {"0.0.0.0/0": int(WORLD_IPV4), "::/0": int(WORLD_IPV6)}
+        for text, number in worlds.items():
+            table[number] = Identity(IdentityId(number), table[number].labels, cidr=ip_network(text))
+    addresses = dict(worlds)
+    for place, network in enumerate(sorted((n for n in cidrs_of(rules) if n.prefixlen), key=str), LOCAL_SCOPE + 1):
+        world = f"world-ipv{network.version}" if dual else "world"
+        table[place] = Identity(IdentityId(place), cidr_labels(network, world), cidr=network)
+        addresses[str(network)] = place
+    for number, labels, named in PODS.values():
+        table[number] = Identity(IdentityId(number), labels, named)
+    return table, PrefixTable(addresses)
+
+
+def server() -> Endpoint:
+    number, labels, named = PODS["server"]
+    return Endpoint(EndpointId(1), "default", "server", IdentityId(number), labels, ("10.9.0.1",), named)
+
+
+def enforce(*documents: Any, dual: bool = True) -> Land:
+    """The server under these policies; a spec may be given as text."""
+    documents = tuple(
+        cnp(each, name=f"p{place}") if isinstance(each, str) else each for place, each in enumerate(documents)
+    )
+    rules = tuple(rule for document in documents for rule in lang.parse(document))
+    table, addresses = identities_for(rules, dual=dual)
+    return Land(rules, table, addresses, compile_policies(rules, [server()], table)[1])
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What tests use, in one fixture: with importlib mode a test cannot import its neighbours."""
+
+    @staticmethod
+    def enforce(*documents: Any, dual: bool = True) -> Land:
+        return enforce(*documents, dual=dual)
+
+    @staticmethod
+    def cnp(spec: str, *, namespace: str = "default", name: str = "p", subject: str | None = "app: server") -> Any:
+        return cnp(spec, namespace=namespace, name=name, subject=subject)
+
+    @staticmethod
+    def ccnp(spec: str, *, name: str = "cp") -> Any:
+        return ccnp(spec, name=name)
+
+    @staticmethod
+    def request(line: str, *headers: str, host: str = "server") -> Request:
+        return request(line, *headers, host=host)
+
+    @staticmethod
+    def load(text: str) -> Any:
+        return load(text)
+
+    @staticmethod
+    def server() -> Endpoint:
+        return server()
+
+    @staticmethod
+    def identities_for(rules: Iterable[Rule], *, dual: bool = True) -> dict[int, Identity]:
+        return identities_for(rules, dual=dual)[0]
+
+
+@pytest.fixture(scope="session")
+def bench() -> Bench:
+    return Bench()
