@@ -66,8 +66,7 @@ class Talk:
         self.records: list[Record] = []
         self.asked: list[Request] = []
         self.connects = 0
-        self.paused = False
-        self.most_held = 0
+        self._paused = False
         self._seen = Seen()
         self._gate: Gate | None = None
         self._over = False
@@ -134,6 +133,9 @@ class Talk:
         assert seen.records == list(records or (f"malformed {status}",))
         assert (seen.server, seen.end) == (b"", "close")
 
+    def is_paused(self) -> bool:
+        return self._paused
+
     def take(self) -> Seen:
         seen, self._seen = self._seen, Seen()
         return seen
@@ -148,9 +150,9 @@ class Talk:
 
     def _read_client(self) -> None:
         gate = self.gate
-        while self._waiting and not self.paused:
+        while self._waiting and not self._paused:
             self._obey(gate.from_client(self._waiting.popleft()))
-        if self._eof_waits and not self._waiting and not self.paused:
+        if self._eof_waits and not self._waiting and not self._paused:
             self._eof_waits = False
             self._obey(gate.client_eof())
 
@@ -182,11 +184,11 @@ class Talk:
                 seen.end = "reset" if reset else "close"
                 self._over = True
             case Pause(side):
-                assert side is Side.CLIENT and not self.paused
-                self.paused = True
+                assert side is Side.CLIENT and not self._paused
+                self._paused = True
             case Resume(side):
-                assert side is Side.CLIENT and self.paused
-                self.paused = False
+                assert side is Side.CLIENT and self._paused
+                self._paused = False
                 self._read_client_soon()
 
     def _read_client_soon(self) -> None:

@@ -151,12 +151,12 @@ def test_a_held_request_is_judged_by_the_policy_of_its_moment(talk: Talk) -> Non
 def test_pipelined_bytes_are_bounded_and_reading_goes_on_later(talk: Talk) -> None:
     many = MAX_HELD // len(GET) + 200
     talk.client(GET * many)
-    assert talk.paused
+    assert talk.is_paused()
     for left in range(many, 0, -1):
         seen = talk.take()
         assert (seen.server, seen.records[-1:]) == (GET, [PASSED]), left
         talk.server(OK)
-    assert not talk.paused
+    assert not talk.is_paused()
     assert talk.take().records == [ANSWERED]
 
 

@@ -1,0 +1,46 @@
+"""The raw messages of tests/corpus/http and what is expected of each."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from l7proxy.wire.head import CHUNKED
+
+ROOT: Final = Path(__file__).parents[2] / "corpus" / "http"
+
+
+@dataclass(frozen=True)
+class Valid:
+    name: str
+    method: bytes
+    host: bytes
+    path: bytes
+    framing: int
+    data: bytes
+
+    def __str__(self) -> str:
+        return self.name
+
+
+def valid() -> list[Valid]:
+    found = []
+    for line in (ROOT / "valid" / "expected.tsv").read_text().splitlines()[1:]:
+        name, method, host, path, framing = line.split("\t")
+        path = "/" + "a" * 8000 if path == "/a*8000" else path
+        data = (ROOT / "valid" / f"{name}.http").read_bytes()
+        length = CHUNKED if framing == "chunked" else int(framing)
+        found.append(Valid(name, method.encode(), host.encode(), path.encode(), length, data))
+    return found
+
+
+def files(directory: str) -> list[Path]:
+    """Sorted by name; an empty directory would be tests that cannot fail."""
+    found = sorted((ROOT / directory).glob("*.http"))
+    assert found
+    return found
+
+
+def status(path: Path) -> int:
+    return int(path.name[:3])
