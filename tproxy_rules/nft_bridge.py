@@ -108,6 +108,10 @@ def _prerouting() -> Iterator[str]:
 def _forward() -> Iterator[str]:
     """What is still on the bridge here was not judged; into a pod with an ingress policy only this much may go."""
     yield "oifname != @closed_in accept"
+    # With bridge-nf-call a raised frame is judged on the bridge, and one whose destination a Service's DNAT then moved
+    # to a pod of the same bridge comes this way. Only what we raised is "host" here: a frame to the bridge or to the
+    # node's end of a cable is not forwarded, and all others are "other", "broadcast" or "multicast".
+    yield "meta pkttype host accept"
     yield "ether type arp accept"
     yield f"{NEIGHBOUR} accept"
     yield f"{GROUP6} {LISTENER} accept"

@@ -4,7 +4,7 @@
   prerouting  -90  judge     after Service DNAT (-100): policy sees the pod behind a Service; then TPROXY
   output      -90  output    the same ingress policy for what the node itself sends; a route chain, so that a packet
                              marked there is routed anew, over lo, into the proxy
-  input       -90  input     nobody but steered packets reaches the proxy's port
+  input       -90  input     the resets that could not be sent earlier; nobody else reaches the proxy's port
   postrouting -300 leak      what is marked for the proxy never leaves the node
   prerouting  min  second    with bridges only: br_netfilter receives a frame twice and loses the socket in between
 
@@ -171,6 +171,7 @@ def _common_chains(desired: Desired) -> Iterator[str]:
     # No incoming interface: the output hook, so the source is this node, whatever address it uses.
     here = f"iif 0 meta priority set {identity(desired.host_identity)} return"
     yield chain("identify_source", [here, *_identify(desired, "saddr")])
+    yield chain("refuse_tcp", _refuse_tcp(desired))
     yield chain("refuse", _refuse(settings))
     yield chain("spoofed", [log(settings, Told.SPOOF, Way.EGRESS, 0), "drop"])
     yield chain("deliver", _deliver(settings))
@@ -185,13 +186,26 @@ def _identify(desired: Desired, field: str) -> Iterator[str]:
         yield f"meta priority set {name} {field} map @host{version}"
 
 
-def _refuse(settings: Settings) -> Iterator[str]:
+def _refuse_tcp(desired: Desired) -> Iterator[str]:
+    proxy, upstream = desired.settings.mark_proxy, desired.settings.mark_upstream
     # A reset may inherit the mark (net.ipv4.fwmark_reflect) and would then be routed to ourselves.
-    yield _unmark(settings.mark_proxy)
-    if settings.refuse_with_reset:
-        # Not for what conntrack calls invalid, as a late packet out of the window: a reset would kill its connection.
-        yield "meta l4proto tcp ct state != invalid reject with tcp reset"
+    yield _unmark(proxy)
+    # Not for what conntrack calls invalid, as a late packet out of the window: a reset would kill its connection.
+    reset = "meta l4proto tcp ct state != invalid"
+    if desired.bridges:
+        # Where br_netfilter runs this chain, a reset leaves by the bridge port as it is, with the address of the pod
+        # behind the Service instead of the Service's own, and nobody would heed it. An ICMP error is translated, and
+        # RFC 5461 (2.2) has a SYN's sender give up on it. Later packets go up to the proxy's listener, which knows no
+        # such connection: TCP itself resets it, translated. Where br_netfilter is off, `input` does.
+        translated = "iifname @bridges ct status dnat"
+        yield f"{translated} tcp flags & (fin | syn | rst | ack) == syn reject with icmpx type port-unreachable"
+        yield f"{translated} {reset} {_mark(proxy | upstream)} accept"
+    yield f"{reset} reject with tcp reset"
     yield "drop"
+
+
+def _refuse(settings: Settings) -> Iterator[str]:
+    yield "goto refuse_tcp" if settings.refuse_with_reset else "drop"
 
 
 def _deliver(settings: Settings) -> Iterator[str]:
@@ -199,9 +213,7 @@ def _deliver(settings: Settings) -> Iterator[str]:
     yield f"meta nfproto ipv4 meta l4proto tcp tproxy ip to 127.0.0.1:{settings.proxy_port} accept"
     yield f"meta nfproto ipv6 meta l4proto tcp tproxy ip6 to [::1]:{settings.proxy_port} accept"
     yield log(settings, Told.UNSERVED, Way.INGRESS, 0)
-    yield _unmark(settings.mark_proxy)
-    yield "meta l4proto tcp reject with tcp reset"
-    yield "drop"
+    yield "goto refuse_tcp"
 
 
 def _endpoint_chains(settings: Settings, endpoint: Endpoint, way: Way, one: Table) -> Iterator[str]:
@@ -249,8 +261,9 @@ def _base_chains(desired: Desired) -> Iterator[str]:
 def _second(settings: Settings) -> Iterator[str]:
     """The second reception of a bridged frame runs this priority only; the mark is all that survived the first."""
     marked = f"{_is_marked(settings.mark_proxy)} meta l4proto tcp"
-    yield f"{marked} meta nfproto ipv4 tproxy ip to 127.0.0.1:{settings.proxy_port} accept"
-    yield f"{marked} meta nfproto ipv6 tproxy ip6 to [::1]:{settings.proxy_port} accept"
+    found = f"{_unmark(settings.mark_upstream)} accept"
+    yield f"{marked} meta nfproto ipv4 tproxy ip to 127.0.0.1:{settings.proxy_port} {found}"
+    yield f"{marked} meta nfproto ipv6 tproxy ip6 to [::1]:{settings.proxy_port} {found}"
 
 
 def _guard() -> Iterator[str]:
@@ -311,7 +324,10 @@ def _output(desired: Desired) -> Iterator[str]:
 
 
 def _input(settings: Settings) -> Iterator[str]:
-    """Steered packets keep their own destination port, so one with the proxy's and no mark was dialled."""
+    both = settings.mark_proxy | settings.mark_upstream
+    refused = f'iifname != "lo" meta mark & {both:#010x} == {both:#010x}'
+    yield f"{refused} {_unmark(both)} meta l4proto tcp reject with tcp reset"
+    # Steered packets keep their own destination port, so one with the proxy's and no mark was dialled.
     yield f'iifname != "lo" tcp dport {settings.proxy_port} {_is_not_marked(settings.mark_proxy)} drop'
 
 
