@@ -8,7 +8,7 @@ import re
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -20,6 +20,7 @@ import typer
 
 from l7proxy.cli import agent_socket, observe_filters, printer
 from l7proxy.cli.agent_socket import RunDir, Server
+from l7proxy.cli.flags import flag, with_flags
 from l7proxy.cli.terminal import When, paint, plain, table
 from l7proxy.errors import ConfigError, SourceError
 from l7proxy.flows import filters, flow, timestamp
@@ -37,42 +38,24 @@ class Output(StrEnum):
     JSONPB = "jsonpb"
 
 
-def with_filter_flags(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command every flag of the tables in observe_filters: one place says which there are."""
-
-    def run(**given: Any) -> None:
-        names = {name.replace("-", "_"): name for name in observe_filters.NAMES}
-        flags = {names[key]: given.pop(key) or [] for key in list(given) if key in names}
-        command(flags=flags, **given)
-
-    own = [one for one in inspect.signature(command, eval_str=True).parameters.values() if one.name != "flags"]
-    parameters = [*own, *_filter_parameters()]
-    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-    run.__annotations__ = {one.name: one.annotation for one in parameters}
-    run.__doc__, run.__name__ = command.__doc__, command.__name__
-    return run
-
-
-def _filter_parameters() -> Iterator[inspect.Parameter]:
-    for flag in observe_filters.PLAIN:
-        yield _parameter(flag.name, flag.help + ".", flag.short)
-    for flag in observe_filters.SIDED:
-        yield _parameter(flag.name, f"{flag.help}. One end only: --from-{flag.name}, --to-{flag.name}.", flag.short)
+def _filter_flags() -> Iterator[inspect.Parameter]:
+    """Every flag of the tables in observe_filters. Those for one end only are told by those for both."""
+    for one in observe_filters.PLAIN:
+        yield _filter_flag(one.name, one.help + ".", one.short)
+    for one in observe_filters.SIDED:
+        yield _filter_flag(one.name, f"{one.help}. One end only: --from-{one.name}, --to-{one.name}.", one.short)
         for prefix in ("from-", "to-"):
-            yield _parameter(f"{prefix}{flag.name}", flag.help + ".", hidden=True)
+            yield _filter_flag(f"{prefix}{one.name}", one.help + ".", hidden=True)
 
 
-def _parameter(name: str, text: str, short: str = "", *, hidden: bool = False) -> inspect.Parameter:
+def _filter_flag(name: str, text: str, short: str = "", *, hidden: bool = False) -> inspect.Parameter:
     names = [f"--{name}", *([short] if short else [])]
-    option = typer.Option(*names, help=text, hidden=hidden, metavar="VALUE", show_default=False)
-    kind = Annotated[list[str] | None, option]
-    return inspect.Parameter(name.replace("-", "_"), inspect.Parameter.KEYWORD_ONLY, default=None, annotation=kind)
+    return flag(name, list[str], typer.Option(*names, help=text, hidden=hidden, metavar="VALUE", show_default=False))
 
 
-@with_filter_flags
-def observe(
+def _observe(
     *,
-    flags: observe_filters.Flags,
+    flags: Mapping[str, Sequence[str]],
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on with new flows as they come.")] = False,
     last: Annotated[
         int, typer.Option(min=0, help=f"The newest N that match [default: {DEFAULT_LAST}].", show_default=False)
@@ -112,12 +95,13 @@ def observe(
     l7proxy observe --since 5m -o json > flows.jsonl   to be read again with --input-file flows.jsonl
     """
     _check(follow=follow, last=last, first=first, every=every, output=output)
-    request: dict[str, Any] = {"filters": observe_filters.request(flags, negations(negated or []))}
+    wanted = {name.replace("_", "-"): values for name, values in flags.items()}
+    request: dict[str, Any] = {"filters": observe_filters.request(wanted, negations(negated or []))}
     request |= {"follow": True} if follow else {}
     request |= {name: count for name, count in (("last", last), ("first", first)) if count}
     for name, value in (("since", since), ("until", until)):
         if value:
-            request[name] = timestamp.text(moment(value, flag=name))
+            request[name] = timestamp.text(moment(value, option=name))
     filters.build(request["filters"])  # so that what is wrong is said here, agent or not
     style = printer.Style(paint(color), node_name=print_node_name, policy_names=print_policy_names, numeric=numeric)
     if input_file:
@@ -128,6 +112,9 @@ def observe(
         path = agent_socket.path_of(run_dir, server)
         answers = (_answer(line) for line in agent_socket.stream(path, {"method": "observe", **request}))
     show(answers, output, style)
+
+
+observe = with_flags(_observe, "flags", _filter_flags())
 
 
 def show(answers: Iterator[flow.Response], output: Output, style: printer.Style) -> None:
@@ -147,11 +134,11 @@ def show(answers: Iterator[flow.Response], output: Output, style: printer.Style)
 
 def negations(values: Sequence[str]) -> dict[str, list[str]]:
     """`--not` takes the flag that follows it with its value, as `--verdict=FORWARDED`."""
-    shorts = {flag.short: flag.name for flag in (*observe_filters.PLAIN, *observe_filters.SIDED) if flag.short}
+    shorts = {one.short: one.name for one in (*observe_filters.PLAIN, *observe_filters.SIDED) if one.short}
     found: dict[str, list[str]] = {}
     for value in values:
-        flag, equals, text = value.partition("=")
-        name = shorts.get(flag, flag.removeprefix("--"))
+        word, equals, text = value.partition("=")
+        name = shorts.get(word, word.removeprefix("--"))
         if not equals or name not in observe_filters.NAMES:
             raise ConfigError(f"--not {value}: a filter flag must follow, as in --not --verdict FORWARDED")
         found.setdefault(name, []).append(text)
@@ -165,15 +152,15 @@ def join_negations(arguments: Sequence[str]) -> list[str]:
     for argument in rest:
         joined.append(argument)
         if argument == "--not":
-            flag = next(rest, None)
-            if flag is None:
+            word = next(rest, None)
+            if word is None:
                 break
-            value = next(rest, None) if "=" not in flag else None
-            joined.append(flag if value is None else f"{flag}={value}")
+            value = next(rest, None) if "=" not in word else None
+            joined.append(word if value is None else f"{word}={value}")
     return joined
 
 
-def moment(value: str, *, flag: str, now_ns: int | None = None) -> int:
+def moment(value: str, *, option: str, now_ns: int | None = None) -> int:
     """A duration back from now (Go's form: 1h30m), RFC 3339, a day, or an e-mail's date."""
     parts = DURATION.findall(value)
     if parts and "".join(number + unit for number, unit in parts) == value:
@@ -184,7 +171,7 @@ def moment(value: str, *, flag: str, now_ns: int | None = None) -> int:
             return read(value)
         except (ValueError, TypeError, OverflowError):
             continue
-    raise ConfigError(f"--{flag} {value}: expected 5m, 1h30m, 2025-11-23 or 2025-11-23T20:00:00Z")
+    raise ConfigError(f"--{option} {value}: expected 5m, 1h30m, 2025-11-23 or 2025-11-23T20:00:00Z")
 
 
 def _day(value: str) -> int:

@@ -1,0 +1,112 @@
+"""`l7proxy`: where every command hangs, and what an error looks like.
+
+Exit codes: 0 yes or done, 1 no (denied, invalid, not enforced), 2 wrong use, configuration or failure, 130 Ctrl-C.
+A command imports its rooms when it runs, so that `--help` and the small commands start at once.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+from collections.abc import Sequence
+from typing import Annotated, Final
+
+import typer
+
+from l7proxy import __version__
+from l7proxy.cli import observe, policy, service, status
+from l7proxy.cli.terminal import complain
+from l7proxy.errors import L7ProxyError
+
+HELP: Final = """L7 policy on any CNI: CiliumNetworkPolicy HTTP rules enforced beside it, every verdict seen as a flow.
+
+\b
+l7proxy run --source /etc/l7proxy/manifests      on a node: agent and workers
+l7proxy status                                   is everything enforced?
+l7proxy observe -f --verdict DROPPED             who is refused, and why
+l7proxy policy validate my-policy.yaml           before you apply it
+l7proxy policy trace -f . --from default/web --to default/db --port 80/TCP --http 'GET /x'
+l7proxy lab up                                   a cluster of network namespaces to try it in
+"""
+SETTINGS: Final = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
+QUIET_ON_SIGPIPE: Final = frozenset({"observe", "status", "endpoint", "identity", "service", "policy"})
+"""Commands that end with the pipe they print into, as cat does; the others have more to do than print."""
+
+app = typer.Typer(
+    help=HELP, no_args_is_help=True, rich_markup_mode=None, add_completion=False, context_settings=SETTINGS
+)
+app.command("run", short_help="Agent and workers on this node.")(service.run)
+app.command("agent", short_help="The agent alone.")(service.agent)
+app.command("proxy", short_help="One worker alone.")(service.proxy)
+app.command("cleanup", short_help="Take our rules out of the kernel.")(service.cleanup)
+app.command("observe", short_help="Flows: who, what, and why.")(observe.observe)
+app.command("status", short_help="Is everything enforced?")(status.status)
+app.add_typer(status.endpoint, name="endpoint")
+app.add_typer(status.identity, name="identity")
+app.add_typer(status.services, name="service")
+app.add_typer(policy.app, name="policy")
+
+
+@app.command(
+    "lab",
+    short_help="A cluster of network namespaces to try it in.",
+    add_help_option=False,
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+)
+def lab(context: typer.Context) -> None:
+    """A cluster of network namespaces on this machine: real packets, real pods, no Kubernetes (`lab --help`)."""
+    from l7proxy.lab.cli import app as lab_app
+
+    raise typer.Exit(_call(lab_app, context.args, "l7proxy lab"))
+
+
+def _show_version(asked: bool) -> None:
+    if asked:
+        print(f"l7proxy {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", help="Show the version.", callback=_show_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Only options that stand before every command."""
+
+
+def invoke(arguments: Sequence[str]) -> int:
+    """Run one command line and give its exit code. What is ours to explain is explained in one line."""
+    from tproxy_rules.backend import KernelError
+
+    try:
+        return _call(app, _prepared(arguments), "l7proxy")
+    except (L7ProxyError, KernelError) as error:
+        complain(str(error))
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    except SystemExit as stop:
+        return stop.code if isinstance(stop.code, int) else 2 if stop.code else 0
+
+
+def _call(command: typer.Typer, arguments: Sequence[str], name: str) -> int:
+    """Wrong use is said by typer itself, which leaves by SystemExit; what commands raise comes through."""
+    typer.main.get_command(command).main(args=list(arguments), prog_name=name)
+    return 0
+
+
+def _prepared(arguments: Sequence[str]) -> list[str]:
+    command = next((argument for argument in arguments if not argument.startswith("-")), "")
+    if command in QUIET_ON_SIGPIPE:
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+    return observe.join_negations(arguments) if command == "observe" else list(arguments)
+
+
+def main() -> None:
+    """The console script."""
+    sys.exit(invoke(sys.argv[1:]))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,215 @@
+"""Manifests without a cluster: who is who in them, and what each node would know and enforce.
+
+Pods, nodes and Services that leave their addresses to a cluster get some here, from ranges that nobody has:
+240.0.0.0/4, which is reserved (RFC 1112 section 4), or 100::/64, which only discards (RFC 6666), where all the others
+are IPv6.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from ipaddress import IPv4Network, IPv6Network, ip_address
+from typing import Final
+
+from l7proxy.agent.world import View, World
+from l7proxy.errors import ConfigError
+from l7proxy.flows import hubble
+from l7proxy.model.endpoint import Endpoint
+from l7proxy.model.facts import Change, EndpointSlice, Fact, Node, Pod, Service, Upsert
+from l7proxy.model.identity import UNKNOWN
+from l7proxy.model.net import PrefixTable, canonical, family_of
+from l7proxy.policy.compile import compile_policies
+from l7proxy.policy.decide import port_name
+from l7proxy.policy.tables import EndpointPolicy
+
+NOBODYS: Final[Mapping[int, IPv4Network | IPv6Network]] = {4: IPv4Network("240.0.0.0/4"), 6: IPv6Network("100::/64")}
+
+
+@dataclass(frozen=True, slots=True)
+class End:
+    """One WHO: a pod, a node, an address outside, or a reserved identity that has no address."""
+
+    name: str
+    address: str = ""
+    pod: Pod | None = None
+    node: str | None = None
+    identity: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """Where the connection ends after Service DNAT, and on which port."""
+
+    end: End
+    port: int
+
+
+@dataclass(frozen=True)
+class NodeView:
+    """What one node knows and enforces."""
+
+    view: View
+
+    @cached_property
+    def policies(self) -> Mapping[int, EndpointPolicy]:
+        return compile_policies(self.view.rules, self.view.endpoints, self.view.identities)
+
+    @cached_property
+    def identities(self) -> PrefixTable[int]:
+        return PrefixTable(self.view.by_prefix)
+
+    def identity(self, end: End) -> int:
+        """As this node sees it: a node is `host` to itself and `remote-node` to the others."""
+        if end.identity is not None:
+            return end.identity
+        found = self.identities.get(end.address)
+        return UNKNOWN if found is None else found
+
+    def endpoint(self, pod: Pod) -> Endpoint | None:
+        found = (one for one in self.view.endpoints if (one.namespace, one.name) == (pod.namespace, pod.name))
+        return next(found, None)
+
+
+@dataclass
+class Cluster:
+    """The manifests, addressed, and each node's view of them, drawn when it is asked for."""
+
+    facts: list[Fact]
+    _world: World = field(default_factory=World)
+    _views: dict[str, NodeView] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, changes: Iterable[Change]) -> Cluster:
+        facts = list(addressed([change.fact for change in changes if isinstance(change, Upsert)]))
+        cluster = cls(facts)
+        cluster._world.apply(Upsert(fact) for fact in facts)
+        return cluster
+
+    def node(self, name: str) -> NodeView:
+        if name not in self._views:
+            self._views[name] = NodeView(self._world.view(name))
+        return self._views[name]
+
+    @cached_property
+    def everywhere(self) -> View:
+        """All pods of all nodes: for what is asked of the manifests as a whole."""
+        return self._world.view(None)
+
+    def who(self, text: str) -> End:
+        """ConfigError when there is no such end."""
+        if text.startswith("reserved:"):
+            return _reserved(text)
+        if "/" in text:
+            return self._pod(text)
+        try:
+            return self._at(canonical(text))
+        except ValueError:
+            return self._node_named(text)
+
+    def targets(self, text: str, port: str, protocol: int) -> list[Target]:
+        """A Service is all of its backends; a name of a port is the Service's, or else the pod's."""
+        if not text.startswith("svc:"):
+            end = self.who(text)
+            return [Target(end, _port_number(port, protocol, end))]
+        return self._backends(text, port, protocol)
+
+    def _pod(self, text: str) -> End:
+        namespace, _, name = text.partition("/")
+        for fact in self.facts:
+            if isinstance(fact, Pod) and (fact.namespace, fact.name) == (namespace, name):
+                return self._end_of(fact)
+        raise ConfigError(f"no pod {text} in the manifests")
+
+    def _end_of(self, pod: Pod) -> End:
+        name = f"{pod.namespace}/{pod.name}"
+        if pod.host_network:
+            return replace(self._node_named(pod.node), name=f"{name} (network of node {pod.node})")
+        if pod.finished:
+            raise ConfigError(f"pod {name} has finished (phase {pod.phase}): it has no address any more")
+        return End(name, pod.addresses[0], pod=pod)
+
+    def _node_named(self, name: str) -> End:
+        for fact in self.facts:
+            if isinstance(fact, Node) and fact.name == name:
+                return End(f"node {name}", fact.addresses[0], node=name)
+        raise ConfigError(
+            f"{name!r} is no node in the manifests, no address and no pod; "
+            "WHO is NS/POD, a node, an address, reserved:NAME or svc:NS/NAME"
+        )
+
+    def _at(self, address: str) -> End:
+        for fact in self.facts:
+            if isinstance(fact, Pod) and address in fact.addresses and not fact.finished:
+                return replace(self._end_of(fact), address=address)
+            if isinstance(fact, Node) and address in fact.addresses:
+                return End(f"node {fact.name}", address, node=fact.name)
+        return End(address, address)
+
+    def _backends(self, text: str, port: str, protocol: int) -> list[Target]:
+        namespace, slash, name = text.removeprefix("svc:").partition("/")
+        if not slash:
+            raise ConfigError(f"{text}: expected svc:NAMESPACE/NAME")
+        services = [one for one in self.facts if isinstance(one, Service)]
+        service = next((one for one in services if (one.namespace, one.name) == (namespace, name)), None)
+        if service is None:
+            raise ConfigError(f"no Service {namespace}/{name} in the manifests")
+        if service.headless:
+            raise ConfigError(f"Service {namespace}/{name} is headless: name one of its pods, --to NS/POD")
+        number = next(
+            (one.port for one in service.ports if one.protocol == protocol and port in (one.name, str(one.port))), None
+        )
+        if number is None:
+            known = ", ".join(port_name(one.protocol, one.port) for one in service.ports) or "none"
+            raise ConfigError(f"Service {namespace}/{name} has no port {port} of that protocol (it has: {known})")
+        behind = sorted(
+            {
+                (backend.address, backend.port)
+                for one in self.everywhere.frontends
+                if (one.namespace, one.service, one.port, one.protocol) == (namespace, name, number, protocol)
+                for backend in one.backends
+            }
+        )
+        if not behind:
+            raise ConfigError(f"nobody is behind port {port} of Service {namespace}/{name}")
+        return [Target(self._at(address), number) for address, number in behind]
+
+
+def addressed(facts: Sequence[Fact]) -> Iterator[Fact]:
+    """The facts, with an address for each that needs one."""
+    having = [fact for fact in facts if isinstance(fact, Pod | Node | Service | EndpointSlice)]
+    taken = {address for fact in having for address in fact.addresses}
+    family = 6 if taken and all(family_of(address) == 6 for address in taken) else 4
+    free = (str(address) for address in NOBODYS[family].hosts() if str(address) not in taken)
+    for fact in facts:
+        match fact:
+            case Pod(addresses=(), host_network=False, finished=False):
+                yield replace(fact, addresses=(next(free),))
+            case Node(addresses=()):
+                yield replace(fact, addresses=(next(free),))
+            case Service(addresses=(), headless=False):
+                yield replace(fact, addresses=(next(free),))
+            case _:
+                yield fact
+
+
+def is_invented(address: str) -> bool:
+    return any(ip_address(address) in network for network in NOBODYS.values())
+
+
+def _reserved(text: str) -> End:
+    name = text.removeprefix("reserved:")
+    if name not in hubble.RESERVED_NAMES:
+        raise ConfigError(f"{text}: unknown; there are {', '.join(hubble.RESERVED_NAMES)}")
+    return End(text, identity=hubble.RESERVED_NAMES.index(name))
+
+
+def _port_number(port: str, protocol: int, end: End) -> int:
+    if port.isascii() and port.isdigit():
+        return int(port)
+    known = end.pod.named_ports if end.pod is not None else frozenset()
+    for name, of_protocol, number in known:
+        if (name, of_protocol) == (port, protocol):
+            return number
+    raise ConfigError(f"{end.name} has no port named {port!r} of that protocol")

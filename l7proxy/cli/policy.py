@@ -1,0 +1,298 @@
+"""Policies: what is enforced on a running node, and what files would do, before anybody applies them."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from l7proxy.cli import agent_socket
+from l7proxy.cli.agent_socket import RunDir, Server
+from l7proxy.cli.terminal import Format, paint, plain, show_json, table
+from l7proxy.errors import ConfigError, PolicyError, SourceError
+
+if TYPE_CHECKING:
+    from l7proxy.cli.trace import Outcome
+    from l7proxy.model.facts import Change, PolicyDocument
+
+app = typer.Typer(
+    help="What policies do: enforced on a node (list, get), or in files (validate, trace).",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
+Output = Annotated[Format, typer.Option("--output", "-o", help="A table, or JSON for a script.")]
+
+
+@app.command("list", short_help="Every policy of the node, and its state.")
+def policy_list(output: Output = Format.TABLE, run_dir: RunDir = agent_socket.RUN_DIR, server: Server = "") -> None:
+    """Every policy of the node: enforced, or refused and why; and how many local pods it selects."""
+    from l7proxy.cli.status import listed, policy_name
+
+    found = listed(agent_socket.ask(agent_socket.path_of(run_dir, server), "policies"), "policies")
+    if output is Format.JSON:
+        show_json(found)
+        return
+    rows = [
+        (policy_name(one), one.get("state"), one.get("endpoints"), _place(one), one.get("reason") or "")
+        for one in found
+    ]
+    table(("POLICY", "STATE", "ENDPOINTS", "FROM", "REASON"), rows, empty="No policies.")
+
+
+def _place(one: Mapping[str, Any]) -> str:
+    return ":".join(str(one[key]) for key in ("file", "line") if one.get(key))
+
+
+@app.command("get", short_help="What is enforced on a pod, rule by rule.")
+def policy_get(
+    which: Annotated[str, typer.Argument(metavar="[ENDPOINT]", help="ID, NAMESPACE/POD or POD; none: all.")] = "",
+    output: Output = Format.TABLE,
+    run_dir: RunDir = agent_socket.RUN_DIR,
+    server: Server = "",
+) -> None:
+    """What is enforced on a pod of this node (or on all): compiled, in both directions, rule by rule.
+
+    \b
+    l7proxy policy get default/backend
+    l7proxy policy get -o json | jq '.[].ingress'
+    """
+    from l7proxy.cli.status import listed
+
+    arguments = {"endpoint": which} if which else {}
+    found = listed(agent_socket.ask(agent_socket.path_of(run_dir, server), "policy", **arguments), "policy")
+    if output is Format.JSON:
+        show_json(found)
+        return
+    for index, one in enumerate(found):
+        print(("\n" if index else "") + plain(f"{one['namespace']}/{one['name']} (endpoint {one['id']})"))
+        for direction in ("ingress", "egress"):
+            _show_direction(direction, one.get(direction))
+
+
+def _show_direction(direction: str, policy: Mapping[str, Any] | None) -> None:
+    if policy is None:
+        print(f"  {direction}: open: no policy selects it")
+        return
+    by = ", ".join(policy_of(ref) for ref in policy["denied_by"])
+    print(plain(f"  {direction}: what no rule allows is refused, by {by}" if by else f"  {direction}:"))
+    rows = []
+    for entry in policy["entries"]:
+        rows.append((entry["action"], _peers(entry), _ports(entry), rule_of(entry["rule"]), entry["refusal"] or ""))
+        rows += [("", "", "  http", rule_of(rule["rule"]), _http(rule)) for rule in entry["http"] or []]
+    table(("    ACTION", "PEERS", "PORT", "RULE", ""), [(f"    {row[0]}", *row[1:]) for row in rows])
+
+
+def policy_of(ref: Mapping[str, Any]) -> str:
+    return "/".join(str(ref[key]) for key in ("namespace", "name") if ref.get(key))
+
+
+def rule_of(ref: Mapping[str, Any]) -> str:
+    return f"{policy_of(ref)} {ref.get('rule') or ''}".rstrip()
+
+
+def _peers(entry: Mapping[str, Any], shown: int = 6) -> str:
+    peers = entry["peers"]
+    if peers is None:
+        return "everyone"
+    more = f" and {len(peers) - shown} more" if len(peers) > shown else ""
+    return (",".join(map(str, peers[:shown])) or "nobody") + more
+
+
+def _ports(entry: Mapping[str, Any]) -> str:
+    if entry["protocol"] is None:
+        return "every port"
+    first, last = entry["first"], entry["last"]
+    ports = "all" if (first, last) == (0, 65535) else str(first) if first == last else f"{first}-{last}"
+    return f"{ports}/{entry['protocol']}"
+
+
+def _http(rule: Mapping[str, Any]) -> str:
+    parts = [f"{key} {rule[key]}" for key in ("method", "path", "host") if rule.get(key) is not None]
+    return ", ".join([*parts, *(f"header {header}" for header in rule["headers"])]) or "every request"
+
+
+@dataclass(frozen=True, slots=True)
+class Remark:
+    """Something about a file: a fault, or a note."""
+
+    file: str
+    line: int | None
+    field: str
+    message: str
+
+    def shown(self, word: str = "") -> str:
+        place = ":".join(str(part) for part in (self.file, self.line) if part)
+        return plain(": ".join(part for part in (place, word, self.field, self.message) if part))
+
+
+@app.command("validate", short_help="Check policies and manifests in files.")
+def validate(
+    files: Annotated[list[Path], typer.Argument(metavar="FILE…", help="Files or directories; - is standard input.")],
+    output: Output = Format.TABLE,
+) -> None:
+    """Check policies and manifests. Exit code 1 with `FILE:LINE: field: message` for each fault.
+
+    What is right but may surprise is noted, with exit code 0.
+
+    \b
+    l7proxy policy validate my-policy.yaml
+    kubectl get cnp -A -o yaml | l7proxy policy validate -
+    """
+    from l7proxy.sources.files import load
+
+    changes, problems = load(files)
+    documents = list(_documents(changes))
+    faults = [_remark(problem) for problem in problems] + list(_faults(changes, documents))
+    faults = sorted(set(faults), key=lambda one: (one.file, one.line or 0, one.field, one.message))
+    notes = list(_notes(documents)) + list(_selecting_nothing(changes))
+    if output is Format.JSON:
+        show_json(
+            {"valid": not faults, "faults": [asdict(one) for one in faults], "notes": [asdict(one) for one in notes]}
+        )
+    else:
+        for fault in faults:
+            print(fault.shown())
+        for note in notes:
+            print(note.shown("note"))
+        if not faults:
+            print(f"{paint()('valid', 'green')}: {len(documents)} {'policy' if len(documents) == 1 else 'policies'}")
+    raise typer.Exit(1 if faults else 0)
+
+
+def _documents(changes: Sequence[Change]) -> Iterator[PolicyDocument]:
+    from l7proxy.model.facts import PolicyDocument, Upsert
+
+    for change in changes:
+        if isinstance(change, Upsert) and isinstance(change.fact, PolicyDocument):
+            yield change.fact
+
+
+def _faults(changes: Sequence[Change], documents: Sequence[PolicyDocument]) -> Iterator[Remark]:
+    """What no single file is to blame for, and what is valid but not enforced here."""
+    from l7proxy.agent.world import World
+    from l7proxy.policy import lang
+
+    world = World()
+    world.apply(changes)
+    for problem in world.view(None).problems:
+        yield Remark(problem.file, problem.line or None, problem.field, problem.message)
+    for document in documents:
+        try:
+            lang.parse(document.document, locate=document.locate)
+        except PolicyError as error:
+            if error.unsupported:
+                file, line = document.locate(error.at)
+                yield Remark(file, line or None, error.at, error.message)
+
+
+def _notes(documents: Sequence[PolicyDocument]) -> Iterator[Remark]:
+    from l7proxy.policy import lang
+
+    for document in documents:
+        try:
+            notes = lang.notes(document.document)
+        except PolicyError:
+            continue
+        for note in notes:
+            file, line = document.locate(note.at)
+            yield Remark(file, line or None, note.at, note.message)
+
+
+def _selecting_nothing(changes: Sequence[Change]) -> Iterator[Remark]:
+    """Only where pods are given: a policy alone cannot be said to select nobody."""
+    from l7proxy.agent.documents import Reading
+    from l7proxy.cli.manifests import Cluster
+
+    cluster = Cluster.of(changes)
+    view = cluster.everywhere
+    if not view.endpoints:
+        return
+    for policy in view.policies:
+        if policy.state is Reading.ACCEPTED and not policy.endpoints:
+            yield Remark(
+                policy.file, policy.line or None, "", f"{policy.kind} {policy.name} selects none of the pods given"
+            )
+
+
+def _remark(problem: SourceError) -> Remark:
+    return Remark(problem.file, problem.line, problem.field, problem.message)
+
+
+@app.command("trace", short_help="What would happen to a connection or request?")
+def trace(
+    paths: Annotated[
+        list[Path], typer.Option("-f", "--filename", metavar="PATH", help="Manifests: files, directories, -.")
+    ],
+    source: Annotated[str, typer.Option("--from", metavar="WHO", help="NS/POD, node, address or reserved:NAME.")],
+    destination: Annotated[str, typer.Option("--to", metavar="WHO", help="The same, or svc:NS/NAME.")],
+    port: Annotated[str, typer.Option("--port", metavar="PORT/PROTO", help="80/TCP, http/TCP or 8/ICMPv4.")],
+    http: Annotated[str, typer.Option("--http", metavar="'GET /x'", help="A request to judge.")] = "",
+    header: Annotated[
+        list[str] | None, typer.Option("-H", "--header", metavar="'K: V'", help="Of that request.")
+    ] = None,
+    output: Output = Format.TABLE,
+) -> None:
+    """What would happen to this connection, or request? Needs no node and no privilege: only the manifests.
+
+    Both directions are judged, by the code that enforces them. Exit code 0: allowed, 1: denied, 2: cannot be said.
+    On a port with HTTP rules the answer is REDIRECTED until --http says which request is meant.
+
+    \b
+    l7proxy policy trace -f manifests/ --from default/frontend --to default/backend --port 80/TCP
+    l7proxy policy trace -f manifests/ --from 203.0.113.9 --to svc:shop/web --port http/TCP \\
+        --http 'POST /cart' -H 'X-Token: abc'
+    """
+    from l7proxy.cli import trace as tracing
+    from l7proxy.cli.manifests import Cluster
+    from l7proxy.model.verdict import Protocol
+    from l7proxy.sources.files import load
+
+    missing = next((path for path in paths if str(path) != "-" and not path.exists()), None)
+    if missing is not None:
+        raise ConfigError(f"-f {missing}: no such file or directory")
+    name, protocol = tracing.port_and_protocol(port)
+    if header and not http:
+        raise ConfigError("-H needs a request: --http 'GET /x'")
+    if http and protocol != Protocol.TCP:
+        raise ConfigError("--http needs a TCP port")
+    changes, problems = load(paths)
+    cluster = Cluster.of(changes)
+    for problem in [*problems, *cluster.everywhere.problems]:
+        print(f"warning: {plain(str(problem))}", file=sys.stderr)
+    start = cluster.who(source)
+    targets = cluster.targets(destination, name, protocol)
+    request = tracing.request_of(http, header or [], _host(destination, targets[0].end.address)) if http else None
+    outcome = tracing.worst([tracing.trace(cluster, start, target, protocol, request) for target in targets])
+    if output is Format.JSON:
+        show_json(outcome.to_json())
+    else:
+        _show(outcome)
+    raise typer.Exit(0 if outcome.allowed else 1)
+
+
+def _host(destination: str, address: str) -> str:
+    """What a client would send that asks for this destination by name."""
+    from l7proxy.cli.manifests import is_invented
+
+    if destination.startswith("svc:"):
+        namespace, _, name = destination.removeprefix("svc:").partition("/")
+        return f"{name}.{namespace}"
+    if not address:
+        return "unnamed"
+    if "/" in destination or is_invented(address):
+        return destination.rpartition("/")[2]
+    return f"[{address}]" if ":" in address else address
+
+
+def _show(outcome: Outcome) -> None:
+    for index, step in enumerate(outcome.steps):
+        print(("  " if index else "") + plain(step))
+    verdict, direction = outcome.judgement.verdict.name, outcome.judgement.direction.word
+    colour = "green" if outcome.allowed else "red"
+    by = f" {direction} by {outcome.ref}" if outcome.ref is not None else ""
+    reason = f": {outcome.judgement.reason}" if outcome.judgement.reason else ""
+    print(f"{paint()(verdict, colour)}{plain(by + reason)}")

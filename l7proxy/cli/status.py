@@ -1,0 +1,222 @@
+"""What a running node says of itself: status, endpoints, identities, Services. Read from the agent's socket."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Annotated, Any
+
+import typer
+
+from l7proxy.cli import agent_socket
+from l7proxy.cli.agent_socket import RunDir, Server
+from l7proxy.cli.terminal import Format, paint, plain, show_json, table
+from l7proxy.errors import ConfigError
+
+endpoint = typer.Typer(help="Local pods and what is enforced on them.", no_args_is_help=True, rich_markup_mode=None)
+identity = typer.Typer(
+    help="Identities: one number for one set of labels.", no_args_is_help=True, rich_markup_mode=None
+)
+services = typer.Typer(help="Services as the agent knows them.", no_args_is_help=True, rich_markup_mode=None)
+
+Output = Annotated[Format, typer.Option("--output", "-o", help="A table, or JSON for a script.")]
+
+
+def status(output: Output = Format.TABLE, run_dir: RunDir = agent_socket.RUN_DIR, server: Server = "") -> None:
+    """Is everything that was accepted enforced? Exit code 0 if so, 1 if not (and it says why), 2 without an agent.
+
+    \b
+    l7proxy status
+    l7proxy status -o json | jq .policies
+    """
+    found = _object(agent_socket.ask(agent_socket.path_of(run_dir, server), "status"))
+    complaints = list(troubles(found))
+    if output is Format.JSON:
+        show_json(found)
+    else:
+        _show_status(found, complaints)
+    raise typer.Exit(1 if complaints else 0)
+
+
+def troubles(found: Mapping[str, Any]) -> Iterable[str]:
+    """Everything that keeps the node from enforcing all that it was given, in words. Nothing means all is well."""
+    source, kernel = _object(found.get("source") or {}), _object(found.get("kernel") or {})
+    if not source.get("synced"):
+        yield "the source has not been read to its end yet"
+    for problem in source.get("problems") or []:
+        yield located(problem)
+    if found.get("revision") != found.get("enforced_revision"):
+        yield f"revision {found.get('revision')} is not in force yet: {found.get('enforced_revision') or 'none'} is"
+    if kernel.get("error"):
+        yield f"kernel: {kernel['error']}"
+    elif not kernel.get("intact"):
+        yield "kernel: the rules are not as they were installed"
+    workers = found.get("workers") or []
+    if not workers:
+        yield "no worker is connected: ports with L7 rules refuse"
+    for worker in workers:
+        if worker.get("revision") != found.get("revision"):
+            yield f"worker {worker.get('worker')} (pid {worker.get('pid')}) judges by revision {worker.get('revision')}"
+        for problem in worker.get("problems") or []:
+            yield f"worker {worker.get('worker')}: {problem}"
+    for policy in found.get("policies") or []:
+        if policy.get("state") != "enforced":
+            yield f"{policy_name(policy)}: {policy.get('state')}: {policy.get('reason')}"
+
+
+def located(problem: Mapping[str, Any]) -> str:
+    """`FILE:LINE: field: message`, what is known of it."""
+    place = ":".join(str(problem[key]) for key in ("file", "line") if problem.get(key))
+    return ": ".join(str(part) for part in (place, problem.get("field"), problem.get("message")) if part)
+
+
+def policy_name(policy: Mapping[str, Any]) -> str:
+    name = "/".join(str(policy[key]) for key in ("namespace", "name") if policy.get(key))
+    return f"{policy.get('kind')} {name}"
+
+
+def _show_status(found: Mapping[str, Any], complaints: list[str]) -> None:
+    colour = paint()
+    source, kernel, flows = (_object(found.get(name) or {}) for name in ("source", "kernel", "flows"))
+    policies, endpoints = found.get("policies") or [], found.get("endpoints") or []
+    verdict = colour("not all enforced", "red") if complaints else colour("all enforced", "green")
+    l7 = sum("l7" in (one.get("ingress"), one.get("egress")) for one in endpoints)
+    enforced = sum(policy.get("state") == "enforced" for policy in policies)
+    rows = [
+        ("Node", f"{found.get('node')}  (l7proxy {found.get('version')})"),
+        ("State", f"{verdict}, revision {found.get('enforced_revision')} of {found.get('revision')}"),
+        ("Source", f"{source.get('kind')} {source.get('path') or ''}: {_count(source.get('files') or [], 'file')}"),
+        ("Kernel", f"{found.get('backend')}, {_kernel(kernel)}"),
+        ("Policies", f"{enforced} of {len(policies)} enforced"),
+        ("Endpoints", f"{len(endpoints)}, {l7} with L7 rules"),
+        ("Flows", f"{flows.get('seen', 0)} seen, {flows.get('lost', 0)} lost, ring of {flows.get('ring', 0)}"),
+    ]
+    for name, text in rows:
+        print(f"{colour(name.ljust(10), 'bold')} {text if name == 'State' else plain(text)}")
+    print()
+    workers = found.get("workers") or []
+    keys = ("worker", "pid", "revision", "connections", "requests", "denied")
+    table([key.upper() for key in keys], [[one.get(key, "") for key in keys] for one in workers], empty="No workers.")
+    if complaints:
+        print(f"\n{colour('Not enforced:', 'bold')}")
+        for text in complaints:
+            print(f"  {plain(text)}")
+
+
+def _kernel(kernel: Mapping[str, Any]) -> str:
+    state = "intact" if kernel.get("intact") and not kernel.get("error") else "not in order"
+    again = kernel.get("reasserted") or 0
+    return f"{state}, put back {again} times" if again else state
+
+
+def _count(things: Any, word: str) -> str:
+    return f"{len(things)} {word}{'' if len(things) == 1 else 's'}"
+
+
+@endpoint.command("list", short_help="The pods of this node.")
+def endpoint_list(output: Output = Format.TABLE, run_dir: RunDir = agent_socket.RUN_DIR, server: Server = "") -> None:
+    """The pods of this node: address, identity, and per direction `open` (no policy), `l4` or `l7`."""
+    found = listed(agent_socket.ask(agent_socket.path_of(run_dir, server), "endpoints"), "endpoints")
+    if output is Format.JSON:
+        show_json(found)
+        return
+    rows = [
+        (
+            e.get("id"),
+            _pod(e),
+            ",".join(e.get("addresses") or []),
+            e.get("identity"),
+            e.get("ingress"),
+            e.get("egress"),
+            _port(e),
+        )
+        for e in found
+    ]
+    table(("ID", "POD", "ADDRESSES", "IDENTITY", "INGRESS", "EGRESS", "PORT"), rows, empty="No pods on this node.")
+
+
+@endpoint.command("get", short_help="One pod of this node.")
+def endpoint_get(
+    which: Annotated[str, typer.Argument(metavar="ID|NS/POD", help="Number, NAMESPACE/POD, or POD of default.")],
+    output: Output = Format.TABLE,
+    run_dir: RunDir = agent_socket.RUN_DIR,
+    server: Server = "",
+) -> None:
+    """One pod of this node."""
+    found = listed(agent_socket.ask(agent_socket.path_of(run_dir, server), "endpoints"), "endpoints")
+    one = pick(found, which)
+    if output is Format.JSON:
+        show_json(one)
+        return
+    for key, value in one.items():
+        text = ", ".join(map(str, value)) if isinstance(value, list) else value
+        print(f"{paint()(key.ljust(10), 'bold')} {plain(str(text if text is not None else '-'))}")
+
+
+def pick(endpoints: list[dict[str, Any]], which: str) -> dict[str, Any]:
+    """The endpoint that is called so; ConfigError names those there are."""
+    wanted = which if "/" in which else f"default/{which}"
+    for one in endpoints:
+        if str(one.get("id")) == which or _pod(one) == wanted:
+            return one
+    known = ", ".join(sorted(map(_pod, endpoints))[:10]) or "none"
+    raise ConfigError(f"no endpoint {which} on this node (there are: {known})")
+
+
+@identity.command("list", short_help="Every identity this node knows.")
+def identity_list(output: Output = Format.TABLE, run_dir: RunDir = agent_socket.RUN_DIR, server: Server = "") -> None:
+    """Every identity this node knows: reserved ones, pods', and those of CIDRs that policies name."""
+    found = listed(agent_socket.ask(agent_socket.path_of(run_dir, server), "identities"), "identities")
+    if output is Format.JSON:
+        show_json(found)
+        return
+    table(
+        ("ID", "LABELS"), [(one.get("id"), " ".join(one.get("labels") or [])) for one in found], empty="No identities."
+    )
+
+
+@services.command("list", short_help="Frontends and who is behind them.")
+def service_list(output: Output = Format.TABLE, run_dir: RunDir = agent_socket.RUN_DIR, server: Server = "") -> None:
+    """Every Service frontend and the addresses behind it."""
+    found = listed(agent_socket.ask(agent_socket.path_of(run_dir, server), "services"), "services")
+    if output is Format.JSON:
+        show_json(found)
+        return
+    rows = [(f"{one.get('namespace')}/{one.get('service')}", _frontend(one), _backends(one)) for one in found]
+    table(("SERVICE", "FRONTEND", "BACKENDS"), rows, empty="No Services.")
+
+
+def _frontend(one: Mapping[str, Any]) -> str:
+    return f"{_address(one)}/{one.get('protocol')}"
+
+
+def _backends(one: Mapping[str, Any]) -> str:
+    return ", ".join(_address(backend) for backend in one.get("backends") or []) or "none"
+
+
+def _address(one: Mapping[str, Any]) -> str:
+    address = str(one.get("address"))
+    return f"[{address}]:{one.get('port')}" if ":" in address else f"{address}:{one.get('port')}"
+
+
+def _pod(one: Mapping[str, Any]) -> str:
+    return f"{one.get('namespace')}/{one.get('name')}"
+
+
+def _port(one: Mapping[str, Any]) -> str:
+    """Where the pod's cable ends; without that its source addresses are not checked."""
+    port = one.get("port")
+    return str(port.get("interface")) if isinstance(port, Mapping) else "unknown"
+
+
+def _object(found: Any) -> Mapping[str, Any]:
+    if not isinstance(found, Mapping):
+        raise ConfigError("the agent's answer is not what this version expects: are both of the same version?")
+    return found
+
+
+def listed(found: Any, name: str) -> list[dict[str, Any]]:
+    """A list, or an object that holds it under its name."""
+    items = found.get(name) if isinstance(found, Mapping) else found
+    if not isinstance(items, list):
+        raise ConfigError("the agent's answer is not what this version expects: are both of the same version?")
+    return items

@@ -1,0 +1,194 @@
+"""`policy trace`: one connection or request through the very code that enforces, without a node.
+
+Each end that is a pod is asked on its own node: the sender's egress there, the receiver's ingress where it runs. A
+request goes through the workers' strict reader first, so that what is judged is the normalised form.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from l7proxy.cli.manifests import Cluster, End, Target, is_invented
+from l7proxy.errors import ConfigError, PeerError
+from l7proxy.flows import hubble
+from l7proxy.flows.records import Judgement
+from l7proxy.gate.judge import judge_http, judge_l4
+from l7proxy.model.http import Request
+from l7proxy.model.net import HostPort
+from l7proxy.model.ref import RuleRef
+from l7proxy.model.verdict import Direction, Protocol, Verdict
+from l7proxy.policy import decide
+from l7proxy.policy.decide import PortPolicy
+from l7proxy.wire import http1_strict
+from l7proxy.wire.head import RequestHead
+
+PROTOCOLS: Final[Mapping[str, int]] = {
+    "TCP": Protocol.TCP,
+    "UDP": Protocol.UDP,
+    "SCTP": Protocol.SCTP,
+    "ICMPV4": Protocol.ICMP,
+    "ICMPV6": Protocol.ICMPV6,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """The answer, and how it came about."""
+
+    judgement: Judgement
+    steps: tuple[str, ...]
+
+    @property
+    def allowed(self) -> bool:
+        return self.judgement.verdict in (Verdict.FORWARDED, Verdict.REDIRECTED, Verdict.AUDIT)
+
+    @property
+    def ref(self) -> RuleRef | None:
+        ingress = self.judgement.direction is Direction.INGRESS
+        return self.judgement.ingress if ingress else self.judgement.egress
+
+    def to_json(self) -> dict[str, Any]:
+        ref, direction = self.ref, self.judgement.direction
+        return {
+            "verdict": self.judgement.verdict.name,
+            "direction": direction.name if direction is not Direction.UNKNOWN else None,
+            "policy": ref and {"kind": ref.kind, "namespace": ref.namespace, "name": ref.name, "rule": ref.rule},
+            "reason": self.judgement.reason,
+            "steps": list(self.steps),
+        }
+
+
+def port_and_protocol(text: str) -> tuple[str, int]:
+    """`80/TCP`, `http/TCP`, `8/ICMPv4` (the type), or `80`, which is TCP."""
+    port, slash, name = text.partition("/")
+    protocol = PROTOCOLS.get(name.upper()) if slash else Protocol.TCP
+    if protocol is None:
+        raise ConfigError(f"--port {text}: unknown protocol {name!r}; there are TCP, UDP, SCTP, ICMPv4, ICMPv6")
+    if not port or (port.isdigit() and int(port) > (255 if protocol in (Protocol.ICMP, Protocol.ICMPV6) else 65535)):
+        raise ConfigError(f"--port {text}: expected NUMBER/PROTOCOL or NAME/PROTOCOL, as 80/TCP")
+    return port, protocol
+
+
+def request_of(text: str, headers: Sequence[str], default_host: str) -> RequestHead | PeerError:
+    """`GET /x` and `K: V` lines, read as a worker reads them. The error is what a worker would answer with."""
+    method, _, target = text.strip().partition(" ")
+    for part in (text, *headers):
+        if not part.isascii() or any(char in part for char in "\r\n\0"):
+            raise ConfigError(f"{part!r}: only one line of ASCII can be sent")
+    if not target:
+        raise ConfigError(f"--http {text!r}: expected METHOD TARGET, as 'GET /x'")
+    if any(":" not in header for header in headers):
+        raise ConfigError(f"-H {next(header for header in headers if ':' not in header)!r}: expected 'NAME: VALUE'")
+    given = any(header.partition(":")[0].strip().lower() == "host" for header in headers)
+    lines = [f"{method} {target} HTTP/1.1", *([] if given else [f"Host: {default_host}"]), *headers]
+    raw = ("\r\n".join(lines) + "\r\n\r\n").encode("ascii")
+    try:
+        head = http1_strict.request(raw)
+    except PeerError as error:
+        return error
+    if not isinstance(head, RequestHead):
+        raise ConfigError(f"--http {text!r}: no complete request")
+    return head
+
+
+def trace(
+    cluster: Cluster,
+    source: End,
+    target: Target,
+    protocol: int,
+    request: RequestHead | PeerError | None = None,
+) -> Outcome:
+    """One connection to one backend, and what is asked on it."""
+    steps = [f"{_named(cluster, source, target.end)} -> {_named(cluster, target.end, source, port=target.port)}"]
+    steps[0] += f", {decide.port_name(protocol, target.port)}"
+    if source.address and source.address == target.end.address and source.pod is not None:
+        return Outcome(Judgement(Verdict.FORWARDED, Direction.UNKNOWN), (*steps, "a pod always reaches itself"))
+    egress = _ask(cluster, source, target.end, protocol, target.port, Direction.EGRESS)
+    ingress = _ask(cluster, target.end, source, protocol, target.port, Direction.INGRESS)
+    steps += [_step(Direction.EGRESS, source, egress), _step(Direction.INGRESS, target.end, ingress)]
+    judgement = judge_l4(egress, ingress)
+    if request is not None and judgement.verdict is Verdict.REDIRECTED:
+        judgement = _judge_request(egress, ingress, request, judgement, steps)
+    elif request is not None and judgement.verdict is Verdict.FORWARDED:
+        steps.append("no HTTP rules on this port: requests are not looked at")
+    elif judgement.verdict is Verdict.REDIRECTED:
+        steps.append("HTTP rules decide on each request: ask with --http 'GET /x'")
+    if not _asked(egress) and not _asked(ingress):
+        judgement = Judgement(Verdict.FORWARDED, Direction.UNKNOWN)
+    return Outcome(judgement, tuple(steps))
+
+
+def worst(outcomes: Sequence[Outcome]) -> Outcome:
+    """Of a Service's backends: a client may get any of them, so one refusal is told."""
+    refused = [one for one in outcomes if not one.allowed]
+    chosen = refused[0] if refused else outcomes[0]
+    steps = [step for one in outcomes for step in one.steps]
+    if refused and len(refused) < len(outcomes):
+        steps.append(f"{len(refused)} of {len(outcomes)} backends refuse: the answer depends on which is chosen")
+    return Outcome(chosen.judgement, tuple(steps))
+
+
+def _judge_request(
+    egress: PortPolicy | None,
+    ingress: PortPolicy | None,
+    request: RequestHead | PeerError,
+    before: Judgement,
+    steps: list[str],
+) -> Judgement:
+    if isinstance(request, PeerError):
+        steps.append(f"the request is answered {request.status} before any rule is asked: {request}")
+        return Judgement(
+            Verdict.DROPPED, before.direction, ingress=before.ingress, egress=before.egress, reason=str(request)
+        )
+    host = request.host.decode("latin-1")
+    steps.append(f"request {request.method.decode()} {request.path.decode()}, Host {host}")
+    if request.path != request.target:
+        steps[-1] += f" (normalised from {request.target.decode()})"
+    asked = Request(request.method, request.path, request.host, request.headers)
+    judgement = judge_http(egress, ingress, asked)
+    ref = judgement.ingress if judgement.direction is Direction.INGRESS else judgement.egress
+    steps.append(f"{judgement.direction.word}: {_said(judgement.verdict, ref, judgement.reason)}")
+    return judgement
+
+
+def _ask(cluster: Cluster, end: End, peer: End, protocol: int, port: int, direction: Direction) -> PortPolicy | None:
+    """None where the end is no pod: nobody's policy is asked."""
+    if end.pod is None:
+        return None
+    node = cluster.node(end.pod.node)
+    endpoint = node.endpoint(end.pod)
+    if endpoint is None:
+        raise ConfigError(f"{end.name}: its address {end.address} is not its own; see the warnings")
+    return decide.port(node.policies[endpoint.id].direction(direction), node.identity(peer), protocol, port)
+
+
+def _asked(policy: PortPolicy | None) -> bool:
+    return policy is not None and policy.enforced
+
+
+def _step(direction: Direction, end: End, policy: PortPolicy | None) -> str:
+    if policy is None:
+        return f"{direction.word}: {end.name} is no pod: no policy is asked"
+    if not policy.enforced:
+        return f"{direction.word} of {end.name}: no policy selects it: everything passes"
+    return f"{direction.word} of {end.name}: {_said(policy.l4.verdict, policy.l4.ref, policy.l4.reason)}"
+
+
+def _said(verdict: Verdict, ref: RuleRef | None, reason: str) -> str:
+    by = f" by {ref}" if ref is not None else ""
+    place = f" ({ref.file}:{ref.line})" if ref is not None and ref.file and ref.line else ""
+    return f"{verdict.name}{by}{place}{': ' + reason if reason else ''}"
+
+
+def _named(cluster: Cluster, end: End, peer: End, *, port: int = 0) -> str:
+    """With its address, and the identity that the other end's node gives it."""
+    home = peer.pod.node if peer.pod is not None else peer.node or ""
+    number = cluster.node(home).identity(end)
+    names = hubble.RESERVED_NAMES
+    identity = names[number] if number < len(names) else f"identity {number}"
+    if not end.address or is_invented(end.address):
+        return f"{end.name} ({identity})"
+    where = str(HostPort(end.address, port)) if port else end.address
+    return f"{where} ({identity})" if end.address == end.name else f"{end.name} ({where}, {identity})"
