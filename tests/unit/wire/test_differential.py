@@ -1,0 +1,94 @@
+"""Law: whenever the fast reader gives a head, the strict reader gives the same one.
+
+Hypothesis looks for counter-examples here; the long run is `python tests/unit/wire/test_differential.py RUNS [SEED]`.
+"""
+
+from __future__ import annotations
+
+import random
+import sys
+from collections import Counter
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from l7proxy.errors import PeerError
+from l7proxy.wire import http1_fast, http1_strict
+from l7proxy.wire.head import Miss, RequestHead, ResponseHead
+from l7proxy.wire.path import PathRules
+from tests.unit.wire import mutants
+
+RULES = (PathRules(), PathRules(allow_matrix=True), PathRules(redirect_escaped_slashes=False))
+METHODS = (b"GET", b"HEAD", b"POST")
+
+
+def same_request(data: bytes, rules: PathRules) -> str:
+    """Asserts the law on one input; says what became of it."""
+    fast = http1_fast.request(data, rules)
+    if isinstance(fast, RequestHead):
+        assert http1_strict.request(data, rules) == fast, data
+        return "fast"
+    try:
+        strict = http1_strict.request(data, rules)
+    except PeerError:
+        return "refused"
+    if fast is Miss.ODD:
+        assert isinstance(strict, RequestHead), data  # odd means complete: strict must come to an end with it
+    return "strict" if isinstance(strict, RequestHead) else "more"
+
+
+def same_response(data: bytes, method: bytes) -> str:
+    fast = http1_fast.response(data, method)
+    if isinstance(fast, ResponseHead):
+        assert http1_strict.response(data, method) == fast, data
+        return "fast"
+    try:
+        strict = http1_strict.response(data, method)
+    except PeerError:
+        return "refused"
+    if fast is Miss.ODD:
+        assert isinstance(strict, ResponseHead), data
+    return "strict" if isinstance(strict, ResponseHead) else "more"
+
+
+@st.composite
+def mutant(draw: st.DrawFn, *, answer: bool = False) -> bytes:
+    make = mutants.response if answer else mutants.request
+    return make(lambda below: draw(st.integers(0, below - 1)))
+
+
+@settings(max_examples=1500, deadline=None)
+@given(mutant(), st.sampled_from(RULES))
+def test_requests(data: bytes, rules: PathRules) -> None:
+    same_request(data, rules)
+
+
+@settings(max_examples=1000, deadline=None)
+@given(mutant(answer=True), st.sampled_from(METHODS))
+def test_responses(data: bytes, method: bytes) -> None:
+    same_response(data, method)
+
+
+def test_the_fuzzer_reaches_every_outcome() -> None:
+    """A fuzzer whose inputs are all refused, or all plain, proves nothing."""
+    seen = long_run(4000, seed=1)
+    for kind in ("request", "response"):
+        for outcome in ("fast", "strict", "refused", "more"):
+            assert seen[f"{kind} {outcome}"] > 20, seen
+
+
+def long_run(runs: int, seed: int) -> Counter[str]:
+    """`runs` random mutants, cheaply made; refusals by the fast reader alone cost no h11."""
+    dice = random.Random(seed)
+    seen: Counter[str] = Counter()
+    for run in range(runs):
+        pick = dice.randrange
+        if run % 3:
+            seen["request " + same_request(mutants.request(pick), RULES[run % 3])] += 1
+        else:
+            seen["response " + same_response(mutants.response(pick), METHODS[run % 9 // 3])] += 1
+    return seen
+
+
+if __name__ == "__main__":
+    print(long_run(int(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else 0))
