@@ -92,14 +92,17 @@ class Fields:
     def addresses(self, key: str) -> tuple[str, ...]:
         return tuple(self._address(f"{key}[{index}]", text) for index, text in enumerate(self.texts(key)))
 
+    def network(self, key: str) -> str:
+        return self._network(key, self.text(key))
+
     def networks(self, key: str) -> tuple[str, ...]:
-        found = []
-        for index, text in enumerate(self.texts(key)):
-            try:
-                found.append(str(ip_network(text, strict=False)))
-            except ValueError as error:
-                raise self.wrong(f"{key}[{index}]", f"{text!r:.60} is no prefix") from error
-        return tuple(found)
+        return tuple(self._network(f"{key}[{index}]", text) for index, text in enumerate(self.texts(key)))
+
+    def _network(self, key: str, text: str) -> str:
+        try:
+            return str(ip_network(text, strict=False))
+        except ValueError as error:
+            raise self.wrong(key, f"{text!r:.60} is no prefix") from error
 
     def _list(self, key: str) -> list[Any]:
         value = self.value.get(key)

@@ -1,7 +1,8 @@
 """A directory of Kubernetes manifests as a source of facts, watched live.
 
 Laws of this room:
-  - A file is read when it has been quiet for a moment, so that a half-written one is never believed.
+  - A file is read when it has been quiet for a moment, so that a half-written one is never believed; while some file
+    is not quiet no other disappears, so that a policy that moves between files is in force throughout.
   - A file that breaks is reported, and the last good version of each object in it stays in force; where a fault
     cannot be given to one object, nothing of that file disappears until it is mended. This is the one place with a
     memory.
@@ -35,7 +36,7 @@ QUIET: Final = 0.05
 LOOK_AGAIN: Final = 2.0
 """Seconds between looks when nothing nudges: for file systems without inotify and links that lead elsewhere."""
 PATIENCE: Final = 40
-"""Times that the first look waits for files still being written, QUIET seconds each."""
+"""Looks, QUIET seconds apart, that a file may be moving before it is read as it is."""
 
 Signature = tuple[int, int, int, int]
 
@@ -68,8 +69,8 @@ def settle(version: Manifest, before: Mapping[Key, Fact]) -> tuple[dict[Key, Fac
     for fact in version.facts:
         good.setdefault(fact.key, fact)
     for fault in version.faults:
-        kept = fault.key or (fault.stand_in.key if fault.stand_in else None)
-        if kept is not None and kept in before:
+        kept = _meant(fault, before, good)
+        if kept is not None:
             good.setdefault(kept, before[kept])
         elif fault.stand_in is not None and fault.stand_in.key not in good:
             stand_ins.setdefault(fault.stand_in.key, fault.stand_in)
@@ -77,6 +78,16 @@ def settle(version: Manifest, before: Mapping[Key, Fact]) -> tuple[dict[Key, Fac
         for key, fact in before.items():
             good.setdefault(key, fact)
     return good, stand_ins
+
+
+def _meant(fault: Fault, before: Mapping[Key, Fact], good: Mapping[Key, Fact]) -> Key | None:
+    """The object of the last good version that a fault is about. A policy whose name is torn is one that is missing."""
+    named = fault.key or (fault.stand_in.key if fault.stand_in else None)
+    if named is None or named in before:
+        return named
+    if not fault.blind:
+        return None
+    return next((key for key in sorted(before) if key.kind == named.kind and key not in good), None)
 
 
 def gather(files: Mapping[str, ReadFile], troubles: Iterable[SourceError] = ()) -> Look:
@@ -122,6 +133,7 @@ class FileSource:
         self.synced = False
         self._look = Look()
         self._read: dict[str, ReadFile] = {}
+        self._moving: dict[str, int] = {}
 
     @property
     def problems(self) -> tuple[SourceError, ...]:
@@ -140,9 +152,7 @@ class FileSource:
         """Batches of changes, for ever. The first ends with Synced. An empty one: only problems or mtimes moved."""
         with Nudge() as nudge:
             look, unsettled = await asyncio.to_thread(self._scan, nudge.watch)
-            for _ in range(PATIENCE):
-                if not unsettled:
-                    break
+            while unsettled:
                 await asyncio.sleep(QUIET)
                 look, unsettled = await asyncio.to_thread(self._scan, nudge.watch)
             changes = differences({}, look.facts)
@@ -163,18 +173,22 @@ class FileSource:
         read: dict[str, ReadFile] = {
             name: version for name, version in self._read.items() if any(_below(name, folder) for folder in kept)
         }
-        unsettled = False
+        moving: dict[str, int] = {}
         for name, path in found.items():
-            version, moving = _version(path, name, self._read.get(name))
-            unsettled |= moving
+            looks = self._moving.get(name, 0)
+            version, moves = _version(path, name, self._read.get(name), patient=looks < PATIENCE)
+            if moves:
+                moving[name] = looks + 1
             if version is not None:
                 read[name] = version
-        self._read = read
-        return gather(read, troubles), unsettled
+        if moving:
+            read = {**self._read, **read}
+        self._read, self._moving = read, moving
+        return gather(read, troubles), bool(moving)
 
 
-def _version(path: Path, name: str, before: ReadFile | None) -> tuple[ReadFile | None, bool]:
-    """The version of a file that counts now: the one before while the file is still moving (then also True)."""
+def _version(path: Path, name: str, before: ReadFile | None, *, patient: bool) -> tuple[ReadFile | None, bool]:
+    """The version of a file that counts now: while it moves and we are patient, the one before (then also True)."""
     try:
         status = path.stat()
     except FileNotFoundError:
@@ -183,8 +197,7 @@ def _version(path: Path, name: str, before: ReadFile | None) -> tuple[ReadFile |
         return _unreadable(name, error, before), False
     if before is not None and before.signature == _signature(status):
         return before, False
-    age = time.time() - max(status.st_mtime, status.st_ctime)
-    if 0 <= age < QUIET:
+    if patient and 0 <= time.time() - status.st_mtime < QUIET:
         return before, True
     try:
         with path.open("rb") as file:
@@ -194,7 +207,7 @@ def _version(path: Path, name: str, before: ReadFile | None) -> tuple[ReadFile |
         return None, False
     except OSError as error:
         return _unreadable(name, error, before), False
-    if _signature(after) != _signature(status):
+    if patient and _signature(after) != _signature(status):
         return before, True
     return _read(parse(data, name), _signature(status), status.st_mtime_ns, before), False
 

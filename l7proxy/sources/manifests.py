@@ -19,8 +19,8 @@ from l7proxy.sources import objects
 from l7proxy.sources.yaml_lines import Document, Torn, read
 
 _TOP_LEVEL = re.compile(r"""^["']?(apiVersion|kind)["']?:\s*["']?([\w./-]+)""", re.MULTILINE)
-_METADATA = re.compile(r"""^metadata:[ ]*(?:#.*)?\n((?:[ \t]+.*(?:\n|$)|[ \t]*\n)*)""", re.MULTILINE)
-_NAMED = re.compile(r"""^\s+["']?(name|namespace)["']?:\s*["']?([\w./-]+)""", re.MULTILINE)
+_METADATA = re.compile(r"""^metadata:(.*\n(?:[ \t]+.*(?:\n|$)|[ \t]*\n)*)""", re.MULTILINE)
+_NAMED = re.compile(r"""(?:^|[\s{,])["']?(name|namespace)["']?:\s*["']?([\w./-]+)""")
 
 
 @dataclass(frozen=True, slots=True)

@@ -46,9 +46,8 @@ _CRON_RUN = re.compile(r"-\d{8,}$")
 def node(fields: Fields, origin: Origin) -> Node:
     spec, status = fields.inside("spec"), fields.inside("status")
     cidrs = spec.networks("podCIDRs")
-    if not cidrs and "podCIDR" in spec.value:
-        one = Fields({"podCIDR": [spec.text("podCIDR")]}, spec.path)
-        cidrs = one.networks("podCIDR")
+    if not cidrs and spec.text("podCIDR", ""):
+        cidrs = (spec.network("podCIDR"),)
     addresses = [
         item.address("address")
         for item in status.each("addresses")
@@ -112,14 +111,14 @@ def _workload(metadata: Fields, labels: Mapping[str, str]) -> Workload | None:
 
 def service(fields: Fields, origin: Origin) -> Service:
     spec = fields.inside("spec")
-    cluster = spec.texts("clusterIPs") or ([spec.text("clusterIP", "")] if spec.text("clusterIP", "") else [])
-    headless = "None" in cluster
+    headless = spec.text("clusterIP", "") == "None" or "None" in spec.texts("clusterIPs")
     external = spec.text("type", "ClusterIP") == "ExternalName"
     addresses: tuple[str, ...] = ()
     if not headless and not external:
         balancer = fields.inside("status").inside("loadBalancer")
         addresses = (
-            *Fields({"clusterIPs": cluster}, spec.path).addresses("clusterIPs"),
+            *((spec.address("clusterIP"),) if spec.text("clusterIP", "") else ()),
+            *spec.addresses("clusterIPs"),
             *spec.addresses("externalIPs"),
             *(item.address("ip") for item in balancer.each("ingress") if item.text("ip", "")),
         )

@@ -1,0 +1,287 @@
+"""The directory of manifests: last good versions, duplicates, stand-ins, and live watching of real files."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncIterator, Mapping
+from contextlib import aclosing, asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from l7proxy.model.facts import Change, Delete, Fact, Key, Pod, PolicyDocument, Synced, Upsert
+from l7proxy.sources.files import FileSource, differences, load, settle
+from l7proxy.sources.manifests import parse
+
+POLICY = """apiVersion: cilium.io/v2
+kind: CiliumNetworkPolicy
+metadata: {name: p, namespace: shop}
+spec:
+  endpointSelector: {matchLabels: {app: web}}
+  ingress:
+  - fromEndpoints: [{}]
+"""
+
+
+def pod(name: str, address: str = "10.0.0.5", extra: str = "") -> str:
+    return f"apiVersion: v1\nkind: Pod\nmetadata: {{name: {name}}}\nstatus: {{podIP: {address}}}\n{extra}"
+
+
+def write(path: Path, text: str) -> None:
+    """As a careful writer does: whole, by rename, and old enough to be believed at once."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.new")
+    temporary.write_text(text)
+    temporary.rename(path)
+
+
+def names(facts: Mapping[Key, Fact]) -> list[str]:
+    return sorted(str(key) for key in facts)
+
+
+def said(changes: list[Change]) -> list[str]:
+    words = []
+    for change in changes:
+        match change:
+            case Upsert(fact):
+                words.append(f"+{fact.key}")
+            case Delete(key):
+                words.append(f"-{key}")
+            case Synced():
+                words.append("synced")
+    return words
+
+
+# What one file leaves in force
+
+
+def test_an_object_that_breaks_keeps_its_last_good_version() -> None:
+    before, _ = settle(parse(f"{pod('a')}---\n{pod('b', '10.0.0.6')}".encode(), "f.yaml"), {})
+    good, _ = settle(parse(f"{pod('a', 'nonsense')}---\n{pod('b', '10.0.0.7')}".encode(), "f.yaml"), before)
+    addresses = {key.name: fact.addresses for key, fact in good.items() if isinstance(fact, Pod)}
+    assert addresses == {"a": ("10.0.0.5",), "b": ("10.0.0.7",)}
+
+
+def test_where_a_fault_has_no_name_nothing_of_the_file_disappears() -> None:
+    before, _ = settle(parse(f"{pod('a')}---\n{pod('b', '10.0.0.6')}".encode(), "f.yaml"), {})
+    good, _ = settle(parse(f"a: [\n---\n{pod('b', '10.0.0.7')}".encode(), "f.yaml"), before)
+    assert names(good) == ["Pod default/a", "Pod default/b"]
+
+
+def test_a_named_fault_lets_others_go() -> None:
+    before, _ = settle(parse(f"{pod('a')}---\n{pod('b', '10.0.0.6')}".encode(), "f.yaml"), {})
+    good, _ = settle(parse(pod("a", "x").encode(), "f.yaml"), before)
+    assert names(good) == ["Pod default/a"]
+
+
+@pytest.mark.parametrize(
+    ("text", "name", "namespace"),
+    [
+        (POLICY.replace("fromEndpoints", "fromEndpoint"), "p", "shop"),
+        (POLICY.replace("name: p, ", ""), "f.yaml:1", "shop"),
+        (POLICY.replace("{name: p, namespace: shop}", "\n  namespace: shop\n  name: p") + "  - x: [", "p", "shop"),
+        (POLICY + POLICY.partition("\n")[2], "p", "shop"),
+    ],
+    ids=["an unknown field", "no name", "no YAML", "keys twice"],
+)
+def test_a_policy_never_seen_whole_leaves_a_stand_in(text: str, name: str, namespace: str) -> None:
+    good, stand_ins = settle(parse(text.encode(), "f.yaml"), {})
+    assert good == {}
+    assert names(stand_ins) == [f"CiliumNetworkPolicy {namespace}/{name}"]
+
+
+def test_a_policy_that_breaks_stays_as_it_was() -> None:
+    before, _ = settle(parse(POLICY.encode(), "f.yaml"), {})
+    for broken in (POLICY.replace("fromEndpoints", "fromEndpoint"), POLICY + "  - x: ["):
+        good, stand_ins = settle(parse(broken.encode(), "f.yaml"), before)
+        (fact,) = good.values()
+        assert isinstance(fact, PolicyDocument)
+        assert fact.document["spec"]["ingress"] == [{"fromEndpoints": [{}]}]
+        assert good == before
+        assert stand_ins == {}
+
+
+def test_an_unsupported_policy_is_no_fault_of_the_file() -> None:
+    manifest = parse(POLICY.replace("fromEndpoints: [{}]", "fromNodes: [{}]").encode(), "f.yaml")
+    assert manifest.faults == ()
+    assert [str(fact.key) for fact in manifest.facts] == ["CiliumNetworkPolicy shop/p"]
+
+
+def test_differences_name_removals_first() -> None:
+    a, b = Pod("x", "a"), Pod("x", "b")
+    changed = Pod("x", "b", node="n")
+    assert differences({a.key: a, b.key: b}, {b.key: changed}) == [Delete(a.key), Upsert(changed)]
+    assert differences({a.key: a}, {a.key: Pod("x", "a")}) == []
+
+
+# Offline
+
+
+def test_load_names_files_as_they_were_given(tmp_path: Path) -> None:
+    write(tmp_path / "d" / "a.yaml", pod("a", "x"))
+    write(tmp_path / "d" / "b.json", '{"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "n"}}')
+    write(tmp_path / "d" / "notes.txt", "not a manifest")
+    write(tmp_path / "one.yaml", POLICY)
+    changes, problems = load([tmp_path / "d", tmp_path / "one.yaml", tmp_path / "gone"])
+    assert said(changes) == ["+CiliumNetworkPolicy shop/p", "+Namespace n", "synced"]
+    assert [(one.file, one.line, one.field) for one in problems] == [
+        (str(tmp_path / "d" / "a.yaml"), 4, "status.podIP"),
+        (str(tmp_path / "gone"), None, ""),
+    ]
+
+
+def test_the_first_file_by_path_has_an_object_and_both_places_are_named(tmp_path: Path) -> None:
+    write(tmp_path / "b.yaml", pod("a", "10.0.0.6"))
+    write(tmp_path / "a.yaml", pod("a", "10.0.0.5", f"---\n{pod('a', '10.0.0.9')}"))
+    changes, problems = load([tmp_path])
+    (upsert, _) = changes
+    assert isinstance(upsert, Upsert)
+    assert isinstance(upsert.fact, Pod)
+    assert upsert.fact.addresses == ("10.0.0.5",)
+    a, b = tmp_path / "a.yaml", tmp_path / "b.yaml"
+    assert [str(one) for one in problems] == [
+        f"{a}:6: metadata.name: Pod default/a is already defined in {a}:1, which stays in force",
+        f"{b}:1: metadata.name: Pod default/a is already defined in {a}:1, which stays in force",
+    ]
+
+
+# Live, with real files
+
+
+class Watching:
+    """A source being watched; `until` folds batches until something holds."""
+
+    def __init__(self, source: FileSource, batches: AsyncIterator[list[Change]]) -> None:
+        self.source = source
+        self._batches = batches
+        self.facts: dict[Key, Fact] = {}
+        self.log: list[str] = []
+
+    async def next(self) -> list[str]:
+        async with asyncio.timeout(10):
+            changes = await anext(self._batches)
+        for change in changes:
+            if isinstance(change, Upsert):
+                self.facts[change.fact.key] = change.fact
+            elif isinstance(change, Delete):
+                del self.facts[change.key]
+        self.log += said(changes)
+        return said(changes)
+
+    async def until_names(self, *expected: str) -> None:
+        while names(self.facts) != sorted(expected):
+            await self.next()
+
+
+@asynccontextmanager
+async def watching(path: Path) -> AsyncIterator[Watching]:
+    source = FileSource(path)
+    batches = source.watch()
+    assert not isinstance(batches, list)
+    async with aclosing(batches):  # type: ignore[type-var]
+        watch = Watching(source, batches)
+        first = await watch.next()
+        assert first[-1] == "synced"
+        yield watch
+
+
+async def test_create_edit_rename_and_delete_are_seen(tmp_path: Path) -> None:
+    async with watching(tmp_path) as watch:
+        write(tmp_path / "a.yaml", pod("a"))
+        await watch.until_names("Pod default/a")
+        assert watch.source.files == {"a.yaml": (tmp_path / "a.yaml").stat().st_mtime_ns}
+        (tmp_path / "a.yaml").write_text(pod("b"))
+        await watch.until_names("Pod default/b")
+        (tmp_path / "a.yaml").rename(tmp_path / "z.yaml")
+        await watch.next()
+        assert list(watch.source.files) == ["z.yaml"]
+        (tmp_path / "z.yaml").unlink()
+        await watch.until_names()
+        assert watch.source.files == {}
+
+
+async def test_new_directories_are_watched_with_what_is_in_them(tmp_path: Path) -> None:
+    async with watching(tmp_path) as watch:
+        write(tmp_path / "deep" / "er" / "a.yaml", pod("a"))
+        await watch.until_names("Pod default/a")
+        write(tmp_path / "deep" / "er" / "b.yml", pod("b"))
+        await watch.until_names("Pod default/a", "Pod default/b")
+        assert sorted(watch.source.files) == ["deep/er/a.yaml", "deep/er/b.yml"]
+
+
+async def test_a_mounted_config_map_is_read_once_and_its_swap_is_seen(tmp_path: Path) -> None:
+    write(tmp_path / "..v1" / "a.yaml", pod("a"))
+    (tmp_path / "..data").symlink_to("..v1")
+    (tmp_path / "a.yaml").symlink_to("..data/a.yaml")
+    async with watching(tmp_path) as watch:
+        assert names(watch.facts) == ["Pod default/a"]
+        assert watch.source.problems == ()
+        write(tmp_path / "..v2" / "a.yaml", pod("b"))
+        (tmp_path / "..new").symlink_to("..v2")
+        (tmp_path / "..new").rename(tmp_path / "..data")
+        await watch.until_names("Pod default/b")
+
+
+async def test_a_broken_edit_is_reported_and_mended(tmp_path: Path) -> None:
+    write(tmp_path / "a.yaml", pod("a"))
+    async with watching(tmp_path) as watch:
+        write(tmp_path / "a.yaml", pod("a", "nonsense"))
+        assert await watch.next() == []
+        (problem,) = watch.source.problems
+        assert (problem.file, problem.line, problem.field) == ("a.yaml", 4, "status.podIP")
+        assert names(watch.facts) == ["Pod default/a"]
+        assert watch.source.files == {"a.yaml": (tmp_path / "a.yaml").stat().st_mtime_ns}
+        write(tmp_path / "a.yaml", pod("a", "10.0.0.8"))
+        assert await watch.next() == ["+Pod default/a"]
+        assert watch.source.problems == ()
+
+
+async def test_a_file_written_bit_by_bit_is_never_believed_half(tmp_path: Path) -> None:
+    text = pod("a", extra=f"---\n{pod('b', '10.0.0.6')}")
+    write(tmp_path / "a.yaml", text)
+    async with watching(tmp_path) as watch:
+        for _ in range(3):
+            with (tmp_path / "a.yaml").open("w") as file:
+                for start in range(0, len(text), 40):
+                    file.write(text[start : start + 40])
+                    file.flush()
+                    await asyncio.sleep(0.01)
+        write(tmp_path / "end.yaml", pod("end", "10.0.0.9"))
+        await watch.until_names("Pod default/a", "Pod default/b", "Pod default/end")
+        assert not [word for word in watch.log if word.startswith("-")]
+
+
+async def test_many_edits_at_once_are_few_batches(tmp_path: Path) -> None:
+    async with watching(tmp_path) as watch:
+        for number in range(100):
+            write(tmp_path / f"{number:03}.yaml", pod(f"p{number}", f"10.0.1.{number}"))
+        batches = 0
+        while len(watch.facts) < 100:
+            await watch.next()
+            batches += 1
+        assert batches <= 10
+
+
+async def test_a_directory_that_goes_away_keeps_what_was_read(tmp_path: Path) -> None:
+    root = tmp_path / "src"
+    write(root / "a.yaml", pod("a"))
+    async with watching(root) as watch:
+        root.rename(tmp_path / "elsewhere")
+        await watch.next()
+        assert names(watch.facts) == ["Pod default/a"]
+        assert "cannot be read" in watch.source.problems[0].message
+        (tmp_path / "elsewhere").rename(root)
+        while watch.source.problems:
+            await watch.next()
+        assert names(watch.facts) == ["Pod default/a"]
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root reads everything")
+async def test_a_file_that_may_not_be_read_keeps_what_was_read(tmp_path: Path) -> None:
+    write(tmp_path / "a.yaml", pod("a"))
+    async with watching(tmp_path) as watch:
+        (tmp_path / "a.yaml").chmod(0)
+        await watch.next()
+        assert names(watch.facts) == ["Pod default/a"]
+        assert "cannot be read" in watch.source.problems[0].message
