@@ -1,8 +1,8 @@
-"""RE2 patterns: which ones are usable, and many of them against one text for the price of one.
+r"""RE2 patterns: which ones are usable, and many of them against one text for the price of one.
 
 Patterns match whole strings, case-sensitively, in RE2's UTF-8 mode (as Envoy does it): `.` and classes stand for one
-Unicode character, so `/café/.` means what it says, and bytes that are not UTF-8 match no pattern at all. All our HTTP
-rules allow, so matching nothing is the closed answer.
+Unicode character, so `/café/.` means what it says, and bytes that RE2 cannot read as UTF-8 (it lets encoded surrogates
+pass) match nothing but `\C`. All our HTTP rules allow, so matching nothing is the closed answer.
 """
 
 from __future__ import annotations

@@ -199,6 +199,14 @@ class Bench:
         return server()
 
     @staticmethod
+    def pod(number: int, namespace: str, **labels: str) -> Identity:
+        return Identity(IdentityId(number), pod_labels(namespace, **labels))
+
+    @staticmethod
+    def endpoint(number: int, namespace: str, **labels: str) -> Endpoint:
+        return Endpoint(EndpointId(number), namespace, "x", IdentityId(999), pod_labels(namespace, **labels), ())
+
+    @staticmethod
     def identities_for(rules: Iterable[Rule], *, dual: bool = True) -> dict[int, Identity]:
         return identities_for(rules, dual=dual)[0]
 
