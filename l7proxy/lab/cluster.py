@@ -113,10 +113,14 @@ class Cluster:
 def field_of(manifest: Manifest, path: str, kind: type, default: Any) -> Any:
     """The value at `a.b.c`, checked to be of `kind`; `default` when it is absent or null."""
     value: object = manifest.document
+    done: list[str] = []
     for part in path.split("."):
-        value = value.get(part) if isinstance(value, dict) else None
-    if value is None:
-        return default
+        if not isinstance(value, dict):
+            raise manifest.error(f"must be a mapping, not {type(value).__name__}", ".".join(done))
+        value = value.get(part)
+        if value is None:
+            return default
+        done.append(part)
     if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
         raise manifest.error(f"must be a {kind.__name__}, not {type(value).__name__}", path)
     return value

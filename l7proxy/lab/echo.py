@@ -19,7 +19,7 @@ import ssl
 import subprocess
 import tempfile
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import h11
 
@@ -216,8 +216,7 @@ async def _start_udp(port: int) -> asyncio.DatagramTransport:
 
 class _Udp(asyncio.DatagramProtocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.DatagramTransport)
-        self.transport = transport
+        self.transport = cast(asyncio.DatagramTransport, transport)  # in 3.11 the real one is of another class
 
     def datagram_received(self, data: bytes, addr: tuple[str | Any, int]) -> None:
         self.transport.sendto(f"{host_port(addr).address}\n".encode() + data, addr)
