@@ -11,7 +11,7 @@ import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
-from typing import Final, assert_never
+from typing import Final, assert_never, cast
 
 import msgspec
 
@@ -155,8 +155,7 @@ class _Peer(asyncio.Protocol):
         return f"worker {self.state.worker} (pid {self.state.pid})" if self.state else "a peer without Hello"
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self.transport = transport
+        self.transport = cast(asyncio.Transport, transport)  # uvloop's does not inherit from it
         if not local.is_ours(transport):
             log.error("link: refused a peer that is neither root nor our own user")
             transport.abort()

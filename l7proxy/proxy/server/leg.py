@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from enum import IntFlag
-from typing import Final, Protocol
+from typing import Final, Protocol, cast
 
 from l7proxy.model.net import HostPort, canonical
 from l7proxy.proxy.server.upstream import reset_on_close
@@ -56,12 +56,11 @@ class Leg(asyncio.Protocol):
         self.gone = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self.transport = transport
-        self.write = transport.write
-        transport.set_write_buffer_limits(HIGH_WATER, LOW_WATER)
+        self.transport = made = cast(asyncio.Transport, transport)  # uvloop's does not inherit from it
+        self.write = made.write
+        made.set_write_buffer_limits(HIGH_WATER, LOW_WATER)
         if self._holds:
-            transport.pause_reading()
+            made.pause_reading()
         self._party.opened(self)
 
     def data_received(self, data: bytes) -> None:

@@ -401,13 +401,14 @@ class Session:
             self._broke(error)
 
     def _broke(self, error: Exception) -> None:
-        if self._over:
-            log.error("a session that had ended failed: %r", error)
-        else:
-            log.error("session %s > %s failed", self._source, self._destination, exc_info=error)
-            self._tell(refusal(f"internal error: {type(error).__name__}: {error}", verdict=Verdict.ERROR))
+        over, self._over = self._over, True
         self._around.counts.errors += 1
-        self._reset()
+        log.error("session %s > %s failed", self._source, self._destination, exc_info=error)
+        try:
+            if not over:
+                self._tell(refusal(f"internal error: {type(error).__name__}: {error}", verdict=Verdict.ERROR))
+        finally:
+            self._reset()
 
     def _leave_if_done(self) -> None:
         """Both descriptors are closed: nothing knows this session any more."""
