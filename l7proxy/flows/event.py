@@ -92,6 +92,7 @@ class Enricher:
         revision: int = 0,
         query: bool = False,
         headers: frozenset[str] = frozenset(),
+        remembered: int = REMEMBERED,
         new_uuid: Callable[[], object] = uuid.uuid4,
     ) -> None:
         self._names = names
@@ -99,6 +100,7 @@ class Enricher:
         self._revision = str(revision) if revision else ""
         self._query = query
         self._headers = frozenset(name.lower() for name in headers)
+        self._remembered = remembered
         self._new_uuid = new_uuid
         self._ends: dict[tuple[str, int], Endpoint] = {}
         self._policies: dict[RuleRef, Policy] = {}
@@ -250,7 +252,7 @@ class Enricher:
         key = (address, identity)
         end = self._ends.get(key)
         if end is None:
-            if len(self._ends) >= REMEMBERED:
+            if len(self._ends) >= self._remembered:
                 self._ends.clear()
             end = self._ends[key] = self._look_up(address, identity)
         return end

@@ -31,7 +31,7 @@ MAX_VALUES: Final = 1024
 
 def build(request: Mapping[str, Any] | None) -> Predicate:
     """A predicate of `{"whitelist": [filter…], "blacklist": [filter…]}`. ConfigError names the field at fault."""
-    request = _object(request or {}, "filters")
+    request = _object({} if request is None else request, "filters")
     for key in request:
         if key not in ("whitelist", "blacklist"):
             raise ConfigError(f"invalid filters: unknown list {key!r}; there are whitelist and blacklist")

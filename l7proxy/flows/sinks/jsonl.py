@@ -15,6 +15,7 @@ import stat
 import threading
 import time
 from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -26,6 +27,7 @@ from l7proxy.flows.flow import Item
 LOG: Final = logging.getLogger(__name__)
 MAX_BYTES: Final = 10 << 20
 MAX_BACKUPS: Final = 5
+LOOK_AGAIN_MS: Final = 200
 RETRY_AFTER: Final = 5.0
 """Seconds until a file that could not be opened or written is tried again."""
 
@@ -37,10 +39,13 @@ class Sink(Protocol):
     problem: str
 
     def write(self, items: Iterable[Item]) -> None:
-        """May block; must not raise."""
+        """May block; must not raise. One thread at a time."""
+
+    def hurry(self) -> None:
+        """From another thread: wait for nobody any more."""
 
     def close(self, items: Iterable[Item] = ()) -> None:
-        """The last ones. A write that another thread is blocked in ends soon after."""
+        """Write the last ones, and no more."""
 
 
 class JsonLinesFile:
@@ -63,20 +68,20 @@ class JsonLinesFile:
         self._fd = -1
         self._size = 0
         self._retry_at = float("-inf")
-        self._lock = threading.Lock()
 
     def write(self, items: Iterable[Item]) -> None:
-        with self._lock:
-            try:
-                self._append([item.line() for item in items])
-            except OSError as error:
-                self._retry_at = self._now() + RETRY_AFTER
-                self.problem = f"flow log {self._path}: {error.strerror or error}"
+        try:
+            self._append([item.line() for item in items])
+        except OSError as error:
+            self._retry_at = self._now() + RETRY_AFTER
+            self.problem = f"flow log {self._path}: {error.strerror or error}"
+
+    def hurry(self) -> None:
+        """A file waits for nobody but the disk."""
 
     def close(self, items: Iterable[Item] = ()) -> None:
         self.write(items)
-        with self._lock:
-            self._shut()
+        self._shut()
 
     def _append(self, lines: list[bytes]) -> None:
         """Whole lines, as many per write as fit before the next rotation. Lost are those after the first failure."""
@@ -174,19 +179,20 @@ class JsonLinesStream:
         self._name = name
         self._patience = patience
         self._rest = b""
-        self._lock = threading.Lock()
-        self._closing = threading.Event()
+        self._hurried = threading.Event()
         self._poll = select.poll()
         self._poll.register(fd, select.POLLOUT)
 
     def write(self, items: Iterable[Item]) -> None:
-        with self._lock:
-            for item in items:
-                if not self._send(item.line()):
-                    self.lost += 1
+        for item in items:
+            if not self._send(item.line()):
+                self.lost += 1
+
+    def hurry(self) -> None:
+        self._hurried.set()
 
     def close(self, items: Iterable[Item] = ()) -> None:
-        self._closing.set()
+        self.hurry()
         self.write(items)
 
     def _send(self, line: bytes) -> bool:
@@ -209,29 +215,38 @@ class JsonLinesStream:
         return True
 
     def _out(self, data: bytes) -> int:
-        """As much as is taken before patience ends. Pieces of PIPE_BUF never block once poll says there is room."""
+        """As much as is taken before patience ends; once it has ended, what is taken at once.
+
+        Pieces of PIPE_BUF never block when poll has said that there is room (pipe(7)).
+        """
         written = 0
         deadline = time.monotonic() + self._patience
         while written < len(data):
-            if self._poll.poll(0 if self._closing.is_set() else 200):
+            patient = not self.problem and not self._hurried.is_set() and time.monotonic() < deadline
+            if self._poll.poll(LOOK_AGAIN_MS if patient else 0):
                 written += os.write(self._fd, data[written : written + select.PIPE_BUF])
-            elif self._closing.is_set() or time.monotonic() > deadline:
+            elif not patient:
                 break
         return written
 
 
 async def run(ring: Ring, sink: Sink) -> None:
-    """Feed the sink for ever. When cancelled, what is already in the ring still goes out."""
-    reader = Reader(ring)
+    """Feed the sink for ever, from what the ring has. When cancelled, what is in the ring by then still goes out."""
+    reader = Reader(ring, start=ring.oldest)
+    loop = asyncio.get_running_loop()
     said = ""
-    try:
-        while True:
-            await asyncio.to_thread(sink.write, await reader.next_batch())
-            if sink.problem != said:
-                said = sink.problem
-                LOG.warning("%s; %d lines lost so far", said or "flow log: works again", sink.lost)
-    finally:
-        sink.close(reader.batch(ring.capacity))
+    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="flow-log") as thread:
+        try:
+            while True:
+                batch = await reader.next_batch()
+                # Shielded: a batch that waits for the thread when we are cancelled would else be forgotten.
+                await asyncio.shield(loop.run_in_executor(thread, sink.write, batch))
+                if sink.problem != said:
+                    said = sink.problem
+                    LOG.warning("%s; %d lines lost so far", said or "flow log: works again", sink.lost)
+        finally:
+            sink.hurry()
+            await loop.run_in_executor(thread, sink.close, reader.batch(ring.capacity))
 
 
 def open_sink(path: str, *, max_bytes: int = MAX_BYTES, backups: int = MAX_BACKUPS) -> Sink:
