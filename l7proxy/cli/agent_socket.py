@@ -47,6 +47,7 @@ def stream(path: Path, request: Mapping[str, Any], *, patience: float | None = N
     with closing(_connect(path, patience)) as connection:
         try:
             connection.sendall(json.dumps(request).encode() + b"\n", socket.MSG_NOSIGNAL)
+            connection.shutdown(socket.SHUT_WR)  # no more questions: the agent closes after its last line
             for line in _lines(connection):
                 yield _answer(line)
         except TimeoutError as error:

@@ -55,9 +55,13 @@ app.add_typer(policy.app, name="policy")
 )
 def lab(context: typer.Context) -> None:
     """A cluster of network namespaces on this machine: real packets, real pods, no Kubernetes (`lab --help`)."""
+    raise typer.Exit(_lab(context.args))
+
+
+def _lab(arguments: Sequence[str]) -> int:
     from l7proxy.lab.cli import app as lab_app
 
-    raise typer.Exit(_call(lab_app, context.args, "l7proxy lab"))
+    return _call(lab_app, arguments, "l7proxy lab")
 
 
 def _show_version(asked: bool) -> None:
@@ -80,6 +84,8 @@ def invoke(arguments: Sequence[str]) -> int:
     from tproxy_rules.backend import KernelError
 
     try:
+        if arguments[:1] == ["lab"]:  # handed on untouched: our own parser would swallow the `--` of `lab exec POD -- …`
+            return _lab(arguments[1:])
         return _call(app, _prepared(arguments), "l7proxy")
     except (L7ProxyError, KernelError) as error:
         complain(str(error))
