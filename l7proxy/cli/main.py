@@ -84,7 +84,7 @@ def invoke(arguments: Sequence[str]) -> int:
     from tproxy_rules.backend import KernelError
 
     try:
-        if arguments[:1] == ["lab"]:  # handed on untouched: our own parser would swallow the `--` of `lab exec POD -- …`
+        if arguments[:1] == ["lab"]:  # untouched: our own parser would swallow the `--` of `lab exec POD -- COMMAND`
             return _lab(arguments[1:])
         return _call(app, _prepared(arguments), "l7proxy")
     except (L7ProxyError, KernelError) as error:
