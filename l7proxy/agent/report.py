@@ -43,7 +43,7 @@ def status(
             "kind": source_kind,
             "path": source_path,
             "synced": current is not None and current.source.synced,
-            "files": dict(current.source.files) if current else {},
+            "files": dict(sorted(current.source.files.items())) if current else {},
             "problems": _problems(current),
         },
         "kernel": _kernel(reconciler.kernel),

@@ -120,7 +120,7 @@ def load(path: Path | None, overrides: Mapping[str, Any] | None = None) -> Setti
             hint = f"; did you mean {near[0]}?" if near else ""
             raise ConfigError(f"{place}unknown setting {key!r}{hint}")
     try:
-        settings = msgspec.convert(values, Settings, dec_hook=_decode, builtin_types=(Path,))
+        settings = msgspec.convert(values, Settings, dec_hook=_decode)
     except msgspec.ValidationError as error:
         field = re.search(r"`\$\.(\w+)", str(error))
         what = str(error).partition(" - at")[0]

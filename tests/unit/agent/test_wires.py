@@ -1,0 +1,145 @@
+"""Cables: libcni's results, checked against the node's links; real links in a namespace of their own."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from l7proxy.agent.wires import Cable, Ground, Link, Wires, connect, look, parse_result, read_cables
+from tproxy_rules.desired import Bridge, Port
+
+MAC = "0a:58:0a:00:01:05"
+
+
+def result(**changes: Any) -> dict[str, Any]:
+    """What the bridge plugin leaves, as libcni caches it."""
+    inner: dict[str, Any] = {
+        "cniVersion": "1.0.0",
+        "interfaces": [
+            {"name": "cni0", "mac": "02:00:00:00:00:01"},
+            {"name": "veth1", "mac": "02:00:00:00:00:02"},
+            {"name": "eth0", "mac": MAC.upper(), "sandbox": "/run/netns/x"},
+        ],
+        "ips": [{"address": "10.0.1.5/24", "gateway": "10.0.1.1", "interface": 2}, {"address": "FD00::05/64"}],
+    }
+    return {"kind": "cniCacheV1", "containerId": "c", "result": inner | changes}
+
+
+BRIDGED = Ground(
+    {
+        "cni0": Link("cni0", "02:00:00:00:00:01", "bridge"),
+        "veth1": Link("veth1", "02:00:00:00:00:02", "veth", "cni0"),
+        "cali1": Link("cali1", "ee:ee:ee:ee:ee:ee", "veth"),
+    },
+    frozenset({"10.0.1.1"}),
+    {"10.0.9.9": "cali1"},
+)
+
+
+def test_a_bridged_pod() -> None:
+    (cable,) = parse_result(result())
+    assert cable == Cable(("cni0", "veth1"), MAC, ("10.0.1.5", "fd00::5"))
+    wires = connect([cable], BRIDGED)
+    port = Port("veth1", MAC, "cni0")
+    assert wires.ports == {"10.0.1.5": port, "fd00::5": port, "10.0.9.9": Port("cali1")}
+    assert wires.bridges == (Bridge("cni0", "02:00:00:00:00:01"),)
+    assert wires.local_addresses == {"10.0.1.1"}
+
+
+def test_a_routed_pod_whose_plugin_names_the_host_side_only() -> None:
+    routed = result(interfaces=[{"name": "cali1"}], ips=[{"address": "10.0.9.9/32"}])["result"]
+    assert connect(parse_result(routed), BRIDGED).ports["10.0.9.9"] == Port("cali1")
+
+
+def test_results_of_dead_pods_say_nothing() -> None:
+    gone = Cable(("cni0", "veth0"), MAC, ("10.0.1.5",))
+    assert "10.0.1.5" not in connect([gone], BRIDGED).ports
+
+
+def test_two_live_cables_with_one_address_are_nobodys() -> None:
+    wires = connect([Cable(("veth1",), MAC, ("10.0.1.5",)), Cable(("cali1",), MAC, ("10.0.1.5",))], BRIDGED)
+    assert "10.0.1.5" not in wires.ports
+    assert wires.problems == ("10.0.1.5 is at the end of several cables",)
+
+
+def test_a_bridge_port_without_a_mac_is_unknown() -> None:
+    assert connect([Cable(("veth1",), "", ("10.0.1.5",))], Ground(BRIDGED.links)).ports == {}
+
+
+@pytest.mark.parametrize("name", ["a b", 'x"; drop', "a" * 16, "", "eth0*"])
+def test_names_that_are_no_plain_names_are_no_links(name: str) -> None:
+    strange = result(interfaces=[{"name": name}, {"name": "eth0", "mac": MAC, "sandbox": "s"}])
+    assert [cable.hosts for cable in parse_result(strange)] == [()]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "[]",
+        "7",
+        '{"result": 1}',
+        '{"result": {"interfaces": "x"}}',
+        '{"result": {"interfaces": [1]}}',
+        '{"result": {"ips": [{"address": "x"}]}}',
+        '{"result": {"ips": [{}]}}',
+        "[" * 100_000,
+    ],
+)
+def test_a_file_that_is_no_result_is_told_and_skipped(tmp_path: Path, text: str) -> None:
+    (tmp_path / "bad").write_text(text)
+    (tmp_path / "good").write_text(json.dumps(result()))
+    problems: list[str] = []
+    assert len(read_cables(tmp_path, problems)) == 1
+    assert len(problems) == 1
+    assert str(tmp_path / "bad") in problems[0]
+
+
+@pytest.mark.parametrize("index", [-1, 3, "2", None, True])
+def test_an_interface_number_that_points_nowhere_is_harmless(index: object) -> None:
+    (cable,) = parse_result(result(ips=[{"address": "10.0.1.5/24", "interface": index}]))
+    assert cable.addresses == ("10.0.1.5",)
+
+
+def test_no_cache_is_no_trouble(tmp_path: Path) -> None:
+    wires = look(tmp_path / "none")
+    assert isinstance(wires, Wires)
+    assert wires.problems == ()
+
+
+@pytest.mark.sandbox
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root for a network namespace")
+def test_real_links_are_found(tmp_path: Path) -> None:
+    (tmp_path / "r").write_text(json.dumps(result()))
+    script = f"""
+    set -e
+    ip link add cni0 type bridge
+    ip link add veth1 type veth peer name p1
+    ip link set veth1 master cni0
+    ip link add cali1 type veth peer name p2
+    ip link set cali1 up; ip link set cni0 up; ip link set veth1 up
+    ip addr add 10.0.1.1/24 dev cni0
+    ip route add 10.0.9.9/32 dev cali1
+    ip link add kube-ipvs0 type bridge
+    ip addr add 10.96.0.1/32 dev kube-ipvs0
+    exec {sys.executable} -c 'from pathlib import Path; from l7proxy.agent.wires import look
+w = look(Path("{tmp_path}"))
+print(w.ports["10.0.1.5"].interface, w.ports["10.0.1.5"].bridge, w.ports["10.0.9.9"].interface)
+print([b.name for b in w.bridges], "10.0.1.1" in w.local_addresses, "10.96.0.1" in w.local_addresses, w.problems)'
+    """
+    done = subprocess.run(
+        ["unshare", "--net", "bash", "-c", textwrap.dedent(script)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.stderr == ""
+    assert done.stdout.splitlines() == ["veth1 cni0 cali1", "['cni0'] True False ()"]
