@@ -135,7 +135,7 @@ def status(
         if output == "json":
             print(json.dumps(facts, indent=2))
         else:
-            show.render(facts, Console())
+            show.render(facts, show.console())
         if not facts["up"] or any(node["agent"] and node["agent"]["waiting"] for node in facts["nodes"]):
             raise typer.Exit(1)
 
@@ -167,7 +167,7 @@ def run(
     with told():
         userns.enter(state.Lab(name), create=True)
         only = scenario.Only(tuple(cni), tuple(bridge_nf_call), tuple(backend), tuple(ip_family))
-        ok = scenario.run(scenario.load(file), only, name, Console(), _progress)
+        ok = scenario.run(scenario.load(file), only, name, show.console(), _progress)
         raise typer.Exit(0 if ok else 1)
 
 

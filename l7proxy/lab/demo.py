@@ -12,9 +12,8 @@ from typing import Annotated, Final
 
 import typer
 from rich.console import Console
-from rich.table import Table
 
-from l7proxy.lab import cli, lifecycle, scenario, userns
+from l7proxy.lab import cli, lifecycle, scenario, show, userns
 from l7proxy.lab.scenario import Case, Row, Scenario
 from l7proxy.lab.settings import Cni, Families, Kernel, Settings
 from l7proxy.lab.state import Lab
@@ -46,7 +45,7 @@ def demo(
     keep: Annotated[bool, typer.Option("--keep", help="Leave the lab up, to look around.")] = False,
 ) -> None:
     """Two nodes, real pods, a CiliumNetworkPolicy: every request, what was expected, what was seen."""
-    out, begun = Console(), time.monotonic()
+    out, begun = show.console(), time.monotonic()
     with cli.told():
         userns.enter(Lab(name), create=True)
         out.print(f"The policy (deploy/demo/policy.yaml), on CNI [bold]{cni.value}[/]:\n")
@@ -75,7 +74,7 @@ def demo(
 
 
 def _table(rows: list[Row], out: Console) -> None:
-    table = Table("WHO", "REQUEST", "TO", "EXPECTED", "SEEN", "")
+    table = show.table("WHO", "REQUEST", "TO", "EXPECTED", "SEEN", "")
     for row in rows:
         word = row.seen.word if row.seen else "-"
         told = EXPLAINED.get(word, "").format(source=row.seen.source if row.seen else "")
@@ -94,14 +93,13 @@ def _short(case: Case) -> str:
 def _flows(lab: Lab, out: Console) -> None:
     """What the agents recorded, as `l7proxy observe` shows it."""
     for node in lab.load().nodes:
-        out.print(f"\nFlows of {node} (l7proxy observe --run-dir {lab.run_directory(node)}):", highlight=False)
-        command = [sys.executable, "-m", "l7proxy.cli.main", "observe", "--last", "200"]
+        command = ["observe", "--last", "200", "--run-dir", str(lab.run_directory(node))]
         done = subprocess.run(
-            [*command, "--run-dir", str(lab.run_directory(node))], capture_output=True, text=True, check=False
+            [sys.executable, "-m", "l7proxy.cli.main", *command], capture_output=True, text=True, check=False
         )
-        for line in (done.stdout + done.stderr).splitlines():
-            out.print(line, markup=False, highlight=False, soft_wrap=True)
-    out.print()
+        if told := done.stdout + done.stderr:
+            out.print(f"\n{node}: l7proxy {' '.join(command)}", highlight=False, soft_wrap=True)
+            out.print(told, markup=False, highlight=False, soft_wrap=True)
 
 
 def main() -> None:

@@ -25,10 +25,9 @@ from typing import Any, Final, TypeVar
 import msgspec
 import yaml
 from rich.console import Console
-from rich.table import Table
 
 from l7proxy.errors import ConfigError
-from l7proxy.lab import lifecycle, names, probe
+from l7proxy.lab import lifecycle, names, probe, show
 from l7proxy.lab.backends import backends
 from l7proxy.lab.cluster import Cluster, Pod
 from l7proxy.lab.execute import find
@@ -275,7 +274,7 @@ def _faults(row: Row, seen: probe.Seen) -> Iterator[str]:
 
 def render(done: Sequence[Row], out: Console) -> None:
     """All rows, and a line with the sum."""
-    table = Table("LAB", "IP", "FROM", "TO", "REQUEST", "EXPECTED", "SEEN", "")
+    table = show.table("LAB", "IP", "FROM", "TO", "REQUEST", "EXPECTED", "SEEN", "")
     for row in done:
         word = row.seen.word if row.seen else "-"
         path = f"{row.via}, {'same' if row.same_node else 'other'} node"

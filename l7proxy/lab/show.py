@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -81,27 +82,42 @@ def _agent(lab: Lab, node: str) -> dict[str, Any]:
     return {"answers": True, "waiting": agents.not_enforced(lab, node), "problems": problems, **told}
 
 
-def render(facts: dict[str, Any], console: Console) -> None:
-    console.print(
+WIDE: Final = 150
+"""Columns where nobody's terminal says how many there are: files and pipes have room."""
+
+
+def console() -> Console:
+    """Standard output."""
+    terminal = Console()
+    return terminal if terminal.is_terminal else Console(width=WIDE)
+
+
+def table(*columns: str) -> Table:
+    """A plain one: no line is broken before it must."""
+    return Table(*columns, box=box.SIMPLE_HEAD, pad_edge=False)
+
+
+def render(facts: dict[str, Any], out: Console) -> None:
+    out.print(
         f"lab [bold]{facts['name']}[/]: {'up' if facts['up'] else '[red]not up[/]'}, CNI {facts['cni']}, "
         f"IP {facts['ip_family']}, in {facts['directory']}"
     )
-    nodes = Table("NODE", "ADDRESSES", "PODS IN", "AGENT")
+    nodes = table("NODE", "ADDRESSES", "PODS IN", "AGENT")
     for node in facts["nodes"]:
         nodes.add_row(node["name"], " ".join(node["addresses"]), " ".join(node["pod_cidrs"]), _agent_words(node))
-    pods = Table("POD", "NODE", "ADDRESSES", "SERVES", "CONTAINERS")
+    pods = table("POD", "NODE", "ADDRESSES", "SERVES", "CONTAINERS")
     for pod in facts["pods"]:
         words = "; ".join(_container_words(container) for container in pod["containers"])
         state = words if pod["alive"] else f"[red]dead[/] {pod['error']}"
         pods.add_row(pod["name"], pod["node"], " ".join(pod["addresses"]), " ".join(pod["listeners"]), state)
-    services = Table("SERVICE", "ADDRESSES", "PORTS")
+    services = table("SERVICE", "ADDRESSES", "PORTS")
     for service in facts["services"]:
         services.add_row(service["name"], " ".join(service["addresses"]) or "headless", " ".join(service["ports"]))
-    for table in (nodes, pods, services):
-        console.print(table)
+    for each in (nodes, pods, services):
+        out.print(each)
     for node in facts["nodes"]:
         for problem in (node["agent"] or {}).get("problems") or []:
-            console.print(f"{node['name']}: {problem}", markup=False)
+            out.print(f"{node['name']}: {problem}", markup=False)
 
 
 def _agent_words(node: dict[str, Any]) -> str:
