@@ -21,7 +21,7 @@ from l7proxy.policy.lang.document import Document
 from l7proxy.policy.lang.fields import Locate, Note
 from l7proxy.policy.rules import Rule
 
-__all__ = ["Locate", "Note", "is_policy", "notes", "parse", "refuse"]
+__all__ = ["Locate", "Note", "faults", "is_policy", "notes", "parse", "refuse"]
 
 Parse = Callable[[Mapping[Any, Any], Locate | None], tuple[Document, tuple[Rule, ...]]]
 
@@ -73,12 +73,23 @@ def is_policy(document: object) -> bool:
 
 def parse(document: Mapping[Any, Any], *, locate: Locate | None = None) -> tuple[Rule, ...]:
     """The rules of one policy document. PolicyError names the field; `unsupported` if it is only we who cannot."""
-    return _parse(document, locate)[1]
+    read, rules = _read(document, locate)
+    if read.faults:
+        raise read.faults[0]
+    return rules
+
+
+def faults(document: Mapping[Any, Any]) -> tuple[PolicyError, ...]:
+    """All that is wrong with a document, as far as it can be told at once: at most one per rule item. () when good."""
+    try:
+        return tuple(_read(document, None)[0].faults)
+    except PolicyError as fault:
+        return (fault,)
 
 
 def notes(document: Mapping[Any, Any]) -> tuple[Note, ...]:
-    """Remarks on a valid document: what its author may not expect. PolicyError as from `parse`."""
-    return tuple(dict.fromkeys(_parse(document, None)[0].notes))
+    """Remarks on a document: what its author may not expect. PolicyError when nothing of it can be read."""
+    return tuple(dict.fromkeys(_read(document, None)[0].notes))
 
 
 def refuse(document: Mapping[Any, Any], reason: str, *, locate: Locate | None = None) -> tuple[Rule, ...]:
@@ -96,7 +107,7 @@ def refuse(document: Mapping[Any, Any], reason: str, *, locate: Locate | None = 
     )
 
 
-def _parse(document: Mapping[Any, Any], locate: Locate | None) -> tuple[Document, tuple[Rule, ...]]:
+def _read(document: Mapping[Any, Any], locate: Locate | None) -> tuple[Document, tuple[Rule, ...]]:
     language = _language(document)
     if language is None:
         raise PolicyError("not a policy: apiVersion and kind name none that we know", at="kind")

@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Final
 
 from l7proxy.model.labels import RESERVED, Selector
@@ -44,14 +45,14 @@ _LISTS: Final[Mapping[str, tuple[Direction, Action]]] = {
 
 
 def parse(root: Mapping[object, object], locate: Locate | None) -> tuple[Document, tuple[Rule, ...]]:
-    """The document's name and notes, and its rules."""
+    """The document with its notes and faults, and its rules, which only count when there are no faults."""
     found = Field(root, "").mapping(("apiVersion", "kind", "metadata", "spec", "specs", "status"))
     document = _document(found, locate)
     specs = [found["spec"]] if "spec" in found else []
     specs += found["specs"].items() if "specs" in found else []
     if not specs:
         Field(None, "spec").fail("spec or specs must be provided")
-    rules = [rule for spec in specs for rule in _spec(spec, document)]
+    rules = [rule for spec in specs for rule in document.collect(partial(_spec, spec, document))]
     return document, tuple(_numbered(rules))
 
 
@@ -96,7 +97,7 @@ def _spec(spec: Field, document: Document) -> Iterator[Rule]:
     for name, items in lists.items():
         direction, action = _LISTS[name]
         for item in items:
-            yield from _item(item, direction, action, scope)
+            yield from document.collect(partial(_item, item, direction, action, scope))
 
 
 def _subject(spec: Field, found: dict[str, Field], document: Document) -> Selector:

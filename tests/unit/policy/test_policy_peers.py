@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
 
+from l7proxy.model.ids import EndpointId
 from l7proxy.model.net import Network
-from l7proxy.policy.compile import ALLOW_LOCALHOST, cidrs_of
+from l7proxy.policy import decide, lang
+from l7proxy.policy.compile import ALLOW_LOCALHOST, cidrs_of, compile_policies
 
 if TYPE_CHECKING:
     from tests.unit.policy.conftest import Bench
@@ -135,6 +138,8 @@ def test_3_6_with_one_family_both_worlds_are_one(bench: Bench) -> None:
     assert land.egress("192.0.2.1") == "allow"
     land = bench.enforce("egress: [{toCIDRSet: [{cidr: 0.0.0.0/0, except: [10.0.0.0/8]}]}]", dual=False)
     assert [land.egress(each) for each in ("10.0.0.1", "192.0.2.1")] == ["no rule", "allow"]
+    land = bench.enforce("egress: [{toCIDRSet: [{cidr: 0.0.0.0/0, except: [0.0.0.0/0]}]}]", dual=False)
+    assert land.egress("192.0.2.1") == "no rule"
 
 
 def test_3_7_5_a_wide_deny_beats_a_narrow_allow(bench: Bench) -> None:
@@ -312,3 +317,15 @@ NAMED = [
 def test_a_named_port(spec: str, way: str, peer: str, port: str, expected: str, bench: Bench) -> None:
     land = bench.enforce(spec)
     assert (land.ingress if way == "ingress" else land.egress)(peer, port) == expected
+
+
+def test_3_9_1_replicas_may_have_other_numbers_under_one_name(bench: Bench) -> None:
+    one, two = bench.server(), replace(bench.server(), id=EndpointId(2), named_ports=frozenset({("http", 6, 8888)}))
+    rules = lang.parse(bench.cnp(f"ingress: [{{{ports(HTTP)}}}]"))
+    policies = compile_policies(rules, [one, two], bench.identities_for(rules))
+    verdicts = {
+        (number, port): decide.port(policies[number].ingress, 301, 6, port).l4.verdict.name
+        for number in (1, 2)
+        for port in (8080, 8888)
+    }
+    assert verdicts == {(1, 8080): "FORWARDED", (1, 8888): "DROPPED", (2, 8080): "DROPPED", (2, 8888): "FORWARDED"}

@@ -367,8 +367,14 @@ def test_no_pattern_and_no_bytes_make_judging_raise(pattern: str, text: bytes) -
 
 # Documents.
 
-WORDS = tuple(
-    ["apiVersion", "kind", "metadata", "name", "namespace", "labels", "description", "spec", "specs", "endpointSelector", "nodeSelector", "podSelector", "policyTypes", "ingress", "egress", "ingressDeny", "egressDeny", "enableDefaultDeny", "fromEndpoints", "toEndpoints", "fromCIDR", "toCIDRSet", "fromCIDRSet", "cidr", "except", "fromEntities", "toEntities", "toFQDNs", "icmps", "toPorts", "ports", "port", "endPort", "protocol", "rules", "http", "method", "path", "host", "headers", "matchLabels", "matchExpressions", "key", "operator", "values", "reserved:host", "$world", "io.kubernetes.pod.namespace"]
+WORDS = (
+    *("apiVersion", "kind", "metadata", "name", "namespace", "labels", "description", "spec", "specs"),
+    *("endpointSelector", "nodeSelector", "podSelector", "policyTypes", "enableDefaultDeny"),
+    *("ingress", "egress", "ingressDeny", "egressDeny", "icmps", "toFQDNs"),
+    *("fromEndpoints", "toEndpoints", "fromCIDR", "toCIDRSet", "fromCIDRSet", "cidr", "except", "fromEntities"),
+    *("toPorts", "ports", "port", "endPort", "protocol", "rules", "http", "method", "path", "host", "headers"),
+    *("matchLabels", "matchExpressions", "key", "operator", "values"),
+    *("reserved:host", "$world", "io.kubernetes.pod.namespace"),
 )
 SCALARS = st.one_of(
     st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=8),
@@ -394,8 +400,10 @@ def check_safe(document: Any) -> None:
     except PolicyError as error:
         assert error.message
         assert str(error).isprintable()
+        assert str(error) in [str(fault) for fault in lang.faults(document)]
     else:
         assert parsed
+        assert lang.faults(document) == ()
     for rule in lang.refuse(document, "why"):
         assert rule.action is Action.DENY
         assert rule.refusal == "why"

@@ -598,3 +598,21 @@ def test_notes_on_values_that_are_null_and_flags_without_effect(bench: Bench) ->
 
 def test_a_plain_policy_has_no_notes(bench: Bench) -> None:
     assert lang.notes(bench.cnp("ingress: [{fromEndpoints: [{matchLabels: {app: a.b-c}}]}]")) == ()
+
+
+def test_faults_of_several_items_are_told_at_once(bench: Bench) -> None:
+    document = bench.cnp("{ingress: [{fromEntity: []}, {}, {fromCIDR: [x]}], egress: [{toEntities: [moon]}]}")
+    document["specs"] = [{}]
+    assert [fault.at for fault in lang.faults(document)] == [
+        "spec.ingress[0].fromEntity",
+        "spec.ingress[2].fromCIDR[0]",
+        "spec.egress[0].toEntities[0]",
+        "specs[0]",
+    ]
+    with pytest.raises(PolicyError) as caught:
+        lang.parse(document)
+    assert caught.value.at == "spec.ingress[0].fromEntity"
+
+
+def test_a_good_document_has_no_faults(bench: Bench) -> None:
+    assert lang.faults(bench.cnp("ingress: [{}]")) == ()
