@@ -177,7 +177,7 @@ class HttpGate:
             pass
         elif exchange is None or not exchange.allowed or exchange.answered:
             self._close(actions)  # law 4: nobody asked
-        elif self._server_held or not self._whole_response(exchange, data, actions):
+        else:
             self._take_response(exchange, data, actions)
         return actions
 
@@ -326,7 +326,7 @@ class HttpGate:
         if not self._asked:
             self._asked = True
             actions.append(Connect())
-        _to_server(actions, head.raw)
+        actions.append(ToServer(head.raw))
 
     def _take_body(self, exchange: _Exchange, reader: Body, data: bytes, actions: list[Action]) -> int:
         """Pass on (or read away, after a denial) what of `data` is the request's body. Returns how much that is."""
@@ -372,60 +372,58 @@ class HttpGate:
 
     # --- the server's bytes ------------------------------------------------------------------------------------------
 
-    def _whole_response(self, exchange: _Exchange, data: bytes, actions: list[Action]) -> bool:
-        """The common case: one read holds the response and nothing else. False: it is not that."""
-        if exchange.response is not None:
-            return False
-        head = http1_fast.response(data, exchange.head.method)
-        if not isinstance(head, ResponseHead) or len(head.raw) + head.framing != len(data) or head.framing < 0:
-            return False
-        exchange.response = head
-        actions.append(ToClient(data))
-        self._answered(exchange, b"", actions)
-        return True
-
     def _take_response(self, exchange: _Exchange, data: bytes, actions: list[Action]) -> None:
         try:
+            if exchange.response is None and not self._server_held:
+                fast = http1_fast.response(data, exchange.head.method)
+                if isinstance(fast, ResponseHead):
+                    self._begin_response(exchange, fast, data, actions)
+                    return
             while data and self._state is OPEN:
                 if exchange.response is not None:
                     self._take_response_body(exchange, data, actions)
                     return
-                head, data = self._read_response_head(exchange, data)
+                head = self._read_response_head(exchange, data)
                 if head is None:
                     return
-                if head.status < 200:
-                    self._take_interim(exchange, head, actions)
-                    continue
-                exchange.response = head
-                exchange.response_body = body(head.framing)
-                _to_client(actions, head.raw)
-                if exchange.response_body is None:
-                    self._answered(exchange, data, actions)
+                data = bytes(self._server_held)
+                self._server_held.clear()
+                if head.status >= 200:
+                    self._begin_response(exchange, head, data, actions)
                     return
+                data = data[len(head.raw) :]
+                self._take_interim(exchange, head, actions)
         except PeerError as error:
             self._fail(exchange, 502, f"bad response: {error}", actions)
             return
         if data and self._state is TUNNEL:
             _to_client(actions, data)
 
-    def _read_response_head(self, exchange: _Exchange, data: bytes) -> tuple[ResponseHead | None, bytes]:
-        """(the next head, what follows it); (None, nothing) while it is incomplete: the bytes are held."""
-        method = exchange.head.method
-        if not self._server_held:
-            fast = http1_fast.response(data, method)
-            if isinstance(fast, ResponseHead):
-                return fast, data[len(fast.raw) :]
+    def _read_response_head(self, exchange: _Exchange, data: bytes) -> ResponseHead | None:
+        """The strict reading of what is held and `data`: both are held then. None while the head is incomplete."""
         held = self._server_held
         held += data
         lines = self._response_lines = self._response_lines or http1_strict.response_lines()
         size = lines.feed(held)
         if not size:
-            return None, b""
-        head = http1_strict.response_head(lines, bytes(held[:size]), method)
-        rest = bytes(held[size:])
-        held.clear()
+            return None
         self._response_lines = None
-        return head, rest
+        return http1_strict.response_head(lines, bytes(held[:size]), exchange.head.method)
+
+    def _begin_response(self, exchange: _Exchange, head: ResponseHead, data: bytes, actions: list[Action]) -> None:
+        """`data` begins with `head`. In the common case it ends with the response, too."""
+        exchange.response = head
+        size = len(head.raw)
+        if size + head.framing == len(data):
+            actions.append(ToClient(data))
+            self._answered(exchange, b"", actions)
+            return
+        exchange.response_body = body(head.framing)
+        actions.append(ToClient(head.raw))
+        if exchange.response_body is None:
+            self._answered(exchange, data[size:], actions)
+        elif size < len(data):
+            self._take_response_body(exchange, data[size:], actions)
 
     def _take_interim(self, exchange: _Exchange, head: ResponseHead, actions: list[Action]) -> None:
         exchange.interim += 1
@@ -562,9 +560,7 @@ class HttpGate:
         actions.append(Emit(Malformed(self._now_ns(), self._conn, judgement, status)))
 
     def _url(self, head: RequestHead) -> str:
-        path = head.path
-        if b"?" in path and not self._options.flow_query:
-            path = path[: path.index(b"?")]
+        path = head.path if self._options.flow_query else head.path.partition(b"?")[0]
         return (b"http://" + head.host + (b"" if path == b"*" else path)).decode()
 
     def _shown(self, headers: list[Header]) -> tuple[tuple[str, str], ...]:

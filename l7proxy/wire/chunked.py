@@ -25,6 +25,7 @@ MAX_SIZE: Final = (1 << 63) - 1
 _SIZE_LINE = re.compile(
     rb"([0-9A-Fa-f]{1,16})((?:;" + TOKEN + rb"(?:=(?:" + TOKEN + rb'|"(?:[\t !#-\[\]-~]|\\[\t !-~])*"))?)*)\r\n'
 )
+_PLAIN_SIZE = re.compile(rb"([0-9A-Fa-f]{1,15})\r\n")
 _CONTROL = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
 _NOT_IN_TRAILERS: Final = frozenset(
     b"authorization connection content-encoding content-length content-range content-type cookie expect host "
@@ -41,6 +42,9 @@ class _At(IntEnum):
     TRAILER = 3
 
 
+SIZE, DATA, DATA_END, TRAILER = _At
+
+
 class ChunkedBody:
     """Feed it the bytes after the head, in any split; see body.Body."""
 
@@ -48,7 +52,7 @@ class ChunkedBody:
 
     def __init__(self) -> None:
         self.done = False
-        self._at = _At.SIZE
+        self._at = SIZE
         self._left = 0
         self._line = bytearray()  # the beginning of a line whose end has not come
         self._extensions = 0
@@ -57,15 +61,30 @@ class ChunkedBody:
     def feed(self, data: bytes) -> int:
         at, end = 0, len(data)
         while at < end and not self.done:
-            if self._at is _At.DATA:
+            if self._at is SIZE and not self._line and (match := _PLAIN_SIZE.match(data, at)):
+                at = self._take_plain(data, match)
+            elif self._at is DATA:
                 step = min(self._left, end - at)
                 self._left -= step
                 at += step
                 if not self._left:
-                    self._at = _At.DATA_END
+                    self._at = DATA_END
             else:
                 at = self._take_line(data, at)
         return at
+
+    def _take_plain(self, data: bytes, match: re.Match[bytes]) -> int:
+        """The common chunk: a size line in one piece, and often all of the chunk behind it."""
+        size = int(match[1], 16)
+        begin = match.end()
+        if size == 0:
+            self._at = TRAILER
+            return begin
+        if data[begin + size : begin + size + 2] == b"\r\n":
+            return begin + size + 2
+        self._left = size
+        self._at = DATA
+        return begin
 
     def _take_line(self, data: bytes, at: int) -> int:
         """Complete the current line from `data`, read it, and return where it ended."""
@@ -77,27 +96,27 @@ class ChunkedBody:
             line = bytes(self._line)
             self._line.clear()
             self._read(line)
-        elif self._at is _At.DATA_END and not b"\r\n".startswith(self._line):
+        elif self._at is DATA_END and not b"\r\n".startswith(self._line):
             raise PeerError("a chunk is longer than its size")
         return stop
 
     def _demand_room(self, more: int) -> None:
         length = len(self._line) + more
-        if self._at is _At.TRAILER:
+        if self._at is TRAILER:
             if self._trailers + length > MAX_TRAILERS:
                 raise PeerError(f"trailers are longer than {MAX_TRAILERS} bytes", status=431)
-        elif self._at is _At.SIZE and length > MAX_LINE:
+        elif self._at is SIZE and length > MAX_LINE:
             raise PeerError(f"a chunk-size line is longer than {MAX_LINE} bytes")
-        elif self._at is _At.DATA_END and length > 2:
+        elif self._at is DATA_END and length > 2:
             raise PeerError("a chunk is longer than its size")
 
     def _read(self, line: bytes) -> None:
-        if self._at is _At.SIZE:
+        if self._at is SIZE:
             self._read_size(line)
-        elif self._at is _At.TRAILER:
+        elif self._at is TRAILER:
             self._read_trailer(line)
         elif line == b"\r\n":
-            self._at = _At.SIZE
+            self._at = SIZE
         else:
             raise PeerError("a chunk is longer than its size")
 
@@ -111,7 +130,7 @@ class ChunkedBody:
         self._extensions += len(match[2])
         if self._extensions > MAX_EXTENSIONS:
             raise PeerError(f"chunk extensions are longer than {MAX_EXTENSIONS} bytes")
-        self._at = _At.DATA if self._left else _At.TRAILER
+        self._at = DATA if self._left else TRAILER
 
     def _read_trailer(self, line: bytes) -> None:
         if line == b"\r\n":

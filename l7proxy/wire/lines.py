@@ -77,10 +77,12 @@ class HeadLines:
         """All bytes from the head's first one on, each time. Returns where the head ends, or 0 while it does not."""
         fault = _FAULT.search(data, self._seen, MAX_HEAD)
         stop = fault.start() if fault else min(len(data), MAX_HEAD)
+        end = data.find(b"\r\n", self._seen, stop)
         self._seen = max(stop - 1, 0)  # a CR at the very end is judged with what follows it
-        while (end := data.find(b"\r\n", self._next, stop)) >= 0:
+        while end >= 0:
             line = bytes(data[self._next : end])
             self._next = end + 2
+            end = data.find(b"\r\n", self._next, stop)
             if self._take(line):
                 return self._next
         if fault:

@@ -171,7 +171,7 @@ def _rest(connection: h11.Connection) -> bytes:
     return connection.trailing_data[0] if isinstance(event, h11.EndOfMessage) else b""
 
 
-@settings(max_examples=1500, deadline=None)
+@settings(max_examples=600, deadline=None)
 @given(st.lists(STEPS, min_size=1, max_size=8), st.lists(st.integers(1, 90), min_size=1, max_size=4))
 def test_laws(steps: list[tuple[str, bytes]], cuts: list[int]) -> None:
     talk = Talk(lambda data: pieces(cuts, data))

@@ -62,6 +62,7 @@ X: a
 X: b
 X-Y:
 Cookie: a=b; c=d
+X: chunked, Content-Length: 7
 """)
 ODD_FIELDS: Final = _lines(r"""
 Host: h

@@ -52,7 +52,7 @@ def coded(draw: st.DrawFn) -> bytes:
     return bytes(body)
 
 
-@settings(max_examples=800, deadline=None)
+@settings(max_examples=300, deadline=None)
 @given(coded(), st.lists(st.integers(0, 1000), max_size=6))
 def test_cuts_change_nothing(data: bytes, cuts: list[int]) -> None:
     whole = read(data, [])
@@ -60,7 +60,7 @@ def test_cuts_change_nothing(data: bytes, cuts: list[int]) -> None:
     assert read(data, list(range(len(data)))) == whole
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=300, deadline=None)
 @given(coded())
 def test_h11_finds_the_same_end(data: bytes) -> None:
     end = read(data, [])

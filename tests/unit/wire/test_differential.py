@@ -1,6 +1,6 @@
 """Law: whenever the fast reader gives a head, the strict reader gives the same one.
 
-Hypothesis looks for counter-examples here; the long run is `python tests/unit/wire/test_differential.py RUNS [SEED]`.
+Hypothesis looks for counter-examples here; the long run is `python -m tests.unit.wire.test_differential RUNS [SEED]`.
 """
 
 from __future__ import annotations
@@ -57,13 +57,13 @@ def mutant(draw: st.DrawFn, *, answer: bool = False) -> bytes:
     return make(lambda below: draw(st.integers(0, below - 1)))
 
 
-@settings(max_examples=1500, deadline=None)
+@settings(max_examples=600, deadline=None)
 @given(mutant(), st.sampled_from(RULES))
 def test_requests(data: bytes, rules: PathRules) -> None:
     same_request(data, rules)
 
 
-@settings(max_examples=1000, deadline=None)
+@settings(max_examples=500, deadline=None)
 @given(mutant(answer=True), st.sampled_from(METHODS))
 def test_responses(data: bytes, method: bytes) -> None:
     same_response(data, method)

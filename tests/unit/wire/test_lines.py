@@ -26,7 +26,7 @@ def outcome(data: bytes, cuts: list[int]) -> str:
     return "more"
 
 
-@settings(max_examples=800, deadline=None)
+@settings(max_examples=300, deadline=None)
 @given(mutant(), st.lists(st.integers(0, 1000), max_size=5))
 def test_cuts_change_nothing(data: bytes, cuts: list[int]) -> None:
     whole = outcome(data, [])
