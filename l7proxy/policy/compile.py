@@ -7,6 +7,7 @@ semantics). What resolves to nobody or to no port gives no entry, but still puts
 from __future__ import annotations
 
 import re
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Final
@@ -14,7 +15,7 @@ from typing import Final
 from l7proxy.model.endpoint import Endpoint
 from l7proxy.model.identity import HOST, WORLD, Identity, NamedPort
 from l7proxy.model.labels import EVERYTHING, RESERVED, LabelSet, Selector
-from l7proxy.model.net import Network, within
+from l7proxy.model.net import Network
 from l7proxy.model.ref import RuleRef
 from l7proxy.model.verdict import Action, Direction
 from l7proxy.policy.rules import CidrPeer, PortMatch, Rule, SelectorPeer
@@ -128,7 +129,7 @@ class _Resolver:
 
     def __init__(self, identities: Mapping[int, Identity]) -> None:
         self._identities = [identities[number] for number in sorted(identities)]
-        self._worlds = [each for each in self._identities if _is_world(each)]
+        self._outside = {version: _by_address(self._identities, version) for version in (4, 6)}
         self._peers: dict[SelectorPeer | CidrPeer, Peers] = {}
         self._ports: dict[PortMatch, dict[tuple[int, int], tuple[int, ...]]] = {}
 
@@ -139,7 +140,7 @@ class _Resolver:
         union: set[int] = set()
         for peer in rule.peers:
             if peer not in self._peers:
-                self._peers[peer] = self._selected(peer) if isinstance(peer, SelectorPeer) else self._outside(peer)
+                self._peers[peer] = self._selected(peer) if isinstance(peer, SelectorPeer) else self._in_cidr(peer)
             ids = self._peers[peer]
             if ids is None:
                 return None
@@ -161,20 +162,36 @@ class _Resolver:
             return None
         return tuple(each.id for each in self._identities if peer.selector.matches(each.labels))
 
-    def _outside(self, peer: CidrPeer) -> Peers:
-        return tuple(each.id for each in self._worlds if _in_cidr(each, peer))
+    def _in_cidr(self, peer: CidrPeer) -> Peers:
+        found = self._within(peer.network).difference(*(self._within(hole) for hole in peer.excepts))
+        return tuple(sorted(found))
+
+    def _within(self, network: Network) -> set[int]:
+        """Identities whose whole prefix lies in `network`: a run of the sorted table, less the wider ones in it."""
+        starts, found = self._outside[network.version]
+        low = bisect_left(starts, int(network.network_address))
+        high = bisect_right(starts, int(network.broadcast_address))
+        return {number for length, number in found[low:high] if length >= network.prefixlen}
+
+
+def _by_address(identities: Iterable[Identity], version: int) -> tuple[list[int], list[tuple[int, int]]]:
+    """The outside by first address: all starts, and (prefix length, identity) beside each.
+
+    Only what has a `world` label is outside: a CIDR never matches a pod or a node. The single-stack world has no prefix
+    of its own: it is the rest of either family.
+    """
+    rows = [
+        (int(each.cidr.network_address), each.cidr.prefixlen, each.id)
+        for each in identities
+        if each.cidr is not None and each.cidr.version == version and _is_world(each)
+    ]
+    rows += [(0, 0, each.id) for each in identities if each.id == WORLD and each.cidr is None]
+    rows.sort()
+    return [start for start, _, _ in rows], [(length, number) for _, length, number in rows]
 
 
 def _is_world(identity: Identity) -> bool:
-    """Only outside addresses are ever matched by CIDR: never a pod, never a node."""
     return any(label.source == RESERVED and label.key.startswith("world") for label in identity.labels.labels)
-
-
-def _in_cidr(identity: Identity, peer: CidrPeer) -> bool:
-    if identity.cidr is None:
-        # The single-stack world is the rest of either family: what no longer prefix holds.
-        return identity.id == WORLD and peer.network.prefixlen == 0 and peer.network not in peer.excepts
-    return within(identity.cidr, peer.network) and not any(within(identity.cidr, hole) for hole in peer.excepts)
 
 
 def _policy_ref(ref: RuleRef) -> RuleRef:

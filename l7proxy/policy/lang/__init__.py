@@ -55,6 +55,7 @@ LANGUAGES: Final[Mapping[tuple[str, str], Language]] = {
     (cilium.GROUP, cilium.NAMESPACED): _CILIUM,
     (cilium.GROUP, cilium.CLUSTER_WIDE): _CILIUM_CLUSTER_WIDE,
     ("networking.k8s.io", "NetworkPolicy"): _KUBERNETES,
+    ("extensions", "NetworkPolicy"): _KUBERNETES,
     ("projectcalico.org", "NetworkPolicy"): _UNREAD,
     ("projectcalico.org", "GlobalNetworkPolicy"): _UNREAD_CLUSTER_WIDE,
     ("crd.projectcalico.org", "NetworkPolicy"): _UNREAD,

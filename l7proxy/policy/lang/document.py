@@ -1,17 +1,27 @@
-"""One document being read: what its rules are named after, and what is noted on the way."""
+"""One document being read: what its rules are named after, what is noted on the way, and how much it may cost.
+
+A tenant writes documents for every node to read; none may keep the others' waiting.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from typing import Final
 
 from l7proxy.errors import PolicyError
 from l7proxy.model.ref import RuleRef
 from l7proxy.policy.lang.fields import Field, Locate, Note
+from l7proxy.policy.match import pattern
 from l7proxy.policy.rules import Rule
 
+MAX_PROGRAM: Final = 2_000_000
+"""RE2 instructions in all patterns of one document: about a second to compile. An ordinary path makes 20 to 100."""
+MAX_FAULTS: Final = 10
+"""Reading stops there: a pattern that is refused for its size may have cost 0.2 s."""
 
-@dataclass(frozen=True, slots=True)
+
+@dataclass(slots=True)
 class Document:
     """`namespace` is "" for a cluster-wide document. One of `faults` is enough to refuse it; all are told at once."""
 
@@ -21,6 +31,7 @@ class Document:
     locate: Locate | None = None
     notes: list[Note] = field(default_factory=list)
     faults: list[PolicyError] = field(default_factory=list)
+    program: int = 0
 
     def ref(self, path: str) -> RuleRef:
         file, line = self.locate(path) if self.locate else ("", 0)
@@ -31,8 +42,16 @@ class Document:
 
     def collect(self, read: Callable[[], Iterable[Rule]]) -> list[Rule]:
         """The rules of one part of the document. A fault ends that part; the next one is read all the same."""
+        if len(self.faults) >= MAX_FAULTS:
+            return []
         try:
             return list(read())
         except PolicyError as fault:
             self.faults.append(fault)
             return []
+
+    def check_pattern(self, text: str) -> None:
+        """PatternError unless RE2 can use the pattern and the document has not spent all it may on patterns."""
+        self.program += pattern.check(text)
+        if self.program > MAX_PROGRAM:
+            raise pattern.PatternError("the regular expressions of this document are too large together")

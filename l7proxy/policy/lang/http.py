@@ -25,18 +25,18 @@ def http_rule(field: Field, document: Document) -> HttpRule:
     found = field.mapping(("method", "path", "host", "headers"), later=("headerMatches",))
     return HttpRule(
         ref=document.ref(field.at),
-        method=_pattern(found.get("method")),
-        path=_pattern(found.get("path")),
-        host=_pattern(found.get("host")),
+        method=_pattern(found.get("method"), document),
+        path=_pattern(found.get("path"), document),
+        host=_pattern(found.get("host"), document),
         headers=_headers(found["headers"], document) if "headers" in found else (),
     )
 
 
-def _pattern(field: Field | None) -> str | None:
+def _pattern(field: Field | None, document: Document) -> str | None:
     if field is None or not field.text():
         return None
     try:
-        pattern.check(field.text())
+        document.check_pattern(field.text())
     except pattern.PatternError as error:
         field.fail(str(error))
     return field.text()
@@ -70,7 +70,7 @@ def _value_pattern(value: str, field: Field, document: Document) -> str | None:
     if not (pattern.METACHARACTERS - _PLAIN_IN_VALUES).intersection(value):
         return None
     try:
-        pattern.check(value)
+        document.check_pattern(value)
     except pattern.PatternError as error:
         document.note(field, f"the value matches literally only: {error}")
         return None

@@ -32,8 +32,8 @@ def is_literal(pattern: str) -> bool:
     return METACHARACTERS.isdisjoint(pattern)
 
 
-def check(pattern: str) -> None:
-    """Raise PatternError unless RE2 can use `pattern` within our limits."""
+def check(pattern: str) -> int:
+    """The size of the program RE2 makes of `pattern`; PatternError unless RE2 can use it within our limits."""
     try:
         size = len(pattern.encode())
     except UnicodeEncodeError as error:
@@ -41,7 +41,7 @@ def check(pattern: str) -> None:
     if size > MAX_PATTERN:
         raise PatternError(f"the regular expression has {size} bytes, the most allowed is {MAX_PATTERN}")
     try:
-        re2.compile(pattern, _options(PATTERN_MEMORY))
+        return int(re2.compile(pattern, _options(PATTERN_MEMORY)).programsize)
     except re2.error as error:
         raise PatternError(f"invalid regular expression: {_text(error)}") from error
 

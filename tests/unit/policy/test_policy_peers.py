@@ -329,3 +329,17 @@ def test_3_9_1_replicas_may_have_other_numbers_under_one_name(bench: Bench) -> N
         for port in (8080, 8888)
     }
     assert verdicts == {(1, 8080): "FORWARDED", (1, 8888): "DROPPED", (2, 8080): "DROPPED", (2, 8888): "FORWARDED"}
+
+
+def test_thousands_of_prefixes_compile_in_no_time(bench: Bench) -> None:
+    """A block list: the price is not prefixes times prefixes (which would be minutes here)."""
+    document = bench.cnp("egress: [{}]")
+    prefixes = [f"10.{a}.{b}.0/24" for a in range(40) for b in range(250)]
+    document["spec"]["egress"] = [{"toCIDRSet": [{"cidr": each, "except": [each[:-2] + "32"]} for each in prefixes]}]
+    land = bench.enforce(document)
+    assert [land.egress(each) for each in ("10.0.0.0", "10.0.0.1", "10.39.249.9", "10.40.0.1")] == [
+        "no rule",
+        "allow",
+        "allow",
+        "no rule",
+    ]

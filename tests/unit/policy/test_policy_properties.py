@@ -246,7 +246,7 @@ def said(policy: decide.PortPolicy) -> str:
     return "allowed"
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=250, deadline=None)
 @given(
     rule_lists, endpoints, identity_tables(), st.sampled_from((1, 6, 17)), st.sampled_from((*PORTS, 0, 65535)), requests
 )
@@ -269,7 +269,7 @@ def test_decide_agrees_with_the_obvious(
                 assert (said(answer), passes) == expected, (own, direction, who)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(rule_lists, endpoints, identity_tables(), st.randoms(use_true_random=False))
 def test_order_and_doubles_do_not_matter(
     all_rules: list[Rule], local: list[Endpoint], identities: dict[int, Identity], random: Any
@@ -283,7 +283,7 @@ def test_order_and_doubles_do_not_matter(
     assert repr(first) == repr(second)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(rule_lists, endpoints, identity_tables(), rules)
 def test_deny_always_beats_allow(
     all_rules: list[Rule], local: list[Endpoint], identities: dict[int, Identity], deny: Rule
@@ -298,7 +298,7 @@ def test_deny_always_beats_allow(
                 assert together.l4.drop_reason is DropReason.POLICY_DENY
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(rule_lists, endpoints, identity_tables(), rules)
 def test_another_allow_never_takes_anything_away_under_default_deny(
     all_rules: list[Rule], local: list[Endpoint], identities: dict[int, Identity], more: Rule
@@ -329,7 +329,7 @@ def test_tables_are_canonical(all_rules: list[Rule], local: list[Endpoint], iden
                 assert entry.protocol is not None or (entry.first, entry.last) == (0, 65535)
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=300, deadline=None)
 @given(st.lists(http_rules, min_size=1, max_size=8), st.lists(requests, min_size=1, max_size=6))
 def test_a_table_agrees_with_one_rule_after_the_other(some: list[HttpRule], asked: list[Request]) -> None:
     table = decide.HttpTable(tuple(some))
@@ -410,7 +410,7 @@ def check_safe(document: Any) -> None:
         assert rule.subject.requirements, "a refusal never selects beyond pods"
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=250, deadline=None)
 @given(KINDS, DOCUMENTS, DOCUMENTS, DOCUMENTS)
 def test_no_document_makes_parse_raise_anything_but_a_policy_error(
     which: tuple[str, str], metadata: Any, spec: Any, specs: Any
@@ -445,7 +445,7 @@ def places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
     return found
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=250, deadline=None)
 @given(st.data(), DOCUMENTS)
 def test_a_good_document_with_one_thing_changed_is_read_or_refused(
     bench: Bench, data: st.DataObject, junk: Any
@@ -483,7 +483,7 @@ def at(value: Any, path: tuple[Any, ...]) -> Any:
     return value
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(st.data())
 def test_a_namespaced_policy_never_selects_beyond_its_namespace(bench: Bench, data: st.DataObject) -> None:
     key = st.sampled_from(

@@ -107,6 +107,13 @@ WHOM: list[tuple[str, dict[str, Any], str, str, str]] = [
         "",
     ),
     (
+        "Kubernetes' selector with a source, which it does not know",
+        policy(**K8S, spec={"podSelector": {"matchLabels": {"reserved:host": ""}}, "policyTypes": ["Ingress"]}),
+        "in",
+        "in",
+        "",
+    ),
+    (
         "Calico's, for its namespace",
         policy(kind="NetworkPolicy", api="projectcalico.org/v3", spec={"selector": "app == 'z'"}),
         "in out",

@@ -616,3 +616,25 @@ def test_faults_of_several_items_are_told_at_once(bench: Bench) -> None:
 
 def test_a_good_document_has_no_faults(bench: Bench) -> None:
     assert lang.faults(bench.cnp("ingress: [{}]")) == ()
+
+
+def expensive(count: int) -> list[dict[str, str]]:
+    """Patterns that RE2 takes one by one, each of some 8 000 instructions."""
+    return [{"path": f"/{place}.{{1000}}"} for place in range(count)]
+
+
+def test_patterns_may_not_be_too_large_together(bench: Bench) -> None:
+    document = bench.cnp("ingress: [{toPorts: [{ports: [{port: '80', protocol: TCP}], rules: {http: [{}]}}]}]")
+    rules = document["spec"]["ingress"][0]["toPorts"][0]["rules"]
+    rules["http"] = expensive(100)
+    assert lang.parse(document)
+    rules["http"] = expensive(400)
+    with pytest.raises(PolicyError, match="the regular expressions of this document are too large together") as caught:
+        lang.parse(document)
+    assert caught.value.at.startswith("spec.ingress[0].toPorts[0].rules.http[")
+
+
+def test_a_document_full_of_faults_is_not_read_to_its_end(bench: Bench) -> None:
+    document = bench.cnp("ingress: [{}]")
+    document["spec"]["ingress"] = [{"fromCIDR": ["x"]}] * 1000
+    assert len(lang.faults(document)) == 10
