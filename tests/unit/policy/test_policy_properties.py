@@ -61,6 +61,7 @@ def identity_tables(draw: st.DrawFn) -> dict[int, Identity]:
     table = {1: identity(1, {"host": ""}, "reserved"), 6: identity(6, {"remote-node": ""}, "reserved")}
     for number, network in enumerate(NETWORKS, 1000):
         table[number] = identity(number, {f"world-ipv{network.version}": ""}, "reserved", cidr=network)
+    table[7] = identity(7, {"kube-apiserver": ""}, "reserved", cidr=NETWORKS[3])  # an address, but no outside one
     for number, (labels, ports) in enumerate(draw(st.lists(pods, max_size=5)), 300):
         table[number] = identity(number, labels, named_ports=ports)
     return table
