@@ -103,14 +103,17 @@ def _call(command: typer.Typer, arguments: Sequence[str], name: str) -> int:
 
 
 def _prepared(arguments: Sequence[str]) -> list[str]:
-    command = next((argument for argument in arguments if not argument.startswith("-")), "")
-    if command in QUIET_ON_SIGPIPE:
-        signal.signal(signal.SIGPIPE, signal.SIG_DFL)
-    return observe.join_negations(arguments) if command == "observe" else list(arguments)
+    return observe.join_negations(arguments) if _command(arguments) == "observe" else list(arguments)
+
+
+def _command(arguments: Sequence[str]) -> str:
+    return next((argument for argument in arguments if not argument.startswith("-")), "")
 
 
 def main() -> None:
     """The console script."""
+    if _command(sys.argv[1:]) in QUIET_ON_SIGPIPE:
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     sys.exit(invoke(sys.argv[1:]))
 
 

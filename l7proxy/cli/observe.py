@@ -128,7 +128,7 @@ def show(answers: Iterator[flow.Response], output: Output, style: printer.Style)
     for answer in answers:
         text = form(answer, style)
         if text is not None:
-            to_stderr = answer.node_status is not None and output is not Output.JSON
+            to_stderr = answer.node_status is not None and form is not printer.line
             print(text, file=sys.stderr if to_stderr else sys.stdout, flush=True)
 
 

@@ -1,0 +1,90 @@
+"""A real unix socket that speaks the agent's protocol, and command lines run as processes."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+Answer = Callable[[Mapping[str, Any]], Iterator[Any]]
+
+
+class Agent:
+    """Answers by what it is told to: lines that are bytes go out as they are. Remembers what it was asked."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.asked: list[Any] = []
+        self.answers: dict[str, Answer] = {}
+        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._listener.bind(str(path))
+        self._listener.listen()
+        self._open: list[socket.socket] = []
+        self._serving = threading.Thread(target=self._serve)
+        self._serving.start()
+
+    def says(self, method: str, *lines: Any) -> None:
+        self.answers[method] = lambda question: iter(lines)
+
+    def close(self) -> None:
+        self._listener.shutdown(socket.SHUT_RDWR)
+        self._serving.join()
+        self._listener.close()
+        for connection in self._open:
+            connection.close()
+
+    def _serve(self) -> None:
+        with suppress(OSError):
+            while True:
+                connection, _ = self._listener.accept()
+                self._open.append(connection)
+                with suppress(BrokenPipeError, ConnectionResetError):
+                    self._answer(connection)
+
+    def _answer(self, connection: socket.socket) -> None:
+        with connection.makefile("rb") as file:
+            question = json.loads(file.readline())
+        self.asked.append(question)
+        answer = self.answers.get(question["method"])
+        for line in answer(question) if answer else ({"error": f"unknown method {question['method']!r}"},):
+            connection.sendall(line if isinstance(line, bytes) else json.dumps(line).encode() + b"\n")
+        connection.shutdown(socket.SHUT_RDWR)
+
+
+@pytest.fixture
+def agent(tmp_path: Path) -> Iterator[Agent]:
+    agent = Agent(tmp_path / "agent.sock")
+    yield agent
+    agent.close()
+
+
+Run = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    """`run("status", …)`: the program as its users start it, asking the fake agent of this test."""
+    environment = {key: value for key, value in os.environ.items() if not key.startswith(("L7PROXY_", "NO_COLOR"))}
+    environment |= {"L7PROXY_RUN_DIR": str(tmp_path), "COLUMNS": "120"}
+
+    def run(*arguments: str, stdin: str | bytes = "", **extra: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "l7proxy", *arguments],
+            input=stdin if isinstance(stdin, str) else stdin.decode(),
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+            env=environment | extra,
+        )
+
+    return run

@@ -1,0 +1,124 @@
+"""The printed lines are Hubble's own, to the letter."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from l7proxy.cli import printer
+from l7proxy.cli.printer import Style
+from l7proxy.cli.terminal import Paint
+from l7proxy.flows.flow import IP, Endpoint, Flow, Http, Layer4, Layer7, Ports, Response, from_json
+
+DATA = Path(__file__).parents[2] / "data/flows"
+SAMPLES = (DATA / "hubble_samples.jsonl").read_text().splitlines()
+PRINTED = (DATA / "hubble_samples.txt").read_text().splitlines()
+NAMED = (DATA / "hubble_names.txt").read_text().splitlines()
+PLAIN = Style(Paint(on=False))
+FULL = Style(Paint(on=False), node_name=True, policy_names=True)
+
+
+@pytest.mark.parametrize(("sample", "line"), list(zip(SAMPLES, PRINTED, strict=True)), ids=range(1, len(SAMPLES) + 1))
+def test_sample_prints_as_hubble_prints_it(sample: str, line: str) -> None:
+    assert printer.compact(from_json(sample), PLAIN) == line
+
+
+@pytest.mark.parametrize(("number", "line"), [(3, NAMED[0]), (8, NAMED[1])])
+def test_with_policy_and_node_names(number: int, line: str) -> None:
+    assert printer.compact(from_json(SAMPLES[number - 1]), FULL) == line
+
+
+def test_the_smallest_object_that_prints_a_full_line() -> None:
+    smallest = (DATA / "hubble_smallest.jsonl").read_text()
+    assert printer.compact(from_json(smallest), PLAIN) == (DATA / "hubble_smallest.txt").read_text().rstrip("\n")
+
+
+@pytest.mark.parametrize(
+    ("without", "line"),
+    [
+        ("time", "N/A: default/client:50000 (ID:1234) -> default/backend:80 (ID:5678) http-request DROPPED (S)"),
+        (
+            "verdict",
+            ": default/client:50000 (ID:1234) -> default/backend:80 (ID:5678) http-request VERDICT_UNKNOWN (S)",
+        ),
+        ("IP", ": :50000 (ID:1234) -> :80 (ID:5678) http-request DROPPED (S)"),
+        ("l4", ": default/client (ID:1234) -> default/backend (ID:5678) http-request DROPPED (S)"),
+        ("source", ": 10.0.0.10:50000 (unknown) -> default/backend:80 (ID:5678) http-request DROPPED (S)"),
+        ("l7", ": default/client:50000 (ID:1234) -> default/backend:80 (ID:5678) UNKNOWN DROPPED (S)"),
+        ("is_reply", ": default/client:50000 (ID:1234) <> default/backend:80 (ID:5678) http-request DROPPED (S)"),
+        ("Summary", ": default/client:50000 (ID:1234) -> default/backend:80 (ID:5678) http-request DROPPED ()"),
+    ],
+)
+def test_what_a_missing_field_does_to_the_line(without: str, line: str) -> None:
+    found = json.loads((DATA / "hubble_smallest.jsonl").read_text())
+    found["flow"]["Summary"] = "S"
+    del found["flow"][without]
+    printed = printer.compact(from_json(json.dumps(found)), PLAIN)
+    assert printed == (line if without == "time" else f"Nov 23 20:00:00.000{line}")
+
+
+def denied(reason: str = "no rule matched", **fields: Any) -> Flow:
+    return Flow(
+        time="2025-11-03T20:00:00Z",
+        verdict="DROPPED",
+        ip=IP(source="fd00::1", destination="fd00::2"),
+        l4=Layer4(tcp=Ports(source_port=50000, destination_port=80)),
+        source=Endpoint(identity=1),
+        destination=Endpoint(identity=9),
+        l7=Layer7(type="REQUEST", http=Http()),
+        is_reply=False,
+        policy_log=(reason,),
+        **({"summary": "HTTP/1.1 GET http://backend/admin"} | fields),
+    )
+
+
+def test_a_denial_is_followed_by_its_reason() -> None:
+    assert printer.compact(denied().response(), PLAIN) == (
+        "Nov  3 20:00:00.000: [fd00::1]:50000 (host) -> [fd00::2]:80 (world-ipv4) http-request DROPPED "
+        "(HTTP/1.1 GET http://backend/admin) reason: no rule matched"
+    )
+
+
+def test_what_a_pod_said_cannot_steer_the_terminal() -> None:
+    nasty = "\x1b[2J\r\n\x9b31m\u202e\u2028x\x07"
+    flow = denied(nasty, summary=nasty, traffic_direction=nasty, node_name=nasty)
+    for form in (printer.compact, printer.blocks()):
+        text = form(flow.response(), FULL)
+        assert text is not None
+        assert all(char.isprintable() for line in text.split("\n") for char in line)
+    assert "\\x1b[2J\\r\\n\\x9b31m\\u202e\\u2028x\\x07" in (printer.compact(flow.response(), PLAIN) or "")
+
+
+def test_colours_are_the_only_difference_that_colours_make() -> None:
+    coloured = printer.compact(denied().response(), Style(Paint(on=True)))
+    assert coloured is not None and "\x1b[31mDROPPED\x1b[0m" in coloured
+    for code in ("31", "2", "0"):
+        coloured = coloured.replace(f"\x1b[{code}m", "")
+    assert coloured == printer.compact(denied().response(), PLAIN)
+
+
+def test_numeric_shows_addresses() -> None:
+    line = printer.compact(from_json(SAMPLES[8]), Style(Paint(on=False), numeric=True))
+    assert line is not None and "10.0.0.10:50000 (ID:1234) -> 10.0.0.20:80 (ID:5678)" in line
+
+
+def test_blocks_are_set_apart_and_reasons_have_a_line() -> None:
+    block = printer.blocks()
+    first, second = block(denied().response(), PLAIN), block(denied().response(), PLAIN)
+    assert first is not None and second is not None
+    assert first.splitlines()[0] == "  TIMESTAMP: Nov  3 20:00:00.000"
+    assert first.splitlines()[-1] == "     REASON: no rule matched"
+    assert second == "------------\n" + first
+
+
+def test_an_answer_without_anything_prints_nothing() -> None:
+    assert printer.compact(Response(), PLAIN) is None
+
+
+@pytest.mark.parametrize("identity", [-1, 11, 16777217])
+def test_identities_without_a_name_are_numbers(identity: int) -> None:
+    flow = Flow(source=Endpoint(identity=identity))
+    assert f"(ID:{identity})" in (printer.compact(flow.response(), PLAIN) or "")

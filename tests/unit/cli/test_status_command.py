@@ -1,0 +1,237 @@
+"""Status and lists, against a fake agent that answers what the real one's contract says."""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from l7proxy.cli import status
+from l7proxy.errors import ConfigError
+from tests.unit.cli.conftest import Agent, Run
+
+WELL: dict[str, Any] = {
+    "node": "node-1",
+    "version": "0.1.0",
+    "backend": "nftables",
+    "revision": 4,
+    "enforced_revision": 4,
+    "source": {"kind": "files", "path": "/m", "synced": True, "files": {"a.yaml": 1}, "problems": []},
+    "kernel": {"digest": "abc", "intact": True, "error": "", "reasserted": 0},
+    "workers": [
+        {
+            "pid": 7,
+            "worker": 0,
+            "revision": 4,
+            "connections": 2,
+            "requests": 30,
+            "denied": 3,
+            "lost": 0,
+            "problems": [],
+        }
+    ],
+    "policies": [
+        {
+            "kind": "CiliumNetworkPolicy",
+            "namespace": "default",
+            "name": "l7",
+            "state": "enforced",
+            "reason": "",
+            "file": "a.yaml",
+            "line": 2,
+            "endpoints": 1,
+        }
+    ],
+    "endpoints": [
+        {
+            "id": 5,
+            "namespace": "default",
+            "name": "backend",
+            "addresses": ["10.0.0.20", "fd00::20"],
+            "identity": 5678,
+            "ingress": "l7",
+            "egress": "open",
+            "port": {"interface": "veth1", "mac": "", "bridge": ""},
+        },
+        {
+            "id": 6,
+            "namespace": "shop",
+            "name": "backend",
+            "addresses": ["10.0.0.21"],
+            "identity": 5679,
+            "ingress": "open",
+            "egress": "open",
+            "port": None,
+        },
+    ],
+    "flows": {"seen": 61, "lost": 0, "ring": 4095},
+}
+
+
+def with_(path: str, value: Any) -> dict[str, Any]:
+    """WELL with one thing changed, at a path as `kernel.intact`."""
+    found = copy.deepcopy(WELL)
+    *way, last = path.split(".")
+    inner: Any = found
+    for key in way:
+        inner = inner[int(key)] if isinstance(inner, list) else inner[key]
+    inner[last] = value
+    return found
+
+
+def test_all_enforced_is_exit_code_0(run: Run, agent: Agent) -> None:
+    agent.says("status", WELL)
+    found = run("status")
+    assert (found.returncode, found.stderr) == (0, "")
+    assert found.stdout.splitlines() == [
+        "Node       node-1  (l7proxy 0.1.0)",
+        "State      all enforced, revision 4 of 4",
+        "Source     files /m: 1 file",
+        "Kernel     nftables, intact",
+        "Policies   1 of 1 enforced",
+        "Endpoints  2, 1 with L7 rules",
+        "Flows      61 seen, 0 lost, ring of 4095",
+        "",
+        "WORKER  PID  REVISION  CONNECTIONS  REQUESTS  DENIED",
+        "0       7    4         2            30        3",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "said"),
+    [
+        ("enforced_revision", 3, "revision 4 is not in force yet: 3 is"),
+        ("source.synced", False, "not been read to its end"),
+        (
+            "source.problems",
+            [{"file": "b.yaml", "line": 3, "field": "spec", "message": "must be a mapping"}],
+            "b.yaml:3: spec: must be a mapping",
+        ),
+        ("source.problems", [{"file": "b.yaml", "line": None, "field": "", "message": "gone"}], "b.yaml: gone"),
+        ("kernel.error", "nft: not found", "kernel: nft: not found"),
+        ("kernel.intact", False, "kernel: the rules are not as they were installed"),
+        ("workers", [], "no worker is connected"),
+        ("workers.0.revision", 3, "worker 0 (pid 7) judges by revision 3"),
+        ("workers.0.problems", ["rule x: bad pattern"], "worker 0: rule x: bad pattern"),
+        ("policies.0.state", "refused", "CiliumNetworkPolicy default/l7: refused:"),
+        ("policies.0.state", "invalid", "CiliumNetworkPolicy default/l7: invalid:"),
+    ],
+)
+def test_whatever_is_not_enforced_is_said_with_exit_code_1(
+    run: Run, agent: Agent, path: str, value: Any, said: str
+) -> None:
+    found = with_(path, value)
+    agent.says("status", found)
+    printed = run("status")
+    assert printed.returncode == 1
+    assert said in printed.stdout.partition("Not enforced:\n")[2]
+    machine = run("status", "-o", "json")
+    assert (machine.returncode, json.loads(machine.stdout)) == (1, found)
+
+
+def test_an_agent_that_knows_nothing_yet_is_not_enforcing() -> None:
+    assert list(status.troubles({}))
+
+
+def test_endpoint_list_and_get(run: Run, agent: Agent) -> None:
+    agent.says("endpoints", {"endpoints": WELL["endpoints"]})
+    assert run("endpoint", "list").stdout.splitlines() == [
+        "ID  POD              ADDRESSES           IDENTITY  INGRESS  EGRESS  PORT",
+        "5   default/backend  10.0.0.20,fd00::20  5678      l7       open    veth1",
+        "6   shop/backend     10.0.0.21           5679      open     open    unknown",
+    ]
+    assert json.loads(run("endpoint", "get", "6", "-o", "json").stdout) == WELL["endpoints"][1]
+    assert json.loads(run("endpoint", "get", "backend", "-o", "json").stdout) == WELL["endpoints"][0]
+    assert "addresses  10.0.0.21" in run("endpoint", "get", "shop/backend").stdout.splitlines()
+    missing = run("endpoint", "get", "shop/nobody")
+    assert missing.returncode == 2
+    assert "no endpoint shop/nobody on this node (there are: default/backend, shop/backend)" in missing.stderr
+
+
+def test_identity_and_service_list(run: Run, agent: Agent) -> None:
+    identities = [{"id": 1, "labels": ["reserved:host"]}, {"id": 5678, "labels": ["k8s:app=a", "k8s:b=c"]}]
+    agent.says("identities", {"identities": identities})
+    assert run("identity", "list").stdout.splitlines() == [
+        "ID    LABELS",
+        "1     reserved:host",
+        "5678  k8s:app=a k8s:b=c",
+    ]
+    assert json.loads(run("identity", "list", "-o", "json").stdout) == identities
+    backends = [{"address": "10.0.0.20", "port": 8080}, {"address": "fd00::20", "port": 8080}]
+    service = {"namespace": "shop", "service": "web", "address": "10.96.0.5", "port": 80, "protocol": "TCP"}
+    agent.says("services", {"services": [service | {"backends": backends}, service | {"backends": []}]})
+    assert run("service", "list").stdout.splitlines() == [
+        "SERVICE   FRONTEND          BACKENDS",
+        "shop/web  10.96.0.5:80/TCP  10.0.0.20:8080, [fd00::20]:8080",
+        "shop/web  10.96.0.5:80/TCP  none",
+    ]
+
+
+def test_empty_lists_say_so(run: Run, agent: Agent) -> None:
+    agent.says("endpoints", {"endpoints": []})
+    assert run("endpoint", "list").stdout == "No pods on this node.\n"
+    assert run("endpoint", "list", "-o", "json").stdout == "[]\n"
+
+
+@pytest.mark.parametrize(
+    "command", ["status", "endpoint list", "identity list", "service list", "policy list", "observe"]
+)
+def test_without_an_agent_the_way_out_is_said(run: Run, tmp_path: Path, command: str) -> None:
+    found = run(*command.split())
+    assert found.returncode == 2
+    assert found.stderr == (
+        f"error: no agent at {tmp_path}/agent.sock: start one with `l7proxy run`, "
+        "or say where it is with --run-dir or --server\n"
+    )
+
+
+def test_a_stale_socket_is_told_from_none(run: Run, tmp_path: Path) -> None:
+    agent = Agent(tmp_path / "agent.sock")
+    agent.close()
+    found = run("status")
+    assert found.returncode == 2
+    assert "the agent has stopped" in found.stderr
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        (b"\xff\xfe\n", "not JSON"),
+        (b'{"node": "n"', "breaks off"),
+        (b"", "without an answer"),
+        (b"[]\n", "same version"),
+        (b'{"error": "busy: \\u001b[2J"}\n', "error: busy: \\x1b[2J"),
+    ],
+)
+def test_an_answer_that_is_none_is_an_error(run: Run, agent: Agent, line: bytes, said: str) -> None:
+    agent.says("status", line)
+    found = run("status")
+    assert found.returncode == 2
+    assert said in found.stderr
+    assert "Traceback" not in found.stderr
+
+
+@pytest.mark.parametrize("server", ["other.sock", "unix:///other.sock"])
+def test_the_socket_may_be_named(run: Run, tmp_path: Path, server: str) -> None:
+    agent = Agent(tmp_path / "other.sock")
+    agent.says("status", WELL)
+    path = server.replace("other.sock", f"{tmp_path}/other.sock").replace("////", "///")
+    assert run("status", "--server", path).returncode == 0
+    assert run("status", L7PROXY_SERVER=path).returncode == 0
+    agent.close()
+
+
+def test_an_endpoint_is_called_by_number_or_name() -> None:
+    endpoints = WELL["endpoints"]
+    assert status.pick(endpoints, "5") is endpoints[0]
+    assert status.pick(endpoints, "default/backend") is endpoints[0]
+    with pytest.raises(ConfigError):
+        status.pick(endpoints, "55")
+
+
+def test_what_an_agent_says_cannot_steer_the_terminal(run: Run, agent: Agent) -> None:
+    agent.says("status", with_("policies.0.name", "\x1b[2J\n") | {"node": "\x1b[2J", "revision": 5})
+    assert "\x1b" not in run("status").stdout
