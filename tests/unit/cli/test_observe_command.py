@@ -28,8 +28,8 @@ def picked(*numbers: int) -> list[str]:
     return [PRINTED[number - 1] for number in numbers] + [LOST]
 
 
-def test_a_file_prints_as_hubble_prints_it(run: Run) -> None:
-    found = run("observe", "--input-file", SAMPLES)
+def test_a_file_prints_as_hubble_prints_it(process: Run) -> None:
+    found = process("observe", "--input-file", SAMPLES)
     assert found.returncode == 0
     assert found.stdout.splitlines() == PRINTED[:-1]
     assert found.stderr.splitlines() == [RELAY]

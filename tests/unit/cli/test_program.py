@@ -33,8 +33,8 @@ def test_help_teaches_with_examples(command: str) -> None:
     assert f"\n  l7proxy {command}" in found.output
 
 
-def test_the_version_is_told(run: Run) -> None:
-    assert run("--version").stdout.startswith("l7proxy 0.")
+def test_the_version_is_told(process: Run) -> None:
+    assert process("--version").stdout.startswith("l7proxy 0.")
 
 
 @pytest.mark.parametrize(
@@ -55,19 +55,18 @@ def test_help_needs_none_of_the_rooms() -> None:
     assert not loaded & heavy
 
 
-@pytest.mark.parametrize("command", ["run", "agent", "proxy", "cleanup"])
 @pytest.mark.parametrize(
-    ("config", "said"),
+    ("command", "config", "said"),
     [
-        ("no_such_setting: 1\n", "no_such_setting"),
-        ("workers: many\n", "workers"),
-        ("mark_proxy: 3\n", "mark_proxy"),
-        ("a: [\n", "config.yaml"),
+        ("run", "no_such_setting: 1\n", "no_such_setting"),
+        ("agent", "workers: many\n", "workers"),
+        ("proxy", "mark_proxy: 3\n", "mark_proxy"),
+        ("cleanup", "a: [\n", "config.yaml"),
     ],
 )
-def test_a_wrong_configuration_is_named(run: Run, tmp_path: Path, command: str, config: str, said: str) -> None:
+def test_a_wrong_configuration_is_named(process: Run, tmp_path: Path, command: str, config: str, said: str) -> None:
     (tmp_path / "config.yaml").write_text(config)
-    found = run(command, "--config", str(tmp_path / "config.yaml"))
+    found = process(command, "--config", str(tmp_path / "config.yaml"))
     assert found.returncode == 2
     assert found.stderr.startswith("error: ")
     assert said in found.stderr
@@ -87,8 +86,8 @@ def test_a_wrong_configuration_is_named(run: Run, tmp_path: Path, command: str, 
         ("--source /nosuch/manifests", "/nosuch/manifests"),
     ],
 )
-def test_a_wrong_flag_is_named(run: Run, flags: str, said: str) -> None:
-    found = run("agent", *flags.split())
+def test_a_wrong_flag_is_named(process: Run, flags: str, said: str) -> None:
+    found = process("agent", *flags.split())
     assert found.returncode == 2
     assert said in found.stderr
     assert "Traceback" not in found.stderr

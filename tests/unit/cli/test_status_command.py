@@ -82,9 +82,9 @@ def with_(path: str, value: Any) -> dict[str, Any]:
     return found
 
 
-def test_all_enforced_is_exit_code_0(run: Run, agent: Agent) -> None:
+def test_all_enforced_is_exit_code_0(process: Run, agent: Agent) -> None:
     agent.says("status", WELL)
-    found = run("status")
+    found = process("status")
     assert (found.returncode, found.stderr) == (0, "")
     assert found.stdout.splitlines() == [
         "Node       node-1  (l7proxy 0.1.0)",
