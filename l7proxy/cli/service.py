@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import inspect
 import logging
+import os
+import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final, NoReturn
 
 import typer
 
@@ -36,6 +38,7 @@ FLAGS: Final[Mapping[str, tuple[type, str, str]]] = {
     "route-table": (int, "N", "Routing table that is ours [default: 7777]."),
     "rule-priority": (int, "N", "Priority of our routing rules [default: 100]."),
     "nflog-group": (int, "N", "NFLOG group of verdict events [default: 77]."),
+    "drain": (float, "SECONDS", "How long a worker's connections may take to end when it is stopped [default: 30]."),
     "log-level": (str, "LEVEL", "debug, info, warning or error [default: info]."),
 }
 """Settings that have a flag: their type, what stands for the value, and what help says. All settings fit the file."""
@@ -54,10 +57,12 @@ def _settings(config: Path | None, chosen: Mapping[str, Any]) -> Settings:
 
     values = {name: _number(name, value) if name in MARKS else value for name, value in chosen.items()}
     settings = load(config, values)
-    logging.basicConfig(
-        level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s", force=True
-    )
+    _log(settings.log_level)
     return settings
+
+
+def _log(level: str) -> None:
+    logging.basicConfig(level=level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s", force=True)
 
 
 def _number(name: str, text: str) -> int:
@@ -94,26 +99,46 @@ def _proxy(
     chosen: Mapping[str, Any],
     config: Config = None,
     worker: Annotated[int, typer.Option(min=0, help="Number of this worker on its node.")] = 0,
+    checked: Annotated[bool, typer.Option("--checked", hidden=True)] = False,
 ) -> None:
     """Run one worker alone: it serves what the kernel steers, by the policy the agent hands it.
 
     The agent may come, go and come back: the worker goes on with the last policy it was given, and before it has
     any it refuses.
     """
+    if not checked:
+        _become_worker(_settings(config, chosen), worker)
     from l7proxy.proxy.worker import WorkerSettings, run_worker
 
-    settings = _settings(config, chosen)
+    _log(chosen["log_level"])
     raise typer.Exit(
         run_worker(
             WorkerSettings(
-                link=settings.link_socket,
+                link=chosen["run_dir"] / "link.sock",
                 worker=worker,
-                proxy_port=settings.proxy_port,
-                mark_upstream=settings.mark_upstream,
-                drain_seconds=settings.drain,
+                proxy_port=chosen["proxy_port"],
+                mark_upstream=_number("mark_upstream", chosen["mark_upstream"]),
+                drain_seconds=chosen["drain"],
             )
         )
     )
+
+
+def _become_worker(settings: Settings, worker: int) -> NoReturn:
+    """Reading settings loads what a worker must not carry (YAML, kernel tables): start afresh with the few it needs.
+
+    The process stays the same to whoever started it, and so does the signal it asked for at its parent's death.
+    """
+    wanted = {
+        "worker": worker,
+        "run-dir": settings.run_dir,
+        "proxy-port": settings.proxy_port,
+        "mark-upstream": settings.mark_upstream,
+        "drain": settings.drain,
+        "log-level": settings.log_level,
+    }
+    flags = [part for name, value in wanted.items() for part in (f"--{name}", str(value))]
+    os.execv(sys.executable, [sys.executable, "-m", "l7proxy.cli.main", "proxy", "--checked", *flags])
 
 
 def _cleanup(*, chosen: Mapping[str, Any], config: Config = None) -> None:

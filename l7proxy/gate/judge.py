@@ -32,19 +32,29 @@ def judge_http(egress: PortPolicy | None, ingress: PortPolicy | None, request: R
 def combine(egress: Decision | None, ingress: Decision | None) -> Judgement:
     """The deciding direction is the one that refused, egress first; else ingress if it was asked, else egress."""
     if egress is not None and egress.verdict is Verdict.DROPPED:
-        return Judgement(
-            Verdict.DROPPED, Direction.EGRESS, _allower(ingress), egress.ref, egress.drop_reason, egress.reason
-        )
+        return _refused(egress, Direction.EGRESS, ingress=_allower(ingress), egress=egress.ref)
     if ingress is not None and ingress.verdict is Verdict.DROPPED:
-        return Judgement(
-            Verdict.DROPPED, Direction.INGRESS, ingress.ref, _allower(egress), ingress.drop_reason, ingress.reason
-        )
+        return _refused(ingress, Direction.INGRESS, ingress=ingress.ref, egress=_allower(egress))
     steered = any(each is not None and each.verdict is Verdict.REDIRECTED for each in (egress, ingress))
+    deciding = egress if ingress is None else ingress
     return Judgement(
         Verdict.REDIRECTED if steered else Verdict.FORWARDED,
         Direction.EGRESS if ingress is None else Direction.INGRESS,
         _allower(ingress),
         _allower(egress),
+        match_type=deciding.match_type if deciding is not None else 0,
+    )
+
+
+def _refused(decision: Decision, direction: Direction, *, ingress: RuleRef | None, egress: RuleRef | None) -> Judgement:
+    return Judgement(
+        Verdict.DROPPED,
+        direction,
+        ingress,
+        egress,
+        decision.drop_reason,
+        decision.reason,
+        match_type=decision.match_type,
     )
 
 

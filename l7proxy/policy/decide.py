@@ -36,7 +36,7 @@ class Decision:
 
     `ref` is the rule that allowed or denied; when nothing allowed, the policy that refuses by default or, for a
     request, the rule that came nearest. None when no policy governs. `also` are others that said the same.
-    `reason` is for humans and set on every denial.
+    `reason` is for humans and set on every denial. `match_type` is that of the entry that decided, 0 if none did.
     """
 
     verdict: Verdict
@@ -44,6 +44,7 @@ class Decision:
     reason: str = ""
     drop_reason: DropReason = DropReason.UNKNOWN
     also: tuple[RuleRef, ...] = ()
+    match_type: int = 0
 
     @property
     def allowed(self) -> bool:
@@ -147,7 +148,8 @@ def _denied(entries: list[Entry]) -> Decision:
     reason = f"denied by {_policy(first.ref)} {first.ref.rule}".rstrip()
     if first.refusal:
         reason = f"{_policy(first.ref)} is refused as a whole: {first.refusal}"
-    return Decision(Verdict.DROPPED, first.ref, reason, DropReason.POLICY_DENY, _refs(entries[1:], first.ref))
+    also = _refs(entries[1:], first.ref)
+    return Decision(Verdict.DROPPED, first.ref, reason, DropReason.POLICY_DENY, also, first.match_type)
 
 
 def _uncovered(policy: DirectionPolicy, identity: int, protocol: int, number: int) -> Decision:
@@ -160,7 +162,8 @@ def _uncovered(policy: DirectionPolicy, identity: int, protocol: int, number: in
 
 
 def _allowing(verdict: Verdict, entries: list[Entry]) -> Decision:
-    return Decision(verdict, entries[0].ref, also=_refs(entries[1:], entries[0].ref))
+    first = entries[0]
+    return Decision(verdict, first.ref, also=_refs(entries[1:], first.ref), match_type=first.match_type)
 
 
 def _refs(entries: Iterable[Entry], but: RuleRef) -> tuple[RuleRef, ...]:

@@ -7,10 +7,18 @@ equal inputs give equal values.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Final
 
 from l7proxy.model.ref import RuleRef
 from l7proxy.model.verdict import Action, Direction
 from l7proxy.policy.rules import HttpRule
+
+L3_ONLY: Final = 1
+L3_L4: Final = 2
+L4_ONLY: Final = 3
+ALL: Final = 4
+L3_PROTO: Final = 5
+PROTO_ONLY: Final = 6
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +37,15 @@ class Entry:
     last: int = 65535
     http: tuple[HttpRule, ...] | None = None
     refusal: str = ""
+
+    @property
+    def match_type(self) -> int:
+        """Hubble's policy_match_type: by what the entry tells flows apart, peers, protocol and ports."""
+        if self.protocol is None:
+            return ALL if self.peers is None else L3_ONLY
+        if (self.first, self.last) == (0, 65535):
+            return PROTO_ONLY if self.peers is None else L3_PROTO
+        return L4_ONLY if self.peers is None else L3_L4
 
     def covers(self, identity: int, protocol: int, port: int) -> bool:
         return (self.protocol is None or (self.protocol == protocol and self.first <= port <= self.last)) and (
