@@ -172,7 +172,7 @@ def _documents(changes: Sequence[Change]) -> Iterator[PolicyDocument]:
 
 
 def _faults(changes: Sequence[Change], documents: Sequence[PolicyDocument]) -> Iterator[Remark]:
-    """What no single file is to blame for, and what is valid but not enforced here."""
+    """What no single file is to blame for, and all that is wrong or not supported in each policy."""
     from l7proxy.agent.world import World
     from l7proxy.policy import lang
 
@@ -181,12 +181,9 @@ def _faults(changes: Sequence[Change], documents: Sequence[PolicyDocument]) -> I
     for problem in world.view(None).problems:
         yield Remark(problem.file, problem.line or None, problem.field, problem.message)
     for document in documents:
-        try:
-            lang.parse(document.document, locate=document.locate)
-        except PolicyError as error:
-            if error.unsupported:
-                file, line = document.locate(error.at)
-                yield Remark(file, line or None, error.at, error.message)
+        for error in lang.faults(document.document):
+            file, line = document.locate(error.at)
+            yield Remark(file, line or None, error.at, error.message)
 
 
 def _notes(documents: Sequence[PolicyDocument]) -> Iterator[Remark]:

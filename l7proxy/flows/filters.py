@@ -19,7 +19,8 @@ import re2
 from l7proxy.errors import ConfigError
 from l7proxy.flows import hubble
 from l7proxy.flows.flow import Endpoint, Flow, Service
-from l7proxy.model.labels import ANY, Label, LabelSet, Operator, Requirement, Selector
+from l7proxy.flows.selector import selector
+from l7proxy.model.labels import Label, LabelSet
 
 Predicate: TypeAlias = Callable[[Flow], bool]
 Take: TypeAlias = Callable[[Flow], Any]
@@ -463,48 +464,7 @@ FIELDS: Final[Mapping[str, Callable[[str, list[Any]], Predicate]]] = {
 }
 
 
-# Selectors.
-
-
-_TERM: Final = re.compile(
-    r"\s*(?:(?P<absent>!)\s*(?P<gone>[^\s,=!()]+)"
-    r"|(?P<key>[^\s,=!()]+)\s*(?:(?P<op>==|!=|=)\s*(?P<value>[^\s,=!()]*)"
-    r"|\s(?P<set>in|notin)\s*\((?P<values>[^()]*)\))?)\s*(?:,|\Z)"
-)
-
-
-def selector(text: str, *, what: str = "label") -> Selector:
-    """Kubernetes' selector syntax over labels with sources: `app=web`, `k8s:app in (a,b)`, `!reserved:world`."""
-    requirements = []
-    at = 0
-    while at < len(text):
-        found = _TERM.match(text, at)
-        if found is None:
-            side = what.replace("_", " ")
-            raise ConfigError(
-                f"invalid {side} filter: cannot read {text[at:]!r} (as in: app=web, tier in (a,b), !canary)"
-            )
-        requirements.append(_requirement(found))
-        at = found.end()
-    return Selector(tuple(requirements))
-
-
-def _requirement(found: re.Match[str]) -> Requirement:
-    if found["absent"]:
-        return Requirement(*_source_of(found["gone"]), Operator.DOES_NOT_EXIST)
-    source, key = _source_of(found["key"])
-    if found["set"]:
-        values = tuple(value.strip() for value in found["values"].split(","))
-        return Requirement(source, key, Operator.IN if found["set"] == "in" else Operator.NOT_IN, values)
-    if found["op"]:
-        operator = Operator.NOT_IN if found["op"] == "!=" else Operator.IN
-        return Requirement(source, key, operator, (found["value"],))
-    return Requirement(source, key, Operator.EXISTS)
-
-
-def _source_of(key: str) -> tuple[str, str]:
-    source, colon, rest = key.partition(":")
-    return (source, rest) if colon else (ANY, key)
+# Labels.
 
 
 @lru_cache(maxsize=4096)

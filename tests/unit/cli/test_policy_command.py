@@ -286,6 +286,15 @@ def test_each_fault_is_file_line_field_and_message(run: Run, tmp_path: Path) -> 
     )
 
 
+def test_several_faults_of_one_policy_are_told_at_once(run: Run) -> None:
+    found = run("policy", "validate", "-", stdin=BAD + "  egress:\n  - toCIDR: [10.0.0.0/99]\n")
+    assert found.returncode == 1
+    assert [line.split(": ")[:2] for line in found.stdout.splitlines()] == [
+        ["-:7", "spec.ingress[0].fromEndpoint"],
+        ["-:10", "spec.egress[0].toCIDR[0]"],
+    ]
+
+
 def test_two_pods_with_one_address_are_a_fault(run: Run, tmp_path: Path) -> None:
     pod = "apiVersion: v1\nkind: Pod\nmetadata: {name: NAME}\nspec: {nodeName: n}\nstatus: {podIP: 10.0.0.1}\n"
     (tmp_path / "p.yaml").write_text(pod.replace("NAME", "a") + "---\n" + pod.replace("NAME", "b"))

@@ -254,6 +254,7 @@ def test_lists_and_fields_combine(request_: dict[str, Any] | None, expected: boo
         ({"source_label": ["a b"]}, "invalid source label filter"),
         ({"source_label": ["a in x"]}, "invalid source label filter"),
         ({"destination_label": ["=x"]}, "invalid destination label filter"),
+        ({"source_label": ["a" + " " * 60_000 + "!"]}, "longer than 4096"),
         ({"source_fqdn": ["a..b.."]}, "DNS name"),
         ({"source_fqdn": ["a/b"]}, "DNS name"),
         ({"node_name": ["a/b/c"]}, "too many slashes"),
