@@ -13,6 +13,8 @@ import time
 from collections.abc import Iterable, Mapping
 from typing import Final
 
+import msgspec
+
 from l7proxy.agent.names import Names
 from l7proxy.agent.picture import LEAST, Disclosure
 from l7proxy.agent.reconcile import Published
@@ -113,9 +115,9 @@ def _agreed(event: Event, judgement: Judgement) -> Judgement:
     if passed is not None:
         if judgement.verdict in (Verdict.REDIRECTED, passed):
             return judgement
-        refused = judgement.verdict is Verdict.DROPPED
-        ingress, egress = (None, None) if refused else (judgement.ingress, judgement.egress)
-        return Judgement(passed, direction, ingress, egress)
+        if judgement.verdict is Verdict.DROPPED:
+            return Judgement(passed, direction)
+        return msgspec.structs.replace(judgement, verdict=passed)
     if event.told in ASKED and judgement.verdict is Verdict.DROPPED:
         return judgement
     drop_reason, reason = REASONS[event.told]

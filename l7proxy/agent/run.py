@@ -11,8 +11,8 @@ import logging
 import signal
 import socket
 import sys
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import suppress
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextlib import asynccontextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
@@ -105,24 +105,38 @@ async def _agent(settings: Settings) -> None:
     answers = _answers(settings, source, backend, reconciler, link, ring)
     api = AgentApi(settings.agent_socket, ring, answers)
     stop = _stop_signal()
-    with NflogReader(settings.nflog_group) as reader:
-        async with api.serving(), link.serving(), asyncio.TaskGroup() as tasks:
-            asyncio.get_running_loop().add_reader(reader.fileno(), recorder.read, reader)
-            running = [
-                tasks.create_task(_follow(source, reconciler), name="source"),
-                tasks.create_task(reconciler.run(), name="reconcile"),
-            ]
-            if settings.flow_log:
-                sink = jsonl.open_sink(
-                    settings.flow_log, max_bytes=settings.flow_log_max_bytes, backups=settings.flow_log_backups
-                )
-                running.append(tasks.create_task(jsonl.run(ring, sink), name="flow log"))
-            log.info("node %s: %s, manifests of %s", settings.node, backend.name, source.path)
-            await stop.wait()
-            log.info("stopping; the kernel's rules stay in force")
-            asyncio.get_running_loop().remove_reader(reader.fileno())
-            for task in running:
-                task.cancel()
+    async with (
+        api.serving(),
+        link.serving(),
+        _listening(settings.nflog_group, recorder),  # last: "not permitted" from it may only mean another agent
+        asyncio.TaskGroup() as tasks,
+    ):
+        running = [
+            tasks.create_task(_follow(source, reconciler), name="source"),
+            tasks.create_task(reconciler.run(), name="reconcile"),
+        ]
+        if settings.flow_log:
+            sink = jsonl.open_sink(
+                settings.flow_log, max_bytes=settings.flow_log_max_bytes, backups=settings.flow_log_backups
+            )
+            running.append(tasks.create_task(jsonl.run(ring, sink), name="flow log"))
+        log.info("node %s: %s, manifests of %s", settings.node, backend.name, source.path)
+        await stop.wait()
+        log.info("stopping; the kernel's rules stay in force")
+        for task in running:
+            task.cancel()
+
+
+@asynccontextmanager
+async def _listening(group: int, recorder: Recorder) -> AsyncIterator[None]:
+    """The kernel's verdict events go to the recorder."""
+    loop = asyncio.get_running_loop()
+    with NflogReader(group) as reader:
+        loop.add_reader(reader.fileno(), recorder.read, reader)
+        try:
+            yield
+        finally:
+            loop.remove_reader(reader.fileno())
 
 
 async def _follow(source: FileSource, reconciler: Reconciler) -> None:

@@ -108,7 +108,9 @@ def entry(action: Action, protocol: int | None) -> Entry:
 def test_only_tcp_can_be_steered_and_nothing_else_gets_in_by_it(protocol: int | None, steered: list[Any]) -> None:
     found = view(NODE, Pod("shop", "web", "n1", ("10.0.1.5",)))
     number = found.endpoints[0].id
-    policies = {number: EndpointPolicy(number, DirectionPolicy((entry(Action.REDIRECT, protocol),)))}
+    policies: dict[int, EndpointPolicy] = {
+        number: EndpointPolicy(number, DirectionPolicy((entry(Action.REDIRECT, protocol),)))
+    }
     drawn = draw(found, policies, Wires(), settings=kernel.Settings(), resolve_services=False)
     (endpoint,) = drawn.kernel.endpoints
     assert endpoint.ingress is not None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from l7proxy.link import framing
 from l7proxy.link.messages import PROTOCOL_VERSION, Applied, Hello, Picture
 from l7proxy.link.server import LinkServer
 from l7proxy.model.facts import Change, Delete, Fact, Node, Pod, PolicyDocument, Synced, Upsert
-from tproxy_rules.desired import Port, Settings, Verdict
+from tproxy_rules.desired import Desired, Port, Settings, Verdict
 from tproxy_rules.fake import FakeBackend
 
 WEB = Pod("shop", "web", "n1", ("10.0.1.5",), {"app": "web"})
@@ -38,6 +38,14 @@ def policy(ingress: list[Any]) -> PolicyDocument:
 
 def said(*facts: Fact) -> list[Change]:
     return [*(Upsert(fact) for fact in facts), Synced()]
+
+
+async def eventually(holds: Callable[[], bool]) -> None:
+    for _ in range(1000):
+        if holds():
+            return
+        await asyncio.sleep(0.005)
+    raise AssertionError("it did not come to that")
 
 
 class Worker:
@@ -88,12 +96,14 @@ class Stage:
         self.reconciler.submit(changes, report)
         await self.reconciler.step()
 
+    def installed(self) -> Desired | None:
+        return self.backend.kernel.desired
+
     @asynccontextmanager
     async def worker(self, index: int = 0) -> AsyncIterator[Worker]:
         reader, writer = await asyncio.open_unix_connection(self.path)
         writer.write(framing.encode(Hello(PROTOCOL_VERSION, 1000 + index, index)))
-        while index not in [state.worker for state in self.link.workers()]:
-            await asyncio.sleep(0.005)
+        await eventually(lambda: index in [state.worker for state in self.link.workers()])
         try:
             yield Worker(reader, writer)
         finally:
@@ -109,10 +119,10 @@ async def stage(tmp_path: Path) -> AsyncIterator[Stage]:
 
 async def test_nothing_is_touched_before_the_source_has_said_all(stage: Stage) -> None:
     await stage.submit(Upsert(WEB), Upsert(policy(L4)))
-    assert stage.backend.kernel.desired is None
+    assert stage.installed() is None
     assert (stage.reconciler.revision, stage.published) == (0, [])
     await stage.submit(Synced())
-    assert stage.backend.kernel.desired is not None
+    assert stage.installed() is not None
     assert (stage.reconciler.revision, stage.reconciler.enforced_revision) == (1, 1)
 
 
@@ -132,10 +142,10 @@ async def test_workers_know_a_picture_before_the_kernel_has_it(stage: Stage) -> 
         tasks.create_task(stage.submit(*said(WEB, policy(L7))), name="submit")
         picture = await worker.picture()
         assert picture.revision == 1
-        assert stage.backend.kernel.desired is None
+        assert stage.installed() is None
         assert stage.reconciler.enforced_revision == 0
         worker.applied(1)
-    desired = stage.backend.kernel.desired
+    desired = stage.installed()
     assert desired is not None
     (endpoint,) = desired.endpoints
     assert endpoint.ingress is not None
@@ -154,8 +164,7 @@ async def test_steering_without_any_worker_is_not_called_enforced(stage: Stage) 
     assert stage.reconciler.enforced_revision == 0
     async with stage.worker() as worker:
         await worker.obey(1)
-        while stage.reconciler.enforced_revision != 1:
-            await asyncio.sleep(0.005)
+        await eventually(lambda: stage.reconciler.enforced_revision == 1)
 
 
 async def test_what_the_kernel_refuses_leaves_the_old_picture_and_is_tried_again(stage: Stage) -> None:
@@ -169,9 +178,7 @@ async def test_what_the_kernel_refuses_leaves_the_old_picture_and_is_tried_again
     stage.backend.fails = ""
     async with asyncio.TaskGroup() as tasks:
         running = tasks.create_task(stage.reconciler.run(), name="run")
-        async with asyncio.timeout(5):
-            while stage.reconciler.enforced_revision != 2:
-                await asyncio.sleep(0.01)
+        await eventually(lambda: stage.reconciler.enforced_revision == 2)
         running.cancel()
     assert stage.reconciler.kernel.error == ""
 
@@ -204,7 +211,7 @@ async def test_a_new_cable_makes_a_new_picture(stage: Stage) -> None:
     await stage.submit(*said(WEB, policy(L4)))
     stage.wires = Wires({"10.0.1.5": Port("veth1")})
     await stage.reconciler.step()
-    desired = stage.backend.kernel.desired
+    desired = stage.installed()
     assert desired is not None
     assert [endpoint.port for endpoint in desired.endpoints] == [Port("veth1")]
     assert stage.reconciler.revision == 2
@@ -213,7 +220,7 @@ async def test_a_new_cable_makes_a_new_picture(stage: Stage) -> None:
 async def test_the_agents_own_addresses_are_the_host(stage: Stage) -> None:
     stage.wires = Wires(local_addresses=frozenset({"10.0.1.1"}))
     await stage.submit(*said(WEB, Node("n1", ("192.168.0.1",))))
-    desired = stage.backend.kernel.desired
+    desired = stage.installed()
     assert desired is not None
     assert ("10.0.1.1/32", 1) in desired.identities
 
@@ -226,9 +233,7 @@ async def test_a_flood_of_changes_becomes_few_pictures(stage: Stage) -> None:
             stage.reconciler.submit([Upsert(Pod("shop", f"p{number}", "n1", (f"10.0.3.{number}",)))], REPORT)
             if number % 20 == 0:
                 await asyncio.sleep(0.001)
-        async with asyncio.timeout(10):
-            while not stage.published or len(stage.published[-1].view.endpoints) < 200:
-                await asyncio.sleep(0.01)
+        await eventually(lambda: bool(stage.published) and len(stage.published[-1].view.endpoints) == 200)
         running.cancel()
     assert stage.reconciler.revision <= 10
 

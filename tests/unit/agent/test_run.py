@@ -1,0 +1,174 @@
+"""The agent put together: what keeps it from starting is one line and exit code 2; and one real start to stop."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+
+from l7proxy.agent.run import cleanup, exit_code, run_agent
+from l7proxy.agent.settings import Settings
+from l7proxy.errors import ConfigError
+from tproxy_rules.backend import KernelError
+
+POD = """apiVersion: v1
+kind: Pod
+metadata: {name: web, namespace: shop, labels: {app: web}}
+spec: {nodeName: n1}
+status: {podIP: 10.0.1.5}
+"""
+
+
+def test_what_the_operator_can_mend_is_one_line(capfd: pytest.CaptureFixture[str]) -> None:
+    def both() -> None:
+        raise BaseExceptionGroup("tasks", [ConfigError("first"), BaseExceptionGroup("inner", [KernelError("second")])])
+
+    assert exit_code(both) == 2
+    assert capfd.readouterr().err == "error: first\nerror: second\n"
+    assert exit_code(lambda: None) == 0
+
+
+def test_a_bug_is_not_hidden() -> None:
+    def broken() -> None:
+        raise BaseExceptionGroup("tasks", [ConfigError("x"), ZeroDivisionError()])
+
+    with pytest.raises(BaseExceptionGroup):
+        exit_code(broken)
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [("kubernetes", "the Kubernetes API is not a source yet"), ("/none", "source: /none: no such file or directory")],
+)
+def test_a_source_that_is_none(source: str, message: str, capfd: pytest.CaptureFixture[str]) -> None:
+    assert run_agent(Settings(source=source, node="n1")) == 2
+    assert message in capfd.readouterr().err
+
+
+def test_a_run_directory_that_cannot_be(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").touch()
+    assert run_agent(Settings(source=str(tmp_path), node="n1", run_dir=tmp_path / "file" / "x")) == 2
+    assert "run_dir" in capfd.readouterr().err
+
+
+def test_cleanup_under_a_running_agent_is_refused(tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as agent:
+        agent.bind(str(tmp_path / "agent.sock"))
+        agent.listen()
+        with pytest.raises(ConfigError, match="an agent is running"):
+            cleanup(Settings(node="n1", run_dir=tmp_path))
+
+
+IN_NAMESPACE = ("unshare", "--net", "bash", "-c", 'ip link set lo up; exec "$0" "$@"')
+
+
+def script(path: Path, text: str, *, argv: tuple[str, ...] = IN_NAMESPACE) -> subprocess.CompletedProcess[str]:
+    """Run Python in a network namespace of its own."""
+    prelude = f"""
+    import asyncio, json, os, signal, socket, sys, threading, time
+    from pathlib import Path
+    from l7proxy.agent.run import cleanup, run_agent
+    from l7proxy.agent.settings import Settings
+    path = Path({str(path)!r})
+    settings = Settings(
+        source=str(path / "src"), node="n1", run_dir=path / "run", cni_results=path / "cni", backend="nftables"
+    )
+    """
+    code = textwrap.dedent(prelude) + textwrap.dedent(text)
+    return subprocess.run([*argv, sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
+
+
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root for a network namespace")
+
+
+@pytest.mark.sandbox
+@needs_root
+def test_one_agent_from_start_to_stop_and_what_it_leaves(tmp_path: Path) -> None:
+    (tmp_path / "src").mkdir()
+    (tmp_path / "src" / "a.yaml").write_text(POD)
+    done = script(
+        tmp_path,
+        """
+        def ask(method):
+            with socket.socket(socket.AF_UNIX) as s:
+                s.connect(str(path / "run" / "agent.sock"))
+                s.sendall(json.dumps({"method": method}).encode() + b"\\n")
+                return json.loads(s.makefile().readline())
+
+        def user():
+            try:
+                for _ in range(500):
+                    time.sleep(0.02)
+                    try:
+                        status = ask("status")
+                    except OSError:
+                        continue
+                    if status["enforced_revision"] == 1:
+                        break
+                print(json.dumps(status))
+                print(json.dumps(ask("endpoints")["endpoints"][0]["name"]))
+                print(json.dumps(len(ask("policy")["policy"])))
+                other = Settings(source=settings.source, node="n1", run_dir=settings.run_dir, backend="nftables")
+                pid = os.spawnv(os.P_NOWAIT, sys.executable, [sys.executable, "-c",
+                    "import sys; from l7proxy.agent.run import run_agent; from l7proxy.agent.settings import load; "
+                    "from pathlib import Path; sys.exit(run_agent(load(Path(sys.argv[1]))))", str(path / "other.json")])
+                print(json.dumps(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])))
+            finally:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+        (path / "other.json").write_text(settings.dump())
+        threading.Thread(target=user).start()
+        print(json.dumps(run_agent(settings)))
+        print(json.dumps(sorted(p.name for p in (path / "run").iterdir())))
+        print(json.dumps("l7proxy" in os.popen("nft list tables").read()))
+        cleanup(settings)
+        print(json.dumps("l7proxy" in os.popen("nft list tables; ip rule; ip route show table 7777").read()))
+        """,
+    )
+    lines = [json.loads(line) for line in done.stdout.splitlines()]
+    assert len(lines) == 8, done
+    status, name, policies, second, code, left, rules, after = lines
+    assert (status["node"], status["backend"], status["revision"]) == ("n1", "nftables", 1)
+    assert status["source"]["files"] == {"a.yaml": (tmp_path / "src" / "a.yaml").stat().st_mtime_ns}
+    assert status["kernel"]["intact"]
+    assert (name, policies) == ("web", 1)
+    assert second == 2
+    assert "is in use by another running l7proxy" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert (code, left) == (0, [])
+    assert rules, "stopping opens nothing"
+    assert not after, "cleaning up leaves nothing"
+
+
+@pytest.mark.sandbox
+@needs_root
+def test_without_privileges_it_says_so(tmp_path: Path) -> None:
+    (tmp_path / "src").mkdir()
+    nobody = (
+        "setpriv",
+        "--bounding-set=-net_admin",
+        "--inh-caps=-net_admin",
+        "--ambient-caps=-all",
+        "unshare",
+        "--net",
+    )
+    done = script(tmp_path, "sys.exit(run_agent(settings))", argv=nobody)
+    assert done.returncode == 2, done
+    assert done.stderr.startswith("error: ")
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.sandbox
+@needs_root
+def test_without_nft_it_says_so(tmp_path: Path) -> None:
+    (tmp_path / "src").mkdir()
+    done = script(tmp_path, "os.environ['PATH'] = '/nowhere'\nsys.exit(run_agent(settings))")
+    assert done.returncode == 2, done
+    assert "nft" in done.stderr
+    assert "Traceback" not in done.stderr

@@ -1,0 +1,157 @@
+"""The supervisor with real children: small programs that die, refuse, or will not."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from l7proxy.agent.settings import Settings
+from l7proxy.agent.supervise import Child, children, keep_running
+from l7proxy.errors import ConfigError
+
+
+def program(path: Path, name: str, text: str) -> Child:
+    """A child that first writes a line with its pid to its log."""
+    file = path / f"{name}.py"
+    log = path / f"{name}.log"
+    start = f"import os, signal, sys, time\nopen({str(log)!r}, 'a').write(f'{{os.getpid()}}\\n')\n"
+    file.write_text(start + textwrap.dedent(text))
+    return Child(name, (sys.executable, "-S", "-E", str(file)))
+
+
+def pids(path: Path, name: str) -> list[int]:
+    log = path / f"{name}.log"
+    return [int(line) for line in log.read_text().split()] if log.exists() else []
+
+
+def alive(pid: int) -> bool:
+    try:
+        return "Z" not in Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
+    except FileNotFoundError:
+        return False
+
+
+async def eventually(holds: Callable[[], bool], seconds: float = 10) -> None:
+    for _ in range(int(seconds * 100)):
+        if holds():
+            return
+        await asyncio.sleep(0.01)
+    raise AssertionError("it did not come to that")
+
+
+SLEEPS = "time.sleep(60)"
+
+
+async def run(*wanted: Child, grace: float = 5.0) -> None:
+    await keep_running(wanted, grace=grace, first_pause=0.02, last_pause=0.05, lived=0.5)
+
+
+async def test_who_dies_is_started_again_and_all_end_by_a_signal(tmp_path: Path) -> None:
+    dies = program(tmp_path, "dies", "sys.exit(1)")
+    stays = program(tmp_path, "stays", SLEEPS)
+    async with asyncio.TaskGroup() as tasks:
+        tasks.create_task(run(dies, stays), name="run")
+        await eventually(lambda: len(pids(tmp_path, "dies")) >= 4 and len(pids(tmp_path, "stays")) == 1)
+        (pid,) = pids(tmp_path, "stays")
+        os.kill(pid, signal.SIGKILL)
+        await eventually(lambda: len(pids(tmp_path, "stays")) == 2)
+        os.kill(os.getpid(), signal.SIGTERM)
+    assert not any(alive(pid) for pid in (*pids(tmp_path, "dies"), *pids(tmp_path, "stays")))
+
+
+async def test_a_child_that_cannot_start_ends_everything_and_says_so(tmp_path: Path) -> None:
+    refuses = program(tmp_path, "agent", "sys.exit(2)")
+    stays = program(tmp_path, "stays", SLEEPS)
+    with pytest.raises(ExceptionGroup) as caught:
+        await run(stays, refuses)
+    (error,) = caught.value.exceptions
+    assert isinstance(error, ConfigError)
+    assert "the agent cannot start" in str(error)
+    assert not any(alive(pid) for pid in pids(tmp_path, "stays"))
+
+
+async def test_a_child_that_once_lived_is_tried_again_whatever_it_says(tmp_path: Path) -> None:
+    moody = program(
+        tmp_path,
+        "moody",
+        f"time.sleep(0.8 if len(open({str(tmp_path / 'moody.log')!r}).readlines()) == 1 else 0)\nsys.exit(2)",
+    )
+    async with asyncio.TaskGroup() as tasks:
+        tasks.create_task(run(moody), name="run")
+        await eventually(lambda: len(pids(tmp_path, "moody")) >= 3)
+        os.kill(os.getpid(), signal.SIGINT)
+
+
+async def test_a_child_that_will_not_end_is_killed_after_the_grace(tmp_path: Path) -> None:
+    stubborn = program(
+        tmp_path, "stubborn", "signal.signal(signal.SIGTERM, signal.SIG_IGN)\nopen(sys.argv[0] + '.up', 'w')\n" + SLEEPS
+    )
+    async with asyncio.TaskGroup() as tasks:
+        tasks.create_task(run(stubborn, grace=0.3), name="run")
+        await eventually((tmp_path / "stubborn.py.up").exists)
+        began = time.monotonic()
+        os.kill(os.getpid(), signal.SIGTERM)
+    assert 0.2 < time.monotonic() - began < 5
+    assert not any(alive(pid) for pid in pids(tmp_path, "stubborn"))
+
+
+async def test_a_second_signal_reaches_the_children_too(tmp_path: Path) -> None:
+    counts = program(
+        tmp_path,
+        "counts",
+        """
+        got = []
+        signal.signal(signal.SIGTERM, lambda number, frame: got.append(number))
+        signal.signal(signal.SIGINT, lambda number, frame: got.append(number))
+        open(sys.argv[0] + ".up", "w")
+        while len(got) < 2:
+            time.sleep(0.01)
+        open(sys.argv[0] + ".got", "w").write(str(got))
+        """,
+    )
+    async with asyncio.TaskGroup() as tasks:
+        tasks.create_task(run(counts), name="run")
+        await eventually((tmp_path / "counts.py.up").exists)
+        os.kill(os.getpid(), signal.SIGTERM)
+        await asyncio.sleep(0.1)
+        os.kill(os.getpid(), signal.SIGINT)
+    assert (tmp_path / "counts.py.got").read_text() == "[15, 2]"
+
+
+def test_children_do_not_outlive_a_killed_supervisor(tmp_path: Path) -> None:
+    child = program(tmp_path, "child", SLEEPS)
+    script = (
+        "import asyncio\nfrom l7proxy.agent.supervise import Child, keep_running\n"
+        f"asyncio.run(keep_running([Child('child', {child.argv!r})], grace=1))\n"
+    )
+    supervisor = subprocess.Popen([sys.executable, "-c", script])
+    try:
+        deadline = time.monotonic() + 20
+        while not pids(tmp_path, "child") and time.monotonic() < deadline:
+            time.sleep(0.02)
+        (pid,) = pids(tmp_path, "child")
+    finally:
+        supervisor.kill()
+        supervisor.wait()
+    deadline = time.monotonic() + 10
+    while alive(pid) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert not alive(pid)
+
+
+def test_the_children_are_one_agent_and_as_many_workers_as_wanted() -> None:
+    found = children(Settings(node="n1", workers=2), Path("/run/x/run.json"))
+    assert [(child.name, child.argv[3:]) for child in found] == [
+        ("agent", ("agent", "--config", "/run/x/run.json")),
+        ("worker 0", ("proxy", "--config", "/run/x/run.json", "--worker", "0")),
+        ("worker 1", ("proxy", "--config", "/run/x/run.json", "--worker", "1")),
+    ]
