@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import stat
 import sys
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
@@ -197,6 +198,8 @@ def _version(path: Path, name: str, before: ReadFile | None, *, patient: bool) -
         return _unreadable(name, error, before), False
     if before is not None and before.signature == _signature(status):
         return before, False
+    if not stat.S_ISREG(status.st_mode):  # reading a pipe could hold us up for ever
+        return _unreadable(name, OSError(0, "not a plain file"), before), False
     if patient and 0 <= time.time() - status.st_mtime < QUIET:
         return before, True
     try:
@@ -239,7 +242,7 @@ def _list(root: Path, watch: Callable[[Path], None]) -> tuple[dict[str, Path], l
             SourceError(f"the directory cannot be read: {error.strerror}", file=str(error.filename or root))
         )
 
-    if root.is_file():
+    if root.exists() and not root.is_dir():
         watch(root.parent)
         return {root.name: root}, [], []
     for folder, folders, names in _walk(root, watch, trouble):
@@ -293,7 +296,9 @@ def load(paths: Sequence[Path]) -> tuple[list[Change], list[SourceError]]:
         for path in found.values():
             shown = str(path) if root.is_dir() else str(root)
             try:
-                read[shown] = _read(parse(path.read_bytes(), shown), (0, 0, 0, 0), 0, None)
+                with path.open("rb") as file:
+                    data = file.read(MAX_BYTES + 1)
+                read[shown] = _read(parse(data, shown), (0, 0, 0, 0), 0, None)
             except OSError as error:
                 read[shown] = _unreadable(shown, error, None)
     look = gather(read, troubles)

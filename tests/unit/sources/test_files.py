@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import threading
 from collections.abc import AsyncIterator, Mapping
 from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
@@ -277,11 +278,36 @@ async def test_a_directory_that_goes_away_keeps_what_was_read(tmp_path: Path) ->
         assert names(watch.facts) == ["Pod default/a"]
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root reads everything")
-async def test_a_file_that_may_not_be_read_keeps_what_was_read(tmp_path: Path) -> None:
+@pytest.mark.parametrize("make", ["loop", "pipe"])
+async def test_a_file_that_cannot_be_read_keeps_what_was_read(tmp_path: Path, make: str) -> None:
     write(tmp_path / "a.yaml", pod("a"))
     async with watching(tmp_path) as watch:
-        (tmp_path / "a.yaml").chmod(0)
+        if make == "loop":
+            (tmp_path / ".new").symlink_to("a.yaml")
+        else:
+            os.mkfifo(tmp_path / ".new")
+        (tmp_path / ".new").rename(tmp_path / "a.yaml")
         await watch.next()
         assert names(watch.facts) == ["Pod default/a"]
         assert "cannot be read" in watch.source.problems[0].message
+
+
+async def test_a_policy_that_moves_between_files_is_in_force_throughout(tmp_path: Path) -> None:
+    write(tmp_path / "a.yaml", POLICY)
+    async with watching(tmp_path) as watch:
+        (tmp_path / "b.yaml").write_text(POLICY)
+        (tmp_path / "a.yaml").unlink()
+        while list(watch.source.files) != ["b.yaml"]:
+            await watch.next()
+        assert names(watch.facts) == ["CiliumNetworkPolicy shop/p"]
+        assert not [word for word in watch.log if word.startswith("-")]
+
+
+def test_load_reads_a_pipe_that_it_is_given(tmp_path: Path) -> None:
+    """As `policy validate <(kubectl get …)` does."""
+    os.mkfifo(tmp_path / "p")
+    writer = threading.Thread(target=(tmp_path / "p").write_text, args=(POLICY,))
+    writer.start()
+    changes, problems = load([tmp_path / "p"])
+    writer.join()
+    assert (said(changes), problems) == (["+CiliumNetworkPolicy shop/p", "synced"], [])
