@@ -92,6 +92,7 @@ class Reconciler:
         settings: KernelSettings,
         disclosure: Disclosure = LEAST,
         on_published: Callable[[Published], None] = lambda published: None,
+        others: Callable[[], Iterable[Backend]] = tuple,
         check_every: float = CHECK,
         patience: float = PATIENCE,
     ) -> None:
@@ -103,6 +104,8 @@ class Reconciler:
         self._settings = settings
         self._disclosure = disclosure
         self._on_published = on_published
+        self._others = others
+        self._swept = False
         self._check_every = check_every
         self._patience = patience
         self._inbox: list[Change] = []
@@ -202,9 +205,20 @@ class Reconciler:
 
     def _apply(self, current: Published) -> Installed | None:
         self._backend.apply(current.pictures.kernel)
+        if not self._swept:
+            self._sweep(current)
         installed = self._backend.read()
         self._digest = installed.digest if installed else ""
         return installed
+
+    def _sweep(self, current: Published) -> None:
+        """Once: what an agent with another backend left would be enforced for ever. Only now that ours is in force."""
+        for other in self._others():
+            if other.read() is not None:
+                other.remove()
+                log.warning("removed the rules that an earlier run left with the %s backend", other.name)
+                self._backend.apply(current.pictures.kernel)  # routes are shared, and went with the other's
+        self._swept = True
 
     async def _check(self, current: Published) -> None:
         """Put back what somebody took away."""

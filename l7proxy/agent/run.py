@@ -101,6 +101,7 @@ async def _agent(settings: Settings) -> None:
         settings=settings.kernel,
         disclosure=settings.disclosure,
         on_published=recorder.published,
+        others=partial(_others, backend.name),
     )
     answers = _answers(settings, source, backend, reconciler, link, ring)
     api = AgentApi(settings.agent_socket, ring, answers)
@@ -137,6 +138,16 @@ async def _listening(group: int, recorder: Recorder) -> AsyncIterator[None]:
             yield
         finally:
             loop.remove_reader(reader.fileno())
+
+
+def _others(ours: str) -> list[Backend]:
+    """The backends that we do not use but an earlier run may have. One that cannot be had here has left nothing."""
+    found = []
+    for name in detect.NAMES:
+        if name not in ("auto", ours):
+            with suppress(KernelError):
+                found.append(detect.choose(name))
+    return found
 
 
 async def _follow(source: FileSource, reconciler: Reconciler) -> None:

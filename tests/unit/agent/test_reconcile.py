@@ -238,6 +238,28 @@ async def test_a_flood_of_changes_becomes_few_pictures(stage: Stage) -> None:
     assert stage.reconciler.revision <= 10
 
 
+async def test_what_another_backend_left_goes_once_ours_is_in_force(stage: Stage) -> None:
+    left = FakeBackend()
+    left.apply(Desired())
+    successor = Reconciler(
+        world=World(),
+        link=stage.link,
+        backend=stage.backend,
+        node="n1",
+        look=Wires,
+        settings=Settings(),
+        others=lambda: [left],
+    )
+    stage.backend.fails = "not yet"
+    successor.submit(said(WEB, policy(L4)), REPORT)
+    await successor.step()
+    assert left.kernel.desired == Desired()
+    stage.backend.fails = ""
+    await successor.step()
+    assert left.read() is None
+    assert successor.enforced_revision == 1
+
+
 async def test_a_new_agent_finds_what_the_old_one_left_and_changes_nothing(stage: Stage, tmp_path: Path) -> None:
     await stage.submit(*said(WEB, policy(L4)))
     successor = Stage(tmp_path / "next.sock")
