@@ -141,7 +141,7 @@ def _greeted(message: FromWorker) -> WorkerState:
 class _Peer(asyncio.Protocol):
     """One connection to the socket."""
 
-    transport: asyncio.Transport
+    transport: asyncio.Transport  # from connection_made on
 
     def __init__(self, server: LinkServer) -> None:
         self.state: WorkerState | None = None
@@ -158,7 +158,7 @@ class _Peer(asyncio.Protocol):
         self.transport = cast(asyncio.Transport, transport)  # uvloop's does not inherit from it
         if not local.is_ours(transport):
             log.error("link: refused a peer that is neither root nor our own user")
-            transport.abort()
+            self.transport.abort()
             return
         self._server.joined(self)
         self._patience = asyncio.get_running_loop().call_later(HELLO_SECONDS, self._no_hello)

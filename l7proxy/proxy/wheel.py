@@ -54,7 +54,8 @@ class Wheel:
         newest = int(now / self._resolution)
         for slot in range(self._fired + 1, newest + 1):
             for timed in list(self._slots.get(slot, ())):
-                self._fire(timed)
+                if timed.slot == slot:  # else one that fired before it has moved or disarmed it
+                    self._fire(timed)
         self._fired = newest
 
     def _fire(self, timed: Timed) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from contextlib import suppress
 from enum import IntFlag
 from typing import Final, Protocol, cast
 
@@ -109,7 +110,8 @@ class Leg(asyncio.Protocol):
         """FIN after what was written."""
         if self.usable:
             assert self.transport is not None
-            self.transport.write_eof()
+            with suppress(OSError):  # reset meanwhile: connection_lost is on its way
+                self.transport.write_eof()
 
     def close(self) -> None:
         """Close both directions after what was written has gone out."""

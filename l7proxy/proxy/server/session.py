@@ -62,6 +62,11 @@ class Session:
         """What the accepted connection talks to."""
         return self._client
 
+    @property
+    def unsent(self) -> int:
+        """Bytes that the kernel has not taken yet, both ways."""
+        return self._client.unsent + self._server.unsent + sum(map(len, self._held))
+
     # ---- what the legs tell ----
 
     def opened(self, leg: Leg) -> None:
@@ -361,12 +366,13 @@ class Session:
         else:
             self._client.finish()
             self._client.release(Hold.GATE | Hold.FULL | Hold.CONNECTING)
-        self._unsent = self._client.unsent + self._server.unsent
+        self._held.clear()
+        self._unsent = self.unsent
         self._around.wheel.arm(self, self._around.timeouts.stalled if self._unsent else self._around.timeouts.linger)
 
     def _linger(self) -> None:
         """A deadline after the end: go on waiting while bytes move, else reset."""
-        before, self._unsent = self._unsent, self._client.unsent + self._server.unsent
+        before, self._unsent = self._unsent, self.unsent
         if self._unsent == before:
             self._reset()
         else:

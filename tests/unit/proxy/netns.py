@@ -1,0 +1,69 @@
+"""Network namespaces without names: they live as long as a descriptor, so that a killed test run leaves nothing.
+
+A thread goes in to do something there; a socket made there stays there and can be used from anywhere.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import shlex
+import socket
+import subprocess
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+Result = TypeVar("Result")
+CLONE_NEWNET = 0x40000000
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+class Namespace:
+    """PermissionError from the constructor where none may be made."""
+
+    def __init__(self) -> None:
+        with ThreadPoolExecutor(1) as thread:  # a thread of its own: the others stay where they are
+            self._fd = thread.submit(self._make).result()
+        self.run("ip link set lo up")
+
+    @staticmethod
+    def _make() -> int:
+        if _libc.unshare(CLONE_NEWNET):
+            raise PermissionError("no network namespace may be made here")
+        return os.open(f"/proc/self/task/{threading.get_native_id()}/ns/net", os.O_RDONLY)
+
+    @property
+    def path(self) -> str:
+        return f"/proc/{os.getpid()}/fd/{self._fd}"
+
+    def close(self) -> None:
+        os.close(self._fd)
+
+    def do(self, action: Callable[[], Result]) -> Result:
+        """What `action` returns, done inside."""
+
+        def inside() -> Result:
+            if _libc.setns(self._fd, CLONE_NEWNET):
+                raise PermissionError("setns")
+            return action()
+
+        with ThreadPoolExecutor(1) as thread:
+            return thread.submit(inside).result()
+
+    def run(self, *commands: str, text: str = "") -> str:
+        """Each command inside; what the last one said."""
+        out = ""
+        for command in commands:
+            done = subprocess.run(self.command(command), input=text, text=True, capture_output=True, check=False)
+            assert done.returncode == 0, f"{command}: {done.stderr}"
+            out = done.stdout
+        return out
+
+    def command(self, command: str) -> list[str]:
+        """The words that run a command inside."""
+        return ["nsenter", f"--net={self.path}", *shlex.split(command)]
+
+    def socket(self, family: int = socket.AF_INET) -> socket.socket:
+        return self.do(lambda: socket.socket(family, socket.SOCK_STREAM))

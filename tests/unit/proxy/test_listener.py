@@ -1,0 +1,102 @@
+"""What stands in the way of listening is told in words an operator can act on."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+
+import pytest
+
+from l7proxy.errors import ConfigError, UpstreamError
+from l7proxy.model.net import HostPort
+from l7proxy.proxy.server import listener
+from l7proxy.proxy.server.steering import Plain, Transparent
+from tests.unit.proxy.netns import Namespace
+
+root = pytest.mark.skipif(os.geteuid() != 0, reason="needs CAP_NET_ADMIN")
+
+
+def test_a_port_in_use_is_named() -> None:
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        port = other.getsockname()[1]
+        with pytest.raises(ConfigError, match=f"port {port} is in use on 127.0.0.1"):
+            listener.bound("127.0.0.1", port)
+
+
+def test_workers_share_a_port() -> None:
+    first = listener.bound("127.0.0.1", 0)
+    second = listener.bound("127.0.0.1", first.getsockname()[1])
+    first.close()
+    second.close()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root to become nobody")
+def test_without_the_capability_it_says_which() -> None:
+    program = (
+        "import os; os.setuid(65534)\n"
+        "from l7proxy.proxy.server import listener\n"
+        "try: listener.transparent(0)\n"
+        "except Exception as error: print(type(error).__name__, error)\n"
+    )
+    words = [sys.executable, "-c", "import l7proxy.proxy.server.listener\n" + program]
+    out = subprocess.run(words, capture_output=True, text=True, check=True).stdout
+    assert out.startswith("ConfigError")
+    assert "CAP_NET_ADMIN" in out
+
+
+@pytest.mark.sandbox
+@root
+def test_no_ipv6_is_told_when_it_was_asked_for_and_left_out_when_not() -> None:
+    space = Namespace()
+    space.run("sysctl -qw net.ipv6.conf.all.disable_ipv6=1")
+
+    def inside() -> list[str]:
+        with pytest.raises(ConfigError, match="no IPv6"):
+            listener.bound("::1", 15001)
+        sockets = listener.transparent(15001)
+        names = [sock.getsockname()[0] for sock in sockets]
+        for sock in sockets:
+            sock.close()
+        return names
+
+    assert space.do(inside) == ["127.0.0.1"]
+    space.close()
+
+
+@pytest.mark.sandbox
+@root
+def test_a_transparent_socket_bears_the_clients_address_but_never_the_servers_own() -> None:
+    space = Namespace()
+    way = Transparent(15001, mark_upstream=0x2000000)
+
+    def inside() -> list[tuple[str, int]]:
+        seen = []
+        for client, server in (("192.0.2.7", "192.0.2.8"), ("2001:db8::7", "2001:db8::8"), ("192.0.2.7", "192.0.2.7")):
+            with way.dial(HostPort(client, 1), HostPort(server, 80)) as sock:
+                assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_MARK) == 0x2000000
+                assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+                seen.append(sock.getsockname()[:2])
+        return seen
+
+    assert space.do(inside) == [("192.0.2.7", 0), ("2001:db8::7", 0), ("0.0.0.0", 0)]
+    space.close()
+
+
+def test_plain_steering_serves_one_destination() -> None:
+    server = HostPort("127.0.0.3", 80)
+    way = Plain(HostPort("127.0.0.1", 0), server)
+    (bound,) = way.listen()
+    assert way.destination(HostPort("127.0.0.1", bound.getsockname()[1])) == server
+    with way.dial(HostPort("192.0.2.7", 1), server) as sock:
+        assert not sock.getblocking()
+    bound.close()
+
+
+@root
+def test_a_client_of_another_family_than_the_server_is_an_upstream_error() -> None:
+    way = Transparent(15001, mark_upstream=0)
+    with pytest.raises(UpstreamError, match="cannot speak as"):
+        way.dial(HostPort("2001:db8::7", 1), HostPort("192.0.2.8", 80))
