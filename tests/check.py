@@ -1,7 +1,7 @@
 """`make check`: format, lint, types, import contracts and the unit tests, side by side, in under a minute.
 
-    python -m tests.check              all of them
-    python -m tests.check --no-tests   all but the tests (what `make test` runs first)
+python -m tests.check              all of them
+python -m tests.check --no-tests   all but the tests (what `make test` runs first)
 """
 
 from __future__ import annotations
@@ -26,9 +26,7 @@ TESTS = {"unit tests": ["pytest", "-q", "-m", "not lab and not sandbox", "tests/
 
 def run(name: str, command: list[str]) -> tuple[str, bool, str, float]:
     start = time.monotonic()
-    done = subprocess.run(
-        [str(BIN / command[0]), *command[1:]], cwd=ROOT, capture_output=True, text=True, check=False
-    )
+    done = subprocess.run([str(BIN / command[0]), *command[1:]], cwd=ROOT, capture_output=True, text=True, check=False)
     return name, done.returncode == 0, done.stdout + done.stderr, time.monotonic() - start
 
 

@@ -46,7 +46,7 @@ LOCAL_SCOPE: Final = 1 << 24
 """Identities of CIDRs have this bit set, as in Cilium; those of pods are below it."""
 
 NamedPort = tuple[str, int, int]
-"""(name, protocol, port) of a container port: part of what makes an identity, since egress rules may name it (Cilium resolves names on each destination pod)."""
+"""(name, protocol, port) of a container port: part of what makes an identity, since egress rules may name it."""
 
 
 @dataclass(frozen=True, slots=True)
