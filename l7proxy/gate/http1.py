@@ -210,14 +210,14 @@ class HttpGate:
                 self._fail(exchange, 502, "the server closed the connection before the end of its response", actions)
         return actions
 
-    def client_lost(self) -> list[Action]:
+    def client_lost(self, reason: str = "the client left") -> list[Action]:
         """The session ends for a reason of its own; the client hears nothing more."""
         actions: list[Action] = []
         exchange = self._exchange
         if self._state is OPEN and exchange is None and self._held.strip(b"\r\n"):
-            self._emit_malformed(400, "the client left in the middle of a request head", actions)
+            self._emit_malformed(400, f"{reason} in the middle of a request head", actions)
         elif exchange is not None:
-            self._abandon(exchange, "the client left before the end of the response", actions)
+            self._abandon(exchange, f"{reason} before the end of the response", actions)
         self._close(actions)
         return actions
 

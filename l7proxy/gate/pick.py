@@ -42,7 +42,8 @@ class Gate(Protocol):
 
     def server_eof(self) -> list[Action]: ...
 
-    def client_lost(self) -> list[Action]: ...
+    def client_lost(self, reason: str = "the client left") -> list[Action]:
+        """`reason` begins the sentence that what is under way is recorded with."""
 
     def upstream_failed(self, reason: str) -> list[Action]: ...
 

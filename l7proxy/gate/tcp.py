@@ -51,7 +51,7 @@ class TcpGate:
         self._server_done = True
         return self._end() if self._client_done else [HalfClose(Side.CLIENT)]
 
-    def client_lost(self) -> list[Action]:
+    def client_lost(self, reason: str = "") -> list[Action]:
         return self._end()
 
     def upstream_failed(self, reason: str) -> list[Action]:

@@ -53,6 +53,11 @@ class Sides:
         """Some direction has the connection judged request by request."""
         return self.l4.verdict is Verdict.REDIRECTED
 
+    @property
+    def governed(self) -> bool:
+        """Some policy was asked."""
+        return any(side is not None and side.enforced for side in (self.egress, self.ingress))
+
     def judge(self, request: Request) -> Judgement:
         return judge_http(self.egress, self.ingress, request)
 
@@ -87,11 +92,6 @@ class Index:
         for endpoint in picture.endpoints:
             for address in endpoint.addresses:
                 self._claim(address, endpoint)
-
-    @property
-    def resolves_services(self) -> bool:
-        """The kernel steers before Service DNAT, so connections come in with the Service's address."""
-        return bool(self._frontends)
 
     def identity(self, address: str) -> int:
         return self._identities.get(address) or UNKNOWN

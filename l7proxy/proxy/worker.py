@@ -53,7 +53,7 @@ class WorkerSettings:
 
 def run_worker(settings: WorkerSettings, *, steering: Steering | None = None) -> int:
     """Serve until a signal says otherwise. The exit code is 0; ConfigError when it cannot begin."""
-    descriptors = listener.prepare_process()
+    descriptors = listener.take_descriptors()
     way = steering or Transparent(settings.proxy_port, mark_upstream=settings.mark_upstream, families=settings.families)
     bound = way.listen()
     limit = settings.max_connections or max(1, (descriptors - SPARE_DESCRIPTORS) // 2)

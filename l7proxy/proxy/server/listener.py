@@ -69,17 +69,20 @@ def has_family(family: int) -> bool:
     return True
 
 
-def prepare_process() -> int:
-    """Take all the descriptors we may have (how many: the result); let listeners inherit a dead sibling's queue."""
+def take_descriptors() -> int:
+    """Raise our limit to all that we may have. Returns how many that is."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     with suppress(ValueError, OSError):
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    return resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+
+
+def migrate_queues() -> None:
+    """Have a listener's queue taken over by its siblings when it ends (ip-sysctl: tcp_migrate_req), if we may."""
     try:
-        # ip-sysctl: without it connections in the accept queue of a worker that ends are reset
         MIGRATE.write_text("1\n")
     except OSError as error:
         log.info("%s stays as it is (%s): connections waiting for a worker that ends will be reset", MIGRATE, error)
-    return resource.getrlimit(resource.RLIMIT_NOFILE)[0]
 
 
 def make_transparent(sock: socket.socket) -> None:

@@ -44,6 +44,7 @@ class Session:
         self._index: Index | None = None
         self._sides: Sides | None = None
         self._source = self._destination = NOBODY
+        self._by_service = False
         self._by_request = False
         self._connecting: asyncio.Task[None] | None = None
         self._held: list[bytes] = []
@@ -150,8 +151,8 @@ class Session:
 
     def _serve(self, sides: Sides) -> None:
         index = self._board_index()
-        if index.resolves_services:
-            self._tell(sides.l4)  # the kernel steered before it knew the backend, so it could not
+        if self._by_service and sides.governed:
+            self._tell(sides.l4)  # the kernel steered by the Service's address, so it could not
         self._by_request = sides.by_request
         conn = sides.conn(self._source, self._destination)
         self._gate = pick(
@@ -182,7 +183,7 @@ class Session:
         backend = choose(service)
         if backend is None:
             return f"Service {service.namespace}/{service.service} has no backends"
-        self._destination = HostPort(backend.address, backend.port)
+        self._destination, self._by_service = HostPort(backend.address, backend.port), True
         return ""
 
     def _refuse(self, judgement: Judgement) -> None:
@@ -391,7 +392,7 @@ class Session:
         gate = self._gate
         self._tell(judgement)
         if gate is not None:
-            self._gone(gate.client_lost())
+            self._gone(gate.client_lost(f"cut off ({judgement.reason})"))
 
     def _gone(self, actions: list[Action]) -> None:
         """There is no client to serve any more: of what the gate asks for, only records matter."""

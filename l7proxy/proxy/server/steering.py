@@ -39,7 +39,9 @@ class Transparent:
         self._families = families
 
     def listen(self) -> Sequence[socket.socket]:
-        return listener.transparent(self._port, self._families)
+        sockets = listener.transparent(self._port, self._families)
+        listener.migrate_queues()
+        return sockets
 
     def destination(self, sockname: HostPort) -> HostPort:
         return sockname

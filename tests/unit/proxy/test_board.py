@@ -90,11 +90,9 @@ def test_frontends_by_address_and_port_of_tcp() -> None:
     backends = tuple(Backend(f"10.0.0.{n}", 8080) for n in range(4))
     service = Frontend("default", "web", "10.96.0.1", 80, 6, backends)
     asked = index(frontends=(service, Frontend("default", "dns", "10.96.0.1", 53, 17)))
-    assert asked.resolves_services
     assert asked.frontend(HostPort("10.96.0.1", 80)) == service
     assert asked.frontend(HostPort("10.96.0.1", 53)) is None
     assert {choose(service) for _ in range(200)} == set(backends)
-    assert not index().resolves_services
 
 
 def test_memory_of_answers_is_bounded() -> None:

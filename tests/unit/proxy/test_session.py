@@ -346,6 +346,7 @@ async def test_what_is_under_way_when_a_connection_becomes_forbidden_gets_its_re
             await reader.read()
         await on.settled()
         assert on.kinds() == "qcs"
+        assert "cut off (no rule of" in on.records[2].judgement.reason
 
 
 async def test_an_open_plain_connection_ends_when_requests_must_be_judged() -> None:
@@ -409,6 +410,30 @@ async def test_a_service_is_resolved_and_its_backend_is_judged_and_recorded() ->
             assert isinstance(first, Connection)
             assert first.judgement.verdict is Verdict.REDIRECTED
             assert (first.conn.destination, first.conn.destination_port) == (SERVER, server.port)
+
+
+async def test_with_services_known_a_pods_own_address_is_the_kernels_to_tell() -> None:
+    async with backend(web) as server:
+        service = Frontend("default", "web", "192.0.2.10", 80, 6, (Backend(SERVER, server.port),))
+        async with stage(server, picture(gets(), frontends=(service,))) as on:
+            reader, writer = await on.client()
+            writer.write(request())
+            assert (await answer(reader))[0] == 200
+            writer.close()
+            await on.settled()
+            assert on.kinds() == "qs"
+
+
+async def test_a_service_between_ends_without_policy_leaves_no_record() -> None:
+    async with backend(echo) as server:
+        service = Frontend("default", "web", "192.0.2.10", 80, 6, (Backend(SERVER, server.port),))
+        async with stage(HostPort("192.0.2.10", 80), picture(frontends=(service,))) as on:
+            reader, writer = await on.client()
+            writer.write(b"hi")
+            assert await reader.readexactly(2) == b"hi"
+            writer.close()
+            await on.settled()
+            assert on.kinds() == ""
 
 
 async def test_a_service_without_backends_is_refused_by_name() -> None:
