@@ -68,8 +68,9 @@ class Leg(asyncio.Protocol):
         self._party.received(self, data)
 
     def eof_received(self) -> bool:
-        self.eof = True
-        self._party.finished(self)
+        if not self.eof:  # told again after a pause
+            self.eof = True
+            self._party.finished(self)
         return True  # keep our direction open: who closes is decided elsewhere
 
     def connection_lost(self, exc: Exception | None) -> None:

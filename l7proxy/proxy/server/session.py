@@ -139,6 +139,7 @@ class Session:
             self._reset()  # the client left before it was looked at
             return
         self._source, self._destination = source, self._around.steering.destination(sockname)
+        self._around.clients[source.address] += 1
         why = self._impossible() or self._resolve()
         if why:
             self._refuse(refusal(why))
@@ -173,6 +174,8 @@ class Session:
             return "the destination is the proxy itself"
         if len(around.board) > around.limit:
             return f"this worker is at its limit of {around.limit} connections"
+        if around.clients[self._source.address] > max(1, around.limit // 2):
+            return f"this client has half of the {around.limit} connections that this worker can carry"
         return ""
 
     def _resolve(self) -> str:
@@ -422,3 +425,11 @@ class Session:
         if self._client.gone and self._connecting is None and (self._server.transport is None or self._server.gone):
             self._around.board.leave(self)
             self._around.wheel.disarm(self)
+            self._forget_client()
+
+    def _forget_client(self) -> None:
+        address, self._source = self._source.address, NOBODY
+        clients = self._around.clients
+        clients[address] -= 1
+        if clients[address] <= 0:
+            del clients[address]

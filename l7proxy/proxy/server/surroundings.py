@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -39,7 +40,8 @@ class Counts:
 
 @dataclass(slots=True)
 class Surroundings:
-    """`own` are our listeners' names; `limit` is the number of sessions at a time."""
+    """`own` are our listeners' names; `limit` is the number of sessions at a time, of which one client may have half:
+    a pod that opens all it can must not shut the others out."""
 
     board: Board
     steering: Steering
@@ -51,4 +53,6 @@ class Surroundings:
     counts: Counts = field(default_factory=Counts)
     own: set[HostPort] = field(default_factory=set)
     limit: int = 1 << 30
+    clients: Counter[str] = field(default_factory=Counter)
+    """Sessions by client address."""
     draining: bool = False

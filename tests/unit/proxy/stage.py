@@ -82,9 +82,9 @@ class Stage:
     def address(self) -> HostPort:
         return self.proxy.addresses[0]
 
-    async def client(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    async def client(self, source: str = CLIENT) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         address = self.address
-        reader, writer = await asyncio.open_connection(address.address, address.port, local_addr=(CLIENT, 0))
+        reader, writer = await asyncio.open_connection(address.address, address.port, local_addr=(source, 0))
         self.writers.append(writer)
         return reader, writer
 

@@ -461,6 +461,25 @@ async def test_over_the_limit_is_refused_and_room_comes_back() -> None:
         writer.close()
 
 
+async def test_one_client_cannot_take_all_connections() -> None:
+    async with backend(web) as server, stage(server, picture(gets()), limit=4) as on:
+        for _ in range(2):
+            reader, writer = await on.client()
+            writer.write(request())
+            assert (await answer(reader))[0] == 200
+        third, _ = await on.client()
+        with pytest.raises(ConnectionResetError):
+            await third.read()
+        assert "this client has half" in on.records[-1].judgement.reason
+        other, writer = await on.client("127.0.0.9")
+        writer.write(request())
+        assert (await answer(other))[0] == 200
+        for each in on.writers:
+            each.close()
+        await on.settled()
+        assert not on.around.clients
+
+
 async def test_a_fault_in_a_session_ends_it_alone(caplog: pytest.LogCaptureFixture) -> None:
     async with backend(web) as server, stage(server, picture(gets())) as on:
         keep = on.records.append
