@@ -30,6 +30,7 @@ HELD_FOR_SERVER: Final = 64 << 10
 """Bytes kept while the connection to the server is in the making; then the client must wait."""
 NOBODY: Final = HostPort("::", 0)
 RESET_BY_SERVER: Final = "the server reset the connection"
+DROPPED: Final = Verdict.DROPPED
 TOO_LATE: Final = "policy now asks for requests to be judged, and this connection is already open without"
 
 
@@ -280,11 +281,14 @@ class Session:
             self._leg(side).finish()
 
     def _emit(self, record: Record) -> None:
+        counts = self._around.counts
         if isinstance(record, HttpRequest):
             self._taken_up = self._served = True
-            self._around.counts.requests += 1
-        if isinstance(record, HttpRequest | Malformed) and record.judgement.verdict is Verdict.DROPPED:
-            self._around.counts.denied += 1
+            counts.requests += 1
+            if record.judgement.verdict is DROPPED:
+                counts.denied += 1
+        elif isinstance(record, Malformed):
+            counts.denied += 1
         self._around.records(record)
 
     def _watch(self) -> None:
