@@ -7,6 +7,7 @@ and hundreds of probes cost no process each. What was seen is one word: a status
 from __future__ import annotations
 
 import errno
+import itertools
 import json
 import re
 import socket
@@ -25,6 +26,9 @@ TIMEOUT: Final = "timeout"
 CLOSED: Final = "closed"
 """The words besides status codes. A refused connect and a reset are one word: both are an RST (RFC 9293 §3.10.7)."""
 
+SOURCE_PORTS: Final = range(10_000, 32_768)
+"""Below Linux's ephemeral ports (ip_local_port_range), which the kernel would hand out twice."""
+_source_port: Final = itertools.cycle(SOURCE_PORTS)
 _RESETS: Final = frozenset({errno.ECONNREFUSED, errno.ECONNRESET, errno.EPIPE})
 _REQUEST = re.compile(r"(?P<method>[A-Z]+) http://(?P<host>\[[^]]+\]|[^/:]+)(:(?P<port>\d+))?(?P<path>/\S*)\Z")
 _L4 = re.compile(r"(?P<kind>tcp|udp) (?P<host>\[[^]]+\]|[^/:]+):(?P<port>\d+)\Z")
@@ -83,8 +87,7 @@ def _send(own: str, request: Request, address: str, seconds: float) -> Seen:
     kind = socket.SOCK_DGRAM if request.method == "udp" else socket.SOCK_STREAM
     with socket.socket(family, kind) as sock:
         sock.settimeout(seconds)
-        sock.bind(("::" if family == socket.AF_INET6 else "0.0.0.0", 0))  # the port is known even if nobody answers
-        local = HostPort(own, sock.getsockname()[1])
+        local = HostPort(own, _bind(sock, "::" if family == socket.AF_INET6 else "0.0.0.0"))
         try:
             sock.connect((address, request.port))
             return _exchange(sock, request, local)
@@ -93,6 +96,20 @@ def _send(own: str, request: Request, address: str, seconds: float) -> Seen:
         except OSError as error:
             word = RESET if error.errno in _RESETS else errno.errorcode.get(error.errno or 0, str(error))
             return Seen(word, local=local)
+
+
+def _bind(sock: socket.socket, address: str) -> int:
+    """A source port no other probe had lately: flows are told apart by it, also those of a client nobody answered."""
+    for _ in range(len(SOURCE_PORTS)):
+        port = next(_source_port)
+        try:
+            sock.bind((address, port))
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE:
+                raise
+        else:
+            return port
+    raise ConfigError(f"no source port from {SOURCE_PORTS.start} to {SOURCE_PORTS.stop - 1} is free")
 
 
 def _exchange(sock: socket.socket, request: Request, local: HostPort) -> Seen:

@@ -76,7 +76,7 @@ def faults_of(found: Sequence[Flow], wanted: Account) -> list[str]:
     responses = [flow for flow in found if _l7_type(flow) == "RESPONSE"]
     faults = []
     if wanted in {Account.L7_ALLOWED, Account.ANY} and dropped:
-        faults.append(f"{len(dropped)} DROPPED flows of what was allowed")
+        faults.append(f"DROPPED flows of what was allowed: {', '.join(map(_told, dropped))}")
     if wanted in {Account.L7_ALLOWED, Account.L7_DENIED}:
         faults.extend(
             f"{len(f)} {n} flows, not 1" for n, f in (("request", requests), ("response", responses)) if len(f) != 1
@@ -91,6 +91,13 @@ def faults_of(found: Sequence[Flow], wanted: Account) -> list[str]:
         if not reason_of(flow):
             faults.append("the DROPPED flow gives no reason")
     return faults
+
+
+def _told(flow: Flow) -> str:
+    """A dropped flow in a few words: to which port, and why."""
+    layer = flow.get("l4") or {}
+    ports = ", ".join(f"{ends.get('destination_port')}/{name}" for name, ends in layer.items())
+    return f"{ports} {flow.get('Summary', '')}: {reason_of(flow)}"
 
 
 def _l7_type(flow: Flow) -> str:
