@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Final
 
 from tproxy_rules.backend import Backend, KernelError
+from tproxy_rules.iptables import IptablesBackend
 from tproxy_rules.nftables import NftablesBackend
 
 NAMES: Final = ("auto", "nftables", "iptables")
@@ -28,4 +29,4 @@ def choose(name: str = "auto") -> Backend:
     raise KernelError("; ".join(missing))
 
 
-_MAKERS: Final[dict[str, Callable[[], Backend]]] = {"nftables": NftablesBackend}
+_MAKERS: Final[dict[str, Callable[[], Backend]]] = {"nftables": NftablesBackend, "iptables": IptablesBackend}

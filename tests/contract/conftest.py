@@ -22,13 +22,14 @@ import pytest
 
 from tproxy_rules.backend import Backend
 from tproxy_rules.desired import Bridge, Desired, Endpoint, Entry, Port, Settings, Table, Verdict
+from tproxy_rules.iptables import IptablesBackend
 from tproxy_rules.nftables import NftablesBackend
 
 Result = TypeVar("Result")
 
 IP_TRANSPARENT, IPV6_TRANSPARENT = 19, 75
 PROXY_PORT = 15001
-BACKENDS: dict[str, Callable[[], Backend]] = {"nftables": NftablesBackend}
+BACKENDS: dict[str, Callable[[], Backend]] = {"nftables": NftablesBackend, "iptables": IptablesBackend}
 _LIBC = ctypes.CDLL(None, use_errno=True)
 _CLONE_NEWNET = 0x40000000
 
@@ -209,6 +210,8 @@ class Proxy(threading.Thread):
         self.seen: list[tuple[str, str, int]] = []
         """(client, original destination, its port)"""
         self.failures: list[str] = []
+        self.resolves: dict[str, tuple[str, int]] = {}
+        """Service addresses and what is behind them, as a worker knows them."""
         self._listener = node.socket(family)
         self._listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         _transparent(self._listener, family)
@@ -227,6 +230,7 @@ class Proxy(threading.Thread):
         with client:
             target, port = client.getsockname()[:2]
             self.seen.append((peer, target, port))
+            target, port = self.resolves.get(target, (target, port))
             try:
                 with self._node.socket(self._family) as upstream:
                     upstream.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, self._settings.mark_upstream)
@@ -349,6 +353,11 @@ class World:
     @property
     def pods(self) -> tuple[Pod, ...]:
         return (self.client, self.server, self.stranger)
+
+    @property
+    def unserved(self) -> str:
+        """What a steered client sees when no proxy listens: xt_TPROXY drops, nft goes on to the next rule."""
+        return "timeout" if self.backend.name == "iptables" else "refused"
 
     def warm(self) -> None:
         """Neighbours know one another before the first measured packet."""

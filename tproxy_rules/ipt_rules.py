@@ -1,0 +1,370 @@
+"""The IP half of the iptables picture, one family at a time. Pure: a picture in, chains and sets out.
+
+  raw PREROUTING      L7P-GUARD   anti-spoofing
+  mangle PREROUTING   L7P-PRE     what goes to the proxy (iptables has TPROXY only here, before Service DNAT)
+  mangle OUTPUT       L7P-OUT     the same for the node itself, routed anew over lo
+  mangle POSTROUTING  L7P-LEAK    what is marked for the proxy never leaves
+  nat                 L7P-NAT     what is steered keeps its destination
+  filter FORWARD, INPUT, OUTPUT   every other verdict, after DNAT
+
+Steering decides quietly: only what no direction refuses and one steers is steered, all else is left to `filter`, which
+sees the pod behind a Service and alone can reset. A Service address of which some backend needs the proxy is steered
+as a whole and the proxy judges. What `filter` finds to be steered came through a translation we were not told of, and
+is refused.
+
+While the quiet chains run, the proxy's mark bit means "steer" and both bits mean "refused somewhere".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Final
+
+from tproxy_rules.desired import Desired, Endpoint, Entry, Frontend, Settings, Table, Verdict
+from tproxy_rules.ipt_sets import IpSet, PeerSets, addresses, ip_set
+from tproxy_rules.marks import CHAIN_PREFIX, LOG_QUEUE, LOG_SNAPLEN, Told, Way, log_prefix
+from tproxy_rules.networks import family
+from tproxy_rules.shapes import BY_PRECEDENCE
+from tproxy_rules.validate import ANY_PROTOCOL, WITH_PORTS
+
+FIRST: Final = "-m conntrack --ctstate NEW -m conntrack ! --ctstatus CONFIRMED"
+REPLY: Final = "-m conntrack --ctdir REPLY"
+_MAX_LIMIT: Final = 10_000
+"""Events per second that xt_limit can count."""
+_PROTOCOLS: Final = {6: "tcp", 17: "udp", 132: "sctp"}
+_LETTER: Final = {Verdict.DENY: "d", Verdict.STEER: "s", Verdict.ALLOW: "a"}
+_ND: Final = (133, 134, 135, 136)
+_FROM_LINK_LOCAL: Final = (130, 131, 132, 133, 135, 136, 143)
+
+
+@dataclass(slots=True)
+class IptTable:
+    """Our chains in one table, and the jumps that must be first in its base chains."""
+
+    name: str
+    chains: dict[str, list[str]] = field(default_factory=dict)
+    jumps: list[tuple[str, str]] = field(default_factory=list)
+
+    def chain(self, name: str, rules: Iterable[str]) -> None:
+        self.chains[CHAIN_PREFIX + name] = list(rules)
+
+    def base(self, hook: str, name: str, rules: Iterable[str]) -> None:
+        self.chain(name, rules)
+        self.jumps.append((hook, CHAIN_PREFIX + name))
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """One family's picture. The tables are in the order in which they are put in force."""
+
+    version: int
+    tables: tuple[IptTable, ...]
+    sets: tuple[IpSet, ...]
+
+
+def render(desired: Desired, version: int) -> Family:
+    """For a canonical picture."""
+    return _Renderer(desired, version).render()
+
+
+class _Renderer:
+    """Gathers sets while the chains are written."""
+
+    def __init__(self, desired: Desired, version: int) -> None:
+        self.desired = desired
+        self.settings: Settings = desired.settings
+        self.version = version
+        self.peers = PeerSets(desired.identities, version)
+        self.named: dict[str, IpSet] = {}
+        self.proxy = _bits(self.settings.mark_proxy)
+        self.upstream = _bits(self.settings.mark_upstream)
+        self.both = _bits(self.settings.mark_proxy | self.settings.mark_upstream)
+
+    def render(self) -> Family:
+        tables = (self._raw(), self._nat(), self._filter(), self._mangle())
+        return Family(self.version, tables, (*self.named.values(), *self.peers.made()))
+
+    # --- who is who ---------------------------------------------------------------------------------------------------
+
+    def _own(self, endpoint: Endpoint) -> list[str]:
+        return [address for address in endpoint.addresses if family(address) == self.version]
+
+    def _with(self, way: Way) -> Iterator[tuple[Endpoint, Table]]:
+        for endpoint in self.desired.endpoints:
+            one = endpoint.egress if way is Way.EGRESS else endpoint.ingress
+            if one is not None and self._own(endpoint):
+                yield endpoint, one
+
+    def _in(self, one: IpSet, flags: str) -> str:
+        self.named[one.name] = one
+        return f"-m set --match-set {one.name} {flags}"
+
+    def _not_in(self, one: IpSet, flags: str) -> str:
+        self.named[one.name] = one
+        return f"-m set ! --match-set {one.name} {flags}"
+
+    # --- raw ----------------------------------------------------------------------------------------------------------
+
+    def _raw(self) -> IptTable:
+        table = IptTable("raw")
+        table.chain("SPOOF", [self._log(Told.SPOOF, Way.EGRESS, 0), "-j DROP"])
+        table.base("PREROUTING", "GUARD", self._guard())
+        return table
+
+    def _guard(self) -> Iterator[str]:
+        """The same law as in the nftables picture; a routed port is told by its name, one rule each."""
+        cabled = [(one, one.port) for one in self.desired.endpoints if one.port]
+        pairs = [f"{a},{port.bridge or port.interface}" for one, port in cabled for a in self._own(one)]
+        homes = [address for one, _ in cabled for address in self._own(one)]
+        yield "-i lo -j RETURN"
+        if self.version == 4:
+            yield f"-d 127.0.0.0/8 -g {CHAIN_PREFIX}SPOOF"
+        if pairs:
+            yield f"{self._in(ip_set('own', 'hash:net,iface', self.version, pairs), 'src,src')} -j RETURN"
+            yield f"{self._in(addresses('home', self.version, homes), 'src')} -g {CHAIN_PREFIX}SPOOF"
+        for _, port in cabled:
+            if not port.bridge:
+                if self.version == 6:
+                    for source in ("fe80::/10", "::/128"):
+                        for kind in _FROM_LINK_LOCAL:
+                            yield f"-i {port.interface} -s {source} -p icmpv6 --icmpv6-type {kind} -j RETURN"
+                yield f"-i {port.interface} -g {CHAIN_PREFIX}SPOOF"
+
+    # --- nat ----------------------------------------------------------------------------------------------------------
+
+    def _nat(self) -> IptTable:
+        table = IptTable("nat")
+        table.base("PREROUTING", "NAT", [f"-m mark --mark {self.proxy} -j ACCEPT"])
+        table.jumps.append(("OUTPUT", CHAIN_PREFIX + "NAT"))
+        return table
+
+    # --- filter -------------------------------------------------------------------------------------------------------
+
+    def _filter(self) -> IptTable:
+        table = IptTable("filter")
+        reset = "-p tcp -m conntrack ! --ctstate INVALID -j REJECT --reject-with tcp-reset"
+        table.chain("REFUSE", [*([reset] if self.settings.refuse_with_reset else []), "-j DROP"])
+        for way, letter in ((Way.EGRESS, "E"), (Way.INGRESS, "I")):
+            for endpoint, one in self._with(way):
+                self._judging(table, f"{letter}{endpoint.id}", endpoint, way, self._asks(one, way))
+        for endpoint, one in self._with(Way.INGRESS):
+            self._judging(table, f"O{endpoint.id}", endpoint, Way.INGRESS, self._asks_host(one))
+        egress = [f"-s {a} -j {CHAIN_PREFIX}E{one.id}" for one, _ in self._with(Way.EGRESS) for a in self._own(one)]
+        ingress = [f"-d {a} -j {CHAIN_PREFIX}I{one.id}" for one, _ in self._with(Way.INGRESS) for a in self._own(one)]
+        host = [f"-d {a} -j {CHAIN_PREFIX}O{one.id}" for one, _ in self._with(Way.INGRESS) for a in self._own(one)]
+        marked = f"-m mark --mark {self.proxy}"
+        table.base("FORWARD", "FWD", [f"{marked} -j DROP", *self._passing(), *self._governed(), *egress, *ingress])
+        table.base(
+            "INPUT", "IN", ["-i lo -j RETURN", f"{marked} -j RETURN", *self._dialled(), *self._passing(), *egress]
+        )
+        quiet = [f"{marked} -j RETURN", f"-m mark --mark {self.upstream} -j RETURN", "-o lo -j RETURN"]
+        table.base("OUTPUT", "OUT", [*quiet, *self._redirects(), *self._passing(), *host])
+        return table
+
+    def _passing(self) -> Iterator[str]:
+        """Replies, errors about what was let through, and the link's own protocols."""
+        yield f"{REPLY} -j RETURN"
+        if self.version == 4:
+            for kind in ("destination-unreachable", "time-exceeded", "parameter-problem"):
+                yield f"-p icmp --icmp-type {kind} -m conntrack --ctstate RELATED -j RETURN"
+            yield "-p igmp -d 224.0.0.0/24 -j RETURN"
+            return
+        for kind6 in (1, 2, 3, 4):
+            yield f"-p icmpv6 --icmpv6-type {kind6} -m conntrack --ctstate RELATED -j RETURN"
+        # RFC 4861: hop limit 255. Forwarding has taken one off already, so this is never a routed packet.
+        for kind6 in _ND:
+            yield f"-p icmpv6 --icmpv6-type {kind6} -m hl --hl-eq 255 -j RETURN"
+        for kind6 in (130, 131, 132, 143):
+            yield f"-d ff02::/16 -p icmpv6 --icmpv6-type {kind6} -j RETURN"
+
+    def _governed(self) -> Iterator[str]:
+        """Nobody of ours on either side: two lookups and out."""
+        here = {a for way in Way for one, _ in self._with(way) for a in self._own(one)}
+        one = addresses("gov", self.version, here)
+        yield f"{self._not_in(one, 'src')} {self._not_in(one, 'dst')} -j RETURN"
+
+    def _dialled(self) -> Iterator[str]:
+        yield f"-p tcp --dport {self.settings.proxy_port} -j DROP"
+
+    def _redirects(self) -> Iterator[str]:
+        if self.version == 6:
+            for bridge in self.desired.bridges:
+                yield f"-o {bridge.name} -p icmpv6 --icmpv6-type 137 -j DROP"
+
+    def _judging(self, table: IptTable, name: str, endpoint: Endpoint, way: Way, asks: Iterable[str]) -> None:
+        """`{}` in `asks` stands for the chain's name, to which the verdict's letter is appended."""
+        own = "-d" if way is Way.EGRESS else "-s"
+        chain = CHAIN_PREFIX + name
+        selves = [f"{own} {address} -j RETURN" for address in self._own(endpoint)]
+        table.chain(name, [*selves, *(ask.format(chain) for ask in asks), f"-g {chain}n"])
+        refuse = f"-g {CHAIN_PREFIX}REFUSE"
+        table.chain(f"{name}n", [self._log(Told.NONE, way, endpoint.id), refuse])
+        table.chain(f"{name}d", [self._log(Told.DENY, way, endpoint.id), refuse])
+        table.chain(f"{name}s", [self._log(Told.UNSERVED, way, endpoint.id), refuse])
+        table.chain(f"{name}a", [f"{FIRST} {self._log(Told.ALLOW, way, endpoint.id)}"])
+
+    # --- mangle -------------------------------------------------------------------------------------------------------
+
+    def _mangle(self) -> IptTable:
+        table = IptTable("mangle")
+        table.chain("DIVERT", [f"-j MARK --set-xmark {self.proxy}", "-j ACCEPT"])
+        table.chain("LATER", [f"-j MARK --set-xmark 0x0/{_mask(self.both)}"])
+        table.chain("NO", [f"-j MARK --set-xmark {self.both}"])
+        table.chain("YES", [f"-j MARK --set-xmark {self.proxy}"])
+        table.chain("TPROXY", [f"-p tcp -j {self._tproxy()}", "-j DROP"])
+        steering = {a for way in Way for one, t in self._with(way) if _steers(t) for a in self._own(one)}
+        tell: list[str] = []
+        quiet: dict[Way, list[str]] = {way: [] for way in Way}
+        if steering:
+            for way, letter, flag in ((Way.EGRESS, "E", "-s"), (Way.INGRESS, "I", "-d")):
+                for endpoint, one in self._with(way):
+                    self._quiet(table, f"Q{letter}{endpoint.id}", endpoint, way, self._asks(one, way))
+                    self._telling(table, f"V{letter}{endpoint.id}", endpoint, way, self._asks(one, way))
+                    for address in self._own(endpoint):
+                        quiet[way].append(f"{flag} {address} -j {CHAIN_PREFIX}Q{letter}{endpoint.id}")
+                        tell.append(f"{flag} {address} -j {CHAIN_PREFIX}V{letter}{endpoint.id}")
+        host = []
+        for endpoint, one in self._with(Way.INGRESS):
+            if _steers(one):
+                self._quiet(table, f"QO{endpoint.id}", endpoint, Way.INGRESS, self._asks_host(one))
+                host += [f"-d {address} -j {CHAIN_PREFIX}QO{endpoint.id}" for address in self._own(endpoint)]
+        table.chain("TELL", tell)
+        table.chain("STEER", [f"{FIRST} -j {CHAIN_PREFIX}TELL", f"-j {CHAIN_PREFIX}TPROXY"])
+        table.base("PREROUTING", "PRE", self._prerouting(steering, quiet))
+        table.base("OUTPUT", "OUT", self._output(host))
+        table.base("POSTROUTING", "LEAK", [f"! -o lo -m mark --mark {self.proxy} -j DROP"])
+        return table
+
+    def _tproxy(self) -> str:
+        at = "127.0.0.1" if self.version == 4 else "::1"
+        return f"TPROXY --on-ip {at} --on-port {self.settings.proxy_port} --tproxy-mark {self.proxy}"
+
+    def _prerouting(self, steering: set[str], quiet: dict[Way, list[str]]) -> Iterator[str]:
+        icmp = "icmp" if self.version == 4 else "icmpv6"
+        later = f"-m mark --mark {self.both} -g {CHAIN_PREFIX}LATER"
+        yield f"-i lo -m mark --mark {self.proxy} -j {CHAIN_PREFIX}TPROXY"
+        yield "-i lo -j RETURN"
+        yield f"-j MARK --set-xmark 0x0/{_mask(self.both)}"
+        yield f"{REPLY} -m connmark --mark {self.upstream} -j {CHAIN_PREFIX}DIVERT"
+        yield f"-p tcp -m socket --transparent -j {CHAIN_PREFIX}DIVERT"
+        yield f"-p {icmp} -m socket --transparent -j {CHAIN_PREFIX}DIVERT"
+        yield "! -p tcp -j RETURN"
+        yield f"{REPLY} -j RETURN"
+        yield from self._frontends(f"-j {CHAIN_PREFIX}TPROXY")
+        if steering:
+            one = addresses("st", self.version, steering)
+            yield f"{self._not_in(one, 'src')} {self._not_in(one, 'dst')} -j RETURN"
+            for way in (Way.EGRESS, Way.INGRESS):
+                yield from quiet[way]
+                yield later
+            yield f"-m mark --mark {self.proxy} -j {CHAIN_PREFIX}STEER"
+
+    def _output(self, host: list[str]) -> Iterator[str]:
+        yield f"-j MARK --set-xmark 0x0/{_mask(self.proxy)}"
+        # xt_CONNMARK marks and goes on.
+        yield f"-m mark --mark {self.upstream} -j CONNMARK --set-xmark {self.upstream}"
+        yield f"-m mark --mark {self.upstream} -j RETURN"
+        # The proxy's connection to the node itself: its answers are born here and go back to the proxy over lo.
+        yield f"{REPLY} -m connmark --mark {self.upstream} -g {CHAIN_PREFIX}NO"
+        yield "-o lo -j RETURN"
+        yield "! -p tcp -j RETURN"
+        yield f"{REPLY} -j RETURN"
+        yield from self._frontends(f"-g {CHAIN_PREFIX}NO")
+        yield from host
+        yield f"-m mark --mark {self.both} -g {CHAIN_PREFIX}LATER"
+        # Both bits: the routing rule of locally made packets, see routes.
+        yield f"-m mark --mark {self.proxy} -j MARK --set-xmark {self.both}"
+
+    def _frontends(self, action: str) -> Iterator[str]:
+        here = [one for one in self.desired.frontends if family(one.address) == self.version and one.protocol == 6]
+        steered = [_member(one) for one in here if one.steer]
+        plain = [_member(one) for one in here if not one.steer]
+        if steered:
+            yield f"-p tcp {self._in(ip_set('fs', 'hash:ip,port', self.version, steered), 'dst,dst')} {action}"
+        if plain:
+            yield f"-p tcp {self._in(ip_set('f', 'hash:ip,port', self.version, plain), 'dst,dst')} -j RETURN"
+
+    def _quiet(self, table: IptTable, name: str, endpoint: Endpoint, way: Way, asks: Iterable[str]) -> None:
+        """Marks instead of verdicts. An allowed packet keeps the mark that the other direction gave it."""
+        own = "-d" if way is Way.EGRESS else "-s"
+        chain = CHAIN_PREFIX + name
+        selves = [f"{own} {address} -j RETURN" for address in self._own(endpoint)]
+        targets = {f"{chain}d": f"{CHAIN_PREFIX}NO", f"{chain}s": f"{CHAIN_PREFIX}YES"}
+        rules = []
+        for ask in asks:
+            rule = ask.format(chain)
+            head, _, target = rule.rpartition(" -g ")
+            rules.append(f"{head} -g {targets[target]}" if target in targets else f"{head} -j RETURN")
+        table.chain(name, [*selves, *rules, f"-g {CHAIN_PREFIX}NO"])
+
+    def _telling(self, table: IptTable, name: str, endpoint: Endpoint, way: Way, asks: Iterable[str]) -> None:
+        """For packets that will be steered: which entry of this direction let them."""
+        chain = CHAIN_PREFIX + name
+        table.chain(name, [ask.format(chain) for ask in asks])
+        table.chain(f"{name}d", [])
+        table.chain(f"{name}s", [self._log(Told.STEER, way, endpoint.id)])
+        table.chain(f"{name}a", [self._log(Told.ALLOW, way, endpoint.id)])
+
+    # --- entries ------------------------------------------------------------------------------------------------------
+
+    def _asks(self, one: Table, way: Way) -> list[str]:
+        """One rule per entry, by precedence; the peer is the destination of egress and the source of ingress."""
+        side = "dst" if way is Way.EGRESS else "src"
+        asks = []
+        for entry in _by_precedence(one):
+            if entry.any_peer:
+                asks.append(f"{_ports(entry)}-g {{}}{_LETTER[entry.verdict]}")
+                continue
+            peers = self.peers.of(entry.peers)
+            if peers.members:
+                asks.append(f"{_ports(entry)}-m set --match-set {peers.name} {side} -g {{}}{_LETTER[entry.verdict]}")
+        return asks
+
+    def _asks_host(self, one: Table) -> list[str]:
+        """The peer is this node, whatever address it uses."""
+        here = self.desired.host_identity
+        return [
+            f"{_ports(entry)}-g {{}}{_LETTER[entry.verdict]}"
+            for entry in _by_precedence(one)
+            if entry.any_peer or here in entry.peers
+        ]
+
+    def _log(self, told: Told, way: Way, endpoint: int) -> str:
+        share = min(max(self.settings.log_rate // 10, 1), _MAX_LIMIT)
+        return (
+            f"-m limit --limit {share}/second --limit-burst {share} -j NFLOG --nflog-group {self.settings.nflog_group} "
+            f'--nflog-prefix "{log_prefix(told, way, endpoint)}" --nflog-size {LOG_SNAPLEN} '
+            f"--nflog-threshold {LOG_QUEUE}"
+        )
+
+
+def _by_precedence(one: Table) -> Iterator[Entry]:
+    for verdict in BY_PRECEDENCE:
+        yield from (entry for entry in one.entries if entry.verdict is verdict)
+
+
+def _steers(one: Table) -> bool:
+    return any(entry.verdict is Verdict.STEER for entry in one.entries)
+
+
+def _ports(entry: Entry) -> str:
+    """Which protocol and ports, with a space at its end when it says anything."""
+    if entry.protocol == ANY_PROTOCOL:
+        return ""
+    name = _PROTOCOLS.get(entry.protocol, str(entry.protocol))
+    if entry.protocol not in WITH_PORTS or (entry.first, entry.last) == (0, 65535):
+        return f"-p {name} "
+    return f"-p {name} -m {name} --dport {entry.first}:{entry.last} "
+
+
+def _member(frontend: Frontend) -> str:
+    return f"{frontend.address},tcp:{frontend.port}"
+
+
+def _bits(mark: int) -> str:
+    return f"{mark:#x}/{mark:#x}"
+
+
+def _mask(bits: str) -> str:
+    return bits.partition("/")[2]

@@ -1,0 +1,315 @@
+"""The iptables backend: ipsets, one iptables-restore per family, and ebtables where pods are on a bridge.
+
+For nodes where nft cannot be had. What is worse than with nftables, and why:
+- TPROXY exists only before Service DNAT (`steers_before_dnat`): the proxy is given Service addresses and resolves them.
+- A picture is one commit per table, not one in all. Between two commits a changed port may be refused, never opened.
+- When no worker listens, TPROXY drops: a steered client waits for its timeout instead of being told.
+- net.bridge.bridge-nf-call-* are set to 0 where pods are on a bridge; with it the proxy's socket is lost on the way.
+  Their frames come up to the IP layer anyway, so kube-proxy sees them there. `remove` leaves the switch as it is.
+
+Ours are the chains and sets that begin with L7P-. Our jumps must be first in the base chains; others (kube-proxy) put
+theirs before them from time to time, which `read` reports as not intact and `apply` puts right.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from tproxy_rules import ipt_bridge, ipt_rules, routes
+from tproxy_rules.backend import Installed, KernelError
+from tproxy_rules.desired import Desired
+from tproxy_rules.digest import digest
+from tproxy_rules.ipt_rules import IptTable
+from tproxy_rules.ipt_sets import IpSet
+from tproxy_rules.marks import CHAIN_PREFIX
+from tproxy_rules.tool import run
+from tproxy_rules.validate import checked
+
+_LOG = logging.getLogger(__name__)
+_TABLES: Final = ("raw", "mangle", "nat", "filter")
+_STATE: Final = f"{CHAIN_PREFIX}STATE"
+_SEAL: Final = f"{CHAIN_PREFIX}SEAL"
+_TEMPORARY: Final = f"{CHAIN_PREFIX}tmp"
+_COMMENT: Final = re.compile(rf'^-A {_STATE} .*--comment "l7proxy ([0-9a-f]{{64}}) ([0-9a-f]{{32}})"', re.MULTILINE)
+_SEALED: Final = re.compile(rf"^-A {_SEAL} .*--comment \"?([0-9a-f]{{64}})", re.MULTILINE)
+_SWITCHES: Final = ("bridge-nf-call-iptables", "bridge-nf-call-ip6tables")
+_RESTORE: Final = {4: "iptables-restore", 6: "ip6tables-restore"}
+_SAVE: Final = {4: "iptables-save", 6: "ip6tables-save"}
+
+
+@dataclass(frozen=True, slots=True)
+class Rendering:
+    """A picture in the languages of the three tools."""
+
+    families: tuple[ipt_rules.Family, ...]
+    bridge: tuple[IptTable, ...]
+
+    @property
+    def sets(self) -> tuple[IpSet, ...]:
+        return tuple(one for family in self.families for one in family.sets)
+
+    def text(self) -> str:
+        """All of it on a bare machine, for people and for the digest."""
+        parts = [one.text() for one in self.sets]
+        parts += [_restore(family.tables, Present({}), note="") for family in self.families]
+        return "\n".join((*parts, _restore(self.bridge, Present({}), note="")))
+
+
+@dataclass(frozen=True, slots=True)
+class Present:
+    """What a `-save` tool shows: per table its lines."""
+
+    tables: dict[str, list[str]]
+
+    @classmethod
+    def parse(cls, saved: str) -> Present:
+        tables: dict[str, list[str]] = {}
+        lines: list[str] = []
+        for line in saved.splitlines():
+            if line.startswith("*"):
+                lines = tables.setdefault(line[1:], [])
+            elif line.startswith((":", "-A")):
+                lines.append(line)
+        return cls(tables)
+
+    def chains(self, table: str) -> list[str]:
+        """Our chains."""
+        return [line[1:].split()[0] for line in self.tables.get(table, ()) if line.startswith(f":{CHAIN_PREFIX}")]
+
+    def jumps(self, table: str) -> list[tuple[str, str]]:
+        """(base chain, rest of the rule) of the jumps to our chains."""
+        found = []
+        for line in self.tables.get(table, ()):
+            _, _, rule = line.partition("-A ")
+            base, _, rest = rule.partition(" ")
+            if rest.startswith(f"-j {CHAIN_PREFIX}") and not base.startswith(CHAIN_PREFIX):
+                found.append((base, rest))
+        return found
+
+    def ours(self) -> Iterator[str]:
+        """Every line of ours but the seal, without counters, and the place of each jump in its chain."""
+        for table, lines in sorted(self.tables.items()):
+            places: dict[str, int] = {}
+            for line in lines:
+                chain = line[1:].split()[0] if line.startswith(":") else line.split()[1]
+                places[chain] = places.get(chain, -1) + (not line.startswith(":"))
+                if chain == _SEAL:
+                    continue
+                if chain.startswith(CHAIN_PREFIX):
+                    yield f"{table} {line.partition(' [')[0] if line.startswith(':') else line}"
+                elif f" -j {CHAIN_PREFIX}" in line:
+                    yield f"{table} {line} at {places[chain]}"
+
+
+class IptablesBackend:
+    """`Backend` by way of iptables, ip6tables, ipset and ebtables."""
+
+    name = "iptables"
+    steers_before_dnat = True
+
+    def check(self) -> None:
+        run(("ipset", "list", "-n"))
+        for family in _families():
+            for needs, text in _PROBES:
+                try:
+                    run((_RESTORE[family], "-w", "5", "--noflush", "--test"), text)
+                except KernelError as error:
+                    raise KernelError(f"{_RESTORE[family]} cannot do {needs} here ({error})") from error
+
+    def read(self) -> Installed | None:
+        present = _present()
+        if not any(one.chains(table) for one in present.values() for table in one.tables):
+            return None
+        state, seal = _state(present)
+        sealed = seal == _hash(present) and routes.intact() and _switched()
+        return Installed(state[0] if state else "", intact=sealed)
+
+    def apply(self, desired: Desired) -> None:
+        desired = checked(desired)
+        rendering = render(desired)
+        wanted = (digest(desired), hashlib.sha256(rendering.text().encode()).hexdigest()[:32])
+        present = _present()
+        state, seal = _state(present)
+        intact = seal == _hash(present) and _switched()
+        routes.ensure(desired.settings)
+        if state == wanted and intact:
+            return
+        routes.tune(desired)
+        _make_sets(rendering.sets, trusted=intact)
+        if desired.bridges:
+            _switch_off()
+            _restore_bridge(rendering.bridge)
+        for family in rendering.families:
+            note = f"l7proxy {wanted[0]} {wanted[1]}"
+            _run_restore(family.version, _restore(family.tables, present[_SAVE[family.version]], note=note))
+        if not desired.bridges:
+            _restore_bridge(rendering.bridge)
+        _destroy_sets(keep={one.name for one in rendering.sets})
+        _seal()
+
+    def remove(self) -> None:
+        present = _present()
+        for family in _families():
+            text = _restore([IptTable(name) for name in _TABLES], present[_SAVE[family]], note="")
+            if text:
+                _run_restore(family, text)
+        _restore_bridge((IptTable("nat"), IptTable("filter")))
+        _destroy_sets(keep=set())
+        routes.remove()
+
+
+def render(desired: Desired) -> Rendering:
+    """Pure. Both families always, so that the text does not depend on the machine."""
+    desired = checked(desired)
+    here = tuple(ipt_rules.render(desired, version) for version in desired.settings.families)
+    return Rendering(here, ipt_bridge.render(desired))
+
+
+# --- texts ------------------------------------------------------------------------------------------------------------
+
+
+def _restore(tables: Iterable[IptTable], present: Present, *, note: str) -> str:
+    """Input for a `-restore --noflush` tool: our chains anew, our jumps first, our stale chains gone.
+
+    A table that has nothing of ours before or after is left out: naming it would load it.
+    """
+    return "".join(_restore_table(table, present, note if table.name == "mangle" else "") for table in tables)
+
+
+def _restore_table(table: IptTable, present: Present, note: str) -> str:
+    chains = dict(table.chains)
+    if note:
+        chains[_STATE] = [f'-m comment --comment "{note}" -j RETURN']
+    stale = [name for name in present.chains(table.name) if name not in chains]
+    old = present.jumps(table.name)
+    if not chains and not stale and not old:
+        return ""
+    lines = [f"*{table.name}", *(f":{name} - [0:0]" for name in (*chains, *stale))]
+    lines += [f"-D {base} {rest}" for base, rest in old]
+    lines += [f"-I {base} 1 -j {chain}" for base, chain in table.jumps]
+    lines += [f"-A {name} {rule}" for name, rules in chains.items() for rule in rules]
+    lines += [f"-X {name}" for name in stale]
+    return "\n".join((*lines, "COMMIT", ""))
+
+
+# --- tools ------------------------------------------------------------------------------------------------------------
+
+
+def _families() -> tuple[int, ...]:
+    return (4, 6) if Path("/proc/sys/net/ipv6").exists() else (4,)
+
+
+def _present() -> dict[str, Present]:
+    shown = {_SAVE[family]: Present.parse(run((_SAVE[family],))) for family in _families()}
+    return {**shown, "ebtables-save": _present_bridge()}
+
+
+def _run_restore(family: int, text: str) -> None:
+    if family in _families():
+        run((_RESTORE[family], "-w", "5", "--noflush"), text)
+
+
+def _state(present: dict[str, Present]) -> tuple[tuple[str, str] | None, str]:
+    lines = "\n".join(present[_SAVE[4]].tables.get("mangle", ()))
+    state, seal = _COMMENT.search(lines), _SEALED.search(lines)
+    return (state[1], state[2]) if state else None, seal[1] if seal else ""
+
+
+def _hash(present: dict[str, Present]) -> str:
+    lines = [f"{tool} {line}" for tool, one in sorted(present.items()) for line in one.ours()]
+    members = [line for line in run(("ipset", "save")).splitlines() if line.split()[1].startswith(CHAIN_PREFIX)]
+    # The random part of a set's header differs between two equal ones.
+    sets = sorted(re.sub(r" initval \S+| hashsize \d+", "", line) for line in members)
+    return hashlib.sha256("\n".join((*lines, *sets)).encode()).hexdigest()
+
+
+def _seal() -> None:
+    """The digest of how the tools list what is in force now: whoever changes it breaks it."""
+    mark = _hash(_present())
+    text = f'*mangle\n:{_SEAL} - [0:0]\n-A {_SEAL} -m comment --comment "{mark}" -j RETURN\nCOMMIT\n'
+    run((_RESTORE[4], "-w", "5", "--noflush"), text)
+
+
+def _set_names() -> set[str]:
+    return {name for name in run(("ipset", "list", "-n")).split() if name.startswith(CHAIN_PREFIX)}
+
+
+def _make_sets(sets: Iterable[IpSet], *, trusted: bool) -> None:
+    """Those that are missing. When something was tampered with, the others are filled anew and swapped in."""
+    have = _set_names()
+    text = ""
+    for one in {one.name: one for one in sets}.values():
+        if one.name not in have:
+            text += one.text()
+        elif not trusted:
+            fresh = f"{_TEMPORARY}{one.version}"
+            text += f"{one.text(fresh)}swap {fresh} {one.name}\ndestroy {fresh}\n"
+    if text:
+        for version in (4, 6):
+            if f"{_TEMPORARY}{version}" in have:
+                run(("ipset", "destroy", f"{_TEMPORARY}{version}"))
+        run(("ipset", "restore"), text)
+
+
+def _destroy_sets(*, keep: set[str]) -> None:
+    text = "".join(f"destroy {name}\n" for name in sorted(_set_names() - keep))
+    if text:
+        run(("ipset", "restore"), text)
+
+
+# --- bridge -----------------------------------------------------------------------------------------------------------
+
+
+def _present_bridge() -> Present:
+    try:
+        return Present.parse(run(("ebtables-save",)))
+    except KernelError as error:
+        _LOG.debug("no ebtables here: %s", error)
+        return Present({})
+
+
+def _restore_bridge(tables: Iterable[IptTable]) -> None:
+    text = _restore(tables, _present_bridge(), note="")
+    if text:
+        run(("ebtables-restore", "--noflush"), text.replace(" - [0:0]", " RETURN"))
+
+
+def _switched() -> bool:
+    """Whether bridge-nf-call is off, where that is ours to want: with our chains in ebtables."""
+    if not _present_bridge().chains("nat"):
+        return True
+    return all(_switch(name).read_text(encoding="ascii").strip() == "0" for name in _SWITCHES if _switch(name).exists())
+
+
+def _switch_off() -> None:
+    for name in _SWITCHES:
+        try:
+            if _switch(name).exists():
+                _switch(name).write_text("0", encoding="ascii")
+        except OSError as error:
+            raise KernelError(f"net.bridge.{name} must be 0 for this backend and cannot be set: {error}") from error
+
+
+def _switch(name: str) -> Path:
+    return Path("/proc/sys/net/bridge", name)
+
+
+def _probe(table: str, rule: str) -> str:
+    return f"*{table}\n:{CHAIN_PREFIX}PROBE - [0:0]\n-A {CHAIN_PREFIX}PROBE {rule}\nCOMMIT\n"
+
+
+_PROBES: Final = (
+    ("TPROXY (xt_TPROXY)", _probe("mangle", "-p tcp -j TPROXY --on-port 1 --tproxy-mark 0x1/0x1")),
+    ("socket matching (xt_socket)", _probe("mangle", "-p tcp -m socket --transparent -j RETURN")),
+    ("connection marks (xt_CONNMARK)", _probe("mangle", "-j CONNMARK --set-xmark 0x1/0x1")),
+    ("connection tracking (xt_conntrack)", _probe("filter", "-m conntrack --ctdir REPLY -j RETURN")),
+    ("logging to a group (xt_NFLOG)", _probe("filter", "-m limit --limit 1/second -j NFLOG --nflog-group 1")),
+    ("the raw table (iptable_raw)", _probe("raw", "-j RETURN")),
+    ("the nat table (iptable_nat)", _probe("nat", "-j RETURN")),
+)
