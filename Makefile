@@ -14,7 +14,7 @@ ARGS   ?=
 
 help: ## Show this help
 	@echo "l7proxy: L7 policy on any CNI. Commands:"
-	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1|\2/' | column -t -s '|'
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1@\2/' | column -t -s '@'
 
 setup: $(VENV)/.ready tools ## Make .venv, install what is missing
 

@@ -13,7 +13,7 @@ from typing import Annotated, Final
 
 import typer
 
-from l7proxy import __version__
+from l7proxy import __version__, sbin
 from l7proxy.cli import observe, policy, service, status
 from l7proxy.cli.terminal import complain
 from l7proxy.errors import L7ProxyError
@@ -112,6 +112,7 @@ def _command(arguments: Sequence[str]) -> str:
 
 def main() -> None:
     """The console script."""
+    sbin.reach()
     if _command(sys.argv[1:]) in QUIET_ON_SIGPIPE:
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     sys.exit(invoke(sys.argv[1:]))

@@ -15,6 +15,7 @@ from typing import Final
 
 import msgspec
 
+from l7proxy import sbin
 from l7proxy.errors import ConfigError
 from l7proxy.lab.processes import Process, identify
 from l7proxy.lab.state import ROOT_VARIABLE, Lab, root
@@ -31,6 +32,7 @@ def enter(lab: Lab, *, create: bool = False) -> None:
 
     Returns without root only where the lab has no holder and `create` is not wanted: then there is nothing to enter.
     """
+    sbin.reach()
     if os.geteuid() == 0:
         return
     _own_directory(root())
