@@ -23,7 +23,9 @@ from l7proxy.lab.settings import DEFAULT_NAME, Cni, Families, Kernel, Overlay, R
 app = typer.Typer(
     help="A cluster of network namespaces on this machine: real packets, the real agent, no Kubernetes.",
     no_args_is_help=True,
-    context_settings={"help_option_names": ["-h", "--help"]},
+    rich_markup_mode=None,
+    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
 )
 _progress = Console(stderr=True)
 
@@ -42,7 +44,7 @@ def told() -> Iterator[None]:
     try:
         yield
     except L7ProxyError as error:
-        _progress.print(f"error: {error}", style="red", markup=False, highlight=False)
+        _progress.print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
         raise typer.Exit(2) from error
     except KeyboardInterrupt as error:
         raise typer.Exit(130) from error
@@ -54,7 +56,7 @@ def told() -> Iterator[None]:
 def reporting(title: str) -> Iterator[lifecycle.Report]:
     """Steps on a terminal's last line; where there is no terminal, one line each."""
     if not _progress.is_terminal:
-        yield lambda text: _progress.print(text, markup=False, highlight=False)
+        yield lambda text: _progress.print(text, markup=False, highlight=False, soft_wrap=True)
         return
     with _progress.status(title) as line:
         yield lambda text: line.update(f"{title}: {text}")
@@ -74,8 +76,7 @@ def up(
     no_agent: Annotated[bool, typer.Option("--no-agent", help="Nodes without l7proxy: nothing is enforced.")] = False,
 ) -> None:
     """Bring a lab up and return when all is enforced. Without -f it is the demo's cluster."""
-    with told(), reporting(f"lab {name}") as report:
-        userns.enter(state.Lab(name), create=True)
+    with told(), userns.entered(state.Lab(name)), reporting(f"lab {name}") as report:
         settings = Settings(
             name=name,
             cni=cni,
@@ -164,8 +165,7 @@ def run(
     name: Name = "run",
 ) -> None:
     """Bring a lab up for each combination, check every case, take it down. Exit code 1 when a case does not hold."""
-    with told():
-        userns.enter(state.Lab(name), create=True)
+    with told(), userns.entered(state.Lab(name)):
         only = scenario.Only(tuple(cni), tuple(bridge_nf_call), tuple(backend), tuple(ip_family))
         ok = scenario.run(scenario.load(file), only, name, show.console(), _progress)
         raise typer.Exit(0 if ok else 1)
@@ -200,7 +200,7 @@ def _warn(lab: state.Lab) -> None:
         for problem in (node["agent"] or {}).get("problems") or []:
             if (text := json.dumps(problem)) not in seen:
                 seen.add(text)
-                _progress.print(f"warning: {problem}", markup=False, highlight=False)
+                _progress.print(f"warning: {problem}", markup=False, highlight=False, soft_wrap=True)
 
 
 def main() -> None:

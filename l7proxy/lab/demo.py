@@ -46,8 +46,7 @@ def demo(
 ) -> None:
     """Two nodes, real pods, a CiliumNetworkPolicy: every request, what was expected, what was seen."""
     out, begun = show.console(), time.monotonic()
-    with cli.told():
-        userns.enter(Lab(name), create=True)
+    with cli.told(), userns.entered(Lab(name)):
         out.print(f"The policy (deploy/demo/policy.yaml), on CNI [bold]{cni.value}[/]:\n")
         out.print((lifecycle.DEMO / "policy.yaml").read_text(), markup=False, highlight=False)
         manifests = lifecycle.manifests_of([])
@@ -62,7 +61,6 @@ def demo(
         finally:
             if not keep:
                 lifecycle.down(lab)
-                userns.leave(lab)
     wrong = sum(bool(row.faults) for row in rows)
     verdict = (
         f"[red]{wrong} of {len(rows)} verdicts are wrong" if wrong else f"[green]All {len(rows)} verdicts are right"

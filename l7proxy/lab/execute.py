@@ -28,9 +28,9 @@ def find(state: State, target: str) -> tuple[str, Box]:
             return name, state.pods[name]
     named = [name for name in state.pods if name.partition("/")[2] == target]
     if len(named) != 1:
-        raise ConfigError(
-            f"{target!r} is {'in several namespaces' if named else 'no pod'}: {', '.join(named or state.pods)}"
-        )
+        if named:
+            raise ConfigError(f"{target!r} is in several namespaces: {', '.join(named)}")
+        raise ConfigError(f"there is no pod {target!r} (there is {', '.join(state.pods) or 'none'})")
     return named[0], state.pods[named[0]]
 
 

@@ -6,10 +6,12 @@ tmpfs there, so named network namespaces can be mounted. Files are the user's ow
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
@@ -51,10 +53,26 @@ def enter(lab: Lab, *, create: bool = False) -> None:
 
 
 def leave(lab: Lab) -> None:
-    """The lab is down: its holder may go, and with it all namespaces."""
-    if holder := _read(lab):
-        _file(lab).unlink(missing_ok=True)
-        holder.kill(signal.SIGKILL)
+    """When the lab is down, or never came up: its holder may go, and with it all namespaces.
+
+    Under the lab's lock: whoever else holds it is at work in there.
+    """
+    if (holder := _read(lab)) is None:
+        return
+    with contextlib.suppress(ConfigError), lab.locked():
+        if not lab.directory.exists():
+            _file(lab).unlink(missing_ok=True)
+            holder.kill(signal.SIGKILL)
+
+
+@contextlib.contextmanager
+def entered(lab: Lab) -> Iterator[None]:
+    """Inside, made if need be. Ends with the holder gone when no lab is left in it, however the command ended."""
+    enter(lab, create=True)
+    try:
+        yield
+    finally:
+        leave(lab)
 
 
 def _own_directory(directory: Path) -> None:
