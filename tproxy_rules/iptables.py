@@ -165,9 +165,9 @@ class IptablesBackend:
 
 
 def render(desired: Desired) -> Rendering:
-    """Pure. Both families always, so that the text does not depend on the machine."""
+    """Pure. Both families always: what the proxy does not serve is judged all the same, and nothing stale is left."""
     desired = checked(desired)
-    here = tuple(ipt_rules.render(desired, version) for version in desired.settings.families)
+    here = tuple(ipt_rules.render(desired, version) for version in (4, 6))
     return Rendering(here, ipt_bridge.render(desired))
 
 

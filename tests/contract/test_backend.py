@@ -1,0 +1,445 @@
+"""What every backend owes its caller, whatever the rules: the same state from every history, and no trace at the end.
+
+The state is what the kernel's own tools list. The fake is held to the same words, with its picture as the listing.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import replace
+from typing import TypeVar
+
+import pytest
+
+from tests.contract.conftest import BACKENDS, IDENTITY, Namespace, World, entry
+from tproxy_rules.backend import Backend, Installed, KernelError
+from tproxy_rules.desired import Bridge, Desired, Endpoint, Frontend, Port, Settings, Table, Verdict
+from tproxy_rules.digest import digest
+from tproxy_rules.fake import FakeBackend, FakeKernel
+
+Result = TypeVar("Result")
+ALLOW, STEER, DENY = Verdict.ALLOW, Verdict.STEER, Verdict.DENY
+
+_ONE = Endpoint(1, ("10.1.0.11", "fd00:1::b"), Port("veth1"), ingress=Table((entry(ALLOW, 80),)))
+_RICH = Table(
+    (
+        entry(DENY, protocol=-1, peers=(66,)),
+        entry(STEER, 80, peers=(7, 8)),
+        entry(STEER, 8080),
+        entry(ALLOW, range(9000, 9100), peers=(7,)),
+        entry(ALLOW, 53, protocol=17),
+        entry(ALLOW, protocol=1),
+    )
+)
+_NETS = (("0.0.0.0/0", 2), ("::/0", 2), ("10.0.0.0/8", 7), ("10.2.0.0/16", 8), ("10.2.0.1/32", 66), ("fd00::/8", 7))
+_TWO = Endpoint(2, ("10.1.0.12", "fd00:1::c"), Port("veth2"), ingress=_RICH, egress=_RICH)
+_FRONTENDS = (Frontend("10.96.0.9", 6, 80, steer=True), Frontend("fd00:96::9", 6, 80, steer=False))
+
+PICTURES = {
+    "empty": Desired(),
+    "one": Desired(identities=_NETS, endpoints=(_ONE,)),
+    "rich": Desired(identities=_NETS, endpoints=(_ONE, _TWO), frontends=_FRONTENDS),
+    "bridged": Desired(
+        identities=_NETS,
+        endpoints=tuple(
+            replace(one, port=Port(f"veth{one.id}", f"02:00:00:00:00:0{one.id}", "cni0")) for one in (_ONE, _TWO)
+        ),
+        bridges=(Bridge("cni0", "02:aa:00:00:00:01"),),
+    ),
+    "moved": Desired(
+        settings=Settings(
+            proxy_port=15002,
+            mark_proxy=0x100,
+            mark_upstream=0x200,
+            route_table=7778,
+            rule_priority=90,
+            nflog_group=79,
+            refuse_with_reset=False,
+        ),
+        identities=_NETS,
+        endpoints=(_TWO,),
+    ),
+    "v4only": Desired(settings=Settings(families=(4,)), identities=_NETS, endpoints=(_TWO,)),
+}
+
+
+class Kernel:
+    """A kernel of our own, and how to look at it without the backend."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self._make = BACKENDS[name]
+        self.namespace = Namespace()
+        self.namespace.sh("ip link add cni0 address 02:aa:00:00:00:01 type bridge")
+
+    def fresh(self) -> Backend:
+        """A backend that knows nothing, as in a restarted process."""
+        return self._make()
+
+    def do(self, action: Callable[[], Result]) -> Result:
+        return self.namespace.do(action)
+
+    def apply(self, picture: Desired) -> None:
+        self.do(lambda: self.fresh().apply(picture))
+
+    def read(self) -> Installed | None:
+        return self.do(lambda: self.fresh().read())
+
+    def remove(self) -> None:
+        self.do(lambda: self.fresh().remove())
+
+    def listing(self) -> list[str]:
+        """Everything rules, sets and routes can hold, line by line; each line says where it belongs."""
+        return [*self._nft(), *self._xtables(), *self._ipsets(), *self._routing()]
+
+    def handles(self) -> str:
+        """With the numbers the kernel gave: what is made anew looks different."""
+        return self.namespace.sh("nft -a list ruleset", "ipset save")
+
+    def _nft(self) -> Iterator[str]:
+        for line in sorted(self.namespace.sh("nft list tables").splitlines()):
+            _, family, name = line.split()
+            if (family, name) not in _XTABLES:
+                yield from (f"nft {line}: {one}" for one in self.namespace.sh(f"nft list {line}").splitlines() if one)
+
+    def _xtables(self) -> Iterator[str]:
+        """Chains and rules. The built-in chains are made by looking at them, so they tell nothing."""
+        for tool in ("iptables-save", "ip6tables-save", "ebtables-save"):
+            table, rules, chains = "", [], []
+            for line in self.namespace.sh(tool).splitlines():
+                if line.startswith("*"):
+                    table = line
+                elif line.startswith(":") and line.split()[0][1:] not in _BUILT_IN:
+                    chains.append(f"{tool} {table} {line.split()[0]}")
+                elif line.startswith("-A"):
+                    rules.append(f"{tool} {table} {line}")
+            yield from sorted(chains)
+            # The order of chains is theirs, that of rules in a chain is ours.
+            yield from sorted(rules, key=lambda rule: rule.split()[1:4])
+
+    def _ipsets(self) -> list[str]:
+        """Without what differs between two equal sets."""
+        saved = self.namespace.sh("ipset save").splitlines()
+        return sorted(re.sub(r" initval \S+| hashsize \d+| bucketsize \d+", "", line) for line in saved)
+
+    def _routing(self) -> Iterator[str]:
+        for version in ("-4", "-6"):
+            yield from (f"rule {version} {line}" for line in self.namespace.sh(f"ip {version} rule").splitlines())
+            routes = self.namespace.sh(f"ip {version} route show table all").splitlines()
+            yield from sorted(f"route {version} {line}" for line in routes)
+
+    def close(self) -> None:
+        self.namespace.close()
+
+
+_XTABLES = {(family, name) for family in ("ip", "ip6", "bridge") for name in ("raw", "mangle", "nat", "filter")}
+_BUILT_IN = ("PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING")
+
+
+class FakeNode(Kernel):
+    """The same for the fake, which needs no namespace."""
+
+    def __init__(self) -> None:
+        self.name, self.kernel, self.applied = "fake", FakeKernel(), 0
+
+    def fresh(self) -> Backend:
+        return FakeBackend(self.kernel)
+
+    def do(self, action: Callable[[], Result]) -> Result:
+        return action()
+
+    def listing(self) -> list[str]:
+        return [repr(self.kernel.desired)] if self.kernel.desired else []
+
+    def handles(self) -> str:
+        return str(id(self.kernel.desired))
+
+    def close(self) -> None: ...
+
+
+@pytest.fixture
+def make(request: pytest.FixtureRequest) -> Iterator[Callable[[str], Kernel]]:
+    made: list[Kernel] = []
+
+    def one(name: str) -> Kernel:
+        if name != "fake":
+            request.getfixturevalue("sandbox")
+        made.append(FakeNode() if name == "fake" else Kernel(name))
+        return made[-1]
+
+    yield one
+    for kernel in made:
+        kernel.close()
+
+
+REAL = [pytest.param(name, marks=pytest.mark.sandbox) for name in BACKENDS]
+
+
+@pytest.fixture(params=["fake", *REAL])
+def kernel(request: pytest.FixtureRequest, make: Callable[[str], Kernel]) -> Kernel:
+    return make(request.param)
+
+
+@pytest.fixture(params=REAL)
+def real(request: pytest.FixtureRequest, make: Callable[[str], Kernel]) -> Kernel:
+    return make(request.param)
+
+
+@pytest.mark.parametrize("last", PICTURES)
+def test_any_picture_may_follow_any_other(kernel: Kernel, make: Callable[[str], Kernel], last: str) -> None:
+    """What is there afterwards is what the last one alone would have made."""
+    clean = make(kernel.name)
+    clean.apply(PICTURES[last])
+    wanted = clean.listing()
+    for before in PICTURES:
+        kernel.apply(PICTURES[before])
+        kernel.apply(PICTURES[last])
+        assert kernel.listing() == wanted, f"{last} after {before}"
+        assert kernel.read() == Installed(digest(PICTURES[last]), intact=True), f"{last} after {before}"
+
+
+@pytest.mark.parametrize("name", ["rich", "bridged"])
+def test_the_same_picture_again_changes_nothing(kernel: Kernel, name: str) -> None:
+    picture = PICTURES[name]
+    kernel.apply(picture)
+    before = kernel.handles()
+    kernel.apply(picture)
+    kernel.apply(replace(picture, identities=picture.identities[::-1], endpoints=picture.endpoints[::-1]))
+    assert kernel.handles() == before
+
+
+def test_a_restarted_process_knows_what_is_in_force(kernel: Kernel) -> None:
+    assert kernel.read() is None
+    for picture in PICTURES.values():
+        kernel.apply(picture)
+        assert kernel.read() == Installed(digest(picture), intact=True)
+
+
+def test_remove_leaves_no_trace_and_may_be_repeated(kernel: Kernel) -> None:
+    before = kernel.listing()
+    kernel.remove()
+    assert kernel.listing() == before, "nothing to remove"
+    for name in ("rich", "bridged", "moved"):
+        kernel.apply(PICTURES[name])
+        assert kernel.listing() != before
+        kernel.remove()
+        assert kernel.listing() == before, name
+        assert kernel.read() is None
+        kernel.remove()
+        assert kernel.listing() == before
+
+
+_FOREIGN_NFT = """
+table inet kube {
+    set s {
+        type ipv4_addr
+        elements = { 10.0.0.1 }
+    }
+    chain l7proxy {
+        ip saddr @s accept
+    }
+    chain pre {
+        type filter hook prerouting priority -300; policy accept;
+        jump l7proxy
+    }
+}
+table ip l7proxy {
+    chain c {
+        accept
+    }
+}
+"""
+_FOREIGN = (
+    "iptables -t mangle -N KUBE",
+    "iptables -t mangle -A KUBE -j RETURN",
+    "iptables -t mangle -A PREROUTING -j KUBE",
+    "ip6tables -t filter -A FORWARD -s fd00::/8 -j ACCEPT",
+    "ebtables -t nat -A PREROUTING -p ARP -j ACCEPT",
+    "ipset create l7p-foreign hash:ip",
+    "ipset add l7p-foreign 10.0.0.1",
+    "ip rule add fwmark 0x1/0x1 lookup 7777 priority 101",
+    "ip route add local 192.0.2.0/24 dev lo table 7777",
+    "ip -6 rule add from fd00:5::/64 lookup 99 priority 98",
+)
+
+
+@pytest.mark.parametrize("name", ["rich", "bridged"])
+def test_what_is_not_ours_stays(real: Kernel, name: str) -> None:
+    real.namespace.feed("nft -f -", _FOREIGN_NFT)
+    real.namespace.sh(*_FOREIGN)
+    before = real.listing()
+    real.apply(PICTURES[name])
+    assert set(before) <= set(real.listing())
+    real.apply(PICTURES["moved"])
+    assert set(before) <= set(real.listing())
+    real.remove()
+    assert real.listing() == before
+
+
+_BAD = {
+    "UDP cannot be steered": replace(
+        PICTURES["one"], endpoints=(replace(_ONE, ingress=Table((entry(STEER, 53, protocol=17),))),)
+    ),
+    "a name that would end the string": replace(PICTURES["one"], endpoints=(replace(_ONE, port=Port('x" accept; #')),)),
+    "a prefix with host bits": replace(PICTURES["one"], identities=(("10.0.0.1/8", 7),)),
+    "two bits in a mark": replace(PICTURES["one"], settings=Settings(mark_proxy=3)),
+    "an unknown bridge": replace(
+        PICTURES["one"], endpoints=(replace(_ONE, port=Port("v", "02:00:00:00:00:01", "br9")),)
+    ),
+}
+
+
+@pytest.mark.parametrize("name", _BAD)
+def test_a_bad_picture_leaves_the_old_one_in_force(kernel: Kernel, name: str) -> None:
+    kernel.apply(PICTURES["rich"])
+    before = kernel.listing()
+    with pytest.raises(KernelError, match="refused picture: "):
+        kernel.apply(_BAD[name])
+    assert kernel.listing() == before
+    assert kernel.read() == Installed(digest(PICTURES["rich"]), intact=True)
+
+
+def test_what_the_kernel_refuses_leaves_the_old_picture_in_force(real: Kernel) -> None:
+    """Somebody else's route has the very place ours needs."""
+    real.apply(PICTURES["rich"])
+    real.namespace.sh("ip route add local default dev lo table 7778")
+    before = [line for line in real.listing() if not line.startswith("rule") and not line.startswith("route")]
+    with pytest.raises(KernelError, match="ip route add local default dev lo table 7778"):
+        real.apply(PICTURES["moved"])
+    after = [line for line in real.listing() if not line.startswith("rule") and not line.startswith("route")]
+    assert after == before
+    real.namespace.sh("ip route del local default dev lo table 7778")
+    real.apply(PICTURES["moved"])
+    assert real.read() == Installed(digest(PICTURES["moved"]), intact=True)
+
+
+_DAMAGE = [
+    ("nftables", "nft flush chain inet l7proxy judge"),
+    ("nftables", "nft insert rule inet l7proxy guard accept"),
+    ("nftables", "nft add element inet l7proxy own4 { veth9 . 10.1.0.11 }"),
+    ("nftables", "nft delete element inet l7proxy ingress4 { 10.1.0.12 }"),
+    ("nftables", "nft delete table bridge l7proxy"),
+    ("nftables", "nft delete table inet l7proxy"),
+    ("iptables", "iptables -t mangle -D PREROUTING -j L7P-PRE"),
+    ("iptables", "ip6tables -t filter -D FORWARD 1"),
+    ("iptables", "iptables -t filter -F L7P-REFUSE"),
+    ("iptables", "iptables -t raw -I L7P-GUARD -j ACCEPT"),
+    ("iptables", "iptables -t filter -I FORWARD -j ACCEPT"),
+    ("iptables", "ebtables -t nat -F L7P-PRE"),
+    *((name, "ip rule del priority 100") for name in BACKENDS),
+    *((name, "ip -6 route del local default dev lo table 7777") for name in BACKENDS),
+]
+
+
+@pytest.mark.sandbox
+@pytest.mark.parametrize(("name", "command"), _DAMAGE, ids=[command for _, command in _DAMAGE])
+def test_damage_is_seen_and_repaired(make: Callable[[str], Kernel], name: str, command: str) -> None:
+    kernel, picture = make(name), PICTURES["bridged"]
+    kernel.apply(picture)
+    before = kernel.listing()
+    kernel.namespace.sh(command)
+    found = kernel.read()
+    assert found is None or not found.intact
+    kernel.apply(picture)
+    assert kernel.read() == Installed(digest(picture), intact=True)
+    theirs = "-I FORWARD -j ACCEPT" in command
+    assert [line for line in kernel.listing() if not theirs or not line.endswith("-A FORWARD -j ACCEPT")] == before
+
+
+def test_the_fake_can_be_damaged_like_the_others() -> None:
+    backend = FakeBackend()
+    backend.apply(PICTURES["rich"])
+    backend.damage()
+    assert backend.read() == Installed(digest(PICTURES["rich"]), intact=False)
+    backend.apply(PICTURES["rich"])
+    assert backend.read() == Installed(digest(PICTURES["rich"]), intact=True)
+    assert backend.applied == 2
+
+
+@pytest.mark.sandbox
+def test_a_member_taken_from_an_ipset_is_seen_and_put_back(make: Callable[[str], Kernel]) -> None:
+    kernel = make("iptables")
+    kernel.apply(PICTURES["rich"])
+    before = kernel.listing()
+    member = next(line for line in before if line.startswith("add L7P-"))
+    kernel.namespace.sh(member.replace("add ", "ipset del ", 1).removesuffix(" nomatch"))
+    assert kernel.read() == Installed(digest(PICTURES["rich"]), intact=False)
+    kernel.apply(PICTURES["rich"])
+    assert kernel.listing() == before
+
+
+_FLOOD = """
+import socket, sys, time
+target, port, most = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+flood = socket.socket(socket.AF_INET6 if ":" in target else socket.AF_INET, socket.SOCK_DGRAM)
+for number in range(most):
+    try:
+        flood.sendto(b"forbidden", (target, port))
+    except OSError:
+        pass  # a refusal that came back by ICMP
+    if number % 20 == 19:
+        time.sleep(0.02)
+"""
+
+
+@pytest.mark.lab
+@pytest.mark.parametrize("topology", ["routed", "bridge-nf-0"])
+@pytest.mark.parametrize("name", BACKENDS)
+def test_nothing_leaks_and_nothing_is_cut_while_pictures_change(sandbox: None, name: str, topology: str) -> None:
+    """A bounded flood of the forbidden, 30 pictures in a row, and the allowed asked between each."""
+    world = World(topology, name)
+    try:
+        _changes_under_flood(world)
+    finally:
+        world.close()
+
+
+def _changes_under_flood(world: World) -> None:
+    target, client = world.server.addresses[4], (IDENTITY["client"],)
+    pictures = [
+        world.picture(server_ingress=Table((entry(ALLOW, 5000, protocol=17, peers=client), entry(ALLOW, 9000 + more))))
+        for more in range(30)
+    ]
+    world.apply(pictures[-1])
+    with world.server.namespace.socket(4, socket.SOCK_DGRAM) as served:
+        served.bind((target, 5000))
+        # The forbidden port is the one the client may use: only the identity tells them apart.
+        leaked: list[str] = []
+        flood = world.stranger.namespace.do(
+            lambda: subprocess.Popen([sys.executable, "-c", _FLOOD, target, "5000", "20000"], env=dict(os.environ))
+        )
+        try:
+            with world.client.namespace.socket(4, socket.SOCK_DGRAM) as asking:
+                for number, picture in enumerate(pictures):
+                    world.apply(picture)
+                    word = f"allowed {number}".encode()
+                    asking.sendto(word, (target, 5000))
+                    leaked += _until(served, word)
+            assert flood.poll() is None, "the flood ended before the changes did"
+        finally:
+            flood.kill()
+            flood.wait()
+        served.settimeout(0.05)
+        with suppress(TimeoutError):
+            while True:
+                leaked.append(served.recv(100).decode())
+    assert leaked == []
+
+
+def _until(served: socket.socket, word: bytes) -> list[str]:
+    """Everything that arrives before the word; the word must arrive."""
+    other: list[str] = []
+    ends = time.monotonic() + 2
+    while time.monotonic() < ends:
+        heard = served.recv(100)
+        if heard == word:
+            return other
+        other.append(heard.decode())
+    pytest.fail("the allowed packet did not arrive")
