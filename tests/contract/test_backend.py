@@ -423,13 +423,15 @@ def _changes_under_flood(world: World) -> None:
                     asking.sendto(word, (target, 5000))
                     leaked += _until(served, word)
             assert flood.poll() is None, "the flood ended before the changes did"
+            served.settimeout(0.05)
+            with suppress(TimeoutError):
+                leaked.append(served.recv(100).decode())
+            world.apply(world.picture())
+            served.settimeout(2)
+            assert served.recv(100) == b"forbidden", "the flood was there all the time"
         finally:
             flood.kill()
             flood.wait()
-        served.settimeout(0.05)
-        with suppress(TimeoutError):
-            while True:
-                leaked.append(served.recv(100).decode())
     assert leaked == []
 
 
