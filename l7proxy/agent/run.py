@@ -47,16 +47,17 @@ def cleanup(settings: Settings) -> list[str]:
     if _alive(settings.agent_socket):
         raise ConfigError(f"an agent is running ({settings.agent_socket}): stop it first, it would put all back")
     names = [name for name in detect.NAMES if name != "auto"] if settings.backend == "auto" else [settings.backend]
-    done = []
+    done, failed = [], []
     for name in names:
         try:
             detect.choose(name).remove()
         except KernelError as error:
-            if len(names) == 1:
-                raise ConfigError(str(error)) from error
+            failed.append(str(error))
             done.append(f"{name}: skipped: {error}")
         else:
             done.append(f"{name}: nothing of ours is left")
+    if len(failed) == len(names):  # one of them that cannot be had here has left nothing; but nobody looked at all
+        raise ConfigError("nothing was cleaned up: " + "; ".join(failed))
     return done
 
 

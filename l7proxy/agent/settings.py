@@ -12,7 +12,7 @@ import socket
 from collections.abc import Mapping
 from ipaddress import ip_address
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, get_args, get_origin, get_type_hints
 
 import msgspec
 
@@ -106,6 +106,9 @@ RANGES: Final[Mapping[str, tuple[float, float]]] = {
     "flow_log_backups": (0, 1000),
     "drain": (0, 3600),
 }
+CHOICES: Final[Mapping[str, tuple[str, ...]]] = {
+    name: get_args(kind) for name, kind in get_type_hints(Settings).items() if get_origin(kind) is Literal
+}
 _KERNEL_TABLES: Final = (253, 254, 255)  # ip-route(8): default, main, local
 
 
@@ -124,6 +127,8 @@ def load(path: Path | None, overrides: Mapping[str, Any] | None = None) -> Setti
     except msgspec.ValidationError as error:
         field = re.search(r"`\$\.(\w+)", str(error))
         what = str(error).partition(" - at")[0]
+        if field and (choices := CHOICES.get(field[1])):
+            what = f"{values[field[1]]!r} is none of {', '.join(choices)}"
         raise ConfigError(f"{place}{field[1]}: {what}" if field else f"{place}{what}") from error
     _check(settings, place)
     return settings

@@ -8,7 +8,7 @@ not heard of yet must not pass for the outside.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Final, TypeVar
 
@@ -90,7 +90,7 @@ class World:
             frontends=services,
             node_addresses=tuple(sorted(address for address, name in owners.nodes.items() if name == node)),
             policies=_counted(policies, cast.endpoints),
-            problems=owners.problems,
+            problems=(*_unknown(node, nodes, pods), *owners.problems),
             names=_names(cast, owners, services),
         )
 
@@ -178,6 +178,15 @@ def _endpoints(
         for address in torn
     ]
     return tuple(found)
+
+
+def _unknown(node: str | None, nodes: list[facts.Node], pods: list[Pod]) -> Iterator[Problem]:
+    """A node that nobody speaks of has no pods, so a mistyped name would enforce nothing without a word."""
+    if node and all(one.name != node for one in nodes) and all(pod.node != node for pod in pods):
+        known = ", ".join(sorted({one.name for one in nodes})[:5]) or "none"
+        yield facts.Problem(
+            "", 0, "", f"no Node and no Pod is of node {node}: nothing is enforced here (nodes: {known})"
+        )
 
 
 def _contested_labels(address: str) -> LabelSet:
