@@ -259,7 +259,9 @@ def _number(raw: bytes) -> int:
 
 
 _WHY: Final = {
-    errno.EPERM: "no privilege: run as root, or with CAP_NET_ADMIN in this network namespace",
+    # The kernel says the same for both, and does not let us look which it is.
+    errno.EPERM: "no privilege (run as root, or with CAP_NET_ADMIN in this network namespace), "
+    "or another process reads this group (choose another)",
     errno.EBUSY: "another process reads it: choose another group",
     errno.EOPNOTSUPP: "this kernel has no packet logging to user space (CONFIG_NETFILTER_NETLINK_LOG)",
     errno.EINVAL: "this kernel has no packet logging to user space (CONFIG_NETFILTER_NETLINK_LOG)",

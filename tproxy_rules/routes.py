@@ -13,6 +13,7 @@ found. They go in before the packet rules and out after them.
 
 from __future__ import annotations
 
+import errno
 import logging
 import socket
 from collections.abc import Iterator
@@ -201,6 +202,8 @@ def _change(netlink: IPRoute, verb: str, family: int, table: int) -> None:
 
 
 def _why(error: NetlinkError) -> str:
-    if error.code == 1:
+    if error.code == errno.ENETDOWN:
+        return "the interface lo is down: bring lo up (ip link set lo up)"
+    if error.code == errno.EPERM:
         return "no privilege: run as root, or with CAP_NET_ADMIN in this network namespace"
     return str(error)

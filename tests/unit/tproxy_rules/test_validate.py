@@ -1,0 +1,158 @@
+"""Every refusal says what is wrong and where; what is right passes unchanged but for its order."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from tproxy_rules.backend import KernelError
+from tproxy_rules.desired import Bridge, Desired, Endpoint, Entry, Frontend, Port, Settings, Table, Verdict
+from tproxy_rules.digest import digest, normalise
+from tproxy_rules.marks import Told, Way, log_prefix, read_prefix
+from tproxy_rules.validate import checked
+
+MAC = "02:00:00:00:00:01"
+POD = Endpoint(1, ("10.1.0.11", "fd00:1::b"), Port("veth1", MAC))
+
+
+def entry(**changes: object) -> Entry:
+    return replace(Entry(Verdict.ALLOW, 6, 80, 80, any_peer=True, peers=()), **changes)  # type: ignore[arg-type]
+
+
+def having(**changes: object) -> Desired:
+    return Desired(endpoints=(replace(POD, **changes),))  # type: ignore[arg-type]
+
+
+def ruled(**changes: object) -> Desired:
+    return having(egress=Table((entry(), entry(**changes))))
+
+
+def settings(**changes: object) -> Desired:
+    return Desired(settings=Settings(**changes))  # type: ignore[arg-type]
+
+
+REFUSED = [
+    (settings(mark_proxy=3), "settings.mark_proxy: 0x3 is not a single bit"),
+    (settings(mark_upstream=0), "settings.mark_upstream: 0x0 is not a single bit"),
+    (settings(mark_proxy=1 << 32), "settings.mark_proxy: 0x100000000 is not a single bit"),
+    (settings(mark_proxy=4, mark_upstream=4), "settings.mark_upstream is the same bit as mark_proxy"),
+    (settings(proxy_port=0), "settings.proxy_port: 0 is not between 1 and 65535"),
+    (settings(nflog_group=65536), "settings.nflog_group: 65536 is not between 1 and 65535"),
+    (settings(log_rate=0), "settings.log_rate: 0 is not between 1 and 1000000"),
+    (settings(rule_priority=2), "settings.rule_priority: 2 is not between 3 and 32765"),
+    (settings(route_table=254), "settings.route_table: 254 is the system's"),
+    (settings(families=()), "settings.families: () is not of 4 and 6"),
+    (settings(families=(5,)), "settings.families: (5,) is not of 4 and 6"),
+    (Desired(identities=(("10.0.0.1/8", 7),)), "identities: 10.0.0.1/8 has host bits set"),
+    (Desired(identities=(("pods", 7),)), "identities: 'pods' does not appear to be an IPv4 or IPv6 network"),
+    (Desired(identities=(("fd00::/8", 7), ("FD00::/8", 8))), "identities: FD00::/8 is there twice"),
+    (Desired(identities=(("10.0.0.0/8", 1 << 32),)), "identities: 4294967296 of 10.0.0.0/8 is not a 32-bit number"),
+    (Desired(bridges=(Bridge("cni0", MAC), Bridge("cni0", MAC))), "bridges: one name is there twice"),
+    (Desired(bridges=(Bridge("cni0", "02:AA:00:00:00:01"),)), "bridges: cni0: '02:AA:00:00:00:01' is not a MAC"),
+    (Desired(bridges=(Bridge("cni*", MAC),)), "bridges: 'cni*' is not an interface name"),
+    (Desired(host_identity=-1), "host_identity -1 is not a 32-bit number"),
+    (having(id=0), "endpoint 0: its number is not between 1 and 2^32-1"),
+    (having(addresses=("10.1.0",)), "endpoint 1: addresses: '10.1.0' does not appear to be an IPv4 or IPv6 address"),
+    (having(addresses=("::1",)), "endpoint 1: addresses: ::1 cannot be a pod's"),
+    (having(addresses=("0.0.0.0",)), "endpoint 1: addresses: 0.0.0.0 cannot be a pod's"),
+    (having(addresses=("ff02::1",)), "endpoint 1: addresses: ff02::1 cannot be a pod's"),
+    (having(port=Port("")), "endpoint 1: port.interface: '' is not an interface name"),
+    (having(port=Port("a" * 16)), "is not an interface name of 1 to 15 plain characters"),
+    (having(port=Port('v" accept')), "endpoint 1: port.interface: 'v\" accept' is not an interface name"),
+    (having(port=Port("veth+")), "endpoint 1: port.interface: 'veth+' is not an interface name"),
+    (having(port=Port("veth1\n")), "endpoint 1: port.interface: 'veth1\\n' is not an interface name"),
+    (having(port=Port("v", "x")), "endpoint 1: port.mac: 'x' is not a MAC in lower case"),
+    (having(port=Port("v", MAC, "br0")), "endpoint 1: port.bridge: 'br0' is not in bridges"),
+    (
+        Desired(endpoints=(replace(POD, port=Port("v", "", "b")),), bridges=(Bridge("b", MAC),)),
+        "endpoint 1: port.mac: a port of a bridge is told by its MAC",
+    ),
+    (ruled(protocol=256), "endpoint 1: egress.entries[1]: protocol 256 is not between -1 and 255"),
+    (ruled(first=9, last=8), "endpoint 1: egress.entries[1]: ports 9–8 are not a range within 0–65535"),
+    (ruled(last=65536), "egress.entries[1]: ports 80–65536 are not a range"),
+    (ruled(protocol=1), "egress.entries[1]: protocol 1 has no ports, so they must be 0–65535"),
+    (ruled(protocol=-1), "egress.entries[1]: protocol -1 has no ports"),
+    (ruled(verdict=Verdict.STEER, protocol=17), "egress.entries[1]: only TCP can be steered, not protocol 17"),
+    (ruled(peers=(5,)), "egress.entries[1]: peers are named although any_peer is set"),
+    (ruled(any_peer=False, peers=(0,)), "egress.entries[1]: peer 0 is not between 1 and 2^32-1"),
+    (Desired(endpoints=(POD, POD)), "endpoint 1 is there twice"),
+    (
+        Desired(endpoints=(POD, replace(POD, id=2, port=None, addresses=("FD00:1:0::B",)))),
+        "address FD00:1:0::B belongs to endpoints 1 and 2",
+    ),
+    (
+        Desired(endpoints=(POD, replace(POD, id=2, addresses=()))),
+        "interface veth1 belongs to two endpoints, the second is 2",
+    ),
+    (Desired(frontends=(Frontend("x", 6, 80, steer=True),)), "frontends: 'x' does not appear to be an IPv4 or IPv6"),
+    (Desired(frontends=(Frontend("10.0.0.1", 6, 65536, steer=True),)), "frontends: 10.0.0.1: protocol 6, port 65536"),
+    (Desired(frontends=(Frontend("10.0.0.1", 17, 53, steer=True),)), "frontends: 10.0.0.1: only TCP can be steered"),
+]
+
+
+@pytest.mark.parametrize(("picture", "says"), REFUSED, ids=[says for _, says in REFUSED])
+def test_a_refusal_says_what_and_where(picture: Desired, says: str) -> None:
+    with pytest.raises(KernelError) as refusal:
+        checked(picture)
+    assert str(refusal.value).startswith("refused picture: ")
+    assert says in str(refusal.value)
+
+
+def test_a_good_picture_passes_in_canonical_form() -> None:
+    picture = ruled(protocol=132, any_peer=False, peers=(9, 5, 9))
+    assert checked(picture) == normalise(picture)
+    assert normalise(normalise(picture)) == normalise(picture)
+
+
+SHUFFLED = (
+    Desired(
+        settings=Settings(families=(6, 4)),
+        identities=(("FD00::/8", 7), ("10.0.0.0/8", 8)),
+        endpoints=(
+            Endpoint(2, ("10.1.0.12",), ingress=Table(())),
+            replace(POD, ingress=Table((entry(first=1, any_peer=False, peers=(5, 3)), entry()))),
+        ),
+        bridges=(Bridge("b", MAC), Bridge("a", MAC)),
+        frontends=(Frontend("FD00:96::9", 6, 80, steer=True), Frontend("10.96.0.9", 6, 80, steer=False)),
+    ),
+    Desired(
+        identities=(("10.0.0.0/8", 8), ("fd00::/8", 7), ("10.0.0.0/8", 8)),
+        endpoints=(
+            replace(
+                POD,
+                addresses=POD.addresses[::-1],
+                ingress=Table((entry(), entry(), entry(first=1, any_peer=False, peers=(3, 5)))),
+            ),
+            Endpoint(2, ("10.1.0.12",), ingress=Table(())),
+        ),
+        bridges=(Bridge("a", MAC), Bridge("b", MAC)),
+        frontends=(Frontend("10.96.0.9", 6, 80, steer=False), Frontend("fd00:96::9", 6, 80, steer=True)),
+    ),
+)
+
+
+def test_the_order_of_input_does_not_matter() -> None:
+    assert digest(SHUFFLED[0]) == digest(SHUFFLED[1])
+
+
+def test_no_policy_and_an_empty_policy_are_two_pictures() -> None:
+    pictures = [having(), having(ingress=Table(())), having(egress=Table(())), ruled(), ruled(verdict=Verdict.DENY)]
+    assert len({digest(one) for one in pictures}) == len(pictures)
+
+
+@pytest.mark.parametrize("told", Told)
+@pytest.mark.parametrize("way", Way)
+def test_a_prefix_is_read_back(told: Told, way: Way) -> None:
+    longest = log_prefix(told, way, 0xFFFF_FFFF)
+    assert read_prefix(longest) == (told, way, 0xFFFF_FFFF)
+    assert len(longest) < 64
+
+
+@pytest.mark.parametrize(
+    "prefix",
+    ["", "l7p", "l7p:allow:ingress", "l7p:allow:ingress:", "l7p:allow:ingress:-1", "l7p:allow:ingress:1:2",
+     "l7p:allow:inside:1", "l7p:maybe:ingress:1", "L7P:allow:ingress:1", "l7p:allow:ingress:²", "cali:allow:ingress:1"],
+)  # fmt: skip
+def test_another_prefix_is_not_ours(prefix: str) -> None:
+    assert read_prefix(prefix) is None
