@@ -198,9 +198,9 @@ def _warn(lab: state.Lab) -> None:
     seen: set[str] = set()
     for node in facts["nodes"]:
         for problem in (node["agent"] or {}).get("problems") or []:
-            if (text := json.dumps(problem)) not in seen:
+            if (text := show.problem_words(problem)) not in seen:
                 seen.add(text)
-                _progress.print(f"warning: {problem}", markup=False, highlight=False, soft_wrap=True)
+                _progress.print(f"warning: {text}", markup=False, highlight=False, soft_wrap=True)
 
 
 def main() -> None:

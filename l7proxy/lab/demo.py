@@ -78,7 +78,7 @@ def _table(rows: list[Row], out: Console) -> None:
         told = EXPLAINED.get(word, "").format(source=row.seen.source if row.seen else "")
         note = f"[red]{'; '.join(row.faults)}[/]" if row.faults else f"[green]✓[/] {told}"
         who = f"{row.pod} ({'same' if row.same_node else 'other'} node)"
-        target = "Service" if row.via == "service" else row.address
+        target = "Service" if row.via == "service" and not row.request.host.endswith(".pod") else row.address
         table.add_row(who, _short(row.case), target, str(row.case.expect), word, note)
     out.print(table)
 

@@ -69,6 +69,8 @@ def _clear_stale(lab: Lab, report: Report) -> None:
     if lab.directory.exists():
         report(f"clearing away what an earlier lab {lab.name!r} left")
         _clear(lab)
+    if strangers := _namespaces(lab):  # nobody of this directory made them: they are not ours to remove
+        raise ConfigError(f"the network namespace {strangers[0]} exists already: choose another --name")
 
 
 def is_up(lab: Lab) -> bool:
@@ -107,7 +109,8 @@ def _follow(lab: Lab, state: State, planned: Plan, report: Report) -> None:
     wanted = {str(pod): pod for pod in cluster.pods}
     specs = {name: _pod_spec(lab, state, pod) for name, pod in wanted.items()}
     for name, box in list(state.pods.items()):
-        if name not in wanted or _fingerprint(wanted[name], specs[name]) != box.spec:
+        alive = box.process is not None and box.process.alive
+        if not alive or name not in wanted or _fingerprint(wanted[name], specs[name]) != box.spec:
             report(f"{name}: removing")
             _remove_pod(lab, state, name)
     fresh = [pod for name, pod in wanted.items() if name not in state.pods]
@@ -119,13 +122,15 @@ def _follow(lab: Lab, state: State, planned: Plan, report: Report) -> None:
         kubeproxy.sync(state.nodes[node.name].namespace, cluster, node, state.settings.families)
     lab.store.save(planned.manifests)
     for node_name, box in state.nodes.items():
-        if box.process is None:
+        if box.process is None or not box.process.alive:
             box.process = _start(_node_spec(lab, state, node_name))
+            lab.save(state)
     for pod in fresh:
         state.pods[str(pod)].process = _start(specs[str(pod)])
-    lab.save(state)
+        lab.save(state)
     _wait_ready([Path(specs[str(pod)].directory) for pod in fresh] + [lab.node_directory(n) for n in state.nodes])
-    report(f"{len(fresh)} pods run")
+    if fresh:
+        report(f"{len(fresh)} pods run")
     if state.settings.agent:
         agents.wait_enforced(lab, list(state.nodes), report)
 
@@ -270,17 +275,23 @@ def down(lab: Lab, report: Report = silent) -> None:
 
 
 def _clear(lab: Lab) -> None:
-    prefix = lab.namespace_name("")
-    left = [path.name for path in netns.NETNS_DIR.glob(f"{prefix}*")]  # also those of a damaged lab.json
+    left = _namespaces(lab)  # also those of a damaged lab.json
     boxes: list[Box] = []
     with contextlib.suppress(ConfigError):
         state = lab.load()
         boxes = [*state.pods.values(), *state.nodes.values()]
         left = list(dict.fromkeys([*state.namespaces(), *left]))
     _end(boxes, left)
+    inodes = netns.inodes(left)
     for namespace in left:
         netns.remove(namespace)
+    processes.end(processes.inside(inodes), grace=0.5)  # who was on the way in while we looked
     lab.remove()
+
+
+def _namespaces(lab: Lab) -> list[str]:
+    """Every named network namespace of a lab of this name."""
+    return sorted(path.name for path in netns.NETNS_DIR.glob(f"{lab.namespace_name('')}*"))
 
 
 def _end(boxes: Sequence[Box], namespaces: Sequence[str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Final
 
 from rich import box
@@ -117,7 +118,13 @@ def render(facts: dict[str, Any], out: Console) -> None:
         out.print(each)
     for node in facts["nodes"]:
         for problem in (node["agent"] or {}).get("problems") or []:
-            out.print(f"{node['name']}: {problem}", markup=False)
+            out.print(f"{node['name']}: {problem_words(problem)}", markup=False, highlight=False, soft_wrap=True)
+
+
+def problem_words(problem: Mapping[str, Any]) -> str:
+    """`FILE:LINE: FIELD: MESSAGE`, as everywhere."""
+    place = ":".join(str(problem[part]) for part in ("file", "line") if problem.get(part))
+    return ": ".join(part for part in (place, problem.get("field"), problem.get("message")) if part)
 
 
 def _agent_words(node: dict[str, Any]) -> str:

@@ -116,7 +116,10 @@ spec:
     - ports: [{port: "80", protocol: TCP}]
       rules: {http: [{path: "/a("}]}
 """
-    lab.apply(policy, tmp_path)
+    file = tmp_path / "bad.yaml"
+    file.write_text(policy)
+    told = lab.run("apply", "-f", str(file)).stderr.splitlines()
+    assert [line for line in told if line.startswith("warning: ") and "http[0].path: invalid regular" in line], told
     try:
         assert lab.curl("frontend", "http://backend/api/x") in {"403", "exit 7", "exit 56"}, "undecided means closed"
         (state,) = (one for one in lab.agent("node-1")["policies"] if one["name"] == "bad-regex")
