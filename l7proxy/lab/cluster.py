@@ -22,6 +22,11 @@ SERVED: Final = ("http", "https", "tcp", "udp", "ws")
 NOT_YET_SERVED: Final = ("h2c",)
 SERVICE_NAME_LABEL: Final = "kubernetes.io/service-name"
 PROTOCOLS: Final = ("TCP", "UDP", "SCTP")
+WORKLOADS: Final = frozenset(
+    {("apps", kind) for kind in ("DaemonSet", "Deployment", "ReplicaSet", "StatefulSet")}
+    | {("batch", kind) for kind in ("CronJob", "Job")}
+    | {("", "ReplicationController")}
+)
 _LABEL: Final = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 
 
@@ -230,8 +235,8 @@ def parse_listener(text: str) -> Listener:
 
 
 def service_of(manifest: Manifest) -> Service:
-    if field_of(manifest, "spec.type", str, "ClusterIP") == "ExternalName":
-        raise manifest.error("the lab has no DNS to answer ExternalName with", "spec.type")
+    if (kind := field_of(manifest, "spec.type", str, "ClusterIP")) != "ClusterIP":
+        raise manifest.error(f"{kind}: the lab serves ClusterIPs only, so far", "spec.type")
     listed = field_of(manifest, "spec.clusterIPs", list, []) or [field_of(manifest, "spec.clusterIP", str, "")]
     headless = listed == ["None"]
     return Service(
@@ -276,6 +281,9 @@ def of_family(addresses: tuple[str, ...], families: tuple[int, ...]) -> tuple[st
 
 def read_cluster(manifests: list[Manifest]) -> Cluster:
     """All objects that the lab acts on. SourceError names the first that cannot be honoured."""
+    for manifest in manifests:
+        if (manifest.key.group, manifest.key.kind) in WORKLOADS:
+            raise manifest.error("the lab has no controllers: write the pods that it would make", "kind")
     kinds: dict[str, list[Manifest]] = {}
     for manifest in manifests:
         if manifest.key.group in {"", "discovery.k8s.io"}:

@@ -99,6 +99,11 @@ NODE = "apiVersion: v1\nkind: Node\nmetadata: {{name: {}}}\nspec: {{podCIDR: {}}
         ),
         ([pod("a", "{containers: [{name: x, env: [{name: a, valueFrom: {}}]}]}")], "spec.containers[0].env"),
         ([pod("a", "[]")], "spec"),
+        (
+            ["apiVersion: apps/v1\nkind: Deployment\nmetadata: {name: d}\n"],
+            "kind: Deployment default/d: the lab has no",
+        ),
+        (["apiVersion: v1\nkind: Service\nmetadata: {name: s}\nspec: {type: NodePort}\n"], "spec.type"),
         ([pod("a", "{hostNetwork: 'yes'}")], "must be a bool, not str"),
         ([pod("a", "{containers: [{name: x, ports: [{containerPort: 70000}]}]}")], "containerPort must be 1 to 65535"),
     ],
