@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from l7proxy.lab.state import root
 from tests.lab.conftest import ROOT, Cluster
 
 pytestmark = pytest.mark.lab
@@ -201,6 +202,7 @@ def test_a_manifest_that_is_none_makes_no_lab(tmp_path: Path) -> None:
     assert done.returncode == 2
     assert f"error: {tmp_path}/a.yaml:1: apiVersion: missing" in done.stderr
     assert absent.run("status", check=False).returncode == 2
+    assert list(root().glob(f".{absent.name}*")) == [], "without root: nor the user namespace made for it"
 
 
 def run_directory(lab: Cluster) -> Path:
