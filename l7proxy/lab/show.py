@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from rich import box
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from l7proxy.lab import agents
 from l7proxy.lab.lifecycle import cluster_of, is_up
@@ -94,8 +94,9 @@ def console() -> Console:
 
 
 def table(*columns: str) -> Table:
-    """A plain one: no line is broken before it must."""
-    return Table(*columns, box=box.SIMPLE_HEAD, pad_edge=False)
+    """A plain one. Of all columns the last gives way first: it holds the remarks."""
+    headers = [Column(name, no_wrap=name != columns[-1]) for name in columns]
+    return Table(*headers, box=box.SIMPLE_HEAD, pad_edge=False)
 
 
 def render(facts: dict[str, Any], out: Console) -> None:
