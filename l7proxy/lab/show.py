@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from rich import box
 from rich.console import Console
-from rich.table import Column, Table
+from rich.table import Table
 
 from l7proxy.lab import agents
 from l7proxy.lab.lifecycle import cluster_of, is_up
@@ -83,7 +83,7 @@ def _agent(lab: Lab, node: str) -> dict[str, Any]:
     return {"answers": True, "waiting": agents.not_enforced(lab, node), "problems": problems, **told}
 
 
-WIDE: Final = 150
+WIDE: Final = 220
 """Columns where nobody's terminal says how many there are: files and pipes have room."""
 
 
@@ -94,9 +94,8 @@ def console() -> Console:
 
 
 def table(*columns: str) -> Table:
-    """A plain one. Of all columns the last gives way first: it holds the remarks."""
-    headers = [Column(name, no_wrap=name != columns[-1]) for name in columns]
-    return Table(*headers, box=box.SIMPLE_HEAD, pad_edge=False)
+    """A plain one. On a narrow terminal words are folded, never cut off."""
+    return Table(*columns, box=box.SIMPLE_HEAD, pad_edge=False)
 
 
 def render(facts: dict[str, Any], out: Console) -> None:
