@@ -1,0 +1,122 @@
+"""What the kernel tells of each verdict, with real packets: once per connection, once per refusal, and in time."""
+
+from __future__ import annotations
+
+import select
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+
+import pytest
+
+from tests.contract.conftest import IDENTITY, Pod, Proxy, World, entry
+from tproxy_rules.desired import Settings, Table, Verdict
+from tproxy_rules.marks import Told, Way
+from tproxy_rules.nflog import Event, NflogReader
+
+pytestmark = pytest.mark.lab
+
+ALLOW, STEER, DENY = Verdict.ALLOW, Verdict.STEER, Verdict.DENY
+SETTINGS = Settings(nflog_group=78)
+SYN = 2
+CLIENT_ID, SERVER_ID = 1, 2
+
+
+@pytest.fixture
+def reader(world: World) -> Iterator[NflogReader]:
+    made = world.node.do(lambda: NflogReader(SETTINGS.nflog_group))
+    yield made
+    made.close()
+
+
+def told(reader: NflogReader, *, quiet: float = 0.25) -> list[Event]:
+    """All events until nothing comes for a while."""
+    events: list[Event] = []
+    while select.select([reader], [], [], quiet)[0]:
+        events += reader.read()
+    return events
+
+
+def words(events: list[Event]) -> list[tuple[Told, Way, int]]:
+    return [(event.told, event.way, event.endpoint) for event in events]
+
+
+def _is_the_first_of(event: Event, source: Pod, target: str, port: int, family: int) -> None:
+    assert (event.source, event.destination) == (source.addresses[family], target)
+    assert (event.protocol, event.destination_port, event.tcp_flags) == (6, port, SYN)
+    assert event.source_port > 0 and event.length >= 40 and event.interface > 0
+
+
+def test_an_allowed_connection_is_told_once_in_each_direction(world: World, family: int, reader: NflogReader) -> None:
+    target = world.server.addresses[family]
+    world.apply(world.picture(client_egress=Table((entry(ALLOW, 80),)), server_ingress=Table((entry(ALLOW, 80),))))
+    told(reader)
+    with world.client.namespace.socket(family) as client:
+        client.connect((target, 80))
+        client.recv(100)
+        for _ in range(5):
+            client.sendall(b"more of the same connection")
+            client.recv(100)
+    events = told(reader)
+    assert words(events) == [(Told.ALLOW, Way.EGRESS, CLIENT_ID), (Told.ALLOW, Way.INGRESS, SERVER_ID)]
+    for event in events:
+        _is_the_first_of(event, world.client, target, 80, family)
+    assert (reader.lost, reader.foreign) == (0, 0)
+
+
+def test_a_steered_connection_is_told_with_what_each_direction_said(
+    world: World, family: int, reader: NflogReader
+) -> None:
+    target = world.server.addresses[family]
+    world.apply(world.picture(client_egress=Table((entry(ALLOW, 80),)), server_ingress=Table((entry(STEER, 80),))))
+    told(reader)
+    with Proxy(world.node, family, SETTINGS) as proxy:
+        assert world.client.connect(target, 80).startswith("proxy"), proxy.failures
+    events = told(reader)
+    assert words(events) == [(Told.ALLOW, Way.EGRESS, CLIENT_ID), (Told.STEER, Way.INGRESS, SERVER_ID)]
+    for event in events:
+        _is_the_first_of(event, world.client, target, 80, family)
+
+
+def test_a_refusal_says_whether_an_entry_or_the_lack_of_one_refuses(
+    world: World, family: int, reader: NflogReader
+) -> None:
+    target = world.server.addresses[family]
+    entries = Table((entry(DENY, 80, peers=(IDENTITY["client"],)), entry(ALLOW, 80)))
+    world.apply(world.picture(server_ingress=entries))
+    told(reader)
+    assert world.client.connect(target, 80) == "refused"
+    assert world.client.connect(target, 9000) == "refused"
+    events = told(reader)
+    assert words(events) == [(Told.DENY, Way.INGRESS, SERVER_ID), (Told.NONE, Way.INGRESS, SERVER_ID)]
+    for event, port in zip(events, (80, 9000), strict=True):
+        _is_the_first_of(event, world.client, target, port, family)
+
+
+def test_a_refused_ping_is_told_with_its_type(world: World, family: int, reader: NflogReader) -> None:
+    world.apply(world.picture(server_ingress=Table((entry(ALLOW, 80),))))
+    told(reader)
+    assert not world.client.ping(world.server.addresses[family])
+    (event,) = told(reader)
+    assert (event.told, event.protocol) == (Told.NONE, 1 if family == 4 else 58)
+    assert (event.icmp_type, event.icmp_code) == (8 if family == 4 else 128, 0)
+
+
+def test_one_event_is_told_in_time(world: World, family: int, reader: NflogReader) -> None:
+    """The kernel gathers events; a lonely one must not wait for company."""
+    world.apply(world.picture(server_ingress=Table(())))
+    told(reader)
+    started = time.monotonic()
+    assert world.client.connect(world.server.addresses[family], 80) == "refused"
+    assert select.select([reader], [], [], 1)[0]
+    assert time.monotonic() - started < 0.5
+    assert words(reader.read()) == [(Told.NONE, Way.INGRESS, SERVER_ID)]
+
+
+def test_what_is_over_the_rate_is_refused_and_not_told(world: World, family: int, reader: NflogReader) -> None:
+    quiet = replace(SETTINGS, log_rate=40 + 5 * family)  # another picture for each: buckets start full
+    world.apply(world.picture(settings=quiet, server_ingress=Table(())))
+    told(reader)
+    answers = {world.client.connect(world.server.addresses[family], 80) for _ in range(60)}
+    assert answers == {"refused"}
+    assert 5 <= len(told(reader)) < 30, "an endpoint's share is a tenth of the node's"
