@@ -7,8 +7,9 @@ or flushed under live rules.
 from __future__ import annotations
 
 import hashlib
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from ipaddress import ip_network
 
 from tproxy_rules.marks import CHAIN_PREFIX
@@ -57,10 +58,18 @@ class PeerSets:
 
     def __init__(self, identities: Sequence[tuple[str, int]], version: int) -> None:
         self._version = version
-        self._prefixes: list[tuple[Network, int]] = [
-            (ip_network(prefix), number) for prefix, number in identities if family(prefix) == version
-        ]
         self._made: dict[tuple[int, ...], IpSet] = {}
+        self._of: dict[int, list[_Prefix]] = defaultdict(list)
+        networks = ((ip_network(prefix), number) for prefix, number in identities if family(prefix) == version)
+        within: list[_Prefix] = []
+        for network, number in sorted(networks, key=lambda item: (item[0].network_address, item[0].prefixlen)):
+            one = _Prefix(network, number)
+            while within and not within[-1].holds(one):
+                within.pop()
+            if within:
+                within[-1].inside.append(one)
+            within.append(one)
+            self._of[number].append(one)
 
     def of(self, peers: tuple[int, ...]) -> IpSet:
         """The set of these peers, the same object for the same peers."""
@@ -72,18 +81,30 @@ class PeerSets:
         return tuple(self._made.values())
 
     def _members(self, peers: frozenset[int]) -> Iterable[str]:
+        """Work grows with the members, not with the identities there are."""
+        found: dict[int, _Prefix] = {}
+        waiting = [one for peer in peers for one in self._of.get(peer, ())]
+        while waiting:
+            one = waiting.pop()
+            if id(one) not in found:
+                found[id(one)] = one
+                waiting += one.inside
         members: dict[str, bool] = {}
-        held = [network for network, number in self._prefixes if number in peers]
-        depths = {network.prefixlen for network in held}
-        inside = {(network.prefixlen, network.network_address) for network in held}
         # The default first: hash:net has no /0, and a /1 of its own overrides the half it is put for.
-        for network, number in sorted(self._prefixes, key=lambda item: item[0].prefixlen):
-            ours = number in peers
-            if ours or any(
-                (bits, network.supernet(new_prefix=bits).network_address) in inside
-                for bits in depths
-                if bits < network.prefixlen
-            ):
-                for half in network.subnets() if network.prefixlen == 0 else (network,):
-                    members[str(half)] = ours
+        for one in sorted(found.values(), key=lambda one: one.network.prefixlen):
+            for part in one.network.subnets() if one.network.prefixlen == 0 else (one.network,):
+                members[str(part)] = one.identity in peers
         return (prefix if ours else f"{prefix} nomatch" for prefix, ours in members.items())
+
+
+@dataclass(slots=True, eq=False)
+class _Prefix:
+    """A prefix and those directly inside it."""
+
+    network: Network
+    identity: int
+    inside: list[_Prefix] = field(default_factory=list)
+
+    def holds(self, other: _Prefix) -> bool:
+        bits = self.network.max_prefixlen - self.network.prefixlen
+        return int(self.network.network_address) >> bits == int(other.network.network_address) >> bits
