@@ -21,7 +21,7 @@ STATIC = {
     "imports": ["lint-imports"],
     "types": ["mypy"],
 }
-TESTS = {"unit tests": ["pytest", "-q", "-m", "not lab and not sandbox", "tests/unit"]}
+TESTS = {"unit tests": ["pytest", "-q", "-n", "auto", "-m", "not lab and not sandbox", "tests/unit"]}
 
 
 def run(name: str, command: list[str]) -> tuple[str, bool, str, float]:
