@@ -9,6 +9,3 @@ IdentityId = NewType("IdentityId", int)
 
 EndpointId = NewType("EndpointId", int)
 """The number of a local pod, 1 to 65535, the same for the same pod on every run."""
-
-Revision = NewType("Revision", int)
-"""Counts the published pictures of one agent process, from 1."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from enum import Enum, IntEnum
+from enum import IntEnum
 
 
 class Verdict(IntEnum):
@@ -58,10 +58,3 @@ class Protocol(IntEnum):
     UDP = 17
     ICMPV6 = 58
     SCTP = 132
-
-
-class Enforcement(Enum):
-    """How a refused TCP connection ends: at once, or never answered."""
-
-    RESET = "reset"
-    DROP = "drop"
