@@ -1,0 +1,72 @@
+"""The records of one client's HTTP connection: which facts of a request and its answer are told, and which are not.
+
+Query strings and header values may hold secrets: they are left out unless the options open them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final
+
+import msgspec
+
+from l7proxy.flows.records import Conn, Connection, HttpRequest, HttpResponse, Judgement, Malformed
+from l7proxy.gate.options import HttpOptions
+from l7proxy.model.verdict import Direction, Verdict
+from l7proxy.wire.head import Header, RequestHead, ResponseHead
+
+PROTOCOLS: Final = ("HTTP/1.0", "HTTP/1.1")
+
+
+class AccessLog:
+    __slots__ = ("_direction", "_now_ns", "_options", "conn")
+
+    def __init__(self, conn: Conn, now_ns: Callable[[], int], options: HttpOptions, direction: Direction) -> None:
+        """`conn` may be replaced: records to come carry the new one. `direction` is what Malformed records carry."""
+        self.conn = conn
+        self._now_ns = now_ns
+        self._options = options
+        self._direction = direction
+
+    def request(self, head: RequestHead, judgement: Judgement) -> HttpRequest:
+        return HttpRequest(
+            self._now_ns(),
+            self.conn,
+            judgement,
+            head.method.decode(),
+            self._url(head),
+            PROTOCOLS[head.minor],
+            self._shown(head.headers) if self._options.flow_headers else (),
+        )
+
+    def response(
+        self, asked: HttpRequest, status: int, reason: str = "", head: ResponseHead | None = None
+    ) -> HttpResponse:
+        """`reason`: why it is ours, or why it broke off; empty if it is the server's and whole."""
+        judgement = msgspec.structs.replace(asked.judgement, reason=reason) if reason else asked.judgement
+        now = self._now_ns()
+        return HttpResponse(
+            now,
+            asked.conn,
+            judgement,
+            asked.method,
+            asked.url,
+            asked.protocol,
+            status,
+            now - asked.time_ns,
+            self._shown(head.headers) if head is not None and self._options.flow_headers else (),
+        )
+
+    def malformed(self, status: int, reason: str) -> Malformed:
+        return Malformed(self._now_ns(), self.conn, Judgement(Verdict.DROPPED, self._direction, reason=reason), status)
+
+    def connection(self, judgement: Judgement) -> Connection:
+        return Connection(self._now_ns(), self.conn, judgement)
+
+    def _url(self, head: RequestHead) -> str:
+        path = head.path if self._options.flow_query else head.path.partition(b"?")[0]
+        return (b"http://" + head.host + (b"" if path == b"*" else path)).decode()
+
+    def _shown(self, headers: list[Header]) -> tuple[tuple[str, str], ...]:
+        wanted = self._options.flow_headers
+        return tuple((name.decode(), value.decode("latin-1")) for name, value in headers if name in wanted)

@@ -1,0 +1,166 @@
+"""One HTTP/1 request and its answer: reads the server's bytes, and shows the client what belongs to this answer.
+
+Laws: a response is shown byte for byte as it came; what follows it is kept apart in `rest` and never shown. A switch
+of protocols is shown only if it was asked for, after the whole request. What cannot be read is a PeerError, and then
+nothing of the offending head has been shown.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Final
+
+from l7proxy.errors import PeerError
+from l7proxy.flows.records import HttpRequest
+from l7proxy.gate import options as bounds
+from l7proxy.gate.actions import Action, ToClient
+from l7proxy.model.http import Request
+from l7proxy.wire import http1_fast, http1_strict
+from l7proxy.wire.body import Body, body
+from l7proxy.wire.head import UNTIL_CLOSE, RequestHead, ResponseHead
+from l7proxy.wire.lines import HeadLines
+
+SWITCHING: Final = 101
+NEVER_TUNNELLED: Final = (b"h2", b"h3", b"http", b"tls")
+"""Upgrades to what would carry further requests past the judge: h2c, HTTP/2.0, TLS/1.2 (RFC 2817)."""
+
+
+class Heard(IntEnum):
+    """What the server's bytes have come to: the answer goes on, is whole, or has switched protocols."""
+
+    MORE = 0
+    WHOLE = 1
+    SWITCHED = 2
+
+
+MORE, WHOLE, SWITCHED = Heard
+
+
+@dataclass(slots=True)
+class Exchange:
+    """`request_body` is None once the request has been read whole, `response` the final head once it is there."""
+
+    head: RequestHead
+    request: Request
+    record: HttpRequest
+    request_body: Body | None
+    allowed: bool
+    drained: int = 0
+    continued: bool = False
+    answered: bool = False
+    response: ResponseHead | None = None
+    rest: bytes = b""
+    """What the server sent after its answer (or after the switch)."""
+
+    _interim: int = 0
+    _body: Body | None = None
+    _held: bytearray | None = None
+    """The beginning of a response head."""
+
+    _lines: HeadLines | None = None
+
+    @property
+    def transferring(self) -> bool:
+        """The response's body is under way."""
+        return self._body is not None
+
+    @property
+    def ends_with_connection(self) -> bool:
+        return self.response is not None and self.response.framing == UNTIL_CLOSE
+
+    @property
+    def awaits_continue(self) -> bool:
+        """The client may be waiting for 100: it owes its body only after that."""
+        return self.head.expect_continue and not self.continued and not self.answered
+
+    def hear(self, data: bytes, actions: list[Action]) -> Heard:
+        """Take the server's next bytes. A PeerError is the server's fault."""
+        if self.response is None and not self._held:
+            fast = http1_fast.response(data, self.head.method)
+            if isinstance(fast, ResponseHead):
+                return self._begin(fast, data, actions)
+        while data:
+            if self.response is not None:
+                return self._take_body(data, actions)
+            head = self._read_head(data)
+            if head is None:
+                break
+            assert self._held is not None
+            data = bytes(self._held)
+            self._held.clear()
+            if head.status >= 200:
+                return self._begin(head, data, actions)
+            data = data[len(head.raw) :]
+            if self._take_interim(head, actions) is SWITCHED:
+                self.rest = data
+                return SWITCHED
+        return MORE
+
+    def _read_head(self, data: bytes) -> ResponseHead | None:
+        """The strict reading of what is held and `data`: both are held then. None while the head is incomplete."""
+        if self._held is None:
+            self._held = bytearray()
+        held = self._held
+        held += data
+        lines = self._lines = self._lines or http1_strict.response_lines()
+        size = lines.feed(held)
+        if not size:
+            return None
+        self._lines = None
+        return http1_strict.response_head(lines, bytes(held[:size]), self.head.method)
+
+    def _begin(self, head: ResponseHead, data: bytes, actions: list[Action]) -> Heard:
+        """`data` begins with `head`. In the common case it ends with the response, too."""
+        self.response = head
+        size = len(head.raw)
+        if size + head.framing == len(data):
+            actions.append(ToClient(data))
+            return WHOLE
+        self._body = body(head.framing)
+        actions.append(ToClient(head.raw))
+        if self._body is None:
+            self.rest = data[size:]
+            return WHOLE
+        return self._take_body(data[size:], actions) if size < len(data) else MORE
+
+    def _take_body(self, data: bytes, actions: list[Action]) -> Heard:
+        reader = self._body
+        assert reader is not None  # a response without a body was whole at once
+        taken = reader.feed(data)
+        to_client(actions, data if taken == len(data) else data[:taken])
+        if not reader.done:
+            return MORE
+        self._body = None
+        self.rest = data[taken:]
+        return WHOLE
+
+    def _take_interim(self, head: ResponseHead, actions: list[Action]) -> Heard:
+        self._interim += 1
+        if self.head.minor == 0:
+            raise PeerError(f"{head.status} for an HTTP/1.0 request")
+        if self._interim > bounds.MAX_INTERIM:
+            raise PeerError(f"more than {bounds.MAX_INTERIM} interim responses")
+        if head.status == SWITCHING:
+            self._check_switch(head)
+        self.continued |= head.status == 100
+        to_client(actions, head.raw)
+        return SWITCHED if head.status == SWITCHING else MORE
+
+    def _check_switch(self, head: ResponseHead) -> None:
+        """RFC 9110 7.8: to one of the protocols asked for, after the whole request. Never to one that is judged."""
+        if self.request_body is not None:
+            raise PeerError("the protocol was switched in the middle of the request")
+        if len(head.upgrade) != 1 or head.upgrade[0] not in self.head.upgrade:
+            raise PeerError("the protocol was switched to one that was not asked for")
+        if head.upgrade[0].startswith(NEVER_TUNNELLED):
+            raise PeerError(f"the protocol was switched to {head.upgrade[0].decode()}, which carries requests unjudged")
+
+
+def to_client(actions: list[Action], data: bytes) -> None:
+    """Neighbours are joined: one write, one segment."""
+    last = actions[-1] if actions else None
+    if isinstance(last, ToClient):
+        last.data += data
+    else:
+        actions.append(ToClient(data))
