@@ -113,7 +113,7 @@ def _agreed(event: Event, judgement: Judgement) -> Judgement:
     direction = DIRECTIONS[event.way]
     passed = PASSED.get(event.told)
     if passed is not None:
-        if judgement.verdict in (Verdict.REDIRECTED, passed):
+        if judgement.verdict in (Verdict.REDIRECTED, Verdict.AUDIT, passed):
             return judgement
         if judgement.verdict is Verdict.DROPPED:
             return Judgement(passed, direction)

@@ -121,11 +121,18 @@ def _cabled(
 def _table(policy: DirectionPolicy | None) -> kernel.Table | None:
     if policy is None:
         return None
-    return kernel.Table(tuple(sorted({_entry(entry) for entry in policy.entries if _enters(entry)})))
+    entries = {_entry(entry) for entry in policy.entries if _enters(entry)}
+    if len(policy.tiers) > 1 or len(policy.tiers[0].stages) > 1:
+        return kernel.Table(())  # the kernel picture does not know tiers yet: closed
+    if not policy.denied_by:
+        entries.add(kernel.Entry(kernel.Verdict.ALLOW, ANY_PROTOCOL, 0, 65535, True, ()))
+    return kernel.Table(tuple(sorted(entries)))
 
 
 def _enters(entry: Entry) -> bool:
     """An entry that steers what is no TCP admits nothing: nobody could judge it. Without it, it is refused."""
+    if entry.action is Action.DENY and entry.audit:
+        return False  # what is enforced is that it passes; that it would not have is told by whoever tells of flows
     return entry.action is not Action.REDIRECT or entry.protocol in (None, Protocol.TCP)
 
 

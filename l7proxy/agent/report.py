@@ -16,7 +16,7 @@ from l7proxy.model.facts import Problem
 from l7proxy.model.ref import RuleRef
 from l7proxy.model.verdict import Action, Protocol
 from l7proxy.policy.rules import HttpRule
-from l7proxy.policy.tables import DirectionPolicy, EndpointPolicy, Entry
+from l7proxy.policy.tables import DirectionPolicy, EndpointPolicy, Entry, TierPolicy
 
 STATES = {Reading.ACCEPTED: "enforced", Reading.REFUSED: "refused", Reading.INVALID: "invalid"}
 
@@ -191,14 +191,23 @@ def _direction(policy: DirectionPolicy | None) -> dict[str, Any] | None:
     if policy is None:
         return None
     return {
-        "denied_by": [ref(one) for one in policy.denied_by],
-        "entries": [_entry(entry) for entry in policy.entries],
+        "tiers": [_tier(tier) for tier in policy.tiers],
+    }
+
+
+def _tier(tier: TierPolicy) -> dict[str, Any]:
+    return {
+        "name": tier.name,
+        "stages": [[_entry(entry) for entry in stage] for stage in tier.stages],
+        "denied_by": [ref(one) for one in tier.denied_by],
+        "audited_by": [ref(one) for one in tier.audited_by],
     }
 
 
 def _entry(entry: Entry) -> dict[str, Any]:
     return {
         "action": entry.action.name.lower(),
+        "audit": entry.audit,
         "peers": None if entry.peers is None else list(entry.peers),
         "protocol": None if entry.protocol is None else _protocol(entry.protocol),
         "first": entry.first,

@@ -77,13 +77,24 @@ def _show_direction(direction: str, policy: Mapping[str, Any] | None) -> None:
     if policy is None:
         print(f"  {direction}: open: no policy selects it")
         return
-    by = ", ".join(policy_of(ref) for ref in policy["denied_by"])
-    print(plain(f"  {direction}: what no rule allows is refused, by {by}" if by else f"  {direction}:"))
+    print(f"  {direction}:")
+    for tier in policy["tiers"]:
+        _show_tier(tier)
+
+
+def _show_tier(tier: Mapping[str, Any]) -> None:
     rows = []
-    for entry in policy["entries"]:
-        rows.append((entry["action"], _peers(entry), _ports(entry), rule_of(entry["rule"]), entry["refusal"] or ""))
-        rows += [("", "", "  http", rule_of(rule["rule"]), _http(rule)) for rule in entry["http"] or []]
-    table(("    ACTION", "PEERS", "PORT", "RULE", ""), [(f"    {row[0]}", *row[1:]) for row in rows])
+    for number, stage in enumerate(tier["stages"], 1):
+        for entry in stage:
+            action = entry["action"] + (" (audit)" if entry["audit"] else "")
+            rows.append((f"{number}", action, _peers(entry), _ports(entry), rule_of(entry["rule"]), entry["refusal"]))
+            rows += [("", "", "", "  http", rule_of(rule["rule"]), _http(rule)) for rule in entry["http"] or []]
+    print(plain(f"    tier {tier['name']}"))
+    table(("    STAGE", "ACTION", "PEERS", "PORT", "RULE", ""), [(f"    {row[0]}", *row[1:]) for row in rows])
+    for key, what in (("denied_by", "is refused"), ("audited_by", "would be refused, but is audited")):
+        by = ", ".join(policy_of(ref) for ref in tier[key])
+        if by:
+            print(plain(f"    what no rule allows {what}, by {by}"))
 
 
 def policy_of(ref: Mapping[str, Any]) -> str:

@@ -30,15 +30,21 @@ def judge_http(egress: PortPolicy | None, ingress: PortPolicy | None, request: R
 
 
 def combine(egress: Decision | None, ingress: Decision | None) -> Judgement:
-    """The deciding direction is the one that refused, egress first; else ingress if it was asked, else egress."""
+    """The deciding direction is the one that refused, egress first; else ingress if it was asked, else egress.
+
+    What passes only because its refusal is audited is AUDIT, and says why; but a connection that is judged request by
+    request is REDIRECTED, since each request will say it for itself.
+    """
     if egress is not None and egress.verdict is Verdict.DROPPED:
         return _refused(egress, Direction.EGRESS, ingress=_allower(ingress), egress=egress.ref)
     if ingress is not None and ingress.verdict is Verdict.DROPPED:
         return _refused(ingress, Direction.INGRESS, ingress=ingress.ref, egress=_allower(egress))
-    steered = any(each is not None and each.verdict is Verdict.REDIRECTED for each in (egress, ingress))
+    verdicts = {each.verdict for each in (egress, ingress) if each is not None}
+    if Verdict.AUDIT in verdicts and Verdict.REDIRECTED not in verdicts:
+        return _audited(egress, ingress)
     deciding = egress if ingress is None else ingress
     return Judgement(
-        Verdict.REDIRECTED if steered else Verdict.FORWARDED,
+        Verdict.REDIRECTED if Verdict.REDIRECTED in verdicts else Verdict.FORWARDED,
         Direction.EGRESS if ingress is None else Direction.INGRESS,
         _allower(ingress),
         _allower(egress),
@@ -46,9 +52,17 @@ def combine(egress: Decision | None, ingress: Decision | None) -> Judgement:
     )
 
 
+def _audited(egress: Decision | None, ingress: Decision | None) -> Judgement:
+    """As if it had been refused, but for the verdict."""
+    if egress is not None and egress.verdict is Verdict.AUDIT:
+        return _refused(egress, Direction.EGRESS, ingress=_allower(ingress), egress=egress.ref)
+    assert ingress is not None, "one of the two is AUDIT"
+    return _refused(ingress, Direction.INGRESS, ingress=ingress.ref, egress=_allower(egress))
+
+
 def _refused(decision: Decision, direction: Direction, *, ingress: RuleRef | None, egress: RuleRef | None) -> Judgement:
     return Judgement(
-        Verdict.DROPPED,
+        decision.verdict,
         direction,
         ingress,
         egress,
@@ -60,4 +74,5 @@ def _refused(decision: Decision, direction: Direction, *, ingress: RuleRef | Non
 
 def _allower(decision: Decision | None) -> RuleRef | None:
     """The rule that allowed; a refusal of the direction that did not decide is not one."""
-    return decision.ref if decision is not None and decision.verdict is not Verdict.DROPPED else None
+    passed = decision is not None and decision.verdict not in (Verdict.DROPPED, Verdict.AUDIT)
+    return decision.ref if decision is not None and passed else None

@@ -19,7 +19,10 @@ class Workload:
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """A pod of this node: where it is, who it is, and its own named ports."""
+    """A pod of this node: where it is, who it is, and its own named ports.
+
+    `audit`: whatever policy would refuse it is let through and told as AUDIT.
+    """
 
     id: EndpointId
     namespace: str
@@ -29,6 +32,7 @@ class Endpoint:
     addresses: tuple[str, ...]
     named_ports: frozenset[NamedPort] = field(default_factory=frozenset)
     workload: Workload | None = None
+    audit: bool = False
 
     def __str__(self) -> str:
         return f"{self.namespace}/{self.name}"

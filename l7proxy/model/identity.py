@@ -51,11 +51,16 @@ NamedPort = tuple[str, int, int]
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """A number, its labels, and for pods the named ports that everyone with this number has."""
+    """A number, its labels, and for pods the named ports that everyone with this number has.
+
+    `networks` are those of the prefixes that policies mean for any address (`Reach.ANYWHERE`, for nodes also `NODES`)
+    which hold the addresses of this number: what tells pods of equal labels apart where a policy names addresses.
+    """
 
     id: IdentityId
     labels: LabelSet
     named_ports: frozenset[NamedPort] = field(default_factory=frozenset)
+    networks: frozenset[IPv4Network | IPv6Network] = field(default_factory=frozenset)
     cidr: IPv4Network | IPv6Network | None = None
     """Set for the identity of a CIDR that some policy names; its labels then hold `reserved:world…` too."""
 

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import Enum
 from functools import cached_property
+from typing import Protocol
 
 ANY = "any"
 K8S = "k8s"
@@ -122,6 +123,14 @@ class Requirement:
                 return name
             case Operator.DOES_NOT_EXIST:
                 return f"!{name}"
+
+
+class Selects(Protocol):
+    """A predicate over labels: a value, equal and hashable by what it says. `str()` is how people read it."""
+
+    def matches(self, labels: LabelSet) -> bool: ...
+
+    def __hash__(self) -> int: ...
 
 
 @dataclass(frozen=True, slots=True)

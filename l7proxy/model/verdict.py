@@ -29,8 +29,12 @@ class Direction(IntEnum):
 
 
 class Action(IntEnum):
-    """What a compiled entry does. A higher number wins over a lower one (Cilium's precedence byte)."""
+    """What a compiled entry does. A higher number wins over a lower one (Cilium's precedence byte).
 
+    PASS leaves the tier undecided (admin policies, Calico).
+    """
+
+    PASS = 0
     ALLOW = 1
     REDIRECT = 154
     DENY = 255

@@ -2,183 +2,193 @@
 
 Asked by the workers, by `policy trace` and when a kernel event is given its rule, so explanation and enforcement cannot
 differ. Everything returned is immutable (a table remembers answers, which changes none), so callers may keep it as long
-as they keep the policy. Cilium semantics: a deny beats everything; a redirect beats a plain allow at L4, but a plain
-allow that covers the flow lets every request pass; HTTP rules of all covering entries are one union.
+as they keep the policy.
+
+A direction is walked as `policy.tiers` says. Within a stage Cilium's semantics hold: a deny beats everything, a
+redirect beats a plain allow at L4, but a plain allow that covers the flow lets every request pass, and HTTP rules of
+all covering entries are one union. A request that no HTTP rule of a stage matches goes on to the next stage.
+What only audited rules refuse goes on too, and the answer is AUDIT in place of FORWARDED.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
-from functools import lru_cache
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 from typing import Final
 
 from l7proxy.model.http import Request
 from l7proxy.model.ref import RuleRef
-from l7proxy.model.verdict import Action, DropReason, Protocol, Verdict
-from l7proxy.policy.match.http import HttpMatcher
-from l7proxy.policy.rules import HttpRule
-from l7proxy.policy.tables import DirectionPolicy, Entry
+from l7proxy.model.verdict import Action, DropReason, Verdict
+from l7proxy.policy.decision import Decision, policy_name, port_name
+from l7proxy.policy.http_table import HttpTable, http_table
+from l7proxy.policy.tables import DirectionPolicy, Entry, Stage, TierPolicy
 
-REMEMBERED: Final = 1024
-"""Answers one table keeps by (method, path). Beyond that it forgets all of them and starts again."""
-REMEMBERED_PATH: Final = 512
-"""Bytes. Longer paths are judged anew each time, so that a client cannot make a table hold much."""
-TABLES: Final = 1024
-"""Compiled HTTP tables kept by their rules: flows of many identities under the same rules share one."""
+__all__ = ["NO_DEFAULT_DENY", "UNGOVERNED", "Decision", "HttpTable", "PortPolicy", "http_table", "port", "port_name"]
+
 NAMED: Final = 3
 """Policies that a denial names; the rest are counted."""
+NO_DEFAULT_DENY: Final = RuleRef("built-in", "", "no-default-deny")
+"""What allows where policies speak of a direction but none decides and none is in default deny."""
 
-
-@dataclass(frozen=True, slots=True)
-class Decision:
-    """A verdict and who is answerable for it.
-
-    `ref` is the rule that allowed or denied; when nothing allowed, the policy that refuses by default or, for a
-    request, the rule that came nearest. None when no policy governs. `also` are others that said the same.
-    `reason` is for humans and set on every denial. `match_type` is that of the entry that decided, 0 if none did.
-    """
-
-    verdict: Verdict
-    ref: RuleRef | None = None
-    reason: str = ""
-    drop_reason: DropReason = DropReason.UNKNOWN
-    also: tuple[RuleRef, ...] = ()
-    match_type: int = 0
-
-    @property
-    def allowed(self) -> bool:
-        return self.verdict is not Verdict.DROPPED
-
-
-class HttpTable:
-    """The HTTP rules that govern one flow. At least one must match a request, or it is refused."""
-
-    __slots__ = ("_allowed", "_final", "_matcher", "_seen", "rules")
-
-    def __init__(self, rules: tuple[HttpRule, ...]) -> None:
-        self.rules = rules
-        self._matcher = HttpMatcher(rules)
-        self._allowed = tuple(Decision(Verdict.FORWARDED, rule.ref) for rule in rules)
-        self._final = self._matcher.by_line_only
-        self._seen: dict[tuple[bytes, bytes], Decision | int] = {}
-
-    @property
-    def problems(self) -> tuple[str, ...]:
-        """Patterns that could not be used; the rules that hold them match nothing."""
-        return tuple(self._matcher.broken)
-
-    def judge(self, request: Request) -> Decision:
-        key = (request.method, request.path)
-        seen = self._seen.get(key)
-        if seen is None:
-            seen = self._look(request)
-            if len(request.path) <= REMEMBERED_PATH:
-                if len(self._seen) >= REMEMBERED:
-                    self._seen.clear()
-                self._seen[key] = seen
-        return seen if isinstance(seen, Decision) else self._rest(request, seen)
-
-    def _look(self, request: Request) -> Decision | int:
-        """All that method and path tell: the decision when it hangs on nothing else, else the rules left."""
-        candidates = self._matcher.candidates(request.method, request.path)
-        return self._rest(request, candidates) if self._final else candidates
-
-    def _rest(self, request: Request, candidates: int) -> Decision:
-        index = self._matcher.first(request, candidates)
-        return self._refused(request) if index is None else self._allowed[index]
-
-    def _refused(self, request: Request) -> Decision:
-        rule, came_of_it = self._matcher.nearest(request)
-        reason = f"no rule matched; nearest: {_policy(rule.ref)} rule {rule.number}, {came_of_it}"
-        return Decision(Verdict.DROPPED, rule.ref, reason, DropReason.POLICY_DENIED)
+Step = HttpTable | Decision
+"""What a request meets on its way: HTTP rules that may let it pass; an AUDIT decision: who would have refused it here;
+any other decision ends the way."""
 
 
 @dataclass(frozen=True, slots=True)
 class PortPolicy:
     """The answer for one (identity, protocol, port).
 
-    `l4` is DROPPED, FORWARDED or REDIRECTED. With REDIRECTED, `http` judges each request; where it is None some plain
-    allow covers the flow and every request passes, by `plain`. `enforced` is False where no policy governs.
+    `l4` is the connection's: REDIRECTED when HTTP rules judge its requests. `steps` are what they meet, empty where
+    `l4` is all there is to say. `enforced` is False where no policy governs.
     """
 
     l4: Decision
-    http: HttpTable | None = None
-    plain: Decision | None = None
+    steps: tuple[Step, ...] = ()
     enforced: bool = True
+
+    @property
+    def redirects(self) -> bool:
+        return self.l4.verdict is Verdict.REDIRECTED
+
+    @property
+    def tables(self) -> tuple[HttpTable, ...]:
+        return tuple(step for step in self.steps if isinstance(step, HttpTable))
+
+    @property
+    def rest(self) -> Decision:
+        """On what no HTTP rule matches: the last word."""
+        last = self.steps[-1] if self.steps else self.l4
+        return last if isinstance(last, Decision) else self.l4
 
     def judge(self, request: Request) -> Decision:
         """The decision on one request of this flow. What L4 refuses is refused here, too."""
-        if self.http is not None:
-            return self.http.judge(request)
-        return self.plain or self.l4
+        audit: Decision | None = None
+        unmatched: Decision | None = None
+        for step in self.steps:
+            if isinstance(step, HttpTable):
+                found = step.judge(request)
+                if found.verdict is not Verdict.DROPPED:
+                    return found if audit is None else audit
+                unmatched = unmatched or found
+            elif step.verdict is Verdict.AUDIT:
+                audit = audit or _audited(unmatched or step)
+            elif step.verdict is Verdict.DROPPED:
+                return _nearest(step, unmatched)
+            else:
+                return audit or step
+        return audit or self.l4
 
 
 UNGOVERNED: Final = PortPolicy(Decision(Verdict.FORWARDED), enforced=False)
+UNDECIDED: Final = Decision(Verdict.FORWARDED, NO_DEFAULT_DENY)
 
 
 def port(policy: DirectionPolicy | None, identity: int, protocol: int, number: int) -> PortPolicy:
     """What `policy` says of a peer with `identity` on a port; the port is the destination's in both directions."""
     if policy is None:
         return UNGOVERNED
-    covering = [entry for entry in policy.entries if entry.covers(identity, protocol, number)]
-    denies = [entry for entry in covering if entry.action is Action.DENY]
+    met = tuple(_walk(policy, identity, protocol, number))
+    redirect = next((step.l4 for step in met if isinstance(step, _Redirect)), None)
+    if redirect is not None:
+        return PortPolicy(redirect, tuple(step.table if isinstance(step, _Redirect) else step for step in met))
+    decisions = [step for step in met if isinstance(step, Decision)]
+    last = decisions[-1]
+    return PortPolicy(decisions[0] if last.allowed else last)  # the first is AUDIT when there are several
+
+
+@dataclass(frozen=True, slots=True)
+class _Redirect:
+    """A stage whose HTTP rules cover the flow."""
+
+    l4: Decision
+    table: HttpTable
+
+
+def _walk(policy: DirectionPolicy, identity: int, protocol: int, number: int) -> Iterator[_Redirect | Decision]:
+    """What a flow meets, in order: redirects, AUDIT decisions, and last the one decision that ends the way."""
+    for tier in policy.tiers:
+        for stage in tier.stages:
+            covering = [entry for entry in stage if entry.covers(identity, protocol, number)]
+            yield from _stage(covering)
+            strongest = max((entry.action for entry in covering if not _is_audited(entry)), default=None)
+            if strongest in (Action.DENY, Action.ALLOW) or _some(covering, Action.ALLOW):
+                return
+            if strongest is Action.PASS:
+                break
+        else:
+            if tier.denied_by:
+                yield _uncovered(tier, identity, protocol, number)
+                return
+            if tier.audited_by:
+                yield _audited(_uncovered(tier, identity, protocol, number))
+    yield UNDECIDED
+
+
+def _stage(covering: Stage | list[Entry]) -> Iterator[_Redirect | Decision]:
+    """What the entries of one stage that cover a flow have to say; a last word, if any, comes last."""
+    audited = [entry for entry in covering if _is_audited(entry)]
+    if audited:
+        yield _audited(_denied(audited))
+    denies = [entry for entry in _some(covering, Action.DENY) if not entry.audit]
     if denies:
-        return PortPolicy(_denied(denies))
-    if not covering:
-        return PortPolicy(_uncovered(policy, identity, protocol, number))
-    redirects = [entry for entry in covering if entry.action is Action.REDIRECT]
-    plain = [entry for entry in covering if entry.action is Action.ALLOW]
-    if not redirects:
-        return PortPolicy(_allowing(Verdict.FORWARDED, plain))
-    l4 = _allowing(Verdict.REDIRECTED, redirects)
+        yield _denied(denies)
+        return
+    redirects = _some(covering, Action.REDIRECT)
+    if redirects:
+        rules = tuple(rule for entry in redirects for rule in entry.http or ())
+        yield _Redirect(_allowing(Verdict.REDIRECTED, redirects), http_table(rules))
+    plain = _some(covering, Action.ALLOW)
     if plain:
-        return PortPolicy(l4, plain=_allowing(Verdict.FORWARDED, plain))
-    return PortPolicy(l4, http_table(tuple(rule for entry in redirects for rule in entry.http or ())))
+        yield _allowing(Verdict.FORWARDED, plain)
 
 
-@lru_cache(maxsize=TABLES)
-def http_table(rules: tuple[HttpRule, ...]) -> HttpTable:
-    """The table of these rules, doubles dropped."""
-    return HttpTable(tuple(dict.fromkeys(rules)))
+def _some(entries: Iterable[Entry], action: Action) -> list[Entry]:
+    return [entry for entry in entries if entry.action is action]
+
+
+def _is_audited(entry: Entry) -> bool:
+    return entry.audit and entry.action is Action.DENY
+
+
+def _audited(decision: Decision) -> Decision:
+    return replace(decision, verdict=Verdict.AUDIT)
+
+
+def _nearest(refusal: Decision, unmatched: Decision | None) -> Decision:
+    """Why a request was refused at the end of its way: by an explicit deny, else by the HTTP rules that it missed."""
+    return refusal if unmatched is None or refusal.drop_reason is DropReason.POLICY_DENY else unmatched
 
 
 def _denied(entries: list[Entry]) -> Decision:
     first = entries[0]
-    reason = f"denied by {_policy(first.ref)} {first.ref.rule}".rstrip()
+    reason = f"denied by {policy_name(first.ref)} {first.ref.rule}".rstrip()
     if first.refusal:
-        reason = f"{_policy(first.ref)} is refused as a whole: {first.refusal}"
+        reason = f"{policy_name(first.ref)} is refused as a whole: {first.refusal}"
     also = _refs(entries[1:], first.ref)
-    return Decision(Verdict.DROPPED, first.ref, reason, DropReason.POLICY_DENY, also, first.match_type)
+    return Decision(
+        Verdict.DROPPED, first.ref, reason, DropReason.POLICY_DENY, also, first.match_type, log=_logs(entries)
+    )
 
 
-def _uncovered(policy: DirectionPolicy, identity: int, protocol: int, number: int) -> Decision:
-    names = [_policy(ref) for ref in policy.denied_by[:NAMED]]
-    more = len(policy.denied_by) - len(names)
+def _uncovered(tier: TierPolicy, identity: int, protocol: int, number: int) -> Decision:
+    refusing = tier.denied_by or tier.audited_by
+    names = [policy_name(ref) for ref in refusing[:NAMED]]
+    more = len(refusing) - len(names)
     who = ", ".join(names) + (f" and {more} more" if more > 0 else "")
-    reason = f"no rule of {who or 'any policy'} allows identity {identity} to {port_name(protocol, number)}"
-    ref = policy.denied_by[0] if policy.denied_by else None
-    return Decision(Verdict.DROPPED, ref, reason, DropReason.POLICY_DENIED, policy.denied_by[1:])
+    reason = f"no rule of {who} allows identity {identity} to {port_name(protocol, number)}"
+    return Decision(Verdict.DROPPED, refusing[0], reason, DropReason.POLICY_DENIED, refusing[1:])
 
 
 def _allowing(verdict: Verdict, entries: list[Entry]) -> Decision:
     first = entries[0]
-    return Decision(verdict, first.ref, also=_refs(entries[1:], first.ref), match_type=first.match_type)
+    also = _refs(entries[1:], first.ref)
+    return Decision(verdict, first.ref, also=also, match_type=first.match_type, log=_logs(entries))
+
+
+def _logs(entries: Iterable[Entry]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(entry.log for entry in entries if entry.log))
 
 
 def _refs(entries: Iterable[Entry], but: RuleRef) -> tuple[RuleRef, ...]:
     return tuple(dict.fromkeys(entry.ref for entry in entries if entry.ref != but))
-
-
-def _policy(ref: RuleRef) -> str:
-    return f"policy {ref.namespace}/{ref.name}" if ref.namespace else f"policy {ref.name}"
-
-
-def port_name(protocol: int, number: int) -> str:
-    """`80/TCP`, `ICMP`, `89` (a protocol that policies do not name)."""
-    if protocol in (Protocol.ICMP, Protocol.ICMPV6):
-        return Protocol(protocol).name
-    try:
-        return f"{number}/{Protocol(protocol).name}"
-    except ValueError:
-        return f"protocol {protocol}"

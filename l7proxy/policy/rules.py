@@ -8,36 +8,64 @@ Emptiness is significant everywhere: None means "not said, so any", an empty tup
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import Enum
 
-from l7proxy.model.labels import Selector
+from l7proxy.model.labels import Selects
 from l7proxy.model.net import Network
 from l7proxy.model.ref import RuleRef
 from l7proxy.model.verdict import Action, Direction
+from l7proxy.policy.headers import HeaderRule
+from l7proxy.policy.tiers import UNION, Level
 
 
 @dataclass(frozen=True, slots=True)
 class SelectorPeer:
     """Everyone whose identity's labels match. Entities are selectors over `reserved:` labels."""
 
-    selector: Selector
+    selector: Selects
+
+
+class Reach(Enum):
+    """Whom a CIDR can mean. Cilium: addresses outside, by choice nodes too; Kubernetes and Calico: any address."""
+
+    OUTSIDE = "outside"
+    NODES = "nodes"
+    ANYWHERE = "anywhere"
 
 
 @dataclass(frozen=True, slots=True)
 class CidrPeer:
-    """Outside addresses in `network` but in none of `excepts`. Never a managed pod or a node."""
+    """Addresses in `network` but in none of `excepts`, as far as `reach` goes."""
 
     network: Network
     excepts: tuple[Network, ...] = ()
+    reach: Reach = Reach.OUTSIDE
 
 
-Peer = SelectorPeer | CidrPeer
+@dataclass(frozen=True, slots=True)
+class EveryPeer:
+    """Those that every one of `all_of` means (everyone, if there is none), less those that one of `none_of` means."""
+
+    all_of: tuple[Peer, ...] = ()
+    none_of: tuple[Peer, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class AnyPeer:
+    """Those that one of `any_of` means."""
+
+    any_of: tuple[Peer, ...]
+
+
+Peer = SelectorPeer | CidrPeer | EveryPeer | AnyPeer
 
 
 @dataclass(frozen=True, slots=True)
 class PortMatch:
     """Ports of some protocols: `first` to `last` inclusive, or those that `name` resolves to.
 
-    `protocols` holds IP protocol numbers; ports 0 to 65535 mean every port of them.
+    `protocols` holds IP protocol numbers; ports 0 to 65535 mean every port of them. For ICMP and ICMPv6 the number is
+    type · 256 + code (the first 16 bits of the header): `8 << 8` to `8 << 8 | 255` is echo request.
     """
 
     protocols: frozenset[int]
@@ -66,6 +94,7 @@ class HeaderMatch:
 class HttpRule:
     """One item of `rules.http`: all that is set must hold. method, path and host are whole-string RE2 patterns.
 
+    `header_matches` are asked when all else holds; they may change the request instead of refusing it.
     `number` counts the HTTP rules of one document from 1, in its order: how people name them.
     """
 
@@ -75,10 +104,12 @@ class HttpRule:
     host: str | None = None
     headers: tuple[HeaderMatch, ...] = ()
     number: int = 0
+    header_matches: tuple[HeaderRule, ...] = ()
 
     @property
     def matches_everything(self) -> bool:
-        return self.method is None and self.path is None and self.host is None and not self.headers
+        plain = self.method is None and self.path is None and self.host is None
+        return plain and not self.headers and not self.header_matches
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,10 +119,12 @@ class Rule:
     `http` None means plain L4; an empty tuple never occurs (it means the same, so languages write None).
     `default_deny` tells whether this rule puts its direction into default deny for those it selects.
     `refusal` is set on the rules that stand in for a document we could not honour: why it was refused.
+    `level` is where it stands among the others (`policy.tiers`). `audit`: what it would refuse is let through and told.
+    `log` is what its policy wants to read in the flows it decides.
     """
 
     ref: RuleRef
-    subject: Selector
+    subject: Selects
     direction: Direction
     action: Action = Action.ALLOW
     peers: tuple[Peer, ...] | None = None
@@ -99,3 +132,6 @@ class Rule:
     http: tuple[HttpRule, ...] | None = None
     default_deny: bool = True
     refusal: str = ""
+    level: Level = UNION
+    audit: bool = False
+    log: str = ""

@@ -6,12 +6,15 @@ equal inputs give equal values.
 
 from __future__ import annotations
 
+from bisect import bisect_left
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
 from l7proxy.model.ref import RuleRef
 from l7proxy.model.verdict import Action, Direction
 from l7proxy.policy.rules import HttpRule
+from l7proxy.policy.tiers import DEFAULT
 
 L3_ONLY: Final = 1
 L3_L4: Final = 2
@@ -26,7 +29,8 @@ class Entry:
     """(peers × protocol × ports) → action.
 
     `peers` are identity numbers, ascending; None is everyone. `protocol` None is every protocol on all
-    ports. `http` is set exactly when `action` is REDIRECT.
+    ports; ICMP's port is type · 256 + code. `http` is set exactly when `action` is REDIRECT. An entry with `audit`
+    that denies lets through and is told.
     """
 
     action: Action
@@ -37,6 +41,8 @@ class Entry:
     last: int = 65535
     http: tuple[HttpRule, ...] | None = None
     refusal: str = ""
+    audit: bool = False
+    log: str = ""
 
     @property
     def match_type(self) -> int:
@@ -48,22 +54,53 @@ class Entry:
         return L4_ONLY if self.peers is None else L3_L4
 
     def covers(self, identity: int, protocol: int, port: int) -> bool:
-        return (self.protocol is None or (self.protocol == protocol and self.first <= port <= self.last)) and (
-            self.peers is None or identity in self.peers
-        )
+        return (
+            self.protocol is None or (self.protocol == protocol and self.first <= port <= self.last)
+        ) and self.meets(identity)
+
+    def meets(self, identity: int) -> bool:
+        if self.peers is None:
+            return True
+        place = bisect_left(self.peers, identity)
+        return place < len(self.peers) and self.peers[place] == identity
+
+
+Stage = tuple[Entry, ...]
+"""Entries of equal standing, in a canonical order: of those that cover a flow the highest action wins."""
+
+
+@dataclass(frozen=True, slots=True)
+class TierPolicy:
+    """The stages of one tier, in order; the first with a covering entry decides, and PASS leaves the tier.
+
+    `denied_by` names the policies that put the direction into default deny: they are who refuses when no stage decides.
+    `audited_by` are those that would, but are only audited. Without either the next tier is asked.
+    """
+
+    name: str
+    stages: tuple[Stage, ...]
+    denied_by: tuple[RuleRef, ...] = ()
+    audited_by: tuple[RuleRef, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class DirectionPolicy:
-    """All entries of one direction, in a canonical order. Without a covering entry the answer is no.
+    """All tiers that speak of one direction, in order. What the last one leaves undecided passes."""
 
-    A direction that is not in default deny but has entries (deny rules with `enableDefaultDeny: false`) ends with an
-    entry that allows everyone; so does the host's way in.
-    `denied_by` names the policies that put the direction into default deny: they are who refuses when nothing covers.
-    """
+    tiers: tuple[TierPolicy, ...]
 
-    entries: tuple[Entry, ...]
-    denied_by: tuple[RuleRef, ...] = ()
+    @property
+    def entries(self) -> Iterator[Entry]:
+        return (entry for tier in self.tiers for stage in tier.stages for entry in stage)
+
+    @property
+    def denied_by(self) -> tuple[RuleRef, ...]:
+        return tuple(dict.fromkeys(ref for tier in self.tiers for ref in tier.denied_by))
+
+
+def union(entries: tuple[Entry, ...], denied_by: tuple[RuleRef, ...] = ()) -> DirectionPolicy:
+    """A direction in which all entries stand equal: what Cilium's and Kubernetes' policies make."""
+    return DirectionPolicy((TierPolicy(DEFAULT.name, (entries,), denied_by),))
 
 
 @dataclass(frozen=True, slots=True)

@@ -51,7 +51,7 @@ class Sides:
     @property
     def by_request(self) -> bool:
         """Some direction has the connection judged request by request."""
-        return self.l4.verdict is Verdict.REDIRECTED
+        return not self.refused and any(side is not None and side.redirects for side in (self.egress, self.ingress))
 
     @property
     def governed(self) -> bool:

@@ -12,14 +12,14 @@ from l7proxy.flows.flow import Flow, Lost
 from l7proxy.flows.records import Conn, HttpRequest, Judgement
 from l7proxy.model.ref import RuleRef
 from l7proxy.model.verdict import Action, Direction, DropReason, Verdict
-from l7proxy.policy.tables import DirectionPolicy, EndpointPolicy, Entry
+from l7proxy.policy.tables import EndpointPolicy, Entry, union
 from tproxy_rules.marks import Told, Way
 from tproxy_rules.nflog import Event
 
 ALLOW, DENY, L7, OUT = (RuleRef("P", "ns", name) for name in ("allow", "deny", "l7", "out"))
 CLIENT, WEB, OTHER = "10.0.0.6", "10.0.0.5", "10.0.0.7"
 IDENTITIES = {"0.0.0.0/0": 2, f"{CLIENT}/32": 300, f"{WEB}/32": 301, f"{OTHER}/32": 302}
-INGRESS = DirectionPolicy(
+INGRESS = union(
     (
         Entry(Action.DENY, DENY, (300,), 6, 22, 22),
         Entry(Action.REDIRECT, L7, (300,), 6, 80, 80, http=()),
@@ -27,7 +27,7 @@ INGRESS = DirectionPolicy(
     ),
     (ALLOW,),
 )
-EGRESS = DirectionPolicy((Entry(Action.ALLOW, OUT, (301, 302)),), (OUT,))
+EGRESS = union((Entry(Action.ALLOW, OUT, (301, 302)),), (OUT,))
 JUDGE = Judge(IDENTITIES, {WEB: EndpointPolicy(1, INGRESS), CLIENT: EndpointPolicy(2, None, EGRESS)})
 
 

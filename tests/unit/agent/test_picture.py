@@ -13,7 +13,7 @@ from l7proxy.model.facts import Fact, Node, Pod, PolicyDocument, Service, Servic
 from l7proxy.model.ref import RuleRef
 from l7proxy.model.verdict import Action
 from l7proxy.policy.compile import compile_policies
-from l7proxy.policy.tables import DirectionPolicy, EndpointPolicy, Entry
+from l7proxy.policy.tables import EndpointPolicy, Entry, union
 from tproxy_rules import desired as kernel
 from tproxy_rules.validate import checked
 
@@ -109,7 +109,7 @@ def test_only_tcp_can_be_steered_and_nothing_else_gets_in_by_it(protocol: int | 
     found = view(NODE, Pod("shop", "web", "n1", ("10.0.1.5",)))
     number = found.endpoints[0].id
     policies: dict[int, EndpointPolicy] = {
-        number: EndpointPolicy(number, DirectionPolicy((entry(Action.REDIRECT, protocol),)))
+        number: EndpointPolicy(number, union((entry(Action.REDIRECT, protocol),), (REF,)))
     }
     drawn = draw(found, policies, Wires(), settings=kernel.Settings(), resolve_services=False)
     (endpoint,) = drawn.kernel.endpoints

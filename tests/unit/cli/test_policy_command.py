@@ -327,30 +327,46 @@ ENFORCED = {
     "revision": 4,
     "egress": None,
     "ingress": {
-        "denied_by": [REF | {"rule": ""}],
-        "entries": [
+        "tiers": [
             {
-                "action": "redirect",
-                "peers": [1204],
-                "protocol": "TCP",
-                "first": 80,
-                "last": 80,
-                "rule": REF,
-                "refusal": "",
-                "http": [
-                    {"method": "GET", "path": "/api/.*", "host": None, "headers": ["x-token: .*"], "rule": REF},
-                    {"method": None, "path": None, "host": None, "headers": [], "rule": REF},
+                "name": "default",
+                "denied_by": [REF | {"rule": ""}],
+                "audited_by": [],
+                "stages": [
+                    [
+                        {
+                            "action": "redirect",
+                            "audit": False,
+                            "peers": [1204],
+                            "protocol": "TCP",
+                            "first": 80,
+                            "last": 80,
+                            "rule": REF,
+                            "refusal": "",
+                            "http": [
+                                {
+                                    "method": "GET",
+                                    "path": "/api/.*",
+                                    "host": None,
+                                    "headers": ["x-token: .*"],
+                                    "rule": REF,
+                                },
+                                {"method": None, "path": None, "host": None, "headers": [], "rule": REF},
+                            ],
+                        },
+                        {
+                            "action": "allow",
+                            "audit": False,
+                            "peers": None,
+                            "protocol": None,
+                            "first": 0,
+                            "last": 65535,
+                            "rule": REF,
+                            "refusal": "",
+                            "http": None,
+                        },
+                    ],
                 ],
-            },
-            {
-                "action": "allow",
-                "peers": None,
-                "protocol": None,
-                "first": 0,
-                "last": 65535,
-                "rule": REF,
-                "refusal": "",
-                "http": None,
             },
         ],
     },
@@ -361,12 +377,14 @@ def test_policy_get_shows_each_direction_rule_by_rule(run: Run, agent: Agent) ->
     agent.says("policy", {"policy": [ENFORCED]})
     assert run("policy", "get", "default/backend").stdout.splitlines() == [
         "default/backend (endpoint 5)",
-        "  ingress: what no rule allows is refused, by default/l7",
-        "    ACTION    PEERS     PORT        RULE",
-        "    redirect  1204      80/TCP      default/l7 spec.ingress[0]",
-        "                          http      default/l7 spec.ingress[0]  method GET, path /api/.*, header x-token: .*",
-        "                          http      default/l7 spec.ingress[0]  every request",
-        "    allow     everyone  every port  default/l7 spec.ingress[0]",
+        "  ingress:",
+        "    tier default",
+        "    STAGE  ACTION    PEERS     PORT        RULE",
+        "    1      redirect  1204      80/TCP      default/l7 spec.ingress[0]",
+        "                                 http      default/l7 spec.ingress[0]  method GET, path /api/.*, header x-token: .*",
+        "                                 http      default/l7 spec.ingress[0]  every request",
+        "    1      allow     everyone  every port  default/l7 spec.ingress[0]",
+        "    what no rule allows is refused, by default/l7",
         "  egress: open: no policy selects it",
     ]
     assert agent.asked == [{"method": "policy", "endpoint": "default/backend"}]

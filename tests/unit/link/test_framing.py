@@ -16,7 +16,7 @@ from l7proxy.link.messages import Applied, Flows, FromWorker, Hello, Load, Local
 from l7proxy.model.ref import RuleRef
 from l7proxy.model.verdict import Action, Direction, DropReason, Verdict
 from l7proxy.policy.rules import HeaderMatch, HttpRule
-from l7proxy.policy.tables import DirectionPolicy, EndpointPolicy, Entry
+from l7proxy.policy.tables import DirectionPolicy, EndpointPolicy, Entry, union
 
 REF = RuleRef("CiliumNetworkPolicy", "default", "web", "spec.ingress[0]", "web.yaml", 7)
 CONN = Conn("10.0.0.1", 40000, "10.0.0.2", 80, 300, 301)
@@ -42,7 +42,7 @@ PICTURE = Picture(
             addresses=("10.0.0.2", "fd00::2"),
             policy=EndpointPolicy(
                 5,
-                ingress=DirectionPolicy(
+                ingress=union(
                     entries=(
                         Entry(
                             Action.REDIRECT,

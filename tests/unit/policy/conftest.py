@@ -109,7 +109,7 @@ def word(policy: decide.PortPolicy) -> str:
     if policy.l4.verdict is Verdict.DROPPED:
         return "deny" if policy.l4.drop_reason.name == "POLICY_DENY" else "no rule"
     if policy.l4.verdict is Verdict.REDIRECTED:
-        return "proxy" if policy.http is not None else "proxy, all allowed"
+        return "proxy, all allowed" if policy.rest.allowed else "proxy"
     return "allow"
 
 

@@ -58,7 +58,7 @@ def test_combine(egress: Decision | None, ingress: Decision | None, expected: Ju
 
 
 def proxied(ref: RuleRef, path: str) -> PortPolicy:
-    return PortPolicy(yes(ref, Verdict.REDIRECTED), HttpTable((HttpRule(ref, path=path, number=1),)))
+    return PortPolicy(yes(ref, Verdict.REDIRECTED), (HttpTable((HttpRule(ref, path=path, number=1),)), no(ref)))
 
 
 GET_A = Request(b"GET", b"/a", b"h", [])
@@ -80,7 +80,7 @@ def test_a_request_must_please_both_directions() -> None:
 
 def test_a_request_is_judged_where_there_are_rules_and_passes_where_there_are_none() -> None:
     plain = PortPolicy(yes(E))
-    moot = PortPolicy(yes(E, Verdict.REDIRECTED), None, yes(E))
+    moot = PortPolicy(yes(E, Verdict.REDIRECTED), (yes(E),))
     for egress in (None, UNGOVERNED, plain, moot):
         assert judge_http(egress, proxied(I, "/a"), GET_A).verdict is Verdict.FORWARDED
         assert judge_http(egress, proxied(I, "/b"), GET_A).verdict is Verdict.DROPPED

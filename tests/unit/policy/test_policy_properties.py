@@ -169,6 +169,7 @@ requests = st.builds(
 def peer_matches(peer: Peer, who: Identity) -> bool:
     if isinstance(peer, SelectorPeer):
         return peer.selector.matches(who.labels)
+    assert isinstance(peer, CidrPeer)
     if who.cidr is None or not any(label.source == "reserved" and "world" in label.key for label in who.labels.labels):
         return False
     return within(who.cidr, peer.network) and all(not within(who.cidr, hole) for hole in peer.excepts)
@@ -321,10 +322,12 @@ def test_tables_are_canonical(all_rules: list[Rule], local: list[Endpoint], iden
         for table in (policy.ingress, policy.egress):
             if table is None:
                 continue
-            assert len(set(table.entries)) == len(table.entries)
-            actions = [entry.action for entry in table.entries]
-            assert actions == sorted(actions, reverse=True)
-            for entry in table.entries:
+            (tier,) = table.tiers
+            (stage,) = tier.stages or ((),)
+            assert len(set(stage)) == len(stage)
+            written = [entry.action for entry in stage if entry.ref.kind != "built-in"]
+            assert written == sorted(written, reverse=True)
+            for entry in stage:
                 assert entry.peers is None or (entry.peers and list(entry.peers) == sorted(set(entry.peers)))
                 assert (entry.http is not None) == (entry.action is Action.REDIRECT)
                 assert entry.protocol is not None or (entry.first, entry.last) == (0, 65535)
@@ -408,7 +411,7 @@ def check_safe(document: Any) -> None:
     for rule in lang.refuse(document, "why"):
         assert rule.action is Action.DENY
         assert rule.refusal == "why"
-        assert rule.subject.requirements, "a refusal never selects beyond pods"
+        assert isinstance(rule.subject, Selector) and rule.subject.requirements, "a refusal never selects beyond pods"
 
 
 @settings(max_examples=250, deadline=None)

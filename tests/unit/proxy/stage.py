@@ -21,7 +21,7 @@ from l7proxy.model.net import HostPort
 from l7proxy.model.ref import RuleRef
 from l7proxy.model.verdict import Action
 from l7proxy.policy.rules import HttpRule
-from l7proxy.policy.tables import DirectionPolicy, EndpointPolicy, Entry
+from l7proxy.policy.tables import DirectionPolicy, EndpointPolicy, Entry, union
 from l7proxy.proxy.board import Board
 from l7proxy.proxy.server.server import ProxyServer
 from l7proxy.proxy.server.steering import Plain
@@ -36,15 +36,15 @@ Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]
 
 
 def by_http(*rules: HttpRule, peers: tuple[int, ...] | None = None) -> DirectionPolicy:
-    return DirectionPolicy((Entry(Action.REDIRECT, REF, peers, 6, http=rules),), (REF,))
+    return union((Entry(Action.REDIRECT, REF, peers, 6, http=rules),), (REF,))
 
 
 def gets(path: str = "/.*") -> DirectionPolicy:
     return by_http(HttpRule(REF, method="GET", path=path))
 
 
-ANYTHING = DirectionPolicy((Entry(Action.ALLOW, REF),), (REF,))
-NOTHING = DirectionPolicy((), (REF,))
+ANYTHING = union((Entry(Action.ALLOW, REF),), (REF,))
+NOTHING = union((), (REF,))
 _revisions = itertools.count(1)
 
 
