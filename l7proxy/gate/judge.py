@@ -6,8 +6,10 @@ for a direction that is not ours to ask: that end is no endpoint of this node.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from l7proxy.flows.records import Judgement
-from l7proxy.model.http import Request
+from l7proxy.model.http import Request, edited
 from l7proxy.model.ref import RuleRef
 from l7proxy.model.verdict import Direction, Verdict
 from l7proxy.policy.decide import Decision, PortPolicy
@@ -22,11 +24,20 @@ def judge_l4(egress: PortPolicy | None, ingress: PortPolicy | None) -> Judgement
 
 
 def judge_http(egress: PortPolicy | None, ingress: PortPolicy | None, request: Request) -> Judgement:
-    """On one request of a connection. A direction that refuses the connection refuses each request of it."""
+    """On one request of a connection. A direction that refuses the connection refuses each request of it.
+
+    The receiver judges what the sender's policy makes of the request. `request.rewrite` is what both want changed.
+    """
     out = egress.judge(request) if egress is not None and egress.enforced else None
     if out is not None and out.verdict is Verdict.DROPPED:
         return combine(out, None)
-    return combine(out, ingress.judge(request) if ingress is not None and ingress.enforced else None)
+    rewrite = out.rewrite if out is not None else None
+    asked = request if rewrite is None else replace(request, headers=edited(request.headers, rewrite.edits))
+    let_in = ingress.judge(asked) if ingress is not None and ingress.enforced else None
+    if let_in is not None and let_in.rewrite is not None:
+        rewrite = let_in.rewrite if rewrite is None else rewrite.then(let_in.rewrite)
+    request.rewrite = rewrite
+    return combine(out, let_in)
 
 
 def combine(egress: Decision | None, ingress: Decision | None) -> Judgement:

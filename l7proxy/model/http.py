@@ -1,8 +1,59 @@
-"""A request as policy sees it. The wire makes it, decide reads it: the only HTTP word both floors share."""
+"""A request as policy sees it, and what policy wants changed in its headers: the HTTP words that both floors share."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from enum import Enum
+from typing import Final
+
+Headers = list[tuple[bytes, bytes]]
+"""In order; names lower case."""
+
+REDACTED: Final = "[redacted]"
+"""What is shown in the place of a secret value."""
+
+
+class EditKind(Enum):
+    """ADD appends; REMOVE takes all of a name away; SET puts one in the place of the first, and removes the others."""
+
+    ADD = "add"
+    REMOVE = "remove"
+    SET = "set"
+
+
+@dataclass(frozen=True, slots=True)
+class HeaderEdit:
+    """`name` as it is to be written on the wire. The value of a `secret` one may be sent, and shown nowhere."""
+
+    kind: EditKind
+    name: bytes
+    value: bytes = field(default=b"", repr=False)
+    secret: bool = False
+
+    @property
+    def shown(self) -> HeaderEdit:
+        """The same as it may be told."""
+        return replace(self, value=REDACTED.encode()) if self.secret else self
+
+
+@dataclass(frozen=True, slots=True)
+class Rewrite:
+    """What header rules want done with a request that they let pass, and told of it.
+
+    `missing` are the headers that should have been there, `rejected` those that were there and should not, each with
+    its value (a secret's is redacted already).
+    """
+
+    edits: tuple[HeaderEdit, ...] = ()
+    missing: tuple[tuple[bytes, bytes], ...] = ()
+    rejected: tuple[tuple[bytes, bytes], ...] = ()
+
+    def then(self, other: Rewrite | None) -> Rewrite:
+        """Both, this one first."""
+        if other is None:
+            return self
+        return Rewrite(self.edits + other.edits, self.missing + other.missing, self.rejected + other.rejected)
 
 
 @dataclass(slots=True)
@@ -10,15 +61,39 @@ class Request:
     """One HTTP request, already normalised: what is judged is what is forwarded.
 
     `path` is the request target's path with its query string; `host` the authority as sent, port and case included;
-    `headers` in order, names lower case, values without surrounding blanks. Not frozen: made per request.
+    `headers` in order, names lower case, values without surrounding blanks. Not frozen: made per request. `rewrite` is
+    what the judge leaves there when it lets the request pass with changes: whoever forwards it makes them.
     """
 
     method: bytes
     path: bytes
     host: bytes
-    headers: list[tuple[bytes, bytes]]
+    headers: Headers
+    rewrite: Rewrite | None = None
 
     def joined(self, name: bytes) -> bytes | None:
         """The value of a header, repeats joined by a comma (as Envoy matches them); None when absent."""
         values = [value for key, value in self.headers if key == name]
         return b",".join(values) if values else None
+
+
+def alike(name: bytes) -> bytes:
+    """What a lower-case name is to servers that read `_` as `-` (RFC 3875 4.1.18): to them X_User is X-User, too."""
+    return name.replace(b"_", b"-") if b"_" in name else name
+
+
+def edited(headers: Headers, edits: Iterable[HeaderEdit]) -> Headers:
+    """The headers after the edits, one by one. The order of all others stays; names that are alike go together."""
+    for edit in edits:
+        name = edit.name.lower()
+        line = (name, edit.value)
+        if edit.kind is EditKind.ADD:
+            headers = [*headers, line]
+            continue
+        key = alike(name)
+        places = [place for place, header in enumerate(headers) if alike(header[0]) == key]
+        kept = [header for header in headers if alike(header[0]) != key]
+        if edit.kind is EditKind.SET:
+            kept.insert(places[0] if places else len(kept), line)
+        headers = kept
+    return headers

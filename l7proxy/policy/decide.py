@@ -69,7 +69,7 @@ class PortPolicy:
             if isinstance(step, HttpTable):
                 found = step.judge(request)
                 if found.verdict is not Verdict.DROPPED:
-                    return found if audit is None else audit
+                    return found if audit is None else replace(audit, rewrite=found.rewrite)
                 unmatched = unmatched or found
             elif step.verdict is Verdict.AUDIT:
                 audit = audit or _audited(unmatched or step)

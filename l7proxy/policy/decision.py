@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from l7proxy.model.http import Rewrite
 from l7proxy.model.ref import RuleRef
 from l7proxy.model.verdict import DropReason, Protocol, Verdict
 
@@ -15,7 +16,8 @@ class Decision:
     `ref` is the rule that allowed or denied; when nothing allowed, the policy that refuses by default or, for a
     request, the rule that came nearest. None when no policy governs. `also` are others that said the same.
     `reason` is for humans and set on every denial, audited ones included. `match_type` is that of the entry that
-    decided, 0 if none did. `log` are the words that the deciding rules' policies want in the flow log.
+    decided, 0 if none did. `log` are the words that the deciding rules' policies want in the flow log. `rewrite` is
+    what the rules that let a request pass want changed in it.
     """
 
     verdict: Verdict
@@ -25,6 +27,7 @@ class Decision:
     also: tuple[RuleRef, ...] = ()
     match_type: int = 0
     log: tuple[str, ...] = ()
+    rewrite: Rewrite | None = None
 
     @property
     def allowed(self) -> bool:

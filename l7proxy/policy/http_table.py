@@ -5,6 +5,7 @@ Answers are remembered by method and path where these alone decide; that changes
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import lru_cache
 from typing import Final
 
@@ -56,8 +57,16 @@ class HttpTable:
         return self._rest(request, candidates) if self._final else candidates
 
     def _rest(self, request: Request, candidates: int) -> Decision:
+        if self._matcher.acts:
+            return self._changing(request, candidates)
         index = self._matcher.first(request, candidates)
         return self._refused(request) if index is None else self._allowed[index]
+
+    def _changing(self, request: Request, candidates: int) -> Decision:
+        index, rewrite = self._matcher.all_of(request, candidates)
+        if index is None:
+            return self._refused(request)
+        return self._allowed[index] if rewrite is None else replace(self._allowed[index], rewrite=rewrite)
 
     def _refused(self, request: Request) -> Decision:
         rule, came_of_it = self._matcher.nearest(request)

@@ -1,14 +1,22 @@
-"""The items of `rules.http`. An empty string is a field not set; header strings are split as Cilium splits them."""
+"""The items of `rules.http`. An empty string is a field not set; header strings are split as Cilium splits them.
+
+A secret may be named in the policy's own namespace, or in the one that the agent is configured to take secrets from:
+whoever may write policies here must not read (or send off) the secrets of others. Which one that is only the agent
+knows; it asks `foreign_secrets`.
+"""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from typing import Final
 
+from l7proxy.errors import PolicyError
+from l7proxy.policy.headers import CHANGING, WRITING, HeaderRule, Mismatch, SecretName, value_fault, writing_fault
 from l7proxy.policy.lang.document import Document
 from l7proxy.policy.lang.fields import Field, quoted
 from l7proxy.policy.match import pattern
-from l7proxy.policy.rules import HeaderMatch, HttpRule
+from l7proxy.policy.rules import HeaderMatch, HttpRule, Rule
 
 MAX_HEADERS: Final = 100
 """Required headers of one rule: a request may not carry more than so many anyway."""
@@ -19,16 +27,19 @@ _PLAIN_IN_VALUES: Final = frozenset(".-")
 """Metacharacters too common in real values to make one a pattern."""
 _TOKEN: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 """RFC 9110 section 5.6.2: what a header name may be made of."""
+_SECRET: Final = re.compile(r"(?=.{1,253}$)[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*")
+_SPACE: Final = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 
 
 def http_rule(field: Field, document: Document) -> HttpRule:
-    found = field.mapping(("method", "path", "host", "headers"), later=("headerMatches",))
+    found = field.mapping(("method", "path", "host", "headers", "headerMatches"))
     return HttpRule(
         ref=document.ref(field.at),
         method=_pattern(found.get("method"), document),
         path=_pattern(found.get("path"), document),
         host=_pattern(found.get("host"), document),
         headers=_headers(found["headers"], document) if "headers" in found else (),
+        header_matches=_header_rules(found["headerMatches"], document) if "headerMatches" in found else (),
     )
 
 
@@ -43,8 +54,11 @@ def _pattern(field: Field | None, document: Document) -> str | None:
 
 
 def _headers(field: Field, document: Document) -> tuple[HeaderMatch, ...]:
-    items = field.items(most=MAX_HEADERS, too_many=f"too many headers, the max is {MAX_HEADERS}")
-    return tuple(dict.fromkeys(_header(item, document) for item in items))
+    return tuple(dict.fromkeys(_header(item, document) for item in _items(field)))
+
+
+def _items(field: Field) -> list[Field]:
+    return field.items(most=MAX_HEADERS, too_many=f"too many headers, the max is {MAX_HEADERS}")
 
 
 def _header(field: Field, document: Document) -> HeaderMatch:
@@ -76,3 +90,89 @@ def _value_pattern(value: str, field: Field, document: Document) -> str | None:
         return None
     document.note(field, "the value is also tried as a whole-string regular expression")
     return value
+
+
+# --- headerMatches ---------------------------------------------------------------------------------------------------
+
+
+def foreign_secrets(rules: Iterable[Rule], secrets_namespace: str) -> PolicyError | None:
+    """The first secret that the document of these rules may not have; None when there is none.
+
+    A cluster-wide policy has no namespace of its own, and an author who may have any.
+    """
+    for rule in rules:
+        for item in rule.http or ():
+            for place, match in enumerate(item.header_matches):
+                fault = _foreign(match.secret, item.ref.namespace, secrets_namespace) if match.secret else ""
+                if fault:
+                    at = f"{item.ref.rule}.headerMatches[{place}].secret.namespace"
+                    return PolicyError(fault, at=at, unsupported=True)
+    return None
+
+
+def _foreign(secret: SecretName, own: str, configured: str) -> str:
+    if not secret.namespace and not configured:
+        return "a secret needs a namespace here: the policy is in none, and the agent has none for secrets"
+    if not own or secret.namespace in ("", own, configured):
+        return ""
+    others = f" and {configured}, where the agent takes secrets from" if configured else ""
+    return f"secrets of namespace {secret.namespace} are not for policies of {own}: only its own are{others}"
+
+
+def _header_rules(field: Field, document: Document) -> tuple[HeaderRule, ...]:
+    return tuple(_header_rule(item, document) for item in _items(field))
+
+
+def _header_rule(field: Field, document: Document) -> HeaderRule:
+    found = field.mapping(("name", "value", "secret", "mismatch"))
+    name = found["name"].text() if "name" in found else ""
+    if not name:
+        field.fail("Header name missing")
+    if not _TOKEN.fullmatch(name):
+        found["name"].fail(f"{quoted(name)} is not a header name")
+    mismatch = _mismatch(found["mismatch"]) if "mismatch" in found else Mismatch.FAIL
+    secret = _secret(found["secret"], document) if "secret" in found else None
+    value = _value(found["value"], document) if "value" in found else None
+    if mismatch in CHANGING and (fault := writing_fault(name, value or "")):
+        field.fail(fault)
+    if value is None and secret is None and mismatch in CHANGING:
+        what = "adds an empty one" if mismatch in WRITING else "has no effect"
+        document.note(field, f"without value or secret the header need only be there: {mismatch.value} {what}")
+    return HeaderRule(name, value, mismatch, secret)
+
+
+def _mismatch(field: Field) -> Mismatch:
+    try:
+        return Mismatch(field.text())
+    except ValueError:
+        field.fail(f"Invalid header action: {quoted(field.text())[1:-1]}")
+
+
+def _secret(field: Field, document: Document) -> SecretName:
+    found = field.mapping(("namespace", "name"))
+    name = found["name"].text() if "name" in found else ""
+    if not name:
+        field.fail("Secret name missing")
+    if not _SECRET.fullmatch(name):
+        found["name"].fail(f"{quoted(name)} is not the name of a Secret")
+    space = found["namespace"].text() if "namespace" in found else ""
+    if space and not _SPACE.fullmatch(space):
+        found["namespace"].fail(f"{quoted(space)} is not a namespace")
+    if space and document.namespace not in ("", space):
+        document.note(
+            found["namespace"], f"is not the policy's own: refused unless the agent takes its secrets from {space}"
+        )
+    return SecretName(space or document.namespace, name)
+
+
+def _value(field: Field, document: Document) -> str | None:
+    text = field.text()
+    if len(text.encode()) > MAX_HEADER:
+        field.fail(f"the header has more than {MAX_HEADER} bytes")
+    if fault := value_fault(text):
+        field.fail(f"the value {fault}")
+    if text != text.strip(" \t"):
+        document.note(field, "the value matches literally with its outer blanks, which no request can have")
+    if (pattern.METACHARACTERS - _PLAIN_IN_VALUES).intersection(text):
+        document.note(field, "the value matches literally: headerMatches knows no regular expressions")
+    return text or None

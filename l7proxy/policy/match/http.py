@@ -2,17 +2,19 @@
 
 Rules are told apart by bit masks, bit i for rule i. Method, path and host each give the mask of the rules they satisfy
 by one set lookup, so the price of a request does not grow with the number of rules. Headers are looked at last, and
-only for the rules that are left.
+only for the rules that are left. Where a rule may change headers, all rules that match have their say (`all_of`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from typing import Final
 
-from l7proxy.model.http import Request
+from l7proxy.model.http import Request, Rewrite, edited
+from l7proxy.policy.match.headers import HeaderAction, HeaderTest
 from l7proxy.policy.match.pattern import PatternSet
-from l7proxy.policy.rules import HeaderMatch, HttpRule
+from l7proxy.policy.rules import HttpRule
 
 EXPLAINED_HEADERS: Final = 64
 """Required headers looked at to explain a denial: the first so many. A denial must not cost more the more rules are."""
@@ -49,37 +51,10 @@ class Clause:
         return mask
 
 
-class HeaderTest:
-    """One required header. Repeats are joined by a comma first; bytes that are not UTF-8 match no pattern.
-
-    `used` is the mask of the rules that require it.
-    """
-
-    __slots__ = ("_name", "_pattern", "_value", "match", "used")
-
-    def __init__(self, match: HeaderMatch) -> None:
-        self.match = match
-        self.used = 0
-        self._name = match.name.encode("utf-8", "surrogatepass")
-        self._value = None if match.value is None else match.value.encode("utf-8", "surrogatepass")
-        self._pattern = None if match.pattern is None else PatternSet((match.pattern,))
-
-    def problem(self, request: Request) -> str:
-        """ "" when the request satisfies it; else `missing` or `differs`."""
-        value = request.joined(self._name)
-        if value is None:
-            return "missing"
-        if self._value is None or value == self._value:
-            return ""
-        if self._pattern is not None and self._pattern.find(value):
-            return ""
-        return "differs"
-
-
 class HttpMatcher:
-    """Compiled rules. `first` answers; `nearest` explains. Knows no verdicts."""
+    """Compiled rules. `first` answers, or `all_of` where one of them `acts`; `nearest` explains. Knows no verdicts."""
 
-    __slots__ = ("_all", "_headers", "_host", "_method", "_path", "_tests", "rules")
+    __slots__ = ("_actions", "_all", "_headers", "_host", "_method", "_path", "_tests", "acts", "rules")
 
     def __init__(self, rules: Sequence[HttpRule]) -> None:
         self.rules = tuple(rules)
@@ -87,12 +62,19 @@ class HttpMatcher:
         self._path = Clause([rule.path for rule in self.rules])
         self._host = Clause([rule.host for rule in self.rules])
         tests = {match: HeaderTest(match) for rule in self.rules for match in rule.headers}
-        self._headers = tuple(tuple(tests[match] for match in rule.headers) for rule in self.rules)
+        actions = {match: HeaderAction(match) for rule in self.rules for match in rule.header_matches}
+        self._actions = tuple(tuple(actions[match] for match in rule.header_matches) for rule in self.rules)
+        self._headers: tuple[tuple[HeaderTest | HeaderAction, ...], ...] = tuple(
+            (*(tests[match] for match in rule.headers), *acting)
+            for rule, acting in zip(self.rules, self._actions, strict=True)
+        )
         for index, required in enumerate(self._headers):
             for test in required:
                 test.used |= 1 << index
-        self._tests = tuple(tests.values())[:EXPLAINED_HEADERS]
+        every: list[HeaderTest | HeaderAction] = [*tests.values(), *actions.values()]
+        self._tests = every[:EXPLAINED_HEADERS]
         self._all = (1 << len(self.rules)) - 1
+        self.acts = bool(actions)
 
     @property
     def by_line_only(self) -> bool:
@@ -111,6 +93,25 @@ class HttpMatcher:
 
     def first(self, request: Request, candidates: int) -> int | None:
         """The index of the first rule among the candidates whose host and headers hold too."""
+        return next(self._matching(request, candidates), None)
+
+    def all_of(self, request: Request, candidates: int) -> tuple[int | None, Rewrite | None]:
+        """The first rule that matches, and what all that match want changed: each sees what those before it made of
+        the request, and one that fails by a header has changed nothing."""
+        seen = replace(request)
+        first: int | None = None
+        done: Rewrite | None = None
+        for index in self._matching(seen, candidates):
+            first = index if first is None else first
+            for action in self._actions[index]:
+                change = action.change(seen.headers)
+                if change is None or (done is not None and change.edits and change.edits[0] in done.edits):
+                    continue  # none, or another rule has made it
+                seen.headers = edited(seen.headers, change.edits)
+                done = change if done is None else done.then(change)
+        return first, done
+
+    def _matching(self, request: Request, candidates: int) -> Iterator[int]:
         mask = candidates
         if mask and self._host.used:
             mask &= self._host.satisfied(request.host)
@@ -118,9 +119,8 @@ class HttpMatcher:
             lowest = mask & -mask
             index = lowest.bit_length() - 1
             if not any(test.problem(request) for test in self._headers[index]):
-                return index
+                yield index
             mask ^= lowest
-        return None
 
     def nearest(self, request: Request) -> tuple[HttpRule, str]:
         """The rule with most of its clauses satisfied, then with fewest not, and what came of them, in words."""
@@ -151,7 +151,7 @@ class HttpMatcher:
                 failed.append(f"{word} is not {printable(demand)}")
         for test in self._headers[index]:
             problem = test.problem(request)
-            (failed if problem else held).append(f"header {header_name(test.match.name)} {problem or 'matched'}")
+            (failed if problem else held).append(f"header {header_name(test.name)} {problem or 'matched'}")
         return ", ".join([*held[:1], *failed])
 
 

@@ -293,10 +293,6 @@ LATER = [
     ("egress: [{toPorts: [{ports: [{port: '443'}], originatingTLS: {}}]}]", "spec.egress[0].toPorts[0].originatingTLS"),
     ("egress: [{toPorts: [{ports: [{port: '443'}], listener: {}}]}]", "spec.egress[0].toPorts[0].listener"),
     (
-        "ingress: [{toPorts: [{ports: [{port: '80', protocol: TCP}], rules: {http: [{headerMatches: []}]}}]}]",
-        "spec.ingress[0].toPorts[0].rules.http[0].headerMatches",
-    ),
-    (
         "ingress: [{toPorts: [{ports: [{port: '80', protocol: TCP}], rules: {kafka: []}}]}]",
         "spec.ingress[0].toPorts[0].rules.kafka",
     ),

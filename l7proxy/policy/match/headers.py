@@ -1,0 +1,119 @@
+"""One header against what a rule demands of it.
+
+Repeats are joined by a comma first. Bytes that are not UTF-8 match no pattern (RE2 in UTF-8 mode; CVE-2026-73552 was a
+pattern that failed open on them). Values are compared in constant time where they may be secret.
+"""
+
+from __future__ import annotations
+
+from hmac import compare_digest
+from typing import Final
+
+from l7proxy.model.http import REDACTED, EditKind, HeaderEdit, Headers, Request, Rewrite, alike
+from l7proxy.policy.headers import WRITING, HeaderRule, Mismatch
+from l7proxy.policy.match.pattern import PatternSet
+from l7proxy.policy.rules import HeaderMatch
+
+MISSING: Final = "missing"
+DIFFERS: Final = "differs"
+NOMINATED: Final = "is named by Connection, so that it would be dropped on the way"
+UNRESOLVED: Final = "is compared with a secret that is not there"
+
+
+class HeaderTest:
+    """One required header. `used` is the mask of the rules that require it."""
+
+    __slots__ = ("_name", "_pattern", "_value", "match", "used")
+
+    def __init__(self, match: HeaderMatch) -> None:
+        self.match = match
+        self.used = 0
+        self._name = match.name.encode("utf-8", "surrogatepass")
+        self._value = None if match.value is None else match.value.encode("utf-8", "surrogatepass")
+        self._pattern = None if match.pattern is None else PatternSet((match.pattern,))
+
+    @property
+    def name(self) -> str:
+        return self.match.name
+
+    def problem(self, request: Request) -> str:
+        """ "" when the request satisfies it; else why not."""
+        value = request.joined(self._name)
+        if value is None:
+            return MISSING
+        if self._value is None or value == self._value:
+            return ""
+        if self._pattern is not None and self._pattern.find(value):
+            return ""
+        return DIFFERS
+
+
+class HeaderAction:
+    """One item of `headerMatches`. `problem` refuses; `change` is what happens to a request that is not refused.
+
+    Names that some servers read as this one (`_` for `-`) never satisfy it, but count as other values of it.
+    """
+
+    __slots__ = ("_alike", "_name", "_wanted", "rule", "used")
+
+    def __init__(self, rule: HeaderRule) -> None:
+        self.rule = rule
+        self.used = 0
+        self._name = rule.name.lower().encode()
+        self._alike = alike(self._name)
+        self._wanted = None if rule.wanted is None else rule.wanted.encode("utf-8", "surrogatepass")
+
+    @property
+    def name(self) -> str:
+        return self.rule.name
+
+    def problem(self, request: Request) -> str:
+        """ "" unless the rule fails by it; else why."""
+        if self.rule.unresolved:
+            return UNRESOLVED
+        if self.rule.mismatch is Mismatch.FAIL:
+            return self._mismatch(self._found(request.headers))
+        if self.rule.mismatch in WRITING and self._nominated(request.headers):
+            return NOMINATED  # RFC 9110 7.6.1: what we write there, the next proxy would take out again
+        return ""
+
+    def change(self, headers: Headers) -> Rewrite | None:
+        """What is to be done and told because of a mismatch; None when there is none. `problem` has been asked."""
+        found = self._found(headers)
+        problem = self._mismatch(found)
+        if not problem:
+            return None
+        wrong = tuple((self._name, value) for _, value in found)
+        match self.rule.mismatch:
+            case Mismatch.DELETE:
+                return Rewrite((self._edit(EditKind.REMOVE),), rejected=wrong) if wrong else None
+            case Mismatch.REPLACE:
+                return Rewrite((self._edit(EditKind.SET),), self._lacking(), wrong)
+            case Mismatch.ADD:
+                return Rewrite((self._edit(EditKind.ADD),), self._lacking())
+        return Rewrite(missing=self._lacking())
+
+    def _found(self, headers: Headers) -> Headers:
+        """Its header, and those that pass for it."""
+        return [header for header in headers if alike(header[0]) == self._alike]
+
+    def _mismatch(self, found: Headers) -> str:
+        exact = [value for name, value in found if name == self._name]
+        if self._wanted is None:
+            return "" if exact else MISSING
+        if not found:
+            return MISSING
+        same = len(exact) == len(found) and compare_digest(b",".join(exact), self._wanted)
+        return "" if same else DIFFERS
+
+    def _nominated(self, headers: Headers) -> bool:
+        options = b",".join(value for name, value in headers if name == b"connection").lower().split(b",")
+        return any(alike(option.strip(b" \t")) == self._alike for option in options)
+
+    def _edit(self, kind: EditKind) -> HeaderEdit:
+        value = b"" if kind is EditKind.REMOVE or self._wanted is None else self._wanted
+        return HeaderEdit(kind, self.rule.name.encode(), value, secret=self.rule.sealed is not None)
+
+    def _lacking(self) -> tuple[tuple[bytes, bytes], ...]:
+        secret = self.rule.sealed is not None
+        return ((self._name, REDACTED.encode() if secret else self._wanted or b""),)
