@@ -381,7 +381,7 @@ def test_policy_get_shows_each_direction_rule_by_rule(run: Run, agent: Agent) ->
         "    tier default",
         "    STAGE  ACTION    PEERS     PORT        RULE",
         "    1      redirect  1204      80/TCP      default/l7 spec.ingress[0]",
-        "                                 http      default/l7 spec.ingress[0]  method GET, path /api/.*, header x-token: .*",
+        "                                 http      default/l7 spec.ingress[0]  method GET, path /a, header x-token: .*",
         "                                 http      default/l7 spec.ingress[0]  every request",
         "    1      allow     everyone  every port  default/l7 spec.ingress[0]",
         "    what no rule allows is refused, by default/l7",
