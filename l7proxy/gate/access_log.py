@@ -1,17 +1,19 @@
 """The records of one client's HTTP connection: which facts of a request and its answer are told, and which are not.
 
-Query strings and header values may hold secrets: they are left out unless the options open them.
+Query strings and header values may hold secrets: they are left out unless the options open them. A header that some
+policy compares with a Secret is never shown with its value.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Final
 
 import msgspec
 
 from l7proxy.flows.records import Conn, Connection, HttpRequest, HttpResponse, Judgement, Malformed
 from l7proxy.gate.options import HttpOptions
+from l7proxy.model.http import REDACTED, Rewrite, edited
 from l7proxy.model.verdict import Direction, Verdict
 from l7proxy.wire.head import Header, RequestHead, ResponseHead
 
@@ -28,16 +30,21 @@ class AccessLog:
         self._options = options
         self._direction = direction
 
-    def request(self, head: RequestHead, judgement: Judgement) -> HttpRequest:
-        return HttpRequest(
+    def request(self, head: RequestHead, judgement: Judgement, rewrite: Rewrite | None = None) -> HttpRequest:
+        """Headers are told as they are forwarded (Cilium semantics)."""
+        record = HttpRequest(
             self._now_ns(),
             self.conn,
             judgement,
             head.method.decode(),
             self._url(head),
             PROTOCOLS[head.minor],
-            self._shown(head.headers) if self._options.flow_headers else (),
+            self._shown(head.headers, rewrite) if self._options.flow_headers else (),
         )
+        if rewrite is None:
+            return record
+        missing, rejected = self._named(rewrite.missing), self._named(rewrite.rejected)
+        return msgspec.structs.replace(record, missing=missing, rejected=rejected)
 
     def response(
         self, asked: HttpRequest, status: int, reason: str = "", head: ResponseHead | None = None
@@ -67,6 +74,17 @@ class AccessLog:
         path = head.path if self._options.flow_query else head.path.partition(b"?")[0]
         return (b"http://" + head.host + (b"" if path == b"*" else path)).decode()
 
-    def _shown(self, headers: list[Header]) -> tuple[tuple[str, str], ...]:
-        wanted = self._options.flow_headers
-        return tuple((name.decode(), value.decode("latin-1")) for name, value in headers if name in wanted)
+    def _shown(self, headers: list[Header], rewrite: Rewrite | None = None) -> tuple[tuple[str, str], ...]:
+        if rewrite is not None:
+            headers = edited(headers, [edit.shown for edit in rewrite.edits])
+        return tuple((name.decode(), self._told(name, value)) for name, value in headers if self._opened(name))
+
+    def _named(self, headers: Iterable[Header]) -> tuple[tuple[str, str], ...]:
+        """All of them by name, the values only of those that may be shown."""
+        return tuple((name.decode(), self._told(name, value) if self._opened(name) else "") for name, value in headers)
+
+    def _opened(self, name: bytes) -> bool:
+        return name in self._options.flow_headers
+
+    def _told(self, name: bytes, value: bytes) -> str:
+        return REDACTED if name in self._options.secret_headers else value.decode("latin-1")

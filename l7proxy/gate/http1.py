@@ -20,12 +20,12 @@ from l7proxy.flows.records import Conn, Judgement
 from l7proxy.gate import options as bounds
 from l7proxy.gate.access_log import AccessLog
 from l7proxy.gate.actions import Action, Close, Connect, Emit, HalfClose, Pause, Resume, Side, ToClient, ToServer
-from l7proxy.gate.http1_exchange import MORE, SWITCHING, WHOLE, Exchange, to_client
+from l7proxy.gate.http1_exchange import MORE, WHOLE, Exchange, to_client
 from l7proxy.gate.options import HttpOptions
 from l7proxy.gate.replies import DENIED, printable, reply, sentence
 from l7proxy.model.http import Request
 from l7proxy.model.verdict import Direction, Verdict
-from l7proxy.wire import http1_fast, http1_strict
+from l7proxy.wire import http1_fast, http1_strict, rewrite
 from l7proxy.wire.body import Body, body
 from l7proxy.wire.head import CHUNKED, RequestHead
 from l7proxy.wire.lines import HeadLines
@@ -204,6 +204,17 @@ class HttpGate:
     def identified(self, conn: Conn) -> None:
         self._log.conn = conn
 
+    def policy_changed(self) -> list[Action]:
+        """What a tunnel carries is judged by nothing but its request: judged anew, the tunnel stays or goes with it."""
+        actions: list[Action] = []
+        exchange = self._exchange
+        if self._state is TUNNEL and exchange is not None:
+            judgement = self._judge(exchange.request)
+            if not _allows(judgement):
+                actions.append(Emit(self._log.connection(judgement)))
+                self._close(actions, reset=True)
+        return actions
+
     def timed_out(self, which: str) -> list[Action]:
         actions: list[Action] = []
         if which != self.waiting_for:
@@ -277,9 +288,9 @@ class HttpGate:
     def _begin(self, head: RequestHead, actions: list[Action]) -> None:
         request = Request(head.method, head.path, head.host, head.headers)
         judgement = self._judge(request)
-        record = self._log.request(head, judgement)
+        record = self._log.request(head, judgement, request.rewrite)
         actions.append(Emit(record))
-        allowed = judgement.verdict is FORWARDED or judgement.verdict is AUDIT
+        allowed = _allows(judgement)
         exchange = self._exchange = Exchange(head, request, record, body(head.framing), allowed)
         if not allowed:
             self._deny(exchange, actions)
@@ -287,7 +298,7 @@ class HttpGate:
         if not self._asked:
             self._asked = True
             actions.append(Connect())
-        actions.append(ToServer(head.raw))
+        actions.append(ToServer(head.raw if request.rewrite is None else rewrite.head(head.raw, request.rewrite.edits)))
 
     def _take_body(self, exchange: Exchange, reader: Body, data: bytes, actions: list[Action]) -> int:
         """Pass on (or read away, after a denial) what of `data` is the request's body. Returns how much that is."""
@@ -361,7 +372,9 @@ class HttpGate:
 
     def _open_tunnel(self, exchange: Exchange, actions: list[Action]) -> None:
         """The server has switched. What the client sent early was held until now."""
-        self._emit_response(exchange, SWITCHING, "", actions)
+        response = exchange.response
+        assert response is not None
+        self._emit_response(exchange, response.status, "", actions)
         exchange.answered = True
         self._state = TUNNEL
         if self._held:
@@ -425,6 +438,10 @@ class HttpGate:
     def _emit_response(self, exchange: Exchange, status: int, reason: str, actions: list[Action]) -> None:
         """The one HttpResponse of an exchange."""
         actions.append(Emit(self._log.response(exchange.record, status, reason, exchange.response)))
+
+
+def _allows(judgement: Judgement) -> bool:
+    return judgement.verdict is FORWARDED or judgement.verdict is AUDIT
 
 
 def _to_server(actions: list[Action], data: bytes) -> None:

@@ -1,15 +1,14 @@
 """One HTTP/1 request and its answer: reads the server's bytes, and shows the client what belongs to this answer.
 
 Laws: a response is shown byte for byte as it came; what follows it is kept apart in `rest` and never shown. A switch
-of protocols is shown only if it was asked for, after the whole request. What cannot be read is a PeerError, and then
-nothing of the offending head has been shown.
+of protocols (101, or 2xx to CONNECT) is shown only if it was asked for, after the whole request. What cannot be read
+is a PeerError, and then nothing of the offending head has been shown.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import Final
 
 from l7proxy.errors import PeerError
 from l7proxy.flows.records import HttpRequest
@@ -20,10 +19,6 @@ from l7proxy.wire import http1_fast, http1_strict
 from l7proxy.wire.body import Body, body
 from l7proxy.wire.head import UNTIL_CLOSE, RequestHead, ResponseHead
 from l7proxy.wire.lines import HeadLines
-
-SWITCHING: Final = 101
-NEVER_TUNNELLED: Final = (b"h2", b"h3", b"http", b"tls")
-"""Upgrades to what would carry further requests past the judge: h2c, HTTP/2.0, TLS/1.2 (RFC 2817)."""
 
 
 class Heard(IntEnum):
@@ -89,11 +84,15 @@ class Exchange:
             assert self._held is not None
             data = bytes(self._held)
             self._held.clear()
-            if head.status >= 200:
+            switched = self._switches(head)
+            if head.status >= 200 and not switched:
                 return self._begin(head, data, actions)
             data = data[len(head.raw) :]
-            if self._take_interim(head, actions) is SWITCHED:
-                self.rest = data
+            if not switched:
+                self._count_interim(head)
+            to_client(actions, head.raw)
+            if switched:
+                self.response, self.rest = head, data
                 return SWITCHED
         return MORE
 
@@ -135,26 +134,27 @@ class Exchange:
         self.rest = data[taken:]
         return WHOLE
 
-    def _take_interim(self, head: ResponseHead, actions: list[Action]) -> Heard:
+    def _count_interim(self, head: ResponseHead) -> None:
         self._interim += 1
         if self.head.minor == 0:
             raise PeerError(f"{head.status} for an HTTP/1.0 request")
         if self._interim > bounds.MAX_INTERIM:
             raise PeerError(f"more than {bounds.MAX_INTERIM} interim responses")
-        if head.status == SWITCHING:
-            self._check_switch(head)
         self.continued |= head.status == 100
-        to_client(actions, head.raw)
-        return SWITCHED if head.status == SWITCHING else MORE
 
-    def _check_switch(self, head: ResponseHead) -> None:
-        """RFC 9110 7.8: to one of the protocols asked for, after the whole request. Never to one that is judged."""
+    def _switches(self, head: ResponseHead) -> bool:
+        """RFC 9110 7.8 and 9.3.6: the connection is a tunnel from here on. Only to what was asked for."""
+        if self.head.method == b"CONNECT" and 200 <= head.status < 300:
+            return True
+        if head.status != 101:
+            return False
+        if self.head.minor == 0:
+            raise PeerError("101 for an HTTP/1.0 request")
         if self.request_body is not None:
             raise PeerError("the protocol was switched in the middle of the request")
         if len(head.upgrade) != 1 or head.upgrade[0] not in self.head.upgrade:
             raise PeerError("the protocol was switched to one that was not asked for")
-        if head.upgrade[0].startswith(NEVER_TUNNELLED):
-            raise PeerError(f"the protocol was switched to {head.upgrade[0].decode()}, which carries requests unjudged")
+        return True
 
 
 def to_client(actions: list[Action], data: bytes) -> None:

@@ -50,6 +50,9 @@ class Gate(Protocol):
     def identified(self, conn: Conn) -> None:
         """The identities at the ends are those of `conn` from now on: records to come carry it."""
 
+    def policy_changed(self) -> list[Action]:
+        """Another policy is in force: what is no longer judged request by request is judged again."""
+
     def timed_out(self, which: str) -> list[Action]:
         """`which` is the `waiting_for` that the timer was set for; when that has changed, nothing happens."""
 

@@ -60,6 +60,10 @@ class TcpGate:
     def identified(self, conn: Conn) -> None:
         """Nothing of it is told by this gate."""
 
+    def policy_changed(self) -> list[Action]:
+        """The session itself judges connections."""
+        return []
+
     def timed_out(self, which: str) -> list[Action]:
         return self._end(reset=True) if which == self.waiting_for else []
 

@@ -56,6 +56,10 @@ def response_framing(headers: list[Header], minor: int, status: int, method: byt
         if said:
             raise PeerError(f"a {status} response declares a body")
         return 0
+    if method == b"CONNECT" and status < 300:  # RFC 9110 9.3.6: a tunnel; a length here would be two readings
+        if said:
+            raise PeerError("the answer that opens a tunnel declares a body")
+        return 0
     if method == b"HEAD" or status == 304:
         return 0
     return UNTIL_CLOSE if said is None else said

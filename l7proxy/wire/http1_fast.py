@@ -74,10 +74,11 @@ def response(data: bytes, method: bytes) -> ResponseHead | Miss:
         return Miss.ODD
     framing, keep_alive = body
     status = int(digits)
-    if status == 204 or status == 304 or method == b"HEAD":
-        if status == 204 and framing not in (0, UNTIL_CLOSE):
+    if status == 204 or status == 304 or method != b"GET":
+        if method == b"CONNECT" or (status == 204 and framing not in (0, UNTIL_CLOSE)):
             return Miss.ODD
-        framing = 0
+        if status == 204 or status == 304 or method == b"HEAD":
+            framing = 0
     raw = data if size == len(data) else data[:size]
     return ResponseHead(status, 1, framing, keep_alive and framing != UNTIL_CLOSE, (), raw)
 

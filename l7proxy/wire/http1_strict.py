@@ -13,13 +13,14 @@ from typing import Final
 import h11
 
 from l7proxy.errors import PeerError
-from l7proxy.wire import authority, framing
+from l7proxy.wire import authority, framing, upgrades
 from l7proxy.wire.head import MAX_HEAD, UNTIL_CLOSE, Header, Miss, RequestHead, ResponseHead
-from l7proxy.wire.lines import TOKEN, HeadLines
+from l7proxy.wire.lines import TOKEN, HeadLines, field
 from l7proxy.wire.path import STRICT, PathRules, normalise
 
 _REQUEST_LINE = re.compile(rb"(" + TOKEN + rb") ([^ ]+) HTTP/([0-9])\.([0-9])")
 _STATUS_LINE = re.compile(rb"HTTP/([0-9])\.([0-9]) ([1-5][0-9]{2})(?: .*)?")
+_WITH_PORT = re.compile(rb":0*[1-9][0-9]*$")
 _ABSOLUTE = re.compile(rb"((?i:http)://)([^/?#]*)(.*)")
 
 _PROBE: Final = h11.Request(
@@ -63,6 +64,8 @@ def request_head(lines: HeadLines, raw: bytes, rules: PathRules) -> RequestHead:
     """The meaning of a complete head. `raw` is the head without an empty line before it."""
     method, target, minor = _request_line(lines.start)
     headers = lines.headers
+    if method == b"CONNECT" and not rules.allow_connect:
+        raise PeerError("CONNECT is not allowed here", status=405)
     said = framing.declared(headers, minor)
     options = framing.connection_options(headers)
     upgrade = framing.upgrade(headers, options, minor)
@@ -70,8 +73,12 @@ def request_head(lines: HeadLines, raw: bytes, rules: PathRules) -> RequestHead:
     prefix, host, origin = _target_form(method, target, host, headers)
     expect_continue = _expects_continue(headers, minor)
     _ask_h11_request(raw, method, target, headers)
-    path = origin if origin == b"*" else normalise(origin, rules)
+    path = normalise(origin, rules) if origin.startswith(b"/") else origin
     size = lines.begin + len(raw)
+    if upgrades.offers_carrier(headers):
+        raw = upgrades.without_carriers(raw)
+        headers = [field(line) for line in raw[:-4].split(b"\r\n")[1:]]
+        upgrade = framing.upgrade(headers, framing.connection_options(headers), minor)
     if prefix + path != target:
         raw = b"%b %b%b HTTP/1.%d\r\n%b" % (method, prefix, path, minor, raw.partition(b"\r\n")[2])
     return RequestHead(
@@ -119,8 +126,6 @@ def _request_line(line: bytes) -> tuple[bytes, bytes, int]:
         raise PeerError("this is HTTP/2 with prior knowledge, which is not judged here", status=505)
     if major != b"1" or minor not in (b"0", b"1"):
         raise PeerError("the HTTP version is neither 1.0 nor 1.1", status=505)
-    if method == b"CONNECT":
-        raise PeerError("CONNECT is not supported", status=405)
     return method, target, int(minor)
 
 
@@ -195,7 +200,9 @@ def _host(headers: list[Header], minor: int) -> bytes:
 
 
 def _target_form(method: bytes, target: bytes, host: bytes, headers: list[Header]) -> tuple[bytes, bytes, bytes]:
-    """RFC 9112 3.2: (what stands before the path, authority, path and query)."""
+    """RFC 9112 3.2: (what stands before the path, authority, path and query). CONNECT has no path."""
+    if method == b"CONNECT":
+        return target, _tunnel_target(target, headers), b""
     if target.startswith(b"/"):
         return b"", host, target
     if target == b"*":
@@ -208,9 +215,23 @@ def _target_form(method: bytes, target: bytes, host: bytes, headers: list[Header
     scheme, named, rest = match.groups()
     if not authority.is_plain(named):
         raise PeerError("the authority of the request target is not a name or address with an optional port")
+    _demand_host(headers, named)
+    return scheme + named, named, rest if rest.startswith(b"/") else b"/" + rest
+
+
+def _tunnel_target(target: bytes, headers: list[Header]) -> bytes:
+    """RFC 9112 3.2.3: the authority that CONNECT names, always with its port."""
+    if not _WITH_PORT.search(target) or not authority.is_plain(target):
+        raise PeerError("the target of CONNECT is not a name or address with a port")
+    if framing.declared(headers, 1):
+        raise PeerError("CONNECT declares a body")
+    _demand_host(headers, target)
+    return target
+
+
+def _demand_host(headers: list[Header], named: bytes) -> None:
     if framing.values(headers, b"host") not in ([], [named]):
         raise PeerError("the request target and Host name different hosts")
-    return scheme + named, named, rest if rest.startswith(b"/") else b"/" + rest
 
 
 def _expects_continue(headers: list[Header], minor: int) -> bool:

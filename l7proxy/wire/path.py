@@ -31,10 +31,12 @@ _UNRESERVED = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz01
 
 @dataclass(frozen=True, slots=True)
 class PathRules:
-    """How strict to be. The defaults are Cilium's, and stricter about `;`."""
+    """How strict to be about request targets. The defaults are Cilium's, and stricter about `;`."""
 
     allow_matrix: bool = False
     redirect_escaped_slashes: bool = True
+    allow_connect: bool = False
+    """CONNECT may be judged at all; what is in its tunnel is not."""
 
 
 STRICT: Final = PathRules()

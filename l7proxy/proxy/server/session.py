@@ -224,6 +224,8 @@ class Session:
             self._cut_off(sides.l4)
         elif sides.by_request and not self._by_request:
             self._cut_off(refusal(TOO_LATE, direction=sides.l4.direction))
+        elif self._gate is not None:
+            self._do(self._gate.policy_changed())
 
     def _tell(self, judgement: Judgement) -> None:
         """The record of the connection itself."""
@@ -287,7 +289,7 @@ class Session:
             counts.requests += 1
             if record.judgement.verdict is DROPPED:
                 counts.denied += 1
-        elif isinstance(record, Malformed):
+        elif isinstance(record, Malformed | Connection):
             counts.denied += 1
         self._around.records(record)
 
@@ -298,7 +300,7 @@ class Session:
             return
         waiting, around = self._gate.waiting_for, self._around
         if waiting != "head":
-            around.wheel.arm(self, around.timeouts.idle)
+            around.wheel.arm(self, around.timeouts.idle if waiting == "idle" else around.timeouts.stream)
         elif waiting != self._waiting or self._taken_up:
             around.wheel.arm(self, around.timeouts.head)
         self._waiting, self._taken_up = waiting, False

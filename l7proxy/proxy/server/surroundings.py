@@ -16,13 +16,17 @@ from l7proxy.proxy.wheel import Wheel
 
 @dataclass(frozen=True, slots=True)
 class Timeouts:
-    """Seconds. There is none on a request as a whole: a long poll is none of our business."""
+    """Seconds. There is none on a request as a whole: how long a poll, a stream or a tunnel lasts is none of our
+    business."""
 
     connect: float = 5.0
     head: float = 30.0
     """From the first byte of a request to the last of its head."""
     idle: float = 3600.0
-    """Without a byte either way."""
+    """Between requests, without a byte either way."""
+    stream: float = 86400.0
+    """Within a request, its answer or a tunnel, without a byte either way. Conntrack under kube-proxy forgets a silent
+    connection after as long, so that this ends only what is dead."""
     linger: float = 2.0
     """For the client to read our last answer before the connection is cut under it."""
     stalled: float = 30.0

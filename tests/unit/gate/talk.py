@@ -103,6 +103,9 @@ class Talk:
     def client_lost(self) -> None:
         self._obey(self.gate.client_lost())
 
+    def policy_changed(self) -> None:
+        self._obey(self.gate.policy_changed())
+
     def upstream_failed(self, reason: str) -> None:
         self._obey(self.gate.upstream_failed(reason))
 

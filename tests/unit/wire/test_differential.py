@@ -18,8 +18,13 @@ from l7proxy.wire.head import Miss, RequestHead, ResponseHead
 from l7proxy.wire.path import PathRules
 from tests.unit.wire import mutants
 
-RULES = (PathRules(), PathRules(allow_matrix=True), PathRules(redirect_escaped_slashes=False))
-METHODS = (b"GET", b"HEAD", b"POST")
+RULES = (
+    PathRules(),
+    PathRules(allow_matrix=True),
+    PathRules(redirect_escaped_slashes=False),
+    PathRules(allow_connect=True),
+)
+METHODS = (b"GET", b"HEAD", b"POST", b"CONNECT")
 
 
 def same_request(data: bytes, rules: PathRules) -> str:
@@ -84,9 +89,9 @@ def long_run(runs: int, seed: int) -> Counter[str]:
     for run in range(runs):
         pick = dice.randrange
         if run % 3:
-            seen["request " + same_request(mutants.request(pick), RULES[run % 3])] += 1
+            seen["request " + same_request(mutants.request(pick), RULES[run // 3 % len(RULES)])] += 1
         else:
-            seen["response " + same_response(mutants.response(pick), METHODS[run % 9 // 3])] += 1
+            seen["response " + same_response(mutants.response(pick), METHODS[run // 3 % len(METHODS)])] += 1
     return seen
 
 

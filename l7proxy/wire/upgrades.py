@@ -1,0 +1,62 @@
+"""Takes out of a request's head the upgrades that are never let through: to what carries further requests.
+
+After a switch to HTTP/2, HTTP/3, another HTTP or TLS the connection would hold requests nobody judges. Upgrade is a
+matter of one hop (RFC 9110 7.8), and this hop does not know these: the server is not offered them, and answers in
+HTTP/1. All else in the head stays byte for byte. (RFC 9113 has withdrawn the upgrade to h2c.)
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+from l7proxy.wire.head import Header
+
+_NEVER = re.compile(rb"(?:h2|h3|http|tls)", re.IGNORECASE)
+_SETTINGS: Final = b"http2-settings"
+
+
+def offers_carrier(headers: list[Header]) -> bool:
+    """True when `without_carriers` would change the head."""
+    return any(
+        name == _SETTINGS or (name == b"upgrade" and any(map(_NEVER.match, _items(value)))) for name, value in headers
+    )
+
+
+def without_carriers(raw: bytes) -> bytes:
+    """A checked head without those offers, and without the Connection options that stood for them."""
+    start, *lines = raw[:-4].split(b"\r\n")
+    stays = any(not _NEVER.match(item) for line in lines if _name(line) == b"upgrade" for item in _items(_value(line)))
+    kept = (_reduced(line, stays) for line in lines)
+    return b"\r\n".join([start, *(line for line in kept if line), b"", b""])
+
+
+def _reduced(line: bytes, stays: bool) -> bytes:
+    """One line as it is forwarded; empty when nothing of it is. `stays`: some upgrade is still offered."""
+    match _name(line):
+        case b"upgrade":
+            return _filtered(line, [item for item in _items(_value(line)) if not _NEVER.match(item)])
+        case b"connection":
+            gone = {_SETTINGS} if stays else {_SETTINGS, b"upgrade"}
+            return _filtered(line, [item for item in _items(_value(line)) if item.lower() not in gone])
+        case b"http2-settings":
+            return b""
+    return line
+
+
+def _filtered(line: bytes, items: list[bytes]) -> bytes:
+    if len(items) == len(_items(_value(line))):
+        return line
+    return line.partition(b":")[0] + b": " + b", ".join(items) if items else b""
+
+
+def _items(value: bytes) -> list[bytes]:
+    return [item for part in value.split(b",") if (item := part.strip(b" \t"))]
+
+
+def _name(line: bytes) -> bytes:
+    return line.partition(b":")[0].lower()
+
+
+def _value(line: bytes) -> bytes:
+    return line.partition(b":")[2]
