@@ -42,7 +42,11 @@ class Judgement(msgspec.Struct, frozen=True, array_like=True):
 
 
 class HttpRequest(msgspec.Struct, frozen=True, array_like=True, tag="q"):
-    """One judged HTTP request. `time_ns` is wall clock. Headers only when configuration asks for them."""
+    """One judged HTTP request. `time_ns` is wall clock. Headers only when configuration asks for them.
+
+    `missing` and `rejected` are what header rules found wanting in a request that they let pass: by name, their values
+    only when configuration asks for them.
+    """
 
     time_ns: int
     conn: Conn
@@ -51,6 +55,8 @@ class HttpRequest(msgspec.Struct, frozen=True, array_like=True, tag="q"):
     url: str
     protocol: str
     headers: tuple[tuple[str, str], ...] = ()
+    missing: tuple[tuple[str, str], ...] = ()
+    rejected: tuple[tuple[str, str], ...] = ()
 
 
 class HttpResponse(msgspec.Struct, frozen=True, array_like=True, tag="s"):

@@ -77,14 +77,13 @@ class AccessLog:
     def _shown(self, headers: list[Header], rewrite: Rewrite | None = None) -> tuple[tuple[str, str], ...]:
         if rewrite is not None:
             headers = edited(headers, [edit.shown for edit in rewrite.edits])
-        return tuple((name.decode(), self._told(name, value)) for name, value in headers if self._opened(name))
+        wanted = self._options.flow_headers
+        return tuple((name.decode(), self._told(name, value)) for name, value in headers if name in wanted)
 
     def _named(self, headers: Iterable[Header]) -> tuple[tuple[str, str], ...]:
         """All of them by name, the values only of those that may be shown."""
-        return tuple((name.decode(), self._told(name, value) if self._opened(name) else "") for name, value in headers)
-
-    def _opened(self, name: bytes) -> bool:
-        return name in self._options.flow_headers
+        wanted = self._options.flow_headers
+        return tuple((name.decode(), self._told(name, value) if name in wanted else "") for name, value in headers)
 
     def _told(self, name: bytes, value: bytes) -> str:
         return REDACTED if name in self._options.secret_headers else value.decode("latin-1")

@@ -10,8 +10,8 @@ from l7proxy.wire.path import PathRules
 
 @dataclass(frozen=True, slots=True)
 class HttpOptions:
-    """`flow_headers` (lower case names) and `flow_query` open flows to what may hold secrets; `secret_headers` stay shut
-    all the same; `deny_header` tells refused clients why."""
+    """`flow_headers` (lower case names) and `flow_query` open flows to what may hold secrets; `secret_headers` stay
+    shut all the same. `deny_header` tells refused clients why."""
 
     paths: PathRules = field(default_factory=PathRules)
     flow_headers: frozenset[bytes] = frozenset()
