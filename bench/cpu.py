@@ -1,4 +1,4 @@
-"""CPU time of processes, from /proc (proc(5): utime and stime of /proc/PID/stat, in clock ticks)."""
+"""What processes use: CPU time, memory, descriptors, from /proc (proc(5))."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ TICK = os.sysconf("SC_CLK_TCK")
 
 @dataclass(frozen=True, slots=True)
 class Used:
-    """Seconds of CPU, in our code and in the kernel on our behalf."""
+    """Seconds of CPU, in the program's code and in the kernel on its behalf."""
 
-    user: float
-    system: float
+    user: float = 0.0
+    system: float = 0.0
 
     @property
     def total(self) -> float:
@@ -23,18 +23,49 @@ class Used:
     def __sub__(self, other: Used) -> Used:
         return Used(self.user - other.user, self.system - other.system)
 
+    def __add__(self, other: Used) -> Used:
+        return Used(self.user + other.user, self.system + other.system)
+
 
 def used(*pids: int) -> Used:
     """What these processes have used together, all threads; ended children not."""
     user = system = 0
     for pid in pids:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        fields = _stat(pid)
         user += int(fields[11])
         system += int(fields[12])
     return Used(user / TICK, system / TICK)
 
 
-def rss_mb(pid: int) -> float:
-    """Resident memory, MiB."""
+def rss_mib(pid: int) -> float:
+    """Resident memory."""
     pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE") / (1 << 20)
+
+
+def peak_mib(pid: int) -> float:
+    """The most that was ever resident (VmHWM)."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:")) / 1024
+
+
+def descriptors(pid: int) -> int:
+    return sum(1 for _ in Path(f"/proc/{pid}/fd").iterdir())
+
+
+def children(pid: int) -> list[int]:
+    """Direct children, by the parent that each process names."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                if int(_stat(int(entry.name))[1]) == pid:
+                    found.append(int(entry.name))
+            except (FileNotFoundError, ProcessLookupError):
+                continue  # it ended while we looked
+    return found
+
+
+def _stat(pid: int) -> list[str]:
+    """Fields of /proc/PID/stat from the third on; the second, the name, may hold anything."""
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()

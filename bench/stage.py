@@ -1,7 +1,8 @@
 """Where it is measured: a lab of one node, and one proxy at a time behind the same TPROXY rules.
 
-Ours is the real `l7proxy run` of the lab. For Envoy's turn the supervisor is stopped (SIGSTOP, so that nothing is
-restarted), the worker is ended, and Envoy listens on the port that the kernel's rules point at; then all goes back.
+The lab comes up without an agent. Ours is `l7proxy run`, started as the others are; the kernel's rules, which it
+leaves in force when it is stopped, steer the same connections to the same port for whoever listens there then.
+The server pod serves on HTTP (and BULK, GRPC) behind the proxy, and on DIRECT without.
 """
 
 from __future__ import annotations
@@ -9,160 +10,302 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final, TypeVar
 
-from bench import envoy
-from bench.cpu import Used, rss_mb, used
-from l7proxy.lab import agents, lifecycle
+from bench.cores import cores
+from bench.cpu import Used, children, used
+from bench.proxies import Peer, Place
+from bench.proxies.envoy import Envoy
+from bench.proxies.haproxy import HAProxy
+from bench.proxies.nginx import Nginx
+from bench.rules import Rule, policy, rules
+from l7proxy.lab import agents, lifecycle, netns
 from l7proxy.lab.manifests import read
 from l7proxy.lab.settings import Cni, Kernel, Settings
 from l7proxy.lab.state import Lab
 
-HERE = Path(__file__).resolve().parent
-NAME = "bench"
-NODE = "node-1"
-PROXY_PORT = 15001
-MARK_UPSTREAM = 0x02000000
+T = TypeVar("T")
+
+ROOT: Final = Path(__file__).resolve().parents[1]
+NODE: Final = "node-1"
+PROXY_PORT: Final = 15001
+MARK_UPSTREAM: Final = 0x02000000
+HTTP, BULK, GRPC, DIRECT = 80, 81, 82, 90
+OURS: Final = "l7proxy"
+PEERS: Final[tuple[Peer, ...]] = (Envoy(), HAProxy(), Nginx())
+STOP_SECONDS: Final = 15.0
+
+# HAProxy and nginx cannot mark their upstream sockets. What leaves this node by a socket of its own with an address
+# that is not the node's can only be a proxy's connection to a server, so it is marked before our rules look.
+MARK_FOR_PEERS: Final = f"""
+table inet bench {{
+  chain output {{
+    type route hook output priority -95; policy accept;
+    ct direction original meta l4proto tcp fib saddr type != local meta mark set meta mark | {MARK_UPSTREAM:#010x}
+  }}
+}}
+"""
+# New connections by the ten thousand: more ports than the default range, and those that wait are used again.
+SYSCTLS: Final = {
+    "net/ipv4/ip_local_port_range": "1024 65535",
+    "net/ipv4/ip_local_reserved_ports": str(PROXY_PORT),
+    "net/ipv4/tcp_tw_reuse": "1",
+}
+SERVER_CONFIG: Final = """user root; worker_processes 1; daemon off; error_log stderr error; pid {directory}/server.pid;
+events {{ worker_connections 8192; }}
+http {{
+  access_log off; keepalive_requests 1000000000; keepalive_timeout 1h;
+  server {{
+    listen {http} backlog=4096; listen {direct} backlog=4096;
+    default_type text/plain;
+    location / {{ return 200 "Hello, world\\n"; }}
+  }}
+}}
+"""
 
 
 @dataclass(frozen=True, slots=True)
-class Turn:
-    """One proxy under one load. CPU in seconds, memory in MiB."""
+class Running:
+    """One proxy that serves. `beside` is what else of it works: our agent."""
 
-    requests: int
-    seconds: float
-    p50_us: float
-    p99_us: float
-    proxy: Used
-    beside: Used
-    rss: float
+    name: str
+    proxy: int
+    beside: tuple[int, ...] = ()
 
     @property
-    def us_per_request(self) -> float:
-        return self.proxy.total * 1e6 / self.requests
+    def pids(self) -> tuple[int, ...]:
+        return (self.proxy, *self.beside)
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """CPU of one stretch of load: the proxy itself, and what is beside it."""
+
+    proxy: Used
+    beside: Used
+
+    @property
+    def total(self) -> float:
+        return self.proxy.total + self.beside.total
 
 
 class Stage:
     """A lab that is up. Use `stage()`."""
 
-    def __init__(self, lab: Lab) -> None:
+    def __init__(self, lab: Lab, directory: Path) -> None:
         self.lab = lab
-        state = lab.load()
-        self.server = next(address for document in self._documents() for address in _addresses(document, "server"))
-        assert state.nodes[NODE].process is not None
+        self.directory = directory
+        self.cores = cores()
+        self.server = _address(lab, "server")
+        self.client = _address(lab, "client")
+        self.rules: tuple[Rule, ...] = ()
 
-    def _documents(self) -> Iterator[dict[str, Any]]:
-        for manifest in read([self.lab.store.directory]):
-            yield dict(manifest.document)
+    # what runs where
+
+    def inside(self, where: str, *argv: str) -> list[str]:
+        """A command in a pod or on the node. It becomes that command: the pid stays."""
+        return [sys.executable, "-m", "l7proxy.cli.main", "lab", "exec", "--name", self.lab.name, where, "--", *argv]
+
+    def start(self, where: str, *argv: str, **options: Any) -> subprocess.Popen[bytes]:
+        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+        return subprocess.Popen(self.inside(where, *argv), cwd=ROOT, env=environment, **options)
+
+    def ask(self, where: str, *argv: str, seconds: float) -> str:
+        """The output of a command, which must succeed."""
+        with self.start(where, *argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as child:
+            try:
+                out, err = child.communicate(timeout=seconds)
+            except BaseException:
+                child.kill()
+                raise
+        if child.returncode:
+            raise SystemExit(f"{' '.join(argv[:4])}…: exit code {child.returncode}: {err.decode()[-2000:]}")
+        return out.decode()
+
+    def from_client(self, *argv: str, seconds: float) -> str:
+        """The output of a load, run on the cores that are not the proxy's."""
+        return self.ask("client", *self.cores.pin_other(list(argv)), seconds=seconds)
+
+    @contextlib.contextmanager
+    def serving(self, port: int, *argv: str) -> Iterator[None]:
+        """Another server in the server pod."""
+        child = self.start("server", *self.cores.pin_other(list(argv)), stdout=subprocess.DEVNULL)
+        try:
+            until(lambda: self._listens(port) or None, f"nothing serves on port {port} of the server pod")
+            yield
+        finally:
+            _stop(child)
+
+    def _listens(self, port: int) -> bool:
+        argv = self.inside("server", "curl", "-s", "-m", "2", "-o", "/dev/null", f"telnet://127.0.0.1:{port}")
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            done = subprocess.run(argv, cwd=ROOT, stdin=subprocess.DEVNULL, capture_output=True, check=False, timeout=3)
+            return done.returncode != 7  # curl: could not connect
+        return True
+
+    # proxies
+
+    def peers(self) -> list[Peer]:
+        return [peer for peer in PEERS if not peer.missing()]
+
+    @contextlib.contextmanager
+    def proxy(self, name: str, *, count: int = 10) -> Iterator[Running]:
+        """A proxy by its name, with `count` rules, once it answers."""
+        chosen = rules(count)
+        with tempfile.TemporaryDirectory(dir=self.directory) as scratch:
+            serve = self._ours if name == OURS else self._peer
+            with serve(name, Path(scratch), chosen) as running:
+                self._warm()
+                yield running
+
+    @contextlib.contextmanager
+    def _peer(self, name: str, scratch: Path, chosen: tuple[Rule, ...]) -> Iterator[Running]:
+        peer = next(peer for peer in PEERS if peer.name == name)
+        place = Place(scratch, PROXY_PORT, MARK_UPSTREAM, self.server, (HTTP, BULK, GRPC))
+        command = peer.command(place, chosen)
+        if peer.needs_listener:
+            command = [sys.executable, "-m", "bench.listener", str(PROXY_PORT), "--", *command]
+        with (scratch / "out.log").open("wb") as out, (scratch / "err.log").open("wb") as err:
+            child = self.start(f"node/{NODE}", *self.cores.pin_proxy(command), stdout=out, stderr=err)
+        try:
+            self._answers(child, scratch / "err.log", name)
+            workers = children(child.pid)  # nginx: the master only watches
+            yield Running(name, workers[0] if workers else child.pid)
+        finally:
+            _stop(child)
+
+    @contextlib.contextmanager
+    def _ours(self, name: str, scratch: Path, chosen: tuple[Rule, ...]) -> Iterator[Running]:
+        self.write_policy(chosen)
+        config = scratch / "l7proxy.json"
+        config.write_text(json.dumps({"flow_log": str(scratch / "flows.json"), "drain": 1.0}))
+        argv = agents.container(self.lab, self.lab.load().settings, NODE).argv
+        command = self.cores.pin_proxy([*argv, "--config", str(config)])
+        with (scratch / "err.log").open("wb") as err:
+            child = self.start(f"node/{NODE}", *command, stdout=err, stderr=err)
+        try:
+            until(lambda: self._enforced(child, scratch / "err.log") or None, "our rules are not enforced", 60.0)
+            self._answers(child, scratch / "err.log", name)
+            worker = int(self.status()["workers"][0]["pid"])
+            yield Running(name, worker, tuple(pid for pid in children(child.pid) if pid != worker))
+        finally:
+            _stop(child)
+
+    def _enforced(self, child: subprocess.Popen[bytes], log: Path) -> bool:
+        _alive(child, log)
+        return agents.not_enforced(self.lab, NODE) is None
+
+    def write_policy(self, chosen: tuple[Rule, ...]) -> None:
+        """Into the manifest directory that our agent watches."""
+        text = policy(chosen, http_ports=(HTTP, BULK, GRPC), open_ports=(DIRECT,))
+        path = self.lab.store.directory / "l7-policy.yaml"
+        fresh = path.with_suffix(".new")
+        fresh.write_text(text)
+        fresh.replace(path)
 
     def status(self) -> dict[str, Any]:
         return agents.status(self.lab, NODE) or {}
 
-    def worker(self) -> int:
-        """The pid of our worker, once it judges by the present policy."""
-        return int(_until(lambda: next((w["pid"] for w in self.status().get("workers", ()) if w["revision"]), None)))
+    def _answers(self, child: subprocess.Popen[bytes], log: Path, name: str) -> None:
+        def look() -> bool | None:
+            _alive(child, log)
+            return self._get() == "200" or None
 
-    def agent(self) -> int:
-        """The pid of the agent: the peer of its own socket (SO_PEERCRED)."""
-        with socket.socket(socket.AF_UNIX) as sock:
-            sock.connect(str(self.lab.run_directory(NODE) / agents.SOCKET))
-            return int.from_bytes(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)[:4], sys.byteorder)
+        until(look, f"{name} does not serve: {tail(log)}")
 
-    def inside(self, where: str, *argv: str) -> list[str]:
-        return [sys.executable, "-m", "l7proxy.cli.main", "lab", "exec", "--name", NAME, where, "--", *argv]
+    def _get(self) -> str:
+        url = f"http://{self.server}:{HTTP}/api/s0/users/1/x"
+        argv = self.inside("client", "curl", "-s", "-m", "2", "-o", "/dev/null", "-w", "%{http_code}", url)
+        return subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, check=False).stdout
 
-    def load(self, *, seconds: float, connections: int, rate: float = 0.0) -> dict[str, float]:
-        """Run the load client in its pod."""
-        command = self.inside("client", sys.executable, str(HERE / "load.py"), self.server, "80")
-        command += ["--seconds", str(seconds), "--connections", str(connections), "--rate", str(rate)]
-        done = subprocess.run(command, cwd=HERE.parent, capture_output=True, text=True, timeout=seconds + 60)
-        if done.returncode != 0:
-            raise SystemExit(f"the load client failed: {done.stderr}")
-        result: dict[str, float] = json.loads(done.stdout)
-        if result["errors"] or not result["requests"]:
-            raise SystemExit(f"the load met errors: {result}")
-        return result
+    def _warm(self) -> None:
+        """What is allocated and compiled at first use shall not be counted."""
+        from bench import load
 
-    def turn(self, proxy: int, beside: int | None, *, seconds: float, connections: int, rate: float = 0.0) -> Turn:
-        """Warm up for a second, then measure."""
-        self.load(seconds=1.0, connections=connections)
-        before, before_beside = used(proxy), used(beside) if beside else Used(0, 0)
-        seen = self.load(seconds=seconds, connections=connections, rate=rate)
-        after, after_beside = used(proxy), used(beside) if beside else Used(0, 0)
-        return Turn(
-            int(seen["requests"]), seen["seconds"], seen["p50_us"], seen["p99_us"],
-            after - before, after_beside - before_beside, rss_mb(proxy),
-        )  # fmt: skip
+        load.full_rate(self, seconds=0.5)
 
     @contextlib.contextmanager
-    def envoy(self) -> Iterator[int]:
-        """Envoy in our worker's place; its pid. Ours is back afterwards."""
-        worker = self.worker()
-        supervisor = _parent(worker)
-        os.kill(supervisor, signal.SIGSTOP)
-        try:
-            os.kill(worker, signal.SIGKILL)
-            with tempfile.TemporaryDirectory() as directory:
-                config = Path(directory) / "envoy.json"
-                log = Path(directory) / "access.log"
-                config.write_text(envoy.config(port=PROXY_PORT, mark=MARK_UPSTREAM, log=str(log)))
-                argv = [envoy.binary() or "envoy", "-c", str(config), "--concurrency", "1", "--disable-hot-restart"]
-                process = subprocess.Popen(
-                    self.inside(f"node/{NODE}", *argv, "-l", "error"), cwd=HERE.parent, stderr=subprocess.DEVNULL
-                )
-                try:
-                    _until(lambda: self._answers() or None)
-                    yield process.pid
-                finally:
-                    process.terminate()
-                    process.wait(10)
-        finally:
-            os.kill(supervisor, signal.SIGCONT)
+    def _server(self) -> Iterator[None]:
+        config = self.directory / "server.conf"
+        config.write_text(SERVER_CONFIG.format(directory=self.directory, http=HTTP, direct=DIRECT))
+        nginx = ("nginx", "-p", str(self.directory), "-e", "stderr", "-c", str(config))
+        with self.serving(DIRECT, *nginx):
+            yield
 
-    def _answers(self) -> bool:
-        argv = self.inside("client", "curl", "-s", "-m", "1", "-o", "/dev/null", f"http://{self.server}/api/x")
-        return subprocess.run(argv, cwd=HERE.parent, check=False).returncode == 0
+
+def cost(running: Running, work: Callable[[], T]) -> tuple[T, Cost]:
+    """What the work's result was, and what CPU the proxy took for it."""
+    proxy, beside = used(running.proxy), used(*running.beside)
+    result = work()
+    return result, Cost(used(running.proxy) - proxy, used(*running.beside) - beside)
 
 
 @contextlib.contextmanager
-def stage(report: Callable[[str], None]) -> Iterator[Stage]:
+def stage(report: Callable[[str], None], name: str = "bench") -> Iterator[Stage]:
     """Bring the bench's lab up, and down again whatever happens."""
-    with tempfile.TemporaryDirectory() as directory:
-        manifest = Path(directory) / "world.yaml"
-        manifest.write_text(
-            (HERE / "world.yaml").read_text().replace("@PYTHON@", sys.executable).replace("@BENCH@", str(HERE))
-        )
-        lab = lifecycle.up(Settings(name=NAME, cni=Cni.PTP, backend=Kernel.NFTABLES), read([manifest]), report)
-    try:
-        yield Stage(lab)
-    finally:
-        lifecycle.down(lab)
+    if (absent := [tool for tool in ("wrk", "nginx", "taskset") if shutil.which(tool) is None]):
+        raise SystemExit(f"the bench's load and server need {', '.join(absent)}: apt-get install wrk nginx-light")
+    with tempfile.TemporaryDirectory(prefix="l7proxy-bench-") as directory:
+        settings = Settings(name=name, cni=Cni.PTP, backend=Kernel.NFTABLES, agent=False)
+        lab = lifecycle.up(settings, read([Path(__file__).parent / "world.yaml"]), report)
+        try:
+            place = Stage(lab, Path(directory))
+            _prepare(lab)
+            with place._server():
+                yield place
+        finally:
+            lifecycle.down(lab)
 
 
-def _addresses(document: dict[str, Any], pod: str) -> Iterator[str]:
-    if document["kind"] == "Pod" and document["metadata"]["name"] == pod:
-        yield document["status"]["podIP"]
+def _prepare(lab: Lab) -> None:
+    state = lab.load()
+    namespaces = [state.nodes[NODE].namespace, state.pods["default/client"].namespace]
+    for namespace in namespaces:
+        netns.inside(namespace, lambda: [netns.set_sysctl(key, value) for key, value in SYSCTLS.items()])
+    netns.inside(
+        namespaces[0], lambda: subprocess.run(["nft", "-f", "-"], input=MARK_FOR_PEERS, text=True, check=True)
+    )
 
 
-def _parent(pid: int) -> int:
-    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+def _address(lab: Lab, pod: str) -> str:
+    cluster = lifecycle.cluster_of(lab)
+    return next(one.addresses[0] for one in cluster.pods if one.name == pod)
 
 
-def _until(look: Callable[[], Any], seconds: float = 20.0) -> Any:
+def tail(log: Path) -> str:
+    return agents.log_tail(log, 8)
+
+
+def _alive(child: subprocess.Popen[bytes], log: Path) -> None:
+    if child.poll() is not None:
+        raise SystemExit(f"it ended with exit code {child.returncode}: {tail(log)}")
+
+
+def _stop(child: subprocess.Popen[bytes]) -> None:
+    """SIGTERM, and the end by force when that is not heeded."""
+    if child.poll() is None:
+        child.send_signal(signal.SIGTERM)
+        try:
+            child.wait(STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            child.kill()
+            child.wait()
+
+
+def until(look: Callable[[], T | None], what: str, seconds: float = 20.0) -> T:
     """Ask until it answers something other than None."""
     end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        answer = look()
-        if answer is not None:
-            return answer
-        time.sleep(0.1)
-    raise SystemExit("the bench waited in vain: is the lab up? (`l7proxy lab status --name bench`)")
+    while (answer := look()) is None:
+        if time.monotonic() > end:
+            raise SystemExit(f"the bench waited in vain: {what}")
+        time.sleep(0.05)
+    return answer
