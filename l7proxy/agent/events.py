@@ -19,9 +19,11 @@ from l7proxy.agent.names import Names
 from l7proxy.agent.picture import LEAST, Disclosure
 from l7proxy.agent.reconcile import Published
 from l7proxy.flows import timestamp
+from l7proxy.flows.batch import Flows
 from l7proxy.flows.bus import Ring
 from l7proxy.flows.event import Enricher
-from l7proxy.flows.records import Conn, Connection, Judgement, Record
+from l7proxy.flows.records import Conn, Connection, Judgement
+from l7proxy.flows.shape import Shaper, Uuids
 from l7proxy.gate.judge import judge_l4
 from l7proxy.model.net import PrefixTable
 from l7proxy.model.verdict import Direction, DropReason, Verdict
@@ -133,25 +135,31 @@ class Recorder:
         self._cluster = cluster
         self._disclosure = disclosure
         self._judge = Judge({}, {})
+        self._uuids = Uuids()
         self._enricher = self._make(Names(), 0)
+        self._shaper = Shaper(self._enricher, self._uuids)
         self._lost = 0
 
     def published(self, published: Published) -> None:
         """From now on names and rules are those of this picture."""
         self._judge = Judge.of(published)
         self._enricher = self._make(published.view.names, published.revision)
+        self._shaper = Shaper(self._enricher, self._uuids)
 
-    def records(self, records: Iterable[Record], lost: int) -> None:
-        """A batch of a worker, and how many it had to drop before."""
-        if lost:
-            self.ring.append_lost(lost, time=timestamp.text(time.time_ns()))
-        for record in records:
-            self.ring.append(self._enricher.flow(record))
+    def told(self, flows: Flows) -> None:
+        """A batch of a worker. LinkError when it makes no sense."""
+        self._missed(flows.lost)
+        self.ring.extend(self._shaper.items(flows))
+
+    def _missed(self, count: int) -> None:
+        """So many records were lost on their way here."""
+        if count:
+            self.ring.append_lost(count, time=timestamp.text(time.time_ns()))
 
     def packets(self, events: Iterable[Event], lost_so_far: int = 0) -> None:
         """Events of the kernel. `lost_so_far` counts what it could not tell us since the start."""
         now_ns = time.time_ns()
-        self.records((), lost_so_far - self._lost)
+        self._missed(lost_so_far - self._lost)
         self._lost = lost_so_far
         for event in events:
             record = self._judge.record(event, now_ns)

@@ -92,7 +92,7 @@ async def _agent(settings: Settings) -> None:
     backend = await asyncio.to_thread(detect.choose, settings.backend)
     ring = Ring(settings.flow_ring, node_name=settings.node)
     recorder = Recorder(ring, node=settings.node, cluster=settings.cluster, disclosure=settings.disclosure)
-    link = LinkServer(settings.link_socket, on_records=recorder.records)
+    link = LinkServer(settings.link_socket, on_flows=recorder.told)
     reconciler = Reconciler(
         world=World(cluster=settings.cluster),
         link=link,

@@ -7,11 +7,12 @@ Lives in one event loop; what blocks (files, terminals) reads from it in a threa
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from typing import Final
 
 from l7proxy.errors import ConfigError
-from l7proxy.flows.flow import Flow, Item, Lost
+from l7proxy.flows.flow import Flow, Lost
+from l7proxy.flows.shape import Item, Shaped
 
 DEFAULT_CAPACITY: Final = 4095
 LARGEST_CAPACITY: Final = 65535
@@ -58,7 +59,19 @@ class Ring:
         """Never waits and never fails: whoever reads too slowly finds out by itself."""
         self._slots[self._written & self.capacity] = item
         self._written += 1
-        self.seen += isinstance(item, Flow)
+        self.seen += not isinstance(item, Lost)
+        self._arrival.set()
+
+    def extend(self, flows: Sequence[Flow | Shaped]) -> None:
+        """Many at once: as `append` of each."""
+        self.seen += len(flows)
+        skipped = max(0, len(flows) - len(self._slots))
+        start = (self._written + skipped) & self.capacity
+        before_the_end = flows[skipped : skipped + len(self._slots) - start]
+        behind_it = flows[skipped + len(before_the_end) :]
+        self._slots[start : start + len(before_the_end)] = before_the_end
+        self._slots[: len(behind_it)] = behind_it
+        self._written += len(flows)
         self._arrival.set()
 
     def append_lost(self, count: int, *, time: str) -> None:
@@ -157,7 +170,7 @@ async def observe(
                 continue
             if until_ns is not None and item.time_ns > until_ns:
                 return
-            if (since_ns is not None and item.time_ns < since_ns) or not keep(item):
+            if (since_ns is not None and item.time_ns < since_ns) or not keep(_flow(item)):
                 continue
             yield item
             sent += 1
@@ -171,10 +184,16 @@ def _start_of_last(ring: Ring, keep: Keep, count: int, until_ns: int | None) -> 
     for number, item in ring.newest_first():
         if found >= count:
             break
-        if isinstance(item, Flow) and (until_ns is None or item.time_ns <= until_ns) and keep(item):
+        if isinstance(item, Lost) or (until_ns is not None and item.time_ns > until_ns):
+            continue
+        if keep(_flow(item)):
             start, found = number, found + 1
     return start
 
 
+def _flow(item: Flow | Shaped) -> Flow:
+    return item if isinstance(item, Flow) else item.flow()
+
+
 def _time(item: Item) -> str:
-    return item.time if isinstance(item, Flow) else item.last
+    return item.last if isinstance(item, Lost) else item.time

@@ -26,7 +26,6 @@ from l7proxy.flows.flow import (
     Header,
     Http,
     Icmp,
-    Item,
     Layer4,
     Layer7,
     Lost,
@@ -43,7 +42,7 @@ from l7proxy.model.net import family_of
 from l7proxy.model.ref import RuleRef
 from l7proxy.model.verdict import Direction, DropReason, Verdict
 
-__all__ = ["Enricher", "Flow", "Item", "Lost", "Names", "PodName"]
+__all__ = ["Enricher", "Flow", "Lost", "Names", "PodName"]
 
 EMITTER: Final = Emitter(name="l7proxy", version=__version__)
 DROP_EVENTS: Final = {reason: CiliumEventType(type=hubble.EventType.DROP, sub_type=reason) for reason in DropReason}

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, Final, TypeAlias, get_args
+from typing import Any, Final, get_args
 
 import msgspec
 
@@ -265,9 +265,6 @@ class Lost:
     def line(self) -> bytes:
         return self.response().line()
 
-
-Item: TypeAlias = Flow | Lost
-"""What the bus carries."""
 
 REFUSED: Final = frozenset({"DROPPED", "ERROR"})
 _ENCODER: Final = msgspec.json.Encoder()

@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from l7proxy.errors import ConfigError
 from l7proxy.flows import bus, filters, timestamp
-from l7proxy.flows.flow import Item
+from l7proxy.flows.shape import Item
 
 FIELDS: Final = frozenset({"method", "last", "first", "since", "until", "follow", "filters"})
 

@@ -18,6 +18,8 @@ RFC3339: Final = re.compile(
 def text(time_ns: int) -> str:
     """As protobuf writes it: no fraction, or 3, 6 or 9 digits of it."""
     seconds, nanos = divmod(time_ns, SECOND)
+    if nanos % 1000:
+        return f"{_second(seconds)}.{nanos:09d}Z"  # nearly always: clocks tell nanoseconds
     if not nanos:
         return f"{_second(seconds)}Z"
     fraction = f"{nanos:09d}"

@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Final
 
 from l7proxy.errors import LinkError
+from l7proxy.flows.batch import Flows
 from l7proxy.link import framing
-from l7proxy.link.messages import PROTOCOL_VERSION, Applied, Flows, FromWorker, Hello, Load, Picture
+from l7proxy.link.messages import PROTOCOL_VERSION, Applied, FromWorker, Hello, Load, Picture
 from l7proxy.link.outbox import Outbox
 
 log = logging.getLogger(__name__)

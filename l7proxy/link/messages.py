@@ -10,11 +10,11 @@ from typing import Final
 
 import msgspec
 
-from l7proxy.flows.records import Record
+from l7proxy.flows.batch import Flows
 from l7proxy.model.endpoint import Frontend
 from l7proxy.policy.tables import EndpointPolicy
 
-PROTOCOL_VERSION: Final = 1
+PROTOCOL_VERSION: Final = 2
 MAX_FRAME: Final = 256 << 20
 """Bytes. A picture of 1 000 endpoints and 10 000 rules is some tens of MB."""
 
@@ -58,13 +58,6 @@ class Applied(msgspec.Struct, frozen=True, tag="applied"):
 
     revision: int
     problems: tuple[str, ...] = ()
-
-
-class Flows(msgspec.Struct, frozen=True, tag="flows"):
-    """A batch of records; `lost` counts those dropped since the last batch because the agent did not read."""
-
-    records: tuple[Record, ...]
-    lost: int = 0
 
 
 class Load(msgspec.Struct, frozen=True, tag="load"):

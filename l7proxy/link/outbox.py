@@ -8,8 +8,8 @@ from __future__ import annotations
 import asyncio
 from typing import Final
 
+from l7proxy.flows.batch import Flows, pack
 from l7proxy.flows.records import Record
-from l7proxy.link.messages import Flows
 
 BATCH: Final = 256
 BATCH_SECONDS: Final = 0.02
@@ -64,11 +64,11 @@ class Outbox:
             self._some.clear()
         if len(self._records) < self._batch:
             self._full.clear()
-        return Flows(records=tuple(taken), lost=lost)
+        return pack(taken, lost)
 
     def put_back(self, flows: Flows) -> None:
         """A batch that could not be sent. What has no room any more is lost, the newest first."""
-        records = [*flows.records, *self._records]
+        records = [*flows.records(), *self._records]
         self._records = records[: self._capacity]
         self._lost += flows.lost + len(records) - len(self._records)
         if self._records:

@@ -16,9 +16,9 @@ from typing import Final, assert_never, cast
 import msgspec
 
 from l7proxy.errors import LinkError
-from l7proxy.flows.records import Record
+from l7proxy.flows.batch import Flows
 from l7proxy.link import framing, local
-from l7proxy.link.messages import PROTOCOL_VERSION, Applied, Flows, FromWorker, Hello, Load, Picture
+from l7proxy.link.messages import PROTOCOL_VERSION, Applied, FromWorker, Hello, Load, Picture
 
 log = logging.getLogger(__name__)
 
@@ -26,8 +26,8 @@ MAX_WORKER_FRAME: Final = 32 << 20
 """Bytes. A batch of a few hundred records with headers is far below."""
 HELLO_SECONDS: Final = 5.0
 
-RecordsHandler = Callable[[tuple[Record, ...], int], None]
-"""Called with each batch and the number of records lost before it."""
+FlowsHandler = Callable[[Flows], None]
+"""Called with each batch. LinkError when it makes no sense."""
 
 
 class WorkerState(msgspec.Struct, frozen=True):
@@ -46,9 +46,9 @@ class WorkerState(msgspec.Struct, frozen=True):
 class LinkServer:
     """`async with server.serving(): …`. Publish as often as you like: the newest picture wins."""
 
-    def __init__(self, path: Path, *, on_records: RecordsHandler) -> None:
+    def __init__(self, path: Path, *, on_flows: FlowsHandler) -> None:
         self._path = path
-        self._on_records = on_records
+        self._on_flows = on_flows
         self._connected: set[_Peer] = set()
         self._frame = b""
         self._waiting: dict[asyncio.Future[None], int] = {}
@@ -109,9 +109,10 @@ class LinkServer:
             peer.send(self._frame)
             return
         match message:
-            case Flows(records, lost):
-                peer.state = msgspec.structs.replace(state, lost=state.lost + lost)
-                self._on_records(records, lost)
+            case Flows(lost=lost):
+                if lost:
+                    peer.state = msgspec.structs.replace(state, lost=state.lost + lost)
+                self._on_flows(message)
             case Load(connections, requests, denied):
                 peer.state = msgspec.structs.replace(state, connections=connections, requests=requests, denied=denied)
             case Applied(revision, problems):

@@ -166,7 +166,7 @@ class Agent:
 @contextlib.asynccontextmanager
 async def agent(net: Net, place: Path) -> AsyncIterator[Agent]:
     records: list[Record] = []
-    server = LinkServer(place / "link.sock", on_records=lambda got, lost: records.extend(got))
+    server = LinkServer(place / "link.sock", on_flows=lambda flows: records.extend(flows.records()))
     made = Agent(net, place / "link.sock", server, records)
     async with server.serving():
         try:

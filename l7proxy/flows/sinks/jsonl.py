@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Final, Protocol
 
 from l7proxy.flows.bus import Reader, Ring
-from l7proxy.flows.flow import Item
+from l7proxy.flows.shape import Item
 
 LOG: Final = logging.getLogger(__name__)
 MAX_BYTES: Final = 10 << 20

@@ -15,6 +15,7 @@ from l7proxy.agent import api
 from l7proxy.agent.api import AgentApi
 from l7proxy.agent.events import Recorder
 from l7proxy.errors import ConfigError
+from l7proxy.flows.batch import pack
 from l7proxy.flows.bus import Ring
 from l7proxy.flows.records import Conn, HttpRequest, Judgement
 from l7proxy.model.verdict import Direction, Verdict
@@ -103,7 +104,7 @@ async def test_half_a_line_at_the_end_is_no_crash(path: Path) -> None:
 
 
 async def test_flows_are_observed(path: Path, ring: Ring) -> None:
-    Recorder(ring, node="n1").records([record(number) for number in range(1, 6)], 0)
+    Recorder(ring, node="n1").told(pack([record(number) for number in range(1, 6)]))
     found = await talk(path, b'{"method": "observe", "last": 2}\n')
     assert [line["flow"]["l7"]["http"]["url"] for line in found] == ["http://a/4", "http://a/5"]
 
@@ -115,7 +116,7 @@ async def test_following_goes_on_until_the_client_leaves(path: Path, ring: Ring)
     writer.write_eof()
     await asyncio.sleep(0.05)
     for number in (1, 2):
-        recorder.records([record(number)], 0)
+        recorder.told(pack([record(number)]))
         async with asyncio.timeout(5):
             assert json.loads(await reader.readline())["flow"]["l7"]["http"]["url"] == f"http://a/{number}"
     before = descriptors()
@@ -132,7 +133,7 @@ async def test_an_observer_that_does_not_read_holds_nobody_back(path: Path, ring
     _, writer = await asyncio.open_unix_connection(path)
     writer.write(b'{"method": "observe", "last": 1, "follow": true}\n')
     for number in range(20_000):
-        recorder.records([record(number)], 0)
+        recorder.told(pack([record(number)]))
         if number % 500 == 0:
             await asyncio.sleep(0)
     assert ring.seen == 20_000

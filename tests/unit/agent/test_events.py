@@ -7,9 +7,11 @@ from typing import Any
 import pytest
 
 from l7proxy.agent.events import Judge, Recorder
+from l7proxy.flows.batch import pack
 from l7proxy.flows.bus import Ring
 from l7proxy.flows.flow import Flow, Lost
 from l7proxy.flows.records import Conn, HttpRequest, Judgement
+from l7proxy.flows.shape import Shaped
 from l7proxy.model.ref import RuleRef
 from l7proxy.model.verdict import Action, Direction, DropReason, Verdict
 from l7proxy.policy.tables import EndpointPolicy, Entry, union
@@ -136,9 +138,9 @@ def test_records_and_losses_reach_the_ring() -> None:
         "http://a/",
         "HTTP/1.1",
     )
-    recorder.records((request,), 3)
+    recorder.told(pack((request,), 3))
     recorder.packets([event(Told.NONE, Way.INGRESS, 99)], lost_so_far=5)
     recorder.packets([event(Told.ALLOW, Way.EGRESS, 81)], lost_so_far=5)
     items = [ring.at(number) for number in range(ring.oldest, ring.end)]
-    assert [type(item) for item in items] == [Lost, Flow, Lost, Flow, Flow]
+    assert [type(item) for item in items] == [Lost, Shaped, Lost, Flow, Flow]
     assert (ring.seen, ring.lost) == (3, 8)

@@ -76,7 +76,7 @@ class Stage:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.link = LinkServer(path, on_records=lambda records, lost: None)
+        self.link = LinkServer(path, on_flows=lambda flows: None)
         self.backend = FakeBackend()
         self.wires = Wires()
         self.published: list[Published] = []

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from l7proxy.errors import ConfigError
 from l7proxy.flows import bus, timestamp
 from l7proxy.flows.bus import Reader, Ring
-from l7proxy.flows.flow import Flow, Item, Lost
+from l7proxy.flows.flow import Flow, Lost
+from l7proxy.flows.shape import Item
 
 SECOND = timestamp.SECOND
 

@@ -10,9 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from l7proxy.errors import LinkError
+from l7proxy.flows.batch import pack
 from l7proxy.flows.records import Conn, Connection, HttpResponse, Judgement
 from l7proxy.link import framing
-from l7proxy.link.messages import Applied, Flows, FromWorker, Hello, Load, LocalEndpoint, Picture
+from l7proxy.link.messages import Applied, FromWorker, Hello, Load, LocalEndpoint, Picture
 from l7proxy.model.ref import RuleRef
 from l7proxy.model.verdict import Action, Direction, DropReason, Verdict
 from l7proxy.policy.rules import HeaderMatch, HttpRule
@@ -22,10 +23,10 @@ REF = RuleRef("CiliumNetworkPolicy", "default", "web", "spec.ingress[0]", "web.y
 CONN = Conn("10.0.0.1", 40000, "10.0.0.2", 80, 300, 301)
 JUDGEMENT = Judgement(Verdict.DROPPED, Direction.INGRESS, REF, None, DropReason.POLICY_DENIED, "no rule matched")
 SAID: list[FromWorker] = [
-    Hello(version=1, pid=7, worker=0),
+    Hello(version=2, pid=7, worker=0),
     Applied(revision=3, problems=("a rule",)),
-    Flows(
-        records=(
+    pack(
+        (
             Connection(1, CONN, JUDGEMENT),
             HttpResponse(2, CONN, JUDGEMENT, "GET", "http://a/é", "HTTP/1.1", 403, 9, (("a", "b"),)),
         ),

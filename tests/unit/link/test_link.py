@@ -14,10 +14,11 @@ from pathlib import Path
 import pytest
 
 from l7proxy.errors import ConfigError
+from l7proxy.flows.batch import Flows
 from l7proxy.flows.records import Conn, Connection, Judgement, Record
 from l7proxy.link import framing, local
 from l7proxy.link.client import LinkClient
-from l7proxy.link.messages import Hello, Load, Picture
+from l7proxy.link.messages import PROTOCOL_VERSION, Hello, Load, Picture
 from l7proxy.link.outbox import Outbox
 from l7proxy.link.server import LinkServer
 from l7proxy.model.verdict import Direction, Verdict
@@ -39,11 +40,11 @@ class Agent:
         self.records: list[Record] = []
         self.lost = 0
         self.news = asyncio.Event()
-        self.server = LinkServer(path, on_records=self.heard)
+        self.server = LinkServer(path, on_flows=self.heard)
 
-    def heard(self, records: tuple[Record, ...], lost: int) -> None:
-        self.records += records
-        self.lost += lost
+    def heard(self, flows: Flows) -> None:
+        self.records += flows.records()
+        self.lost += flows.lost
         self.news.set()
 
     async def until(self, count: int) -> None:
@@ -98,18 +99,18 @@ async def test_a_picture_is_applied_and_records_come_back(tmp_path: Path) -> Non
 
 
 async def test_nobody_connected_is_nobody_to_wait_for(tmp_path: Path) -> None:
-    server = LinkServer(tmp_path / "link.sock", on_records=lambda records, lost: None)
+    server = LinkServer(tmp_path / "link.sock", on_flows=lambda flows: None)
     async with server.serving():
         assert await server.wait_applied(7, 0.01)
 
 
 async def test_waiting_is_bounded_and_ends_when_the_worker_leaves(tmp_path: Path) -> None:
     path = tmp_path / "link.sock"
-    server = LinkServer(path, on_records=lambda records, lost: None)
+    server = LinkServer(path, on_flows=lambda flows: None)
     async with server.serving():
         await server.publish(picture(1))
         reader, writer = await asyncio.open_unix_connection(path)
-        writer.write(framing.encode(Hello(1, 77, 0)))
+        writer.write(framing.encode(Hello(PROTOCOL_VERSION, 77, 0)))
         assert [got async for got in first_picture(reader)] == [picture(1)]
         assert not await server.wait_applied(1, 0.05)
         async with asyncio.TaskGroup() as tasks:
@@ -177,10 +178,10 @@ async def test_an_agent_that_does_not_read_costs_counted_records_and_no_waiting(
 
 async def test_a_slow_worker_skips_pictures_and_gets_the_newest(tmp_path: Path) -> None:
     path = tmp_path / "link.sock"
-    server = LinkServer(path, on_records=lambda records, lost: None)
+    server = LinkServer(path, on_flows=lambda flows: None)
     async with server.serving():
         reader, writer = await asyncio.open_unix_connection(path, limit=1024)
-        writer.write(framing.encode(Hello(1, 77, 0)))
+        writer.write(framing.encode(Hello(PROTOCOL_VERSION, 77, 0)))
         big = {f"10.{n >> 16}.{n >> 8 & 255}.{n & 255}/32": 300 for n in range(60_000)}
         for revision in range(1, 21):
             await server.publish(Picture(revision=revision, endpoints=(), identities=big))
@@ -199,8 +200,8 @@ async def test_a_slow_worker_skips_pictures_and_gets_the_newest(tmp_path: Path) 
         pytest.param(b"GET / HTTP/1.1\r\n\r\n", id="http"),
         pytest.param(framing.encode(Load(1, 2, 3)), id="load before hello"),
         pytest.param(framing.encode(Hello(99, 1, 0)), id="another version"),
-        pytest.param(framing.encode(Hello(1, 1, 0)) * 2, id="hello twice"),
-        pytest.param(framing.encode(Hello(1, 1, 0)) + b"\xff\xff\xff\xff", id="garbage later"),
+        pytest.param(framing.encode(Hello(PROTOCOL_VERSION, 1, 0)) * 2, id="hello twice"),
+        pytest.param(framing.encode(Hello(PROTOCOL_VERSION, 1, 0)) + b"\xff\xff\xff\xff", id="garbage later"),
     ],
 )
 async def test_nonsense_ends_that_connection_and_not_the_agent(

@@ -49,7 +49,7 @@ async def until(true: Callable[[], object]) -> None:
 class Agent:
     def __init__(self, path: Path) -> None:
         self.records: list[Record] = []
-        self.server = LinkServer(path, on_records=lambda records, lost: self.records.extend(records))
+        self.server = LinkServer(path, on_flows=lambda flows: self.records.extend(flows.records()))
         self.revision = 0
 
     async def publish(self) -> None:
