@@ -10,7 +10,7 @@ import asyncio
 import json
 import logging
 import select
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any, Final
@@ -30,7 +30,10 @@ GONE_CHECK: Final = 2.0
 """Seconds between looks whether an observer is still there."""
 
 Answer = Callable[[Mapping[str, Any]], object]
-"""One method: the question in, what `json` can write out. ConfigError is the client's fault, in words for its user."""
+"""One method: the question in, what `json` can write out (or an awaitable of it).
+
+ConfigError is the client's fault, in words for its user.
+"""
 
 
 class AgentApi:
@@ -99,17 +102,18 @@ class AgentApi:
                 if question.get("method") == "observe":
                     await self._observe(question, writer)
                 else:
-                    await _say(writer, self._answer(question))
+                    await _say(writer, await self._answer(question))
             except L7ProxyError as error:
                 await _say(writer, {"error": str(error)})
 
-    def _answer(self, question: Mapping[str, Any]) -> object:
+    async def _answer(self, question: Mapping[str, Any]) -> object:
         method = question.get("method")
         answer = self._answers.get(method) if isinstance(method, str) else None
         if answer is None:
             known = ", ".join(sorted((*self._answers, "observe")))
             raise ConfigError(f"unknown method {method!r:.60}; there are {known}")
-        return answer(question)
+        said = answer(question)
+        return await said if isinstance(said, Awaitable) else said
 
     async def _observe(self, question: Mapping[str, Any], writer: asyncio.StreamWriter) -> None:
         """Flows, one per line. A slow reader is waited for here, and loses what the ring cannot keep so long."""

@@ -17,8 +17,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
-from l7proxy.agent import report, wires
+from l7proxy.agent import report, trace, wires
 from l7proxy.agent.api import AgentApi, Answer
+from l7proxy.agent.cluster import Cluster
 from l7proxy.agent.events import Recorder
 from l7proxy.agent.reconcile import Reconciler, SourceReport
 from l7proxy.agent.settings import KUBERNETES, Settings
@@ -93,8 +94,9 @@ async def _agent(settings: Settings) -> None:
     ring = Ring(settings.flow_ring, node_name=settings.node)
     recorder = Recorder(ring, node=settings.node, cluster=settings.cluster, disclosure=settings.disclosure)
     link = LinkServer(settings.link_socket, on_flows=recorder.told)
+    world = World(cluster=settings.cluster, secrets_namespace=settings.secrets_namespace)
     reconciler = Reconciler(
-        world=World(cluster=settings.cluster),
+        world=world,
         link=link,
         backend=backend,
         node=settings.node,
@@ -104,7 +106,7 @@ async def _agent(settings: Settings) -> None:
         on_published=recorder.published,
         others=partial(_others, backend.name),
     )
-    answers = _answers(settings, source, backend, reconciler, link, ring)
+    answers = _answers(settings, source, backend, world, reconciler, link, ring)
     api = AgentApi(settings.agent_socket, ring, answers)
     stop = _stop_signal()
     async with (
@@ -187,7 +189,13 @@ def _stop_signal() -> asyncio.Event:
 
 
 def _answers(
-    settings: Settings, source: FileSource, backend: Backend, reconciler: Reconciler, link: LinkServer, ring: Ring
+    settings: Settings,
+    source: FileSource,
+    backend: Backend,
+    world: World,
+    reconciler: Reconciler,
+    link: LinkServer,
+    ring: Ring,
 ) -> dict[str, Answer]:
     """The methods of the agent socket; `observe` is the socket's own."""
 
@@ -209,9 +217,17 @@ def _answers(
             raise ConfigError(f"no endpoint {wanted!r:.80} on this node")
         return {"policy": found}
 
+    async def traced(question: Mapping[str, Any]) -> object:
+        asked, current = trace.Question.of(question), reconciler.current
+        if current is None:
+            raise ConfigError("nothing is known yet: the source has not been read")
+        cluster = Cluster.live(world, current.view, current.policies)
+        return {"trace": (await asyncio.to_thread(trace.answer, cluster, asked)).to_json()}
+
     return {
         "status": status,
         "policy": policy,
+        "trace": traced,
         "endpoints": lambda question: {"endpoints": report.endpoints(reconciler.current)},
         "identities": lambda question: {"identities": report.identities(reconciler.current)},
         "services": lambda question: {"services": report.services(reconciler.current)},

@@ -9,6 +9,7 @@ not heard of yet must not pass for the outside.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from copy import copy
 from dataclasses import dataclass, field, replace
 from typing import Final, TypeVar
 
@@ -18,6 +19,7 @@ from l7proxy.agent.frontends import frontends
 from l7proxy.agent.identity_labels import labels_of
 from l7proxy.agent.names import NamedPod, Names
 from l7proxy.agent.ownership import Ownership
+from l7proxy.agent.secrets import Vault
 from l7proxy.model import facts
 from l7proxy.model.endpoint import Endpoint, Frontend
 from l7proxy.model.facts import Change, Delete, Fact, Key, Pod, PolicyDocument, Problem, Upsert
@@ -28,6 +30,7 @@ from l7proxy.model.net import Network, family_of
 from l7proxy.model.ref import RuleRef
 from l7proxy.model.verdict import Action, Direction
 from l7proxy.policy.compile import cidrs_of
+from l7proxy.policy.headers import SecretName
 from l7proxy.policy.rules import Rule
 
 ENDPOINT_IDS: Final = 1 << 16
@@ -48,15 +51,19 @@ class View:
     node_addresses: tuple[str, ...] = ()
     policies: tuple[PolicyState, ...] = ()
     problems: tuple[Problem, ...] = ()
+    secret_problems: tuple[Problem, ...] = ()
+    """Secrets that rules ask for in vain. What is wrong may lie outside the manifests at hand, so it is no fault."""
     names: Names = field(default_factory=Names)
 
 
 class World:
     """The facts as they stand. Single-threaded; a view shares nothing with it that changes."""
 
-    def __init__(self, *, cluster: str = "default") -> None:
+    def __init__(self, *, cluster: str = "default", secrets_namespace: str = "") -> None:
+        """Policies may name secrets of `secrets_namespace` besides those of their own."""
         self.synced = False
         self._cluster = cluster
+        self._secrets_namespace = secrets_namespace
         self._facts: dict[Key, Fact] = {}
         self._read: dict[Key, tuple[PolicyDocument, PolicyState]] = {}
 
@@ -71,13 +78,24 @@ class World:
                 case _:
                     self.synced = True
 
+    @property
+    def known(self) -> Iterable[Fact]:
+        return self._facts.values()
+
+    def copy(self) -> World:
+        """One that later changes do not touch."""
+        other = copy(self)
+        other._facts, other._read = dict(self._facts), dict(self._read)
+        return other
+
     def view(self, node: str | None, *, local_addresses: Iterable[str] = ()) -> View:
         """`local_addresses` are those that this node's own interfaces have: `host`, as the Node object's are."""
         nodes, pods = self._all(facts.Node), self._all(facts.Pod)
         local = dict.fromkeys(sorted(local_addresses), node or "")
         owners = ownership.settle(nodes, pods, local)
         policies = self._policies()
-        rules = [rule for policy in policies for rule in policy.rules]
+        vault = self._vault()
+        rules = [rule for policy in policies for rule in _with_secrets(policy, vault)]
         cast = self._cast(node, owners, nodes, pods, rules)
         contested = _contested_rules(owners, cast.labels, rules)
         services = frontends(self._all(facts.Service), self._all(facts.EndpointSlice), pods)
@@ -91,6 +109,7 @@ class World:
             node_addresses=tuple(sorted(address for address, name in owners.nodes.items() if name == node)),
             policies=_counted(policies, cast.endpoints),
             problems=(*_unknown(node, nodes, pods), *owners.problems),
+            secret_problems=tuple(dict.fromkeys(vault.problems)),
             names=_names(cast, owners, services),
         )
 
@@ -103,9 +122,14 @@ class World:
         for document in self._all(PolicyDocument):
             known = self._read.get(document.key)
             if known is None or known[0] is not document:
-                known = self._read[document.key] = document, documents.read(document)
+                state = documents.read(document, secrets_namespace=self._secrets_namespace)
+                known = self._read[document.key] = document, state
             found.append(known[1])
         return found
+
+    def _vault(self) -> Vault:
+        secrets = {SecretName(one.namespace, one.name): one for one in self._all(facts.Secret)}
+        return Vault(secrets, self._secrets_namespace)
 
     def _cast(
         self, node: str | None, owners: Ownership, nodes: list[facts.Node], pods: list[Pod], rules: list[Rule]
@@ -178,6 +202,10 @@ def _endpoints(
         for address in torn
     ]
     return tuple(found)
+
+
+def _with_secrets(policy: PolicyState, vault: Vault) -> Iterable[Rule]:
+    return vault.resolve(policy.rules) if policy.needs_secrets else policy.rules
 
 
 def _unknown(node: str | None, nodes: list[facts.Node], pods: list[Pod]) -> Iterator[Problem]:

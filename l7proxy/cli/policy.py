@@ -16,7 +16,6 @@ from l7proxy.cli.terminal import Format, paint, plain, show_json, table
 from l7proxy.errors import ConfigError, PolicyError, SourceError
 
 if TYPE_CHECKING:
-    from l7proxy.cli.trace import Outcome
     from l7proxy.model.facts import Change, PolicyDocument
 
 app = typer.Typer(
@@ -123,7 +122,11 @@ def _ports(entry: Mapping[str, Any]) -> str:
 
 def _http(rule: Mapping[str, Any]) -> str:
     parts = [f"{key} {rule[key]}" for key in ("method", "path", "host") if rule.get(key) is not None]
-    return ", ".join([*parts, *(f"header {header}" for header in rule["headers"])]) or "every request"
+    return ", ".join([*parts, *(f"header {header}" for header in _headers(rule))]) or "every request"
+
+
+def _headers(rule: Mapping[str, Any]) -> list[Any]:
+    return [*rule["headers"], *rule.get("header_matches", ())]
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,8 +215,8 @@ def _notes(documents: Sequence[PolicyDocument]) -> Iterator[Remark]:
 
 def _selecting_nothing(changes: Sequence[Change]) -> Iterator[Remark]:
     """Only where pods are given: a policy alone cannot be said to select nobody."""
+    from l7proxy.agent.cluster import Cluster
     from l7proxy.agent.documents import Reading
-    from l7proxy.cli.manifests import Cluster
 
     cluster = Cluster.of(changes)
     view = cluster.everywhere
@@ -232,19 +235,24 @@ def _remark(problem: SourceError) -> Remark:
 
 @app.command("trace", short_help="What would happen to a connection or request?")
 def trace(
-    paths: Annotated[
-        list[Path], typer.Option("-f", "--filename", metavar="PATH", help="Manifests: files, directories, -.")
-    ],
     source: Annotated[str, typer.Option("--from", metavar="WHO", help="NS/POD, node, address or reserved:NAME.")],
     destination: Annotated[str, typer.Option("--to", metavar="WHO", help="The same, or svc:NS/NAME.")],
     port: Annotated[str, typer.Option("--port", metavar="PORT/PROTO", help="80/TCP, http/TCP or 8/ICMPv4.")],
+    paths: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "-f", "--filename", metavar="PATH", help="Manifests: files, directories, -. Without: ask the node's agent."
+        ),
+    ] = None,
     http: Annotated[str, typer.Option("--http", metavar="'GET /x'", help="A request to judge.")] = "",
     header: Annotated[
         list[str] | None, typer.Option("-H", "--header", metavar="'K: V'", help="Of that request.")
     ] = None,
     output: Output = Format.TABLE,
+    run_dir: RunDir = agent_socket.RUN_DIR,
+    server: Server = "",
 ) -> None:
-    """What would happen to this connection, or request? Needs no node and no privilege: only the manifests.
+    """What would happen to this connection, or request? From manifests (-f), or as the node's agent knows the cluster.
 
     Both directions are judged, by the code that enforces them. Exit code 0: allowed, 1: denied, 2: cannot be said.
     On a port with HTTP rules the answer is REDIRECTED until --http says which request is meant.
@@ -253,54 +261,42 @@ def trace(
     l7proxy policy trace -f manifests/ --from default/frontend --to default/backend --port 80/TCP
     l7proxy policy trace -f manifests/ --from 203.0.113.9 --to svc:shop/web --port http/TCP \\
         --http 'POST /cart' -H 'X-Token: abc'
+    l7proxy policy trace --from default/frontend --to default/backend --port 80/TCP --http 'GET /x'
     """
-    from l7proxy.cli import trace as tracing
-    from l7proxy.cli.manifests import Cluster
-    from l7proxy.model.verdict import Protocol
+    if paths:
+        found = _traced_offline(paths, source, destination, port, http, header or [])
+    else:
+        asked = {"from": source, "to": destination, "port": port, "http": http, "headers": header or []}
+        found = agent_socket.ask(agent_socket.path_of(run_dir, server), "trace", **asked)["trace"]
+    if output is Format.JSON:
+        show_json(found)
+    else:
+        _show(found)
+    raise typer.Exit(1 if found["verdict"] == "DROPPED" else 0)
+
+
+def _traced_offline(
+    paths: list[Path], source: str, destination: str, port: str, http: str, headers: list[str]
+) -> Mapping[str, Any]:
+    from l7proxy.agent import trace as tracing
+    from l7proxy.agent.cluster import Cluster
     from l7proxy.sources.files import load
 
     missing = next((path for path in paths if str(path) != "-" and not path.exists()), None)
     if missing is not None:
         raise ConfigError(f"-f {missing}: no such file or directory")
-    name, protocol = tracing.port_and_protocol(port)
-    if header and not http:
-        raise ConfigError("-H needs a request: --http 'GET /x'")
-    if http and protocol != Protocol.TCP:
-        raise ConfigError("--http needs a TCP port")
     changes, problems = load(paths)
     cluster = Cluster.of(changes)
-    for problem in [*problems, *cluster.everywhere.problems]:
+    for problem in [*problems, *cluster.everywhere.problems, *cluster.everywhere.secret_problems]:
         print(f"warning: {plain(str(problem))}", file=sys.stderr)
-    start = cluster.who(source)
-    targets = cluster.targets(destination, name, protocol)
-    request = tracing.request_of(http, header or [], _host(destination, targets[0].end.address)) if http else None
-    outcome = tracing.worst([tracing.trace(cluster, start, target, protocol, request) for target in targets])
-    if output is Format.JSON:
-        show_json(outcome.to_json())
-    else:
-        _show(outcome)
-    raise typer.Exit(0 if outcome.allowed else 1)
+    question = tracing.Question(source, destination, port, http, tuple(headers))
+    return tracing.answer(cluster, question).to_json()
 
 
-def _host(destination: str, address: str) -> str:
-    """What a client would send that asks for this destination by name."""
-    from l7proxy.cli.manifests import is_invented
-
-    if destination.startswith("svc:"):
-        namespace, _, name = destination.removeprefix("svc:").partition("/")
-        return f"{name}.{namespace}"
-    if not address:
-        return "unnamed"
-    if "/" in destination or is_invented(address):
-        return destination.rpartition("/")[2]
-    return f"[{address}]" if ":" in address else address
-
-
-def _show(outcome: Outcome) -> None:
-    for index, step in enumerate(outcome.steps):
+def _show(outcome: Mapping[str, Any]) -> None:
+    for index, step in enumerate(outcome["steps"]):
         print(("  " if index else "") + plain(step))
-    verdict, direction = outcome.judgement.verdict.name, outcome.judgement.direction.word
-    colour = "green" if outcome.allowed else "red"
-    by = f" {direction} by {outcome.ref}" if outcome.ref is not None else ""
-    reason = f": {outcome.judgement.reason}" if outcome.judgement.reason else ""
-    print(f"{paint()(verdict, colour)}{plain(by + reason)}")
+    ref, colour = outcome["policy"], "red" if outcome["verdict"] == "DROPPED" else "green"
+    by = f" {outcome['direction'].lower()} by {ref['kind']} {rule_of(ref)}".rstrip() if ref else ""
+    reason = f": {outcome['reason']}" if outcome["reason"] else ""
+    print(f"{paint()(outcome['verdict'], colour)}{plain(by + reason)}")

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from l7proxy.cli import trace
-from l7proxy.cli.manifests import Cluster, is_invented
+from l7proxy.agent import trace
+from l7proxy.agent.cluster import Cluster, is_invented
 from l7proxy.errors import ConfigError
 from l7proxy.sources.files import load
 from tests.unit.cli.conftest import Agent, Run
@@ -346,7 +346,7 @@ ENFORCED = {
                             "http": [
                                 {
                                     "method": "GET",
-                                    "path": "/api/.*",
+                                    "path": "/a",
                                     "host": None,
                                     "headers": ["x-token: .*"],
                                     "rule": REF,
@@ -381,7 +381,8 @@ def test_policy_get_shows_each_direction_rule_by_rule(run: Run, agent: Agent) ->
         "    tier default",
         "    STAGE  ACTION    PEERS     PORT        RULE",
         "    1      redirect  1204      80/TCP      default/l7 spec.ingress[0]",
-        "                                 http      default/l7 spec.ingress[0]  method GET, path /a, header x-token: .*",
+        "                                 http      default/l7 spec.ingress[0]  method GET, path /a,"
+        " header x-token: .*",
         "                                 http      default/l7 spec.ingress[0]  every request",
         "    1      allow     everyone  every port  default/l7 spec.ingress[0]",
         "    what no rule allows is refused, by default/l7",

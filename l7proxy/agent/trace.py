@@ -1,7 +1,8 @@
-"""`policy trace`: one connection or request through the very code that enforces, without a node.
+"""`policy trace`: one connection or request through the very code that enforces.
 
-Each end that is a pod is asked on its own node: the sender's egress there, the receiver's ingress where it runs. A
-request goes through the workers' strict reader first, so that what is judged is the normalised form.
+From manifests without a node, or asked of a running agent about what it knows. Each end that is a pod is asked on its
+own node: the sender's egress there, the receiver's ingress where it runs. A request goes through the workers' strict
+reader first, so that what is judged is the normalised form.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from l7proxy.cli.manifests import Cluster, End, Target, is_invented
+from l7proxy.agent.cluster import Cluster, End, Target, is_invented
 from l7proxy.errors import ConfigError, PeerError
 from l7proxy.flows import hubble
 from l7proxy.flows.records import Judgement
@@ -18,8 +19,8 @@ from l7proxy.gate.judge import judge_http, judge_l4
 from l7proxy.model.http import Request
 from l7proxy.model.net import HostPort
 from l7proxy.model.ref import RuleRef
-from l7proxy.model.verdict import Direction, Protocol, Verdict
-from l7proxy.policy import decide
+from l7proxy.model.verdict import Direction, DropReason, Protocol, Verdict
+from l7proxy.policy import decide, explain
 from l7proxy.policy.decide import PortPolicy
 from l7proxy.wire import http1_strict
 from l7proxy.wire.head import RequestHead
@@ -68,6 +69,10 @@ def port_and_protocol(text: str) -> tuple[str, int]:
         raise ConfigError(f"--port {text}: unknown protocol {name!r}; there are TCP, UDP, SCTP, ICMPv4, ICMPv6")
     if not port or (port.isdigit() and int(port) > (255 if protocol in (Protocol.ICMP, Protocol.ICMPV6) else 65535)):
         raise ConfigError(f"--port {text}: expected NUMBER/PROTOCOL or NAME/PROTOCOL, as 80/TCP")
+    if protocol in (Protocol.ICMP, Protocol.ICMPV6):
+        if not port.isdigit():
+            raise ConfigError(f"--port {text}: expected an ICMP type, as 8/ICMPv4")
+        return str(int(port) << 8), protocol  # as policy counts: type * 256 + code
     return port, protocol
 
 
@@ -93,6 +98,58 @@ def request_of(text: str, headers: Sequence[str], default_host: str) -> RequestH
     return head
 
 
+@dataclass(frozen=True, slots=True)
+class Question:
+    """What people ask, as they write it: WHO, WHO, PORT/PROTOCOL, and perhaps a request."""
+
+    source: str
+    destination: str
+    port: str
+    http: str = ""
+    headers: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, asked: Mapping[str, Any]) -> Question:
+        """ConfigError names the key that is wrong: `from`, `to`, `port`, `http`, `headers`."""
+        texts = {key: asked.get(key, "") for key in ("from", "to", "port", "http")}
+        for key, value in texts.items():
+            if not isinstance(value, str) or (not value and key != "http"):
+                raise ConfigError(f"{key}: expected text")
+        headers = asked.get("headers", [])
+        if not isinstance(headers, list) or not all(isinstance(each, str) for each in headers):
+            raise ConfigError("headers: expected a list of 'NAME: VALUE'")
+        unknown = sorted(set(asked) - {*texts, "headers", "method"})
+        if unknown:
+            raise ConfigError(f"{unknown[0]}: unknown; there are {', '.join(texts)}, headers")
+        return cls(texts["from"], texts["to"], texts["port"], texts["http"], tuple(headers))
+
+
+def answer(cluster: Cluster, question: Question) -> Outcome:
+    """ConfigError when it cannot be said: nobody of that name, no such port, a request that cannot be sent."""
+    name, protocol = port_and_protocol(question.port)
+    if question.headers and not question.http:
+        raise ConfigError("-H needs a request: --http 'GET /x'")
+    if question.http and protocol != Protocol.TCP:
+        raise ConfigError("--http needs a TCP port")
+    start = cluster.who(question.source)
+    targets = cluster.targets(question.destination, name, protocol)
+    host = _host(question.destination, targets[0].end.address)
+    request = request_of(question.http, question.headers, host) if question.http else None
+    return worst([trace(cluster, start, target, protocol, request) for target in targets])
+
+
+def _host(destination: str, address: str) -> str:
+    """What a client would send that asks for this destination by name."""
+    if destination.startswith("svc:"):
+        namespace, _, name = destination.removeprefix("svc:").partition("/")
+        return f"{name}.{namespace}"
+    if not address:
+        return "unnamed"
+    if "/" in destination or is_invented(address):
+        return destination.rpartition("/")[2]
+    return f"[{address}]" if ":" in address else address
+
+
 def trace(
     cluster: Cluster,
     source: End,
@@ -107,7 +164,12 @@ def trace(
         return Outcome(Judgement(Verdict.FORWARDED, Direction.UNKNOWN), (*steps, "a pod always reaches itself"))
     egress = _ask(cluster, source, target.end, protocol, target.port, Direction.EGRESS)
     ingress = _ask(cluster, target.end, source, protocol, target.port, Direction.INGRESS)
-    steps += [_step(Direction.EGRESS, source, egress), _step(Direction.INGRESS, target.end, ingress)]
+    for direction, end, peer, found in (
+        (Direction.EGRESS, source, target.end, egress),
+        (Direction.INGRESS, target.end, source, ingress),
+    ):
+        steps.append(_step(direction, end, found))
+        steps += _more(cluster, direction, end, peer, found, protocol, target.port)
     judgement = judge_l4(egress, ingress)
     if request is not None and judgement.verdict is Verdict.REDIRECTED:
         judgement = _judge_request(egress, ingress, request, judgement, steps)
@@ -150,6 +212,9 @@ def _judge_request(
     judgement = judge_http(egress, ingress, asked)
     ref = judgement.ingress if judgement.direction is Direction.INGRESS else judgement.egress
     steps.append(f"{judgement.direction.word}: {_said(judgement.verdict, ref, judgement.reason)}")
+    for direction, policy in ((Direction.EGRESS, egress), (Direction.INGRESS, ingress)):
+        if policy is not None:
+            steps += [f"{direction.word}: {said}" for said in explain.moot(policy, asked)]
     return judgement
 
 
@@ -162,6 +227,22 @@ def _ask(cluster: Cluster, end: End, peer: End, protocol: int, port: int, direct
     if endpoint is None:
         raise ConfigError(f"{end.name}: its address {end.address} is not its own; see the warnings")
     return decide.port(node.policies[endpoint.id].direction(direction), node.identity(peer), protocol, port)
+
+
+def _more(
+    cluster: Cluster, direction: Direction, end: End, peer: End, found: PortPolicy | None, protocol: int, port: int
+) -> list[str]:
+    """What a denial missed by the least; what takes the force of HTTP rules."""
+    if found is None or end.pod is None:
+        return []
+    said = [f"  {direction.word}: {text}" for text in explain.moot(found)]
+    if found.l4.drop_reason is DropReason.POLICY_DENIED:
+        node = cluster.node(end.pod.node)
+        endpoint = node.endpoint(end.pod)
+        policy = node.policies[endpoint.id].direction(direction) if endpoint is not None else None
+        near = explain.nearest(policy, node.identity(peer), protocol, port)
+        said += [f"  {direction.word}: {near}"] if near is not None else []
+    return said
 
 
 def _asked(policy: PortPolicy | None) -> bool:

@@ -1,8 +1,8 @@
-"""Manifests without a cluster: who is who in them, and what each node would know and enforce.
+"""A cluster as facts tell it: who is who, and what each node knows and enforces.
 
-Pods, nodes and Services that leave their addresses to a cluster get some here, from ranges that nobody has:
-240.0.0.0/4, which is reserved (RFC 1112 section 4), or 100::/64, which only discards (RFC 6666), where all the others
-are IPv6.
+The facts come from manifests, or are those that an agent has. Pods, nodes and Services that leave their addresses to a
+cluster get some here, from ranges that nobody has: 240.0.0.0/4, which is reserved (RFC 1112 section 4), or 100::/64,
+which only discards (RFC 6666), where all the others are IPv6.
 """
 
 from __future__ import annotations
@@ -51,9 +51,13 @@ class NodeView:
     """What one node knows and enforces."""
 
     view: View
+    enforced: Mapping[int, EndpointPolicy] | None = None
+    """Set where these are in force already."""
 
     @cached_property
     def policies(self) -> Mapping[int, EndpointPolicy]:
+        if self.enforced is not None:
+            return self.enforced
         return compile_policies(self.view.rules, self.view.endpoints, self.view.identities)
 
     @cached_property
@@ -86,6 +90,13 @@ class Cluster:
         cluster = cls(facts)
         cluster._world.apply(Upsert(fact) for fact in facts)
         return cluster
+
+    @classmethod
+    def live(cls, world: World, view: View, enforced: Mapping[int, EndpointPolicy]) -> Cluster:
+        """What an agent knows: its own node as it is in force, the others as they must see it."""
+        known = world.copy()
+        views = {view.node: NodeView(view, enforced)} if view.node is not None else {}
+        return cls(list(known.known), known, views)
 
     def node(self, name: str) -> NodeView:
         if name not in self._views:

@@ -1,0 +1,76 @@
+"""Why, in more words than a verdict has: the rule that came nearest to allowing, and rules that others make moot.
+
+Nothing here decides: it reads the same tables that `decide` reads, for people who ask.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from l7proxy.model.http import Request
+from l7proxy.model.verdict import Action, Verdict
+from l7proxy.policy.decide import PortPolicy
+from l7proxy.policy.decision import policy_name, port_name
+from l7proxy.policy.tables import DirectionPolicy, Entry
+
+ADMITTING = (Action.ALLOW, Action.REDIRECT)
+
+
+@dataclass(frozen=True, slots=True)
+class Nearest:
+    """A rule that would have allowed but for one clause."""
+
+    entry: Entry
+    failed: str
+
+    def __str__(self) -> str:
+        place = f" ({self.entry.ref.file}:{self.entry.ref.line})" if self.entry.ref.file else ""
+        return f"nearest: {policy_name(self.entry.ref)} {self.entry.ref.rule}{place}: {self.failed}"
+
+
+def nearest(policy: DirectionPolicy | None, identity: int, protocol: int, number: int) -> Nearest | None:
+    """Of the rules that admit anyone, that which fails by the least: the port alone, then the peer alone."""
+    found: tuple[int, Nearest] | None = None
+    for entry in policy.entries if policy is not None else ():
+        if entry.action not in ADMITTING or entry.ref.kind == "built-in":
+            continue
+        distance, failed = _distance(entry, identity, protocol, number)
+        if failed and (found is None or distance < found[0]):
+            found = distance, Nearest(entry, failed)
+    return found[1] if found is not None else None
+
+
+def _distance(entry: Entry, identity: int, protocol: int, number: int) -> tuple[int, str]:
+    who = entry.meets(identity)
+    where = entry.protocol is None or (entry.protocol == protocol and entry.first <= number <= entry.last)
+    if who and where:
+        return 0, ""
+    if who:
+        near = abs(number - entry.first) if entry.protocol == protocol else 65536
+        return min(near, 65536), f"it allows this peer, but to {ports(entry)}, not {port_name(protocol, number)}"
+    if where:
+        return 1 << 17, f"it allows {port_name(protocol, number)}, but not from identity {identity}"
+    return 1 << 18, f"it allows {ports(entry)} for other peers"
+
+
+def ports(entry: Entry) -> str:
+    """`80/TCP`, `8000-8080/TCP`, `every port of TCP`, `every port`."""
+    if entry.protocol is None:
+        return "every port"
+    if (entry.first, entry.last) == (0, 65535):
+        return f"every port of {port_name(entry.protocol, 0).rpartition('/')[2]}"
+    first = port_name(entry.protocol, entry.first)
+    return first if entry.first == entry.last else f"{entry.first}-{port_name(entry.protocol, entry.last)}"
+
+
+def moot(policy: PortPolicy, request: Request | None = None) -> Iterator[str]:
+    """HTTP rules that another rule takes the force of: it lets in what they do not match."""
+    rest = policy.rest
+    if not policy.redirects or rest.verdict is not Verdict.FORWARDED or rest.ref is None:
+        return
+    for table in policy.tables:
+        if request is not None and table.judge(request).allowed:
+            continue
+        names = sorted({policy_name(rule.ref) for rule in table.rules})
+        yield f"the HTTP rules of {', '.join(names)} are moot for this peer: {rest.ref} allows every request"
