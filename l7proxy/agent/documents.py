@@ -5,9 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 
+from l7proxy.agent.secrets import names_secret
 from l7proxy.errors import PolicyError
 from l7proxy.model.facts import PolicyDocument
 from l7proxy.policy import lang
+from l7proxy.policy.lang.http import foreign_secrets
 from l7proxy.policy.rules import Rule
 
 
@@ -21,7 +23,10 @@ class Reading(Enum):
 
 @dataclass(frozen=True, slots=True)
 class PolicyState:
-    """One document, and the rules that stand for it. `endpoints`: how many of the view's endpoints it selects."""
+    """One document, and the rules that stand for it, their secrets not filled in.
+
+    `endpoints`: how many of the view's endpoints it selects.
+    """
 
     kind: str
     namespace: str
@@ -32,9 +37,10 @@ class PolicyState:
     line: int = 0
     rules: tuple[Rule, ...] = ()
     endpoints: int = 0
+    needs_secrets: bool = False
 
 
-def read(document: PolicyDocument) -> PolicyState:
+def read(document: PolicyDocument, *, secrets_namespace: str = "") -> PolicyState:
     """Never fails: a document that cannot be honoured gets rules that refuse."""
     if document.fault:
         at = document.fault_at
@@ -44,6 +50,9 @@ def read(document: PolicyDocument) -> PolicyState:
     except PolicyError as error:
         state = Reading.REFUSED if error.unsupported else Reading.INVALID
         return _refused(document, state, str(error), error.at)
+    foreign = foreign_secrets(rules, secrets_namespace)
+    if foreign is not None:
+        return _refused(document, Reading.REFUSED, str(foreign), foreign.at)
     return PolicyState(
         document.kind,
         document.namespace,
@@ -52,6 +61,7 @@ def read(document: PolicyDocument) -> PolicyState:
         file=document.origin.file,
         line=document.origin.line,
         rules=rules,
+        needs_secrets=any(names_secret(item) for rule in rules for item in rule.http or ()),
     )
 
 

@@ -12,6 +12,7 @@ from typing import Final
 import msgspec
 
 import tproxy_rules.desired as kernel
+from l7proxy.agent.secrets import headers_of
 from l7proxy.agent.wires import Wires
 from l7proxy.agent.world import View
 from l7proxy.link.messages import LocalEndpoint, Picture
@@ -95,6 +96,7 @@ def draw(
         frontends=view.frontends if resolve_services else (),
         node_addresses=view.node_addresses,
         flow_headers=disclosure.headers,
+        secret_headers=tuple(sorted(headers_of(view.rules))),
         flow_query=disclosure.query,
         deny_header=disclosure.deny_header,
     )

@@ -169,8 +169,8 @@ class Reconciler:
 
     async def _draw(self, before: Published | None, wires: Wires, report: SourceReport) -> Published:
         view, policies, pictures = await asyncio.to_thread(self._compute, wires)
-        for problem in view.problems:
-            if before is None or problem not in before.view.problems:
+        for problem in (*view.problems, *view.secret_problems):
+            if before is None or problem not in (*before.view.problems, *before.view.secret_problems):
                 log.warning("%s", problem)
         moved = before is None or not pictures.equals(before.pictures)
         revision = self.revision + moved

@@ -58,7 +58,11 @@ def status(
 def _problems(current: Published | None) -> list[dict[str, Any]]:
     if current is None:
         return []
-    found: list[SourceError | Problem] = [*current.source.problems, *current.view.problems]
+    found: list[SourceError | Problem] = [
+        *current.source.problems,
+        *current.view.problems,
+        *current.view.secret_problems,
+    ]
     return [{"file": one.file, "line": one.line or None, "field": one.field, "message": one.message} for one in found]
 
 
@@ -224,6 +228,7 @@ def _http(rule: HttpRule) -> dict[str, Any]:
         "path": rule.path,
         "host": rule.host,
         "headers": [str(header) for header in rule.headers],
+        "header_matches": [str(header) for header in rule.header_matches],
         "rule": ref(rule.ref),
     }
 

@@ -13,7 +13,8 @@ import msgspec
 
 from l7proxy.flows.records import Conn, Connection, HttpRequest, HttpResponse, Judgement, Malformed
 from l7proxy.gate.options import HttpOptions
-from l7proxy.model.http import REDACTED, Rewrite, edited
+from l7proxy.model.http import Rewrite, edited
+from l7proxy.model.secret import REDACTED
 from l7proxy.model.verdict import Direction, Verdict
 from l7proxy.wire.head import Header, RequestHead, ResponseHead
 

@@ -39,6 +39,7 @@ class LocalEndpoint(msgspec.Struct, frozen=True):
 class Picture(msgspec.Struct, frozen=True, tag="picture"):
     """All that a worker decides by. `identities` maps prefixes (`10.0.0.1/32`) to identity numbers.
 
+    `secret_headers` may hold a secret's value: flows never show it.
     `node_addresses` are this node's own: never a destination to dial on a pod's behalf as oneself.
     `frontends` is filled only when the kernel backend steers before Service DNAT, so that the worker must resolve.
     """
@@ -49,6 +50,7 @@ class Picture(msgspec.Struct, frozen=True, tag="picture"):
     frontends: tuple[Frontend, ...] = ()
     node_addresses: tuple[str, ...] = ()
     flow_headers: tuple[str, ...] = ()
+    secret_headers: tuple[str, ...] = ()
     flow_query: bool = False
     deny_header: bool = False
 

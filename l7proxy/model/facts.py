@@ -12,6 +12,7 @@ from typing import Any
 
 from l7proxy.model.endpoint import Workload
 from l7proxy.model.identity import NamedPort
+from l7proxy.model.secret import Sealed
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -118,6 +119,7 @@ class Service:
     ports: tuple[ServicePort, ...] = ()
     selector: Mapping[str, str] = field(default_factory=dict)
     headless: bool = False
+    labels: Mapping[str, str] = field(default_factory=dict)
     origin: Origin = Origin()
 
     @property
@@ -149,6 +151,20 @@ class EndpointSlice:
 
 
 @dataclass(frozen=True, slots=True)
+class CidrGroup:
+    """Prefixes outside the cluster that policies name together (CiliumCIDRGroup)."""
+
+    name: str
+    networks: tuple[str, ...] = ()
+    labels: Mapping[str, str] = field(default_factory=dict)
+    origin: Origin = Origin()
+
+    @property
+    def key(self) -> Key:
+        return Key("CiliumCIDRGroup", "", self.name)
+
+
+@dataclass(frozen=True, slots=True)
 class PolicyDocument:
     """A policy of any language, unread: the languages are the policy room's.
 
@@ -176,7 +192,22 @@ class PolicyDocument:
         return self.origin.file, self.lines.get(path, self.origin.line)
 
 
-Fact = Node | Namespace | Pod | Service | EndpointSlice | PolicyDocument
+@dataclass(frozen=True, slots=True)
+class Secret:
+    """Of use is only one that holds one thing: then `only` has it. Of others not even the values are kept."""
+
+    namespace: str
+    name: str
+    entries: int
+    only: Sealed | None = None
+    origin: Origin = Origin()
+
+    @property
+    def key(self) -> Key:
+        return Key("Secret", self.namespace, self.name)
+
+
+Fact = Node | Namespace | Pod | Service | EndpointSlice | CidrGroup | Secret | PolicyDocument
 
 
 @dataclass(frozen=True, slots=True)

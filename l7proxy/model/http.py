@@ -5,13 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from enum import Enum
-from typing import Final
+
+from l7proxy.model.secret import REDACTED
 
 Headers = list[tuple[bytes, bytes]]
 """In order; names lower case."""
-
-REDACTED: Final = "[redacted]"
-"""What is shown in the place of a secret value."""
 
 
 class EditKind(Enum):

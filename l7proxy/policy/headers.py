@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Final
 
-from l7proxy.model.http import REDACTED, alike
+from l7proxy.model.http import alike
+from l7proxy.model.secret import REDACTED, Sealed
 
 
 class Mismatch(Enum):
@@ -55,18 +56,6 @@ class SecretName:
         return f"{self.namespace}/{self.name}" if self.namespace else self.name
 
 
-@dataclass(frozen=True, slots=True, repr=False)
-class Sealed:
-    """A secret value. It crosses the link and goes out on the wire; printed, it shows nothing."""
-
-    text: str
-
-    def __repr__(self) -> str:
-        return REDACTED
-
-    __str__ = __repr__
-
-
 @dataclass(frozen=True, slots=True)
 class HeaderRule:
     """One item of `headerMatches`. `name` as written; `value` None and no secret: the header must be there.
@@ -81,14 +70,16 @@ class HeaderRule:
     sealed: Sealed | None = None
 
     @property
-    def wanted(self) -> str | None:
+    def wanted(self) -> bytes | None:
         """What the value must be; None when the header need only be there."""
-        return self.sealed.text if self.sealed is not None else self.value
+        if self.sealed is not None:
+            return self.sealed.value
+        return None if self.value is None else self.value.encode()
 
     @property
     def unresolved(self) -> bool:
         """There is nothing to compare with: the item never matches."""
-        return self.secret is not None and self.wanted is None
+        return self.secret is not None and self.sealed is None and self.value is None
 
     def __str__(self) -> str:
         """As people read it; a secret by its name."""

@@ -81,6 +81,7 @@ class Index:
         self.node_addresses = frozenset(picture.node_addresses)
         self.options = HttpOptions(
             flow_headers=frozenset(name.lower().encode() for name in picture.flow_headers),
+            secret_headers=frozenset(name.encode() for name in picture.secret_headers),
             flow_query=picture.flow_query,
             deny_header=picture.deny_header,
         )

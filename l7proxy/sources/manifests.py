@@ -20,6 +20,7 @@ from l7proxy.sources.yaml_lines import Document, Torn, read
 
 _TOP_LEVEL = re.compile(r"""^["']?(apiVersion|kind)["']?:\s*["']?([\w./-]+)""", re.MULTILINE)
 _METADATA = re.compile(r"""^metadata:(.*\n(?:[ \t]+.*(?:\n|$)|[ \t]*\n)*)""", re.MULTILINE)
+_SECRET = re.compile(r"""["']?kind["']?\s*:\s*["']?Secret(?:List)?\b""")
 _NAMED = re.compile(r"""(?:^|[\s{,])["']?(name|namespace)["']?:\s*["']?([\w./-]+)""")
 
 
@@ -116,8 +117,13 @@ def _policy(fact: PolicyDocument) -> Fact | Fault:
 
 
 def _torn(part: Torn, file: str) -> Fault:
-    """Text that is no YAML. If its first column still says that it is a policy, its whole namespace is refused."""
+    """Text that is no YAML. If its first column still says that it is a policy, its whole namespace is refused.
+
+    What the reader says of broken text may quote it; where a Secret stands, not a word of it is repeated.
+    """
     error = _placed(part.error, file, part.line)
+    if _SECRET.search(part.text):
+        error = SourceError("not YAML (what is wrong is not told: there is a Secret in it)", file=file, line=error.line)
     top = dict(_TOP_LEVEL.findall(part.text))
     block = _METADATA.search(part.text)
     metadata = dict(reversed(_NAMED.findall(block.group(1)))) if block else {}

@@ -7,6 +7,7 @@ looked at from outside here (name, place); the language room reads them.
 from __future__ import annotations
 
 import re
+from base64 import b64decode
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Any, Final
@@ -14,6 +15,7 @@ from typing import Any, Final
 from l7proxy.errors import SourceError
 from l7proxy.model.endpoint import Workload
 from l7proxy.model.facts import (
+    CidrGroup,
     EndpointSlice,
     Fact,
     Key,
@@ -22,11 +24,13 @@ from l7proxy.model.facts import (
     Origin,
     Pod,
     PolicyDocument,
+    Secret,
     Service,
     ServicePort,
     SlicePort,
 )
 from l7proxy.model.identity import NamedPort
+from l7proxy.model.secret import Sealed
 from l7proxy.policy import lang
 from l7proxy.sources.fields import Fields
 
@@ -129,6 +133,7 @@ def service(fields: Fields, origin: Origin) -> Service:
         ports=tuple(_service_port(item) for item in spec.each("ports")),
         selector={} if external else spec.labels("selector"),
         headless=headless,
+        labels=fields.inside("metadata").labels("labels"),
         origin=origin,
     )
 
@@ -166,14 +171,39 @@ def endpoint_slice(fields: Fields, origin: Origin) -> EndpointSlice:
     return EndpointSlice(_namespace(fields), _name(fields), name, tuple(dict.fromkeys(ready)), tuple(ports), origin)
 
 
+def secret(fields: Fields, origin: Origin) -> Secret:
+    """No message of this reader quotes a value. `stringData` is written over `data`, as the API server does it."""
+    coded, plain = fields.inside("data"), fields.inside("stringData")
+    values = {name: _decoded(coded, name) for name in coded.value}
+    values |= {name: plain.text(name, "").encode("utf-8", "surrogatepass") for name in plain.value}
+    only = Sealed(next(iter(values.values()))) if len(values) == 1 else None
+    return Secret(_namespace(fields), _name(fields), len(values), only, origin)
+
+
+def _decoded(coded: Fields, name: str) -> bytes:
+    text = coded.text(name, "")
+    try:
+        return b64decode("".join(text.split()), validate=True)
+    except ValueError as error:
+        raise coded.wrong(name, "is not base64") from error
+
+
+def cidr_group(fields: Fields, origin: Origin) -> CidrGroup:
+    networks = fields.inside("spec").networks("externalCIDRs")
+    return CidrGroup(_name(fields), tuple(dict.fromkeys(networks)), fields.inside("metadata").labels("labels"), origin)
+
+
 KINDS: Final[Mapping[tuple[str, str], Callable[[Fields, Origin], Fact]]] = {
     ("v1", "Node"): node,
     ("v1", "Namespace"): namespace,
     ("v1", "Pod"): pod,
     ("v1", "Service"): service,
+    ("v1", "Secret"): secret,
     ("discovery.k8s.io/v1", "EndpointSlice"): endpoint_slice,
+    ("cilium.io/v2", "CiliumCIDRGroup"): cidr_group,
+    ("cilium.io/v2alpha1", "CiliumCIDRGroup"): cidr_group,
 }
-CLUSTER_SCOPED: Final = frozenset(("Node", "Namespace")) | CLUSTER_SCOPED_POLICIES
+CLUSTER_SCOPED: Final = frozenset(("Node", "Namespace", "CiliumCIDRGroup")) | CLUSTER_SCOPED_POLICIES
 
 
 def key_of(document: Mapping[str, Any]) -> Key | None:

@@ -9,7 +9,8 @@ from __future__ import annotations
 from hmac import compare_digest
 from typing import Final
 
-from l7proxy.model.http import REDACTED, EditKind, HeaderEdit, Headers, Request, Rewrite, alike
+from l7proxy.model.http import EditKind, HeaderEdit, Headers, Request, Rewrite, alike
+from l7proxy.model.secret import REDACTED
 from l7proxy.policy.headers import WRITING, HeaderRule, Mismatch
 from l7proxy.policy.match.pattern import PatternSet
 from l7proxy.policy.rules import HeaderMatch
@@ -61,7 +62,7 @@ class HeaderAction:
         self.used = 0
         self._name = rule.name.lower().encode()
         self._alike = alike(self._name)
-        self._wanted = None if rule.wanted is None else rule.wanted.encode("utf-8", "surrogatepass")
+        self._wanted = rule.wanted
 
     @property
     def name(self) -> str:
