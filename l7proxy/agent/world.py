@@ -31,6 +31,7 @@ from l7proxy.model.ref import RuleRef
 from l7proxy.model.verdict import Action, Direction
 from l7proxy.policy.compile import cidrs_of
 from l7proxy.policy.headers import SecretName
+from l7proxy.policy.references import References, resolve
 from l7proxy.policy.rules import Rule
 
 ENDPOINT_IDS: Final = 1 << 16
@@ -95,7 +96,8 @@ class World:
         owners = ownership.settle(nodes, pods, local)
         policies = self._policies()
         vault = self._vault()
-        rules = [rule for policy in policies for rule in _with_secrets(policy, vault)]
+        written = (rule for policy in policies for rule in _with_secrets(policy, vault))
+        rules = resolve(written, self._references())
         cast = self._cast(node, owners, nodes, pods, rules)
         contested = _contested_rules(owners, cast.labels, rules)
         services = frontends(self._all(facts.Service), self._all(facts.EndpointSlice), pods)
@@ -127,12 +129,19 @@ class World:
             found.append(known[1])
         return found
 
+    def _references(self) -> References:
+        return References(
+            services=tuple(self._all(facts.Service)),
+            slices=tuple(self._all(facts.EndpointSlice)),
+            cidr_groups=tuple(self._all(facts.CidrGroup)),
+        )
+
     def _vault(self) -> Vault:
         secrets = {SecretName(one.namespace, one.name): one for one in self._all(facts.Secret)}
         return Vault(secrets, self._secrets_namespace)
 
     def _cast(
-        self, node: str | None, owners: Ownership, nodes: list[facts.Node], pods: list[Pod], rules: list[Rule]
+        self, node: str | None, owners: Ownership, nodes: list[facts.Node], pods: list[Pod], rules: tuple[Rule, ...]
     ) -> Cast:
         """Who is who, and with which number."""
         spaces = {space.name: space.labels for space in self._all(facts.Namespace)}

@@ -15,6 +15,8 @@ ANY = "any"
 K8S = "k8s"
 RESERVED = "reserved"
 CIDR = "cidr"
+CIDR_GROUP = "cidrgroup"
+NODE = "node"
 
 NAMESPACE_KEY = "io.kubernetes.pod.namespace"
 NAMESPACE_LABELS_PREFIX = "io.cilium.k8s.namespace.labels."

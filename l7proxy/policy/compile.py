@@ -77,7 +77,7 @@ def _cidrs(peers: Iterable[Peer]) -> Iterator[CidrPeer]:
                 yield from _cidrs((*all_of, *none_of))
             case AnyPeer(any_of):
                 yield from _cidrs(any_of)
-            case SelectorPeer():
+            case _:
                 pass
 
 
@@ -232,6 +232,8 @@ class _Resolver:
                 return self._any(any_of)
             case EveryPeer(all_of, none_of):
                 return self._every(all_of, none_of)
+            case _:
+                raise TypeError(f"{peer} is still a name: policy.references comes before compile")
 
     def _every(self, all_of: Iterable[Peer], none_of: Iterable[Peer]) -> frozenset[int] | None:
         found: frozenset[int] | None = None

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 
-from l7proxy.model.labels import Selects
+from l7proxy.model.labels import EVERYTHING, Selects
 from l7proxy.model.net import Network
 from l7proxy.model.ref import RuleRef
 from l7proxy.model.verdict import Action, Direction
@@ -57,7 +57,30 @@ class AnyPeer:
     any_of: tuple[Peer, ...]
 
 
-Peer = SelectorPeer | CidrPeer | EveryPeer | AnyPeer
+@dataclass(frozen=True, slots=True)
+class ServicePeer:
+    """Whoever is behind the Services of this name and namespace (any, when "") that `selector` selects.
+
+    Only the rest of the cluster tells who that is: `policy.references` puts them in place before rules are compiled.
+    """
+
+    namespace: str
+    name: str = ""
+    selector: Selects = EVERYTHING
+    reach: Reach = Reach.OUTSIDE
+
+
+@dataclass(frozen=True, slots=True)
+class CidrGroupPeer:
+    """The addresses of CIDR groups, named or selected as `ServicePeer` does it, but for those in `excepts`."""
+
+    name: str = ""
+    selector: Selects = EVERYTHING
+    excepts: tuple[Network, ...] = ()
+    reach: Reach = Reach.OUTSIDE
+
+
+Peer = SelectorPeer | CidrPeer | EveryPeer | AnyPeer | ServicePeer | CidrGroupPeer
 
 
 @dataclass(frozen=True, slots=True)
