@@ -1,6 +1,10 @@
 """Labels with a source, and selectors over them, with Cilium's semantics.
 
 A label is `source:key=value`. A selector key without a source means `any`: the key under every source.
+
+Cilium keeps some labels out of identities (one per pod would make as many identities); Kubernetes and Calico select on
+any. Such labels have the sources `OWN` and `ACCOUNT`, are there only when a policy asks for their keys, and Cilium's
+selectors never see them: those cannot spell the sources, and `any` leaves them out.
 """
 
 from __future__ import annotations
@@ -17,11 +21,17 @@ RESERVED = "reserved"
 CIDR = "cidr"
 CIDR_GROUP = "cidrgroup"
 NODE = "node"
+OWN = "k8s-pod"
+"""In selectors: a label that the pod itself carries, and nothing that was generated for it."""
+ACCOUNT = "k8s-account"
+"""A label of the pod's ServiceAccount."""
 
 NAMESPACE_KEY = "io.kubernetes.pod.namespace"
 NAMESPACE_LABELS_PREFIX = "io.cilium.k8s.namespace.labels."
 SERVICE_ACCOUNT_KEY = "io.cilium.k8s.policy.serviceaccount"
 CLUSTER_KEY = "io.cilium.k8s.policy.cluster"
+GENERATED = ("io.cilium.k8s.", NAMESPACE_KEY)
+"""Keys under `k8s` that begin so are never the pod's own."""
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -60,7 +70,8 @@ class LabelSet:
         """key → every value it has under any source."""
         found: dict[str, set[str]] = {}
         for label in self.labels:
-            found.setdefault(label.key, set()).add(label.value)
+            if label.source not in (OWN, ACCOUNT):
+                found.setdefault(label.key, set()).add(label.value)
         return {key: frozenset(values) for key, values in found.items()}
 
     def values(self, source: str, key: str) -> frozenset[str]:
@@ -68,6 +79,8 @@ class LabelSet:
         if source == ANY:
             return self.any_source.get(key, frozenset())
         value = self.by_key.get((source, key))
+        if value is None and source == OWN and not key.startswith(GENERATED):
+            value = self.by_key.get((K8S, key))
         return frozenset() if value is None else frozenset((value,))
 
     def get(self, source: str, key: str) -> str | None:
