@@ -136,14 +136,15 @@ class Recorder:
         self._disclosure = disclosure
         self._judge = Judge({}, {})
         self._uuids = Uuids()
-        self._enricher = self._make(Names(), 0)
+        self._enricher = self._make(Names(), 0, frozenset())
         self._shaper = Shaper(self._enricher, self._uuids)
         self._lost = 0
 
     def published(self, published: Published) -> None:
         """From now on names and rules are those of this picture."""
         self._judge = Judge.of(published)
-        self._enricher = self._make(published.view.names, published.revision)
+        secret = frozenset(published.pictures.workers.secret_headers)
+        self._enricher = self._make(published.view.names, published.revision, secret)
         self._shaper = Shaper(self._enricher, self._uuids)
 
     def told(self, flows: Flows) -> None:
@@ -170,7 +171,7 @@ class Recorder:
         """Everything that the reader has. For `loop.add_reader`."""
         self.packets(reader.read(), reader.lost)
 
-    def _make(self, names: Names, revision: int) -> Enricher:
+    def _make(self, names: Names, revision: int, secret_headers: frozenset[str]) -> Enricher:
         return Enricher(
             names,
             node=self._node,
@@ -178,4 +179,5 @@ class Recorder:
             revision=revision,
             query=self._disclosure.query,
             headers=frozenset(self._disclosure.headers),
+            secret_headers=secret_headers,
         )

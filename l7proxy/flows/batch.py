@@ -30,6 +30,7 @@ class Asked(msgspec.Struct, frozen=True, array_like=True, tag="q", gc=False):
     url: str
     protocol: str
     headers: tuple[tuple[str, str], ...] = ()
+    remarks: tuple[str, ...] = ()
 
 
 class Answered(msgspec.Struct, frozen=True, array_like=True, tag="s", gc=False):
@@ -64,7 +65,16 @@ class Flows(msgspec.Struct, frozen=True, tag="flows"):
         party = self.parties[told.party]
         judgement = self.judgements[party.judgement]
         if isinstance(told, Asked):
-            return HttpRequest(told.time_ns, party.conn, judgement, told.method, told.url, told.protocol, told.headers)
+            return HttpRequest(
+                told.time_ns,
+                party.conn,
+                judgement,
+                told.method,
+                told.url,
+                told.protocol,
+                told.headers,
+                told.remarks,
+            )
         return HttpResponse(
             told.time_ns,
             party.conn,
@@ -92,7 +102,17 @@ def pack(records: Iterable[Record], lost: int = 0) -> Flows:
         if party is None:
             party = places[key] = table.add(record.conn, record.judgement)
         if isinstance(record, HttpRequest):
-            told.append(Asked(record.time_ns, party, record.method, record.url, record.protocol, record.headers))
+            told.append(
+                Asked(
+                    record.time_ns,
+                    party,
+                    record.method,
+                    record.url,
+                    record.protocol,
+                    record.headers,
+                    record.remarks,
+                )
+            )
         else:
             told.append(
                 Answered(

@@ -40,6 +40,7 @@ from l7proxy.model import verdict as words
 from l7proxy.model.labels import CLUSTER_KEY, K8S
 from l7proxy.model.net import family_of
 from l7proxy.model.ref import RuleRef
+from l7proxy.model.secret import REDACTED
 from l7proxy.model.verdict import Direction, DropReason, Verdict
 
 __all__ = ["Enricher", "Flow", "Lost", "Names", "PodName"]
@@ -91,6 +92,7 @@ class Enricher:
         revision: int = 0,
         query: bool = False,
         headers: frozenset[str] = frozenset(),
+        secret_headers: frozenset[str] = frozenset(),
         remembered: int = REMEMBERED,
         new_uuid: Callable[[], object] = uuid.uuid4,
     ) -> None:
@@ -99,6 +101,7 @@ class Enricher:
         self._revision = str(revision) if revision else ""
         self._query = query
         self._headers = frozenset(name.lower() for name in headers)
+        self._secret_headers = secret_headers
         self._remembered = remembered
         self._new_uuid = new_uuid
         self._ends: dict[tuple[str, int], Endpoint] = {}
@@ -229,7 +232,7 @@ class Enricher:
             egress_allowed_by=self._allowed(judgement, Direction.EGRESS),
             ingress_denied_by=self._denied(judgement, Direction.INGRESS),
             egress_denied_by=self._denied(judgement, Direction.EGRESS),
-            policy_log=(judgement.reason,) if judgement.reason else (),
+            policy_log=_words(record),
             summary=summary,
         )
 
@@ -282,8 +285,20 @@ class Enricher:
         """Those that the configuration lets out, spelled and sorted as Go's clients expect them."""
         if not headers or not self._headers:
             return ()
-        allowed = sorted((_canonical(name), value) for name, value in headers if name.lower() in self._headers)
+        allowed = sorted((_canonical(name), self._told(name, value)) for name, value in headers if self._opened(name))
         return tuple(Header(key=name, value=value) for name, value in allowed)
+
+    def _opened(self, name: str) -> bool:
+        return name.lower() in self._headers
+
+    def _told(self, name: str, value: str) -> str:
+        return REDACTED if name.lower() in self._secret_headers else value
+
+
+def _words(record: HttpRequest | Malformed | Connection) -> tuple[str, ...]:
+    reason = record.judgement.reason
+    remarks = record.remarks if isinstance(record, HttpRequest) else ()
+    return (reason, *remarks) if reason else remarks
 
 
 def _refuses(judgement: Judgement, direction: Direction) -> bool:

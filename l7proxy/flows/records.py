@@ -44,8 +44,7 @@ class Judgement(msgspec.Struct, frozen=True, array_like=True):
 class HttpRequest(msgspec.Struct, frozen=True, array_like=True, tag="q"):
     """One judged HTTP request. `time_ns` is wall clock. Headers only when configuration asks for them.
 
-    `missing` and `rejected` are what header rules found wanting in a request that they let pass: by name, their values
-    only when configuration asks for them.
+    `remarks` are what header rules found wanting in a request that they let pass, in words.
     """
 
     time_ns: int
@@ -55,8 +54,7 @@ class HttpRequest(msgspec.Struct, frozen=True, array_like=True, tag="q"):
     url: str
     protocol: str
     headers: tuple[tuple[str, str], ...] = ()
-    missing: tuple[tuple[str, str], ...] = ()
-    rejected: tuple[tuple[str, str], ...] = ()
+    remarks: tuple[str, ...] = ()
 
 
 class HttpResponse(msgspec.Struct, frozen=True, array_like=True, tag="s"):

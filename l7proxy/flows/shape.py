@@ -165,7 +165,7 @@ class Shaper:
 
 def _fits(record: Asked | Answered) -> bool:
     """Nothing in it that a shape has no place for; a latency of 0 is not written at all."""
-    if record.headers or (isinstance(record, Answered) and (record.latency_ns <= 0 or record.status <= 0)):
+    if record.headers or (record.remarks if isinstance(record, Asked) else min(record.latency_ns, record.status) <= 0):
         return False
     return _PLAIN(f"{record.method} {record.url} {record.protocol}") is not None
 

@@ -6,7 +6,7 @@ policy compares with a Secret is never shown with its value.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Final
 
 import msgspec
@@ -44,8 +44,8 @@ class AccessLog:
         )
         if rewrite is None:
             return record
-        missing, rejected = self._named(rewrite.missing), self._named(rewrite.rejected)
-        return msgspec.structs.replace(record, missing=missing, rejected=rejected)
+        remarks = (*self._remarks("missing", rewrite.missing), *self._remarks("rejected", rewrite.rejected))
+        return msgspec.structs.replace(record, remarks=remarks)
 
     def response(
         self, asked: HttpRequest, status: int, reason: str = "", head: ResponseHead | None = None
@@ -81,10 +81,11 @@ class AccessLog:
         wanted = self._options.flow_headers
         return tuple((name.decode(), self._told(name, value)) for name, value in headers if name in wanted)
 
-    def _named(self, headers: Iterable[Header]) -> tuple[tuple[str, str], ...]:
+    def _remarks(self, what: str, headers: Iterable[Header]) -> Iterator[str]:
         """All of them by name, the values only of those that may be shown."""
-        wanted = self._options.flow_headers
-        return tuple((name.decode(), self._told(name, value) if name in wanted else "") for name, value in headers)
+        for name, value in headers:
+            shown = f": {self._told(name, value)}" if name in self._options.flow_headers else ""
+            yield f"header {what}: {name.decode()}{shown}"
 
     def _told(self, name: bytes, value: bytes) -> str:
         return REDACTED if name in self._options.secret_headers else value.decode("latin-1")
