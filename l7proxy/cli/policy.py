@@ -150,7 +150,8 @@ def validate(
 ) -> None:
     """Check policies and manifests. Exit code 1 with `FILE:LINE: field: message` for each fault.
 
-    What is right but may surprise is noted, with exit code 0.
+    What is right but may not be meant so is a warning (an L4 rule that voids an L7 rule, a path that looks like a
+    prefix, GET without HEAD…), what may surprise a note: exit code 0. Give pods, too, and more can be told.
 
     \b
     l7proxy policy validate my-policy.yaml
@@ -163,13 +164,15 @@ def validate(
     faults = [_remark(problem) for problem in problems] + list(_faults(changes, documents))
     faults = sorted(set(faults), key=lambda one: (one.file, one.line or 0, one.field, one.message))
     notes = list(_notes(documents)) + list(_selecting_nothing(changes))
+    warnings = list(dict.fromkeys(_lint(changes, documents)))
     if output is Format.JSON:
-        show_json(
-            {"valid": not faults, "faults": [asdict(one) for one in faults], "notes": [asdict(one) for one in notes]}
-        )
+        told = {"faults": faults, "warnings": warnings, "notes": notes}
+        show_json({"valid": not faults} | {key: [asdict(one) for one in found] for key, found in told.items()})
     else:
         for fault in faults:
             print(fault.shown())
+        for warning in warnings:
+            print(warning.shown("warning"))
         for note in notes:
             print(note.shown("note"))
         if not faults:
@@ -211,6 +214,25 @@ def _notes(documents: Sequence[PolicyDocument]) -> Iterator[Remark]:
         for note in notes:
             file, line = document.locate(note.at)
             yield Remark(file, line or None, note.at, note.message)
+
+
+def _lint(changes: Sequence[Change], documents: Sequence[PolicyDocument]) -> Iterator[Remark]:
+    """What is valid but perhaps not meant. More is found where pods are given as well."""
+    from l7proxy.agent.cluster import Cluster
+    from l7proxy.policy import lint
+    from l7proxy.policy.compile import compile_policies
+
+    for document in documents:
+        for field in lint.of_document(document.document):
+            file, line = document.locate(field.at)
+            yield Remark(file, line or None, field.code, field.message)
+    view = Cluster.of(changes).everywhere
+    found = [finding for policy in view.policies for finding in lint.of_rules(policy.rules)]
+    if view.endpoints:
+        policies = compile_policies(view.rules, view.endpoints, view.identities)
+        found += [*lint.of_peers(view.rules, view.identities), *lint.of_tables(policies, view.endpoints)]
+    for one in found:
+        yield Remark(one.ref.file, one.ref.line or None, one.code, one.message)
 
 
 def _selecting_nothing(changes: Sequence[Change]) -> Iterator[Remark]:

@@ -260,7 +260,8 @@ spec:
 def test_a_valid_policy_is_exit_code_0_and_notes_are_told(run: Run) -> None:
     found = run("policy", "validate", "-", stdin=POLICY)
     assert found.returncode == 0
-    note, valid = found.stdout.splitlines()
+    warning, note, valid = found.stdout.splitlines()
+    assert warning == "-:20: warning: get-without-head: GET of /api/.* is allowed but HEAD is not"
     assert note.startswith("-:25: note: spec.ingress[0].toPorts[0].rules.http[1].headers[0]: ")
     assert valid == "valid: 1 policy"
 
