@@ -1,9 +1,13 @@
-"""Numbers for label sets and for the networks that policies name (Cilium's identities)."""
+"""Numbers for label sets and for the networks that policies name (Cilium's identities).
+
+A policy may name addresses that pods and nodes have (`Reach.ANYWHERE`). Then equal labels are not enough: those whose
+addresses lie in different ones of these networks get different numbers, and a pod with two addresses may have two.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from typing import Final
 
@@ -22,8 +26,11 @@ from l7proxy.model.identity import (
 )
 from l7proxy.model.ids import IdentityId
 from l7proxy.model.labels import RESERVED, Label, LabelSet
-from l7proxy.model.net import Network
+from l7proxy.model.net import Network, Networks, single
+from l7proxy.policy.rules import Reach
 
+NODE_SCOPE: Final = 2 * LOCAL_SCOPE
+"""Where nodes have numbers of their own, as in Cilium: those that a policy tells apart."""
 APISERVER_LABEL: Final = Label(RESERVED, "kube-apiserver")
 
 
@@ -45,19 +52,77 @@ def reserved(*, dual: bool, host_is_apiserver: bool) -> dict[int, Identity]:
     return found
 
 
-def of_pods(pods: Iterable[tuple[Pod, LabelSet]]) -> tuple[dict[Key, IdentityId], dict[int, Identity]]:
-    """(identity number of each pod, identities). Pods with the same labels and the same named ports share one."""
-    spelled = {pod.key: (_spelling(pod, labels), pod, labels) for pod, labels in pods}
-    numbers = allocate((text for text, _, _ in spelled.values()), first=FIRST_POD_IDENTITY, end=LOCAL_SCOPE)
-    by_pod = {key: IdentityId(numbers[text]) for key, (text, _, _) in spelled.items()}
+@dataclass(frozen=True)
+class Named:
+    """The networks that policies mean for pods' own addresses, and for nodes'."""
+
+    of_pods: Networks
+    of_nodes: Networks
+
+    @classmethod
+    def among(cls, reaches: Mapping[Network, Reach]) -> Named:
+        far = [network for network, reach in reaches.items() if reach is Reach.ANYWHERE]
+        return cls(Networks(far), Networks(far + [one for one, reach in reaches.items() if reach is Reach.NODES]))
+
+
+Seat = tuple[Key, str]
+"""A pod at one of its addresses; "" for one that has none yet."""
+
+
+def of_pods(
+    pods: Iterable[tuple[Pod, LabelSet]], named: Named | None = None
+) -> tuple[dict[Seat, IdentityId], dict[int, Identity]]:
+    """(identity number of each pod at each address, identities).
+
+    One number for those of the same labels and named ports whose addresses lie in the same named networks.
+    """
+    inside = named.of_pods if named is not None else Networks(())
+    spelled: dict[Seat, str] = {}
+    meant: dict[str, Identity] = {}
+    for pod, labels in pods:
+        text = repr((labels.text, sorted(pod.named_ports)))
+        for address in pod.addresses or ("",):
+            networks = inside.holding(single(address)) if address else frozenset()
+            spelling = spelled[pod.key, address] = text + _spelling(networks)
+            if spelling not in meant:
+                meant[spelling] = Identity(IdentityId(0), labels, pod.named_ports, networks)
+    numbers = allocate(meant, first=FIRST_POD_IDENTITY, end=LOCAL_SCOPE)
     identities: dict[int, Identity] = {
-        by_pod[key]: Identity(by_pod[key], labels, pod.named_ports) for key, (_, pod, labels) in spelled.items()
+        numbers[text]: replace(one, id=IdentityId(numbers[text])) for text, one in meant.items()
     }
-    return by_pod, identities
+    return {seat: IdentityId(numbers[text]) for seat, text in spelled.items()}, identities
 
 
-def _spelling(pod: Pod, labels: LabelSet) -> str:
-    return repr((labels.text, sorted(pod.named_ports)))
+def of_places(
+    places: Mapping[Network, tuple[IdentityId, LabelSet]], named: Named
+) -> tuple[dict[Network, IdentityId], dict[int, Identity]]:
+    """Addresses of nodes, and what no known pod has of pod CIDRs: each the reserved identity that it comes with.
+
+    Where networks that policies name hold one, or its labels are more than the reserved ones, it has its own number.
+    The host is always 1, and in every named network that one of its addresses is in.
+    """
+    spelled: dict[Network, str] = {}
+    meant: dict[str, Identity] = {}
+    numbers: dict[Network, IdentityId] = {}
+    host: set[Network] = set()
+    for place, (number, labels) in places.items():
+        networks = named.of_nodes.holding(place)
+        if number == HOST:
+            host |= networks
+        if number == HOST or (not networks and labels == RESERVED_IDENTITIES[number]):
+            numbers[place] = number
+        else:
+            spelling = spelled[place] = repr(labels.text) + _spelling(networks)
+            meant[spelling] = Identity(IdentityId(0), labels, networks=networks)
+    own = allocate(meant, first=NODE_SCOPE, end=NODE_SCOPE + LOCAL_SCOPE)
+    identities: dict[int, Identity] = {own[text]: replace(one, id=IdentityId(own[text])) for text, one in meant.items()}
+    if host:
+        identities[HOST] = Identity(HOST, RESERVED_IDENTITIES[HOST], networks=frozenset(host))
+    return numbers | {place: IdentityId(own[text]) for place, text in spelled.items()}, identities
+
+
+def _spelling(networks: frozenset[Network]) -> str:
+    return repr(sorted(map(str, networks))) if networks else ""
 
 
 def of_networks(networks: Iterable[Network], apiservers: Iterable[str], *, dual: bool) -> dict[Network, Identity]:

@@ -11,11 +11,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from copy import copy
 from dataclasses import dataclass, field, replace
+from ipaddress import ip_network
 from typing import Final, TypeVar
 
 from l7proxy.agent import documents, identities, ownership
 from l7proxy.agent.documents import PolicyState
 from l7proxy.agent.frontends import frontends
+from l7proxy.agent.identities import Seat
 from l7proxy.agent.identity_labels import labels_of
 from l7proxy.agent.names import NamedPod, Names
 from l7proxy.agent.ownership import Ownership
@@ -23,10 +25,19 @@ from l7proxy.agent.secrets import Vault
 from l7proxy.model import facts
 from l7proxy.model.endpoint import Endpoint, Frontend
 from l7proxy.model.facts import Change, Delete, Fact, Key, Pod, PolicyDocument, Problem, Upsert
-from l7proxy.model.identity import HOST, KUBE_APISERVER, REMOTE_NODE, UNKNOWN, UNMANAGED, Identity, allocate
+from l7proxy.model.identity import (
+    HOST,
+    KUBE_APISERVER,
+    REMOTE_NODE,
+    RESERVED_IDENTITIES,
+    UNKNOWN,
+    UNMANAGED,
+    Identity,
+    allocate,
+)
 from l7proxy.model.ids import EndpointId, IdentityId
 from l7proxy.model.labels import RESERVED, Label, LabelSet, Operator, Requirement, Selector
-from l7proxy.model.net import Network, family_of
+from l7proxy.model.net import Network, single
 from l7proxy.model.ref import RuleRef
 from l7proxy.model.verdict import Action, Direction
 from l7proxy.policy.compile import cidrs_of
@@ -147,18 +158,22 @@ class World:
         spaces = {space.name: space.labels for space in self._all(facts.Namespace)}
         managed = [pod for pod in pods if not pod.host_network and not pod.finished]
         labels = {pod.key: labels_of(pod, spaces.get(pod.namespace, {}), cluster=self._cluster) for pod in managed}
-        numbers, of_pods = identities.of_pods((pod, labels[pod.key]) for pod in managed)
+        reaches = cidrs_of(rules)
+        named = identities.Named.among(reaches)
+        seats, of_pods = identities.of_pods(((pod, labels[pod.key]) for pod in managed), named)
         dual = identities.is_dual(address for some in (nodes, managed) for one in some for address in one.addresses)
         apiservers = self._apiservers()
+        places, of_places = identities.of_places(_places(node, owners, nodes, apiservers), named)
         outside = apiservers - owners.nodes.keys() - owners.pods.keys() - owners.contested.keys()
-        networks = identities.of_networks(cidrs_of(rules), outside, dual=dual)
+        networks = identities.of_networks(reaches, outside, dual=dual)
         host_is_apiserver = any(owners.nodes[address] == node for address in apiservers & owners.nodes.keys())
+        reserved = identities.reserved(dual=dual, host_is_apiserver=host_is_apiserver)
+        if HOST in of_places:
+            of_places[HOST] = replace(reserved[HOST], networks=of_places[HOST].networks)
         return Cast(
-            endpoints=_endpoints(node, owners, managed, labels, numbers),
-            identities=identities.table(
-                identities.reserved(dual=dual, host_is_apiserver=host_is_apiserver), of_pods, networks=networks
-            ),
-            by_prefix=_prefixes(node, owners, nodes, numbers, networks, apiservers, dual=dual),
+            endpoints=_endpoints(node, owners, managed, labels, seats),
+            identities=identities.table(reserved, of_pods, of_places, networks=networks),
+            by_prefix=_prefixes(owners, seats, places, networks, dual=dual),
             labels=labels,
         )
 
@@ -184,7 +199,7 @@ def _endpoints(
     owners: Ownership,
     managed: list[Pod],
     labels: Mapping[Key, LabelSet],
-    numbers: Mapping[Key, IdentityId],
+    seats: Mapping[Seat, IdentityId],
 ) -> tuple[Endpoint, ...]:
     """Local pods that have an address, and one endpoint of nobody per contested address."""
     local = [pod for pod in managed if node is None or pod.node == node]
@@ -198,7 +213,7 @@ def _endpoints(
             id=EndpointId(ids[f"{pod.namespace}/{pod.name}"]),
             namespace=pod.namespace,
             name=pod.name,
-            identity=numbers[pod.key],
+            identity=seats[pod.key, owners.addresses(pod)[0]],
             labels=labels[pod.key],
             addresses=owners.addresses(pod),
             named_ports=pod.named_ports,
@@ -247,30 +262,33 @@ def _contested_rules(owners: Ownership, labels: Mapping[Key, LabelSet], rules: I
     return found
 
 
+def _places(
+    node: str | None, owners: Ownership, nodes: list[facts.Node], apiservers: frozenset[str]
+) -> dict[Network, tuple[IdentityId, LabelSet]]:
+    """Nodes' addresses and pod CIDRs, and the reserved identity of each."""
+    found: dict[Network, IdentityId] = {ip_network(cidr): UNMANAGED for one in nodes for cidr in one.pod_cidrs}
+    for address, name in owners.nodes.items():
+        elsewhere = KUBE_APISERVER if address in apiservers else REMOTE_NODE
+        found[single(address)] = HOST if name == node else elsewhere
+    return {place: (number, RESERVED_IDENTITIES[number]) for place, number in found.items()}
+
+
 def _prefixes(
-    node: str | None,
     owners: Ownership,
-    nodes: list[facts.Node],
-    numbers: Mapping[Key, IdentityId],
+    seats: Mapping[Seat, IdentityId],
+    places: Mapping[Network, IdentityId],
     networks: Mapping[Network, Identity],
-    apiservers: frozenset[str],
     *,
     dual: bool,
 ) -> dict[str, int]:
     """Prefix → identity. Of equal prefixes the later line below has it: what is ours is never the world's."""
     table: dict[str, int] = {str(world): number for world, number in identities.worlds(dual=dual).items()}
     table |= {str(network): identity.id for network, identity in networks.items()}
-    table |= {cidr: UNMANAGED for one in nodes for cidr in one.pod_cidrs}
-    table |= {_single(address): numbers[pod.key] for address, pod in owners.pods.items()}
-    table |= {_single(address): UNKNOWN for address in owners.contested}
-    for address, name in owners.nodes.items():
-        elsewhere = KUBE_APISERVER if address in apiservers else REMOTE_NODE
-        table[_single(address)] = HOST if name == node else elsewhere
+    table |= {str(place): number for place, number in places.items()}
+    table |= {str(single(address)): seats[pod.key, address] for address, pod in owners.pods.items()}
+    table |= {str(single(address)): UNKNOWN for address in owners.contested}
+    table |= {str(single(address)): places[single(address)] for address in owners.nodes}
     return dict(sorted(table.items()))
-
-
-def _single(address: str) -> str:
-    return f"{address}/{32 if family_of(address) == 4 else 128}"
 
 
 def _counted(policies: list[PolicyState], endpoints: tuple[Endpoint, ...]) -> tuple[PolicyState, ...]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 from typing import Generic, TypeVar
@@ -31,6 +31,33 @@ def within(inner: Network, outer: Network) -> bool:
     if isinstance(inner, IPv6Network) and isinstance(outer, IPv6Network):
         return inner.subnet_of(outer)
     return False
+
+
+def single(address: str) -> Network:
+    """The prefix that holds this address and no other."""
+    return ip_network(address)
+
+
+class Networks:
+    """A set of prefixes that knows which of them hold another."""
+
+    def __init__(self, networks: Iterable[Network]) -> None:
+        self._found: dict[tuple[int, int], dict[int, Network]] = {}
+        for network in networks:
+            bits = network.max_prefixlen - network.prefixlen
+            key = int(network.network_address) >> bits
+            self._found.setdefault((network.version, network.prefixlen), {})[key] = network
+
+    def holding(self, inner: Network) -> frozenset[Network]:
+        """Those that the whole of `inner` lies in."""
+        number = int(inner.network_address)
+        return frozenset(
+            table[key]
+            for (version, length), table in self._found.items()
+            if version == inner.version
+            and length <= inner.prefixlen
+            and (key := number >> (inner.max_prefixlen - length)) in table
+        )
 
 
 @dataclass(frozen=True)
