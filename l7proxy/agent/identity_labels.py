@@ -8,21 +8,24 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Final
 
 from l7proxy.model.facts import Pod
 from l7proxy.model.labels import (
+    ACCOUNT,
     CLUSTER_KEY,
+    GENERATED,
     K8S,
     NAMESPACE_KEY,
     NAMESPACE_LABELS_PREFIX,
+    OWN,
     SERVICE_ACCOUNT_KEY,
     Label,
     LabelSet,
 )
 
-GENERATED: Final = ("io.cilium.k8s.", NAMESPACE_KEY)
 METADATA_NAME: Final = "kubernetes.io/metadata.name"
 
 INCLUDED: Final = tuple(
@@ -72,12 +75,47 @@ def relevant(key: str) -> bool:
     return max(included, default=0) > min(ignored)
 
 
-def labels_of(pod: Pod, namespace: Mapping[str, str], *, cluster: str) -> LabelSet:
-    """All labels of a pod's identity. Every namespace has its own name as a label, as the API server sees to it."""
-    labels = {key: value for key, value in pod.labels.items() if not key.startswith(GENERATED) and relevant(key)}
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """Keys of labels beyond these that policies select on: of pods' own labels, and of their ServiceAccounts'."""
+
+    own: frozenset[str] = frozenset()
+    account: frozenset[str] = frozenset()
+
+    @classmethod
+    def among(cls, keys: frozenset[tuple[str, str]]) -> Asked:
+        own = frozenset(key for source, key in keys if source == OWN and not in_identity(key))
+        return cls(own, frozenset(key for source, key in keys if source == ACCOUNT))
+
+
+NOTHING: Final = Asked()
+_NO_LABELS: Final[Mapping[str, str]] = {}
+
+
+def in_identity(key: str) -> bool:
+    """True for a key that a pod's identity has in any case, when the pod has it."""
+    return not key.startswith(GENERATED) and relevant(key)
+
+
+def labels_of(
+    pod: Pod,
+    namespace: Mapping[str, str],
+    *,
+    cluster: str,
+    asked: Asked = NOTHING,
+    account: Mapping[str, str] = _NO_LABELS,
+) -> LabelSet:
+    """All labels of a pod's identity. Every namespace has its own name as a label, as the API server sees to it.
+
+    `account` are its ServiceAccount's.
+    """
+    labels = {key: value for key, value in pod.labels.items() if in_identity(key)}
     for key, value in {METADATA_NAME: pod.namespace, **namespace}.items():
         labels[NAMESPACE_LABELS_PREFIX + key] = value
     labels[NAMESPACE_KEY] = pod.namespace
     labels[SERVICE_ACCOUNT_KEY] = pod.service_account
     labels[CLUSTER_KEY] = cluster
-    return LabelSet.of(Label(K8S, key, value) for key, value in labels.items())
+    found = [Label(K8S, key, value) for key, value in labels.items()]
+    found += [Label(OWN, key, pod.labels[key]) for key in asked.own if key in pod.labels]
+    found += [Label(ACCOUNT, key, account[key]) for key in asked.account if key in account]
+    return LabelSet.of(found)

@@ -64,13 +64,59 @@ class Node:
 
 @dataclass(frozen=True, slots=True)
 class Namespace:
+    """`annotations` are only those of ours, `l7proxy.io/…`."""
+
+    name: str
+    labels: Mapping[str, str] = field(default_factory=dict)
+    annotations: Mapping[str, str] = field(default_factory=dict)
+    origin: Origin = Origin()
+
+    @property
+    def key(self) -> Key:
+        return Key("Namespace", "", self.name)
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceAccount:
+    """Only for its labels: which account a pod has, the pod says."""
+
+    namespace: str
     name: str
     labels: Mapping[str, str] = field(default_factory=dict)
     origin: Origin = Origin()
 
     @property
     def key(self) -> Key:
-        return Key("Namespace", "", self.name)
+        return Key("ServiceAccount", self.namespace, self.name)
+
+
+@dataclass(frozen=True, slots=True)
+class NetworkSet:
+    """Calico's: networks with labels, which its selectors select beside pods. `namespace` is "" for a global one."""
+
+    namespace: str
+    name: str
+    networks: tuple[str, ...] = ()
+    labels: Mapping[str, str] = field(default_factory=dict)
+    origin: Origin = Origin()
+
+    @property
+    def key(self) -> Key:
+        return Key("NetworkSet" if self.namespace else "GlobalNetworkSet", self.namespace, self.name)
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyTier:
+    """Calico's Tier. `passes`: what no policy of it decides goes on to the next tier, and is not denied."""
+
+    name: str
+    order: float
+    passes: bool = False
+    origin: Origin = Origin()
+
+    @property
+    def key(self) -> Key:
+        return Key("Tier", "", self.name)
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Final
 
+from l7proxy.model import expression
 from l7proxy.model.endpoint import Endpoint
 from l7proxy.model.identity import HOST, WORLD, Identity, NamedPort
 from l7proxy.model.labels import EVERYTHING, RESERVED, LabelSet, Selects
@@ -77,6 +78,25 @@ def _cidrs(peers: Iterable[Peer]) -> Iterator[CidrPeer]:
                 yield from _cidrs((*all_of, *none_of))
             case AnyPeer(any_of):
                 yield from _cidrs(any_of)
+            case _:
+                pass
+
+
+def keys_of(rules: Iterable[Rule]) -> frozenset[tuple[str, str]]:
+    """(source, key) of every label that rules select on."""
+    asked = {rule.subject for rule in rules} | {one for rule in rules for one in _selectors(rule.peers or ())}
+    return frozenset(key for one in asked for key in expression.keys(one))
+
+
+def _selectors(peers: Iterable[Peer]) -> Iterator[Selects]:
+    for peer in peers:
+        match peer:
+            case SelectorPeer(selector):
+                yield selector
+            case EveryPeer(all_of, none_of):
+                yield from _selectors((*all_of, *none_of))
+            case AnyPeer(any_of):
+                yield from _selectors(any_of)
             case _:
                 pass
 
