@@ -6,7 +6,7 @@ kind tell. Kinds that we know to be policies but do not enforce yet are refused 
 selectors, peers, ports, http   the parts of Cilium's language
 cilium                          the whole of it
 refusal                         what stands in for a document that we cannot honour
-fields, document                reading values with their paths; the document being read
+fields, document, options       reading values with their paths; the document being read; what may be switched
 """
 
 from __future__ import annotations
@@ -19,11 +19,12 @@ from l7proxy.errors import PolicyError
 from l7proxy.policy.lang import cilium, refusal
 from l7proxy.policy.lang.document import Document
 from l7proxy.policy.lang.fields import Locate, Note
+from l7proxy.policy.lang.options import DEFAULT, Options
 from l7proxy.policy.rules import Rule
 
-__all__ = ["Locate", "Note", "faults", "is_policy", "notes", "parse", "refuse"]
+__all__ = ["Locate", "Note", "Options", "faults", "is_policy", "notes", "parse", "refuse"]
 
-Parse = Callable[[Mapping[Any, Any], Locate | None], tuple[Document, tuple[Rule, ...]]]
+Parse = Callable[[Mapping[Any, Any], Locate | None, Options], tuple[Document, tuple[Rule, ...]]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,25 +73,29 @@ def is_policy(document: object) -> bool:
     return _language(document) is not None
 
 
-def parse(document: Mapping[Any, Any], *, locate: Locate | None = None) -> tuple[Rule, ...]:
-    """The rules of one policy document. PolicyError names the field; `unsupported` if it is only we who cannot."""
-    read, rules = _read(document, locate)
-    if read.faults:
-        raise read.faults[0]
+def parse(document: Mapping[Any, Any], *, locate: Locate | None = None, options: Options = DEFAULT) -> tuple[Rule, ...]:
+    """The rules of one policy document. PolicyError names the field; `unsupported` if it is only we who cannot.
+
+    A rule with a `refusal` stands for a part that we cannot enforce: what it covers is refused, the rest is enforced.
+    """
+    read, rules = _read(document, locate, options)
+    for fault in sorted(read.faults, key=lambda one: one.unsupported):
+        raise fault
     return rules
 
 
-def faults(document: Mapping[Any, Any]) -> tuple[PolicyError, ...]:
+def faults(document: Mapping[Any, Any], *, options: Options = DEFAULT) -> tuple[PolicyError, ...]:
     """All that is wrong with a document, as far as it can be told at once: at most one per rule item. () when good."""
     try:
-        return tuple(_read(document, None)[0].faults)
+        read = _read(document, None, options)[0]
     except PolicyError as fault:
         return (fault,)
+    return (*read.faults, *read.unenforced)
 
 
-def notes(document: Mapping[Any, Any]) -> tuple[Note, ...]:
+def notes(document: Mapping[Any, Any], *, options: Options = DEFAULT) -> tuple[Note, ...]:
     """Remarks on a document: what its author may not expect. PolicyError when nothing of it can be read."""
-    return tuple(dict.fromkeys(_read(document, None)[0].notes))
+    return tuple(dict.fromkeys(_read(document, None, options)[0].notes))
 
 
 def refuse(document: Mapping[Any, Any], reason: str, *, locate: Locate | None = None) -> tuple[Rule, ...]:
@@ -108,7 +113,7 @@ def refuse(document: Mapping[Any, Any], reason: str, *, locate: Locate | None = 
     )
 
 
-def _read(document: Mapping[Any, Any], locate: Locate | None) -> tuple[Document, tuple[Rule, ...]]:
+def _read(document: Mapping[Any, Any], locate: Locate | None, options: Options) -> tuple[Document, tuple[Rule, ...]]:
     language = _language(document)
     if language is None:
         raise PolicyError("not a policy: apiVersion and kind name none that we know", at="kind")
@@ -118,7 +123,7 @@ def _read(document: Mapping[Any, Any], locate: Locate | None) -> tuple[Document,
     if version != language.version:
         what = f"{kind} is supported in version {language.version} only"
         raise PolicyError(what, at="apiVersion", unsupported=True)
-    return language.parse(document, locate)
+    return language.parse(document, locate, options)
 
 
 def _language(document: object) -> Language | None:

@@ -20,6 +20,7 @@ from l7proxy.policy.lang import peers, selectors
 from l7proxy.policy.lang.document import Document
 from l7proxy.policy.lang.fields import Field, Locate
 from l7proxy.policy.lang.http import http_rule
+from l7proxy.policy.lang.options import Options
 from l7proxy.policy.lang.ports import ports
 from l7proxy.policy.rules import HttpRule, Peer, PortMatch, Rule
 
@@ -44,10 +45,11 @@ _LISTS: Final[Mapping[str, tuple[Direction, Action]]] = {
 }
 
 
-def parse(root: Mapping[object, object], locate: Locate | None) -> tuple[Document, tuple[Rule, ...]]:
+def parse(root: Mapping[object, object], locate: Locate | None, options: Options) -> tuple[Document, tuple[Rule, ...]]:
     """The document with its notes and faults, and its rules, which only count when there are no faults."""
     found = Field(root, "").mapping(("apiVersion", "kind", "metadata", "spec", "specs", "status"))
     document = _document(found, locate)
+    document.options = options
     specs = [found["spec"]] if "spec" in found else []
     specs += found["specs"].items() if "specs" in found else []
     if not specs:

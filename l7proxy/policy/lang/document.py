@@ -12,6 +12,7 @@ from typing import Final
 from l7proxy.errors import PolicyError
 from l7proxy.model.ref import RuleRef
 from l7proxy.policy.lang.fields import Field, Locate, Note
+from l7proxy.policy.lang.options import DEFAULT, Options
 from l7proxy.policy.match import pattern
 from l7proxy.policy.rules import Rule
 
@@ -23,7 +24,10 @@ MAX_FAULTS: Final = 10
 
 @dataclass(slots=True)
 class Document:
-    """`namespace` is "" for a cluster-wide document. One of `faults` is enough to refuse it; all are told at once."""
+    """`namespace` is "" for a cluster-wide document. One of `faults` is enough to refuse it; all are told at once.
+
+    `unenforced` are parts of it that we cannot enforce: valid, told, and refusing what they cover.
+    """
 
     kind: str
     namespace: str
@@ -31,6 +35,8 @@ class Document:
     locate: Locate | None = None
     notes: list[Note] = field(default_factory=list)
     faults: list[PolicyError] = field(default_factory=list)
+    unenforced: list[PolicyError] = field(default_factory=list)
+    options: Options = DEFAULT
     program: int = 0
 
     def ref(self, path: str) -> RuleRef:
