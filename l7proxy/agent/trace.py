@@ -212,6 +212,9 @@ def _judge_request(
     judgement = judge_http(egress, ingress, asked)
     ref = judgement.ingress if judgement.direction is Direction.INGRESS else judgement.egress
     steps.append(f"{judgement.direction.word}: {_said(judgement.verdict, ref, judgement.reason)}")
+    if asked.rewrite is not None:
+        steps += [f"forwarded with {edit}" for edit in asked.rewrite.edits]
+        steps += [f"told in its flow: header missing: {name.decode()}" for name, _ in asked.rewrite.missing]
     for direction, policy in ((Direction.EGRESS, egress), (Direction.INGRESS, ingress)):
         if policy is not None:
             steps += [f"{direction.word}: {said}" for said in explain.moot(policy, asked)]

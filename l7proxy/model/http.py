@@ -34,6 +34,12 @@ class HeaderEdit:
         """The same as it may be told."""
         return replace(self, value=REDACTED.encode()) if self.secret else self
 
+    def __str__(self) -> str:
+        name = self.name.decode()
+        if self.kind is EditKind.REMOVE:
+            return f"header {name} removed"
+        return f"header {name} {'added' if self.kind is EditKind.ADD else 'set'}: {self.shown.value.decode()}"
+
 
 @dataclass(frozen=True, slots=True)
 class Rewrite:
