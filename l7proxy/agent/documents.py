@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 
+from l7proxy.agent import audit
 from l7proxy.agent.secrets import names_secret
 from l7proxy.errors import PolicyError
 from l7proxy.model.facts import PolicyDocument
@@ -25,7 +26,7 @@ class Reading(Enum):
 class PolicyState:
     """One document, and the rules that stand for it, their secrets not filled in.
 
-    `endpoints`: how many of the view's endpoints it selects.
+    `endpoints`: how many of the view's endpoints it selects. `audit`: what it would refuse passes, and is told.
     """
 
     kind: str
@@ -37,11 +38,20 @@ class PolicyState:
     line: int = 0
     rules: tuple[Rule, ...] = ()
     endpoints: int = 0
+    audit: bool = False
     needs_secrets: bool = False
 
 
 def read(document: PolicyDocument, *, secrets_namespace: str = "") -> PolicyState:
-    """Never fails: a document that cannot be honoured gets rules that refuse."""
+    """Never fails: a document that cannot be honoured gets rules that refuse, unless it is audited only."""
+    state = _read(document, secrets_namespace)
+    wanted, fault = audit.of_document(document.document)
+    if fault:
+        return replace(state, reason="; ".join(part for part in (state.reason, fault) if part))
+    return replace(state, audit=True, rules=audit.audited(state.rules)) if wanted else state
+
+
+def _read(document: PolicyDocument, secrets_namespace: str) -> PolicyState:
     if document.fault:
         at = document.fault_at
         return _refused(document, Reading.INVALID, f"{at}: {document.fault}" if at else document.fault, at)

@@ -24,6 +24,7 @@ STATES = {Reading.ACCEPTED: "enforced", Reading.REFUSED: "refused", Reading.INVA
 def status(
     *,
     node: str,
+    audit: bool,
     backend: str,
     source_kind: str,
     source_path: str,
@@ -35,6 +36,7 @@ def status(
     current = reconciler.current
     return {
         "node": node,
+        "audit": audit,
         "version": __version__,
         "backend": backend,
         "revision": reconciler.revision,
@@ -95,6 +97,7 @@ def policy_state(policy: PolicyState) -> dict[str, Any]:
         "name": policy.name,
         "state": STATES[policy.state],
         "reason": policy.reason,
+        "audit": policy.audit,
         "file": policy.file,
         "line": policy.line,
         "endpoints": policy.endpoints,
@@ -121,6 +124,7 @@ def _endpoint(endpoint: Endpoint, current: Published) -> dict[str, Any]:
         "labels": list(endpoint.labels.text),
         "ingress": _level(policy.ingress),
         "egress": _level(policy.egress),
+        "audit": endpoint.audit,
         "port": {"interface": port.interface, "mac": port.mac, "bridge": port.bridge} if port else None,
     }
 

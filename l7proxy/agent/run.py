@@ -94,7 +94,7 @@ async def _agent(settings: Settings) -> None:
     ring = Ring(settings.flow_ring, node_name=settings.node)
     recorder = Recorder(ring, node=settings.node, cluster=settings.cluster, disclosure=settings.disclosure)
     link = LinkServer(settings.link_socket, on_flows=recorder.told)
-    world = World(cluster=settings.cluster, secrets_namespace=settings.secrets_namespace)
+    world = World(cluster=settings.cluster, secrets_namespace=settings.secrets_namespace, audit_all=settings.audit)
     reconciler = Reconciler(
         world=world,
         link=link,
@@ -202,6 +202,7 @@ def _answers(
     def status(question: Mapping[str, Any]) -> object:
         return report.status(
             node=settings.node,
+            audit=settings.audit,
             backend=backend.name,
             source_kind=source.kind,
             source_path=str(source.path),

@@ -53,6 +53,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     flow_ring: int = 4095
     flow_headers: tuple[str, ...] = ()
     flow_query: bool = False
+    audit: bool = False
+    """What policy would refuse passes and is told as AUDIT, on the whole node."""
     secrets_namespace: str = ""
     """Policies may name secrets of this namespace besides those of their own; empty: of none."""
     deny_header: bool = False

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from ipaddress import ip_network
 from typing import Final, TypeVar
 
-from l7proxy.agent import documents, identities, ownership
+from l7proxy.agent import audit, documents, identities, ownership
 from l7proxy.agent.documents import PolicyState
 from l7proxy.agent.frontends import frontends
 from l7proxy.agent.identities import Seat
@@ -71,11 +71,14 @@ class View:
 class World:
     """The facts as they stand. Single-threaded; a view shares nothing with it that changes."""
 
-    def __init__(self, *, cluster: str = "default", secrets_namespace: str = "") -> None:
-        """Policies may name secrets of `secrets_namespace` besides those of their own."""
+    def __init__(self, *, cluster: str = "default", secrets_namespace: str = "", audit_all: bool = False) -> None:
+        """Policies may name secrets of `secrets_namespace` besides those of their own. `audit_all`: none
+        of what policy refuses is.
+        """
         self.synced = False
         self._cluster = cluster
         self._secrets_namespace = secrets_namespace
+        self._audit = audit_all
         self._facts: dict[Key, Fact] = {}
         self._read: dict[Key, tuple[PolicyDocument, PolicyState]] = {}
 
@@ -114,20 +117,34 @@ class World:
         services = frontends(self._all(facts.Service), self._all(facts.EndpointSlice), pods)
         return View(
             node=node,
-            endpoints=cast.endpoints,
+            endpoints=self._with_audit(cast.endpoints),
             identities=cast.identities,
             by_prefix=cast.by_prefix,
             rules=(*rules, *contested),
             frontends=services,
             node_addresses=tuple(sorted(address for address, name in owners.nodes.items() if name == node)),
             policies=_counted(policies, cast.endpoints),
-            problems=(*_unknown(node, nodes, pods), *owners.problems),
+            problems=(*_unknown(node, nodes, pods), *owners.problems, *self._audit_problems()),
             secret_problems=tuple(dict.fromkeys(vault.problems)),
             names=_names(cast, owners, services),
         )
 
     def _all(self, kind: type[F]) -> list[F]:
         return sorted((fact for fact in self._facts.values() if isinstance(fact, kind)), key=lambda fact: fact.key)
+
+    def _with_audit(self, endpoints: tuple[Endpoint, ...]) -> tuple[Endpoint, ...]:
+        """An address that two pods claim is nobody's, in no namespace: it stays refused."""
+        spaces = {space.name for space in self._all(facts.Namespace) if audit.of_namespace(space)[0]}
+        if not self._audit and not spaces:
+            return endpoints
+        return tuple(
+            replace(one, audit=one.identity != UNKNOWN and (self._audit or one.namespace in spaces))
+            for one in endpoints
+        )
+
+    def _audit_problems(self) -> list[Problem]:
+        found = (audit.of_namespace(space)[1] for space in self._all(facts.Namespace))
+        return [problem for problem in found if problem is not None]
 
     def _policies(self) -> list[PolicyState]:
         """Read anew only what is new: reading depends on nothing but the document."""

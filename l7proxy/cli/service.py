@@ -31,6 +31,7 @@ FLAGS: Final[Mapping[str, tuple[type, str, str]]] = {
     "run-dir": (Path, "DIR", "Directory of the sockets [default: /run/l7proxy]."),
     "cni-results": (Path, "DIR", "Where the container runtime writes CNI results [default: /var/lib/cni/results]."),
     "flow-log": (str, "FILE", "Write flows there as JSON lines; `stdout` for standard output [default: not written]."),
+    "audit": (bool, "", "Refuse nothing by policy: let it pass and tell it as AUDIT [default: no]."),
     "refuse": (str, "HOW", "What a refused TCP connection sees: reset or drop [default: reset]."),
     "proxy-port": (int, "PORT", "Port that connections are steered to [default: 15001]."),
     "mark-proxy": (str, "BIT", "Packet mark of steered packets, one bit [default: 0x1000000]."),
@@ -48,7 +49,7 @@ MARKS: Final = ("mark_proxy", "mark_upstream")
 
 def _flags() -> Iterator[inspect.Parameter]:
     for name, (kind, metavar, text) in FLAGS.items():
-        yield flag(name, kind, typer.Option(f"--{name}", help=text, metavar=metavar, show_default=False))
+        yield flag(name, kind, typer.Option(f"--{name}", help=text, metavar=metavar or None, show_default=False))
 
 
 def _settings(config: Path | None, chosen: Mapping[str, Any]) -> Settings:

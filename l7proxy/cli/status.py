@@ -88,6 +88,7 @@ def _show_status(found: Mapping[str, Any], complaints: list[str]) -> None:
         ("Kernel", f"{found.get('backend')}, {_kernel(kernel)}"),
         ("Policies", f"{enforced} of {len(policies)} enforced"),
         ("Endpoints", f"{len(endpoints)}, {l7} with L7 rules"),
+        *([("Audit", audit)] if (audit := _audit(found)) else []),
         ("Flows", f"{flows.get('seen', 0)} seen, {flows.get('lost', 0)} lost, ring of {flows.get('ring', 0)}"),
     ]
     for name, text in rows:
@@ -100,6 +101,17 @@ def _show_status(found: Mapping[str, Any], complaints: list[str]) -> None:
         print(f"\n{colour('Not enforced:', 'bold')}")
         for text in complaints:
             print(f"  {plain(text)}")
+
+
+def _audit(found: Mapping[str, Any]) -> str:
+    """What is let through although policy refuses it: never to be overlooked."""
+    if found.get("audit"):
+        return "the whole node: policy refuses nothing, and tells what it would"
+    policies = [policy_name(one) for one in found.get("policies") or [] if one.get("audit")]
+    pods = sum(bool(one.get("audit")) for one in found.get("endpoints") or [])
+    parts = [", ".join(policies)] if policies else []
+    parts += [f"{_count(range(pods), 'endpoint')} by namespace"] if pods else []
+    return "; ".join(parts)
 
 
 def _kernel(kernel: Mapping[str, Any]) -> str:

@@ -62,7 +62,10 @@ def node(fields: Fields, origin: Origin) -> Node:
 
 
 def namespace(fields: Fields, origin: Origin) -> Namespace:
-    return Namespace(_name(fields), fields.inside("metadata").labels("labels"), origin)
+    metadata = fields.inside("metadata")
+    annotations = metadata.labels("annotations")
+    ours = {key: value for key, value in annotations.items() if key.startswith("l7proxy.io/")}
+    return Namespace(_name(fields), metadata.labels("labels"), ours, origin)
 
 
 def pod(fields: Fields, origin: Origin) -> Pod:
