@@ -7,12 +7,16 @@ for a direction that is not ours to ask: that end is no endpoint of this node.
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Final
 
 from l7proxy.flows.records import Judgement
 from l7proxy.model.http import Request, edited
 from l7proxy.model.ref import RuleRef
 from l7proxy.model.verdict import Direction, Verdict
 from l7proxy.policy.decide import Decision, PortPolicy
+
+REMEMBERED: Final = 64
+"""Judgements that one pair of endpoints keeps; past that it forgets them. Refusals have many reasons."""
 
 
 def judge_l4(egress: PortPolicy | None, ingress: PortPolicy | None) -> Judgement:
@@ -23,21 +27,49 @@ def judge_l4(egress: PortPolicy | None, ingress: PortPolicy | None) -> Judgement
     )
 
 
-def judge_http(egress: PortPolicy | None, ingress: PortPolicy | None, request: Request) -> Judgement:
+class Combined:
+    """`combine`, remembering: the requests of a connection are let through by the same few rules.
+
+    A decision is immutable, so the same two make the same judgement. That it is one object, too, keeps the batches
+    small in which records travel.
+    """
+
+    __slots__ = ("_known",)
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[int, int], tuple[Decision | None, Decision | None, Judgement]] = {}
+
+    def __call__(self, egress: Decision | None, ingress: Decision | None) -> Judgement:
+        key = (id(egress), id(ingress))  # what is remembered is alive, so its id is nobody else's
+        known = self._known.get(key)
+        if known is None:
+            if len(self._known) >= REMEMBERED:
+                self._known.clear()
+            known = self._known[key] = (egress, ingress, combine(egress, ingress))
+        return known[2]
+
+
+def judge_http(
+    egress: PortPolicy | None,
+    ingress: PortPolicy | None,
+    request: Request,
+    combined: Combined | None = None,
+) -> Judgement:
     """On one request of a connection. A direction that refuses the connection refuses each request of it.
 
     The receiver judges what the sender's policy makes of the request. `request.rewrite` is what both want changed.
     """
+    together = combined or combine
     out = egress.judge(request) if egress is not None and egress.enforced else None
     if out is not None and out.verdict is Verdict.DROPPED:
-        return combine(out, None)
+        return together(out, None)
     rewrite = out.rewrite if out is not None else None
     asked = request if rewrite is None else replace(request, headers=edited(request.headers, rewrite.edits))
     let_in = ingress.judge(asked) if ingress is not None and ingress.enforced else None
     if let_in is not None and let_in.rewrite is not None:
         rewrite = let_in.rewrite if rewrite is None else rewrite.then(let_in.rewrite)
     request.rewrite = rewrite
-    return combine(out, let_in)
+    return together(out, let_in)
 
 
 def combine(egress: Decision | None, ingress: Decision | None) -> Judgement:

@@ -54,6 +54,9 @@ class HttpTable:
     def _look(self, request: Request) -> Decision | int:
         """All that method and path tell: the decision when it hangs on nothing else, else the rules left."""
         candidates = self._matcher.candidates(request.method, request.path)
+        settled = self._matcher.settled(candidates)
+        if settled is not None:
+            return self._allowed[settled]
         return self._rest(request, candidates) if self._final else candidates
 
     def _rest(self, request: Request, candidates: int) -> Decision:

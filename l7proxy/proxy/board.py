@@ -8,12 +8,12 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final, Protocol
 
 from l7proxy.errors import LinkError
 from l7proxy.flows.records import Conn, Judgement
-from l7proxy.gate.judge import judge_http, judge_l4
+from l7proxy.gate.judge import Combined, judge_http, judge_l4
 from l7proxy.gate.options import HttpOptions
 from l7proxy.link.messages import LocalEndpoint, Picture
 from l7proxy.model.endpoint import Backend, Frontend
@@ -43,6 +43,7 @@ class Sides:
     egress: PortPolicy | None
     ingress: PortPolicy | None
     l4: Judgement
+    combined: Combined = field(default_factory=Combined, compare=False, repr=False)
 
     @property
     def refused(self) -> bool:
@@ -59,7 +60,7 @@ class Sides:
         return any(side is not None and side.enforced for side in (self.egress, self.ingress))
 
     def judge(self, request: Request) -> Judgement:
-        return judge_http(self.egress, self.ingress, request)
+        return judge_http(self.egress, self.ingress, request, self.combined)
 
     def conn(self, source: HostPort, destination: HostPort) -> Conn:
         return Conn(
@@ -80,6 +81,7 @@ class Index:
         self.revision = picture.revision
         self.node_addresses = frozenset(picture.node_addresses)
         self.options = HttpOptions(
+            paths=picture.paths,
             flow_headers=frozenset(name.lower().encode() for name in picture.flow_headers),
             secret_headers=frozenset(name.encode() for name in picture.secret_headers),
             flow_query=picture.flow_query,

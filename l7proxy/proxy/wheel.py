@@ -40,9 +40,9 @@ class Wheel:
     def arm(self, timed: Timed, seconds: float) -> None:
         """Call `expired` in `seconds` from now, and not at any deadline before."""
         timed.deadline = deadline = self.now + seconds
-        slot = int(deadline / self._resolution) + 1
-        if not timed.slot or slot < timed.slot:
-            self._move(timed, slot)
+        held = timed.slot
+        if not held or deadline < (held - 1) * self._resolution:
+            self._move(timed, int(deadline / self._resolution) + 1)
 
     def disarm(self, timed: Timed) -> None:
         timed.deadline = NEVER

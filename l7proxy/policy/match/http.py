@@ -95,6 +95,11 @@ class HttpMatcher:
         """The index of the first rule among the candidates whose host and headers hold too."""
         return next(self._matching(request, candidates), None)
 
+    def settled(self, candidates: int) -> int | None:
+        """What `first` gives for any request with these candidates; None when host or headers have a say in it."""
+        index = (candidates & -candidates).bit_length() - 1
+        return None if index < 0 or self._host.used or self.acts or self._headers[index] else index
+
     def all_of(self, request: Request, candidates: int) -> tuple[int | None, Rewrite | None]:
         """The first rule that matches, and what all that match want changed: each sees what those before it made of
         the request, and one that fails by a header has changed nothing."""

@@ -32,7 +32,6 @@ class Party(Protocol):
     """The session, as a leg sees it. None of these may raise."""
 
     def opened(self, leg: Leg) -> None: ...
-    def received(self, leg: Leg, data: bytes) -> None: ...
     def finished(self, leg: Leg) -> None:
         """The other end sends no more."""
 
@@ -46,11 +45,15 @@ class Party(Protocol):
 class Leg(asyncio.Protocol):
     """Client's or server's; `gone` once the loop has closed it."""
 
-    __slots__ = ("_holds", "_party", "eof", "gone", "transport", "write")
+    __slots__ = ("_holds", "_party", "closing", "data_received", "eof", "gone", "transport", "write")
+    closing: Callable[[], bool]
     write: Callable[[bytes], None]
+    """The transport's own, from connection_made on: one call less per read. See `usable`."""
 
-    def __init__(self, party: Party) -> None:
+    def __init__(self, party: Party, received: Callable[[bytes], None]) -> None:
+        """`received` is told of bytes, and must not raise."""
         self._party = party
+        self.data_received = received  # type: ignore[assignment]
         self._holds = 0
         self.transport: asyncio.Transport | None = None
         self.eof = False
@@ -58,14 +61,11 @@ class Leg(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = made = cast(asyncio.Transport, transport)  # uvloop's does not inherit from it
-        self.write = made.write
+        self.write, self.closing = made.write, made.is_closing
         made.set_write_buffer_limits(HIGH_WATER, LOW_WATER)
         if self._holds:
             made.pause_reading()
         self._party.opened(self)
-
-    def data_received(self, data: bytes) -> None:
-        self._party.received(self, data)
 
     def eof_received(self) -> bool:
         if not self.eof:  # told again after a pause

@@ -39,8 +39,8 @@ class Session:
 
     def __init__(self, around: Surroundings) -> None:
         self._around = around
-        self._client = Leg(self)
-        self._server = Leg(self)
+        self._client = Leg(self, self._from_client)
+        self._server = Leg(self, self._from_server)
         self._gate: Gate | None = None
         self._index: Index | None = None
         self._sides: Sides | None = None
@@ -74,13 +74,22 @@ class Session:
     def opened(self, leg: Leg) -> None:
         self._guarded(self._begin if leg is self._client else self._connected)
 
-    def received(self, leg: Leg, data: bytes) -> None:
+    def _from_client(self, data: bytes) -> None:
         gate = self._gate
         if self._over or gate is None:
             return  # lingering: what still comes is thrown away
         try:
-            self._do(gate.from_client(data) if leg is self._client else gate.from_server(data))
+            self._do(gate.from_client(data))
         except Exception as error:  # noqa: BLE001 -- as in _guarded, without its cost per read
+            self._broke(error)
+
+    def _from_server(self, data: bytes) -> None:
+        gate = self._gate
+        if self._over or gate is None:
+            return
+        try:
+            self._do(gate.from_server(data))
+        except Exception as error:  # noqa: BLE001 -- likewise
             self._broke(error)
 
     def finished(self, leg: Leg) -> None:
@@ -242,7 +251,7 @@ class Session:
     def _do(self, actions: list[Action]) -> None:
         for action in actions:
             if isinstance(action, ToClient):
-                if self._client.usable:
+                if not self._client.closing():
                     self._client.write(action.data)
             elif isinstance(action, ToServer):
                 self._to_server(action.data)
@@ -267,9 +276,10 @@ class Session:
         return self._client if side is Side.CLIENT else self._server
 
     def _to_server(self, data: bytes) -> None:
-        if self._server.transport is not None:
-            if self._server.usable:
-                self._server.write(data)
+        server = self._server
+        if server.transport is not None:
+            if not server.closing():
+                server.write(data)
             return
         self._held.append(data)
         self._held_bytes += len(data)
@@ -295,15 +305,17 @@ class Session:
 
     def _watch(self) -> None:
         """Which deadline applies now. One on a head is not put off by its bytes; one on silence is by every byte."""
-        assert self._gate is not None
+        gate = self._gate
+        assert gate is not None
         if self._connecting is not None:
             return
-        waiting, around = self._gate.waiting_for, self._around
+        waiting, around = gate.waiting_for, self._around
         if waiting != "head":
             around.wheel.arm(self, around.timeouts.idle if waiting == "idle" else around.timeouts.stream)
         elif waiting != self._waiting or self._taken_up:
             around.wheel.arm(self, around.timeouts.head)
-        self._waiting, self._taken_up = waiting, False
+        self._waiting = waiting
+        self._taken_up = False
         if around.draining and self._served and waiting == "idle":
             self._end()
 
