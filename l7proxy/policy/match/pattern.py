@@ -17,8 +17,9 @@ MAX_PATTERN: Final = 8192
 """Bytes of one pattern. Real ones are below 1 KiB; a longer one is a mistake or an attack on the node's memory."""
 PATTERN_MEMORY: Final = 1 << 20
 """RE2's budget for one pattern: some 10 000 instructions. Bounds what `(x{1000}){1000}` may cost in time, too."""
-SET_MEMORY: Final = 8 << 20
-"""RE2's budget for one set, its state cache included: what a client can make us hold by sending ever new paths."""
+SET_MEMORY: Final = (8 << 20, 128 << 20)
+"""RE2's budgets for one set, its state cache included: what a client can make us hold by sending ever new paths. The
+second is for sets that do not fit the first: thousands of patterns, which one by one would cost milliseconds."""
 
 METACHARACTERS: Final = frozenset("\\^$.|?*+()[]{}")
 
@@ -65,24 +66,35 @@ class PatternSet:
         self._sort_out()
 
     def _sort_out(self) -> None:
-        every: Any = re2.Set.FullMatchSet(_options(SET_MEMORY))
+        probe: Any = re2.Set.FullMatchSet(_options(SET_MEMORY[0]))
         real: list[int] = []
         for index, pattern in enumerate(self.patterns):
             text = pattern.encode("utf-8", "surrogatepass")
             if is_literal(pattern):
                 self._literals.setdefault(text, []).append(index)
-            elif len(text) <= MAX_PATTERN and _add(every, text):
+            elif len(text) <= MAX_PATTERN and _add(probe, text):
                 real.append(index)
             else:
                 self.broken.append(pattern)
         if not real:
             return
         self._set_index = tuple(real)
-        try:
-            every.Compile()
-            self._set = every
-        except re2.error:
+        self._set = _compiled(probe) or self._roomier()
+        if self._set is None:
             self._try_one_by_one()
+
+    def _roomier(self) -> Any:
+        """The set within the next budgets, or None. RE2 has used up one that did not compile."""
+        for memory in SET_MEMORY[1:]:
+            roomy: Any = re2.Set.FullMatchSet(_options(memory))
+            if all(_add(roomy, self.patterns[index].encode()) for index in self._set_index) and _compiled(roomy):
+                return roomy
+        return None
+
+    @property
+    def one_by_one(self) -> bool:
+        """True when no budget had room for a set, so that a lookup costs the more the more patterns there are."""
+        return bool(self._singles)
 
     def _try_one_by_one(self) -> None:
         for index in self._set_index:
@@ -99,6 +111,15 @@ class PatternSet:
         elif self._singles:
             found += [index for index, single in self._singles if single.fullmatch(text) is not None]
         return found
+
+
+def _compiled(patterns: Any) -> Any:
+    """The same set, ready, or None when it needs more than its budget."""
+    try:
+        patterns.Compile()
+    except re2.error:
+        return None
+    return patterns
 
 
 def _add(patterns: Any, text: bytes) -> bool:
