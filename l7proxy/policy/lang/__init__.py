@@ -5,6 +5,7 @@ kind tell. Kinds that we know to be policies but do not enforce yet are refused 
 
 selectors, peers, ports, http   the parts of Cilium's language
 cilium                          the whole of it
+kubernetes                      NetworkPolicy; envelope: names and selectors as all of Kubernetes has them
 refusal                         what stands in for a document that we cannot honour
 fields, document, options       reading values with their paths; the document being read; what may be switched
 """
@@ -12,11 +13,11 @@ fields, document, options       reading values with their paths; the document be
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from l7proxy.errors import PolicyError
-from l7proxy.policy.lang import cilium, refusal
+from l7proxy.policy.lang import cilium, kubernetes, refusal
 from l7proxy.policy.lang.document import Document
 from l7proxy.policy.lang.fields import Locate, Note
 from l7proxy.policy.lang.options import DEFAULT, Options
@@ -48,15 +49,20 @@ _CILIUM_CLUSTER_WIDE: Final = Language(
     subject_of=refusal.cilium_subject,
     directions_of=refusal.cilium_directions,
 )
-_KUBERNETES: Final = Language(subject_of=refusal.kubernetes_subject, directions_of=refusal.kubernetes_directions)
+_KUBERNETES: Final = Language(
+    kubernetes.VERSION,
+    kubernetes.parse,
+    subject_of=refusal.kubernetes_subject,
+    directions_of=refusal.kubernetes_directions,
+)
 _UNREAD: Final = Language()
 _UNREAD_CLUSTER_WIDE: Final = Language(namespaced=False)
 
 LANGUAGES: Final[Mapping[tuple[str, str], Language]] = {
     (cilium.GROUP, cilium.NAMESPACED): _CILIUM,
     (cilium.GROUP, cilium.CLUSTER_WIDE): _CILIUM_CLUSTER_WIDE,
-    ("networking.k8s.io", "NetworkPolicy"): _KUBERNETES,
-    ("extensions", "NetworkPolicy"): _KUBERNETES,
+    (kubernetes.GROUP, kubernetes.KIND): _KUBERNETES,
+    ("extensions", kubernetes.KIND): replace(_KUBERNETES, parse=None),
     ("projectcalico.org", "NetworkPolicy"): _UNREAD,
     ("projectcalico.org", "GlobalNetworkPolicy"): _UNREAD_CLUSTER_WIDE,
     ("crd.projectcalico.org", "NetworkPolicy"): _UNREAD,

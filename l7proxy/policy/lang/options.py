@@ -14,7 +14,8 @@ class Options:
 
     `icmp`: icmps may be used (enable-icmp-rules). `extended_protocols`: VRRP, IGMP, GRE, IPIP, IPV6, ESP and AH may be.
     `cidr_reach`: whom Cilium's CIDRs mean (policy-cidr-match-mode). `non_default_deny`: `enableDefaultDeny` is heeded
-    (enable-non-default-deny-policies).
+    (enable-non-default-deny-policies). `kubernetes_like_cilium`: Kubernetes' NetworkPolicy is read as Cilium reads it,
+    not as its own words have it.
     """
 
     node_selectors: bool = False
@@ -22,6 +23,7 @@ class Options:
     extended_protocols: bool = False
     cidr_reach: Reach = Reach.OUTSIDE
     non_default_deny: bool = True
+    kubernetes_like_cilium: bool = False
 
 
 DEFAULT: Final = Options()

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from typing import Final
 
 from l7proxy.errors import PolicyError
-from l7proxy.model.labels import ANY, K8S, RESERVED, Operator, Requirement, Selector
+from l7proxy.model.labels import ANY, OWN, RESERVED, Operator, Requirement, Selector
 from l7proxy.model.verdict import Action, Direction
 from l7proxy.policy.lang import selectors
 from l7proxy.policy.lang.document import Document
@@ -74,7 +74,7 @@ def kubernetes_subject(spec: Field, document: Document) -> Selector:
     wanted = selectors.requirements(found["podSelector"]) if "podSelector" in found else []
     if any(each.source != ANY for each in wanted):
         spec.fail("keys of Kubernetes selectors have no source")
-    own = [Requirement(K8S, each.key, each.operator, each.values) for each in wanted]
+    own = [Requirement(OWN, each.key, each.operator, each.values) for each in wanted]
     return selectors.selector([*own, *_whole(document).requirements])
 
 

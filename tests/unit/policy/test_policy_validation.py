@@ -491,19 +491,9 @@ ENVELOPE: list[tuple[str, dict[str, Any], str]] = [
     ("not a policy", {"kind": "Pod"}, "kind: not a policy: apiVersion and kind name none that we know"),
     ("a kind that is no string", {"kind": ["Pod"]}, "kind: not a policy: apiVersion and kind name none that we know"),
     (
-        "Kubernetes' own",
-        {"apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy"},
-        "kind: networking.k8s.io/v1 NetworkPolicy is not supported yet",
-    ),
-    (
-        "Calico's",
-        {"apiVersion": "projectcalico.org/v3", "kind": "GlobalNetworkPolicy"},
-        "kind: projectcalico.org/v3 GlobalNetworkPolicy is not supported yet",
-    ),
-    (
-        "the admin's",
-        {"apiVersion": "policy.networking.k8s.io/v1alpha1", "kind": "AdminNetworkPolicy"},
-        "kind: policy.networking.k8s.io/v1alpha1 AdminNetworkPolicy is not supported yet",
+        "Kubernetes' own of old",
+        {"apiVersion": "extensions/v1beta1", "kind": "NetworkPolicy"},
+        "kind: extensions/v1beta1 NetworkPolicy is not supported yet",
     ),
 ]
 
