@@ -20,6 +20,7 @@ from l7proxy.model.endpoint import Frontend
 from l7proxy.model.net import PrefixTable
 from l7proxy.model.verdict import Action, Protocol
 from l7proxy.policy.tables import DirectionPolicy, EndpointPolicy, Entry
+from l7proxy.wire.path import STRICT, PathRules
 
 ANY_PROTOCOL: Final = -1
 VERDICTS: Final = {
@@ -72,6 +73,7 @@ def draw(
     settings: kernel.Settings,
     resolve_services: bool,
     disclosure: Disclosure = LEAST,
+    paths: PathRules = STRICT,
 ) -> Pictures:
     """Revision 0: whoever publishes counts. `resolve_services`: the backend steers before Service DNAT."""
     tables = {number: (_table(policy.ingress), _table(policy.egress)) for number, policy in policies.items()}
@@ -99,6 +101,7 @@ def draw(
         secret_headers=tuple(sorted(headers_of(view.rules))),
         flow_query=disclosure.query,
         deny_header=disclosure.deny_header,
+        paths=paths,
     )
     return Pictures(workers, desired)
 

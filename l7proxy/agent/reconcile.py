@@ -24,6 +24,7 @@ from l7proxy.link.server import WorkerState
 from l7proxy.model.facts import Change
 from l7proxy.policy.compile import compile_policies
 from l7proxy.policy.tables import EndpointPolicy
+from l7proxy.wire.path import STRICT, PathRules
 from tproxy_rules.backend import Backend, Installed, KernelError
 from tproxy_rules.desired import Settings as KernelSettings
 
@@ -91,6 +92,7 @@ class Reconciler:
         look: Callable[[], Wires],
         settings: KernelSettings,
         disclosure: Disclosure = LEAST,
+        paths: PathRules = STRICT,
         on_published: Callable[[Published], None] = lambda published: None,
         others: Callable[[], Iterable[Backend]] = tuple,
         check_every: float = CHECK,
@@ -103,6 +105,7 @@ class Reconciler:
         self._look = look
         self._settings = settings
         self._disclosure = disclosure
+        self._paths = paths
         self._on_published = on_published
         self._others = others
         self._swept = False
@@ -188,6 +191,7 @@ class Reconciler:
             settings=self._settings,
             resolve_services=self._backend.steers_before_dnat,
             disclosure=self._disclosure,
+            paths=self._paths,
         )
         return view, policies, pictures
 

@@ -103,6 +103,7 @@ async def _agent(settings: Settings) -> None:
         look=partial(wires.look, settings.cni_results),
         settings=settings.kernel,
         disclosure=settings.disclosure,
+        paths=settings.paths,
         on_published=recorder.published,
         others=partial(_others, backend.name),
     )

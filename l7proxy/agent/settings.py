@@ -20,6 +20,7 @@ from l7proxy.agent.picture import Disclosure
 from l7proxy.agent.wires import DEFAULT_RESULTS
 from l7proxy.errors import ConfigError, SourceError
 from l7proxy.sources.yaml_lines import Document, read
+from l7proxy.wire.path import PathRules
 from tproxy_rules import desired
 
 KUBERNETES: Final = "kubernetes"
@@ -58,6 +59,13 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     secrets_namespace: str = ""
     """Policies may name secrets of this namespace besides those of their own; empty: of none."""
     deny_header: bool = False
+    """Refused requests are told why, in the header x-l7proxy-denied of their 403."""
+    connect: bool = False
+    """CONNECT is judged, by method and host, instead of refused. What is in its tunnel is not judged."""
+    matrix_parameters: Literal["refuse", "pass"] = "refuse"
+    """Paths with `;`, which servers read in different ways."""
+    escaped_slashes: Literal["redirect", "refuse"] = "redirect"
+    """Paths with %2F or %5C: sent to their normalised form, or refused."""
     proxy_port: int = 15001
     mark_proxy: int = 0x01000000
     mark_upstream: int = 0x02000000
@@ -76,6 +84,14 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     @property
     def link_socket(self) -> Path:
         return self.run_dir / "link.sock"
+
+    @property
+    def paths(self) -> PathRules:
+        return PathRules(
+            allow_matrix=self.matrix_parameters == "pass",
+            redirect_escaped_slashes=self.escaped_slashes == "redirect",
+            allow_connect=self.connect,
+        )
 
     @property
     def disclosure(self) -> Disclosure:

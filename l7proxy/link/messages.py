@@ -13,6 +13,7 @@ import msgspec
 from l7proxy.flows.batch import Flows
 from l7proxy.model.endpoint import Frontend
 from l7proxy.policy.tables import EndpointPolicy
+from l7proxy.wire.path import PathRules
 
 PROTOCOL_VERSION: Final = 2
 MAX_FRAME: Final = 256 << 20
@@ -53,6 +54,7 @@ class Picture(msgspec.Struct, frozen=True, tag="picture"):
     secret_headers: tuple[str, ...] = ()
     flow_query: bool = False
     deny_header: bool = False
+    paths: PathRules = PathRules()
 
 
 class Applied(msgspec.Struct, frozen=True, tag="applied"):

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import random
+import shutil
 import socket
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
@@ -22,14 +24,13 @@ import pytest
 
 from l7proxy.errors import PeerError
 from l7proxy.flows.records import HttpRequest, HttpResponse, Malformed, Record
-from l7proxy.link.messages import LocalEndpoint, Picture
-from l7proxy.model.verdict import Action, Verdict
+from l7proxy.model.verdict import Verdict
 from l7proxy.policy.rules import HttpRule
-from l7proxy.policy.tables import EndpointPolicy, Entry, union
 from l7proxy.wire import http1_strict
 from l7proxy.wire.head import RequestHead
-from tests.lab.test_worker_packets import CLIENT, REF, SERVER, Agent, Net, agent, net  # noqa: F401 -- a fixture
-from tests.lab.witnesses import Seen, Witness, llhttp, nginx
+from tests.lab.front import Front, front
+from tests.lab.test_worker_packets import REF, SERVER, Net, net  # noqa: F401 -- a fixture
+from tests.lab.witnesses import SBIN, Seen, Witness, llhttp, nginx
 from tests.unit.wire import corpus
 from tests.unit.wire.corpus import Valid
 
@@ -56,26 +57,12 @@ REFUSED_BY: Final = {
 
 @dataclass
 class Stage:
-    net: Net
-    on: Agent
+    front: Front
     witness: Witness
-    family: int
-
-    async def publish(self, rule: HttpRule) -> None:
-        policy = union((Entry(Action.REDIRECT, REF, None, 6, 80, 80, http=(rule,)),), (REF,))
-        self.on.revision += 1
-        picture = Picture(
-            revision=self.on.revision,
-            endpoints=(LocalEndpoint(2, "default/server", tuple(SERVER.values()), EndpointPolicy(2, ingress=policy)),),
-            identities={f"{CLIENT[4]}/32": 300, f"{CLIENT[6]}/128": 300},
-            flow_query=True,
-        )
-        await self.on.server.publish(picture)
-        assert await self.on.server.wait_applied(self.on.revision, 10)
 
     async def say(self, pieces: Iterator[bytes], methods: list[str]) -> list[int]:
         """One connection: all `pieces`, then the statuses that came back, one for each method or fewer at an end."""
-        with contextlib.closing(await asyncio.to_thread(self.net.dial, self.family, self.witness.address, 80)) as sock:
+        with contextlib.closing(await self.front.dial()) as sock:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             loop = asyncio.get_running_loop()
             async with asyncio.timeout(20), asyncio.TaskGroup() as tasks:
@@ -89,10 +76,10 @@ class Stage:
         """The records since the last call: `count` that end something, or however many there are after a while."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(5):
-                while sum(isinstance(each, HttpResponse | Malformed) for each in self.on.records) < count:  # noqa: ASYNC110
+                while sum(isinstance(each, HttpResponse | Malformed) for each in self.front.records) < count:  # noqa: ASYNC110
                     await asyncio.sleep(0.02)
-        found = list(self.on.records)
-        self.on.records.clear()
+        found = list(self.front.records)
+        self.front.records.clear()
         return found
 
 
@@ -125,12 +112,11 @@ async def _statuses(sock: socket.socket, methods: list[str]) -> list[int]:
 
 @contextlib.asynccontextmanager
 async def stage(net: Net, which: str, place: Path) -> AsyncIterator[Stage]:  # noqa: F811
+    if which == "nginx" and not shutil.which("nginx", path=SBIN) and not os.environ.get("CI"):
+        pytest.skip("not installed: nginx")
     server, family = (nginx, 4) if which == "nginx" else (llhttp, 6)
-    async with agent(net, place) as on, server(net.server, SERVER[family], place) as witness:
-        made = Stage(net, on, witness, family)
-        await made.publish(ANY)
-        await on.worker()
-        yield made
+    async with server(net.server, SERVER[family], place) as witness, front(net, place, ANY, family=family) as before:
+        yield Stage(before, witness)
 
 
 def whole(data: bytes) -> Iterator[bytes]:
@@ -234,7 +220,7 @@ async def test_corpus_pipelined_allowed_and_denied_in_any_order(net: Net, tmp_pa
     dice = random.Random(which)
     lines = [line(dice, REFUSED_BY[which]) for _ in range(60)]
     async with stage(net, which, tmp_path) as on:
-        await on.publish(NO_POSTS)
+        await on.front.publish(NO_POSTS)
         await on.say(iter([BEHIND]), ["GET"])  # the worker's first connection is the first in the log
         async with asyncio.timeout(30):
             said = [on.say(iter([each.data]), each.methods) for each in lines]

@@ -17,6 +17,7 @@ from typing import Any, Final
 
 from tests.unit.proxy.netns import Namespace
 
+SBIN: Final = "/usr/local/sbin:/usr/sbin:/usr/bin:/sbin:/bin"
 ROOT: Final = Path(__file__).resolve().parents[2]
 NGINX: Final = """
 daemon off; master_process off; worker_processes 1; pid {place}/nginx.pid; error_log {place}/error.log;
@@ -82,7 +83,7 @@ def _seen(fact: dict[str, Any]) -> Seen:
 
 @contextlib.asynccontextmanager
 async def nginx(where: Namespace, address: str, place: Path) -> AsyncIterator[Witness]:
-    binary = shutil.which("nginx", path="/usr/sbin:/usr/bin:/sbin:/bin")
+    binary = shutil.which("nginx", path=SBIN)
     assert binary, "nginx is not installed"
     shown = f"[{address}]" if ":" in address else address
     (place / "nginx.conf").write_text(NGINX.format(place=place, address=shown))
