@@ -11,6 +11,7 @@ from l7proxy.errors import PolicyError
 from l7proxy.model.facts import PolicyDocument
 from l7proxy.policy import lang
 from l7proxy.policy.lang.http import foreign_secrets
+from l7proxy.policy.references import References, without_tier
 from l7proxy.policy.rules import Rule
 
 
@@ -73,6 +74,13 @@ def _read(document: PolicyDocument, secrets_namespace: str) -> PolicyState:
         rules=rules,
         needs_secrets=any(names_secret(item) for rule in rules for item in rule.http or ()),
     )
+
+
+def placed(state: PolicyState, references: References) -> PolicyState:
+    """A policy in a tier that does not exist is refused: its rules have no place among the others."""
+    for ref, why in without_tier(state.rules, references):
+        return replace(state, state=Reading.REFUSED, reason=why, file=ref.file, line=ref.line)
+    return state
 
 
 def _refused(document: PolicyDocument, state: Reading, reason: str, at: str) -> PolicyState:

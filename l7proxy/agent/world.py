@@ -18,7 +18,7 @@ from l7proxy.agent import audit, documents, identities, ownership
 from l7proxy.agent.documents import PolicyState
 from l7proxy.agent.frontends import frontends
 from l7proxy.agent.identities import Seat
-from l7proxy.agent.identity_labels import labels_of
+from l7proxy.agent.identity_labels import Asked, labels_of
 from l7proxy.agent.names import NamedPod, Names
 from l7proxy.agent.ownership import Ownership
 from l7proxy.agent.secrets import Vault
@@ -40,7 +40,7 @@ from l7proxy.model.labels import RESERVED, Label, LabelSet, Operator, Requiremen
 from l7proxy.model.net import Network, single
 from l7proxy.model.ref import RuleRef
 from l7proxy.model.verdict import Action, Direction
-from l7proxy.policy.compile import cidrs_of
+from l7proxy.policy.compile import cidrs_of, keys_of
 from l7proxy.policy.headers import SecretName
 from l7proxy.policy.references import References, resolve
 from l7proxy.policy.rules import Rule
@@ -108,10 +108,11 @@ class World:
         nodes, pods = self._all(facts.Node), self._all(facts.Pod)
         local = dict.fromkeys(sorted(local_addresses), node or "")
         owners = ownership.settle(nodes, pods, local)
-        policies = self._policies()
+        references = self._references()
+        policies = [documents.placed(policy, references) for policy in self._policies()]
         vault = self._vault()
         written = (rule for policy in policies for rule in _with_secrets(policy, vault))
-        rules = resolve(written, self._references())
+        rules = resolve(written, references)
         cast = self._cast(node, owners, nodes, pods, rules)
         contested = _contested_rules(owners, cast.labels, rules)
         services = frontends(self._all(facts.Service), self._all(facts.EndpointSlice), pods)
@@ -162,6 +163,10 @@ class World:
             services=tuple(self._all(facts.Service)),
             slices=tuple(self._all(facts.EndpointSlice)),
             cidr_groups=tuple(self._all(facts.CidrGroup)),
+            namespaces=tuple(self._all(facts.Namespace)),
+            nodes=tuple(self._all(facts.Node)),
+            network_sets=tuple(self._all(facts.NetworkSet)),
+            tiers=tuple(self._all(facts.PolicyTier)),
         )
 
     def _vault(self) -> Vault:
@@ -172,9 +177,8 @@ class World:
         self, node: str | None, owners: Ownership, nodes: list[facts.Node], pods: list[Pod], rules: tuple[Rule, ...]
     ) -> Cast:
         """Who is who, and with which number."""
-        spaces = {space.name: space.labels for space in self._all(facts.Namespace)}
         managed = [pod for pod in pods if not pod.host_network and not pod.finished]
-        labels = {pod.key: labels_of(pod, spaces.get(pod.namespace, {}), cluster=self._cluster) for pod in managed}
+        labels = self._labels(managed, Asked.among(keys_of(rules)))
         reaches = cidrs_of(rules)
         named = identities.Named.among(reaches)
         seats, of_pods = identities.of_pods(((pod, labels[pod.key]) for pod in managed), named)
@@ -193,6 +197,20 @@ class World:
             by_prefix=_prefixes(owners, seats, places, networks, dual=dual),
             labels=labels,
         )
+
+    def _labels(self, pods: list[Pod], asked: Asked) -> dict[Key, LabelSet]:
+        spaces = {space.name: space.labels for space in self._all(facts.Namespace)}
+        accounts = {(one.namespace, one.name): one.labels for one in self._all(facts.ServiceAccount)}
+        return {
+            pod.key: labels_of(
+                pod,
+                spaces.get(pod.namespace, {}),
+                cluster=self._cluster,
+                asked=asked,
+                account=accounts.get((pod.namespace, pod.service_account), {}),
+            )
+            for pod in pods
+        }
 
     def _apiservers(self) -> frozenset[str]:
         """Cilium's `kube-apiserver` entity: whoever is behind the Service default/kubernetes."""

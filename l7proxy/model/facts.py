@@ -253,7 +253,10 @@ class Secret:
         return Key("Secret", self.namespace, self.name)
 
 
-Fact = Node | Namespace | Pod | Service | EndpointSlice | CidrGroup | Secret | PolicyDocument
+Fact = (
+    Node | Namespace | Pod | Service | EndpointSlice | ServiceAccount | Secret
+    | CidrGroup | NetworkSet | PolicyTier | PolicyDocument
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,8 @@
-"""What rules name that only the rest of the cluster tells: Services and CIDR groups, put in the names' place.
+"""What rules name that only the rest of the cluster tells: Services, CIDR groups, network sets, nodes, Calico's tiers.
 
 Pure: rules and the facts they may name in, rules with peers that compile knows out. A name that nobody has means
-nobody, never everybody, and its rule still puts its direction into default deny.
+nobody, never everybody, and its rule still puts its direction into default deny. A rule in a tier that does not exist
+has no place among the others: it refuses whatever it may have been about.
 """
 
 from __future__ import annotations
@@ -12,11 +13,43 @@ from functools import cached_property
 from ipaddress import ip_network
 from typing import Final
 
-from l7proxy.model.facts import CidrGroup, EndpointSlice, Service
-from l7proxy.model.labels import CIDR_GROUP, K8S, NAMESPACE_KEY, Label, LabelSet, Operator, Requirement, Selector
+from l7proxy.model.facts import CidrGroup, EndpointSlice, Namespace, NetworkSet, Node, PolicyTier, Service
+from l7proxy.model.labels import (
+    CIDR_GROUP,
+    K8S,
+    NAMESPACE_KEY,
+    NAMESPACE_LABELS_PREFIX,
+    NODE,
+    OWN,
+    RESERVED,
+    Label,
+    LabelSet,
+    Operator,
+    Requirement,
+    Selector,
+)
+from l7proxy.model.net import single
 from l7proxy.model.ref import RuleRef
-from l7proxy.policy.rules import AnyPeer, CidrGroupPeer, CidrPeer, EveryPeer, Peer, Rule, SelectorPeer, ServicePeer
+from l7proxy.model.verdict import Action, Direction
+from l7proxy.policy.rules import (
+    AnyPeer,
+    CidrGroupPeer,
+    CidrPeer,
+    EveryPeer,
+    NetworkSetPeer,
+    NodePeer,
+    Peer,
+    PortMatch,
+    Reach,
+    Rule,
+    SelectorPeer,
+    ServicePeer,
+    ServicePortPeer,
+)
+from l7proxy.policy.tiers import UNPLACED, Tier
 
+METADATA_NAME: Final = "kubernetes.io/metadata.name"
+_NOT_THE_HOST: Final = SelectorPeer(Selector((Requirement(RESERVED, "host", Operator.DOES_NOT_EXIST),)))
 _PLAIN: Final = (SelectorPeer, CidrPeer)
 """What most rules are made of: no name in them."""
 
@@ -28,6 +61,10 @@ class References:
     services: tuple[Service, ...] = ()
     slices: tuple[EndpointSlice, ...] = ()
     cidr_groups: tuple[CidrGroup, ...] = ()
+    namespaces: tuple[Namespace, ...] = ()
+    nodes: tuple[Node, ...] = ()
+    network_sets: tuple[NetworkSet, ...] = ()
+    tiers: tuple[PolicyTier, ...] = ()
 
     @cached_property
     def _behind(self) -> Mapping[tuple[str, str], list[str]]:
@@ -54,6 +91,41 @@ class References:
             if peer.name in ("", group.name) and peer.selector.matches(_labels(CIDR_GROUP, group.labels)):
                 yield from (CidrPeer(ip_network(text), peer.excepts, peer.reach) for text in group.networks)
 
+    def of_network_sets(self, peer: NetworkSetPeer) -> Iterator[Peer]:
+        for one, labels in self._labelled_sets:
+            if peer.selector.matches(labels):
+                yield from (CidrPeer(ip_network(text), reach=Reach.ANYWHERE) for text in one.networks)
+
+    @cached_property
+    def _labelled_sets(self) -> list[tuple[NetworkSet, LabelSet]]:
+        """A network set has its own labels, and those of its namespace as a pod there has them."""
+        spaces = {space.name: space.labels for space in self.namespaces}
+        found = []
+        for one in self.network_sets:
+            labels = {Label(OWN, key, value) for key, value in one.labels.items()}
+            if one.namespace:
+                labels.add(Label(K8S, NAMESPACE_KEY, one.namespace))
+                inherited = {METADATA_NAME: one.namespace, **spaces.get(one.namespace, {})}
+                labels |= {Label(K8S, NAMESPACE_LABELS_PREFIX + key, value) for key, value in inherited.items()}
+            found.append((one, LabelSet(frozenset(labels))))
+        return found
+
+    def of_nodes(self, peer: NodePeer) -> Iterator[Peer]:
+        for node in self.nodes:
+            if peer.selector.matches(_labels(NODE, node.labels)):
+                yield from (CidrPeer(single(address), reach=Reach.NODES) for address in node.addresses)
+
+    def of_service_ports(self, peer: ServicePortPeer) -> Iterator[tuple[tuple[Peer, ...], tuple[PortMatch, ...]]]:
+        """(who, on which ports) of each part of the Service."""
+        for piece in self.slices:
+            if (piece.namespace, piece.service) == (peer.namespace, peer.name) and piece.addresses and piece.ports:
+                who = tuple(CidrPeer(single(address), reach=Reach.ANYWHERE) for address in piece.addresses)
+                yield who, tuple(PortMatch(frozenset((one.protocol,)), one.port, one.port) for one in piece.ports)
+
+    @cached_property
+    def placed(self) -> Mapping[str, PolicyTier]:
+        return {tier.name: tier for tier in self.tiers}
+
 
 def resolve(rules: Iterable[Rule], references: References) -> tuple[Rule, ...]:
     """The rules, each name in them replaced by whom it means now."""
@@ -66,7 +138,37 @@ def resolve(rules: Iterable[Rule], references: References) -> tuple[Rule, ...]:
             known[rule.peers] = tuple(dict.fromkeys(_all(rule.peers, references)))
         return replace(rule, peers=known[rule.peers])
 
-    return tuple(resolved(rule) for rule in rules)
+    return tuple(resolved(each) for rule in rules for each in _by_ports(_placed(rule, references), references))
+
+
+def _by_ports(rule: Rule, references: References) -> Iterator[Rule]:
+    """A Service may have one port here and another there: one rule for each. Without any the rule means nobody."""
+    match rule.peers:
+        case (ServicePortPeer() as peer,):
+            parts = list(references.of_service_ports(peer))
+            yield from (replace(rule, peers=who, ports=what) for who, what in parts or [((), ())])
+        case _:
+            yield rule
+
+
+def _placed(rule: Rule, references: References) -> Rule:
+    tier = rule.level.tier
+    if tier.order != UNPLACED:
+        return rule
+    found = references.placed.get(tier.name)
+    if found is None:
+        return replace(rule, action=Action.DENY, peers=_whom(rule), ports=None, http=None, refusal=_no_tier(tier))
+    level = replace(rule.level, tier=Tier(found.order, found.name))
+    return replace(rule, level=level, default_deny=rule.default_deny and not found.passes)
+
+
+def _whom(rule: Rule) -> tuple[Peer, ...] | None:
+    """Everyone, but for this node itself on the way in: kubelet's probes."""
+    return (_NOT_THE_HOST,) if rule.direction is Direction.INGRESS else None
+
+
+def _no_tier(tier: Tier) -> str:
+    return f"there is no Tier {tier.name}"
 
 
 def unknown(rules: Iterable[Rule], references: References) -> Iterator[tuple[RuleRef, Peer]]:
@@ -77,10 +179,18 @@ def unknown(rules: Iterable[Rule], references: References) -> Iterator[tuple[Rul
                 yield rule.ref, peer
 
 
+def without_tier(rules: Iterable[Rule], references: References) -> Iterator[tuple[RuleRef, str]]:
+    """The rules that refuse because their tier does not exist, and why."""
+    for rule in rules:
+        tier = rule.level.tier
+        if tier.order == UNPLACED and tier.name not in references.placed:
+            yield rule.ref, _no_tier(tier)
+
+
 def _names(peers: Iterable[Peer]) -> Iterator[Peer]:
     for peer in peers:
         match peer:
-            case ServicePeer() | CidrGroupPeer():
+            case ServicePeer() | CidrGroupPeer() | NodePeer():
                 yield peer
             case EveryPeer(all_of, none_of):
                 yield from _names((*all_of, *none_of))
@@ -97,6 +207,10 @@ def _all(peers: Iterable[Peer], references: References) -> Iterator[Peer]:
                 yield from references.of_services(peer)
             case CidrGroupPeer():
                 yield from references.of_groups(peer)
+            case NetworkSetPeer():
+                yield from references.of_network_sets(peer)
+            case NodePeer():
+                yield from references.of_nodes(peer)
             case EveryPeer(all_of, none_of):
                 yield EveryPeer(_each(all_of, references), _each(none_of, references))
             case AnyPeer(any_of):

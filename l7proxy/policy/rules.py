@@ -80,7 +80,32 @@ class CidrGroupPeer:
     reach: Reach = Reach.OUTSIDE
 
 
-Peer = SelectorPeer | CidrPeer | EveryPeer | AnyPeer | ServicePeer | CidrGroupPeer
+@dataclass(frozen=True, slots=True)
+class NetworkSetPeer:
+    """Whoever has an address in one of Calico's network sets that `selector` selects."""
+
+    selector: Selects
+
+
+@dataclass(frozen=True, slots=True)
+class NodePeer:
+    """The addresses of the nodes whose labels (`node:…`) `selector` selects."""
+
+    selector: Selects
+
+
+@dataclass(frozen=True, slots=True)
+class ServicePortPeer:
+    """Whoever is behind this Service, on the ports that it has there; stands alone, in a rule without ports."""
+
+    namespace: str
+    name: str
+
+
+Peer = (
+    SelectorPeer | CidrPeer | EveryPeer | AnyPeer
+    | ServicePeer | CidrGroupPeer | NetworkSetPeer | NodePeer | ServicePortPeer
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)

@@ -48,5 +48,8 @@ ADMIN: Final = Tier(1_000.0, "kube-admin")
 DEFAULT: Final = Tier(1_000_000.0, "default")
 BASELINE: Final = Tier(10_000_000.0, "kube-baseline")
 
+UNPLACED: Final = float("-inf")
+"""The order of a tier that is only named yet: `policy.references` knows where it stands."""
+
 UNION: Final = Level(DEFAULT, 1000.0)
 """Where CiliumNetworkPolicy, CiliumClusterwideNetworkPolicy and Kubernetes NetworkPolicy stand."""

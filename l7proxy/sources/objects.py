@@ -20,12 +20,15 @@ from l7proxy.model.facts import (
     Fact,
     Key,
     Namespace,
+    NetworkSet,
     Node,
     Origin,
     Pod,
     PolicyDocument,
+    PolicyTier,
     Secret,
     Service,
+    ServiceAccount,
     ServicePort,
     SlicePort,
 )
@@ -196,17 +199,49 @@ def cidr_group(fields: Fields, origin: Origin) -> CidrGroup:
     return CidrGroup(_name(fields), tuple(dict.fromkeys(networks)), fields.inside("metadata").labels("labels"), origin)
 
 
+def service_account(fields: Fields, origin: Origin) -> ServiceAccount:
+    return ServiceAccount(_namespace(fields), _name(fields), fields.inside("metadata").labels("labels"), origin)
+
+
+def network_set(fields: Fields, origin: Origin) -> NetworkSet:
+    spaced = fields.text("kind") == "NetworkSet"
+    networks = tuple(dict.fromkeys(fields.inside("spec").networks("nets")))
+    labels = fields.inside("metadata").labels("labels")
+    return NetworkSet(_namespace(fields) if spaced else "", _name(fields), networks, labels, origin)
+
+
+def tier(fields: Fields, origin: Origin) -> PolicyTier:
+    """Without an order it is the last."""
+    spec = fields.inside("spec")
+    order = spec.value.get("order", float("inf"))
+    if not isinstance(order, (int, float)) or isinstance(order, bool) or not order > float("-inf"):
+        raise spec.wrong("order", f"must be a number, not {order!r:.40}")
+    action = spec.text("defaultAction", "Deny")
+    if action not in ("Deny", "Pass"):
+        raise spec.wrong("defaultAction", f"must be Deny or Pass, not {action!r:.40}")
+    return PolicyTier(_name(fields), float(order), action == "Pass", origin)
+
+
 KINDS: Final[Mapping[tuple[str, str], Callable[[Fields, Origin], Fact]]] = {
     ("v1", "Node"): node,
     ("v1", "Namespace"): namespace,
     ("v1", "Pod"): pod,
     ("v1", "Service"): service,
     ("v1", "Secret"): secret,
+    ("v1", "ServiceAccount"): service_account,
     ("discovery.k8s.io/v1", "EndpointSlice"): endpoint_slice,
     ("cilium.io/v2", "CiliumCIDRGroup"): cidr_group,
     ("cilium.io/v2alpha1", "CiliumCIDRGroup"): cidr_group,
+    ("projectcalico.org/v3", "NetworkSet"): network_set,
+    ("projectcalico.org/v3", "GlobalNetworkSet"): network_set,
+    ("projectcalico.org/v3", "Tier"): tier,
+    ("crd.projectcalico.org/v1", "NetworkSet"): network_set,
+    ("crd.projectcalico.org/v1", "GlobalNetworkSet"): network_set,
+    ("crd.projectcalico.org/v1", "Tier"): tier,
 }
-CLUSTER_SCOPED: Final = frozenset(("Node", "Namespace", "CiliumCIDRGroup")) | CLUSTER_SCOPED_POLICIES
+CLUSTER_SCOPED: Final = (
+    frozenset(("Node", "Namespace", "CiliumCIDRGroup", "GlobalNetworkSet", "Tier")) | CLUSTER_SCOPED_POLICIES
+)
 
 
 def key_of(document: Mapping[str, Any]) -> Key | None:
