@@ -7,7 +7,7 @@ policy compares with a Secret is never shown with its value.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from typing import Final
+from typing import Final, Protocol
 
 import msgspec
 
@@ -16,9 +16,28 @@ from l7proxy.gate.options import HttpOptions
 from l7proxy.model.http import Rewrite, edited
 from l7proxy.model.secret import REDACTED
 from l7proxy.model.verdict import Direction, Verdict
-from l7proxy.wire.head import Header, RequestHead, ResponseHead
+from l7proxy.wire.head import Header, RequestHead
 
 PROTOCOLS: Final = ("HTTP/1.0", "HTTP/1.1")
+HTTP2: Final = "HTTP/2"
+
+
+class Asked(Protocol):
+    """The head of a request in any version."""
+
+    @property
+    def method(self) -> bytes: ...
+    @property
+    def path(self) -> bytes: ...
+    @property
+    def host(self) -> bytes: ...
+    @property
+    def headers(self) -> list[Header]: ...
+
+
+class Answered(Protocol):
+    @property
+    def headers(self) -> list[Header]: ...
 
 
 class AccessLog:
@@ -31,7 +50,7 @@ class AccessLog:
         self._options = options
         self._direction = direction
 
-    def request(self, head: RequestHead, judgement: Judgement, rewrite: Rewrite | None = None) -> HttpRequest:
+    def request(self, head: Asked, judgement: Judgement, rewrite: Rewrite | None = None) -> HttpRequest:
         """Headers are told as they are forwarded (Cilium semantics)."""
         record = HttpRequest(
             self._now_ns(),
@@ -39,7 +58,7 @@ class AccessLog:
             judgement,
             head.method.decode(),
             self._url(head),
-            PROTOCOLS[head.minor],
+            PROTOCOLS[head.minor] if isinstance(head, RequestHead) else HTTP2,
             self._shown(head.headers, rewrite) if self._options.flow_headers else (),
         )
         if rewrite is None:
@@ -48,7 +67,7 @@ class AccessLog:
         return msgspec.structs.replace(record, remarks=remarks)
 
     def response(
-        self, asked: HttpRequest, status: int, reason: str = "", head: ResponseHead | None = None
+        self, asked: HttpRequest, status: int, reason: str = "", head: Answered | None = None
     ) -> HttpResponse:
         """`reason`: why it is ours, or why it broke off; empty if it is the server's and whole."""
         judgement = msgspec.structs.replace(asked.judgement, reason=reason) if reason else asked.judgement
@@ -65,13 +84,14 @@ class AccessLog:
             self._shown(head.headers) if head is not None and self._options.flow_headers else (),
         )
 
-    def malformed(self, status: int, reason: str) -> Malformed:
-        return Malformed(self._now_ns(), self.conn, Judgement(Verdict.DROPPED, self._direction, reason=reason), status)
+    def malformed(self, status: int, reason: str, protocol: str = PROTOCOLS[1]) -> Malformed:
+        judgement = Judgement(Verdict.DROPPED, self._direction, reason=reason)
+        return Malformed(self._now_ns(), self.conn, judgement, status, protocol)
 
     def connection(self, judgement: Judgement) -> Connection:
         return Connection(self._now_ns(), self.conn, judgement)
 
-    def _url(self, head: RequestHead) -> str:
+    def _url(self, head: Asked) -> str:
         path = head.path if self._options.flow_query else head.path.partition(b"?")[0]
         return (b"http://" + head.host + (b"" if path == b"*" else path)).decode()
 
