@@ -6,22 +6,27 @@ Semantics every backend must give it, for one packet of the original direction:
   2. source == destination address of one endpoint: passes.
   3. identity(address) = the longest prefix in `identities` that holds it.
   4. If the source is an endpoint with `egress`, that is asked with the destination's identity; if the destination is an
-     endpoint with `ingress`, that is asked with the source's identity. Of the entries covering (identity, protocol,
-     destination port) the highest `Verdict` wins; without any the packet is refused.
+     endpoint with `ingress`, that is asked with the source's identity. Tiers are walked in order, within a tier its
+     stages. In the first stage that has entries covering (identity, protocol, destination port) the highest `Verdict`
+     of those wins: DENY refuses, STEER steers, ALLOW lets pass, PASS goes on with the next tier. When no stage of a
+     tier covers the packet, `closed` refuses it; else the next tier is asked. What the last tier leaves passes.
   5. Refused in either: RST or drop as `refuse_with_reset` says. Else, if either said STEER (TCP only): TPROXY to the
-     listener, and a reset when nobody listens. Else it passes.
+     listener, and a reset when nobody listens. Else it passes. STEER ends the walk: the proxy walks on per request.
+  6. Neighbour discovery, group membership of the link, and errors about flows that were let through pass in any case.
 Replies pass by conntrack's direction. The original direction is judged per packet, so a new picture bites at once.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from enum import IntEnum
 
 
 class Verdict(IntEnum):
-    """A higher number beats a lower one."""
+    """A higher number beats a lower one of the same stage."""
 
+    PASS = 0
     ALLOW = 1
     STEER = 2
     DENY = 3
@@ -29,10 +34,11 @@ class Verdict(IntEnum):
 
 @dataclass(frozen=True, slots=True, order=True)
 class Entry:
-    """Entries of a `Table` are sorted and unique. None sorts nothing: use -1 for "any" in `protocol`.
+    """(peers × protocol × ports) → verdict.
 
-    `peers` is an ascending tuple of identity numbers, or None for everyone. `protocol` -1 is every protocol (then ports
-    are 0–65535). Ports are inclusive; STEER needs protocol 6.
+    `peers` are identity numbers, ascending, and empty when `any_peer` says everyone. `protocol` -1 is every protocol.
+    Ports are inclusive; of ICMP and ICMPv6 the port is type · 256 + code, the first 16 bits of the message. Where there
+    are none they are 0–65535. STEER needs protocol 6.
     """
 
     verdict: Verdict
@@ -43,11 +49,37 @@ class Entry:
     peers: tuple[int, ...]
 
 
+Stage = tuple[Entry, ...]
+"""Entries of equal standing, sorted and unique."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tier:
+    """Stages in the order in which they are asked. `closed`: what none of them covers is refused."""
+
+    stages: tuple[Stage, ...]
+    closed: bool
+
+
 @dataclass(frozen=True, slots=True)
 class Table:
-    """One direction of one endpoint."""
+    """One direction of one endpoint. Without tiers everything passes."""
 
-    entries: tuple[Entry, ...]
+    tiers: tuple[Tier, ...]
+
+    @property
+    def entries(self) -> Iterator[Entry]:
+        return (entry for tier in self.tiers for stage in tier.stages for entry in stage)
+
+    @property
+    def steers(self) -> bool:
+        return any(entry.verdict is Verdict.STEER for entry in self.entries)
+
+
+def union(entries: Iterable[Entry], *, closed: bool = True) -> Table:
+    """A table in which all entries stand equal, as Cilium's and Kubernetes' policies do."""
+    stage = tuple(entries)
+    return Table((Tier((stage,) if stage else (), closed),))
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ import hashlib
 from dataclasses import replace
 from ipaddress import ip_address, ip_network
 
-from tproxy_rules.desired import Desired, Endpoint, Entry, Settings, Table, Verdict
+from tproxy_rules.desired import Desired, Endpoint, Entry, Settings, Stage, Table, Tier, Verdict
 
 
 def normalise(desired: Desired) -> Desired:
@@ -45,7 +45,15 @@ def _endpoint(endpoint: Endpoint) -> Endpoint:
 
 
 def _table(table: Table | None) -> Table | None:
-    return None if table is None else Table(tuple(sorted({_entry(entry) for entry in table.entries})))
+    """Without stages that hold nothing and open tiers without stages: they decide nothing."""
+    if table is None:
+        return None
+    tiers = (Tier(tuple(_stage(stage) for stage in tier.stages if stage), tier.closed) for tier in table.tiers)
+    return Table(tuple(tier for tier in tiers if tier.closed or tier.stages))
+
+
+def _stage(stage: Stage) -> Stage:
+    return tuple(sorted({_entry(entry) for entry in stage}))
 
 
 def _entry(entry: Entry) -> Entry:

@@ -12,7 +12,7 @@ from enum import Enum
 from ipaddress import ip_address, ip_network
 
 from tproxy_rules.backend import Installed, KernelError
-from tproxy_rules.desired import Desired, Endpoint, Entry, Table, Verdict
+from tproxy_rules.desired import Desired, Endpoint, Entry, Stage, Table, Verdict
 from tproxy_rules.digest import digest
 from tproxy_rules.validate import WITH_PORTS, checked
 
@@ -102,7 +102,7 @@ class FakeBackend:
             who = _identity(picture, packet.source) if packet.interface else picture.host_identity
             asked.append((target.ingress, who))
         verdicts = [_ask(table, identity, packet) for table, identity in asked]
-        if any(verdict in (None, Verdict.DENY) for verdict in verdicts):
+        if Verdict.DENY in verdicts:
             return Fate.REFUSE
         return Fate.STEER if Verdict.STEER in verdicts else Fate.PASS
 
@@ -123,8 +123,19 @@ def _identity(picture: Desired, address: str) -> int:
     return max(holding, default=(0, 0))[1]
 
 
-def _ask(table: Table, identity: int, packet: Packet) -> Verdict | None:
-    return max((entry.verdict for entry in table.entries if _covers(entry, identity, packet)), default=None)
+def _ask(table: Table, identity: int, packet: Packet) -> Verdict:
+    """DENY, STEER or ALLOW: what is left of the law of tiers when it has been walked to its end."""
+    for tier in table.tiers:
+        found = next((one for stage in tier.stages if (one := _strongest(stage, identity, packet)) is not None), None)
+        if found is None and tier.closed:
+            return Verdict.DENY
+        if found not in (None, Verdict.PASS):
+            return found
+    return Verdict.ALLOW
+
+
+def _strongest(stage: Stage, identity: int, packet: Packet) -> Verdict | None:
+    return max((entry.verdict for entry in stage if _covers(entry, identity, packet)), default=None)
 
 
 def _covers(entry: Entry, identity: int, packet: Packet) -> bool:

@@ -21,18 +21,19 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Final
 
-from tproxy_rules.desired import Desired, Endpoint, Entry, Frontend, Settings, Table, Verdict
+from tproxy_rules.desired import Desired, Endpoint, Entry, Frontend, Settings, Stage, Table, Verdict
 from tproxy_rules.ipt_sets import IpSet, PeerSets, addresses, ip_set
 from tproxy_rules.marks import CHAIN_PREFIX, LOG_QUEUE, LOG_SNAPLEN, Told, Way, log_prefix
 from tproxy_rules.networks import family
 from tproxy_rules.shapes import BY_PRECEDENCE
-from tproxy_rules.validate import ANY_PROTOCOL, WITH_PORTS
+from tproxy_rules.validate import ANY_PROTOCOL, ICMP, MAX_PORT, WITH_PORTS
 
 FIRST: Final = "-m conntrack --ctstate NEW -m conntrack ! --ctstatus CONFIRMED"
 REPLY: Final = "-m conntrack --ctdir REPLY"
 _MAX_LIMIT: Final = 10_000
 """Events per second that xt_limit can count."""
 _PROTOCOLS: Final = {6: "tcp", 17: "udp", 132: "sctp"}
+_MATCHES: Final = {"icmp": "icmp", "icmpv6": "icmp6"}
 _LETTER: Final = {Verdict.DENY: "d", Verdict.STEER: "s", Verdict.ALLOW: "a"}
 _ND: Final = (133, 134, 135, 136)
 _FROM_LINK_LOCAL: Final = (130, 131, 132, 133, 135, 136, 143)
@@ -52,6 +53,14 @@ class IptTable:
     def base(self, hook: str, name: str, rules: Iterable[str]) -> None:
         self.chain(name, rules)
         self.jumps.append((hook, CHAIN_PREFIX + name))
+
+
+@dataclass(frozen=True, slots=True)
+class Asks:
+    """One tier: what to match and what is then said, in order; the first match wins."""
+
+    rules: tuple[tuple[str, Verdict], ...]
+    closed: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,17 +201,28 @@ class _Renderer:
             for bridge in self.desired.bridges:
                 yield f"-o {bridge.name} -p icmpv6 --icmpv6-type 137 -j DROP"
 
-    def _judging(self, table: IptTable, name: str, endpoint: Endpoint, way: Way, asks: Iterable[str]) -> None:
-        """`{}` in `asks` stands for the chain's name, to which the verdict's letter is appended."""
-        own = "-d" if way is Way.EGRESS else "-s"
+    def _judging(self, table: IptTable, name: str, endpoint: Endpoint, way: Way, asks: list[Asks]) -> None:
         chain = CHAIN_PREFIX + name
-        selves = [f"{own} {address} -j RETURN" for address in self._own(endpoint)]
-        table.chain(name, [*selves, *(ask.format(chain) for ask in asks), f"-g {chain}n"])
+        says = {verdict: f"-g {chain}{letter}" for verdict, letter in _LETTER.items()}
+        self._tiers(table, name, self._selves(endpoint, way), asks, says, f"-g {chain}n")
         refuse = f"-g {CHAIN_PREFIX}REFUSE"
         table.chain(f"{name}n", [self._log(Told.NONE, way, endpoint.id), refuse])
         table.chain(f"{name}d", [self._log(Told.DENY, way, endpoint.id), refuse])
         table.chain(f"{name}s", [self._log(Told.UNSERVED, way, endpoint.id), refuse])
         table.chain(f"{name}a", [f"{FIRST} {self._log(Told.ALLOW, way, endpoint.id)}"])
+
+    def _tiers(
+        self, table: IptTable, name: str, first: list[str], asks: list[Asks], says: dict[Verdict, str], closed: str
+    ) -> None:
+        """A chain for each tier: `says` is what follows from a verdict, `closed` from none where a tier is closed."""
+        for number, tier in enumerate(asks or [Asks((), closed=False)]):
+            following = f"-g {CHAIN_PREFIX}{name}t{number + 1}" if number + 1 < len(asks) else says[Verdict.ALLOW]
+            rules = [f"{match}{following if told is Verdict.PASS else says[told]}" for match, told in tier.rules]
+            end = closed if tier.closed else following
+            table.chain(f"{name}t{number}" if number else name, [*([] if number else first), *rules, end])
+
+    def _selves(self, endpoint: Endpoint, way: Way) -> list[str]:
+        return [f"{'-d' if way is Way.EGRESS else '-s'} {address} -j RETURN" for address in self._own(endpoint)]
 
     # --- mangle -------------------------------------------------------------------------------------------------------
 
@@ -213,7 +233,7 @@ class _Renderer:
         table.chain("NO", [f"-j MARK --set-xmark {self.both}"])
         table.chain("YES", [f"-j MARK --set-xmark {self.proxy}"])
         table.chain("TPROXY", [f"-p tcp -j {self._tproxy()}", "-j DROP"])
-        steering = {a for way in Way for one, t in self._with(way) if _steers(t) for a in self._own(one)}
+        steering = {a for way in Way for one, t in self._with(way) if t.steers for a in self._own(one)}
         tell: list[str] = []
         quiet: dict[Way, list[str]] = {way: [] for way in Way}
         if steering:
@@ -226,7 +246,7 @@ class _Renderer:
                         tell.append(f"{flag} {address} -j {CHAIN_PREFIX}V{letter}{endpoint.id}")
         host = []
         for endpoint, one in self._with(Way.INGRESS):
-            if _steers(one):
+            if one.steers:
                 self._quiet(table, f"QO{endpoint.id}", endpoint, Way.INGRESS, self._asks_host(one))
                 host += [f"-d {address} -j {CHAIN_PREFIX}QO{endpoint.id}" for address in self._own(endpoint)]
         table.chain("TELL", tell)
@@ -285,50 +305,76 @@ class _Renderer:
         if plain:
             yield f"-p tcp {self._in(ip_set('f', 'hash:ip,port', self.version, plain), 'dst,dst')} -j RETURN"
 
-    def _quiet(self, table: IptTable, name: str, endpoint: Endpoint, way: Way, asks: Iterable[str]) -> None:
+    def _quiet(self, table: IptTable, name: str, endpoint: Endpoint, way: Way, asks: list[Asks]) -> None:
         """Marks instead of verdicts. An allowed packet keeps the mark that the other direction gave it."""
-        own = "-d" if way is Way.EGRESS else "-s"
-        chain = CHAIN_PREFIX + name
-        selves = [f"{own} {address} -j RETURN" for address in self._own(endpoint)]
-        targets = {f"{chain}d": f"{CHAIN_PREFIX}NO", f"{chain}s": f"{CHAIN_PREFIX}YES"}
-        rules = []
-        for ask in asks:
-            rule = ask.format(chain)
-            head, _, target = rule.rpartition(" -g ")
-            rules.append(f"{head} -g {targets[target]}" if target in targets else f"{head} -j RETURN")
-        table.chain(name, [*selves, *rules, f"-g {CHAIN_PREFIX}NO"])
+        no = f"-g {CHAIN_PREFIX}NO"
+        says = {Verdict.DENY: no, Verdict.STEER: f"-g {CHAIN_PREFIX}YES", Verdict.ALLOW: "-j RETURN"}
+        self._tiers(table, name, self._selves(endpoint, way), asks, says, no)
 
-    def _telling(self, table: IptTable, name: str, endpoint: Endpoint, way: Way, asks: Iterable[str]) -> None:
+    def _telling(self, table: IptTable, name: str, endpoint: Endpoint, way: Way, asks: list[Asks]) -> None:
         """For packets that will be steered: which entry of this direction let them."""
         chain = CHAIN_PREFIX + name
-        table.chain(name, [ask.format(chain) for ask in asks])
-        table.chain(f"{name}d", [])
+        says = {Verdict.DENY: "-j RETURN", Verdict.STEER: f"-g {chain}s", Verdict.ALLOW: f"-g {chain}a"}
+        self._tiers(table, name, [], asks, says, "-j RETURN")
         table.chain(f"{name}s", [self._log(Told.STEER, way, endpoint.id)])
         table.chain(f"{name}a", [self._log(Told.ALLOW, way, endpoint.id)])
 
     # --- entries ------------------------------------------------------------------------------------------------------
 
-    def _asks(self, one: Table, way: Way) -> list[str]:
-        """One rule per entry, by precedence; the peer is the destination of egress and the source of ingress."""
+    def _asks(self, one: Table, way: Way) -> list[Asks]:
+        """The peer is the destination of egress and the source of ingress."""
         side = "dst" if way is Way.EGRESS else "src"
-        asks = []
-        for entry in _by_precedence(one):
-            if entry.any_peer:
-                asks.append(f"{_ports(entry)}-g {{}}{_LETTER[entry.verdict]}")
-                continue
-            peers = self.peers.of(entry.peers)
-            if peers.members:
-                asks.append(f"{_ports(entry)}-m set --match-set {peers.name} {side} -g {{}}{_LETTER[entry.verdict]}")
-        return asks
+        return [
+            Asks(tuple(ask for stage in tier.stages for ask in self._asks_peers(stage, side)), tier.closed)
+            for tier in one.tiers
+        ]
 
-    def _asks_host(self, one: Table) -> list[str]:
+    def _asks_peers(self, stage: Stage, side: str) -> Iterator[tuple[str, Verdict]]:
+        for entry in _by_precedence(stage):
+            peers = None if entry.any_peer else self.peers.of(entry.peers)
+            if peers is None or peers.members:
+                who = "" if peers is None else f"-m set --match-set {peers.name} {side} "
+                yield from ((f"{ports}{who}", entry.verdict) for ports in self._ports(entry))
+
+    def _asks_host(self, one: Table) -> list[Asks]:
         """The peer is this node, whatever address it uses."""
         here = self.desired.host_identity
         return [
-            f"{_ports(entry)}-g {{}}{_LETTER[entry.verdict]}"
-            for entry in _by_precedence(one)
-            if entry.any_peer or here in entry.peers
+            Asks(
+                tuple(
+                    (ports, entry.verdict)
+                    for stage in tier.stages
+                    for entry in _by_precedence(stage)
+                    if entry.any_peer or here in entry.peers
+                    for ports in self._ports(entry)
+                ),
+                tier.closed,
+            )
+            for tier in one.tiers
         ]
+
+    def _ports(self, entry: Entry) -> Iterator[str]:
+        """Which protocol and ports, each with a space at its end when it says anything."""
+        if entry.protocol == ANY_PROTOCOL:
+            yield ""
+        elif entry.protocol not in WITH_PORTS or (entry.first, entry.last) == (0, MAX_PORT):
+            yield f"-p {_PROTOCOLS.get(entry.protocol, entry.protocol)} "
+        elif entry.protocol in ICMP:
+            yield from self._types(entry)
+        else:
+            name = _PROTOCOLS[entry.protocol]
+            yield f"-p {name} -m {name} --dport {entry.first}:{entry.last} "
+
+    def _types(self, entry: Entry) -> Iterator[str]:
+        """Types and codes. The ICMP of the other family is nobody's message: a deny takes all of it, the rest none."""
+        name = "icmp" if entry.protocol == 1 else "icmpv6"
+        if entry.protocol != (1 if self.version == 4 else 58):
+            yield from [f"-p {entry.protocol} "] * (entry.verdict is Verdict.DENY)
+            return
+        for number in range(entry.first >> 8, (entry.last >> 8) + 1):
+            first, last = max(entry.first, number << 8), min(entry.last, number << 8 | 0xFF)
+            codes = [""] if last - first == 0xFF else [f"/{code & 0xFF}" for code in range(first, last + 1)]
+            yield from (f"-p {name} -m {_MATCHES[name]} --{name}-type {number}{code} " for code in codes)
 
     def _log(self, told: Told, way: Way, endpoint: int) -> str:
         share = min(max(self.settings.log_rate // 10, 1), _MAX_LIMIT)
@@ -339,23 +385,9 @@ class _Renderer:
         )
 
 
-def _by_precedence(one: Table) -> Iterator[Entry]:
+def _by_precedence(stage: Stage) -> Iterator[Entry]:
     for verdict in BY_PRECEDENCE:
-        yield from (entry for entry in one.entries if entry.verdict is verdict)
-
-
-def _steers(one: Table) -> bool:
-    return any(entry.verdict is Verdict.STEER for entry in one.entries)
-
-
-def _ports(entry: Entry) -> str:
-    """Which protocol and ports, with a space at its end when it says anything."""
-    if entry.protocol == ANY_PROTOCOL:
-        return ""
-    name = _PROTOCOLS.get(entry.protocol, str(entry.protocol))
-    if entry.protocol not in WITH_PORTS or (entry.first, entry.last) == (0, 65535):
-        return f"-p {name} "
-    return f"-p {name} -m {name} --dport {entry.first}:{entry.last} "
+        yield from (entry for entry in stage if entry.verdict is verdict)
 
 
 def _member(frontend: Frontend) -> str:

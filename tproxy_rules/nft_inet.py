@@ -16,11 +16,10 @@ that a refusal in either beats a steering in the other.
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Final
 
-from tproxy_rules.desired import Desired, Endpoint, Settings, Table, Verdict
+from tproxy_rules.desired import Desired, Endpoint, Settings, Stage, Table, Tier, Verdict
 from tproxy_rules.marks import TABLE, Told, Way
 from tproxy_rules.networks import family, split
 from tproxy_rules.nft_text import chain, identity, limits, log, named_set, table
@@ -51,22 +50,32 @@ _FIELDS: Final = {
     Shape.PEER_PORT: "meta priority . meta l4proto . th dport",
     Shape.RANGE: "meta l4proto . th dport",
     Shape.PEER_RANGE: "meta priority . meta l4proto . th dport",
+    Shape.TYPE: "meta l4proto . th sport",
+    Shape.PEER_TYPE: "meta priority . meta l4proto . th sport",
+    Shape.TYPES: "meta l4proto . th sport",
+    Shape.PEER_TYPES: "meta priority . meta l4proto . th sport",
 }
-_TYPES: Final = {"meta priority": "classid", "meta l4proto": "inet_proto", "th dport": "inet_service"}
+"""`th sport` is the first 16 bits of whatever follows IP: of ICMP, type and code."""
+_TYPES: Final = {
+    "meta priority": "classid",
+    "meta l4proto": "inet_proto",
+    "th dport": "inet_service",
+    "th sport": "inet_service",
+}
 _WORDS: Final = {Verdict.DENY: Told.DENY, Verdict.STEER: Told.STEER, Verdict.ALLOW: Told.ALLOW}
 
 
 def render(desired: Desired, *, comment: str) -> str:
     """The table, for a canonical picture."""
     settings = desired.settings
-    tables = {name: one for endpoint in desired.endpoints for _, one in _ways(endpoint) for name in [_table_name(one)]}
+    stages = _names(desired)
     blocks = [limits(settings), *_address_sets(desired), *_identity_sets(desired)]
-    for name, one in sorted(tables.items()):
-        blocks += _policy_sets(name, one)
+    for stage, name in stages.items():
+        blocks += _policy_sets(name, stage)
     blocks += _common_chains(desired)
     for endpoint in desired.endpoints:
         for way, one in _ways(endpoint):
-            blocks += _endpoint_chains(settings, endpoint, way, one)
+            blocks += _endpoint_chains(settings, endpoint, way, one, stages)
     blocks += (*_verdict_maps(desired), *_base_chains(desired))
     return table("inet", TABLE, blocks, comment=comment)
 
@@ -78,9 +87,18 @@ def _ways(endpoint: Endpoint) -> Iterator[tuple[Way, Table]]:
         yield Way.INGRESS, endpoint.ingress
 
 
-def _table_name(one: Table) -> str:
-    """By content: replicas of one workload share their sets."""
-    return "t" + hashlib.sha256(repr(one).encode()).hexdigest()[:16]
+def _names(desired: Desired) -> dict[Stage, str]:
+    """Equal stages share their sets, under the name of the first place that has one: endpoint, way, tier, stage.
+
+    So a name lives through changes of what is in the sets, and depends on this picture only.
+    """
+    names: dict[Stage, str] = {}
+    for endpoint in desired.endpoints:
+        for way, one in _ways(endpoint):
+            for t, tier in enumerate(one.tiers):
+                for s, stage in enumerate(tier.stages):
+                    names.setdefault(stage, f"{way[0]}{endpoint.id}_{t}_{s}")
+    return names
 
 
 # --- sets ------------------------------------------------------------------------------------------------------------
@@ -120,19 +138,17 @@ def _identity_sets(desired: Desired) -> Iterator[str]:
         yield named_set(f"host{version}", kind, [f"{address} : {identity(number)}" for address, number in found.hosts])
 
 
-def _policy_sets(name: str, one: Table) -> Iterator[str]:
+def _policy_sets(name: str, stage: Stage) -> Iterator[str]:
     for verdict in BY_PRECEDENCE:
-        for shape, elements in lookups(one, verdict).items():
+        for shape, elements in lookups(stage, verdict).items():
             if shape is not Shape.ANY:
                 kind = " . ".join(_TYPES[field] for field in _FIELDS[shape].split(" . "))
-                interval = shape in (Shape.RANGE, Shape.PEER_RANGE)
-                yield named_set(
-                    _set_name(name, verdict, shape), kind, [_element(one) for one in elements], interval=interval
-                )
+                listed = [_element(one) for one in elements]
+                yield named_set(_set_name(name, verdict, shape), kind, listed, interval=shape.ranged)
 
 
-def _set_name(table_name: str, verdict: Verdict, shape: Shape) -> str:
-    return f"{table_name}_{verdict.name.lower()}_{shape.value}"
+def _set_name(stage_name: str, verdict: Verdict, shape: Shape) -> str:
+    return f"{stage_name}_{verdict.name.lower()}_{shape.value}"
 
 
 def _element(one: Element) -> str:
@@ -216,10 +232,11 @@ def _deliver(settings: Settings) -> Iterator[str]:
     yield "goto refuse_tcp"
 
 
-def _endpoint_chains(settings: Settings, endpoint: Endpoint, way: Way, one: Table) -> Iterator[str]:
-    """One direction of one endpoint: its lookups by precedence, and what follows from each verdict."""
+def _endpoint_chains(
+    settings: Settings, endpoint: Endpoint, way: Way, one: Table, names: dict[Stage, str]
+) -> Iterator[str]:
+    """One direction of one endpoint: a chain for each tier, and what follows from each verdict."""
     base = f"{way}_{endpoint.id}"
-    found = {verdict: lookups(one, verdict) for verdict in BY_PRECEDENCE}
     actions = {
         Verdict.DENY: (log(settings, Told.DENY, way, endpoint.id), "goto refuse"),
         Verdict.STEER: (
@@ -229,19 +246,32 @@ def _endpoint_chains(settings: Settings, endpoint: Endpoint, way: Way, one: Tabl
         ),
         Verdict.ALLOW: (f"{FIRST} {log(settings, Told.ALLOW, way, endpoint.id)}", "meta priority set 0:0"),
     }
-    for verdict in BY_PRECEDENCE:
-        if found[verdict]:
-            yield chain(f"{base}_{_WORDS[verdict]}", actions[verdict])
-    rules = ["jump identify_destination" if way is Way.EGRESS else "jump identify_source"]
-    for verdict in BY_PRECEDENCE:
-        rules += _asks(_table_name(one), verdict, found[verdict], f"{base}_{_WORDS[verdict]}")
-    yield chain(base, [*rules, log(settings, Told.NONE, way, endpoint.id), "goto refuse"])
+    uncovered = (log(settings, Told.NONE, way, endpoint.id), "goto refuse")
+    tiers = one.tiers or (Tier((), closed=False),)
+    chains: list[str] = []
+    for t, tier in enumerate(tiers):
+        last = t + 1 == len(tiers)
+        following = f"{base}_{Told.ALLOW}" if last else f"{base}_{t + 1}"
+        rules = [] if t else ["jump identify_destination" if way is Way.EGRESS else "jump identify_source"]
+        for stage in tier.stages:
+            rules += _asks(names[stage], stage, base, following)
+        chains.append(
+            chain(f"{base}_{t}" if t else base, [*rules, *(uncovered if tier.closed else [f"goto {following}"])])
+        )
+    used = "".join(chains)
+    for verdict, action in actions.items():
+        if f"goto {base}_{_WORDS[verdict]}\n" in used:
+            yield chain(f"{base}_{_WORDS[verdict]}", action)
+    yield from reversed(chains)
 
 
-def _asks(name: str, verdict: Verdict, shapes: Iterable[Shape], target: str) -> Iterator[str]:
-    for shape in shapes:
-        asked = "" if shape is Shape.ANY else f"{_FIELDS[shape]} @{_set_name(name, verdict, shape)} "
-        yield f"{asked}goto {target}"
+def _asks(name: str, stage: Stage, base: str, following: str) -> Iterator[str]:
+    """The lookups of a stage by precedence; PASS goes on to what follows."""
+    for verdict in BY_PRECEDENCE:
+        target = following if verdict is Verdict.PASS else f"{base}_{_WORDS[verdict]}"
+        for shape in lookups(stage, verdict):
+            asked = "" if shape is Shape.ANY else f"{_FIELDS[shape]} @{_set_name(name, verdict, shape)} "
+            yield f"{asked}goto {target}"
 
 
 # --- base chains ------------------------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from typing import Final
 
 from tproxy_rules import nft_bridge, nft_inet, routes
 from tproxy_rules.backend import Installed, KernelError
-from tproxy_rules.desired import Bridge, Desired, Endpoint, Entry, Port, Table, Verdict
+from tproxy_rules.desired import Bridge, Desired, Endpoint, Entry, Port, Verdict, union
 from tproxy_rules.digest import digest
 from tproxy_rules.marks import TABLE
 from tproxy_rules.nft_text import absent
@@ -128,7 +128,7 @@ def _sample() -> Desired:
         identities=(("0.0.0.0/0", 2), ("10.0.0.0/8", 3), ("10.0.0.1/32", 4), ("fd00::/8", 3)),
         endpoints=(
             Endpoint(
-                1, ("10.0.0.1", "fd00::1"), Port("p", "02:00:00:00:00:01", "b"), Table((peers, steer)), Table((steer,))
+                1, ("10.0.0.1", "fd00::1"), Port("p", "02:00:00:00:00:01", "b"), union((peers, steer)), union((steer,))
             ),
         ),
         bridges=(Bridge("b", "02:00:00:00:00:02"),),

@@ -14,8 +14,10 @@ from tproxy_rules.backend import KernelError
 from tproxy_rules.desired import Bridge, Desired, Endpoint, Entry, Frontend, Port, Settings, Table, Verdict
 from tproxy_rules.digest import normalise
 
-WITH_PORTS: Final = frozenset({6, 17, 132})
 TCP: Final = 6
+ICMP: Final = frozenset({1, 58})
+"""The first 16 bits, type and code, are what others call the port."""
+WITH_PORTS: Final = frozenset({TCP, 17, 132}) | ICMP
 ANY_PROTOCOL: Final = -1
 MAX_PORT: Final = 65535
 MAX_NUMBER: Final = 0xFFFF_FFFF
@@ -113,9 +115,16 @@ def _endpoint(endpoint: Endpoint, bridges: set[str]) -> Iterator[str]:
     if endpoint.port:
         yield from _port(endpoint.port, bridges)
     for way, table in (("ingress", endpoint.ingress), ("egress", endpoint.egress)):
-        for index, entry in enumerate((table or Table(())).entries):
+        for at, entry in _places(table or Table(())):
             for problem in _entry(entry):
-                yield f"{way}.entries[{index}]: {problem}"
+                yield f"{way}.{at}: {problem}"
+
+
+def _places(table: Table) -> Iterator[tuple[str, Entry]]:
+    for t, tier in enumerate(table.tiers):
+        for s, stage in enumerate(tier.stages):
+            for e, entry in enumerate(stage):
+                yield f"tiers[{t}].stages[{s}][{e}]", entry
 
 
 def _port(port: Port, bridges: set[str]) -> Iterator[str]:

@@ -5,25 +5,27 @@ The workers get all of every policy; the kernel gets who may talk to whom on whi
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import Final
 
 import msgspec
 
 import tproxy_rules.desired as kernel
 from l7proxy.agent.secrets import headers_of
+from l7proxy.agent.simplify import simplified
 from l7proxy.agent.wires import Wires
 from l7proxy.agent.world import View
 from l7proxy.link.messages import LocalEndpoint, Picture
 from l7proxy.model.endpoint import Frontend
 from l7proxy.model.net import PrefixTable
 from l7proxy.model.verdict import Action, Protocol
-from l7proxy.policy.tables import DirectionPolicy, EndpointPolicy, Entry
+from l7proxy.policy.tables import DirectionPolicy, EndpointPolicy, Entry, Stage, TierPolicy
 from l7proxy.wire.path import STRICT, PathRules
 
 ANY_PROTOCOL: Final = -1
 VERDICTS: Final = {
+    Action.PASS: kernel.Verdict.PASS,
     Action.ALLOW: kernel.Verdict.ALLOW,
     Action.REDIRECT: kernel.Verdict.STEER,
     Action.DENY: kernel.Verdict.DENY,
@@ -51,7 +53,9 @@ class Pictures:
 
     @property
     def steers(self) -> bool:
-        return any(_steers(one.ingress) or _steers(one.egress) for one in self.kernel.endpoints)
+        return any(
+            table is not None and table.steers for one in self.kernel.endpoints for table in (one.ingress, one.egress)
+        )
 
     def equals(self, other: Pictures | None) -> bool:
         """The same but for the revision."""
@@ -124,32 +128,37 @@ def _cabled(
 
 
 def _table(policy: DirectionPolicy | None) -> kernel.Table | None:
-    if policy is None:
-        return None
-    entries = {_entry(entry) for entry in policy.entries if _enters(entry)}
-    if len(policy.tiers) > 1 or len(policy.tiers[0].stages) > 1:
-        return kernel.Table(())  # the kernel picture does not know tiers yet: closed
-    if not policy.denied_by:
-        entries.add(kernel.Entry(kernel.Verdict.ALLOW, ANY_PROTOCOL, 0, 65535, True, ()))
-    return kernel.Table(tuple(sorted(entries)))
+    return None if policy is None else simplified(kernel.Table(tuple(_tier(tier) for tier in policy.tiers)))
 
 
-def _enters(entry: Entry) -> bool:
-    """An entry that steers what is no TCP admits nothing: nobody could judge it. Without it, it is refused."""
-    if entry.action is Action.DENY and entry.audit:
-        return False  # what is enforced is that it passes; that it would not have is told by whoever tells of flows
-    return entry.action is not Action.REDIRECT or entry.protocol in (None, Protocol.TCP)
+def _tier(tier: TierPolicy) -> kernel.Tier:
+    stages = (stage for given in tier.stages for stage in _stages(given))
+    return kernel.Tier(tuple(tuple(sorted(stage)) for stage in stages if stage), closed=bool(tier.denied_by))
+
+
+def _stages(given: Stage) -> Iterator[set[kernel.Entry]]:
+    """A stage of a policy, in kernel words. Audited denials are left out: what is enforced is that they pass.
+
+    Only TCP can be steered. What else HTTP rules cover nobody could judge, so it is refused, as strongly as it would
+    have been steered: after what the same stage denies or allows, before what it passes on.
+    """
+    enforced = [entry for entry in given if not (entry.audit and entry.action is Action.DENY)]
+    unjudged = [entry for entry in enforced if entry.action is Action.REDIRECT and entry.protocol != Protocol.TCP]
+    weak = [entry for entry in enforced if unjudged and entry.action is Action.PASS]
+    yield {
+        _entry(entry) for entry in enforced if entry not in weak and (entry.protocol is None or entry not in unjudged)
+    }
+    yield {replace(_entry(entry), verdict=kernel.Verdict.DENY, protocol=_number(entry.protocol)) for entry in unjudged}
+    yield {_entry(entry) for entry in weak}
 
 
 def _entry(entry: Entry) -> kernel.Entry:
-    """`protocol` None is every protocol; steering every protocol means steering all of TCP."""
-    verdict = VERDICTS[entry.action]
+    """Steering every protocol means steering all of TCP."""
     steered_any = entry.action is Action.REDIRECT and entry.protocol is None
-    protocol = Protocol.TCP if steered_any else entry.protocol
     first, last = (entry.first, entry.last) if entry.protocol is not None else (0, 65535)
     return kernel.Entry(
-        verdict=verdict,
-        protocol=ANY_PROTOCOL if protocol is None else int(protocol),
+        verdict=VERDICTS[entry.action],
+        protocol=Protocol.TCP if steered_any else _number(entry.protocol),
         first=first,
         last=last,
         any_peer=entry.peers is None,
@@ -157,8 +166,8 @@ def _entry(entry: Entry) -> kernel.Entry:
     )
 
 
-def _steers(table: kernel.Table | None) -> bool:
-    return table is not None and any(entry.verdict is kernel.Verdict.STEER for entry in table.entries)
+def _number(protocol: int | None) -> int:
+    return ANY_PROTOCOL if protocol is None else int(protocol)
 
 
 def _frontends(view: View, policies: Mapping[int, EndpointPolicy]) -> tuple[kernel.Frontend, ...]:

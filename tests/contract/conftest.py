@@ -155,13 +155,13 @@ class Pod:
             except TimeoutError:
                 return "silence"
 
-    def ping(self, address: str) -> bool:
+    def ping(self, address: str, *, timeout: float = 0.7) -> bool:
         """An echo request is answered."""
         family = 6 if ":" in address else 4
         proto, kind = (socket.IPPROTO_ICMP, 8) if family == 4 else (socket.IPPROTO_ICMPV6, 128)
         self.namespace.write("/proc/sys/net/ipv4/ping_group_range", "0 2147483647")
         with self.namespace.socket(family, socket.SOCK_DGRAM, proto) as client:
-            client.settimeout(0.7)
+            client.settimeout(timeout)
             client.sendto(struct.pack(">BBHHH", kind, 0, 0, 0, 1) + b"hello", (address, 0))
             try:
                 return bool(client.recv(200))
@@ -373,7 +373,7 @@ class World:
         return "10.1.0.1" if family == 4 else "fd00:1::1"
 
     def picture(self, *, settings: Settings | None = None, **policies: Table | None) -> Desired:
-        """Everybody has a port and an identity; `server_ingress=Table(…)` and the like give policies."""
+        """Everybody has a port and an identity; `server_ingress=union(…)` and the like give policies."""
         endpoints = tuple(
             Endpoint(
                 index,

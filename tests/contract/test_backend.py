@@ -20,15 +20,15 @@ import pytest
 
 from tests.contract.conftest import BACKENDS, IDENTITY, Namespace, World, entry
 from tproxy_rules.backend import Backend, Installed, KernelError
-from tproxy_rules.desired import Bridge, Desired, Endpoint, Frontend, Port, Settings, Table, Verdict
+from tproxy_rules.desired import Bridge, Desired, Endpoint, Frontend, Port, Settings, Verdict, union
 from tproxy_rules.digest import digest
 from tproxy_rules.fake import FakeBackend, FakeKernel
 
 Result = TypeVar("Result")
 ALLOW, STEER, DENY = Verdict.ALLOW, Verdict.STEER, Verdict.DENY
 
-_ONE = Endpoint(1, ("10.1.0.11", "fd00:1::b"), Port("veth1"), ingress=Table((entry(ALLOW, 80),)))
-_RICH = Table(
+_ONE = Endpoint(1, ("10.1.0.11", "fd00:1::b"), Port("veth1"), ingress=union((entry(ALLOW, 80),)))
+_RICH = union(
     (
         entry(DENY, protocol=-1, peers=(66,)),
         entry(STEER, 80, peers=(7, 8)),
@@ -285,7 +285,7 @@ def test_what_is_not_ours_stays(real: Kernel, name: str) -> None:
 
 _BAD = {
     "UDP cannot be steered": replace(
-        PICTURES["one"], endpoints=(replace(_ONE, ingress=Table((entry(STEER, 53, protocol=17),))),)
+        PICTURES["one"], endpoints=(replace(_ONE, ingress=union((entry(STEER, 53, protocol=17),))),)
     ),
     "a name that would end the string": replace(PICTURES["one"], endpoints=(replace(_ONE, port=Port('x" accept; #')),)),
     "a prefix with host bits": replace(PICTURES["one"], identities=(("10.0.0.1/8", 7),)),
@@ -404,7 +404,7 @@ def test_nothing_leaks_and_nothing_is_cut_while_pictures_change(sandbox: None, n
 def _changes_under_flood(world: World) -> None:
     target, client = world.server.addresses[4], (IDENTITY["client"],)
     pictures = [
-        world.picture(server_ingress=Table((entry(ALLOW, 5000, protocol=17, peers=client), entry(ALLOW, 9000 + more))))
+        world.picture(server_ingress=union((entry(ALLOW, 5000, protocol=17, peers=client), entry(ALLOW, 9000 + more))))
         for more in range(30)
     ]
     world.apply(pictures[-1])

@@ -15,7 +15,7 @@ from ipaddress import ip_address
 import pytest
 
 from tests.contract.conftest import BACKENDS, IDENTITY, Pod, World, entry
-from tproxy_rules.desired import Table, Verdict
+from tproxy_rules.desired import Verdict, union
 
 pytestmark = pytest.mark.lab
 
@@ -198,7 +198,7 @@ def test_no_frame_goes_around_an_ingress_policy(bridged: World, family: int, att
     shot = attack(bridged, source, target, family)
     bare(bridged)
     assert heard(target, family, lambda: send(source, shot)) == [b"attack"], "the attack works without us"
-    closed = Table((entry(Verdict.ALLOW, protocol=-1, peers=(IDENTITY["client"],)),))
+    closed = union((entry(Verdict.ALLOW, protocol=-1, peers=(IDENTITY["client"],)),))
     bridged.apply(bridged.picture(server_ingress=closed))
     assert heard(target, family, lambda: send(source, *[shot] * 3)) == []
     honest = plain(bridged, bridged.client, target, family)
@@ -212,7 +212,7 @@ def test_no_frame_goes_around_an_egress_policy(bridged: World, family: int, atta
     shot = attack(bridged, source, target, family)
     bare(bridged)
     assert heard(target, family, lambda: send(source, shot)) == [b"attack"], "the attack works without us"
-    bridged.apply(bridged.picture(stranger_egress=Table((entry(Verdict.ALLOW, 80),))))
+    bridged.apply(bridged.picture(stranger_egress=union((entry(Verdict.ALLOW, 80),))))
     assert heard(target, family, lambda: send(source, *[shot] * 3)) == []
 
 

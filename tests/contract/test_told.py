@@ -10,7 +10,7 @@ from dataclasses import replace
 import pytest
 
 from tests.contract.conftest import IDENTITY, Pod, Proxy, World, entry
-from tproxy_rules.desired import Settings, Table, Verdict
+from tproxy_rules.desired import Settings, Verdict, union
 from tproxy_rules.marks import Told, Way
 from tproxy_rules.nflog import Event, NflogReader
 
@@ -49,7 +49,7 @@ def _is_the_first_of(event: Event, source: Pod, target: str, port: int, family: 
 
 def test_an_allowed_connection_is_told_once_in_each_direction(world: World, family: int, reader: NflogReader) -> None:
     target = world.server.addresses[family]
-    world.apply(world.picture(client_egress=Table((entry(ALLOW, 80),)), server_ingress=Table((entry(ALLOW, 80),))))
+    world.apply(world.picture(client_egress=union((entry(ALLOW, 80),)), server_ingress=union((entry(ALLOW, 80),))))
     told(reader)
     with world.client.namespace.socket(family) as client:
         client.connect((target, 80))
@@ -68,7 +68,7 @@ def test_a_steered_connection_is_told_with_what_each_direction_said(
     world: World, family: int, reader: NflogReader
 ) -> None:
     target = world.server.addresses[family]
-    world.apply(world.picture(client_egress=Table((entry(ALLOW, 80),)), server_ingress=Table((entry(STEER, 80),))))
+    world.apply(world.picture(client_egress=union((entry(ALLOW, 80),)), server_ingress=union((entry(STEER, 80),))))
     told(reader)
     with Proxy(world.node, family, SETTINGS) as proxy:
         assert world.client.connect(target, 80).startswith("proxy"), proxy.failures
@@ -82,7 +82,7 @@ def test_a_refusal_says_whether_an_entry_or_the_lack_of_one_refuses(
     world: World, family: int, reader: NflogReader
 ) -> None:
     target = world.server.addresses[family]
-    entries = Table((entry(DENY, 80, peers=(IDENTITY["client"],)), entry(ALLOW, 80)))
+    entries = union((entry(DENY, 80, peers=(IDENTITY["client"],)), entry(ALLOW, 80)))
     world.apply(world.picture(server_ingress=entries))
     told(reader)
     assert world.client.connect(target, 80) == "refused"
@@ -94,7 +94,7 @@ def test_a_refusal_says_whether_an_entry_or_the_lack_of_one_refuses(
 
 
 def test_a_refused_ping_is_told_with_its_type(world: World, family: int, reader: NflogReader) -> None:
-    world.apply(world.picture(server_ingress=Table((entry(ALLOW, 80),))))
+    world.apply(world.picture(server_ingress=union((entry(ALLOW, 80),))))
     told(reader)
     assert not world.client.ping(world.server.addresses[family])
     (event,) = told(reader)
@@ -104,7 +104,7 @@ def test_a_refused_ping_is_told_with_its_type(world: World, family: int, reader:
 
 def test_one_event_is_told_in_time(world: World, family: int, reader: NflogReader) -> None:
     """The kernel gathers events; a lonely one must not wait for company."""
-    world.apply(world.picture(server_ingress=Table(())))
+    world.apply(world.picture(server_ingress=union(())))
     told(reader)
     started = time.monotonic()
     assert world.client.connect(world.server.addresses[family], 80) == "refused"
@@ -115,7 +115,7 @@ def test_one_event_is_told_in_time(world: World, family: int, reader: NflogReade
 
 def test_what_is_over_the_rate_is_refused_and_not_told(world: World, family: int, reader: NflogReader) -> None:
     quiet = replace(SETTINGS, log_rate=40 + 5 * family)  # another picture for each: buckets start full
-    world.apply(world.picture(settings=quiet, server_ingress=Table(())))
+    world.apply(world.picture(settings=quiet, server_ingress=union(())))
     told(reader)
     answers = {world.client.connect(world.server.addresses[family], 80) for _ in range(60)}
     assert answers == {"refused"}

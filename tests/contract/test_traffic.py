@@ -15,19 +15,19 @@ from dataclasses import replace
 import pytest
 
 from tests.contract.conftest import HOST, IDENTITY, OUTSIDE, Proxy, World, entry
-from tproxy_rules.desired import Frontend, Settings, Table, Verdict
+from tproxy_rules.desired import Frontend, Settings, Table, Verdict, union
 
 pytestmark = pytest.mark.lab
 
 ALLOW, STEER, DENY = Verdict.ALLOW, Verdict.STEER, Verdict.DENY
 CLIENT = (IDENTITY["client"],)
 SERVER = (IDENTITY["server"],)
-NOBODY = Table(())
+NOBODY = union(())
 SETTINGS = Settings(nflog_group=78)
 
 
 def table(*entries: object) -> Table:
-    return Table(tuple(entries))  # type: ignore[arg-type]
+    return union(tuple(entries))  # type: ignore[arg-type]
 
 
 def test_without_policy_everything_passes(world: World, family: int) -> None:

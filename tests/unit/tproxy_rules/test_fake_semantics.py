@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from tproxy_rules.backend import KernelError
-from tproxy_rules.desired import Bridge, Desired, Endpoint, Entry, Port, Table, Verdict
+from tproxy_rules.desired import Bridge, Desired, Endpoint, Entry, Port, Verdict, union
 from tproxy_rules.fake import FakeBackend, FakeKernel, Fate, Packet
 
 ALLOW, STEER, DENY = Verdict.ALLOW, Verdict.STEER, Verdict.DENY
@@ -19,7 +19,7 @@ def entry(verdict: Verdict, first: int = 0, last: int = 65535, *peers: int, prot
     return Entry(verdict, protocol, first, last, any_peer=not peers, peers=peers)
 
 
-INGRESS = Table(
+INGRESS = union(
     (
         entry(ALLOW, protocol=-1),
         entry(STEER, 80, 80),
@@ -27,7 +27,7 @@ INGRESS = Table(
         entry(DENY, 80, 80, 66),
     )
 )
-NARROW = Table((entry(ALLOW, 53, 53, protocol=17), entry(ALLOW, 443, 443, 20), entry(STEER, 80, 80)))
+NARROW = union((entry(ALLOW, 53, 53, protocol=17), entry(ALLOW, 443, 443, 20), entry(STEER, 80, 80)))
 PICTURE = Desired(
     identities=(
         ("0.0.0.0/0", 2), ("10.1.0.11/32", 11), ("10.1.0.12/32", 12), ("10.9.0.0/16", 20), ("10.9.6.0/24", 66),
@@ -36,7 +36,7 @@ PICTURE = Desired(
     endpoints=(
         Endpoint(1, ("10.1.0.11", "fd00:1::b"), Port("veth1"), egress=NARROW),
         Endpoint(2, ("10.1.0.12", "fd00:1::c"), Port("veth2", MAC2, "cni0"), ingress=INGRESS),
-        Endpoint(3, ("10.1.0.13",), Port("veth3"), ingress=Table((entry(ALLOW, 80, 80, 1),)), egress=Table(())),
+        Endpoint(3, ("10.1.0.13",), Port("veth3"), ingress=union((entry(ALLOW, 80, 80, 1),)), egress=union(())),
     ),
     bridges=(Bridge("cni0", MAC1),),
     host_identity=1,

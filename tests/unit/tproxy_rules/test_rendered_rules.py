@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tproxy_rules import iptables, nftables
-from tproxy_rules.desired import Bridge, Desired, Endpoint, Entry, Frontend, Port, Settings, Table, Verdict
+from tproxy_rules.desired import Bridge, Desired, Endpoint, Entry, Frontend, Port, Settings, Verdict, union
 
 ALLOW, STEER, DENY = Verdict.ALLOW, Verdict.STEER, Verdict.DENY
 GOLDEN = Path(__file__).parent / "golden"
@@ -21,7 +21,7 @@ def entry(verdict: Verdict, first: int = 0, last: int = 65535, *peers: int, prot
     return Entry(verdict, protocol, first, last, any_peer=not peers, peers=peers)
 
 
-RICH = Table(
+RICH = union(
     (
         entry(DENY, 0, 65535, 66, protocol=-1),
         entry(STEER, 80, 80, 7, 8),
@@ -33,7 +33,7 @@ RICH = Table(
 )
 NETS = (("0.0.0.0/0", 2), ("10.0.0.0/8", 7), ("10.2.0.0/16", 8), ("10.2.0.1/32", 66), ("::/0", 2), ("fd00::/8", 7))
 ROUTED = Endpoint(1, ("10.1.0.11", "fd00:1::b"), Port("veth1"), ingress=RICH)
-BRIDGED = replace(ROUTED, port=Port("veth1", "02:00:00:00:00:01", "cni0"), egress=Table((entry(ALLOW, 443, 443),)))
+BRIDGED = replace(ROUTED, port=Port("veth1", "02:00:00:00:00:01", "cni0"), egress=union((entry(ALLOW, 443, 443),)))
 BRIDGE = (Bridge("cni0", "02:aa:00:00:00:01"),)
 PICTURES = {
     "empty": Desired(),
@@ -67,7 +67,7 @@ def crowded(many: int) -> Desired:
         )
     ]
     hosts = [(f"10.2.{number // 250}.{number % 250}/32", 1000 + number) for number in range(1, many + 1)]
-    endpoint = replace(BRIDGED, id=BIGGEST, ingress=Table(tuple(entries)), egress=Table(tuple(entries)))
+    endpoint = replace(BRIDGED, id=BIGGEST, ingress=union(tuple(entries)), egress=union(tuple(entries)))
     return Desired(identities=(*NETS[:3], *hosts), endpoints=(endpoint,), bridges=BRIDGE)
 
 
@@ -87,17 +87,17 @@ def test_nft_names_fit_and_lookups_of_nothing_are_not_made() -> None:
     for picture in (*PICTURES.values(), crowded(3)):
         text = nftables.render(picture)
         made = re.findall(
-            r"^\t(?:set|map) (t[0-9a-f]{16}_\S+) \{\n\t\t.*\n(?:\t\tflags interval\n)?(\t\telem)?", text, re.M
+            r"^\t(?:set|map) ([ei]\d+_\d+_\d+_\S+) \{\n\t\t.*\n(?:\t\tflags interval\n)?(\t\telem)?", text, re.M
         )
         assert all(elements for _, elements in made), "a policy set with nothing in it"
-        assert {name for name, _ in made} == set(re.findall(r"@(t[0-9a-f]{16}_\w+)", text)), "made but never asked"
+        assert {name for name, _ in made} == set(re.findall(r"@([ei]\d+_\d+_\d+_\w+)", text)), "made but never asked"
         assert all(len(name) <= 63 for name in re.findall(r"^\t(?:set|map|chain) (\S+)", text, re.M))
 
 
 def test_nft_replicas_share_their_sets() -> None:
     two = (ROUTED, replace(ROUTED, id=2, addresses=("10.1.0.12",), port=Port("veth2")))
     one, both = (nftables.render(Desired(identities=NETS, endpoints=some)) for some in (two[:1], two))
-    assert re.findall(r"set (t\S+)", one) == re.findall(r"set (t\S+)", both)
+    assert re.findall(r"set ([ei]\d\S+)", one) == re.findall(r"set ([ei]\d\S+)", both)
 
 
 @pytest.mark.parametrize("render", RENDERERS.values(), ids=RENDERERS)
@@ -126,7 +126,7 @@ def test_iptables_names_fit() -> None:
 
 def test_iptables_has_one_rule_per_entry_whatever_the_peers() -> None:
     def rules(peers: tuple[int, ...]) -> int:
-        table = Table((entry(ALLOW, 80, 80, *peers),))
+        table = union((entry(ALLOW, 80, 80, *peers),))
         nets = tuple((f"10.5.{number}.0/24", number) for number in range(1, 200))
         text = iptables.render(Desired(identities=nets, endpoints=(replace(ROUTED, ingress=table),))).text()
         return len(re.findall(r"^-A", text, re.MULTILINE))

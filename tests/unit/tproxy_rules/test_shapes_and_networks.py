@@ -8,7 +8,7 @@ from ipaddress import IPv4Address, ip_address, ip_network
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tproxy_rules.desired import Entry, Table, Verdict
+from tproxy_rules.desired import Entry, Verdict
 from tproxy_rules.networks import merge, split
 from tproxy_rules.shapes import Element, Shape, lookups
 
@@ -20,19 +20,17 @@ def entry(protocol: int, first: int = 0, last: int = 65535, *peers: int, verdict
 
 
 def test_each_kind_of_entry_has_its_shape() -> None:
-    table = Table(
-        (
-            entry(-1),
-            entry(-1, 0, 65535, 5),
-            entry(6),
-            entry(17, 0, 65535, 5),
-            entry(17, 53, 53),
-            entry(6, 80, 80, 5),
-            entry(17, 100, 200),
-            entry(6, 100, 200, 5),
-        )
+    stage = (
+        entry(-1),
+        entry(-1, 0, 65535, 5),
+        entry(6),
+        entry(17, 0, 65535, 5),
+        entry(17, 53, 53),
+        entry(6, 80, 80, 5),
+        entry(17, 100, 200),
+        entry(6, 100, 200, 5),
     )
-    assert lookups(table, ALLOW) == {
+    assert lookups(stage, ALLOW) == {
         Shape.ANY: (Element(),),
         Shape.PEER: (Element(5),),
         Shape.PROTOCOL: (Element(-1, 6),),
@@ -42,13 +40,13 @@ def test_each_kind_of_entry_has_its_shape() -> None:
         Shape.RANGE: (Element(-1, 17, 100, 200),),
         Shape.PEER_RANGE: (Element(5, 6, 100, 200),),
     }
-    assert lookups(table, Verdict.DENY) == {}
+    assert lookups(stage, Verdict.DENY) == {}
 
 
 def test_ranges_that_touch_are_one_and_the_whole_range_is_no_port() -> None:
-    halves = Table((entry(6, 0, 1000), entry(6, 1001, 65535)))
+    halves = (entry(6, 0, 1000), entry(6, 1001, 65535))
     assert lookups(halves, ALLOW) == {Shape.PROTOCOL: (Element(-1, 6),)}
-    overlap = Table((entry(6, 10, 20), entry(6, 15, 30), entry(6, 40, 40)))
+    overlap = (entry(6, 10, 20), entry(6, 15, 30), entry(6, 40, 40))
     assert lookups(overlap, ALLOW) == {
         Shape.PORT: (Element(-1, 6, 40, 40),),
         Shape.RANGE: (Element(-1, 6, 10, 30),),
@@ -89,7 +87,7 @@ def test_lookups_cover_what_the_entries_cover(entries: list[Entry], peer: int, p
             and (one.first < 0 or one.first <= port <= one.last)
         )
 
-    found = lookups(Table(tuple(entries)), ALLOW)
+    found = lookups(tuple(entries), ALLOW)
     assert all(found.values()), "an empty lookup is none"
     covered = any(element_covers(one) for elements in found.values() for one in elements)
     assert covered == any(entry_covers(one) for one in entries)

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from tproxy_rules.backend import KernelError
-from tproxy_rules.desired import Bridge, Desired, Endpoint, Entry, Frontend, Port, Settings, Table, Verdict
+from tproxy_rules.desired import Bridge, Desired, Endpoint, Entry, Frontend, Port, Settings, Verdict, union
 from tproxy_rules.digest import digest, normalise
 from tproxy_rules.marks import Told, Way, log_prefix, read_prefix
 from tproxy_rules.validate import checked
@@ -25,7 +25,7 @@ def having(**changes: object) -> Desired:
 
 
 def ruled(**changes: object) -> Desired:
-    return having(egress=Table((entry(), entry(**changes))))
+    return having(egress=union((entry(), entry(**changes))))
 
 
 def settings(**changes: object) -> Desired:
@@ -68,14 +68,17 @@ REFUSED = [
         Desired(endpoints=(replace(POD, port=Port("v", "", "b")),), bridges=(Bridge("b", MAC),)),
         "endpoint 1: port.mac: a port of a bridge is told by its MAC",
     ),
-    (ruled(protocol=256), "endpoint 1: egress.entries[1]: protocol 256 is not between -1 and 255"),
-    (ruled(first=9, last=8), "endpoint 1: egress.entries[1]: ports 9–8 are not a range within 0–65535"),
-    (ruled(last=65536), "egress.entries[1]: ports 80–65536 are not a range"),
-    (ruled(protocol=1), "egress.entries[1]: protocol 1 has no ports, so they must be 0–65535"),
-    (ruled(protocol=-1), "egress.entries[1]: protocol -1 has no ports"),
-    (ruled(verdict=Verdict.STEER, protocol=17), "egress.entries[1]: only TCP can be steered, not protocol 17"),
-    (ruled(peers=(5,)), "egress.entries[1]: peers are named although any_peer is set"),
-    (ruled(any_peer=False, peers=(0,)), "egress.entries[1]: peer 0 is not between 1 and 2^32-1"),
+    (ruled(protocol=256), "endpoint 1: egress.tiers[0].stages[0][1]: protocol 256 is not between -1 and 255"),
+    (ruled(first=9, last=8), "endpoint 1: egress.tiers[0].stages[0][1]: ports 9–8 are not a range within 0–65535"),
+    (ruled(last=65536), "egress.tiers[0].stages[0][1]: ports 80–65536 are not a range"),
+    (ruled(protocol=47), "egress.tiers[0].stages[0][1]: protocol 47 has no ports, so they must be 0–65535"),
+    (ruled(protocol=-1), "egress.tiers[0].stages[0][1]: protocol -1 has no ports"),
+    (
+        ruled(verdict=Verdict.STEER, protocol=17),
+        "egress.tiers[0].stages[0][1]: only TCP can be steered, not protocol 17",
+    ),
+    (ruled(peers=(5,)), "egress.tiers[0].stages[0][1]: peers are named although any_peer is set"),
+    (ruled(any_peer=False, peers=(0,)), "egress.tiers[0].stages[0][1]: peer 0 is not between 1 and 2^32-1"),
     (Desired(endpoints=(POD, POD)), "endpoint 1 is there twice"),
     (
         Desired(endpoints=(POD, replace(POD, id=2, port=None, addresses=("FD00:1:0::B",)))),
@@ -110,8 +113,8 @@ SHUFFLED = (
         settings=Settings(families=(6, 4)),
         identities=(("FD00::/8", 7), ("10.0.0.0/8", 8)),
         endpoints=(
-            Endpoint(2, ("10.1.0.12",), ingress=Table(())),
-            replace(POD, ingress=Table((entry(first=1, any_peer=False, peers=(5, 3)), entry()))),
+            Endpoint(2, ("10.1.0.12",), ingress=union(())),
+            replace(POD, ingress=union((entry(first=1, any_peer=False, peers=(5, 3)), entry()))),
         ),
         bridges=(Bridge("b", MAC), Bridge("a", MAC)),
         frontends=(Frontend("FD00:96::9", 6, 80, steer=True), Frontend("10.96.0.9", 6, 80, steer=False)),
@@ -122,9 +125,9 @@ SHUFFLED = (
             replace(
                 POD,
                 addresses=POD.addresses[::-1],
-                ingress=Table((entry(), entry(), entry(first=1, any_peer=False, peers=(3, 5)))),
+                ingress=union((entry(), entry(), entry(first=1, any_peer=False, peers=(3, 5)))),
             ),
-            Endpoint(2, ("10.1.0.12",), ingress=Table(())),
+            Endpoint(2, ("10.1.0.12",), ingress=union(())),
         ),
         bridges=(Bridge("a", MAC), Bridge("b", MAC)),
         frontends=(Frontend("10.96.0.9", 6, 80, steer=False), Frontend("fd00:96::9", 6, 80, steer=True)),
@@ -137,7 +140,7 @@ def test_the_order_of_input_does_not_matter() -> None:
 
 
 def test_no_policy_and_an_empty_policy_are_two_pictures() -> None:
-    pictures = [having(), having(ingress=Table(())), having(egress=Table(())), ruled(), ruled(verdict=Verdict.DENY)]
+    pictures = [having(), having(ingress=union(())), having(egress=union(())), ruled(), ruled(verdict=Verdict.DENY)]
     assert len({digest(one) for one in pictures}) == len(pictures)
 
 
