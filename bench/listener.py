@@ -1,6 +1,6 @@
 """Opens a transparent listener (IP_TRANSPARENT, ip(7)) and becomes nginx, which takes it over by its number in `NGINX`:
 
-    python -m bench.listener PORT -- nginx …
+python -m bench.listener PORT -- nginx …
 """
 
 from __future__ import annotations

@@ -30,7 +30,13 @@ class Seen:
 
 
 def full_rate(
-    place: Stage, *, seconds: float, count: int = 10, port: int = 80, close: bool = False, connections: int = CONNECTIONS
+    place: Stage,
+    *,
+    seconds: float,
+    count: int = 10,
+    port: int = 80,
+    close: bool = False,
+    connections: int = CONNECTIONS,
 ) -> Seen:
     """As fast as it goes. Every request must be answered with 200."""
     command = ["wrk", "-t1", f"-c{connections}", f"-d{_duration(seconds)}", "--timeout", "10s", "-s", str(SCRIPT)]

@@ -16,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, TypeVar
@@ -43,6 +43,7 @@ HTTP, BULK, GRPC, DIRECT = 80, 81, 82, 90
 OURS: Final = "l7proxy"
 PEERS: Final[tuple[Peer, ...]] = (Envoy(), HAProxy(), Nginx())
 STOP_SECONDS: Final = 15.0
+ENFORCED_SECONDS: Final = 30.0
 
 # HAProxy and nginx cannot mark their upstream sockets. What leaves this node by a socket of its own with an address
 # that is not the node's can only be a proxy's connection to a server, so it is marked before our rules look.
@@ -193,16 +194,21 @@ class Stage:
         with (scratch / "err.log").open("wb") as err:
             child = self.start(f"node/{NODE}", *command, stdout=err, stderr=err)
         try:
-            until(lambda: self._enforced(child, scratch / "err.log") or None, "our rules are not enforced", 60.0)
+            self._enforced(child, scratch / "err.log")
             self._answers(child, scratch / "err.log", name)
             worker = int(self.status()["workers"][0]["pid"])
             yield Running(name, worker, tuple(pid for pid in children(child.pid) if pid != worker))
         finally:
             _stop(child)
 
-    def _enforced(self, child: subprocess.Popen[bytes], log: Path) -> bool:
-        _alive(child, log)
-        return agents.not_enforced(self.lab, NODE) is None
+    def _enforced(self, child: subprocess.Popen[bytes], log: Path) -> None:
+        """Wait until our agent says that all is in force."""
+        end = time.monotonic() + ENFORCED_SECONDS
+        while (missing := agents.not_enforced(self.lab, NODE)) is not None:
+            _alive(child, log)
+            if time.monotonic() > end:
+                raise SystemExit(f"after {ENFORCED_SECONDS:.0f} s: {missing}: {tail(log)}")
+            time.sleep(0.05)
 
     def write_policy(self, chosen: tuple[Rule, ...]) -> None:
         """Into the manifest directory that our agent watches."""
@@ -216,14 +222,16 @@ class Stage:
         return agents.status(self.lab, NODE) or {}
 
     def _answers(self, child: subprocess.Popen[bytes], log: Path, name: str) -> None:
+        """It lets an allowed path through and refuses another: so it is in the way, and its rules are in force."""
+
         def look() -> bool | None:
             _alive(child, log)
-            return self._get() == "200" or None
+            return (self._get("/api/s0/users/1/x"), self._get("/forbidden")) == ("200", "403") or None
 
         until(look, f"{name} does not serve: {tail(log)}")
 
-    def _get(self) -> str:
-        url = f"http://{self.server}:{HTTP}/api/s0/users/1/x"
+    def _get(self, path: str) -> str:
+        url = f"http://{self.server}:{HTTP}{path}"
         argv = self.inside("client", "curl", "-s", "-m", "2", "-o", "/dev/null", "-w", "%{http_code}", url)
         return subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, check=False).stdout
 
@@ -252,7 +260,7 @@ def cost(running: Running, work: Callable[[], T]) -> tuple[T, Cost]:
 @contextlib.contextmanager
 def stage(report: Callable[[str], None], name: str = "bench") -> Iterator[Stage]:
     """Bring the bench's lab up, and down again whatever happens."""
-    if (absent := [tool for tool in ("wrk", "nginx", "taskset") if shutil.which(tool) is None]):
+    if absent := [tool for tool in ("wrk", "nginx", "taskset") if shutil.which(tool) is None]:
         raise SystemExit(f"the bench's load and server need {', '.join(absent)}: apt-get install wrk nginx-light")
     with tempfile.TemporaryDirectory(prefix="l7proxy-bench-") as directory:
         settings = Settings(name=name, cni=Cni.PTP, backend=Kernel.NFTABLES, agent=False)
@@ -270,10 +278,13 @@ def _prepare(lab: Lab) -> None:
     state = lab.load()
     namespaces = [state.nodes[NODE].namespace, state.pods["default/client"].namespace]
     for namespace in namespaces:
-        netns.inside(namespace, lambda: [netns.set_sysctl(key, value) for key, value in SYSCTLS.items()])
-    netns.inside(
-        namespaces[0], lambda: subprocess.run(["nft", "-f", "-"], input=MARK_FOR_PEERS, text=True, check=True)
-    )
+        netns.inside(namespace, _tune)
+    netns.inside(namespaces[0], lambda: subprocess.run(["nft", "-f", "-"], input=MARK_FOR_PEERS, text=True, check=True))
+
+
+def _tune() -> None:
+    for key, value in SYSCTLS.items():
+        netns.set_sysctl(key, value)
 
 
 def _address(lab: Lab, pod: str) -> str:

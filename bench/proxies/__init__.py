@@ -29,7 +29,7 @@ class Place:
 
 
 class Peer(Protocol):
-    """A proxy that is not ours. `transparent_listener`: someone else must open its listener."""
+    """A proxy that is not ours. `needs_listener`: someone else must open its transparent listener."""
 
     name: str
     needs_listener: bool

@@ -56,5 +56,7 @@ def config(place: Place, chosen: Sequence[Rule]) -> Iterator[str]:
     yield "  http-request deny"
     yield "  default_backend pod"
     yield "backend pod"
+    # Each client connection keeps one upstream connection of its own; any other mode opened one for each request.
+    yield "  http-reuse never"
     yield "  source 0.0.0.0 usesrc clientip"
     yield "  server pod 0.0.0.0"

@@ -47,10 +47,19 @@ def config(place: Place, chosen: Sequence[Rule]) -> Iterator[str]:
         yield f"upstream pod{port} {{ server {place.server}:{port}; keepalive 1024; keepalive_requests 100000000; }}"
     yield "map $server_port $pod { " + " ".join(f"{port} pod{port};" for port in place.ports) + " }"
     yield f"server {{ listen {place.listen};"
-    for rule in chosen:
-        checks = f"if ($request_method != {rule.method}) {{ return 403; }}"
-        if rule.header:
-            checks += f' if ($http_{rule.header.lower().replace("-", "_")} = "") {{ return 403; }}'
-        yield f"location ~ ^{rule.path}$ {{ {checks} proxy_pass http://$pod; }}"
+    for path in dict.fromkeys(rule.path for rule in chosen):
+        checks = _checks([rule for rule in chosen if rule.path == path])
+        yield f"location ~ ^{path}$ {{ {checks} proxy_pass http://$pod; }}"
     yield "location / { return 403; }"
     yield "} }"
+
+
+def _checks(same_path: Sequence[Rule]) -> str:
+    """What the rules of one path want besides: any of their methods, and the header of each method's rule."""
+    methods = "|".join(rule.method for rule in same_path)
+    checks = [f"if ($request_method !~ ^({methods})$) {{ return 403; }}"]
+    for rule in same_path:
+        if rule.header:
+            variable = rule.header.lower().replace("-", "_")
+            checks.append(f'if ($http_{variable} = "") {{ return 403; }}')
+    return " ".join(checks)

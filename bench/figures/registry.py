@@ -1,0 +1,28 @@
+"""All figures, in the order of the table."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from bench.figures import (
+    Figure,
+    bulk,
+    connections,
+    direct,
+    grpc_unary,
+    keep_alive,
+    latency,
+    many_rules,
+    memory,
+)
+
+FIGURES: Final[tuple[Figure, ...]] = (
+    keep_alive.FIGURE,
+    latency.FIGURE,
+    bulk.FIGURE,
+    connections.FIGURE,
+    many_rules.FIGURE,
+    grpc_unary.FIGURE,
+    memory.FIGURE,
+    direct.FIGURE,
+)
