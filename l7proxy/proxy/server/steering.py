@@ -82,6 +82,7 @@ def stream_socket(towards: HostPort) -> socket.socket:
     try:
         sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)  # silent streams: find out that a peer is dead
     except OSError as error:
         raise UpstreamError(f"no socket: {error.strerror or error}") from error
     return sock
