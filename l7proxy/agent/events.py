@@ -70,7 +70,7 @@ class Judge:
         passed = PASSED.get(event.told)
         if passed is not None and event.way is Way.EGRESS and self._ingress(event.destination) is not None:
             return None
-        key = (event.source, event.destination, event.protocol, event.destination_port)
+        key = (event.source, event.destination, event.protocol, _port(event))
         known = self._known.get(key)
         if known is None:
             if len(self._known) >= REMEMBERED:
@@ -108,6 +108,11 @@ class Judge:
 
     def _identity(self, address: str) -> int:
         return (self._identities.get(address) if address else None) or 0
+
+
+def _port(event: Event) -> int:
+    """What policy calls the port: of ICMP, type and code."""
+    return event.destination_port if event.icmp_type < 0 else event.icmp_type << 8 | max(event.icmp_code, 0)
 
 
 def _agreed(event: Event, judgement: Judgement) -> Judgement:

@@ -54,6 +54,21 @@ def test_an_allowed_connection_names_both_directions_rules() -> None:
     assert said(record.judgement) == (Verdict.FORWARDED, Direction.INGRESS, ALLOW, OUT)
 
 
+def test_of_icmp_the_type_and_code_are_asked() -> None:
+    echo = Entry(Action.ALLOW, ALLOW, None, 1, 8 << 8, 8 << 8)
+    judge = Judge(IDENTITIES, {WEB: EndpointPolicy(1, union((echo,), (DENY,)))})
+
+    def rule(told: Told, kind: int, code: int) -> tuple[Verdict, RuleRef | None]:
+        ping = Event(told, Way.INGRESS, 1, CLIENT, WEB, 1, icmp_type=kind, icmp_code=code)
+        record = judge.record(ping, 1)
+        assert record is not None and (record.icmp_type, record.icmp_code) == (kind, code)
+        return record.judgement.verdict, record.judgement.ingress
+
+    assert rule(Told.ALLOW, 8, 0) == (Verdict.FORWARDED, ALLOW)
+    assert rule(Told.NONE, 13, 0) == (Verdict.DROPPED, DENY)
+    assert rule(Told.NONE, 8, 1) == (Verdict.DROPPED, DENY)
+
+
 def test_when_both_directions_are_asked_here_ingress_tells_it() -> None:
     assert judged(Told.ALLOW, Way.EGRESS, 81) is None
     assert judged(Told.STEER, Way.EGRESS, 80) is None
