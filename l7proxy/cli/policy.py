@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from l7proxy.cli import agent_socket
+from l7proxy.cli import agent_socket, casereport
 from l7proxy.cli.agent_socket import RunDir, Server
 from l7proxy.cli.terminal import Format, paint, plain, show_json, table
 from l7proxy.errors import ConfigError, PolicyError, SourceError
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from l7proxy.model.facts import Change, PolicyDocument
 
 app = typer.Typer(
-    help="What policies do: enforced on a node (list, get), or in files (validate, trace).",
+    help="What policies do: enforced on a node (list, get), or in files (validate, test, trace).",
     no_args_is_help=True,
     rich_markup_mode=None,
 )
@@ -245,7 +245,7 @@ def _selecting_nothing(changes: Sequence[Change]) -> Iterator[Remark]:
     if not view.endpoints:
         return
     for policy in view.policies:
-        if policy.state is Reading.ACCEPTED and not policy.endpoints:
+        if policy.state in (Reading.ACCEPTED, Reading.PARTLY) and not policy.endpoints:
             yield Remark(
                 policy.file, policy.line or None, "", f"{policy.kind} {policy.name} selects none of the pods given"
             )
@@ -253,6 +253,39 @@ def _selecting_nothing(changes: Sequence[Change]) -> Iterator[Remark]:
 
 def _remark(problem: SourceError) -> Remark:
     return Remark(problem.file, problem.line, problem.field, problem.message)
+
+
+@app.command("test", short_help="Run unit tests of policies.")
+def test(
+    files: Annotated[list[Path], typer.Argument(metavar="FILE…", help="Files of cases.")],
+    output: Annotated[casereport.Report, typer.Option("--output", "-o", help="table, tap or junit.")] = (
+        casereport.Report.TABLE
+    ),
+) -> None:
+    """Unit tests of policies: who reaches whom, with which request, and by which policy. Offline, for CI.
+
+    Exit code 0: all as expected, 1: some are not, 2: a file is wrong (FILE:LINE: field: message).
+
+    \b
+    manifests: [manifests/]            # relative to this file
+    cases:
+    - from: shop/frontend              # WHO and PORT as `policy trace` takes them
+      to: svc:shop/backend
+      port: 80/TCP
+      http: GET /api/items             # optional, with headers: ["X-Token: a"]
+      expect: allow                    # or deny, redirect, audit
+      because: shop/l7-policy          # optional: who must be behind it
+    """
+    from l7proxy.cli import casebook
+
+    try:
+        books = [casebook.open_book(path) for path in files]
+        results = {book.file: list(casebook.run(book)) for book in books}
+    except SourceError as error:
+        raise ConfigError(str(error)) from error
+    for line in casereport.lines(results, output):
+        print(line)
+    raise typer.Exit(1 if any(one.failure for found in results.values() for one in found) else 0)
 
 
 @app.command("trace", short_help="What would happen to a connection or request?")
