@@ -7,9 +7,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 from l7proxy.flows.records import Record
+
+if TYPE_CHECKING:
+    from l7proxy.gate.pick import Gate
 
 
 class Side(IntEnum):
@@ -63,4 +66,11 @@ class Resume:
     side: Side
 
 
-Action: TypeAlias = ToServer | ToClient | Emit | Connect | Pause | Resume | HalfClose | Close
+@dataclass(slots=True)
+class Become:
+    """Another gate takes the connection over, from the next call on; actions that follow are its own already."""
+
+    gate: Gate
+
+
+Action: TypeAlias = ToServer | ToClient | Emit | Connect | Pause | Resume | HalfClose | Close | Become

@@ -215,6 +215,10 @@ class HttpGate:
                 self._close(actions, reset=True)
         return actions
 
+    def draining(self) -> list[Action]:
+        """There is no goodbye in HTTP/1 but the end of the connection."""
+        return []
+
     def timed_out(self, which: str) -> list[Action]:
         actions: list[Action] = []
         if which != self.waiting_for:

@@ -1,4 +1,8 @@
-"""What every gate can be told, and which gate a connection gets."""
+"""What every gate can be told, and which gate a connection gets.
+
+By its first bytes: who begins with the HTTP/2 preface (prior knowledge, RFC 9113 3.3) means HTTP/2, and nobody else
+can; everything else is HTTP/1, or refused as such.
+"""
 
 from __future__ import annotations
 
@@ -6,12 +10,14 @@ from collections.abc import Callable
 from typing import Protocol
 
 from l7proxy.flows.records import Conn, Judgement
-from l7proxy.gate.actions import Action
+from l7proxy.gate.actions import Action, Become
 from l7proxy.gate.http1 import HttpGate
+from l7proxy.gate.http2 import Http2Gate
 from l7proxy.gate.options import HttpOptions
 from l7proxy.gate.tcp import TcpGate
 from l7proxy.model.http import Request
 from l7proxy.model.verdict import Direction
+from l7proxy.wire.http2_frames import PREFACE
 
 
 class Gate(Protocol):
@@ -53,8 +59,90 @@ class Gate(Protocol):
     def policy_changed(self) -> list[Action]:
         """Another policy is in force: what is no longer judged request by request is judged again."""
 
+    def draining(self) -> list[Action]:
+        """The worker stops: what is under way may end. No action: the session ends it when `waiting_for` is idle."""
+
     def timed_out(self, which: str) -> list[Action]:
         """`which` is the `waiting_for` that the timer was set for; when that has changed, nothing happens."""
+
+
+class HttpDoor:
+    """Waits for enough bytes to tell HTTP/2 from HTTP/1, and becomes the gate for it. Usually one read tells."""
+
+    __slots__ = ("_conn", "_held", "_make_http1", "_make_http2")
+
+    def __init__(
+        self,
+        judge: Callable[[Request], Judgement],
+        conn: Conn,
+        now_ns: Callable[[], int],
+        options: HttpOptions,
+        *,
+        direction: Direction = Direction.INGRESS,
+    ) -> None:
+        self._conn = conn
+        self._held = b""
+        self._make_http1: Callable[[], HttpGate] = lambda: HttpGate(
+            judge, self._conn, now_ns, options, direction=direction
+        )
+        self._make_http2: Callable[[], Http2Gate] = lambda: Http2Gate(
+            judge, self._conn, now_ns, options, direction=direction
+        )
+
+    @property
+    def waiting_for(self) -> str:
+        return "head" if self._held else "idle"
+
+    def started(self) -> list[Action]:
+        return []
+
+    def connected(self) -> list[Action]:
+        return []
+
+    def from_client(self, data: bytes) -> list[Action]:
+        if self._held:
+            data = self._held + data
+        if data.startswith(PREFACE):
+            gate = self._make_http2()
+            return [Become(gate), *gate.started(), *gate.from_client(data[len(PREFACE) :])]
+        if PREFACE.startswith(data):
+            self._held = data
+            return []
+        self._held = data
+        return self._enter(lambda gate: [])
+
+    def from_server(self, data: bytes) -> list[Action]:
+        return self._enter(lambda gate: gate.from_server(data))
+
+    def client_eof(self) -> list[Action]:
+        return self._enter(lambda gate: gate.client_eof())
+
+    def server_eof(self) -> list[Action]:
+        return self._enter(lambda gate: gate.server_eof())
+
+    def client_lost(self, reason: str = "the client left") -> list[Action]:
+        return self._enter(lambda gate: gate.client_lost(reason))
+
+    def upstream_failed(self, reason: str) -> list[Action]:
+        return self._enter(lambda gate: gate.upstream_failed(reason))
+
+    def identified(self, conn: Conn) -> None:
+        self._conn = conn
+
+    def policy_changed(self) -> list[Action]:
+        return []
+
+    def draining(self) -> list[Action]:
+        return []
+
+    def timed_out(self, which: str) -> list[Action]:
+        return self._enter(lambda gate: gate.timed_out(which)) if which == self.waiting_for else []
+
+    def _enter(self, then: Callable[[HttpGate], list[Action]]) -> list[Action]:
+        """It is HTTP/1, or will be refused as that."""
+        gate = self._make_http1()
+        held, self._held = self._held, b""
+        return [Become(gate), *gate.started(), *(gate.from_client(held) if held else ()), *then(gate)]
 
 
 def pick(
@@ -67,4 +155,4 @@ def pick(
     direction: Direction = Direction.INGRESS,
 ) -> Gate:
     """`by_request`: the connection's policy has HTTP rules."""
-    return HttpGate(judge, conn, now_ns, options, direction=direction) if by_request else TcpGate()
+    return HttpDoor(judge, conn, now_ns, options, direction=direction) if by_request else TcpGate()

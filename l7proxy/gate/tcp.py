@@ -64,6 +64,9 @@ class TcpGate:
         """The session itself judges connections."""
         return []
 
+    def draining(self) -> list[Action]:
+        return []
+
     def timed_out(self, which: str) -> list[Action]:
         return self._end(reset=True) if which == self.waiting_for else []
 

@@ -66,7 +66,7 @@ def until_told(lab: Cluster, word: str, before: int) -> None:
         pytest.param(TLS_HELLO, "TLS", id="a TLS handshake"),
         pytest.param(b"SSH-2.0-OpenSSH_9.2p1 Debian\r\n", "", id="SSH"),
         pytest.param(b"\x00" * 64, "", id="NULs"),
-        pytest.param(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", "HTTP/2", id="HTTP/2 unasked"),
+        pytest.param(b"PRI * HTTP/2.0\r\n\r\nGET / HTTP/1.1\r\n\r\n", "HTTP/2", id="half of an HTTP/2 preface"),
         pytest.param(b"GET /api/x HTTP/1.1\r\nHost: backend\r\nHost: other\r\n\r\n", "Host", id="two Hosts"),
         pytest.param(
             b"POST /api/data HTTP/1.1\r\nHost: backend\r\nX-Token: a\r\nContent-Length: 5\r\n"

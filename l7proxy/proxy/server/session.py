@@ -13,7 +13,19 @@ from typing import Final, assert_never
 
 from l7proxy.errors import UpstreamError
 from l7proxy.flows.records import Conn, Connection, HttpRequest, Judgement, Malformed, Record
-from l7proxy.gate.actions import Action, Close, Connect, Emit, HalfClose, Pause, Resume, Side, ToClient, ToServer
+from l7proxy.gate.actions import (
+    Action,
+    Become,
+    Close,
+    Connect,
+    Emit,
+    HalfClose,
+    Pause,
+    Resume,
+    Side,
+    ToClient,
+    ToServer,
+)
 from l7proxy.gate.pick import Gate, pick
 from l7proxy.model.http import Request
 from l7proxy.model.net import HostPort
@@ -127,7 +139,12 @@ class Session:
     def drain(self) -> None:
         """The worker stops: end now if nothing is under way, else after the exchange that is. A client that has asked
         nothing yet may still ask once."""
-        if not self._over and self._gate is not None and self._served and self._gate.waiting_for == "idle":
+        if self._over or self._gate is None:
+            return
+        actions = self._gate.draining()
+        if actions:
+            self._guarded(lambda: self._do(actions))
+        elif self._served and self._gate.waiting_for == "idle":
             self._guarded(self._end)
 
     def cut(self, reason: str) -> None:
@@ -267,6 +284,8 @@ class Session:
                 self._half_close(action.side)
             elif isinstance(action, Close):
                 self._end(reset=action.reset)
+            elif isinstance(action, Become):
+                self._gate = action.gate
             else:
                 assert_never(action)
         if not self._over:

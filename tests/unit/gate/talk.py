@@ -10,7 +10,19 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from l7proxy.flows.records import Conn, Connection, HttpRequest, HttpResponse, Judgement, Malformed, Record
-from l7proxy.gate.actions import Action, Close, Connect, Emit, HalfClose, Pause, Resume, Side, ToClient, ToServer
+from l7proxy.gate.actions import (
+    Action,
+    Become,
+    Close,
+    Connect,
+    Emit,
+    HalfClose,
+    Pause,
+    Resume,
+    Side,
+    ToClient,
+    ToServer,
+)
 from l7proxy.gate.options import HttpOptions
 from l7proxy.gate.pick import Gate, pick
 from l7proxy.model.http import Request
@@ -152,12 +164,11 @@ class Talk:
         return self.judge(request)
 
     def _read_client(self) -> None:
-        gate = self.gate
         while self._waiting and not self._paused:
-            self._obey(gate.from_client(self._waiting.popleft()))
+            self._obey(self.gate.from_client(self._waiting.popleft()))
         if self._eof_waits and not self._waiting and not self._paused:
             self._eof_waits = False
-            self._obey(gate.client_eof())
+            self._obey(self.gate.client_eof())
 
     def _obey(self, actions: list[Action]) -> None:
         for action in actions:
@@ -183,6 +194,8 @@ class Talk:
                 assert self.connects == 1
             case HalfClose(side):
                 seen.fin.append(side.name.lower())
+            case Become(gate):
+                self._gate = gate
             case Close(reset):
                 seen.end = "reset" if reset else "close"
                 self._over = True

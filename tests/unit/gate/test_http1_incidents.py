@@ -253,8 +253,8 @@ def test_cve_2025_64763_early_data_behind_an_upgrade_waits_for_101(talk: Talk) -
     assert talk.take().server == UPGRADE
 
 
-def test_cve_2023_44487_http_2_with_prior_knowledge_is_named_and_refused(talk: Talk) -> None:
-    talk.client(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes(9))
+def test_the_beginning_of_an_http_2_preface_and_nothing_more_of_it_is_named_and_refused(talk: Talk) -> None:
+    talk.client(b"PRI * HTTP/2.0\r\n\r\nSN\r\n\r\n" + bytes(9))
     talk.expect_refusal(505, "HTTP/2")
 
 

@@ -1,0 +1,194 @@
+"""DATA on its way from one HTTP/2 peer to another: windows are obeyed and opened here, end to end.
+
+Laws: a peer may send again only what the other side has taken, so what we hold of it is never more than the windows we
+gave (http2_peer.STREAM_WINDOW, CONNECTION_WINDOW). A message arrives in order, its trailers last, END_STREAM once.
+The fast path: a frame that may go on at once goes on as it came, head and all, for a stream has one number on both
+sides.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field
+from typing import Final
+
+from l7proxy.errors import PeerError
+from l7proxy.gate.http2_budget import DELIVERED
+from l7proxy.gate.http2_peer import STREAM_WINDOW, Peer
+from l7proxy.wire import http2_frames as frames
+from l7proxy.wire.http2_fields import FieldBlock
+from l7proxy.wire.http2_frames import DATA, END_STREAM, HEAD_SIZE, MAX_WINDOW, Code, Http2Error
+
+UNSAID: Final = -1
+
+
+@dataclass(slots=True)
+class Half:
+    """One message of a stream. `window` is what its receiver allows, `allowed` what its sender may still send; `left`
+    what its Content-Length still promises. `open`: the receiver knows the stream. `ended`: all has been received;
+    `sent`: all has been sent."""
+
+    stream: int
+    window: int = 0
+    open: bool = False
+    ended: bool = False
+    sent: bool = False
+    left: int = UNSAID
+    allowed: int = STREAM_WINDOW
+    owed: int = 0
+    queue: deque[bytes] = field(default_factory=deque)
+    trailers: FieldBlock | None = None
+
+    def count(self, size: int, *, end: bool) -> None:
+        """PeerError when the message is not as long as it said (RFC 9113 8.1.1)."""
+        if self.left == UNSAID:
+            return
+        self.left -= size
+        if self.left < 0:
+            raise PeerError("the body is longer than Content-Length says")
+        if end and self.left:
+            raise PeerError("the body is shorter than Content-Length says")
+
+
+class Relay:
+    """`sent` gathers the streams whose message has been sent whole, for the gate to take away."""
+
+    __slots__ = ("_blocked", "_sink", "_source", "sent")
+
+    def __init__(self, source: Peer, sink: Peer) -> None:
+        self._source = source
+        self._sink = sink
+        self._blocked: dict[int, Half] = {}
+        self.sent: list[int] = []
+
+    def push(self, half: Half, data: bytes, begin: int, end: int, flags: int, flow: int) -> None:
+        """DATA has come: send it on, or keep it until the receiver takes it."""
+        self._account(half, flow)
+        size = end - begin
+        sink = self._sink
+        ended = flags & END_STREAM
+        half.ended = bool(ended)
+        if half.open and not half.queue and ((size <= half.window and size <= sink.window) or not size):
+            if size or ended:
+                half.window -= size
+                sink.window -= size
+                plain = flags <= END_STREAM and data[begin - 4] < 0x80  # no flag, no reserved bit of the peer's
+                sink.out.append(
+                    data[begin - HEAD_SIZE : end] if plain else frames.frame(DATA, ended, half.stream, data[begin:end])
+                )
+                sink.budget.earn(DELIVERED)
+                if ended:
+                    self._finished(half)
+            self._give_back(half, flow)
+            return
+        if size:
+            half.queue.append(data[begin:end])
+        self._give_back(half, flow - size)
+        self.advance(half)
+
+    def discard(self, half: Half, flow: int, *, end: bool) -> None:
+        """DATA that nobody wants any more."""
+        self._account(half, flow)
+        half.ended = end
+        self._source.took(flow)
+
+    def finish(self, half: Half, trailers: FieldBlock | None = None) -> None:
+        """The message has ended otherwise than by DATA."""
+        half.ended = True
+        half.trailers = trailers
+        self.advance(half)
+
+    def speak(self, half: Half, text: bytes) -> None:
+        """A body of our own in the place of whatever was on its way; its head has been sent."""
+        self.drop(half)
+        if text:
+            self._source.took(-len(text))  # given back when it is sent, as if the source had sent it
+            half.queue.append(text)
+        half.ended = True
+        self.advance(half)
+
+    def drop(self, half: Half) -> None:
+        """Forget what is kept of a message."""
+        self._source.took(sum(map(len, half.queue)))
+        half.queue.clear()
+        half.trailers = None
+        self._blocked.pop(half.stream, None)
+
+    def advance(self, half: Half) -> None:
+        """Send of one message what its receiver allows."""
+        if half.open and not half.sent:
+            while self._step(half):
+                pass
+
+    def advance_all(self) -> None:
+        """The connection's window was opened: a frame for each stream in turn."""
+        moved = True
+        while moved and self._sink.window > 0:
+            moved = False
+            for half in list(self._blocked.values()):
+                if self._step(half):
+                    moved = True
+                    if self._blocked.pop(half.stream, None):
+                        self._blocked[half.stream] = half  # to the end of the queue
+
+    def widen(self, half: Half, increment: int) -> None:
+        half.window += increment
+        if half.window > MAX_WINDOW:
+            raise Http2Error("a stream's window is opened too far", Code.FLOW_CONTROL_ERROR)
+        if increment > 0:
+            self.advance(half)
+
+    def _step(self, half: Half) -> bool:
+        """One frame, if there is one to send. True when there may be another."""
+        queue, sink = half.queue, self._sink
+        if not queue:
+            self._blocked.pop(half.stream, None)
+            if half.ended and not half.sent:
+                self._end(half)
+            return False
+        chunk = queue[0]
+        size = min(len(chunk), half.window, sink.window)
+        if size <= 0:
+            self._blocked[half.stream] = half
+            return False
+        if size < len(chunk):
+            queue[0] = chunk[size:]
+            chunk = chunk[:size]
+        else:
+            queue.popleft()
+            sink.budget.earn(DELIVERED)
+        last = half.ended and not queue and half.trailers is None
+        half.window -= size
+        sink.window -= size
+        sink.out.append(frames.frame(DATA, END_STREAM if last else 0, half.stream, chunk))
+        self._give_back(half, size)
+        if last:
+            self._finished(half)
+        return not half.sent
+
+    def _end(self, half: Half) -> None:
+        if half.trailers is not None:
+            self._sink.send_fields(half.stream, half.trailers, end=True)
+        else:
+            self._sink.out.append(frames.frame(DATA, END_STREAM, half.stream))
+        self._finished(half)
+
+    def _finished(self, half: Half) -> None:
+        half.sent = True
+        self._blocked.pop(half.stream, None)
+        self.sent.append(half.stream)
+
+    def _account(self, half: Half, flow: int) -> None:
+        half.allowed -= flow
+        if half.allowed < 0:
+            raise Http2Error("more DATA than the stream's window allows", Code.FLOW_CONTROL_ERROR)
+
+    def _give_back(self, half: Half, count: int) -> None:
+        self._source.took(count)
+        if half.ended:
+            return
+        half.owed += count
+        if half.owed >= STREAM_WINDOW >> 1:
+            self._source.out.append(frames.window_update(half.stream, half.owed))
+            half.allowed += half.owed
+            half.owed = 0

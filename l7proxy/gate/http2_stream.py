@@ -1,0 +1,39 @@
+"""One HTTP/2 stream as the gate sees it: a request, its answer, and who has finished."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from l7proxy.flows.records import HttpRequest
+from l7proxy.gate.http2_relay import Half
+from l7proxy.wire.http2_fields import FieldBlock
+from l7proxy.wire.http2_head import RequestHead, ResponseHead
+
+
+@dataclass(slots=True)
+class Stream:
+    """It has the same number towards the server. `head` and `record` are None when it is no request we could judge.
+
+    `waiting` is the head that is to be forwarded once the server is there. `opened`: it has been. `answered`: by us,
+    so that what else the client says is thrown away. `told`: its HttpResponse has been emitted. `reset` is the code
+    with which the server gave up after its answer.
+    """
+
+    id: int
+    up: Half
+    down: Half
+    head: RequestHead | None = None
+    record: HttpRequest | None = None
+    grpc: bool = False
+    waiting: FieldBlock | None = None
+    opened: bool = False
+    answered: bool = False
+    told: bool = False
+    response: ResponseHead | None = None
+    interim: int = 0
+    reset: int | None = None
+
+    @property
+    def head_only(self) -> bool:
+        """Its answer has no body."""
+        return self.head is not None and self.head.method == b"HEAD"

@@ -1,0 +1,251 @@
+"""What the fields of an HTTP/2 message mean (RFC 9113 8): strict, and for policy the same as in HTTP/1.
+
+Laws: what is judged is what is forwarded, in the order received, nothing added, only `:path` in its normal form. What
+HTTP/1 refuses is refused here for the same reason and with the same status. A PeerError concerns the one message; its
+status is what a client is answered (a server's fault becomes 502 in the gate).
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Final
+
+from l7proxy.errors import PeerError
+from l7proxy.model.http import Headers
+from l7proxy.wire import authority
+from l7proxy.wire.framing import LENGTH
+from l7proxy.wire.head import MAX_HEAD, MAX_HEADERS, Header
+from l7proxy.wire.http2_fields import FieldBlock
+from l7proxy.wire.path import PathRules, normalise
+
+_TOKEN = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
+_LOWER = re.compile(rb"[!#$%&'*+\-.^_`|~0-9a-z]+")
+_BAD_VALUE = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]|^[ \t]|[ \t]\Z")
+_LENGTH = re.compile(LENGTH)
+_STATUS = re.compile(rb"[1-5][0-9]{2}")
+_CONTENT: Final = b"content-length"
+_CONNECTION_SPECIFIC: Final = frozenset(
+    {b"connection", b"keep-alive", b"proxy-connection", b"transfer-encoding", b"upgrade", b"http2-settings"}
+)
+_CONFUSABLE: Final = frozenset({b"content_length", b"transfer_encoding"})  # to servers that read _ as - (RFC 3875)
+_WATCHED: Final = frozenset({b"host", _CONTENT, b"te", b"expect", b"cookie", b"content-type"})
+_NO_TRAILERS: Final = frozenset(
+    b"authorization content-encoding content-length content-range content-type cookie expect host max-forwards "
+    b"proxy-authorization range set-cookie te trailer www-authenticate".split()
+)
+"""What frames, routes or authorises a message is read before its content (RFC 9110 6.5.1)."""
+
+_LONG_NAME: Final = 64
+_PSEUDO: Final = frozenset({b":method", b":scheme", b":authority", b":path"})
+_GRPC: Final = re.compile(rb"application/grpc(?:[+;].*)?", re.IGNORECASE | re.DOTALL)
+
+
+@dataclass(slots=True)
+class RequestHead:
+    """`headers` is what policy sees: `host` is the authority, the crumbs of Cookie are joined (RFC 9113 8.2.3).
+    `block` is what is forwarded."""
+
+    method: bytes
+    path: bytes
+    host: bytes
+    headers: Headers
+    block: FieldBlock
+    length: int | None
+    grpc: bool
+
+
+@dataclass(slots=True)
+class ResponseHead:
+    status: int
+    headers: Headers
+    block: FieldBlock
+    length: int | None
+
+
+def request(block: FieldBlock, rules: PathRules) -> RequestHead:
+    """Remembered with the block, which must always be given the same rules."""
+    known = block.reading
+    if known.__class__ is RequestHead:
+        head: RequestHead = known
+        return head
+    head = block.reading = _request(block, rules)
+    return head
+
+
+def response(block: FieldBlock) -> ResponseHead:
+    known = block.reading
+    if known.__class__ is ResponseHead:
+        head: ResponseHead = known
+        return head
+    head = block.reading = _response(block)
+    return head
+
+
+def check_trailers(block: FieldBlock) -> None:
+    if block.reading is check_trailers:
+        return
+    _check_size(block)
+    for name, value in block.fields:
+        if name[:1] == b":":
+            raise PeerError("a pseudo-header stands in the trailers")
+        _check(name, value)
+        if name in _NO_TRAILERS:
+            raise PeerError(f"{name.decode()} stands in the trailers")
+    block.reading = check_trailers
+
+
+def is_grpc(fields: list[Header]) -> bool:
+    """Also of fields that nobody has checked."""
+    return any(name == b"content-type" and _GRPC.fullmatch(value) for name, value in fields)
+
+
+# --- requests --------------------------------------------------------------------------------------------------------
+
+
+def _request(block: FieldBlock, rules: PathRules) -> RequestHead:
+    _check_size(block)
+    pseudo, start = _pseudo(block.fields)
+    regular = block.fields[start:]
+    special = _special(regular)
+    method, target, named = _request_line(pseudo)
+    host = _host(named, special.get(b"host", []))
+    length = _length(special.get(_CONTENT, []))
+    if any(value != b"trailers" for value in special.get(b"te", ())):
+        raise PeerError("TE is something else than `trailers`")
+    if any(value.lower() != b"100-continue" for value in special.get(b"expect", ())):
+        raise PeerError("Expect is something else than `100-continue`", status=417)
+    path = target if target == b"*" else normalise(target, rules)
+    headers = regular if b"host" in special else [(b"host", host), *regular]
+    if len(special.get(b"cookie", ())) > 1:
+        headers = _joined_cookies(headers, special[b"cookie"])
+    if path != target:
+        fields = [(name, path if name == b":path" else value) for name, value in block.fields]
+        block = replace(block, fields=fields, reading=None, writer=None)
+    grpc = any(_GRPC.fullmatch(value) for value in special.get(b"content-type", ()))
+    return RequestHead(method, path, host, headers, block, length, grpc)
+
+
+def _pseudo(fields: list[Header]) -> tuple[dict[bytes, bytes], int]:
+    """The pseudo-headers of a request, and where the others begin."""
+    found: dict[bytes, bytes] = {}
+    for place, (name, value) in enumerate(fields):
+        if name[:1] != b":":
+            return found, place
+        if name == b":protocol":
+            raise PeerError("extended CONNECT (:protocol) is not supported", status=405)
+        if name not in _PSEUDO:
+            raise PeerError(f"there is no pseudo-header {name[:40].decode('latin-1')!a} in requests")
+        if name in found:
+            raise PeerError(f"{name.decode()} is given more than once")
+        found[name] = value
+    return found, len(fields)
+
+
+def _request_line(pseudo: dict[bytes, bytes]) -> tuple[bytes, bytes, bytes | None]:
+    """(method, path, authority)."""
+    method = pseudo.get(b":method", b"")
+    if not _TOKEN.fullmatch(method):
+        raise PeerError(":method is missing or no token")
+    if method == b"CONNECT":
+        raise PeerError("CONNECT is not supported in HTTP/2", status=405)
+    if pseudo.get(b":scheme") not in (b"http", b"https"):
+        raise PeerError(":scheme is missing or something else than http and https")
+    target = pseudo.get(b":path", b"")
+    if target[:1] != b"/" and not (target == b"*" and method == b"OPTIONS"):
+        raise PeerError(":path is missing or does not begin with a slash")
+    return method, target, pseudo.get(b":authority")
+
+
+def _host(named: bytes | None, hosts: list[bytes]) -> bytes:
+    if len(hosts) > 1:
+        raise PeerError("Host is given more than once")
+    if named is None and not hosts:
+        raise PeerError(":authority is missing")
+    if named is not None and hosts and hosts[0] != named:
+        raise PeerError(":authority and Host name different hosts")
+    host = hosts[0] if named is None else named
+    if not authority.is_plain(host):
+        raise PeerError(":authority is not a name or address with an optional port")
+    return host
+
+
+def _joined_cookies(headers: Headers, crumbs: list[bytes]) -> Headers:
+    joined: Headers = []
+    for header in headers:
+        if header[0] != b"cookie":
+            joined.append(header)
+        elif crumbs:
+            joined.append((b"cookie", b"; ".join(crumbs)))
+            crumbs = []
+    return joined
+
+
+# --- responses -------------------------------------------------------------------------------------------------------
+
+
+def _response(block: FieldBlock) -> ResponseHead:
+    _check_size(block)
+    fields = block.fields
+    if not fields or fields[0][0] != b":status" or not _STATUS.fullmatch(fields[0][1]):
+        raise PeerError(":status is missing or no status")
+    status = int(fields[0][1])
+    if status == 101:
+        raise PeerError("101 does not exist in HTTP/2")
+    headers = fields[1:]
+    special = _special(headers)
+    return ResponseHead(status, headers, block, _length(special.get(_CONTENT, [])))
+
+
+# --- both ------------------------------------------------------------------------------------------------------------
+
+
+def _check_size(block: FieldBlock) -> None:
+    if block.size > MAX_HEAD:
+        raise PeerError(f"the headers are longer than {MAX_HEAD} bytes", status=431)
+    if len(block.fields) > MAX_HEADERS:
+        raise PeerError(f"more than {MAX_HEADERS} headers", status=431)
+
+
+def _special(headers: Headers) -> dict[bytes, list[bytes]]:
+    """Check all regular fields, and gather the values of those that mean something here."""
+    special: dict[bytes, list[bytes]] = {}
+    for name, value in headers:
+        _check(name, value)
+        if name in _WATCHED:
+            special.setdefault(name, []).append(value)
+    return special
+
+
+def _check(name: bytes, value: bytes) -> None:
+    fault = _fault_of(name) if len(name) <= _LONG_NAME else _fault_of.__wrapped__(name)
+    if fault:
+        raise PeerError(fault)
+    if _BAD_VALUE.search(value):
+        raise PeerError(f"the value of {name.decode()} holds a byte that is not allowed, or blanks around it")
+
+
+@lru_cache(maxsize=512)
+def _fault_of(name: bytes) -> str:
+    """What is wrong with a field of this name; empty if nothing. Bounded: it is filled by strangers."""
+    shown = repr(name[:40].decode("latin-1").encode("ascii", "backslashreplace").decode())
+    if name[:1] == b":":
+        return f"the pseudo-header {shown} stands after a header"
+    if name in _CONNECTION_SPECIFIC:
+        return f"header {name.decode()} belongs to a connection, not to an HTTP/2 message"
+    if name in _CONFUSABLE:
+        return f"header {name.decode()} passes for a framing header with some servers"
+    if _LOWER.fullmatch(name):
+        return ""
+    return f"header name {shown} is not a lower-case token"
+
+
+def _length(lengths: list[bytes]) -> int | None:
+    if not lengths:
+        return None
+    if len(lengths) > 1:
+        raise PeerError("Content-Length is given more than once")
+    if not _LENGTH.fullmatch(lengths[0]):
+        raise PeerError("Content-Length is not a plain decimal number")
+    return int(lengths[0])
