@@ -1,0 +1,157 @@
+"""Random policy sets of all languages on real packets: what gets through is what the oracle says, both directions.
+
+Each pod asks each of its questions over a connection of its own; an HTTP port also gets a request. TCP only: a refused
+datagram cannot be told from a lost one.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.lab.conftest import Cluster
+from tests.oracle import documents as writing
+from tests.oracle.cast import NODES, PODS, SPACES, Who
+from tests.oracle.compare import ASKS
+from tests.oracle.evaluate import Ask, Flow, judge
+
+pytestmark = pytest.mark.lab
+
+SEED = int(os.environ.get("ORACLE_SEED", "1"))
+KINDS = frozenset(os.environ.get("ORACLE_KINDS", "").split())
+SETS = int(os.environ.get("ORACLE_SETS", "10"))
+FLOWS = 100
+"""Questions per policy set, so that a run asks SETS times as many."""
+PORTS = (80, 8080, 443)
+PROBE = """
+import http.client, json, sys
+for line in sys.stdin:
+    answers = []
+    for address, port, method, path, headers in json.loads(line):
+        try:
+            connection = http.client.HTTPConnection(address, port, timeout=5)
+            connection.request(method, path, headers=dict(headers))
+            answers.append(connection.getresponse().status)
+        except OSError as error:
+            answers.append(type(error).__name__)
+        finally:
+            connection.close()
+    print(json.dumps(answers), flush=True)
+"""
+
+
+@dataclass(frozen=True)
+class Question:
+    source: Who
+    target: Who
+    port: int
+    ask: Ask
+
+    def expected(self, documents: list[dict[str, Any]]) -> int | str:
+        """What the client sees. A refusal by HTTP rules of either end is a 403, a refusal of the connection a reset."""
+        ends = (
+            Flow(self.source, self.target, "egress", "TCP", self.port),
+            Flow(self.target, self.source, "ingress", "TCP", self.port),
+        )
+        connections = [judge(documents, end, None) for end in ends]
+        if "deny" in connections:
+            return "refused"
+        requests = [judge(documents, end, self.ask) for end in ends]
+        return 403 if "http" in connections and "deny" in requests else 200
+
+
+def manifests() -> str:
+    found: list[dict[str, Any]] = []
+    for name, labels in SPACES.items():
+        found.append({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": labels}})
+    for node in NODES:
+        spec = {"podCIDR": f"10.0.{node.name[1]}.0/24"}
+        found.append({"apiVersion": "v1", "kind": "Node", "metadata": {"name": node.name}, "spec": spec})
+    for pod in PODS:
+        serve = ",".join(f"http:{port}" for port in PORTS)
+        metadata = {
+            "name": pod.name, "namespace": pod.space, "labels": pod.labels,
+            "annotations": {"lab.l7proxy.io/serve": serve},
+        }  # fmt: skip
+        ports = [{"name": name, "protocol": protocol, "containerPort": port} for name, protocol, port in pod.ports]
+        spec = {"nodeName": pod.node, "containers": [{"name": "c", "image": "x", "ports": ports}]}
+        found.append({"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec})
+    return yaml.safe_dump_all(found)
+
+
+@pytest.fixture(scope="module", params=["nftables", "iptables"])
+def land(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    file = tmp_path_factory.mktemp("oracle") / "cluster.yaml"
+    file.write_text(manifests())
+    lab = Cluster(f"o{os.getpid()}{request.param[0]}")
+    lab.run("up", "-f", str(file), "--backend", request.param)
+    try:
+        yield lab
+    finally:
+        lab.run("down")
+
+
+def placed(lab: Cluster) -> list[Who]:
+    """The cast, with the addresses that the lab gave them."""
+    found = []
+    for pod in PODS:
+        shown = lab.exec(f"{pod.space}/{pod.name}", "ip", "-4", "-o", "addr", "show", "dev", "eth0").stdout
+        found.append(replace(pod, address=shown.split()[3].partition("/")[0]))
+    return found
+
+
+def test_the_kernel_and_the_workers_do_what_the_oracle_says(land: Cluster, tmp_path: Path) -> None:
+    pods = placed(land)
+    asking = {pod.name: land.talk(f"{pod.space}/{pod.name}", PROBE) for pod in pods}
+    before, wrong = "", []
+    try:
+        for seed in range(SEED, SEED + SETS):
+            dice = Random(seed)
+            documents = writing.some(dice, dice.randint(2, 5), KINDS)
+            text = yaml.safe_dump_all(documents)
+            if before:
+                land.delete(before, tmp_path)
+            land.apply(text, tmp_path)
+            before = text
+            questions = [_question(dice, pods) for _ in range(FLOWS)]
+            for question, seen in zip(questions, _answers(asking, questions), strict=True):
+                expected = question.expected(documents)
+                if seen != expected:
+                    wrong.append(f"seed {seed}: {question}: expected {expected}, seen {seen}")
+            assert not wrong, "\n".join(wrong[:5]) + "\n" + "\n".join(map(json.dumps, documents))
+    finally:
+        for process in asking.values():
+            process.stdin.close()  # type: ignore[union-attr]
+            process.wait(10)
+
+
+def _question(dice: Random, pods: list[Who]) -> Question:
+    source, target = dice.sample(pods, 2)
+    return Question(source, target, dice.choice(PORTS), dice.choice(ASKS))
+
+
+def _answers(asking: dict[str, subprocess.Popen[str]], questions: list[Question]) -> list[int | str]:
+    """In the order of the questions; every pod is at work at the same time."""
+    own = {name: [one for one in questions if one.source.name == name] for name in asking}
+    for name, process in asking.items():
+        assert process.stdin is not None
+        asked = [(one.target.address, one.port, one.ask.method, one.ask.path, one.ask.headers) for one in own[name]]
+        process.stdin.write(json.dumps(asked) + "\n")
+        process.stdin.flush()
+    found: dict[str, Iterator[int | str]] = {}
+    for name, process in asking.items():
+        assert process.stdout is not None
+        told = json.loads(process.stdout.readline())
+        found[name] = iter(
+            ["refused" if one in ("ConnectionRefusedError", "ConnectionResetError") else one for one in told]
+        )
+    return [next(found[one.source.name]) for one in questions]

@@ -1,0 +1,116 @@
+"""One random policy set through both: the product (documents → world → compile → decide) and the oracle."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from random import Random
+from typing import Any
+
+from l7proxy.agent.world import World
+from l7proxy.model import facts
+from l7proxy.model.facts import PolicyDocument, Synced, Upsert
+from l7proxy.model.http import Request
+from l7proxy.model.net import PrefixTable
+from l7proxy.model.verdict import Direction, Verdict
+from l7proxy.policy import decide
+from l7proxy.policy.compile import compile_policies
+from l7proxy.policy.decide import PortPolicy
+from tests.oracle import documents as writing
+from tests.oracle.cast import EVERYBODY, LOCAL, NODES, PODS, PORTS, SPACES, Who
+from tests.oracle.evaluate import Ask, Flow, judge
+
+NUMBERS = {"TCP": 6, "UDP": 17, "SCTP": 132}
+ASKS = (
+    Ask("GET", "/a"), Ask("GET", "/a/x"), Ask("POST", "/a"), Ask("GET", "/b"), Ask("HEAD", "/ab"),
+    Ask("POST", "/a?x=1", (("x-key", "yes"),)), Ask("GET", "/c", (("x-key", "no"),)),
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Difference:
+    """What the two say, and all that it takes to see it again."""
+
+    seed: int
+    flow: Flow
+    ask: Ask | None
+    oracle: str
+    product: str
+    documents: tuple[dict[str, Any], ...]
+
+    def __str__(self) -> str:
+        flow = self.flow
+        asked = f" {self.ask.method} {self.ask.path}" if self.ask else ""
+        written = "\n".join(json.dumps(document) for document in self.documents)
+        return (
+            f"seed {self.seed}: {flow.way} of {flow.me.name}, peer {flow.peer.name}, {flow.port}/{flow.protocol}"
+            f"{asked}: oracle {self.oracle}, product {self.product}\n{written}"
+        )
+
+
+def world(documents: list[dict[str, Any]]) -> World:
+    """The oracle's cluster as the agent knows it."""
+    made = World()
+    everything: list[facts.Fact] = [facts.Namespace(name, labels) for name, labels in SPACES.items()]
+    everything += [facts.Node(one.name, (one.address,), (f"10.0.{one.name[1]}.0/24",)) for one in NODES]
+    everything += [_pod(one) for one in PODS]
+    for document in documents:
+        metadata = document["metadata"]
+        everything.append(PolicyDocument(document["kind"], metadata.get("namespace", ""), metadata["name"], document))
+    made.apply([*(Upsert(fact) for fact in everything), Synced()])
+    return made
+
+
+def _pod(who: Who) -> facts.Pod:
+    ports = frozenset((name, NUMBERS[protocol], number) for name, protocol, number in who.ports)
+    return facts.Pod(who.space, who.name, who.node, (who.address,), who.labels, ports, phase="Running")
+
+
+class Product:
+    """The real thing on node n1."""
+
+    def __init__(self, documents: list[dict[str, Any]]) -> None:
+        view = world(documents).view("n1")
+        unread = [(one.name, one.reason) for one in view.policies if one.state.value != "accepted"]
+        assert not unread, f"the generator writes what is valid: {unread}"
+        policies = compile_policies(view.rules, view.endpoints, view.identities)
+        self.policies = {one.name: policies[one.id] for one in view.endpoints}
+        self.identities = PrefixTable(view.by_prefix)
+
+    def ask(self, flow: Flow) -> PortPolicy:
+        direction = Direction.INGRESS if flow.way == "ingress" else Direction.EGRESS
+        identity = self.identities.get(flow.peer.address) or 0
+        table = self.policies[flow.me.name].direction(direction)
+        return decide.port(table, identity, NUMBERS[flow.protocol], flow.port)
+
+
+def word(answer: PortPolicy) -> str:
+    return "deny" if answer.l4.verdict is Verdict.DROPPED else "http" if answer.redirects else "allow"
+
+
+def differences(seed: int, pairs: int, kinds: frozenset[str] = frozenset()) -> Iterator[Difference | None]:
+    """`pairs` questions about the policy set of this seed: None where both agree.
+
+    `kinds`: only policies of these (names of the makers in `documents`); none: of all.
+    """
+    dice = Random(seed)
+    documents = writing.some(dice, dice.randint(1, 5), kinds)
+    product = Product(documents)
+    for _ in range(pairs):
+        me = dice.choice(LOCAL)
+        peer = dice.choice([one for one in EVERYBODY if one is not me])
+        protocol, port = dice.choice(PORTS)
+        flow = Flow(me, peer, dice.choice(("ingress", "egress")), protocol, port)
+        answer = product.ask(flow)
+        ask = dice.choice(ASKS) if protocol == "TCP" and dice.random() < 0.6 else None
+        oracle = judge(documents, flow, ask)
+        found = word(answer)
+        if ask is not None and found == "http":
+            request = Request(ask.method.encode(), ask.path.encode(), b"h", _headers(ask))
+            found = "allow" if answer.judge(request).allowed else "deny"
+        yield None if oracle == found else Difference(seed, flow, ask, oracle, found, tuple(documents))
+
+
+def _headers(ask: Ask) -> list[tuple[bytes, bytes]]:
+    return [(name.encode(), value.encode()) for name, value in ask.headers]
