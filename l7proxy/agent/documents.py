@@ -11,14 +11,19 @@ from l7proxy.errors import PolicyError
 from l7proxy.model.facts import PolicyDocument
 from l7proxy.policy import lang
 from l7proxy.policy.lang.http import foreign_secrets
+from l7proxy.policy.lang.options import DEFAULT
 from l7proxy.policy.references import References, without_tier
 from l7proxy.policy.rules import Rule
 
 
 class Reading(Enum):
-    """What we made of a document: REFUSED is valid but not supported, INVALID is wrong. Both deny what they select."""
+    """What we made of a document: REFUSED is valid but not supported, INVALID is wrong. Both deny what they select.
+
+    PARTLY: some of its rules are not supported; what those cover is refused, the rest is enforced.
+    """
 
     ACCEPTED = "accepted"
+    PARTLY = "partly"
     REFUSED = "refused"
     INVALID = "invalid"
 
@@ -43,36 +48,37 @@ class PolicyState:
     needs_secrets: bool = False
 
 
-def read(document: PolicyDocument, *, secrets_namespace: str = "") -> PolicyState:
+def read(document: PolicyDocument, *, secrets_namespace: str = "", options: lang.Options = DEFAULT) -> PolicyState:
     """Never fails: a document that cannot be honoured gets rules that refuse, unless it is audited only."""
-    state = _read(document, secrets_namespace)
+    state = _read(document, secrets_namespace, options)
     wanted, fault = audit.of_document(document.document)
     if fault:
         return replace(state, reason="; ".join(part for part in (state.reason, fault) if part))
     return replace(state, audit=True, rules=audit.audited(state.rules)) if wanted else state
 
 
-def _read(document: PolicyDocument, secrets_namespace: str) -> PolicyState:
+def _read(document: PolicyDocument, secrets_namespace: str, options: lang.Options) -> PolicyState:
     if document.fault:
         at = document.fault_at
         return _refused(document, Reading.INVALID, f"{at}: {document.fault}" if at else document.fault, at)
     try:
-        rules = lang.parse(document.document, locate=document.locate)
+        found = lang.read(document.document, locate=document.locate, options=options)
     except PolicyError as error:
         state = Reading.REFUSED if error.unsupported else Reading.INVALID
         return _refused(document, state, str(error), error.at)
-    foreign = foreign_secrets(rules, secrets_namespace)
+    foreign = foreign_secrets(found.rules, secrets_namespace)
     if foreign is not None:
         return _refused(document, Reading.REFUSED, str(foreign), foreign.at)
     return PolicyState(
         document.kind,
         document.namespace,
         document.name,
-        Reading.ACCEPTED,
+        Reading.PARTLY if found.unenforced else Reading.ACCEPTED,
+        reason="; ".join(str(part) for part in found.unenforced),
         file=document.origin.file,
         line=document.origin.line,
-        rules=rules,
-        needs_secrets=any(names_secret(item) for rule in rules for item in rule.http or ()),
+        rules=found.rules,
+        needs_secrets=any(names_secret(item) for rule in found.rules for item in rule.http or ()),
     )
 
 

@@ -18,7 +18,12 @@ from l7proxy.model.verdict import Action, Protocol
 from l7proxy.policy.rules import HttpRule
 from l7proxy.policy.tables import DirectionPolicy, EndpointPolicy, Entry, TierPolicy
 
-STATES = {Reading.ACCEPTED: "enforced", Reading.REFUSED: "refused", Reading.INVALID: "invalid"}
+STATES = {
+    Reading.ACCEPTED: "enforced",
+    Reading.PARTLY: "partly enforced",
+    Reading.REFUSED: "refused",
+    Reading.INVALID: "invalid",
+}
 
 
 def status(

@@ -94,7 +94,12 @@ async def _agent(settings: Settings) -> None:
     ring = Ring(settings.flow_ring, node_name=settings.node)
     recorder = Recorder(ring, node=settings.node, cluster=settings.cluster, disclosure=settings.disclosure)
     link = LinkServer(settings.link_socket, on_flows=recorder.told)
-    world = World(cluster=settings.cluster, secrets_namespace=settings.secrets_namespace, audit_all=settings.audit)
+    world = World(
+        cluster=settings.cluster,
+        secrets_namespace=settings.secrets_namespace,
+        audit_all=settings.audit,
+        options=settings.policy_options,
+    )
     reconciler = Reconciler(
         world=world,
         link=link,

@@ -19,6 +19,8 @@ import msgspec
 from l7proxy.agent.picture import Disclosure
 from l7proxy.agent.wires import DEFAULT_RESULTS
 from l7proxy.errors import ConfigError, SourceError
+from l7proxy.policy.lang.options import Options
+from l7proxy.policy.rules import Reach
 from l7proxy.sources.yaml_lines import Document, read
 from l7proxy.wire.path import PathRules
 from tproxy_rules import desired
@@ -58,6 +60,15 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """What policy would refuse passes and is told as AUDIT, on the whole node."""
     secrets_namespace: str = ""
     """Policies may name secrets of this namespace besides those of their own; empty: of none."""
+    enable_node_selector_labels: bool = False
+    """Nodes are known by their labels, and fromNodes and toNodes may select them."""
+    enable_icmp_rules: bool = True
+    enable_extended_ip_protocols: bool = False
+    """VRRP, IGMP, GRE, IPIP, IPV6, ESP and AH may stand in policies."""
+    enable_non_default_deny_policies: bool = True
+    """enableDefaultDeny in policies is heeded."""
+    policy_cidr_match_mode: Literal["", "nodes", "nodes,pods"] = ""
+    """Whom CIDRs of Cilium policies mean besides addresses outside."""
     deny_header: bool = False
     """Refused requests are told why, in the header x-l7proxy-denied of their 403."""
     connect: bool = False
@@ -98,6 +109,16 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         return Disclosure(tuple(name.lower() for name in self.flow_headers), self.flow_query, self.deny_header)
 
     @property
+    def policy_options(self) -> Options:
+        return Options(
+            node_selectors=self.enable_node_selector_labels,
+            icmp=self.enable_icmp_rules,
+            extended_protocols=self.enable_extended_ip_protocols,
+            cidr_reach=CIDR_MATCH[self.policy_cidr_match_mode],
+            non_default_deny=self.enable_non_default_deny_policies,
+        )
+
+    @property
     def kernel(self) -> desired.Settings:
         return desired.Settings(
             proxy_port=self.proxy_port,
@@ -115,6 +136,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         return msgspec.json.encode(self, enc_hook=str).decode() + "\n"
 
 
+CIDR_MATCH: Final[Mapping[str, Reach]] = {"": Reach.OUTSIDE, "nodes": Reach.NODES, "nodes,pods": Reach.ANYWHERE}
 RANGES: Final[Mapping[str, tuple[float, float]]] = {
     "workers": (1, 256),
     "proxy_port": (1, 65535),

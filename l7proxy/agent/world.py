@@ -42,6 +42,7 @@ from l7proxy.model.ref import RuleRef
 from l7proxy.model.verdict import Action, Direction
 from l7proxy.policy.compile import cidrs_of, keys_of
 from l7proxy.policy.headers import SecretName
+from l7proxy.policy.lang.options import DEFAULT, Options
 from l7proxy.policy.references import References, resolve
 from l7proxy.policy.rules import Rule
 
@@ -71,14 +72,22 @@ class View:
 class World:
     """The facts as they stand. Single-threaded; a view shares nothing with it that changes."""
 
-    def __init__(self, *, cluster: str = "default", secrets_namespace: str = "", audit_all: bool = False) -> None:
+    def __init__(
+        self,
+        *,
+        cluster: str = "default",
+        secrets_namespace: str = "",
+        audit_all: bool = False,
+        options: Options = DEFAULT,
+    ) -> None:
         """Policies may name secrets of `secrets_namespace` besides those of their own. `audit_all`: none
-        of what policy refuses is.
+        of what policy refuses is. `options`: how policies are read.
         """
         self.synced = False
         self._cluster = cluster
         self._secrets_namespace = secrets_namespace
         self._audit = audit_all
+        self._options = options
         self._facts: dict[Key, Fact] = {}
         self._read: dict[Key, tuple[PolicyDocument, PolicyState]] = {}
 
@@ -153,7 +162,7 @@ class World:
         for document in self._all(PolicyDocument):
             known = self._read.get(document.key)
             if known is None or known[0] is not document:
-                state = documents.read(document, secrets_namespace=self._secrets_namespace)
+                state = documents.read(document, secrets_namespace=self._secrets_namespace, options=self._options)
                 known = self._read[document.key] = document, state
             found.append(known[1])
         return found

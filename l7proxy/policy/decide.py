@@ -164,7 +164,8 @@ def _denied(entries: list[Entry]) -> Decision:
     first = entries[0]
     reason = f"denied by {policy_name(first.ref)} {first.ref.rule}".rstrip()
     if first.refusal:
-        reason = f"{policy_name(first.ref)} is refused as a whole: {first.refusal}"
+        extent = "is refused in part" if "." in first.ref.rule else "is refused as a whole"
+        reason = f"{policy_name(first.ref)} {extent}: {first.refusal}"
     also = _refs(entries[1:], first.ref)
     return Decision(
         Verdict.DROPPED, first.ref, reason, DropReason.POLICY_DENY, also, first.match_type, log=_logs(entries)

@@ -15,6 +15,7 @@ from typing import Any
 from l7proxy.errors import PolicyError, SourceError
 from l7proxy.model.facts import Fact, Key, Origin, PolicyDocument
 from l7proxy.policy import lang
+from l7proxy.policy.lang.options import LENIENT
 from l7proxy.sources import objects
 from l7proxy.sources.yaml_lines import Document, Torn, read
 
@@ -108,7 +109,7 @@ def _policy(fact: PolicyDocument) -> Fact | Fault:
     One that is valid but not supported is not: it exists, and what it selects is refused.
     """
     try:
-        lang.parse(fact.document, locate=fact.locate)
+        lang.parse(fact.document, locate=fact.locate, options=LENIENT)
     except PolicyError as error:
         if not error.unsupported:
             file, line = fact.locate(error.at)

@@ -5,6 +5,7 @@ kind tell. Kinds that we know to be policies but do not enforce yet are refused 
 
 selectors, peers, ports, http   the parts of Cilium's language
 cilium                          the whole of it
+calico, calico_…                Calico's, with the parts of its rules
 kubernetes                      NetworkPolicy; envelope: names and selectors as all of Kubernetes has them
 refusal                         what stands in for a document that we cannot honour
 fields, document, options       reading values with their paths; the document being read; what may be switched
@@ -17,26 +18,45 @@ from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from l7proxy.errors import PolicyError
-from l7proxy.policy.lang import cilium, kubernetes, refusal
+from l7proxy.policy.lang import calico, cilium, kubernetes, refusal
 from l7proxy.policy.lang.document import Document
 from l7proxy.policy.lang.fields import Locate, Note
 from l7proxy.policy.lang.options import DEFAULT, Options
 from l7proxy.policy.rules import Rule
 
-__all__ = ["Locate", "Note", "Options", "faults", "is_policy", "notes", "parse", "refuse"]
+__all__ = [
+    "Locate",
+    "Note",
+    "Options",
+    "Read",
+    "faults",
+    "is_policy",
+    "is_staged",
+    "known_as",
+    "notes",
+    "parse",
+    "read",
+    "refuse",
+]
 
 Parse = Callable[[Mapping[Any, Any], Locate | None, Options], tuple[Document, tuple[Rule, ...]]]
 
 
 @dataclass(frozen=True, slots=True)
 class Language:
-    """How a kind of document is read, if it is, and how it is refused."""
+    """How a kind of document is read, if it is, and how it is refused.
+
+    `staged`: read and reported, never enforced. `known_as`: its name with us, where another group has the same kind.
+    """
 
     version: str = ""
     parse: Parse | None = None
     namespaced: bool = True
     subject_of: refusal.SubjectOf = refusal.unread_subject
     directions_of: refusal.DirectionsOf = refusal.unread_directions
+    level_of: refusal.LevelOf = refusal.in_union
+    staged: bool = False
+    known_as: str = ""
 
 
 _CILIUM: Final = Language(
@@ -55,21 +75,37 @@ _KUBERNETES: Final = Language(
     subject_of=refusal.kubernetes_subject,
     directions_of=refusal.kubernetes_directions,
 )
-_UNREAD: Final = Language()
-_UNREAD_CLUSTER_WIDE: Final = Language(namespaced=False)
+_CALICO: Final = Language(
+    parse=calico.parse,
+    subject_of=calico.subject,
+    directions_of=calico.directions,
+    level_of=calico.level,
+    known_as=calico.KNOWN_AS,
+)
+_CALICO_GLOBAL: Final = replace(_CALICO, namespaced=False, known_as="")
+_STAGED: Final = Language(parse=calico.parse_staged, staged=True)
+_STAGED_KUBERNETES: Final = Language(parse=calico.parse_staged_kubernetes, staged=True)
+_UNREAD_CLUSTER_WIDE: Final = Language(namespaced=False, level_of=refusal.in_front)
 
 LANGUAGES: Final[Mapping[tuple[str, str], Language]] = {
     (cilium.GROUP, cilium.NAMESPACED): _CILIUM,
     (cilium.GROUP, cilium.CLUSTER_WIDE): _CILIUM_CLUSTER_WIDE,
     (kubernetes.GROUP, kubernetes.KIND): _KUBERNETES,
     ("extensions", kubernetes.KIND): replace(_KUBERNETES, parse=None),
-    ("projectcalico.org", "NetworkPolicy"): _UNREAD,
-    ("projectcalico.org", "GlobalNetworkPolicy"): _UNREAD_CLUSTER_WIDE,
-    ("crd.projectcalico.org", "NetworkPolicy"): _UNREAD,
-    ("crd.projectcalico.org", "GlobalNetworkPolicy"): _UNREAD_CLUSTER_WIDE,
     ("policy.networking.k8s.io", "AdminNetworkPolicy"): _UNREAD_CLUSTER_WIDE,
     ("policy.networking.k8s.io", "BaselineAdminNetworkPolicy"): _UNREAD_CLUSTER_WIDE,
     ("policy.networking.k8s.io", "ClusterNetworkPolicy"): _UNREAD_CLUSTER_WIDE,
+    **{
+        (group, kind): replace(language, version=version)
+        for group, version in calico.VERSIONS.items()
+        for kind, language in (
+            (calico.NAMESPACED, _CALICO),
+            (calico.GLOBAL, _CALICO_GLOBAL),
+            (calico.STAGED, _STAGED),
+            (calico.STAGED_GLOBAL, replace(_STAGED, namespaced=False)),
+            (calico.STAGED_KUBERNETES, _STAGED_KUBERNETES),
+        )
+    },
 }
 """(API group, kind) → language, in whatever version."""
 
@@ -79,24 +115,48 @@ def is_policy(document: object) -> bool:
     return _language(document) is not None
 
 
-def parse(document: Mapping[Any, Any], *, locate: Locate | None = None, options: Options = DEFAULT) -> tuple[Rule, ...]:
-    """The rules of one policy document. PolicyError names the field; `unsupported` if it is only we who cannot.
+def is_staged(document: object) -> bool:
+    """True for a policy that is there to be looked at, and not to be enforced."""
+    language = _language(document)
+    return language is not None and language.staged
 
-    A rule with a `refusal` stands for a part that we cannot enforce: what it covers is refused, the rest is enforced.
-    """
-    read, rules = _read(document, locate, options)
-    for fault in sorted(read.faults, key=lambda one: one.unsupported):
+
+def known_as(document: object) -> str:
+    """What a policy's kind is called with us: two groups have a NetworkPolicy. "" for what is no policy."""
+    language = _language(document)
+    if language is None or not isinstance(document, Mapping):
+        return ""
+    return language.known_as or str(document["kind"])
+
+
+def parse(document: Mapping[Any, Any], *, locate: Locate | None = None, options: Options = DEFAULT) -> tuple[Rule, ...]:
+    """The rules of one policy document. PolicyError names the field; `unsupported` if it is only we who cannot."""
+    return read(document, locate=locate, options=options).rules
+
+
+@dataclass(frozen=True, slots=True)
+class Read:
+    """The rules of a document, and which parts of it we cannot enforce: there, what their rules cover is refused."""
+
+    rules: tuple[Rule, ...]
+    unenforced: tuple[PolicyError, ...] = ()
+
+
+def read(document: Mapping[Any, Any], *, locate: Locate | None = None, options: Options = DEFAULT) -> Read:
+    """As `parse`; of several faults one that makes the document invalid is told before one that is only ours."""
+    found, rules = _read(document, locate, options)
+    for fault in sorted(found.faults, key=lambda one: one.unsupported):
         raise fault
-    return rules
+    return Read(rules, tuple(found.unenforced))
 
 
 def faults(document: Mapping[Any, Any], *, options: Options = DEFAULT) -> tuple[PolicyError, ...]:
     """All that is wrong with a document, as far as it can be told at once: at most one per rule item. () when good."""
     try:
-        read = _read(document, None, options)[0]
+        found = _read(document, None, options)[0]
     except PolicyError as fault:
         return (fault,)
-    return (*read.faults, *read.unenforced)
+    return (*found.faults, *found.unenforced)
 
 
 def notes(document: Mapping[Any, Any], *, options: Options = DEFAULT) -> tuple[Note, ...]:
@@ -107,7 +167,7 @@ def notes(document: Mapping[Any, Any], *, options: Options = DEFAULT) -> tuple[N
 def refuse(document: Mapping[Any, Any], reason: str, *, locate: Locate | None = None) -> tuple[Rule, ...]:
     """The rules that stand in for a document we cannot honour. Never raises; no rules for what is no policy."""
     language = _language(document)
-    if language is None:
+    if language is None or language.staged:
         return ()
     return refusal.refuse(
         document,
@@ -115,7 +175,9 @@ def refuse(document: Mapping[Any, Any], reason: str, *, locate: Locate | None = 
         namespaced=language.namespaced,
         subject_of=language.subject_of,
         directions_of=language.directions_of,
+        level_of=language.level_of,
         locate=locate,
+        known_as=language.known_as,
     )
 
 

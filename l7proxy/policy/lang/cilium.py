@@ -1,55 +1,54 @@
 """CiliumNetworkPolicy and CiliumClusterwideNetworkPolicy (cilium.io/v2), with Cilium's semantics and messages.
 
-`spec` and every one of `specs` count, as if they were policies of their own under one name. Each toPorts item becomes
-one rule, an item without ports one as well. Emptiness: a missing list is "any", an empty one "none", `[{}]` an entry
-that matches nothing; any entry puts its direction into default deny unless `enableDefaultDeny` says otherwise.
-What we do not enforce is refused by name.
+`spec` and every one of `specs` count, as if they were policies of their own under one name. Each toPorts and each icmps
+item becomes one rule, an item without either one as well. Emptiness: a missing list is "any", an empty one "none",
+`[{}]` an entry that matches nothing; any entry puts its direction into default deny unless `enableDefaultDeny` says
+otherwise.
+
+What we do not enforce is refused by name, and only that: an allow rule that only widens (toFQDNs, rules.dns) admits
+nobody; one that asks for more than to be let through (TLS, server names, a listener, authentication) denies what it
+covers, since another rule may allow the same and would not ask for it.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Final
+from unicodedata import category
 
 from l7proxy.model.labels import RESERVED, Selector
 from l7proxy.model.verdict import Action, Direction
-from l7proxy.policy.lang import peers, selectors
+from l7proxy.policy.lang import dns, envelope, icmp, peers, selectors, tls
 from l7proxy.policy.lang.document import Document
-from l7proxy.policy.lang.fields import Field, Locate
+from l7proxy.policy.lang.fields import Field, Locate, quoted
 from l7proxy.policy.lang.http import http_rule
 from l7proxy.policy.lang.options import Options
 from l7proxy.policy.lang.ports import ports
-from l7proxy.policy.rules import HttpRule, Peer, PortMatch, Rule
+from l7proxy.policy.rules import AnyPeer, EveryPeer, HttpRule, Peer, PortMatch, Rule
 
 GROUP: Final = "cilium.io"
 VERSION: Final = "v2"
 NAMESPACED: Final = "CiliumNetworkPolicy"
 CLUSTER_WIDE: Final = "CiliumClusterwideNetworkPolicy"
+MAX_LOG: Final = 32
 
-_METADATA: Final = (
-    "name", "namespace", "labels", "annotations", "uid", "resourceVersion", "generation", "generateName", "selfLink",
-    "creationTimestamp", "deletionTimestamp", "deletionGracePeriodSeconds", "finalizers", "ownerReferences",
-    "managedFields",
-)  # fmt: skip
-_NAMESPACE: Final = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
-_NAME: Final = re.compile(r"(?=.{1,253}$)[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*")
-_SPEC: Final = ("endpointSelector", "nodeSelector", "enableDefaultDeny", "labels", "description")
+_SPEC: Final = ("endpointSelector", "nodeSelector", "enableDefaultDeny", "labels", "description", "log")
 _LISTS: Final[Mapping[str, tuple[Direction, Action]]] = {
     "ingress": (Direction.INGRESS, Action.ALLOW),
     "ingressDeny": (Direction.INGRESS, Action.DENY),
     "egress": (Direction.EGRESS, Action.ALLOW),
     "egressDeny": (Direction.EGRESS, Action.DENY),
 }
+_AUTHENTICATION: Final = ("disabled", "required", "test-always-fail")
+_REFUSED: Final = "is not supported yet: what its rule covers is refused"
 
 
 def parse(root: Mapping[object, object], locate: Locate | None, options: Options) -> tuple[Document, tuple[Rule, ...]]:
     """The document with its notes and faults, and its rules, which only count when there are no faults."""
-    found = Field(root, "").mapping(("apiVersion", "kind", "metadata", "spec", "specs", "status"))
-    document = _document(found, locate)
-    document.options = options
+    namespaced = root.get("kind") == NAMESPACED
+    document, found = envelope.opened(root, locate, options, namespaced=namespaced, more=("specs",))
     specs = [found["spec"]] if "spec" in found else []
     specs += found["specs"].items() if "specs" in found else []
     if not specs:
@@ -58,61 +57,92 @@ def parse(root: Mapping[object, object], locate: Locate | None, options: Options
     return document, tuple(_numbered(rules))
 
 
-def _document(found: dict[str, Field], locate: Locate | None) -> Document:
-    kind = found["kind"].text()
-    metadata = found["metadata"].mapping(_METADATA) if "metadata" in found else {}
-    name = metadata["name"].text() if "name" in metadata else ""
-    if not name:
-        Field(None, "metadata.name").fail(f"{kind} must have name")
-    if not _NAME.fullmatch(name):
-        metadata["name"].fail("must be lower case letters, digits, '-' and '.', at most 253")
-    namespace = metadata["namespace"].text() if "namespace" in metadata else ""
-    if kind == CLUSTER_WIDE:
-        if namespace:
-            metadata["namespace"].fail(f"{kind} is cluster-wide and has no namespace")
-        return Document(kind, "", name, locate)
-    if namespace and not _NAMESPACE.fullmatch(namespace):
-        metadata["namespace"].fail("must be lower case letters, digits and '-', at most 63")
-    return Document(kind, namespace or "default", name, locate)
-
-
 @dataclass(frozen=True, slots=True)
 class _Scope:
-    """What every item of one spec shares."""
+    """What every item of one spec shares. `subject` None: nodes, which we do not police."""
 
     document: Document
-    subject: Selector
+    subject: Selector | None
     default_deny: Mapping[Direction, bool]
+    log: str
 
     @property
     def for_init(self) -> bool:
-        return any(each.source == RESERVED and each.key == "init" for each in self.subject.requirements)
+        found = self.subject.requirements if self.subject else ()
+        return any(each.source == RESERVED and each.key == "init" for each in found)
+
+
+@dataclass(frozen=True, slots=True)
+class _Item:
+    """One entry of ingress, egress, ingressDeny or egressDeny.
+
+    `who` are its peers, and `covered` those that it may mean besides. `refusal`: why none of them may pass.
+    """
+
+    scope: _Scope
+    direction: Direction
+    action: Action
+    who: tuple[Peer, ...] | None
+    covered: tuple[Peer, ...] | None
+    refusal: str = ""
+
+    @property
+    def document(self) -> Document:
+        return self.scope.document
+
+    def rule(
+        self,
+        at: Field,
+        what: tuple[PortMatch, ...] | None = None,
+        *,
+        http: tuple[HttpRule, ...] = (),
+        refusal: str = "",
+        nobody: bool = False,
+    ) -> Iterator[Rule]:
+        scope, refusal = self.scope, self.refusal or refusal
+        if scope.subject is None:
+            return
+        yield Rule(
+            ref=scope.document.ref(at.at),
+            subject=scope.subject,
+            direction=self.direction,
+            action=Action.DENY if refusal else self.action,
+            peers=_but_the_host(self.covered, self.direction) if refusal else () if nobody else self.who,
+            ports=what,
+            http=None if refusal or nobody else http or None,
+            default_deny=scope.default_deny[self.direction],
+            refusal=refusal,
+            log=scope.log,
+        )
 
 
 def _spec(spec: Field, document: Document) -> Iterator[Rule]:
-    found = spec.mapping((*_SPEC, *_LISTS), later=("log",))
+    found = spec.mapping((*_SPEC, *_LISTS))
     lists = {name: found[name].items() for name in _LISTS if name in found}
     if not any(lists.values()):
         spec.fail("rule must have at least one of Ingress, IngressDeny, Egress, EgressDeny")
     _bookkeeping(found)
-    scope = _Scope(document, _subject(spec, found, document), _default_deny(found, lists, document))
+    log = _log(found["log"]) if "log" in found else ""
+    scope = _Scope(document, _subject(spec, found, document), _default_deny(found, lists, document), log)
     for name, items in lists.items():
         direction, action = _LISTS[name]
         for item in items:
             yield from document.collect(partial(_item, item, direction, action, scope))
 
 
-def _subject(spec: Field, found: dict[str, Field], document: Document) -> Selector:
+def _subject(spec: Field, found: dict[str, Field], document: Document) -> Selector | None:
     both = [name for name in ("endpointSelector", "nodeSelector") if name in found]
     if not both:
         spec.fail("rule must have one of EndpointSelector or NodeSelector")
     if len(both) > 1:
         spec.fail("rule cannot have both EndpointSelector and NodeSelector")
-    if both == ["nodeSelector"]:
-        if document.namespace:
-            found["nodeSelector"].fail("rule cannot have NodeSelector")
-        found["nodeSelector"].fail("nodeSelector is not supported yet", unsupported=True)
-    return selectors.subject(found["endpointSelector"], document)
+    if both == ["endpointSelector"]:
+        return selectors.subject(found["endpointSelector"], document)
+    if document.namespace:
+        found["nodeSelector"].fail("rule cannot have NodeSelector")
+    selectors.requirements(found["nodeSelector"])
+    document.unenforceable(found["nodeSelector"], "has no effect: the host firewall is off")
+    return None
 
 
 def _default_deny(
@@ -125,9 +155,11 @@ def _default_deny(
         if direction.word not in said:
             continue
         field = said[direction.word]
-        result[direction] = field.flag()
+        result[direction] = field.flag() or not document.options.non_default_deny
         if field.flag() and not any(items for name, items in lists.items() if _LISTS[name][0] is direction):
             document.note(field, f"has no effect: there is no {direction.word} entry")
+        if result[direction] != field.flag():
+            document.note(field, "has no effect: policies without default deny are switched off")
     return result
 
 
@@ -141,78 +173,101 @@ def _bookkeeping(found: dict[str, Field]) -> None:
                 part.text()
 
 
-def _item(item: Field, direction: Direction, action: Action, scope: _Scope) -> Iterator[Rule]:
-    """One entry of ingress, egress, ingressDeny or egressDeny."""
-    names = peers.NAMES[direction]
-    found = item.mapping((*names.read, names.gone, "icmps", "toPorts"), later=_later(direction, action))
-    if "icmps" in found:
-        if "toPorts" in found:
-            item.fail("the ICMPs block may only be present without ToPorts. Define a separate rule to use ToPorts")
-        found["icmps"].fail("icmps is not supported yet", unsupported=True)
-    if names.gone in found and found[names.gone].items():
-        found[names.gone].fail(f"{names.gone} was removed from Cilium; use matchExpressions in the selectors instead")
-    who = peers.peers(item, found, names, scope.document, for_init=scope.for_init)
-    for name in item.without_value():
-        at = Field(None, item.key(name))
-        scope.document.note(at, "has no value, which is as if it were absent; an empty list is []")
+def _log(field: Field) -> str:
+    """What the flows that this policy decides shall say."""
+    found = field.mapping(("value",))
+    text = found["value"].text() if "value" in found else ""
+    if len(text) > MAX_LOG or any(category(char).startswith("C") for char in text):
+        found["value"].fail(f"must be at most {MAX_LOG} printable characters")
+    return text
+
+
+def _item(place: Field, direction: Direction, action: Action, scope: _Scope) -> Iterator[Rule]:
+    """The rules of one entry: one for each toPorts or icmps item, or one for the whole."""
+    deny = action is Action.DENY
+    fields = (*peers.names(direction, deny=deny), "icmps", "toPorts", *(() if deny else ("authentication",)))
+    found = place.mapping(fields)
+    icmps = found["icmps"].items() if "icmps" in found else []
     cells = found["toPorts"].items() if "toPorts" in found else []
-    if not cells:
-        yield _rule(item, direction, action, scope, () if who is None else who)  # `{}` matches nothing
+    if icmps:
+        _check_icmps(place, found["icmps"], cells, scope.document)
+    document = scope.document
+    who = peers.peers(place, found, direction, document, deny=deny, for_init=scope.for_init)
+    for name in place.without_value():
+        document.note(Field(None, place.key(name)), "has no value, which is as if it were absent; an empty list is []")
+    if who is None and not cells and not icmps:
+        who = ()  # `{}` matches nothing
+    refusal = _authentication(found["authentication"], document) if "authentication" in found else ""
+    item = _Item(scope, direction, action, who, who if peers.all_known(found) else peers.WORLD, refusal)
+    if not cells and not icmps:
+        yield from item.rule(place)
+    for cell in icmps:
+        yield from item.rule(cell, icmp.messages(cell))
     for cell in cells:
-        yield _port_rule(cell, direction, action, scope, who)
+        yield from _cell(cell, item)
 
 
-def _later(direction: Direction, action: Action) -> tuple[str, ...]:
-    """Fields of an item that Cilium knows there and we do not enforce."""
-    later = peers.NAMES[direction].later
-    if action is Action.DENY:
-        return later
-    return (*later, "authentication", *(("toFQDNs",) if direction is Direction.EGRESS else ()))
+def _check_icmps(place: Field, icmps: Field, cells: list[Field], document: Document) -> None:
+    if not document.options.icmp:
+        what = 'ICMP rules can only be applied when the "enable-icmp-rules" flag is set'
+        icmps.fail(what, unsupported=True)
+    if cells:
+        place.fail("the ICMPs block may only be present without ToPorts. Define a separate rule to use ToPorts")
 
 
-def _port_rule(cell: Field, direction: Direction, action: Action, scope: _Scope, who: tuple[Peer, ...] | None) -> Rule:
-    if action is Action.DENY:
+def _authentication(field: Field, document: Document) -> str:
+    """Why nothing may pass that must be authenticated first. Nobody needs to be where it is `disabled`."""
+    found = field.mapping(("mode",))
+    if "mode" not in found:
+        field.fail("mode is required")
+    mode = found["mode"].text()
+    if mode not in _AUTHENTICATION:
+        found["mode"].fail(f"must be {', '.join(_AUTHENTICATION)}, not {quoted(mode)}")
+    return "" if mode == "disabled" else document.unenforceable(field, _REFUSED)
+
+
+def _cell(cell: Field, item: _Item) -> Iterator[Rule]:
+    """One toPorts item."""
+    document = item.document
+    if item.action is Action.DENY:
         found = cell.mapping(("ports",))
-        http: tuple[HttpRule, ...] = ()
-    else:
-        found = cell.mapping(("ports", "rules"), later=("terminatingTLS", "originatingTLS", "serverNames", "listener"))
-        http = _l7(found["rules"], direction, scope.document) if "rules" in found else ()
-    what = ports(found["ports"], l7=bool(http)) if "ports" in found else ()
-    return _rule(cell, direction, action, scope, who, what, http)
+        yield from item.rule(cell, ports(found["ports"], document, l7="") if "ports" in found else ())
+        return
+    found = cell.mapping(("ports", "rules", *tls.FIELDS))
+    http, queries = _l7(found["rules"], item) if "rules" in found else ((), None)
+    l7 = "http" if http else "dns" if queries else ""
+    what = ports(found["ports"], document, l7=l7) if "ports" in found else ()
+    closed = list(tls.unenforceable(cell, found, document, item.direction, l7=bool(l7)))
+    if queries:
+        if not what:
+            cell.fail("port 53 must be specified for DNS rules")
+        document.unenforceable(queries, "is not supported yet: it lets no query pass")
+    refusal = "; ".join([document.unenforceable(field, _REFUSED) for field in closed])
+    yield from item.rule(cell, what, http=http, refusal=refusal, nobody=queries is not None)
 
 
-def _l7(field: Field, direction: Direction, document: Document) -> tuple[HttpRule, ...]:
-    """`rules`. Without an item in it there is no L7 rule at all, so nothing is redirected."""
+def _l7(field: Field, item: _Item) -> tuple[tuple[HttpRule, ...], Field | None]:
+    """The HTTP rules and where DNS rules stand. Without an item there are none, so nothing is redirected."""
     found = field.mapping(("http", "dns"), later=("kafka", "l7proto", "l7"))
     http = found["http"].items() if "http" in found else []
-    if "dns" in found and found["dns"].items():
-        if http:
-            field.fail("multiple L7 protocol rule types specified in single rule")
-        if direction is Direction.INGRESS:
-            found["dns"].fail("DNS rules are not allowed on ingress")
-        found["dns"].fail("rules.dns is not supported yet", unsupported=True)
-    return tuple(http_rule(item, document) for item in http)
+    queries = found["dns"].items() if "dns" in found else []
+    if item.scope.subject is None and found and item.direction is Direction.INGRESS:
+        field.fail("L7 policy is not supported on host ingress yet")
+    if item.scope.subject is None and http:
+        field.fail("L7 protocol HTTP is not supported on host egress yet")
+    if len(found) > 1:
+        field.fail("multiple L7 protocol rule types specified in single rule")
+    if queries and item.direction is Direction.INGRESS:
+        found["dns"].fail("DNS rules are not allowed on ingress")
+    dns.check_rules(queries)
+    return tuple(http_rule(each, item.document) for each in http), found["dns"] if queries else None
 
 
-def _rule(
-    place: Field,
-    direction: Direction,
-    action: Action,
-    scope: _Scope,
-    who: tuple[Peer, ...] | None,
-    what: tuple[PortMatch, ...] | None = None,
-    http: tuple[HttpRule, ...] = (),
-) -> Rule:
-    return Rule(
-        ref=scope.document.ref(place.at),
-        subject=scope.subject,
-        direction=direction,
-        action=action,
-        peers=who,
-        ports=what,
-        http=http or None,
-        default_deny=scope.default_deny[direction],
-    )
+def _but_the_host(who: tuple[Peer, ...] | None, direction: Direction) -> tuple[Peer, ...] | None:
+    """Those who are refused: the way in from the local host stays open, for kubelet's probes."""
+    if direction is Direction.EGRESS:
+        return who
+    return (EveryPeer(() if who is None else (AnyPeer(who),), none_of=peers.HOST),)
 
 
 def _numbered(rules: list[Rule]) -> Iterator[Rule]:

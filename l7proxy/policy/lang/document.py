@@ -46,6 +46,11 @@ class Document:
     def note(self, at: Field, message: str) -> None:
         self.notes.append(Note(at.at, message))
 
+    def unenforceable(self, at: Field, why: str) -> str:
+        """Why a part of the document refuses what it covers."""
+        self.unenforced.append(PolicyError(why, at=at.at, unsupported=True))
+        return str(self.unenforced[-1])
+
     def collect(self, read: Callable[[], Iterable[Rule]]) -> list[Rule]:
         """The rules of one part of the document. A fault ends that part; the next one is read all the same."""
         if len(self.faults) >= MAX_FAULTS:

@@ -29,10 +29,10 @@ Spell = Callable[[str], tuple[str, str]]
 
 
 def opened(
-    root: object, locate: Locate | None, options: Options, *, namespaced: bool
+    root: object, locate: Locate | None, options: Options, *, namespaced: bool, more: tuple[str, ...] = ()
 ) -> tuple[Document, dict[str, Field]]:
-    """The document under its name, and its fields."""
-    found = Field(root, "").mapping(TOP)
+    """The document under its name, and its fields; `more` may stand beside `spec`."""
+    found = Field(root, "").mapping((*TOP, *more))
     kind = found["kind"].text()
     metadata = found["metadata"].mapping(METADATA) if "metadata" in found else {}
     name = metadata["name"].text() if "name" in metadata else ""

@@ -18,7 +18,7 @@ from typing import Final
 from l7proxy.model.labels import K8S, Selector
 from l7proxy.model.net import Network, within
 from l7proxy.model.verdict import Direction
-from l7proxy.policy.lang import peers, selectors
+from l7proxy.policy.lang import cidrs, selectors
 from l7proxy.policy.lang.document import Document
 from l7proxy.policy.lang.envelope import Spell, label_selector, of_namespace, opened, own
 from l7proxy.policy.lang.fields import Field, Locate, quoted
@@ -137,10 +137,10 @@ def _block(field: Field, options: Options) -> CidrPeer:
     found = field.mapping(("cidr", "except"))
     if "cidr" not in found:
         field.fail("cidr is required")
-    network = peers.prefix(found["cidr"])
+    network = cidrs.prefix(found["cidr"])
     holes: set[Network] = set()
     for each in found["except"].items() if "except" in found else ():
-        hole = peers.prefix(each)
+        hole = cidrs.prefix(each)
         if not within(hole, network) or hole == network:
             each.fail(f"must be a strict subset of cidr: {found['cidr'].text()} does not hold {each.text()}")
         holes.add(hole)

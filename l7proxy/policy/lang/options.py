@@ -27,3 +27,5 @@ class Options:
 
 
 DEFAULT: Final = Options()
+LENIENT: Final = Options(node_selectors=True, extended_protocols=True)
+"""Whatever some operator may have switched on: what is wrong even then is wrong in the document itself."""

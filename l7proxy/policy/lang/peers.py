@@ -1,20 +1,17 @@
-"""Who a rule item speaks of: endpoints, entities, CIDRs. One kind per item; an explicit empty list is nobody."""
+"""Who a rule item speaks of. One kind of peer per item; an explicit empty list is nobody, a missing one is anyone."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping
-from dataclasses import dataclass
-from ipaddress import IPv6Network, ip_network
+from collections.abc import Iterable, Mapping
 from typing import Final
 
 from l7proxy.model.labels import EVERYTHING, RESERVED, Operator, Requirement, Selector
-from l7proxy.model.net import Network, within
 from l7proxy.model.verdict import Direction
-from l7proxy.policy.lang import selectors
+from l7proxy.policy.lang import cidrs, dns, selectors
 from l7proxy.policy.lang.document import Document
 from l7proxy.policy.lang.fields import Field, quoted
-from l7proxy.policy.rules import CidrPeer, Peer, SelectorPeer
+from l7proxy.policy.lang.services import services
+from l7proxy.policy.rules import Peer, SelectorPeer
 
 
 def _reserved(*names: str) -> tuple[Selector, ...]:
@@ -44,50 +41,94 @@ ENTITIES: Final[Mapping[str, tuple[Selector, ...]]] = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Names:
-    """What the peer fields of one direction are called."""
+HOST: Final = tuple(SelectorPeer(each) for each in ENTITIES["host"])
+WORLD: Final = tuple(SelectorPeer(each) for each in ENTITIES["world"])
 
-    endpoints: str
-    cidr: str
-    cidr_set: str
-    entities: str
-    later: tuple[str, ...]
-    gone: str
-
-    @property
-    def read(self) -> tuple[str, ...]:
-        return (self.endpoints, self.cidr, self.cidr_set, self.entities)
+_SIDES: Final = {Direction.INGRESS: "from", Direction.EGRESS: "to"}
+_KINDS: Final = ("Endpoints", "CIDR", "CIDRSet", "Entities", "Nodes", "Groups", "Services", "FQDNs", "Requires")
+_ONLY_TO: Final = ("Services", "FQDNs")
+_GONE: Final = "Requires"
+_ABSENT_WHEN_EMPTY: Final = ("FQDNs", "Groups", _GONE)
+"""Lists that Cilium does not tell from missing ones when they are empty."""
 
 
-NAMES: Final[Mapping[Direction, Names]] = {
-    Direction.INGRESS: Names(
-        "fromEndpoints", "fromCIDR", "fromCIDRSet", "fromEntities", ("fromNodes", "fromGroups"), "fromRequires"
-    ),
-    Direction.EGRESS: Names(
-        "toEndpoints", "toCIDR", "toCIDRSet", "toEntities", ("toNodes", "toGroups", "toServices"), "toRequires"
-    ),
-}
+def names(direction: Direction, *, deny: bool) -> dict[str, str]:
+    """The peer fields of an item, and what kind of peer each is."""
+    side = _SIDES[direction]
+    kinds = [each for each in _KINDS if direction is Direction.EGRESS or each not in _ONLY_TO]
+    return {f"{side}{each}": each for each in kinds if not (deny and each == "FQDNs")}
 
 
 def peers(
-    item: Field, found: dict[str, Field], names: Names, document: Document, *, for_init: bool
+    item: Field, found: dict[str, Field], direction: Direction, document: Document, *, deny: bool, for_init: bool
 ) -> tuple[Peer, ...] | None:
     """The peers of a rule item; None when it names none, which is anyone."""
-    lists = {name: found[name].items() for name in names.read if name in found}
-    used = [_title(name) for name, items in lists.items() if items]
+    kinds = names(direction, deny=deny)
+    given = {name: found[name] for name in kinds if name in found and not _absent(found[name], kinds[name], document)}
+    used = [name for name, field in given.items() if field.items()]
     if len(used) > 1:
-        item.fail(f"combining {used[0]} and {used[1]} is not supported yet")
-    read: list[Peer] = [
-        *(SelectorPeer(selectors.peer(field, document, for_init=for_init)) for field in lists.get(names.endpoints, ())),
-        *(CidrPeer(prefix(field)) for field in lists.get(names.cidr, ())),
-        *(_cidr_set(field) for field in lists.get(names.cidr_set, ())),
-        *(SelectorPeer(each) for field in lists.get(names.entities, ()) for each in _entity(field)),
-    ]
-    if not lists:
+        item.fail(f"combining {_title(used[0])} and {_title(used[1])} is not supported yet")
+    if not given:
         return None
+    read = [peer for name in used for peer in _read(kinds[name], given[name], document, deny=deny, for_init=for_init)]
     # An empty list selects nobody, also beside one that is not empty: absent and empty must never mean the same.
-    return tuple(read) if all(lists.values()) else ()
+    return tuple(read) if len(used) == len(given) else ()
+
+
+def all_known(found: dict[str, Field]) -> bool:
+    """False for an item whose peers are outside, but nobody tells us where."""
+    return not any(found[name].items() for name in ("toFQDNs", "fromGroups", "toGroups") if name in found)
+
+
+def _absent(field: Field, kind: str, document: Document) -> bool:
+    if field.items() or kind not in _ABSENT_WHEN_EMPTY:
+        return False
+    if kind != _GONE:
+        document.note(field, "is empty, which is as if it were absent: anyone")
+    return True
+
+
+def _read(kind: str, field: Field, document: Document, *, deny: bool, for_init: bool) -> Iterable[Peer]:
+    items = field.items()
+    match kind:
+        case "Endpoints":
+            return [SelectorPeer(selectors.peer(item, document, for_init=for_init)) for item in items]
+        case "CIDR":
+            return [cidrs.cidr(item, document) for item in items]
+        case "CIDRSet":
+            return [cidrs.cidr_set(item, document) for item in items]
+        case "Entities":
+            return [SelectorPeer(each) for item in items for each in _entity(item)]
+        case "Nodes":
+            return _nodes(field, document)
+        case "Services":
+            return [peer for item in items for peer in services(item, document)]
+        case "FQDNs":
+            dns.check_peers(items)
+            document.unenforceable(field, "is not supported yet: it means nobody")
+            return ()
+        case "Groups":
+            return _groups(field, document, deny=deny)
+    name = field.at.rpartition(".")[2]
+    return field.fail(f"{name} was removed from Cilium; use matchExpressions in the selectors instead")
+
+
+def _nodes(field: Field, document: Document) -> Iterable[Peer]:
+    found = [SelectorPeer(selectors.node(item)) for item in field.items()]
+    if found and not document.options.node_selectors:
+        what = 'FromNodes/ToNodes rules can only be applied when the "enable-node-selector-labels" flag is set'
+        field.fail(what, unsupported=True)
+    return found
+
+
+def _groups(field: Field, document: Document, *, deny: bool) -> Iterable[Peer]:
+    """Groups of a cloud: nobody tells their addresses. An allow rule means nobody then; a deny rule cannot."""
+    for item in field.items():
+        item.mapping(("aws",))
+    if deny:
+        field.fail("groups of a cloud provider are not supported", unsupported=True)
+    document.unenforceable(field, "is not supported: groups of a cloud provider mean nobody")
+    return ()
 
 
 def _title(name: str) -> str:
@@ -99,44 +140,3 @@ def _entity(field: Field) -> tuple[Selector, ...]:
     if name not in ENTITIES:
         field.fail(f"unsupported entity: {name if name.isalnum() else quoted(name)}")
     return ENTITIES[name]
-
-
-def _cidr_set(field: Field) -> CidrPeer:
-    choices = ("cidr", "cidrGroupRef", "cidrGroupSelector")
-    found = field.mapping((*choices, "except"))
-    chosen = [name for name in choices if name in found]
-    if not chosen:
-        field.fail("one of cidr, cidrGroupRef, or cidrGroupSelector is required")
-    if len(chosen) > 1:
-        field.fail("more than one of cidr, cidrGroupRef, or cidrGroupSelector may not be set")
-    if chosen != ["cidr"]:
-        found[chosen[0]].fail(f"{chosen[0]} is not supported yet", unsupported=True)
-    network = prefix(found["cidr"])
-    excepts: set[Network] = set()
-    for each in found["except"].items() if "except" in found else ():
-        hole = prefix(each)
-        if not within(hole, network):
-            wide, narrow = found["cidr"].text(), each.text()
-            each.fail(f"allow CIDR prefix {wide} does not contain exclude CIDR prefix {narrow}")
-        excepts.add(hole)
-    return CidrPeer(network, tuple(sorted(excepts, key=lambda hole: (int(hole.network_address), hole.prefixlen))))
-
-
-_PREFIX: Final = re.compile(r"[0-9A-Fa-f:.]{2,45}/(0|[1-9][0-9]{0,2})")
-_MAPPED: Final = IPv6Network("::ffff:0:0/96")
-
-
-def prefix(field: Field) -> Network:
-    """A prefix with its length in figures; bits of the host part are dropped, a bare address is refused."""
-    text = field.text()
-    if not text:
-        field.fail("IP must be specified")
-    try:
-        if not _PREFIX.fullmatch(text):
-            raise ValueError("expected an address and a prefix length, as 10.0.0.0/8 or 2001:db8::/32")
-        network = ip_network(text, strict=False)
-    except ValueError as error:
-        field.fail(f"unable to parse CIDR: {quoted(text)}: {error}")
-    if within(network, _MAPPED):
-        field.fail(f"unable to parse CIDR: {quoted(text)}: write IPv4-mapped addresses as IPv4")
-    return network

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Final
 
 from l7proxy.model.verdict import Protocol
+from l7proxy.policy.lang.document import Document
 from l7proxy.policy.lang.fields import Field, quoted
 from l7proxy.policy.rules import PortMatch
 
@@ -20,29 +21,38 @@ PROTOCOLS: Final[Mapping[str, frozenset[int]]] = {
     "SCTP": frozenset({Protocol.SCTP.value}),
     ANY: frozenset({Protocol.TCP.value, Protocol.UDP.value, Protocol.SCTP.value}),  # never ICMP
 }
-_LATER: Final = frozenset({"VRRP", "IGMP", "GRE", "IPIP", "IPV6", "ESP", "AH"})
+EXTENDED: Final[Mapping[str, int]] = {"VRRP": 112, "IGMP": 2, "GRE": 47, "IPIP": 4, "IPV6": 41, "ESP": 50, "AH": 51}
+"""IANA's numbers of the protocols that have no ports."""
 _EVERY: Final = "{ tcp | udp | sctp | vrrp | igmp | gre | ipip | ipv6 | esp | ah | any }"
 
 _NUMBER: Final = re.compile(r"0|[1-9][0-9]{0,4}")
+_OCTAL: Final = re.compile(r"0[0-7]{1,3}")
 _SERVICE: Final = re.compile(r"(?=.{1,15}$)(?=[0-9-]*[A-Za-z])[A-Za-z0-9]+(-[A-Za-z0-9]+)*")
 """An IANA service name (RFC 6335 section 5.1): at least one letter, no hyphen at an end or beside another."""
 
 
-def ports(field: Field, *, l7: bool) -> tuple[PortMatch, ...]:
-    """The `ports` list of one item. `l7`: HTTP rules hang on it, which need TCP and a port that is not "every port"."""
-    return tuple(
-        _port(item, l7=l7) for item in field.items(most=MAX_PORTS, too_many=f"too many ports, the max is {MAX_PORTS}")
-    )
+def ports(field: Field, document: Document, *, l7: str) -> tuple[PortMatch, ...]:
+    """The `ports` list of one item.
+
+    `l7` tells which L7 rules hang on it: `http` needs TCP, `dns` no ranges, and neither goes with "every port".
+    """
+    items = field.items(most=MAX_PORTS, too_many=f"too many ports, the max is {MAX_PORTS}")
+    return tuple(_port(item, document, l7=l7) for item in items)
 
 
-def _port(field: Field, *, l7: bool) -> PortMatch:
+def _port(field: Field, document: Document, *, l7: str) -> PortMatch:
     found = field.mapping(("port", "endPort", "protocol"))
     protocol = _protocol(found["protocol"]) if "protocol" in found else ANY
-    if "port" not in found or not found["port"].text():
-        field.fail("port must be specified")
-    number, name = _number_or_name(found["port"])
+    text = found["port"].text() if "port" in found else ""
     end = found["endPort"].number(0, 65535) if "endPort" in found else 0
-    if l7 and protocol != "TCP":
+    if not text and not document.options.extended_protocols:
+        field.fail("port must be specified")
+    if protocol in EXTENDED:
+        return _without_ports(field, protocol, text, document)
+    number, name = _number_or_name(found["port"], document) if text else (0, "")
+    if l7 == "dns" and not name and end > number:
+        field.fail("DNS rules do not support port ranges")
+    if l7 == "http" and protocol != "TCP":
         field.fail(f"L7 rules can only apply to TCP (not {protocol}) except for DNS rules")
     if name:
         return PortMatch(PROTOCOLS[protocol], name=name)
@@ -52,24 +62,35 @@ def _port(field: Field, *, l7: bool) -> PortMatch:
         if end:
             found["endPort"].fail('endPort has no meaning with port "0", which is every port')
         return PortMatch(PROTOCOLS[protocol])
-    return PortMatch(PROTOCOLS[protocol], number, max(number, end))  # an end before the start: a single port
+    if 0 < end < number:
+        document.note(found["endPort"], f"is below the port, so this is port {number} alone")
+    return PortMatch(PROTOCOLS[protocol], number, max(number, end))
+
+
+def _without_ports(field: Field, protocol: str, port: str, document: Document) -> PortMatch:
+    if port not in ("", "0"):
+        field.fail("port must be empty or 0")
+    if not document.options.extended_protocols:
+        what = f"protocol {protocol} can only be used when extended IP protocols are enabled"
+        field.fail(what, unsupported=True)
+    return PortMatch(frozenset({EXTENDED[protocol]}))
 
 
 def _protocol(field: Field) -> str:
     text = field.text()
     name = text.upper()
-    if name in _LATER:
-        field.fail(f"protocol {name} is not supported yet", unsupported=True)
-    if name and name not in PROTOCOLS:
+    if name and name not in PROTOCOLS and name not in EXTENDED:
         field.fail(f"invalid protocol {quoted(text)}, must be {_EVERY}")
     return name or ANY
 
 
-def _number_or_name(field: Field) -> tuple[int, str]:
+def _number_or_name(field: Field, document: Document) -> tuple[int, str]:
     text = field.text()
     if _SERVICE.fullmatch(text):
         return 0, text.lower()
-    # Go would read "010" as octal; nobody who writes it means 8.
+    if _OCTAL.fullmatch(text):
+        document.note(field, f"is octal because of its leading zero: port {int(text, 8)}")
+        return int(text, 8), ""
     if not _NUMBER.fullmatch(text) or int(text) > 65535:
-        field.fail(f"unable to parse port: {quoted(text)} is neither a decimal number up to 65535 nor a port name")
+        field.fail(f"unable to parse port: {quoted(text)} is neither a number up to 65535 nor a port name")
     return int(text), ""

@@ -66,6 +66,11 @@ def peer(field: Field, document: Document, *, for_init: bool = False) -> Selecto
     return selector([*wanted, IS_POD])
 
 
+def node(field: Field) -> Selector:
+    """An item of fromNodes or toNodes: other nodes, never the local host."""
+    return selector([*requirements(field), Requirement(RESERVED, "remote-node", Operator.EXISTS)])
+
+
 def selector(wanted: Iterable[Requirement]) -> Selector:
     """Requirements in one order, so that selectors that say the same are equal."""
     return Selector(

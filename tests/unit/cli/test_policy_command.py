@@ -160,14 +160,15 @@ def test_requests(run: Run, manifests: Path, http: str, headers: list[str], verd
 def test_an_unsupported_policy_refuses_in_a_trace_as_it_does_in_force(run: Run, manifests: Path) -> None:
     (manifests / "dns.yaml").write_text(
         "apiVersion: cilium.io/v2\nkind: CiliumNetworkPolicy\nmetadata: {name: dns}\nspec:\n"
-        "  endpointSelector: {matchLabels: {app: frontend}}\n  egress: [{toFQDNs: [{matchName: a.example}]}]\n"
+        "  endpointSelector: {matchLabels: {app: frontend}}\n"
+        "  egress: [{toPorts: [{ports: [{port: '80'}], serverNames: [a.b]}]}]\n"
     )
     flags = ("--from", "default/frontend", "--to", "default/backend", "--port", "80/TCP", "-o", "json")
     found = run("policy", "trace", "-f", str(manifests), *flags)
     assert found.returncode == 1
     answer = json.loads(found.stdout)
     assert (answer["direction"], answer["policy"]["name"]) == ("EGRESS", "dns")
-    assert "toFQDNs" in answer["reason"]
+    assert answer["reason"].startswith("policy default/dns is refused in part: spec.egress[0].toPorts[0].serverNames")
 
 
 def test_one_backend_that_refuses_makes_a_service_refuse(run: Run, manifests: Path) -> None:
@@ -269,14 +270,14 @@ def test_a_valid_policy_is_exit_code_0_and_notes_are_told(run: Run) -> None:
 def test_each_fault_is_file_line_field_and_message(run: Run, tmp_path: Path) -> None:
     (tmp_path / "a.yaml").write_text(BAD)
     (tmp_path / "b.yml").write_text("kind: [")
-    (tmp_path / "dns.yaml").write_text(BAD.replace("name: bad", "name: dns").replace("fromEndpoint:", "icmps:"))
+    (tmp_path / "dns.yaml").write_text(BAD.replace("name: bad", "name: dns").replace("fromEndpoint:", "fromGroups:"))
     found = run("policy", "validate", str(tmp_path))
     assert found.returncode == 1
     first, second, third = found.stdout.splitlines()
     assert first.startswith(f"{tmp_path}/a.yaml:7: spec.ingress[0].fromEndpoint: ")
     assert "fromEndpoints" in first, "the nearest known field is named"
     assert second.startswith(f"{tmp_path}/b.yml:2: not YAML")
-    assert third.startswith(f"{tmp_path}/dns.yaml:7: spec.ingress[0].icmps")
+    assert third.startswith(f"{tmp_path}/dns.yaml:7: spec.ingress[0].fromGroups")
     answer = json.loads(run("policy", "validate", str(tmp_path), "-o", "json").stdout)
     assert answer["valid"] is False
     fault = answer["faults"][0]

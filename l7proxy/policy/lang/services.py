@@ -1,0 +1,37 @@
+"""`toServices`: Services by their name, or by their labels. Who is behind them the rest of the cluster tells."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from l7proxy.policy.lang import selectors
+from l7proxy.policy.lang.document import Document
+from l7proxy.policy.lang.fields import Field
+from l7proxy.policy.rules import ServicePeer
+
+
+def services(item: Field, document: Document) -> Iterator[ServicePeer]:
+    """Either or both of two references. Without a namespace a reference means any (Cilium semantics)."""
+    found = item.mapping(("k8sService", "k8sServiceSelector"))
+    if not found:
+        item.fail("one of k8sService or k8sServiceSelector is required")
+    reach = document.options.cidr_reach
+    if "k8sService" in found:
+        by_name = found["k8sService"].mapping(("serviceName", "namespace"))
+        name = by_name["serviceName"].text() if "serviceName" in by_name else ""
+        if not name:
+            found["k8sService"].fail("serviceName is required")
+        namespace = _namespace(by_name)
+        if (namespace, name) == ("default", "kubernetes"):
+            document.note(found["k8sService"], "matches no API server on a node: use the entity kube-apiserver")
+        yield ServicePeer(namespace, name, reach=reach)
+    if "k8sServiceSelector" in found:
+        by_labels = found["k8sServiceSelector"].mapping(("selector", "namespace"))
+        if "selector" not in by_labels:
+            found["k8sServiceSelector"].fail("selector is required")
+        selector = selectors.selector(selectors.requirements(by_labels["selector"]))
+        yield ServicePeer(_namespace(by_labels), selector=selector, reach=reach)
+
+
+def _namespace(found: dict[str, Field]) -> str:
+    return found["namespace"].text() if "namespace" in found else ""

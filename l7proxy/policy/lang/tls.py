@@ -1,0 +1,87 @@
+"""What a toPorts item says of TLS and of listeners of one's own. Read and checked whole; there is no gate for it yet.
+
+Each function gives the name of what it found and we cannot enforce, or nothing.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Final
+
+from l7proxy.model.verdict import Direction
+from l7proxy.policy.lang.document import Document
+from l7proxy.policy.lang.fields import Field, quoted
+
+FIELDS: Final = ("terminatingTLS", "originatingTLS", "serverNames", "listener")
+MAX_NAME: Final = 255
+_LABEL: Final = re.compile(r"\*\*|(?!.*\*\*)[-a-zA-Z0-9_*]+")
+_ENVOY: Final = "CiliumEnvoyConfig"
+_ENVOYS: Final = (_ENVOY, "CiliumClusterwideEnvoyConfig")
+
+
+def unenforceable(
+    cell: Field, found: dict[str, Field], document: Document, direction: Direction, *, l7: bool
+) -> Iterator[Field]:
+    """The fields of this module that a toPorts item has, each checked."""
+    if "serverNames" in found:
+        _server_names(cell, found, l7=l7)
+    for name in ("terminatingTLS", "originatingTLS"):
+        if name in found:
+            _context(found[name])
+    if "listener" in found:
+        _listener(found["listener"], document, direction, l7=l7)
+    yield from (found[name] for name in FIELDS if name in found)
+
+
+def _server_names(cell: Field, found: dict[str, Field], *, l7: bool) -> None:
+    """SNI patterns: `*` within one label, `**` as a whole label for several, `*` alone for any name."""
+    names = found["serverNames"].items()
+    if not names:
+        found["serverNames"].fail("must have at least one name, or be left out")
+    if l7 and "terminatingTLS" not in found:
+        cell.fail("ServerNames are not allowed with L7 rules without TLS termination")
+    for name in names:
+        text = name.text()
+        if not text:
+            name.fail("empty server name is not allowed")
+        if len(text) > MAX_NAME:
+            name.fail(f"{quoted(text)} has more than {MAX_NAME} characters")
+        for label in text.split("."):
+            if not _LABEL.fullmatch(label):
+                name.fail(f"{quoted(text)} is not a server name: labels of letters, digits, '-', '_' and '*', or '**'")
+
+
+def _context(field: Field) -> None:
+    found = field.mapping(("secret", "trustedCA", "certificate", "privateKey"))
+    if "secret" not in found:
+        field.fail("secret is required")
+    secret = found["secret"].mapping(("namespace", "name"))
+    for each in (*secret.values(), *(found[name] for name in found if name != "secret")):
+        each.text()
+    if "name" not in secret or not secret["name"].text():
+        found["secret"].fail("Secret name missing")
+
+
+def _listener(field: Field, document: Document, direction: Direction, *, l7: bool) -> None:
+    found = field.mapping(("envoyConfig", "name", "priority"))
+    name = found["name"].text() if "name" in found else ""
+    if not name:
+        field.fail("name is required")
+    shown = quoted(name)[1:-1]
+    if direction is Direction.INGRESS:
+        field.fail(f"Listener is not allowed on ingress ({shown})")
+    if l7:
+        field.fail(f"Listener is not allowed with L7 rules ({shown})")
+    if "priority" in found:
+        found["priority"].number(1, 100)
+    if "envoyConfig" not in found:
+        field.fail("envoyConfig is required")
+    config = found["envoyConfig"].mapping(("kind", "name"))
+    kind = config["kind"].text() if "kind" in config else ""
+    if kind not in ("", *_ENVOYS):
+        config["kind"].fail(f"must be {' or '.join(_ENVOYS)}, not {quoted(kind)}")
+    if "name" not in config or not config["name"].text():
+        found["envoyConfig"].fail("name is required")
+    if kind == _ENVOY and not document.namespace:
+        config["kind"].fail(f'Listener "{shown}" in CCNP can not use Kind {_ENVOY}')
