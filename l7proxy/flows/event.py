@@ -298,7 +298,8 @@ class Enricher:
 def _words(record: HttpRequest | Malformed | Connection) -> tuple[str, ...]:
     reason = record.judgement.reason
     remarks = record.remarks if isinstance(record, HttpRequest) else ()
-    return (reason, *remarks) if reason else remarks
+    said = (*remarks, *record.judgement.log)
+    return (reason, *said) if reason else said
 
 
 def _refuses(judgement: Judgement, direction: Direction) -> bool:

@@ -29,7 +29,8 @@ class Judgement(msgspec.Struct, frozen=True, array_like=True):
     `direction` is the deciding one: that which refused, else INGRESS if an ingress policy was asked, else EGRESS.
     `ingress` and `egress` name the rules that allowed (or, on the deciding direction, refused); None where no policy
     asks. `reason` is for humans and set on every denial. `match_type` is Hubble's policy_match_type of the rule that
-    decided at L3/L4: 1 L3-Only, 2 L3-L4, 3 L4-Only, 4 all, 5 L3-Proto, 6 Proto-Only; 0 none, or not said.
+    decided at L3/L4: 1 L3-Only, 2 L3-L4, 3 L4-Only, 4 all, 5 L3-Proto, 6 Proto-Only; 0 none, or not said. `log` are
+    the words that the policies of the rules which decided want in the flow (Cilium's `log.value`).
     """
 
     verdict: Verdict
@@ -39,6 +40,7 @@ class Judgement(msgspec.Struct, frozen=True, array_like=True):
     drop_reason: DropReason = DropReason.UNKNOWN
     reason: str = ""
     match_type: int = 0
+    log: tuple[str, ...] = ()
 
 
 class HttpRequest(msgspec.Struct, frozen=True, array_like=True, tag="q"):

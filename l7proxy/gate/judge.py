@@ -92,6 +92,7 @@ def combine(egress: Decision | None, ingress: Decision | None) -> Judgement:
         _allower(ingress),
         _allower(egress),
         match_type=deciding.match_type if deciding is not None else 0,
+        log=tuple(dict.fromkeys(word for each in (egress, ingress) if each is not None for word in each.log)),
     )
 
 
@@ -112,6 +113,7 @@ def _refused(decision: Decision, direction: Direction, *, ingress: RuleRef | Non
         decision.drop_reason,
         decision.reason,
         match_type=decision.match_type,
+        log=decision.log,
     )
 
 

@@ -31,7 +31,9 @@ class HttpTable:
     def __init__(self, rules: tuple[HttpRule, ...]) -> None:
         self.rules = rules
         self._matcher = HttpMatcher(rules)
-        self._allowed = tuple(Decision(Verdict.FORWARDED, rule.ref) for rule in rules)
+        self._allowed = tuple(
+            Decision(Verdict.FORWARDED, rule.ref, log=(rule.log,) if rule.log else ()) for rule in rules
+        )
         self._final = self._matcher.by_line_only
         self._seen: dict[tuple[bytes, bytes], Decision | int] = {}
 

@@ -96,10 +96,11 @@ class NodePeer:
 
 @dataclass(frozen=True, slots=True)
 class ServicePortPeer:
-    """Whoever is behind this Service, on the ports that it has there; stands alone, in a rule without ports."""
+    """Whoever is behind this Service, and `on_ports` only on those that it has there. It stands alone in its rule."""
 
     namespace: str
     name: str
+    on_ports: bool = True
 
 
 Peer = (
@@ -143,7 +144,7 @@ class HttpRule:
     """One item of `rules.http`: all that is set must hold. method, path and host are whole-string RE2 patterns.
 
     `header_matches` are asked when all else holds; they may change the request instead of refusing it.
-    `number` counts the HTTP rules of one document from 1, in its order: how people name them.
+    `number` counts the HTTP rules of one document from 1, in its order: how people name them. `log` is `Rule.log`.
     """
 
     ref: RuleRef
@@ -153,6 +154,7 @@ class HttpRule:
     headers: tuple[HeaderMatch, ...] = ()
     number: int = 0
     header_matches: tuple[HeaderRule, ...] = ()
+    log: str = ""
 
     @property
     def matches_everything(self) -> bool:

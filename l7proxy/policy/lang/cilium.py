@@ -277,5 +277,6 @@ def _numbered(rules: list[Rule]) -> Iterator[Rule]:
         if rule.http is None:
             yield rule
             continue
-        yield replace(rule, http=tuple(replace(each, number=count + place) for place, each in enumerate(rule.http, 1)))
+        numbered = enumerate(rule.http, count + 1)
+        yield replace(rule, http=tuple(replace(each, number=number, log=rule.log) for number, each in numbered))
         count += len(rule.http)
