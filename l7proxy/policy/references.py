@@ -146,7 +146,8 @@ def _by_ports(rule: Rule, references: References) -> Iterator[Rule]:
     match rule.peers:
         case (ServicePortPeer() as peer,):
             parts = list(references.of_service_ports(peer))
-            yield from (replace(rule, peers=who, ports=what) for who, what in parts or [((), ())])
+            for who, what in parts or [((), ())]:
+                yield replace(rule, peers=who, ports=what if peer.on_ports else rule.ports)
         case _:
             yield rule
 

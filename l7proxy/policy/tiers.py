@@ -51,5 +51,8 @@ BASELINE: Final = Tier(10_000_000.0, "kube-baseline")
 UNPLACED: Final = float("-inf")
 """The order of a tier that is only named yet: `policy.references` knows where it stands."""
 
+FRONT: Final = Level(Tier(-1e300, "refused"), 0.0)
+"""Before all others: where a refusal stands whose policy does not tell its place."""
+
 UNION: Final = Level(DEFAULT, 1000.0)
 """Where CiliumNetworkPolicy, CiliumClusterwideNetworkPolicy and Kubernetes NetworkPolicy stand."""

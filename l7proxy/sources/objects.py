@@ -42,6 +42,7 @@ CLUSTER_SCOPED_POLICIES: Final = frozenset(
     (
         "CiliumClusterwideNetworkPolicy",
         "GlobalNetworkPolicy",
+        "StagedGlobalNetworkPolicy",
         "AdminNetworkPolicy",
         "BaselineAdminNetworkPolicy",
         "ClusterNetworkPolicy",
@@ -248,7 +249,7 @@ def key_of(document: Mapping[str, Any]) -> Key | None:
     """The name of the object, if so much of it can be read."""
     try:
         fields = Fields(document)
-        kind = fields.text("kind")
+        kind = lang.known_as(document) or fields.text("kind")
         return Key(kind, "" if kind in CLUSTER_SCOPED else _namespace(fields), _name(fields))
     except SourceError:
         return None
@@ -271,7 +272,7 @@ def read(document: Mapping[str, Any], origin: Origin, lines: Callable[[], Mappin
 def policy(document: Mapping[str, Any], origin: Origin, lines: Mapping[str, int]) -> PolicyDocument:
     """A policy from outside."""
     fields = Fields(document)
-    kind, name = fields.text("kind"), _name(fields)
+    kind, name = lang.known_as(document) or fields.text("kind"), _name(fields)
     return PolicyDocument(
         kind, "" if kind in CLUSTER_SCOPED else _namespace(fields), name, document, lines, origin=origin
     )
@@ -287,7 +288,7 @@ def stand_in(
         space = _namespace(fields)
     with suppress(SourceError):
         name = _name(fields)
-    kind = str(document.get("kind", ""))
+    kind = lang.known_as(document) or str(document.get("kind", ""))
     named = {**document, "metadata": {"name": name, "namespace": space}}
     space = "" if kind in CLUSTER_SCOPED else space
     return PolicyDocument(kind, space, name, named, lines, fault.message, fault.field, origin)

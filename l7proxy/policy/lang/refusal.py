@@ -11,12 +11,13 @@ from collections.abc import Callable, Mapping
 from typing import Final
 
 from l7proxy.errors import PolicyError
-from l7proxy.model.labels import ANY, OWN, RESERVED, Operator, Requirement, Selector
+from l7proxy.model.labels import ANY, OWN, RESERVED, Operator, Requirement, Selector, Selects
 from l7proxy.model.verdict import Action, Direction
 from l7proxy.policy.lang import selectors
 from l7proxy.policy.lang.document import Document
 from l7proxy.policy.lang.fields import Field, Locate, is_unicode
 from l7proxy.policy.rules import Peer, Rule, SelectorPeer
+from l7proxy.policy.tiers import FRONT, UNION, Level
 
 _BOTH: Final = (Direction.INGRESS, Direction.EGRESS)
 _NOT_THE_HOST: Final = SelectorPeer(Selector((Requirement(RESERVED, "host", Operator.DOES_NOT_EXIST),)))
@@ -25,9 +26,11 @@ _EVERYONE_ELSE: Final[Mapping[Direction, tuple[Peer, ...] | None]] = {
     Direction.EGRESS: None,
 }
 
-SubjectOf = Callable[[Field, Document], Selector | None]
+SubjectOf = Callable[[Field, Document], Selects | None]
 """A spec's subject. None: it selects no pods at all. Raises PolicyError when it cannot be read."""
 DirectionsOf = Callable[[Field], tuple[Direction, ...]]
+LevelOf = Callable[[Field, Document], Level]
+"""Where a spec stands among the others. Raises PolicyError when that cannot be read."""
 
 
 def refuse(
@@ -37,10 +40,12 @@ def refuse(
     namespaced: bool,
     subject_of: SubjectOf,
     directions_of: DirectionsOf,
+    level_of: LevelOf,
     locate: Locate | None,
+    known_as: str = "",
 ) -> tuple[Rule, ...]:
     """Deny rules in place of the document."""
-    document = _document(root, namespaced=namespaced, locate=locate)
+    document = _document(root, namespaced=namespaced, locate=locate, known_as=known_as)
     specs = _specs(root)
     directions = _directions(specs, directions_of)
     rules: list[Rule] = []
@@ -50,8 +55,26 @@ def refuse(
         except PolicyError:
             subject = _whole(document)
         if subject is not None:
-            rules += [_deny(document, spec.at, subject, direction, reason) for direction in directions]
+            level = _level(spec, document, level_of)
+            rules += [_deny(document, spec.at, subject, direction, reason, level) for direction in directions]
     return tuple(dict.fromkeys(rules))
+
+
+def _level(spec: Field, document: Document, level_of: LevelOf) -> Level:
+    try:
+        return level_of(spec, document)
+    except PolicyError:
+        return FRONT
+
+
+def in_union(spec: Field, document: Document) -> Level:
+    """Where Cilium's and Kubernetes' policies stand."""
+    return UNION
+
+
+def in_front(spec: Field, document: Document) -> Level:
+    """For languages of whose places we know nothing."""
+    return FRONT
 
 
 def cilium_subject(spec: Field, document: Document) -> Selector | None:
@@ -98,7 +121,7 @@ def unread_directions(spec: Field) -> tuple[Direction, ...]:
     return _BOTH
 
 
-def _document(root: Mapping[object, object], *, namespaced: bool, locate: Locate | None) -> Document:
+def _document(root: Mapping[object, object], *, namespaced: bool, locate: Locate | None, known_as: str) -> Document:
     metadata = root.get("metadata")
     found: Mapping[object, object] = metadata if isinstance(metadata, Mapping) else {}
 
@@ -108,7 +131,7 @@ def _document(root: Mapping[object, object], *, namespaced: bool, locate: Locate
 
     kind = root.get("kind")
     return Document(
-        kind if isinstance(kind, str) else "",
+        known_as or (kind if isinstance(kind, str) else ""),
         text("namespace", "default") if namespaced else "",
         text("name", "(no name)"),
         locate,
@@ -140,6 +163,7 @@ def _whole(document: Document) -> Selector:
     return Selector((selectors.IS_POD,))
 
 
-def _deny(document: Document, at: str, subject: Selector, direction: Direction, reason: str) -> Rule:
+def _deny(document: Document, at: str, subject: Selects, direction: Direction, reason: str, level: Level) -> Rule:
     peers = _EVERYONE_ELSE[direction]
-    return Rule(document.ref(at), subject, direction, Action.DENY, peers, refusal=reason or "it cannot be honoured")
+    why = reason or "it cannot be honoured"
+    return Rule(document.ref(at), subject, direction, Action.DENY, peers, refusal=why, level=level)

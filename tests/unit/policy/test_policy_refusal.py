@@ -114,8 +114,8 @@ WHOM: list[tuple[str, dict[str, Any], str, str, str]] = [
         "",
     ),
     (
-        "Calico's, for its namespace",
-        policy(kind="NetworkPolicy", api="projectcalico.org/v3", spec={"selector": "app == 'z'"}),
+        "Calico's that cannot be read, for its namespace",
+        policy(kind="NetworkPolicy", api="projectcalico.org/v3", spec={"selector": "app = 'z'", "types": ["Up"]}),
         "in out",
         "in out",
         "",

@@ -1,0 +1,322 @@
+"""Calico's NetworkPolicy and GlobalNetworkPolicy (projectcalico.org/v3, crd.projectcalico.org/v1), and staged ones.
+
+Rules are asked one after the other, policies by their order, tiers by theirs: the first that covers a flow decides,
+Pass leaves the tier, and at its end what is undecided is denied (unless the Tier says Pass). Rules that follow each
+other with one action have one level: which of them it is changes nothing. Log decides nothing, and every verdict is
+told as a flow anyway. Calico never polices what a node sends to its own pods: it is let in ahead of the tier.
+A staged policy is read and reported, and never enforced. What is about host endpoints is refused by name.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Final
+
+from l7proxy.model.expression import AllOf, Not
+from l7proxy.model.labels import RESERVED, Operator, Requirement, Selector, Selects
+from l7proxy.model.ref import RuleRef
+from l7proxy.model.verdict import Action, Direction, Protocol
+from l7proxy.policy.lang import calico_peers, calico_ports, kubernetes, selectors
+from l7proxy.policy.lang.calico_http import http_rule
+from l7proxy.policy.lang.document import Document
+from l7proxy.policy.lang.envelope import opened
+from l7proxy.policy.lang.fields import Field, Locate, quoted
+from l7proxy.policy.lang.options import Options
+from l7proxy.policy.rules import HttpRule, PortMatch, Rule, SelectorPeer
+from l7proxy.policy.tiers import ADMIN, BASELINE, DEFAULT, UNPLACED, Level, Tier
+
+VERSIONS: Final[Mapping[str, str]] = {"projectcalico.org": "v3", "crd.projectcalico.org": "v1"}
+NAMESPACED: Final = "NetworkPolicy"
+KNOWN_AS: Final = "CalicoNetworkPolicy"
+"""Its name with us: Kubernetes has a NetworkPolicy, too."""
+GLOBAL: Final = "GlobalNetworkPolicy"
+STAGED: Final = "StagedNetworkPolicy"
+STAGED_GLOBAL: Final = "StagedGlobalNetworkPolicy"
+STAGED_KUBERNETES: Final = "StagedKubernetesNetworkPolicy"
+
+MAX_RULES: Final = 1024
+"""Calico's limit for one direction."""
+
+_BOTH: Final = (Direction.INGRESS, Direction.EGRESS)
+_ACTIONS: Final[Mapping[str, Action | None]] = {
+    "Allow": Action.ALLOW,
+    "Deny": Action.DENY,
+    "Pass": Action.PASS,
+    "Log": None,
+}
+_SPEC: Final = (
+    "order", "tier", "selector", "serviceAccountSelector", "types", "ingress", "egress", "performanceHints",
+)  # fmt: skip
+_GLOBAL_SPEC: Final = ("namespaceSelector", "applyOnForward", "doNotTrack", "preDNAT")
+_TIER: Final = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
+_PASSING: Final = (ADMIN, BASELINE)
+"""Tiers that have Pass as their default action."""
+_NAMED: Final[Mapping[str, Tier]] = {
+    **{tier.name: tier for tier in (ADMIN, DEFAULT, BASELINE)},
+    "adminnetworkpolicy": ADMIN,
+    "baselineadminnetworkpolicy": BASELINE,
+}
+_HOST: Final = SelectorPeer(Selector((Requirement(RESERVED, "host", Operator.EXISTS),)))
+LOCAL_HOST: Final = RuleRef("built-in", "", "allow-localhost")
+"""Who lets this node itself in where Calico would not have asked."""
+
+
+def parse(root: Mapping[object, object], locate: Locate | None, options: Options) -> tuple[Document, tuple[Rule, ...]]:
+    """The document with its notes and faults, and its rules, which only count when there are no faults."""
+    namespaced = root.get("kind") == NAMESPACED
+    document, found = opened(root, locate, options, namespaced=namespaced)
+    if namespaced:
+        document.kind = KNOWN_AS
+    rules = document.collect(partial(_spec, found.get("spec", Field({}, "spec")), document, staged=False))
+    return document, tuple(_numbered(rules))
+
+
+def parse_staged(
+    root: Mapping[object, object], locate: Locate | None, options: Options
+) -> tuple[Document, tuple[Rule, ...]]:
+    """The same, without any rule that is enforced."""
+    document, found = opened(root, locate, options, namespaced=root.get("kind") == STAGED)
+    document.collect(partial(_spec, found.get("spec", Field({}, "spec")), document, staged=True))
+    return document, ()
+
+
+def parse_staged_kubernetes(
+    root: Mapping[object, object], locate: Locate | None, options: Options
+) -> tuple[Document, tuple[Rule, ...]]:
+    spec = root.get("spec")
+    if isinstance(spec, Mapping):
+        root = {**root, "spec": {key: value for key, value in spec.items() if key != "stagedAction"}}
+    document, _ = kubernetes.parse(root, locate, options)
+    return document, ()
+
+
+@dataclass(frozen=True, slots=True)
+class _Scope:
+    """What every rule of one policy shares. Its levels are `level` with an index."""
+
+    document: Document
+    subject: Selects
+    level: Level
+    closes: bool
+
+
+def _spec(spec: Field, document: Document, *, staged: bool) -> Iterator[Rule]:
+    known = _SPEC if document.namespace else (*_SPEC, *_GLOBAL_SPEC)
+    found = spec.mapping((*known, "stagedAction") if staged else known)
+    for name in ("doNotTrack", "preDNAT"):
+        if name in found and found[name].flag():
+            found[name].fail(f"{name} policies are for host endpoints, which are not supported yet", unsupported=True)
+    if "applyOnForward" in found:
+        found["applyOnForward"].flag()
+    for hint in found["performanceHints"].items() if "performanceHints" in found else ():
+        hint.text()
+    level = _level(found, document)
+    scope = _Scope(document, subject(spec, document), level, closes=level.tier not in _PASSING)
+    items = {
+        direction: found[direction.word].items(most=MAX_RULES, too_many=f"too many rules, the max is {MAX_RULES}")
+        if direction.word in found
+        else []
+        for direction in _BOTH
+    }
+    types = _types(found.get("types"), items)
+    for direction in _BOTH:
+        rules = list(_direction(items[direction], direction, scope))
+        if direction in types:
+            at = found[direction.word].at if direction.word in found else spec.at
+            yield Rule(
+                document.ref(at), scope.subject, direction, peers=(), default_deny=scope.closes, level=scope.level
+            )
+            if direction is Direction.INGRESS:
+                yield _let_the_host_in(scope)
+            yield from rules
+        elif items[direction]:
+            document.note(found[direction.word], f"has no effect: types does not say {direction.name.capitalize()}")
+
+
+def subject(spec: Field, document: Document) -> Selects:
+    """Whom the policy is for: pods of its namespace, or of the cluster."""
+    found = spec.mapping(None)
+    terms: list[Selects] = [selectors.in_namespace(document.namespace) if document.namespace else selectors.IS_POD]
+    if "selector" in found:
+        terms.append(calico_peers.selector(found["selector"], calico_peers.of_pods))
+    if "namespaceSelector" in found and found["namespaceSelector"].text():
+        terms.append(calico_peers.namespaces(found["namespaceSelector"]))
+    if "serviceAccountSelector" in found and found["serviceAccountSelector"].text():
+        terms.append(calico_peers.selector(found["serviceAccountSelector"], calico_peers.of_accounts))
+    return AllOf(tuple(terms))
+
+
+def directions(spec: Field) -> tuple[Direction, ...]:
+    """Those that the policy is about. PolicyError when that cannot be read."""
+    found = spec.mapping(None)
+    items = {one: found[one.word].items() if one.word in found else [] for one in _BOTH}
+    types = _types(found.get("types"), items)
+    return tuple(one for one in _BOTH if one in types)
+
+
+def level(spec: Field, document: Document) -> Level:
+    """Where the policy stands. PolicyError when that cannot be read."""
+    return _level(spec.mapping(None), document)
+
+
+def _level(found: Mapping[str, Field], document: Document) -> Level:
+    """Of policies with one order the name decides, then namespace and kind."""
+    name = found["tier"].text() if "tier" in found else ""
+    if name and not _TIER.fullmatch(name):
+        found["tier"].fail(f"{quoted(name)} is not the name of a tier")
+    tier = _NAMED.get(name or DEFAULT.name) or Tier(UNPLACED, name)
+    plain = document.name.removeprefix(f"{tier.name}.")
+    return Level(tier, _order(found.get("order")), f"{plain} {document.namespace} {document.kind}")
+
+
+def _order(field: Field | None) -> float:
+    """Without an order a policy comes last."""
+    if field is None:
+        return float("inf")
+    if not isinstance(field.value, (int, float)) or isinstance(field.value, bool) or field.value != field.value:
+        field.fail(f"must be a number, not {quoted(str(field.value))}")
+    return float(field.value)
+
+
+def _types(field: Field | None, items: Mapping[Direction, list[Field]]) -> frozenset[Direction]:
+    """Not said: the directions that have rules, or ingress when none has."""
+    listed = field.items() if field is not None else []
+    if not listed:
+        return frozenset(one for one in _BOTH if items[one]) or frozenset((Direction.INGRESS,))
+    found: set[Direction] = set()
+    for item in listed:
+        direction = _type(item)
+        if direction in found:
+            item.fail(f"{quoted(item.text())} stands there twice")
+        found.add(direction)
+    return frozenset(found)
+
+
+def _type(field: Field) -> Direction:
+    for direction in _BOTH:
+        if field.text() == direction.name.capitalize():
+            return direction
+    return field.fail(f"must be Ingress or Egress, not {quoted(field.text())}")
+
+
+def _direction(items: list[Field], direction: Direction, scope: _Scope) -> Iterator[Rule]:
+    """The rules of one direction, in levels: a new one wherever the action changes."""
+    index, last = 0, None
+    for item in items:
+        for rule in scope.document.collect(partial(_rule, item, direction, scope)):
+            if last not in (None, rule.action):
+                index += 1
+            last = rule.action
+            yield replace(rule, level=replace(scope.level, index=index))
+
+
+def _let_the_host_in(scope: _Scope) -> Rule:
+    """Ahead of all that is in the tier."""
+    first = Level(scope.level.tier, float("-inf"))
+    return Rule(LOCAL_HOST, scope.subject, Direction.INGRESS, peers=(_HOST,), default_deny=False, level=first)
+
+
+def _rule(item: Field, direction: Direction, scope: _Scope) -> Iterator[Rule]:
+    found = item.mapping(("action", "ipVersion", *calico_ports.FIELDS, "source", "destination", "http", "metadata"))
+    if "metadata" in found:
+        found["metadata"].mapping(("annotations",))
+    action = _action(item, found)
+    entities = {
+        name: found[name].mapping(calico_peers.FIELDS) if name in found else {} for name in ("source", "destination")
+    }
+    peer, own = ("source", "destination") if direction is Direction.INGRESS else ("destination", "source")
+    _check_entities(entities, direction, own)
+    version = _version(found)
+    ports = calico_ports.matches(found, entities["destination"])
+    whom = calico_peers.entity_peers(
+        entities[peer], scope.document, version=version, on_ports=direction is Direction.EGRESS
+    )
+    http = _http(found["http"], direction, action, ports, scope.document) if "http" in found else None
+    if http is not None and ports is None:
+        ports = (PortMatch(frozenset((Protocol.TCP.value,))),)
+    if action is None:
+        scope.document.note(item, "Log decides nothing; every verdict is told as a flow in any case")
+        return
+    yield Rule(
+        ref=scope.document.ref(item.at),
+        subject=_narrowed(scope, entities[own]),
+        direction=direction,
+        action=action,
+        peers=whom,
+        ports=ports,
+        http=(http,) if http is not None else None,
+        default_deny=False,
+    )
+
+
+def _action(item: Field, found: Mapping[str, Field]) -> Action | None:
+    if "action" not in found:
+        item.fail("action is required")
+    text = found["action"].text()
+    if text not in _ACTIONS:
+        found["action"].fail(f"must be Allow, Deny, Log or Pass, not {quoted(text)}")
+    return _ACTIONS[text]
+
+
+def _version(found: Mapping[str, Field]) -> int | None:
+    if "ipVersion" not in found:
+        return None
+    if found["ipVersion"].value not in (4, 6):
+        found["ipVersion"].fail("must be 4 or 6")
+    return found["ipVersion"].number(4, 6)
+
+
+def _check_entities(entities: Mapping[str, Mapping[str, Field]], direction: Direction, own: str) -> None:
+    """What no rule may say, and what we cannot tell: from which port somebody calls, at which address a pod is."""
+    for name in ("ports", "notPorts"):
+        if name in entities["source"] and entities["source"][name].items():
+            entities["source"][name].fail("source ports are not supported yet", unsupported=True)
+    if "services" in entities[own]:
+        word = "a source" if direction is Direction.INGRESS else "a destination"
+        entities[own]["services"].fail(f"services can only be {word} in {direction.word} rules")
+    if "services" in entities["destination"]:
+        for name in ("ports", "notPorts"):
+            if name in entities["destination"]:
+                entities["destination"][name].fail("cannot specify ports with a service as destination")
+    for name in ("nets", "notNets"):
+        if name in entities[own] and entities[own][name].items():
+            what = f"{name} for the pod's own addresses is not supported yet"
+            entities[own][name].fail(what, unsupported=True)
+
+
+def _narrowed(scope: _Scope, entity: dict[str, Field]) -> Selects:
+    """An entity may also speak of the pod that the policy is for."""
+    wanted, unwanted = calico_peers.chosen(entity, scope.document), calico_peers.unwanted(entity)
+    terms = [scope.subject]
+    if wanted is not None:
+        terms.append(wanted)
+    if unwanted is not None:
+        terms.append(Not(unwanted))
+    return scope.subject if len(terms) == 1 else AllOf(tuple(terms))
+
+
+def _http(
+    field: Field,
+    direction: Direction,
+    action: Action | None,
+    ports: tuple[PortMatch, ...] | None,
+    document: Document,
+) -> HttpRule:
+    if direction is not Direction.INGRESS or action is not Action.ALLOW:
+        field.fail("http is for ingress rules with action Allow only")
+    if ports is not None and any(match.protocols != {Protocol.TCP.value} for match in ports):
+        field.fail("rules with http must have protocol TCP, or none")
+    return http_rule(field, document)
+
+
+def _numbered(rules: list[Rule]) -> Iterator[Rule]:
+    """HTTP rules counted through the document from 1: the number that denials name."""
+    count = 0
+    for rule in rules:
+        if rule.http is not None:
+            count += 1
+            rule = replace(rule, http=(replace(rule.http[0], number=count),))
+        yield rule
