@@ -21,6 +21,7 @@ from l7proxy.agent import report, trace, wires
 from l7proxy.agent.api import AgentApi, Answer
 from l7proxy.agent.cluster import Cluster
 from l7proxy.agent.events import Recorder
+from l7proxy.agent.identity_labels import LabelFilter
 from l7proxy.agent.reconcile import Reconciler, SourceReport
 from l7proxy.agent.settings import KUBERNETES, Settings
 from l7proxy.agent.world import World
@@ -99,6 +100,7 @@ async def _agent(settings: Settings) -> None:
         secrets_namespace=settings.secrets_namespace,
         audit_all=settings.audit,
         options=settings.policy_options,
+        kept=LabelFilter(settings.labels),
     )
     reconciler = Reconciler(
         world=world,

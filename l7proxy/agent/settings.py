@@ -16,6 +16,7 @@ from typing import Any, Final, Literal, get_args, get_origin, get_type_hints
 
 import msgspec
 
+from l7proxy.agent.identity_labels import LabelFilter
 from l7proxy.agent.picture import Disclosure
 from l7proxy.agent.wires import DEFAULT_RESULTS
 from l7proxy.errors import ConfigError, SourceError
@@ -60,6 +61,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """What policy would refuse passes and is told as AUDIT, on the whole node."""
     secrets_namespace: str = ""
     """Policies may name secrets of this namespace besides those of their own; empty: of none."""
+    labels: tuple[str, ...] = ()
+    """Patterns of pods' own labels that count for identities, besides Cilium's; `!` before one: does not count."""
     enable_node_selector_labels: bool = False
     """Nodes are known by their labels, and fromNodes and toNodes may select them."""
     enable_icmp_rules: bool = True
@@ -211,6 +214,10 @@ def _check(settings: Settings, place: str) -> None:
             raise ConfigError(f"{place}{name}: must be one bit of the packet mark, not {value:#x}")
     if settings.mark_proxy == settings.mark_upstream:
         raise ConfigError(f"{place}mark_proxy and mark_upstream are the same bit")
+    try:
+        LabelFilter(settings.labels)
+    except ConfigError as error:
+        raise ConfigError(f"{place}{error}") from error
     if settings.route_table in _KERNEL_TABLES:
         raise ConfigError(f"{place}route_table: {settings.route_table} is a table of the kernel's own")
     if not settings.node or len(settings.node) > 253 or _is_address(settings.node):

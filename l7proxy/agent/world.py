@@ -18,7 +18,7 @@ from l7proxy.agent import audit, documents, identities, ownership
 from l7proxy.agent.documents import PolicyState
 from l7proxy.agent.frontends import frontends
 from l7proxy.agent.identities import Seat
-from l7proxy.agent.identity_labels import Asked, labels_of
+from l7proxy.agent.identity_labels import Asked, LabelFilter, labels_of
 from l7proxy.agent.names import NamedPod, Names
 from l7proxy.agent.ownership import Ownership
 from l7proxy.agent.secrets import Vault
@@ -36,7 +36,7 @@ from l7proxy.model.identity import (
     allocate,
 )
 from l7proxy.model.ids import EndpointId, IdentityId
-from l7proxy.model.labels import RESERVED, Label, LabelSet, Operator, Requirement, Selector
+from l7proxy.model.labels import NODE, RESERVED, Label, LabelSet, Operator, Requirement, Selector
 from l7proxy.model.net import Network, single
 from l7proxy.model.ref import RuleRef
 from l7proxy.model.verdict import Action, Direction
@@ -79,15 +79,17 @@ class World:
         secrets_namespace: str = "",
         audit_all: bool = False,
         options: Options = DEFAULT,
+        kept: LabelFilter | None = None,
     ) -> None:
         """Policies may name secrets of `secrets_namespace` besides those of their own. `audit_all`: none
-        of what policy refuses is. `options`: how policies are read.
+        of what policy refuses is. `options`: how policies are read. `kept`: which labels of pods count.
         """
         self.synced = False
         self._cluster = cluster
         self._secrets_namespace = secrets_namespace
         self._audit = audit_all
         self._options = options
+        self._kept = kept or LabelFilter()
         self._facts: dict[Key, Fact] = {}
         self._read: dict[Key, tuple[PolicyDocument, PolicyState]] = {}
 
@@ -187,13 +189,13 @@ class World:
     ) -> Cast:
         """Who is who, and with which number."""
         managed = [pod for pod in pods if not pod.host_network and not pod.finished]
-        labels = self._labels(managed, Asked.among(keys_of(rules)))
+        labels = self._labels(managed, Asked.among(keys_of(rules), self._kept))
         reaches = cidrs_of(rules)
         named = identities.Named.among(reaches)
         seats, of_pods = identities.of_pods(((pod, labels[pod.key]) for pod in managed), named)
         dual = identities.is_dual(address for some in (nodes, managed) for one in some for address in one.addresses)
         apiservers = self._apiservers()
-        places, of_places = identities.of_places(_places(node, owners, nodes, apiservers), named)
+        places, of_places = identities.of_places(self._places(node, owners, nodes, apiservers), named)
         outside = apiservers - owners.nodes.keys() - owners.pods.keys() - owners.contested.keys()
         networks = identities.of_networks(reaches, outside, dual=dual)
         host_is_apiserver = any(owners.nodes[address] == node for address in apiservers & owners.nodes.keys())
@@ -207,6 +209,20 @@ class World:
             labels=labels,
         )
 
+    def _places(
+        self, node: str | None, owners: Ownership, nodes: list[facts.Node], apiservers: frozenset[str]
+    ) -> dict[Network, tuple[IdentityId, LabelSet]]:
+        """Nodes' addresses and pod CIDRs: the reserved identity of each, and its labels; nodes' own on demand."""
+        own = {one.name: _node_labels(one) for one in nodes if self._options.node_selectors}
+        found = {
+            ip_network(cidr): (UNMANAGED, RESERVED_IDENTITIES[UNMANAGED]) for one in nodes for cidr in one.pod_cidrs
+        }
+        for address, name in owners.nodes.items():
+            number = HOST if name == node else KUBE_APISERVER if address in apiservers else REMOTE_NODE
+            labels = RESERVED_IDENTITIES[number].labels | own.get(name, frozenset())
+            found[single(address)] = number, LabelSet(labels)
+        return found
+
     def _labels(self, pods: list[Pod], asked: Asked) -> dict[Key, LabelSet]:
         spaces = {space.name: space.labels for space in self._all(facts.Namespace)}
         accounts = {(one.namespace, one.name): one.labels for one in self._all(facts.ServiceAccount)}
@@ -217,6 +233,7 @@ class World:
                 cluster=self._cluster,
                 asked=asked,
                 account=accounts.get((pod.namespace, pod.service_account), {}),
+                kept=self._kept,
             )
             for pod in pods
         }
@@ -272,6 +289,10 @@ def _endpoints(
     return tuple(found)
 
 
+def _node_labels(node: facts.Node) -> frozenset[Label]:
+    return frozenset(Label(NODE, key, value) for key, value in node.labels.items())
+
+
 def _with_secrets(policy: PolicyState, vault: Vault) -> Iterable[Rule]:
     return vault.resolve(policy.rules) if policy.needs_secrets else policy.rules
 
@@ -304,17 +325,6 @@ def _contested_rules(owners: Ownership, labels: Mapping[Key, LabelSet], rules: I
             for direction in sorted(governed, key=Direction)
         ]
     return found
-
-
-def _places(
-    node: str | None, owners: Ownership, nodes: list[facts.Node], apiservers: frozenset[str]
-) -> dict[Network, tuple[IdentityId, LabelSet]]:
-    """Nodes' addresses and pod CIDRs, and the reserved identity of each."""
-    found: dict[Network, IdentityId] = {ip_network(cidr): UNMANAGED for one in nodes for cidr in one.pod_cidrs}
-    for address, name in owners.nodes.items():
-        elsewhere = KUBE_APISERVER if address in apiservers else REMOTE_NODE
-        found[single(address)] = HOST if name == node else elsewhere
-    return {place: (number, RESERVED_IDENTITIES[number]) for place, number in found.items()}
 
 
 def _prefixes(
