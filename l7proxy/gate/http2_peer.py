@@ -149,6 +149,11 @@ class Peer:
                 if take is not None:  # RFC 9113 5.5: frames of unknown types are ignored
                     take(self, flags, stream, source, begin, end)
 
+    def stop(self) -> None:
+        """Nothing more is read; whoever listened is let go of."""
+        self.stopped = True
+        del self._owner
+
     def take_out(self) -> bytes:
         out, self.out = self.out, []
         return b"".join(out)
