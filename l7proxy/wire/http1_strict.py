@@ -18,7 +18,7 @@ from l7proxy.wire.head import MAX_HEAD, UNTIL_CLOSE, Header, Miss, RequestHead, 
 from l7proxy.wire.lines import TOKEN, HeadLines, field
 from l7proxy.wire.path import STRICT, PathRules, normalise
 
-_REQUEST_LINE = re.compile(rb"(" + TOKEN + rb") ([^ ]+) HTTP/([0-9])\.([0-9])")
+_REQUEST_LINE = re.compile(rb"(" + TOKEN + rb") ([!-~]+) HTTP/([0-9])\.([0-9])")
 _STATUS_LINE = re.compile(rb"HTTP/([0-9])\.([0-9]) ([1-5][0-9]{2})(?: .*)?")
 _WITH_PORT = re.compile(rb":0*[1-9][0-9]*$")
 _ABSOLUTE = re.compile(rb"((?i:http)://)([^/?#]*)(.*)")

@@ -18,6 +18,7 @@ TOKEN = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"
 _FAULT = re.compile(rb"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]|\r(?=[^\n])|(?<!\r)\n")
 _FIELD = re.compile(rb"(" + TOKEN + rb"):[ \t]*(.*?)[ \t]*", re.DOTALL)
 _CONFUSABLE = frozenset({b"content_length", b"transfer_encoding"})
+_TABLESS = frozenset({b"host", b"content-length", b"transfer-encoding"})
 
 
 def field(line: bytes) -> Header:
@@ -28,6 +29,8 @@ def field(line: bytes) -> Header:
     name = match[1].lower()
     if name in _CONFUSABLE:  # servers in the CGI tradition read _ as -
         raise PeerError(f"header {name.decode()} passes for a framing header with some servers")
+    if name in _TABLESS and b"\t" in line:  # RFC 9110 allows it around a value; nginx takes it for a part of the value
+        raise PeerError(f"a tab stands in header {name.decode()}")
     return name, match[2]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -28,7 +29,7 @@ def valid() -> list[Valid]:
     found = []
     for line in (ROOT / "valid" / "expected.tsv").read_text().splitlines()[1:]:
         name, method, host, path, framing = line.split("\t")
-        path = "/" + "a" * 8000 if path == "/a*8000" else path
+        path = re.sub(r"\{([^}]+)\*(\d+)\}", lambda times: times[1] * int(times[2]), path)
         data = (ROOT / "valid" / f"{name}.http").read_bytes()
         length = CHUNKED if framing == "chunked" else int(framing)
         found.append(Valid(name, method.encode(), host.encode(), path.encode(), length, data))

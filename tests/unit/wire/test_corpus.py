@@ -10,6 +10,7 @@ from l7proxy.errors import PeerError
 from l7proxy.wire import http1_fast, http1_strict, upgrades
 from l7proxy.wire.body import body
 from l7proxy.wire.head import Miss, RequestHead
+from l7proxy.wire.lines import field
 from tests.unit.wire import corpus
 from tests.unit.wire.corpus import Valid
 
@@ -33,8 +34,8 @@ def test_valid_requests_are_read(case: Valid) -> None:
 def test_valid_requests_change_in_their_path_only(case: Valid) -> None:
     head = http1_strict.request(case.data)
     assert isinstance(head, RequestHead)
-    sent = case.data.removeprefix(b"\r\n")
-    if b"h2c" in sent:
+    sent = case.data[: head.size].removeprefix(b"\r\n")
+    if upgrades.offers_carrier([field(each) for each in sent[:-4].split(b"\r\n")[1:]]):
         sent = upgrades.without_carriers(sent)
     line, _, rest = head.raw.partition(b"\r\n")
     assert rest == sent.partition(b"\r\n")[2][: len(rest)]
