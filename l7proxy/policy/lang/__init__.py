@@ -5,6 +5,7 @@ kind tell. Kinds that we know to be policies but do not enforce yet are refused 
 
 selectors, peers, ports, http   the parts of Cilium's language
 cilium                          the whole of it
+admin                           admin, baseline and cluster network policies
 calico, calico_…                Calico's, with the parts of its rules
 kubernetes                      NetworkPolicy; envelope: names and selectors as all of Kubernetes has them
 refusal                         what stands in for a document that we cannot honour
@@ -18,7 +19,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from l7proxy.errors import PolicyError
-from l7proxy.policy.lang import calico, cilium, kubernetes, refusal
+from l7proxy.policy.lang import admin, calico, cilium, kubernetes, refusal
 from l7proxy.policy.lang.document import Document
 from l7proxy.policy.lang.fields import Locate, Note
 from l7proxy.policy.lang.options import DEFAULT, Options
@@ -85,16 +86,20 @@ _CALICO: Final = Language(
 _CALICO_GLOBAL: Final = replace(_CALICO, namespaced=False, known_as="")
 _STAGED: Final = Language(parse=calico.parse_staged, staged=True)
 _STAGED_KUBERNETES: Final = Language(parse=calico.parse_staged_kubernetes, staged=True)
-_UNREAD_CLUSTER_WIDE: Final = Language(namespaced=False, level_of=refusal.in_front)
+_ADMIN: Final = Language(
+    parse=admin.parse,
+    namespaced=False,
+    subject_of=admin.subject,
+    directions_of=admin.directions,
+    level_of=admin.level,
+)
 
 LANGUAGES: Final[Mapping[tuple[str, str], Language]] = {
     (cilium.GROUP, cilium.NAMESPACED): _CILIUM,
     (cilium.GROUP, cilium.CLUSTER_WIDE): _CILIUM_CLUSTER_WIDE,
     (kubernetes.GROUP, kubernetes.KIND): _KUBERNETES,
     ("extensions", kubernetes.KIND): replace(_KUBERNETES, parse=None),
-    ("policy.networking.k8s.io", "AdminNetworkPolicy"): _UNREAD_CLUSTER_WIDE,
-    ("policy.networking.k8s.io", "BaselineAdminNetworkPolicy"): _UNREAD_CLUSTER_WIDE,
-    ("policy.networking.k8s.io", "ClusterNetworkPolicy"): _UNREAD_CLUSTER_WIDE,
+    **{(admin.GROUP, kind): replace(_ADMIN, version=version) for kind, version in admin.VERSIONS.items()},
     **{
         (group, kind): replace(language, version=version)
         for group, version in calico.VERSIONS.items()

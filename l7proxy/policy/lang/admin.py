@@ -1,0 +1,282 @@
+"""AdminNetworkPolicy, BaselineAdminNetworkPolicy (v1alpha1) and ClusterNetworkPolicy (v1alpha2).
+
+Admin policies are asked before all others, by priority, and baseline ones after all others; in a policy the first rule
+that covers a flow decides, and Pass leaves it to whoever comes after the tier. They isolate nobody: what no rule covers
+goes on. Networks mean addresses, whoever has them. A peer or a port of a kind that we do not know fails closed, as the
+API demands: its rule accepts nobody, or denies everybody, and the rest of the policy is enforced.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Final
+
+from l7proxy.errors import PolicyError
+from l7proxy.model.labels import NODE, RESERVED, Operator, Requirement, Selector
+from l7proxy.model.verdict import Action, Direction
+from l7proxy.policy.lang import cidrs, selectors
+from l7proxy.policy.lang.document import Document
+from l7proxy.policy.lang.envelope import label_selector, of_namespace, opened, own
+from l7proxy.policy.lang.fields import Field, Locate, quoted
+from l7proxy.policy.lang.options import Options
+from l7proxy.policy.lang.ports import PROTOCOLS
+from l7proxy.policy.rules import CidrPeer, NodePeer, Peer, PortMatch, Reach, Rule, SelectorPeer
+from l7proxy.policy.tiers import ADMIN, BASELINE, Level
+
+GROUP: Final = "policy.networking.k8s.io"
+ADMIN_KIND: Final = "AdminNetworkPolicy"
+BASELINE_KIND: Final = "BaselineAdminNetworkPolicy"
+CLUSTER_KIND: Final = "ClusterNetworkPolicy"
+VERSIONS: Final[Mapping[str, str]] = {ADMIN_KIND: "v1alpha1", BASELINE_KIND: "v1alpha1", CLUSTER_KIND: "v1alpha2"}
+
+MAX_PRIORITY: Final = 1000
+MAX_NETWORKS: Final = 25
+MAX_NAME: Final = 100
+
+_BOTH: Final = (Direction.INGRESS, Direction.EGRESS)
+_PEERS: Final[Mapping[Direction, str]] = {Direction.INGRESS: "from", Direction.EGRESS: "to"}
+_EVERYONE_ELSE: Final[Mapping[Direction, tuple[Peer, ...] | None]] = {
+    Direction.INGRESS: (SelectorPeer(Selector((Requirement(RESERVED, "host", Operator.DOES_NOT_EXIST),))),),
+    Direction.EGRESS: None,
+}
+"""Whom a rule that fails closed denies: kubelet's probes are none of its business."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Edition:
+    """How one kind writes what all of them say."""
+
+    actions: Mapping[str, Action]
+    ports: str
+    port: Callable[[Field], PortMatch]
+    most: int
+
+
+def parse(root: Mapping[object, object], locate: Locate | None, options: Options) -> tuple[Document, tuple[Rule, ...]]:
+    """The document with its notes and faults, and its rules, which only count when there are no faults."""
+    document, found = opened(root, locate, options, namespaced=False)
+    if document.kind == BASELINE_KIND and document.name != "default":
+        Field(None, "metadata.name").fail(f"there is one {BASELINE_KIND} in a cluster, and its name is default")
+    spec = found.get("spec", Field(None, "spec"))
+    return document, tuple(document.collect(partial(_spec, spec, document)))
+
+
+def _spec(spec: Field, document: Document) -> Iterator[Rule]:
+    tiered = {CLUSTER_KIND: ("tier", "priority"), ADMIN_KIND: ("priority",), BASELINE_KIND: ()}[document.kind]
+    found = spec.mapping((*tiered, "subject", "ingress", "egress"))
+    place, whom = level(spec, document), subject(spec, document)
+    edition = _EDITIONS[document.kind]
+    for direction in _BOTH:
+        if direction.word not in found:
+            continue
+        items = found[direction.word].items(most=edition.most, too_many=f"too many rules, the max is {edition.most}")
+        index, last = 0, None
+        for item in items:
+            for rule in document.collect(partial(_rule, item, direction, whom, document)):
+                if last not in (None, rule.action):
+                    index += 1  # rules in a row with one action are one level: which of them it is changes nothing
+                last = rule.action
+                yield replace(rule, level=replace(place, index=index))
+
+
+def level(spec: Field, document: Document) -> Level:
+    """Where the policy stands. Of equal priorities, which the API leaves undefined, the name decides."""
+    found = spec.mapping(None)
+    name = f"{document.name} {document.kind}"
+    if document.kind == BASELINE_KIND:
+        return Level(BASELINE, MAX_PRIORITY + 1, name)
+    for required in ("tier", "priority") if document.kind == CLUSTER_KIND else ("priority",):
+        if required not in found:
+            spec.fail(f"{required} is required")
+    priority = float(found["priority"].number(0, MAX_PRIORITY))
+    if document.kind == ADMIN_KIND:
+        return Level(ADMIN, priority, name)
+    tiers = {"Admin": ADMIN, "Baseline": BASELINE}
+    word = found["tier"].text()
+    if word not in tiers:
+        found["tier"].fail(f"must be Admin or Baseline, not {quoted(word)}")
+    return Level(tiers[word], priority, name)
+
+
+def subject(spec: Field, document: Document) -> Selector:
+    """Whom the policy is for; pods in the network of their node are none of them."""
+    found = spec.mapping(None)
+    if "subject" not in found:
+        spec.fail("subject is required")
+    field = found["subject"]
+    chosen = _only(field, ("namespaces", "pods"))
+    return _pods_of(chosen)
+
+
+def directions(spec: Field) -> tuple[Direction, ...]:
+    """Those that have rules."""
+    found = spec.mapping(None)
+    return tuple(one for one in _BOTH if one.word in found)
+
+
+def _rule(item: Field, direction: Direction, whom: Selector, document: Document) -> Iterator[Rule]:
+    edition = _EDITIONS[document.kind]
+    found = item.mapping(("name", "action", _PEERS[direction], edition.ports))
+    if "name" in found and len(found["name"].text()) > MAX_NAME:
+        found["name"].fail(f"must have at most {MAX_NAME} characters")
+    rule = Rule(
+        document.ref(item.at), whom, direction, _action(item, found, edition), peers=(), ports=None, default_deny=False
+    )
+    peers, ports = _listed(item, found, direction, edition)
+    try:
+        yield replace(
+            rule,
+            peers=tuple(each for peer in peers for each in _peer(peer, direction)),
+            ports=tuple(edition.port(port) for port in ports) or None,
+        )
+    except PolicyError as fault:
+        if not fault.unsupported:
+            raise
+        document.unenforced.append(fault)
+        yield _closed(rule, fault)
+
+
+def _closed(rule: Rule, fault: PolicyError) -> Rule:
+    """A rule that speaks of what we do not know: Accept accepts nobody, Deny and Pass deny."""
+    if rule.action is Action.ALLOW:
+        return replace(rule, refusal=str(fault))
+    return replace(rule, action=Action.DENY, peers=_EVERYONE_ELSE[rule.direction], refusal=str(fault))
+
+
+def _action(item: Field, found: Mapping[str, Field], edition: _Edition) -> Action:
+    if "action" not in found:
+        item.fail("action is required")
+    word = found["action"].text()
+    if word not in edition.actions:
+        found["action"].fail(f"must be one of {', '.join(edition.actions)}, not {quoted(word)}")
+    return edition.actions[word]
+
+
+def _listed(
+    item: Field, found: Mapping[str, Field], direction: Direction, edition: _Edition
+) -> tuple[list[Field], list[Field]]:
+    name = _PEERS[direction]
+    peers = (
+        found[name].items(most=edition.most, too_many=f"too many peers, the max is {edition.most}")
+        if name in found
+        else []
+    )
+    if not peers:
+        item.fail(f"{name} must have at least one peer")
+    if edition.ports not in found:
+        return peers, []
+    return peers, found[edition.ports].items(
+        most=edition.most, too_many=f"too many {edition.ports}, the max is {edition.most}"
+    )
+
+
+def _only(field: Field, known: tuple[str, ...]) -> tuple[str, Field]:
+    """The one thing that a field chooses; what is none of `known` may be of a later version of the API."""
+    found = field.mapping(None)
+    if len(found) > 1:
+        field.fail(f"must say one thing, not {' and '.join(sorted(found)[:2])}")
+    for name, value in found.items():
+        if name in known:
+            return name, value
+        raise PolicyError(f"{name} is not supported yet", at=value.at, unsupported=True)
+    return field.fail(f"must have one of {', '.join(known)}", unsupported=True)
+
+
+def _peer(field: Field, direction: Direction) -> Iterator[Peer]:
+    more = ("nodes", "networks") if direction is Direction.EGRESS else ()
+    name, value = _only(field, ("namespaces", "pods", *more))
+    if name == "networks":
+        networks = value.items(most=MAX_NETWORKS, too_many=f"too many networks, the max is {MAX_NETWORKS}")
+        if not networks:
+            value.fail("must have at least one network")
+        yield from (CidrPeer(cidrs.prefix(each), reach=Reach.ANYWHERE) for each in networks)
+    elif name == "nodes":
+        yield NodePeer(selectors.selector(label_selector(value, _of_node)))
+    else:
+        yield SelectorPeer(_pods_of((name, value)))
+
+
+def _of_node(key: str) -> tuple[str, str]:
+    return NODE, key
+
+
+def _pods_of(chosen: tuple[str, Field]) -> Selector:
+    name, field = chosen
+    if name == "namespaces":
+        return selectors.selector([*label_selector(field, of_namespace), selectors.IS_POD])
+    found = field.mapping(("namespaceSelector", "podSelector"))
+    for required in ("namespaceSelector", "podSelector"):
+        if required not in found:
+            field.fail(f"{required} is required")
+    spaces = label_selector(found["namespaceSelector"], of_namespace)
+    return selectors.selector([*spaces, *label_selector(found["podSelector"], own), selectors.IS_POD])
+
+
+# Ports
+
+
+def _port(field: Field) -> PortMatch:
+    """v1alpha1."""
+    name, value = _only(field, ("portNumber", "portRange", "namedPort"))
+    if name == "namedPort":
+        return _named(value)
+    if name == "portNumber":
+        found = value.mapping(("protocol", "port"))
+        if "port" not in found:
+            value.fail("port is required")
+        number = found["port"].number(1, 65535)
+        return PortMatch(_protocol(found.get("protocol")), number, number)
+    found = value.mapping(("protocol", "start", "end"))
+    return PortMatch(_protocol(found.get("protocol")), *_span(value, found))
+
+
+def _protocol_of(field: Field) -> PortMatch:
+    """v1alpha2."""
+    name, value = _only(field, ("tcp", "udp", "sctp", "destinationNamedPort"))
+    if name == "destinationNamedPort":
+        return _named(value)
+    protocol = PROTOCOLS[name.upper()]
+    found = value.mapping(("destinationPort",))
+    if "destinationPort" not in found:
+        return PortMatch(protocol)
+    which, port = _only(found["destinationPort"], ("number", "range"))
+    if which == "number":
+        number = port.number(1, 65535)
+        return PortMatch(protocol, number, number)
+    return PortMatch(protocol, *_span(port, port.mapping(("start", "end"))))
+
+
+def _named(field: Field) -> PortMatch:
+    name = field.text()
+    if not name:
+        field.fail("must not be empty")
+    return PortMatch(PROTOCOLS["ANY"], name=name)
+
+
+def _protocol(field: Field | None) -> frozenset[int]:
+    word = field.text() if field is not None else "TCP"
+    if field is not None and word not in ("TCP", "UDP", "SCTP"):
+        field.fail(f"must be TCP, UDP or SCTP, not {quoted(word)}")
+    return PROTOCOLS[word]
+
+
+def _span(field: Field, found: Mapping[str, Field]) -> tuple[int, int]:
+    for name in ("start", "end"):
+        if name not in found:
+            field.fail(f"{name} is required")
+    first, last = found["start"].number(1, 65535), found["end"].number(1, 65535)
+    if last < first:
+        field.fail("ends before it begins")
+    return first, last
+
+
+_OLD_ACTIONS: Final = {"Allow": Action.ALLOW, "Deny": Action.DENY}
+_EDITIONS: Final[Mapping[str, _Edition]] = {
+    ADMIN_KIND: _Edition({**_OLD_ACTIONS, "Pass": Action.PASS}, "ports", _port, 100),
+    BASELINE_KIND: _Edition(_OLD_ACTIONS, "ports", _port, 100),
+    CLUSTER_KIND: _Edition(
+        {"Accept": Action.ALLOW, "Deny": Action.DENY, "Pass": Action.PASS}, "protocols", _protocol_of, 25
+    ),
+}
