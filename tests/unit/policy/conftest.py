@@ -10,12 +10,14 @@ import textwrap
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from ipaddress import ip_network
-from typing import Any
+from typing import Any, Final
 
 import pytest
 import yaml
 
+from l7proxy.agent.world import View, World
 from l7proxy.model.endpoint import Endpoint
+from l7proxy.model.facts import Upsert
 from l7proxy.model.http import Request
 from l7proxy.model.identity import (
     LOCAL_SCOPE,
@@ -34,8 +36,9 @@ from l7proxy.policy import decide, lang
 from l7proxy.policy.compile import cidrs_of, compile_policies
 from l7proxy.policy.rules import Rule
 from l7proxy.policy.tables import EndpointPolicy
+from l7proxy.sources import manifests
 
-PROTOCOLS = {"TCP": 6, "UDP": 17, "SCTP": 132, "ICMP": 1}
+PROTOCOLS = {"TCP": 6, "UDP": 17, "SCTP": 132, "ICMP": 1, "ICMPV6": 58, "GRE": 47, "VRRP": 112}
 
 
 def pod_labels(namespace: str, **labels: str) -> LabelSet:
@@ -170,6 +173,99 @@ def enforce(*documents: Any, dual: bool = True) -> Land:
     return Land(rules, table, addresses, compile_policies(rules, [server()], table)[1])
 
 
+TOWN: Final = """
+- {apiVersion: v1, kind: Node, metadata: {name: n1, labels: {zone: east}}, spec: {podCIDRs: [10.1.0.0/16]},
+   status: {addresses: [{type: InternalIP, address: 192.168.0.1}]}}
+- {apiVersion: v1, kind: Node, metadata: {name: n2, labels: {zone: west}}, spec: {podCIDRs: [10.2.0.0/16]},
+   status: {addresses: [{type: InternalIP, address: 192.168.0.2}]}}
+- {apiVersion: v1, kind: Node, metadata: {name: n3, labels: {zone: east}}, spec: {podCIDRs: [10.3.0.0/16]},
+   status: {addresses: [{type: InternalIP, address: 192.168.0.3}]}}
+- {apiVersion: v1, kind: Namespace, metadata: {name: default, labels: {team: red}}}
+- {apiVersion: v1, kind: Namespace, metadata: {name: other, labels: {team: blue}}}
+- {apiVersion: v1, kind: Pod, metadata: {name: server, namespace: default, labels: {app: server, pod-template-hash: x}},
+   spec: {nodeName: n1}, status: {podIP: 10.1.0.1}}
+- {apiVersion: v1, kind: Pod, metadata: {name: a, namespace: default, labels: {app: a, pod-template-hash: x}},
+   spec: {nodeName: n1}, status: {podIP: 10.1.0.2}}
+- {apiVersion: v1, kind: Pod, metadata: {name: b, namespace: default, labels: {app: b, tier: back}},
+   spec: {nodeName: n2}, status: {podIP: 10.2.0.2}}
+- {apiVersion: v1, kind: Pod, metadata: {name: a, namespace: other, labels: {app: a}},
+   spec: {nodeName: n3}, status: {podIP: 10.3.0.2}}
+- {apiVersion: v1, kind: Service, metadata: {name: back, namespace: default, labels: {kind: inside}},
+   spec: {clusterIP: 10.96.0.1, selector: {app: b}, ports: [{port: 80}]}}
+- {apiVersion: v1, kind: Service, metadata: {name: front, namespace: default, labels: {kind: inside}},
+   spec: {clusterIP: 10.96.0.2, selector: {app: a}, ports: [{port: 80}]}}
+- {apiVersion: v1, kind: Service, metadata: {name: front, namespace: other, labels: {kind: far}},
+   spec: {clusterIP: 10.96.0.3, selector: {app: a}, ports: [{port: 80}]}}
+- {apiVersion: v1, kind: Service, metadata: {name: outside, namespace: default, labels: {kind: external}},
+   spec: {clusterIP: 10.96.0.4, ports: [{port: 80}]}}
+- {apiVersion: discovery.k8s.io/v1, kind: EndpointSlice, addressType: IPv4,
+   metadata: {name: outside-1, namespace: default, labels: {kubernetes.io/service-name: outside}},
+   endpoints: [{addresses: [203.0.113.7]}, {addresses: [10.1.0.2]}], ports: [{port: 80}]}
+- {apiVersion: discovery.k8s.io/v1, kind: EndpointSlice, addressType: IPv4,
+   metadata: {name: kubernetes, namespace: default, labels: {kubernetes.io/service-name: kubernetes}},
+   endpoints: [{addresses: [192.168.0.3]}, {addresses: [198.51.100.9]}], ports: [{port: 6443}]}
+- {apiVersion: cilium.io/v2, kind: CiliumCIDRGroup, metadata: {name: partners, labels: {trust: some}},
+   spec: {externalCIDRs: [203.0.113.0/25, 198.51.100.0/24]}}
+- {apiVersion: cilium.io/v2alpha1, kind: CiliumCIDRGroup, metadata: {name: office, labels: {trust: full}},
+   spec: {externalCIDRs: [192.0.2.0/24, 10.1.0.0/16]}}
+"""
+"""Three nodes, `n1` being ours, an API server on `n3` and one outside, and who may be named in policies."""
+
+
+@dataclass(frozen=True)
+class Town:
+    """The whole way from manifests to verdicts. The pod under policy is default/server, on `n1`."""
+
+    view: View
+    policies: Mapping[int, EndpointPolicy]
+
+    @classmethod
+    def of(cls, *documents: Any, more: str = "", **options: Any) -> Town:
+        """`documents` are policies (a spec may be given as text), `more` are manifests, a list of them in YAML."""
+        objects = [*yaml.safe_load(TOWN), *(yaml.safe_load(more) if more else [])]
+        objects += [cnp(each, name=f"p{at}") if isinstance(each, str) else each for at, each in enumerate(documents)]
+        text = yaml.safe_dump_all(objects, allow_unicode=True)
+        read = manifests.parse(text.encode(), "town.yaml")
+        assert not read.faults, read.faults
+        world = World(**options)
+        world.apply(Upsert(fact) for fact in read.facts)
+        view = world.view("n1")
+        return cls(view, compile_policies(view.rules, view.endpoints, view.identities))
+
+    def port(self, direction: Direction, peer: str, port: str = "80/TCP") -> decide.PortPolicy:
+        number, _, protocol = port.partition("/")
+        endpoint = next(one.id for one in self.view.endpoints if (one.namespace, one.name) == ("default", "server"))
+        identity = PrefixTable(self.view.by_prefix).get(peer)
+        assert identity is not None, peer
+        return decide.port(
+            self.policies[endpoint].direction(direction), identity, PROTOCOLS[protocol], _port_number(number)
+        )
+
+    def ingress(self, *peers: str, port: str = "80/TCP") -> str:
+        return " ".join(word(self.port(Direction.INGRESS, WHO.get(peer, peer), port)) for peer in peers)
+
+    def egress(self, *peers: str, port: str = "80/TCP") -> str:
+        return " ".join(word(self.port(Direction.EGRESS, WHO.get(peer, peer), port)) for peer in peers)
+
+
+WHO: Final = {
+    "n1": "192.168.0.1",
+    "n2": "192.168.0.2",
+    "n3": "192.168.0.3",
+    "a": "10.1.0.2",
+    "b": "10.2.0.2",
+    "other/a": "10.3.0.2",
+    "outside": "203.0.113.7",
+    "apiserver": "198.51.100.9",
+}
+
+
+def _port_number(text: str) -> int:
+    """A number, or ICMP's type.code."""
+    kind, dot, code = text.partition(".")
+    return int(kind) << 8 | int(code) if dot else int(text)
+
+
 @dataclass(frozen=True)
 class Bench:
     """What tests use, in one fixture: with importlib mode a test cannot import its neighbours."""
@@ -177,6 +273,10 @@ class Bench:
     @staticmethod
     def enforce(*documents: Any, dual: bool = True) -> Land:
         return enforce(*documents, dual=dual)
+
+    @staticmethod
+    def town(*documents: Any, more: str = "", **options: Any) -> Town:
+        return Town.of(*documents, more=more, **options)
 
     @staticmethod
     def cnp(spec: str, *, namespace: str = "default", name: str = "p", subject: str | None = "app: server") -> Any:
