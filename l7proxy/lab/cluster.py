@@ -18,8 +18,7 @@ from l7proxy.lab.manifests import Document, Manifest
 from l7proxy.model.net import canonical, family_of
 
 SERVE_ANNOTATION: Final = "lab.l7proxy.io/serve"
-SERVED: Final = ("http", "https", "tcp", "udp", "ws")
-NOT_YET_SERVED: Final = ("h2c",)
+SERVED: Final = ("http", "https", "h2c", "grpc", "tcp", "udp", "ws")
 SERVICE_NAME_LABEL: Final = "kubernetes.io/service-name"
 PROTOCOLS: Final = ("TCP", "UDP", "SCTP")
 WORKLOADS: Final = frozenset(
@@ -227,8 +226,6 @@ def _listeners(manifest: Manifest) -> tuple[Listener, ...]:
 def parse_listener(text: str) -> Listener:
     """`http:8080` → Listener. ValueError with what would be right."""
     kind, _, port = text.partition(":")
-    if kind in NOT_YET_SERVED:
-        raise ValueError(f"{kind}: not yet served by the lab (it has {', '.join(SERVED)})")
     if kind not in SERVED or not port.isdigit() or not 0 < int(port) < 65536:
         raise ValueError(f"{shlex.quote(text)} is not KIND:PORT with a kind of {', '.join(SERVED)}")
     return Listener(kind, int(port))

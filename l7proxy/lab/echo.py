@@ -1,6 +1,8 @@
 """The built-in servers of pods: they tell what they received and from whom.
 
 http, https   JSON: method, path, headers in order, body length, peer address
+h2c           the same JSON over HTTP/2 with prior knowledge (echo_http2.py)
+grpc          the service echo.Echo (echo_grpc.py)
 ws            the WebSocket handshake (RFC 6455), then every message back; anything else is answered as by http
 tcp, udp      one line with the peer's address, then what came in
 They are test equipment, not servers: sizes are bounded, but nobody is kept from being slow.
@@ -18,8 +20,9 @@ import socket
 import ssl
 import subprocess
 import tempfile
+from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Any, Final, cast
+from typing import Any, Final, Protocol, cast
 
 import h11
 
@@ -37,13 +40,26 @@ def host_port(address: Any) -> HostPort:
     return HostPort(canonical(str(address[0]).partition("%")[0]), int(address[1]))
 
 
-async def start(listener: Listener, server_name: str) -> asyncio.AbstractServer | asyncio.DatagramTransport:
+Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
+
+
+class Server(Protocol):
+    """What has been started; it ends with its process, if not before."""
+
+    def close(self) -> None: ...
+
+
+async def start(listener: Listener, server_name: str) -> Server:
     """Open one listener on every address of the namespace. ConfigError when the port is taken."""
     try:
         if listener.kind == "udp":
             return await _start_udp(listener.port)
+        if listener.kind == "grpc":
+            from l7proxy.lab.echo_grpc import GrpcEcho
+
+            return GrpcEcho(listener.port, server_name)
         context = _self_made_certificate(server_name) if listener.kind == "https" else None
-        handler = _tcp if listener.kind == "tcp" else _Http(server_name).serve
+        handler = _handler(listener.kind, server_name)
         return await asyncio.start_server(
             handler, sock=_socket(listener.port, socket.SOCK_STREAM), ssl=context, backlog=512
         )
@@ -192,6 +208,26 @@ def _self_made_certificate(name: str) -> ssl.SSLContext:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.load_cert_chain(certificate, key)
     return context
+
+
+def _handler(kind: str, server_name: str) -> Handler:
+    if kind == "tcp":
+        return _tcp
+    return _http2(server_name) if kind == "h2c" else _Http(server_name).serve
+
+
+# HTTP/2
+
+
+def _http2(server_name: str) -> Handler:
+    from l7proxy.lab.echo_http2 import Http2Echo  # only pods that serve it pay for h2
+
+    echo = Http2Echo(server_name)
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await echo.serve(reader, writer, host_port(writer.get_extra_info("peername")))
+
+    return serve
 
 
 # TCP and UDP

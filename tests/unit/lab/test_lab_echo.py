@@ -9,6 +9,10 @@ import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+import grpc.aio
+import h2.config
+import h2.connection
+import h2.events
 import pytest
 
 from l7proxy.errors import ConfigError
@@ -108,3 +112,53 @@ async def test_a_taken_port_is_named() -> None:
     async with served("http") as port:
         with pytest.raises(ConfigError, match=f"tcp:{port}: Address already in use"):
             await echo.start(Listener("tcp", port), "me")
+
+
+async def test_h2c_tells_what_it_received_and_sends_trailers_when_asked() -> None:
+    connection = h2.connection.H2Connection(h2.config.H2Configuration(header_encoding="utf-8"))
+    connection.initiate_connection()
+    line = [(":method", "POST"), (":scheme", "http"), (":path", "/a?b"), (":authority", "x")]
+    connection.send_headers(1, [*line, ("x-two", "2"), ("te", "trailers")])
+    connection.send_data(1, b"abc")
+    connection.send_headers(1, [("x-after", "3")], end_stream=True)
+    body, trailers = b"", []
+    async with served("h2c") as port:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(connection.data_to_send())
+        ended = False
+        while not ended:
+            for event in connection.receive_data(await reader.read(65536)):
+                if isinstance(event, h2.events.DataReceived):
+                    body += event.data
+                elif isinstance(event, h2.events.TrailersReceived):
+                    trailers = list(event.headers)
+                ended |= isinstance(event, h2.events.StreamEnded)
+        writer.close()
+        await writer.wait_closed()
+    told = json.loads(body)
+    assert told["headers"] == [list(header) for header in [*line, ("x-two", "2"), ("te", "trailers")]]
+    assert (told["method"], told["path"], told["body"], told["peer"]) == ("POST", "/a?b", 3, "127.0.0.1")
+    assert told["trailers"] == [["x-after", "3"]]
+    assert trailers == [("x-echo", "me")]
+
+
+async def test_grpc_has_a_method_of_each_kind() -> None:
+    async with served("grpc") as port, grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+        call = channel.unary_unary("/echo.Echo/Unary")(b"one")
+        assert await call == b"one"
+        assert dict(await call.trailing_metadata()) == {"x-server": "me", "x-peer": "127.0.0.1"}
+        streamed = channel.unary_stream("/echo.Echo/ServerStream")(b"two", metadata=(("x-count", "4"),))
+        assert [message async for message in streamed] == [b"two"] * 4
+        counted = await channel.stream_unary("/echo.Echo/ClientStream")(iter([b"a", b"bcd"]))
+        assert json.loads(counted) == {"messages": 2, "bytes": 4}
+        echoed = channel.stream_stream("/echo.Echo/Bidi")(iter([b"a", b"b"]))
+        assert [message async for message in echoed] == [b"a", b"b"]
+        with pytest.raises(grpc.aio.AioRpcError) as failed:
+            await channel.unary_unary("/echo.Echo/Unary")(b"", metadata=(("x-fail", "NOT_FOUND"),))
+        assert failed.value.code() is grpc.StatusCode.NOT_FOUND
+
+
+async def test_a_grpc_port_that_is_taken_is_an_error() -> None:
+    async with served("grpc") as port:
+        with pytest.raises(ConfigError, match=f"grpc:{port}"):
+            await echo.start(Listener("grpc", port), "other")

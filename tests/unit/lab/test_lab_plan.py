@@ -117,7 +117,7 @@ def test_what_cannot_be_placed_is_named(texts: list[str], said: str) -> None:
 @pytest.mark.parametrize(
     ("annotation", "said"),
     [
-        ("http:80,h2c:81", "h2c: not yet served"),
+        ("http:80,h3:81", "h3:81 is not KIND:PORT"),
         ("gopher:70", "gopher:70 is not KIND:PORT"),
         ("http:0", "http:0 is not KIND:PORT"),
         ("http", "http is not KIND:PORT"),
