@@ -22,6 +22,7 @@ from l7proxy.model.identity import UNKNOWN
 from l7proxy.model.net import PrefixTable, canonical, family_of
 from l7proxy.policy.compile import compile_policies
 from l7proxy.policy.decide import port_name
+from l7proxy.policy.lang.options import DEFAULT, Options
 from l7proxy.policy.tables import EndpointPolicy
 
 NOBODYS: Final[Mapping[int, IPv4Network | IPv6Network]] = {4: IPv4Network("240.0.0.0/4"), 6: IPv6Network("100::/64")}
@@ -85,9 +86,9 @@ class Cluster:
     _views: dict[str, NodeView] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, changes: Iterable[Change]) -> Cluster:
+    def of(cls, changes: Iterable[Change], options: Options = DEFAULT) -> Cluster:
         facts = list(addressed([change.fact for change in changes if isinstance(change, Upsert)]))
-        cluster = cls(facts)
+        cluster = cls(facts, World(options=options))
         cluster._world.apply(Upsert(fact) for fact in facts)
         return cluster
 

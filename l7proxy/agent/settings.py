@@ -72,6 +72,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """enableDefaultDeny in policies is heeded."""
     policy_cidr_match_mode: Literal["", "nodes", "nodes,pods"] = ""
     """Whom CIDRs of Cilium policies mean besides addresses outside."""
+    kubernetes_network_policy: Literal["kubernetes", "cilium"] = "kubernetes"
+    """Whose reading of Kubernetes' NetworkPolicy holds: the API's own words, or Cilium's departures from them."""
     deny_header: bool = False
     """Refused requests are told why, in the header x-l7proxy-denied of their 403."""
     connect: bool = False
@@ -119,6 +121,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
             extended_protocols=self.enable_extended_ip_protocols,
             cidr_reach=CIDR_MATCH[self.policy_cidr_match_mode],
             non_default_deny=self.enable_non_default_deny_policies,
+            kubernetes_like_cilium=self.kubernetes_network_policy == "cilium",
         )
 
     @property

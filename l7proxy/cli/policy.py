@@ -17,6 +17,7 @@ from l7proxy.errors import ConfigError, PolicyError, SourceError
 
 if TYPE_CHECKING:
     from l7proxy.model.facts import Change, PolicyDocument
+    from l7proxy.policy.lang import Options
 
 app = typer.Typer(
     help="What policies do: enforced on a node (list, get), or in files (validate, test, trace).",
@@ -24,6 +25,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 Output = Annotated[Format, typer.Option("--output", "-o", help="A table, or JSON for a script.")]
+LikeCilium = Annotated[bool, typer.Option("--like-cilium", help="Read Kubernetes' NetworkPolicy as Cilium reads it.")]
 
 
 @app.command("list", short_help="Every policy of the node, and its state.")
@@ -147,6 +149,7 @@ class Remark:
 def validate(
     files: Annotated[list[Path], typer.Argument(metavar="FILE…", help="Files or directories; - is standard input.")],
     output: Output = Format.TABLE,
+    like_cilium: LikeCilium = False,
 ) -> None:
     """Check policies and manifests. Exit code 1 with `FILE:LINE: field: message` for each fault.
 
@@ -157,14 +160,16 @@ def validate(
     l7proxy policy validate my-policy.yaml
     kubectl get cnp -A -o yaml | l7proxy policy validate -
     """
+    from l7proxy.policy.lang import Options
     from l7proxy.sources.files import load
 
+    options = Options(kubernetes_like_cilium=like_cilium)
     changes, problems = load(files)
     documents = list(_documents(changes))
-    faults = [_remark(problem) for problem in problems] + list(_faults(changes, documents))
+    faults = [_remark(problem) for problem in problems] + list(_faults(changes, documents, options))
     faults = sorted(set(faults), key=lambda one: (one.file, one.line or 0, one.field, one.message))
-    notes = list(_notes(documents)) + list(_selecting_nothing(changes))
-    warnings = list(dict.fromkeys(_lint(changes, documents)))
+    notes = list(_notes(documents, options)) + list(_selecting_nothing(changes, options))
+    warnings = list(dict.fromkeys(_lint(changes, documents, options)))
     if output is Format.JSON:
         told = {"faults": faults, "warnings": warnings, "notes": notes}
         show_json({"valid": not faults} | {key: [asdict(one) for one in found] for key, found in told.items()})
@@ -188,27 +193,27 @@ def _documents(changes: Sequence[Change]) -> Iterator[PolicyDocument]:
             yield change.fact
 
 
-def _faults(changes: Sequence[Change], documents: Sequence[PolicyDocument]) -> Iterator[Remark]:
+def _faults(changes: Sequence[Change], documents: Sequence[PolicyDocument], options: Options) -> Iterator[Remark]:
     """What no single file is to blame for, and all that is wrong or not supported in each policy."""
     from l7proxy.agent.world import World
     from l7proxy.policy import lang
 
-    world = World()
+    world = World(options=options)
     world.apply(changes)
     for problem in world.view(None).problems:
         yield Remark(problem.file, problem.line or None, problem.field, problem.message)
     for document in documents:
-        for error in lang.faults(document.document):
+        for error in lang.faults(document.document, options=options):
             file, line = document.locate(error.at)
             yield Remark(file, line or None, error.at, error.message)
 
 
-def _notes(documents: Sequence[PolicyDocument]) -> Iterator[Remark]:
+def _notes(documents: Sequence[PolicyDocument], options: Options) -> Iterator[Remark]:
     from l7proxy.policy import lang
 
     for document in documents:
         try:
-            notes = lang.notes(document.document)
+            notes = lang.notes(document.document, options=options)
         except PolicyError:
             continue
         for note in notes:
@@ -216,7 +221,7 @@ def _notes(documents: Sequence[PolicyDocument]) -> Iterator[Remark]:
             yield Remark(file, line or None, note.at, note.message)
 
 
-def _lint(changes: Sequence[Change], documents: Sequence[PolicyDocument]) -> Iterator[Remark]:
+def _lint(changes: Sequence[Change], documents: Sequence[PolicyDocument], options: Options) -> Iterator[Remark]:
     """What is valid but perhaps not meant. More is found where pods are given as well."""
     from l7proxy.agent.cluster import Cluster
     from l7proxy.policy import lint
@@ -226,7 +231,7 @@ def _lint(changes: Sequence[Change], documents: Sequence[PolicyDocument]) -> Ite
         for field in lint.of_document(document.document):
             file, line = document.locate(field.at)
             yield Remark(file, line or None, field.code, field.message)
-    view = Cluster.of(changes).everywhere
+    view = Cluster.of(changes, options).everywhere
     found = [finding for policy in view.policies for finding in lint.of_rules(policy.rules)]
     if view.endpoints:
         policies = compile_policies(view.rules, view.endpoints, view.identities)
@@ -235,12 +240,12 @@ def _lint(changes: Sequence[Change], documents: Sequence[PolicyDocument]) -> Ite
         yield Remark(one.ref.file, one.ref.line or None, one.code, one.message)
 
 
-def _selecting_nothing(changes: Sequence[Change]) -> Iterator[Remark]:
+def _selecting_nothing(changes: Sequence[Change], options: Options) -> Iterator[Remark]:
     """Only where pods are given: a policy alone cannot be said to select nobody."""
     from l7proxy.agent.cluster import Cluster
     from l7proxy.agent.documents import Reading
 
-    cluster = Cluster.of(changes)
+    cluster = Cluster.of(changes, options)
     view = cluster.everywhere
     if not view.endpoints:
         return
@@ -304,6 +309,7 @@ def trace(
         list[str] | None, typer.Option("-H", "--header", metavar="'K: V'", help="Of that request.")
     ] = None,
     output: Output = Format.TABLE,
+    like_cilium: LikeCilium = False,
     run_dir: RunDir = agent_socket.RUN_DIR,
     server: Server = "",
 ) -> None:
@@ -319,7 +325,7 @@ def trace(
     l7proxy policy trace --from default/frontend --to default/backend --port 80/TCP --http 'GET /x'
     """
     if paths:
-        found = _traced_offline(paths, source, destination, port, http, header or [])
+        found = _traced_offline(paths, source, destination, port, http, header or [], like_cilium=like_cilium)
     else:
         asked = {"from": source, "to": destination, "port": port, "http": http, "headers": header or []}
         found = agent_socket.ask(agent_socket.path_of(run_dir, server), "trace", **asked)["trace"]
@@ -331,17 +337,18 @@ def trace(
 
 
 def _traced_offline(
-    paths: list[Path], source: str, destination: str, port: str, http: str, headers: list[str]
+    paths: list[Path], source: str, destination: str, port: str, http: str, headers: list[str], *, like_cilium: bool
 ) -> Mapping[str, Any]:
     from l7proxy.agent import trace as tracing
     from l7proxy.agent.cluster import Cluster
+    from l7proxy.policy.lang import Options
     from l7proxy.sources.files import load
 
     missing = next((path for path in paths if str(path) != "-" and not path.exists()), None)
     if missing is not None:
         raise ConfigError(f"-f {missing}: no such file or directory")
     changes, problems = load(paths)
-    cluster = Cluster.of(changes)
+    cluster = Cluster.of(changes, Options(kubernetes_like_cilium=like_cilium))
     for problem in [*problems, *cluster.everywhere.problems, *cluster.everywhere.secret_problems]:
         print(f"warning: {plain(str(problem))}", file=sys.stderr)
     question = tracing.Question(source, destination, port, http, tuple(headers))
