@@ -10,7 +10,7 @@ BACKEND ?= auto
 ARGS   ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup tools demo test check lab-test bench clean
+.PHONY: help setup compiled tools demo test check lab-test bench clean
 
 help: ## Show this help
 	@echo "l7proxy: L7 policy on any CNI. Commands:"
@@ -21,6 +21,10 @@ setup: $(VENV)/.ready tools ## Make .venv, install what is missing
 $(VENV)/.ready: pyproject.toml
 	@PYTHON=$(PYTHON) sh deploy/setup/venv.sh $(VENV)
 	@touch $@
+	@$(BIN)/python -m l7proxy.compiled_build --if-possible
+
+compiled: $(VENV)/.ready ## Compile the hot modules, if there is a C compiler (an edit puts the build out of use)
+	@$(BIN)/python -m l7proxy.compiled_build --if-possible
 
 tools:
 	@sh deploy/setup/tools.sh
@@ -35,7 +39,7 @@ test: setup ## Everything one machine can run, the lab included
 	@$(BIN)/python -m tests.check --no-tests
 	@$(BIN)/pytest $(ARGS)
 
-bench: setup ## CPU per request of our worker beside Envoy's, in one run
+bench: setup compiled ## CPU per request of our worker beside Envoy's, in one run
 	@$(BIN)/python -m bench
 
 clean: ## Remove .venv and caches (labs: `l7proxy lab down --all`)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from l7proxy import __version__
+from l7proxy import __version__, compiled
 from l7proxy.agent.documents import PolicyState, Reading
 from l7proxy.agent.reconcile import KernelState, Published, Reconciler
 from l7proxy.errors import SourceError
@@ -43,6 +43,7 @@ def status(
         "node": node,
         "audit": audit,
         "version": __version__,
+        "code": compiled.word(),
         "backend": backend,
         "revision": reconciler.revision,
         "enforced_revision": reconciler.enforced_revision,

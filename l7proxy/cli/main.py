@@ -13,7 +13,7 @@ from typing import Annotated, Final
 
 import typer
 
-from l7proxy import __version__, sbin
+from l7proxy import __version__, compiled, sbin
 from l7proxy.cli import observe, policy, service, status
 from l7proxy.cli.terminal import complain
 from l7proxy.errors import L7ProxyError
@@ -66,7 +66,7 @@ def _lab(arguments: Sequence[str]) -> int:
 
 def _show_version(asked: bool) -> None:
     if asked:
-        print(f"l7proxy {__version__}")
+        print(f"l7proxy {__version__} ({compiled.word()})")
         raise typer.Exit
 
 

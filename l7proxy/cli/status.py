@@ -82,7 +82,7 @@ def _show_status(found: Mapping[str, Any], complaints: list[str]) -> None:
     l7 = sum("l7" in (one.get("ingress"), one.get("egress")) for one in endpoints)
     enforced = sum(policy.get("state") == "enforced" for policy in policies)
     rows = [
-        ("Node", f"{found.get('node')}  (l7proxy {found.get('version')})"),
+        ("Node", f"{found.get('node')}  (l7proxy {', '.join(_texts(found, 'version', 'code'))})"),
         ("State", f"{verdict}, revision {found.get('enforced_revision')} of {found.get('revision')}"),
         ("Source", f"{source.get('kind')} {source.get('path') or ''}: {_count(source.get('files') or [], 'file')}"),
         ("Kernel", f"{found.get('backend')}, {_kernel(kernel)}"),
@@ -118,6 +118,11 @@ def _kernel(kernel: Mapping[str, Any]) -> str:
     state = "intact" if kernel.get("intact") and not kernel.get("error") else "not in order"
     again = kernel.get("reasserted") or 0
     return f"{state}, put back {again} times" if again else state
+
+
+def _texts(found: Mapping[str, Any], *names: str) -> list[str]:
+    """Those of these fields that say something."""
+    return [str(found[name]) for name in names if found.get(name)]
 
 
 def _count(things: Any, word: str) -> str:

@@ -1,0 +1,129 @@
+"""Compiles the hot modules: `python -m l7proxy.compiled_build`. Needs mypy, setuptools and a C compiler.
+
+With `--if-possible` it is no error when there can be no build: everything runs as Python then.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from contextlib import chdir
+from pathlib import Path
+from typing import Any, Final
+
+from l7proxy import compiled
+
+MODULES: Final = (
+    "gate/access_log",
+    "gate/http1",
+    "gate/http1_exchange",
+    "gate/judge",
+    "link/outbox",
+    "model/http",
+    "policy/decide",
+    "policy/decision",
+    "policy/http_table",
+    "policy/match/http",
+    "policy/match/pattern",
+    "proxy/board",
+    "proxy/server/leg",
+    "proxy/server/session",
+    "proxy/server/surroundings",
+    "proxy/wheel",
+    "wire/authority",
+    "wire/body",
+    "wire/head",
+    "wire/http1_fast",
+)
+"""What a request passes through. Not among them: msgspec's structs (mypyc drops their class arguments), and modules
+that name, in a dataclass, a type which they import for checking only."""
+
+
+def build(home: Path = compiled.HOME) -> None:
+    """Compile, then put the build in its place: processes that run keep the files they have open."""
+    from mypyc.build import mypycify  # for builders only
+    from setuptools import Distribution  # type: ignore[import-untyped]
+
+    package = compiled.PACKAGE
+    with tempfile.TemporaryDirectory() as name, chdir(package.parent):
+        scratch = Path(name)
+        sources = compiled.sources()
+        extensions = mypycify(
+            [
+                "--ignore-missing-imports",
+                "--follow-imports=silent",
+                f"--cache-dir={scratch}/mypy",
+                *(f"{package.name}/{module}.py" for module in MODULES),
+            ],
+            target_dir=f"{scratch}/c",
+            debug_level="0",
+        )
+        command: Any = Distribution({"name": package.name, "ext_modules": extensions}).get_command_obj("build_ext")
+        command.build_lib, command.build_temp = f"{scratch}/made", f"{scratch}/o"
+        command.ensure_finalized()
+        command.run()
+        manifest = json.dumps({"python": sys.version, "sources": sources})
+        (scratch / "made" / compiled.MANIFEST).write_text(manifest)
+        _prove(scratch / "made")
+        beside = home.with_name(f"{home.name}.{os.getpid()}")
+        shutil.copytree(scratch / "made", beside)
+        shutil.rmtree(home, ignore_errors=True)
+        beside.rename(home)
+
+
+def _prove(made: Path) -> None:
+    """What cannot be imported must not get to where everybody would import it."""
+    modules = ", ".join(f"{compiled.PACKAGE.name}.{module.replace('/', '.')}" for module in MODULES)
+    script = (
+        "import os, sys, pathlib\nfrom l7proxy import compiled\ndel os.environ['L7PROXY_PURE']\n"
+        f"compiled.use(pathlib.Path(sys.argv[1]))\nassert compiled.word() == 'compiled'\nimport {modules}"
+    )
+    subprocess.run([sys.executable, "-c", script, str(made)], env={**os.environ, "L7PROXY_PURE": "1"}, check=True)
+
+
+def missing() -> str:
+    """What this machine lacks; empty when it can build."""
+    needed: dict[str, Callable[[], object]] = {
+        "a C compiler (cc)": lambda: shutil.which("cc") or shutil.which("gcc"),
+        "mypy (in the extra `dev`)": lambda: _importable("mypyc.build"),
+        "setuptools": lambda: _importable("setuptools"),
+    }
+    return ", ".join(what for what, there in needed.items() if not there())
+
+
+def _importable(module: str) -> bool:
+    from importlib.util import find_spec
+
+    try:
+        return find_spec(module) is not None
+    except ImportError:
+        return False
+
+
+def main() -> int:
+    if_possible = "--if-possible" in sys.argv[1:]
+    lacking = missing()
+    if lacking:
+        print(f"the hot modules stay Python: compiling them needs {lacking}", file=sys.stderr)
+        return 0 if if_possible else 1
+    from setuptools.errors import CompileError, LinkError  # type: ignore[import-untyped]
+
+    if compiled.is_true(compiled.HOME):
+        print("the hot modules are compiled")
+        return 0
+    try:
+        build()
+    except (SystemExit, subprocess.CalledProcessError, CompileError, LinkError) as error:
+        print(f"the hot modules stay Python: they could not be compiled: {error}", file=sys.stderr)
+        return 0 if if_possible else 1
+    print(f"compiled {len(MODULES)} modules into {compiled.HOME}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
