@@ -7,6 +7,8 @@ from typing import Final
 from bench.figures import (
     Figure,
     bulk,
+    changes,
+    cold_compile,
     connections,
     direct,
     grpc_unary,
@@ -14,6 +16,7 @@ from bench.figures import (
     latency,
     many_rules,
     memory,
+    packet_cost,
 )
 
 FIGURES: Final[tuple[Figure, ...]] = (
@@ -25,4 +28,7 @@ FIGURES: Final[tuple[Figure, ...]] = (
     grpc_unary.FIGURE,
     memory.FIGURE,
     direct.FIGURE,
+    packet_cost.FIGURE,
+    changes.FIGURE,
+    cold_compile.FIGURE,
 )

@@ -1,0 +1,75 @@
+"""The cold compile of a big world, in a process of its own: python -m bench.cold_compile PODS POLICIES LOCAL
+
+Reads the manifests first (that is the source's work, told apart), then measures from facts to both pictures: what the
+workers get and what the kernel gets. Prints one JSON object: read_s, compile_s, before_mib, peak_mib and what was made.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from bench import big_world
+from bench.cpu import peak_mib, rss_mib
+from l7proxy.agent.picture import draw
+from l7proxy.agent.wires import Wires
+from l7proxy.agent.world import World
+from l7proxy.model.facts import Synced
+from l7proxy.policy.compile import compile_policies
+from l7proxy.sources.files import load
+from tproxy_rules.desired import Settings
+
+NODE = "node-1"
+OWN = {
+    "apiVersion": "v1",
+    "kind": "Node",
+    "metadata": {"name": NODE},
+    "spec": {"podCIDR": "10.244.1.0/24"},
+    "status": {"addresses": [{"type": "InternalIP", "address": "172.18.0.11"}]},
+}
+
+
+def main() -> None:
+    size = big_world.Size(*map(int, sys.argv[1:4]))
+    with tempfile.TemporaryDirectory() as name:
+        big_world.write(size, Path(name), NODE)
+        (Path(name) / "node.yaml").write_text(json.dumps(OWN))
+        start = time.perf_counter()
+        changes, problems = load([Path(name)])
+        read = time.perf_counter() - start
+    if problems:
+        sys.exit(f"the world has problems: {problems[0]}")
+    gc.collect()
+    before = rss_mib(os.getpid())
+    start = time.perf_counter()
+    world = World()
+    world.apply([*changes, Synced()])
+    view = world.view(NODE)
+    policies = compile_policies(view.rules, view.endpoints, view.identities)
+    pictures = draw(view, policies, Wires(), settings=Settings(), resolve_services=False)
+    spent = time.perf_counter() - start
+    told = {
+        "read_s": read,
+        "compile_s": spent,
+        "before_mib": before,
+        "peak_mib": peak_mib(os.getpid()),
+        "identities": len(view.identities),
+        "endpoints": len(view.endpoints),
+        "rules": len(view.rules),
+        "kernel_entries": sum(
+            sum(1 for _ in table.entries)
+            for one in pictures.kernel.endpoints
+            for table in (one.ingress, one.egress)
+            if table is not None
+        ),
+    }
+    print(json.dumps(told))
+
+
+if __name__ == "__main__":
+    main()
