@@ -272,3 +272,17 @@ def is_read(data: bytes) -> bool:
     with contextlib.suppress(PeerError):
         return isinstance(http1_strict.request(data), RequestHead)
     return False
+
+
+async def test_host_never_chooses_the_destination(net: Net, tmp_path: Path) -> None:  # noqa: F811
+    """Host and absolute targets are the client's words: judged, forwarded, never dialled."""
+    lies = [
+        b"GET /a HTTP/1.1\r\nHost: 10.9.1.2\r\n\r\n",
+        b"GET http://example.com/a HTTP/1.1\r\nHost: example.com\r\n\r\n",
+    ]
+    async with stage(net, "nginx", tmp_path) as on:
+        assert [await on.say(whole(lie), ["GET"]) for lie in lies] == [[200], [200]]
+        records = await on.records(2)
+        seen = await on.witness.seen(2)
+    assert [each.host for each in seen] == ["10.9.1.2", "example.com"]
+    assert {record.conn.destination for record in records} == {SERVER[4]}

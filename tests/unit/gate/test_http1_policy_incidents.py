@@ -1,0 +1,102 @@
+"""What went wrong elsewhere between parser and rules: the gate and real HTTP rules together, one test an incident."""
+
+from __future__ import annotations
+
+import pytest
+
+from l7proxy.gate.judge import combine
+from l7proxy.model.ref import RuleRef
+from l7proxy.policy.http_table import HttpTable
+from l7proxy.policy.rules import HeaderMatch, HttpRule
+from tests.unit.gate.talk import Talk
+
+REF = RuleRef("CiliumNetworkPolicy", "default", "web", "spec.ingress[0]")
+
+
+def ruled(talk: Talk, *rules: HttpRule) -> Talk:
+    table = HttpTable(rules)
+    talk.judge = lambda request: combine(None, table.judge(request))
+    return talk
+
+
+def get(path: str = "/a", *fields: bytes, host: str = "h") -> bytes:
+    return b"\r\n".join([f"GET {path} HTTP/1.1".encode(), f"Host: {host}".encode(), *fields, b"", b""])
+
+
+def passes(talk: Talk, message: bytes) -> bool:
+    """Whether it reached the server whole; nothing of it if not."""
+    talk.client(message)
+    seen = talk.take()
+    assert seen.server in (b"", message)
+    assert seen.server or seen.client.startswith(b"HTTP/1.1 403 ")
+    return bool(seen.server)
+
+
+@pytest.mark.parametrize(
+    ("host", "passed"),
+    [
+        ("example.com", True),
+        ("EXAMPLE.com", False),
+        ("example.com.", False),
+        ("example.com:80", False),
+        ("exampleXcom", False),
+    ],
+)
+def test_cve_2021_39155_a_host_rule_fails_closed_on_other_spellings(talk: Talk, host: str, passed: bool) -> None:
+    assert passes(ruled(talk, HttpRule(REF, host=r"example\.com")), get(host=host)) is passed
+
+
+@pytest.mark.parametrize("value", [b"good\xff", b"\xffgood", b"\x80", b"g\xc3\xb6od", b"good\xc2\xa0"])
+def test_cve_2026_73552_obs_text_matches_no_header_rule(talk: Talk, value: bytes) -> None:
+    rule = HttpRule(REF, headers=(HeaderMatch("x-token", "good"),))
+    assert not passes(ruled(talk, rule), get("/a", b"X-Token: " + value))
+
+
+REPEATS = [
+    ((b"X-Role: user",), True),
+    ((b"X-Role: user", b"X-Role: admin"), False),
+    ((b"X-Role: admin", b"X-Role: user"), False),
+    ((b"X-Role: user", b"x-role: user"), False),
+    ((b"X-Role: user, admin",), False),
+    ((b"X-Role: user,",), False),
+    ((b"X-Role: ", b"X-Role: user"), False),
+]
+
+
+@pytest.mark.parametrize(("fields", "passed"), REPEATS)
+def test_cve_2020_25017_ghsa_2v25_cjjq_5f4w_cve_2026_26308_every_repeat_counts(
+    talk: Talk, fields: tuple[bytes, ...], passed: bool
+) -> None:
+    rule = HttpRule(REF, headers=(HeaderMatch("x-role", "user"),))
+    assert passes(ruled(talk, rule), get("/a", *fields)) is passed
+
+
+@pytest.mark.parametrize(
+    ("value", "passed"), [(b"a.b+c*(d)", True), (b"aXb+c*(d)", False), (b"a.bbc", False), (b"a.b+c*d", False)]
+)
+def test_cve_2026_39350_a_literal_value_is_no_pattern(talk: Talk, value: bytes, passed: bool) -> None:
+    rule = HttpRule(REF, headers=(HeaderMatch("x-token", "a.b+c*(d)"),))
+    assert passes(ruled(talk, rule), get("/a", b"X-Token: " + value)) is passed
+
+
+@pytest.mark.parametrize("path", ["/a*b", "/a-._~!$&'()*+,=:@b", "/a%20b", "/a[b]", "/a|b", "/a^b", "/a%C3%A9b"])
+def test_cve_2025_46821_every_path_character_meets_the_rules(talk: Talk, path: str) -> None:
+    ruled(talk, HttpRule(REF, path="/a[^/]+b"))
+    assert not passes(talk, get("/other" + path))
+    assert passes(talk, get(path if path.endswith("b") else path + "b"))
+
+
+def test_ghsa_9f3w_vm54_7gfc_a_segment_is_not_crossed(talk: Talk) -> None:
+    ruled(talk, HttpRule(REF, path="/users/[^/]+"))
+    assert not passes(talk, get("/users/1/keys"))
+    talk.client(get("/users/1%2Fkeys"))
+    assert talk.take().server == b""
+
+
+EVIL = ["/(a+)+", "/(a|aa)+", "/(a|a?)+", "/(.*a){20}", "/([a-z]+)*x", "/(a*)*b"]
+
+
+@pytest.mark.parametrize("pattern", EVIL)
+def test_redos_cve_class_evil_patterns_take_linear_time(talk: Talk, pattern: str) -> None:
+    """An engine that backtracks would not come back from any of these."""
+    assert not passes(ruled(talk, HttpRule(REF, path=pattern)), get("/" + "a" * 20_000 + "!"))
