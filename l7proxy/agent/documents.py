@@ -19,11 +19,13 @@ from l7proxy.policy.rules import Rule
 class Reading(Enum):
     """What we made of a document: REFUSED is valid but not supported, INVALID is wrong. Both deny what they select.
 
-    PARTLY: some of its rules are not supported; what those cover is refused, the rest is enforced.
+    PARTLY: some of its rules are not supported; what those cover is refused, the rest is enforced. STAGED: only there to
+    be looked at, never enforced.
     """
 
     ACCEPTED = "accepted"
     PARTLY = "partly"
+    STAGED = "staged"
     REFUSED = "refused"
     INVALID = "invalid"
 
@@ -73,13 +75,19 @@ def _read(document: PolicyDocument, secrets_namespace: str, options: lang.Option
         document.kind,
         document.namespace,
         document.name,
-        Reading.PARTLY if found.unenforced else Reading.ACCEPTED,
+        _state(document, found),
         reason="; ".join(str(part) for part in found.unenforced),
         file=document.origin.file,
         line=document.origin.line,
         rules=found.rules,
         needs_secrets=any(names_secret(item) for rule in found.rules for item in rule.http or ()),
     )
+
+
+def _state(document: PolicyDocument, found: lang.Read) -> Reading:
+    if lang.is_staged(document.document):
+        return Reading.STAGED
+    return Reading.PARTLY if found.unenforced else Reading.ACCEPTED
 
 
 def placed(state: PolicyState, references: References) -> PolicyState:

@@ -21,6 +21,7 @@ from l7proxy.policy.tables import DirectionPolicy, EndpointPolicy, Entry, TierPo
 STATES = {
     Reading.ACCEPTED: "enforced",
     Reading.PARTLY: "partly enforced",
+    Reading.STAGED: "staged",
     Reading.REFUSED: "refused",
     Reading.INVALID: "invalid",
 }

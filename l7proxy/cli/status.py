@@ -59,7 +59,7 @@ def troubles(found: Mapping[str, Any]) -> Iterable[str]:
         for problem in worker.get("problems") or []:
             yield f"worker {worker.get('worker')}: {problem}"
     for policy in found.get("policies") or []:
-        if policy.get("state") != "enforced":
+        if policy.get("state") not in ("enforced", "staged"):
             yield f"{policy_name(policy)}: {policy.get('state')}: {policy.get('reason')}"
 
 
@@ -81,12 +81,13 @@ def _show_status(found: Mapping[str, Any], complaints: list[str]) -> None:
     verdict = colour("not all enforced", "red") if complaints else colour("all enforced", "green")
     l7 = sum("l7" in (one.get("ingress"), one.get("egress")) for one in endpoints)
     enforced = sum(policy.get("state") == "enforced" for policy in policies)
+    staged = sum(policy.get("state") == "staged" for policy in policies)
     rows = [
         ("Node", f"{found.get('node')}  (l7proxy {', '.join(_texts(found, 'version', 'code'))})"),
         ("State", f"{verdict}, revision {found.get('enforced_revision')} of {found.get('revision')}"),
         ("Source", f"{source.get('kind')} {source.get('path') or ''}: {_count(source.get('files') or [], 'file')}"),
         ("Kernel", f"{found.get('backend')}, {_kernel(kernel)}"),
-        ("Policies", f"{enforced} of {len(policies)} enforced"),
+        ("Policies", f"{enforced} of {len(policies) - staged} enforced" + (f", {staged} staged" if staged else "")),
         ("Endpoints", f"{len(endpoints)}, {l7} with L7 rules"),
         *([("Audit", audit)] if (audit := _audit(found)) else []),
         ("Flows", f"{flows.get('seen', 0)} seen, {flows.get('lost', 0)} lost, ring of {flows.get('ring', 0)}"),
