@@ -67,10 +67,19 @@ class Resume:
 
 
 @dataclass(slots=True)
+class Splice:
+    """The next `length` bytes from this side may go to the other unseen. An offer: the session tells the gate how many
+    went that way (`Gate.spliced`), and the bytes that did not come as ever."""
+
+    source: Side
+    length: int
+
+
+@dataclass(slots=True)
 class Become:
     """Another gate takes the connection over, from the next call on; actions that follow are its own already."""
 
     gate: Gate
 
 
-Action: TypeAlias = ToServer | ToClient | Emit | Connect | Pause | Resume | HalfClose | Close | Become
+Action: TypeAlias = ToServer | ToClient | Emit | Connect | Pause | Resume | HalfClose | Close | Splice | Become

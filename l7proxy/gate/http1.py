@@ -20,13 +20,14 @@ from l7proxy.flows.records import Conn, Judgement
 from l7proxy.gate import options as bounds
 from l7proxy.gate.access_log import AccessLog
 from l7proxy.gate.actions import Action, Close, Connect, Emit, HalfClose, Pause, Resume, Side, ToClient, ToServer
+from l7proxy.gate.bulk import offer
 from l7proxy.gate.http1_exchange import MORE, WHOLE, Exchange, to_client
 from l7proxy.gate.options import HttpOptions
 from l7proxy.gate.replies import DENIED, printable, reply, sentence
 from l7proxy.model.http import Request
 from l7proxy.model.verdict import Direction, Verdict
 from l7proxy.wire import http1_fast, http1_strict, rewrite
-from l7proxy.wire.body import Body, body
+from l7proxy.wire.body import ENDLESS, Body, body
 from l7proxy.wire.head import CHUNKED, RequestHead
 from l7proxy.wire.lines import HeadLines
 from l7proxy.wire.path import EscapedSlashError
@@ -115,6 +116,7 @@ class HttpGate:
         if self._state is not OPEN:
             if self._state is TUNNEL and not self._client_done:
                 actions.append(ToServer(data))
+                offer(CLIENT, ENDLESS, len(data), actions)
             return actions
         if not self._held:
             exchange = self._exchange
@@ -141,12 +143,27 @@ class HttpGate:
         exchange = self._exchange
         if self._state is TUNNEL:
             actions.append(ToClient(data))
+            offer(SERVER, ENDLESS, len(data), actions)
         elif self._state is not OPEN:
             pass
         elif exchange is None or not exchange.allowed or exchange.answered:
             self._close(actions)  # law 4: nobody asked
         else:
             self._take_response(exchange, data, actions)
+        return actions
+
+    def spliced(self, source: Side, count: int) -> list[Action]:
+        actions: list[Action] = []
+        exchange = self._exchange
+        if self._state is not OPEN or exchange is None:
+            return actions
+        if source is SERVER:
+            if exchange.skip(count):
+                self._answered(exchange, actions)
+        elif exchange.request_body is not None:
+            exchange.request_body.skip(count)
+            self._end_body(exchange, exchange.request_body, actions)
+            self._pump(actions)
         return actions
 
     def client_eof(self) -> list[Action]:
@@ -316,15 +333,20 @@ class HttpGate:
             return len(data)
         if exchange.allowed:
             _to_server(actions, data if taken == len(data) else data[:taken])
+            offer(CLIENT, reader.plain, taken, actions)
         else:
             exchange.drained += taken
+        self._end_body(exchange, reader, actions)
+        return taken
+
+    def _end_body(self, exchange: Exchange, reader: Body, actions: list[Action]) -> None:
+        """If it has come to its end, or to that of our patience."""
         if reader.done:
             exchange.request_body = None
             if not exchange.allowed or exchange.answered:
                 self._next(actions)
         elif exchange.drained > bounds.MAX_DRAINED:
             self._close(actions)
-        return taken
 
     def _next(self, actions: list[Action]) -> None:
         """The exchange is over on both sides and the connection may go on."""

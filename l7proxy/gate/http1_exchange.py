@@ -13,7 +13,8 @@ from enum import IntEnum
 from l7proxy.errors import PeerError
 from l7proxy.flows.records import HttpRequest
 from l7proxy.gate import options as bounds
-from l7proxy.gate.actions import Action, ToClient
+from l7proxy.gate.actions import Action, Side, ToClient
+from l7proxy.gate.bulk import offer
 from l7proxy.model.http import Request
 from l7proxy.wire import http1_fast, http1_strict
 from l7proxy.wire.body import Body, body
@@ -129,10 +130,20 @@ class Exchange:
         taken = reader.feed(data)
         to_client(actions, data if taken == len(data) else data[:taken])
         if not reader.done:
+            offer(Side.SERVER, reader.plain, taken, actions)
             return MORE
         self._body = None
         self.rest = data[taken:]
         return WHOLE
+
+    def skip(self, count: int) -> bool:
+        """So much of the response's body went to the client unseen. True when that was its end."""
+        reader = self._body
+        assert reader is not None
+        reader.skip(count)
+        if reader.done:
+            self._body = None
+        return reader.done
 
     def _count_interim(self, head: ResponseHead) -> None:
         self._interim += 1

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 from l7proxy.flows.records import Conn, Judgement
-from l7proxy.gate.actions import Action, Become
+from l7proxy.gate.actions import Action, Become, Side
 from l7proxy.gate.http1 import HttpGate
 from l7proxy.gate.http2 import Http2Gate
 from l7proxy.gate.options import HttpOptions
@@ -43,6 +43,9 @@ class Gate(Protocol):
     def from_client(self, data: bytes) -> list[Action]: ...
 
     def from_server(self, data: bytes) -> list[Action]: ...
+
+    def spliced(self, source: Side, count: int) -> list[Action]:
+        """So many bytes of what was offered by Splice have gone from `source` to the other side."""
 
     def client_eof(self) -> list[Action]: ...
 
@@ -113,6 +116,9 @@ class HttpDoor:
 
     def from_server(self, data: bytes) -> list[Action]:
         return self._enter(lambda gate: gate.from_server(data))
+
+    def spliced(self, source: Side, count: int) -> list[Action]:
+        return []
 
     def client_eof(self) -> list[Action]:
         return self._enter(lambda gate: gate.client_eof())

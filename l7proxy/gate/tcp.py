@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from l7proxy.flows.records import Conn
 from l7proxy.gate.actions import Action, Close, Connect, HalfClose, Side, ToClient, ToServer
+from l7proxy.gate.bulk import offer
+from l7proxy.wire.body import ENDLESS
 
 
 class TcpGate:
@@ -33,11 +35,23 @@ class TcpGate:
         return []
 
     def from_client(self, data: bytes) -> list[Action]:
-        return [] if self._over or self._client_done else [ToServer(data)]
+        if self._over or self._client_done:
+            return []
+        actions: list[Action] = [ToServer(data)]
+        offer(Side.CLIENT, ENDLESS, len(data), actions)
+        return actions
 
     def from_server(self, data: bytes) -> list[Action]:
         self._connected = True
-        return [] if self._over or self._server_done else [ToClient(data)]
+        if self._over or self._server_done:
+            return []
+        actions: list[Action] = [ToClient(data)]
+        offer(Side.SERVER, ENDLESS, len(data), actions)
+        return actions
+
+    def spliced(self, source: Side, count: int) -> list[Action]:
+        self._connected = True
+        return []
 
     def client_eof(self) -> list[Action]:
         if self._over or self._client_done:

@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Final, Protocol
 
 from l7proxy.wire.chunked import ChunkedBody
 from l7proxy.wire.head import CHUNKED, UNTIL_CLOSE
 
+ENDLESS: Final = 1 << 62
+"""More bytes than will ever come."""
+
 
 class Body(Protocol):
-    """`feed` says how many bytes of `data` are the body's; when `done`, the rest is not. PeerError on a fault."""
+    """`feed` says how many bytes of `data` are the body's; when `done`, the rest is not. PeerError on a fault.
+
+    `plain` of the bytes to come are the body's whatever they are; so many, or fewer, may be passed on unseen: `skip`.
+    """
 
     done: bool
 
     def feed(self, data: bytes) -> int: ...
+    @property
+    def plain(self) -> int: ...
+    def skip(self, count: int) -> None: ...
 
 
 class LengthBody:
@@ -27,9 +36,17 @@ class LengthBody:
 
     def feed(self, data: bytes) -> int:
         taken = min(self._left, len(data))
-        self._left -= taken
-        self.done = self._left == 0
+        self.skip(taken)
         return taken
+
+    @property
+    def plain(self) -> int:
+        return self._left
+
+    def skip(self, count: int) -> None:
+        assert count <= self._left
+        self._left -= count
+        self.done = self._left == 0
 
 
 class OpenBody:
@@ -42,6 +59,13 @@ class OpenBody:
 
     def feed(self, data: bytes) -> int:
         return len(data)
+
+    @property
+    def plain(self) -> int:
+        return ENDLESS
+
+    def skip(self, count: int) -> None:
+        """There is no end to come nearer to."""
 
 
 def body(framing: int) -> Body | None:

@@ -73,6 +73,17 @@ class ChunkedBody:
                 at = self._take_line(data, at)
         return at
 
+    @property
+    def plain(self) -> int:
+        """The rest of the chunk that is under way."""
+        return self._left if self._at is DATA else 0
+
+    def skip(self, count: int) -> None:
+        assert count <= self.plain
+        self._left -= count
+        if not self._left:
+            self._at = DATA_END
+
     def _take_plain(self, data: bytes, match: re.Match[bytes]) -> int:
         """The common chunk: a size line in one piece, and often all of the chunk behind it."""
         size = int(match[1], 16)

@@ -1,7 +1,7 @@
 """One TCP connection of a session, seen from our side: what the loop tells is passed on, what it needs is remembered.
 
 A leg knows no gate. Reading stops while anybody holds it (the gate, a full buffer on the other leg, a connection in
-the making) and goes on when the last one lets go.
+the making, a splice) and goes on when the last one lets go.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ class Hold(IntFlag):
     GATE = 1
     FULL = 2
     CONNECTING = 4
+    SPLICE = 8
 
 
 class Party(Protocol):
@@ -91,6 +92,13 @@ class Leg(asyncio.Protocol):
     @property
     def unsent(self) -> int:
         return self.transport.get_write_buffer_size() if self.transport is not None and not self.gone else 0
+
+    @property
+    def descriptor(self) -> int:
+        """Of its socket; the transport's to close."""
+        assert self.transport is not None
+        number: int = self.transport.get_extra_info("socket").fileno()
+        return number
 
     def hold(self, hold: Hold) -> None:
         """Stop reading, on behalf of `hold`."""

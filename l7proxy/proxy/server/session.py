@@ -23,6 +23,7 @@ from l7proxy.gate.actions import (
     Pause,
     Resume,
     Side,
+    Splice,
     ToClient,
     ToServer,
 )
@@ -31,8 +32,9 @@ from l7proxy.model.http import Request
 from l7proxy.model.net import HostPort
 from l7proxy.model.verdict import Verdict
 from l7proxy.proxy.board import Index, Sides, choose, refusal
-from l7proxy.proxy.server import upstream
+from l7proxy.proxy.server import splice, upstream
 from l7proxy.proxy.server.leg import Hold, Leg
+from l7proxy.proxy.server.splice import Run
 from l7proxy.proxy.server.surroundings import Surroundings
 from l7proxy.proxy.wheel import NEVER
 
@@ -67,6 +69,7 @@ class Session:
         self._served = False
         self._waiting = ""
         self._unsent = 0
+        self._runs: list[Run] = []
         self._over = False
         self.deadline = NEVER
         self.slot = 0
@@ -112,6 +115,8 @@ class Session:
             self._guarded(lambda: self._do(gate.client_eof() if leg is self._client else gate.server_eof()))
 
     def lost(self, leg: Leg, error: Exception | None) -> None:
+        for run in self._stop_runs():
+            self.spliced(run)
         gate = self._gate
         if not self._over and gate is not None:
             if leg is self._client:
@@ -284,6 +289,8 @@ class Session:
                 self._half_close(action.side)
             elif isinstance(action, Close):
                 self._end(reset=action.reset)
+            elif isinstance(action, Splice):
+                self._splice(action)
             elif isinstance(action, Become):
                 self._gate = action.gate
             else:
@@ -310,6 +317,37 @@ class Session:
             self._finish_server = True  # once it is there
         else:
             self._leg(side).finish()
+
+    def _splice(self, offered: Splice) -> None:
+        """Take the offer up if that can be; else the bytes come as ever."""
+        source, around = self._leg(offered.source), self._around
+        target = self._server if source is self._client else self._client
+        run = splice.start(self, source, target, offered.length, pipes=around.pipes, wheel=around.wheel)
+        if run is not None:
+            self._runs.append(run)
+
+    def moved(self) -> None:
+        self._guarded(self._watch)
+
+    def spliced(self, run: Run) -> None:
+        """It has ended, or was stopped."""
+        if run in self._runs:
+            self._runs.remove(run)
+        gate = self._gate
+        if not self._over and gate is not None:
+            side = Side.CLIENT if run.source is self._client else Side.SERVER
+            self._guarded(lambda: self._do(gate.spliced(side, run.moved)))
+
+    def broken(self, leg: Leg, error: OSError) -> None:
+        self.lost(leg, error)
+        leg.reset()
+
+    def _stop_runs(self) -> list[Run]:
+        """Before their legs are closed: a descriptor's number may be another connection's next."""
+        runs, self._runs = self._runs, []
+        for run in runs:
+            run.stop()
+        return runs
 
     def _emit(self, record: Record) -> None:
         counts = self._around.counts
@@ -401,6 +439,7 @@ class Session:
             return
         self._over = True
         self._stop_connecting()
+        self._stop_runs()
         self._server.close()
         if self._client.eof:
             self._client.close()
@@ -423,6 +462,7 @@ class Session:
     def _reset(self) -> None:
         self._over = True
         self._stop_connecting()
+        self._stop_runs()
         self._client.reset()
         self._server.reset()
         self._leave_if_done()

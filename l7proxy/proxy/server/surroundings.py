@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from l7proxy.flows.records import Record
 from l7proxy.model.net import HostPort
 from l7proxy.proxy.board import Board
+from l7proxy.proxy.server.splice import Pipes
 from l7proxy.proxy.server.steering import Steering
 from l7proxy.proxy.wheel import Wheel
 
@@ -59,4 +60,5 @@ class Surroundings:
     limit: int = 1 << 30
     clients: Counter[str] = field(default_factory=Counter)
     """Sessions by client address."""
+    pipes: Pipes = field(default_factory=Pipes)
     draining: bool = False

@@ -1,0 +1,321 @@
+"""Bytes from one leg to the other inside the kernel, through a pipe (splice(2)): none of them comes into this process.
+
+A Run borrows two legs of a session: while it lasts, nobody reads the source or writes to the target. It ends when its
+length has been moved, at the source's end, when it has become too slow to be worth a pipe, or when it is stopped; then
+the legs are as they were, and what was moved is told exactly. What the pipe still holds then is written to the target
+the ordinary way, so a Run may end at any time and nothing is lost.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import os
+import select
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Final, NoReturn, Protocol
+
+from l7proxy.proxy.server.leg import Hold, Leg
+from l7proxy.proxy.wheel import NEVER, Wheel
+
+RUNS: Final = 64
+"""At a time, of one worker. The bytes of further ones go the ordinary way."""
+DESCRIPTORS: Final = 2 * RUNS + 1
+"""That all of them may need."""
+KEPT: Final = 8
+"""Empty pipes kept for the next runs."""
+PIPE: Final = 1 << 20
+"""Bytes; what an unprivileged user may not have is left at the kernel's 64 KiB (pipe(7))."""
+LOOK: Final = 1.0
+"""Seconds between looks at a run's speed."""
+WORTHWHILE: Final = 64 << 10
+"""Bytes per look. A slower run gives its pipe back."""
+IN: Final = select.EPOLLIN
+OUT: Final = select.EPOLLOUT
+BROKEN: Final = select.EPOLLERR | select.EPOLLHUP
+FLAGS: Final = os.SPLICE_F_MOVE | os.SPLICE_F_NONBLOCK
+
+
+@dataclass(frozen=True, slots=True)
+class Pipe:
+    read: int
+    write: int
+    size: int
+
+    def close(self) -> None:
+        os.close(self.read)
+        os.close(self.write)
+
+
+class Pipes:
+    """The pipes of one worker, `limit` of them in use at most, and what tells when sockets are ready for them."""
+
+    def __init__(self, limit: int = RUNS) -> None:
+        self._limit = limit
+        self._kept: list[Pipe] = []
+        self.used = 0
+        self.readiness = Readiness()
+
+    def take(self) -> Pipe | None:
+        """An empty pipe; None when all are in use or the descriptors have run out."""
+        if self.used >= self._limit:
+            return None
+        try:
+            self.readiness.open()
+            pipe = self._kept.pop() if self._kept else _make()
+        except OSError:
+            return None
+        self.used += 1
+        return pipe
+
+    def give(self, pipe: Pipe, *, empty: bool) -> None:
+        """Back from a run. One with leftovers is closed: they would be the next connection's."""
+        self.used -= 1
+        if empty and len(self._kept) < KEPT:
+            self._kept.append(pipe)
+        else:
+            pipe.close()
+
+    def close(self) -> None:
+        while self._kept:
+            self._kept.pop().close()
+        self.readiness.close()
+
+
+class Readiness:
+    """Which sockets can be read or written, by an epoll(7) of our own that the loop watches as one descriptor.
+
+    The loop does not let us watch a descriptor that a transport owns; and uvloop's way of watching others ends without
+    a word when the connection breaks. Here an error counts as ready: the next splice(2) says what it is.
+    """
+
+    def __init__(self) -> None:
+        self._epoll: select.epoll | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._ready: dict[tuple[int, int], Callable[[], None]] = {}
+
+    def watch(self, descriptor: int, events: int, ready: Callable[[], None]) -> None:
+        """Call `ready` whenever it can be read (EPOLLIN) or written (EPOLLOUT), until it is forgotten."""
+        before = self._events(descriptor)
+        epoll = self.open()
+        self._ready[descriptor, events] = ready
+        if before:
+            epoll.modify(descriptor, before | events)
+        else:
+            epoll.register(descriptor, events)
+
+    def forget(self, descriptor: int, events: int) -> None:
+        """Before the descriptor is closed: its number may be another's next."""
+        del self._ready[descriptor, events]
+        rest, epoll = self._events(descriptor), self.open()
+        if rest:
+            epoll.modify(descriptor, rest)
+        else:
+            epoll.unregister(descriptor)
+
+    def close(self) -> None:
+        if self._epoll is not None and self._loop is not None:
+            self._loop.remove_reader(self._epoll.fileno())
+            self._epoll.close()
+            self._epoll = None
+
+    def _events(self, descriptor: int) -> int:
+        return sum(events for events in (IN, OUT) if (descriptor, events) in self._ready)
+
+    def open(self) -> select.epoll:
+        """OSError when there is no descriptor left."""
+        if self._epoll is None:
+            self._epoll = select.epoll()
+            self._loop = asyncio.get_running_loop()
+            self._loop.add_reader(self._epoll.fileno(), self._dispatch)
+        return self._epoll
+
+    def _dispatch(self) -> None:
+        assert self._epoll is not None
+        for descriptor, seen in self._epoll.poll(0):
+            for events in (OUT, IN):
+                ready = self._ready.get((descriptor, events)) if seen & (events | BROKEN) else None
+                if ready is not None:
+                    ready()
+
+
+def _make() -> Pipe:
+    read, write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+    size = 1 << 16
+    with suppress(OSError):
+        size = fcntl.fcntl(write, fcntl.F_SETPIPE_SZ, PIPE)
+    return Pipe(read, write, size)
+
+
+class Borrower(Protocol):
+    """The session, as a run sees it. None of these may raise."""
+
+    def moved(self) -> None:
+        """Bytes went out: silence is over."""
+
+    def spliced(self, run: Run) -> None:
+        """The run is over and the legs are as before: `run.moved` bytes are to be told to the gate."""
+
+    def broken(self, leg: Leg, error: OSError) -> None:
+        """The run is over because this leg's connection failed."""
+
+
+class Run:
+    """One direction's bytes under way. The wheel looks at it now and then (`deadline` and `slot` are the wheel's)."""
+
+    __slots__ = (
+        "_borrower",
+        "_in",
+        "_inside",
+        "_left",
+        "_out",
+        "_pipe",
+        "_pipes",
+        "_seen",
+        "_target",
+        "_waits",
+        "_wheel",
+        "_write",
+        "deadline",
+        "moved",
+        "slot",
+        "source",
+    )
+
+    def __init__(
+        self, borrower: Borrower, source: Leg, target: Leg, length: int, pipe: Pipe, pipes: Pipes, wheel: Wheel
+    ) -> None:
+        """It runs from here on; see `start`."""
+        self._borrower = borrower
+        self.source = source
+        self._target = target
+        self._left = length
+        self._pipe: Pipe | None = pipe
+        self._pipes = pipes
+        self._wheel = wheel
+        self._in, self._out = source.descriptor, target.descriptor
+        self._inside = 0  # bytes in the pipe
+        self._waits = False  # for room in the target; else for bytes from the source
+        self._seen = 0
+        self._write = target.write
+        self.moved = 0
+        self.deadline = NEVER
+        self.slot = 0
+        source.hold(Hold.SPLICE)
+        target.write = _borrowed
+        pipes.readiness.watch(self._in, IN, self._readable)
+        wheel.arm(self, LOOK)
+
+    def stop(self) -> None:
+        """Give everything back; the borrower is not told. What is in the pipe goes out by the target's transport."""
+        pipe, self._pipe = self._pipe, None
+        if pipe is None:
+            return
+        self._pipes.readiness.forget(*((self._out, OUT) if self._waits else (self._in, IN)))
+        self._wheel.disarm(self)
+        self._target.write = self._write
+        self._empty(pipe)
+        self._pipes.give(pipe, empty=not self._inside)
+        self.source.release(Hold.SPLICE)
+
+    def expired(self) -> None:
+        """Time to look whether this is worth a pipe."""
+        if self.moved - self._seen < WORTHWHILE:
+            self._finish()
+        else:
+            self._seen = self.moved
+            self._wheel.arm(self, LOOK)
+
+    def _readable(self) -> None:
+        pipe = self._pipe
+        if pipe is None or self._ends():
+            return
+        try:
+            count = os.splice(self._in, pipe.write, min(self._left, pipe.size), flags=FLAGS)
+        except BlockingIOError:
+            return
+        except OSError as error:
+            self._fail(self.source, error)
+            return
+        if not count:
+            self._finish()  # the transport will see the end again, and tell it
+            return
+        self._inside = count
+        self._left -= count
+        self._drain()
+
+    def _drain(self) -> None:
+        """From the pipe to the target, as much as it takes; the rest when it has room again."""
+        pipe, target = self._pipe, self._target
+        if pipe is None or self._ends():
+            return
+        while self._inside:
+            try:
+                if target.unsent:  # what was written before comes first, and is the transport's to send
+                    raise BlockingIOError
+                count = os.splice(pipe.read, self._out, self._inside, flags=FLAGS)
+            except BlockingIOError:
+                self._wait_for_room(True)
+                return
+            except OSError as error:
+                self._fail(target, error)
+                return
+            self._inside -= count
+            self.moved += count
+        self._borrower.moved()
+        if self._left:
+            self._wait_for_room(False)
+        else:
+            self._finish()
+
+    def _wait_for_room(self, waits: bool) -> None:
+        if waits is self._waits:
+            return
+        self._waits = waits
+        readiness = self._pipes.readiness
+        if waits:
+            readiness.forget(self._in, IN)
+            readiness.watch(self._out, OUT, self._drain)
+        else:
+            readiness.forget(self._out, OUT)
+            readiness.watch(self._in, IN, self._readable)
+
+    # ---- the end ----
+
+    def _ends(self) -> bool:
+        """A transport that is closing will tell so itself. Its descriptor must not be touched any more."""
+        if self.source.usable and self._target.usable:
+            return False
+        self._finish()
+        return True
+
+    def _finish(self) -> None:
+        self.stop()
+        self._borrower.spliced(self)
+
+    def _fail(self, leg: Leg, error: OSError) -> None:
+        self.stop()
+        self._borrower.broken(leg, error)
+
+    def _empty(self, pipe: Pipe) -> None:
+        """What is left in the pipe is the target's; if that is gone, nobody's."""
+        while self._inside and self._target.usable:
+            data = os.read(pipe.read, self._inside)
+            self._target.write(data)
+            self._inside -= len(data)
+            self.moved += len(data)
+
+
+def start(borrower: Borrower, source: Leg, target: Leg, length: int, *, pipes: Pipes, wheel: Wheel) -> Run | None:
+    """Move `length` bytes, or all until the source's end, whichever is less. None: it cannot be done now."""
+    if source.eof or not source.usable or not target.usable:
+        return None
+    pipe = pipes.take()
+    return None if pipe is None else Run(borrower, source, target, length, pipe, pipes, wheel)
+
+
+def _borrowed(data: bytes) -> NoReturn:
+    """What writing to the target is while a run lasts: a fault of ours, since the bytes would come out of order."""
+    raise RuntimeError("written to while its bytes are spliced")

@@ -1,0 +1,476 @@
+"""Bulk that moves inside the kernel: the same bytes, exactly counted, and every end as without it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import hashlib
+import os
+import random
+import socket
+import struct
+from collections.abc import AsyncIterator
+
+import pytest
+
+from l7proxy.flows.records import HttpResponse
+from l7proxy.link.messages import Picture
+from l7proxy.policy.rules import HttpRule
+from l7proxy.proxy.server.splice import Pipe, Pipes
+from tests.unit.proxy.stage import (
+    ANYTHING,
+    NOTHING,
+    REF,
+    Handler,
+    Stage,
+    answer,
+    backend,
+    by_http,
+    descriptors,
+    echo,
+    gets,
+    picture,
+    request,
+    stage,
+)
+
+BODY = random.Random(1).randbytes(12 << 20)
+ANY = by_http(HttpRule(REF))
+
+
+class Watched(Pipes):
+    """Counts the runs that there were."""
+
+    def __init__(self, limit: int = 64) -> None:
+        super().__init__(limit)
+        self.runs = 0
+
+    def take(self) -> Pipe | None:
+        pipe = super().take()
+        self.runs += pipe is not None
+        return pipe
+
+
+@contextlib.asynccontextmanager
+async def on_stage(handler: Handler, first: Picture, *, limit: int = 64) -> AsyncIterator[tuple[Stage, Watched]]:
+    """A stage that must be as it was when the test is done: no run, no pipe, no descriptor left."""
+    gc.collect()
+    async with backend(handler) as server, stage(server, first) as on:
+        pipes = on.around.pipes = Watched(limit)
+        before = descriptors()
+        yield on, pipes
+        for writer in on.writers:
+            writer.transport.abort()
+        await on.settled()
+        assert pipes.used == 0
+        pipes.close()
+        await on.until(lambda: descriptors() <= before)
+
+
+def download(size: int = len(BODY)) -> bytes:
+    return f"GET /{size} HTTP/1.1\r\nHost: h\r\n\r\n".encode()
+
+
+def upload(size: int = len(BODY)) -> bytes:
+    return f"POST /up HTTP/1.1\r\nHost: h\r\nContent-Length: {size}\r\n\r\n".encode()
+
+
+async def files(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """GET /N answers the first N bytes of BODY, POST with the digest of what came."""
+    while head := await reader.readuntil(b"\r\n\r\n"):
+        method, target = head.split()[:2]
+        if method == b"GET":
+            body = BODY[: int(target[1:])]
+        else:
+            length = int(head.partition(b"Content-Length: ")[2].split()[0])
+            body = hashlib.sha256(await reader.readexactly(length)).hexdigest().encode()
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(body))
+        writer.write(body)
+        await writer.drain()
+
+
+async def swallow(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """Reads, slower than anybody sends."""
+    while await reader.read(1 << 16):  # noqa: ASYNC110 -- there is no event to wait for
+        await asyncio.sleep(0.001)
+
+
+async def test_a_download_is_spliced_and_the_next_request_is_judged() -> None:
+    async with on_stage(files, picture(gets())) as (on, pipes):
+        reader, writer = await on.client()
+        for size in (len(BODY), 3, 1 << 20):
+            writer.write(download(size))
+            assert await answer(reader) == (200, BODY[:size])
+        writer.write(request("POST"))
+        assert (await answer(reader))[0] == 403
+        assert pipes.runs == 2
+        assert on.kinds() == "qs" * 4
+
+
+async def test_an_upload_is_spliced_and_the_next_request_is_judged() -> None:
+    async with on_stage(files, picture(ANY)) as (on, pipes):
+        reader, writer = await on.client()
+        digest = hashlib.sha256(BODY).hexdigest().encode()
+        for _ in range(2):
+            writer.write(upload() + BODY + download(5))
+            assert await answer(reader) == (200, digest)
+            assert await answer(reader) == (200, BODY[:5])
+        assert pipes.runs == 2
+        assert on.statuses() == [200] * 4
+
+
+@pytest.mark.parametrize("seed", range(4))
+async def test_both_directions_of_a_tunnel_at_once_in_any_rhythm(seed: int) -> None:
+    dice = random.Random(seed)
+
+    async def send(writer: asyncio.StreamWriter) -> None:
+        at = 0
+        while at < len(BODY):
+            step = dice.choice((1, 1000, 1 << 16, 1 << 20, 3 << 20))
+            writer.write(BODY[at : at + step])
+            at += step
+            if dice.random() < 0.3:
+                await writer.drain()
+            if dice.random() < 0.1:
+                await asyncio.sleep(0.01)
+        writer.write_eof()
+
+    async with on_stage(echo, picture(ANYTHING)) as (on, pipes):
+        reader, writer = await on.client()
+        async with asyncio.timeout(20), asyncio.TaskGroup() as tasks:
+            tasks.create_task(send(writer), name="send")
+            received = bytearray()
+            while data := await reader.read(dice.choice((1000, 1 << 16, 1 << 20))):
+                received += data
+                if dice.random() < 0.1:
+                    await asyncio.sleep(0.002)
+                    on.passes(1.0)  # slow runs give up in the middle
+        assert received == BODY
+        assert pipes.runs >= 2
+        assert on.kinds() == ""
+
+
+async def test_a_tunnel_after_101() -> None:
+    async def switch(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: chat\r\n\r\n")
+        await echo(reader, writer)
+
+    async with on_stage(switch, picture(ANY)) as (on, pipes):
+        reader, writer = await on.client()
+        writer.write(b"GET /chat HTTP/1.1\r\nHost: h\r\nConnection: upgrade\r\nUpgrade: chat\r\n\r\n")
+        assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 101 ")
+        writer.write(BODY)
+        writer.write_eof()
+        async with asyncio.timeout(10):
+            assert await reader.read() == BODY
+        assert pipes.runs >= 1
+        assert on.statuses() == [101]
+
+
+async def test_a_response_that_ends_with_its_connection() -> None:
+    async def until_close(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\n\r\n" + BODY)
+
+    async with on_stage(until_close, picture(ANY)) as (on, pipes):
+        reader, writer = await on.client()
+        writer.write(request())
+        async with asyncio.timeout(10):
+            assert (await reader.read()).partition(b"\r\n\r\n")[2] == BODY
+        writer.close()
+        await on.settled()
+        assert pipes.runs >= 1
+        assert on.statuses() == [200]
+
+
+async def test_a_large_chunk_is_spliced_and_its_framing_read() -> None:
+    async def chunks(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while await reader.readuntil(b"\r\n\r\n"):
+            writer.write(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
+            for at in range(0, len(BODY), 4 << 20):
+                writer.write(b"%x\r\n%b\r\n" % (4 << 20, BODY[at : at + (4 << 20)]))
+            writer.write(b"0\r\n\r\n")
+
+    async with on_stage(chunks, picture(ANY)) as (on, pipes):
+        reader, writer = await on.client()
+        for _ in range(2):
+            writer.write(request())
+            received = bytearray()
+            async with asyncio.timeout(10):
+                await reader.readuntil(b"\r\n\r\n")
+                while size := int(await reader.readline(), 16):
+                    received += await reader.readexactly(size)
+                    assert await reader.readline() == b"\r\n"
+                assert await reader.readline() == b"\r\n"
+            assert received == BODY
+        assert pipes.runs >= 2
+
+
+async def test_nothing_small_is_spliced() -> None:
+    async with on_stage(files, picture(ANY)) as (on, pipes):
+        reader, writer = await on.client()
+        writer.write(download(100_000) + upload(1000) + BODY[:1000])
+        assert await answer(reader) == (200, BODY[:100_000])
+        assert (await answer(reader))[0] == 200
+        assert pipes.runs == 0
+
+
+async def test_beyond_the_limit_bytes_go_the_ordinary_way() -> None:
+    async with on_stage(files, picture(ANY), limit=1) as (on, pipes):
+        slow = await on.client()
+        slow[1].write(download())
+        await on.until(lambda: pipes.used == 1)
+        reader, writer = await on.client()
+        writer.write(download())
+        assert await answer(reader) == (200, BODY)
+        assert await answer(slow[0]) == (200, BODY)
+
+
+async def test_without_descriptors_bytes_go_the_ordinary_way() -> None:
+    async with on_stage(files, picture(ANY), limit=0) as (on, pipes):
+        reader, writer = await on.client()
+        writer.write(upload() + BODY + download())
+        assert (await answer(reader))[0] == 200
+        assert await answer(reader) == (200, BODY)
+        assert pipes.runs == 0
+
+
+async def test_a_client_that_stops_reading_stops_the_server() -> None:
+    """Back-pressure through the kernel: what nobody reads stays with the sender."""
+    sent = 0
+
+    async def endless(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal sent
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % (1 << 40))
+        while True:
+            writer.write(BODY[: 1 << 20])
+            await writer.drain()
+            sent += 1 << 20
+
+    async with on_stage(endless, picture(ANY)) as (on, pipes):
+        client = await on.dial()
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65536)
+        await asyncio.get_running_loop().sock_sendall(client, request())
+        await on.until(lambda: pipes.used)
+        await asyncio.sleep(0.5)
+        held = sent
+        await asyncio.sleep(0.3)
+        assert sent == held
+        assert held < 40 << 20
+        client.close()
+        await on.settled()
+        assert on.statuses() == [200]
+
+
+async def test_a_run_that_stands_still_gives_its_pipe_back_and_loses_nothing() -> None:
+    async with on_stage(files, picture(ANY)) as (on, pipes):
+        client = await on.dial()
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65536)
+        loop = asyncio.get_running_loop()
+        await loop.sock_sendall(client, download())
+        await on.until(lambda: pipes.used)
+        await asyncio.sleep(0.3)
+        on.passes(1.5)
+        on.passes(1.5)
+        assert pipes.used == 0
+        received = bytearray()
+        async with asyncio.timeout(10):
+            while not received.endswith(BODY[-100:]):
+                received += await loop.sock_recv(client, 1 << 20)
+        assert received.partition(b"\r\n\r\n")[2] == BODY
+        client.close()
+
+
+async def test_silence_is_timed_out_in_a_run_too() -> None:
+    async def stalls(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % (1 << 40) + BODY)
+        await writer.drain()
+        await reader.read()
+
+    async with on_stage(stalls, picture(ANY)) as (on, pipes):
+        reader, writer = await on.client()
+        writer.write(request())
+        async with asyncio.timeout(5):
+            await reader.readexactly(len(BODY))
+        on.passes(on.around.timeouts.stream + 1)
+        with pytest.raises(ConnectionResetError):
+            async with asyncio.timeout(5):
+                await reader.read()
+        await on.settled()
+        assert pipes.runs == 1
+        (told,) = [record for record in on.records if isinstance(record, HttpResponse)]
+        assert "timed out" in told.judgement.reason
+
+
+async def test_bytes_put_the_timeout_off() -> None:
+    async def drips(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % (6 << 20))
+        for at in range(6):
+            writer.write(BODY[at << 20 : (at + 1) << 20])
+            await writer.drain()
+            await reader.readexactly(1)
+
+    async with on_stage(drips, picture(ANY)) as (on, pipes):
+        reader, writer = await on.client()
+        writer.write(b"POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 6\r\n\r\n")
+        async with asyncio.timeout(5):
+            await reader.readuntil(b"\r\n\r\n")
+            for at in range(6):
+                assert await reader.readexactly(1 << 20) == BODY[at << 20 : (at + 1) << 20]
+                on.passes(on.around.timeouts.stream - 1)
+                writer.write(b"x")
+        await on.until(lambda: on.statuses() == [200])
+        assert pipes.runs >= 1
+
+
+@pytest.mark.parametrize("kind", ["download", "upload", "tunnel"])
+async def test_a_changed_policy_cuts_a_run(kind: str) -> None:
+    handler = {"download": files, "upload": swallow, "tunnel": swallow}[kind]
+    first = picture(ANYTHING if kind == "tunnel" else ANY)
+    async with on_stage(handler, first) as (on, pipes):
+        client = await on.dial()
+        loop = asyncio.get_running_loop()
+
+        async def pour() -> None:
+            with contextlib.suppress(OSError):
+                while kind != "download":
+                    await loop.sock_sendall(client, BODY)
+
+        head = {"download": download(), "upload": upload(1 << 40), "tunnel": b""}[kind]
+        await loop.sock_sendall(client, head)
+        async with asyncio.timeout(10), asyncio.TaskGroup() as tasks:
+            tasks.create_task(pour(), name="pour")
+            await on.until(lambda: pipes.used)
+            await on.proxy.publish(picture(NOTHING))
+            await on.settled()
+        assert pipes.used == 0
+        client.close()
+        assert on.kinds() == {"download": "qcs", "upload": "qcs", "tunnel": "c"}[kind]
+
+
+def rst(sock: socket.socket) -> None:
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    sock.close()
+
+
+@pytest.mark.parametrize("reset", [False, True], ids=["FIN", "RST"])
+@pytest.mark.parametrize("kind", ["download", "upload"])
+async def test_a_client_that_leaves_in_a_run_is_told_of(kind: str, reset: bool) -> None:
+    async with on_stage(files if kind == "download" else swallow, picture(ANY)) as (on, pipes):
+        client = await on.dial()
+        loop = asyncio.get_running_loop()
+        if kind == "download":
+            await loop.sock_sendall(client, download())
+        else:
+            await loop.sock_sendall(client, upload(1 << 40) + BODY[: 4 << 20])
+        await on.until(lambda: pipes.used)
+        rst(client) if reset else client.close()
+        await on.settled()
+        assert on.kinds() == "qs"
+        assert on.statuses() == [200 if kind == "download" else 499]
+
+
+@pytest.mark.parametrize("reset", [False, True], ids=["FIN", "RST"])
+async def test_a_server_that_dies_in_a_run_resets_the_client(reset: bool) -> None:
+    """A length that was promised and not kept must not look kept."""
+
+    async def dies(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % (1 << 40) + BODY)
+        await writer.drain()
+        await asyncio.sleep(0.05)
+        if reset:
+            sock: socket.socket = writer.get_extra_info("socket")
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            writer.transport.abort()
+
+    async with on_stage(dies, picture(ANY)) as (on, pipes):
+        reader, writer = await on.client()
+        writer.write(request())
+        received = bytearray()
+        with pytest.raises(ConnectionResetError):
+            async with asyncio.timeout(5):
+                while True:
+                    received += await reader.readexactly(1 << 16)
+        await on.settled()
+        assert pipes.runs >= 1
+        (told,) = [record for record in on.records if isinstance(record, HttpResponse)]
+        assert told.status == 200
+        assert told.judgement.reason
+
+
+@pytest.mark.parametrize("reset", [False, True], ids=["FIN", "RST"])
+async def test_a_response_without_length_cut_off_in_a_run(reset: bool) -> None:
+    """FIN is its end; RST is not, and must not look like it (splice(2) takes the error off the socket)."""
+
+    async def dies(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\n\r\n" + BODY)
+        await writer.drain()
+        await asyncio.sleep(0.05)
+        if reset:
+            sock: socket.socket = writer.get_extra_info("socket")
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            writer.transport.abort()
+
+    async with on_stage(dies, picture(ANY)) as (on, pipes):
+        reader, writer = await on.client()
+        writer.write(request())
+        async with asyncio.timeout(5):
+            if reset:
+                with pytest.raises(ConnectionResetError):
+                    await reader.read()
+            else:
+                assert (await reader.read()).endswith(BODY[-1000:])
+        writer.close()
+        await on.settled()
+        assert pipes.runs >= 1
+        (told,) = [record for record in on.records if isinstance(record, HttpResponse)]
+        assert bool(told.judgement.reason) is reset
+
+
+async def test_draining_lets_a_run_end() -> None:
+    async with on_stage(files, picture(ANY)) as (on, pipes):
+        reader, writer = await on.client()
+        writer.write(download())
+        await on.until(lambda: pipes.used)
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(on.proxy.drain(5), name="drain")
+            assert await answer(reader) == (200, BODY)
+            writer.close()
+        await on.settled()
+        assert on.statuses() == [200]
+
+
+async def test_a_cut_ends_a_run_at_once() -> None:
+    async with on_stage(files, picture(ANY)) as (on, pipes):
+        client = await on.dial()
+        await asyncio.get_running_loop().sock_sendall(client, download())
+        await on.until(lambda: pipes.used)
+        await on.proxy.drain(0)
+        await on.settled()
+        client.close()
+
+
+async def test_a_pipe_with_leftovers_is_not_used_again() -> None:
+    pipes = Pipes()
+    first = pipes.take()
+    assert first is not None
+    os.write(first.write, b"another's")
+    pipes.give(first, empty=False)
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(first.read)
+    second = pipes.take()
+    assert second is not None
+    with pytest.raises(BlockingIOError):
+        os.read(second.read, 1)
+    pipes.give(second, empty=True)
+    assert pipes.take() is second
+    pipes.give(second, empty=True)
+    pipes.close()
+    assert pipes.used == 0
