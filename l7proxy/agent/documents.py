@@ -19,8 +19,8 @@ from l7proxy.policy.rules import Rule
 class Reading(Enum):
     """What we made of a document: REFUSED is valid but not supported, INVALID is wrong. Both deny what they select.
 
-    PARTLY: some of its rules are not supported; what those cover is refused, the rest is enforced. STAGED: only there to
-    be looked at, never enforced.
+    PARTLY: some of its rules are not supported; what those cover is refused, the rest is enforced.
+    STAGED: there to be looked at, never enforced.
     """
 
     ACCEPTED = "accepted"
