@@ -40,7 +40,7 @@ test: setup ## Everything one machine can run, the lab included
 	@$(BIN)/pytest $(ARGS)
 
 bench: setup compiled ## CPU per request of our worker beside Envoy's, in one run
-	@$(BIN)/python -m bench
+	@$(BIN)/python -m bench $(ARGS)
 
 clean: ## Remove .venv and caches (labs: `l7proxy lab down --all`)
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache *.egg-info

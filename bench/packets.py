@@ -20,7 +20,7 @@ class _Vector(ctypes.Structure):
 
 
 class _Header(ctypes.Structure):
-    """`struct msghdr` of LP64 and what recvmmsg's cousin adds: how much was sent."""
+    """`struct msghdr` of LP64."""
 
     _fields_ = (
         ("name", ctypes.c_void_p),
@@ -30,8 +30,13 @@ class _Header(ctypes.Structure):
         ("control", ctypes.c_void_p),
         ("control_length", ctypes.c_size_t),
         ("flags", ctypes.c_int),
-        ("sent", ctypes.c_uint),
     )
+
+
+class _Message(ctypes.Structure):
+    """`struct mmsghdr`: and how much of it was sent."""
+
+    _fields_ = (("header", _Header), ("sent", ctypes.c_uint))
 
 
 class Sender:
@@ -42,19 +47,19 @@ class Sender:
         self._socket.connect(address)
         self._payload = ctypes.create_string_buffer(32)
         self._vector = _Vector(ctypes.cast(self._payload, ctypes.c_void_p), 32)
-        self._headers = (_Header * BATCH)()
-        for header in self._headers:
-            header.vectors = ctypes.pointer(self._vector)
-            header.vector_count = 1
+        self._messages = (_Message * BATCH)()
+        for message in self._messages:
+            message.header.vectors = ctypes.pointer(self._vector)
+            message.header.vector_count = 1
 
     def ns_per_packet(self, seconds: float) -> float:
         """Wall time per packet of the quickest tenth of the calls: what interrupts us is not the path's."""
-        send, descriptor, headers = _libc.sendmmsg, self._socket.fileno(), self._headers
+        send, descriptor, messages = _libc.sendmmsg, self._socket.fileno(), self._messages
         clock = time.perf_counter_ns
         taken: list[int] = []
         end = clock() + int(seconds * 1e9)
         while (start := clock()) < end:
-            count = send(descriptor, headers, BATCH, 0)
+            count = send(descriptor, messages, BATCH, 0)
             if count != BATCH:
                 raise OSError(ctypes.get_errno(), f"sendmmsg sent {count}: {os.strerror(ctypes.get_errno())}")
             taken.append(clock() - start)
