@@ -3,7 +3,7 @@
 The worker's half is the outbox and the frame; the agent's is decoding, naming and JSON lines, with and without a file
 to write them to. 16 connections take turns, paths vary, two rules name their policies.
 
-Run: .venv/bin/python bench/micro_flows.py [ROUNDS]
+Run: .venv/bin/python -m bench.micro_flows [ROUNDS]
 """
 
 from __future__ import annotations
@@ -16,12 +16,13 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from l7proxy import compiled
 from l7proxy.agent.events import Recorder
+from l7proxy.flows.batch import Flows
 from l7proxy.flows.bus import Reader, Ring
 from l7proxy.flows.records import Conn, HttpRequest, HttpResponse, Judgement, Record
 from l7proxy.flows.sinks.jsonl import JsonLinesFile
 from l7proxy.link import framing
-from l7proxy.link.messages import Flows
 from l7proxy.link.outbox import Outbox
 from l7proxy.model.ref import RuleRef
 from l7proxy.model.verdict import Direction, Verdict
@@ -86,7 +87,7 @@ def measure(name: str, run: Callable[[], object], rounds: int) -> None:
 
 
 async def bench(rounds: int) -> None:
-    print(f"Python {platform.python_version()} {platform.machine()}, best of {rounds} rounds of {REQUESTS} requests")
+    print(f"Python {platform.python_version()}, {compiled.word()}, best of {rounds} rounds of {REQUESTS} requests")
     told = records()
     frames = sent(told)
     print(f"{'bytes on the link per request':44} {sum(map(len, frames)) / REQUESTS:7.0f}")

@@ -3,7 +3,7 @@
 Everything is the real thing (session, gate, policy, outbox, frames) but the two transports, which only count. Compare
 with bench/micro_worker.py, which has uvloop and the kernel in it. What the parts cost is in the other lines.
 
-Run: .venv/bin/python bench/micro_session.py [ROUNDS]
+Run: .venv/bin/python -m bench.micro_session [ROUNDS]
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import Any, cast
 
 from bench.micro_http1 import request, response
 from bench.micro_worker import CLIENT, SERVER, picture
+from l7proxy import compiled
 from l7proxy.link import framing
 from l7proxy.link.outbox import Outbox
 from l7proxy.model.net import HostPort
@@ -74,7 +75,7 @@ def measure(name: str, run: Callable[[], object], rounds: int) -> None:
 
 
 async def bench(rounds: int) -> None:
-    print(f"Python {platform.python_version()} {platform.machine()}, best of {rounds} rounds of {REQUESTS}")
+    print(f"Python {platform.python_version()}, {compiled.word()}, best of {rounds} rounds of {REQUESTS}")
     loop = asyncio.get_running_loop()
     outbox = Outbox()
     gets = [request(number) for number in range(REQUESTS)]

@@ -4,26 +4,28 @@ The worker is the real one (policy with HTTP rules, two records per request, the
 JSON lines file; a bare server answers, wrk asks over 16 keep-alive connections. Only CPU time of our two processes is
 counted, so what else the machine does matters little; compare figures of the same minutes.
 
-Run: .venv/bin/python bench/micro_worker.py [SECONDS] [CONNECTIONS]
+Run: .venv/bin/python -m bench.micro_worker [--seconds S] [--connections N] [--idle N]
 """
 
 from __future__ import annotations
 
+import argparse
 import asyncio
+import contextlib
 import multiprocessing
 import os
 import shutil
 import socket
 import subprocess
-import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Final, cast
 
 import uvloop
 
+from l7proxy import compiled
 from l7proxy.agent.events import Recorder
 from l7proxy.flows.bus import Ring
 from l7proxy.flows.sinks import jsonl
@@ -137,7 +139,9 @@ def ask(port: int, script: Path, seconds: float, connections: int) -> int:
     return int(next(line for line in said.splitlines() if " requests in " in line).split()[0])
 
 
-def measure(seconds: float, connections: int, hold: Callable[[dict[str, int]], None] | None = None) -> None:
+@contextlib.contextmanager
+def running() -> Iterator[tuple[dict[str, int], int, Path]]:
+    """The pids of backend, agent and worker, the worker's port, and a script for wrk."""
     context = multiprocessing.get_context("fork")
     upstream = socket.socket()
     upstream.bind((SERVER, 0))
@@ -155,29 +159,59 @@ def measure(seconds: float, connections: int, hold: Callable[[dict[str, int]], N
         try:
             while not answers(port):
                 time.sleep(0.1)
-            ask(port, script, 1, connections)
-            pids = {name: process.pid or 0 for name, process in processes.items()}
-            if hold is not None:
-                hold(pids)
-            before = {name: cpu(pid) for name, pid in pids.items()}
-            count = ask(port, script, seconds, connections)
-            for name in ("worker", "agent"):
-                user, system = (
-                    (after - first) / TICK * 1e6 / count
-                    for after, first in zip(cpu(pids[name]), before[name], strict=True)
-                )
-                print(f"{name:8} {user + system:6.2f} µs per request: user {user:6.2f}, system {system:6.2f}")
-            print(f"{count / seconds:.0f} requests/s")
+            yield {name: process.pid or 0 for name, process in processes.items()}, port, script
         finally:
             for process in reversed(processes.values()):
                 process.terminate()
                 process.join(10)
 
 
-if __name__ == "__main__":
+def load(seconds: float, connections: int) -> None:
+    with running() as (pids, port, script):
+        ask(port, script, 1, connections)
+        before = {name: cpu(pid) for name, pid in pids.items()}
+        count = ask(port, script, seconds, connections)
+        for name in ("worker", "agent"):
+            user, system = (
+                (after - first) / TICK * 1e6 / count for after, first in zip(cpu(pids[name]), before[name], strict=True)
+            )
+            print(f"{name:8} {user + system:6.2f} µs per request: user {user:6.2f}, system {system:6.2f}")
+        print(f"{count / seconds:.0f} requests/s")
+
+
+def rss(pid: int) -> float:
+    """MiB (proc(5))."""
+    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / (1 << 20)
+
+
+def idle(connections: int) -> None:
+    """Memory of the worker: after some load, and with so many connections that have asked once and now wait."""
+    with running() as (pids, port, script), contextlib.ExitStack() as held:
+        ask(port, script, 1, 16)
+        before = rss(pids["worker"])
+        for number in range(connections):
+            sock = held.enter_context(socket.create_connection(("127.0.0.1", port), 5))
+            sock.sendall(b"GET /api/%d HTTP/1.1\r\nHost: a\r\n\r\n" % number)
+            assert b" 200 " in sock.recv(4096)
+        after = rss(pids["worker"])
+        each = (after - before) * 1024 / connections
+        print(f"worker RSS {before:.1f} MiB, with {connections} idle connections {after:.1f}: {each:.1f} KiB each")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seconds", type=float, default=5.0)
+    parser.add_argument("--connections", type=int, default=16)
+    parser.add_argument("--idle", type=int, default=0, help="instead: memory with so many idle connections")
+    args = parser.parse_args()
     if shutil.which("wrk") is None:
         raise SystemExit("needs wrk")
-    measure(
-        float(sys.argv[1]) if len(sys.argv) > 1 else 5.0,
-        int(sys.argv[2]) if len(sys.argv) > 2 else 16,
-    )
+    print(f"the worker's hot modules: {compiled.word()}")
+    if args.idle:
+        idle(args.idle)
+    else:
+        load(args.seconds, args.connections)
+
+
+if __name__ == "__main__":
+    main()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from typing import Final
+from typing import Final, cast
 
 from l7proxy.errors import ConfigError
 from l7proxy.flows.flow import Flow, Lost
@@ -87,6 +87,14 @@ class Ring:
             raise IndexError(number)
         return item
 
+    def between(self, start: int, end: int) -> list[Item]:
+        """The events from number `start` up to `end`, all of which must be held."""
+        if not self.oldest <= start <= end <= self._written:
+            raise IndexError(start, end)
+        first, last = start & self.capacity, end & self.capacity
+        found = self._slots[first:last] if first <= last else self._slots[first:] + self._slots[:last]
+        return cast(list[Item], found)  # those that are held are set
+
     def newest_first(self) -> Iterator[tuple[int, Item]]:
         for number in range(self._written - 1, self.oldest - 1, -1):
             yield number, self.at(number)
@@ -117,7 +125,7 @@ class Reader:
         if self._next < ring.oldest:
             found.append(self._overtaken())
         last = min(self._next + limit, ring.end)
-        found.extend(ring.at(number) for number in range(self._next, last))
+        found += ring.between(self._next, last)
         self._next = last
         return found
 

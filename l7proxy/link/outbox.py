@@ -11,8 +11,11 @@ from typing import Final
 from l7proxy.flows.batch import Flows, pack
 from l7proxy.flows.records import Record
 
-BATCH: Final = 256
+BATCH: Final = 512
+"""Records, some 50 KB on the link. Each batch costs both processes a turn of their loops, so not too small; making it
+holds up the worker, so not too large."""
 BATCH_SECONDS: Final = 0.02
+"""No record waits longer for its batch to fill."""
 CAPACITY: Final = 1 << 16
 """Records. At some 300 bytes each, 20 MB at the worst, when the agent is away or slow."""
 

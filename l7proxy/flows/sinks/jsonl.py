@@ -27,6 +27,8 @@ from l7proxy.flows.shape import Item
 LOG: Final = logging.getLogger(__name__)
 MAX_BYTES: Final = 10 << 20
 MAX_BACKUPS: Final = 5
+BATCH: Final = 1024
+"""Events handed to the thread at once: each handing over costs as much as a dozen lines."""
 LOOK_AGAIN_MS: Final = 200
 RETRY_AFTER: Final = 5.0
 """Seconds until a file that could not be opened or written is tried again."""
@@ -238,7 +240,7 @@ async def run(ring: Ring, sink: Sink) -> None:
     with ThreadPoolExecutor(max_workers=1, thread_name_prefix="flow-log") as thread:
         try:
             while True:
-                batch = await reader.next_batch()
+                batch = await reader.next_batch(BATCH)
                 # Shielded: a batch that waits for the thread when we are cancelled would else be forgotten.
                 await asyncio.shield(loop.run_in_executor(thread, sink.write, batch))
                 if sink.problem != said:

@@ -187,3 +187,15 @@ async def test_a_reader_of_the_past_ends_although_the_writer_goes_on() -> None:
 async def test_first_and_follow_contradict_each_other() -> None:
     with pytest.raises(ConfigError, match="first"):
         await collect(ring_of(1), first=1, follow=True)
+
+
+@given(st.sampled_from([1, 3, 7]), st.integers(0, 40), st.integers(0, 40), st.integers(0, 40))
+def test_a_stretch_is_its_events_one_by_one(capacity: int, written: int, start: int, end: int) -> None:
+    ring = Ring(capacity)
+    for number in range(written):
+        ring.append(flow(number))
+    if ring.oldest <= start <= end <= ring.end:
+        assert ring.between(start, end) == [ring.at(number) for number in range(start, end)]
+    else:
+        with pytest.raises(IndexError):
+            ring.between(start, end)

@@ -158,7 +158,7 @@ async def test_while_the_agent_is_away_records_wait_and_those_over_the_bound_are
 
 async def test_an_agent_that_does_not_read_costs_counted_records_and_no_waiting(tmp_path: Path) -> None:
     path = tmp_path / "link.sock"
-    worker = Worker(path, capacity=500)
+    worker = Worker(path, capacity=1000)
     listener = local.listen(path)
     async with worker.running():
         deaf, _ = await asyncio.get_running_loop().sock_accept(listener)
@@ -167,12 +167,12 @@ async def test_an_agent_that_does_not_read_costs_counted_records_and_no_waiting(
             worker.outbox.put(record(number))
             if number % 500 == 0:
                 await asyncio.sleep(0)
-        assert len(worker.outbox) == 500  # full: the socket's buffer took some, the rest was counted
+        assert len(worker.outbox) == 1000  # full: the socket's buffer took some, the rest was counted
         deaf.close()
         path.unlink()
         agent = Agent(path)
         async with agent.server.serving():
-            await agent.until(500)
+            await agent.until(1000)
             assert agent.lost > 10_000
 
 
