@@ -39,7 +39,7 @@ test: setup ## Everything one machine can run, the lab included
 	@$(BIN)/python -m tests.check --no-tests
 	@$(BIN)/pytest $(ARGS)
 
-bench: setup compiled ## CPU per request of our worker beside Envoy's, in one run
+bench: setup compiled ## Every figure in one table: ours beside Envoy, HAProxy and nginx (ARGS="--quick")
 	@$(BIN)/python -m bench $(ARGS)
 
 clean: ## Remove .venv and caches (labs: `l7proxy lab down --all`)
