@@ -7,8 +7,9 @@ hash, the second are constants.
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
@@ -29,7 +30,7 @@ class Identities:
 
     default: int
     ranges: tuple[Range, ...]
-    hosts: tuple[tuple[str, int], ...]
+    hosts: Mapping[str, int]
 
 
 def family(address: str) -> int:
@@ -39,20 +40,25 @@ def family(address: str) -> int:
 
 def split(identities: Iterable[tuple[str, int]], version: int) -> Identities:
     """The identities of one IP version."""
-    default = 0
-    hosts: list[tuple[str, int]] = []
-    prefixes: list[tuple[Network, int]] = []
+    default, whole = 0, "/32" if version == 4 else "/128"
+    hosts: dict[str, int] = {}
+    prefixes: list[tuple[str, int]] = []
     for text, identity in identities:
-        if family(text) != version:
+        if (":" in text) is not (version == 6):
             continue
-        address, _, bits = text.partition("/")
-        if int(bits) == (32 if version == 4 else 128):
-            hosts.append((address, identity))
-        elif int(bits) == 0:
+        if text.endswith(whole):
+            hosts[text[: -len(whole)]] = identity
+        elif text.endswith("/0"):
             default = identity
         else:
-            prefixes.append((ipaddress.ip_network(text), identity))
-    return Identities(default, tuple(_flatten(prefixes)), tuple(hosts))
+            prefixes.append((text, identity))
+    return Identities(default, _ranges(tuple(prefixes)), hosts)
+
+
+@lru_cache(maxsize=4)
+def _ranges(prefixes: tuple[tuple[str, int], ...]) -> tuple[Range, ...]:
+    """Prefixes change seldom: hosts come and go."""
+    return tuple(_flatten((ipaddress.ip_network(text), identity) for text, identity in prefixes))
 
 
 def _flatten(prefixes: Iterable[tuple[Network, int]]) -> Iterator[Range]:

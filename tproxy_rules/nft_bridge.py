@@ -16,7 +16,8 @@ from ipaddress import IPv6Address
 from tproxy_rules.desired import Desired, Endpoint, Settings
 from tproxy_rules.marks import TABLE, Told, Way
 from tproxy_rules.networks import family
-from tproxy_rules.nft_text import chain, limits, log, named_set, table
+from tproxy_rules.nft_table import Chain, NftTable, Set, chain, made, named_set
+from tproxy_rules.nft_text import limits, log
 
 # RFC 4861: neighbour discovery is only valid with hop limit 255. RFC 3810 and RFC 2710 for the listener reports.
 NEIGHBOUR = "ip6 hoplimit 255 icmpv6 type { nd-router-solicit, nd-neighbor-solicit, nd-neighbor-advert }"
@@ -27,9 +28,9 @@ TARGET = "@th,64,128"
 """Target address of a neighbour solicitation or advertisement: `icmpv6 taddr` is not in nft before 1.0.8."""
 
 
-def render(desired: Desired) -> str:
-    """The table, for a picture that has bridges."""
-    return table("bridge", TABLE, (limits(desired.settings), *_sets(desired), *_chains(desired.settings)))
+def table(desired: Desired) -> NftTable:
+    """For a picture that has bridges."""
+    return made("bridge", TABLE, limits(desired.settings), (*_sets(desired), *_chains(desired.settings)))
 
 
 def link_local(mac: str) -> str:
@@ -39,7 +40,7 @@ def link_local(mac: str) -> str:
     return str(IPv6Address(b"\xfe\x80" + bytes(6) + eui64))
 
 
-def _sets(desired: Desired) -> Iterator[str]:
+def _sets(desired: Desired) -> Iterator[Set]:
     pods = [one for one in desired.endpoints if one.port and one.port.bridge]
     macs = {bridge.name: bridge.mac for bridge in desired.bridges}
     own6 = [(one, address) for one in pods for address in (*_addresses(one, 6), link_local(_mac(one)))]
@@ -65,7 +66,7 @@ def _sets(desired: Desired) -> Iterator[str]:
     yield named_set("closed_out", "ifname", [_name(one) for one in pods if one.egress])
 
 
-def _chains(settings: Settings) -> Iterator[str]:
+def _chains(settings: Settings) -> Iterator[Chain]:
     yield chain("own", _own())
     yield chain("spoofed", (log(settings, Told.SPOOF, Way.EGRESS, 0), "drop"))
     yield chain("group_out", (log(settings, Told.GROUP, Way.EGRESS, 0), "drop"))

@@ -16,14 +16,16 @@ that a refusal in either beats a steering in the other.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Final
 
-from tproxy_rules.desired import Desired, Endpoint, Settings, Stage, Table, Tier, Verdict
+from tproxy_rules import nft_policy
+from tproxy_rules.desired import Desired, Endpoint, Settings, Stage
 from tproxy_rules.marks import TABLE, Told, Way
-from tproxy_rules.networks import family, split
-from tproxy_rules.nft_text import chain, identity, limits, log, named_set, table
-from tproxy_rules.shapes import BY_PRECEDENCE, Element, Shape, lookups
+from tproxy_rules.networks import Identities, family, split
+from tproxy_rules.nft_policy import Asked, asked
+from tproxy_rules.nft_table import Chain, Hosts, NftTable, Set, chain, made, named_set
+from tproxy_rules.nft_text import identity, limits, log, mark
 
 # Neighbour discovery and group membership run the link, not the pods' business: they pass whatever the policy, as far
 # as the link or the node goes. To a remote address they would be a way around egress policy. RFC 4861: hop limit 255.
@@ -39,72 +41,30 @@ ERRORS: Final = (
     "ct state related icmp type { destination-unreachable, time-exceeded, parameter-problem } accept",
     "ct state related icmpv6 type { destination-unreachable, packet-too-big, time-exceeded, parameter-problem } accept",
 )
-# Exactly one event per connection: only its first packet is not confirmed yet; repeated SYNs are.
-FIRST: Final = "ct state new ct status & confirmed == 0"
-
-_FIELDS: Final = {
-    Shape.PEER: "meta priority",
-    Shape.PROTOCOL: "meta l4proto",
-    Shape.PEER_PROTOCOL: "meta priority . meta l4proto",
-    Shape.PORT: "meta l4proto . th dport",
-    Shape.PEER_PORT: "meta priority . meta l4proto . th dport",
-    Shape.RANGE: "meta l4proto . th dport",
-    Shape.PEER_RANGE: "meta priority . meta l4proto . th dport",
-    Shape.TYPE: "meta l4proto . th sport",
-    Shape.PEER_TYPE: "meta priority . meta l4proto . th sport",
-    Shape.TYPES: "meta l4proto . th sport",
-    Shape.PEER_TYPES: "meta priority . meta l4proto . th sport",
-}
-"""`th sport` is the first 16 bits of whatever follows IP: of ICMP, type and code."""
-_TYPES: Final = {
-    "meta priority": "classid",
-    "meta l4proto": "inet_proto",
-    "th dport": "inet_service",
-    "th sport": "inet_service",
-}
-_WORDS: Final = {Verdict.DENY: Told.DENY, Verdict.STEER: Told.STEER, Verdict.ALLOW: Told.ALLOW}
 
 
-def render(desired: Desired, *, comment: str) -> str:
-    """The table, for a canonical picture."""
-    settings = desired.settings
-    stages = _names(desired)
-    blocks = [limits(settings), *_address_sets(desired), *_identity_sets(desired)]
-    for stage, name in stages.items():
-        blocks += _policy_sets(name, stage)
-    blocks += _common_chains(desired)
-    for endpoint in desired.endpoints:
-        for way, one in _ways(endpoint):
-            blocks += _endpoint_chains(settings, endpoint, way, one, stages)
-    blocks += (*_verdict_maps(desired), *_base_chains(desired))
-    return table("inet", TABLE, blocks, comment=comment)
-
-
-def _ways(endpoint: Endpoint) -> Iterator[tuple[Way, Table]]:
-    if endpoint.egress is not None:
-        yield Way.EGRESS, endpoint.egress
-    if endpoint.ingress is not None:
-        yield Way.INGRESS, endpoint.ingress
-
-
-def _names(desired: Desired) -> dict[Stage, str]:
-    """Equal stages share their sets, under the name of the first place that has one: endpoint, way, tier, stage.
-
-    So a name lives through changes of what is in the sets, and depends on this picture only.
-    """
-    names: dict[Stage, str] = {}
-    for endpoint in desired.endpoints:
-        for way, one in _ways(endpoint):
-            for t, tier in enumerate(one.tiers):
-                for s, stage in enumerate(tier.stages):
-                    names.setdefault(stage, f"{way[0]}{endpoint.id}_{t}_{s}")
-    return names
+def table(desired: Desired, ask: Callable[[Stage], Asked] = asked) -> NftTable:
+    """For a canonical picture. `ask` is `asked`, or what remembers its answers."""
+    nets = {version: split(desired.identities, version) for version in (4, 6)}
+    return made(
+        "inet",
+        TABLE,
+        limits(desired.settings),
+        (
+            *_address_sets(desired),
+            *_identity_sets(nets),
+            *_common_chains(desired, nets),
+            *nft_policy.parts(desired, ask),
+            *_verdict_maps(desired),
+            *_base_chains(desired),
+        ),
+    )
 
 
 # --- sets ------------------------------------------------------------------------------------------------------------
 
 
-def _address_sets(desired: Desired) -> Iterator[str]:
+def _address_sets(desired: Desired) -> Iterator[Set]:
     cabled = [(one, one.port) for one in desired.endpoints if one.port]
     for version in (4, 6):
         kind = f"ipv{version}_addr"
@@ -129,46 +89,21 @@ def _address_sets(desired: Desired) -> Iterator[str]:
         yield named_set("bridges", "ifname", [f'"{bridge.name}"' for bridge in desired.bridges])
 
 
-def _identity_sets(desired: Desired) -> Iterator[str]:
-    for version in (4, 6):
-        found = split(desired.identities, version)
+def _identity_sets(nets: Mapping[int, Identities]) -> Iterator[Set]:
+    for version, found in nets.items():
         kind = f"ipv{version}_addr : classid"
         ranges = [f"{one.first}-{one.last} : {identity(one.identity)}" for one in found.ranges]
         yield named_set(f"net{version}", kind, ranges, interval=True)
-        yield named_set(f"host{version}", kind, [f"{address} : {identity(number)}" for address, number in found.hosts])
+        yield Set(f"host{version}", kind, Hosts(found.hosts))
 
 
-def _policy_sets(name: str, stage: Stage) -> Iterator[str]:
-    for verdict in BY_PRECEDENCE:
-        for shape, elements in lookups(stage, verdict).items():
-            if shape is not Shape.ANY:
-                kind = " . ".join(_TYPES[field] for field in _FIELDS[shape].split(" . "))
-                listed = [_element(one) for one in elements]
-                yield named_set(_set_name(name, verdict, shape), kind, listed, interval=shape.ranged)
-
-
-def _set_name(stage_name: str, verdict: Verdict, shape: Shape) -> str:
-    return f"{stage_name}_{verdict.name.lower()}_{shape.value}"
-
-
-def _element(one: Element) -> str:
-    parts = []
-    if one.peer >= 0:
-        parts.append(identity(one.peer))
-    if one.protocol >= 0:
-        parts.append(str(one.protocol))
-    if one.first >= 0:
-        parts.append(str(one.first) if one.first == one.last else f"{one.first}-{one.last}")
-    return " . ".join(parts)
-
-
-def _verdict_maps(desired: Desired) -> Iterator[str]:
+def _verdict_maps(desired: Desired) -> Iterator[Set]:
     for way in Way:
         for version in (4, 6):
             jumps = [
                 f"{address} : jump {way}_{one.id}"
                 for one in desired.endpoints
-                if way in dict(_ways(one))
+                if way in dict(nft_policy.ways(one))
                 for address in _addresses(one, version)
             ]
             yield named_set(f"{way}{version}", f"ipv{version}_addr : verdict", jumps)
@@ -181,23 +116,22 @@ def _addresses(endpoint: Endpoint, version: int) -> list[str]:
 # --- chains that are jumped to ----------------------------------------------------------------------------------------
 
 
-def _common_chains(desired: Desired) -> Iterator[str]:
+def _common_chains(desired: Desired, nets: Mapping[int, Identities]) -> Iterator[Chain]:
     settings = desired.settings
-    yield chain("identify_destination", _identify(desired, "daddr"))
+    yield chain("identify_destination", _identify(nets, "daddr"))
     # No incoming interface: the output hook, so the source is this node, whatever address it uses.
     here = f"iif 0 meta priority set {identity(desired.host_identity)} return"
-    yield chain("identify_source", [here, *_identify(desired, "saddr")])
+    yield chain("identify_source", [here, *_identify(nets, "saddr")])
     yield chain("refuse_tcp", _refuse_tcp(desired))
     yield chain("refuse", _refuse(settings))
     yield chain("spoofed", [log(settings, Told.SPOOF, Way.EGRESS, 0), "drop"])
     yield chain("deliver", _deliver(settings))
 
 
-def _identify(desired: Desired, field: str) -> Iterator[str]:
+def _identify(nets: Mapping[int, Identities], field: str) -> Iterator[str]:
     """The longest prefix wins because it is looked up last; a miss leaves what the rule before found."""
     for version, name in ((4, "ip"), (6, "ip6")):
-        default = split(desired.identities, version).default
-        yield f"meta nfproto ipv{version} meta priority set {identity(default)}"
+        yield f"meta nfproto ipv{version} meta priority set {identity(nets[version].default)}"
         yield f"meta priority set {name} {field} map @net{version}"
         yield f"meta priority set {name} {field} map @host{version}"
 
@@ -215,7 +149,7 @@ def _refuse_tcp(desired: Desired) -> Iterator[str]:
         # such connection: TCP itself resets it, translated. Where br_netfilter is off, `input` does.
         translated = "iifname @bridges ct status dnat"
         yield f"{translated} tcp flags & (fin | syn | rst | ack) == syn reject with icmpx type port-unreachable"
-        yield f"{translated} {reset} {_mark(proxy | upstream)} accept"
+        yield f"{translated} {reset} {mark(proxy | upstream)} accept"
     yield f"{reset} reject with tcp reset"
     yield "drop"
 
@@ -232,52 +166,10 @@ def _deliver(settings: Settings) -> Iterator[str]:
     yield "goto refuse_tcp"
 
 
-def _endpoint_chains(
-    settings: Settings, endpoint: Endpoint, way: Way, one: Table, names: dict[Stage, str]
-) -> Iterator[str]:
-    """One direction of one endpoint: a chain for each tier, and what follows from each verdict."""
-    base = f"{way}_{endpoint.id}"
-    actions = {
-        Verdict.DENY: (log(settings, Told.DENY, way, endpoint.id), "goto refuse"),
-        Verdict.STEER: (
-            f"{FIRST} {log(settings, Told.STEER, way, endpoint.id)}",
-            _mark(settings.mark_proxy),
-            "meta priority set 0:0",
-        ),
-        Verdict.ALLOW: (f"{FIRST} {log(settings, Told.ALLOW, way, endpoint.id)}", "meta priority set 0:0"),
-    }
-    uncovered = (log(settings, Told.NONE, way, endpoint.id), "goto refuse")
-    tiers = one.tiers or (Tier((), closed=False),)
-    chains: list[str] = []
-    for t, tier in enumerate(tiers):
-        last = t + 1 == len(tiers)
-        following = f"{base}_{Told.ALLOW}" if last else f"{base}_{t + 1}"
-        rules = [] if t else ["jump identify_destination" if way is Way.EGRESS else "jump identify_source"]
-        for stage in tier.stages:
-            rules += _asks(names[stage], stage, base, following)
-        chains.append(
-            chain(f"{base}_{t}" if t else base, [*rules, *(uncovered if tier.closed else [f"goto {following}"])])
-        )
-    used = "".join(chains)
-    for verdict, action in actions.items():
-        if f"goto {base}_{_WORDS[verdict]}\n" in used:
-            yield chain(f"{base}_{_WORDS[verdict]}", action)
-    yield from reversed(chains)
-
-
-def _asks(name: str, stage: Stage, base: str, following: str) -> Iterator[str]:
-    """The lookups of a stage by precedence; PASS goes on to what follows."""
-    for verdict in BY_PRECEDENCE:
-        target = following if verdict is Verdict.PASS else f"{base}_{_WORDS[verdict]}"
-        for shape in lookups(stage, verdict):
-            asked = "" if shape is Shape.ANY else f"{_FIELDS[shape]} @{_set_name(name, verdict, shape)} "
-            yield f"{asked}goto {target}"
-
-
 # --- base chains ------------------------------------------------------------------------------------------------------
 
 
-def _base_chains(desired: Desired) -> Iterator[str]:
+def _base_chains(desired: Desired) -> Iterator[Chain]:
     settings = desired.settings
     if desired.bridges:
         yield chain("second", _second(settings), hook="prerouting", priority=-(2**31))
@@ -318,8 +210,8 @@ def _judge(settings: Settings) -> Iterator[str]:
     yield _unmark(proxy)
     # Answers to the proxy's own connections, which it makes with the client's address. Both ways to know them are
     # needed: the socket where conntrack has nothing (ICMP errors), the mark where the connection was translated.
-    yield f"ct direction reply {_is_connection_marked(settings.mark_upstream)} {_mark(proxy)} accept"
-    yield f"meta l4proto {{ tcp, icmp, ipv6-icmp }} socket transparent 1 socket wildcard 0 {_mark(proxy)} accept"
+    yield f"ct direction reply {_is_connection_marked(settings.mark_upstream)} {mark(proxy)} accept"
+    yield f"meta l4proto {{ tcp, icmp, ipv6-icmp }} socket transparent 1 socket wildcard 0 {mark(proxy)} accept"
     yield "ct direction reply accept"
     yield from ERRORS
     yield from LINK
@@ -339,7 +231,7 @@ def _output(desired: Desired) -> Iterator[str]:
     yield _unmark(proxy)
     yield f"{_is_marked(upstream)} ct mark set ct mark | {upstream:#010x} accept"
     # The proxy's connection to the node itself: its answers are born here and go back to the proxy over lo.
-    yield f"ct direction reply {_is_connection_marked(upstream)} {_mark(proxy | upstream)} accept"
+    yield f"ct direction reply {_is_connection_marked(upstream)} {mark(proxy | upstream)} accept"
     yield 'oifname "lo" accept'
     if desired.bridges:
         # Steered frames leave by the interface they came from; IPv6 has no switch for the redirects this provokes.
@@ -350,7 +242,7 @@ def _output(desired: Desired) -> Iterator[str]:
     yield "ip daddr vmap @ingress4"
     yield "ip6 daddr vmap @ingress6"
     # Both bits: the routing rule of locally made packets, see routes.
-    yield f"{_is_marked(proxy)} {_mark(upstream)}"
+    yield f"{_is_marked(proxy)} {mark(upstream)}"
 
 
 def _input(settings: Settings) -> Iterator[str]:
@@ -364,10 +256,6 @@ def _input(settings: Settings) -> Iterator[str]:
 def _leak(settings: Settings) -> Iterator[str]:
     """If the routing rules are gone, steered packets would be forwarded instead."""
     yield f'oifname != "lo" {_is_marked(settings.mark_proxy)} drop'
-
-
-def _mark(bits: int) -> str:
-    return f"meta mark set meta mark | {bits:#010x}"
 
 
 def _unmark(bits: int) -> str:

@@ -1,44 +1,56 @@
-"""The nftables backend: a picture as text, one transaction to put it in force, and a seal to see whether it still is.
+"""The nftables backend: pictures as text, one transaction to put each in force, and what is known of the last one.
 
-`render` is pure. The table's comment carries the picture's digest and that of the text, so that a new version of this
-package that writes other rules for the same picture replaces the old ones. The chain `seal`, which nothing jumps to,
-carries the digest of what the kernel lists once the rules are in: whoever changes a rule or a set breaks it.
+A picture that follows another of ours is written as the difference (see nft_table), as long as the generation proves
+that nobody has committed anything in between, or the seal that it was not ours. Else the tables are replaced whole,
+which is one transaction, too. Both ways lead to the same rules.
+
+A whole picture is sealed at once. After a difference the seal is gone until a second `read` finds things quiet: listing
+everything takes longer than the difference did. A process that starts in between sees "not intact" and replaces.
 """
 
 from __future__ import annotations
 
 import hashlib
-import re
+import logging
 from dataclasses import dataclass
-from typing import Final
+from functools import cache
 
-from tproxy_rules import nft_bridge, nft_inet, routes
+from tproxy_rules import nft_bridge, nft_inet, nft_state, routes
 from tproxy_rules.backend import Installed, KernelError
-from tproxy_rules.desired import Bridge, Desired, Endpoint, Entry, Port, Verdict, union
-from tproxy_rules.digest import digest
+from tproxy_rules.desired import Desired, Stage, Table
+from tproxy_rules.digest import fingerprint, table_digest
 from tproxy_rules.marks import TABLE
+from tproxy_rules.memo import Memo
+from tproxy_rules.nft_generation import generation
+from tproxy_rules.nft_policy import Asked, asked
+from tproxy_rules.nft_probe import probes, sample
+from tproxy_rules.nft_state import Found
+from tproxy_rules.nft_table import NftTable, alike, delta
 from tproxy_rules.nft_text import absent
 from tproxy_rules.tool import run
-from tproxy_rules.validate import checked
+from tproxy_rules.validate import Examined, checked, examined
 
-_COMMENT: Final = re.compile(r'^\tcomment "l7proxy ([0-9a-f]{64}) ([0-9a-f]{32})"$', re.MULTILINE)
-_SEAL: Final = re.compile(r'^\tchain seal \{\n\t\tcomment "([0-9a-f]{64})"\n\t\}\n', re.MULTILINE)
+_LOG = logging.getLogger(__name__)
+Tables = dict[str, NftTable]
+"""By family."""
 
 
-def render(desired: Desired, *, comment: str = "") -> str:
+def render(desired: Desired) -> str:
     """The picture in the nft language: both tables whole, in the place of those of the same names."""
-    desired = checked(desired)
-    text = nft_inet.render(desired, comment=comment)
-    return text + nft_bridge.render(desired) if desired.bridges else text
+    picture = checked(desired)
+    tables = [nft_inet.table(picture), *([nft_bridge.table(picture)] if picture.bridges else [])]
+    return "".join(one.text() for one in tables)
 
 
-@dataclass(frozen=True, slots=True)
-class _Found:
-    """What the kernel lists of ours."""
+@dataclass(slots=True)
+class _Known:
+    """What this process has put in force, as of a generation. `quiet`: somebody has read it since."""
 
     picture: str
-    text: str
+    tables: Tables
+    generation: int
     sealed: bool
+    quiet: bool = False
 
 
 class NftablesBackend:
@@ -47,110 +59,123 @@ class NftablesBackend:
     name = "nftables"
     steers_before_dnat = False
 
+    def __init__(self) -> None:
+        self._known: _Known | None = None
+        self._fresh = True
+        self._examine: Memo[Table, Examined] = Memo(examined)
+        self._digest: Memo[Table, bytes] = Memo(table_digest)
+        self._ask: Memo[Stage, Asked] = Memo(asked)
+
     def check(self) -> None:
         """Nothing is changed: nft has the kernel try each transaction and drop it."""
         run(("nft", "--version"))
         run(("nft", "list", "tables"))
-        for needs, text in _PROBES:
+        for needs, text in probes(render):
             try:
                 run(("nft", "-c", "-f", "-"), text)
             except KernelError as error:
                 raise KernelError(f"nftables cannot do {needs} here ({error})") from error
 
     def read(self) -> Installed | None:
-        tables = _tables()
+        known = self._verified()
+        if known is not None:
+            if known.quiet and not known.sealed:
+                self._seal(known)
+            known.quiet = True
+            return Installed(known.picture, routes.intact())
+        tables = nft_state.families()
         if "inet" not in tables:
             return Installed("", intact=False) if tables else None
-        found = _read(_listing(tables))
+        found = nft_state.look(tables)
         return Installed(found.picture, found.sealed and routes.intact())
 
     def apply(self, desired: Desired) -> None:
-        desired = checked(desired)
-        text = render(desired)
-        wanted = _Found(digest(desired), hashlib.sha256(text.encode()).hexdigest()[:32], sealed=True)
-        tables = _tables()
-        if "inet" in tables and _read(_listing(tables)) == wanted:
-            routes.ensure(desired.settings)
-            return
-        routes.ensure(desired.settings)
-        routes.tune(desired)
-        text = render(desired, comment=f"l7proxy {wanted.picture} {wanted.text}")
-        if "bridge" in tables and not desired.bridges:
-            text += absent("bridge", TABLE)
-        run(("nft", "-f", "-"), text)
-        _seal()
+        picture = checked(desired, self._examine)
+        wanted = fingerprint(picture, self._digest)
+        routes.ensure(picture.settings)
+        known = self._verified()
+        if known is None or known.picture != wanted:
+            tables = self._draw(picture)
+            if known is not None or not self._adopted(wanted, tables):
+                routes.tune(picture)
+                self._put(known, wanted, tables)
+        self._fresh = False
+        for memo in (self._examine, self._digest, self._ask):
+            memo.turn()
 
     def remove(self) -> None:
-        gone = "".join(absent(family, TABLE) for family in _tables())
+        self._known, self._fresh = None, True
+        gone = "".join(absent(family, TABLE) for family in nft_state.families())
         if gone:
             run(("nft", "-f", "-"), gone)
         routes.remove()
 
+    def _draw(self, picture: Desired) -> Tables:
+        bridge = {"bridge": nft_bridge.table(picture)} if picture.bridges else {}
+        return {"inet": nft_inet.table(picture, self._ask), **bridge}
 
-def _tables() -> tuple[str, ...]:
-    """The families in which a table of our name exists."""
-    names = {tuple(line.split()[1:3]) for line in run(("nft", "list", "tables")).splitlines()}
-    return tuple(family for family in ("inet", "bridge") if (family, TABLE) in names)
+    def _verified(self) -> _Known | None:
+        """What is known, if it still holds. Others may have committed to tables of theirs: then the seal decides."""
+        known, now = self._known, generation()
+        if known is None or known.generation == now:
+            return known
+        self._known = None
+        if known.sealed and _is_there(known.picture, known.tables):
+            known.generation = now  # whatever was committed while we looked shows next time
+            self._known = known
+        return self._known
+
+    def _adopted(self, wanted: str, tables: Tables) -> bool:
+        """A fresh process finds what it wants."""
+        now = generation()
+        if not self._fresh or not _is_there(wanted, tables):
+            return False
+        self._known = _Known(wanted, tables, now, sealed=True)
+        return True
+
+    def _put(self, known: _Known | None, wanted: str, tables: Tables) -> None:
+        self._known = None
+        signed = nft_state.signed(wanted, _writing())
+        if known is not None and known.tables.keys() == tables.keys():
+            steps = [(known.tables[family], one) for family, one in tables.items()]
+            if all(alike(before, one) for before, one in steps):
+                text = "".join(delta(before, one) for before, one in steps)
+                try:
+                    run(("nft", "-f", "-"), nft_state.unsigned(sealed=known.sealed) + text + signed)
+                except KernelError as error:
+                    _LOG.warning("nftables did not take a difference, replacing all: %s", error)
+                else:
+                    self._learn(_Known(wanted, tables, known.generation + 1, sealed=False))
+                    return
+        now = generation()
+        gone = "".join(absent(family, TABLE) for family in nft_state.families() if family not in tables)
+        run(("nft", "-f", "-"), gone + "".join(one.text() for one in tables.values()) + signed)
+        fresh = _Known(wanted, tables, now + 1, sealed=False)
+        self._learn(fresh)
+        self._seal(fresh)
+
+    def _learn(self, known: _Known) -> None:
+        """Only if nobody else has committed anything between what we knew and now."""
+        if generation() == known.generation:
+            self._known = known
+
+    def _seal(self, known: _Known) -> None:
+        """Not when others committed before all was listed. What they commit later breaks the seal, as it should."""
+        text = nft_state.seal()
+        if generation() == known.generation:
+            run(("nft", "-f", "-"), text)
+            known.generation, known.sealed = known.generation + 1, True
+            self._known = None
+            self._learn(known)
 
 
-def _listing(tables: tuple[str, ...]) -> str:
-    return "".join(run(("nft", "list", "table", family, TABLE)) for family in tables)
+def _is_there(picture: str, tables: Tables) -> bool:
+    """By the seal. This lists everything."""
+    present = nft_state.families()
+    return set(present) == set(tables) and nft_state.look(present) == Found(picture, _writing(), sealed=True)
 
 
-def _read(listing: str) -> _Found:
-    comment, seal = _COMMENT.search(listing), _SEAL.search(listing)
-    picture, text = comment.groups() if comment else ("", "")
-    return _Found(picture, text, sealed=seal is not None and seal[1] == _hash(listing))
-
-
-def _hash(listing: str) -> str:
-    """Of everything but the seal itself; blank lines come and go with their neighbours."""
-    lines = [line for line in _SEAL.sub("", listing).splitlines() if line]
-    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
-
-
-def _seal() -> None:
-    """A second transaction, because only the kernel knows how it lists. Without it the next `apply` starts over."""
-    mark = _hash(_listing(_tables()))
-    run(("nft", "-f", "-"), f'table inet {TABLE} {{\n\tchain seal {{\n\t\tcomment "{mark}";\n\t}}\n}}\n')
-
-
-def _probe(hook: str, rule: str, family: str = "inet") -> str:
-    base = f"type filter hook {hook} priority -90; policy accept;"
-    return f"table {family} {TABLE}-probe {{\n\tchain c {{\n\t\t{base}\n\t\t{rule}\n\t}}\n}}\n"
-
-
-def _sample() -> Desired:
-    """A picture with one of everything."""
-    peers = Entry(Verdict.ALLOW, 17, 53, 99, any_peer=False, peers=(5,))
-    steer = Entry(Verdict.STEER, 6, 80, 80, any_peer=True, peers=())
-    return Desired(
-        identities=(("0.0.0.0/0", 2), ("10.0.0.0/8", 3), ("10.0.0.1/32", 4), ("fd00::/8", 3)),
-        endpoints=(
-            Endpoint(
-                1, ("10.0.0.1", "fd00::1"), Port("p", "02:00:00:00:00:01", "b"), union((peers, steer)), union((steer,))
-            ),
-        ),
-        bridges=(Bridge("b", "02:00:00:00:00:02"),),
-    )
-
-
-_PROBES: Final = (
-    ("tables of the inet family (CONFIG_NF_TABLES_INET)", f"table inet {TABLE}-probe\n"),
-    ("connection tracking (CONFIG_NFT_CT, nf_conntrack)", _probe("prerouting", "ct direction reply accept")),
-    ("TPROXY (CONFIG_NFT_TPROXY, nft_tproxy)", _probe("prerouting", "meta l4proto tcp tproxy to :1")),
-    ("socket matching (CONFIG_NFT_SOCKET, nft_socket; Linux 5.14)", _probe("prerouting", "socket wildcard 0")),
-    ("logging to a group (CONFIG_NFT_LOG, nfnetlink_log)", _probe("prerouting", "log group 1")),
-    (
-        "resets in prerouting (CONFIG_NFT_REJECT_INET; Linux 5.9)",
-        _probe("prerouting", "tcp dport 1 reject with tcp reset"),
-    ),
-    ("route lookups (CONFIG_NFT_FIB_INET, nft_fib_inet)", _probe("prerouting", "fib daddr type local accept")),
-    ("tables of the bridge family (CONFIG_NF_TABLES_BRIDGE)", _probe("prerouting", "accept", "bridge")),
-    (
-        "our rules",
-        render(_sample())
-        .replace(f"inet {TABLE}", f"inet {TABLE}-probe")
-        .replace(f"bridge {TABLE}", f"bridge {TABLE}-probe"),
-    ),
-)
+@cache
+def _writing() -> str:
+    """Our way of writing rules, by what it makes of a picture of everything."""
+    return hashlib.sha256(render(sample()).encode()).hexdigest()[:32]

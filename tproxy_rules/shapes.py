@@ -3,20 +3,27 @@
 What is one lookup for a kernel is one `Shape`. Ranges of one peer and protocol are merged, so that nothing overlaps;
 whole port ranges lose the port, single ports go to hashes and only real ranges to interval sets. Type and code of ICMP
 stand elsewhere in a packet than ports, so they have shapes of their own.
+
+Work grows with the entries, not with their peers, but for ranges of ports that overlap.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
 from enum import Enum
 from typing import Final
 
-from tproxy_rules.desired import Stage, Verdict
+from tproxy_rules.desired import Entry, Stage, Verdict
 from tproxy_rules.networks import merge
 from tproxy_rules.validate import ANY_PROTOCOL, ICMP, MAX_PORT
 
 BY_PRECEDENCE: Final = (Verdict.DENY, Verdict.STEER, Verdict.ALLOW, Verdict.PASS)
+
+Cell = tuple[int, int, int]
+"""Protocol, first and last port; -1 where the shape does not name them."""
+Cells = Mapping[Cell, tuple[int, ...] | None]
+"""The peers of each cell, ascending; None is everyone. Cells of one peer and protocol are disjoint."""
 
 
 class Shape(Enum):
@@ -49,38 +56,53 @@ _PORTS: Final = {
 }
 
 
-@dataclass(frozen=True, slots=True, order=True)
-class Element:
-    """Fields that the shape does not name are -1."""
-
-    peer: int = -1
-    protocol: int = -1
-    first: int = -1
-    last: int = -1
-
-
-def lookups(stage: Stage, verdict: Verdict) -> dict[Shape, tuple[Element, ...]]:
-    """The non-empty shapes of one verdict, elements ascending and disjoint."""
-    ports: dict[tuple[int, int], list[tuple[int, int]]] = defaultdict(list)
+def lookups(stage: Stage, verdict: Verdict) -> dict[Shape, Cells]:
+    """The non-empty shapes of one verdict."""
+    alike: dict[tuple[int, bool], list[Entry]] = defaultdict(list)
     for entry in stage:
-        if entry.verdict is verdict:
-            for peer in (-1,) if entry.any_peer else entry.peers:
-                ports[peer, entry.protocol].append((entry.first, entry.last))
-    found: dict[Shape, set[Element]] = defaultdict(set)
-    for (peer, protocol), ranges in ports.items():
-        for shape, element in _elements(peer, protocol, ranges):
-            found[shape].add(element)
-    return {shape: tuple(sorted(found[shape])) for shape in Shape if shape in found}
+        if entry.verdict is verdict and (entry.any_peer or entry.peers):
+            alike[entry.protocol, entry.any_peer].append(entry)
+    found: dict[Shape, dict[Cell, tuple[int, ...] | None]] = defaultdict(dict)
+    for (protocol, anyone), entries in alike.items():
+        for touching in _touching(entries):
+            for (first, last), peers in _disjoint(touching).items():
+                shape, cell = _shape(protocol, anyone, first, last)
+                found[shape][cell] = None if anyone else peers
+    return {shape: found[shape] for shape in Shape if shape in found}
 
 
-def _elements(peer: int, protocol: int, ranges: list[tuple[int, int]]) -> list[tuple[Shape, Element]]:
-    anyone = peer == -1
+def _touching(entries: Iterable[Entry]) -> Iterator[list[Entry]]:
+    """Groups of entries whose ranges overlap or are neighbours."""
+    group: list[Entry] = []
+    end = -1
+    for entry in sorted(entries, key=lambda entry: (entry.first, entry.last)):
+        if group and entry.first > end + 1:
+            yield group
+            group = []
+        group.append(entry)
+        end = max(end, entry.last)
+    yield group
+
+
+def _disjoint(entries: list[Entry]) -> dict[tuple[int, int], tuple[int, ...]]:
+    """Ranges and the peers they are for, no two of which overlap for one peer. Everyone is the peer -1 here."""
+    one = entries[0]
+    if len(entries) == 1:
+        return {(one.first, one.last): one.peers}
+    ranges: dict[int, list[tuple[int, int]]] = defaultdict(list)
+    for entry in entries:
+        for peer in (-1,) if entry.any_peer else entry.peers:
+            ranges[peer].append((entry.first, entry.last))
+    peers: dict[tuple[int, int], list[int]] = defaultdict(list)
+    for peer in sorted(ranges):
+        for merged in merge(ranges[peer]):
+            peers[merged].append(peer)
+    return {merged: tuple(some) for merged, some in peers.items()}
+
+
+def _shape(protocol: int, anyone: bool, first: int, last: int) -> tuple[Shape, Cell]:
     if protocol == ANY_PROTOCOL:
-        return [(Shape.ANY if anyone else Shape.PEER, Element(peer))]
-    merged = merge(ranges)
-    if merged == ((0, MAX_PORT),):
-        return [(Shape.PROTOCOL if anyone else Shape.PEER_PROTOCOL, Element(peer, protocol))]
-    return [
-        (_PORTS[anyone, first != last][protocol in ICMP], Element(peer, protocol, first, last))
-        for first, last in merged
-    ]
+        return Shape.ANY if anyone else Shape.PEER, (-1, -1, -1)
+    if (first, last) == (0, MAX_PORT):
+        return Shape.PROTOCOL if anyone else Shape.PEER_PROTOCOL, (protocol, -1, -1)
+    return _PORTS[anyone, first != last][protocol in ICMP], (protocol, first, last)

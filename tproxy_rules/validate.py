@@ -6,13 +6,13 @@ Every backend calls `checked` first, so that a bad picture fails alike everywher
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from ipaddress import ip_address, ip_network
+from collections.abc import Callable, Iterator
+from ipaddress import ip_address
 from typing import Final
 
 from tproxy_rules.backend import KernelError
 from tproxy_rules.desired import Bridge, Desired, Endpoint, Entry, Frontend, Port, Settings, Table, Verdict
-from tproxy_rules.digest import normalise
+from tproxy_rules.digest import canonical, network, normalise
 
 TCP: Final = 6
 ICMP: Final = frozenset({1, 58})
@@ -27,20 +27,35 @@ _INTERFACE: Final = re.compile(r"[A-Za-z0-9_.:@=-]{1,15}")
 _MAC: Final = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}")
 
 
-def checked(desired: Desired) -> Desired:
-    """The picture in canonical form, or KernelError naming the first thing in it that cannot be."""
-    for problem in _problems(desired):
+Examined = tuple[str, Table]
+"""What is wrong with a table, or "", and its canonical form."""
+
+
+def examined(table: Table) -> Examined:
+    """Pure: a caller may keep it for as long as the table."""
+    for at, entry in _places(table):
+        for problem in _entry(entry):
+            return f"{at}: {problem}", table
+    return "", canonical(table)
+
+
+def checked(desired: Desired, examine: Callable[[Table], Examined] = examined) -> Desired:
+    """The picture in canonical form, or KernelError naming the first thing in it that cannot be.
+
+    `examine` is `examined`, or what remembers its answers.
+    """
+    for problem in _problems(desired, examine):
         raise KernelError(f"refused picture: {problem}")
-    return normalise(desired)
+    return normalise(desired, lambda table: examine(table)[1])
 
 
-def _problems(desired: Desired) -> Iterator[str]:
+def _problems(desired: Desired, examine: Callable[[Table], Examined]) -> Iterator[str]:
     yield from _settings(desired.settings)
     yield from _identities(desired)
     yield from _bridges(desired.bridges)
     bridges = {bridge.name for bridge in desired.bridges}
     for endpoint in desired.endpoints:
-        for problem in _endpoint(endpoint, bridges):
+        for problem in _endpoint(endpoint, bridges, examine):
             yield f"endpoint {endpoint.id}: {problem}"
     yield from _shared(desired.endpoints)
     for frontend in desired.frontends:
@@ -76,13 +91,13 @@ def _identities(desired: Desired) -> Iterator[str]:
     seen: set[str] = set()
     for prefix, number in desired.identities:
         try:
-            canonical = str(ip_network(prefix))
+            canonical_text = network(prefix)
         except ValueError as error:
             yield f"identities: {error}"
             continue
-        if canonical in seen:
+        if canonical_text in seen:
             yield f"identities: {prefix} is there twice"
-        seen.add(canonical)
+        seen.add(canonical_text)
         if not 0 <= number <= MAX_NUMBER:
             yield f"identities: {number} of {prefix} is not a 32-bit number"
 
@@ -101,7 +116,7 @@ def _interface(name: str, at: str) -> Iterator[str]:
         yield f"{at}: {name!r} is not an interface name of 1 to 15 plain characters"
 
 
-def _endpoint(endpoint: Endpoint, bridges: set[str]) -> Iterator[str]:
+def _endpoint(endpoint: Endpoint, bridges: set[str], examine: Callable[[Table], Examined]) -> Iterator[str]:
     if not 1 <= endpoint.id <= MAX_NUMBER:
         yield "its number is not between 1 and 2^32-1"
     for address in endpoint.addresses:
@@ -115,9 +130,8 @@ def _endpoint(endpoint: Endpoint, bridges: set[str]) -> Iterator[str]:
     if endpoint.port:
         yield from _port(endpoint.port, bridges)
     for way, table in (("ingress", endpoint.ingress), ("egress", endpoint.egress)):
-        for at, entry in _places(table or Table(())):
-            for problem in _entry(entry):
-                yield f"{way}.{at}: {problem}"
+        if table is not None and (problem := examine(table)[0]):
+            yield f"{way}.{problem}"
 
 
 def _places(table: Table) -> Iterator[tuple[str, Entry]]:
@@ -148,7 +162,7 @@ def _entry(entry: Entry) -> Iterator[str]:
         yield f"only TCP can be steered, not protocol {entry.protocol}"
     if entry.any_peer and entry.peers:
         yield "peers are named although any_peer is set"
-    for peer in entry.peers:
+    for peer in {min(entry.peers), max(entry.peers)} if entry.peers else ():
         if not 0 < peer <= MAX_NUMBER:
             yield f"peer {peer} is not between 1 and 2^32-1"
 

@@ -107,7 +107,8 @@ class Kernel:
         for line in sorted(self.namespace.sh("nft list tables").splitlines()):
             _, family, name = line.split()
             if (family, name) not in _XTABLES:
-                yield from (f"nft {line}: {one}" for one in self.namespace.sh(f"nft list {line}").splitlines() if one)
+                yield f"nft {line}"
+                yield from sorted(f"nft {line}: {one}" for one in _blocks(self.namespace.sh(f"nft list {line}")))
 
     def _xtables(self) -> Iterator[str]:
         """Chains and rules. The built-in chains are made by looking at them, so they tell nothing."""
@@ -141,6 +142,16 @@ class Kernel:
 
 _XTABLES = {(family, name) for family in ("ip", "ip6", "bridge") for name in ("raw", "mangle", "nat", "filter")}
 _BUILT_IN = ("PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING")
+
+
+def _blocks(listing: str) -> Iterator[str]:
+    """Sets, chains and the like. The order in which they stand says nothing, nor that of a set's members."""
+    for block in re.findall(r"^\t\S.*?\{$.*?^\t\}$", listing, re.MULTILINE | re.DOTALL):
+        yield re.sub(r"elements = \{([^}]*)\}", lambda found: _sorted(found[1]), block)
+
+
+def _sorted(members: str) -> str:
+    return ", ".join(sorted(member.strip() for member in members.split(",")))
 
 
 class FakeNode(Kernel):
@@ -325,6 +336,7 @@ _DAMAGE = [
     ("nftables", "nft insert rule inet l7proxy guard accept"),
     ("nftables", "nft add element inet l7proxy own4 { veth9 . 10.1.0.11 }"),
     ("nftables", "nft delete element inet l7proxy ingress4 { 10.1.0.12 }"),
+    ("nftables", "nft add table inet l7proxy { flags dormant; }"),
     ("nftables", "nft delete table bridge l7proxy"),
     ("nftables", "nft delete table inet l7proxy"),
     ("iptables", "iptables -t mangle -D PREROUTING -j L7P-PRE"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -42,7 +43,10 @@ PICTURES = {
         settings=Settings(refuse_with_reset=False), identities=NETS, endpoints=(BRIDGED,), bridges=BRIDGE
     ),
 }
-RENDERERS = {"nft": nftables.render, "iptables": lambda picture: iptables.render(picture).text()}
+RENDERERS: dict[str, Callable[[Desired], str]] = {
+    "nft": nftables.render,
+    "iptables": lambda picture: iptables.render(picture).text(),
+}
 
 
 @pytest.mark.parametrize("language", RENDERERS)
@@ -101,9 +105,8 @@ def test_nft_replicas_share_their_sets() -> None:
 
 
 @pytest.mark.parametrize("render", RENDERERS.values(), ids=RENDERERS)
-def test_marks_of_others_are_kept(render: object) -> None:
+def test_marks_of_others_are_kept(render: Callable[[Desired], str]) -> None:
     """Marks are only ever written with a mask, whatever the bits."""
-    assert callable(render)
     text = render(replace(PICTURES["routed"], settings=Settings(mark_proxy=0x80000000, mark_upstream=1)))
     for statement in re.findall(r"mark set (?!meta mark [|&] 0x[0-9a-f]{8}|ct mark \| 0x[0-9a-f]{8}).*", text):
         pytest.fail(f"overwrites: {statement}")

@@ -1,0 +1,137 @@
+"""The policy half of the nftables picture: stages as named sets, tiers as chains.
+
+A direction of an endpoint is a chain per tier; in it the lookups of its stages in order, each ending in the chain of
+its verdict. A chain has as many lookups as shapes in use, never as many as entries.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import lru_cache
+from typing import Final
+
+from tproxy_rules.desired import Desired, Endpoint, Settings, Stage, Table, Verdict
+from tproxy_rules.marks import Told, Way
+from tproxy_rules.nft_table import Chain, Peers, Set, chain
+from tproxy_rules.nft_text import log, mark
+from tproxy_rules.shapes import BY_PRECEDENCE, Cells, Shape, lookups
+
+# Exactly one event per connection: only its first packet is not confirmed yet; repeated SYNs are.
+FIRST: Final = "ct state new ct status & confirmed == 0"
+
+_FIELDS: Final = {
+    Shape.PEER: "meta priority",
+    Shape.PROTOCOL: "meta l4proto",
+    Shape.PEER_PROTOCOL: "meta priority . meta l4proto",
+    Shape.PORT: "meta l4proto . th dport",
+    Shape.PEER_PORT: "meta priority . meta l4proto . th dport",
+    Shape.RANGE: "meta l4proto . th dport",
+    Shape.PEER_RANGE: "meta priority . meta l4proto . th dport",
+    Shape.TYPE: "meta l4proto . th sport",
+    Shape.PEER_TYPE: "meta priority . meta l4proto . th sport",
+    Shape.TYPES: "meta l4proto . th sport",
+    Shape.PEER_TYPES: "meta priority . meta l4proto . th sport",
+}
+"""`th sport` is the first 16 bits of whatever follows IP: of ICMP, type and code."""
+_TYPES: Final = {
+    "meta priority": "classid",
+    "meta l4proto": "inet_proto",
+    "th dport": "inet_service",
+    "th sport": "inet_service",
+}
+_WORDS: Final = {Verdict.DENY: Told.DENY, Verdict.STEER: Told.STEER, Verdict.ALLOW: Told.ALLOW}
+
+Asked = tuple[tuple[Verdict, Shape, Cells], ...]
+"""A stage as the kernel asks it: in this order, and the first hit decides."""
+Asking = tuple[str, tuple[tuple[Verdict, Shape], ...]]
+"""A stage without what is in its sets: its name and its lookups."""
+Outline = tuple[tuple[tuple[Asking, ...], bool], ...]
+"""A table likewise: per tier its stages, and whether it is closed."""
+
+
+def asked(stage: Stage) -> Asked:
+    """What a stage comes to. Pure: a caller may keep it for as long as the stage."""
+    return tuple(
+        (verdict, shape, cells) for verdict in BY_PRECEDENCE for shape, cells in lookups(stage, verdict).items()
+    )
+
+
+def ways(endpoint: Endpoint) -> Iterator[tuple[Way, Table]]:
+    """The directions that are governed."""
+    if endpoint.egress is not None:
+        yield Way.EGRESS, endpoint.egress
+    if endpoint.ingress is not None:
+        yield Way.INGRESS, endpoint.ingress
+
+
+def parts(desired: Desired, ask: Callable[[Stage], Asked]) -> Iterator[Set | Chain]:
+    """All sets and chains of all endpoints."""
+    names = _names(desired)
+    for stage, name in names.items():
+        for verdict, shape, cells in ask(stage):
+            if shape is not Shape.ANY:
+                yield _set(_set_name(name, verdict, shape), shape, cells)
+    for endpoint in desired.endpoints:
+        for way, one in ways(endpoint):
+            outline = tuple(
+                (tuple((names[stage], tuple(found[:2] for found in ask(stage))) for stage in tier.stages), tier.closed)
+                for tier in one.tiers
+            )
+            yield from _chains(desired.settings, endpoint.id, way, outline)
+
+
+def _names(desired: Desired) -> dict[Stage, str]:
+    """Equal stages share their sets, under the name of the first place that has one: endpoint, way, tier, stage.
+
+    So a name lives through changes of what is in the sets, and depends on this picture only.
+    """
+    names: dict[Stage, str] = {}
+    for endpoint in desired.endpoints:
+        for way, one in ways(endpoint):
+            for t, tier in enumerate(one.tiers):
+                for s, stage in enumerate(tier.stages):
+                    names.setdefault(stage, f"{way[0]}{endpoint.id}_{t}_{s}")
+    return names
+
+
+def _set(name: str, shape: Shape, cells: Cells) -> Set:
+    kind = " . ".join(_TYPES[field] for field in _FIELDS[shape].split(" . "))
+    return Set(name, kind, Peers(cells), interval=shape.ranged)
+
+
+def _set_name(stage: str, verdict: Verdict, shape: Shape) -> str:
+    return f"{stage}_{verdict.name.lower()}_{shape.value}"
+
+
+@lru_cache(maxsize=4096)
+def _chains(settings: Settings, number: int, way: Way, outline: Outline) -> tuple[Chain, ...]:
+    """One direction of one endpoint: a chain for each tier, and what follows from each verdict."""
+    base = f"{way}_{number}"
+    goto = {verdict: f"goto {base}_{word}" for verdict, word in _WORDS.items()}
+    chains = []
+    for t, (stages, closed) in enumerate(outline or (((), False),)):
+        following = f"goto {base}_{t + 1}" if t + 1 < len(outline) else goto[Verdict.ALLOW]
+        rules = [] if t else ["jump identify_destination" if way is Way.EGRESS else "jump identify_source"]
+        rules += _lookups(stages, {**goto, Verdict.PASS: following})
+        rules += (log(settings, Told.NONE, way, number), "goto refuse") if closed else (following,)
+        chains.append(chain(f"{base}_{t}" if t else base, rules))
+    used = {rule.rpartition("goto ")[2] for one in chains for rule in one.rules}
+    actions = _actions(settings, number, way)
+    return (*(chain(name, rules) for name, rules in actions.items() if name in used), *chains)
+
+
+def _lookups(stages: tuple[Asking, ...], says: dict[Verdict, str]) -> Iterator[str]:
+    for name, found in stages:
+        for verdict, shape in found:
+            where = "" if shape is Shape.ANY else f"{_FIELDS[shape]} @{_set_name(name, verdict, shape)} "
+            yield f"{where}{says[verdict]}"
+
+
+def _actions(settings: Settings, number: int, way: Way) -> dict[str, tuple[str, ...]]:
+    deny, steer, allow = (log(settings, told, way, number) for told in (Told.DENY, Told.STEER, Told.ALLOW))
+    base = f"{way}_{number}"
+    return {
+        f"{base}_{Told.DENY}": (deny, "goto refuse"),
+        f"{base}_{Told.STEER}": (f"{FIRST} {steer}", mark(settings.mark_proxy), "meta priority set 0:0"),
+        f"{base}_{Told.ALLOW}": (f"{FIRST} {allow}", "meta priority set 0:0"),
+    }
