@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from enum import IntEnum
+from typing import ClassVar
 
 from l7proxy.errors import PeerError
 from l7proxy.flows.records import Conn, Judgement
@@ -47,6 +48,7 @@ CLIENT, SERVER = Side.CLIENT, Side.SERVER
 class HttpGate:
     """The gate of one client connection; see pick.Gate for how a session talks to it."""
 
+    must_read: ClassVar[bool] = False
     __slots__ = (
         "_asked",
         "_client_done",

@@ -16,6 +16,7 @@ http2_exchanges.py to themselves.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import ClassVar
 
 from l7proxy.flows.records import Conn, Judgement
 from l7proxy.gate import options as bounds
@@ -35,6 +36,7 @@ CLIENT, SERVER = Side.CLIENT, Side.SERVER
 class Http2Gate:
     """The gate of one client connection; see pick.Gate for how a session talks to it."""
 
+    must_read: ClassVar[bool] = True
     __slots__ = ("_client_done", "_closed", "_connected", "_of", "_paused")
 
     def __init__(

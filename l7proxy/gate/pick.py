@@ -7,7 +7,7 @@ can; everything else is HTTP/1, or refused as such.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 from l7proxy.flows.records import Conn, Judgement
 from l7proxy.gate.actions import Action, Become, Side
@@ -26,7 +26,11 @@ class Gate(Protocol):
     `started` comes first, when the client's connection is there. After a Close no call has an effect; the session then
     reads away what the client still sends, lest a reset destroy our last answer before it is read (RFC 9112 9.6).
     `client_lost` is for every end that is not the gate's wish: the client's RST, a drain, a policy that changed.
+    `must_read`: the protocol obliges its peers to read at all times (RFC 9113 5.2.2), so one that does not need not be
+    read either, and cannot make us hold the answers to what it sends.
     """
+
+    must_read: ClassVar[bool]
 
     @property
     def waiting_for(self) -> str:
@@ -72,6 +76,7 @@ class Gate(Protocol):
 class HttpDoor:
     """Waits for enough bytes to tell HTTP/2 from HTTP/1, and becomes the gate for it. Usually one read tells."""
 
+    must_read: ClassVar[bool] = False
     __slots__ = ("_conn", "_held", "_make_http1", "_make_http2")
 
     def __init__(

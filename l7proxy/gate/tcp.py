@@ -5,6 +5,8 @@ It emits nothing: the session has already recorded the connection's one verdict.
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from l7proxy.flows.records import Conn
 from l7proxy.gate.actions import Action, Close, Connect, HalfClose, Side, ToClient, ToServer
 from l7proxy.gate.bulk import offer
@@ -12,6 +14,7 @@ from l7proxy.wire.body import ENDLESS
 
 
 class TcpGate:
+    must_read: ClassVar[bool] = False
     __slots__ = ("_client_done", "_connected", "_over", "_server_done")
 
     def __init__(self) -> None:

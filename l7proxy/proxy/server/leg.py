@@ -27,6 +27,7 @@ class Hold(IntFlag):
     FULL = 2
     CONNECTING = 4
     SPLICE = 8
+    UNREAD = 16
 
 
 class Party(Protocol):

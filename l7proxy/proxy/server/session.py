@@ -131,8 +131,11 @@ class Session:
         other = self._server if leg is self._client else self._client
         if full:
             other.hold(Hold.FULL)
+            if self._gate is not None and self._gate.must_read and not self._over:
+                leg.hold(Hold.UNREAD)  # it is not read while it does not read
         else:
             other.release(Hold.FULL)
+            leg.release(Hold.UNREAD)
 
     # ---- what the worker tells ----
 
@@ -445,7 +448,7 @@ class Session:
             self._client.close()
         else:
             self._client.finish()
-            self._client.release(Hold.GATE | Hold.FULL | Hold.CONNECTING)
+            self._client.release(Hold.GATE | Hold.FULL | Hold.CONNECTING | Hold.UNREAD)
         self._held.clear()
         self._unsent = self.unsent
         self._around.wheel.arm(self, self._around.timeouts.stalled if self._unsent else self._around.timeouts.linger)
