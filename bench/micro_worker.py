@@ -51,7 +51,7 @@ RULES: Final = (
 BODY: Final = b'{"hello": "world"}\n'
 ANSWER: Final = (
     b"HTTP/1.1 200 OK\r\nServer: nginx/1.22.1\r\nDate: Sun, 23 Nov 2025 23:00:00 GMT\r\n"
-    b"Content-Type: application/json\r\nContent-Length: %d\r\nConnection: keep-alive\r\n\r\n%b" % (len(BODY), BODY)
+    b"Content-Type: application/json\r\nContent-Length: %d\r\n\r\n%b" % (len(BODY), BODY)
 )
 LUA: Final = """
 local n = 0
@@ -60,7 +60,8 @@ function request()
   local path = "/api/v" .. (n % 3) .. "/users/" .. (n * 7919 % 1000000) .. "/items/" .. (n % 1000)
   path = path .. "?page=" .. (n % 50)
   return wrk.format("GET", path, {["Host"] = "backend.shop", ["User-Agent"] = "bench/" .. (n % 5),
-    ["Accept"] = "application/json", ["X-Request-Id"] = string.format("%032x", n * 2654435761),
+    ["Accept"] = "application/json", ["Connection"] = @CONNECTION@,
+    ["X-Request-Id"] = string.format("%032x", n * 2654435761),
     ["X-Token"] = string.format("%016x", n * 40503)})
 end
 """
@@ -73,7 +74,8 @@ class Backend(asyncio.Protocol):
         self.transport = cast(asyncio.Transport, transport)  # uvloop's does not inherit from it
 
     def data_received(self, data: bytes) -> None:
-        self.transport.write(ANSWER)
+        close = b"Connection: close" in data
+        self.transport.write(ANSWER.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n", 1) if close else ANSWER)
 
 
 def backend(sock: socket.socket) -> None:
@@ -140,7 +142,7 @@ def ask(port: int, script: Path, seconds: float, connections: int) -> int:
 
 
 @contextlib.contextmanager
-def running() -> Iterator[tuple[dict[str, int], int, Path]]:
+def running(*, close: bool = False) -> Iterator[tuple[dict[str, int], int, Path]]:
     """The pids of backend, agent and worker, the worker's port, and a script for wrk."""
     context = multiprocessing.get_context("fork")
     upstream = socket.socket()
@@ -148,7 +150,7 @@ def running() -> Iterator[tuple[dict[str, int], int, Path]]:
     port = free_port()
     with tempfile.TemporaryDirectory() as directory:
         link, script = Path(directory) / "link.sock", Path(directory) / "load.lua"
-        script.write_text(LUA)
+        script.write_text(LUA.replace("@CONNECTION@", '"close"' if close else "nil"))
         processes = {
             "backend": context.Process(target=backend, args=(upstream,)),
             "agent": context.Process(target=agent, args=(link, Path(directory) / "flows.jsonl")),
@@ -166,8 +168,8 @@ def running() -> Iterator[tuple[dict[str, int], int, Path]]:
                 process.join(10)
 
 
-def load(seconds: float, connections: int) -> None:
-    with running() as (pids, port, script):
+def load(seconds: float, connections: int, *, close: bool) -> None:
+    with running(close=close) as (pids, port, script):
         ask(port, script, 1, connections)
         before = {name: cpu(pid) for name, pid in pids.items()}
         count = ask(port, script, seconds, connections)
@@ -202,6 +204,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=5.0)
     parser.add_argument("--connections", type=int, default=16)
+    parser.add_argument("--close", action="store_true", help="a new connection for every request")
     parser.add_argument("--idle", type=int, default=0, help="instead: memory with so many idle connections")
     args = parser.parse_args()
     if shutil.which("wrk") is None:
@@ -210,7 +213,7 @@ def main() -> None:
     if args.idle:
         idle(args.idle)
     else:
-        load(args.seconds, args.connections)
+        load(args.seconds, args.connections, close=args.close)
 
 
 if __name__ == "__main__":

@@ -8,10 +8,14 @@ are two objects cost bytes, nothing else.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Final
 
 import msgspec
 
 from l7proxy.flows.records import Conn, Connection, HttpRequest, HttpResponse, Judgement, Malformed, Record
+
+_WHOLE: Final = (Connection, Malformed)
+"""Records that cross as they are: there is one per connection. (A tuple: a union would be made anew each time.)"""
 
 
 class Party(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -60,7 +64,7 @@ class Flows(msgspec.Struct, frozen=True, tag="flows"):
 
     def record(self, told: Asked | Answered | Connection | Malformed) -> Record:
         """One of `told`, whole again."""
-        if isinstance(told, Connection | Malformed):
+        if isinstance(told, _WHOLE):
             return told
         party = self.parties[told.party]
         judgement = self.judgements[party.judgement]
@@ -94,7 +98,7 @@ def pack(records: Iterable[Record], lost: int = 0) -> Flows:
     told: list[Asked | Answered | Connection | Malformed] = []
     places = table.places
     for record in records:
-        if isinstance(record, Connection | Malformed):
+        if isinstance(record, _WHOLE):
             told.append(record)
             continue
         key = (id(record.conn), id(record.judgement))  # alive as long as the records are

@@ -26,6 +26,7 @@ from l7proxy.flows.records import Conn, HttpRequest, HttpResponse, Judgement
 REMEMBERED: Final = 16_384
 """Shapes kept per picture; past that all are forgotten. A pod can choose the keys."""
 
+_HTTP: Final = (Asked, Answered)
 _PLAIN: Final = re.compile(r"[!$->A-\[\]-~]++ [!$->A-\[\]-~]++ [!$->A-\[\]-~]++").fullmatch
 """`METHOD URL PROTOCOL` without what JSON escapes (\" and \\) or an enricher cuts off (after @, ? and #)."""
 _DECODER: Final = msgspec.json.Decoder(Response)
@@ -123,7 +124,7 @@ class Shaper:
         made: list[Flow | Shaped] = []
         parties, number = flows.parties, self._uuids.taken
         for told in flows.told:
-            if isinstance(told, Asked | Answered):
+            if isinstance(told, _HTTP):
                 shape = shapes[told.party]
                 if shape is not None and _fits(told):
                     number += 1

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Final, assert_never
 
 from l7proxy.errors import UpstreamError
-from l7proxy.flows.records import Conn, Connection, HttpRequest, Judgement, Malformed, Record
+from l7proxy.flows.records import Conn, Connection, HttpRequest, HttpResponse, Judgement, Record
 from l7proxy.gate.actions import (
     Action,
     Become,
@@ -359,7 +359,7 @@ class Session:
             counts.requests += 1
             if record.judgement.verdict is DROPPED:
                 counts.denied += 1
-        elif isinstance(record, Malformed | Connection):
+        elif not isinstance(record, HttpResponse):
             counts.denied += 1
         self._around.records(record)
 
