@@ -58,7 +58,7 @@ FILTERS = [
     ("2.2 the longer one wins: included", ("!team", "team-a"), {"team-a": True, "team-b": False}),
     ("2.2 the longer one wins: ignored", ("team", "!team-a"), {"team-b": True, "team-a": False}),
     ("2.2 a source may stand before it", ("k8s:!team",), {"team": False, "app": True}),
-    ("2.2 what is ignored by default can be had", ("pod-template-hash.*", ".*"), {"app": True}),
+    ("2.2 as long is not longer", ("pod-template-hash", ".*"), {"app": True, "pod-template-hash": False}),
 ]
 
 
