@@ -101,7 +101,7 @@ def _type(field: Field, family: str) -> int:
             field.fail(f"must be a number or a name, not {kind(text)}")
         return field.number(0, 255)
     if text.isascii() and text.isdigit():
-        return Field(int(text[:9]), field.at).number(0, 255)
+        return Field(int(text) if len(text) <= 3 else -1, field.at).number(0, 255)
     if text not in _NAMES[family]:
         field.fail(f"ICMP type {quoted(text)[1:-1]} not found in {family}")
     return _NAMES[family][text]

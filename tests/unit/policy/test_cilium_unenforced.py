@@ -208,3 +208,41 @@ def test_every_part_that_is_not_enforced_is_told_at_once(bench: Bench) -> None:
         "spec.egress[1].toPorts[0].serverNames",
     ]
     assert all(fault.unsupported for fault in lang.faults(document))
+
+
+BASES = [
+    "egress: [{}]",
+    "egress: [{toEntities: [all]}]",
+    "egress: [{toPorts: [{ports: [{port: '443'}]}]}]",
+    "egress: [{toEndpoints: [{matchLabels: {app: a}}]}, {toCIDR: [203.0.113.0/24]}]",
+    "egress: [{toPorts: [{ports: [{port: '1', endPort: 500}]}]}]",
+]
+PARTS = [row[1] for row in (*DENIED, *NOBODY, *ATTACKS)]
+
+
+@pytest.mark.parametrize("base", BASES)
+def test_no_part_that_is_not_enforced_lets_more_pass(base: str, bench: Bench) -> None:
+    flows = [(who, port) for who in ("a", "b", "outside", "n2") for port in ("443/TCP", "80/TCP", "53/UDP")]
+    alone = bench.town(base)
+    for part in PARTS:
+        both = bench.town(base, f"egress: [{part}]")
+        wider = [
+            flow for flow in flows if both.egress(flow[0], port=flow[1]) == "allow"
+            and alone.egress(flow[0], port=flow[1]) != "allow"
+        ]  # fmt: skip
+        assert not wider, part
+
+
+CLOSED = [
+    ("11.22 another server name beside a plain allow", f"{{toPorts: [{{{P443}, serverNames: [a]}}]}}", "443/TCP"),
+    ("11.23 no server name at all", f"{{toPorts: [{{{P443}, serverNames: ['*']}}]}}", "443/TCP"),
+    ("11.50 a name of two labels for one star", NOBODY[2][1], "53/UDP"),
+    ("11.52 an address behind a CNAME", NOBODY[0][1], "443/TCP"),
+    ("11.53 toFQDNs without a dns rule: the lookup", NOBODY[0][1], "53/UDP"),
+    ("11.53 toFQDNs without a dns rule: the connection", NOBODY[0][1], "80/TCP"),
+]
+
+
+@pytest.mark.parametrize(("item", "port"), [row[1:] for row in CLOSED], ids=[row[0] for row in CLOSED])
+def test_what_cilium_would_have_refused_by_them_is_refused(item: str, port: str, bench: Bench) -> None:
+    assert bench.town(f"egress: [{item}]").egress("outside", port=port) in ("deny", "no rule")
