@@ -17,7 +17,11 @@ import yaml
 from l7proxy.errors import SourceError
 
 CLUSTER_SCOPED: Final = frozenset(
-    {"Node", "Namespace", "CiliumClusterwideNetworkPolicy", "GlobalNetworkPolicy", "GlobalNetworkSet"}
+    (
+        *("Node", "Namespace", "CiliumClusterwideNetworkPolicy", "CiliumCIDRGroup"),
+        *("GlobalNetworkPolicy", "StagedGlobalNetworkPolicy", "GlobalNetworkSet", "Tier"),
+        *("AdminNetworkPolicy", "BaselineAdminNetworkPolicy", "ClusterNetworkPolicy"),
+    )
 )
 SUFFIXES: Final = (".yaml", ".yml", ".json")
 _NAME = re.compile(r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?\Z")
