@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import IO, Any, Final, TypeVar
 
 from bench.cores import cores
 from bench.cpu import Used, children, used
@@ -187,17 +187,28 @@ class Stage:
     @contextlib.contextmanager
     def _ours(self, name: str, scratch: Path, chosen: tuple[Rule, ...]) -> Iterator[Running]:
         self.write_policy(chosen)
+        with (scratch / "out.log").open("wb") as out:
+            with self.l7proxy({"flow_log": str(scratch / "flows.json")}, scratch, out) as (running, _):
+                yield running
+
+    @contextlib.contextmanager
+    def l7proxy(
+        self, settings: dict[str, Any], scratch: Path, out: int | IO[bytes]
+    ) -> Iterator[tuple[Running, subprocess.Popen[bytes]]]:
+        """`l7proxy run` with these settings, once it enforces and answers; its standard output goes to `out`."""
         config = scratch / "l7proxy.json"
-        config.write_text(json.dumps({"flow_log": str(scratch / "flows.json"), "drain": 1.0}))
+        config.write_text(json.dumps({"drain": 1.0, **settings}))
         argv = agents.container(self.lab, self.lab.load().settings, NODE).argv
         command = self.cores.pin_proxy([*argv, "--config", str(config)])
-        with (scratch / "err.log").open("wb") as err:
-            child = self.start(f"node/{NODE}", *command, stdout=err, stderr=err)
+        log = scratch / "err.log"
+        with log.open("wb") as err:
+            child = self.start(f"node/{NODE}", *command, stdout=out, stderr=err)
         try:
-            self._enforced(child, scratch / "err.log")
-            self._answers(child, scratch / "err.log", name)
+            self._enforced(child, log)
+            self._answers(child, log, OURS)
             worker = int(self.status()["workers"][0]["pid"])
-            yield Running(name, worker, tuple(pid for pid in children(child.pid) if pid != worker))
+            beside = tuple(pid for pid in children(child.pid) if pid != worker)
+            yield Running(OURS, worker, beside), child
         finally:
             _stop(child)
 
@@ -210,9 +221,9 @@ class Stage:
                 raise SystemExit(f"after {ENFORCED_SECONDS:.0f} s: {missing}: {tail(log)}")
             time.sleep(0.05)
 
-    def write_policy(self, chosen: tuple[Rule, ...]) -> None:
+    def write_policy(self, chosen: tuple[Rule, ...], ports: tuple[int, ...] = (HTTP, BULK, GRPC)) -> None:
         """Into the manifest directory that our agent watches."""
-        text = policy(chosen, http_ports=(HTTP, BULK, GRPC), open_ports=(DIRECT,))
+        text = policy(chosen, http_ports=ports, open_ports=(DIRECT,))
         path = self.lab.store.directory / "l7-policy.yaml"
         fresh = path.with_suffix(".new")
         fresh.write_text(text)

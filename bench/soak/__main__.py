@@ -1,0 +1,207 @@
+"""Mixed traffic through the real thing, at full speed, while policy is edited: does anything leak, or go missing?
+
+    python -m bench.soak [--minutes 10] [--burst 30] [--name soak]
+
+Traffic comes in bursts. After each, when all is quiet, it checks that
+  - every request that was answered has exactly one request flow and one response flow, and none has two;
+  - every answer was the one that policy asks for, and no connection broke that should not have;
+  - worker and agent have the descriptors they had before the first burst;
+  - neither has grown since the first burst, beyond a margin;
+  - no flow was lost on the way.
+Prints a table of verdicts. Exit code 1 when something did not hold, and what.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from bench.__main__ import ended_by_signals
+from bench.cpu import descriptors, rss_mib
+from bench.rules import Rule, rules
+from bench.soak import ledger
+from bench.soak.flows import MALFORMED, FlowReader
+from bench.soak.ledger import Line
+from bench.soak.talk import BULK, GRPC, H2C, HTTP, WS
+from bench.stage import Running, Stage, stage
+from l7proxy.errors import L7ProxyError
+from l7proxy.lab import userns
+from l7proxy.lab.state import Lab
+
+ALLOWED = Rule("GET|POST", "/soak[./](keep|pipe|down|up|chunked|ws|slow|h2|abort|grpc)/.*")
+FLIPPED = Rule("GET", "/soak/flip/.*")
+PORTS = (HTTP, BULK, GRPC, WS, H2C)
+EDIT_SECONDS = 2.0
+QUIET_SECONDS = 10.0
+"""What closed connections have to be closed in, after a burst."""
+GROWTH = 1.10
+GROWTH_MIB = 6.0
+"""Memory may be above that after the first burst by a tenth and this much: pages, not requests."""
+
+Report = Callable[[str], None]
+
+
+@dataclass
+class Soak:
+    """One run. `faults` is what did not hold."""
+
+    place: Stage
+    running: Running
+    flows: FlowReader
+    report: Report
+    faults: list[str] = field(default_factory=list)
+    tables: list[list[Line]] = field(default_factory=list)
+    first_rss: dict[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.pids = {"worker": self.running.proxy, "agent": self.running.beside[0]}
+        self.descriptors = {name: descriptors(pid) for name, pid in self.pids.items()}
+
+    def burst(self, number: int, seconds: float) -> None:
+        self.flows.expect(number)
+        told, outcomes = self._traffic(number, seconds)
+        self.flows.settle()
+        seen = self.flows.take()
+        found = ledger.faults(outcomes, seen, answerless=frozenset({MALFORMED}))
+        found += [f"went wrong: {example}" for example in told["examples"]]
+        if told["broken"]:
+            found.append(f"{len(told['broken'])} connections broke, as {told['broken'][:3]}")
+        found += [f"flows were lost: {line}" for line in self.flows.lost]
+        found += self._leaks()
+        self.faults += (f"burst {number}: {fault}" for fault in found)
+        self.tables.append(ledger.lines(outcomes, seen))
+        sent = sum(line.sent for line in self.tables[-1])
+        self.report(f"burst {number}: {sent} requests, {sent / seconds:.0f} a second; {self._sizes()}")
+        for fault in found:
+            self.report(f"  FAULT {fault}")
+
+    def _traffic(self, number: int, seconds: float) -> tuple[dict[str, Any], dict[str, bytes]]:
+        with tempfile.TemporaryDirectory(dir=self.place.directory) as name, self._editing():
+            command = [sys.executable, "-m", "bench.soak.traffic", self.place.server, str(number), str(seconds), name]
+            told = json.loads(self.place.from_client(*command, seconds=seconds + 90))
+            return told, {path.name: path.read_bytes() for path in Path(name).iterdir()}
+
+    @contextmanager
+    def _editing(self) -> Iterator[None]:
+        """Policy edits all the while: one kind of request is allowed and refused in turn."""
+        over = threading.Event()
+
+        def edit() -> None:
+            flip = False
+            while not over.wait(EDIT_SECONDS):
+                flip = not flip
+                self.place.write_policy((*rules(1), ALLOWED, *([FLIPPED] if flip else [])), PORTS)
+
+        thread = threading.Thread(target=edit, name="policy edits")
+        thread.start()
+        try:
+            yield
+        finally:
+            over.set()
+            thread.join()
+
+    def _leaks(self) -> list[str]:
+        end = time.monotonic() + QUIET_SECONDS
+        while (left := self._left_open()) and time.monotonic() < end:
+            time.sleep(0.2)
+        found = [f"the {name} has {count} descriptors more than at the start" for name, count in left.items()]
+        for name, pid in self.pids.items():
+            if not Path(f"/proc/{pid}").exists():
+                found.append(f"the {name} ended")
+                continue
+            now = rss_mib(pid)
+            first = self.first_rss.setdefault(name, now)
+            if now > first * GROWTH + GROWTH_MIB:
+                found.append(f"the {name} grew from {first:.1f} to {now:.1f} MiB")
+        return found
+
+    def _left_open(self) -> dict[str, int]:
+        extra = {name: descriptors(pid) - self.descriptors[name] for name, pid in self.pids.items()}
+        return {name: count for name, count in extra.items() if count > 0}
+
+    def _sizes(self) -> str:
+        return ", ".join(
+            f"{name} {rss_mib(pid):.1f} MiB, {descriptors(pid)} descriptors" for name, pid in self.pids.items()
+        )
+
+
+def soak(place: Stage, *, minutes: float, burst: float, report: Report) -> Soak:
+    place.write_policy((*rules(1), ALLOWED), PORTS)
+    scratch = Path(tempfile.mkdtemp(dir=place.directory))
+    with ExitStack() as stack:
+        for port, module in ((BULK, ("bench.bulk_server",)), (GRPC, ("bench.grpc_echo", "serve"))):
+            stack.enter_context(place.serving(port, sys.executable, "-m", *module, str(port)))
+        settings = {"flow_log": "stdout", "flow_ring": 65535}
+        read, write = _pipe()
+        flows = FlowReader(read)
+        with place.l7proxy(settings, scratch, write) as (running, _):
+            write.close()
+            run = Soak(place, running, flows, report)
+            end = time.monotonic() + minutes * 60
+            number = 0
+            while number == 0 or time.monotonic() < end:
+                number += 1
+                run.burst(number, burst)
+    return run
+
+
+def _pipe() -> tuple[Any, Any]:
+    """The agent's flow log on its way to us. Roomy: a reader that is busy for a moment must not cost a flow."""
+    import fcntl
+    import os
+
+    read, write = os.pipe()
+    fcntl.fcntl(write, 1031, 1 << 20)  # F_SETPIPE_SZ (fcntl(2))
+    return open(read, "rb", buffering=1 << 20), open(write, "wb")
+
+
+def table(run: Soak) -> Table:
+    shown = Table("traffic", "sent", "answered", "given up", "FORWARDED", "DROPPED")
+    for column in shown.columns[1:]:
+        column.justify = "right"
+    for line in ledger.total(run.tables):
+        counts = (line.sent, line.answered, line.given_up, line.forwarded, line.dropped)
+        shown.add_row(line.kind, *(str(count) for count in counts))
+    return shown
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m bench.soak", description=__doc__.partition("\n")[0])
+    parser.add_argument("--minutes", type=float, default=10.0)
+    parser.add_argument("--burst", type=float, default=30.0, help="seconds of traffic between two checks")
+    parser.add_argument("--name", default="soak", help="of the lab")
+    args = parser.parse_args()
+    progress = Console(stderr=True)
+
+    def report(line: str) -> None:
+        progress.print(f"{time.strftime('%H:%M:%S')}  {line}", markup=False, highlight=False, soft_wrap=True)
+
+    try:
+        with userns.entered(Lab(args.name)), ended_by_signals(), stage(report, args.name) as place:
+            run = soak(place, minutes=args.minutes, burst=args.burst, report=report)
+    except KeyboardInterrupt:
+        return 130
+    except L7ProxyError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    Console().print(table(run))
+    for fault in run.faults:
+        print(f"FAULT {fault}")
+    print(f"{sum(line.sent for line in ledger.total(run.tables))} requests, {len(run.faults)} faults")
+    return 1 if run.faults else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

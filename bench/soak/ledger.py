@@ -1,0 +1,93 @@
+"""Each request against its flows: one that was answered has exactly one request flow and one response flow, one that
+the client gave up on at most one of each, and no flow names a request that was never sent. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Final
+
+GIVEN_UP, ANSWERED, WRONG = b"?.x"
+"""What the client says of a request: it went away on purpose, all went well, or it got what it should not have got."""
+EXAMPLES: Final = 3
+
+Outcomes = Mapping[str, bytes]
+"""kind → one byte for each request, by number."""
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What the flows say: kind → number → how many of each. `verdicts` counts them by kind and verdict."""
+
+    requests: dict[str, dict[int, int]] = field(default_factory=dict)
+    responses: dict[str, dict[int, int]] = field(default_factory=dict)
+    verdicts: dict[tuple[str, str], int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One row of the verdict table."""
+
+    kind: str
+    sent: int
+    answered: int
+    given_up: int
+    forwarded: int
+    dropped: int
+
+
+def faults(outcomes: Outcomes, seen: Seen, *, answerless: frozenset[str] = frozenset()) -> list[str]:
+    """What does not add up, in words. `answerless` kinds have no response flow: their refusal is told by one."""
+    found: list[str] = []
+    for kind, told in outcomes.items():
+        found += _of_kind(f"{kind}: requests", told, seen.requests.get(kind, {}))
+        if kind not in answerless:
+            found += _of_kind(f"{kind}: responses", told, seen.responses.get(kind, {}))
+        if wrong := [number for number, outcome in enumerate(told) if outcome == WRONG]:
+            found.append(f"{kind}: {len(wrong)} went wrong, as number {_some(wrong)}")
+    for kind in sorted((seen.requests.keys() | seen.responses.keys()) - outcomes.keys()):
+        found.append(f"{kind}: flows of traffic that nobody sent")
+    return found
+
+
+def _of_kind(what: str, told: bytes, counts: Mapping[int, int]) -> Iterator[str]:
+    missing = [number for number, outcome in enumerate(told) if outcome == ANSWERED and not counts.get(number)]
+    doubled = [number for number, count in counts.items() if count > 1]
+    unknown = [number for number in counts if number >= len(told)]
+    for problem, numbers in (("have no flow", missing), ("have several flows", doubled), ("were never sent", unknown)):
+        if numbers:
+            yield f"{what}: {len(numbers)} of {len(told)} {problem}, as number {_some(numbers)}"
+
+
+def _some(numbers: Iterable[int]) -> str:
+    return ", ".join(str(number) for number in sorted(numbers)[:EXAMPLES])
+
+
+def lines(outcomes: Outcomes, seen: Seen) -> list[Line]:
+    return [
+        Line(
+            kind,
+            len(told),
+            told.count(ANSWERED),
+            told.count(GIVEN_UP),
+            seen.verdicts.get((kind, "FORWARDED"), 0),
+            seen.verdicts.get((kind, "DROPPED"), 0),
+        )
+        for kind, told in sorted(outcomes.items())
+    ]
+
+
+def total(tables: Iterable[Iterable[Line]]) -> list[Line]:
+    """The sum over all bursts."""
+    sums: dict[str, Line] = {}
+    for line in (line for table in tables for line in table):
+        old = sums.get(line.kind, Line(line.kind, 0, 0, 0, 0, 0))
+        sums[line.kind] = Line(
+            line.kind,
+            old.sent + line.sent,
+            old.answered + line.answered,
+            old.given_up + line.given_up,
+            old.forwarded + line.forwarded,
+            old.dropped + line.dropped,
+        )
+    return [sums[kind] for kind in sorted(sums)]
