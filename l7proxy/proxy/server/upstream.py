@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import os
 import socket
 import struct
 from typing import Final
@@ -30,7 +31,7 @@ async def connect(steering: Steering, client: HostPort, server: HostPort, protoc
     loop = asyncio.get_running_loop()
     sock = steering.dial(client, server)
     try:
-        await loop.sock_connect(sock, (server.address, server.port))
+        await _reach(loop, sock, server)
         await loop.create_connection(lambda: protocol, sock=sock)
     except OSError as error:
         sock.close()
@@ -38,6 +39,27 @@ async def connect(steering: Steering, client: HostPort, server: HostPort, protoc
     except BaseException:
         sock.close()
         raise
+
+
+async def _reach(loop: asyncio.AbstractEventLoop, sock: socket.socket, server: HostPort) -> None:
+    """connect(2), and its outcome. Not the loop's own `sock_connect`: uvloop's has a thread resolve the name of every
+    server, and ours are addresses already."""
+    failed = sock.connect_ex((server.address, server.port))
+    if failed == errno.EINPROGRESS:
+        settled: asyncio.Future[None] = loop.create_future()
+        loop.add_writer(sock, _settle, settled)
+        try:
+            await settled
+        finally:
+            loop.remove_writer(sock)
+        failed = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+    if failed:
+        raise OSError(failed, os.strerror(failed))
+
+
+def _settle(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)
 
 
 def explain(error: OSError) -> str:
