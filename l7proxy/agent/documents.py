@@ -34,7 +34,7 @@ class Reading(Enum):
 class PolicyState:
     """One document, and the rules that stand for it, their secrets not filled in.
 
-    `endpoints`: how many of the view's endpoints it selects. `audit`: what it would refuse passes, and is told.
+    `audit`: what it would refuse passes, and is told.
     """
 
     kind: str
@@ -45,7 +45,6 @@ class PolicyState:
     file: str = ""
     line: int = 0
     rules: tuple[Rule, ...] = ()
-    endpoints: int = 0
     audit: bool = False
     needs_secrets: bool = False
 

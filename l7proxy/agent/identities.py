@@ -11,9 +11,7 @@ from dataclasses import dataclass, replace
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from typing import Final
 
-from l7proxy.model.facts import Key, Pod
 from l7proxy.model.identity import (
-    FIRST_POD_IDENTITY,
     HOST,
     LOCAL_SCOPE,
     RESERVED_IDENTITIES,
@@ -26,7 +24,7 @@ from l7proxy.model.identity import (
 )
 from l7proxy.model.ids import IdentityId
 from l7proxy.model.labels import RESERVED, Label, LabelSet
-from l7proxy.model.net import Network, Networks, single
+from l7proxy.model.net import Network, Networks
 from l7proxy.policy.rules import Reach
 
 NODE_SCOPE: Final = 2 * LOCAL_SCOPE
@@ -56,41 +54,13 @@ def reserved(*, dual: bool, host_is_apiserver: bool) -> dict[int, Identity]:
 class Named:
     """The networks that policies mean for pods' own addresses, and for nodes'."""
 
-    of_pods: Networks
+    far: frozenset[Network]
     of_nodes: Networks
 
     @classmethod
     def among(cls, reaches: Mapping[Network, Reach]) -> Named:
         far = [network for network, reach in reaches.items() if reach is Reach.ANYWHERE]
-        return cls(Networks(far), Networks(far + [one for one, reach in reaches.items() if reach is Reach.NODES]))
-
-
-Seat = tuple[Key, str]
-"""A pod at one of its addresses; "" for one that has none yet."""
-
-
-def of_pods(
-    pods: Iterable[tuple[Pod, LabelSet]], named: Named | None = None
-) -> tuple[dict[Seat, IdentityId], dict[int, Identity]]:
-    """(identity number of each pod at each address, identities).
-
-    One number for those of the same labels and named ports whose addresses lie in the same named networks.
-    """
-    inside = named.of_pods if named is not None else Networks(())
-    spelled: dict[Seat, str] = {}
-    meant: dict[str, Identity] = {}
-    for pod, labels in pods:
-        text = repr((labels.text, sorted(pod.named_ports)))
-        for address in pod.addresses or ("",):
-            networks = inside.holding(single(address)) if address else frozenset()
-            spelling = spelled[pod.key, address] = text + _spelling(networks)
-            if spelling not in meant:
-                meant[spelling] = Identity(IdentityId(0), labels, pod.named_ports, networks)
-    numbers = allocate(meant, first=FIRST_POD_IDENTITY, end=LOCAL_SCOPE)
-    identities: dict[int, Identity] = {
-        numbers[text]: replace(one, id=IdentityId(numbers[text])) for text, one in meant.items()
-    }
-    return {seat: IdentityId(numbers[text]) for seat, text in spelled.items()}, identities
+        return cls(frozenset(far), Networks(far + [one for one, reach in reaches.items() if reach is Reach.NODES]))
 
 
 def of_places(
@@ -142,11 +112,6 @@ def of_networks(networks: Iterable[Network], apiservers: Iterable[str], *, dual:
 
 def _world_name(number: IdentityId) -> str:
     return next(label.key for label in RESERVED_IDENTITIES[number].labels)
-
-
-def is_dual(addresses: Iterable[str]) -> bool:
-    """True when pods and nodes have addresses of both families."""
-    return len({":" in address for address in addresses}) == 2
 
 
 def table(*parts: Mapping[int, Identity], networks: Mapping[Network, Identity]) -> dict[int, Identity]:

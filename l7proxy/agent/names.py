@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from l7proxy.model.endpoint import Workload
+from l7proxy.model.facts import Pod
 from l7proxy.model.identity import Identity
 
 
@@ -21,13 +22,19 @@ class NamedPod:
 
 @dataclass(frozen=True, slots=True)
 class Names:
-    pods: Mapping[str, NamedPod] = field(default_factory=dict)
+    """`owned`: whose pod's an address is. `ids`: endpoint numbers of local pods, by (namespace, name)."""
+
+    owned: Mapping[str, Pod] = field(default_factory=dict)
+    ids: Mapping[tuple[str, str], int] = field(default_factory=dict)
     services: Mapping[tuple[str, int, int], tuple[str, str]] = field(default_factory=dict)
     nodes: Mapping[str, str] = field(default_factory=dict)
     identities: Mapping[int, Identity] = field(default_factory=dict)
 
     def pod(self, address: str) -> NamedPod | None:
-        return self.pods.get(address)
+        pod = self.owned.get(address)
+        if pod is None:
+            return None
+        return NamedPod(self.ids.get((pod.namespace, pod.name), 0), pod.namespace, pod.name, pod.workload)
 
     def identity_labels(self, identity: int) -> tuple[str, ...]:
         """Sorted `source:key=value`; empty for an unknown number."""

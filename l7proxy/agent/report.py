@@ -8,6 +8,7 @@ from typing import Any
 from l7proxy import __version__, compiled
 from l7proxy.agent.documents import PolicyState, Reading
 from l7proxy.agent.reconcile import KernelState, Published, Reconciler
+from l7proxy.agent.world import View
 from l7proxy.errors import SourceError
 from l7proxy.flows.bus import Ring
 from l7proxy.link.server import WorkerState
@@ -57,7 +58,7 @@ def status(
         },
         "kernel": _kernel(reconciler.kernel),
         "workers": [_worker(worker) for worker in workers],
-        "policies": [policy_state(policy) for policy in current.view.policies] if current else [],
+        "policies": [policy_state(policy, current.view) for policy in current.view.policies] if current else [],
         "endpoints": endpoints(current),
         "wires": {"problems": list(current.wires.problems) if current else []},
         "flows": {"seen": ring.seen, "lost": ring.lost, "ring": ring.capacity},
@@ -97,7 +98,7 @@ def _worker(worker: WorkerState) -> dict[str, Any]:
     }
 
 
-def policy_state(policy: PolicyState) -> dict[str, Any]:
+def policy_state(policy: PolicyState, view: View) -> dict[str, Any]:
     return {
         "kind": policy.kind,
         "namespace": policy.namespace,
@@ -107,7 +108,7 @@ def policy_state(policy: PolicyState) -> dict[str, Any]:
         "audit": policy.audit,
         "file": policy.file,
         "line": policy.line,
-        "endpoints": policy.endpoints,
+        "endpoints": view.selected(policy),
         "rules": [rule.ref.rule for rule in policy.rules],
     }
 

@@ -241,7 +241,7 @@ def _answers(
         "identities": lambda question: {"identities": report.identities(reconciler.current)},
         "services": lambda question: {"services": report.services(reconciler.current)},
         "policies": lambda question: {
-            "policies": [report.policy_state(one) for one in reconciler.current.view.policies]
+            "policies": [report.policy_state(one, reconciler.current.view) for one in reconciler.current.view.policies]
             if reconciler.current
             else []
         },

@@ -8,19 +8,21 @@ not heard of yet must not pass for the outside.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from copy import copy
 from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
 from ipaddress import ip_network
-from typing import Final, TypeVar
+from typing import Final, TypeVar, cast
 
-from l7proxy.agent import audit, documents, identities, ownership
+from l7proxy.agent import audit, documents, identities
 from l7proxy.agent.documents import PolicyState
 from l7proxy.agent.frontends import frontends
-from l7proxy.agent.identities import Seat
-from l7proxy.agent.identity_labels import Asked, LabelFilter, labels_of
-from l7proxy.agent.names import NamedPod, Names
-from l7proxy.agent.ownership import Ownership
+from l7proxy.agent.identity_labels import Asked, LabelFilter
+from l7proxy.agent.memory import Memory
+from l7proxy.agent.names import Names
+from l7proxy.agent.roster import Roster, Terms
 from l7proxy.agent.secrets import Vault
 from l7proxy.model import facts
 from l7proxy.model.endpoint import Endpoint, Frontend
@@ -37,14 +39,14 @@ from l7proxy.model.identity import (
 )
 from l7proxy.model.ids import EndpointId, IdentityId
 from l7proxy.model.labels import NODE, RESERVED, Label, LabelSet, Operator, Requirement, Selector
-from l7proxy.model.net import Network, single
+from l7proxy.model.net import Network, family_of, single, single_text
 from l7proxy.model.ref import RuleRef
 from l7proxy.model.verdict import Action, Direction
 from l7proxy.policy.compile import cidrs_of, keys_of
 from l7proxy.policy.headers import SecretName
 from l7proxy.policy.lang.options import DEFAULT, Options
 from l7proxy.policy.references import References, resolve
-from l7proxy.policy.rules import Rule
+from l7proxy.policy.rules import Reach, Rule
 
 ENDPOINT_IDS: Final = 1 << 16
 CONTESTED: Final = "l7proxy-contested-address"
@@ -68,9 +70,23 @@ class View:
     """Secrets that rules ask for in vain. What is wrong may lie outside the manifests at hand, so it is no fault."""
     names: Names = field(default_factory=Names)
 
+    def selected(self, policy: PolicyState) -> int:
+        """How many of the endpoints a policy selects."""
+        subjects = {rule.subject for rule in policy.rules}
+        return sum(size for labels, size in self._sizes.items() if any(subject.matches(labels) for subject in subjects))
+
+    @cached_property
+    def _sizes(self) -> Mapping[LabelSet, int]:
+        """Endpoints that share their labels are matched once."""
+        return Counter(endpoint.labels for endpoint in self.endpoints)
+
 
 class World:
-    """The facts as they stand. Single-threaded; a view shares nothing with it that changes."""
+    """The facts as they stand. Single-threaded; a view shares nothing with it that changes.
+
+    What is costly is remembered by what it was made from (`agent.memory`, and the roster for pods), so that a view
+    costs what has changed since the last one.
+    """
 
     def __init__(
         self,
@@ -85,64 +101,116 @@ class World:
         of what policy refuses is. `options`: how policies are read. `kept`: which labels of pods count.
         """
         self.synced = False
-        self._cluster = cluster
         self._secrets_namespace = secrets_namespace
         self._audit = audit_all
         self._options = options
+        self._new_roster = partial(Roster, cluster=cluster, kept=kept or LabelFilter())
         self._kept = kept or LabelFilter()
-        self._facts: dict[Key, Fact] = {}
+        self._facts: dict[type, dict[Key, Fact]] = {}
+        self._sorted: dict[type, tuple[Fact, ...]] = {}
         self._read: dict[Key, tuple[PolicyDocument, PolicyState]] = {}
+        self._roster = self._new_roster()
+        self._changed_pods: dict[Key, Pod | None] = {}
+        self._memory = Memory()
 
     def apply(self, changes: Iterable[Change]) -> None:
         for change in changes:
             match change:
                 case Upsert(fact):
-                    self._facts[fact.key] = fact
+                    self._forget(fact.key, type(fact))
+                    self._sorted.pop(type(fact), None)
+                    self._facts.setdefault(type(fact), {})[fact.key] = fact
+                    if isinstance(fact, Pod):
+                        self._changed_pods[fact.key] = fact
                 case Delete(key):
-                    self._facts.pop(key, None)
+                    self._forget(key)
                     self._read.pop(key, None)
                 case _:
                     self.synced = True
 
+    def _forget(self, key: Key, but: type | None = None) -> None:
+        """A key names one fact, whatever its kind; `but` is the kind that is about to have it again."""
+        for kind, known in self._facts.items():
+            if kind is not but and known.pop(key, None) is not None:
+                self._sorted.pop(kind, None)
+                if kind is Pod:
+                    self._changed_pods[key] = None
+
     @property
     def known(self) -> Iterable[Fact]:
-        return self._facts.values()
+        return (fact for known in self._facts.values() for fact in known.values())
 
     def copy(self) -> World:
         """One that later changes do not touch."""
         other = copy(self)
-        other._facts, other._read = dict(self._facts), dict(self._read)
+        other._facts = {kind: dict(known) for kind, known in self._facts.items()}
+        other._sorted, other._read, other._memory = {}, dict(self._read), Memory()
+        other._roster = self._new_roster()
+        other._changed_pods = {pod.key: pod for pod in self._all(Pod)}
         return other
 
     def view(self, node: str | None, *, local_addresses: Iterable[str] = ()) -> View:
         """`local_addresses` are those that this node's own interfaces have: `host`, as the Node object's are."""
-        nodes, pods = self._all(facts.Node), self._all(facts.Pod)
-        local = dict.fromkeys(sorted(local_addresses), node or "")
-        owners = ownership.settle(nodes, pods, local)
-        references = self._references()
-        policies = [documents.placed(policy, references) for policy in self._policies()]
-        vault = self._vault()
-        written = (rule for policy in policies for rule in _with_secrets(policy, vault))
-        rules = resolve(written, references)
-        cast = self._cast(node, owners, nodes, pods, rules)
-        contested = _contested_rules(owners, cast.labels, rules)
-        services = frontends(self._all(facts.Service), self._all(facts.EndpointSlice), pods)
+        nodes = self._all(facts.Node)
+        policies, rules, secret_problems = self._policies_and_rules()
+        asked, reaches = self._memory.of("asked", (rules,), lambda: (self._asked(rules), cidrs_of(rules)))
+        named = self._memory.of("named", (reaches,), lambda: identities.Named.among(reaches))
+        roster = self._enrol(asked, named)
+        node_problems = roster.beside(nodes, dict.fromkeys(sorted(local_addresses), node or ""))
+        who = self._cast(node, roster, nodes, reaches, named)
+        endpoints = self._with_audit(_endpoints(node, roster))
+        services = self._frontends(roster)
         return View(
             node=node,
-            endpoints=self._with_audit(cast.endpoints),
-            identities=cast.identities,
-            by_prefix=cast.by_prefix,
-            rules=(*rules, *contested),
+            endpoints=endpoints,
+            identities=who.identities,
+            by_prefix=who.by_prefix,
+            rules=(*rules, *_contested_rules(roster, rules)) if roster.contested else rules,
             frontends=services,
-            node_addresses=tuple(sorted(address for address, name in owners.nodes.items() if name == node)),
-            policies=_counted(policies, cast.endpoints),
-            problems=(*_unknown(node, nodes, pods), *owners.problems, *self._audit_problems()),
-            secret_problems=tuple(dict.fromkeys(vault.problems)),
-            names=_names(cast, owners, services),
+            node_addresses=tuple(sorted(address for address, name in roster.nodes.items() if name == node)),
+            policies=policies,
+            problems=(
+                *self._unknown(node, nodes),
+                *sorted((*node_problems, *roster.problems())),
+                *self._audit_problems(),
+            ),
+            secret_problems=secret_problems,
+            names=self._names(endpoints, roster, services, who.identities),
         )
 
-    def _all(self, kind: type[F]) -> list[F]:
-        return sorted((fact for fact in self._facts.values() if isinstance(fact, kind)), key=lambda fact: fact.key)
+    def _all(self, kind: type[F]) -> tuple[F, ...]:
+        """Sorted by name; the same value as long as nothing of this kind has changed."""
+        if kind not in self._sorted:
+            known = self._facts.get(kind, {})
+            order = sorted(known, key=lambda key: (key.kind, key.namespace, key.name))
+            self._sorted[kind] = tuple(known[key] for key in order)
+        return cast("tuple[F, ...]", self._sorted[kind])
+
+    def _enrol(self, asked: Asked, named: identities.Named) -> Roster:
+        """The roster as of now."""
+        spaces, accounts = self._all(facts.Namespace), self._all(facts.ServiceAccount)
+        terms = self._memory.of(
+            "terms",
+            (asked, named, spaces, accounts),
+            lambda: Terms(
+                asked,
+                named.far,
+                {space.name: space.labels for space in spaces},
+                {(one.namespace, one.name): one.labels for one in accounts},
+            ),
+        )
+        changed, self._changed_pods = self._changed_pods, {}
+        for key, pod in changed.items():
+            if pod is None:
+                self._roster.drop(key)
+        self._roster.under(terms)
+        for pod in changed.values():
+            if pod is not None:
+                self._roster.put(pod)
+        return self._roster
+
+    def _asked(self, rules: Iterable[Rule]) -> Asked:
+        return self._memory.equal("asked keys", Asked.among(keys_of(rules), self._kept))
 
     def _with_audit(self, endpoints: tuple[Endpoint, ...]) -> tuple[Endpoint, ...]:
         """An address that two pods claim is nobody's, in no namespace: it stays refused."""
@@ -158,6 +226,20 @@ class World:
         found = (audit.of_namespace(space)[1] for space in self._all(facts.Namespace))
         return [problem for problem in found if problem is not None]
 
+    def _policies_and_rules(self) -> tuple[tuple[PolicyState, ...], tuple[Rule, ...], tuple[Problem, ...]]:
+        """What policies there are, their rules with all names resolved, and the secrets that are asked for in vain."""
+        documents_, references, secrets = self._all(PolicyDocument), self._references(), self._all(facts.Secret)
+        return self._memory.of("rules", (documents_, references, secrets), partial(self._resolved, references))
+
+    def _resolved(
+        self, references: References
+    ) -> tuple[tuple[PolicyState, ...], tuple[Rule, ...], tuple[Problem, ...]]:
+        policies = tuple(documents.placed(policy, references) for policy in self._policies())
+        vault = self._vault()
+        written = (rule for policy in policies for rule in _with_secrets(policy, vault))
+        rules = self._memory.equal("resolved", tuple(resolve(written, references)))
+        return policies, rules, tuple(dict.fromkeys(vault.problems))
+
     def _policies(self) -> list[PolicyState]:
         """Read anew only what is new: reading depends on nothing but the document."""
         found = []
@@ -170,73 +252,97 @@ class World:
         return found
 
     def _references(self) -> References:
-        return References(
-            services=tuple(self._all(facts.Service)),
-            slices=tuple(self._all(facts.EndpointSlice)),
-            cidr_groups=tuple(self._all(facts.CidrGroup)),
-            namespaces=tuple(self._all(facts.Namespace)),
-            nodes=tuple(self._all(facts.Node)),
-            network_sets=tuple(self._all(facts.NetworkSet)),
-            tiers=tuple(self._all(facts.PolicyTier)),
+        parts = (
+            self._all(facts.Service),
+            self._all(facts.EndpointSlice),
+            self._all(facts.CidrGroup),
+            self._all(facts.Namespace),
+            self._all(facts.Node),
+            self._all(facts.NetworkSet),
+            self._all(facts.PolicyTier),
         )
+        return self._memory.of("references", parts, lambda: References(*parts))
 
     def _vault(self) -> Vault:
         secrets = {SecretName(one.namespace, one.name): one for one in self._all(facts.Secret)}
         return Vault(secrets, self._secrets_namespace)
 
     def _cast(
-        self, node: str | None, owners: Ownership, nodes: list[facts.Node], pods: list[Pod], rules: tuple[Rule, ...]
+        self,
+        node: str | None,
+        roster: Roster,
+        nodes: tuple[facts.Node, ...],
+        reaches: Mapping[Network, Reach],
+        named: identities.Named,
     ) -> Cast:
         """Who is who, and with which number."""
-        managed = [pod for pod in pods if not pod.host_network and not pod.finished]
-        labels = self._labels(managed, Asked.among(keys_of(rules), self._kept))
-        reaches = cidrs_of(rules)
-        named = identities.Named.among(reaches)
-        seats, of_pods = identities.of_pods(((pod, labels[pod.key]) for pod in managed), named)
-        dual = identities.is_dual(address for some in (nodes, managed) for one in some for address in one.addresses)
-        apiservers = self._apiservers()
-        places, of_places = identities.of_places(self._places(node, owners, nodes, apiservers), named)
-        outside = apiservers - owners.nodes.keys() - owners.pods.keys() - owners.contested.keys()
-        networks = identities.of_networks(reaches, outside, dual=dual)
-        host_is_apiserver = any(owners.nodes[address] == node for address in apiservers & owners.nodes.keys())
+        apiservers = self._memory.equal("apiservers", self._apiservers())
+        of_nodes = self._memory.equal("addresses of nodes", dict(roster.nodes))
+        places, of_places = self._memory.of(
+            f"places of {node}",
+            (of_nodes, nodes, apiservers, named),
+            lambda: identities.of_places(self._places(node, of_nodes, nodes, apiservers), named),
+        )
+        inside = (of_nodes, roster.owned, roster.contested)
+        outside = self._memory.equal(
+            "outside", frozenset(one for one in apiservers if not any(one in known for known in inside))
+        )
+        dual = len(roster.families() | self._node_families(nodes)) == 2
+        networks = self._memory.of(
+            f"networks, dual {dual}", (reaches, outside), lambda: identities.of_networks(reaches, outside, dual=dual)
+        )
+        host_is_apiserver = any(of_nodes[address] == node for address in apiservers & of_nodes.keys())
         reserved = identities.reserved(dual=dual, host_is_apiserver=host_is_apiserver)
         if HOST in of_places:
-            of_places[HOST] = replace(reserved[HOST], networks=of_places[HOST].networks)
+            of_places = of_places | {HOST: replace(reserved[HOST], networks=of_places[HOST].networks)}
         return Cast(
-            endpoints=_endpoints(node, owners, managed, labels, seats),
-            identities=identities.table(reserved, of_pods, of_places, networks=networks),
-            by_prefix=_prefixes(owners, seats, places, networks, dual=dual),
-            labels=labels,
+            identities=identities.table(reserved, roster.identities(), of_places, networks=networks),
+            by_prefix=self._prefixes(roster, places, networks, dual=dual),
         )
 
+    def _node_families(self, nodes: tuple[facts.Node, ...]) -> frozenset[int]:
+        """Of the addresses that Nodes say they have; link-local ones of the kernel make no dual stack."""
+        return self._memory.of(
+            "families of nodes",
+            (nodes,),
+            lambda: frozenset(family_of(address) for one in nodes for address in one.addresses),
+        )
+
+    def _prefixes(
+        self,
+        roster: Roster,
+        places: Mapping[Network, IdentityId],
+        networks: Mapping[Network, Identity],
+        *,
+        dual: bool,
+    ) -> dict[str, int]:
+        """Prefix → identity. Of equal prefixes the later line below has it: what is ours is never the world's."""
+        table: dict[str, int] = {str(world): number for world, number in identities.worlds(dual=dual).items()}
+        table |= self._memory.of(
+            "prefixes of networks", (networks,), lambda: {str(one): identity.id for one, identity in networks.items()}
+        )
+        of_places = self._memory.of(
+            "prefixes of places", (places,), lambda: {str(place): number for place, number in places.items()}
+        )
+        table |= of_places
+        table |= roster.prefixes()
+        table |= {single_text(address): UNKNOWN for address in roster.contested}
+        table |= {prefix: of_places[prefix] for prefix in map(single_text, roster.nodes)}
+        return table
+
     def _places(
-        self, node: str | None, owners: Ownership, nodes: list[facts.Node], apiservers: frozenset[str]
+        self, node: str | None, of_nodes: Mapping[str, str], nodes: Iterable[facts.Node], apiservers: frozenset[str]
     ) -> dict[Network, tuple[IdentityId, LabelSet]]:
         """Nodes' addresses and pod CIDRs: the reserved identity of each, and its labels; nodes' own on demand."""
         own = {one.name: _node_labels(one) for one in nodes if self._options.node_selectors}
         found = {
             ip_network(cidr): (UNMANAGED, RESERVED_IDENTITIES[UNMANAGED]) for one in nodes for cidr in one.pod_cidrs
         }
-        for address, name in owners.nodes.items():
+        for address, name in of_nodes.items():
             number = HOST if name == node else KUBE_APISERVER if address in apiservers else REMOTE_NODE
             labels = RESERVED_IDENTITIES[number].labels | own.get(name, frozenset())
             found[single(address)] = number, LabelSet(labels)
         return found
-
-    def _labels(self, pods: list[Pod], asked: Asked) -> dict[Key, LabelSet]:
-        spaces = {space.name: space.labels for space in self._all(facts.Namespace)}
-        accounts = {(one.namespace, one.name): one.labels for one in self._all(facts.ServiceAccount)}
-        return {
-            pod.key: labels_of(
-                pod,
-                spaces.get(pod.namespace, {}),
-                cluster=self._cluster,
-                asked=asked,
-                account=accounts.get((pod.namespace, pod.service_account), {}),
-                kept=self._kept,
-            )
-            for pod in pods
-        }
 
     def _apiservers(self) -> frozenset[str]:
         """Cilium's `kube-apiserver` entity: whoever is behind the Service default/kubernetes."""
@@ -244,49 +350,80 @@ class World:
         found = (piece.addresses for piece in slices if (piece.namespace, piece.service) == ("default", "kubernetes"))
         return frozenset(address for addresses in found for address in addresses)
 
+    def _frontends(self, roster: Roster) -> tuple[Frontend, ...]:
+        """Namespace by namespace: pods matter to the Services of their own."""
+        services, slices = self._all(facts.Service), self._all(facts.EndpointSlice)
+        by_space = self._memory.of("services by namespace", (services, slices), lambda: _by_space(services, slices))
+        found = tuple(
+            self._memory.of(
+                f"frontends of {space}",
+                (some, roster.stamp(space)),
+                partial(lambda space, some: frontends(some[0], some[1], roster.of_space(space)), space, some),
+            )
+            for space, some in by_space.items()
+        )
+        return self._memory.of("frontends", found, lambda: tuple(one for some in found for one in some))
+
+    def _names(
+        self,
+        endpoints: tuple[Endpoint, ...],
+        roster: Roster,
+        services: tuple[Frontend, ...],
+        known: Mapping[int, Identity],
+    ) -> Names:
+        of_services = self._memory.of(
+            "names of services",
+            (services,),
+            lambda: {(one.address, one.port, one.protocol): (one.namespace, one.service) for one in services},
+        )
+        ids = {(endpoint.namespace, endpoint.name): endpoint.id for endpoint in endpoints}
+        return Names(dict(roster.owned), ids, of_services, dict(roster.nodes), known)
+
+    def _unknown(self, node: str | None, nodes: tuple[facts.Node, ...]) -> Iterator[Problem]:
+        """A node that nobody speaks of has no pods, so a mistyped name would enforce nothing without a word."""
+        if not node or any(one.name == node for one in nodes) or any(pod.node == node for pod in self._all(Pod)):
+            return
+        known = ", ".join(sorted({one.name for one in nodes})[:5]) or "none"
+        yield facts.Problem(
+            "", 0, "", f"no Node and no Pod is of node {node}: nothing is enforced here (nodes: {known})"
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class Cast:
-    """What `_cast` finds, all by one allocation."""
+    """Who is who, and with which number."""
 
-    endpoints: tuple[Endpoint, ...]
     identities: Mapping[int, Identity]
     by_prefix: Mapping[str, int]
-    labels: Mapping[Key, LabelSet]
 
 
-def _endpoints(
-    node: str | None,
-    owners: Ownership,
-    managed: list[Pod],
-    labels: Mapping[Key, LabelSet],
-    seats: Mapping[Seat, IdentityId],
-) -> tuple[Endpoint, ...]:
-    """Local pods that have an address, and one endpoint of nobody per contested address."""
-    local = [pod for pod in managed if node is None or pod.node == node]
-    here = [pod for pod in local if owners.addresses(pod)]
-    keys = {pod.key for pod in local}
-    torn = [address for address, pods in owners.contested.items() if any(pod.key in keys for pod in pods)]
+def _endpoints(node: str | None, roster: Roster) -> tuple[Endpoint, ...]:
+    """Local pods that have an address, sorted, and one endpoint of nobody per contested address."""
+    local = {pod.key: pod for pod in roster.pods} if node is None else roster.by_node.get(node, {})
+    here = [local[key] for key in sorted(local) if roster.addresses(local[key])]
+    torn = [address for address, pods in sorted(roster.contested.items()) if any(pod.key in local for pod in pods)]
     names = [f"{pod.namespace}/{pod.name}" for pod in here] + torn
     ids = allocate(names, first=1, end=max(ENDPOINT_IDS, 2 * len(names)))
-    found = [
-        Endpoint(
-            id=EndpointId(ids[f"{pod.namespace}/{pod.name}"]),
-            namespace=pod.namespace,
-            name=pod.name,
-            identity=seats[pod.key, owners.addresses(pod)[0]],
-            labels=labels[pod.key],
-            addresses=owners.addresses(pod),
-            named_ports=pod.named_ports,
-            workload=pod.workload,
-        )
-        for pod in here
-    ]
+    found = [_endpoint(EndpointId(ids[f"{pod.namespace}/{pod.name}"]), pod, roster) for pod in here]
     found += [
         Endpoint(EndpointId(ids[address]), "", f"contested {address}", UNKNOWN, _contested_labels(address), (address,))
         for address in torn
     ]
     return tuple(found)
+
+
+def _endpoint(number: EndpointId, pod: Pod, roster: Roster) -> Endpoint:
+    addresses = roster.addresses(pod)
+    return Endpoint(
+        id=number,
+        namespace=pod.namespace,
+        name=pod.name,
+        identity=roster.number(pod, addresses[0]),
+        labels=roster.labels(pod),
+        addresses=addresses,
+        named_ports=pod.named_ports,
+        workload=pod.workload,
+    )
 
 
 def _node_labels(node: facts.Node) -> frozenset[Label]:
@@ -297,25 +434,16 @@ def _with_secrets(policy: PolicyState, vault: Vault) -> Iterable[Rule]:
     return vault.resolve(policy.rules) if policy.needs_secrets else policy.rules
 
 
-def _unknown(node: str | None, nodes: list[facts.Node], pods: list[Pod]) -> Iterator[Problem]:
-    """A node that nobody speaks of has no pods, so a mistyped name would enforce nothing without a word."""
-    if node and all(one.name != node for one in nodes) and all(pod.node != node for pod in pods):
-        known = ", ".join(sorted({one.name for one in nodes})[:5]) or "none"
-        yield facts.Problem(
-            "", 0, "", f"no Node and no Pod is of node {node}: nothing is enforced here (nodes: {known})"
-        )
-
-
 def _contested_labels(address: str) -> LabelSet:
     return LabelSet.of([Label(RESERVED, CONTESTED, address)])
 
 
-def _contested_rules(owners: Ownership, labels: Mapping[Key, LabelSet], rules: Iterable[Rule]) -> list[Rule]:
+def _contested_rules(roster: Roster, rules: Iterable[Rule]) -> list[Rule]:
     """Deny rules for an address of nobody, in each direction in which a policy governs someone who claims it."""
     found = []
     rules = tuple(rules)
-    for address, pods in owners.contested.items():
-        claims = [labels[pod.key] for pod in pods]
+    for address, pods in sorted(roster.contested.items()):
+        claims = [roster.labels(pod) for pod in pods]
         governed = {rule.direction for rule in rules if any(rule.subject.matches(one) for one in claims)}
         subject = Selector((Requirement(RESERVED, CONTESTED, Operator.IN, (address,)),))
         names = " and ".join(f"{pod.namespace}/{pod.name}" for pod in pods)
@@ -327,42 +455,14 @@ def _contested_rules(owners: Ownership, labels: Mapping[Key, LabelSet], rules: I
     return found
 
 
-def _prefixes(
-    owners: Ownership,
-    seats: Mapping[Seat, IdentityId],
-    places: Mapping[Network, IdentityId],
-    networks: Mapping[Network, Identity],
-    *,
-    dual: bool,
-) -> dict[str, int]:
-    """Prefix → identity. Of equal prefixes the later line below has it: what is ours is never the world's."""
-    table: dict[str, int] = {str(world): number for world, number in identities.worlds(dual=dual).items()}
-    table |= {str(network): identity.id for network, identity in networks.items()}
-    table |= {str(place): number for place, number in places.items()}
-    table |= {str(single(address)): seats[pod.key, address] for address, pod in owners.pods.items()}
-    table |= {str(single(address)): UNKNOWN for address in owners.contested}
-    table |= {str(single(address)): places[single(address)] for address in owners.nodes}
-    return dict(sorted(table.items()))
-
-
-def _counted(policies: list[PolicyState], endpoints: tuple[Endpoint, ...]) -> tuple[PolicyState, ...]:
-    """How many endpoints each policy selects; those that share an identity are matched once."""
-    sizes: dict[LabelSet, int] = {}
-    for endpoint in endpoints:
-        sizes[endpoint.labels] = sizes.get(endpoint.labels, 0) + 1
-    found = []
-    for policy in policies:
-        subjects = {rule.subject for rule in policy.rules}
-        count = sum(size for labels, size in sizes.items() if any(subject.matches(labels) for subject in subjects))
-        found.append(replace(policy, endpoints=count))
-    return tuple(found)
-
-
-def _names(cast: Cast, owners: Ownership, services: tuple[Frontend, ...]) -> Names:
-    ids = {(endpoint.namespace, endpoint.name): endpoint.id for endpoint in cast.endpoints}
-    pods = {
-        address: NamedPod(ids.get((pod.namespace, pod.name), EndpointId(0)), pod.namespace, pod.name, pod.workload)
-        for address, pod in owners.pods.items()
-    }
-    of_services = {(one.address, one.port, one.protocol): (one.namespace, one.service) for one in services}
-    return Names(pods, of_services, dict(owners.nodes), cast.identities)
+def _by_space(
+    services: Iterable[facts.Service], slices: Iterable[facts.EndpointSlice]
+) -> dict[str, tuple[list[facts.Service], list[facts.EndpointSlice]]]:
+    """Sorted by namespace."""
+    found: dict[str, tuple[list[facts.Service], list[facts.EndpointSlice]]] = {}
+    for service in services:
+        found.setdefault(service.namespace, ([], []))[0].append(service)
+    for piece in slices:
+        if piece.namespace in found:
+            found[piece.namespace][1].append(piece)
+    return found

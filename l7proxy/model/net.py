@@ -38,6 +38,11 @@ def single(address: str) -> Network:
     return ip_network(address)
 
 
+def single_text(address: str) -> str:
+    """The same of a canonical address, as text."""
+    return f"{address}/{128 if ':' in address else 32}"
+
+
 class Networks:
     """A set of prefixes that knows which of them hold another."""
 
@@ -72,17 +77,20 @@ class HostPort:
 
 
 class PrefixTable(Generic[V]):
-    """Longest-prefix match: exact addresses by hash, the few real prefixes by length, longest first."""
+    """Longest-prefix match: exact addresses by hash, the few real prefixes by length, longest first.
+
+    Prefixes are canonical text, `10.0.0.1/32`.
+    """
 
     def __init__(self, entries: Mapping[str, V]) -> None:
         self._exact: dict[str, V] = {}
         self._by_length: dict[int, list[tuple[int, dict[int, V]]]] = {4: [], 6: []}
         found: dict[int, dict[int, dict[int, V]]] = {4: {}, 6: {}}
         for text, value in entries.items():
-            network = ip_network(text)
-            if network.prefixlen == network.max_prefixlen:
-                self._exact[str(network.network_address)] = value
+            if text.endswith("/32" if "." in text else "/128"):
+                self._exact[text[: text.rindex("/")]] = value
             else:
+                network = ip_network(text)
                 key = int(network.network_address) >> (network.max_prefixlen - network.prefixlen)
                 found[network.version].setdefault(network.prefixlen, {})[key] = value
         for version, lengths in found.items():

@@ -80,11 +80,11 @@ def manifests() -> str:
     for name, labels in SPACES.items():
         found.append({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": labels}})
     for node in NODES:
-        spec = {"podCIDR": f"10.0.{node.name[1]}.0/24"}
+        spec: dict[str, Any] = {"podCIDR": f"10.0.{node.name[1]}.0/24"}
         found.append({"apiVersion": "v1", "kind": "Node", "metadata": {"name": node.name}, "spec": spec})
     for pod in PODS:
         serve = ",".join(f"http:{port}" for port in PORTS)
-        metadata = {
+        metadata: dict[str, Any] = {
             "name": pod.name, "namespace": pod.space, "labels": pod.labels,
             "annotations": {"lab.l7proxy.io/serve": serve},
         }  # fmt: skip

@@ -11,7 +11,7 @@ from l7proxy.agent import documents
 from l7proxy.agent.audit import ANNOTATION
 from l7proxy.agent.documents import Reading
 from l7proxy.agent.world import View, World
-from l7proxy.model.facts import Namespace, Node, Pod, PolicyDocument, Synced, Upsert
+from l7proxy.model.facts import Fact, Namespace, Node, Pod, PolicyDocument, Synced, Upsert
 
 N1 = Node("n1", ("192.168.0.1",), ("10.0.1.0/24",))
 WEB = Pod("shop", "web", "n1", ("10.0.1.5",), {"app": "web"})
@@ -27,7 +27,8 @@ def document(value: Any, spec: Any = None) -> PolicyDocument:
 
 def view(space: Namespace, *, audit_all: bool = False, pods: tuple[Pod, ...] = (WEB, OTHER)) -> View:
     world = World(audit_all=audit_all)
-    world.apply([*(Upsert(fact) for fact in (N1, space, *pods)), Synced()])
+    told: list[Fact] = [N1, space, *pods]
+    world.apply([*(Upsert(fact) for fact in told), Synced()])
     return world.view("n1")
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from ipaddress import ip_network
 from typing import Any
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from l7proxy.agent.documents import Reading
@@ -17,12 +17,14 @@ from l7proxy.model.facts import (
     Delete,
     EndpointSlice,
     Fact,
+    Key,
     Namespace,
     Node,
     Origin,
     Pod,
     PolicyDocument,
     Service,
+    ServiceAccount,
     ServicePort,
     SlicePort,
     Synced,
@@ -229,7 +231,7 @@ def test_each_document_says_what_became_of_it() -> None:
         "CiliumNetworkPolicy", "shop", "f", dict(good.document), fault="torn", origin=Origin("f", 9)
     )
     found = view(N1, WEB, CLIENT, good, unsupported, wrong, faulty)
-    assert [(one.name, one.state, one.endpoints, one.file, one.line) for one in found.policies] == [
+    assert [(one.name, one.state, found.selected(one), one.file, one.line) for one in found.policies] == [
         ("f", Reading.INVALID, 1, "f", 9),
         ("p", Reading.ACCEPTED, 1, "p.yaml", 1),
         ("u", Reading.REFUSED, 1, "p.yaml", 4),
@@ -249,7 +251,7 @@ def test_a_document_that_cannot_be_honoured_closes_what_it_selects() -> None:
 
 def test_a_policy_that_selects_nobody_is_in_force_for_nobody() -> None:
     found = view(N1, WEB, policy(namespace="empty", ingress=[{}]))
-    assert [(one.state, one.endpoints) for one in found.policies] == [(Reading.ACCEPTED, 0)]
+    assert [(one.state, found.selected(one)) for one in found.policies] == [(Reading.ACCEPTED, 0)]
 
 
 def test_rules_are_compiled_into_verdicts() -> None:
@@ -309,6 +311,19 @@ others: st.SearchStrategy[Fact] = st.sampled_from(
         policy("wrong", ingres=[]),
         Service("shop", "web", ("10.96.0.1",), (ServicePort(80, 6, "http"),), {"app": "web"}),
         EndpointSlice("shop", "web-1", "web", ("10.0.1.5",), (SlicePort("", 80, 6),)),
+        EndpointSlice("default", "kubernetes", "kubernetes", ("10.0.2.5", "192.0.2.1"), (SlicePort("", 443, 6),)),
+        ServiceAccount("shop", "default", {"role": "x"}),
+        PolicyDocument(
+            "NetworkPolicy",
+            "shop",
+            "blocks",
+            {
+                "apiVersion": "networking.k8s.io/v1",
+                "kind": "NetworkPolicy",
+                "metadata": {"name": "blocks", "namespace": "shop"},
+                "spec": {"podSelector": {}, "ingress": [{"from": [{"ipBlock": {"cidr": "10.0.1.5/32"}}]}]},
+            },
+        ),
     ]
 )
 facts_ = st.lists(pods | others, max_size=12)
@@ -338,6 +353,27 @@ def test_what_came_and_went_leaves_no_trace(stay: list[Fact], go: list[Fact]) ->
     made.view("n1")
     made.apply([Delete(fact.key) for fact in passing])
     assert made.view("n1") == unsynced(stay).view("n1")
+
+
+steps = st.lists(st.tuples(st.lists(pods | others, max_size=3), st.lists(pods | others, max_size=2)), max_size=6)
+
+
+@settings(deadline=None)
+@given(steps, st.sampled_from(["n1", "n2", None]), st.sampled_from([(), ("10.0.1.6", "192.168.0.7")]))
+def test_step_by_step_is_all_at_once(
+    done: list[tuple[list[Fact], list[Fact]]], node: str | None, local: tuple[str, ...]
+) -> None:
+    """What is remembered between views never shows, whichever node's views were drawn in between."""
+    made, known = World(), dict[Key, Fact]()
+    for place, (come, go) in enumerate(done):
+        made.apply([*(Upsert(fact) for fact in come), *(Delete(fact.key) for fact in go)])
+        known |= {fact.key: fact for fact in come}
+        for fact in go:
+            known.pop(fact.key, None)
+        asked = ("n1", "n2", None)[place % 3]
+        assert made.view(asked) == unsynced(known.values()).view(asked)
+    assert made.view(node, local_addresses=local) == unsynced(known.values()).view(node, local_addresses=local)
+    assert made.copy().view(node) == made.view(node)
 
 
 def unsynced(facts: Iterable[Fact]) -> World:
