@@ -75,21 +75,33 @@ class References:
 
     def of_services(self, peer: ServicePeer) -> Iterator[Peer]:
         """A Service that selects pods means those, by their labels; any other means addresses outside."""
-        for service in self.services:
-            if peer.namespace not in ("", service.namespace) or peer.name not in ("", service.name):
-                continue
-            if not peer.selector.matches(_labels(K8S, service.labels)):
+        for service, labels in self._labelled_services.get(peer.name, ()):
+            if peer.namespace not in ("", service.namespace) or not peer.selector.matches(labels):
                 continue
             if service.selector:
                 yield _pods(service)
             else:
                 addresses = self._behind.get((service.namespace, service.name), ())
-                yield from (CidrPeer(ip_network(address), reach=peer.reach) for address in addresses)
+                yield from (CidrPeer(single(address), reach=peer.reach) for address in addresses)
+
+    @cached_property
+    def _labelled_services(self) -> Mapping[str, list[tuple[Service, LabelSet]]]:
+        """By name, and all of them under ""."""
+        found: dict[str, list[tuple[Service, LabelSet]]] = {}
+        for service in self.services:
+            labelled = service, _labels(K8S, service.labels)
+            found.setdefault(service.name, []).append(labelled)
+            found.setdefault("", []).append(labelled)
+        return found
 
     def of_groups(self, peer: CidrGroupPeer) -> Iterator[Peer]:
-        for group in self.cidr_groups:
-            if peer.name in ("", group.name) and peer.selector.matches(_labels(CIDR_GROUP, group.labels)):
+        for group, labels in self._labelled_groups:
+            if peer.name in ("", group.name) and peer.selector.matches(labels):
                 yield from (CidrPeer(ip_network(text), peer.excepts, peer.reach) for text in group.networks)
+
+    @cached_property
+    def _labelled_groups(self) -> list[tuple[CidrGroup, LabelSet]]:
+        return [(group, _labels(CIDR_GROUP, group.labels)) for group in self.cidr_groups]
 
     def of_network_sets(self, peer: NetworkSetPeer) -> Iterator[Peer]:
         for one, labels in self._labelled_sets:

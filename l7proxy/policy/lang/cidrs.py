@@ -39,6 +39,7 @@ def cidr_set(field: Field, document: Document) -> CidrPeer | CidrGroupPeer:
     if name == "cidrGroupRef":
         return CidrGroupPeer(found[name].text(), excepts=excepts, reach=reach)
     if name == "cidrGroupSelector":
+        document.selects(found[name])
         selector = selectors.selector(selectors.requirements(found[name]))
         return CidrGroupPeer(selector=selector, excepts=excepts, reach=reach)
     network = prefix(found[name], "CIDRRule")

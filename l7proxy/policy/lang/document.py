@@ -18,6 +18,8 @@ from l7proxy.policy.rules import Rule
 
 MAX_PROGRAM: Final = 2_000_000
 """RE2 instructions in all patterns of one document: about a second to compile. An ordinary path makes 20 to 100."""
+MAX_SELECTED: Final = 100
+"""References by label in one document: each may mean thousands of Services or prefixes."""
 MAX_FAULTS: Final = 10
 """Reading stops there: a pattern that is refused for its size may have cost 0.2 s."""
 
@@ -38,6 +40,7 @@ class Document:
     unenforced: list[PolicyError] = field(default_factory=list)
     options: Options = DEFAULT
     program: int = 0
+    selected: int = 0
 
     def ref(self, path: str) -> RuleRef:
         file, line = self.locate(path) if self.locate else ("", 0)
@@ -50,6 +53,12 @@ class Document:
         """Why a part of the document refuses what it covers."""
         self.unenforced.append(PolicyError(why, at=at.at, unsupported=True))
         return str(self.unenforced[-1])
+
+    def selects(self, at: Field) -> None:
+        """A reference by label, to objects of which there may be many."""
+        self.selected += 1
+        if self.selected > MAX_SELECTED:
+            at.fail(f"too many references by label in one document, the max is {MAX_SELECTED}")
 
     def collect(self, read: Callable[[], Iterable[Rule]]) -> list[Rule]:
         """The rules of one part of the document. A fault ends that part; the next one is read all the same."""

@@ -29,6 +29,7 @@ def services(item: Field, document: Document) -> Iterator[ServicePeer]:
         by_labels = found["k8sServiceSelector"].mapping(("selector", "namespace"))
         if "selector" not in by_labels:
             found["k8sServiceSelector"].fail("selector is required")
+        document.selects(by_labels["selector"])
         selector = selectors.selector(selectors.requirements(by_labels["selector"]))
         yield ServicePeer(_namespace(by_labels), selector=selector, reach=reach)
 

@@ -447,3 +447,14 @@ def test_1_2_deny_rules_are_for_addresses_and_ports_only(bench: Bench) -> None:
         with pytest.raises(PolicyError, match="unknown field") as caught:
             lang.parse(bench.cnp(spec))
         assert not caught.value.unsupported
+
+
+@pytest.mark.parametrize(
+    ("name", "item"),
+    [("toServices", "{k8sServiceSelector: {selector: {}}}"), ("toCIDRSet", "{cidrGroupSelector: {}}")],
+)
+def test_references_by_label_are_not_without_end(name: str, item: str, bench: Bench) -> None:
+    """Each may mean every Service of the cluster: a tenant's document must not keep a node busy for minutes."""
+    assert lang.parse(bench.cnp(f"egress: [{{{name}: [{', '.join([item] * 100)}]}}]"))
+    with pytest.raises(PolicyError, match="too many references by label in one document, the max is 100"):
+        lang.parse(bench.cnp(f"egress: [{{{name}: [{', '.join([item] * 101)}]}}]"))
