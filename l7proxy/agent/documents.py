@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from enum import Enum
+from typing import Final
 
 from l7proxy.agent import audit
 from l7proxy.agent.secrets import names_secret
@@ -14,6 +15,9 @@ from l7proxy.policy.lang.http import foreign_secrets
 from l7proxy.policy.lang.options import DEFAULT
 from l7proxy.policy.references import References, without_tier
 from l7proxy.policy.rules import Rule
+
+TOLD: Final = 10
+"""Parts that are not enforced, of one document, that a state names; the rest are counted."""
 
 
 class Reading(Enum):
@@ -75,7 +79,7 @@ def _read(document: PolicyDocument, secrets_namespace: str, options: lang.Option
         document.namespace,
         document.name,
         _state(document, found),
-        reason="; ".join(str(part) for part in found.unenforced),
+        reason=_together(found.unenforced),
         file=document.origin.file,
         line=document.origin.line,
         rules=found.rules,
@@ -94,6 +98,11 @@ def placed(state: PolicyState, references: References) -> PolicyState:
     for ref, why in without_tier(state.rules, references):
         return replace(state, state=Reading.REFUSED, reason=why, file=ref.file, line=ref.line)
     return state
+
+
+def _together(parts: tuple[PolicyError, ...]) -> str:
+    more = f"; and {len(parts) - TOLD} more" if len(parts) > TOLD else ""
+    return "; ".join(str(part) for part in parts[:TOLD]) + more
 
 
 def _refused(document: PolicyDocument, state: Reading, reason: str, at: str) -> PolicyState:

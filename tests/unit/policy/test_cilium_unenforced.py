@@ -246,3 +246,9 @@ CLOSED = [
 @pytest.mark.parametrize(("item", "port"), [row[1:] for row in CLOSED], ids=[row[0] for row in CLOSED])
 def test_what_cilium_would_have_refused_by_them_is_refused(item: str, port: str, bench: Bench) -> None:
     assert bench.town(f"egress: [{item}]").egress("outside", port=port) in ("deny", "no rule")
+
+
+def test_of_many_parts_a_state_names_the_first_and_counts_the_rest(bench: Bench) -> None:
+    reason = bench.town(f"egress: [{', '.join([NOBODY[0][1]] * 12)}]").view.policies[0].reason
+    assert reason.count("is not supported yet") == 10
+    assert reason.endswith("; and 2 more")
