@@ -12,9 +12,11 @@ import h11
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from l7proxy.flows.records import HttpRequest, HttpResponse, Malformed
+from l7proxy.flows.records import Connection, HttpRequest, HttpResponse, Malformed
+from l7proxy.gate.options import HttpOptions
 from l7proxy.model.verdict import Verdict
-from tests.unit.gate.talk import DENY, GET, OK, Talk
+from l7proxy.wire.path import PathRules
+from tests.unit.gate.talk import DENIED, DENY, GET, OK, Talk, all_but_deny
 from tests.unit.wire import mutants
 
 CHUNKED = b"Transfer-Encoding: chunked\r\n\r\n"
@@ -34,6 +36,9 @@ REQUESTS = [
     b"GET /x%2Fy HTTP/1.1\r\nHost: h\r\n\r\n",
     b"GET /a HTTP/1.1\r\nHost: h\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n",
     b"GET /deny HTTP/1.1\r\nHost: h\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n",
+    b"GET /a HTTP/1.1\r\nHost: h\r\nConnection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AA\r\n\r\n",
+    b"CONNECT h:443 HTTP/1.1\r\nHost: h:443\r\n\r\n",
+    b"CONNECT deny:443 HTTP/1.1\r\nHost: deny:443\r\n\r\n",
     b"GET /a HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n",
     b"GET /a HTTP/1.0\r\nConnection: keep-alive\r\n\r\n",
     b"GET /a HTTP/1.0\r\n\r\n",
@@ -47,6 +52,9 @@ RESPONSES = [
     b"HTTP/1.1 100 Continue\r\n\r\n",
     b"HTTP/1.1 103 Early Hints\r\nA: b\r\n\r\n",
     b"HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\r\n",
+    b"HTTP/1.1 200 Connection established\r\n\r\n",
+    b"HTTP/1.1 407 No\r\nContent-Length: 0\r\n\r\n",
+    b"HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: h2c\r\n\r\n",
     b"HTTP/1.1 204 No Content\r\n\r\n",
     b"HTTP/1.1 304 Not Modified\r\nContent-Length: 9\r\n\r\n",
     b"HTTP/1.1 413 Too Large\r\nContent-Length: 0\r\nConnection: close\r\n\r\n",
@@ -78,7 +86,9 @@ STEPS = st.one_of(
     st.tuples(st.just("client"), client_bytes()),
     st.tuples(st.just("server"), server_bytes()),
     st.tuples(
-        st.sampled_from(["connected", "connected", "client_eof", "server_eof", "failed", "timed_out", "client_lost"]),
+        st.sampled_from(
+            ["connected", "connected", "client_eof", "server_eof", "failed", "timed_out", "client_lost", "policy"]
+        ),
         st.just(b""),
     ),
 )
@@ -98,6 +108,8 @@ def hold(talk: Talk, steps: list[tuple[str, bytes]]) -> tuple[bytes, bytes]:
             talk.timed_out()
         elif what == "client_lost":
             talk.client_lost()
+        elif what == "policy":
+            change_policy(talk)
         elif talk.connects:
             if what == "server":
                 talk.server(data)
@@ -113,8 +125,24 @@ def hold(talk: Talk, steps: list[tuple[str, bytes]]) -> tuple[bytes, bytes]:
     return server, client
 
 
+def change_policy(talk: Talk) -> None:
+    """From now on nothing is allowed: an open tunnel ends with the one record of that, all else goes on."""
+    open_tunnel, asked, before = talk.gate.waiting_for == "tunnel", len(talk.asked), len(talk.records)
+    talk.judge = lambda request: DENIED
+    talk.policy_changed()
+    assert len(talk.asked) - asked == open_tunnel
+    del talk.asked[asked:]
+    assert [type(record) for record in talk.records[before:]] == [Connection] * open_tunnel
+    del talk.records[before:]
+    assert (talk.gate.waiting_for == "closed") or not open_tunnel
+
+
 def tunnelled(talk: Talk) -> bool:
-    return any(isinstance(record, HttpResponse) and record.status == 101 for record in talk.records)
+    return any(isinstance(record, HttpResponse) and opens(record) for record in talk.records)
+
+
+def opens(record: HttpResponse) -> bool:
+    return record.status == 101 or (record.method == "CONNECT" and 200 <= record.status < 300)
 
 
 def pieces(cuts: list[int], data: bytes) -> Iterator[bytes]:
@@ -158,7 +186,8 @@ def read_as_client(data: bytes, methods: list[str]) -> list[int]:
             return found
         assert isinstance(event, h11.Response | h11.InformationalResponse)
         found.append(event.status_code)
-        data = b"" if event.status_code == 101 else _rest(connection)
+        tunnel = event.status_code == 101 or (method == "CONNECT" and event.status_code < 300)
+        data = b"" if tunnel else _rest(connection)
     assert not data, "more was answered than asked"
     return found
 
@@ -172,9 +201,11 @@ def _rest(connection: h11.Connection) -> bytes:
 
 
 @settings(max_examples=600, deadline=None)
-@given(st.lists(STEPS, min_size=1, max_size=8), st.lists(st.integers(1, 90), min_size=1, max_size=4))
-def test_laws(steps: list[tuple[str, bytes]], cuts: list[int]) -> None:
+@given(st.lists(STEPS, min_size=1, max_size=8), st.lists(st.integers(1, 90), min_size=1, max_size=4), st.booleans())
+def test_laws(steps: list[tuple[str, bytes]], cuts: list[int], connect: bool) -> None:
     talk = Talk(lambda data: pieces(cuts, data))
+    talk.options = HttpOptions(paths=PathRules(allow_connect=connect))
+    talk.judge = lambda request: DENIED if request.host.startswith(b"deny") else all_but_deny(request)
     server, client = hold(talk, steps)
     assert talk.gate.waiting_for == "closed"
 
@@ -186,7 +217,7 @@ def test_laws(steps: list[tuple[str, bytes]], cuts: list[int]) -> None:
     assert len(requests) == len(talk.asked)
     # law 2: a server that is not ours reads exactly the allowed requests, as they were judged
     allowed = [
-        (asked.method.decode(), asked.path.decode())
+        (asked.method.decode(), (asked.path or asked.host).decode())
         for asked, record in zip(talk.asked, requests, strict=True)
         if record.judgement.verdict is Verdict.FORWARDED
     ]
