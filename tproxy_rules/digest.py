@@ -5,12 +5,14 @@ from __future__ import annotations
 import hashlib
 import struct
 from array import array
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from ipaddress import ip_address, ip_network
+from operator import is_, lt
+from typing import Any
 
-from tproxy_rules.desired import Desired, Endpoint, Entry, Settings, Stage, Table, Tier, Verdict
+from tproxy_rules.desired import Desired, Endpoint, Entry, Settings, Stage, Table, Tier
 
 
 def canonical(table: Table) -> Table:
@@ -25,7 +27,7 @@ def normalise(desired: Desired, table: Callable[[Table], Table] = canonical) -> 
     return replace(
         desired,
         settings=_settings(desired.settings),
-        identities=tuple(sorted({(network(prefix), int(number)) for prefix, number in desired.identities})),
+        identities=_identities(desired.identities),
         endpoints=tuple(sorted(endpoints, key=lambda one: one.id)),
         bridges=tuple(sorted(set(desired.bridges), key=lambda bridge: (bridge.name, bridge.mac))),
         frontends=tuple(
@@ -35,6 +37,15 @@ def normalise(desired: Desired, table: Callable[[Table], Table] = canonical) -> 
             )
         ),
     )
+
+
+def _identities(identities: tuple[tuple[str, int], ...]) -> tuple[tuple[str, int], ...]:
+    """There may be very many, and mostly they are canonical already."""
+    given = [prefix for prefix, _ in identities]
+    texts = list(map(network, given))
+    if texts == given and _ascends(texts):
+        return identities
+    return tuple(sorted(set(zip(texts, (number for _, number in identities), strict=True))))
 
 
 def digest(desired: Desired) -> str:
@@ -60,7 +71,10 @@ def fingerprint(desired: Desired, table: Callable[[Table], bytes] = table_digest
     """The digest of a canonical picture. Frozen values of numbers and texts: their repr is their text."""
     tables = [(one.ingress and table(one.ingress), one.egress and table(one.egress)) for one in desired.endpoints]
     bare = tuple(replace(one, ingress=None, egress=None) for one in desired.endpoints)
-    return hashlib.sha256(repr((replace(desired, endpoints=bare), tables)).encode()).hexdigest()
+    prefixes = "\n".join([prefix for prefix, _ in desired.identities])
+    found = hashlib.sha256(repr((replace(desired, identities=(), endpoints=bare), tables, prefixes)).encode())
+    found.update(array("I", [number for _, number in desired.identities]))
+    return found.hexdigest()
 
 
 @lru_cache(maxsize=1 << 16)
@@ -88,12 +102,16 @@ def _endpoint(endpoint: Endpoint, table: Callable[[Table], Table]) -> Endpoint:
 
 
 def _stage(stage: Stage) -> Stage:
-    return tuple(sorted({_entry(entry) for entry in stage}))
+    """The stage itself where it is canonical already, which is what callers mostly have."""
+    entries = tuple(canonical_entry(entry) for entry in stage)
+    if not _ascends(entries):
+        return tuple(sorted(set(entries)))
+    return stage if all(map(is_, entries, stage)) else entries
 
 
-def _entry(entry: Entry) -> Entry:
-    """The entry itself where it is canonical already."""
-    peers = tuple(sorted(set(entry.peers)))
-    if entry.peers == peers and isinstance(entry.verdict, Verdict):
-        return entry
-    return replace(entry, verdict=Verdict(entry.verdict), peers=peers)
+def canonical_entry(entry: Entry) -> Entry:
+    return entry if _ascends(entry.peers) else replace(entry, peers=tuple(sorted(set(entry.peers))))
+
+
+def _ascends(some: Sequence[Any]) -> bool:
+    return all(map(lt, some, some[1:]))

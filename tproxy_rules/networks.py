@@ -38,21 +38,24 @@ def family(address: str) -> int:
     return 6 if ":" in address else 4
 
 
-def split(identities: Iterable[tuple[str, int]], version: int) -> Identities:
-    """The identities of one IP version."""
-    default, whole = 0, "/32" if version == 4 else "/128"
-    hosts: dict[str, int] = {}
-    prefixes: list[tuple[str, int]] = []
+def split(identities: Iterable[tuple[str, int]]) -> dict[int, Identities]:
+    """The identities of both IP versions, by version."""
+    defaults = {4: 0, 6: 0}
+    hosts: dict[int, dict[str, int]] = {4: {}, 6: {}}
+    prefixes: dict[int, list[tuple[str, int]]] = {4: [], 6: []}
+    hosts4, hosts6 = hosts[4], hosts[6]
     for text, identity in identities:
-        if (":" in text) is not (version == 6):
-            continue
-        if text.endswith(whole):
-            hosts[text[: -len(whole)]] = identity
+        if text.endswith("/128"):
+            hosts6[text[:-4]] = identity
+        elif text.endswith("/32") and ":" not in text:
+            hosts4[text[:-3]] = identity
         elif text.endswith("/0"):
-            default = identity
+            defaults[family(text)] = identity
         else:
-            prefixes.append((text, identity))
-    return Identities(default, _ranges(tuple(prefixes)), hosts)
+            prefixes[family(text)].append((text, identity))
+    return {
+        version: Identities(defaults[version], _ranges(tuple(prefixes[version])), hosts[version]) for version in (4, 6)
+    }
 
 
 @lru_cache(maxsize=4)

@@ -45,7 +45,7 @@ ERRORS: Final = (
 
 def table(desired: Desired, ask: Callable[[Stage], Asked] = asked) -> NftTable:
     """For a canonical picture. `ask` is `asked`, or what remembers its answers."""
-    nets = {version: split(desired.identities, version) for version in (4, 6)}
+    nets = split(desired.identities)
     return made(
         "inet",
         TABLE,

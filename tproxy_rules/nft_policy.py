@@ -14,7 +14,7 @@ from tproxy_rules.desired import Desired, Endpoint, Settings, Stage, Table, Verd
 from tproxy_rules.marks import Told, Way
 from tproxy_rules.nft_table import Chain, Peers, Set, chain
 from tproxy_rules.nft_text import log, mark
-from tproxy_rules.shapes import BY_PRECEDENCE, Cells, Shape, lookups
+from tproxy_rules.shapes import Cells, Shape, lookups
 
 # Exactly one event per connection: only its first packet is not confirmed yet; repeated SYNs are.
 FIRST: Final = "ct state new ct status & confirmed == 0"
@@ -39,6 +39,7 @@ _TYPES: Final = {
     "th dport": "inet_service",
     "th sport": "inet_service",
 }
+_KINDS: Final = {shape: " . ".join(_TYPES[field] for field in fields.split(" . ")) for shape, fields in _FIELDS.items()}
 _WORDS: Final = {Verdict.DENY: Told.DENY, Verdict.STEER: Told.STEER, Verdict.ALLOW: Told.ALLOW}
 
 Asked = tuple[tuple[Verdict, Shape, Cells], ...]
@@ -51,9 +52,7 @@ Outline = tuple[tuple[tuple[Asking, ...], bool], ...]
 
 def asked(stage: Stage) -> Asked:
     """What a stage comes to. Pure: a caller may keep it for as long as the stage."""
-    return tuple(
-        (verdict, shape, cells) for verdict in BY_PRECEDENCE for shape, cells in lookups(stage, verdict).items()
-    )
+    return tuple((verdict, *found) for verdict, shapes in lookups(stage).items() for found in shapes.items())
 
 
 def ways(endpoint: Endpoint) -> Iterator[tuple[Way, Table]]:
@@ -65,42 +64,35 @@ def ways(endpoint: Endpoint) -> Iterator[tuple[Way, Table]]:
 
 
 def parts(desired: Desired, ask: Callable[[Stage], Asked]) -> Iterator[Set | Chain]:
-    """All sets and chains of all endpoints."""
-    names = _names(desired)
-    for stage, name in names.items():
-        for verdict, shape, cells in ask(stage):
-            if shape is not Shape.ANY:
-                yield _set(_set_name(name, verdict, shape), shape, cells)
-    for endpoint in desired.endpoints:
-        for way, one in ways(endpoint):
-            outline = tuple(
-                (tuple((names[stage], tuple(found[:2] for found in ask(stage))) for stage in tier.stages), tier.closed)
-                for tier in one.tiers
-            )
-            yield from _chains(desired.settings, endpoint.id, way, outline)
+    """All sets and chains of all endpoints.
 
-
-def _names(desired: Desired) -> dict[Stage, str]:
-    """Equal stages share their sets, under the name of the first place that has one: endpoint, way, tier, stage.
-
-    So a name lives through changes of what is in the sets, and depends on this picture only.
+    Equal stages share their sets, under the name of the first place that has one: endpoint, way, tier, stage. So a name
+    lives through changes of what is in the sets, and depends on this picture only.
     """
     names: dict[Stage, str] = {}
     for endpoint in desired.endpoints:
-        for way, one in ways(endpoint):
-            for t, tier in enumerate(one.tiers):
+        for way, table in ways(endpoint):
+            outline: list[tuple[tuple[Asking, ...], bool]] = []
+            for t, tier in enumerate(table.tiers):
+                asking = []
                 for s, stage in enumerate(tier.stages):
-                    names.setdefault(stage, f"{way[0]}{endpoint.id}_{t}_{s}")
-    return names
+                    own = f"{way[0]}{endpoint.id}_{t}_{s}"
+                    name, found = names.setdefault(stage, own), ask(stage)
+                    asking.append((name, tuple([one[:2] for one in found])))
+                    if name is own:
+                        yield from _sets(name, found)
+                outline.append((tuple(asking), tier.closed))
+            yield from _chains(desired.settings, endpoint.id, way, tuple(outline))
 
 
-def _set(name: str, shape: Shape, cells: Cells) -> Set:
-    kind = " . ".join(_TYPES[field] for field in _FIELDS[shape].split(" . "))
-    return Set(name, kind, Peers(cells), interval=shape.ranged)
+def _sets(stage: str, found: Asked) -> Iterator[Set]:
+    for verdict, shape, cells in found:
+        if shape is not Shape.ANY:
+            yield Set(_set_name(stage, verdict, shape), _KINDS[shape], Peers(cells), interval=shape.ranged)
 
 
 def _set_name(stage: str, verdict: Verdict, shape: Shape) -> str:
-    return f"{stage}_{verdict.name.lower()}_{shape.value}"
+    return f"{stage}_{verdict.name.lower()}_{shape}"
 
 
 @lru_cache(maxsize=4096)

@@ -63,6 +63,8 @@ class Peers:
 
     def without(self, other: Members) -> Iterable[str]:
         theirs: Cells = other.cells if isinstance(other, Peers) and other is not self else {}
+        if theirs is self.cells:
+            return
         for cell, peers in sorted(self.cells.items()):
             known = theirs.get(cell, ())
             if peers is not known and peers != known:
@@ -177,39 +179,29 @@ def delta(old: NftTable, new: NftTable) -> str:
     stale_chains = [name for name in old.chains if name not in new.chains]
     stale_sets = [one for one in old.sets.values() if one.name not in new.sets]
     fresh_sets = [one for one in new.sets.values() if one.name not in old.sets]
-    kept = [(old.sets[one.name], one) for one in new.sets.values() if one.name in old.sets]
+    differences = [_difference(at, old.sets[one.name], one) for one in new.sets.values() if one.name in old.sets]
     lines = [f"flush chain {at} {chain.name}" for chain in changed if chain.name in old.chains]
     lines += [f"flush chain {at} {name}" for name in stale_chains]
-    for before, one in kept:
-        lines += _gone(at, before, one)
+    lines += [gone for gone, _ in differences if gone]
     lines += [f"delete chain {at} {name}" for name in stale_chains]
     lines += [f"delete {one.sort} {at} {one.name}" for one in stale_sets]
     lines += [f"add chain {at} {chain.name}" for chain in changed if chain.name not in old.chains]
     if fresh_sets:
         lines.append(f"table {at} {{\n" + "\n".join(one.text() for one in fresh_sets) + "}")
-    for before, one in kept:
-        lines += _come(at, before, one)
+    lines += [come for _, come in differences if come]
     lines += [f"add rule {at} {chain.name} {rule}" for chain in changed for rule in chain.rules]
     return "".join(f"{line}\n" for line in lines)
 
 
-def _gone(at: str, before: Set, one: Set) -> Iterator[str]:
-    if before.members is one.members:
-        return
-    gone = list(before.members.without(one.members))
-    if one.is_tree:
-        if gone or list(one.members.without(before.members)):
-            yield f"flush {one.sort} {at} {one.name}"
-    elif gone:
-        keys = ", ".join(member.partition(" : ")[0] for member in gone)
-        yield f"delete element {at} {one.name} {{ {keys} }}"
+def _difference(at: str, before: Set, one: Set) -> tuple[str, str]:
+    """What takes out of a set what must go, and what puts in what must come."""
+    gone, come = list(before.members.without(one.members)), list(one.members.without(before.members))
+    if one.is_tree and (gone or come):
+        return f"flush {one.sort} {at} {one.name}", _adding(at, one, one.members)
+    keys = ", ".join(member.partition(" : ")[0] for member in gone)
+    return keys and f"delete element {at} {one.name} {{ {keys} }}", _adding(at, one, come)
 
 
-def _come(at: str, before: Set, one: Set) -> Iterator[str]:
-    if before.members is one.members:
-        return
-    come = list(one.members.without(before.members))
-    if one.is_tree and (come or list(before.members.without(one.members))):
-        come = list(one.members)
-    if come:
-        yield f"add element {at} {one.name} {{ {', '.join(come)} }}"
+def _adding(at: str, one: Set, members: Iterable[str]) -> str:
+    listed = ", ".join(members)
+    return listed and f"add element {at} {one.name} {{ {listed} }}"

@@ -11,7 +11,8 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
-from enum import Enum
+from enum import StrEnum
+from operator import attrgetter
 from typing import Final
 
 from tproxy_rules.desired import Entry, Stage, Verdict
@@ -26,7 +27,7 @@ Cells = Mapping[Cell, tuple[int, ...] | None]
 """The peers of each cell, ascending; None is everyone. Cells of one peer and protocol are disjoint."""
 
 
-class Shape(Enum):
+class Shape(StrEnum):
     """The fields an element names, in the order in which they are looked up."""
 
     ANY = "any"
@@ -56,48 +57,51 @@ _PORTS: Final = {
 }
 
 
-def lookups(stage: Stage, verdict: Verdict) -> dict[Shape, Cells]:
-    """The non-empty shapes of one verdict."""
-    alike: dict[tuple[int, bool], list[Entry]] = defaultdict(list)
+def lookups(stage: Stage) -> dict[Verdict, dict[Shape, Cells]]:
+    """Per verdict that there is, by precedence, the non-empty shapes."""
+    alike: dict[tuple[Verdict, int, bool], list[Entry]] = defaultdict(list)
     for entry in stage:
-        if entry.verdict is verdict and (entry.any_peer or entry.peers):
-            alike[entry.protocol, entry.any_peer].append(entry)
-    found: dict[Shape, dict[Cell, tuple[int, ...] | None]] = defaultdict(dict)
-    for (protocol, anyone), entries in alike.items():
-        for touching in _touching(entries):
-            for (first, last), peers in _disjoint(touching).items():
-                shape, cell = _shape(protocol, anyone, first, last)
-                found[shape][cell] = None if anyone else peers
-    return {shape: found[shape] for shape in Shape if shape in found}
+        if entry.any_peer or entry.peers:
+            alike[entry.verdict, entry.protocol, entry.any_peer].append(entry)
+    found: dict[Verdict, dict[Shape, dict[Cell, tuple[int, ...] | None]]] = {}
+    for (verdict, protocol, anyone), entries in alike.items():
+        shapes = found.setdefault(verdict, {})
+        for (first, last), peers in _disjoint(entries):
+            shape, cell = _shape(protocol, anyone, first, last)
+            shapes.setdefault(shape, {})[cell] = None if anyone else peers
+    return {
+        verdict: {shape: found[verdict][shape] for shape in Shape if shape in found[verdict]}
+        for verdict in BY_PRECEDENCE
+        if verdict in found
+    }
 
 
-def _touching(entries: Iterable[Entry]) -> Iterator[list[Entry]]:
-    """Groups of entries whose ranges overlap or are neighbours."""
+def _disjoint(entries: list[Entry]) -> Iterator[tuple[tuple[int, int], tuple[int, ...]]]:
+    """Ranges and the peers they are for, no two of which overlap for one peer. Everyone is the peer -1 here."""
     group: list[Entry] = []
     end = -1
-    for entry in sorted(entries, key=lambda entry: (entry.first, entry.last)):
+    for entry in sorted(entries, key=attrgetter("first", "last")):
         if group and entry.first > end + 1:
-            yield group
+            yield from _united(group)
             group = []
         group.append(entry)
         end = max(end, entry.last)
-    yield group
+    yield from _united(group)
 
 
-def _disjoint(entries: list[Entry]) -> dict[tuple[int, int], tuple[int, ...]]:
-    """Ranges and the peers they are for, no two of which overlap for one peer. Everyone is the peer -1 here."""
-    one = entries[0]
-    if len(entries) == 1:
-        return {(one.first, one.last): one.peers}
+def _united(touching: list[Entry]) -> Iterable[tuple[tuple[int, int], tuple[int, ...]]]:
+    """The same for entries whose ranges overlap or are neighbours."""
+    if len(touching) == 1:
+        return [((touching[0].first, touching[0].last), touching[0].peers)]
     ranges: dict[int, list[tuple[int, int]]] = defaultdict(list)
-    for entry in entries:
+    for entry in touching:
         for peer in (-1,) if entry.any_peer else entry.peers:
             ranges[peer].append((entry.first, entry.last))
     peers: dict[tuple[int, int], list[int]] = defaultdict(list)
     for peer in sorted(ranges):
         for merged in merge(ranges[peer]):
             peers[merged].append(peer)
-    return {merged: tuple(some) for merged, some in peers.items()}
+    return [(merged, tuple(some)) for merged, some in peers.items()]
 
 
 def _shape(protocol: int, anyone: bool, first: int, last: int) -> tuple[Shape, Cell]:

@@ -12,7 +12,7 @@ from typing import Final
 
 from tproxy_rules.backend import KernelError
 from tproxy_rules.desired import Bridge, Desired, Endpoint, Entry, Frontend, Port, Settings, Table, Verdict
-from tproxy_rules.digest import canonical, network, normalise
+from tproxy_rules.digest import canonical, canonical_entry, network, normalise
 
 TCP: Final = 6
 ICMP: Final = frozenset({1, 58})
@@ -33,10 +33,10 @@ Examined = tuple[str, Table]
 
 def examined(table: Table) -> Examined:
     """Pure: a caller may keep it for as long as the table."""
-    for at, entry in _places(table):
-        for problem in _entry(entry):
-            return f"{at}: {problem}", table
-    return "", canonical(table)
+    found = canonical(table)
+    if not any(True for entry in found.entries for _ in _entry(entry)):
+        return "", found
+    return next(f"{at}: {problem}" for at, entry in _places(table) for problem in _entry(canonical_entry(entry))), table
 
 
 def checked(desired: Desired, examine: Callable[[Table], Examined] = examined) -> Desired:
@@ -88,18 +88,22 @@ def _settings(settings: Settings) -> Iterator[str]:
 
 
 def _identities(desired: Desired) -> Iterator[str]:
-    seen: set[str] = set()
-    for prefix, number in desired.identities:
-        try:
-            canonical_text = network(prefix)
-        except ValueError as error:
-            yield f"identities: {error}"
-            continue
-        if canonical_text in seen:
-            yield f"identities: {prefix} is there twice"
-        seen.add(canonical_text)
-        if not 0 <= number <= MAX_NUMBER:
-            yield f"identities: {number} of {prefix} is not a 32-bit number"
+    """There may be very many, and mostly nothing is wrong with any."""
+    try:
+        texts = [network(prefix) for prefix, _ in desired.identities]
+    except ValueError as error:
+        yield f"identities: {error}"
+        return
+    if len(set(texts)) < len(texts):
+        seen: set[str] = set()
+        for (prefix, _), text in zip(desired.identities, texts, strict=True):
+            if text in seen:
+                yield f"identities: {prefix} is there twice"
+            seen.add(text)
+    numbers = [number for _, number in desired.identities]
+    if numbers and not 0 <= min(numbers) <= max(numbers) <= MAX_NUMBER:
+        prefix, number = next(one for one in desired.identities if not 0 <= one[1] <= MAX_NUMBER)
+        yield f"identities: {number} of {prefix} is not a 32-bit number"
 
 
 def _bridges(bridges: tuple[Bridge, ...]) -> Iterator[str]:
@@ -152,6 +156,7 @@ def _port(port: Port, bridges: set[str]) -> Iterator[str]:
 
 
 def _entry(entry: Entry) -> Iterator[str]:
+    """Of a canonical entry: its peers ascend."""
     if not ANY_PROTOCOL <= entry.protocol <= 255:
         yield f"protocol {entry.protocol} is not between -1 and 255"
     if not 0 <= entry.first <= entry.last <= MAX_PORT:
@@ -162,7 +167,7 @@ def _entry(entry: Entry) -> Iterator[str]:
         yield f"only TCP can be steered, not protocol {entry.protocol}"
     if entry.any_peer and entry.peers:
         yield "peers are named although any_peer is set"
-    for peer in {min(entry.peers), max(entry.peers)} if entry.peers else ():
+    for peer in entry.peers[:1] + entry.peers[-1:]:
         if not 0 < peer <= MAX_NUMBER:
             yield f"peer {peer} is not between 1 and 2^32-1"
 
