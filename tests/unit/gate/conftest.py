@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.unit.gate.http2_talk import Conversation
 from tests.unit.gate.talk import Split, Talk
 
 
@@ -38,3 +39,8 @@ SPLITS = {"whole": whole, "bytewise": bytewise, "short": at_random(1, 7), "long"
 @pytest.fixture(params=SPLITS)
 def talk(request: pytest.FixtureRequest) -> Talk:
     return Talk(SPLITS[request.param])
+
+
+@pytest.fixture(params=SPLITS)
+def http2(request: pytest.FixtureRequest) -> Conversation:
+    return Conversation(SPLITS[request.param])
