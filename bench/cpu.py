@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,8 +50,17 @@ def peak_mib(pid: int) -> float:
     return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:")) / 1024
 
 
-def descriptors(pid: int) -> int:
-    return sum(1 for _ in Path(f"/proc/{pid}/fd").iterdir())
+def alive(pid: int) -> bool:
+    return Path(f"/proc/{pid}/fd").exists()
+
+
+def open_files(pid: int) -> list[str]:
+    """What is behind each descriptor: a path, or `socket`, `pipe`, `anon_inode…` without its number."""
+    found = []
+    for entry in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):
+            found.append(str(entry.readlink()).partition(":[")[0])
+    return found
 
 
 def children(pid: int) -> list[int]:

@@ -14,31 +14,35 @@ Prints a table of verdicts. Exit code 1 when something did not hold, and what.
 from __future__ import annotations
 
 import argparse
+import fcntl
 import json
+import os
 import sys
 import tempfile
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from rich.console import Console
 from rich.table import Table
 
 from bench.__main__ import ended_by_signals
-from bench.cpu import descriptors, rss_mib
+from bench.cpu import alive, open_files, rss_mib
 from bench.rules import Rule, rules
 from bench.soak import ledger
 from bench.soak.flows import MALFORMED, FlowReader
 from bench.soak.ledger import Line
 from bench.soak.talk import BULK, GRPC, H2C, HTTP, WS
-from bench.stage import Running, Stage, stage
+from bench.stage import Running, Stage, stage, tail
 from l7proxy.errors import L7ProxyError
 from l7proxy.lab import userns
 from l7proxy.lab.state import Lab
+from l7proxy.proxy.server import splice
 
 ALLOWED = Rule("GET|POST", "/soak[./](keep|pipe|down|up|chunked|ws|slow|h2|abort|grpc)/.*")
 FLIPPED = Rule("GET", "/soak/flip/.*")
@@ -46,6 +50,8 @@ PORTS = (HTTP, BULK, GRPC, WS, H2C)
 EDIT_SECONDS = 2.0
 QUIET_SECONDS = 10.0
 """What closed connections have to be closed in, after a burst."""
+KEPT = Counter({"pipe": 2 * splice.KEPT, "anon_inode": 1})
+"""What a worker may keep for the next time: empty pipes to splice through, and the epoll that watches them."""
 GROWTH = 1.10
 GROWTH_MIB = 6.0
 """Memory may be above that after the first burst by a tenth and this much: pages, not requests."""
@@ -60,14 +66,16 @@ class Soak:
     place: Stage
     running: Running
     flows: FlowReader
+    log: Path
     report: Report
+    over: bool = False
     faults: list[str] = field(default_factory=list)
     tables: list[list[Line]] = field(default_factory=list)
     first_rss: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.pids = {"worker": self.running.proxy, "agent": self.running.beside[0]}
-        self.descriptors = {name: descriptors(pid) for name, pid in self.pids.items()}
+        self.open = {name: Counter(open_files(pid)) for name, pid in self.pids.items()}
 
     def burst(self, number: int, seconds: float) -> None:
         self.flows.expect(number)
@@ -79,11 +87,11 @@ class Soak:
         if told["broken"]:
             found.append(f"{len(told['broken'])} connections broke, as {told['broken'][:3]}")
         found += [f"flows were lost: {line}" for line in self.flows.lost]
-        found += self._leaks()
+        found += self._ended() or self._leaks()
         self.faults += (f"burst {number}: {fault}" for fault in found)
         self.tables.append(ledger.lines(outcomes, seen))
         sent = sum(line.sent for line in self.tables[-1])
-        self.report(f"burst {number}: {sent} requests, {sent / seconds:.0f} a second; {self._sizes()}")
+        self.report(f"burst {number}: {sent} requests, {sent / seconds:.0f} a second{self._sizes()}")
         for fault in found:
             self.report(f"  FAULT {fault}")
 
@@ -112,29 +120,31 @@ class Soak:
             over.set()
             thread.join()
 
+    def _ended(self) -> list[str]:
+        """A process that died under the traffic: the end of the soak, and what it said."""
+        gone = [name for name, pid in self.pids.items() if not alive(pid)]
+        self.over = bool(gone)
+        return [f"the {name} ended: {tail(self.log)}" for name in gone]
+
     def _leaks(self) -> list[str]:
         end = time.monotonic() + QUIET_SECONDS
         while (left := self._left_open()) and time.monotonic() < end:
             time.sleep(0.2)
-        found = [f"the {name} has {count} descriptors more than at the start" for name, count in left.items()]
+        found = [f"the {name} has left open: {dict(more)}" for name, more in left.items()]
         for name, pid in self.pids.items():
-            if not Path(f"/proc/{pid}").exists():
-                found.append(f"the {name} ended")
-                continue
             now = rss_mib(pid)
             first = self.first_rss.setdefault(name, now)
             if now > first * GROWTH + GROWTH_MIB:
                 found.append(f"the {name} grew from {first:.1f} to {now:.1f} MiB")
         return found
 
-    def _left_open(self) -> dict[str, int]:
-        extra = {name: descriptors(pid) - self.descriptors[name] for name, pid in self.pids.items()}
-        return {name: count for name, count in extra.items() if count > 0}
+    def _left_open(self) -> dict[str, Counter[str]]:
+        """What each has open beyond what it had before the first burst."""
+        extra = {name: Counter(open_files(pid)) - self.open[name] for name, pid in self.pids.items()}
+        return {name: more for name, more in extra.items() if more - KEPT}
 
     def _sizes(self) -> str:
-        return ", ".join(
-            f"{name} {rss_mib(pid):.1f} MiB, {descriptors(pid)} descriptors" for name, pid in self.pids.items()
-        )
+        return "".join(f", {name} {rss_mib(pid):.1f} MiB" for name, pid in self.pids.items() if alive(pid))
 
 
 def soak(place: Stage, *, minutes: float, burst: float, report: Report) -> Soak:
@@ -143,28 +153,25 @@ def soak(place: Stage, *, minutes: float, burst: float, report: Report) -> Soak:
     with ExitStack() as stack:
         for port, module in ((BULK, ("bench.bulk_server",)), (GRPC, ("bench.grpc_echo", "serve"))):
             stack.enter_context(place.serving(port, sys.executable, "-m", *module, str(port)))
-        settings = {"flow_log": "stdout", "flow_ring": 65535}
+        settings = {"flow_log": "stdout", "flow_ring": 16383}
         read, write = _pipe()
         flows = FlowReader(read)
         with place.l7proxy(settings, scratch, write) as (running, _):
             write.close()
-            run = Soak(place, running, flows, report)
+            run = Soak(place, running, flows, scratch / "err.log", report)
             end = time.monotonic() + minutes * 60
             number = 0
-            while number == 0 or time.monotonic() < end:
+            while number == 0 or (time.monotonic() < end and not run.over):
                 number += 1
                 run.burst(number, burst)
     return run
 
 
-def _pipe() -> tuple[Any, Any]:
+def _pipe() -> tuple[IO[bytes], IO[bytes]]:
     """The agent's flow log on its way to us. Roomy: a reader that is busy for a moment must not cost a flow."""
-    import fcntl
-    import os
-
     read, write = os.pipe()
-    fcntl.fcntl(write, 1031, 1 << 20)  # F_SETPIPE_SZ (fcntl(2))
-    return open(read, "rb", buffering=1 << 20), open(write, "wb")
+    fcntl.fcntl(write, fcntl.F_SETPIPE_SZ, 1 << 20)
+    return os.fdopen(read, "rb", buffering=1 << 20), os.fdopen(write, "wb")
 
 
 def table(run: Soak) -> Table:

@@ -26,7 +26,6 @@ class FlowReader:
 
     def __init__(self, pipe: IO[bytes]) -> None:
         self.lost: list[str] = []
-        self.lines = 0
         self._pipe = pipe
         self._seen = Seen()
         self._burst = 0
@@ -46,20 +45,27 @@ class FlowReader:
         while time.monotonic() < min(end, self._last + quiet):
             time.sleep(0.1)
 
+    def wait_end(self) -> None:
+        """Until the pipe has ended."""
+        self._thread.join()
+
     def take(self) -> Seen:
         with self._lock:
             seen, self._seen = self._seen, Seen()
             return seen
 
     def _read(self) -> None:
-        for line in self._pipe:
-            self._last = time.monotonic()
-            self.lines += 1
-            if b'"Type":"L7"' in line:
-                with self._lock:
-                    self._count(line)
-            elif b'"lost_events"' in line:
-                self.lost.append(line.decode(errors="replace").strip()[:200])
+        with self._pipe:
+            for line in self._pipe:
+                self._last = time.monotonic()
+                self._look(line)
+
+    def _look(self, line: bytes) -> None:
+        if b'"Type":"L7"' in line:
+            with self._lock:
+                self._count(line)
+        elif b'"lost_events"' in line:
+            self.lost.append(line.decode(errors="replace").strip()[:200])
 
     def _count(self, line: bytes) -> None:
         verdict = _VERDICT.search(line)

@@ -61,7 +61,7 @@ class Traffic:
         while time.monotonic() < self.end:
             try:
                 await kind(self.book)
-            except (OSError, TimeoutError, asyncio.IncompleteReadError) as error:
+            except (OSError, TimeoutError, asyncio.IncompleteReadError, RuntimeError) as error:  # uvloop: a closed line
                 if kind is not talk.abort:  # which is only ever cut off because it wanted to be
                     self.broken.append(f"{getattr(kind, '__name__', kind)}: {error!r:.100}")
             await asyncio.sleep(pause)

@@ -1,0 +1,29 @@
+"""The soak for three quarters of a minute: all kinds of traffic while policy is edited, every request accounted for by
+exactly one verdict, nothing left open, nothing grown. (`python -m bench.soak --minutes 10` is the long one.)"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.lab
+
+ROOT = Path(__file__).resolve().parents[2]
+KINDS = ("abort", "chunked", "deny", "down", "flip", "grpc", "h2", "keep", "malformed", "pipe", "slow", "up", "ws")
+TOOLS = ("nginx", "wrk", "taskset")
+needs = pytest.mark.skipif(any(shutil.which(tool) is None for tool in TOOLS), reason=f"needs {', '.join(TOOLS)}")
+
+
+@needs
+def test_forty_five_seconds_of_mixed_traffic_leave_nothing_unaccounted_for_and_nothing_open() -> None:
+    command = [sys.executable, "-m", "bench.soak", "--minutes", "0.5", "--burst", "15", "--name", f"soak{os.getpid()}"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=200, check=False)
+    assert done.returncode == 0, f"{done.stdout}{done.stderr}"
+    counted = {cells[1]: int(cells[3]) for line in done.stdout.splitlines() if len(cells := line.split()) > 4}
+    assert [kind for kind in KINDS if kind not in done.stdout] == [], "a kind of traffic is missing"
+    assert counted, done.stdout
