@@ -5,7 +5,7 @@ Laws (property-tested over any bytes, splits and ends):
  2. Nothing of a request that is not allowed is ever in ToServer, and what is forwarded is what was judged.
  3. Each HttpRequest record is followed by exactly one HttpResponse record: the server's final status, or ours: 403
     denied, 400 a broken body, 408/504 too slow, 502/503 upstream trouble, 499 the client left first. What cannot be
-    judged leaves exactly one Malformed record instead.
+    judged leaves exactly one Malformed record instead. The client sees what is recorded, but for 499 and `_deserted`.
  4. Server bytes that answer no open exchange are never shown to the client.
 The one clever thing is the common path: a whole head in one read, a whole response in another.
 """
@@ -61,6 +61,7 @@ class HttpGate:
         "_options",
         "_paused",
         "_request_lines",
+        "_reused",
         "_server_done",
         "_state",
     )
@@ -86,6 +87,7 @@ class HttpGate:
         self._connected = False
         self._client_done = False
         self._server_done = False
+        self._reused = False  # an answer has come, and the connection was kept for more
         self._half_closed = False  # the client's FIN has been passed on
         self._paused = False
 
@@ -194,7 +196,7 @@ class HttpGate:
             elif exchange.ends_with_connection:
                 self._answered(exchange, actions)
             else:
-                self._fail(exchange, 502, "the server closed the connection before the end of its response", actions)
+                self._deserted(exchange, "the server closed the connection before the end of its response", actions)
         return actions
 
     def client_lost(self, reason: str = "the client left") -> list[Action]:
@@ -214,10 +216,12 @@ class HttpGate:
         if self._state is TUNNEL:
             self._close(actions, reset=True)
         elif self._state is OPEN:
-            if exchange is not None and exchange.allowed and not exchange.answered:
-                self._fail(exchange, 502 if self._connected else 503, f"upstream: {reason}", actions)
-            else:
+            if exchange is None or not exchange.allowed or exchange.answered:
                 self._close(actions)
+            elif self._connected:
+                self._deserted(exchange, f"upstream: {reason}", actions, reset=True)
+            else:
+                self._fail(exchange, 503, f"upstream: {reason}", actions)
         return actions
 
     def identified(self, conn: Conn) -> None:
@@ -394,6 +398,7 @@ class HttpGate:
         if exchange.rest or uncertain or not (exchange.head.keep_alive and response.keep_alive):
             self._close(actions)
         elif exchange.request_body is None:
+            self._reused = True
             self._next(actions)
             if self._held or self._client_done:
                 self._pump(actions)
@@ -454,6 +459,15 @@ class HttpGate:
         actions.append(ToClient(reply(status, sentence(reason), close=True, head_only=head_only)))
         self._emit_response(exchange, status, reason, actions)
         self._close(actions)
+
+    def _deserted(self, exchange: Exchange, reason: str, actions: list[Action], *, reset: bool = False) -> None:
+        """The server has gone. Where it ends a connection in use just as the next request comes, so does ours, without
+        a word: clients know that race and try again (RFC 9112 9.3.1), and an answer would keep them from it."""
+        if self._reused and exchange.unheard:
+            self._emit_response(exchange, 502, f"{reason}, and so did we: the client may try again", actions)
+            self._close(actions, reset=reset)
+        else:
+            self._fail(exchange, 502, reason, actions)
 
     def _close(self, actions: list[Action], *, reset: bool = False) -> None:
         if self._state is CLOSED:

@@ -62,6 +62,11 @@ class Exchange:
         return self._body is not None
 
     @property
+    def unheard(self) -> bool:
+        """The server has not said a word on this request."""
+        return self.response is None and not self._interim and not self._held
+
+    @property
     def ends_with_connection(self) -> bool:
         return self.response is not None and self.response.framing == UNTIL_CLOSE
 

@@ -6,18 +6,22 @@ Every step waits for the other side to have seen the one before: anything kept b
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 import struct
 from asyncio import StreamReader as Reader
 from asyncio import StreamWriter as Writer
+from collections.abc import AsyncIterator
 from pathlib import Path
 
+import aiohttp
 import pytest
+from aiohttp import web
 
 from l7proxy.flows.records import HttpResponse
 from l7proxy.policy.rules import HttpRule
-from tests.lab.front import Front, front, serving
-from tests.lab.test_worker_packets import REF, Net, net  # noqa: F401 -- a fixture
+from tests.lab.front import Front, bound, front, serving
+from tests.lab.test_worker_packets import REF, SERVER, Net, net  # noqa: F401 -- a fixture
 
 pytestmark = pytest.mark.lab
 
@@ -219,3 +223,38 @@ async def reset(on: Front, writer: Writer) -> None:
     sock = writer.get_extra_info("socket")
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     writer.transport.abort()
+
+
+async def test_a_pool_never_uses_a_connection_that_its_server_has_closed(net: Net, tmp_path: Path) -> None:  # noqa: F811
+    """A server with a short keep-alive behind a client with a long one: no request fails, and no socket is left."""
+
+    async def ok(request: web.BaseRequest) -> web.Response:
+        return web.Response(text=request.path)
+
+    runner = web.ServerRunner(web.Server(ok, keepalive_timeout=0.15))
+    await runner.setup()
+    await web.SockSite(runner, bound(net)).start()
+    async with front(net, tmp_path, GETS) as on, pooled(on) as session:
+        for turn in range(15):
+            for number in range(3):
+                async with session.get(f"http://{SERVER[4]}/a/{turn}/{number}") as answer:
+                    assert (answer.status, await answer.text()) == (200, f"/a/{turn}/{number}")
+            await asyncio.sleep(0.12 + turn * 0.01)
+        await runner.cleanup()
+        await asyncio.sleep(0.2)
+        left = on.net.node.run("ss -Htan state close-wait state fin-wait-2")
+        assert left == ""
+        assert on.told().count("200") == 45
+
+
+@contextlib.asynccontextmanager
+async def pooled(on: Front) -> AsyncIterator[aiohttp.ClientSession]:
+    """A client whose connections begin in the client's namespace."""
+
+    def made(_info: object) -> socket.socket:
+        sock = on.net.client.socket()
+        sock.setblocking(False)
+        return sock
+
+    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(socket_factory=made)) as session:
+        yield session

@@ -505,6 +505,49 @@ def test_a_timer_of_the_past_changes_nothing(talk: Talk) -> None:
     assert talk.gate.timed_out("head") == []
 
 
+# --- servers that end a connection in use ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("how", ["fin", "reset"])
+def test_a_server_that_leaves_as_the_next_request_comes_is_left_to_the_client(talk: Talk, how: str) -> None:
+    """As without us: the client sees its connection end without a word, and may try again on another."""
+    talk.client(GET)
+    talk.server(OK)
+    talk.client(GET)
+    talk.take()
+    if how == "fin":
+        talk.server_eof()
+    else:
+        talk.upstream_failed("reset by the server")
+    talk.expect(records=("502 GET http://h/a",), end="close" if how == "fin" else "reset")
+    last = talk.records[-1]
+    assert isinstance(last, HttpResponse)
+    assert "may try again" in last.judgement.reason
+
+
+@pytest.mark.parametrize("said", [b"HTTP/1.1 100 Continue\r\n\r\n", b"HTTP/1.1 2", b"HTTP/1.1 103 Early\r\n\r\nHTTP"])
+def test_a_server_that_has_begun_to_answer_is_502_on_any_connection(said: bytes) -> None:
+    talk = Talk(lambda data: [data])
+    talk.client(GET)
+    talk.server(OK)
+    talk.client(GET)
+    talk.server(said)
+    shown = talk.take().client.removeprefix(OK)
+    talk.server_eof()
+    seen = talk.take()
+    assert seen.client.startswith(b"HTTP/1.1 502 ")
+    assert shown in (b"", said[: said.rfind(b"\r\n") + 2])
+    assert seen.records == ["502 GET http://h/a"]
+
+
+def test_a_server_that_leaves_at_the_first_request_is_502(talk: Talk) -> None:
+    talk.client(DENY + GET)
+    talk.take()
+    talk.connected()
+    talk.server_eof()
+    talk.expect_refusal(502, "closed the connection", records=("502 GET http://h/a",))
+
+
 # --- what servers may not do -----------------------------------------------------------------------------------------
 
 
