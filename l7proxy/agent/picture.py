@@ -23,6 +23,8 @@ from l7proxy.model.verdict import Action, Protocol
 from l7proxy.policy.tables import DirectionPolicy, EndpointPolicy, Entry, Stage, TierPolicy
 from l7proxy.wire.path import STRICT, PathRules
 
+Both = tuple[kernel.Table | None, kernel.Table | None]
+"""Of one endpoint: ingress, egress."""
 ANY_PROTOCOL: Final = -1
 VERDICTS: Final = {
     Action.PASS: kernel.Verdict.PASS,
@@ -78,9 +80,13 @@ def draw(
     resolve_services: bool,
     disclosure: Disclosure = LEAST,
     paths: PathRules = STRICT,
+    known: Tables | None = None,
 ) -> Pictures:
-    """Revision 0: whoever publishes counts. `resolve_services`: the backend steers before Service DNAT."""
-    tables = {number: (_table(policy.ingress), _table(policy.egress)) for number, policy in policies.items()}
+    """Revision 0: whoever publishes counts. `resolve_services`: the backend steers before Service DNAT.
+
+    `known` spares drawing a policy that is the same value as the last time.
+    """
+    tables = (Tables() if known is None else known).of(policies)
     endpoints: list[kernel.Endpoint] = []
     for endpoint in view.endpoints:
         ingress, egress = tables[endpoint.id]
@@ -108,6 +114,22 @@ def draw(
         paths=paths,
     )
     return Pictures(workers, desired)
+
+
+class Tables:
+    """The kernel's tables of compiled policies, remembered as long as a policy is the very same value."""
+
+    def __init__(self) -> None:
+        self._drawn: dict[int, tuple[EndpointPolicy, Both]] = {}
+
+    def of(self, policies: Mapping[int, EndpointPolicy]) -> Mapping[int, Both]:
+        before, self._drawn = self._drawn, {}
+        for number, policy in policies.items():
+            known = before.get(number)
+            if known is None or known[0] is not policy:
+                known = policy, (_table(policy.ingress), _table(policy.egress))
+            self._drawn[number] = known
+        return {number: both for number, (_, both) in self._drawn.items()}
 
 
 def _cabled(

@@ -15,14 +15,14 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Final, Protocol
 
-from l7proxy.agent.picture import LEAST, Disclosure, Pictures, draw
+from l7proxy.agent.picture import LEAST, Disclosure, Pictures, Tables, draw
 from l7proxy.agent.wires import Wires
 from l7proxy.agent.world import View, World
 from l7proxy.errors import LinkError, SourceError
 from l7proxy.link.messages import Picture
 from l7proxy.link.server import WorkerState
 from l7proxy.model.facts import Change
-from l7proxy.policy.compile import compile_policies
+from l7proxy.policy.compile import Compiler
 from l7proxy.policy.tables import EndpointPolicy
 from l7proxy.wire.path import STRICT, PathRules
 from tproxy_rules.backend import Backend, Installed, KernelError
@@ -111,6 +111,8 @@ class Reconciler:
         self._swept = False
         self._check_every = check_every
         self._patience = patience
+        self._compiler = Compiler()
+        self._tables = Tables()
         self._inbox: list[Change] = []
         self._report = SourceReport()
         self._dirty = asyncio.Event()
@@ -183,7 +185,7 @@ class Reconciler:
 
     def _compute(self, wires: Wires) -> tuple[View, dict[int, EndpointPolicy], Pictures]:
         view = self._world.view(self._node, local_addresses=wires.local_addresses)
-        policies = compile_policies(view.rules, view.endpoints, view.identities)
+        policies = self._compiler.compile(view.rules, view.endpoints, view.identities)
         pictures = draw(
             view,
             policies,
@@ -192,6 +194,7 @@ class Reconciler:
             resolve_services=self._backend.steers_before_dnat,
             disclosure=self._disclosure,
             paths=self._paths,
+            known=self._tables,
         )
         return view, policies, pictures
 

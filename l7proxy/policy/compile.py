@@ -8,18 +8,18 @@ but still puts its direction into default deny.
 from __future__ import annotations
 
 import re
-from bisect import bisect_left, bisect_right
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Final
 
 from l7proxy.model import expression
 from l7proxy.model.endpoint import Endpoint
-from l7proxy.model.identity import HOST, WORLD, Identity, NamedPort
-from l7proxy.model.labels import EVERYTHING, RESERVED, LabelSet, Selects
+from l7proxy.model.identity import HOST, Identity, NamedPort
+from l7proxy.model.labels import LabelSet, Selects
 from l7proxy.model.net import Network
 from l7proxy.model.ref import RuleRef
 from l7proxy.model.verdict import Action, Direction
+from l7proxy.policy.resolver import Resolver, numbers
 from l7proxy.policy.rules import AnyPeer, CidrPeer, EveryPeer, Peer, PortMatch, Reach, Rule, SelectorPeer
 from l7proxy.policy.tables import DirectionPolicy, EndpointPolicy, Entry, Stage, TierPolicy
 from l7proxy.policy.tiers import Level, Tier
@@ -28,29 +28,100 @@ BUILT_IN: Final = "built-in"
 """The kind of references to what no document wrote."""
 ALLOW_LOCALHOST: Final = RuleRef(BUILT_IN, "", "allow-localhost")
 """Ingress from this node itself: kubelet's probes. Any explicit deny beats it."""
-Peers = tuple[int, ...] | None
 
 
 def compile_policies(
     rules: Iterable[Rule], endpoints: Iterable[Endpoint], identities: Mapping[int, Identity]
 ) -> dict[int, EndpointPolicy]:
     """The policy of every endpoint, by its id, ascending."""
-    subjects: dict[Selects, list[Rule]] = {}
-    for rule in rules:
-        subjects.setdefault(rule.subject, []).append(rule)
-    resolver = _Resolver(identities)
-    known: dict[tuple[LabelSet, frozenset[NamedPort], bool], EndpointPolicy] = {}
-    policies: dict[int, EndpointPolicy] = {}
-    for endpoint in sorted(endpoints, key=lambda each: each.id):
-        key = (
-            endpoint.labels,
-            endpoint.named_ports,
-            endpoint.audit,
-        )  # all that policy knows of it: replicas share one answer
-        if key not in known:
-            known[key] = _endpoint(endpoint, subjects, resolver)
-        policies[endpoint.id] = replace(known[key], endpoint=endpoint.id)
-    return policies
+    return Compiler().compile(rules, endpoints, identities)
+
+
+Kind = tuple[LabelSet, frozenset[NamedPort], bool]
+"""All that policy knows of an endpoint: labels, named ports, audit. Replicas share one answer."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Compiled:
+    """An answer, and what it was made from: as long as these are the same values it holds."""
+
+    rules: list[Rule]
+    resolved: list[object]
+    policy: EndpointPolicy
+
+
+class Compiler:
+    """`compile` as above, with a memory: a change costs what depends on it, and an equal answer is the same value.
+
+    What it remembers never changes an answer (a property test compares it with a new one).
+    """
+
+    def __init__(self) -> None:
+        self._rules: Iterable[Rule] = ()
+        self._subjects: dict[Selects, list[Rule]] = {}
+        self._selected: dict[LabelSet, set[Selects]] = {}
+        self._resolver = Resolver()
+        self._compiled: dict[Kind, _Compiled] = {}
+        self._policies: dict[int, tuple[EndpointPolicy, EndpointPolicy]] = {}
+
+    def compile(
+        self, rules: Iterable[Rule], endpoints: Iterable[Endpoint], identities: Mapping[int, Identity]
+    ) -> dict[int, EndpointPolicy]:
+        self._resolver.update(identities)
+        self._group(rules)
+        endpoints = sorted(endpoints, key=lambda each: each.id)
+        kinds = {(one.labels, one.named_ports, one.audit): one for one in endpoints}
+        self._selected = {labels: self._subjects_of(labels) for labels, _, _ in kinds}
+        self._compiled = {kind: self._compile(kind, endpoint) for kind, endpoint in kinds.items()}
+        found = {one.id: self._compiled[one.labels, one.named_ports, one.audit].policy for one in endpoints}
+        self._policies = {number: self._numbered(number, policy) for number, policy in found.items()}
+        return {number: policy for number, (_, policy) in self._policies.items()}
+
+    def _group(self, rules: Iterable[Rule]) -> None:
+        """Rules by their subject; what endpoints are selected by loses and gains the subjects that went and came."""
+        if rules is self._rules and isinstance(rules, tuple):
+            return
+        self._rules = rules
+        before, self._subjects = self._subjects, {}
+        for rule in rules:
+            self._subjects.setdefault(rule.subject, []).append(rule)
+        gone, come = before.keys() - self._subjects.keys(), self._subjects.keys() - before.keys()
+        for labels, selected in self._selected.items():
+            selected -= gone
+            selected |= {subject for subject in come if subject.matches(labels)}
+
+    def _subjects_of(self, labels: LabelSet) -> set[Selects]:
+        known = self._selected.get(labels)
+        return {subject for subject in self._subjects if subject.matches(labels)} if known is None else known
+
+    def _compile(self, kind: Kind, endpoint: Endpoint) -> _Compiled:
+        rules = [rule for subject in self._selected[endpoint.labels] for rule in self._subjects[subject]]
+        known = self._compiled.get(kind)
+        if known is not None and _same(known.rules, rules) and _same(known.resolved, self._resolved(known.rules)):
+            return known
+        policy = _endpoint(endpoint, rules, self._resolver)
+        if known is not None and known.policy == replace(policy, endpoint=known.policy.endpoint):
+            policy = known.policy
+        return _Compiled(rules, self._resolved(rules), policy)
+
+    def _resolved(self, rules: Iterable[Rule]) -> list[object]:
+        """All that rules get out of the resolver."""
+        found: list[object] = []
+        for rule in rules:
+            found.append(self._resolver.peers(rule))
+            if rule.direction is Direction.EGRESS:
+                found += [self._resolver.by_port(match) for match in rule.ports or () if match.name]
+        return found
+
+    def _numbered(self, number: int, policy: EndpointPolicy) -> tuple[EndpointPolicy, EndpointPolicy]:
+        known = self._policies.get(number)
+        if known is not None and known[0] is policy:
+            return known
+        return policy, replace(policy, endpoint=number)
+
+
+def _same(some: Sequence[object], others: Sequence[object]) -> bool:
+    return len(some) == len(others) and all(one is other for one, other in zip(some, others, strict=True))
 
 
 def cidrs_of(rules: Iterable[Rule]) -> Mapping[Network, Reach]:
@@ -101,8 +172,7 @@ def _selectors(peers: Iterable[Peer]) -> Iterator[Selects]:
                 pass
 
 
-def _endpoint(endpoint: Endpoint, subjects: Mapping[Selects, list[Rule]], resolver: _Resolver) -> EndpointPolicy:
-    own = [rule for subject, rules in subjects.items() if subject.matches(endpoint.labels) for rule in rules]
+def _endpoint(endpoint: Endpoint, own: list[Rule], resolver: Resolver) -> EndpointPolicy:
     ingress = [rule for rule in own if rule.direction is Direction.INGRESS]
     egress = [rule for rule in own if rule.direction is Direction.EGRESS]
     return EndpointPolicy(
@@ -113,7 +183,7 @@ def _endpoint(endpoint: Endpoint, subjects: Mapping[Selects, list[Rule]], resolv
 
 
 def _direction(
-    direction: Direction, rules: list[Rule], endpoint: Endpoint, resolver: _Resolver
+    direction: Direction, rules: list[Rule], endpoint: Endpoint, resolver: Resolver
 ) -> DirectionPolicy | None:
     by_level: dict[Level, list[Rule]] = {}
     for rule in rules:
@@ -127,7 +197,7 @@ def _direction(
 
 
 def _tier(
-    direction: Direction, tier: Tier, levels: list[list[Rule]], endpoint: Endpoint, resolver: _Resolver
+    direction: Direction, tier: Tier, levels: list[list[Rule]], endpoint: Endpoint, resolver: Resolver
 ) -> TierPolicy:
     """The local host comes in where only a default deny would keep it out: allowed at the end of the last stage."""
     stages = [_stage(rules, endpoint, resolver) for rules in levels]
@@ -139,7 +209,7 @@ def _tier(
     return TierPolicy(tier.name, tuple(stage for stage in stages if stage), denied_by, audited_by)
 
 
-def _stage(rules: list[Rule], endpoint: Endpoint, resolver: _Resolver) -> Stage:
+def _stage(rules: list[Rule], endpoint: Endpoint, resolver: Resolver) -> Stage:
     entries = {entry for rule in rules for entry in _entries(rule, endpoint, resolver)}
     return tuple(sorted(entries, key=_entry_key))
 
@@ -152,7 +222,7 @@ def _policies(rules: Iterable[Rule]) -> tuple[RuleRef, ...]:
     return tuple(sorted({_policy_ref(rule.ref) for rule in rules}, key=_ref_key))
 
 
-def _entries(rule: Rule, endpoint: Endpoint, resolver: _Resolver) -> Iterator[Entry]:
+def _entries(rule: Rule, endpoint: Endpoint, resolver: Resolver) -> Iterator[Entry]:
     peers = resolver.peers(rule)
     if peers == ():
         return
@@ -172,141 +242,17 @@ def _entries(rule: Rule, endpoint: Endpoint, resolver: _Resolver) -> Iterator[En
 
 
 def _named(
-    cell: Entry, match: PortMatch, direction: Direction, endpoint: Endpoint, resolver: _Resolver
+    cell: Entry, match: PortMatch, direction: Direction, endpoint: Endpoint, resolver: Resolver
 ) -> Iterator[Entry]:
     """Ingress: the name is the endpoint's own. Egress: each destination pod's, so one name may be many numbers."""
     if direction is Direction.INGRESS:
-        for protocol, number in _numbers(match, endpoint.named_ports):
+        for protocol, number in numbers(match, endpoint.named_ports):
             yield replace(cell, protocol=protocol, first=number, last=number)
         return
     for (protocol, number), ids in resolver.by_port(match).items():
         peers = ids if cell.peers is None else tuple(sorted(set(ids).intersection(cell.peers)))
         if peers:
             yield replace(cell, peers=peers, protocol=protocol, first=number, last=number)
-
-
-def _numbers(match: PortMatch, named_ports: Iterable[NamedPort]) -> Iterator[tuple[int, int]]:
-    for name, protocol, number in named_ports:
-        if name == match.name and protocol in match.protocols:
-            yield protocol, number
-
-
-class _Resolver:
-    """Peers → ascending identity numbers, each selector once per compilation."""
-
-    def __init__(self, identities: Mapping[int, Identity]) -> None:
-        self._identities = [identities[number] for number in sorted(identities)]
-        self._outside = {version: _by_address(self._identities, version) for version in (4, 6)}
-        self._inside: dict[Network, set[int]] = {}
-        for identity in self._identities:
-            for network in identity.networks:
-                self._inside.setdefault(network, set()).add(identity.id)
-        self._everyone = frozenset(identities)
-        self._nodes = {each.id for each in self._identities if _is_node(each)}
-        self._peers: dict[Peer, frozenset[int] | None] = {}
-        self._unions: dict[tuple[Peer, ...], Peers] = {}
-        self._ports: dict[PortMatch, dict[tuple[int, int], tuple[int, ...]]] = {}
-
-    def peers(self, rule: Rule) -> Peers:
-        """None is everyone, () is nobody."""
-        if rule.peers is None:
-            return None
-        if rule.peers not in self._unions:
-            found = self._any(rule.peers)
-            self._unions[rule.peers] = None if found is None else tuple(sorted(found))
-        return self._unions[rule.peers]
-
-    def by_port(self, match: PortMatch) -> dict[tuple[int, int], tuple[int, ...]]:
-        """(protocol, number) → identities under which `match.name` means that."""
-        if match not in self._ports:
-            found: dict[tuple[int, int], list[int]] = {}
-            for identity in self._identities:
-                for key in set(_numbers(match, identity.named_ports)):
-                    found.setdefault(key, []).append(identity.id)
-            self._ports[match] = {key: tuple(ids) for key, ids in found.items()}
-        return self._ports[match]
-
-    def _any(self, peers: Iterable[Peer]) -> frozenset[int] | None:
-        union: set[int] = set()
-        for peer in peers:
-            ids = self._one(peer)
-            if ids is None:
-                return None
-            union |= ids
-        return frozenset(union)
-
-    def _one(self, peer: Peer) -> frozenset[int] | None:
-        if peer not in self._peers:
-            self._peers[peer] = self._look(peer)
-        return self._peers[peer]
-
-    def _look(self, peer: Peer) -> frozenset[int] | None:
-        match peer:
-            case SelectorPeer(selector):
-                if selector == EVERYTHING:
-                    return None
-                return frozenset(each.id for each in self._identities if selector.matches(each.labels))
-            case CidrPeer(network, excepts, reach):
-                return frozenset(self._in(network, reach).difference(*(self._in(hole, reach) for hole in excepts)))
-            case AnyPeer(any_of):
-                return self._any(any_of)
-            case EveryPeer(all_of, none_of):
-                return self._every(all_of, none_of)
-            case _:
-                raise TypeError(f"{peer} is still a name: policy.references comes before compile")
-
-    def _every(self, all_of: Iterable[Peer], none_of: Iterable[Peer]) -> frozenset[int] | None:
-        found: frozenset[int] | None = None
-        for peer in all_of:
-            ids = self._one(peer)
-            if ids is not None:
-                found = ids if found is None else found & ids
-        for peer in none_of:
-            ids = self._one(peer)
-            if ids is None:
-                return frozenset()
-            found = (self._everyone if found is None else found) - ids
-        return found
-
-    def _in(self, network: Network, reach: Reach) -> set[int]:
-        """Whom a prefix means: the outside, and as far as it reaches those whose own addresses lie in it."""
-        outside = self._within(network)
-        if reach is Reach.OUTSIDE:
-            return outside
-        inside = self._inside.get(network, set())
-        return outside | (inside if reach is Reach.ANYWHERE else inside & self._nodes)
-
-    def _within(self, network: Network) -> set[int]:
-        """Identities whose whole prefix lies in `network`: a run of the sorted table, less the wider ones in it."""
-        starts, found = self._outside[network.version]
-        low = bisect_left(starts, int(network.network_address))
-        high = bisect_right(starts, int(network.broadcast_address))
-        return {number for length, number in found[low:high] if length >= network.prefixlen}
-
-
-def _by_address(identities: Iterable[Identity], version: int) -> tuple[list[int], list[tuple[int, int]]]:
-    """The outside by first address: all starts, and (prefix length, identity) beside each.
-
-    Only what has a `world` label is outside: a CIDR never matches a pod or a node. The single-stack world has no prefix
-    of its own: it is the rest of either family.
-    """
-    rows = [
-        (int(each.cidr.network_address), each.cidr.prefixlen, each.id)
-        for each in identities
-        if each.cidr is not None and each.cidr.version == version and _is_world(each)
-    ]
-    rows += [(0, 0, each.id) for each in identities if each.id == WORLD and each.cidr is None]
-    rows.sort()
-    return [start for start, _, _ in rows], [(length, number) for _, length, number in rows]
-
-
-def _is_world(identity: Identity) -> bool:
-    return any(label.source == RESERVED and label.key.startswith("world") for label in identity.labels.labels)
-
-
-def _is_node(identity: Identity) -> bool:
-    reserved = {label.key for label in identity.labels.labels if label.source == RESERVED}
-    return not reserved.isdisjoint(("host", "remote-node"))
 
 
 def _policy_ref(ref: RuleRef) -> RuleRef:

@@ -28,7 +28,7 @@ from l7proxy.model.net import Network, within
 from l7proxy.model.ref import RuleRef
 from l7proxy.model.verdict import Action, Direction, DropReason, Verdict
 from l7proxy.policy import decide, lang
-from l7proxy.policy.compile import compile_policies
+from l7proxy.policy.compile import Compiler, compile_policies
 from l7proxy.policy.rules import CidrPeer, HeaderMatch, HttpRule, Peer, PortMatch, Rule, SelectorPeer
 
 if TYPE_CHECKING:
@@ -313,6 +313,27 @@ def test_another_allow_never_takes_anything_away_under_default_deny(
             was = decide.port(before[own.id].direction(more.direction), who, 6, port)
             now = decide.port(after[own.id].direction(more.direction), who, 6, port)
             assert now.l4.allowed or not was.l4.allowed
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.tuples(rule_lists, endpoints, identity_tables()), min_size=2, max_size=5), st.data())
+def test_a_compiler_with_a_memory_answers_like_a_new_one(
+    worlds: list[tuple[list[Rule], list[Endpoint], dict[int, Identity]]], data: st.DataObject
+) -> None:
+    """Each step changes rules, endpoints or identities, or all; what is equal to before is the same value."""
+    compiler = Compiler()
+    rules, local, identities = worlds[0]
+    for step in worlds[1:]:
+        before = compiler.compile(rules, local, identities)
+        assert before == compile_policies(rules, local, identities)
+        what = data.draw(st.sampled_from(["rules", "endpoints", "identities", "nothing", "all"]))
+        rules = step[0] if what in ("rules", "all") else rules
+        local = step[1] if what in ("endpoints", "all") else local
+        identities = step[2] if what in ("identities", "all") else identities
+        after = compiler.compile(rules, local, identities)
+        assert after == compile_policies(rules, local, identities)
+        if what == "nothing":
+            assert all(after[number] is before[number] for number in before)
 
 
 @settings(max_examples=100, deadline=None)

@@ -1,0 +1,196 @@
+"""Peers and port names → identity numbers, kept up to date as identities come and go.
+
+What a peer means is computed when it is asked for, and brought up to date from the last answer when only a few
+identities have changed. An answer that has not changed is the very same value as before: that is how `compile` knows
+what it need not do again.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Final
+
+from l7proxy.model.identity import FIRST_POD_IDENTITY, WORLD, Identity, NamedPort
+from l7proxy.model.labels import EVERYTHING, RESERVED
+from l7proxy.model.net import Network
+from l7proxy.policy.rules import AnyPeer, CidrPeer, EveryPeer, Peer, PortMatch, Reach, Rule, SelectorPeer
+
+Peers = tuple[int, ...] | None
+"""Ascending identity numbers; None is everyone."""
+Ports = Mapping[tuple[int, int], tuple[int, ...]]
+"""(protocol, number) → identities."""
+MOST: Final = 100_000
+"""Answers kept before those of rules that are no more are forgotten."""
+
+
+class Resolver:
+    """`update` tells of all identities; the rest asks. An answer is kept with the age of the identities it is for."""
+
+    def __init__(self) -> None:
+        self._age = 0
+        self._known: dict[int, Identity] = {}
+        self._come: list[Identity] = []
+        self._gone: frozenset[int] = frozenset()
+        self._peers: dict[Peer, tuple[int, frozenset[int] | None]] = {}
+        self._unions: dict[tuple[Peer, ...], tuple[int, Peers]] = {}
+        self._ports: dict[PortMatch, tuple[int, Ports]] = {}
+        self._index({})
+
+    def update(self, identities: Mapping[int, Identity]) -> None:
+        """These and no others there are."""
+        if len(self._peers) > MOST or len(self._unions) > MOST:
+            self._peers, self._unions, self._ports = {}, {}, {}
+        come = [one for number, one in identities.items() if not _equal(self._known.get(number), one)]
+        gone = frozenset(self._known.keys() - identities.keys()) | {one.id for one in come if one.id in self._known}
+        if not come and not gone:
+            return
+        self._age += 1
+        touched = [*come, *(self._known[number] for number in gone)]
+        self._come, self._gone, self._known = come, gone, dict(sorted(identities.items()))
+        if any(one.cidr is not None or one.networks or one.id < FIRST_POD_IDENTITY for one in touched):
+            self._index(self._known)
+        else:
+            self._everyone = frozenset(self._known)
+
+    def _index(self, known: Mapping[int, Identity]) -> None:
+        """What CIDRs are looked up in: the outside by address, and who has addresses in named networks."""
+        self._outside = {version: _by_address(known.values(), version) for version in (4, 6)}
+        self._inside: dict[Network, set[int]] = {}
+        for identity in known.values():
+            for network in identity.networks:
+                self._inside.setdefault(network, set()).add(identity.id)
+        self._everyone = frozenset(known)
+        self._nodes = {each.id for each in known.values() if _is_node(each)}
+
+    def peers(self, rule: Rule) -> Peers:
+        """None is everyone, () is nobody."""
+        if rule.peers is None:
+            return None
+        age, known = self._unions.get(rule.peers, (-1, None))
+        if age != self._age:
+            found = self._any(rule.peers)
+            made = None if found is None else tuple(sorted(found))
+            known = known if age >= 0 and known == made else made
+            self._unions[rule.peers] = self._age, known
+        return known
+
+    def by_port(self, match: PortMatch) -> Ports:
+        """(protocol, number) → identities under which `match.name` means that."""
+        age, known = self._ports.get(match, (-1, {}))
+        if age != self._age:
+            made = self._named(match)
+            known = known if age >= 0 and known == made else made
+            self._ports[match] = self._age, known
+        return known
+
+    def _named(self, match: PortMatch) -> Ports:
+        found: dict[tuple[int, int], list[int]] = {}
+        for identity in self._known.values():
+            for key in set(numbers(match, identity.named_ports)):
+                found.setdefault(key, []).append(identity.id)
+        return {key: tuple(ids) for key, ids in found.items()}
+
+    def _any(self, peers: Iterable[Peer]) -> frozenset[int] | None:
+        union: set[int] = set()
+        for peer in peers:
+            ids = self._one(peer)
+            if ids is None:
+                return None
+            union |= ids
+        return frozenset(union)
+
+    def _one(self, peer: Peer) -> frozenset[int] | None:
+        age, known = self._peers.get(peer, (-1, None))
+        if age == self._age:
+            return known
+        if isinstance(peer, SelectorPeer) and known is not None and age == self._age - 1:
+            found: frozenset[int] | None = self._followed(peer, known)
+        else:
+            found = self._look(peer)
+        found = known if age >= 0 and known == found else found
+        self._peers[peer] = self._age, found
+        return found
+
+    def _followed(self, peer: SelectorPeer, before: frozenset[int]) -> frozenset[int]:
+        """From the answer before the last update."""
+        matching = {one.id for one in self._come if peer.selector.matches(one.labels)}
+        return (before - self._gone) | matching if matching or not before.isdisjoint(self._gone) else before
+
+    def _look(self, peer: Peer) -> frozenset[int] | None:
+        match peer:
+            case SelectorPeer(selector):
+                if selector == EVERYTHING:
+                    return None
+                return frozenset(each.id for each in self._known.values() if selector.matches(each.labels))
+            case CidrPeer(network, excepts, reach):
+                return frozenset(self._in(network, reach).difference(*(self._in(hole, reach) for hole in excepts)))
+            case AnyPeer(any_of):
+                return self._any(any_of)
+            case EveryPeer(all_of, none_of):
+                return self._every(all_of, none_of)
+            case _:
+                raise TypeError(f"{peer} is still a name: policy.references comes before compile")
+
+    def _every(self, all_of: Iterable[Peer], none_of: Iterable[Peer]) -> frozenset[int] | None:
+        found: frozenset[int] | None = None
+        for peer in all_of:
+            ids = self._one(peer)
+            if ids is not None:
+                found = ids if found is None else found & ids
+        for peer in none_of:
+            ids = self._one(peer)
+            if ids is None:
+                return frozenset()
+            found = (self._everyone if found is None else found) - ids
+        return found
+
+    def _in(self, network: Network, reach: Reach) -> set[int]:
+        """Whom a prefix means: the outside, and as far as it reaches those whose own addresses lie in it."""
+        outside = self._within(network)
+        if reach is Reach.OUTSIDE:
+            return outside
+        inside = self._inside.get(network, set())
+        return outside | (inside if reach is Reach.ANYWHERE else inside & self._nodes)
+
+    def _within(self, network: Network) -> set[int]:
+        """Identities whose whole prefix lies in `network`: a run of the sorted table, less the wider ones in it."""
+        starts, found = self._outside[network.version]
+        low = bisect_left(starts, int(network.network_address))
+        high = bisect_right(starts, int(network.broadcast_address))
+        return {number for length, number in found[low:high] if length >= network.prefixlen}
+
+
+def _by_address(identities: Iterable[Identity], version: int) -> tuple[list[int], list[tuple[int, int]]]:
+    """The outside by first address: all starts, and (prefix length, identity) beside each.
+
+    Only what has a `world` label is outside: a CIDR never matches a pod or a node. The single-stack world has no prefix
+    of its own: it is the rest of either family.
+    """
+    rows = [
+        (int(each.cidr.network_address), each.cidr.prefixlen, each.id)
+        for each in identities
+        if each.cidr is not None and each.cidr.version == version and _is_world(each)
+    ]
+    rows += [(0, 0, each.id) for each in identities if each.id == WORLD and each.cidr is None]
+    rows.sort()
+    return [start for start, _, _ in rows], [(length, number) for _, length, number in rows]
+
+
+def _is_world(identity: Identity) -> bool:
+    return any(label.source == RESERVED and label.key.startswith("world") for label in identity.labels.labels)
+
+
+def _is_node(identity: Identity) -> bool:
+    reserved = {label.key for label in identity.labels.labels if label.source == RESERVED}
+    return not reserved.isdisjoint(("host", "remote-node"))
+
+
+def _equal(known: Identity | None, other: Identity) -> bool:
+    return known is other or known == other
+
+
+def numbers(match: PortMatch, named_ports: Iterable[NamedPort]) -> Iterator[tuple[int, int]]:
+    for name, protocol, number in named_ports:
+        if name == match.name and protocol in match.protocols:
+            yield protocol, number
