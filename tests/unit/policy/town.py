@@ -16,7 +16,7 @@ import yaml
 
 from l7proxy.agent.world import View, World
 from l7proxy.model import facts
-from l7proxy.model.facts import Fact, Node, Pod, PolicyDocument, Synced, Upsert
+from l7proxy.model.facts import Change, Fact, Node, Pod, PolicyDocument, Synced, Upsert
 from l7proxy.model.http import Request
 from l7proxy.model.net import PrefixTable
 from l7proxy.model.verdict import Direction, Verdict
@@ -73,6 +73,21 @@ class Town:
             everything += map(self._document, load(policy) if isinstance(policy, str) else [dict(policy)])
         self._world.apply([*(Upsert(fact) for fact in everything), Synced()])
         self._pods = {f"{one.namespace}/{one.name}": one for one in everything if isinstance(one, Pod)}
+
+    def change(self, *changes: Change) -> None:
+        """The same cluster, later."""
+        self._world.apply(changes)
+        for change in changes:
+            if isinstance(change, Upsert) and isinstance(change.fact, Pod):
+                self._pods[f"{change.fact.namespace}/{change.fact.name}"] = change.fact
+        for name in ("states", "_views", "_policies", "_prefixes"):
+            self.__dict__.pop(name, None)
+
+    @staticmethod
+    def document(text: str) -> PolicyDocument:
+        """One policy, as a source tells it."""
+        (found,) = load(text)
+        return Town._document(found)
 
     @staticmethod
     def _document(document: dict[str, Any]) -> PolicyDocument:
