@@ -231,6 +231,7 @@ def _entry(entry: Entry) -> dict[str, Any]:
         "rule": ref(entry.ref),
         "http": None if entry.http is None else [_http(rule) for rule in entry.http],
         "refusal": entry.refusal,
+        "log": entry.log,
     }
 
 

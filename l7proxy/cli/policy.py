@@ -117,9 +117,17 @@ def _peers(entry: Mapping[str, Any], shown: int = 6) -> str:
 def _ports(entry: Mapping[str, Any]) -> str:
     if entry["protocol"] is None:
         return "every port"
-    first, last = entry["first"], entry["last"]
-    ports = "all" if (first, last) == (0, 65535) else str(first) if first == last else f"{first}-{last}"
-    return f"{ports}/{entry['protocol']}"
+    first, last, protocol = entry["first"], entry["last"], entry["protocol"]
+    if (first, last) == (0, 65535):
+        return f"all/{protocol}"
+    shown = list(dict.fromkeys(_message(one) if protocol.startswith("ICMP") else str(one) for one in (first, last)))
+    return f"{'-'.join(shown)}/{protocol}"
+
+
+def _message(number: int) -> str:
+    """ICMP's `8` (every code of the type), or `3.4`."""
+    kind, code = divmod(number, 256)
+    return str(kind) if code in (0, 255) else f"{kind}.{code}"
 
 
 def _http(rule: Mapping[str, Any]) -> str:

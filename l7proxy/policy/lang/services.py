@@ -22,6 +22,8 @@ def services(item: Field, document: Document) -> Iterator[ServicePeer]:
         if not name:
             found["k8sService"].fail("serviceName is required")
         namespace = _namespace(by_name)
+        if not namespace:
+            document.note(found["k8sService"], "names no namespace, so it means a Service of this name in any")
         if (namespace, name) == ("default", "kubernetes"):
             document.note(found["k8sService"], "matches no API server on a node: use the entity kube-apiserver")
         yield ServicePeer(namespace, name, reach=reach)
