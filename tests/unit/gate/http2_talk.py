@@ -161,8 +161,8 @@ class Conversation:
         self.to_client = b""
         self.connects = 0
         self.reachable = True
-        self.paused = False
-        self.closed = ""
+        self._paused = False
+        self._closed = ""
         self.half_closed: list[str] = []
         self.clock = 1_000_000_000
         self._held: list[bytes] = []
@@ -190,15 +190,15 @@ class Conversation:
         quiet = False
         while not quiet:
             quiet = True
-            if self.closed:
+            if self._closed:
                 self._held.clear()
-            if self._held and not self.paused:
+            if self._held and not self._paused:
                 quiet = False
                 self._tell_client(self._held.pop(0))
             elif data := self.client.h2.data_to_send():
                 quiet = False
                 self._held += self._split(data)
-            if self.connects and self.reachable and not self.closed:
+            if self.connects and self.reachable and not self._closed:
                 if not self._spoken:
                     self._spoken = True
                     self._obey(self.gate.connected())
@@ -243,6 +243,13 @@ class Conversation:
 
     # --- what came of it ---------------------------------------------------------------------------------------------
 
+    def end(self) -> str:
+        """How the gate ended it, "close" or "reset"; empty while it goes on."""
+        return self._closed
+
+    def is_paused(self) -> bool:
+        return self._paused
+
     def told(self) -> list[str]:
         """The records since the last look, in words."""
         seen, self.records = [words(record) for record in self.records], []
@@ -271,7 +278,7 @@ class Conversation:
 
     def _obey(self, actions: Iterable[Action]) -> None:
         for action in actions:
-            assert not self.closed, f"{action} after the end"
+            assert not self._closed, f"{action} after the end"
             self._do(action)
 
     def _do(self, action: Action) -> None:
@@ -294,12 +301,12 @@ class Conversation:
             case HalfClose(side):
                 self.half_closed.append(side.name.lower())
             case Close(reset):
-                self.closed = "reset" if reset else "close"
+                self._closed = "reset" if reset else "close"
             case Pause(side):
-                assert side is Side.CLIENT and not self.paused
-                self.paused = True
+                assert side is Side.CLIENT and not self._paused
+                self._paused = True
             case Resume(side):
-                assert side is Side.CLIENT and self.paused
-                self.paused = False
+                assert side is Side.CLIENT and self._paused
+                self._paused = False
             case _:
                 raise AssertionError(f"{action} was not to be expected")

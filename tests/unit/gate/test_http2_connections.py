@@ -182,7 +182,7 @@ def test_a_stream_too_many_is_refused_with_a_record_and_may_be_tried_again(http2
     assert len(http2.server.messages) == MAX_STREAMS
     assert http2.told()[-1] == "malformed 503"
     assert frames.rst_stream(2 * MAX_STREAMS + 1, Code.REFUSED_STREAM) in http2.to_client
-    assert not http2.closed
+    assert not http2.end()
 
 
 def test_streams_wait_for_a_server_that_takes_few_at_a_time(http2: Conversation) -> None:
@@ -207,10 +207,10 @@ def test_heads_that_wait_for_the_server_stop_the_client() -> None:
     http2.reachable = False
     for stream in range(1, 9, 2):
         http2.get(stream, line("/a", "GET", ("x", "y" * 30_000)))
-    assert http2.paused
+    assert http2.is_paused()
     http2.reachable = True
     http2.run()
-    assert not http2.paused
+    assert not http2.is_paused()
     assert sorted(http2.server.messages) == [1, 3, 5, 7]
 
 
@@ -231,7 +231,7 @@ def test_nothing_of_a_request_goes_to_a_server_that_has_not_said_it_speaks_http_
     assert hidden not in http2.to_server
     assert http2.client.messages[1].status == 502
     assert http2.told() == ["FORWARDED POST http://h/a", "502 POST http://h/a"]
-    assert http2.closed == "close"
+    assert http2.end() == "close"
     assert http2.client.goaways
 
 
@@ -240,10 +240,10 @@ def test_other_servers_that_do_not_speak_http_2_are_502(http2: Conversation, sai
     http2.reachable = False
     http2.get(1)
     http2.reply(said)
-    if not http2.closed:
+    if not http2.end():
         http2.server_eof()
     assert http2.client.messages[1].status == 502
-    assert http2.closed == "close"
+    assert http2.end() == "close"
 
 
 def test_no_connection_is_503_and_grpc_unavailable(http2: Conversation) -> None:
@@ -255,7 +255,7 @@ def test_no_connection_is_503_and_grpc_unavailable(http2: Conversation) -> None:
     assert dict(http2.client.messages[3].fields)[b"grpc-status"] == b"14"
     assert b"refuses connections" in dict(http2.client.messages[3].fields)[b"grpc-message"]
     assert http2.told()[2:] == ["503 GET http://h/a", "503 POST http://h/x.Y/Z"]
-    assert http2.closed == "close"
+    assert http2.end() == "close"
 
 
 def test_the_server_closes_in_the_middle(http2: Conversation) -> None:
@@ -270,7 +270,7 @@ def test_the_server_closes_in_the_middle(http2: Conversation) -> None:
     assert http2.client.messages[3].ended
     assert http2.client.messages[5].status == 502
     assert http2.pairs()
-    assert http2.closed == "close"
+    assert http2.end() == "close"
     assert http2.client.goaways == [(5, Code.NO_ERROR)]
 
 
@@ -281,11 +281,11 @@ def test_an_answer_that_is_whole_is_delivered_though_its_server_is_gone() -> Non
     http2.get(1)
     http2.answer(1, body=b"12345")
     http2.server_eof()
-    assert not http2.closed
+    assert not http2.end()
     http2.client.h2.increment_flow_control_window(10, 1)
     http2.run()
     assert (http2.client.messages[1].data, http2.client.messages[1].ended) == (b"12345", True)
-    assert http2.closed == "close"
+    assert http2.end() == "close"
     assert http2.told() == ["FORWARDED GET http://h/a", "200 GET http://h/a"]
 
 
@@ -295,7 +295,7 @@ def test_a_server_that_breaks_http_2_fails_its_streams(http2: Conversation) -> N
     assert http2.client.messages[1].status == 502
     assert "DATA on stream 0" in http2.reasons()[-1]
     assert http2.half_closed == ["server"]
-    assert http2.closed == "close"
+    assert http2.end() == "close"
 
 
 def test_the_server_says_goodbye_and_streams_past_its_last_may_be_tried_again(http2: Conversation) -> None:
@@ -304,12 +304,12 @@ def test_the_server_says_goodbye_and_streams_past_its_last_may_be_tried_again(ht
     http2.reply(frames.goaway(1, Code.NO_ERROR))
     assert [http2.client.messages[stream].reset for stream in (3, 5)] == [Code.REFUSED_STREAM] * 2
     assert http2.client.goaways == [(1, Code.NO_ERROR)]
-    assert not http2.closed
+    assert not http2.end()
     http2.server.h2.send_headers(1, OK, end_stream=True)
     http2.reply(http2.server.h2.data_to_send())
     assert http2.client.messages[1].status == 200
     assert http2.pairs()
-    assert http2.closed == "close"
+    assert http2.end() == "close"
 
 
 def test_a_warning_before_the_goodbye_is_passed_on_and_what_is_on_its_way_still_goes(http2: Conversation) -> None:
@@ -325,7 +325,7 @@ def test_a_warning_before_the_goodbye_is_passed_on_and_what_is_on_its_way_still_
         http2.server.h2.send_headers(stream, OK, end_stream=True)
     http2.reply(http2.server.h2.data_to_send())
     assert http2.pairs()
-    assert http2.closed == "close"
+    assert http2.end() == "close"
 
 
 def test_after_the_goodbye_later_streams_are_not_looked_at(http2: Conversation) -> None:
@@ -337,7 +337,7 @@ def test_after_the_goodbye_later_streams_are_not_looked_at(http2: Conversation) 
     http2.say(late)
     assert len(http2.asked) == 1
     assert http2.client.goaways == [(1, Code.ENHANCE_YOUR_CALM)]
-    assert not http2.closed
+    assert not http2.end()
 
 
 # --- the client and its end ------------------------------------------------------------------------------------------
@@ -347,7 +347,7 @@ def test_a_client_that_says_goodbye_gets_its_answers(http2: Conversation) -> Non
     http2.get(1)
     http2.say(frames.goaway(0, Code.NO_ERROR))
     assert http2.server.goaways == [(0, Code.NO_ERROR)]
-    assert not http2.closed
+    assert not http2.end()
     http2.server.h2.send_headers(1, OK, end_stream=True)  # h2 forbids itself to, after a GOAWAY; servers do
     assert http2.pairs() is False
 
@@ -357,18 +357,18 @@ def test_a_client_that_half_closes_gets_its_answers(http2: Conversation) -> None
     http2.get(3, line("/a", "POST"), end=False)
     http2.client_eof()
     assert http2.server.messages[3].reset == Code.CANCEL
-    assert not http2.closed
+    assert not http2.end()
     http2.answer(1)
     assert http2.client.messages[1].status == 200
     assert http2.pairs()
-    assert http2.closed == "close"
+    assert http2.end() == "close"
 
 
 def test_a_client_that_leaves_between_requests_ends_it(http2: Conversation) -> None:
     http2.get(1)
     http2.answer(1)
     http2.client_eof()
-    assert http2.closed == "close"
+    assert http2.end() == "close"
 
 
 def test_a_lost_client_leaves_a_record_for_each_stream(http2: Conversation) -> None:
@@ -378,7 +378,7 @@ def test_a_lost_client_leaves_a_record_for_each_stream(http2: Conversation) -> N
     http2.run()
     http2.client_lost()
     assert http2.told()[2:] == ["200 GET http://h/a", "499 POST http://h/a"]
-    assert http2.closed == "close"
+    assert http2.end() == "close"
 
 
 def test_a_lost_client_in_the_middle_of_a_head_is_malformed(http2: Conversation) -> None:
@@ -392,18 +392,18 @@ def test_a_drain_says_goodbye_twice_and_ends_with_the_last_stream(http2: Convers
     http2.get(1)
     http2.drain()
     assert http2.client.goaways == [(MAX_STREAM, 0), (1, 0)], "the second once the first had been heard"
-    assert not http2.closed
+    assert not http2.end()
     http2.server.h2.send_headers(1, OK, end_stream=True)
     http2.reply(http2.server.h2.data_to_send())
     assert http2.client.messages[1].status == 200
-    assert http2.closed == "close"
+    assert http2.end() == "close"
 
 
 def test_a_drain_of_an_idle_connection_ends_it(http2: Conversation) -> None:
     http2.get(1)
     http2.answer(1)
     http2.drain()
-    assert http2.closed == "close"
+    assert http2.end() == "close"
 
 
 # --- deadlines -------------------------------------------------------------------------------------------------------
@@ -418,7 +418,7 @@ def test_a_head_that_does_not_end_is_408(http2: Conversation, begun: bytes) -> N
     assert http2.gate.waiting_for == "head"
     http2.timed_out()
     assert http2.told() == ["malformed 408"]
-    assert http2.closed == "close"
+    assert http2.end() == "close"
 
 
 def test_silence_ends_each_stream_with_its_record(http2: Conversation) -> None:
@@ -432,7 +432,7 @@ def test_silence_ends_each_stream_with_its_record(http2: Conversation) -> None:
     assert [http2.client.messages[stream].status for stream in (1, 3)] == [504, 408]
     assert http2.client.messages[5].reset == Code.INTERNAL_ERROR
     assert http2.pairs()
-    assert http2.closed == "close"
+    assert http2.end() == "close"
 
 
 def test_an_idle_connection_is_ended_with_a_goodbye(http2: Conversation) -> None:
@@ -440,5 +440,5 @@ def test_an_idle_connection_is_ended_with_a_goodbye(http2: Conversation) -> None
     assert http2.gate.waiting_for == "idle"
     http2.timed_out()
     assert http2.client.goaways == [(0, 0)]
-    assert http2.closed == "close"
+    assert http2.end() == "close"
     assert http2.told() == []

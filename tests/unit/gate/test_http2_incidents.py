@@ -24,7 +24,7 @@ def headers(stream: int, block: bytes = GET, *, end: bool = True) -> bytes:
 def flood(http2: Conversation, frame: bytes, *, most: int = 4 * budget.CAPACITY) -> int:
     """The same frame until it is too much. The result: how often it was borne."""
     for count in range(most):
-        if http2.closed:
+        if http2.end():
             return count
         http2._obey(http2.gate.from_client(frame))
     return most
@@ -32,7 +32,7 @@ def flood(http2: Conversation, frame: bytes, *, most: int = 4 * budget.CAPACITY)
 
 def expect_calm(http2: Conversation) -> None:
     """GOAWAY with ENHANCE_YOUR_CALM, one Malformed record, one answer to each request."""
-    assert http2.closed == "close"
+    assert http2.end() == "close"
     assert http2.client.goaways[-1][1] == Code.ENHANCE_YOUR_CALM
     assert sum(isinstance(record, Malformed) for record in http2.records) == 1
     assert http2.pairs()
@@ -52,7 +52,7 @@ def test_cve_2023_44487_rapid_reset_ends_the_connection(quick: Conversation) -> 
     quick.reachable = False
     for stream in range(1, 100_000, 2):
         quick._obey(quick.gate.from_client(headers(stream) + frames.rst_stream(stream, Code.CANCEL)))
-        if quick.closed:
+        if quick.end():
             break
     expect_calm(quick)
     requests = sum(isinstance(record, HttpRequest) for record in quick.records)
@@ -72,7 +72,7 @@ def test_cve_2023_44487_denied_requests_in_one_read_are_streams_at_a_time(quick:
     burst = b"".join(headers(n, DENY) for n in range(1, 20_000, 2))
     quick._obey(quick.gate.from_client(burst))
     assert len(quick.asked) <= MAX_STREAMS
-    assert quick.closed == "close"
+    assert quick.end() == "close"
     assert quick.client.goaways[-1][1] == Code.ENHANCE_YOUR_CALM
 
 
@@ -82,7 +82,7 @@ def test_cancelling_every_second_request_is_borne_for_ever(quick: Conversation) 
         quick.get(stream + 2)
         quick.client.h2.reset_stream(stream + 2, Code.CANCEL)
         quick.answer(stream)
-    assert not quick.closed
+    assert not quick.end()
     assert quick.pairs()
 
 
@@ -95,7 +95,7 @@ def test_a_burst_of_cancellations_now_and_then_is_borne(quick: Conversation) -> 
             quick.client.h2.reset_stream(stream, Code.CANCEL)
             quick.run()
         quick.clock += 3 * SECOND
-    assert not quick.closed
+    assert not quick.end()
 
 
 MADE_YOU_RESET = {
@@ -114,7 +114,7 @@ def test_cve_2025_8671_what_would_make_us_reset_a_stream_ends_the_connection(htt
     http2.get(1)
     http2.get(3)
     http2.say(MADE_YOU_RESET[name])
-    assert http2.closed == "close"
+    assert http2.end() == "close"
     assert len(http2.client.goaways) == 1
     assert http2.told() == ["FORWARDED GET http://h/a"] * 2 + ["malformed 400"] + ["499 GET http://h/a"] * 2
 
@@ -123,7 +123,7 @@ def test_cve_2025_8671_malformed_requests_cannot_be_sent_for_ever(quick: Convers
     quick.client.raw = True
     for stream in range(1, 10_000, 2):
         quick._obey(quick.gate.from_client(headers(stream, GET + b"\x00\x01X\x01y")))
-        if quick.closed:
+        if quick.end():
             break
     assert quick.client.goaways[-1][1] == Code.ENHANCE_YOUR_CALM
     assert quick.connects == 0
@@ -278,7 +278,7 @@ def test_the_same_at_a_modest_rate_is_borne(quick: Conversation, name: str) -> N
     for _ in range(6000):
         quick._obey(quick.gate.from_client(FLOODS[name]))
         quick.clock += SECOND // 100
-    assert not quick.closed
+    assert not quick.end()
 
 
 def test_cve_2019_9511_windows_opened_by_the_byte_end_the_connection(quick: Conversation) -> None:
@@ -297,7 +297,7 @@ def test_a_reader_that_opens_both_windows_for_each_frame_is_borne(quick: Convers
         quick.server.h2.send_data(1, b"tick")
         quick.run()
         quick.say(frames.window_update(0, 4) + frames.window_update(1, 4))
-    assert not quick.closed
+    assert not quick.end()
 
 
 def test_cve_2019_9517_answers_nobody_reads_are_bounded_by_the_windows(quick: Conversation) -> None:
@@ -311,14 +311,14 @@ def test_cve_2019_9517_answers_nobody_reads_are_bounded_by_the_windows(quick: Co
             held += room
             quick.run()
     assert held <= 512 << 10
-    assert not quick.closed
+    assert not quick.end()
 
 
 def test_the_servers_floods_end_its_streams_with_502(quick: Conversation) -> None:
     quick.get(1)
     for _ in range(3 * budget.CAPACITY):
         quick.reply(frames.frame(frames.PING, 0, 0, bytes(8)))
-        if quick.closed:
+        if quick.end():
             break
     assert quick.client.messages[1].status == 502
     assert quick.pairs()
@@ -359,7 +359,7 @@ BROKEN = {
 def test_frames_that_break_the_rules_end_the_connection_with_records(http2: Conversation, name: str) -> None:
     http2.get(1, line("/a", "POST"), end=False)
     http2.say(BROKEN[name])
-    assert http2.closed == "close"
+    assert http2.end() == "close"
     assert http2.told() == ["FORWARDED POST http://h/a", "malformed 400", "499 POST http://h/a"]
     assert len(http2.client.goaways) == 1
 
@@ -367,7 +367,7 @@ def test_frames_that_break_the_rules_end_the_connection_with_records(http2: Conv
 def test_the_first_frame_must_be_settings(http2: Conversation) -> None:
     http2.client.h2.clear_outbound_data_buffer()
     for piece in http2._split(frames.PREFACE + headers(1)):
-        http2._obey([] if http2.closed else http2.gate.from_client(piece))
+        http2._obey([] if http2.end() else http2.gate.from_client(piece))
     assert http2.told() == ["malformed 400"]
 
 
@@ -394,5 +394,5 @@ def test_a_server_that_breaks_the_rules_is_502(http2: Conversation, frame: bytes
     http2.get(1)
     http2.reply(frame)
     assert http2.client.messages[1].status == 502
-    assert http2.closed == "close"
+    assert http2.end() == "close"
     assert http2.pairs()
