@@ -7,7 +7,7 @@ changes of policies, pods and namespaces one after the other. A pod calling itse
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from ipaddress import ip_address, ip_network
 from typing import Any
 
@@ -219,7 +219,7 @@ def test_changes_one_after_the_other() -> None:
 
     moody: Spec = {"from": [{"podSelector": {"matchLabels": {"mood": "good"}}}]}
     tinted: Spec = {"from": [{"namespaceSelector": {"matchLabels": {"tint": "red"}}}]}
-    steps = (
+    steps: tuple[Callable[[], None], ...] = (
         lambda: policy("one", "x", {"podSelector": A, "ingress": [moody]}),
         lambda: relabel("x/b", mood="good"),
         lambda: policy("two", "x", {"podSelector": {}, "policyTypes": ["Ingress"]}),
