@@ -3,8 +3,10 @@
 A language knows nothing of the others, of identities or of kernels. Which language a document is in, its API group and
 kind tell. Kinds that we know to be policies but do not enforce yet are refused by name: never silently ignored.
 
-selectors, peers, ports, http   the parts of Cilium's language
-cilium                          the whole of it
+cilium                          Cilium's, whole; entries: one of its rules
+selectors, peers, cidrs,        the parts of an entry: who,
+services, ports, icmp, http     on what, and what may be asked;
+dns, tls                        what is read but has no gate yet
 admin                           admin, baseline and cluster network policies
 calico, calico_…                Calico's, with the parts of its rules
 kubernetes                      NetworkPolicy; envelope: names and selectors as all of Kubernetes has them

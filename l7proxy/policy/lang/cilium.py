@@ -1,32 +1,26 @@
 """CiliumNetworkPolicy and CiliumClusterwideNetworkPolicy (cilium.io/v2), with Cilium's semantics and messages.
 
-`spec` and every one of `specs` count, as if they were policies of their own under one name. Each toPorts and each icmps
-item becomes one rule, an item without either one as well. Emptiness: a missing list is "any", an empty one "none",
-`[{}]` an entry that matches nothing; any entry puts its direction into default deny unless `enableDefaultDeny` says
-otherwise.
-
-What we do not enforce is refused by name, and only that: an allow rule that only widens (toFQDNs, rules.dns) admits
-nobody; one that asks for more than to be let through (TLS, server names, a listener, authentication) denies what it
-covers, since another rule may allow the same and would not ask for it.
+`spec` and every one of `specs` count, as if they were policies of their own under one name. Emptiness: a missing list
+is "any", an empty one "none", `[{}]` an entry that matches nothing; any entry puts its direction into default deny
+unless `enableDefaultDeny` says otherwise. Policies for nodes are read, and have no effect.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import Final
 from unicodedata import category
 
-from l7proxy.model.labels import RESERVED, Selector
+from l7proxy.model.labels import Selector
 from l7proxy.model.verdict import Action, Direction
-from l7proxy.policy.lang import dns, envelope, icmp, peers, selectors, tls
+from l7proxy.policy.lang import envelope, selectors
 from l7proxy.policy.lang.document import Document
-from l7proxy.policy.lang.fields import Field, Locate, quoted
-from l7proxy.policy.lang.http import http_rule
+from l7proxy.policy.lang.entries import Scope, rules_of
+from l7proxy.policy.lang.fields import Field, Locate
 from l7proxy.policy.lang.options import Options
-from l7proxy.policy.lang.ports import ports
-from l7proxy.policy.rules import AnyPeer, EveryPeer, HttpRule, Peer, PortMatch, Rule
+from l7proxy.policy.rules import Rule
 
 GROUP: Final = "cilium.io"
 VERSION: Final = "v2"
@@ -41,8 +35,6 @@ _LISTS: Final[Mapping[str, tuple[Direction, Action]]] = {
     "egress": (Direction.EGRESS, Action.ALLOW),
     "egressDeny": (Direction.EGRESS, Action.DENY),
 }
-_AUTHENTICATION: Final = ("disabled", "required", "test-always-fail")
-_REFUSED: Final = "is not supported yet: what its rule covers is refused"
 
 
 def parse(root: Mapping[object, object], locate: Locate | None, options: Options) -> tuple[Document, tuple[Rule, ...]]:
@@ -57,65 +49,6 @@ def parse(root: Mapping[object, object], locate: Locate | None, options: Options
     return document, tuple(_numbered(rules))
 
 
-@dataclass(frozen=True, slots=True)
-class _Scope:
-    """What every item of one spec shares. `subject` None: nodes, which we do not police."""
-
-    document: Document
-    subject: Selector | None
-    default_deny: Mapping[Direction, bool]
-    log: str
-
-    @property
-    def for_init(self) -> bool:
-        found = self.subject.requirements if self.subject else ()
-        return any(each.source == RESERVED and each.key == "init" for each in found)
-
-
-@dataclass(frozen=True, slots=True)
-class _Item:
-    """One entry of ingress, egress, ingressDeny or egressDeny.
-
-    `who` are its peers, and `covered` those that it may mean besides. `refusal`: why none of them may pass.
-    """
-
-    scope: _Scope
-    direction: Direction
-    action: Action
-    who: tuple[Peer, ...] | None
-    covered: tuple[Peer, ...] | None
-    refusal: str = ""
-
-    @property
-    def document(self) -> Document:
-        return self.scope.document
-
-    def rule(
-        self,
-        at: Field,
-        what: tuple[PortMatch, ...] | None = None,
-        *,
-        http: tuple[HttpRule, ...] = (),
-        refusal: str = "",
-        nobody: bool = False,
-    ) -> Iterator[Rule]:
-        scope, refusal = self.scope, self.refusal or refusal
-        if scope.subject is None:
-            return
-        yield Rule(
-            ref=scope.document.ref(at.at),
-            subject=scope.subject,
-            direction=self.direction,
-            action=Action.DENY if refusal else self.action,
-            peers=_but_the_host(self.covered, self.direction) if refusal else () if nobody else self.who,
-            ports=what,
-            http=None if refusal or nobody else http or None,
-            default_deny=scope.default_deny[self.direction],
-            refusal=refusal,
-            log=scope.log,
-        )
-
-
 def _spec(spec: Field, document: Document) -> Iterator[Rule]:
     found = spec.mapping((*_SPEC, *_LISTS))
     lists = {name: found[name].items() for name in _LISTS if name in found}
@@ -123,11 +56,11 @@ def _spec(spec: Field, document: Document) -> Iterator[Rule]:
         spec.fail("rule must have at least one of Ingress, IngressDeny, Egress, EgressDeny")
     _bookkeeping(found)
     log = _log(found["log"]) if "log" in found else ""
-    scope = _Scope(document, _subject(spec, found, document), _default_deny(found, lists, document), log)
+    scope = Scope(document, _subject(spec, found, document), _default_deny(found, lists, document), log)
     for name, items in lists.items():
         direction, action = _LISTS[name]
         for item in items:
-            yield from document.collect(partial(_item, item, direction, action, scope))
+            yield from document.collect(partial(rules_of, item, direction, action, scope))
 
 
 def _subject(spec: Field, found: dict[str, Field], document: Document) -> Selector | None:
@@ -180,94 +113,6 @@ def _log(field: Field) -> str:
     if len(text) > MAX_LOG or any(category(char).startswith("C") for char in text):
         found["value"].fail(f"must be at most {MAX_LOG} printable characters")
     return text
-
-
-def _item(place: Field, direction: Direction, action: Action, scope: _Scope) -> Iterator[Rule]:
-    """The rules of one entry: one for each toPorts or icmps item, or one for the whole."""
-    deny = action is Action.DENY
-    fields = (*peers.names(direction, deny=deny), "icmps", "toPorts", *(() if deny else ("authentication",)))
-    found = place.mapping(fields)
-    icmps = found["icmps"].items() if "icmps" in found else []
-    cells = found["toPorts"].items() if "toPorts" in found else []
-    if icmps:
-        _check_icmps(place, found["icmps"], cells, scope.document)
-    document = scope.document
-    who = peers.peers(place, found, direction, document, deny=deny, for_init=scope.for_init)
-    for name in place.without_value():
-        document.note(Field(None, place.key(name)), "has no value, which is as if it were absent; an empty list is []")
-    if who is None and not cells and not icmps:
-        who = ()  # `{}` matches nothing
-    refusal = _authentication(found["authentication"], document) if "authentication" in found else ""
-    item = _Item(scope, direction, action, who, who if peers.all_known(found) else peers.WORLD, refusal)
-    if not cells and not icmps:
-        yield from item.rule(place)
-    for cell in icmps:
-        yield from item.rule(cell, icmp.messages(cell))
-    for cell in cells:
-        yield from _cell(cell, item)
-
-
-def _check_icmps(place: Field, icmps: Field, cells: list[Field], document: Document) -> None:
-    if not document.options.icmp:
-        what = 'ICMP rules can only be applied when the "enable-icmp-rules" flag is set'
-        icmps.fail(what, unsupported=True)
-    if cells:
-        place.fail("the ICMPs block may only be present without ToPorts. Define a separate rule to use ToPorts")
-
-
-def _authentication(field: Field, document: Document) -> str:
-    """Why nothing may pass that must be authenticated first. Nobody needs to be where it is `disabled`."""
-    found = field.mapping(("mode",))
-    if "mode" not in found:
-        field.fail("mode is required")
-    mode = found["mode"].text()
-    if mode not in _AUTHENTICATION:
-        found["mode"].fail(f"must be {', '.join(_AUTHENTICATION)}, not {quoted(mode)}")
-    return "" if mode == "disabled" else document.unenforceable(field, _REFUSED)
-
-
-def _cell(cell: Field, item: _Item) -> Iterator[Rule]:
-    """One toPorts item."""
-    document = item.document
-    if item.action is Action.DENY:
-        found = cell.mapping(("ports",))
-        yield from item.rule(cell, ports(found["ports"], document, l7="") if "ports" in found else ())
-        return
-    found = cell.mapping(("ports", "rules", *tls.FIELDS))
-    http, queries = _l7(found["rules"], item) if "rules" in found else ((), None)
-    l7 = "http" if http else "dns" if queries else ""
-    what = ports(found["ports"], document, l7=l7) if "ports" in found else ()
-    closed = list(tls.unenforceable(cell, found, document, item.direction, l7=bool(l7)))
-    if queries:
-        if not what:
-            cell.fail("port 53 must be specified for DNS rules")
-        document.unenforceable(queries, "is not supported yet: it lets no query pass")
-    refusal = "; ".join([document.unenforceable(field, _REFUSED) for field in closed])
-    yield from item.rule(cell, what, http=http, refusal=refusal, nobody=queries is not None)
-
-
-def _l7(field: Field, item: _Item) -> tuple[tuple[HttpRule, ...], Field | None]:
-    """The HTTP rules and where DNS rules stand. Without an item there are none, so nothing is redirected."""
-    found = field.mapping(("http", "dns"), later=("kafka", "l7proto", "l7"))
-    http = found["http"].items() if "http" in found else []
-    queries = found["dns"].items() if "dns" in found else []
-    if item.scope.subject is None and found and item.direction is Direction.INGRESS:
-        field.fail("L7 policy is not supported on host ingress yet")
-    if item.scope.subject is None and http:
-        field.fail("L7 protocol HTTP is not supported on host egress yet")
-    if len(found) > 1:
-        field.fail("multiple L7 protocol rule types specified in single rule")
-    if queries and item.direction is Direction.INGRESS:
-        found["dns"].fail("DNS rules are not allowed on ingress")
-    dns.check_rules(queries)
-    return tuple(http_rule(each, item.document) for each in http), found["dns"] if queries else None
-
-
-def _but_the_host(who: tuple[Peer, ...] | None, direction: Direction) -> tuple[Peer, ...] | None:
-    """Those who are refused: the way in from the local host stays open, for kubelet's probes."""
-    if direction is Direction.EGRESS:
-        return who
-    return (EveryPeer(() if who is None else (AnyPeer(who),), none_of=peers.HOST),)
 
 
 def _numbered(rules: list[Rule]) -> Iterator[Rule]:

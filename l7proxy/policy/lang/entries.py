@@ -1,0 +1,172 @@
+"""One entry of ingress, egress, ingressDeny or egressDeny of a Cilium policy, made into rules.
+
+Each toPorts and each icmps item becomes one rule, an entry without either one as well. What we do not enforce is
+refused by name, and only that: an allow rule that only widens (toFQDNs, rules.dns) admits nobody; one that asks for
+more than to be let through (TLS, server names, a listener, authentication) denies what it covers, since another rule
+may allow the same and would not ask for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from l7proxy.model.labels import RESERVED, Selector
+from l7proxy.model.verdict import Action, Direction
+from l7proxy.policy.lang import dns, icmp, peers, tls
+from l7proxy.policy.lang.document import Document
+from l7proxy.policy.lang.fields import Field, quoted
+from l7proxy.policy.lang.http import http_rule
+from l7proxy.policy.lang.ports import ports
+from l7proxy.policy.rules import AnyPeer, EveryPeer, HttpRule, Peer, PortMatch, Rule
+
+_AUTHENTICATION: Final = ("disabled", "required", "test-always-fail")
+_REFUSED: Final = "is not supported yet: what its rule covers is refused"
+
+
+@dataclass(frozen=True, slots=True)
+class Scope:
+    """What every entry of one spec shares. `subject` None: nodes, which we do not police."""
+
+    document: Document
+    subject: Selector | None
+    default_deny: Mapping[Direction, bool]
+    log: str
+
+    @property
+    def for_init(self) -> bool:
+        found = self.subject.requirements if self.subject else ()
+        return any(each.source == RESERVED and each.key == "init" for each in found)
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One entry of ingress, egress, ingressDeny or egressDeny.
+
+    `who` are its peers, and `covered` those that it may mean besides. `refusal`: why none of them may pass.
+    """
+
+    scope: Scope
+    direction: Direction
+    action: Action
+    who: tuple[Peer, ...] | None
+    covered: tuple[Peer, ...] | None
+    refusal: str = ""
+
+    @property
+    def document(self) -> Document:
+        return self.scope.document
+
+    def rule(
+        self,
+        at: Field,
+        what: tuple[PortMatch, ...] | None = None,
+        *,
+        http: tuple[HttpRule, ...] = (),
+        refusal: str = "",
+        nobody: bool = False,
+    ) -> Iterator[Rule]:
+        scope, refusal = self.scope, self.refusal or refusal
+        if scope.subject is None:
+            return
+        yield Rule(
+            ref=scope.document.ref(at.at),
+            subject=scope.subject,
+            direction=self.direction,
+            action=Action.DENY if refusal else self.action,
+            peers=_but_the_host(self.covered, self.direction) if refusal else () if nobody else self.who,
+            ports=what,
+            http=None if refusal or nobody else http or None,
+            default_deny=scope.default_deny[self.direction],
+            refusal=refusal,
+            log=scope.log,
+        )
+
+
+def rules_of(place: Field, direction: Direction, action: Action, scope: Scope) -> Iterator[Rule]:
+    """The rules of one entry: one for each toPorts or icmps item, or one for the whole."""
+    deny = action is Action.DENY
+    fields = (*peers.names(direction, deny=deny), "icmps", "toPorts", *(() if deny else ("authentication",)))
+    found = place.mapping(fields)
+    icmps = found["icmps"].items() if "icmps" in found else []
+    cells = found["toPorts"].items() if "toPorts" in found else []
+    if icmps:
+        _check_icmps(place, found["icmps"], cells, scope.document)
+    document = scope.document
+    who = peers.peers(place, found, direction, document, deny=deny, for_init=scope.for_init)
+    for name in place.without_value():
+        document.note(Field(None, place.key(name)), "has no value, which is as if it were absent; an empty list is []")
+    if who is None and not cells and not icmps:
+        who = ()  # `{}` matches nothing
+    refusal = _authentication(found["authentication"], document) if "authentication" in found else ""
+    entry = Entry(scope, direction, action, who, who if peers.all_known(found) else peers.WORLD, refusal)
+    if not cells and not icmps:
+        yield from entry.rule(place)
+    for cell in icmps:
+        yield from entry.rule(cell, icmp.messages(cell))
+    for cell in cells:
+        yield from _cell(cell, entry)
+
+
+def _check_icmps(place: Field, icmps: Field, cells: list[Field], document: Document) -> None:
+    if not document.options.icmp:
+        what = 'ICMP rules can only be applied when the "enable-icmp-rules" flag is set'
+        icmps.fail(what, unsupported=True)
+    if cells:
+        place.fail("the ICMPs block may only be present without ToPorts. Define a separate rule to use ToPorts")
+
+
+def _authentication(field: Field, document: Document) -> str:
+    """Why nothing may pass that must be authenticated first. Nobody needs to be where it is `disabled`."""
+    found = field.mapping(("mode",))
+    if "mode" not in found:
+        field.fail("mode is required")
+    mode = found["mode"].text()
+    if mode not in _AUTHENTICATION:
+        found["mode"].fail(f"must be {', '.join(_AUTHENTICATION)}, not {quoted(mode)}")
+    return "" if mode == "disabled" else document.unenforceable(field, _REFUSED)
+
+
+def _cell(cell: Field, entry: Entry) -> Iterator[Rule]:
+    """One toPorts item."""
+    document = entry.document
+    if entry.action is Action.DENY:
+        found = cell.mapping(("ports",))
+        yield from entry.rule(cell, ports(found["ports"], document, l7="") if "ports" in found else ())
+        return
+    found = cell.mapping(("ports", "rules", *tls.FIELDS))
+    http, queries = _l7(found["rules"], entry) if "rules" in found else ((), None)
+    l7 = "http" if http else "dns" if queries else ""
+    what = ports(found["ports"], document, l7=l7) if "ports" in found else ()
+    closed = list(tls.unenforceable(cell, found, document, entry.direction, l7=bool(l7)))
+    if queries:
+        if not what:
+            cell.fail("port 53 must be specified for DNS rules")
+        document.unenforceable(queries, "is not supported yet: it lets no query pass")
+    refusal = "; ".join([document.unenforceable(field, _REFUSED) for field in closed])
+    yield from entry.rule(cell, what, http=http, refusal=refusal, nobody=queries is not None)
+
+
+def _l7(field: Field, entry: Entry) -> tuple[tuple[HttpRule, ...], Field | None]:
+    """The HTTP rules and where DNS rules stand. Without an item there are none, so nothing is redirected."""
+    found = field.mapping(("http", "dns"), later=("kafka", "l7proto", "l7"))
+    http = found["http"].items() if "http" in found else []
+    queries = found["dns"].items() if "dns" in found else []
+    if entry.scope.subject is None and found and entry.direction is Direction.INGRESS:
+        field.fail("L7 policy is not supported on host ingress yet")
+    if entry.scope.subject is None and http:
+        field.fail("L7 protocol HTTP is not supported on host egress yet")
+    if len(found) > 1:
+        field.fail("multiple L7 protocol rule types specified in single rule")
+    if queries and entry.direction is Direction.INGRESS:
+        found["dns"].fail("DNS rules are not allowed on ingress")
+    dns.check_rules(queries)
+    return tuple(http_rule(each, entry.document) for each in http), found["dns"] if queries else None
+
+
+def _but_the_host(who: tuple[Peer, ...] | None, direction: Direction) -> tuple[Peer, ...] | None:
+    """Those who are refused: the way in from the local host stays open, for kubelet's probes."""
+    if direction is Direction.EGRESS:
+        return who
+    return (EveryPeer(() if who is None else (AnyPeer(who),), none_of=peers.HOST),)
