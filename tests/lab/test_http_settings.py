@@ -126,5 +126,7 @@ def test_a_websocket_lives_as_long_as_policy_lets_it(lab: Cluster, tmp_path: Pat
         assert "BINARY" not in client.stdout.readline()
         client.stdin.close()
         client.wait(10)
+    opened = [flow["l7"]["http"] for flow in lab.flows("only", "--http-status", "101")]
+    assert [(http["method"], http["url"]) for http in opened] == [("GET", "http://server:8082/ws")]
     flows = [flow for flow in lab.flows("only") if flow.get("verdict") == "DROPPED" and "l7" not in flow]
     assert [flow["ingress_denied_by"][0]["name"] for flow in flows] == ["web"]

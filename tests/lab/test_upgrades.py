@@ -26,7 +26,7 @@ pytestmark = pytest.mark.lab
 SOCKETS = HttpRule(REF, method="GET", path="/ws.*")
 OTHERS = HttpRule(REF, method="GET", path="/other")
 TUNNELS = HttpRule(REF, method="CONNECT", host="inner:443")
-AT_ONCE = 2.0
+AT_ONCE = 5.0
 FOO = b"GET /ws HTTP/1.1\r\nHost: server\r\nConnection: Upgrade\r\nUpgrade: foo/2\r\n\r\n"
 SWITCHED = b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: foo/2\r\n\r\n"
 CONNECT = b"CONNECT inner:443 HTTP/1.1\r\nHost: inner:443\r\n\r\n"
