@@ -198,11 +198,15 @@ class EndpointSlice:
 
 @dataclass(frozen=True, slots=True)
 class CidrGroup:
-    """Prefixes outside the cluster that policies name together (CiliumCIDRGroup)."""
+    """Prefixes outside the cluster that policies name together (CiliumCIDRGroup).
+
+    `unread`: it exists, but what is in it cannot be told.
+    """
 
     name: str
     networks: tuple[str, ...] = ()
     labels: Mapping[str, str] = field(default_factory=dict)
+    unread: bool = False
     origin: Origin = Origin()
 
     @property

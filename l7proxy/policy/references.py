@@ -50,6 +50,7 @@ from l7proxy.policy.tiers import UNPLACED, Tier
 
 METADATA_NAME: Final = "kubernetes.io/metadata.name"
 _NOT_THE_HOST: Final = SelectorPeer(Selector((Requirement(RESERVED, "host", Operator.DOES_NOT_EXIST),)))
+_EVERYWHERE: Final = ("0.0.0.0/0", "::/0")
 _PLAIN: Final = (SelectorPeer, CidrPeer)
 """What most rules are made of: no name in them."""
 
@@ -94,10 +95,12 @@ class References:
             found.setdefault("", []).append(labelled)
         return found
 
-    def of_groups(self, peer: CidrGroupPeer) -> Iterator[Peer]:
+    def of_groups(self, peer: CidrGroupPeer, *, deny: bool = False) -> Iterator[Peer]:
+        """A group that cannot be read is nobody to those who allow, and anyone outside to those who `deny`."""
         for group, labels in self._labelled_groups:
-            if peer.name in ("", group.name) and peer.selector.matches(labels):
-                yield from (CidrPeer(ip_network(text), peer.excepts, peer.reach) for text in group.networks)
+            if peer.name in ("", group.name) and (group.unread or peer.selector.matches(labels)):
+                networks = group.networks if not group.unread else _EVERYWHERE if deny else ()
+                yield from (CidrPeer(ip_network(text), peer.excepts, peer.reach) for text in networks)
 
     @cached_property
     def _labelled_groups(self) -> list[tuple[CidrGroup, LabelSet]]:
@@ -141,14 +144,15 @@ class References:
 
 def resolve(rules: Iterable[Rule], references: References) -> tuple[Rule, ...]:
     """The rules, each name in them replaced by whom it means now."""
-    known: dict[tuple[Peer, ...], tuple[Peer, ...]] = {}
+    known: dict[tuple[tuple[Peer, ...], bool], tuple[Peer, ...]] = {}
 
     def resolved(rule: Rule) -> Rule:
         if not rule.peers or all(isinstance(peer, _PLAIN) for peer in rule.peers):
             return rule
-        if rule.peers not in known:
-            known[rule.peers] = tuple(dict.fromkeys(_all(rule.peers, references)))
-        return replace(rule, peers=known[rule.peers])
+        asked = rule.peers, rule.action is Action.DENY
+        if asked not in known:
+            known[asked] = tuple(dict.fromkeys(_all(*asked, references)))
+        return replace(rule, peers=known[asked])
 
     return tuple(resolved(each) for rule in rules for each in _by_ports(_placed(rule, references), references))
 
@@ -188,7 +192,7 @@ def unknown(rules: Iterable[Rule], references: References) -> Iterator[tuple[Rul
     """The names that mean nobody, each with the rule it stands in."""
     for rule in rules:
         for peer in _names(rule.peers or ()):
-            if not any(True for _ in _all((peer,), references)):
+            if not any(True for _ in _all((peer,), False, references)):
                 yield rule.ref, peer
 
 
@@ -213,28 +217,28 @@ def _names(peers: Iterable[Peer]) -> Iterator[Peer]:
                 pass
 
 
-def _all(peers: Iterable[Peer], references: References) -> Iterator[Peer]:
+def _all(peers: Iterable[Peer], deny: bool, references: References) -> Iterator[Peer]:
     for peer in peers:
         match peer:
             case ServicePeer():
                 yield from references.of_services(peer)
             case CidrGroupPeer():
-                yield from references.of_groups(peer)
+                yield from references.of_groups(peer, deny=deny)
             case NetworkSetPeer():
                 yield from references.of_network_sets(peer)
             case NodePeer():
                 yield from references.of_nodes(peer)
             case EveryPeer(all_of, none_of):
-                yield EveryPeer(_each(all_of, references), _each(none_of, references))
+                yield EveryPeer(_each(all_of, deny, references), _each(none_of, not deny, references))
             case AnyPeer(any_of):
-                yield AnyPeer(tuple(_all(any_of, references)))
+                yield AnyPeer(tuple(_all(any_of, deny, references)))
             case _:
                 yield peer
 
 
-def _each(peers: Iterable[Peer], references: References) -> tuple[Peer, ...]:
+def _each(peers: Iterable[Peer], deny: bool, references: References) -> tuple[Peer, ...]:
     """One for one: in a conjunction a name that means several, or nobody, stays one term."""
-    found = (tuple(_all((peer,), references)) for peer in peers)
+    found = (tuple(_all((peer,), deny, references)) for peer in peers)
     return tuple(some[0] if len(some) == 1 else AnyPeer(some) for some in found)
 
 

@@ -13,7 +13,7 @@ from functools import partial
 from typing import Any
 
 from l7proxy.errors import PolicyError, SourceError
-from l7proxy.model.facts import Fact, Key, Origin, PolicyDocument
+from l7proxy.model.facts import CidrGroup, Fact, Key, Origin, PolicyDocument
 from l7proxy.policy import lang
 from l7proxy.policy.lang.options import LENIENT
 from l7proxy.sources import objects
@@ -27,11 +27,11 @@ _NAMED = re.compile(r"""(?:^|[\s{,])["']?(name|namespace)["']?:\s*["']?([\w./-]+
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """What is wrong, with whom (if that can be told), and who stands in for a policy never seen whole."""
+    """What is wrong, with whom (if that can be told), and who stands in for what was never seen whole."""
 
     error: SourceError
     key: Key | None = None
-    stand_in: PolicyDocument | None = None
+    stand_in: PolicyDocument | CidrGroup | None = None
 
     @property
     def blind(self) -> bool:
@@ -93,8 +93,8 @@ def _one(document: Document, origin: Origin, value: Any) -> Fact | Fault | Sourc
     try:
         fact = objects.read(value, origin, lines)
     except SourceError as error:
-        stand_in = objects.stand_in(value, origin, lines(), error) if lang.is_policy(value) else None
-        return Fault(error, objects.key_of(value), stand_in)
+        policy = objects.stand_in(value, origin, lines(), error) if lang.is_policy(value) else None
+        return Fault(error, objects.key_of(value), policy or objects.unread(value, origin))
     if fact is None:
         kind = f"{value.get('apiVersion')} {value.get('kind')}"
         return SourceError(f"{kind} says nothing to us: not read", file=origin.file, line=origin.line, field="kind")

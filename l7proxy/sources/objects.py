@@ -37,6 +37,7 @@ from l7proxy.model.secret import Sealed
 from l7proxy.policy import lang
 from l7proxy.sources.fields import Fields
 
+CIDR_GROUP: Final = "CiliumCIDRGroup"
 SERVICE_NAME: Final = "kubernetes.io/service-name"
 CLUSTER_SCOPED_POLICIES: Final = frozenset(
     (
@@ -197,7 +198,14 @@ def _decoded(coded: Fields, name: str) -> bytes:
 
 def cidr_group(fields: Fields, origin: Origin) -> CidrGroup:
     networks = fields.inside("spec").networks("externalCIDRs")
-    return CidrGroup(_name(fields), tuple(dict.fromkeys(networks)), fields.inside("metadata").labels("labels"), origin)
+    labels = fields.inside("metadata").labels("labels")
+    return CidrGroup(_name(fields), tuple(dict.fromkeys(networks)), labels, origin=origin)
+
+
+def unread(document: Mapping[str, Any], origin: Origin) -> CidrGroup | None:
+    """What remains of a group that cannot be read: deny rules may have meant anyone by it."""
+    key = key_of(document)
+    return CidrGroup(key.name, unread=True, origin=origin) if key is not None and key.kind == CIDR_GROUP else None
 
 
 def service_account(fields: Fields, origin: Origin) -> ServiceAccount:

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from ipaddress import ip_network
 from typing import TYPE_CHECKING
 
 import pytest
 
-from l7proxy.model.facts import CidrGroup, EndpointSlice, Service
+from l7proxy.model.facts import CidrGroup, EndpointSlice, Origin, Service
 from l7proxy.model.labels import EVERYTHING, Operator, Requirement, Selector
 from l7proxy.model.ref import RuleRef
 from l7proxy.model.verdict import Action, Direction
 from l7proxy.policy.compile import compile_policies
 from l7proxy.policy.references import References, resolve, unknown
 from l7proxy.policy.rules import AnyPeer, CidrGroupPeer, CidrPeer, EveryPeer, Peer, Rule, SelectorPeer, ServicePeer
+from l7proxy.sources import manifests
 
 if TYPE_CHECKING:
     from tests.unit.policy.conftest import Bench
@@ -263,3 +265,40 @@ def test_who_is_not_there_can_be_told() -> None:
     labelled = ServicePeer("", selector=Selector((Requirement("any", "tier", Operator.IN, ("none",)),)))
     rules = [rule(WEB, DB), rule(AnyPeer((NOBODY,))), rule(EveryPeer((TEN,), (CidrGroupPeer("x"),))), rule(labelled)]
     assert [peer for _, peer in unknown(rules, LAND)] == [NOBODY, CidrGroupPeer("x"), labelled]
+
+
+BROKEN = b"""apiVersion: cilium.io/v2
+kind: CiliumCIDRGroup
+metadata: {name: bad}
+spec:
+  externalCIDRs: [192.0.2.0/24, 10.0.0.0/99]
+"""
+OUTSIDE = (CidrPeer(ip_network("0.0.0.0/0")), CidrPeer(ip_network("::/0")))
+
+
+def test_a_group_that_cannot_be_read_is_a_fault_and_stands_there_unread() -> None:
+    (fault,) = manifests.parse(BROKEN, "g.yaml").faults
+    assert str(fault.error) == "g.yaml:5: spec.externalCIDRs[1]: '10.0.0.0/99' is no prefix"
+    assert fault.stand_in == CidrGroup("bad", unread=True, origin=Origin("g.yaml", 1))
+
+
+def test_an_unread_group_is_nobody_to_allow_and_anyone_outside_to_deny() -> None:
+    land = References(cidr_groups=(CidrGroup("bad", unread=True), CidrGroup("good", ("192.0.2.0/24",), {"a": "b"})))
+    named, selected = (
+        CidrGroupPeer("bad"),
+        CidrGroupPeer(selector=Selector((Requirement("any", "a", Operator.EXISTS),))),
+    )
+    rules = [rule(named), replace(rule(named), action=Action.DENY), rule(selected)]
+    rules.append(replace(rule(selected), action=Action.DENY))
+    assert [one.peers for one in resolve(rules, land)] == [
+        (),
+        OUTSIDE,
+        (CidrPeer(ip_network("192.0.2.0/24")),),
+        (*OUTSIDE, CidrPeer(ip_network("192.0.2.0/24"))),
+    ]
+
+
+def test_all_but_an_unread_group_is_nobody_outside() -> None:
+    land = References(cidr_groups=(CidrGroup("bad", unread=True),))
+    (resolved_rule,) = resolve([rule(EveryPeer((TEN,), (CidrGroupPeer("bad"),)))], land)
+    assert resolved_rule.peers == (EveryPeer((TEN,), (AnyPeer(OUTSIDE),)),)
