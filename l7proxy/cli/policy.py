@@ -234,14 +234,18 @@ def _lint(changes: Sequence[Change], documents: Sequence[PolicyDocument], option
     from l7proxy.agent.cluster import Cluster
     from l7proxy.policy import lint
     from l7proxy.policy.compile import compile_policies
+    from l7proxy.policy.references import References
 
     for document in documents:
         for field in lint.of_document(document.document):
             file, line = document.locate(field.at)
             yield Remark(file, line or None, field.code, field.message)
-    view = Cluster.of(changes, options).everywhere
+    cluster = Cluster.of(changes, options)
+    view = cluster.everywhere
     found = [finding for policy in view.policies for finding in lint.of_rules(policy.rules)]
     if view.endpoints:
+        written = [rule for policy in view.policies for rule in policy.rules]
+        found += lint.of_names(written, References.among(cluster.facts))
         policies = compile_policies(view.rules, view.endpoints, view.identities)
         found += [*lint.of_peers(view.rules, view.identities), *lint.of_tables(policies, view.endpoints)]
     for one in found:

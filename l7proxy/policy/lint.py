@@ -19,6 +19,7 @@ from l7proxy.model.verdict import Action, Direction
 from l7proxy.policy.decision import policy_name
 from l7proxy.policy.explain import ports
 from l7proxy.policy.match.pattern import PatternSet
+from l7proxy.policy.references import References, unknown
 from l7proxy.policy.rules import HttpRule, Rule, SelectorPeer
 from l7proxy.policy.tables import DirectionPolicy, EndpointPolicy, Entry, Stage
 
@@ -113,6 +114,12 @@ def of_peers(rules: Iterable[Rule], identities: Mapping[int, Identity]) -> Itera
                 known[selector] = any(selector.matches(labels) for labels in everybody)
             if not known[selector]:
                 yield Finding("selects-nobody", rule.ref, f"the peer {selector} is none of the pods given")
+
+
+def of_names(rules: Iterable[Rule], references: References) -> Iterator[Finding]:
+    """Services, groups and nodes that rules name and nobody has, among those at hand."""
+    for ref, name in dict.fromkeys(unknown(rules, references)):
+        yield Finding("names-nobody", ref, f"there is no {name} here, so it means nobody")
 
 
 def of_tables(policies: Mapping[int, EndpointPolicy], endpoints: Iterable[Endpoint]) -> Iterator[Finding]:

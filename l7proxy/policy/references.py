@@ -11,9 +11,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from ipaddress import ip_network
-from typing import Final
+from typing import Any, Final
 
-from l7proxy.model.facts import CidrGroup, EndpointSlice, Namespace, NetworkSet, Node, PolicyTier, Service
+from l7proxy.model.facts import CidrGroup, EndpointSlice, Fact, Namespace, NetworkSet, Node, PolicyTier, Service
 from l7proxy.model.labels import (
     CIDR_GROUP,
     K8S,
@@ -66,6 +66,15 @@ class References:
     nodes: tuple[Node, ...] = ()
     network_sets: tuple[NetworkSet, ...] = ()
     tiers: tuple[PolicyTier, ...] = ()
+
+    @classmethod
+    def among(cls, facts: Iterable[Fact]) -> References:
+        """All that can be named among these."""
+        found: dict[type, list[Any]] = {}
+        for fact in facts:
+            found.setdefault(type(fact), []).append(fact)
+        kinds = (Service, EndpointSlice, CidrGroup, Namespace, Node, NetworkSet, PolicyTier)
+        return cls(*(tuple(found.get(kind, ())) for kind in kinds))
 
     @cached_property
     def _behind(self) -> Mapping[tuple[str, str], list[str]]:
@@ -188,12 +197,24 @@ def _no_tier(tier: Tier) -> str:
     return f"there is no Tier {tier.name}"
 
 
-def unknown(rules: Iterable[Rule], references: References) -> Iterator[tuple[RuleRef, Peer]]:
-    """The names that mean nobody, each with the rule it stands in."""
+def unknown(rules: Iterable[Rule], references: References) -> Iterator[tuple[RuleRef, str]]:
+    """The names that mean nobody, each after the rule it stands in."""
     for rule in rules:
         for peer in _names(rule.peers or ()):
             if not any(True for _ in _all((peer,), False, references)):
-                yield rule.ref, peer
+                yield rule.ref, _called(peer)
+
+
+def _called(peer: ServicePeer | CidrGroupPeer | NodePeer) -> str:
+    match peer:
+        case ServicePeer(namespace, name) if name:
+            return f"Service {namespace}/{name}" if namespace else f"Service {name} of any namespace"
+        case ServicePeer(namespace):
+            return f"Service of {namespace or 'any namespace'} with labels {peer.selector}"
+        case CidrGroupPeer(name):
+            return f"CIDR group {name}" if name else f"CIDR group with labels {peer.selector}"
+        case NodePeer():
+            return f"node with labels {peer.selector}"
 
 
 def without_tier(rules: Iterable[Rule], references: References) -> Iterator[tuple[RuleRef, str]]:
@@ -204,7 +225,7 @@ def without_tier(rules: Iterable[Rule], references: References) -> Iterator[tupl
             yield rule.ref, _no_tier(tier)
 
 
-def _names(peers: Iterable[Peer]) -> Iterator[Peer]:
+def _names(peers: Iterable[Peer]) -> Iterator[ServicePeer | CidrGroupPeer | NodePeer]:
     for peer in peers:
         match peer:
             case ServicePeer() | CidrGroupPeer() | NodePeer():

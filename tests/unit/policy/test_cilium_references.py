@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from l7proxy.model.facts import CidrGroup, EndpointSlice, Origin, Service
+from l7proxy.model.facts import CidrGroup, EndpointSlice, Fact, Origin, Service
 from l7proxy.model.labels import EVERYTHING, Operator, Requirement, Selector
 from l7proxy.model.ref import RuleRef
 from l7proxy.model.verdict import Action, Direction
+from l7proxy.policy import lint
 from l7proxy.policy.compile import compile_policies
 from l7proxy.policy.references import References, resolve, unknown
 from l7proxy.policy.rules import AnyPeer, CidrGroupPeer, CidrPeer, EveryPeer, Peer, Rule, SelectorPeer, ServicePeer
@@ -210,6 +211,7 @@ LAND = References(
 WEB = ServicePeer("shop", "web")
 DB = ServicePeer("shop", "db")
 NOBODY = ServicePeer("shop", "nobody")
+NONE = Selector((Requirement("any", "a", Operator.IN, ("none",)),))
 
 
 def rule(*peers: Peer) -> Rule:
@@ -264,7 +266,25 @@ def test_compiling_what_is_still_a_name_is_a_mistake_of_ours(bench: Bench) -> No
 def test_who_is_not_there_can_be_told() -> None:
     labelled = ServicePeer("", selector=Selector((Requirement("any", "tier", Operator.IN, ("none",)),)))
     rules = [rule(WEB, DB), rule(AnyPeer((NOBODY,))), rule(EveryPeer((TEN,), (CidrGroupPeer("x"),))), rule(labelled)]
-    assert [peer for _, peer in unknown(rules, LAND)] == [NOBODY, CidrGroupPeer("x"), labelled]
+    assert [name for _, name in unknown(rules, LAND)] == [
+        "Service shop/nobody",
+        "CIDR group x",
+        "Service of any namespace with labels any:tier=none",
+    ]
+
+
+def test_references_are_found_among_all_facts() -> None:
+    everything: list[Fact] = [*LAND.cidr_groups, *LAND.slices, *LAND.services]
+    assert References.among(everything) == LAND
+
+
+def test_lint_tells_who_is_not_there() -> None:
+    rules = [rule(NOBODY), rule(WEB), rule(ServicePeer("", "nobody"), CidrGroupPeer(selector=NONE))]
+    assert [(found.code, found.message) for found in lint.of_names(rules, LAND)] == [
+        ("names-nobody", "there is no Service shop/nobody here, so it means nobody"),
+        ("names-nobody", "there is no Service nobody of any namespace here, so it means nobody"),
+        ("names-nobody", "there is no CIDR group with labels any:a=none here, so it means nobody"),
+    ]
 
 
 BROKEN = b"""apiVersion: cilium.io/v2
