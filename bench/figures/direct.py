@@ -13,11 +13,13 @@ GOAL = Goal(0.40, at_least=True)
 
 
 def measure(place: Stage, effort: Effort, report: Report) -> list[Row]:
-    def turn(running: Running) -> dict[str, float]:
-        through = load.full_rate(place, seconds=effort.seconds).rate
-        return {"through": through, "direct": load.full_rate(place, seconds=effort.seconds, port=DIRECT).rate}
+    seconds = effort.seconds / 2
 
-    found = take(place, effort, report, turn)
+    def turn(running: Running) -> dict[str, float]:
+        through = load.full_rate(place, seconds=seconds).rate
+        return {"through": through, "direct": load.full_rate(place, seconds=seconds, port=DIRECT).rate}
+
+    found = take(place, effort, report, turn, peers=("envoy", "haproxy"))
     return [
         compared(
             f"requests per second through {'the L7 path' if name == OURS else name}",

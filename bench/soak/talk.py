@@ -102,9 +102,9 @@ class Line:
         return data
 
     def abort(self) -> None:
-        """Away at once, with a reset."""
-        sock = self.writer.get_extra_info("socket")
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        """Away at once, with a reset (unless the other end was quicker)."""
+        if (sock := self.writer.get_extra_info("socket")) is not None:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self.writer.transport.abort()
 
 
