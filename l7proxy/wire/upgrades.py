@@ -8,19 +8,15 @@ HTTP/1. All else in the head stays byte for byte. (RFC 9113 has withdrawn the up
 from __future__ import annotations
 
 import re
-from typing import Final
 
 from l7proxy.wire.head import Header
 
 _NEVER = re.compile(rb"(?:h2|h3|http|tls)", re.IGNORECASE)
-_SETTINGS: Final = b"http2-settings"
 
 
 def offers_carrier(headers: list[Header]) -> bool:
     """True when `without_carriers` would change the head."""
-    return any(
-        name == _SETTINGS or (name == b"upgrade" and any(map(_NEVER.match, _items(value)))) for name, value in headers
-    )
+    return any(name == b"upgrade" and any(map(_NEVER.match, _items(value))) for name, value in headers)
 
 
 def without_carriers(raw: bytes) -> bytes:
@@ -37,7 +33,7 @@ def _reduced(line: bytes, stays: bool) -> bytes:
         case b"upgrade":
             return _filtered(line, [item for item in _items(_value(line)) if not _NEVER.match(item)])
         case b"connection":
-            gone = {_SETTINGS} if stays else {_SETTINGS, b"upgrade"}
+            gone = {b"http2-settings"} if stays else {b"http2-settings", b"upgrade"}
             return _filtered(line, [item for item in _items(_value(line)) if item.lower() not in gone])
         case b"http2-settings":
             return b""

@@ -86,6 +86,10 @@ Connection: host
 Connection: CLOSE
 Connection:
 Upgrade: websocket
+Upgrade: h2c, websocket
+Upgrade: h2c
+HTTP2-Settings: AA
+Connection: upgrade, HTTP2-Settings
 Expect: 100-continue
 Expect: x
 X:\ta

@@ -5,9 +5,11 @@ Hypothesis looks for counter-examples here; the long run is `python -m tests.uni
 
 from __future__ import annotations
 
+import contextlib
 import random
 import sys
 from collections import Counter
+from dataclasses import replace
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -66,6 +68,18 @@ def mutant(draw: st.DrawFn, *, answer: bool = False) -> bytes:
 @given(mutant(), st.sampled_from(RULES))
 def test_requests(data: bytes, rules: PathRules) -> None:
     same_request(data, rules)
+
+
+@settings(max_examples=600, deadline=None)
+@given(mutant(), st.sampled_from(RULES))
+def test_what_is_forwarded_is_read_as_it_was_judged(data: bytes, rules: PathRules) -> None:
+    """Also where the head was written anew: its path normalised, its upgrades taken out."""
+    with contextlib.suppress(PeerError):
+        head = http1_strict.request(data, rules)
+        if isinstance(head, RequestHead):
+            again = http1_strict.request(head.raw, rules)
+            assert isinstance(again, RequestHead)
+            assert replace(again, target=head.target, size=head.size) == head
 
 
 @settings(max_examples=500, deadline=None)

@@ -24,7 +24,6 @@ CASES = [
         (b"Connection: Upgrade", b"Upgrade: h2c", b"UPGRADE:foo , bar"),
         (b"Connection: Upgrade", b"UPGRADE:foo , bar"),
     ),
-    ((b"HTTP2-Settings: AAMA",), ()),
     ((b"Connection:  upgrade ,x", b"Upgrade:  websocket"), (b"Connection:  upgrade ,x", b"Upgrade:  websocket")),
 ]
 
