@@ -44,10 +44,14 @@ def reserved(*, dual: bool, host_is_apiserver: bool) -> dict[int, Identity]:
     if dual:
         for network, number in worlds(dual=True).items():
             found[number] = replace(found[number], cidr=network)
-    if host_is_apiserver:
-        labels = LabelSet(RESERVED_IDENTITIES[HOST].labels | {APISERVER_LABEL})
-        found[HOST] = Identity(HOST, labels)
+    found[HOST] = Identity(HOST, host_labels(is_apiserver=host_is_apiserver))
     return found
+
+
+def host_labels(*, is_apiserver: bool) -> LabelSet:
+    """What this node is to itself, at each of its addresses."""
+    labels = RESERVED_IDENTITIES[HOST].labels
+    return LabelSet(labels | {APISERVER_LABEL}) if is_apiserver else LabelSet(labels)
 
 
 @dataclass(frozen=True)
@@ -69,25 +73,20 @@ def of_places(
     """Addresses of nodes, and what no known pod has of pod CIDRs: each the reserved identity that it comes with.
 
     Where networks that policies name hold one, or its labels are more than the reserved ones, it has its own number.
-    The host is always 1, and in every named network that one of its addresses is in.
+    The host is 1 at addresses that no policy names.
     """
     spelled: dict[Network, str] = {}
     meant: dict[str, Identity] = {}
     numbers: dict[Network, IdentityId] = {}
-    host: set[Network] = set()
     for place, (number, labels) in places.items():
         networks = named.of_nodes.holding(place)
-        if number == HOST:
-            host |= networks
-        if number == HOST or (not networks and labels == RESERVED_IDENTITIES[number]):
+        if not networks and (number == HOST or labels == RESERVED_IDENTITIES[number]):
             numbers[place] = number
         else:
             spelling = spelled[place] = repr(labels.text) + _spelling(networks)
             meant[spelling] = Identity(IdentityId(0), labels, networks=networks)
     own = allocate(meant, first=NODE_SCOPE, end=NODE_SCOPE + LOCAL_SCOPE)
     identities: dict[int, Identity] = {own[text]: replace(one, id=IdentityId(own[text])) for text, one in meant.items()}
-    if host:
-        identities[HOST] = Identity(HOST, RESERVED_IDENTITIES[HOST], networks=frozenset(host))
     return numbers | {place: IdentityId(own[text]) for place, text in spelled.items()}, identities
 
 

@@ -293,8 +293,6 @@ class World:
         )
         host_is_apiserver = any(of_nodes[address] == node for address in apiservers & of_nodes.keys())
         reserved = identities.reserved(dual=dual, host_is_apiserver=host_is_apiserver)
-        if HOST in of_places:
-            of_places = of_places | {HOST: replace(reserved[HOST], networks=of_places[HOST].networks)}
         return Cast(
             identities=identities.table(reserved, roster.identities(), of_places, networks=networks),
             by_prefix=self._prefixes(roster, places, networks, dual=dual),
@@ -334,14 +332,15 @@ class World:
         self, node: str | None, of_nodes: Mapping[str, str], nodes: Iterable[facts.Node], apiservers: frozenset[str]
     ) -> dict[Network, tuple[IdentityId, LabelSet]]:
         """Nodes' addresses and pod CIDRs: the reserved identity of each, and its labels; nodes' own on demand."""
-        own = {one.name: _node_labels(one) for one in nodes if self._options.node_selectors}
+        own = {one.name: _node_labels(one) for one in nodes if self._options.node_selectors and one.name != node}
+        mine = identities.host_labels(is_apiserver=any(of_nodes.get(address) == node for address in apiservers))
         found = {
             ip_network(cidr): (UNMANAGED, RESERVED_IDENTITIES[UNMANAGED]) for one in nodes for cidr in one.pod_cidrs
         }
         for address, name in of_nodes.items():
             number = HOST if name == node else KUBE_APISERVER if address in apiservers else REMOTE_NODE
             labels = RESERVED_IDENTITIES[number].labels | own.get(name, frozenset())
-            found[single(address)] = number, LabelSet(labels)
+            found[single(address)] = number, mine if number == HOST else LabelSet(labels)
         return found
 
     def _apiservers(self) -> frozenset[str]:

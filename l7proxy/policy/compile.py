@@ -15,7 +15,7 @@ from typing import Final
 from l7proxy.model import expression
 from l7proxy.model.endpoint import Endpoint
 from l7proxy.model.identity import HOST, Identity, NamedPort
-from l7proxy.model.labels import LabelSet, Selects
+from l7proxy.model.labels import EVERYTHING, RESERVED, LabelSet, Operator, Requirement, Selector, Selects
 from l7proxy.model.net import Network
 from l7proxy.model.ref import RuleRef
 from l7proxy.model.verdict import Action, Direction
@@ -28,6 +28,14 @@ BUILT_IN: Final = "built-in"
 """The kind of references to what no document wrote."""
 ALLOW_LOCALHOST: Final = RuleRef(BUILT_IN, "", "allow-localhost")
 """Ingress from this node itself: kubelet's probes. Any explicit deny beats it."""
+_LOCALHOST: Final = Rule(
+    ALLOW_LOCALHOST,
+    EVERYTHING,
+    Direction.INGRESS,
+    peers=(SelectorPeer(Selector((Requirement(RESERVED, "host", Operator.EXISTS),))),),
+    default_deny=False,
+)
+"""The node may have several identities, where policies name some of its addresses."""
 
 
 def compile_policies(
@@ -106,7 +114,7 @@ class Compiler:
 
     def _resolved(self, rules: Iterable[Rule]) -> list[object]:
         """All that rules get out of the resolver."""
-        found: list[object] = []
+        found: list[object] = [self._resolver.peers(_LOCALHOST)]
         for rule in rules:
             found.append(self._resolver.peers(rule))
             if rule.direction is Direction.EGRESS:
@@ -205,7 +213,8 @@ def _tier(
     denied_by = _policies(rule for rule in closing if not _audited(rule, endpoint))
     audited_by = _policies(rule for rule in closing if _audited(rule, endpoint))
     if closing and direction is Direction.INGRESS:
-        stages[-1] = (*stages[-1], Entry(Action.ALLOW, ALLOW_LOCALHOST, peers=(HOST,)))
+        host = resolver.peers(_LOCALHOST) or (HOST,)
+        stages[-1] = (*stages[-1], Entry(Action.ALLOW, ALLOW_LOCALHOST, peers=host))
     return TierPolicy(tier.name, tuple(stage for stage in stages if stage), denied_by, audited_by)
 
 

@@ -147,7 +147,7 @@ ROWS = [
         "8.1 ipBlock of everything holds pods, nodes and the outside, of its family",
         "A, egress: [{to: [{ipBlock: {cidr: 0.0.0.0/0}}]}], policyTypes: [Egress]",
         "x/a>y/a:80/TCP x/a>n2:80/TCP x/a>n1:80/TCP x/a>8.8.8.8:80/TCP x/a>10.0.2.200:80/TCP",
-        "x/a>y/a@6:80/TCP x/a>2001:db8::1:80/TCP x/a>n2@6:80/TCP",
+        "x/a>y/a@6:80/TCP x/a>2001:db8::1:80/TCP x/a>n2@6:80/TCP x/a>n1@6:80/TCP",
     ),
     (
         "8.1 ipBlock of IPv6",
