@@ -332,7 +332,7 @@ class _Renderer:
     def _asks_peers(self, stage: Stage, side: str) -> Iterator[tuple[str, Verdict]]:
         for entry in _by_precedence(stage):
             peers = None if entry.any_peer else self.peers.of(entry.peers)
-            if peers is None or peers.members:
+            if peers is not None or entry.any_peer:
                 who = "" if peers is None else f"-m set --match-set {peers.name} {side} "
                 yield from ((f"{ports}{who}", entry.verdict) for ports in self._ports(entry))
 

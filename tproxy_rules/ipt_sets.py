@@ -1,52 +1,61 @@
 """The ipsets of the iptables picture. Named by content, so that a set in use never changes.
 
-A picture that needs other members needs another set, and the rules move over to it in one commit. Nothing is swapped
-or flushed under live rules.
+A picture that needs other members needs another set, and the rules move over to it in one commit. Nothing is swapped,
+added or flushed under live rules: between two sets that change one after the other something could slip through.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from ipaddress import ip_network
 
 from tproxy_rules.marks import CHAIN_PREFIX
-from tproxy_rules.networks import Network, family
+from tproxy_rules.networks import family
 
 _MIN_MAXELEM = 65536
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class IpSet:
-    """One set: what `ipset restore` is told to make."""
+    """One set: what `ipset restore` is told to make. Members are only worked out when they are asked for."""
 
     name: str
     kind: str
     version: int
-    members: tuple[str, ...]
+    make: Callable[[], tuple[str, ...]]
+
+    @property
+    def members(self) -> tuple[str, ...]:
+        return self.make()
 
     def text(self, name: str = "") -> str:
         """Commands that make it, under another name if one is given."""
-        name = name or self.name
+        name, members = name or self.name, self.members
         inet = "inet" if self.version == 4 else "inet6"
-        room = max(_MIN_MAXELEM, len(self.members))
+        room = max(_MIN_MAXELEM, len(members))
         lines = [f"create {name} {self.kind} family {inet} maxelem {room} -exist"]
-        lines += [f"add {name} {member} -exist" for member in self.members]
+        lines += [f"add {name} {member} -exist" for member in members]
         return "\n".join(lines) + "\n"
 
 
 def ip_set(role: str, kind: str, version: int, members: Iterable[str]) -> IpSet:
     """A set under its content's name (ipset allows 31 characters)."""
     listed = tuple(sorted(set(members)))
-    mark = hashlib.sha256("\n".join((kind, str(version), *listed)).encode()).hexdigest()[:12]
-    return IpSet(f"{CHAIN_PREFIX}{role}{version}-{mark}", kind, version, listed)
+    return IpSet(_name(role, kind, version, listed), kind, version, lambda: listed)
 
 
 def addresses(role: str, version: int, members: Iterable[str]) -> IpSet:
     """A set of host addresses of one family."""
     return ip_set(role, "hash:net", version, (one for one in members if family(one) == version))
+
+
+def _name(role: str, kind: str, version: int, content: Iterable[str]) -> str:
+    mark = hashlib.sha256("\n".join((kind, str(version), *content)).encode()).hexdigest()[:12]
+    return f"{CHAIN_PREFIX}{role}{version}-{mark}"
 
 
 class PeerSets:
@@ -58,53 +67,75 @@ class PeerSets:
 
     def __init__(self, identities: Sequence[tuple[str, int]], version: int) -> None:
         self._version = version
-        self._made: dict[tuple[int, ...], IpSet] = {}
+        self._made: dict[tuple[int, ...], IpSet | None] = {}
+        self._contents: dict[int, str] = {}
         self._of: dict[int, list[_Prefix]] = defaultdict(list)
-        networks = ((ip_network(prefix), number) for prefix, number in identities if family(prefix) == version)
+        found = [(*_parsed(text), text, number) for text, number in identities if family(text) == version]
+        bits = 32 if version == 4 else 128
         within: list[_Prefix] = []
-        for network, number in sorted(networks, key=lambda item: (item[0].network_address, item[0].prefixlen)):
-            one = _Prefix(network, number)
-            while within and not within[-1].holds(one):
+        for first, length, text, number in sorted(found):
+            one = _Prefix(first >> (bits - length), length, text, number)
+            while within and within[-1].start != first >> (bits - within[-1].length):
                 within.pop()
             if within:
                 within[-1].inside.append(one)
-            within.append(one)
+            if length < bits:
+                within.append(one)
             self._of[number].append(one)
 
-    def of(self, peers: tuple[int, ...]) -> IpSet:
-        """The set of these peers, the same object for the same peers."""
+    def of(self, peers: tuple[int, ...]) -> IpSet | None:
+        """The set of these peers, the same object for the same peers; None when they have no address."""
         if peers not in self._made:
-            self._made[peers] = ip_set("p", "hash:net", self._version, self._members(frozenset(peers)))
+            known = [self._content(peer) for peer in peers if peer in self._of]
+            name = _name("p", "hash:net", self._version, sorted(known))
+            made = IpSet(name, "hash:net", self._version, lambda: tuple(sorted(self._members(frozenset(peers)))))
+            self._made[peers] = made if known else None
         return self._made[peers]
 
     def made(self) -> tuple[IpSet, ...]:
-        return tuple(self._made.values())
+        return tuple(one for one in self._made.values() if one is not None)
+
+    def _content(self, peer: int) -> str:
+        """What one identity brings into a set. Which of it are exceptions follows from whose the others are."""
+        if peer not in self._contents:
+            texts = (text for one in self._of[peer] for text in (one.text, *one.texts_inside(), ""))
+            self._contents[peer] = hashlib.sha256("\n".join(texts).encode()).hexdigest()
+        return self._contents[peer]
 
     def _members(self, peers: frozenset[int]) -> Iterable[str]:
         """Work grows with the members, not with the identities there are."""
-        found: dict[int, _Prefix] = {}
+        found: dict[str, _Prefix] = {}
         waiting = [one for peer in peers for one in self._of.get(peer, ())]
         while waiting:
             one = waiting.pop()
-            if id(one) not in found:
-                found[id(one)] = one
+            if one.text not in found:
+                found[one.text] = one
                 waiting += one.inside
         members: dict[str, bool] = {}
         # The default first: hash:net has no /0, and a /1 of its own overrides the half it is put for.
-        for one in sorted(found.values(), key=lambda one: one.network.prefixlen):
-            for part in one.network.subnets() if one.network.prefixlen == 0 else (one.network,):
-                members[str(part)] = one.identity in peers
+        for one in sorted(found.values(), key=lambda one: one.length):
+            for part in map(str, ip_network(one.text).subnets()) if one.length == 0 else (one.text,):
+                members[part] = one.identity in peers
         return (prefix if ours else f"{prefix} nomatch" for prefix, ours in members.items())
+
+
+@lru_cache(maxsize=1 << 16)
+def _parsed(prefix: str) -> tuple[int, int]:
+    network = ip_network(prefix)
+    return int(network.network_address), network.prefixlen
 
 
 @dataclass(slots=True, eq=False)
 class _Prefix:
-    """A prefix and those directly inside it."""
+    """A prefix and those directly inside it. `start` is its first `length` bits."""
 
-    network: Network
+    start: int
+    length: int
+    text: str
     identity: int
     inside: list[_Prefix] = field(default_factory=list)
 
-    def holds(self, other: _Prefix) -> bool:
-        bits = self.network.max_prefixlen - self.network.prefixlen
-        return int(self.network.network_address) >> bits == int(other.network.network_address) >> bits
+    def texts_inside(self) -> Iterator[str]:
+        for one in self.inside:
+            yield one.text
+            yield from one.texts_inside()

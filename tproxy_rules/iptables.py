@@ -4,6 +4,8 @@ For nodes where nft cannot be had. What is worse than with nftables, and why:
 - TPROXY exists only before Service DNAT (`steers_before_dnat`): the proxy is given Service addresses and resolves them.
 - A picture is one commit per table, not one in all. Between two commits a changed port may be refused, never opened.
 - When no worker listens, TPROXY drops: a steered client waits for its timeout instead of being told.
+- What changes is written as the difference only where iptables works on nf_tables, whose generations prove that nobody
+  came between; and a set whose members change is made anew.
 - net.bridge.bridge-nf-call-* are set to 0 where pods are on a bridge; with it the proxy's socket is lost on the way.
   Their frames come up to the IP layer anyway, so kube-proxy sees them there. `remove` leaves the switch as it is.
 
@@ -18,18 +20,22 @@ import logging
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Final
 
 from tproxy_rules import ipt_bridge, ipt_rules, routes
 from tproxy_rules.backend import Installed, KernelError
-from tproxy_rules.desired import Desired
-from tproxy_rules.digest import digest
+from tproxy_rules.desired import Desired, Table
+from tproxy_rules.digest import fingerprint, table_digest
 from tproxy_rules.ipt_rules import IptTable
 from tproxy_rules.ipt_sets import IpSet
 from tproxy_rules.marks import CHAIN_PREFIX
+from tproxy_rules.memo import Memo
+from tproxy_rules.nft_generation import generation
+from tproxy_rules.nft_probe import sample
 from tproxy_rules.tool import run
-from tproxy_rules.validate import checked
+from tproxy_rules.validate import Examined, checked, examined
 
 _LOG = logging.getLogger(__name__)
 _TABLES: Final = ("raw", "mangle", "nat", "filter")
@@ -51,14 +57,29 @@ class Rendering:
     bridge: tuple[IptTable, ...]
 
     @property
-    def sets(self) -> tuple[IpSet, ...]:
-        return tuple(one for family in self.families for one in family.sets)
+    def sets(self) -> dict[str, IpSet]:
+        return {one.name: one for family in self.families for one in family.sets}
 
     def text(self) -> str:
         """All of it on a bare machine, for people and for the digest."""
-        parts = [one.text() for one in self.sets]
+        parts = [one.text() for one in self.sets.values()]
         parts += [_restore(family.tables, Present({}), note="") for family in self.families]
         return "\n".join((*parts, _restore(self.bridge, Present({}), note="")))
+
+
+@dataclass(slots=True)
+class _Known:
+    """What this process has put in force, as of a generation of nf_tables. `quiet`: somebody has read it since.
+
+    `sizes` are the members of each set: nobody counts generations of those.
+    """
+
+    picture: str
+    rendering: Rendering
+    sizes: dict[str, int]
+    generation: int
+    sealed: bool
+    quiet: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +143,18 @@ class IptablesBackend:
                 except KernelError as error:
                     raise KernelError(f"{_RESTORE[family]} cannot do {needs} here ({error})") from error
 
+    def __init__(self) -> None:
+        self._known: _Known | None = None
+        self._examine: Memo[Table, Examined] = Memo(examined)
+        self._digest: Memo[Table, bytes] = Memo(table_digest)
+
     def read(self) -> Installed | None:
+        known = self._verified()
+        if known is not None:
+            if known.quiet and not known.sealed:
+                self._seal(known)
+            known.quiet = True
+            return Installed(known.picture, routes.intact() and _switched())
         present = _present()
         if not any(one.chains(table) for one in present.values() for table in one.tables):
             return None
@@ -131,29 +163,19 @@ class IptablesBackend:
         return Installed(state[0] if state else "", intact=sealed)
 
     def apply(self, desired: Desired) -> None:
-        desired = checked(desired)
-        rendering = render(desired)
-        wanted = (digest(desired), hashlib.sha256(rendering.text().encode()).hexdigest()[:32])
-        present = _present()
-        state, seal = _state(present)
-        intact = seal == _hash(present) and _switched()
-        routes.ensure(desired.settings)
-        if state == wanted and intact:
-            return
-        routes.tune(desired)
-        _make_sets(rendering.sets, trusted=intact)
-        if desired.bridges:
-            _switch_off()
-            _restore_bridge(rendering.bridge)
-        for family in rendering.families:
-            note = f"l7proxy {wanted[0]} {wanted[1]}"
-            _run_restore(family.version, _restore(family.tables, present[_SAVE[family.version]], note=note))
-        if not desired.bridges:
-            _restore_bridge(rendering.bridge)
-        _destroy_sets(keep={one.name for one in rendering.sets})
-        _seal()
+        picture = checked(desired, self._examine)
+        wanted = fingerprint(picture, self._digest)
+        routes.ensure(picture.settings)
+        known = self._verified()
+        if known is not None and not _switched():
+            known = self._known = None
+        if known is None or known.picture != wanted:
+            self._put(known, wanted, picture)
+        for memo in (self._examine, self._digest):
+            memo.turn()
 
     def remove(self) -> None:
+        self._known = None
         present = _present()
         for family in _families():
             text = _restore([IptTable(name) for name in _TABLES], present[_SAVE[family]], note="")
@@ -163,12 +185,86 @@ class IptablesBackend:
         _destroy_sets(keep=set())
         routes.remove()
 
+    def _verified(self) -> _Known | None:
+        """What is known, if it still holds. When in doubt, all is looked at anew."""
+        if self._known is not None and (generation() != self._known.generation or _sizes() != self._known.sizes):
+            self._known = None
+        return self._known
+
+    def _put(self, known: _Known | None, wanted: str, picture: Desired) -> None:
+        rendering, note = _rendered(picture), f"l7proxy {wanted} {_writing()}"
+        if known is not None and known.rendering.bridge == rendering.bridge:
+            self._known = None
+            self._change(known, wanted, rendering, note)
+            return
+        self._known = None
+        before = generation() if _counts_generations() else -1
+        present = _present()
+        state, seal = _state(present)
+        intact = seal == _hash(present) and _switched()
+        if state == (wanted, _writing()) and intact:
+            if before >= 0:
+                self._learn(_Known(wanted, rendering, _sizes(), before, sealed=True))
+            return
+        routes.tune(picture)
+        _make_sets(rendering.sets.values(), trusted=intact)
+        committed = 0
+        if picture.bridges:
+            _switch_off()
+            committed += _restore_bridge(rendering.bridge)
+        for family in rendering.families:
+            text = _restore(family.tables, present[_SAVE[family.version]], note=note)
+            committed += _run_restore(family.version, text)
+        if not picture.bridges:
+            committed += _restore_bridge(rendering.bridge)
+        _destroy_sets(keep=set(rendering.sets))
+        _seal()
+        if before >= 0:
+            self._learn(_Known(wanted, rendering, _sizes(), before + committed + 1, sealed=True))
+
+    def _change(self, known: _Known, wanted: str, rendering: Rendering, note: str) -> None:
+        """Sets first that are missing, then the chains that are other, then what nobody asks any more."""
+        old, new = known.rendering.sets, rendering.sets
+        fresh = {name: one.text() for name, one in new.items() if name not in old}
+        if fresh:
+            run(("ipset", "restore"), "".join(fresh.values()))
+        committed = 0
+        for before, after in zip(known.rendering.families, rendering.families, strict=True):
+            text = _difference(before, after, note, sealed=known.sealed)
+            committed += _run_restore(after.version, text)
+        if stale := [name for name in old if name not in new]:
+            run(("ipset", "restore"), "".join(f"destroy {name}\n" for name in stale))
+        sizes = {name: known.sizes[name] for name in new if name in known.sizes}
+        sizes |= {name: text.count("\nadd ") for name, text in fresh.items()}
+        self._learn(_Known(wanted, rendering, sizes, known.generation + committed, sealed=False))
+
+    def _learn(self, known: _Known) -> None:
+        """Only if nobody else has committed anything between what we knew and now."""
+        if generation() == known.generation and _sizes() == known.sizes:
+            self._known = known
+
+    def _seal(self, known: _Known) -> None:
+        """Not when others committed before all was listed. What they commit later breaks the seal, as it should."""
+        self._known = None
+        if _seal(known.generation):
+            known.generation, known.sealed = known.generation + 1, True
+            self._learn(known)
+
 
 def render(desired: Desired) -> Rendering:
     """Pure. Both families always: what the proxy does not serve is judged all the same, and nothing stale is left."""
-    desired = checked(desired)
-    here = tuple(ipt_rules.render(desired, version) for version in (4, 6))
-    return Rendering(here, ipt_bridge.render(desired))
+    return _rendered(checked(desired))
+
+
+def _rendered(picture: Desired) -> Rendering:
+    here = tuple(ipt_rules.render(picture, version) for version in (4, 6))
+    return Rendering(here, ipt_bridge.render(picture))
+
+
+@cache
+def _writing() -> str:
+    """Our way of writing rules, by what it makes of a picture of everything."""
+    return hashlib.sha256(render(sample()).text().encode()).hexdigest()[:32]
 
 
 # --- texts ------------------------------------------------------------------------------------------------------------
@@ -185,7 +281,7 @@ def _restore(tables: Iterable[IptTable], present: Present, *, note: str) -> str:
 def _restore_table(table: IptTable, present: Present, note: str) -> str:
     chains = dict(table.chains)
     if note:
-        chains[_STATE] = [f'-m comment --comment "{note}" -j RETURN']
+        chains[_STATE] = [_stating(note)]
     stale = [name for name in present.chains(table.name) if name not in chains]
     old = present.jumps(table.name)
     if not chains and not stale and not old:
@@ -196,6 +292,32 @@ def _restore_table(table: IptTable, present: Present, note: str) -> str:
     lines += [f"-A {name} {rule}" for name, rules in chains.items() for rule in rules]
     lines += [f"-X {name}" for name in stale]
     return "\n".join((*lines, "COMMIT", ""))
+
+
+def _difference(before: ipt_rules.Family, after: ipt_rules.Family, note: str, *, sealed: bool) -> str:
+    """The same from what is known to be there: only chains that are other, and the state. The jumps stay."""
+    return "".join(
+        _changed(old, new, note if new.name == "mangle" else "", sealed=sealed and after.version == 4)
+        for old, new in zip(before.tables, after.tables, strict=True)
+    )
+
+
+def _changed(old: IptTable, new: IptTable, note: str, *, sealed: bool) -> str:
+    chains = {name: rules for name, rules in new.chains.items() if old.chains.get(name) != rules}
+    stale = [name for name in old.chains if name not in new.chains]
+    if note:
+        chains[_STATE] = [_stating(note)]
+        stale += [_SEAL] * sealed
+    if not chains and not stale:
+        return ""
+    lines = [f"*{new.name}", *(f":{name} - [0:0]" for name in (*chains, *stale))]
+    lines += [f"-A {name} {rule}" for name, rules in chains.items() for rule in rules]
+    lines += [f"-X {name}" for name in stale]
+    return "\n".join((*lines, "COMMIT", ""))
+
+
+def _stating(note: str) -> str:
+    return f'-m comment --comment "{note}" -j RETURN'
 
 
 # --- tools ------------------------------------------------------------------------------------------------------------
@@ -210,9 +332,24 @@ def _present() -> dict[str, Present]:
     return {**shown, "ebtables-save": _present_bridge()}
 
 
-def _run_restore(family: int, text: str) -> None:
-    if family in _families():
-        run((_RESTORE[family], "-w", "5", "--noflush"), text)
+def _run_restore(family: int, text: str) -> int:
+    """How many transactions it was."""
+    if not text or family not in _families():
+        return 0
+    run((_RESTORE[family], "-w", "5", "--noflush"), text)
+    return text.count("\nCOMMIT\n")
+
+
+def _counts_generations() -> bool:
+    """Whether the tools are those on nf_tables, where each commit of anybody counts."""
+    return all("nf_tables" in run((_RESTORE[family], "--version")) for family in _families())
+
+
+def _sizes() -> dict[str, int]:
+    """Our sets and how many members each has."""
+    names = re.findall(r"^Name: (\S+)$|^Number of entries: (\d+)$", run(("ipset", "list", "-t")), re.MULTILINE)
+    pairs = zip(names[::2], names[1::2], strict=True)
+    return {name: int(number) for (name, _), (_, number) in pairs if name.startswith(CHAIN_PREFIX)}
 
 
 def _state(present: dict[str, Present]) -> tuple[tuple[str, str] | None, str]:
@@ -229,11 +366,17 @@ def _hash(present: dict[str, Present]) -> str:
     return hashlib.sha256("\n".join((*lines, *sets)).encode()).hexdigest()
 
 
-def _seal() -> None:
-    """The digest of how the tools list what is in force now: whoever changes it breaks it."""
+def _seal(expected: int = -1) -> bool:
+    """The digest of how the tools list what is in force now: whoever changes it breaks it.
+
+    Not if another generation than the expected shows that it is not only ours.
+    """
     mark = _hash(_present())
+    if expected >= 0 and generation() != expected:
+        return False
     text = f'*mangle\n:{_SEAL} - [0:0]\n-A {_SEAL} -m comment --comment "{mark}" -j RETURN\nCOMMIT\n'
     run((_RESTORE[4], "-w", "5", "--noflush"), text)
+    return True
 
 
 def _set_names() -> set[str]:
@@ -274,10 +417,12 @@ def _present_bridge() -> Present:
         return Present({})
 
 
-def _restore_bridge(tables: Iterable[IptTable]) -> None:
+def _restore_bridge(tables: Iterable[IptTable]) -> int:
+    """How many transactions it was."""
     text = _restore(tables, _present_bridge(), note="")
     if text:
         run(("ebtables-restore", "--noflush"), text.replace(" - [0:0]", " RETURN"))
+    return text.count("\nCOMMIT\n")
 
 
 def _switched() -> bool:

@@ -124,7 +124,7 @@ def test_iptables_names_fit() -> None:
     names += [name for table in rendering.bridge for name in table.chains]
     assert max(map(len, names)) <= 28
     assert all(name.startswith("L7P-") for name in names)
-    assert max(len(one.name) for one in rendering.sets) <= 31
+    assert max(len(name) for name in rendering.sets) <= 31
 
 
 def test_iptables_has_one_rule_per_entry_whatever_the_peers() -> None:

@@ -1,0 +1,220 @@
+"""One backend object through many pictures, each a small change of the one before, as an agent's life is.
+
+What the kernel lists after each is what that picture alone would have made of a bare machine: differences leave no
+trace of the way, neither in what is there nor in what is said of it.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+
+import pytest
+
+from tests.contract.conftest import BACKENDS, entry
+from tests.contract.test_backend import PICTURES, Kernel
+from tproxy_rules.backend import Installed
+from tproxy_rules.desired import Bridge, Desired, Endpoint, Entry, Frontend, Port, Table, Tier, Verdict, union
+from tproxy_rules.digest import digest
+
+pytestmark = pytest.mark.sandbox
+ALLOW, STEER, DENY, PASS = Verdict.ALLOW, Verdict.STEER, Verdict.DENY, Verdict.PASS
+PEERS = range(100, 112)
+BRIDGE = Bridge("cni0", "02:aa:00:00:00:01")
+
+
+@pytest.fixture(params=BACKENDS)
+def make(request: pytest.FixtureRequest, sandbox: None) -> Iterator[Callable[[], Kernel]]:
+    made: list[Kernel] = []
+
+    def one() -> Kernel:
+        made.append(Kernel(request.param))
+        return made[-1]
+
+    yield one
+    for kernel in made:
+        kernel.close()
+
+
+class Life:
+    """Random pictures, each a few steps from the last."""
+
+    def __init__(self, seed: int) -> None:
+        self._dice = random.Random(seed)
+        self.picture = PICTURES["rich"]
+        self._steps = (
+            self._identity,
+            self._identity,
+            self._peers,
+            self._peers,
+            self._table,
+            self._endpoint,
+            self._rare,
+        )
+
+    def next(self) -> Desired:
+        for _ in range(self._dice.randint(1, 4)):
+            self.picture = self._dice.choice(self._steps)(self.picture)
+        return self.picture
+
+    def _identity(self, one: Desired) -> Desired:
+        """An address or a prefix comes, goes or gets another identity."""
+        dice, known = self._dice, dict(one.identities)
+        prefix = dice.choice(
+            (
+                f"10.3.0.{dice.randrange(9)}/32",
+                f"fd00:3::{dice.randrange(1, 9)}/128",
+                f"10.{dice.randrange(4, 8)}.0.0/16",
+                f"10.4.{dice.randrange(4)}.0/24",
+                f"fd00:{dice.randrange(4, 8)}::/32",
+                "0.0.0.0/0",
+            )
+        )
+        if known.pop(prefix, None) is None or dice.random() < 0.5:
+            known[prefix] = dice.choice(PEERS)
+        return replace(one, identities=tuple(known.items()))
+
+    def _peers(self, one: Desired) -> Desired:
+        """One peer enters or leaves some entries everywhere: what a new pod does."""
+        peer = self._dice.choice(PEERS)
+
+        def entered(found: Entry) -> Entry:
+            if found.any_peer or self._dice.random() < 0.5:
+                return found
+            peers = set(found.peers) ^ {peer}
+            return replace(found, peers=tuple(sorted(peers)))
+
+        def table(found: Table | None) -> Table | None:
+            if found is None:
+                return None
+            return Table(
+                tuple(
+                    Tier(tuple(tuple(entered(each) for each in stage) for stage in tier.stages), tier.closed)
+                    for tier in found.tiers
+                )
+            )
+
+        endpoints = (replace(each, ingress=table(each.ingress), egress=table(each.egress)) for each in one.endpoints)
+        return replace(one, endpoints=tuple(endpoints))
+
+    def _table(self, one: Desired) -> Desired:
+        """Another policy for one endpoint, or the same for two."""
+        if not one.endpoints:
+            return one
+        tables = [each.ingress for each in one.endpoints] + [self._any_table(), None]
+        endpoints = list(one.endpoints)
+        at = self._dice.randrange(len(endpoints))
+        ingress, egress = self._dice.choice(tables), self._dice.choice((endpoints[at].egress, self._any_table(), None))
+        endpoints[at] = replace(endpoints[at], ingress=ingress, egress=egress)
+        return replace(one, endpoints=tuple(endpoints))
+
+    def _endpoint(self, one: Desired) -> Desired:
+        """A pod comes, goes, or changes its cable."""
+        number = self._dice.randrange(1, 6)
+        rest = tuple(each for each in one.endpoints if each.id != number)
+        if len(rest) < len(one.endpoints) and self._dice.random() < 0.6:
+            return replace(one, endpoints=rest)
+        port = Port(f"veth{number}", f"02:00:00:00:00:{number:02x}", "cni0" if one.bridges else "")
+        alike = self._dice.choice([each.ingress for each in rest] or [None])
+        fresh = Endpoint(
+            number,
+            (f"10.1.0.{10 + number}", f"fd00:1::{number}"),
+            self._dice.choice((port, None)),
+            self._dice.choice((alike, self._any_table())),
+            self._dice.choice((self._any_table(), None)),
+        )
+        return replace(one, endpoints=(*rest, fresh))
+
+    def _rare(self, one: Desired) -> Desired:
+        """What a node does once a month."""
+        match self._dice.randrange(4):
+            case 0:
+                bridges = () if one.bridges else (BRIDGE,)
+                return replace(one, bridges=bridges, endpoints=tuple(replace(e, port=None) for e in one.endpoints))
+            case 1:
+                front = Frontend("10.96.0.7", 6, self._dice.randrange(80, 83), steer=self._dice.random() < 0.5)
+                return replace(one, frontends=(front,))
+            case 2:
+                reset = not one.settings.refuse_with_reset
+                return replace(one, settings=replace(one.settings, refuse_with_reset=reset))
+            case _:
+                return replace(one, host_identity=self._dice.choice((1, *PEERS)))
+
+    def _any_table(self) -> Table:
+        dice = self._dice
+        if dice.random() < 0.5:
+            return union((self._entry() for _ in range(dice.randint(0, 5))), closed=dice.random() < 0.8)
+        return Table(
+            tuple(
+                Tier(
+                    tuple(tuple(self._entry() for _ in range(dice.randint(1, 3))) for _ in range(dice.randint(0, 3))),
+                    closed=dice.random() < 0.5,
+                )
+                for _ in range(dice.randint(0, 3))
+            )
+        )
+
+    def _entry(self) -> Entry:
+        dice = self._dice
+        verdict = dice.choice(tuple(Verdict))
+        peers = None if dice.random() < 0.3 else tuple(sorted(dice.sample(PEERS, dice.randint(1, 4))))
+        protocol = 6 if verdict is STEER else dice.choice((-1, 1, 6, 6, 17, 47, 58, 132))
+        if protocol in (-1, 47):
+            return entry(verdict, protocol=protocol, peers=peers)
+        first = dice.choice((80, 85, 90, 8 << 8))
+        return entry(verdict, range(first, first + dice.choice((1, 1, 6, 20))), protocol=protocol, peers=peers)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_small_changes_lead_where_each_picture_alone_leads(
+    make: Callable[[], Kernel], seed: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    kernel, life = make(), Life(seed)
+    backend = kernel.do(kernel.fresh)
+    for step in range(12):
+        picture = life.next()
+        kernel.do(lambda picture=picture: backend.apply(picture))  # type: ignore[misc]
+        told = [kernel.do(backend.read) for _ in range(2)]
+        assert told == [Installed(digest(picture), intact=True)] * 2, f"step {step}"
+        assert kernel.read() == told[0], f"step {step}: a fresh process sees the same"
+        alone = make()
+        alone.apply(picture)
+        assert kernel.listing() == alone.listing(), f"step {step}"
+        before = kernel.handles()
+        kernel.do(lambda picture=picture: backend.apply(picture))  # type: ignore[misc]
+        assert kernel.handles() == before, f"step {step}: the same again changes nothing"
+    assert "replacing all" not in caplog.text, "a difference that the kernel did not take"
+
+
+def test_a_small_change_leaves_the_rest_alone(make: Callable[[], Kernel]) -> None:
+    """By the numbers that the kernel gives: a rule made anew has another."""
+    kernel = make()
+    backend = kernel.do(kernel.fresh)
+    old = PICTURES["rich"]
+    kernel.do(lambda: backend.apply(old))
+    before = {line for line in kernel.handles().splitlines() if " handle " in line and "{" not in line}
+    grown = replace(old, identities=(*old.identities, ("10.3.0.9/32", 7)))
+    kernel.do(lambda: backend.apply(grown))
+    lost = before - set(kernel.handles().splitlines())
+    assert len(lost) <= len(before) / 8, lost
+
+
+def test_damage_between_two_pictures_is_not_built_upon(make: Callable[[], Kernel]) -> None:
+    kernel = make()
+    backend, life = kernel.do(kernel.fresh), Life(99)
+    kernel.do(lambda: backend.apply(life.picture))
+    for command in (
+        "nft flush chain inet l7proxy judge" if kernel.name == "nftables" else "iptables -t filter -F L7P-FWD",
+        "nft add table inet somebody",
+        "nft delete table inet l7proxy" if kernel.name == "nftables" else "ip6tables -t mangle -F L7P-PRE",
+    ):
+        kernel.namespace.sh(command)
+        picture = life.next()
+        kernel.do(lambda picture=picture: backend.apply(picture))  # type: ignore[misc]
+        assert [kernel.do(backend.read) for _ in range(2)] == [Installed(digest(picture), intact=True)] * 2
+        alone = make()
+        alone.namespace.sh("nft add table inet somebody")
+        alone.apply(picture)
+        kernel.namespace.sh("nft add table inet somebody")
+        assert kernel.listing() == alone.listing(), command
