@@ -41,6 +41,13 @@ FLAGS: Final[Mapping[str, tuple[type, str, str]]] = {
         "HOW",
         "Paths with %2F, %5C: redirect to the normal form or refuse [default: redirect].",
     ),
+    "enable-node-selector-labels": (bool, "", "Know nodes by their labels: policies may use fromNodes [default: no]."),
+    "enable-extended-ip-protocols": (bool, "", "Policies may name VRRP, IGMP, GRE, IPIP, ESP and AH [default: no]."),
+    "policy-cidr-match-mode": (
+        str,
+        "WHOM",
+        "Whom Cilium's CIDRs mean besides the outside: nodes, or nodes,pods [default: nobody].",
+    ),
     "proxy-port": (int, "PORT", "Port that connections are steered to [default: 15001]."),
     "mark-proxy": (str, "BIT", "Packet mark of steered packets, one bit [default: 0x1000000]."),
     "mark-upstream": (str, "BIT", "Packet mark of the proxy's own connections, one bit [default: 0x2000000]."),
