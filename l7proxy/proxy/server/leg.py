@@ -144,4 +144,7 @@ class Leg(asyncio.Protocol):
         """None when the other end is gone before we looked."""
         assert self.transport is not None
         name = self.transport.get_extra_info(which)
-        return HostPort(canonical(name[0]), name[1]) if name else None
+        if not name:
+            return None
+        address = name[0]  # the kernel spells IPv4 canonically; IPv6 may be mapped or have a scope
+        return HostPort(canonical(address) if ":" in address else address, name[1])
