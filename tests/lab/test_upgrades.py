@@ -179,6 +179,54 @@ async def test_other_upgrades_are_tunnels_too_and_early_bytes_wait(net: Net, tmp
         await on.until_told("FORWARDED GET http://server/ws", "101")
 
 
+async def test_a_tunnel_full_of_bytes_ends_when_its_request_is_no_longer_allowed(
+    net: Net,  # noqa: F811
+    tmp_path: Path,
+) -> None:
+    """Whoever moves the bytes, at full speed both ways: the tunnel is cut, and nothing more arrives."""
+    received = 0
+
+    async def flood(reader: Reader, writer: Writer) -> None:
+        nonlocal received
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(SWITCHED)
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(pour(writer), name="pour")
+                while data := await reader.read(1 << 16):
+                    received += len(data)
+        except* ConnectionError:
+            pass
+
+    async with serving(net, flood), front(net, tmp_path, SOCKETS) as on:
+        reader, writer = await on.client()
+        writer.write(FOO)
+        await exactly(reader, SWITCHED)
+        with pytest.raises(ExceptionGroup) as ended:
+            async with asyncio.timeout(20), asyncio.TaskGroup() as tasks:
+                tasks.create_task(pour(writer), name="pour")
+                tasks.create_task(drink(reader), name="drink")
+                while received < 20 << 20:  # noqa: ASYNC110
+                    await asyncio.sleep(0.01)
+                await on.publish(OTHERS)
+        assert ended.group_contains(ConnectionResetError)
+        await on.until_told("FORWARDED GET http://server/ws", "101", "connection DROPPED")
+        before = received
+        await asyncio.sleep(0.3)
+        assert received == before
+
+
+async def pour(writer: Writer) -> None:
+    while True:
+        writer.write(bytes(1 << 16))
+        await writer.drain()
+
+
+async def drink(reader: Reader) -> None:
+    while await reader.read(1 << 16):
+        pass
+
+
 async def test_the_servers_fin_in_a_tunnel_leaves_the_other_way_open(net: Net, tmp_path: Path) -> None:  # noqa: F811
     got: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
 
