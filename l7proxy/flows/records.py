@@ -1,6 +1,7 @@
 """What a worker (or the NFLOG reader) writes of each judged thing: addresses, numbers and the rule, no names.
 
 The agent makes Hubble flows of them. msgspec arrays: these cross the link in batches, thousands a second.
+gc=False: none of them is part of a cycle, and there are many.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from l7proxy.model.ref import RuleRef
 from l7proxy.model.verdict import Direction, DropReason, Verdict
 
 
-class Conn(msgspec.Struct, frozen=True, array_like=True):
+class Conn(msgspec.Struct, frozen=True, gc=False, array_like=True):
     """A client's connection as the policy sees it: the real pod addresses, after Service DNAT. Ports are numbers."""
 
     source: str
@@ -23,7 +24,7 @@ class Conn(msgspec.Struct, frozen=True, array_like=True):
     protocol: int = 6
 
 
-class Judgement(msgspec.Struct, frozen=True, array_like=True):
+class Judgement(msgspec.Struct, frozen=True, gc=False, array_like=True):
     """The answer to one question, both directions together.
 
     `direction` is the deciding one: that which refused, else INGRESS if an ingress policy was asked, else EGRESS.
@@ -43,7 +44,7 @@ class Judgement(msgspec.Struct, frozen=True, array_like=True):
     log: tuple[str, ...] = ()
 
 
-class HttpRequest(msgspec.Struct, frozen=True, array_like=True, tag="q"):
+class HttpRequest(msgspec.Struct, frozen=True, gc=False, array_like=True, tag="q"):
     """One judged HTTP request. `time_ns` is wall clock. Headers only when configuration asks for them.
 
     `remarks` are what header rules found wanting in a request that they let pass, in words.
@@ -59,7 +60,7 @@ class HttpRequest(msgspec.Struct, frozen=True, array_like=True, tag="q"):
     remarks: tuple[str, ...] = ()
 
 
-class HttpResponse(msgspec.Struct, frozen=True, array_like=True, tag="s"):
+class HttpResponse(msgspec.Struct, frozen=True, gc=False, array_like=True, tag="s"):
     """The final response of one request, ours (403, 502…) or the server's. Allowed or not, each request has one."""
 
     time_ns: int
@@ -73,7 +74,7 @@ class HttpResponse(msgspec.Struct, frozen=True, array_like=True, tag="s"):
     headers: tuple[tuple[str, str], ...] = ()
 
 
-class Connection(msgspec.Struct, frozen=True, array_like=True, tag="c"):
+class Connection(msgspec.Struct, frozen=True, gc=False, array_like=True, tag="c"):
     """An L3/L4 verdict: a new connection allowed or steered, or a packet refused. `flags` are TCP's, bit 0 FIN."""
 
     time_ns: int
@@ -84,7 +85,7 @@ class Connection(msgspec.Struct, frozen=True, array_like=True, tag="c"):
     icmp_code: int = 0
 
 
-class Malformed(msgspec.Struct, frozen=True, array_like=True, tag="m"):
+class Malformed(msgspec.Struct, frozen=True, gc=False, array_like=True, tag="m"):
     """Bytes on an L7 port that are no request we could judge: refused, with what was wrong. `status` was answered."""
 
     time_ns: int
