@@ -262,7 +262,7 @@ def _selecting_nothing(changes: Sequence[Change], options: Options) -> Iterator[
     if not view.endpoints:
         return
     for policy in view.policies:
-        if policy.state in (Reading.ACCEPTED, Reading.PARTLY) and not view.selected(policy):
+        if policy.state in (Reading.ACCEPTED, Reading.PARTLY) and policy.rules and not view.selected(policy):
             yield Remark(
                 policy.file, policy.line or None, "", f"{policy.kind} {policy.name} selects none of the pods given"
             )
