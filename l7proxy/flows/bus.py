@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from typing import Final, cast
 
 from l7proxy.errors import ConfigError
-from l7proxy.flows.flow import Flow, Lost
+from l7proxy.flows.flow import Flow, Lost, everything
 from l7proxy.flows.shape import Item, Shaped
 
 DEFAULT_CAPACITY: Final = 4095
@@ -96,7 +96,10 @@ class Ring:
         return cast(list[Item], found)  # those that are held are set
 
     def newest_first(self) -> Iterator[tuple[int, Item]]:
+        """Ends early where the writer has overtaken it."""
         for number in range(self._written - 1, self.oldest - 1, -1):
+            if number < self.oldest:
+                return
             yield number, self.at(number)
 
     async def more(self, number: int) -> None:
@@ -161,13 +164,13 @@ async def observe(
     if first and follow:
         raise ConfigError("the first flows cannot be asked for together with following")
     limit = 0 if follow else first or last
+    end = ring.end
     if since_ns is not None or first:
         start = ring.oldest
     elif last:
-        start = _start_of_last(ring, keep, last, until_ns)
+        start = await _start_of_last(ring, keep, last, until_ns)
     else:
         start = ring.end if follow else ring.oldest
-    end = ring.end
     reader = Reader(ring, start=start)
     sent = 0
     while follow or reader.position < end:
@@ -178,29 +181,32 @@ async def observe(
                 continue
             if until_ns is not None and item.time_ns > until_ns:
                 return
-            if (since_ns is not None and item.time_ns < since_ns) or not keep(_flow(item)):
+            if (since_ns is not None and item.time_ns < since_ns) or not _keeps(keep, item):
                 continue
             yield item
             sent += 1
             if sent == limit:
                 return
+        await asyncio.sleep(0)
 
 
-def _start_of_last(ring: Ring, keep: Keep, count: int, until_ns: int | None) -> int:
+async def _start_of_last(ring: Ring, keep: Keep, count: int, until_ns: int | None) -> int:
     """Where the newest `count` kept flows begin."""
     start, found = ring.end, 0
     for number, item in ring.newest_first():
         if found >= count:
             break
+        if number % BATCH == 0:
+            await asyncio.sleep(0)
         if isinstance(item, Lost) or (until_ns is not None and item.time_ns > until_ns):
             continue
-        if keep(_flow(item)):
+        if _keeps(keep, item):
             start, found = number, found + 1
     return start
 
 
-def _flow(item: Flow | Shaped) -> Flow:
-    return item if isinstance(item, Flow) else item.flow()
+def _keeps(keep: Keep, item: Flow | Shaped) -> bool:
+    return keep is everything or keep(item if isinstance(item, Flow) else item.flow())
 
 
 def _time(item: Item) -> str:

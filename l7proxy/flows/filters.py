@@ -18,7 +18,7 @@ import re2
 
 from l7proxy.errors import ConfigError
 from l7proxy.flows import hubble
-from l7proxy.flows.flow import Endpoint, Flow, Service
+from l7proxy.flows.flow import Endpoint, Flow, Service, everything
 from l7proxy.flows.selector import selector
 from l7proxy.model.labels import Label, LabelSet
 
@@ -39,7 +39,7 @@ def build(request: Mapping[str, Any] | None) -> Predicate:
     allowed = [one(_object(item, "whitelist")) for item in _list(request.get("whitelist"), "whitelist")]
     denied = [one(_object(item, "blacklist")) for item in _list(request.get("blacklist"), "blacklist")]
     if not allowed and not denied:
-        return _everything
+        return everything
 
     def wanted(flow: Flow) -> bool:
         return (not allowed or any(keep(flow) for keep in allowed)) and not any(drop(flow) for drop in denied)
@@ -60,10 +60,6 @@ def one(fields: Mapping[str, Any]) -> Predicate:
     if len(predicates) == 1:
         return predicates[0]
     return lambda flow: all(predicate(flow) for predicate in predicates)
-
-
-def _everything(_: Flow) -> bool:
-    return True
 
 
 def _check_http(fields: Mapping[str, Any]) -> None:

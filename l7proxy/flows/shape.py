@@ -20,7 +20,7 @@ from l7proxy.errors import LinkError
 from l7proxy.flows import timestamp
 from l7proxy.flows.batch import Answered, Asked, Flows, Party
 from l7proxy.flows.event import Enricher
-from l7proxy.flows.flow import Flow, Http, Layer4, Layer7, Lost, Ports, Response
+from l7proxy.flows.flow import Flow, Http, Layer4, Layer7, Lost, Ports
 from l7proxy.flows.records import Conn, HttpRequest, HttpResponse, Judgement
 
 REMEMBERED: Final = 16_384
@@ -29,7 +29,6 @@ REMEMBERED: Final = 16_384
 _HTTP: Final = (Asked, Answered)
 _PLAIN: Final = re.compile(r"[!$->A-\[\]-~]++ [!$->A-\[\]-~]++ [!$->A-\[\]-~]++").fullmatch
 """`METHOD URL PROTOCOL` without what JSON escapes (\" and \\) or an enricher cuts off (after @, ? and #)."""
-_DECODER: Final = msgspec.json.Decoder(Response)
 _PORT: Final = 9_007_199_254_740_881
 _STATUS: Final = 9_007_199_254_740_847
 _TIME, _UUID, _LATENCY, _METHOD, _URL, _PROTOCOL, _SUMMARY = (f"\ue000{mark}" for mark in "tunmlps")
@@ -41,10 +40,13 @@ _IN_ANSWERED: Final = (
 
 
 class Shape(NamedTuple):
-    """The pieces of both lines between what varies."""
+    """The pieces of both lines between what varies, and both flows without it: their uuids are mere beginnings."""
 
     asked: tuple[str, ...]
     answered: tuple[str, ...]
+    request: Flow
+    response: Flow
+    server_port: int
 
 
 class Shaped(msgspec.Struct, frozen=True, gc=False):
@@ -82,9 +84,26 @@ class Shaped(msgspec.Struct, frozen=True, gc=False):
 
     def flow(self) -> Flow:
         """The flow that `line` is the line of."""
-        flow = _DECODER.decode(self.line()).flow
-        assert flow is not None
-        return flow
+        shape, record = self.shape, self.record
+        method, url, protocol = record.method, record.url, record.protocol
+        if isinstance(record, Asked):
+            model, ports = shape.request, Ports(source_port=self.port, destination_port=shape.server_port)
+            l7 = Layer7(type="REQUEST", http=Http(method=method, url=url, protocol=protocol))
+            summary = f"{protocol} {method} {url}"
+        else:
+            latency, status = record.latency_ns, record.status
+            model, ports = shape.response, Ports(source_port=shape.server_port, destination_port=self.port)
+            http = Http(code=status, method=method, url=url, protocol=protocol)
+            l7 = Layer7(type="RESPONSE", latency_ns=str(latency), http=http)
+            summary = f"{protocol} {status} {latency // 1_000_000}ms ({method} {url})"
+        return msgspec.structs.replace(
+            model,
+            time=timestamp.text(record.time_ns),
+            uuid=f"{model.uuid}{self.number:012x}",
+            l4=Layer4(tcp=ports),
+            l7=l7,
+            summary=summary,
+        )
 
 
 Item: TypeAlias = Flow | Shaped | Lost
@@ -173,8 +192,8 @@ def _fits(record: Asked | Answered) -> bool:
 
 def cut(enricher: Enricher, uuids: str, conn: Conn, judgement: Judgement) -> Shape | None:
     """The shape of what the enricher makes of requests and answers between these; None when a mark is not unique."""
-    asked = enricher.flow(HttpRequest(0, conn, judgement, "", "", ""))
-    answered = enricher.flow(HttpResponse(0, conn, judgement, "", "", "", 0, 0))
+    asked = msgspec.structs.replace(enricher.flow(HttpRequest(0, conn, judgement, "", "", "")), uuid=uuids)
+    answered = msgspec.structs.replace(enricher.flow(HttpResponse(0, conn, judgement, "", "", "", 0, 0)), uuid=uuids)
     if asked.l4 is None or asked.l4.tcp is None or not conn.source_port:
         return None
     http = Http(method=_METHOD, url=_URL, protocol=_PROTOCOL)
@@ -183,17 +202,15 @@ def cut(enricher: Enricher, uuids: str, conn: Conn, judgement: Judgement) -> Sha
         Ports(source_port=_PORT, destination_port=conn.destination_port),
         Ports(source_port=conn.destination_port, destination_port=_PORT),
     )
-    pieces = (
-        _pieces(asked, uuids, into, Layer7(type="REQUEST", http=http), _IN_ASKED),
-        _pieces(answered, uuids, back, Layer7(type="RESPONSE", latency_ns=_LATENCY, http=answer), _IN_ANSWERED),
-    )
-    return Shape(*pieces) if pieces[0] and pieces[1] else None
+    first = _pieces(asked, into, Layer7(type="REQUEST", http=http), _IN_ASKED)
+    second = _pieces(answered, back, Layer7(type="RESPONSE", latency_ns=_LATENCY, http=answer), _IN_ANSWERED)
+    return Shape(first, second, asked, answered, conn.destination_port) if first and second else None
 
 
-def _pieces(flow: Flow, uuids: str, ports: Ports, l7: Layer7, marks: tuple[str, ...]) -> tuple[str, ...]:
+def _pieces(flow: Flow, ports: Ports, l7: Layer7, marks: tuple[str, ...]) -> tuple[str, ...]:
     """The line of `flow` cut at the marks; nothing when a label, say, holds one."""
     marked = msgspec.structs.replace(
-        flow, time=_TIME, uuid=uuids + _UUID, l4=Layer4(tcp=ports), l7=l7, summary=_SUMMARY
+        flow, time=_TIME, uuid=flow.uuid + _UUID, l4=Layer4(tcp=ports), l7=l7, summary=_SUMMARY
     )
     rest = marked.line().decode()
     if any(rest.count(mark) != marks.count(mark) for mark in marks):

@@ -199,3 +199,22 @@ def test_a_stretch_is_its_events_one_by_one(capacity: int, written: int, start: 
     else:
         with pytest.raises(IndexError):
             ring.between(start, end)
+
+
+async def test_looking_far_back_does_not_stop_the_loop_and_may_be_overtaken() -> None:
+    ring = ring_of(1023, capacity=1023)
+    turns = 0
+
+    async def writer() -> None:
+        nonlocal turns
+        for number in range(4):
+            turns += 1
+            for more in range(200):
+                ring.append(flow(10_000 + 200 * number + more))
+            await asyncio.sleep(0)
+
+    async with asyncio.TaskGroup() as tasks:
+        tasks.create_task(writer(), name="writer")
+        found = [item async for item in bus.observe(ring, lambda one: one.uuid == "1022", last=5)]
+    assert turns == 4
+    assert numbers(found) == [1022]
