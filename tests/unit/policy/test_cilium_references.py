@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from l7proxy.model.facts import CidrGroup, EndpointSlice, Fact, Origin, Service
+from l7proxy.agent.world import World
+from l7proxy.model.facts import CidrGroup, Delete, EndpointSlice, Fact, Node, Origin, Pod, Service, Upsert
 from l7proxy.model.labels import EVERYTHING, Operator, Requirement, Selector
+from l7proxy.model.net import PrefixTable
 from l7proxy.model.ref import RuleRef
 from l7proxy.model.verdict import Action, Direction
-from l7proxy.policy import lint
+from l7proxy.policy import decide, lint
 from l7proxy.policy.compile import compile_policies
 from l7proxy.policy.references import References, resolve, unknown
 from l7proxy.policy.rules import AnyPeer, CidrGroupPeer, CidrPeer, EveryPeer, Peer, Rule, SelectorPeer, ServicePeer
@@ -322,3 +324,50 @@ def test_all_but_an_unread_group_is_nobody_outside() -> None:
     land = References(cidr_groups=(CidrGroup("bad", unread=True),))
     (resolved_rule,) = resolve([rule(EveryPeer((TEN,), (CidrGroupPeer("bad"),)))], land)
     assert resolved_rule.peers == (EveryPeer((TEN,), (AnyPeer(OUTSIDE),)),)
+
+
+POLICY = """
+apiVersion: cilium.io/v2
+kind: CiliumNetworkPolicy
+metadata: {name: p, namespace: shop}
+spec:
+  endpointSelector: {matchLabels: {app: web}}
+  egress:
+  - toServices: [{k8sService: {serviceName: db}}]
+  - toCIDRSet: [{cidrGroupRef: g}]
+"""
+
+
+def test_rules_follow_the_cluster_and_only_what_is_there_now_counts() -> None:
+    pods = (
+        Node("n1", ("192.168.0.1",), ("10.1.0.0/16",)),
+        Pod("shop", "web", "n1", ("10.1.0.1",), {"app": "web"}),
+        Pod("bank", "db", "n1", ("10.1.0.2",), {"app": "db"}),
+    )
+    (document,) = manifests.parse(POLICY.encode(), "p.yaml").facts
+    service, group = Service("bank", "db", selector={"app": "db"}), CidrGroup("g", ("203.0.113.0/24",))
+    world = World()
+    world.apply(Upsert(fact) for fact in (document, *pods))
+    assert reached(world) == []
+    world.apply([Upsert(service), Upsert(group)])
+    assert reached(world) == ["10.1.0.2", "203.0.113.7"]
+    world.apply([Upsert(replace(service, selector={"app": "web"})), Upsert(replace(group, networks=()))])
+    assert reached(world) == [], "a Service's pods are of its own namespace"
+    world.apply([Upsert(service), Delete(group.key)])
+    assert reached(world) == ["10.1.0.2"]
+    fresh = World()
+    fresh.apply(Upsert(fact) for fact in (service, *reversed(pods), document))
+    assert fresh.view("n1") == world.view("n1"), "no hysteresis"
+
+
+def reached(world: World) -> list[str]:
+    view = world.view("n1")
+    policies = compile_policies(view.rules, view.endpoints, view.identities)
+    web = next(one for one in view.endpoints if one.name == "web")
+    table = PrefixTable(view.by_prefix)
+    asked = {address: table.get(address) for address in ("10.1.0.1", "10.1.0.2", "203.0.113.7", "192.168.0.1")}
+    return [
+        address
+        for address, identity in asked.items()
+        if identity is not None and decide.port(policies[web.id].egress, identity, 6, 80).l4.allowed
+    ]
