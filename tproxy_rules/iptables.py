@@ -32,8 +32,8 @@ from tproxy_rules.ipt_rules import IptTable
 from tproxy_rules.ipt_sets import IpSet
 from tproxy_rules.marks import CHAIN_PREFIX
 from tproxy_rules.memo import Memo
-from tproxy_rules.nft_generation import generation
 from tproxy_rules.nft_probe import sample
+from tproxy_rules.nft_watch import generation
 from tproxy_rules.tool import run
 from tproxy_rules.validate import Examined, checked, examined
 

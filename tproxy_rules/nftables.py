@@ -1,7 +1,7 @@
 """The nftables backend: pictures as text, one transaction to put each in force, and what is known of the last one.
 
-A picture that follows another of ours is written as the difference (see nft_table), as long as the generation proves
-that nobody has committed anything in between, or the seal that it was not ours. Else the tables are replaced whole,
+A picture that follows another of ours is written as the difference (see nft_table), as long as the watch proves that
+nobody else has touched our tables in between, or the seal that they are as they were. Else they are replaced whole,
 which is one transaction, too. Both ways lead to the same rules.
 
 A whole picture is sealed at once. After a difference the seal is gone until a second `read` finds things quiet: listing
@@ -21,12 +21,12 @@ from tproxy_rules.desired import Desired, Stage, Table
 from tproxy_rules.digest import fingerprint, table_digest
 from tproxy_rules.marks import TABLE
 from tproxy_rules.memo import Memo
-from tproxy_rules.nft_generation import generation
 from tproxy_rules.nft_policy import Asked, asked
 from tproxy_rules.nft_probe import probes, sample
 from tproxy_rules.nft_state import Found
 from tproxy_rules.nft_table import NftTable, alike, delta
 from tproxy_rules.nft_text import absent
+from tproxy_rules.nft_watch import Watch, generation
 from tproxy_rules.tool import run
 from tproxy_rules.validate import Examined, checked, examined
 
@@ -62,6 +62,7 @@ class NftablesBackend:
     def __init__(self) -> None:
         self._known: _Known | None = None
         self._fresh = True
+        self._watching: Watch | None = None
         self._examine: Memo[Table, Examined] = Memo(examined)
         self._digest: Memo[Table, bytes] = Memo(table_digest)
         self._ask: Memo[Stage, Asked] = Memo(asked)
@@ -93,6 +94,7 @@ class NftablesBackend:
         picture = checked(desired, self._examine)
         wanted = fingerprint(picture, self._digest)
         routes.ensure(picture.settings)
+        _ = self._watch  # before the first commit
         known = self._verified()
         if known is None or known.picture != wanted:
             tables = self._draw(picture)
@@ -110,18 +112,28 @@ class NftablesBackend:
             run(("nft", "-f", "-"), gone)
         routes.remove()
 
+    @property
+    def _watch(self) -> Watch:
+        """Made in the network namespace of whoever first asks for something."""
+        if self._watching is None:
+            self._watching = Watch()
+        return self._watching
+
     def _draw(self, picture: Desired) -> Tables:
         bridge = {"bridge": nft_bridge.table(picture)} if picture.bridges else {}
         return {"inet": nft_inet.table(picture, self._ask), **bridge}
 
     def _verified(self) -> _Known | None:
-        """What is known, if it still holds. Others may have committed to tables of theirs: then the seal decides."""
-        known, now = self._known, generation()
-        if known is None or known.generation == now:
-            return known
-        self._known = None
-        if known.sealed and _is_there(known.picture, known.tables):
-            known.generation = now  # whatever was committed while we looked shows next time
+        """What is known, if it still holds: others commit to tables of theirs. When in doubt, the seal decides."""
+        known, self._known = self._known, None
+        if known is None:
+            return None
+        now = self._watch.followed(known.generation)
+        if now is None and known.sealed:
+            before = generation()  # whatever is committed while we look shows next time
+            now = before if _is_there(known.picture, known.tables) else None
+        if now is not None:
+            known.generation = now
             self._known = known
         return self._known
 
@@ -145,27 +157,27 @@ class NftablesBackend:
                 except KernelError as error:
                     _LOG.warning("nftables did not take a difference, replacing all: %s", error)
                 else:
-                    self._learn(_Known(wanted, tables, known.generation + 1, sealed=False))
+                    self._learn(_Known(wanted, tables, known.generation, sealed=False))
                     return
-        now = generation()
+        fresh = _Known(wanted, tables, generation(), sealed=False)
         gone = "".join(absent(family, TABLE) for family in nft_state.families() if family not in tables)
         run(("nft", "-f", "-"), gone + "".join(one.text() for one in tables.values()) + signed)
-        fresh = _Known(wanted, tables, now + 1, sealed=False)
         self._learn(fresh)
         self._seal(fresh)
 
     def _learn(self, known: _Known) -> None:
-        """Only if nobody else has committed anything between what we knew and now."""
-        if generation() == known.generation:
+        """After a commit of ours: unless somebody else touched our tables between its generation and now."""
+        now = self._watch.followed(known.generation, ours=1)
+        if now is not None:
+            known.generation = now
             self._known = known
 
     def _seal(self, known: _Known) -> None:
-        """Not when others committed before all was listed. What they commit later breaks the seal, as it should."""
+        """Not when others touched ours before all was listed. What they do later breaks the seal, as it should."""
         text = nft_state.seal()
-        if generation() == known.generation:
+        if self._verified() is known:
             run(("nft", "-f", "-"), text)
-            known.generation, known.sealed = known.generation + 1, True
-            self._known = None
+            known.sealed, self._known = True, None
             self._learn(known)
 
 

@@ -193,10 +193,10 @@ def test_a_small_change_leaves_the_rest_alone(make: Callable[[], Kernel]) -> Non
     backend = kernel.do(kernel.fresh)
     old = PICTURES["rich"]
     kernel.do(lambda: backend.apply(old))
-    before = {line for line in kernel.handles().splitlines() if " handle " in line and "{" not in line}
+    before = _handles(kernel)
     grown = replace(old, identities=(*old.identities, ("10.3.0.9/32", 7)))
     kernel.do(lambda: backend.apply(grown))
-    lost = before - set(kernel.handles().splitlines())
+    lost = before - _handles(kernel)
     assert len(lost) <= len(before) / 8, lost
 
 
@@ -218,3 +218,34 @@ def test_damage_between_two_pictures_is_not_built_upon(make: Callable[[], Kernel
         alone.apply(picture)
         kernel.namespace.sh("nft add table inet somebody")
         assert kernel.listing() == alone.listing(), command
+
+
+def test_what_others_do_to_tables_of_theirs_does_not_matter(make: Callable[[], Kernel]) -> None:
+    """Differences all the same, and nothing is listed to be sure; but who touches ours among them is noticed."""
+    kernel = make()
+    if kernel.name == "iptables":
+        pytest.skip("its tables are everybody's: a commit of anybody means looking at all of it")
+    backend, life = kernel.do(kernel.fresh), Life(7)
+    kernel.do(lambda: backend.apply(life.picture))
+    kernel.namespace.sh("nft add table inet kube", "nft add chain inet kube l7proxy", "nft add table ip l7proxy")
+    rules = _handles(kernel)
+    for number in range(5):
+        kernel.namespace.sh(f"nft add rule inet kube l7proxy tcp dport {number + 1} accept")
+        more = replace(life.picture, identities=(*life.picture.identities, (f"10.3.1.{number}/32", 7)))
+        kernel.do(lambda more=more: backend.apply(more))  # type: ignore[misc]
+        kernel.namespace.sh(f"nft add rule inet kube l7proxy tcp dport {number + 9} accept")
+        assert kernel.do(backend.read) == Installed(digest(more), intact=True)
+    assert len(rules - _handles(kernel)) <= 4, "replaced whole"
+    kernel.namespace.sh("nft add table inet kube2", "nft flush chain inet l7proxy input", "nft add table inet kube3")
+    found = kernel.do(backend.read)
+    assert found is not None and not found.intact
+    kernel.do(lambda: backend.apply(more))
+    assert [kernel.do(backend.read) for _ in range(2)] == [Installed(digest(more), intact=True)] * 2
+    alone = make()
+    alone.apply(more)
+    ours = [line for line in kernel.listing() if "table inet l7proxy" in line]
+    assert ours == [line for line in alone.listing() if "table inet l7proxy" in line]
+
+
+def _handles(kernel: Kernel) -> set[str]:
+    return {line for line in kernel.handles().splitlines() if " handle " in line and "{" not in line}

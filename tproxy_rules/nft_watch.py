@@ -1,0 +1,137 @@
+"""Which commits to a namespace's nftables were to our tables: others commit to theirs all the time.
+
+The kernel counts every commit of anybody in one generation, which `generation` asks for: what was known of our tables
+holds for as long as it has not moved. Where it has, `Watch` tells by the kernel's own notifications, each commit's
+closed by its generation, whose tables were touched. What it has not read in full it does not vouch for.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import struct
+import time
+import weakref
+from collections.abc import Iterator
+from contextlib import suppress
+from typing import Final
+
+from tproxy_rules.backend import KernelError
+from tproxy_rules.marks import TABLE
+
+# <linux/netlink.h>, <linux/netfilter/nfnetlink.h>, <linux/netfilter/nf_tables.h>, <linux/netfilter.h>
+_NETLINK_NETFILTER: Final = 12
+_NLM_F_REQUEST: Final = 1
+_SOL_NETLINK, _ADD_MEMBERSHIP = 270, 1
+_GROUP_NFTABLES: Final = 7
+_SO_RCVBUFFORCE: Final = 33
+_SUBSYSTEM: Final = 10 << 8
+_NEWGEN, _GETGEN = _SUBSYSTEM | 15, _SUBSYSTEM | 16
+_GEN_ID: Final = 1
+_OURS: Final = frozenset({1, 7})
+"""NFPROTO_INET, NFPROTO_BRIDGE"""
+_NAMED: Final = struct.pack("=HH", 4 + len(TABLE) + 1, 1) + TABLE.encode() + b"\0"
+"""The table's name as an attribute: number 1 in every message about a table or what is in one."""
+_HEADER: Final = struct.Struct("=IHHII")
+_ATTRIBUTE: Final = struct.Struct("=HH")
+_BODY: Final = _HEADER.size + 4
+_TIMEOUT: Final = 5.0
+_DATAGRAM: Final = 1 << 17
+_ROOM: Final = 8 << 20
+_PATIENCE: Final = 0.01
+"""Seconds: a generation is counted a moment before its notification is sent."""
+
+
+def generation() -> int:
+    """The present one, in this thread's network namespace."""
+    try:
+        with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_NETFILTER) as asking:
+            asking.settimeout(_TIMEOUT)
+            asking.send(_HEADER.pack(_BODY, _GETGEN, _NLM_F_REQUEST, 1, 0) + bytes(4))
+            answer = asking.recv(4096)
+    except OSError as error:
+        raise KernelError(f"nftables does not tell its generation: {error.strerror or error}") from error
+    for kind, body in _messages(answer):
+        if kind == _NEWGEN and (found := _generation(body)) is not None:
+            return found
+    raise KernelError("nftables does not tell its generation: no privilege, or a kernel without nf_tables")
+
+
+class Watch:
+    """Hears of every commit from now on, in the network namespace in which it was made."""
+
+    def __init__(self) -> None:
+        try:
+            with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_NONBLOCK, _NETLINK_NETFILTER) as made:
+                with suppress(OSError):  # without the privilege for more, there is less room
+                    made.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _ROOM)
+                made.bind((0, 0))
+                made.setsockopt(_SOL_NETLINK, _ADD_MEMBERSHIP, _GROUP_NFTABLES)
+                self._fd = made.detach()
+        except OSError as error:
+            raise KernelError(f"nftables does not tell who changes it: {error.strerror or error}") from error
+        weakref.finalize(self, os.close, self._fd)
+        self._touched = False
+        self._commits: dict[int, bool] = {}
+        """Those that were read whole, and whether they touched a table of ours."""
+
+    def followed(self, since: int, *, ours: int = 0) -> int | None:
+        """The present generation if of all commits after `since` exactly `ours`, which we made, touched our tables."""
+        for patience in (0, _PATIENCE):
+            time.sleep(patience)
+            now = generation()
+            self._drain()
+            if now == since + ours:
+                return self._told(now)
+            touching = [self._commits.get(number) for number in range(since + 1, now + 1)]
+            if touching and None not in touching:
+                return self._told(now) if touching.count(True) == ours else None
+        return None
+
+    def _told(self, now: int) -> int:
+        self._commits = {number: touched for number, touched in self._commits.items() if number > now}
+        return now
+
+    def _drain(self) -> None:
+        lost = False
+        while True:
+            try:
+                self._read(os.read(self._fd, _DATAGRAM))
+            except BlockingIOError:
+                break
+            except OSError:  # ENOBUFS: there was no room for some
+                lost = True
+        if lost:  # and nobody knows which; one commit's notifications may still be on their way
+            self._commits.clear()
+            self._touched = True
+
+    def _read(self, data: bytes) -> None:
+        for kind, body in _messages(data):
+            if kind == _NEWGEN:
+                number = _generation(body)
+                if number is not None:
+                    self._commits[number] = self._touched
+                self._touched = False
+            elif body[0] in _OURS and body.startswith(_NAMED, 4):
+                self._touched = True
+
+
+def _messages(data: bytes) -> Iterator[tuple[int, bytes]]:
+    """Type and body of each; a body begins with the family."""
+    at = 0
+    while at + _BODY <= len(data):
+        length, kind = _HEADER.unpack_from(data, at)[:2]
+        if length < _BODY:
+            return
+        yield kind, data[at + _HEADER.size : at + length]
+        at += length + 3 & ~3
+
+
+def _generation(body: bytes) -> int | None:
+    at = 4
+    while at + _ATTRIBUTE.size <= len(body):
+        size, name = _ATTRIBUTE.unpack_from(body, at)
+        if name == _GEN_ID and size == 8:
+            return int.from_bytes(body[at + 4 : at + 8], "big")
+        at += max(size + 3 & ~3, _ATTRIBUTE.size)
+    return None
