@@ -26,8 +26,9 @@ DESCRIPTORS: Final = 2 * RUNS + 1
 """That all of them may need."""
 KEPT: Final = 8
 """Empty pipes kept for the next runs."""
-PIPE: Final = 1 << 20
-"""Bytes; what an unprivileged user may not have is left at the kernel's 64 KiB (pipe(7))."""
+PIPE: Final = 512 << 10
+"""Bytes: what an ordinary leg may hold, too, since leftovers come back to it; more is no faster. Where the kernel does
+not allow so much (pipe(7), pipe-user-pages-soft) it stays at 64 KiB."""
 LOOK: Final = 1.0
 """Seconds between looks at a run's speed."""
 WORTHWHILE: Final = 64 << 10
