@@ -318,7 +318,10 @@ class HttpGate:
         record = self._log.request(head, judgement, request.rewrite)
         actions.append(Emit(record))
         allowed = _allows(judgement)
-        exchange = self._exchange = Exchange(head, request, record, body(head.framing), allowed)
+        judged = head.headers
+        if request.rewrite is not None:
+            judged = [*judged, *((edit.name.lower(), edit.value) for edit in request.rewrite.edits)]
+        exchange = self._exchange = Exchange(head, request, record, body(head.framing, judged), allowed)
         if not allowed:
             self._deny(exchange, actions)
             return

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Final, Protocol
 
 from l7proxy.wire.chunked import ChunkedBody
-from l7proxy.wire.head import CHUNKED, UNTIL_CLOSE
+from l7proxy.wire.head import CHUNKED, UNTIL_CLOSE, Header
 
 ENDLESS: Final = 1 << 62
 """More bytes than will ever come."""
@@ -68,10 +69,10 @@ class OpenBody:
         """There is no end to come nearer to."""
 
 
-def body(framing: int) -> Body | None:
-    """The reader of a body, or None when there is none."""
+def body(framing: int, head: Sequence[Header] = ()) -> Body | None:
+    """The reader of a body, or None when there is none. Trailers must not repeat a field of `head`."""
     if framing == 0:
         return None
     if framing == CHUNKED:
-        return ChunkedBody()
+        return ChunkedBody(head)
     return OpenBody() if framing == UNTIL_CLOSE else LengthBody(framing)

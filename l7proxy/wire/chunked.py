@@ -1,16 +1,20 @@
 """The chunked coding, exactly as RFC 9112 7.1 writes it, read incrementally. Bytes are counted, not copied.
 
 Refused: sizes that are not 1 to 16 hex digits, anything but CRLF at a line's end, blanks around extensions, long
-extensions, more than a few trailers, and trailers that frame or route the message.
+extensions, more than a few trailers, and trailers that frame or route the message or repeat a field that was judged:
+recipients may merge trailers into the head (RFC 9110 6.5.2), and would see another value than we did.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from enum import IntEnum
 from typing import Final
 
 from l7proxy.errors import PeerError
+from l7proxy.model.http import alike
+from l7proxy.wire.head import Header
 from l7proxy.wire.lines import TOKEN, fault_name, field
 
 MAX_LINE: Final = 256
@@ -48,10 +52,12 @@ SIZE, DATA, DATA_END, TRAILER = _At
 class ChunkedBody:
     """Feed it the bytes after the head, in any split; see body.Body."""
 
-    __slots__ = ("_at", "_extensions", "_left", "_line", "_trailers", "done")
+    __slots__ = ("_at", "_extensions", "_head", "_left", "_line", "_trailers", "done")
 
-    def __init__(self) -> None:
+    def __init__(self, head: Sequence[Header] = ()) -> None:
+        """`head` are the fields that were judged: trailers must not say one of them again."""
         self.done = False
+        self._head = head
         self._at = SIZE
         self._left = 0
         self._line = bytearray()  # the beginning of a line whose end has not come
@@ -156,4 +162,6 @@ class ChunkedBody:
         name, _ = field(content)
         if name in _NOT_IN_TRAILERS:
             raise PeerError(f"field {name.decode()} stands in the trailers")
+        if any(alike(other) == alike(name) for other, _ in self._head):
+            raise PeerError(f"field {name.decode()} stands in the head and again in the trailers")
         self._trailers += len(line)

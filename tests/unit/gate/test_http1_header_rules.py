@@ -158,3 +158,30 @@ def test_a_session_older_than_the_secret_does_not_show_what_was_written(talk: Ta
     assert isinstance(asked, HttpRequest)
     assert asked.headers == (("authorization", "[redacted]"),)
     assert asked.remarks == ("header missing: authorization: [redacted]",)
+
+
+def chunked(*trailers: bytes, lines: tuple[bytes, ...] = ()) -> bytes:
+    head = [b"POST /a HTTP/1.1", b"Host: h", *lines, b"Transfer-Encoding: chunked", b"", b"4", b"body", b"0"]
+    return b"\r\n".join([*head, *trailers, b"", b""])
+
+
+@pytest.mark.parametrize("trailer", [b"X-Token: other", b"x_TOKEN: other"])
+@pytest.mark.parametrize("sent", [(), (b"X-Token: right",), (b"X-Token: wrong",)], ids=["none", "right", "wrong"])
+@pytest.mark.parametrize("mismatch", [Mismatch.REPLACE, Mismatch.ADD])
+def test_a_trailer_cannot_say_a_written_header_again(
+    talk: Talk, mismatch: Mismatch, sent: tuple[bytes, ...], trailer: bytes
+) -> None:
+    """RFC 9110 6.5.2: some servers merge trailers into the head; they would see another value than was judged."""
+    talk.judge = policy(HeaderRule("X-Token", "right", mismatch))
+    talk.client(chunked(trailer, lines=sent))
+    seen = talk.take()
+    assert seen.client.startswith(b"HTTP/1.1 400 ")
+    assert b"other\r\n" not in seen.server  # the line, and with it the message, never ends
+    assert seen.records == ["FORWARDED POST http://h/a", "400 POST http://h/a"]
+
+
+def test_other_trailers_pass(talk: Talk) -> None:
+    talk.judge = policy(HeaderRule("X-Token", "right", Mismatch.REPLACE))
+    talk.client(chunked(b"X-Digest: 1", lines=(b"X-Token: right",)))
+    talk.server(OK)
+    talk.expect(server=chunked(b"X-Digest: 1", lines=(b"X-Token: right",)), client=OK, records=ASKED)

@@ -97,3 +97,11 @@ def test_trailers_are_bounded_over_the_whole_body() -> None:
         for _ in range(MAX_TRAILERS):
             reader.feed(b"A: b\r\n")
     assert refusal.value.status == 431
+
+
+@pytest.mark.parametrize("trailer", [b"X-A: 1", b"x-a:1", b"X_A: 1"])
+def test_a_trailer_does_not_repeat_a_field_of_the_head(trailer: bytes) -> None:
+    body = ChunkedBody([(b"host", b"h"), (b"x-a", b"0")])
+    body.feed(b"0\r\nX-B: 1\r\n")
+    with pytest.raises(PeerError, match="stands in the head and again in the trailers"):
+        body.feed(trailer + b"\r\n\r\n")
