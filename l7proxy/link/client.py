@@ -25,6 +25,8 @@ READ_SIZE: Final = 1 << 18
 FIRST_RETRY: Final = 0.05
 LAST_RETRY: Final = 2.0
 LOAD_SECONDS: Final = 1.0
+FRAMES: Final = 8
+"""Batches written at once, at most."""
 
 PictureHandler = Callable[[Picture], Awaitable[tuple[str, ...]]]
 """Puts a picture in force and returns the problems it found in it."""
@@ -105,15 +107,27 @@ class LinkClient:
     async def _send_records(self, writer: asyncio.StreamWriter) -> None:
         while True:
             await self._outbox.filled()
-            while (flows := self._outbox.take()) is not None:
-                await self._send_flows(writer, flows)
-                self._outbox.sent()
+            await self._send_some(writer)
 
-    async def _send_flows(self, writer: asyncio.StreamWriter, flows: Flows) -> None:
-        if writer.is_closing():
-            self._outbox.put_back(flows)
-            raise ConnectionResetError("it closed the link")
-        await self._send(writer, flows)
+    async def _send_some(self, writer: asyncio.StreamWriter) -> None:
+        """Frames are small, and sessions have a turn between two: none waits longer than it takes to make one. They
+        are written together: the agent wakes up once."""
+        taken: list[Flows] = []
+        frames: list[bytes] = []
+        try:
+            while len(taken) < FRAMES and (flows := self._outbox.take()) is not None:
+                taken.append(flows)
+                frames.append(framing.encode(flows))
+                await asyncio.sleep(0)
+            if writer.is_closing():
+                raise ConnectionResetError("it closed the link")
+            writer.write(b"".join(frames))
+            taken.clear()
+        finally:
+            for flows in reversed(taken):
+                self._outbox.put_back(flows)
+        await writer.drain()
+        self._outbox.sent()
 
     async def _send_load(self, writer: asyncio.StreamWriter) -> None:
         while True:

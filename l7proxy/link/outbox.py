@@ -11,11 +11,12 @@ from typing import Final
 from l7proxy.flows.batch import Flows, pack
 from l7proxy.flows.records import Record
 
-BATCH: Final = 512
-"""Records, some 50 KB on the link. Each batch costs both processes a turn of their loops, so not too small; making it
-holds up the worker, so not too large."""
+BATCH: Final = 128
+"""Records of one frame: making it holds up the worker for some 70 µs."""
+PLENTY: Final = 512
+"""Records worth sending at once: it costs both processes a turn of their loops."""
 BATCH_SECONDS: Final = 0.02
-"""No record waits longer for its batch to fill."""
+"""No record waits longer for others."""
 CAPACITY: Final = 1 << 16
 """Records. At some 300 bytes each, 20 MB at the worst, when the agent is away or slow."""
 
@@ -29,7 +30,7 @@ class Outbox:
         self._batch = batch
         self._lost = 0
         self._some = asyncio.Event()
-        self._full = asyncio.Event()
+        self._plenty = asyncio.Event()
         self._settled = asyncio.Event()
         self._settled.set()
 
@@ -45,15 +46,15 @@ class Outbox:
         if not held:
             self._some.set()
             self._settled.clear()
-        elif held + 1 == self._batch:
-            self._full.set()
+        elif held + 1 == PLENTY:
+            self._plenty.set()
 
     async def filled(self, seconds: float = BATCH_SECONDS) -> None:
-        """Return when a batch is full, or `seconds` after there is a first record."""
+        """Return when there are plenty, or `seconds` after there is a first record."""
         await self._some.wait()
         try:
             async with asyncio.timeout(seconds):
-                await self._full.wait()
+                await self._plenty.wait()
         except TimeoutError:
             return
 
@@ -61,12 +62,13 @@ class Outbox:
         """The oldest batch; None when there is nothing to tell."""
         if not self._records and not self._lost:
             return None
-        taken, self._records = self._records[: self._batch], self._records[self._batch :]
+        taken = self._records[: self._batch]
+        del self._records[: self._batch]
         lost, self._lost = self._lost, 0
         if not self._records:
             self._some.clear()
-        if len(self._records) < self._batch:
-            self._full.clear()
+        if len(self._records) < PLENTY:
+            self._plenty.clear()
         return pack(taken, lost)
 
     def put_back(self, flows: Flows) -> None:

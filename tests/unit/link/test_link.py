@@ -8,7 +8,8 @@ import os
 import socket
 import stat
 import tempfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -33,6 +34,12 @@ def picture(revision: int) -> Picture:
     return Picture(revision=revision, endpoints=(), identities={"10.0.0.1/32": 300})
 
 
+async def until(true: Callable[[], bool]) -> None:
+    async with asyncio.timeout(10):
+        while not true():  # noqa: ASYNC110 -- any condition, nobody to signal it
+            await asyncio.sleep(0.001)
+
+
 class Agent:
     """A LinkServer and what it heard."""
 
@@ -46,6 +53,9 @@ class Agent:
         self.records += flows.records()
         self.lost += flows.lost
         self.news.set()
+
+    def has(self, number: int) -> bool:
+        return any(each.time_ns == number for each in self.records[-1:])
 
     async def until(self, count: int) -> None:
         async with asyncio.timeout(10):
@@ -279,3 +289,25 @@ async def test_another_user_is_refused_even_when_the_file_lets_him() -> None:
             out, _ = await child.communicate()
             assert b"dialled b''" in out or b"ConnectionReset" in out
             assert not agent.server.workers()
+
+
+async def test_records_that_could_not_be_handed_over_go_to_the_next_agent_in_their_order(tmp_path: Path) -> None:
+    """The agent goes away again and again while records are made: those that a dead link had not taken come later."""
+    path = tmp_path / "link.sock"
+    worker = Worker(path, capacity=100_000)
+    got: list[int] = []
+    async with worker.running():
+        for turn in range(4):
+            agent = Agent(path)
+            async with agent.server.serving():
+                await until(lambda: worker.client.connected)
+                for number in range(3000):
+                    worker.outbox.put(record(turn * 3000 + number))
+                    if number % 100 == 0:
+                        await asyncio.sleep(0)
+                if turn == 3:
+                    assert await worker.client.flush(5)
+                    await until(partial(agent.has, 11_999))
+            got += [each.time_ns for each in agent.records]
+            await until(lambda: not worker.client.connected)
+    assert got == sorted(set(got)), "in order, and none twice"
