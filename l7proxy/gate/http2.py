@@ -92,14 +92,13 @@ class Http2Gate:
             return []
         self._connected = True
         try:
-            if not of.server.settled and data.startswith(b"HTTP/"):
-                raise Http2Error("it speaks HTTP/1, not HTTP/2")
             of.server.receive(data)
         except Http2Error as error:
+            why = f"bad response: {error}" if of.server.settled else f"the server does not speak HTTP/2: {error}"
             of.server.out.append(frames.goaway(0, error.code))
             self._to_server()
             of.actions.append(HalfClose(SERVER))
-            of.lose_server(502, f"bad response: {error}")
+            of.lose_server(502, why)
         return self._flush()
 
     def spliced(self, source: Side, count: int) -> list[Action]:

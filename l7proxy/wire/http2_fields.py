@@ -35,7 +35,7 @@ ENTRY: Final = 32
 STATIC: Final[tuple[Header, ...]] = HeaderTable.STATIC_TABLE
 
 _STATIC_SIZE: Final = len(STATIC)
-_INDEX_OF: Final = {field: index for index, field in reversed(list(enumerate(STATIC, 1)))}
+_INDEXED: Final = {field: bytes((0x80 | index,)) for index, field in enumerate(STATIC, 1)}
 _NAME_INDEX: Final = {name: index for index, (name, _) in reversed(list(enumerate(STATIC, 1)))}
 _MOST_KNOWN: Final = 64
 _LONGEST_KNOWN: Final = 1024
@@ -245,15 +245,19 @@ class FieldWriter:
             self._resized = False
             parts += [b"\x20", _number(table.limit, 0x1F, 0x20)]
         before = table.changes
+        secret = block.secret
         for place, field in enumerate(block.fields):
-            parts.append(self._literal(field, 0x10, 0x0F) if place in block.secret else self._field(field))
+            if secret and place in secret:
+                parts.append(self._literal(field, 0x10, 0x0F))
+            else:
+                parts.append(_INDEXED.get(field) or self._field(field))
         data = b"".join(parts)
         if table.changes == before:
             block.writer, block.changes, block.written = self, before, data
         return data
 
     def _field(self, field: Header) -> bytes:
-        index = _INDEX_OF.get(field) or self._index(field)
+        index = self._index(field)
         if index:
             return _number(index, 0x7F, 0x80)
         size = len(field[0]) + len(field[1]) + ENTRY
