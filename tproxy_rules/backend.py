@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Final, Protocol
 
 from tproxy_rules.desired import Desired
+
+QUIET: Final = 12
+"""Reads without a change in between, after which what takes long may be done: about a minute of an agent's."""
 
 
 class KernelError(Exception):
@@ -17,7 +20,7 @@ class Installed:
     """What a fresh process finds of ours in the kernel.
 
     `digest` is that of the picture which was applied last (by anyone), `intact` tells whether the rules still are as
-    they were applied: false when somebody removed or changed some of them.
+    they were applied: false when somebody removed or changed some of them, or when nobody can tell.
     """
 
     digest: str
@@ -39,7 +42,7 @@ class Backend(Protocol):
         """KernelError naming the first thing that is missing (tool, privilege, kernel feature)."""
 
     def read(self) -> Installed | None:
-        """What is installed, or None."""
+        """What is installed, or None. Cheap to the object that applied it, as long as nobody else changes it."""
 
     def apply(self, desired: Desired) -> None:
         """One transaction. KernelError leaves the previous picture in force."""

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Final
 
 from tproxy_rules import ipt_bridge, ipt_rules, routes
-from tproxy_rules.backend import Installed, KernelError
+from tproxy_rules.backend import QUIET, Installed, KernelError
 from tproxy_rules.desired import Desired, Table
 from tproxy_rules.digest import fingerprint, table_digest
 from tproxy_rules.ipt_rules import IptTable
@@ -69,7 +69,7 @@ class Rendering:
 
 @dataclass(slots=True)
 class _Known:
-    """What this process has put in force, as of a generation of nf_tables. `quiet`: somebody has read it since.
+    """What this process has put in force, as of a generation of nf_tables. `quiet` counts how often it was read since.
 
     `sizes` are the members of each set: nobody counts generations of those.
     """
@@ -79,7 +79,7 @@ class _Known:
     sizes: dict[str, int]
     generation: int
     sealed: bool
-    quiet: bool = False
+    quiet: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,9 +151,9 @@ class IptablesBackend:
     def read(self) -> Installed | None:
         known = self._verified()
         if known is not None:
-            if known.quiet and not known.sealed:
+            known.quiet += 1
+            if known.quiet == QUIET and not known.sealed:
                 self._seal(known)
-            known.quiet = True
             return Installed(known.picture, routes.intact() and _switched())
         present = _present()
         if not any(one.chains(table) for one in present.values() for table in one.tables):

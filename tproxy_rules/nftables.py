@@ -4,8 +4,8 @@ A picture that follows another of ours is written as the difference (see nft_tab
 nobody else has touched our tables in between, or the seal that they are as they were. Else they are replaced whole,
 which is one transaction, too. Both ways lead to the same rules.
 
-A whole picture is sealed at once. After a difference the seal is gone until a second `read` finds things quiet: listing
-everything takes longer than the difference did. A process that starts in between sees "not intact" and replaces.
+A whole picture is sealed at once. After a difference the seal is gone until `read` has found things quiet for a while:
+listing everything takes longer than the difference did. A process that starts in between cannot tell, and replaces all.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from functools import cache
 
 from tproxy_rules import nft_bridge, nft_inet, nft_state, routes
-from tproxy_rules.backend import Installed, KernelError
+from tproxy_rules.backend import QUIET, Installed, KernelError
 from tproxy_rules.desired import Desired, Stage, Table
 from tproxy_rules.digest import fingerprint, table_digest
 from tproxy_rules.marks import TABLE
@@ -44,13 +44,13 @@ def render(desired: Desired) -> str:
 
 @dataclass(slots=True)
 class _Known:
-    """What this process has put in force, as of a generation. `quiet`: somebody has read it since."""
+    """What this process has put in force, as of a generation. `quiet` counts how often it was read since."""
 
     picture: str
     tables: Tables
     generation: int
     sealed: bool
-    quiet: bool = False
+    quiet: int = 0
 
 
 class NftablesBackend:
@@ -80,9 +80,9 @@ class NftablesBackend:
     def read(self) -> Installed | None:
         known = self._verified()
         if known is not None:
-            if known.quiet and not known.sealed:
+            known.quiet += 1
+            if known.quiet == QUIET and not known.sealed:
                 self._seal(known)
-            known.quiet = True
             return Installed(known.picture, routes.intact())
         tables = nft_state.families()
         if "inet" not in tables:

@@ -14,7 +14,7 @@ import pytest
 
 from tests.contract.conftest import BACKENDS, entry
 from tests.contract.test_backend import PICTURES, Kernel
-from tproxy_rules.backend import Installed
+from tproxy_rules.backend import QUIET, Backend, Installed
 from tproxy_rules.desired import Bridge, Desired, Endpoint, Entry, Frontend, Port, Table, Tier, Verdict, union
 from tproxy_rules.digest import digest
 
@@ -175,8 +175,8 @@ def test_small_changes_lead_where_each_picture_alone_leads(
     for step in range(12):
         picture = life.next()
         kernel.do(lambda picture=picture: backend.apply(picture))  # type: ignore[misc]
-        told = [kernel.do(backend.read) for _ in range(2)]
-        assert told == [Installed(digest(picture), intact=True)] * 2, f"step {step}"
+        told = _told(kernel, backend)
+        assert told == [Installed(digest(picture), intact=True)] * QUIET, f"step {step}"
         assert kernel.read() == told[0], f"step {step}: a fresh process sees the same"
         alone = make()
         alone.apply(picture)
@@ -212,7 +212,7 @@ def test_damage_between_two_pictures_is_not_built_upon(make: Callable[[], Kernel
         kernel.namespace.sh(command)
         picture = life.next()
         kernel.do(lambda picture=picture: backend.apply(picture))  # type: ignore[misc]
-        assert [kernel.do(backend.read) for _ in range(2)] == [Installed(digest(picture), intact=True)] * 2
+        assert _told(kernel, backend) == [Installed(digest(picture), intact=True)] * QUIET
         alone = make()
         alone.namespace.sh("nft add table inet somebody")
         alone.apply(picture)
@@ -240,12 +240,30 @@ def test_what_others_do_to_tables_of_theirs_does_not_matter(make: Callable[[], K
     found = kernel.do(backend.read)
     assert found is not None and not found.intact
     kernel.do(lambda: backend.apply(more))
-    assert [kernel.do(backend.read) for _ in range(2)] == [Installed(digest(more), intact=True)] * 2
+    assert _told(kernel, backend) == [Installed(digest(more), intact=True)] * QUIET
     alone = make()
     alone.apply(more)
     ours = [line for line in kernel.listing() if "table inet l7proxy" in line]
     assert ours == [line for line in alone.listing() if "table inet l7proxy" in line]
 
 
+def _told(kernel: Kernel, backend: Backend) -> list[Installed | None]:
+    """Until all is as it stays."""
+    return kernel.do(lambda: [backend.read() for _ in range(QUIET)])
+
+
 def _handles(kernel: Kernel) -> set[str]:
     return {line for line in kernel.handles().splitlines() if " handle " in line and "{" not in line}
+
+
+def test_a_difference_is_recognised_by_the_next_process_once_it_was_quiet(make: Callable[[], Kernel]) -> None:
+    """Before that it says that it cannot tell, and puts the whole picture there again."""
+    kernel = make()
+    backend, old = kernel.do(kernel.fresh), PICTURES["rich"]
+    grown = replace(old, identities=(*old.identities, ("10.3.0.9/32", 7)))
+    kernel.do(lambda: backend.apply(old))
+    kernel.do(lambda: backend.apply(grown))
+    assert kernel.do(backend.read) == Installed(digest(grown), intact=True)
+    assert kernel.read() == Installed(digest(grown), intact=False)
+    kernel.apply(grown)
+    assert kernel.read() == Installed(digest(grown), intact=True)
