@@ -62,6 +62,7 @@ class Resolver:
                 self._inside.setdefault(network, set()).add(identity.id)
         self._everyone = frozenset(known)
         self._nodes = {each.id for each in known.values() if _is_node(each)}
+        self._world = {each.id for each in known.values() if (RESERVED, "world") in each.labels.by_key}
 
     def peers(self, rule: Rule) -> Peers:
         """None is everyone, () is nobody."""
@@ -148,6 +149,9 @@ class Resolver:
     def _in(self, network: Network, reach: Reach) -> set[int]:
         """Whom a prefix means: the outside, and as far as it reaches those whose own addresses lie in it."""
         outside = self._within(network)
+        if network.prefixlen == 0 and reach is not Reach.ANYWHERE:
+            # With one family in use the whole of either is the world (Cilium semantics); in dual stack that is nobody.
+            outside = outside | self._world
         if reach is Reach.OUTSIDE:
             return outside
         inside = self._inside.get(network, set())

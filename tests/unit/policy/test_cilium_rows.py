@@ -209,3 +209,11 @@ def test_entities_in_a_town(entity: str, expected: str, bench: Bench) -> None:
 
 def test_an_api_server_outside_is_matched_by_its_cidr_as_well(bench: Bench) -> None:
     assert bench.town("egress: [{toCIDR: [198.51.100.0/24]}]").egress("apiserver", "n3") == "allow no rule"
+
+
+@pytest.mark.parametrize("everything", ["0.0.0.0/0", "::/0"])
+def test_3_6_with_one_family_in_use_the_whole_of_either_is_the_world(everything: str, bench: Bench) -> None:
+    named = "egress: [{toCIDR: [203.0.113.0/24], toPorts: [{ports: [{port: '1'}]}]}]"
+    town = bench.town(f"egress: [{{toCIDR: ['{everything}']}}]", named)
+    assert town.egress("outside", "192.0.2.50", "a", "n2") == "allow allow no rule no rule"
+    assert bench.town(f"egressDeny: [{{toCIDR: ['{everything}']}}]", named).egress("outside") == "deny"
