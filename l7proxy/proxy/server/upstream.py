@@ -71,5 +71,5 @@ def reset_on_close(transport: asyncio.BaseTransport) -> None:
     sock = transport.get_extra_info("socket")
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _NO_LINGER)
-    except OSError:
-        return  # it is gone already
+    except (OSError, ValueError):
+        return  # it is gone already; uvloop says of a closed descriptor, whose loss is yet to be told, that it is negative
