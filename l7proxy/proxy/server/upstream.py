@@ -72,4 +72,4 @@ def reset_on_close(transport: asyncio.BaseTransport) -> None:
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _NO_LINGER)
     except (OSError, ValueError):
-        return  # it is gone already; uvloop says of a closed descriptor, whose loss is yet to be told, that it is negative
+        return  # it is gone already; until the loss is told, uvloop calls its descriptor negative (ValueError)
