@@ -29,7 +29,7 @@ KEPT: Final = 8
 PIPE: Final = 512 << 10
 """Bytes: what an ordinary leg may hold, too, since leftovers come back to it; more is no faster. Where the kernel does
 not allow so much (pipe(7), pipe-user-pages-soft) it stays at 64 KiB."""
-LOOK: Final = 1.0
+LOOK: Final = 0.5
 """Seconds between looks at a run's speed."""
 WORTHWHILE: Final = 64 << 10
 """Bytes per look. A slower run gives its pipe back."""
@@ -154,7 +154,7 @@ class Borrower(Protocol):
     """The session, as a run sees it. None of these may raise."""
 
     def moved(self) -> None:
-        """Bytes went out: silence is over."""
+        """Bytes went out since the last look: there was no silence."""
 
     def spliced(self, run: Run) -> None:
         """The run is over and the legs are as before: `run.moved` bytes are to be told to the gate."""
@@ -223,11 +223,14 @@ class Run:
 
     def expired(self) -> None:
         """Time to look whether this is worth a pipe."""
-        if self.moved - self._seen < WORTHWHILE:
+        moved = self.moved - self._seen
+        if moved:
+            self._borrower.moved()
+        if moved < WORTHWHILE:
             self._finish()
-        else:
-            self._seen = self.moved
-            self._wheel.arm(self, LOOK)
+            return
+        self._seen = self.moved
+        self._wheel.arm(self, LOOK)
 
     def _readable(self) -> None:
         pipe = self._pipe
@@ -265,7 +268,6 @@ class Run:
                 return
             self._inside -= count
             self.moved += count
-        self._borrower.moved()
         if self._left:
             self._wait_for_room(False)
         else:

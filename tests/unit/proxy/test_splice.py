@@ -284,7 +284,7 @@ async def test_a_run_that_stands_still_gives_its_pipe_back_and_loses_nothing() -
         client.close()
 
 
-async def test_silence_is_timed_out_in_a_run_too() -> None:
+async def test_silence_after_bulk_is_timed_out() -> None:
     async def stalls(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")
         writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % (1 << 40) + BODY)
@@ -296,6 +296,9 @@ async def test_silence_is_timed_out_in_a_run_too() -> None:
         writer.write(request())
         async with asyncio.timeout(5):
             await reader.readexactly(len(BODY))
+        on.passes(1)  # bytes had moved
+        on.passes(1)  # and do no more
+        assert pipes.used == 0
         on.passes(on.around.timeouts.stream + 1)
         with pytest.raises(ConnectionResetError):
             async with asyncio.timeout(5):
