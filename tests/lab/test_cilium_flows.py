@@ -1,9 +1,10 @@
-"""ICMP rules on real packets: one type from one pod, and what the flows of it say."""
+"""ICMP rules on real packets; and what a policy wants logged, in the flows of packets and of requests."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Final
 
 import pytest
@@ -91,3 +92,30 @@ def test_flows_name_the_type_the_policy_and_its_log(cluster: Cluster, stranger: 
     assert passed["policy_log"] == ["seen by ping"]
     assert passed["ingress_allowed_by"][0]["name"] == "ping"
     assert refused["policy_log"] == ["denied by policy default/ping spec.ingressDeny[0].icmps[0]", "seen by ping"]
+
+
+LOGGED: Final = """
+apiVersion: cilium.io/v2
+kind: CiliumNetworkPolicy
+metadata: {name: logged, namespace: default}
+spec:
+  endpointSelector: {matchLabels: {app: frontend}}
+  log: {value: out of frontend}
+  egress:
+  - toEndpoints: [{matchLabels: {app: backend}}]
+    toPorts: [{ports: [{port: "80", protocol: TCP}], rules: {http: [{path: /api/.*}]}}]
+"""
+
+
+def test_what_a_policy_wants_logged_is_in_the_flow_of_each_request(cluster: Cluster, tmp_path: Path) -> None:
+    cluster.apply(LOGGED, tmp_path)
+    try:
+        assert cluster.curl("frontend", "http://backend/api/logged") == "200"
+        assert cluster.curl("frontend", "http://backend/logged") == "403"
+        requests = [flow for flow in cluster.flows("node-1", "--protocol", "http") if flow["l7"]["type"] == "REQUEST"]
+        seen = {flow["l7"]["http"]["url"]: flow for flow in requests if flow["l7"]["http"]["url"].endswith("/logged")}
+        assert seen["http://backend/api/logged"]["policy_log"] == ["out of frontend"]
+        refused = seen["http://backend/logged"]["policy_log"]
+        assert refused[0].startswith("no rule matched; nearest: policy default/logged")
+    finally:
+        cluster.delete(LOGGED, tmp_path)
