@@ -48,6 +48,7 @@ ALLOWED = Rule("GET|POST", "/soak[./](keep|pipe|down|up|chunked|ws|slow|h2|abort
 FLIPPED = Rule("GET", "/soak/flip/.*")
 PORTS = (HTTP, BULK, GRPC, WS, H2C)
 EDIT_SECONDS = 2.0
+EXAMPLES = 5
 QUIET_SECONDS = 10.0
 """What closed connections have to be closed in, after a burst."""
 KEPT = Counter({"pipe": 2 * splice.KEPT, "anon_inode": 1})
@@ -87,6 +88,7 @@ class Soak:
         if told["broken"]:
             found.append(f"{len(told['broken'])} connections broke, as {told['broken'][:3]}")
         found += [f"flows were lost: {line}" for line in self.flows.lost]
+        found += [f"the server could not be had: {line}" for line in self.flows.failures[:EXAMPLES]]
         found += self._ended() or self._leaks()
         self.faults += (f"burst {number}: {fault}" for fault in found)
         self.tables.append(ledger.lines(outcomes, seen))

@@ -17,15 +17,21 @@ from bench.soak.ledger import Seen
 MALFORMED: Final = "malformed"
 MALFORMED_PORT, MALFORMED_PORTS = 20000, 5000
 _NAMED: Final = re.compile(rb'"url":"[^"]*?/soak[./](\w+)/(\d+)-(\d+)')
+_FAILED: Final = re.compile(rb'"code":50[0-9]')
+_REASON: Final = re.compile(rb'"policy_log":\[[^\]]*\]|"Summary":"[^"]*"')
 _VERDICT: Final = re.compile(rb'"verdict":"(\w+)"')
 _SOURCE_PORT: Final = re.compile(rb'"l4":\{"TCP":\{"source_port":(\d+)')
 
 
 class FlowReader:
-    """A thread that reads until the pipe ends. `take` hands over what has come so far and starts anew."""
+    """A thread that reads until the pipe ends. `take` hands over what has come so far and starts anew.
+
+    `lost` are the lines that tell of lost flows, `failures` what is said of answers in the 500s.
+    """
 
     def __init__(self, pipe: IO[bytes]) -> None:
         self.lost: list[str] = []
+        self.failures: list[str] = []
         self._pipe = pipe
         self._seen = Seen()
         self._burst = 0
@@ -79,6 +85,9 @@ class FlowReader:
         else:
             return
         response = b'"type":"RESPONSE"' in line
+        if response and _FAILED.search(line) is not None:
+            said = _REASON.search(line)
+            self.failures.append(f"{kind} {number}: {said[0].decode(errors='replace') if said else 'no reason'}")
         counts = (self._seen.responses if response else self._seen.requests).setdefault(kind, {})
         counts[number] = counts.get(number, 0) + 1
         if not response and verdict is not None:
