@@ -324,3 +324,39 @@ def test_what_may_surprise_is_noted(match: str, note: str, bench: Bench) -> None
 
 def test_an_ordinary_item_is_not_remarked_upon(bench: Bench) -> None:
     assert not lang.notes(bench.cnp(http("{name: X-A, value: right-1.2, mismatch: REPLACE}")))
+
+
+# --- incidents of others ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("first", [b"right", b"wrong"])
+@pytest.mark.parametrize("mismatch", [Mismatch.FAIL, Mismatch.REPLACE])
+def test_cve_2020_25017_and_cve_2026_26308_every_repeat_counts(mismatch: Mismatch, first: bytes) -> None:
+    """Envoy looked at the first of repeated headers only: the right one in front of (or behind) a wrong one let both
+    pass. Here both together are the value."""
+    second = b"wrong" if first == b"right" else b"right"
+    for sent in (((NAME, first), (NAME, second)), ((NAME, first + b", " + second),)):
+        asked = request(*sent)
+        decision = judge(asked, HeaderRule("X-Token", "right", mismatch))
+        if mismatch is Mismatch.FAIL:
+            assert not decision.allowed
+        else:
+            assert forwarded(decision, asked) == (RIGHT,)
+
+
+@pytest.mark.parametrize("value", [b"\xff", b"right\x80", b"\xc0\xaf", b"r\xefght", "ríght".encode()])
+def test_cve_2026_73552_obs_text_never_satisfies(value: bytes) -> None:
+    """Envoy's pattern on a header failed open on bytes past ASCII."""
+    asked = request((NAME, value))
+    assert not judge(asked, HeaderRule("X-Token", "right")).allowed
+    assert forwarded(judge(asked, HeaderRule("X-Token", "right", Mismatch.REPLACE)), asked) == (RIGHT,)
+    assert forwarded(judge(asked, HeaderRule("X-Token", "right", Mismatch.DELETE)), asked) == ()
+
+
+@pytest.mark.parametrize("value", ["a\r\nX-Admin: 1", "a\nX-Admin: 1", "a\rX-Admin: 1", "a\0"])
+def test_cve_2023_27493_no_written_value_ends_its_line(value: str, bench: Bench) -> None:
+    """Envoy wrote values into headers without looking at them. Ours come from policies and Secrets alone, checked."""
+    written = value.replace("\r", "\\r").replace("\n", "\\n").replace("\0", "\\0")
+    for mismatch in ("ADD", "REPLACE"):
+        with pytest.raises(PolicyError, match="the value holds a line break or a NUL"):
+            lang.parse(bench.cnp(http(f'{{name: X-A, value: "{written}", mismatch: {mismatch}}}')))
