@@ -198,7 +198,7 @@ def test_an_unsupported_policy_closes_those_it_selects(cluster: Cluster, tmp_pat
     cluster.apply(manifest, tmp_path)
     try:
         (policy,) = [p for p in cluster.agent("node-1")["policies"] if p["name"] == "later"]
-        assert policy["state"] == "refused"
+        assert policy["state"] == "partly enforced"
         assert "authentication" in policy["reason"]
         assert cluster.curl("frontend", URL) == "exit 7"
     finally:
