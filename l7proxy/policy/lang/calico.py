@@ -2,9 +2,9 @@
 
 Rules are asked one after the other, policies by their order, tiers by theirs: the first that covers a flow decides,
 Pass leaves the tier, and at its end what is undecided is denied (unless the Tier says Pass). Rules that follow each
-other with one action have one level: which of them it is changes nothing. Log decides nothing, and every verdict is
-told as a flow anyway. Calico never polices what a node sends to its own pods: it is let in ahead of the tier.
-A staged policy is read and reported, and never enforced. What is about host endpoints is refused by name.
+other with one action have one level: which of them it is changes nothing (but a plain Allow before one with http keeps
+its connections from being read). Log decides nothing, and every verdict is told as a flow anyway. Calico never polices
+what a node sends to its own pods: it is let in ahead of the tier. A staged policy is read and reported, and never enforced. What is about host endpoints is refused by name.
 """
 
 from __future__ import annotations
@@ -203,13 +203,14 @@ def _type(field: Field) -> Direction:
 
 
 def _direction(items: list[Field], direction: Direction, scope: _Scope) -> Iterator[Rule]:
-    """The rules of one direction, in levels: a new one wherever the action changes."""
+    """The rules of one direction, in levels: a new one wherever the action changes, or whether it asks for requests."""
     index, last = 0, None
     for item in items:
         for rule in scope.document.collect(partial(_rule, item, direction, scope)):
-            if last not in (None, rule.action):
+            kind = rule.action, rule.http is None
+            if last not in (None, kind):
                 index += 1
-            last = rule.action
+            last = kind
             yield replace(rule, level=replace(scope.level, index=index))
 
 

@@ -27,7 +27,8 @@ _NAMES: Final[Mapping[str, int]] = {
 }
 _WITH_PORTS: Final = frozenset((Protocol.TCP.value, Protocol.UDP.value, Protocol.SCTP.value))
 _ICMP: Final = frozenset((Protocol.ICMP.value, Protocol.ICMPV6.value))
-_EVERY: Final = frozenset(range(256))
+_EVERY: Final = frozenset(range(1, 256))
+"""0 is no transport protocol, and to iptables it is every one."""
 _NUMBER: Final = re.compile(r"[0-9]{1,5}")
 _RANGE: Final = re.compile(r"([0-9]{1,5}):([0-9]{1,5})")
 _NAME: Final = re.compile(r"[a-zA-Z0-9_.-]{1,128}")

@@ -496,6 +496,16 @@ def test_9_5_a_rule_whose_http_does_not_match_goes_on_to_the_next() -> None:
     check(town, "", "y/a>x/a:80/UDP y/b>x/a:80/UDP")
 
 
+def test_9_5_a_plain_allow_before_http_keeps_the_connection_from_being_read() -> None:
+    plain, http = (
+        "{action: Allow, protocol: TCP, destination: {ports: [80]}}",
+        "{action: Allow, http: {methods: [GET]}}",
+    )
+    assert not Town(calico(f"{A}ingress: [{plain}, {http}]")).ingress("y/a", "x/a").redirects
+    after = Town(calico(f"{A}ingress: [{http}, {plain}]"))
+    assert after.ingress("y/a", "x/a").redirects and after.http("y/a", "x/a", "PUT /x")
+
+
 def test_9_5_http_without_a_protocol_is_about_tcp() -> None:
     town = Town(calico(f"{A}ingress: [{{action: Allow, http: {{methods: [GET]}}}}]"))
     assert town.http("y/a", "x/a", "GET /x", "8080/TCP") and not town.http("y/a", "x/a", "PUT /x", "8080/TCP")
