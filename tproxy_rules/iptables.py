@@ -71,7 +71,8 @@ class Rendering:
 class _Known:
     """What this process has put in force, as of a generation of nf_tables. `quiet` counts how often it was read since.
 
-    `sizes` are the members of each set: nobody counts generations of those.
+    `sizes` are the members of each set: nobody counts generations of those. `rules` is the digest of our rules as the
+    tools list them, once somebody has looked: others commit to the same tables, and then it proves that ours stayed.
     """
 
     picture: str
@@ -79,6 +80,7 @@ class _Known:
     sizes: dict[str, int]
     generation: int
     sealed: bool
+    rules: str = ""
     quiet: int = 0
 
 
@@ -152,6 +154,8 @@ class IptablesBackend:
         known = self._verified()
         if known is not None:
             known.quiet += 1
+            if known.quiet > 1 and not known.rules:
+                known.rules = self._looked(known)
             if known.quiet == QUIET and not known.sealed:
                 self._seal(known)
             return Installed(known.picture, routes.intact() and _switched())
@@ -187,17 +191,26 @@ class IptablesBackend:
 
     def _verified(self) -> _Known | None:
         """What is known, if it still holds. When in doubt, all is looked at anew."""
-        if self._known is not None and (generation() != self._known.generation or _sizes() != self._known.sizes):
-            self._known = None
+        known, self._known = self._known, None
+        if known is not None and _sizes() == known.sizes:
+            now = generation()
+            if now == known.generation or (known.rules and _rules(_present()) == known.rules):
+                known.generation = now  # whatever was committed while we looked shows next time
+                self._known = known
         return self._known
 
+    def _looked(self, known: _Known) -> str:
+        """The digest of our rules, if nobody has committed anything before all was listed."""
+        found = _rules(_present())
+        return found if generation() == known.generation else ""
+
     def _put(self, known: _Known | None, wanted: str, picture: Desired) -> None:
+        self._known = None
+        routes.tune(picture)
         rendering, note = _rendered(picture), f"l7proxy {wanted} {_writing()}"
         if known is not None and known.rendering.bridge == rendering.bridge:
-            self._known = None
             self._change(known, wanted, rendering, note)
             return
-        self._known = None
         before = generation() if _counts_generations() else -1
         present = _present()
         state, seal = _state(present)
@@ -206,7 +219,6 @@ class IptablesBackend:
             if before >= 0:
                 self._learn(_Known(wanted, rendering, _sizes(), before, sealed=True))
             return
-        routes.tune(picture)
         _make_sets(rendering.sets.values(), trusted=intact)
         committed = 0
         if picture.bridges:
@@ -359,11 +371,16 @@ def _state(present: dict[str, Present]) -> tuple[tuple[str, str] | None, str]:
 
 
 def _hash(present: dict[str, Present]) -> str:
-    lines = [f"{tool} {line}" for tool, one in sorted(present.items()) for line in one.ours()]
     members = [line for line in run(("ipset", "save")).splitlines() if line.split()[1].startswith(CHAIN_PREFIX)]
     # The random part of a set's header differs between two equal ones.
     sets = sorted(re.sub(r" initval \S+| hashsize \d+", "", line) for line in members)
-    return hashlib.sha256("\n".join((*lines, *sets)).encode()).hexdigest()
+    return hashlib.sha256("\n".join((_rules(present), *sets)).encode()).hexdigest()
+
+
+def _rules(present: dict[str, Present]) -> str:
+    """The digest of our chains, and of where the jumps to them stand, without the seal."""
+    lines = [f"{tool} {line}" for tool, one in sorted(present.items()) for line in one.ours()]
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
 def _seal(expected: int = -1) -> bool:
