@@ -4,7 +4,8 @@ Rules are asked one after the other, policies by their order, tiers by theirs: t
 Pass leaves the tier, and at its end what is undecided is denied (unless the Tier says Pass). Rules that follow each
 other with one action have one level: which of them it is changes nothing (but a plain Allow before one with http keeps
 its connections from being read). Log decides nothing, and every verdict is told as a flow anyway. Calico never polices
-what a node sends to its own pods: it is let in ahead of the tier. A staged policy is read and reported, and never enforced. What is about host endpoints is refused by name.
+what a node sends to its own pods: it is let in ahead of the tier. A staged policy is read and reported, and never
+enforced. What is about host endpoints is refused by name.
 """
 
 from __future__ import annotations
