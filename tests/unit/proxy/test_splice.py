@@ -477,3 +477,56 @@ async def test_a_pipe_with_leftovers_is_not_used_again() -> None:
     pipes.give(second, empty=True)
     pipes.close()
     assert pipes.used == 0
+
+
+@pytest.mark.parametrize("seed", range(2))
+async def test_whatever_happens_no_byte_is_anothers_and_nothing_stays(seed: int) -> None:
+    """Clients and servers that leave at any moment, few pipes, a restless clock: each sees its own bytes only."""
+    dice = random.Random(seed)
+
+    async def moody(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        mine, left = await reader.readexactly(1), dice.randint(1 << 18, 6 << 20)
+        while left > 0:
+            writer.write(mine * (1 << 18))
+            left -= 1 << 18
+            data = await reader.read(1 << 18)
+            assert not data.strip(mine)
+            if not data:
+                return
+            await writer.drain()
+        if dice.random() < 0.5:
+            writer.transport.abort()
+
+    async def client(number: int, on: Stage) -> None:
+        mine = bytes([number + 1])
+        reader, writer = await on.client()
+        seen, left = 0, dice.randint(0, 6 << 20)
+        with contextlib.suppress(ConnectionError, TimeoutError):
+            async with asyncio.timeout(0.8):
+                writer.write(mine)
+                while seen < left and not writer.is_closing():
+                    writer.write(mine * dice.choice((1, 1 << 16, 1 << 20)))
+                    data = await reader.read(dice.choice((1 << 10, 1 << 18)))
+                    assert not data.strip(mine), "bytes of another connection"
+                    if not data:
+                        break
+                    seen += len(data)
+                    if dice.random() < 0.02:
+                        await asyncio.sleep(0.05)
+        on.writers.remove(writer)
+        writer.transport.abort() if dice.random() < 0.5 else writer.close()
+
+    async def clock(on: Stage) -> None:
+        while True:
+            await asyncio.sleep(0.02)
+            on.passes(0.3)
+
+    async with on_stage(moody, picture(ANYTHING), limit=5) as (on, pipes):
+        async with asyncio.TaskGroup() as tasks:
+            ticking = tasks.create_task(clock(on), name="clock")
+            async with asyncio.TaskGroup() as clients:
+                for number in range(24):
+                    clients.create_task(client(number, on), name=f"client {number}")
+            ticking.cancel()
+        assert pipes.runs > 5
+        assert on.around.counts.errors == 0
