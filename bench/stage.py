@@ -17,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -57,12 +57,13 @@ table inet bench {{
   }}
 }}
 """
-# New connections by the ten thousand: more ports than the default range, and those that wait are used again.
+# New connections by the ten thousand need more ports than the default range has.
 SYSCTLS: Final = {
     "net/ipv4/ip_local_port_range": "1024 65535",
     "net/ipv4/ip_local_reserved_ports": f"{PROXY_PORT},20000-24999",  # the latter for those who choose their port
-    "net/ipv4/tcp_tw_reuse": "1",
 }
+REUSE_WAITING: Final = {"net/ipv4/tcp_tw_reuse": "1"}
+"""Where a connection is made for each request: ports that wait are used again."""
 SERVER_CONFIG: Final = """user root; worker_processes 1; daemon off; error_log stderr error; pid {directory}/server.pid;
 events {{ worker_connections 8192; }}
 http {{
@@ -268,7 +269,9 @@ def cost(running: Running, work: Callable[[], T]) -> tuple[T, Cost]:
 
 
 @contextlib.contextmanager
-def stage(report: Callable[[str], None], name: str = "bench") -> Iterator[Stage]:
+def stage(
+    report: Callable[[str], None], name: str = "bench", *, sysctls: Mapping[str, str] = REUSE_WAITING
+) -> Iterator[Stage]:
     """Bring the bench's lab up, and down again whatever happens."""
     if absent := [tool for tool in ("wrk", "nginx", "taskset") if shutil.which(tool) is None]:
         raise SystemExit(f"the bench's load and server need {', '.join(absent)}: apt-get install wrk nginx-light")
@@ -277,23 +280,23 @@ def stage(report: Callable[[str], None], name: str = "bench") -> Iterator[Stage]
         lab = lifecycle.up(settings, read([Path(__file__).parent / "world.yaml"]), report)
         try:
             place = Stage(lab, Path(directory))
-            _prepare(lab)
+            _prepare(lab, {**SYSCTLS, **sysctls})
             with place._server():
                 yield place
         finally:
             lifecycle.down(lab)
 
 
-def _prepare(lab: Lab) -> None:
+def _prepare(lab: Lab, sysctls: Mapping[str, str]) -> None:
     state = lab.load()
     namespaces = [state.nodes[NODE].namespace, state.pods["default/client"].namespace]
     for namespace in namespaces:
-        netns.inside(namespace, _tune)
+        netns.inside(namespace, partial(_tune, sysctls))
     netns.inside(namespaces[0], lambda: subprocess.run(["nft", "-f", "-"], input=MARK_FOR_PEERS, text=True, check=True))
 
 
-def _tune() -> None:
-    for key, value in SYSCTLS.items():
+def _tune(sysctls: Mapping[str, str]) -> None:
+    for key, value in sysctls.items():
         netns.set_sysctl(key, value)
 
 

@@ -38,7 +38,7 @@ from bench.soak import ledger
 from bench.soak.flows import MALFORMED, FlowReader
 from bench.soak.ledger import Line
 from bench.soak.talk import BULK, GRPC, H2C, HTTP, WS
-from bench.stage import Running, Stage, stage, tail
+from bench.stage import NODE, Running, Stage, stage, tail
 from l7proxy.errors import L7ProxyError
 from l7proxy.lab import userns
 from l7proxy.lab.state import Lab
@@ -49,8 +49,8 @@ FLIPPED = Rule("GET", "/soak/flip/.*")
 PORTS = (HTTP, BULK, GRPC, WS, H2C)
 EDIT_SECONDS = 2.0
 EXAMPLES = 5
-QUIET_SECONDS = 10.0
-"""What closed connections have to be closed in, after a burst."""
+QUIET_SECONDS = 40.0
+"""What is left after a burst has this long to end: a peer that takes no bytes is given up after 30 s."""
 KEPT = Counter({"pipe": 2 * splice.KEPT, "anon_inode": 1})
 """What a worker may keep for the next time: empty pipes to splice through, and the epoll that watches them."""
 GROWTH = 1.10
@@ -132,7 +132,7 @@ class Soak:
         end = time.monotonic() + QUIET_SECONDS
         while (left := self._left_open()) and time.monotonic() < end:
             time.sleep(0.2)
-        found = [f"the {name} has left open: {dict(more)}" for name, more in left.items()]
+        found = [f"the {name} has left open: {dict(more)}{self._connections(name)}" for name, more in left.items()]
         for name, pid in self.pids.items():
             now = rss_mib(pid)
             first = self.first_rss.setdefault(name, now)
@@ -144,6 +144,12 @@ class Soak:
         """What each has open beyond what it had before the first burst."""
         extra = {name: Counter(open_files(pid)) - self.open[name] for name, pid in self.pids.items()}
         return {name: more for name, more in extra.items() if more - KEPT}
+
+    def _connections(self, name: str) -> str:
+        """The TCP connections that a process still has, as ss(8) shows them."""
+        listed = self.place.ask(f"node/{NODE}", "ss", "-tanpH", seconds=10).splitlines()
+        own = (line for line in listed if f"pid={self.pids[name]}," in line and not line.startswith("LISTEN"))
+        return "".join(f"; {' '.join(line.split()[:5])}" for line in own)
 
     def _sizes(self) -> str:
         return "".join(f", {name} {rss_mib(pid):.1f} MiB" for name, pid in self.pids.items() if alive(pid))
@@ -198,7 +204,7 @@ def main() -> int:
         progress.print(f"{time.strftime('%H:%M:%S')}  {line}", markup=False, highlight=False, soft_wrap=True)
 
     try:
-        with userns.entered(Lab(args.name)), ended_by_signals(), stage(report, args.name) as place:
+        with userns.entered(Lab(args.name)), ended_by_signals(), stage(report, args.name, sysctls={}) as place:
             run = soak(place, minutes=args.minutes, burst=args.burst, report=report)
     except KeyboardInterrupt:
         return 130
