@@ -17,7 +17,7 @@ from tests.unit.wire.corpus import Valid
 
 def test_every_file_is_expected() -> None:
     assert {each.name for each in corpus.valid()} == {path.stem for path in corpus.files("valid")}
-    assert sum(len(corpus.files(each)) for each in ("valid", "invalid", "ambiguous", "responses")) >= 120
+    assert sum(len(corpus.files(each)) for each in ("valid", "invalid", "ambiguous", "responses")) >= 480
 
 
 @pytest.mark.parametrize("case", corpus.valid(), ids=str)
