@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
-from typing import Generic, TypeVar
+from typing import Final, Generic, TypeVar
 
 Address = IPv4Address | IPv6Address
 Network = IPv4Network | IPv6Network
 V = TypeVar("V")
+_OCTET: Final = r"(?:25[0-5]|2[0-4][0-9]|1[0-9][0-9]|[1-9]?[0-9])"
+_SINGLE: Final = re.compile(rf"{_OCTET}(?:\.{_OCTET}){{3}}/32")
+"""One IPv4 address: what nearly all prefixes are, told without the price of a parser."""
 
 
 def canonical(text: str) -> str:
@@ -87,10 +91,13 @@ class PrefixTable(Generic[V]):
         self._by_length: dict[int, list[tuple[int, dict[int, V]]]] = {4: [], 6: []}
         found: dict[int, dict[int, dict[int, V]]] = {4: {}, 6: {}}
         for text, value in entries.items():
-            if text.endswith("/32" if "." in text else "/128"):
-                self._exact[text[: text.rindex("/")]] = value
+            if _SINGLE.fullmatch(text):
+                self._exact[text[:-3]] = value
+                continue
+            network = ip_network(text)
+            if network.prefixlen == network.max_prefixlen:
+                self._exact[str(network.network_address)] = value
             else:
-                network = ip_network(text)
                 key = int(network.network_address) >> (network.max_prefixlen - network.prefixlen)
                 found[network.version].setdefault(network.prefixlen, {})[key] = value
         for version, lengths in found.items():
