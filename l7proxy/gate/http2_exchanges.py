@@ -140,7 +140,10 @@ class Exchanges:
             return
         if head.length is not None:
             stream.up.left = head.length
-        stream.waiting = head.block if request.rewrite is None else rewritten(head.block, request.rewrite)
+        stream.waiting, stream.judged = head.block, head.headers
+        if request.rewrite is not None:
+            stream.waiting = rewritten(head.block, request.rewrite)
+            stream.judged = [*head.headers, *((edit.name.lower(), edit.value) for edit in request.rewrite.edits)]
         self._waiting[number] = stream
         if not self.asked:
             self.asked = True
@@ -163,6 +166,7 @@ class Exchanges:
             if not end:
                 raise PeerError("HEADERS stand in the middle of a request")
             http2_head.check_trailers(block)
+            http2_head.check_repeats(block, stream.judged)
             stream.up.count(0, end=True)
         except PeerError as error:
             stream.up.ended = end

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from l7proxy.flows.records import HttpRequest
 from l7proxy.gate.http2_relay import Half
+from l7proxy.wire.head import Header
 from l7proxy.wire.http2_fields import FieldBlock
 from l7proxy.wire.http2_head import RequestHead, ResponseHead
 
@@ -16,13 +18,14 @@ class Stream:
 
     `waiting` is the head that is to be forwarded once the server is there. `opened`: it has been. `answered`: by us,
     so that what else the client says is thrown away. `told`: its HttpResponse has been emitted. `reset` is the code
-    with which the server gave up after its answer.
+    with which the server gave up after its answer. `judged` are the request's fields, and those its policy wrote.
     """
 
     id: int
     up: Half
     down: Half
     head: RequestHead | None = None
+    judged: Sequence[Header] = ()
     record: HttpRequest | None = None
     grpc: bool = False
     waiting: FieldBlock | None = None

@@ -8,12 +8,13 @@ status is what a client is answered (a server's fault becomes 502 in the gate).
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Final
 
 from l7proxy.errors import PeerError
-from l7proxy.model.http import Headers
+from l7proxy.model.http import Headers, alike
 from l7proxy.wire import authority
 from l7proxy.wire.framing import LENGTH
 from l7proxy.wire.head import MAX_HEAD, MAX_HEADERS, Header
@@ -94,6 +95,14 @@ def check_trailers(block: FieldBlock) -> None:
         if name in _NO_TRAILERS:
             raise PeerError(f"{name.decode()} stands in the trailers")
     block.reading = check_trailers
+
+
+def check_repeats(trailers: FieldBlock, judged: Iterable[Header]) -> None:
+    """As in HTTP/1: recipients may merge trailers into the head (RFC 9110 6.5.2), and would see another value."""
+    names = {alike(name) for name, _ in judged}
+    for name, _ in trailers.fields:
+        if alike(name) in names:
+            raise PeerError(f"field {name.decode()} stands in the head and again in the trailers")
 
 
 def is_grpc(fields: list[Header]) -> bool:

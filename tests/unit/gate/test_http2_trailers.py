@@ -1,0 +1,37 @@
+"""Request trailers over HTTP/2 must not say again what was judged in the head."""
+
+from __future__ import annotations
+
+import pytest
+
+from l7proxy.flows.records import Judgement
+from l7proxy.model.http import EditKind, HeaderEdit, Request, Rewrite
+from tests.unit.gate.http2_talk import Conversation, line
+from tests.unit.gate.talk import ALLOWED
+
+POST = line("/a", "POST", ("x-token", "right"))
+
+
+def rewriting(request: Request) -> Judgement:
+    request.rewrite = Rewrite((HeaderEdit(EditKind.SET, b"X-Written", b"w", secret=True),))
+    return ALLOWED
+
+
+@pytest.mark.parametrize("name", [b"x-token", b"x_token", b"x-written", b"x_written"])
+def test_a_judged_or_written_field_is_not_said_again(http2: Conversation, name: bytes) -> None:
+    http2.judge = rewriting
+    http2.get(1, POST, end=False)
+    http2.client.h2.send_data(1, b"body")
+    http2.client.h2.send_headers(1, [(name, b"other")], end_stream=True)
+    http2.run()
+    assert http2.client.messages[1].status == 400
+    assert not http2.server.messages[1].ended
+    assert not http2.server.messages[1].trailers
+
+
+def test_other_trailers_pass(http2: Conversation) -> None:
+    http2.judge = rewriting
+    http2.get(1, POST, end=False)
+    http2.client.h2.send_headers(1, [(b"x-digest", b"1")], end_stream=True)
+    http2.run()
+    assert http2.server.messages[1].trailers == [(b"x-digest", b"1")]
