@@ -21,6 +21,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from enum import IntEnum
+from typing import Final
+
+MAX_TIERS: Final = 10
+"""In a table. Going on from tier to tier nests chains, which the kernel allows to a depth of 16 (too many links)."""
 
 
 class Verdict(IntEnum):

@@ -11,7 +11,7 @@ from ipaddress import ip_address
 from typing import Final
 
 from tproxy_rules.backend import KernelError
-from tproxy_rules.desired import Bridge, Desired, Endpoint, Entry, Frontend, Port, Settings, Table, Verdict
+from tproxy_rules.desired import MAX_TIERS, Bridge, Desired, Endpoint, Entry, Frontend, Port, Settings, Table, Verdict
 from tproxy_rules.digest import canonical, canonical_entry, network, normalise
 
 TCP: Final = 6
@@ -34,6 +34,8 @@ Examined = tuple[str, Table]
 def examined(table: Table) -> Examined:
     """Pure: a caller may keep it for as long as the table."""
     found = canonical(table)
+    if len(found.tiers) > MAX_TIERS:
+        return f"tiers: {len(found.tiers)} are more than the {MAX_TIERS} that a kernel can nest", table
     if not any(True for entry in found.entries for _ in _entry(entry)):
         return "", found
     return next(f"{at}: {problem}" for at, entry in _places(table) for problem in _entry(canonical_entry(entry))), table

@@ -1,16 +1,20 @@
 """The same table of the kernel's in fewer tiers and stages: what cannot be reached or decides nothing is left out.
 
 The law of `tproxy_rules.desired` is not changed for any packet: the tests compare every result with the table it came
-from. A union stays one tier of one stage, and most sets of ordered rules become a few.
+from. A union stays one tier of one stage, and most sets of ordered rules become a few. Only where more tiers are left
+than a kernel can nest, what nobody can enforce is refused.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable
 from dataclasses import replace
 
-from tproxy_rules.desired import Entry, Stage, Table, Tier, Verdict
+from tproxy_rules.desired import MAX_TIERS, Entry, Stage, Table, Tier, Verdict, union
 from tproxy_rules.validate import ANY_PROTOCOL
+
+log = logging.getLogger(__name__)
 
 
 def simplified(table: Table) -> Table:
@@ -27,7 +31,11 @@ def simplified(table: Table) -> Table:
         else:
             joined.append(tier)
     merged = (_trimmed(Tier(_merged(tier.stages), tier.closed)) for tier in joined)
-    return Table(tuple(tier for tier in merged if tier.closed or tier.stages))
+    found = tuple(tier for tier in merged if tier.closed or tier.stages)
+    if len(found) > MAX_TIERS:
+        log.warning("all is refused where %d tiers pass on to one another: a kernel nests %d", len(found), MAX_TIERS)
+        return union(())
+    return Table(found)
 
 
 def _shortened(tier: Tier) -> Tier:

@@ -20,12 +20,24 @@ import pytest
 
 from tests.contract.conftest import BACKENDS, IDENTITY, Namespace, World, entry
 from tproxy_rules.backend import Backend, Installed, KernelError
-from tproxy_rules.desired import Bridge, Desired, Endpoint, Frontend, Port, Settings, Verdict, union
+from tproxy_rules.desired import (
+    MAX_TIERS,
+    Bridge,
+    Desired,
+    Endpoint,
+    Frontend,
+    Port,
+    Settings,
+    Table,
+    Tier,
+    Verdict,
+    union,
+)
 from tproxy_rules.digest import digest
 from tproxy_rules.fake import FakeBackend, FakeKernel
 
 Result = TypeVar("Result")
-ALLOW, STEER, DENY = Verdict.ALLOW, Verdict.STEER, Verdict.DENY
+ALLOW, STEER, DENY, PASS = Verdict.ALLOW, Verdict.STEER, Verdict.DENY, Verdict.PASS
 
 _ONE = Endpoint(1, ("10.1.0.11", "fd00:1::b"), Port("veth1"), ingress=union((entry(ALLOW, 80),)))
 _RICH = union(
@@ -292,6 +304,17 @@ def test_what_is_not_ours_stays(real: Kernel, name: str) -> None:
     assert set(before) <= set(real.listing())
     real.remove()
     assert real.listing() == before
+
+
+def test_as_many_tiers_as_may_be_can_be_nested(real: Kernel) -> None:
+    """In every direction and family, with a refusal at the very end."""
+    peers, ports = (7,), range(80, 90)
+    tier = Tier(((entry(PASS, ports, peers=peers),), (entry(DENY, 91), entry(STEER, 92, peers=peers))), closed=False)
+    deep = Table((*(tier,) * (MAX_TIERS - 1), Tier(((entry(STEER, 80),),), closed=True)))
+    endpoints = (replace(one, ingress=deep, egress=deep) for one in PICTURES["bridged"].endpoints)
+    picture = replace(PICTURES["bridged"], endpoints=tuple(endpoints))
+    real.apply(picture)
+    assert real.read() == Installed(digest(picture), intact=True)
 
 
 _BAD = {

@@ -5,16 +5,18 @@ from __future__ import annotations
 from dataclasses import replace
 from itertools import product
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from l7proxy.agent.simplify import simplified
-from tproxy_rules.desired import Desired, Endpoint, Entry, Table, Tier, Verdict, union
+from tproxy_rules.desired import MAX_TIERS, Desired, Endpoint, Entry, Table, Tier, Verdict, union
 from tproxy_rules.digest import digest
 from tproxy_rules.fake import FakeBackend, Packet
 
 PASS, ALLOW, STEER, DENY = Verdict.PASS, Verdict.ALLOW, Verdict.STEER, Verdict.DENY
 POD = "10.1.0.9"
+CLOSED = Tier((), closed=True)
 PEERS = {"10.0.0.1": 1, "10.0.0.2": 2}
 PACKETS = [Packet(peer, POD, protocol, port) for peer, protocol, port in product(PEERS, (1, 6, 17), (1, 2, 3))]
 
@@ -90,3 +92,14 @@ def test_equal_tables_have_equal_digests_whatever_is_empty_in_them(table: Table)
     padded = Table(tuple(Tier((), closed=False) for _ in table.tiers) + table.tiers)
     ours, theirs = (Desired(endpoints=(Endpoint(1, (POD,), ingress=one),)) for one in (table, padded))
     assert digest(ours) == digest(theirs)
+
+
+def test_more_tiers_than_a_kernel_nests_are_closed(caplog: pytest.LogCaptureFixture) -> None:
+    def passing(many: int) -> Table:
+        return Table((*(Tier(((entry(PASS, 1),), (entry(DENY, 2),)), closed=False) for _ in range(many)), CLOSED))
+
+    most = passing(MAX_TIERS - 1)
+    assert simplified(most) == most
+    assert not caplog.records
+    assert simplified(passing(MAX_TIERS)) == union(())
+    assert "11 tiers" in caplog.text

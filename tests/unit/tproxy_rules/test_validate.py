@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from tproxy_rules.backend import KernelError
-from tproxy_rules.desired import Bridge, Desired, Endpoint, Entry, Frontend, Port, Settings, Verdict, union
+from tproxy_rules.desired import Bridge, Desired, Endpoint, Entry, Frontend, Port, Settings, Table, Tier, Verdict, union
 from tproxy_rules.digest import digest, normalise
 from tproxy_rules.marks import Told, Way, log_prefix, read_prefix
 from tproxy_rules.validate import checked
@@ -79,6 +79,7 @@ REFUSED = [
     ),
     (ruled(peers=(5,)), "egress.tiers[0].stages[0][1]: peers are named although any_peer is set"),
     (ruled(any_peer=False, peers=(0,)), "egress.tiers[0].stages[0][1]: peer 0 is not between 1 and 2^32-1"),
+    (having(ingress=Table((Tier((), closed=True),) * 11)), "endpoint 1: ingress.tiers: 11 are more than the 10 that"),
     (Desired(endpoints=(POD, POD)), "endpoint 1 is there twice"),
     (
         Desired(endpoints=(POD, replace(POD, id=2, port=None, addresses=("FD00:1:0::B",)))),
