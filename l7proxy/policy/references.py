@@ -51,6 +51,8 @@ from l7proxy.policy.tiers import UNPLACED, Tier
 METADATA_NAME: Final = "kubernetes.io/metadata.name"
 _NOT_THE_HOST: Final = SelectorPeer(Selector((Requirement(RESERVED, "host", Operator.DOES_NOT_EXIST),)))
 _EVERYWHERE: Final = ("0.0.0.0/0", "::/0")
+NamePeer = ServicePeer | CidrGroupPeer | NodePeer | ServicePortPeer
+"""Peers of whom it is worth telling when nobody has the name."""
 _PLAIN: Final = (SelectorPeer, CidrPeer)
 """What most rules are made of: no name in them."""
 
@@ -142,7 +144,9 @@ class References:
     def of_service_ports(self, peer: ServicePortPeer) -> Iterator[tuple[tuple[Peer, ...], tuple[PortMatch, ...]]]:
         """(who, on which ports) of each part of the Service."""
         for piece in self.slices:
-            if (piece.namespace, piece.service) == (peer.namespace, peer.name) and piece.addresses and piece.ports:
+            if (piece.namespace, piece.service) != (peer.namespace, peer.name) or not piece.addresses:
+                continue
+            if piece.ports or not peer.on_ports:
                 who = tuple(CidrPeer(single(address), reach=Reach.ANYWHERE) for address in piece.addresses)
                 yield who, tuple(PortMatch(frozenset((one.protocol,)), one.port, one.port) for one in piece.ports)
 
@@ -201,12 +205,21 @@ def unknown(rules: Iterable[Rule], references: References) -> Iterator[tuple[Rul
     """The names that mean nobody, each after the rule it stands in."""
     for rule in rules:
         for peer in _names(rule.peers or ()):
-            if not any(True for _ in _all((peer,), False, references)):
+            if not _means(peer, references):
                 yield rule.ref, _called(peer)
 
 
-def _called(peer: ServicePeer | CidrGroupPeer | NodePeer) -> str:
+def _means(peer: NamePeer, references: References) -> bool:
+    """True for a name that somebody has."""
+    if isinstance(peer, ServicePortPeer):
+        return any(True for _ in references.of_service_ports(peer))
+    return any(True for _ in _all((peer,), False, references))
+
+
+def _called(peer: NamePeer) -> str:
     match peer:
+        case ServicePortPeer(namespace, name):
+            return f"Service {namespace}/{name} with endpoints"
         case ServicePeer(namespace, name) if name:
             return f"Service {namespace}/{name}" if namespace else f"Service {name} of any namespace"
         case ServicePeer(namespace):
@@ -225,10 +238,10 @@ def without_tier(rules: Iterable[Rule], references: References) -> Iterator[tupl
             yield rule.ref, _no_tier(tier)
 
 
-def _names(peers: Iterable[Peer]) -> Iterator[ServicePeer | CidrGroupPeer | NodePeer]:
+def _names(peers: Iterable[Peer]) -> Iterator[NamePeer]:
     for peer in peers:
         match peer:
-            case ServicePeer() | CidrGroupPeer() | NodePeer():
+            case ServicePeer() | CidrGroupPeer() | NodePeer() | ServicePortPeer():
                 yield peer
             case EveryPeer(all_of, none_of):
                 yield from _names((*all_of, *none_of))

@@ -12,6 +12,8 @@ from l7proxy.model.facts import (
     SlicePort,
     Upsert,
 )
+from l7proxy.policy import lang
+from l7proxy.policy.references import References, unknown
 from tests.unit.policy.town import Town, pod
 
 
@@ -93,3 +95,14 @@ def test_a_service_gets_another_backend() -> None:
     assert town.allows("x/a", "x/b") and not town.allows("x/a", "x/c")
     town.change(Upsert(EndpointSlice("x", "web-1", "web", ("10.0.1.13",), (SlicePort("w", 81, 6),))))
     assert not town.allows("x/a", "x/b") and town.allows("x/a", "x/c", "81/TCP") and not town.allows("x/a", "x/c")
+
+
+def test_a_service_that_nobody_has_is_told() -> None:
+    rules = lang.parse(
+        Town.document(
+            policy("types: [Egress], egress: [{action: Allow, destination: {services: {name: web}}}]")
+        ).document
+    )
+    assert [name for _, name in unknown(rules, References())] == ["Service x/web with endpoints"]
+    web = EndpointSlice("x", "web-1", "web", ("10.0.1.12",), (SlicePort("w", 80, 6),))
+    assert not list(unknown(rules, References(slices=(web,))))
