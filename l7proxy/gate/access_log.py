@@ -66,9 +66,7 @@ class AccessLog:
         remarks = (*self._remarks("missing", rewrite.missing), *self._remarks("rejected", rewrite.rejected))
         return msgspec.structs.replace(record, remarks=remarks)
 
-    def response(
-        self, asked: HttpRequest, status: int, reason: str = "", head: Answered | None = None
-    ) -> HttpResponse:
+    def response(self, asked: HttpRequest, status: int, reason: str = "", head: Answered | None = None) -> HttpResponse:
         """`reason`: why it is ours, or why it broke off; empty if it is the server's and whole."""
         judgement = msgspec.structs.replace(asked.judgement, reason=reason) if reason else asked.judgement
         now = self._now_ns()
