@@ -12,6 +12,7 @@ import pytest
 
 from tproxy_rules import iptables, nftables
 from tproxy_rules.desired import Bridge, Desired, Endpoint, Entry, Frontend, Port, Settings, Verdict, union
+from tproxy_rules.nft_probe import sample
 
 ALLOW, STEER, DENY = Verdict.ALLOW, Verdict.STEER, Verdict.DENY
 GOLDEN = Path(__file__).parent / "golden"
@@ -42,6 +43,7 @@ PICTURES = {
     "bridged": Desired(
         settings=Settings(refuse_with_reset=False), identities=NETS, endpoints=(BRIDGED,), bridges=BRIDGE
     ),
+    "tiered": sample(),
 }
 RENDERERS: dict[str, Callable[[Desired], str]] = {
     "nft": nftables.render,
