@@ -99,7 +99,7 @@ class Enricher:
         self._names = names
         self.node_name = f"{cluster}/{node}" if cluster not in ("", "default") else node
         self._revision = str(revision) if revision else ""
-        self._query = query
+        self.query = query
         self._headers = frozenset(name.lower() for name in headers)
         self._secret_headers = secret_headers
         self._remembered = remembered
@@ -279,7 +279,7 @@ class Enricher:
         return Service(namespace=found[0], name=found[1]) if found else None
 
     def _url(self, url: str) -> str:
-        return _redacted(url, query=self._query) if "@" in url or "?" in url or "#" in url else url
+        return _redacted(url, query=self.query) if "@" in url or "?" in url or "#" in url else url
 
     def _header_list(self, headers: Sequence[tuple[str, str]]) -> tuple[Header, ...]:
         """Those that the configuration lets out, spelled and sorted as Go's clients expect them."""

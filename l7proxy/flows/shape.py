@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import re
 import uuid
+from collections.abc import Callable
 from typing import Final, NamedTuple, TypeAlias
 
 import msgspec
@@ -29,6 +30,8 @@ REMEMBERED: Final = 4096
 _HTTP: Final = (Asked, Answered)
 _PLAIN: Final = re.compile(r"[!$->A-\[\]-~]++ [!$->A-\[\]-~]++ [!$->A-\[\]-~]++").fullmatch
 """`METHOD URL PROTOCOL` without what JSON escapes (\" and \\) or an enricher cuts off (after @, ? and #)."""
+_QUERY_TOO: Final = re.compile(r"[!$->A-\[\]-~]++ [!$-?A-\[\]-~]++ [!$->A-\[\]-~]++").fullmatch
+"""The same for an enricher that leaves queries in."""
 _PORT: Final = 9_007_199_254_740_881
 _STATUS: Final = 9_007_199_254_740_847
 _TIME, _UUID, _LATENCY, _METHOD, _URL, _PROTOCOL, _SUMMARY = (f"\ue000{mark}" for mark in "tunmlps")
@@ -123,6 +126,7 @@ class Shaper:
 
     def __init__(self, enricher: Enricher, uuids: Uuids, *, remembered: int = REMEMBERED) -> None:
         self._enricher = enricher
+        self._plain = _QUERY_TOO if enricher.query else _PLAIN
         self._uuids = uuids
         self._remembered = remembered
         self._shapes: dict[tuple[str, int, str, int, int, int, int], Shape | None] = {}
@@ -145,7 +149,7 @@ class Shaper:
         for told in flows.told:
             if isinstance(told, _HTTP):
                 shape = shapes[told.party]
-                if shape is not None and _fits(told):
+                if shape is not None and _fits(told, self._plain):
                     number += 1
                     made.append(Shaped(shape, told, parties[told.party].conn.source_port, number))
                     continue
@@ -183,11 +187,11 @@ class Shaper:
         return shape
 
 
-def _fits(record: Asked | Answered) -> bool:
+def _fits(record: Asked | Answered, plain: Callable[[str], object]) -> bool:
     """Nothing in it that a shape has no place for; a latency of 0 is not written at all."""
     if record.headers or (record.remarks if isinstance(record, Asked) else min(record.latency_ns, record.status) <= 0):
         return False
-    return _PLAIN(f"{record.method} {record.url} {record.protocol}") is not None
+    return plain(f"{record.method} {record.url} {record.protocol}") is not None
 
 
 def cut(enricher: Enricher, uuids: str, conn: Conn, judgement: Judgement) -> Shape | None:

@@ -64,19 +64,23 @@ CONNS = st.builds(
 )
 TIMES = st.sampled_from([0, 1, 1000, 10**9, 1_763_928_000_010_000_000]) | st.integers(0, 2**62)
 METHODS = st.sampled_from(["GET", "POST", "", "X-|~'", "\ue000m"])
-URLS = st.sampled_from(
-    [
-        "http://a/b",
-        "",
-        "http://a/?q=1",
-        "http://u:p@a/",
-        "http://a/#x",
-        'http://a/"\\',
-        "http://é/",
-        "\ue000t",
-        "9" * 16,
-    ]
-) | st.text(max_size=20)
+URLS = (
+    st.sampled_from(
+        [
+            "http://a/b",
+            "",
+            "http://a/?q=1",
+            "http://u:p@a/",
+            "http://a/#x",
+            'http://a/"\\',
+            "http://é/",
+            "\ue000t",
+            "9" * 16,
+        ]
+    )
+    | st.text(max_size=20)
+    | st.text('ab:/?#@"\\%&= é', max_size=30).map("http://{}".format)
+)
 PROTOCOLS = st.sampled_from(["HTTP/1.1", "HTTP/2", ""])
 HEADERS = st.sampled_from([(), (("x-id", "1"),), (("x-id", '"'), ("secret", "s"))])
 RECORDS = st.one_of(
@@ -201,3 +205,11 @@ def test_many_at_once_are_as_many_one_by_one(capacity: int, batches: list[int]) 
             single.append(flow)
         assert list(at_once.newest_first()) == list(single.newest_first())
         assert (at_once.end, at_once.oldest, at_once.seen) == (single.end, single.oldest, single.seen)
+
+
+def test_queries_that_may_be_told_take_the_quick_way_too() -> None:
+    record = HttpRequest(1, CONN, ALLOWED, "GET", "http://a/b?c=d", "HTTP/1.1")
+    (told,) = Shaper(enricher(query=True), Uuids()).items(pack([record]))
+    (kept_back,) = Shaper(enricher(), Uuids()).items(pack([record]))
+    assert isinstance(told, Shaped) and b"c=d" in told.line()
+    assert isinstance(kept_back, Flow) and b"c=d" not in kept_back.line()
