@@ -101,6 +101,7 @@ async def _agent(settings: Settings) -> None:
         audit_all=settings.audit,
         options=settings.policy_options,
         kept=LabelFilter(settings.labels),
+        enforce_always=settings.policy_enforcement_mode == "always",
     )
     reconciler = Reconciler(
         world=world,

@@ -70,6 +70,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """VRRP, IGMP, GRE, IPIP, IPV6, ESP and AH may stand in policies."""
     enable_non_default_deny_policies: bool = True
     """enableDefaultDeny in policies is heeded."""
+    policy_enforcement_mode: Literal["default", "always"] = "default"
+    """`always`: pods that no policy selects are refused everything, too."""
     policy_cidr_match_mode: Literal["", "nodes", "nodes,pods"] = ""
     """Whom CIDRs of Cilium policies mean besides addresses outside."""
     kubernetes_network_policy: Literal["kubernetes", "cilium"] = "kubernetes"

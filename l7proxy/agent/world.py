@@ -42,6 +42,7 @@ from l7proxy.model.labels import NODE, RESERVED, Label, LabelSet, Operator, Requ
 from l7proxy.model.net import Network, family_of, single, single_text
 from l7proxy.model.ref import RuleRef
 from l7proxy.model.verdict import Action, Direction
+from l7proxy.policy.always import ALWAYS
 from l7proxy.policy.compile import cidrs_of, keys_of
 from l7proxy.policy.headers import SecretName
 from l7proxy.policy.lang.options import DEFAULT, Options
@@ -96,14 +97,17 @@ class World:
         audit_all: bool = False,
         options: Options = DEFAULT,
         kept: LabelFilter | None = None,
+        enforce_always: bool = False,
     ) -> None:
         """Policies may name secrets of `secrets_namespace` besides those of their own. `audit_all`: none
         of what policy refuses is. `options`: how policies are read. `kept`: which labels of pods count.
+        `enforce_always`: pods that no policy selects are refused everything, too.
         """
         self.synced = False
         self._secrets_namespace = secrets_namespace
         self._audit = audit_all
         self._options = options
+        self._everywhere = ALWAYS if enforce_always else ()
         self._new_roster = partial(Roster, cluster=cluster, kept=kept or LabelFilter())
         self._kept = kept or LabelFilter()
         self._facts: dict[type, dict[Key, Fact]] = {}
@@ -237,7 +241,7 @@ class World:
         policies = tuple(documents.placed(policy, references) for policy in self._policies())
         vault = self._vault()
         written = (rule for policy in policies for rule in _with_secrets(policy, vault))
-        rules = self._memory.equal("resolved", tuple(resolve(written, references)))
+        rules = self._memory.equal("resolved", (*resolve(written, references), *self._everywhere))
         return policies, rules, tuple(dict.fromkeys(vault.problems))
 
     def _policies(self) -> list[PolicyState]:

@@ -43,6 +43,7 @@ FLAGS: Final[Mapping[str, tuple[type, str, str]]] = {
     ),
     "enable-node-selector-labels": (bool, "", "Know nodes by their labels: policies may use fromNodes [default: no]."),
     "enable-extended-ip-protocols": (bool, "", "Policies may name VRRP, IGMP, GRE, IPIP, ESP and AH [default: no]."),
+    "policy-enforcement-mode": (str, "MODE", "default, or always: refuse what no policy allows [default: default]."),
     "policy-cidr-match-mode": (
         str,
         "WHOM",

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from l7proxy.agent.identity_labels import LabelFilter
+from l7proxy.model.verdict import Direction
 from l7proxy.policy import lang
 from l7proxy.policy.lang import Options
 
@@ -217,3 +218,35 @@ def test_3_6_with_one_family_in_use_the_whole_of_either_is_the_world(everything:
     town = bench.town(f"egress: [{{toCIDR: ['{everything}']}}]", named)
     assert town.egress("outside", "192.0.2.50", "a", "n2") == "allow allow no rule no rule"
     assert bench.town(f"egressDeny: [{{toCIDR: ['{everything}']}}]", named).egress("outside") == "deny"
+
+
+ALWAYS = [
+    ("2.5 always: no policy at all", [], "a", "no rule", "no rule"),
+    ("2.5 always: the local host gets in", [], "n1", "allow", "no rule"),
+    ("2.5 always: what a policy allows", ["ingress: [{fromEndpoints: [{}]}]"], "a", "allow", "no rule"),
+    ("2.5 always: what it does not", ["ingress: [{fromEndpoints: [{}]}]"], "outside", "no rule", "no rule"),
+    (
+        "2.5 always: a policy without default deny opens nothing",
+        ["{ingressDeny: [{fromEntities: [world]}], enableDefaultDeny: {ingress: false}}"],
+        "a",
+        "no rule",
+        "no rule",
+    ),
+]
+
+
+@pytest.mark.parametrize(
+    ("policies", "peer", "let_in", "let_out"), [row[1:] for row in ALWAYS], ids=[row[0] for row in ALWAYS]
+)
+def test_enforcement_mode_always(policies: list[str], peer: str, let_in: str, let_out: str, bench: Bench) -> None:
+    town = bench.town(*policies, enforce_always=True)
+    assert (town.ingress(peer), town.egress(peer)) == (let_in, let_out)
+
+
+def test_2_5_the_mode_is_named_where_it_refuses(bench: Bench) -> None:
+    reason = bench.town(enforce_always=True).port(Direction.EGRESS, "203.0.113.7").l4.reason
+    assert reason.startswith("no rule of policy policy-enforcement-mode allows identity ")
+    land = bench.town("egress: [{}]", enforce_always=True)
+    assert land.port(Direction.EGRESS, "203.0.113.7").l4.reason.startswith(
+        "no rule of policy default/p0, policy policy-enforcement-mode allows identity "
+    )

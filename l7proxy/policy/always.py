@@ -1,0 +1,21 @@
+"""Cilium's policy-enforcement-mode `always`: every pod is in default deny both ways, selected by a policy or not.
+
+Its mode `never` is not offered: audit lets everything through as well, and tells what would have been refused.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from l7proxy.model.labels import K8S, NAMESPACE_KEY, Operator, Requirement, Selector
+from l7proxy.model.ref import RuleRef
+from l7proxy.model.verdict import Action, Direction
+from l7proxy.policy.rules import Rule
+
+MODE: Final = RuleRef("built-in", "", "policy-enforcement-mode")
+_EVERY_POD: Final = Selector((Requirement(K8S, NAMESPACE_KEY, Operator.EXISTS),))
+
+ALWAYS: Final = tuple(
+    Rule(MODE, _EVERY_POD, direction, Action.ALLOW, peers=()) for direction in (Direction.INGRESS, Direction.EGRESS)
+)
+"""Rules that allow nobody, and so close both directions."""
