@@ -18,6 +18,7 @@ from l7proxy.flows.batch import Flows
 from l7proxy.link import framing
 from l7proxy.link.messages import PROTOCOL_VERSION, Applied, FromWorker, Hello, Load, Picture
 from l7proxy.link.outbox import Outbox
+from l7proxy.link.parcel import Opener
 
 log = logging.getLogger(__name__)
 
@@ -96,9 +97,10 @@ class LinkClient:
             writer.transport.abort()
 
     async def _read(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        decoder = framing.from_agent()
+        decoder, opener = framing.from_agent(), Opener()
         while data := await reader.read(READ_SIZE):
-            for picture in decoder.feed(data):
+            for message in decoder.feed(data):
+                picture = opener.open(message)
                 problems = await self._on_picture(picture)
                 await self._send(writer, Applied(revision=picture.revision, problems=problems))
         decoder.eof()

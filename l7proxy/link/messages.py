@@ -1,7 +1,7 @@
 """Every frame that crosses the link. One frame is a 4-byte big-endian length and one msgpack value.
 
-A worker says Hello, gets a Picture, and answers each Picture with Applied. It sends Flows whenever it has some.
-The agent may vanish and come back: the worker keeps serving on the last Picture and says Hello again.
+A worker says Hello, gets the picture Whole and later Deltas, and answers each with Applied. It sends Flows whenever it
+has some. The agent may vanish and come back: the worker keeps serving on the last picture and says Hello again.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ import msgspec
 
 from l7proxy.flows.batch import Flows
 from l7proxy.model.endpoint import Frontend
-from l7proxy.policy.tables import EndpointPolicy
+from l7proxy.policy.tables import DirectionPolicy, EndpointPolicy
 from l7proxy.wire.path import PathRules
 
-PROTOCOL_VERSION: Final = 2
+PROTOCOL_VERSION: Final = 3
 MAX_FRAME: Final = 256 << 20
 """Bytes. A picture of 1 000 endpoints and 10 000 rules is some tens of MB."""
 
@@ -37,7 +37,7 @@ class LocalEndpoint(msgspec.Struct, frozen=True):
     policy: EndpointPolicy
 
 
-class Picture(msgspec.Struct, frozen=True, tag="picture"):
+class Picture(msgspec.Struct, frozen=True):
     """All that a worker decides by. `identities` maps prefixes (`10.0.0.1/32`) to identity numbers.
 
     `secret_headers` may hold a secret's value: flows never show it.
@@ -57,6 +57,37 @@ class Picture(msgspec.Struct, frozen=True, tag="picture"):
     paths: PathRules = PathRules()
 
 
+class PackedEndpoint(msgspec.Struct, frozen=True, array_like=True):
+    """A LocalEndpoint whose policies are places in a list that comes with it; -1: no policy."""
+
+    id: int
+    name: str
+    addresses: tuple[str, ...]
+    ingress: int
+    egress: int
+
+
+class Whole(msgspec.Struct, frozen=True, tag="whole"):
+    """A picture. `head` is all of it but endpoints and identities."""
+
+    head: Picture
+    policies: tuple[DirectionPolicy, ...]
+    endpoints: tuple[PackedEndpoint, ...]
+    identities: dict[str, int]
+
+
+class Delta(msgspec.Struct, frozen=True, tag="delta"):
+    """What has changed since picture `base`: endpoints and prefixes that are new or other, and those that are gone."""
+
+    base: int
+    head: Picture
+    policies: tuple[DirectionPolicy, ...]
+    endpoints: tuple[PackedEndpoint, ...]
+    gone: tuple[int, ...]
+    identities: dict[str, int]
+    identities_gone: tuple[str, ...]
+
+
 class Applied(msgspec.Struct, frozen=True, tag="applied"):
     """The worker judges by `revision` from now on. `problems` are rules it could not use (refused closed)."""
 
@@ -73,4 +104,4 @@ class Load(msgspec.Struct, frozen=True, tag="load"):
 
 
 FromWorker = Hello | Applied | Flows | Load
-FromAgent = Picture
+FromAgent = Whole | Delta

@@ -1,7 +1,8 @@
 """The agent's half of the link: a unix socket that workers dial, mode 0600, ours and root's only.
 
-Every worker gets the newest picture when it says Hello and whenever there is a newer one; a slow one skips those in
-between. What a worker sends that is not a frame of ours ends its connection, never the agent.
+Every worker gets the newest picture when it says Hello and whenever there is a newer one: as a delta when it was sent
+the one before, else whole; a slow one skips those in between. What a worker sends that is not a frame of ours ends its
+connection, never the agent.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import msgspec
 
 from l7proxy.errors import LinkError
 from l7proxy.flows.batch import Flows
-from l7proxy.link import framing, local
+from l7proxy.link import framing, local, parcel
 from l7proxy.link.messages import PROTOCOL_VERSION, Applied, FromWorker, Hello, Load, Picture
 
 log = logging.getLogger(__name__)
@@ -50,7 +51,10 @@ class LinkServer:
         self._path = path
         self._on_flows = on_flows
         self._connected: set[_Peer] = set()
-        self._frame = b""
+        self._picture: Picture | None = None
+        self._base = 0
+        self._delta = b""
+        self._whole = b""
         self._waiting: dict[asyncio.Future[None], int] = {}
 
     def workers(self) -> list[WorkerState]:
@@ -60,9 +64,25 @@ class LinkServer:
 
     async def publish(self, picture: Picture) -> None:
         """Give the picture to every worker, now and to come. Returns before they apply it: see `wait_applied`."""
-        self._frame = await asyncio.to_thread(framing.encode, picture)
-        for peer in self._connected:
-            peer.send(self._frame)
+        before = self._picture
+        delta = await asyncio.to_thread(_delta, before, picture) if before is not None else b""
+        self._picture, self._delta, self._whole = picture, delta, b""
+        self._base = before.revision if before is not None else 0
+        for peer in list(self._connected):
+            self.bring_up(peer)
+
+    def bring_up(self, peer: _Peer) -> None:
+        """Send the newest picture to a worker that can take it and has not got it: the difference if that will do."""
+        picture = self._picture
+        if picture is None or peer.state is None or not peer.writable or peer.sent == picture.revision:
+            return
+        if self._delta and peer.sent == self._base:
+            frame = self._delta
+        else:
+            self._whole = self._whole or framing.encode(parcel.whole(picture))
+            frame = self._whole
+        peer.sent = picture.revision
+        peer.transport.write(frame)
 
     async def wait_applied(self, revision: int, timeout: float) -> bool:  # noqa: ASYNC109 -- the contract's form
         """True when every connected worker judges by `revision` or newer; False when `timeout` seconds were too few."""
@@ -106,7 +126,7 @@ class LinkServer:
         state = peer.state
         if state is None:
             peer.state = _greeted(message)
-            peer.send(self._frame)
+            self.bring_up(peer)
             return
         match message:
             case Flows(lost=lost):
@@ -139,8 +159,12 @@ def _greeted(message: FromWorker) -> WorkerState:
     return WorkerState(message.pid, message.worker)
 
 
+def _delta(before: Picture, after: Picture) -> bytes:
+    return framing.encode(parcel.delta(before, after))
+
+
 class _Peer(asyncio.Protocol):
-    """One connection to the socket."""
+    """One connection to the socket. `sent` is the revision of the last picture written to it."""
 
     transport: asyncio.Transport  # from connection_made on
 
@@ -148,8 +172,8 @@ class _Peer(asyncio.Protocol):
         self.state: WorkerState | None = None
         self._server = server
         self._decoder = framing.from_worker(max_frame=MAX_WORKER_FRAME)
-        self._writable = True
-        self._unsent = b""
+        self.writable = True
+        self.sent = 0
         self._patience: asyncio.TimerHandle | None = None
 
     def __str__(self) -> str:
@@ -177,22 +201,13 @@ class _Peer(asyncio.Protocol):
             self._patience.cancel()
         self._server.left(self)
 
-    def send(self, frame: bytes) -> None:
-        """The newest picture now, or as soon as the worker has read what it was sent before."""
-        if self.state is None or not frame:
-            return
-        if not self._writable:
-            self._unsent = frame
-            return
-        self._unsent = b""
-        self.transport.write(frame)
-
     def pause_writing(self) -> None:
-        self._writable = False
+        self.writable = False
 
     def resume_writing(self) -> None:
-        self._writable = True
-        self.send(self._unsent)
+        """It has read what it was sent: what it missed meanwhile is one picture, the newest."""
+        self.writable = True
+        self._server.bring_up(self)
 
     def _no_hello(self) -> None:
         if self.state is None:

@@ -15,6 +15,7 @@ from l7proxy.agent.wires import Wires
 from l7proxy.agent.world import World
 from l7proxy.link import framing
 from l7proxy.link.messages import PROTOCOL_VERSION, Applied, Hello, Picture
+from l7proxy.link.parcel import Opener
 from l7proxy.link.server import LinkServer
 from l7proxy.model.facts import Change, Delete, Fact, Node, Pod, PolicyDocument, Synced, Upsert
 from tproxy_rules.desired import Desired, Port, Settings, Verdict
@@ -54,13 +55,13 @@ class Worker:
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._reader = reader
         self._writer = writer
-        self._decoder = framing.from_agent()
+        self._decoder, self._opener = framing.from_agent(), Opener()
         self.pictures: list[Picture] = []
 
     async def picture(self) -> Picture:
         async with asyncio.timeout(5):
             while not self.pictures:
-                self.pictures.extend(self._decoder.feed(await self._reader.read(65536)))
+                self.pictures += map(self._opener.open, self._decoder.feed(await self._reader.read(65536)))
         return self.pictures.pop(0)
 
     def applied(self, revision: int) -> None:

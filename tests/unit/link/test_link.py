@@ -21,6 +21,7 @@ from l7proxy.link import framing, local
 from l7proxy.link.client import LinkClient
 from l7proxy.link.messages import PROTOCOL_VERSION, Hello, Load, Picture
 from l7proxy.link.outbox import Outbox
+from l7proxy.link.parcel import Opener
 from l7proxy.link.server import LinkServer
 from l7proxy.model.verdict import Direction, Verdict
 
@@ -133,7 +134,7 @@ async def first_picture(reader: asyncio.StreamReader) -> AsyncIterator[Picture]:
     decoder = framing.from_agent()
     while True:
         for got in decoder.feed(await reader.read(65536)):
-            yield got
+            yield Opener().open(got)
             return
 
 
@@ -196,10 +197,10 @@ async def test_a_slow_worker_skips_pictures_and_gets_the_newest(tmp_path: Path) 
         for revision in range(1, 21):
             await server.publish(Picture(revision=revision, endpoints=(), identities=big))
             await asyncio.sleep(0)
-        decoder = framing.from_agent()
+        decoder, opener = framing.from_agent(), Opener()
         got: list[int] = []
         while not got or got[-1] != 20:
-            got += [picture.revision for picture in decoder.feed(await reader.read(1 << 20))]
+            got += [opener.open(message).revision for message in decoder.feed(await reader.read(1 << 20))]
         assert len(got) < 20
         writer.transport.abort()
 

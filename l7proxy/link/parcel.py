@@ -1,0 +1,116 @@
+"""Pictures on their way to workers: packed, so that equal policies go once, and as deltas against the last one.
+
+Pure. Laws: opening the whole of p gives p, and opening the delta from p to q when p is known gives q. World and compile
+hand out the same value as long as nothing changed, so that the price of a delta is that of what has.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import msgspec
+
+from l7proxy.errors import LinkError
+from l7proxy.link.messages import Delta, LocalEndpoint, PackedEndpoint, Picture, Whole
+from l7proxy.policy.tables import DirectionPolicy, EndpointPolicy
+
+UNGOVERNED = -1
+"""The place of no policy."""
+
+
+def whole(picture: Picture) -> Whole:
+    policies, endpoints = _pack(picture.endpoints)
+    return Whole(_head(picture), policies, endpoints, picture.identities)
+
+
+def delta(before: Picture, after: Picture) -> Delta:
+    """What a worker that has `before` must hear to have `after`."""
+    known = {one.id: one for one in before.endpoints}
+    changed = [one for one in after.endpoints if not _same(known.pop(one.id, None), one)]
+    policies, endpoints = _pack(changed)
+    gone = before.identities.keys() - after.identities.keys()
+    return Delta(
+        before.revision,
+        _head(after),
+        policies,
+        endpoints,
+        tuple(sorted(known)),
+        dict(after.identities.items() - before.identities.items()),
+        tuple(sorted(gone)),
+    )
+
+
+class Opener:
+    """A worker's end: remembers the last picture, which deltas are about."""
+
+    def __init__(self) -> None:
+        self._last: Picture | None = None
+
+    def open(self, message: Whole | Delta) -> Picture:
+        """LinkError when it does not fit to what came before, or in itself."""
+        if isinstance(message, Whole):
+            endpoints = _unpack(message.endpoints, message.policies)
+            picture = _filled(message.head, endpoints, message.identities)
+        else:
+            picture = self._follow(message)
+        self._last = picture
+        return picture
+
+    def _follow(self, message: Delta) -> Picture:
+        last = self._last
+        if last is None or last.revision != message.base:
+            known = "none" if last is None else str(last.revision)
+            raise LinkError(f"a delta from picture {message.base}, but the one we have is {known}")
+        endpoints = {one.id: one for one in last.endpoints if one.id not in set(message.gone)}
+        endpoints |= {one.id: one for one in _unpack(message.endpoints, message.policies)}
+        identities = last.identities | message.identities
+        for prefix in message.identities_gone:
+            identities.pop(prefix, None)
+        return _filled(message.head, [endpoints[number] for number in sorted(endpoints)], identities)
+
+
+def _head(picture: Picture) -> Picture:
+    """All but what grows with the cluster."""
+    return msgspec.structs.replace(picture, endpoints=(), identities={})
+
+
+def _filled(head: Picture, endpoints: Iterable[LocalEndpoint], identities: dict[str, int]) -> Picture:
+    return msgspec.structs.replace(head, endpoints=tuple(endpoints), identities=identities)
+
+
+def _same(known: LocalEndpoint | None, other: LocalEndpoint) -> bool:
+    if known is None or (known.name, known.addresses) != (other.name, other.addresses):
+        return False
+    return known.policy is other.policy or known.policy == other.policy
+
+
+def _pack(endpoints: Iterable[LocalEndpoint]) -> tuple[tuple[DirectionPolicy, ...], tuple[PackedEndpoint, ...]]:
+    """Told apart by identity: replicas have the very same value from compile."""
+    policies: list[DirectionPolicy] = []
+    places: dict[int, int] = {}
+
+    def place(policy: DirectionPolicy | None) -> int:
+        if policy is None:
+            return UNGOVERNED
+        if id(policy) not in places:
+            places[id(policy)] = len(policies)
+            policies.append(policy)
+        return places[id(policy)]
+
+    packed = tuple(
+        PackedEndpoint(one.id, one.name, one.addresses, place(one.policy.ingress), place(one.policy.egress))
+        for one in endpoints
+    )
+    return tuple(policies), packed
+
+
+def _unpack(packed: Iterable[PackedEndpoint], policies: Sequence[DirectionPolicy]) -> list[LocalEndpoint]:
+    def at(place: int) -> DirectionPolicy | None:
+        if not UNGOVERNED <= place < len(policies):
+            raise LinkError(f"an endpoint's policy is number {place} of {len(policies)}")
+        return None if place == UNGOVERNED else policies[place]
+
+    return [
+        LocalEndpoint(one.id, one.name, one.addresses, EndpointPolicy(one.id, at(one.ingress), at(one.egress)))
+        for one in packed
+    ]
