@@ -152,6 +152,7 @@ def identities(current: Published | None) -> list[dict[str, Any]]:
             "id": one.id,
             "labels": list(one.labels.text),
             "cidr": str(one.cidr) if one.cidr else None,
+            "networks": sorted(map(str, one.networks)),
             "named_ports": [
                 {"name": name, "protocol": _protocol(protocol), "port": port}
                 for name, protocol, port in sorted(one.named_ports)

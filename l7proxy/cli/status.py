@@ -187,9 +187,13 @@ def identity_list(output: Output = Format.TABLE, run_dir: RunDir = agent_socket.
     if output is Format.JSON:
         show_json(found)
         return
-    table(
-        ("ID", "LABELS"), [(one.get("id"), " ".join(one.get("labels") or [])) for one in found], empty="No identities."
-    )
+    table(("ID", "LABELS"), [(one.get("id"), _labels(one)) for one in found], empty="No identities.")
+
+
+def _labels(one: Mapping[str, Any]) -> str:
+    """Equal labels may be several identities, where policies name networks that some of their addresses are in."""
+    networks = one.get("networks")
+    return " ".join(one.get("labels") or []) + (f" (in {', '.join(networks)})" if networks else "")
 
 
 @services.command("list", short_help="Frontends and who is behind them.")

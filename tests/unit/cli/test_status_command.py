@@ -152,12 +152,17 @@ def test_endpoint_list_and_get(run: Run, agent: Agent) -> None:
 
 
 def test_identity_and_service_list(run: Run, agent: Agent) -> None:
-    identities = [{"id": 1, "labels": ["reserved:host"]}, {"id": 5678, "labels": ["k8s:app=a", "k8s:b=c"]}]
+    identities = [
+        {"id": 1, "labels": ["reserved:host"]},
+        {"id": 5678, "labels": ["k8s:app=a", "k8s:b=c"], "networks": []},
+        {"id": 5679, "labels": ["k8s:app=a", "k8s:b=c"], "networks": ["10.0.0.0/8", "10.0.1.0/24"]},
+    ]
     agent.says("identities", {"identities": identities})
     assert run("identity", "list").stdout.splitlines() == [
         "ID    LABELS",
         "1     reserved:host",
         "5678  k8s:app=a k8s:b=c",
+        "5679  k8s:app=a k8s:b=c (in 10.0.0.0/8, 10.0.1.0/24)",
     ]
     assert json.loads(run("identity", "list", "-o", "json").stdout) == identities
     backends = [{"address": "10.0.0.20", "port": 8080}, {"address": "fd00::20", "port": 8080}]
