@@ -101,15 +101,16 @@ class Readiness:
         """Call `ready` whenever it can be read (EPOLLIN) or written (EPOLLOUT), until it is forgotten."""
         before = self._events(descriptor)
         epoll = self.open()
-        self._ready[descriptor, events] = ready
         if before:
             epoll.modify(descriptor, before | events)
         else:
             epoll.register(descriptor, events)
+        self._ready[descriptor, events] = ready
 
     def forget(self, descriptor: int, events: int) -> None:
         """Before the descriptor is closed: its number may be another's next."""
-        del self._ready[descriptor, events]
+        if self._ready.pop((descriptor, events), None) is None:
+            return  # it could not be watched
         rest, epoll = self._events(descriptor), self.open()
         if rest:
             epoll.modify(descriptor, rest)
@@ -204,9 +205,9 @@ class Run:
         self.moved = 0
         self.deadline = NEVER
         self.slot = 0
+        pipes.readiness.watch(self._in, IN, self._readable)  # OSError: nothing has been borrowed yet
         source.hold(Hold.SPLICE)
         target.write = _borrowed
-        pipes.readiness.watch(self._in, IN, self._readable)
         wheel.arm(self, LOOK)
 
     def stop(self) -> None:
@@ -278,12 +279,15 @@ class Run:
             return
         self._waits = waits
         readiness = self._pipes.readiness
-        if waits:
-            readiness.forget(self._in, IN)
-            readiness.watch(self._out, OUT, self._drain)
-        else:
-            readiness.forget(self._out, OUT)
-            readiness.watch(self._in, IN, self._readable)
+        try:
+            if waits:
+                readiness.forget(self._in, IN)
+                readiness.watch(self._out, OUT, self._drain)
+            else:
+                readiness.forget(self._out, OUT)
+                readiness.watch(self._in, IN, self._readable)
+        except OSError:  # no more can be watched
+            self._finish()
 
     # ---- the end ----
 
@@ -316,7 +320,13 @@ def start(borrower: Borrower, source: Leg, target: Leg, length: int, *, pipes: P
     if source.eof or not source.usable or not target.usable:
         return None
     pipe = pipes.take()
-    return None if pipe is None else Run(borrower, source, target, length, pipe, pipes, wheel)
+    if pipe is None:
+        return None
+    try:
+        return Run(borrower, source, target, length, pipe, pipes, wheel)
+    except OSError:  # no more can be watched (epoll(7), max_user_watches)
+        pipes.give(pipe, empty=True)
+        return None
 
 
 def _borrowed(data: bytes) -> NoReturn:

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import gc
 import hashlib
 import os
 import random
 import socket
 import struct
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 
 import pytest
 
 from l7proxy.flows.records import HttpResponse
 from l7proxy.link.messages import Picture
 from l7proxy.policy.rules import HttpRule
-from l7proxy.proxy.server.splice import Pipe, Pipes
+from l7proxy.proxy.server.splice import Pipe, Pipes, Readiness
 from tests.unit.proxy.stage import (
     ANYTHING,
     NOTHING,
@@ -530,3 +531,35 @@ async def test_whatever_happens_no_byte_is_anothers_and_nothing_stays(seed: int)
             ticking.cancel()
         assert pipes.runs > 5
         assert on.around.counts.errors == 0
+
+
+class Blind(Readiness):
+    """A kernel that lets nothing more be watched, after the first so many."""
+
+    def __init__(self, sees: int) -> None:
+        super().__init__()
+        self.sees = sees
+
+    def watch(self, descriptor: int, events: int, ready: Callable[[], None]) -> None:
+        self.sees -= 1
+        if self.sees < 0:
+            raise OSError(errno.ENOSPC, "no space left on device")
+        super().watch(descriptor, events, ready)
+
+
+@pytest.mark.parametrize("sees", [0, 1, 2, 3])
+async def test_what_cannot_be_watched_goes_the_ordinary_way(sees: int) -> None:
+    async with on_stage(echo, picture(ANYTHING)) as (on, pipes):
+        pipes.readiness = Blind(sees)
+        reader, writer = await on.client()
+        async with asyncio.timeout(10), asyncio.TaskGroup() as tasks:
+            tasks.create_task(_pour(writer), name="pour")
+            await asyncio.sleep(0.05)  # long enough for both directions to be full
+            assert await reader.read(-1) == BODY
+        assert on.around.counts.errors == 0
+
+
+async def _pour(writer: asyncio.StreamWriter) -> None:
+    writer.write(BODY)
+    await writer.drain()
+    writer.write_eof()
