@@ -62,6 +62,7 @@ class Session:
         self._by_service = False
         self._by_request = False
         self._connecting: asyncio.Task[None] | None = None
+        self._reached = False
         self._held: list[bytes] = []
         self._held_bytes = 0
         self._finish_server = False
@@ -87,7 +88,8 @@ class Session:
     # ---- what the legs tell ----
 
     def opened(self, leg: Leg) -> None:
-        self._guarded(self._begin if leg is self._client else self._connected)
+        if leg is self._client:
+            self._guarded(self._begin)  # the server's is taken up in `_reach`, once it is wholly ours
 
     def _from_client(self, data: bytes) -> None:
         gate = self._gate
@@ -306,7 +308,7 @@ class Session:
 
     def _to_server(self, data: bytes) -> None:
         server = self._server
-        if server.transport is not None:
+        if server.transport is not None and self._connecting is None:
             if not server.closing():
                 server.write(data)
             return
@@ -316,13 +318,15 @@ class Session:
             self._client.hold(Hold.CONNECTING)
 
     def _half_close(self, side: Side) -> None:
-        if side is Side.SERVER and self._server.transport is None:
+        if side is Side.SERVER and (self._server.transport is None or self._connecting is not None):
             self._finish_server = True  # once it is there
         else:
             self._leg(side).finish()
 
     def _splice(self, offered: Splice) -> None:
         """Take the offer up if that can be; else the bytes come as ever."""
+        if self._connecting is not None:
+            return  # what is held for the server goes first
         source, around = self._leg(offered.source), self._around
         target = self._server if source is self._client else self._client
         run = splice.start(self, source, target, offered.length, pipes=around.pipes, wheel=around.wheel)
@@ -380,7 +384,9 @@ class Session:
             self._end()
 
     def _timed_out(self) -> None:
-        if self._connecting is not None:
+        if self._reached and self._connecting is not None:
+            self._around.wheel.arm(self, self._around.timeouts.connect)  # it is there in the loop's next turn
+        elif self._connecting is not None:
             self._stop_connecting()
             self._failed(f"cannot reach {self._destination}: no answer in {self._around.timeouts.connect:g} s")
         elif self._gate is not None:
@@ -395,13 +401,19 @@ class Session:
         self._around.wheel.arm(self, self._around.timeouts.connect)
 
     def _stop_connecting(self) -> None:
-        if self._connecting is not None:
+        if self._connecting is not None and not self._reached:
             self._connecting.cancel()
             self._connecting = None
 
+    def _was_reached(self) -> None:
+        """What has been begun comes to `_connected` now, whatever else happens."""
+        self._reached = True
+
     async def _reach(self) -> None:
         try:
-            await upstream.connect(self._around.steering, self._source, self._destination, self._server)
+            around, server = self._around, self._server
+            await upstream.connect(around.steering, self._source, self._destination, server, self._was_reached)
+            self._guarded(self._connected)
         except UpstreamError as error:
             reason = str(error)
             self._guarded(lambda: self._failed(reason))
@@ -412,6 +424,7 @@ class Session:
         self._connecting = None
         if self._over or self._gate is None:
             self._server.reset()
+            self._leave_if_done()
             return
         for data in self._held:
             self._server.write(data)
@@ -424,6 +437,7 @@ class Session:
     def _failed(self, reason: str) -> None:
         self._connecting = None
         if self._over or self._gate is None:
+            self._leave_if_done()
             return
         self._held.clear()
         self._client.release(Hold.CONNECTING)
@@ -443,7 +457,8 @@ class Session:
         self._over = True
         self._stop_connecting()
         self._stop_runs()
-        self._server.close()
+        if self._connecting is None:
+            self._server.close()
         if self._client.eof:
             self._client.close()
         else:
@@ -467,7 +482,8 @@ class Session:
         self._stop_connecting()
         self._stop_runs()
         self._client.reset()
-        self._server.reset()
+        if self._connecting is None:  # else `_connected` does it
+            self._server.reset()
         self._leave_if_done()
 
     def _cut_off(self, judgement: Judgement) -> None:

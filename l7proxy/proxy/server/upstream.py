@@ -7,6 +7,7 @@ import errno
 import os
 import socket
 import struct
+from collections.abc import Callable
 from typing import Final
 
 from l7proxy.errors import UpstreamError
@@ -26,12 +27,24 @@ WORDS: Final = {
 _NO_LINGER: Final = struct.pack("ii", 1, 0)
 
 
-async def connect(steering: Steering, client: HostPort, server: HostPort, protocol: asyncio.Protocol) -> None:
-    """Connect and hand the transport to `protocol`. UpstreamError; a cancelled attempt leaves no descriptor."""
+async def connect(
+    steering: Steering,
+    client: HostPort,
+    server: HostPort,
+    protocol: asyncio.Protocol,
+    connected: Callable[[], None] = lambda: None,
+) -> None:
+    """Connect and hand the transport to `protocol`. UpstreamError; a cancelled attempt leaves no descriptor.
+
+    Once `connected` has been called it must neither be cancelled nor its transport be closed before it returns: uvloop
+    would then never tell the protocol that the connection is lost, or close the descriptor twice, the second time
+    perhaps another connection's.
+    """
     loop = asyncio.get_running_loop()
     sock = steering.dial(client, server)
     try:
         await _reach(loop, sock, server)
+        connected()
         await loop.create_connection(lambda: protocol, sock=sock)
     except OSError as error:
         sock.close()

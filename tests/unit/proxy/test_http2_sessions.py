@@ -253,3 +253,18 @@ async def test_a_cancelled_call_is_499_and_the_server_hears_of_it() -> None:
         (answer,) = [record for record in on.records if isinstance(record, HttpResponse)]
         assert answer.status == 200, "its head had been shown"
         assert "CANCEL" in answer.judgement.reason
+
+
+async def test_clients_that_leave_while_their_server_is_being_reached_leave_nothing() -> None:
+    """A loop has a few turns between the connection and its transport; whoever leaves in each of them is let go."""
+    async with echoing("h2c") as server, stage(server, picture(gets("/a.*"))) as on:
+        for number in range(400):
+            _, writer = await on.client()
+            writer.write(HELLO + get(1))
+            for _ in range(number % 12):
+                await asyncio.sleep(0)
+            writer.transport.abort()
+        await on.settled()
+        assert on.around.counts.errors == 0
+        asked = sum(isinstance(record, HttpRequest) for record in on.records)
+        assert asked == sum(isinstance(record, HttpResponse) for record in on.records)
