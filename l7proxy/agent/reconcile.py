@@ -30,7 +30,7 @@ from tproxy_rules.desired import Settings as KernelSettings
 
 log = logging.getLogger(__name__)
 
-COALESCE: Final = 0.02
+COALESCE: Final = 0.01
 """Seconds in which changes that come one after the other become one picture."""
 CHECK: Final = 5.0
 """Seconds between looks at the kernel: others may have removed what is ours."""

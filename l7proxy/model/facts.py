@@ -8,15 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from l7proxy.model.endpoint import Workload
 from l7proxy.model.identity import NamedPort
 from l7proxy.model.secret import Sealed
 
 
-@dataclass(frozen=True, slots=True, order=True)
-class Key:
+class Key(NamedTuple):
     """The name of an object: kinds of one group never share it with another's."""
 
     kind: str

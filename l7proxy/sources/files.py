@@ -32,11 +32,11 @@ from l7proxy.sources.manifests import Fault, Manifest, parse
 from l7proxy.sources.yaml_lines import MAX_BYTES
 
 SUFFIXES: Final = (".yaml", ".yml", ".json")
-QUIET: Final = 0.05
+QUIET: Final = 0.02
 """Seconds a file must not have changed before it is read."""
 LOOK_AGAIN: Final = 2.0
 """Seconds between looks when nothing nudges: for file systems without inotify and links that lead elsewhere."""
-PATIENCE: Final = 40
+PATIENCE: Final = 100
 """Looks, QUIET seconds apart, that a file may be moving before it is read as it is."""
 
 Signature = tuple[int, int, int, int]
@@ -93,14 +93,39 @@ def _meant(fault: Fault, before: Mapping[Key, Fact], good: Mapping[Key, Fact]) -
 
 def gather(files: Mapping[str, ReadFile], troubles: Iterable[SourceError] = ()) -> Look:
     """All files into one: a pure function of what is in force in each."""
-    facts: dict[Key, Fact] = {}
-    claimed: dict[Key, Fact] = {}
     problems = list(troubles)
     notes: list[SourceError] = []
     for name in sorted(files):
+        problems += (fault.error for fault in files[name].manifest.faults)
+        notes += files[name].manifest.notes
+    facts = _without_doubles(files.values())
+    if facts is None:
+        facts, doubles = _first_of_doubles(files)
+        problems += doubles
+    problems.sort(key=lambda error: (error.file, error.line or 0, error.field, error.message))
+    return Look(facts, tuple(problems), tuple(notes), {name: read.mtime_ns for name, read in files.items()})
+
+
+def _without_doubles(files: Iterable[ReadFile]) -> dict[Key, Fact] | None:
+    """The common case, at the price of merging dictionaries; None when something is said twice."""
+    facts: dict[Key, Fact] = {}
+    count = 0
+    for read in files:
+        if len(read.manifest.facts) > len(read.good):
+            return None
+        for part in (read.stand_ins, read.good):
+            facts.update(part)
+            count += len(part)
+    return facts if len(facts) == count else None
+
+
+def _first_of_doubles(files: Mapping[str, ReadFile]) -> tuple[dict[Key, Fact], list[SourceError]]:
+    """The first file by path has an object; the others are told so."""
+    facts: dict[Key, Fact] = {}
+    claimed: dict[Key, Fact] = {}
+    problems: list[SourceError] = []
+    for name in sorted(files):
         read = files[name]
-        problems += (fault.error for fault in read.manifest.faults)
-        notes += read.manifest.notes
         for fact in read.manifest.facts:
             first = claimed.setdefault(fact.key, fact)
             if first is not fact:
@@ -108,8 +133,7 @@ def gather(files: Mapping[str, ReadFile], troubles: Iterable[SourceError] = ()) 
         for key, fact in {**read.stand_ins, **read.good}.items():
             facts.setdefault(key, fact)
             claimed.setdefault(key, fact)
-    problems.sort(key=lambda error: (error.file, error.line or 0, error.field, error.message))
-    return Look(facts, tuple(problems), tuple(notes), {name: read.mtime_ns for name, read in files.items()})
+    return facts, problems
 
 
 def _twice(fact: Fact, first: Fact) -> SourceError:
@@ -121,7 +145,8 @@ def _twice(fact: Fact, first: Fact) -> SourceError:
 def differences(before: Mapping[Key, Fact], after: Mapping[Key, Fact]) -> list[Change]:
     """What to say to someone who knows `before`: removals first, in the order of names."""
     gone: list[Change] = [Delete(key) for key in sorted(before.keys() - after.keys())]
-    return gone + [Upsert(after[key]) for key in sorted(after) if before.get(key) != after[key]]
+    changed = [key for key, fact in after.items() if (old := before.get(key)) is not fact and old != fact]
+    return gone + [Upsert(after[key]) for key in sorted(changed)]
 
 
 class FileSource:
