@@ -24,8 +24,8 @@ from l7proxy.model.verdict import Action
 from l7proxy.policy.rules import HttpRule
 from l7proxy.policy.tables import EndpointPolicy, Entry, union
 from l7proxy.proxy.board import Board
+from l7proxy.proxy.server.pipes import RUNS, Pipes
 from l7proxy.proxy.server.server import ProxyServer
-from l7proxy.proxy.server.splice import RUNS, Pipes
 from l7proxy.proxy.server.steering import Plain
 from l7proxy.proxy.server.surroundings import Surroundings
 from l7proxy.proxy.wheel import Wheel

@@ -22,7 +22,7 @@ import uvloop
 from l7proxy.link.client import LinkClient
 from l7proxy.link.outbox import Outbox
 from l7proxy.proxy.board import Board
-from l7proxy.proxy.server import listener, splice
+from l7proxy.proxy.server import listener, pipes
 from l7proxy.proxy.server.server import ProxyServer
 from l7proxy.proxy.server.steering import Steering, Transparent
 from l7proxy.proxy.server.surroundings import Surroundings, Timeouts
@@ -32,7 +32,7 @@ log = logging.getLogger(__name__)
 
 HURRY_SECONDS: Final = 1.0
 FLUSH_SECONDS: Final = 2.0
-SPARE_DESCRIPTORS: Final = 64 + splice.DESCRIPTORS
+SPARE_DESCRIPTORS: Final = 64 + pipes.DESCRIPTORS
 GC_THRESHOLDS: Final = (20_000, 20, 50)
 
 

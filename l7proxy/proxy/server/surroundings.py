@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from l7proxy.flows.records import Record
 from l7proxy.model.net import HostPort
 from l7proxy.proxy.board import Board
-from l7proxy.proxy.server.splice import Pipes
+from l7proxy.proxy.server.pipes import Pipes
 from l7proxy.proxy.server.steering import Steering
 from l7proxy.proxy.wheel import Wheel
 

@@ -18,7 +18,7 @@ import pytest
 from l7proxy.flows.records import HttpResponse
 from l7proxy.link.messages import Picture
 from l7proxy.policy.rules import HttpRule
-from l7proxy.proxy.server.splice import Pipe, Pipes, Readiness
+from l7proxy.proxy.server.pipes import Pipe, Pipes, Readiness
 from tests.unit.proxy.stage import (
     ANYTHING,
     NOTHING,
