@@ -13,10 +13,10 @@ from typing import Final
 
 RUNS: Final = 64
 """At a time, of one worker. The bytes of further ones go the ordinary way."""
-DESCRIPTORS: Final = 2 * RUNS + 1
-"""That all of them may need."""
 KEPT: Final = 8
 """Empty pipes kept for the next runs."""
+DESCRIPTORS: Final = 2 * (RUNS + KEPT) + 1
+"""That all of them may need."""
 PIPE: Final = 512 << 10
 """Bytes: what an ordinary leg may hold, too, since leftovers come back to it; more is no faster. Where the kernel does
 not allow so much (pipe(7), pipe-user-pages-soft) it stays at 64 KiB."""
