@@ -257,13 +257,19 @@ async def test_a_cancelled_call_is_499_and_the_server_hears_of_it() -> None:
 
 async def test_clients_that_leave_while_their_server_is_being_reached_leave_nothing() -> None:
     """A loop has a few turns between the connection and its transport; whoever leaves in each of them is let go."""
+
+    async def leave_after(turns: int, on: Stage) -> None:
+        _, writer = await on.client()
+        writer.write(HELLO + get(1) + frames.rst_stream(1, Code.CANCEL) * (turns & 1))
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        writer.transport.abort() if turns & 2 else writer.close()
+
     async with echoing("h2c") as server, stage(server, picture(gets("/a.*"))) as on:
-        for number in range(400):
-            _, writer = await on.client()
-            writer.write(HELLO + get(1))
-            for _ in range(number % 12):
-                await asyncio.sleep(0)
-            writer.transport.abort()
+        for _ in range(20):
+            await asyncio.gather(*(leave_after(turns, on) for turns in range(40)))
+        await on.until(lambda: all(session._over for session in on.around.board if isinstance(session, Session)))
+        on.passes(3)
         await on.settled()
         assert on.around.counts.errors == 0
         asked = sum(isinstance(record, HttpRequest) for record in on.records)
