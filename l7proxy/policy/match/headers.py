@@ -87,7 +87,9 @@ class HeaderAction:
         wrong = tuple((self._name, value) for _, value in found)
         match self.rule.mismatch:
             case Mismatch.DELETE:
-                return Rewrite((self._edit(EditKind.REMOVE),), rejected=wrong) if wrong else None
+                return Rewrite(
+                    (self._edit(EditKind.REMOVE),), rejected=wrong
+                )  # absent, too: trailers must not bring it
             case Mismatch.REPLACE:
                 return Rewrite((self._edit(EditKind.SET),), self._lacking(), wrong)
             case Mismatch.ADD:

@@ -110,8 +110,9 @@ class HttpMatcher:
             first = index if first is None else first
             for action in self._actions[index]:
                 change = action.change(seen.headers)
-                if change is None or (done is not None and change.edits and change.edits[0] in done.edits):
-                    continue  # none, or another rule has made it
+                made = done is not None and change is not None and change.edits and change.edits[0] in done.edits
+                if change is None or (made and not change.rejected):
+                    continue  # none, or another rule has made it and nothing has come after
                 seen.headers = edited(seen.headers, change.edits)
                 done = change if done is None else done.then(change)
         return first, done

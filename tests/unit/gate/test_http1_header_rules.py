@@ -185,3 +185,12 @@ def test_other_trailers_pass(talk: Talk) -> None:
     talk.client(chunked(b"X-Digest: 1", lines=(b"X-Token: right",)))
     talk.server(OK)
     talk.expect(server=chunked(b"X-Digest: 1", lines=(b"X-Token: right",)), client=OK, records=ASKED)
+
+
+@pytest.mark.parametrize("trailer", [b"X-Admin: 1", b"x_admin: 1"])
+def test_what_a_rule_deletes_does_not_come_in_the_trailers(talk: Talk, trailer: bytes) -> None:
+    """Recipients may merge trailers into the head (RFC 9110 6.5.2)."""
+    talk.judge = policy(HeaderRule("X-Admin", "no", Mismatch.DELETE))
+    head = b"POST /a HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n"
+    talk.client(head + b"1\r\na\r\n0\r\n" + trailer + b"\r\n\r\n")
+    assert trailer + b"\r\n" not in talk.take().server  # the message never ends

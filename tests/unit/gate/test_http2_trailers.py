@@ -6,9 +6,14 @@ import pytest
 
 from l7proxy.flows.records import Judgement
 from l7proxy.model.http import EditKind, HeaderEdit, Request, Rewrite
+from l7proxy.model.ref import RuleRef
+from l7proxy.policy.headers import HeaderRule, Mismatch
+from l7proxy.policy.match.http import HttpMatcher
+from l7proxy.policy.rules import HttpRule
 from tests.unit.gate.http2_talk import Conversation, line
 from tests.unit.gate.talk import ALLOWED
 
+REF = RuleRef("P", "ns", "p")
 POST = line("/a", "POST", ("x-token", "right"))
 
 
@@ -35,3 +40,19 @@ def test_other_trailers_pass(http2: Conversation) -> None:
     http2.client.h2.send_headers(1, [(b"x-digest", b"1")], end_stream=True)
     http2.run()
     assert http2.server.messages[1].trailers == [(b"x-digest", b"1")]
+
+
+def test_what_a_rule_deletes_does_not_come_in_the_trailers(http2: Conversation) -> None:
+    """The header was not in the head, where it would have been taken out."""
+    matcher = HttpMatcher((HttpRule(REF, header_matches=(HeaderRule("X-Admin", "no", Mismatch.DELETE),)),))
+
+    def judge(request: Request) -> Judgement:
+        request.rewrite = matcher.all_of(request, matcher.candidates(request.method, request.path))[1]
+        return ALLOWED
+
+    http2.judge = judge
+    http2.get(1, line("/a", "POST"), end=False)
+    http2.client.h2.send_headers(1, [(b"x-admin", b"1")], end_stream=True)
+    http2.run()
+    assert http2.client.messages[1].status == 400
+    assert not http2.server.messages[1].trailers

@@ -167,6 +167,16 @@ def test_two_rules_that_add_the_same_add_it_once() -> None:
     assert forwarded(judge(asked, *twice), asked) == ((NAME, b"other"), (NAME, b"v"))
 
 
+def test_what_one_rule_deletes_and_another_adds_a_third_deletes_again() -> None:
+    actions = (
+        HeaderRule("X-Token", "a", Mismatch.DELETE),
+        HeaderRule("X-Token", "b", Mismatch.ADD),
+        HeaderRule("X-Token", "c", Mismatch.DELETE),
+    )
+    for asked in (request(), request(WRONG)):
+        assert forwarded(judge(asked, *actions), asked) == ()
+
+
 def test_a_request_is_judged_by_itself_alone() -> None:
     """What one request needed changed says nothing of the next one with the same line."""
     table = HttpTable((HttpRule(REF, path="/", header_matches=(HeaderRule("X-Token", "v", Mismatch.REPLACE),)),))
