@@ -121,7 +121,8 @@ async def test_h2c_tells_what_it_received_and_sends_trailers_when_asked() -> Non
     connection.send_headers(1, [*line, ("x-two", "2"), ("te", "trailers")])
     connection.send_data(1, b"abc")
     connection.send_headers(1, [("x-after", "3")], end_stream=True)
-    body, trailers = b"", []
+    body = b""
+    trailers: list[tuple[object, ...]] = []
     async with served("h2c") as port:
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         writer.write(connection.data_to_send())
@@ -131,7 +132,7 @@ async def test_h2c_tells_what_it_received_and_sends_trailers_when_asked() -> Non
                 if isinstance(event, h2.events.DataReceived):
                     body += event.data
                 elif isinstance(event, h2.events.TrailersReceived):
-                    trailers = list(event.headers)
+                    trailers = [tuple(header) for header in event.headers]
                 ended |= isinstance(event, h2.events.StreamEnded)
         writer.close()
         await writer.wait_closed()
