@@ -103,7 +103,9 @@ def test_a_node_and_a_namespace() -> None:
         addresses:
         - {type: InternalIP, address: 192.168.0.1}
         - {type: Hostname, address: n1}
-    - {apiVersion: v1, kind: Namespace, metadata: {name: shop, labels: {team: x}, annotations: {l7proxy.io/audit: "true", other: y}}}
+    - apiVersion: v1
+      kind: Namespace
+      metadata: {name: shop, labels: {team: x}, annotations: {l7proxy.io/audit: "true", other: y}}
     """
     assert facts(text) == (
         Node("n1", ("192.168.0.1",), ("10.0.0.0/24", "fd00::/64"), {"zone": "a"}, Origin("a.yaml", 5)),
