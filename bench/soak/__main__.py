@@ -42,7 +42,7 @@ from bench.stage import NODE, Running, Stage, stage, tail
 from l7proxy.errors import L7ProxyError
 from l7proxy.lab import userns
 from l7proxy.lab.state import Lab
-from l7proxy.proxy.server import splice
+from l7proxy.proxy.server import pipes
 
 ALLOWED = Rule("GET|POST", "/soak[./](keep|pipe|down|up|chunked|ws|slow|h2|abort|grpc)/.*")
 FLIPPED = Rule("GET", "/soak/flip/.*")
@@ -51,7 +51,7 @@ EDIT_SECONDS = 2.0
 EXAMPLES = 5
 QUIET_SECONDS = 40.0
 """What is left after a burst has this long to end: a peer that takes no bytes is given up after 30 s."""
-KEPT = Counter({"pipe": 2 * splice.KEPT, "anon_inode": 1})
+KEPT = Counter({"pipe": 2 * pipes.KEPT, "anon_inode": 1})
 """What a worker may keep for the next time: empty pipes to splice through, and the epoll that watches them."""
 GROWTH = 1.10
 GROWTH_MIB = 6.0
