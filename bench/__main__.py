@@ -1,6 +1,6 @@
 """`make bench`: every figure in one run, ours beside the peers', as a table, as JSON and as a chart.
 
-    python -m bench [--only NAME…] [--quick] [--list]
+    python -m bench [--only NAME…] [--quick] [--unpinned] [--list]
 
 The table goes to standard output, progress to standard error. Written: bench/results/DATE-COMMIT.json and chart.svg
 (with --quick or --only to a temporary directory instead: they are no results). A peer that is not installed is named
@@ -23,7 +23,8 @@ from types import FrameType
 
 from rich.console import Console
 
-from bench import chart, machine, report
+from bench import chart, cores, machine, report
+from bench.cores import Cores
 from bench.figures import QUICK, THOROUGH, Alone, Effort, Figure, OnStage, Report, registry
 from bench.row import Row, not_measured
 from bench.stage import PEERS, stage
@@ -35,12 +36,12 @@ RESULTS = Path(__file__).resolve().parent / "results"
 LAB = "bench"
 
 
-def measure(chosen: Sequence[Figure], effort: Effort, tell: Report) -> list[Row]:
+def measure(chosen: Sequence[Figure], effort: Effort, placed: Cores, tell: Report) -> list[Row]:
     """The rows in the table's order. A figure that fails says so in its row; the others go on."""
     rows: list[Row] = []
     on_stage = [one for one in chosen if isinstance(one, OnStage)]
     if on_stage:
-        with stage(tell, LAB) as place:
+        with stage(tell, LAB, cores=placed) as place:
             for each in on_stage:
                 rows += _rows(each, partial(each.measure, place, effort, tell), tell)
     for one in chosen:
@@ -65,6 +66,7 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__.partition("\n")[0])
     parser.add_argument("--only", nargs="+", metavar="NAME", choices=[one.key for one in registry.FIGURES])
     parser.add_argument("--quick", action="store_true", help="a second each: does it work, not how fast it is")
+    parser.add_argument("--unpinned", action="store_true", help="let the scheduler choose the cores")
     parser.add_argument("--list", action="store_true", help="the names of the figures")
     return parser.parse_args()
 
@@ -99,10 +101,11 @@ def main() -> int:
     for peer in PEERS:
         if why := peer.missing():
             tell(f"left out: {why}")
-    facts = machine.facts()
+    placed = cores.unpinned() if args.unpinned else cores.pinned()
+    facts = machine.facts(placed)
     try:
         with userns.entered(Lab(LAB)), ended_by_signals():
-            rows = measure(chosen, QUICK if args.quick else THOROUGH, tell)
+            rows = measure(chosen, QUICK if args.quick else THOROUGH, placed, tell)
     except KeyboardInterrupt:
         return 130
     except L7ProxyError as error:
@@ -118,7 +121,7 @@ def keep(rows: Sequence[Row], facts: dict[str, object], *, quick: bool, director
     today = f"{datetime.now(UTC):%Y-%m-%d}"
     path = directory / f"{today}-{facts['commit']}.json"
     path.write_text(report.document(rows, facts, quick=quick))
-    caption = f"{today}, commit {facts['commit']}, {facts['cpu']}, one core for each proxy"
+    caption = f"{today}, commit {facts['commit']}, {facts['cpu']}, {facts['cores']} cores"
     (directory / "chart.svg").write_text(chart.chart(rows, caption))
     (directory / "table.md").write_text(report.markdown(rows))
     print(f"written: {path}, chart.svg and table.md beside it", file=sys.stderr)

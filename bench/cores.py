@@ -21,10 +21,16 @@ class Cores:
         return _pinned(self.others, command)
 
 
-def cores() -> Cores:
+def pinned() -> Cores:
     """Of those that we may use."""
     usable = sorted(os.sched_getaffinity(0))
     return Cores(tuple(usable[:1]), tuple(usable[1:] or usable))
+
+
+def unpinned() -> Cores:
+    """Everybody anywhere: on a machine that others use, too, a core of one's own may be a busy one."""
+    usable = tuple(sorted(os.sched_getaffinity(0)))
+    return Cores(usable, usable)
 
 
 def _pinned(where: tuple[int, ...], command: list[str]) -> list[str]:

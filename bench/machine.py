@@ -9,13 +9,12 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-from bench.cores import cores
+from bench.cores import Cores
 
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def facts() -> dict[str, Any]:
-    placed = cores()
+def facts(placed: Cores) -> dict[str, Any]:
     return {
         "cpu": _first(Path("/proc/cpuinfo"), r"^model name\s*: (.*)$") or platform.machine(),
         "cores": os.cpu_count(),

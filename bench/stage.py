@@ -23,7 +23,7 @@ from functools import partial
 from pathlib import Path
 from typing import IO, Any, Final, TypeVar
 
-from bench.cores import cores
+from bench.cores import Cores, pinned
 from bench.cpu import Used, children, used
 from bench.proxies import Peer, Place
 from bench.proxies.envoy import Envoy
@@ -105,10 +105,10 @@ class Cost:
 class Stage:
     """A lab that is up. Use `stage()`."""
 
-    def __init__(self, lab: Lab, directory: Path) -> None:
+    def __init__(self, lab: Lab, directory: Path, cores: Cores) -> None:
         self.lab = lab
         self.directory = directory
-        self.cores = cores()
+        self.cores = cores
         self.server = _address(lab, "server")
         self._namespace = lab.load().pods["default/server"].namespace
 
@@ -270,7 +270,11 @@ def cost(running: Running, work: Callable[[], T]) -> tuple[T, Cost]:
 
 @contextlib.contextmanager
 def stage(
-    report: Callable[[str], None], name: str = "bench", *, sysctls: Mapping[str, str] = REUSE_WAITING
+    report: Callable[[str], None],
+    name: str = "bench",
+    *,
+    cores: Cores | None = None,
+    sysctls: Mapping[str, str] = REUSE_WAITING,
 ) -> Iterator[Stage]:
     """Bring the bench's lab up, and down again whatever happens."""
     if absent := [tool for tool in ("wrk", "nginx", "taskset") if shutil.which(tool) is None]:
@@ -279,7 +283,7 @@ def stage(
         settings = Settings(name=name, cni=Cni.PTP, backend=Kernel.NFTABLES, agent=False)
         lab = lifecycle.up(settings, read([Path(__file__).parent / "world.yaml"]), report)
         try:
-            place = Stage(lab, Path(directory))
+            place = Stage(lab, Path(directory), cores or pinned())
             _prepare(lab, {**SYSCTLS, **sysctls})
             with place._server():
                 yield place

@@ -30,7 +30,7 @@ def measure(place: Stage, effort: Effort, report: Report) -> list[Row]:
         against(f"{NAME} (worker alone)", UNIT, found["alone"], "envoy"),
         against(f"{NAME} (worker alone)", UNIT, found["alone"], "haproxy"),
         against(f"{NAME} (worker + agent), user space only", UNIT, found["user"], "envoy"),
-        against("requests per second, keep-alive, one core", "1/s", found["rate"], "envoy"),
+        against("requests per second, keep-alive", "1/s", found["rate"], "envoy"),
     ]
 
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 import shutil
 
 from bench import kernel_lookup
-from bench.cores import cores
+from bench.cores import pinned
 from bench.figures import Alone, Effort, Report
 from bench.kernel_lookup import Ground
 from bench.row import Goal, Row, compared, not_measured
@@ -18,7 +18,7 @@ NAME, UNIT = "packet cost with {} policy entries", "ns"
 
 def measure(effort: Effort, report: Report) -> list[Row]:
     turns, seconds = (2, 0.3) if effort.quick else (6, 1.0)
-    core = cores().proxy[0]
+    core = pinned().proxy[0]
     with kernel_lookup.ground() as place:
         ours = _ours(place, turns, seconds, core, report)
         rows = [compared(NAME.format(MANY), UNIT, ours[MANY], ours[FEW], against=f"{FEW} entries", goal=Goal(1.1))]
