@@ -39,7 +39,7 @@ from l7proxy.model.identity import (
 )
 from l7proxy.model.ids import EndpointId, IdentityId
 from l7proxy.model.labels import NODE, RESERVED, Label, LabelSet, Operator, Requirement, Selector
-from l7proxy.model.net import Network, family_of, single, single_text
+from l7proxy.model.net import Network, Networks, family_of, single, single_text
 from l7proxy.model.ref import RuleRef
 from l7proxy.model.verdict import Action, Direction
 from l7proxy.policy.always import ALWAYS
@@ -285,7 +285,7 @@ class World:
         places, of_places = self._memory.of(
             f"places of {node}",
             (of_nodes, nodes, apiservers, named),
-            lambda: identities.of_places(self._places(node, of_nodes, nodes, apiservers), named),
+            lambda: identities.of_places(self._places(node, of_nodes, nodes, apiservers, reaches), named),
         )
         inside = (of_nodes, roster.owned, roster.contested)
         outside = self._memory.equal(
@@ -333,14 +333,23 @@ class World:
         return table
 
     def _places(
-        self, node: str | None, of_nodes: Mapping[str, str], nodes: Iterable[facts.Node], apiservers: frozenset[str]
+        self,
+        node: str | None,
+        of_nodes: Mapping[str, str],
+        nodes: Iterable[facts.Node],
+        apiservers: frozenset[str],
+        named: Iterable[Network],
     ) -> dict[Network, tuple[IdentityId, LabelSet]]:
-        """Nodes' addresses and pod CIDRs: the reserved identity of each, and its labels; nodes' own on demand."""
+        """Nodes' addresses and pod CIDRs: the reserved identity of each, and its labels; nodes' own on demand.
+
+        A prefix that some policy names makes no part of a pod CIDR the outside, to that policy or to others.
+        """
         own = {one.name: _node_labels(one) for one in nodes if self._options.node_selectors and one.name != node}
         mine = identities.host_labels(is_apiserver=any(of_nodes.get(address) == node for address in apiservers))
-        found = {
-            ip_network(cidr): (UNMANAGED, RESERVED_IDENTITIES[UNMANAGED]) for one in nodes for cidr in one.pod_cidrs
-        }
+        of_pods = [ip_network(cidr) for one in nodes for cidr in one.pod_cidrs]
+        held, servers = Networks(of_pods), {single(address) for address in apiservers}
+        of_pods += [one for one in named if one not in servers and held.holding(one)]
+        found = dict.fromkeys(of_pods, (UNMANAGED, RESERVED_IDENTITIES[UNMANAGED]))
         for address, name in of_nodes.items():
             number = HOST if name == node else KUBE_APISERVER if address in apiservers else REMOTE_NODE
             labels = RESERVED_IDENTITIES[number].labels | own.get(name, frozenset())

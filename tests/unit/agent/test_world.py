@@ -120,6 +120,13 @@ def test_a_pod_we_have_not_heard_of_is_not_the_outside() -> None:
     assert identity_of(found, "10.9.9.9") not in (UNMANAGED, WORLD)
 
 
+def test_nor_does_it_become_so_by_a_policy_that_names_its_address() -> None:
+    """One namespace's policy must not make others take it for the outside."""
+    narrow = [{"toCIDRSet": [{"cidr": "10.0.2.64/26", "except": ["10.0.2.77/32"]}]}]
+    found = view(N1, N2, WEB, policy(egress=narrow))
+    assert identity_of(found, "10.0.2.77") == identity_of(found, "10.0.2.78") == UNMANAGED
+
+
 def test_a_named_cidr_has_an_identity_in_local_scope_but_never_a_pods_address() -> None:
     found = view(N1, WEB, policy(egress=[{"toCIDRSet": [{"cidr": "203.0.113.0/24", "except": ["203.0.113.7/32"]}]}]))
     numbers = {identity_of(found, address) for address in ("203.0.113.1", "203.0.113.7")}
