@@ -14,7 +14,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from enum import IntEnum
-from typing import ClassVar
 
 from l7proxy.errors import PeerError
 from l7proxy.flows.records import Conn, Judgement
@@ -48,7 +47,6 @@ CLIENT, SERVER = Side.CLIENT, Side.SERVER
 class HttpGate:
     """The gate of one client connection; see pick.Gate for how a session talks to it."""
 
-    must_read: ClassVar[bool] = False
     __slots__ = (
         "_asked",
         "_client_done",
@@ -92,6 +90,12 @@ class HttpGate:
         self._paused = False
 
     # --- what the session asks and tells -----------------------------------------------------------------------------
+
+    def must_read(self, side: Side) -> bool:
+        """A client, but while the body of an allowed request is under way: many write all of it before they read."""
+        exchange = self._exchange
+        sending = exchange is not None and exchange.allowed and exchange.request_body is not None
+        return side is CLIENT and self._state is OPEN and not sending
 
     @property
     def waiting_for(self) -> str:

@@ -16,7 +16,6 @@ http2_exchanges.py to themselves.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import ClassVar
 
 from l7proxy.flows.records import Conn, Judgement
 from l7proxy.gate import options as bounds
@@ -36,7 +35,6 @@ CLIENT, SERVER = Side.CLIENT, Side.SERVER
 class Http2Gate:
     """The gate of one client connection; see pick.Gate for how a session talks to it."""
 
-    must_read: ClassVar[bool] = True
     __slots__ = ("_client_done", "_closed", "_connected", "_of", "_paused")
 
     def __init__(
@@ -54,6 +52,10 @@ class Http2Gate:
         self._client_done = False
         self._paused = False
         self._closed = False
+
+    def must_read(self, side: Side) -> bool:
+        """Always (RFC 9113 section 5.2.2)."""
+        return True
 
     @property
     def waiting_for(self) -> str:

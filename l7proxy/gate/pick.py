@@ -7,7 +7,7 @@ can; everything else is HTTP/1, or refused as such.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import ClassVar, Protocol
+from typing import Protocol
 
 from l7proxy.flows.records import Conn, Judgement
 from l7proxy.gate.actions import Action, Become, Side
@@ -26,11 +26,11 @@ class Gate(Protocol):
     `started` comes first, when the client's connection is there. After a Close no call has an effect; the session then
     reads away what the client still sends, lest a reset destroy our last answer before it is read (RFC 9112 9.6).
     `client_lost` is for every end that is not the gate's wish: the client's RST, a drain, a policy that changed.
-    `must_read`: the protocol obliges its peers to read at all times (RFC 9113 5.2.2), so one that does not need not be
-    read either, and cannot make us hold the answers to what it sends.
+    `must_read`: this side owes it to read now (in HTTP/2 always, RFC 9113 5.2.2), so one that does not need not be read
+    either, and cannot make us hold the answers to what it sends.
     """
 
-    must_read: ClassVar[bool]
+    def must_read(self, side: Side) -> bool: ...
 
     @property
     def waiting_for(self) -> str:
@@ -76,7 +76,6 @@ class Gate(Protocol):
 class HttpDoor:
     """Waits for enough bytes to tell HTTP/2 from HTTP/1, and becomes the gate for it. Usually one read tells."""
 
-    must_read: ClassVar[bool] = False
     __slots__ = ("_conn", "_held", "_make_http1", "_make_http2")
 
     def __init__(
@@ -96,6 +95,10 @@ class HttpDoor:
         self._make_http2: Callable[[], Http2Gate] = lambda: Http2Gate(
             judge, self._conn, now_ns, options, direction=direction
         )
+
+    def must_read(self, side: Side) -> bool:
+        """Nothing has been written yet."""
+        return False
 
     @property
     def waiting_for(self) -> str:

@@ -5,8 +5,6 @@ It emits nothing: the session has already recorded the connection's one verdict.
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 from l7proxy.flows.records import Conn
 from l7proxy.gate.actions import Action, Close, Connect, HalfClose, Side, ToClient, ToServer
 from l7proxy.gate.bulk import offer
@@ -14,7 +12,6 @@ from l7proxy.wire.body import ENDLESS
 
 
 class TcpGate:
-    must_read: ClassVar[bool] = False
     __slots__ = ("_client_done", "_connected", "_over", "_server_done")
 
     def __init__(self) -> None:
@@ -22,6 +19,10 @@ class TcpGate:
         self._client_done = False
         self._server_done = False
         self._over = False
+
+    def must_read(self, side: Side) -> bool:
+        """Nobody knows what they have agreed on."""
+        return False
 
     @property
     def waiting_for(self) -> str:

@@ -72,6 +72,7 @@ class Session:
         self._unsent = 0
         self._runs: list[Run] = []
         self._over = False
+        self._deaf = False
         self.deadline = NEVER
         self.slot = 0
 
@@ -97,6 +98,8 @@ class Session:
             return  # lingering: what still comes is thrown away
         try:
             self._do(gate.from_client(data))
+            if self._deaf:
+                self._read_no_more()
         except Exception as error:  # noqa: BLE001 -- as in _guarded, without its cost per read
             self._broke(error)
 
@@ -133,11 +136,22 @@ class Session:
         other = self._server if leg is self._client else self._client
         if full:
             other.hold(Hold.FULL)
-            if self._gate is not None and self._gate.must_read and not self._over:
-                leg.hold(Hold.UNREAD)  # it is not read while it does not read
+            if leg is self._client:
+                self._deaf = True
+                self._read_no_more()
+            elif self._gate is not None and self._gate.must_read(Side.SERVER) and not self._over:
+                leg.hold(Hold.UNREAD)
         else:
             other.release(Hold.FULL)
             leg.release(Hold.UNREAD)
+            if leg is self._client:
+                self._deaf = False
+
+    def _read_no_more(self) -> None:
+        """A client that does not read is not read, where its protocol allows that: else it could have us answer for
+        ever, and hold the answers."""
+        if self._gate is not None and self._gate.must_read(Side.CLIENT) and not self._over:
+            self._client.hold(Hold.UNREAD)
 
     # ---- what the worker tells ----
 

@@ -99,6 +99,29 @@ async def test_a_server_that_does_not_read_stops_the_client() -> None:
         await on.settled()
 
 
+async def test_a_client_that_asks_for_denials_and_reads_none_is_not_read_for_ever() -> None:
+    """Each answer is ours to hold until it is taken: so whoever takes none may not ask for more."""
+    async with backend(echo) as server, stage(server, picture(gets("/allowed"))) as on:
+        sock = await on.dial()
+        loop = asyncio.get_running_loop()
+        asked, request = 0, b"GET /denied HTTP/1.1\r\nHost: a\r\n\r\n" * 1000
+        try:
+            while asked < BIG:
+                async with asyncio.timeout(1):
+                    await loop.sock_sendall(sock, request)
+                asked += len(request)
+        except TimeoutError:
+            pass
+        assert asked < BIG
+        (session,) = on.around.board
+        assert buffered(session) <= HIGH_WATER + (1 << 20)
+        answers = 0
+        while answers * 35 < asked - len(request):  # it goes on as soon as the client reads
+            answers += (await loop.sock_recv(sock, 1 << 20)).count(b"HTTP/1.1 403")
+        sock.close()
+        await on.settled()
+
+
 async def test_echo_of_much_arrives_whole() -> None:
     async with backend(echo) as server, stage(server, picture(ANYTHING)) as on:
         reader, writer = await on.client()
