@@ -6,6 +6,8 @@ to go, and the upstream socket bears the client's address. `Plain` needs no priv
 
 from __future__ import annotations
 
+import errno
+import random
 import socket
 from collections.abc import Sequence
 from typing import Final, Protocol
@@ -15,6 +17,11 @@ from l7proxy.model.net import HostPort, family_of
 from l7proxy.proxy.server import listener
 
 IP_BIND_ADDRESS_NO_PORT: Final = 24  # linux/in.h; not in Python's socket module
+PORTS: Final = range(10240, 30000)
+"""Where our own connections take their ports: below Linux's ephemeral range (32768 on), which pods use. A connection of
+ours with the very ports of a client's would share its conntrack entry, marks and NAT included."""
+TRIES: Final = 16
+"""Ports tried before the kernel chooses one: somebody listens there, or it is taken towards that server."""
 
 
 class Steering(Protocol):
@@ -26,15 +33,21 @@ class Steering(Protocol):
     def destination(self, sockname: HostPort) -> HostPort:
         """Where the client of a connection with this local name wanted to go."""
 
-    def dial(self, client: HostPort, server: HostPort) -> socket.socket:
-        """A non-blocking socket, not yet connected, that will be `client` to `server`. UpstreamError."""
+    def dial(self, client: HostPort, server: HostPort, attempt: int = 0) -> socket.socket:
+        """A non-blocking socket, not yet connected, that will be `client` to `server`. UpstreamError.
+
+        `attempt` counts those before, whose port was not to be had when they connected.
+        """
 
 
 class Transparent:
     """TPROXY in, the client's own address out."""
 
-    def __init__(self, port: int, *, mark_upstream: int, families: tuple[int, ...] = ()) -> None:
+    def __init__(
+        self, port: int, *, mark_upstream: int, families: tuple[int, ...] = (), ports: Sequence[int] = PORTS
+    ) -> None:
         self._port = port
+        self._ports = ports
         self._mark = mark_upstream
         self._families = families
 
@@ -46,12 +59,12 @@ class Transparent:
     def destination(self, sockname: HostPort) -> HostPort:
         return sockname
 
-    def dial(self, client: HostPort, server: HostPort) -> socket.socket:
+    def dial(self, client: HostPort, server: HostPort, attempt: int = 0) -> socket.socket:
         sock = stream_socket(server)
         try:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, self._mark)
             if client.address != server.address:
-                bind_as(sock, client.address)
+                bind_as(sock, client.address, self._ports if attempt < TRIES else ())
             # else a pod reaching itself through a Service: it would drop packets from its own address, so the node's
         except OSError as error:
             sock.close()
@@ -72,7 +85,7 @@ class Plain:
     def destination(self, sockname: HostPort) -> HostPort:
         return self._server
 
-    def dial(self, client: HostPort, server: HostPort) -> socket.socket:
+    def dial(self, client: HostPort, server: HostPort, attempt: int = 0) -> socket.socket:
         return stream_socket(server)
 
 
@@ -88,9 +101,23 @@ def stream_socket(towards: HostPort) -> socket.socket:
     return sock
 
 
-def bind_as(sock: socket.socket, address: str) -> None:
-    """Bind to an address that need not be ours. The port is left to connect(), so that it need be free only towards
-    that one server (ip(7), IP_BIND_ADDRESS_NO_PORT; it is an IPPROTO_IP option on IPv6 sockets too)."""
-    sock.setsockopt(socket.IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, 1)
+def bind_as(sock: socket.socket, address: str, ports: Sequence[int] = PORTS) -> None:
+    """Bind to an address that need not be ours, and to one of `ports` that need be free only towards one server.
+
+    That is what SO_REUSEADDR lets us have: whether it is free the connect tells (EADDRNOTAVAIL). Without any of them
+    the kernel chooses, from its own range (ip(7), IP_BIND_ADDRESS_NO_PORT; an IPPROTO_IP option on IPv6 sockets too).
+    """
     listener.make_transparent(sock)
+    if ports:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        for _ in range(TRIES):
+            try:
+                sock.bind((address, random.choice(ports)))
+            except OSError as error:
+                if error.errno != errno.EADDRINUSE:
+                    raise
+            else:
+                return
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 0)
+    sock.setsockopt(socket.IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, 1)
     sock.bind((address, 0))

@@ -12,7 +12,7 @@ from typing import Final
 
 from l7proxy.errors import UpstreamError
 from l7proxy.model.net import HostPort
-from l7proxy.proxy.server.steering import Steering
+from l7proxy.proxy.server.steering import TRIES, Steering
 
 WORDS: Final = {
     errno.ECONNREFUSED: "it refuses connections",
@@ -41,9 +41,8 @@ async def connect(
     perhaps another connection's.
     """
     loop = asyncio.get_running_loop()
-    sock = steering.dial(client, server)
+    sock = await _dialled(loop, steering, client, server)
     try:
-        await _reach(loop, sock, server)
         connected()
         await loop.create_connection(lambda: protocol, sock=sock)
     except OSError as error:
@@ -52,6 +51,26 @@ async def connect(
     except BaseException:
         sock.close()
         raise
+
+
+async def _dialled(
+    loop: asyncio.AbstractEventLoop, steering: Steering, client: HostPort, server: HostPort
+) -> socket.socket:
+    """A connected socket. Where its port is taken towards this server, another one is tried."""
+    for attempt in range(TRIES + 1):
+        sock = steering.dial(client, server, attempt)
+        try:
+            await _reach(loop, sock, server)
+        except OSError as error:
+            sock.close()
+            if error.errno != errno.EADDRNOTAVAIL or attempt == TRIES:
+                raise UpstreamError(f"cannot reach {server}: {explain(error)}") from error
+        except BaseException:
+            sock.close()
+            raise
+        else:
+            return sock
+    raise AssertionError("the last attempt returns or raises")
 
 
 async def _reach(loop: asyncio.AbstractEventLoop, sock: socket.socket, server: HostPort) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import socket
 import subprocess
@@ -11,8 +12,8 @@ import pytest
 
 from l7proxy.errors import ConfigError, UpstreamError
 from l7proxy.model.net import HostPort
-from l7proxy.proxy.server import listener
-from l7proxy.proxy.server.steering import Plain, Transparent
+from l7proxy.proxy.server import listener, upstream
+from l7proxy.proxy.server.steering import PORTS, Plain, Transparent
 from tests.unit.proxy.netns import Namespace
 
 root = pytest.mark.skipif(os.geteuid() != 0, reason="needs CAP_NET_ADMIN")
@@ -81,7 +82,39 @@ def test_a_transparent_socket_bears_the_clients_address_but_never_the_servers_ow
                 seen.append(sock.getsockname()[:2])
         return seen
 
-    assert space.do(inside) == [("192.0.2.7", 0), ("2001:db8::7", 0), ("0.0.0.0", 0)]
+    (address, port), (address6, port6), own = space.do(inside)
+    assert (address, address6, own) == ("192.0.2.7", "2001:db8::7", ("0.0.0.0", 0))
+    assert port in PORTS and port6 in PORTS, "not among those that clients take"
+    space.close()
+
+
+def test_a_port_is_used_towards_every_server_and_when_all_are_taken_the_kernel_has_more() -> None:
+    space = Namespace()
+    few = range(20000, 20003)
+    client = HostPort("127.0.0.5", 1)
+    way = Transparent(15001, mark_upstream=0x2000000, ports=few)
+
+    async def ports_towards(address: str) -> list[int]:
+        loop = asyncio.get_running_loop()
+        with socket.create_server((address, 8080), backlog=16) as server:
+            protocols = [asyncio.Protocol() for _ in range(5)]
+            for protocol in protocols:
+                await upstream.connect(way, client, HostPort(address, 8080), protocol)
+            server.setblocking(False)
+            taken = [await loop.sock_accept(server) for _ in protocols]
+            for sock, _ in taken:
+                sock.close()
+            return sorted(peer[1] for _, peer in taken)
+
+    def inside() -> list[list[int]]:
+        async def both() -> list[list[int]]:
+            return [await ports_towards("127.0.0.1"), await ports_towards("127.0.0.2")]
+
+        return asyncio.run(both())
+
+    for found in space.do(inside):
+        assert found[:3] == list(few)
+        assert all(port >= 32768 for port in found[3:])
     space.close()
 
 
