@@ -528,7 +528,12 @@ class Session:
             if not over:
                 self._tell(refusal(f"internal error: {type(error).__name__}: {error}", verdict=Verdict.ERROR))
         finally:
-            self._reset()
+            try:
+                self._reset()
+            except Exception:  # one session's end, however broken, is never the worker's
+                log.exception("session %s > %s could not be reset", self._source, self._destination)
+                self._around.board.leave(self)
+                self._around.wheel.disarm(self)
 
     def _leave_if_done(self) -> None:
         """Both descriptors are closed: nothing knows this session any more."""
