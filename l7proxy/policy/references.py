@@ -176,9 +176,17 @@ def _by_ports(rule: Rule, references: References) -> Iterator[Rule]:
         case (ServicePortPeer() as peer,):
             parts = list(references.of_service_ports(peer))
             for who, what in parts or [((), ())]:
-                yield replace(rule, peers=who, ports=what if peer.on_ports else rule.ports)
+                yield replace(rule, peers=who, ports=_served(rule, what) if peer.on_ports else rule.ports)
         case _:
             yield rule
+
+
+def _served(rule: Rule, ports: tuple[PortMatch, ...]) -> tuple[PortMatch, ...]:
+    """Of a Service's ports those of the protocols that the rule names."""
+    if rule.ports is None:
+        return ports
+    named = frozenset(number for match in rule.ports for number in match.protocols)
+    return tuple(replace(match, protocols=match.protocols & named) for match in ports if match.protocols & named)
 
 
 def _placed(rule: Rule, references: References) -> Rule:

@@ -106,3 +106,11 @@ def test_a_service_that_nobody_has_is_told() -> None:
     assert [name for _, name in unknown(rules, References())] == ["Service x/web with endpoints"]
     web = EndpointSlice("x", "web-1", "web", ("10.0.1.12",), (SlicePort("w", 80, 6),))
     assert not list(unknown(rules, References(slices=(web,))))
+
+
+def test_a_service_is_meant_in_the_protocol_that_the_rule_names() -> None:
+    rule = "types: [Egress], egress: [{action: Allow, protocol: UDP, destination: {services: {name: web}}}]"
+    both = (SlicePort("w", 80, 6), SlicePort("d", 80, 17))
+    town = Town(policy(rule), more=[EndpointSlice("x", "web-1", "web", ("10.0.1.12",), both)])
+    assert town.allows("x/a", "x/b", "80/UDP")
+    assert not town.allows("x/a", "x/b", "80/TCP")
