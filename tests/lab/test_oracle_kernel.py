@@ -21,7 +21,7 @@ import yaml
 
 from tests.lab.conftest import Cluster
 from tests.oracle import documents as writing
-from tests.oracle.cast import NODES, PODS, SPACES, Who
+from tests.oracle.cast import NODES, PODS, SETS, SPACES, Who
 from tests.oracle.compare import ASKS
 from tests.oracle.evaluate import Ask, Flow, judge
 
@@ -29,9 +29,9 @@ pytestmark = pytest.mark.lab
 
 SEED = int(os.environ.get("ORACLE_SEED", "1"))
 KINDS = frozenset(os.environ.get("ORACLE_KINDS", "").split())
-SETS = int(os.environ.get("ORACLE_SETS", "10"))
+POLICY_SETS = int(os.environ.get("ORACLE_SETS", "10"))
 FLOWS = 100
-"""Questions per policy set, so that a run asks SETS times as many."""
+"""Questions per policy set, so that a run asks POLICY_SETS times as many."""
 PORTS = (80, 8080, 443)
 PROBE = """
 import http.client, json, sys
@@ -82,6 +82,13 @@ def manifests() -> str:
     for node in NODES:
         spec: dict[str, Any] = {"podCIDR": f"10.0.{node.name[1]}.0/24"}
         found.append({"apiVersion": "v1", "kind": "Node", "metadata": {"name": node.name}, "spec": spec})
+    for one in SETS:
+        named: dict[str, Any] = {"name": one.name, "labels": one.labels} | (
+            {"namespace": one.space} if one.space else {}
+        )
+        kind = "NetworkSet" if one.space else "GlobalNetworkSet"
+        nets = {"nets": list(one.prefixes)}
+        found.append({"apiVersion": "projectcalico.org/v3", "kind": kind, "metadata": named, "spec": nets})
     for pod in PODS:
         serve = ",".join(f"http:{port}" for port in PORTS)
         metadata: dict[str, Any] = {
@@ -120,7 +127,7 @@ def test_the_kernel_and_the_workers_do_what_the_oracle_says(land: Cluster, tmp_p
     with ExitStack() as stack:
         asking = {pod.name: stack.enter_context(land.talk(f"{pod.space}/{pod.name}", PROBE)) for pod in pods}
         before = ""
-        for seed in range(SEED, SEED + SETS):
+        for seed in range(SEED, SEED + POLICY_SETS):
             dice = Random(seed)
             documents = writing.some(dice, dice.randint(2, 5), KINDS)
             if before:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
-from random import Random
 from typing import Any
 
 from l7proxy.agent.world import World
@@ -14,14 +13,29 @@ from l7proxy.model.facts import PolicyDocument, Synced, Upsert
 from l7proxy.model.http import Request
 from l7proxy.model.net import PrefixTable
 from l7proxy.model.verdict import Direction, Verdict
-from l7proxy.policy import decide
+from l7proxy.policy import decide, lang
 from l7proxy.policy.compile import compile_policies
 from l7proxy.policy.decide import PortPolicy
+from l7proxy.policy.lang.options import Options
 from tests.oracle import documents as writing
-from tests.oracle.cast import EVERYBODY, LOCAL, NODES, PODS, PORTS, SPACES, Who
+from tests.oracle.cast import (
+    ACCOUNTS,
+    API_SERVER,
+    EVERYBODY,
+    GROUPS,
+    LOCAL,
+    NODES,
+    PODS,
+    PORTS,
+    SERVICES,
+    SETS,
+    SPACES,
+    TIERS,
+    Who,
+)
 from tests.oracle.evaluate import Ask, Flow, judge
 
-NUMBERS = {"TCP": 6, "UDP": 17, "SCTP": 132}
+NUMBERS = {"TCP": 6, "UDP": 17, "SCTP": 132, "ICMP": 1, "GRE": 47}
 ASKS = (
     Ask("GET", "/a"), Ask("GET", "/a/x"), Ask("POST", "/a"), Ask("GET", "/b"), Ask("HEAD", "/ab"),
     Ask("POST", "/a?x=1", (("x-key", "yes"),)), Ask("GET", "/c", (("x-key", "no"),)),
@@ -51,20 +65,38 @@ class Difference:
 
 def world(documents: list[dict[str, Any]]) -> World:
     """The oracle's cluster as the agent knows it."""
-    made = World()
+    made = World(options=Options(node_selectors=True))
     everything: list[facts.Fact] = [facts.Namespace(name, labels) for name, labels in SPACES.items()]
-    everything += [facts.Node(one.name, (one.address,), (f"10.0.{one.name[1]}.0/24",)) for one in NODES]
+    everything += [facts.Node(one.name, (one.address,), (f"10.0.{one.name[1]}.0/24",), one.labels) for one in NODES]
     everything += [_pod(one) for one in PODS]
+    everything += _named()
     for document in documents:
         metadata = document["metadata"]
-        everything.append(PolicyDocument(document["kind"], metadata.get("namespace", ""), metadata["name"], document))
+        kind = lang.known_as(document)
+        everything.append(PolicyDocument(kind, metadata.get("namespace", ""), metadata["name"], document))
     made.apply([*(Upsert(fact) for fact in everything), Synced()])
     return made
 
 
+def _named() -> list[facts.Fact]:
+    """All that policies know by its name or its labels."""
+    found: list[facts.Fact] = [facts.ServiceAccount(space, name, labels) for (space, name), labels in ACCOUNTS.items()]
+    found += [facts.PolicyTier(name, order, passes) for name, (order, passes) in TIERS.items()]
+    found += [facts.CidrGroup(one.name, one.prefixes, one.labels) for one in GROUPS]
+    found += [facts.NetworkSet(one.space, one.name, one.prefixes, one.labels) for one in SETS]
+    found += [facts.Service(one.space, one.name, selector=one.selector, labels=one.labels) for one in SERVICES]
+    for one in SERVICES:
+        for number, (addresses, ports) in enumerate(one.parts):
+            known = tuple(facts.SlicePort("", port, NUMBERS[protocol]) for protocol, port in ports)
+            found.append(facts.EndpointSlice(one.space, f"{one.name}-{number}", one.name, addresses, known))
+    server = next(one.address for one in NODES if one.name == API_SERVER)
+    found.append(facts.EndpointSlice("default", "kubernetes", "kubernetes", (server,), (facts.SlicePort("", 443, 6),)))
+    return found
+
+
 def _pod(who: Who) -> facts.Pod:
     ports = frozenset((name, NUMBERS[protocol], number) for name, protocol, number in who.ports)
-    return facts.Pod(who.space, who.name, who.node, (who.address,), who.labels, ports, phase="Running")
+    return facts.Pod(who.space, who.name, who.node, (who.address,), who.labels, ports, who.account, phase="Running")
 
 
 class Product:
@@ -94,7 +126,7 @@ def differences(seed: int, pairs: int, kinds: frozenset[str] = frozenset()) -> I
 
     `kinds`: only policies of these (names of the makers in `documents`); none: of all.
     """
-    dice = Random(seed)
+    dice = writing.Names(seed)
     documents = writing.some(dice, dice.randint(1, 5), kinds)
     product = Product(documents)
     for _ in range(pairs):

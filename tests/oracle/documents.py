@@ -1,26 +1,44 @@
-"""Random policy documents of every language, as people write them. A Calico selector comes with its tree."""
+"""Random policy documents of every language, as people write them. A Calico selector comes with its tree.
+
+`Names` dice also write what only the rest of the cluster tells: Services, groups, sets, nodes, accounts, tiers.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from random import Random
 from typing import Any
 
 from tests.oracle import selectors
-from tests.oracle.cast import CIDRS, SPACES
+from tests.oracle.cast import CIDRS, GROUPS, SERVICES, SPACES, TIERS
 from tests.oracle.selectors import Tree
 
 PATHS = ("/a", "/a/.*", "/b", "/[ab]", "/.*")
 METHODS = ("GET", "POST", "GET|HEAD")
-ENTITIES = ("all", "world", "cluster", "host", "remote-node")
+ENTITIES = ("all", "world", "cluster", "host", "remote-node", "unmanaged")
+CALICOS_OWN = (
+    (("pcns.team", "projectcalico.org/namespace"), tuple(SPACES)),
+    (("pcsa.role",), ("a", "b")),
+    (("projectcalico.org/serviceaccount",), ("ci", "default")),
+)
+"""Labels that Calico adds to a pod's own, and their values."""
 TREES: dict[str, Tree] = {}
 """Text of a Calico selector → what it was written from."""
+
+
+class Names(Random):
+    """Dice for the whole of the oracle's cluster; any others know its pods and nodes only."""
+
+
+def _named(dice: Random, chance: float) -> bool:
+    return isinstance(dice, Names) and dice.random() < chance
 
 
 def some(dice: Random, count: int, kinds: frozenset[str] = frozenset()) -> list[dict[str, Any]]:
     """Policies, their names unique; at most one is the baseline."""
     makers = [
         make
-        for make in (cilium, cilium, cilium, kubernetes, calico, calico, admin, baseline)
+        for make in (cilium, cilium, cilium, kubernetes, calico, calico, admin, baseline, cluster)
         if not kinds or make.__name__ in kinds
     ]
     found = [dice.choice(makers)(dice, f"p{number}") for number in range(count)]
@@ -59,6 +77,16 @@ def cilium(dice: Random, name: str) -> dict[str, Any]:
 def _cilium_item(dice: Random, way: str, *, allow: bool) -> dict[str, Any]:
     side = "from" if way == "ingress" else "to"
     item: dict[str, Any] = {}
+    if _named(dice, 0.3):
+        _cilium_by_name(dice, side, item)
+        if dice.random() < 0.5:
+            item["toPorts"] = _some(dice, lambda dice: _cilium_ports(dice, allow=allow), 1, 2)
+        return item
+    if dice.random() < 0.1:
+        item["icmps"] = _some(dice, _cilium_icmp, 1, 2)
+        if dice.random() < 0.5:
+            item[f"{side}Endpoints"] = [_cilium_peer(dice)]
+        return item
     match dice.randint(0, 7):
         case 0 | 1 | 2:
             item[f"{side}Endpoints"] = _some(dice, _cilium_peer, 0 if dice.random() < 0.1 else 1, 2)
@@ -71,6 +99,42 @@ def _cilium_item(dice: Random, way: str, *, allow: bool) -> dict[str, Any]:
     if dice.random() < 0.7 or not item:
         item["toPorts"] = _some(dice, lambda dice: _cilium_ports(dice, allow=allow), 1, 2)
     return item
+
+
+def _cilium_by_name(dice: Random, side: str, item: dict[str, Any]) -> None:
+    match dice.randint(0, 4):
+        case 0:
+            item[f"{side}Nodes"] = [_zone(dice)]
+        case 1:
+            item[f"{side}Entities"] = ["kube-apiserver"]
+        case 2 if side == "to":
+            item["toServices"] = _some(dice, _cilium_service, 1, 2)
+        case _:
+            group: dict[str, Any] = {"cidrGroupRef": dice.choice(GROUPS).name}
+            if dice.random() < 0.4:
+                group = {"cidrGroupSelector": {"matchLabels": {"app": dice.choice("abc")}}}
+            if dice.random() < 0.3:
+                group["except"] = [dice.choice(CIDRS[1:])]
+            item[f"{side}CIDRSet"] = [group]
+
+
+def _zone(dice: Random) -> dict[str, Any]:
+    operator = dice.choice(("In", "NotIn"))
+    term = {"key": "zone", "operator": operator, "values": [dice.choice("ab")]}
+    return dice.choice(({"matchLabels": {"zone": dice.choice("ab")}}, {}, {"matchExpressions": [term]}))
+
+
+def _cilium_service(dice: Random) -> dict[str, Any]:
+    space = {"namespace": dice.choice(tuple(SPACES))} if dice.random() < 0.5 else {}
+    if dice.random() < 0.5:
+        return {"k8sService": {"serviceName": dice.choice(SERVICES).name, **space}}
+    return {"k8sServiceSelector": {"selector": {"matchLabels": {"app": dice.choice("abc")}}, **space}}
+
+
+def _cilium_icmp(dice: Random) -> dict[str, Any]:
+    kinds = dice.choice(({"type": 8}, {"type": "EchoRequest", "family": "IPv4"}, {"type": 128, "family": "IPv6"},
+                         {"type": 13}, {"type": "0"}))  # fmt: skip
+    return {"fields": [kinds]}
 
 
 def _cilium_peer(dice: Random) -> dict[str, Any]:
@@ -160,6 +224,12 @@ def _kubernetes_port(dice: Random) -> dict[str, Any]:
 def calico(dice: Random, name: str) -> dict[str, Any]:
     wide = dice.random() < 0.4
     spec: dict[str, Any] = {"selector": _calico_selector(dice)}
+    if _named(dice, 0.4):
+        spec["tier"] = dice.choice(tuple(TIERS))
+    if _named(dice, 0.15):
+        spec["serviceAccountSelector"] = _written(selectors.calico(dice, ("role",), ("a", "b"), 1))
+    if wide and dice.random() < 0.2:
+        spec["namespaceSelector"] = _space_selector(dice)
     if dice.random() < 0.7:
         spec["order"] = dice.choice((5, 10, 999, 1001, 2000))
     for way in ("ingress", "egress"):
@@ -176,16 +246,20 @@ def calico(dice: Random, name: str) -> dict[str, Any]:
 
 def _calico_selector(dice: Random) -> str:
     tree = selectors.calico(dice)
-    written = selectors.text(tree)
-    TREES[written] = tree
-    return written
+    if _named(dice, 0.2):
+        keys, values = dice.choice(CALICOS_OWN)
+        tree = dice.choice(("&&", "||")), tree, selectors.calico(dice, keys, values, 1)
+    return _written(tree)
 
 
 def _space_selector(dice: Random) -> str:
-    tree = selectors.calico(dice, ("team",), tuple(SPACES), 1)
-    written = selectors.text(tree)
-    TREES[written] = tree
-    return written
+    return _written(selectors.calico(dice, ("team", "projectcalico.org/name"), tuple(SPACES), 1))
+
+
+def _written(tree: Tree) -> str:
+    text = selectors.text(tree)
+    TREES[text] = tree
+    return text
 
 
 def _calico_rule(dice: Random, way: str) -> dict[str, Any]:
@@ -199,17 +273,38 @@ def _calico_rule(dice: Random, way: str) -> dict[str, Any]:
         peer["nets"] = [dice.choice(CIDRS)]
     if dice.random() < 0.2:
         peer["notNets"] = [dice.choice(CIDRS[1:])]
+    if dice.random() < 0.15:
+        peer["notSelector"] = _calico_selector(dice)
+    if _named(dice, 0.15):
+        names = {"names": dice.sample(("ci", "default"), 1)}
+        roles = {"selector": _written(selectors.calico(dice, ("role",), ("a", "b"), 1))}
+        peer["serviceAccounts"] = dice.choice((names, roles, names | roles))
     ports: dict[str, Any] = {}
     if dice.random() < 0.6:
-        rule["protocol"] = dice.choice(("TCP", "UDP"))
+        rule["protocol"] = dice.choice(("TCP", "TCP", "UDP", "SCTP"))
         if dice.random() < 0.7:
-            ports["ports"] = dice.choice(([80], [8080, 53], ["1:100"], ["http"]))
+            ports["ports"] = dice.choice(([80], [8080, 53], ["1:100"], ["http"], ["alt", 443]))
         elif dice.random() < 0.4:
             ports["notPorts"] = dice.choice(([80], ["1:100"]))
+    elif dice.random() < 0.5:
+        more = dice.choice(({"protocol": "ICMP"}, {"protocol": "ICMP", "icmp": {"type": 8}}, {"protocol": 47},
+                            {"protocol": "ICMP", "notICMP": {"type": 13, "code": 1}}, {"notProtocol": "TCP"},
+                            {"ipVersion": 4}))  # fmt: skip
+        rule |= more
+        if more.keys() == {"ipVersion"} and dice.random() < 0.4:
+            ports["ports"] = ["http"]
     if way == "ingress" and rule["action"] == "Allow" and rule.get("protocol") == "TCP" and dice.random() < 0.4:
         exact, prefix = {"paths": [{"exact": "/a"}]}, {"methods": ["GET", "POST"], "paths": [{"prefix": "/a"}]}
         rule["http"] = dice.choice(({"methods": ["GET"]}, exact, prefix))
-    source, destination = (peer, ports) if way == "ingress" else ({}, peer | ports)
+    if _named(dice, 0.1) and "ipVersion" not in rule:
+        service = dice.choice(SERVICES)
+        peer = {"services": {"name": service.name, "namespace": service.space}}
+        if way == "egress":
+            ports = {}
+    own: dict[str, Any] = {}
+    if dice.random() < 0.15:
+        own[dice.choice(("selector", "notSelector"))] = _calico_selector(dice)
+    source, destination = (peer, ports | own) if way == "ingress" else (own, peer | ports)
     if source:
         rule["source"] = source
     if destination:
@@ -231,25 +326,44 @@ def baseline(dice: Random, name: str) -> dict[str, Any]:
     return _document("policy.networking.k8s.io/v1alpha1", "BaselineAdminNetworkPolicy", "default", "", spec)
 
 
-def _admin_spec(dice: Random, actions: tuple[str, ...]) -> dict[str, Any]:
+def cluster(dice: Random, name: str) -> dict[str, Any]:
+    """One version later."""
+    spec = _admin_spec(dice, ("Accept", "Deny", "Pass"), _later_port)
+    spec |= {"priority": int(name[1:]), "tier": dice.choice(("Admin", "Admin", "Baseline"))}
+    return _document("policy.networking.k8s.io/v1alpha2", "ClusterNetworkPolicy", name, "", spec)
+
+
+def _later_port(dice: Random) -> dict[str, Any]:
+    port = dice.choice(({"number": 80}, {"number": 53}, {"range": {"start": 1, "end": dice.choice((80, 9000))}}))
+    one = {dice.choice(("tcp", "udp", "sctp")): dice.choice(({"destinationPort": port}, {}))}
+    return dice.choice((one, one, {"destinationNamedPort": dice.choice(("http", "alt"))}))
+
+
+def _admin_spec(
+    dice: Random, actions: tuple[str, ...], port: Callable[[Random], dict[str, Any]] | None = None
+) -> dict[str, Any]:
     spec: dict[str, Any] = {"subject": _admin_peer(dice)}
     for way in ("ingress", "egress"):
         if dice.random() < 0.6:
-            spec[way] = _some(dice, lambda dice, way=way: _admin_rule(dice, way, actions), 1, 3)
+            spec[way] = _some(dice, lambda dice, way=way: _admin_rule(dice, way, actions, port), 1, 3)
     return spec
 
 
-def _admin_rule(dice: Random, way: str, actions: tuple[str, ...]) -> dict[str, Any]:
+def _admin_rule(
+    dice: Random, way: str, actions: tuple[str, ...], port: Callable[[Random], dict[str, Any]] | None
+) -> dict[str, Any]:
     def peer(dice: Random) -> dict[str, Any]:
         if way == "egress" and dice.random() < 0.3:
             return {"networks": [dice.choice(CIDRS)]}
+        if way == "egress" and _named(dice, 0.2):
+            return {"nodes": _zone(dice)}
         return _admin_peer(dice)
 
     rule: dict[str, Any] = {
         "name": "r", "action": dice.choice(actions), ("from" if way == "ingress" else "to"): _some(dice, peer, 1, 2)
     }  # fmt: skip
     if dice.random() < 0.6:
-        rule["ports"] = _some(dice, _admin_port, 1, 2)
+        rule["protocols" if port else "ports"] = _some(dice, port or _admin_port, 1, 2)
     return rule
 
 
@@ -261,6 +375,8 @@ def _admin_peer(dice: Random) -> dict[str, Any]:
 
 
 def _admin_port(dice: Random) -> dict[str, Any]:
+    if dice.random() < 0.2:
+        return {"namedPort": dice.choice(("http", "alt"))}
     if dice.random() < 0.3:
         return {"portRange": {"protocol": "TCP", "start": 1, "end": dice.choice((80, 9000))}}
     return {"portNumber": {"protocol": dice.choice(("TCP", "UDP")), "port": dice.choice((80, 8080, 53))}}

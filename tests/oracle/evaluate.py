@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from tests.oracle.cast import SPACES, Who
+from tests.oracle.cast import ACCOUNTS, API_SERVER, GROUPS, SERVICES, SETS, SPACES, TIERS, WITH_PORTS, Nets, Who
 from tests.oracle.documents import TREES
 from tests.oracle.selectors import holds, matches
 
@@ -57,7 +57,7 @@ class Tier:
 
 def judge(documents: Sequence[Document], flow: Flow, ask: Ask | None) -> str:
     """`allow`, `deny` or, without a request, `http` when requests decide."""
-    for tier in (_admin(documents, flow), _default(documents, flow), _baseline(documents, flow)):
+    for tier in _tiers(documents, flow):
         passed = False
         for step in tier.steps:
             if step.action == "http":
@@ -75,32 +75,50 @@ def judge(documents: Sequence[Document], flow: Flow, ask: Ask | None) -> str:
     return "allow"
 
 
+def _tiers(documents: Sequence[Document], flow: Flow) -> list[Tier]:
+    placed = [(1000.0, _admin(documents, flow)), (1e6, _default(documents, flow)), (1e7, _baseline(documents, flow))]
+    placed += [(order, _tier(documents, flow, name, passes)) for name, (order, passes) in TIERS.items()]
+    return [tier for _, tier in sorted(placed, key=lambda item: item[0])]
+
+
 def _is_local_host(flow: Flow) -> bool:
     """The kubelet of the pod's own node gets in wherever nobody says no to it."""
     return flow.way == "ingress" and flow.peer.is_host()
 
 
-# The default tier: Calico's policies by order, and at 1000 the union of Cilium's and Kubernetes'.
+# The default tier: Calico's policies by order, and at 1000 the union of Cilium's and Kubernetes'. And Calico's others.
 
 
 def _default(documents: Sequence[Document], flow: Flow) -> Tier:
-    placed: list[tuple[float, str, list[Step]]] = []
-    closed = False
-    calico = [one for one in documents if one["apiVersion"].startswith("projectcalico.org/")]
-    spared = False
-    for document in calico:
-        if not _calico_selects(document, flow.me) or flow.way not in _calico_types(document):
-            continue
-        closed = spared = True
-        order = document["spec"].get("order", float("inf"))
-        placed.append((float(order), document["metadata"]["name"], _calico_steps(document, flow)))
+    placed = _calico_placed(documents, flow, "default")
     union, isolated = _union(documents, flow)
-    closed = closed or isolated
-    placed.append((CALICO_UNION, "", union))
-    steps = [step for _, _, some in sorted(placed, key=lambda item: (item[0], item[1])) for step in some]
-    if spared and _is_local_host(flow):
-        return Tier([Step("allow")], closed)
-    return Tier(steps, closed)
+    steps = _in_order([*placed, (CALICO_UNION, "", union)])
+    if placed and _is_local_host(flow):
+        return Tier([Step("allow")], closed=True)
+    return Tier(steps, closed=bool(placed) or isolated)
+
+
+def _tier(documents: Sequence[Document], flow: Flow, name: str, passes: bool) -> Tier:
+    placed = _calico_placed(documents, flow, name)
+    if placed and _is_local_host(flow):
+        return Tier([Step("allow")], closed=True)
+    return Tier(_in_order(placed), closed=bool(placed) and not passes)
+
+
+def _in_order(placed: list[tuple[float, str, list[Step]]]) -> list[Step]:
+    return [step for _, _, some in sorted(placed, key=lambda item: (item[0], item[1])) for step in some]
+
+
+def _calico_placed(documents: Sequence[Document], flow: Flow, tier: str) -> list[tuple[float, str, list[Step]]]:
+    """Of the policies of a tier that select: the order, the name and what they say."""
+    return [
+        (float(one["spec"].get("order", float("inf"))), one["metadata"]["name"], _calico_steps(one, flow))
+        for one in documents
+        if one["apiVersion"].startswith("projectcalico.org/")
+        and one["spec"].get("tier", "default") == tier
+        and _calico_selects(one, flow.me)
+        and flow.way in _calico_types(one)
+    ]
 
 
 def _union(documents: Sequence[Document], flow: Flow) -> tuple[list[Step], bool]:
@@ -143,14 +161,43 @@ def _cilium_cells(document: Document, item: Mapping[str, Any], flow: Flow) -> li
     """The HTTP rules of each part of the item that covers the flow: [] for a part without any."""
     side = "from" if flow.way == "ingress" else "to"
     peers = [key for key in item if key.startswith(side) and key != "toPorts"]
-    if not peers and not item.get("toPorts"):
+    if not peers and not item.get("toPorts") and not item.get("icmps"):
         return []
     if peers and not any(_cilium_peer(document, key, one, flow.peer) for key in peers for one in item[key]):
         return []
+    if item.get("icmps"):
+        return [[]] if any(_icmp(one, flow) for part in item["icmps"] for one in part["fields"]) else []
     if not item.get("toPorts"):
         return [[]]
     cells = [cell for cell in item["toPorts"] if any(_cilium_port(port, flow) for port in cell.get("ports") or [])]
     return [list((cell.get("rules") or {}).get("http") or []) for cell in cells]
+
+
+def _icmp(kind: Mapping[str, Any], flow: Flow) -> bool:
+    number = {"EchoRequest": 8}.get(kind["type"]) or int(kind["type"])
+    return flow.protocol == "ICMP" and kind.get("family", "IPv4") == "IPv4" and flow.port >> 8 == number
+
+
+def _cilium_service(reference: Mapping[str, Any], peer: Who) -> bool:
+    by_name, by_labels = reference.get("k8sService"), reference.get("k8sServiceSelector")
+    for one in SERVICES:
+        wanted = (by_name or by_labels or {}).get("namespace", one.space)
+        if one.space != wanted or (by_name and by_name["serviceName"] != one.name):
+            continue
+        if by_labels and not matches(by_labels["selector"], one.labels):
+            continue
+        if one.selector:
+            if peer.space == one.space and matches({"matchLabels": one.selector}, peer.labels):
+                return True
+        elif peer.is_outside and any(peer.address in addresses for addresses, _ in one.parts):
+            return True
+    return False
+
+
+def _group(value: Mapping[str, Any], one: Nets) -> bool:
+    if "cidrGroupRef" in value:
+        return bool(value["cidrGroupRef"] == one.name)
+    return matches(value["cidrGroupSelector"], one.labels)
 
 
 def _cilium_peer(document: Document, key: str, value: Any, peer: Who) -> bool:
@@ -171,15 +218,24 @@ def _cilium_peer(document: Document, key: str, value: Any, peer: Who) -> bool:
             "world": peer.is_outside,
             "cluster": not peer.is_outside,
             "host": peer.is_host(),
-            "remote-node": not peer.is_pod and peer.node == "n2",
+            "remote-node": peer.is_node and not peer.is_host(),
+            "kube-apiserver": peer.is_node and peer.name == API_SERVER,
+            "unmanaged": peer.stray,
         }[value]
+    if key.endswith("Nodes"):
+        return peer.is_node and not peer.is_host() and matches(value, peer.labels)
+    if key.endswith("Services"):
+        return _cilium_service(value, peer)
+    if not isinstance(value, str) and "cidr" not in value:
+        inside = any(peer.within(prefix) for one in GROUPS if _group(value, one) for prefix in one.prefixes)
+        return peer.is_outside and inside and not any(peer.within(hole) for hole in value.get("except") or [])
     cidr, holes = (value, []) if isinstance(value, str) else (value["cidr"], value.get("except") or [])
     return peer.is_outside and peer.within(cidr) and not any(peer.within(hole) for hole in holes)
 
 
 def _cilium_port(port: Mapping[str, Any], flow: Flow) -> bool:
     protocol = port.get("protocol", "ANY")
-    if protocol not in ("ANY", flow.protocol):
+    if protocol not in ("ANY", flow.protocol) or flow.protocol not in WITH_PORTS:
         return False
     text = port["port"]
     if not text.isdigit():
@@ -241,9 +297,57 @@ def _kubernetes_port(port: Mapping[str, Any], flow: Flow) -> bool:
 # Calico
 
 
+@dataclass(frozen=True)
+class Known:
+    """What a selector of Calico's may select: a pod, or a network set."""
+
+    space: str
+    labels: Mapping[str, str]
+    account: str = ""
+    is_pod: bool = False
+
+
+def _as_pod(who: Who) -> Known:
+    roles = ACCOUNTS.get((who.space, who.account), {})
+    labels = who.labels | {f"pcns.{key}": value for key, value in SPACES[who.space].items()}
+    labels |= {f"pcsa.{key}": value for key, value in roles.items()}
+    labels |= {"projectcalico.org/namespace": who.space, "projectcalico.org/serviceaccount": who.account}
+    return Known(who.space, labels, who.account, is_pod=True)
+
+
+def _known(who: Who) -> list[Known]:
+    """All that this address is to Calico."""
+    found = [_as_pod(who)] if who.is_pod else []
+    for one in SETS:
+        if any(who.within(prefix) for prefix in one.prefixes):
+            inherited = {f"pcns.{key}": value for key, value in SPACES[one.space].items()} if one.space else {}
+            named = {"projectcalico.org/namespace": one.space} if one.space else {}
+            found.append(Known(one.space, one.labels | inherited | named))
+    return found
+
+
 def _calico_selects(document: Document, me: Who) -> bool:
-    space = document["metadata"].get("namespace")
-    return (space is None or me.space == space) and holds(TREES[document["spec"]["selector"]], me.labels)
+    space, spec, known = document["metadata"].get("namespace"), document["spec"], _as_pod(me)
+    if space is not None and me.space != space:
+        return False
+    if "namespaceSelector" in spec and not _in_space(spec["namespaceSelector"], known):
+        return False
+    if "serviceAccountSelector" in spec and not _of_account({"selector": spec["serviceAccountSelector"]}, known):
+        return False
+    return holds(TREES[spec["selector"]], known.labels)
+
+
+def _in_space(selector: str, known: Known) -> bool:
+    if not known.space:
+        return False
+    return holds(TREES[selector], SPACES[known.space] | {"projectcalico.org/name": known.space})
+
+
+def _of_account(wanted: Mapping[str, Any], known: Known) -> bool:
+    if not known.is_pod or known.account not in wanted.get("names", [known.account]):
+        return False
+    labels = ACCOUNTS.get((known.space, known.account), {})
+    return "selector" not in wanted or holds(TREES[wanted["selector"]], labels)
 
 
 def _calico_types(document: Document) -> list[str]:
@@ -267,10 +371,22 @@ def _calico_steps(document: Document, flow: Flow) -> list[Step]:
 
 
 def _calico_covers(document: Document, rule: Mapping[str, Any], flow: Flow) -> bool:
-    if rule.get("protocol", flow.protocol) != flow.protocol:
+    protocol = rule.get("protocol", flow.protocol)
+    if ("GRE" if protocol == 47 else protocol) != flow.protocol:
         return False
-    other = rule.get("source" if flow.way == "ingress" else "destination") or {}
+    if rule.get("notProtocol") == flow.protocol:
+        return False
+    if "icmp" in rule and not _calico_icmp(rule["icmp"], flow):
+        return False
+    if "notICMP" in rule and _calico_icmp(rule["notICMP"], flow):
+        return False
+    sides = ("source", "destination") if flow.way == "ingress" else ("destination", "source")
+    other, mine = (rule.get(side) or {} for side in sides)
     to = rule.get("destination") or {}
+    if "services" in other:
+        if not _calico_service(other["services"], flow):
+            return False
+        other = {}
     if "ports" in to and not any(_calico_port(port, flow) for port in to["ports"]):
         return False
     if "notPorts" in to and any(_calico_port(port, flow) for port in to["notPorts"]):
@@ -279,22 +395,44 @@ def _calico_covers(document: Document, rule: Mapping[str, Any], flow: Flow) -> b
         return False
     if "notNets" in other and any(flow.peer.within(net) for net in other["notNets"]):
         return False
-    return _calico_selected(document, other, flow.peer)
+    return _calico_entity(document, other, _known(flow.peer)) and _calico_entity(document, mine, [_as_pod(flow.me)])
 
 
-def _calico_selected(document: Document, other: Mapping[str, Any], peer: Who) -> bool:
-    """A selector means known endpoints: pods here, since there are no network sets."""
-    if "selector" not in other and "namespaceSelector" not in other:
-        return True
-    if not peer.is_pod:
+def _calico_entity(document: Document, entity: Mapping[str, Any], known: list[Known]) -> bool:
+    """Positive terms want one that they all hold for, a negative one wants none that it holds for."""
+    positive = entity.keys() & {"selector", "namespaceSelector", "serviceAccounts"}
+    if "namespace" in document["metadata"]:
+        positive |= entity.keys() & {"notSelector"}  # it, too, is of the policy's own namespace
+    if positive and not any(_calico_selected(document, entity, one) for one in known):
         return False
+    return "notSelector" not in entity or not any(holds(TREES[entity["notSelector"]], one.labels) for one in known)
+
+
+def _calico_selected(document: Document, entity: Mapping[str, Any], known: Known) -> bool:
     own = document["metadata"].get("namespace")
-    if "namespaceSelector" in other:
-        if not holds(TREES[other["namespaceSelector"]], SPACES[peer.space]):
+    if "namespaceSelector" in entity:
+        if not _in_space(entity["namespaceSelector"], known):
             return False
-    elif own is not None and peer.space != own:
+    elif own is not None and known.space != own:
         return False
-    return "selector" not in other or holds(TREES[other["selector"]], peer.labels)
+    if "serviceAccounts" in entity and not _of_account(entity["serviceAccounts"], known):
+        return False
+    return "selector" not in entity or holds(TREES[entity["selector"]], known.labels)
+
+
+def _calico_icmp(kind: Mapping[str, int], flow: Flow) -> bool:
+    if flow.protocol != "ICMP" or flow.port >> 8 != kind["type"]:
+        return False
+    return "code" not in kind or flow.port & 255 == kind["code"]
+
+
+def _calico_service(reference: Mapping[str, str], flow: Flow) -> bool:
+    """As a destination with the ports it has there, as a source whoever is behind it."""
+    (service,) = [one for one in SERVICES if (one.space, one.name) == (reference["namespace"], reference["name"])]
+    behind = [ports for addresses, ports in service.parts if flow.peer.address in addresses]
+    if flow.way == "ingress":
+        return bool(behind)
+    return any((flow.protocol, flow.port) in ports for ports in behind)
 
 
 def _calico_port(port: Any, flow: Flow) -> bool:
@@ -323,14 +461,17 @@ def _calico_http(http: Mapping[str, Any], ask: Ask) -> bool:
 
 
 def _admin(documents: Sequence[Document], flow: Flow) -> Tier:
-    some = [one for one in documents if one["kind"] == "AdminNetworkPolicy"]
+    some = [one for one in documents if one["kind"] == "AdminNetworkPolicy" or one["spec"].get("tier") == "Admin"]
     some.sort(key=lambda one: one["spec"]["priority"])
     return Tier([step for one in some for step in _admin_steps(one, flow)], closed=False)
 
 
 def _baseline(documents: Sequence[Document], flow: Flow) -> Tier:
-    some = [one for one in documents if one["kind"] == "BaselineAdminNetworkPolicy"]
-    return Tier([step for one in some for step in _admin_steps(one, flow)], closed=False)
+    """The old kind has no priority, and comes last."""
+    old = [one for one in documents if one["kind"] == "BaselineAdminNetworkPolicy"]
+    new = [one for one in documents if one["spec"].get("tier") == "Baseline"]
+    new.sort(key=lambda one: one["spec"]["priority"])
+    return Tier([step for one in (*new, *old) for step in _admin_steps(one, flow)], closed=False)
 
 
 def _admin_steps(document: Document, flow: Flow) -> list[Step]:
@@ -344,13 +485,17 @@ def _admin_steps(document: Document, flow: Flow) -> list[Step]:
             continue
         if "ports" in rule and not any(_admin_port(port, flow) for port in rule["ports"]):
             continue
-        found.append(Step(rule["action"].lower()))
+        if "protocols" in rule and not any(_later_port(one, flow) for one in rule["protocols"]):
+            continue
+        found.append(Step({"accept": "allow"}.get(rule["action"].lower(), rule["action"].lower())))
     return found
 
 
 def _admin_peer(peer: Mapping[str, Any], who: Who) -> bool:
     if "networks" in peer:
         return any(who.within(net) for net in peer["networks"])
+    if "nodes" in peer:
+        return who.is_node and matches(peer["nodes"], who.labels)
     if not who.is_pod:
         return False
     if "namespaces" in peer:
@@ -359,7 +504,21 @@ def _admin_peer(peer: Mapping[str, Any], who: Who) -> bool:
     return matches(pods["namespaceSelector"], SPACES[who.space]) and matches(pods["podSelector"], who.labels)
 
 
+def _later_port(protocol: Mapping[str, Any], flow: Flow) -> bool:
+    ((name, value),) = protocol.items()
+    if name == "destinationNamedPort":
+        return (value, flow.protocol, flow.port) in flow.destination.ports
+    port = value.get("destinationPort", {"range": {"start": 1, "end": 65535}})
+    if name.upper() != flow.protocol:
+        return False
+    if "number" in port:
+        return bool(port["number"] == flow.port)
+    return bool(port["range"]["start"] <= flow.port <= port["range"]["end"])
+
+
 def _admin_port(port: Mapping[str, Any], flow: Flow) -> bool:
+    if "namedPort" in port:
+        return (port["namedPort"], flow.protocol, flow.port) in flow.destination.ports
     if "portNumber" in port:
         return (port["portNumber"]["protocol"], port["portNumber"]["port"]) == (flow.protocol, flow.port)
     span = port["portRange"]
