@@ -11,25 +11,45 @@ from typing import Final
 
 from l7proxy.model.http import EditKind, HeaderEdit, Headers, Request, Rewrite, alike
 from l7proxy.model.secret import REDACTED
-from l7proxy.policy.headers import WRITING, HeaderRule, Mismatch
+from l7proxy.policy.headers import FRAMING, WRITING, HeaderRule, Mismatch
 from l7proxy.policy.match.pattern import PatternSet
 from l7proxy.policy.rules import HeaderMatch
 
+_OF_A_CONNECTION: Final = frozenset(name.encode() for name in FRAMING)
+NEEDED: Final = WRITING | {Mismatch.FAIL}
+"""Those that see to it that the header arrives."""
 MISSING: Final = "missing"
 DIFFERS: Final = "differs"
 NOMINATED: Final = "is named by Connection, so that it would be dropped on the way"
 UNRESOLVED: Final = "is compared with a secret that is not there"
 
 
-class HeaderTest:
-    """One required header. `used` is the mask of the rules that require it."""
+def nominated(headers: Headers, name: bytes) -> bool:
+    """Whether Connection names this header (`alike`), so that the next proxy takes it out (RFC 9110 7.6.1).
 
-    __slots__ = ("_name", "_pattern", "_value", "match", "used")
+    Those that are of one connection anyway it must name.
+    """
+    if name in _OF_A_CONNECTION:
+        return False
+    for key, value in headers:
+        if key == b"connection" and any(alike(one.strip(b" \t")) == name for one in value.lower().split(b",")):
+            return True
+    return False
+
+
+class HeaderTest:
+    """One required header. `used` is the mask of the rules that require it.
+
+    It must be there for whoever reads the request: not one that goes on the way, nor beside another that passes for it.
+    """
+
+    __slots__ = ("_alike", "_name", "_pattern", "_value", "match", "used")
 
     def __init__(self, match: HeaderMatch) -> None:
         self.match = match
         self.used = 0
         self._name = match.name.encode("utf-8", "surrogatepass")
+        self._alike = alike(self._name)
         self._value = None if match.value is None else match.value.encode("utf-8", "surrogatepass")
         self._pattern = None if match.pattern is None else PatternSet((match.pattern,))
 
@@ -42,7 +62,13 @@ class HeaderTest:
         value = request.joined(self._name)
         if value is None:
             return MISSING
-        if self._value is None or value == self._value:
+        if nominated(request.headers, self._alike):
+            return NOMINATED
+        if self._value is None:
+            return ""
+        if any(name != self._name and alike(name) == self._alike for name, _ in request.headers):
+            return DIFFERS
+        if value == self._value:
             return ""
         if self._pattern is not None and self._pattern.find(value):
             return ""
@@ -72,10 +98,10 @@ class HeaderAction:
         """ "" unless the rule fails by it; else why."""
         if self.rule.unresolved:
             return UNRESOLVED
-        if self.rule.mismatch is Mismatch.FAIL:
-            return self._mismatch(self._found(request.headers))
-        if self.rule.mismatch in WRITING and self._nominated(request.headers):
-            return NOMINATED  # RFC 9110 7.6.1: what we write there, the next proxy would take out again
+        if self.rule.mismatch is Mismatch.FAIL and (fault := self._mismatch(self._found(request.headers))):
+            return fault
+        if self.rule.mismatch in NEEDED and nominated(request.headers, self._alike):
+            return NOMINATED
         return ""
 
     def change(self, headers: Headers) -> Rewrite | None:
@@ -108,10 +134,6 @@ class HeaderAction:
             return MISSING
         same = len(exact) == len(found) and compare_digest(b",".join(exact), self._wanted)
         return "" if same else DIFFERS
-
-    def _nominated(self, headers: Headers) -> bool:
-        options = b",".join(value for name, value in headers if name == b"connection").lower().split(b",")
-        return any(alike(option.strip(b" \t")) == self._alike for option in options)
 
     def _edit(self, kind: EditKind) -> HeaderEdit:
         value = b"" if kind is EditKind.REMOVE or self._wanted is None else self._wanted

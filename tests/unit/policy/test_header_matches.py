@@ -19,7 +19,7 @@ from l7proxy.policy import lang
 from l7proxy.policy.decide import HttpTable, PortPolicy
 from l7proxy.policy.decision import Decision
 from l7proxy.policy.headers import FRAMING, HeaderRule, Mismatch, SecretName
-from l7proxy.policy.rules import HttpRule
+from l7proxy.policy.rules import HeaderMatch, HttpRule
 
 if TYPE_CHECKING:
     from tests.unit.policy.conftest import Bench
@@ -165,6 +165,29 @@ def test_two_rules_that_add_the_same_add_it_once() -> None:
     asked = request((NAME, b"other"))
     twice = [HttpRule(REF, path=path, header_matches=(HeaderRule("X-Token", "v", Mismatch.ADD),)) for path in "/."]
     assert forwarded(judge(asked, *twice), asked) == ((NAME, b"other"), (NAME, b"v"))
+
+
+REQUIRING = [
+    HttpRule(REF, headers=(HeaderMatch("x-token", "right"),)),
+    HttpRule(REF, headers=(HeaderMatch("x-token", "r.*", "r.*"),)),
+    HttpRule(REF, header_matches=(HeaderRule("X-Token", "right", Mismatch.FAIL),)),
+]
+
+
+@pytest.mark.parametrize("rule", REQUIRING)
+def test_what_is_required_must_reach_the_server(rule: HttpRule) -> None:
+    """Not a header that the next proxy takes out (RFC 9110 7.6.1), nor one whose twin some servers read instead."""
+    assert judge(request(RIGHT), rule).allowed
+    assert judge(request(RIGHT, (b"connection", b"keep-alive")), rule).allowed
+    assert not judge(request(RIGHT, (b"connection", b"keep-alive, X-Token")), rule).allowed
+    assert not judge(request(RIGHT, (b"connection", b"close"), (b"connection", b" x_token ")), rule).allowed
+    assert not judge(request(RIGHT, (b"x_token", b"right")), rule).allowed
+
+
+def test_headers_of_a_connection_are_named_there_rightly() -> None:
+    asked = request((b"connection", b"Upgrade"), (b"upgrade", b"websocket"))
+    assert judge(asked, HttpRule(REF, headers=(HeaderMatch("upgrade", "websocket"),))).allowed
+    assert judge(asked, HeaderRule("Upgrade", "websocket", Mismatch.FAIL)).allowed
 
 
 def test_what_one_rule_deletes_and_another_adds_a_third_deletes_again() -> None:
