@@ -17,7 +17,7 @@ from functools import cache
 
 from tproxy_rules import nft_bridge, nft_inet, nft_state, routes
 from tproxy_rules.backend import QUIET, Installed, KernelError
-from tproxy_rules.desired import Desired, Stage, Table
+from tproxy_rules.desired import Desired, Settings, Stage, Table
 from tproxy_rules.digest import fingerprint, table_digest
 from tproxy_rules.marks import TABLE
 from tproxy_rules.memo import Memo
@@ -63,6 +63,7 @@ class NftablesBackend:
         self._known: _Known | None = None
         self._fresh = True
         self._watching: Watch | None = None
+        self._routed: Settings | None = None
         self._examine: Memo[Table, Examined] = Memo(examined)
         self._digest: Memo[Table, bytes] = Memo(table_digest)
         self._ask: Memo[Stage, Asked] = Memo(asked)
@@ -93,9 +94,11 @@ class NftablesBackend:
     def apply(self, desired: Desired) -> None:
         picture = checked(desired, self._examine)
         wanted = fingerprint(picture, self._digest)
-        routes.ensure(picture.settings)
         _ = self._watch  # before the first commit
         known = self._verified()
+        if known is None or known.picture == wanted or self._routed != picture.settings:
+            routes.ensure(picture.settings)  # else they stand since the picture before; `read` looks after them
+            self._routed = picture.settings
         if known is None or known.picture != wanted:
             tables = self._draw(picture)
             if known is not None or not self._adopted(wanted, tables):
