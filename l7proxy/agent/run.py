@@ -7,6 +7,7 @@ Stopping leaves the kernel as it is: L4 verdicts stay in force, ports with L7 ru
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import signal
 import socket
@@ -37,6 +38,8 @@ from tproxy_rules.nflog import NflogReader
 log = logging.getLogger(__name__)
 
 CANNOT_START: Final = 2
+GC_THRESHOLDS: Final = (50_000, 20, 100)
+"""Thousands of pods are many objects that stay: to walk through all of them now and then delays what is changed."""
 
 
 def run_agent(settings: Settings) -> int:
@@ -89,6 +92,7 @@ def _leaves(group: BaseExceptionGroup[Any]) -> Iterator[BaseException]:
 
 
 async def _agent(settings: Settings) -> None:
+    gc.set_threshold(*GC_THRESHOLDS)
     source = _source(settings)
     prepare_run_dir(settings.run_dir)
     backend = await asyncio.to_thread(detect.choose, settings.backend)
