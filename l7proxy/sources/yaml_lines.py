@@ -23,6 +23,8 @@ MAX_BYTES: Final = 8 << 20
 MAX_DOCUMENTS: Final = 10_000
 MAX_VALUES: Final = 1_000_000
 MAX_DEPTH: Final = 100
+TOO_DEEP: Final = f"nested deeper than {MAX_DEPTH} levels"
+"""libyaml says so, too, in its own words and from 0.2.6 on: it reads ahead of what we have asked it for."""
 
 _TAG = "tag:yaml.org,2002:"
 _FALSE = frozenset(("false", "False", "FALSE", "no", "No", "NO", "off", "Off", "OFF"))
@@ -105,7 +107,8 @@ def _read_yaml(text: str, offset: int = 0) -> Iterator[Document]:
         yield from _Composer(text, offset).documents()
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 + offset if error.problem_mark else None
-        raise SourceError(f"not YAML: {error.problem or error.context}", line=line) from error
+        said = str(error.problem or error.context)
+        raise SourceError(TOO_DEEP if "nesting depth" in said else f"not YAML: {said}", line=line) from error
     except yaml.YAMLError as error:
         raise SourceError(f"not YAML: {str(error).splitlines()[0]}") from error
 
@@ -170,7 +173,7 @@ class _Composer:
         before = self._values
         self._count(1, event)
         if depth > MAX_DEPTH:
-            raise SourceError(f"nested deeper than {MAX_DEPTH} levels", line=self._line(event))
+            raise SourceError(TOO_DEEP, line=self._line(event))
         if event.anchor:
             self._anchors[event.anchor] = None
         if isinstance(event, yaml.MappingStartEvent):
