@@ -10,7 +10,7 @@ BACKEND ?= auto
 ARGS   ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup compiled tools demo test check lab-test bench clean
+.PHONY: help setup compiled tools demo test check bench clean
 
 help: ## Show this help
 	@echo "l7proxy: L7 policy on any CNI. Commands:"
@@ -36,10 +36,12 @@ check: $(VENV)/.ready ## Format, lint, types, import contracts, unit tests: unde
 	@$(BIN)/python -m tests.check
 
 test: setup ## Everything one machine can run, the lab included
+	@sh deploy/setup/programs.sh $(VENV) nginx wrk
 	@$(BIN)/python -m tests.check --no-tests
 	@$(BIN)/pytest $(ARGS)
 
 bench: setup compiled ## Every figure in one table: ours beside Envoy, HAProxy and nginx (ARGS="--quick")
+	@sh deploy/setup/programs.sh $(VENV) nginx wrk haproxy
 	@$(BIN)/python -m bench $(ARGS)
 
 clean: ## Remove .venv and caches (labs: `l7proxy lab down --all`)

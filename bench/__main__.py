@@ -23,7 +23,7 @@ from types import FrameType
 
 from rich.console import Console
 
-from bench import chart, cores, machine, report
+from bench import chart, cores, machine, programs, report
 from bench.cores import Cores
 from bench.figures import QUICK, THOROUGH, Alone, Effort, Figure, OnStage, Report, registry
 from bench.row import Row, not_measured
@@ -92,6 +92,7 @@ def main() -> int:
         for one in registry.FIGURES:
             print(f"{one.key:14} {one.about}")
         return 0
+    programs.reach()
     chosen = [one for one in registry.FIGURES if not args.only or one.key in args.only]
     progress = Console(stderr=True)
     start = time.monotonic()

@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import shutil
 import signal
 import socket
 import subprocess
@@ -23,6 +22,7 @@ from functools import partial
 from pathlib import Path
 from typing import IO, Any, Final, TypeVar
 
+from bench import programs
 from bench.cores import Cores, pinned
 from bench.cpu import Used, children, used
 from bench.proxies import Peer, Place
@@ -67,6 +67,7 @@ REUSE_WAITING: Final = {"net/ipv4/tcp_tw_reuse": "1"}
 SERVER_CONFIG: Final = """user root; worker_processes 1; daemon off; error_log stderr error; pid {directory}/server.pid;
 events {{ worker_connections 8192; }}
 http {{
+  {paths}
   access_log off; keepalive_requests 1000000000; keepalive_timeout 1h;
   server {{
     listen {http} backlog=4096; listen {direct} backlog=4096;
@@ -255,7 +256,8 @@ class Stage:
     @contextlib.contextmanager
     def _server(self) -> Iterator[None]:
         config = self.directory / "server.conf"
-        config.write_text(SERVER_CONFIG.format(directory=self.directory, http=HTTP, direct=DIRECT))
+        paths = programs.nginx_paths(self.directory)
+        config.write_text(SERVER_CONFIG.format(directory=self.directory, paths=paths, http=HTTP, direct=DIRECT))
         nginx = ("nginx", "-p", str(self.directory), "-e", "stderr", "-c", str(config))
         with self.serving(DIRECT, *nginx):
             yield
@@ -277,7 +279,7 @@ def stage(
     sysctls: Mapping[str, str] = REUSE_WAITING,
 ) -> Iterator[Stage]:
     """Bring the bench's lab up, and down again whatever happens."""
-    if absent := [tool for tool in ("wrk", "nginx", "taskset") if shutil.which(tool) is None]:
+    if absent := programs.missing(("wrk", "nginx", "taskset")):
         raise SystemExit(f"the bench's load and server need {', '.join(absent)}: apt-get install wrk nginx-light")
     with tempfile.TemporaryDirectory(prefix="l7proxy-bench-") as directory:
         settings = Settings(name=name, cni=Cni.PTP, backend=Kernel.NFTABLES, agent=False)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator, Sequence
 
+from bench import programs
 from bench.proxies import Place
 from bench.rules import Rule
 
@@ -37,6 +38,7 @@ def config(place: Place, chosen: Sequence[Rule]) -> Iterator[str]:
     yield f"pid {place.directory}/nginx.pid;"
     yield "events { worker_connections 8192; }"
     yield "http {"
+    yield programs.nginx_paths(place.directory)
     yield f"log_format flow escape=json '{LOG}';"
     yield f"access_log {place.directory}/access.log flow buffer=64k flush=1s;"
     yield "keepalive_requests 100000000; keepalive_timeout 1h; client_max_body_size 0; variables_hash_max_size 4096;"

@@ -31,6 +31,7 @@ from typing import IO, Any
 from rich.console import Console
 from rich.table import Table
 
+from bench import programs
 from bench.__main__ import ended_by_signals
 from bench.cpu import alive, open_files, rss_mib
 from bench.rules import Rule, rules
@@ -198,6 +199,7 @@ def main() -> int:
     parser.add_argument("--burst", type=float, default=30.0, help="seconds of traffic between two checks")
     parser.add_argument("--name", default="soak", help="of the lab")
     args = parser.parse_args()
+    programs.reach()
     progress = Console(stderr=True)
 
     def report(line: str) -> None:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -16,14 +15,28 @@ from typing import Any
 
 import pytest
 
+from bench import programs
+
 ROOT = Path(__file__).resolve().parents[2]
 TOOLS = ("nft", "iptables-restore", "ipset", "ip", "curl", "unshare")
+programs.reach()
+
+
+def need(*names: str) -> None:
+    """Skips the test where these programs are not there; with CI set it fails instead."""
+    if absent := programs.missing(names):
+        unable(f"not installed: {', '.join(absent)}")
+
+
+def unable(reason: str) -> None:
+    if os.environ.get("CI"):
+        pytest.fail(reason)
+    pytest.skip(reason)
 
 
 def missing() -> str:
     """Why no lab can come up here; empty when one can."""
-    path = os.environ.get("PATH", "") + ":/usr/sbin:/sbin"
-    if absent := [tool for tool in TOOLS if shutil.which(tool, path=path) is None]:
+    if absent := programs.missing(TOOLS):
         return f"not installed: {', '.join(absent)}"
     if os.geteuid() == 0:
         return ""
@@ -34,9 +47,7 @@ def missing() -> str:
 @pytest.fixture(scope="session", autouse=True)
 def able() -> None:
     if reason := missing():
-        if os.environ.get("CI"):
-            pytest.fail(reason)
-        pytest.skip(reason)
+        unable(reason)
 
 
 class Cluster:

@@ -9,10 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import random
 import re
-import shutil
 import socket
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
@@ -29,9 +27,10 @@ from l7proxy.model.verdict import Verdict
 from l7proxy.policy.rules import HttpRule
 from l7proxy.wire import http1_strict
 from l7proxy.wire.head import RequestHead
+from tests.lab.conftest import need
 from tests.lab.front import Front, front
 from tests.lab.test_worker_packets import REF, SERVER, Net, net  # noqa: F401 -- a fixture
-from tests.lab.witnesses import SBIN, Seen, Witness, llhttp, nginx
+from tests.lab.witnesses import Seen, Witness, llhttp, nginx
 from tests.unit.wire import corpus
 from tests.unit.wire.corpus import Valid
 
@@ -115,8 +114,8 @@ async def _statuses(sock: socket.socket, methods: list[str]) -> list[int]:
 
 @contextlib.asynccontextmanager
 async def stage(net: Net, which: str, place: Path) -> AsyncIterator[Stage]:  # noqa: F811
-    if which == "nginx" and not shutil.which("nginx", path=SBIN) and not os.environ.get("CI"):
-        pytest.skip("not installed: nginx")
+    if which == "nginx":
+        need("nginx")
     server, family = (nginx, 4) if which == "nginx" else (llhttp, 6)
     async with server(net.server, SERVER[family], place) as witness, front(net, place, ANY, family=family) as before:
         yield Stage(before, witness)

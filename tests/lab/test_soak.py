@@ -4,23 +4,22 @@ exactly one verdict, nothing left open, nothing grown. (`python -m bench.soak --
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from tests.lab.conftest import need
+
 pytestmark = pytest.mark.lab
 
 ROOT = Path(__file__).resolve().parents[2]
 KINDS = ("abort", "chunked", "deny", "down", "flip", "grpc", "h2", "keep", "malformed", "pipe", "slow", "up", "ws")
-TOOLS = ("nginx", "wrk", "taskset")
-needs = pytest.mark.skipif(any(shutil.which(tool) is None for tool in TOOLS), reason=f"needs {', '.join(TOOLS)}")
 
 
-@needs
 def test_forty_five_seconds_of_mixed_traffic_leave_nothing_unaccounted_for_and_nothing_open() -> None:
+    need("nginx", "wrk", "taskset")
     command = [sys.executable, "-m", "bench.soak", "--minutes", "0.5", "--burst", "15", "--name", f"soak{os.getpid()}"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=200, check=False)
     assert done.returncode == 0, f"{done.stdout}{done.stderr}"

@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import shutil
 import sys
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
@@ -17,7 +16,6 @@ from typing import Any, Final
 
 from tests.unit.proxy.netns import Namespace
 
-SBIN: Final = "/usr/local/sbin:/usr/sbin:/usr/bin:/sbin:/bin"
 ROOT: Final = Path(__file__).resolve().parents[2]
 NGINX: Final = """
 daemon off; master_process off; worker_processes 1; pid {place}/nginx.pid; error_log {place}/error.log;
@@ -83,12 +81,10 @@ def _seen(fact: dict[str, Any]) -> Seen:
 
 @contextlib.asynccontextmanager
 async def nginx(where: Namespace, address: str, place: Path) -> AsyncIterator[Witness]:
-    binary = shutil.which("nginx", path=SBIN)
-    assert binary, "nginx is not installed"
     shown = f"[{address}]" if ":" in address else address
     (place / "nginx.conf").write_text(NGINX.format(place=place, address=shown))
     (place / "nginx.log").touch()
-    async with _running(where, [binary, "-p", str(place), "-c", str(place / "nginx.conf")], address):
+    async with _running(where, ["nginx", "-p", str(place), "-c", str(place / "nginx.conf")], address):
         yield Witness("nginx", address, place / "nginx.log")
 
 
