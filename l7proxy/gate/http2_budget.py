@@ -23,10 +23,11 @@ REFUSED: Final = 5
 """A request that is turned away before it is judged."""
 
 RESET: Final = 20
-"""A request that is begun and cancelled: it was judged, and the server has worked for it."""
+"""A request that is begun and cancelled, or made such that we must: it was judged, and the server has worked for it."""
 
 FINISHED: Final = 20
-"""Earned by each exchange that came to its end, so that cancelling every second request is never a fault."""
+"""Earned by each answer of the server's that came to its end, so that cancelling every second request is never a fault.
+Not by ours: a denial costs its client nothing to have, and would pay for the reset of another stream."""
 
 DELIVERED: Final = 2
 """Earned by each DATA frame that went out whole: its receiver may open two windows for it."""

@@ -170,7 +170,7 @@ class Exchanges:
             stream.up.count(0, end=True)
         except PeerError as error:
             stream.up.ended = end
-            self.fail(stream, error.status, str(error))
+            self._fail_by_client(stream, error)
             return
         self.up.finish(stream.up, block)
 
@@ -191,14 +191,15 @@ class Exchanges:
                 half.count(end - begin, end=ended)
             except PeerError as error:
                 self.up.discard(half, flow, end=ended)
-                self.fail(stream, error.status, str(error))
+                self._fail_by_client(stream, error)
                 return
         self.up.push(half, data, begin, end, flags, flow)
 
     def client_reset(self, number: int, code: int) -> None:
-        self.client.budget.spend(RESET, "RST_STREAM")
         stream = self.streams.get(number)
         if stream is not None:
+            if not stream.answered:  # else nobody has worked for it
+                self.client.budget.spend(RESET, "RST_STREAM")
             self.abandon(stream, f"the client reset the stream ({code_name(code)})", code)
         elif number > self.last and number <= self.promised:
             raise Http2Error("RST_STREAM on a stream that was never opened")
@@ -440,6 +441,11 @@ class Exchanges:
             self._tell(stream, stream.response.status, reason)
             self._forget(stream, Code.INTERNAL_ERROR)
 
+    def _fail_by_client(self, stream: Stream, error: PeerError) -> None:
+        """It makes us cancel what the server has begun, which must not be cheaper than to cancel it (CVE-2025-8671)."""
+        self.client.budget.spend(RESET, str(error))
+        self.fail(stream, error.status, str(error))
+
     def abandon(self, stream: Stream, reason: str, code: int = Code.CANCEL) -> None:
         """The client gives up. 499, unless the server's status has been shown."""
         self._leave_server(stream, code)
@@ -532,7 +538,8 @@ class Exchanges:
         if stream.told or stream.record is None:
             return
         stream.told = True
-        self.client.budget.earn(FINISHED if not reason else 0)
+        if stream.response is not None and not reason:
+            self.client.budget.earn(FINISHED)
         self.actions.append(Emit(self.log.response(stream.record, status, reason, stream.response)))
 
     def emit_malformed(self, status: int, reason: str) -> None:

@@ -15,6 +15,8 @@ from tests.unit.gate.http2_talk import OK, Conversation, line
 GET = b"\x82\x86\x84\x41\x01h"
 DENY = b"\x82\x86\x04\x05/deny\x41\x01h"
 SECOND = 1_000_000_000
+MOST_RESETS = budget.CAPACITY // (budget.RESET - budget.DELIVERED) + 1
+"""In no time, with an answer of ours to each: its DATA lets the client open windows."""
 
 
 def headers(stream: int, block: bytes = GET, *, end: bool = True) -> bytes:
@@ -76,6 +78,27 @@ def test_cve_2023_44487_denied_requests_in_one_read_are_streams_at_a_time(quick:
     assert quick.client.goaways[-1][1] == Code.ENHANCE_YOUR_CALM
 
 
+def test_cve_2023_44487_denied_requests_do_not_pay_for_resets(quick: Conversation) -> None:
+    quick.client.raw = True
+    for stream in range(1, 40_000, 4):
+        cancelled = headers(stream) + frames.rst_stream(stream, Code.CANCEL)
+        quick._obey(quick.gate.from_client(cancelled + headers(stream + 2, DENY)))
+        if quick.end():
+            break
+    expect_calm(quick)
+    assert len(quick.asked) <= 2 * MOST_RESETS
+
+
+def test_denied_uploads_that_their_client_cancels_are_borne_for_ever(quick: Conversation) -> None:
+    quick.client.raw = True
+    for stream in range(1, 20_000, 2):
+        quick._obey(quick.gate.from_client(headers(stream, DENY, end=False)))
+        quick._obey(quick.gate.from_client(frames.rst_stream(stream, Code.CANCEL)))
+        quick.clock += SECOND // 400
+    assert not quick.end()
+    assert quick.pairs()
+
+
 def test_cancelling_every_second_request_is_borne_for_ever(quick: Conversation) -> None:
     for stream in range(1, 4000, 4):
         quick.get(stream)
@@ -117,6 +140,31 @@ def test_cve_2025_8671_what_would_make_us_reset_a_stream_ends_the_connection(htt
     assert http2.end() == "close"
     assert len(http2.client.goaways) == 1
     assert http2.told() == ["FORWARDED GET http://h/a"] * 2 + ["malformed 400"] + ["499 GET http://h/a"] * 2
+
+
+UNFIT = {
+    "a body that is too long": (b"\x0f\x0d\x011", frames.frame(frames.DATA, 0, 1, b"ab")),
+    "a body that is too short": (b"\x0f\x0d\x013", frames.frame(frames.DATA, frames.END_STREAM, 1, b"ab")),
+    "HEADERS in the middle": (b"", headers(1, b"\x00\x01x\x01y", end=False)),
+    "trailers that frame": (b"", headers(1, b"\x0f\x0d\x013")),
+    "trailers that say the head again": (b"\x00\x01x\x01y", headers(1, b"\x00\x01x\x01z")),
+}
+"""More of a head, and what then comes and does not fit it: the request is on its way to the server, and is cancelled."""
+
+
+@pytest.mark.parametrize("name", UNFIT)
+def test_cve_2025_8671_requests_that_we_must_cancel_cost_as_those_that_the_client_does(
+    quick: Conversation, name: str
+) -> None:
+    more, then = UNFIT[name]
+    quick.server.raw = quick.client.raw = True
+    for stream in range(1, 10_000, 2):
+        rest = then[:5] + stream.to_bytes(4, "big") + then[9:]
+        quick._obey(quick.gate.from_client(headers(stream, GET + more, end=False) + rest))
+        if quick.end():
+            break
+    expect_calm(quick)
+    assert len(quick.asked) <= MOST_RESETS
 
 
 def test_cve_2025_8671_malformed_requests_cannot_be_sent_for_ever(quick: Conversation) -> None:
