@@ -30,13 +30,25 @@ NOBODYS: Final[Mapping[int, IPv4Network | IPv6Network]] = {4: IPv4Network("240.0
 
 @dataclass(frozen=True, slots=True)
 class End:
-    """One WHO: a pod, a node, an address outside, or a reserved identity that has no address."""
+    """One WHO: a pod, a node, an address outside, or a reserved identity that has no address.
+
+    `addresses`: all that it may be reached by, when none of them was asked for; `address` is then the first.
+    """
 
     name: str
     address: str = ""
     pod: Pod | None = None
     node: str | None = None
     identity: int | None = None
+    addresses: tuple[str, ...] = ()
+
+    def of_family(self, family: int) -> End | None:
+        """The same end at an address of this family, if it has one. Who has no address of its own may have any."""
+        if not self.address or is_invented(self.address):
+            return self
+        found = (one for one in (self.address, *self.addresses) if family_of(one) == family)
+        address = next(found, None)
+        return replace(self, address=address) if address is not None else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,11 +133,18 @@ class Cluster:
             return self._node_named(text)
 
     def targets(self, text: str, port: str, protocol: int) -> list[Target]:
-        """A Service is all of its backends; a name of a port is the Service's, or else the pod's."""
-        if not text.startswith("svc:"):
-            end = self.who(text)
-            return [Target(end, _port_number(port, protocol, end))]
-        return self._backends(text, port, protocol)
+        """A Service is all of its backends; a name of a port is the Service's, or else the pod's.
+
+        An address of a Service is the Service, on the ports that it has: policy is asked behind it.
+        """
+        if text.startswith("svc:"):
+            service = self._service(text)
+            return self._backends(service, _port_of(service, port, protocol), protocol)
+        frontend = self._frontend(text, port, protocol)
+        if frontend is not None:
+            return self._backends(*frontend, protocol, at=canonical(text))
+        end = self.who(text)
+        return [Target(end, _port_number(port, protocol, end))]
 
     def _pod(self, text: str) -> End:
         namespace, _, name = text.partition("/")
@@ -140,12 +159,12 @@ class Cluster:
             return replace(self._node_named(pod.node), name=f"{name} (network of node {pod.node})")
         if pod.finished:
             raise ConfigError(f"pod {name} has finished (phase {pod.phase}): it has no address any more")
-        return End(name, pod.addresses[0], pod=pod)
+        return End(name, pod.addresses[0], pod=pod, addresses=pod.addresses)
 
     def _node_named(self, name: str) -> End:
         for fact in self.facts:
             if isinstance(fact, Node) and fact.name == name:
-                return End(f"node {name}", fact.addresses[0], node=name)
+                return End(f"node {name}", fact.addresses[0], node=name, addresses=fact.addresses)
         raise ConfigError(
             f"{name!r} is no node in the manifests, no address and no pod; "
             "WHO is NS/POD, a node, an address, reserved:NAME or svc:NS/NAME"
@@ -154,37 +173,51 @@ class Cluster:
     def _at(self, address: str) -> End:
         for fact in self.facts:
             if isinstance(fact, Pod) and address in fact.addresses and not fact.finished:
-                return replace(self._end_of(fact), address=address)
+                return replace(self._end_of(fact), address=address, addresses=())
             if isinstance(fact, Node) and address in fact.addresses:
                 return End(f"node {fact.name}", address, node=fact.name)
         return End(address, address)
 
-    def _backends(self, text: str, port: str, protocol: int) -> list[Target]:
+    def _service(self, text: str) -> Service:
         namespace, slash, name = text.removeprefix("svc:").partition("/")
         if not slash:
             raise ConfigError(f"{text}: expected svc:NAMESPACE/NAME")
-        services = [one for one in self.facts if isinstance(one, Service)]
-        service = next((one for one in services if (one.namespace, one.name) == (namespace, name)), None)
+        found = (
+            one for one in self.facts if isinstance(one, Service) and (one.namespace, one.name) == (namespace, name)
+        )
+        service = next(found, None)
         if service is None:
             raise ConfigError(f"no Service {namespace}/{name} in the manifests")
         if service.headless:
             raise ConfigError(f"Service {namespace}/{name} is headless: name one of its pods, --to NS/POD")
-        number = next(
-            (one.port for one in service.ports if one.protocol == protocol and port in (one.name, str(one.port))), None
-        )
-        if number is None:
-            known = ", ".join(port_name(one.protocol, one.port) for one in service.ports) or "none"
-            raise ConfigError(f"Service {namespace}/{name} has no port {port} of that protocol (it has: {known})")
+        return service
+
+    def _frontend(self, text: str, port: str, protocol: int) -> tuple[Service, int] | None:
+        """The Service that has this address and port, and the port's number."""
+        try:
+            address = canonical(text)
+        except ValueError:
+            return None
+        for one in self.facts:
+            if isinstance(one, Service) and address in one.addresses:
+                number = _number_of(one, port, protocol)
+                if number is not None:
+                    return one, number
+        return None
+
+    def _backends(self, service: Service, port: int, protocol: int, *, at: str = "") -> list[Target]:
+        """Who is behind a port of it, at this address or at any."""
         behind = sorted(
             {
                 (backend.address, backend.port)
                 for one in self.everywhere.frontends
-                if (one.namespace, one.service, one.port, one.protocol) == (namespace, name, number, protocol)
+                if (one.namespace, one.service) == (service.namespace, service.name)
+                if (one.port, one.protocol) == (port, protocol) and at in ("", one.address)
                 for backend in one.backends
             }
         )
         if not behind:
-            raise ConfigError(f"nobody is behind port {port} of Service {namespace}/{name}")
+            raise ConfigError(f"nobody is behind port {port} of Service {service.namespace}/{service.name}")
         return [Target(self._at(address), number) for address, number in behind]
 
 
@@ -225,3 +258,17 @@ def _port_number(port: str, protocol: int, end: End) -> int:
         if (name, of_protocol) == (port, protocol):
             return number
     raise ConfigError(f"{end.name} has no port named {port!r} of that protocol")
+
+
+def _number_of(service: Service, port: str, protocol: int) -> int | None:
+    wanted = (one.port for one in service.ports if one.protocol == protocol and port in (one.name, str(one.port)))
+    return next(wanted, None)
+
+
+def _port_of(service: Service, port: str, protocol: int) -> int:
+    number = _number_of(service, port, protocol)
+    if number is None:
+        name = f"{service.namespace}/{service.name}"
+        known = ", ".join(port_name(one.protocol, one.port) for one in service.ports) or "none"
+        raise ConfigError(f"Service {name} has no port {port} of that protocol (it has: {known})")
+    return number

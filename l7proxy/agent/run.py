@@ -236,7 +236,7 @@ def _answers(
         if current is None:
             raise ConfigError("nothing is known yet: the source has not been read")
         cluster = Cluster.live(world, current.view, current.policies)
-        return {"trace": (await asyncio.to_thread(trace.answer, cluster, asked)).to_json()}
+        return {"trace": (await asyncio.to_thread(trace.answer, cluster, asked, settings.paths)).to_json()}
 
     return {
         "status": status,

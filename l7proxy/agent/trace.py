@@ -8,7 +8,8 @@ reader first, so that what is judged is the normalised form.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from l7proxy.agent.cluster import Cluster, End, Target, is_invented
@@ -17,13 +18,14 @@ from l7proxy.flows import hubble
 from l7proxy.flows.records import Judgement
 from l7proxy.gate.judge import judge_http, judge_l4
 from l7proxy.model.http import Request
-from l7proxy.model.net import HostPort
+from l7proxy.model.net import HostPort, canonical, family_of
 from l7proxy.model.ref import RuleRef
 from l7proxy.model.verdict import Direction, DropReason, Protocol, Verdict
 from l7proxy.policy import decide, explain
 from l7proxy.policy.decide import PortPolicy
 from l7proxy.wire import http1_strict
 from l7proxy.wire.head import RequestHead
+from l7proxy.wire.path import STRICT, PathRules
 
 PROTOCOLS: Final[Mapping[str, int]] = {
     "TCP": Protocol.TCP,
@@ -32,6 +34,9 @@ PROTOCOLS: Final[Mapping[str, int]] = {
     "ICMPV4": Protocol.ICMP,
     "ICMPV6": Protocol.ICMPV6,
 }
+FAMILIES: Final[Mapping[int, tuple[int, ...]]] = {Protocol.ICMP: (4,), Protocol.ICMPV6: (6,)}
+"""IP protocol → IP versions that carry it, where not both do."""
+_WORST_FIRST: Final = (Verdict.DROPPED, Verdict.AUDIT, Verdict.REDIRECTED, Verdict.FORWARDED)
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +81,9 @@ def port_and_protocol(text: str) -> tuple[str, int]:
     return port, protocol
 
 
-def request_of(text: str, headers: Sequence[str], default_host: str) -> RequestHead | PeerError:
+def request_of(
+    text: str, headers: Sequence[str], default_host: str, paths: PathRules = STRICT
+) -> RequestHead | PeerError:
     """`GET /x` and `K: V` lines, read as a worker reads them. The error is what a worker would answer with."""
     method, _, target = text.strip().partition(" ")
     for part in (text, *headers):
@@ -90,7 +97,7 @@ def request_of(text: str, headers: Sequence[str], default_host: str) -> RequestH
     lines = [f"{method} {target} HTTP/1.1", *([] if given else [f"Host: {default_host}"]), *headers]
     raw = ("\r\n".join(lines) + "\r\n\r\n").encode("ascii")
     try:
-        head = http1_strict.request(raw)
+        head = http1_strict.request(raw, paths)
     except PeerError as error:
         return error
     if not isinstance(head, RequestHead):
@@ -124,25 +131,46 @@ class Question:
         return cls(texts["from"], texts["to"], texts["port"], texts["http"], tuple(headers))
 
 
-def answer(cluster: Cluster, question: Question) -> Outcome:
-    """ConfigError when it cannot be said: nobody of that name, no such port, a request that cannot be sent."""
+def answer(cluster: Cluster, question: Question, paths: PathRules = STRICT) -> Outcome:
+    """ConfigError when it cannot be said: nobody of that name, no such port, a request that cannot be sent.
+
+    `paths`: how strict the workers are about request targets.
+    """
     name, protocol = port_and_protocol(question.port)
     if question.headers and not question.http:
         raise ConfigError("-H needs a request: --http 'GET /x'")
     if question.http and protocol != Protocol.TCP:
         raise ConfigError("--http needs a TCP port")
-    start = cluster.who(question.source)
-    targets = cluster.targets(question.destination, name, protocol)
-    host = _host(question.destination, targets[0].end.address)
-    request = request_of(question.http, question.headers, host) if question.http else None
-    return worst([trace(cluster, start, target, protocol, request) for target in targets])
+    ways = paths_between(cluster.who(question.source), cluster.targets(question.destination, name, protocol), protocol)
+    host = _host(question.destination, ways[0][1].end.address)
+    request = request_of(question.http, question.headers, host, paths) if question.http else None
+    return worst([trace(cluster, start, target, protocol, request) for start, target in ways])
+
+
+def paths_between(source: End, targets: Sequence[Target], protocol: int) -> list[tuple[End, Target]]:
+    """Both ends at addresses of one family, the first that they share."""
+    found: list[tuple[End, Target]] = []
+    for target in targets:
+        preferred = (family_of(target.end.address),) if target.end.address else ()
+        for family in FAMILIES.get(protocol, (*preferred, 4, 6)):
+            start, end = source.of_family(family), target.end.of_family(family)
+            if start is not None and end is not None:
+                found.append((start, replace(target, end=end)))
+                break
+    if not found:
+        raise ConfigError(
+            f"{source.name} and {targets[0].end.name} have no addresses of one IP version for this protocol"
+        )
+    return found
 
 
 def _host(destination: str, address: str) -> str:
-    """What a client would send that asks for this destination by name."""
+    """What a client would send that asks for this destination by name, or by the address that it was given."""
     if destination.startswith("svc:"):
         namespace, _, name = destination.removeprefix("svc:").partition("/")
         return f"{name}.{namespace}"
+    with suppress(ValueError):
+        address = canonical(destination)
     if not address:
         return "unnamed"
     if "/" in destination or is_invented(address):
@@ -158,7 +186,8 @@ def trace(
     request: RequestHead | PeerError | None = None,
 ) -> Outcome:
     """One connection to one backend, and what is asked on it."""
-    steps = [f"{_named(cluster, source, target.end)} -> {_named(cluster, target.end, source, port=target.port)}"]
+    shown = 0 if protocol in FAMILIES else target.port  # ICMP's is a type and a code
+    steps = [f"{_named(cluster, source, target.end)} -> {_named(cluster, target.end, source, port=shown)}"]
     steps[0] += f", {decide.port_name(protocol, target.port)}"
     if source.address and source.address == target.end.address and source.pod is not None:
         return Outcome(Judgement(Verdict.FORWARDED, Direction.UNKNOWN), (*steps, "a pod always reaches itself"))
@@ -185,7 +214,7 @@ def trace(
 def worst(outcomes: Sequence[Outcome]) -> Outcome:
     """Of a Service's backends: a client may get any of them, so one refusal is told."""
     refused = [one for one in outcomes if not one.allowed]
-    chosen = refused[0] if refused else outcomes[0]
+    chosen = min(outcomes, key=lambda one: _WORST_FIRST.index(one.judgement.verdict))
     steps = [step for one in outcomes for step in one.steps]
     if refused and len(refused) < len(outcomes):
         steps.append(f"{len(refused)} of {len(outcomes)} backends refuse: the answer depends on which is chosen")
@@ -243,7 +272,7 @@ def _more(
         node = cluster.node(end.pod.node)
         endpoint = node.endpoint(end.pod)
         policy = node.policies[endpoint.id].direction(direction) if endpoint is not None else None
-        near = explain.nearest(policy, node.identity(peer), protocol, port)
+        near = explain.nearest(policy, direction, node.identity(peer), protocol, port)
         said += [f"  {direction.word}: {near}"] if near is not None else []
     return said
 

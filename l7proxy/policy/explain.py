@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from l7proxy.model.http import Request
-from l7proxy.model.verdict import Action, Verdict
+from l7proxy.model.verdict import Action, Direction, Verdict
 from l7proxy.policy.decide import PortPolicy
 from l7proxy.policy.decision import policy_name, port_name
 from l7proxy.policy.tables import DirectionPolicy, Entry
@@ -29,28 +29,31 @@ class Nearest:
         return f"nearest: {policy_name(self.entry.ref)} {self.entry.ref.rule}{place}: {self.failed}"
 
 
-def nearest(policy: DirectionPolicy | None, identity: int, protocol: int, number: int) -> Nearest | None:
+def nearest(
+    policy: DirectionPolicy | None, direction: Direction, identity: int, protocol: int, number: int
+) -> Nearest | None:
     """Of the rules that admit anyone, that which fails by the least: the port alone, then the peer alone."""
     found: tuple[int, Nearest] | None = None
     for entry in policy.entries if policy is not None else ():
         if entry.action not in ADMITTING or entry.ref.kind == "built-in":
             continue
-        distance, failed = _distance(entry, identity, protocol, number)
+        distance, failed = _distance(entry, direction, identity, protocol, number)
         if failed and (found is None or distance < found[0]):
             found = distance, Nearest(entry, failed)
     return found[1] if found is not None else None
 
 
-def _distance(entry: Entry, identity: int, protocol: int, number: int) -> tuple[int, str]:
+def _distance(entry: Entry, direction: Direction, identity: int, protocol: int, number: int) -> tuple[int, str]:
     who = entry.meets(identity)
     where = entry.protocol is None or (entry.protocol == protocol and entry.first <= number <= entry.last)
     if who and where:
         return 0, ""
     if who:
-        near = abs(number - entry.first) if entry.protocol == protocol else 65536
-        return min(near, 65536), f"it allows this peer, but to {ports(entry)}, not {port_name(protocol, number)}"
+        near = max(entry.first - number, number - entry.last) if entry.protocol == protocol else 1 << 16
+        return near, f"it allows this peer, but on {ports(entry)}, not {port_name(protocol, number)}"
     if where:
-        return 1 << 17, f"it allows {port_name(protocol, number)}, but not from identity {identity}"
+        way = "from" if direction is Direction.INGRESS else "to"
+        return 1 << 17, f"it allows {port_name(protocol, number)}, but not {way} identity {identity}"
     return 1 << 18, f"it allows {ports(entry)} for other peers"
 
 
