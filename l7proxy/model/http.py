@@ -81,9 +81,13 @@ class Request:
         return b",".join(values) if values else None
 
 
+_ALIKE = bytes(byte if byte > 0x7F or chr(byte).isalnum() else ord("-") for byte in range(256))
+
+
 def alike(name: bytes) -> bytes:
-    """What a lower-case name is to servers that read `_` as `-` (RFC 3875 4.1.18): to them X_User is X-User, too."""
-    return name.replace(b"_", b"-") if b"_" in name else name
+    """What a lower-case name is to servers that make a variable of it: to CGI and its kin X_User is X-User, too
+    (RFC 3875 4.1.18), and lighttpd reads any other mark so: X.User, X!User."""
+    return name.translate(_ALIKE)
 
 
 def edited(headers: Headers, edits: Iterable[HeaderEdit]) -> Headers:

@@ -160,7 +160,7 @@ class ChunkedBody:
         if fault:
             raise PeerError(fault_name(fault[0]))
         name, _ = field(content)
-        if name in _NOT_IN_TRAILERS:
+        if alike(name) in _NOT_IN_TRAILERS:
             raise PeerError(f"field {name.decode()} stands in the trailers")
         if any(alike(other) == alike(name) for other, _ in self._head):
             raise PeerError(f"field {name.decode()} stands in the head and again in the trailers")

@@ -13,9 +13,9 @@ from l7proxy.wire import authority
 from l7proxy.wire.head import CHUNKED, MAX_HEAD, MAX_HEADERS, UNTIL_CLOSE, Header, Miss, RequestHead, ResponseHead
 from l7proxy.wire.path import QUERY, SEGMENTS, STRICT, PathRules, normalise
 
-# No underscore in names (some are confusable), no tab and no byte past ASCII in values, no blank at their end: the
-# strict reader has those.
-_FIELDS = rb"((?:[!#$%&'*+\-.^`|~0-9A-Za-z]++:[ -~]*+(?<! )\r\n)*+)\r\n"
+# No mark in names but the hyphen (some are confusable), no tab and no byte past ASCII in values, no blank at their end:
+# the strict reader has those.
+_FIELDS = rb"((?:[\-0-9A-Za-z]++:[ -~]*+(?<! )\r\n)*+)\r\n"
 _REQUEST = re.compile(rb"([A-Z]{1,16}+) ((" + SEGMENTS + rb")(?:" + QUERY + rb")?+) HTTP/1\.1\r\n" + _FIELDS)
 _RESPONSE = re.compile(rb"HTTP/1\.1 ([2-5][0-9]{2})(?: [ -~]*+)?+\r\n" + _FIELDS)
 _FIELD = re.compile(rb"([^:]++): *+([^\r]*+)\r\n")

@@ -11,14 +11,15 @@ import re
 from collections.abc import Callable
 
 from l7proxy.errors import PeerError
+from l7proxy.model.http import alike
 from l7proxy.wire.head import MAX_HEAD, MAX_HEADERS, Header
 
 TOKEN = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"
 
 _FAULT = re.compile(rb"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]|\r(?=[^\n])|(?<!\r)\n")
 _FIELD = re.compile(rb"(" + TOKEN + rb"):[ \t]*(.*?)[ \t]*", re.DOTALL)
-_CONFUSABLE = frozenset({b"content_length", b"transfer_encoding"})
-_TABLESS = frozenset({b"host", b"content-length", b"transfer-encoding"})
+_FRAMING = frozenset({b"content-length", b"transfer-encoding"})
+_TABLESS = _FRAMING | {b"host"}
 
 
 def field(line: bytes) -> Header:
@@ -27,11 +28,16 @@ def field(line: bytes) -> Header:
     if match is None:
         raise PeerError(_what_is_wrong(line))
     name = match[1].lower()
-    if name in _CONFUSABLE:  # servers in the CGI tradition read _ as -
+    if passes_for_framing(name):
         raise PeerError(f"header {name.decode()} passes for a framing header with some servers")
     if name in _TABLESS and b"\t" in line:  # RFC 9110 allows it around a value; nginx takes it for a part of the value
         raise PeerError(f"a tab stands in header {name.decode()}")
     return name, match[2]
+
+
+def passes_for_framing(name: bytes) -> bool:
+    """Whether some servers take a header of this lower-case name for one that frames the message, which it is not."""
+    return alike(name) in _FRAMING and name not in _FRAMING
 
 
 def _what_is_wrong(line: bytes) -> str:

@@ -81,6 +81,11 @@ TABLE: list[tuple[str, Mismatch, str | None, Pairs, Pairs | None, Pairs, Pairs]]
     ("_ for - beside the right one is wrong", Mismatch.FAIL, "right", (RIGHT, (b"x_token", b"right")), None, (), ()),
     ("_ for - is replaced", Mismatch.REPLACE, "right", ((b"x_token", b"w"),), (RIGHT,), (RIGHT,), ((NAME, b"w"),)),
     ("_ for - is deleted", Mismatch.DELETE, "right", ((b"x_token", b"w"),), (), (), ((NAME, b"w"),)),
+    # lighttpd reads any other mark so, and of X-Token and X.Token the last
+    (". for - does not satisfy", Mismatch.FAIL, None, ((b"x.token", b"right"),), None, (), ()),
+    (". for - beside the right one is wrong", Mismatch.FAIL, "right", (RIGHT, (b"x.token", b"right")), None, (), ()),
+    ("! for - is replaced", Mismatch.REPLACE, "right", ((b"x!token", b"w"),), (RIGHT,), (RIGHT,), ((NAME, b"w"),)),
+    ("~ for - is deleted", Mismatch.DELETE, "right", ((b"x~token", b"w"),), (), (), ((NAME, b"w"),)),
 ]
 
 
@@ -181,7 +186,8 @@ def test_what_is_required_must_reach_the_server(rule: HttpRule) -> None:
     assert judge(request(RIGHT, (b"connection", b"keep-alive")), rule).allowed
     assert not judge(request(RIGHT, (b"connection", b"keep-alive, X-Token")), rule).allowed
     assert not judge(request(RIGHT, (b"connection", b"close"), (b"connection", b" x_token ")), rule).allowed
-    assert not judge(request(RIGHT, (b"x_token", b"right")), rule).allowed
+    for twin in (b"x_token", b"x.token", b"x~token", b"x'token"):
+        assert not judge(request(RIGHT, (twin, b"right")), rule).allowed
 
 
 def test_headers_of_a_connection_are_named_there_rightly() -> None:

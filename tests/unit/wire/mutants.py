@@ -74,11 +74,13 @@ Content-Length: 05
 Content-Length: 5, 5
 Content-Length:
 Content_Length: 5
+Content.Length: 5
 Content-Length : 5
 Content-Length: 9999999999999999999
 transfer-encoding: Chunked
 Transfer-Encoding: gzip, chunked
 Transfer_Encoding: chunked
+Transfer!Encoding: chunked
 Transfer-Encoding: chunked\x20
 Transfer-Encoding:\tchunked
 Connection: Upgrade
@@ -96,6 +98,7 @@ X:\ta
 X: a\x20
 X: \xe9
 X_Y: a
+X.Y: a
  X: a
 X : a
 : a
