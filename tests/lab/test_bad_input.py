@@ -120,12 +120,14 @@ spec:
     file = tmp_path / "bad.yaml"
     file.write_text(policy)
     told = lab.run("apply", "-f", str(file)).stderr.splitlines()
-    assert [line for line in told if line.startswith("warning: ") and "http[0].path: invalid regular" in line], told
+    assert [line for line in told if line.startswith("warning: ") and "http[0].path: error parsing regexp" in line], (
+        told
+    )
     try:
         assert lab.curl("frontend", "http://backend/api/x") in {"403", "exit 7", "exit 56"}, "undecided means closed"
         (state,) = (one for one in lab.agent("node-1")["policies"] if one["name"] == "bad-regex")
         assert state["state"] == "invalid"
-        assert "spec.ingress[0].toPorts[0].rules.http[0].path: invalid regular expression" in state["reason"]
+        assert "spec.ingress[0].toPorts[0].rules.http[0].path: error parsing regexp" in state["reason"]
     finally:
         lab.delete(policy, tmp_path)
     assert lab.curl("frontend", "http://backend/api/x") == "200"

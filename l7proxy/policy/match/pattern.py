@@ -7,7 +7,7 @@ pass) match nothing but `\C`. All our HTTP rules allow, so matching nothing is t
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from typing import Any, Final
 
@@ -22,6 +22,19 @@ SET_MEMORY: Final = (8 << 20, 128 << 20)
 second is for sets that do not fit the first: thousands of patterns, which one by one would cost milliseconds."""
 
 METACHARACTERS: Final = frozenset("\\^$.|?*+()[]{}")
+_SHOWN: Final = 200
+"""Characters of a pattern that a message repeats."""
+_IN_GO: Final[Mapping[str, str]] = {
+    "missing ]": "missing closing ]",
+    "missing )": "missing closing )",
+    "trailing \\": "trailing backslash at end of expression",
+    "no argument for repetition operator": "missing argument to repetition operator",
+    "invalid repetition size": "invalid repeat count",
+    "bad repetition operator": "invalid nested repetition operator",
+    "invalid perl operator": "invalid or unsupported Perl syntax",
+    "invalid named capture group": "invalid named capture",
+}
+"""RE2's words → those of Go's regexp, which users of Cilium know; the other words are the same."""
 
 
 class PatternError(ValueError):
@@ -44,7 +57,7 @@ def check(pattern: str) -> int:
     try:
         return int(re2.compile(pattern, _options(PATTERN_MEMORY)).programsize)
     except re2.error as error:
-        raise PatternError(f"invalid regular expression: {_text(error)}") from error
+        raise PatternError(_as_go_says_it(error)) from error
 
 
 class PatternSet:
@@ -136,6 +149,16 @@ def _options(memory: int) -> Any:
     options.max_mem = memory
     options.log_errors = False  # else RE2 writes to our stderr
     return options
+
+
+def _as_go_says_it(error: Exception) -> str:
+    """As Go's regexp would have refused the pattern; what is only our limit RE2 says without a piece of it."""
+    what, _, piece = _text(error).partition(": ")
+    if not piece and what not in _IN_GO:
+        return f"error parsing regexp: {what}"
+    shown = piece if len(piece) <= _SHOWN else piece[:_SHOWN] + "…"
+    shown = "".join(char if char.isprintable() else f"\\x{ord(char):02x}" for char in shown)
+    return f"error parsing regexp: {_IN_GO.get(what, what)}: `{shown}`"
 
 
 def _text(error: Exception) -> str:

@@ -391,12 +391,21 @@ def test_a_selector_that_is_none(selector: str, message: str, bench: Bench) -> N
 
 
 PATTERNS = [
-    ("path", "/a(", "invalid regular expression: missing ): /a("),
-    ("method", "GET|+", "invalid regular expression: no argument for repetition operator: +"),
-    ("host", "(?=a)", "invalid regular expression: invalid perl operator: (?="),
-    ("path", "(a)\\1", "invalid regular expression: invalid escape sequence: \\1"),
-    ("path", "((a{1000}){100}){10}", "invalid regular expression: "),
-    ("path", "\\pL{1000}", "invalid regular expression: pattern too large - compile failed"),
+    ("path", "/a(", "error parsing regexp: missing closing ): `/a(`"),
+    ("path", "/a)", "error parsing regexp: unexpected ): `/a)`"),
+    ("path", "/[a", "error parsing regexp: missing closing ]: `[a`"),
+    ("path", "/[z-a]", "error parsing regexp: invalid character class range: `z-a`"),
+    ("path", "a\\", "error parsing regexp: trailing backslash at end of expression: ``"),
+    ("method", "GET|+", "error parsing regexp: missing argument to repetition operator: `+`"),
+    ("path", "/a**", "error parsing regexp: invalid nested repetition operator: `**`"),
+    ("path", "a{1001}", "error parsing regexp: invalid repeat count: `{1001}`"),
+    ("path", "(?P<n", "error parsing regexp: invalid named capture: `(?P<n`"),
+    ("host", "(?=a)", "error parsing regexp: invalid or unsupported Perl syntax: `(?=`"),
+    ("path", "(a)\\1", "error parsing regexp: invalid escape sequence: `\\1`"),
+    ("path", "(\x1b[0m]", "error parsing regexp: missing closing ): `(\\x1b[0m]`"),
+    ("path", "(" * 999, "error parsing regexp: missing closing ): `" + "(" * 200 + "…`"),
+    ("path", "((a{1000}){100}){10}", "error parsing regexp: invalid repeat count: `{100}`"),
+    ("path", "\\pL{1000}", "error parsing regexp: pattern too large - compile failed"),
     ("path", "a" * 100_000, "the regular expression has 100000 bytes, the most allowed is 8192"),
 ]
 
@@ -408,7 +417,7 @@ def test_1_6_32_a_pattern_that_re2_cannot_use(field: str, pattern: str, message:
     with pytest.raises(PolicyError) as caught:
         lang.parse(document)
     assert caught.value.at == f"spec.ingress[0].toPorts[0].rules.http[1].{field}"
-    assert caught.value.message.startswith(message)
+    assert caught.value.message == message
 
 
 def test_unicode_that_nothing_can_send_is_refused(bench: Bench) -> None:
@@ -504,7 +513,7 @@ NOTES = [
     (
         "a header value that only looks like one",
         "headers: ['X-Token: (a']",
-        "the value matches literally only: invalid regular expression: missing ): (a",
+        "the value matches literally only: error parsing regexp: missing closing ): `(a`",
     ),
     (
         "a header with a colon and no blank",
