@@ -138,12 +138,12 @@ def labels_of(
     account: Mapping[str, str] = _NO_LABELS,
     kept: LabelFilter = DEFAULT,
 ) -> LabelSet:
-    """All labels of a pod's identity. Every namespace has its own name as a label, as the API server sees to it.
+    """All labels of a pod's identity. Every namespace has its own name as a label, no other: the API server sees to it.
 
     `account` are its ServiceAccount's.
     """
     labels = {key: value for key, value in pod.labels.items() if kept.keeps(key)}
-    for key, value in {METADATA_NAME: pod.namespace, **namespace}.items():
+    for key, value in {**namespace, METADATA_NAME: pod.namespace}.items():
         labels[NAMESPACE_LABELS_PREFIX + key] = value
     labels[NAMESPACE_KEY] = pod.namespace
     labels[SERVICE_ACCOUNT_KEY] = pod.service_account

@@ -131,7 +131,7 @@ class References:
             labels = {Label(OWN, key, value) for key, value in one.labels.items()}
             if one.namespace:
                 labels.add(Label(K8S, NAMESPACE_KEY, one.namespace))
-                inherited = {METADATA_NAME: one.namespace, **spaces.get(one.namespace, {})}
+                inherited = {**spaces.get(one.namespace, {}), METADATA_NAME: one.namespace}
                 labels |= {Label(K8S, NAMESPACE_LABELS_PREFIX + key, value) for key, value in inherited.items()}
             found.append((one, LabelSet(frozenset(labels))))
         return found

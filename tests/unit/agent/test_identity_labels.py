@@ -36,6 +36,11 @@ def test_which_keys_count(key: str, counts: bool) -> None:
     assert LabelFilter().keeps(key) is counts
 
 
+def test_a_namespace_does_not_call_itself_another() -> None:
+    labels = labels_of(Pod("evil", "a"), {"kubernetes.io/metadata.name": "shop"}, cluster="c")
+    assert labels.get("k8s", "io.cilium.k8s.namespace.labels.kubernetes.io/metadata.name") == "evil"
+
+
 def test_the_namespaces_own_label_wins_over_nothing_and_is_always_there() -> None:
     labels = labels_of(Pod("shop", "a"), {"team": "x"}, cluster="west")
     assert labels.get("k8s", "io.cilium.k8s.namespace.labels.kubernetes.io/metadata.name") == "shop"
