@@ -212,6 +212,8 @@ def _faults(changes: Sequence[Change], documents: Sequence[PolicyDocument], opti
         yield Remark(problem.file, problem.line or None, problem.field, problem.message)
     for document in documents:
         for error in lang.faults(document.document, options=options):
+            if document.fault and error.at == document.fault_at:
+                continue  # told with the file; what stands in for the document has that field made up
             file, line = document.locate(error.at)
             yield Remark(file, line or None, error.at, error.message)
 

@@ -280,7 +280,10 @@ def read(document: Mapping[str, Any], origin: Origin, lines: Callable[[], Mappin
 def policy(document: Mapping[str, Any], origin: Origin, lines: Mapping[str, int]) -> PolicyDocument:
     """A policy from outside."""
     fields = Fields(document)
-    kind, name = lang.known_as(document) or fields.text("kind"), _name(fields)
+    kind, metadata = lang.known_as(document) or fields.text("kind"), fields.inside("metadata")
+    name = metadata.text("name", "")
+    if not name:
+        raise metadata.wrong("name", f"{fields.text('kind')} must have name")
     return PolicyDocument(
         kind, "" if kind in CLUSTER_SCOPED else _namespace(fields), name, document, lines, origin=origin
     )

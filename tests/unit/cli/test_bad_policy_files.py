@@ -34,7 +34,7 @@ PATH = "spec.ingress[0].toPorts[0].rules.http[0].path"
             id="unknown field",
         ),
         pytest.param(
-            POLICY.replace("PATH", "a("), f"p.yaml:11: {PATH}: invalid regular expression: missing )", id="bad regex"
+            POLICY.replace("PATH", "a("), f"p.yaml:11: {PATH}: error parsing regexp: missing closing )", id="bad regex"
         ),
         pytest.param(
             POLICY.replace("PATH", "a" * 100_000),
@@ -46,8 +46,18 @@ PATH = "spec.ingress[0].toPorts[0].rules.http[0].path"
         ),
         pytest.param(
             POLICY.replace("PATH", "(((a{1,99}){1,99}){1,99})"),
-            f"p.yaml:11: {PATH}: invalid regular expression: ",
+            f"p.yaml:11: {PATH}: error parsing regexp: ",
             id="a small one that grows",
+        ),
+        pytest.param(
+            POLICY.replace("{name: a}", "{namespace: x}"),
+            "p.yaml:3: metadata.name: CiliumNetworkPolicy must have name",
+            id="1.1.4 no name",
+        ),
+        pytest.param(
+            POLICY.replace("NetworkPolicy", "ClusterwideNetworkPolicy").replace("{name: a}", "{}"),
+            "p.yaml:3: metadata.name: CiliumClusterwideNetworkPolicy must have name",
+            id="1.1.4 no name, cluster-wide",
         ),
         pytest.param(
             f"{POLICY}---\n{POLICY}",
@@ -73,6 +83,11 @@ def test_each_is_named_with_its_place(run: Run, tmp_path: Path, text: str, said:
     assert any(line.partition(f"{tmp_path}/")[2].startswith(said) for line in found.stdout.splitlines()), found
     assert all(len(line) < 500 for line in found.stdout.splitlines()), "what was written is not repeated whole"
     assert "Traceback" not in found.stdout + found.stderr
+
+
+def test_a_missing_name_is_told_once(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "p.yaml").write_text(POLICY.replace("{name: a}", "{}"))
+    assert run("policy", "validate", str(tmp_path / "p.yaml")).stdout.count("metadata.name") == 1
 
 
 def test_bytes_that_are_no_text(run: Run, tmp_path: Path) -> None:
