@@ -38,7 +38,7 @@ from l7proxy.model.identity import (
     allocate,
 )
 from l7proxy.model.ids import EndpointId, IdentityId
-from l7proxy.model.labels import NODE, RESERVED, Label, LabelSet, Operator, Requirement, Selector
+from l7proxy.model.labels import CLUSTER_KEY, K8S, NODE, RESERVED, Label, LabelSet, Operator, Requirement, Selector
 from l7proxy.model.net import Network, Networks, family_of, single, single_text
 from l7proxy.model.ref import RuleRef
 from l7proxy.model.verdict import Action, Direction
@@ -108,6 +108,7 @@ class World:
         self._audit = audit_all
         self._options = options
         self._everywhere = ALWAYS if enforce_always else ()
+        self._cluster = cluster
         self._new_roster = partial(Roster, cluster=cluster, kept=kept or LabelFilter())
         self._kept = kept or LabelFilter()
         self._facts: dict[type, dict[Key, Fact]] = {}
@@ -344,7 +345,8 @@ class World:
 
         A prefix that some policy names makes no part of a pod CIDR the outside, to that policy or to others.
         """
-        own = {one.name: _node_labels(one) for one in nodes if self._options.node_selectors and one.name != node}
+        others = (one for one in nodes if self._options.node_selectors and one.name != node)
+        own = {one.name: _node_labels(one, self._cluster) for one in others}
         mine = identities.host_labels(is_apiserver=any(of_nodes.get(address) == node for address in apiservers))
         of_pods = [ip_network(cidr) for one in nodes for cidr in one.pod_cidrs]
         held, servers = Networks(of_pods), {single(address) for address in apiservers}
@@ -438,8 +440,8 @@ def _endpoint(number: EndpointId, pod: Pod, roster: Roster) -> Endpoint:
     )
 
 
-def _node_labels(node: facts.Node) -> frozenset[Label]:
-    return frozenset(Label(NODE, key, value) for key, value in node.labels.items())
+def _node_labels(node: facts.Node, cluster: str) -> frozenset[Label]:
+    return frozenset((Label(K8S, CLUSTER_KEY, cluster), *(Label(NODE, *each) for each in node.labels.items())))
 
 
 def _with_secrets(policy: PolicyState, vault: Vault) -> Iterable[Rule]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from ipaddress import IPv4Network, IPv6Network
 from typing import Final
 
 from l7proxy.model.labels import EVERYTHING, RESERVED, Operator, Requirement, Selector
@@ -11,23 +12,23 @@ from l7proxy.policy.lang import cidrs, dns, selectors
 from l7proxy.policy.lang.document import Document
 from l7proxy.policy.lang.fields import Field, quoted
 from l7proxy.policy.lang.services import services
-from l7proxy.policy.rules import Peer, SelectorPeer
+from l7proxy.policy.rules import CidrPeer, Peer, SelectorPeer
 
 
-def _reserved(*names: str) -> tuple[Selector, ...]:
-    return tuple(Selector((Requirement(RESERVED, name, Operator.EXISTS),)) for name in names)
+def _reserved(*names: str) -> tuple[Peer, ...]:
+    return tuple(SelectorPeer(Selector((Requirement(RESERVED, name, Operator.EXISTS),))) for name in names)
 
 
 _CLUSTER: Final = (
     *_reserved("host", "remote-node", "init", "ingress", "health", "unmanaged", "kube-apiserver"),
-    Selector((selectors.IS_POD,)),
+    SelectorPeer(Selector((selectors.IS_POD,))),
 )
 
-ENTITIES: Final[Mapping[str, tuple[Selector, ...]]] = {
-    "all": (EVERYTHING,),
+ENTITIES: Final[Mapping[str, tuple[Peer, ...]]] = {
+    "all": (SelectorPeer(EVERYTHING),),
     "world": _reserved("world", "world-ipv4", "world-ipv6"),
-    "world-ipv4": _reserved("world-ipv4"),
-    "world-ipv6": _reserved("world-ipv6"),
+    "world-ipv4": (CidrPeer(IPv4Network("0.0.0.0/0")),),  # with one family in use both are the world
+    "world-ipv6": (CidrPeer(IPv6Network("::/0")),),
     "cluster": _CLUSTER,
     "cluster-mesh": _CLUSTER,  # the pods of any cluster; we know one
     "host": _reserved("host"),
@@ -41,8 +42,8 @@ ENTITIES: Final[Mapping[str, tuple[Selector, ...]]] = {
 }
 
 
-HOST: Final = tuple(SelectorPeer(each) for each in ENTITIES["host"])
-WORLD: Final = tuple(SelectorPeer(each) for each in ENTITIES["world"])
+HOST: Final = ENTITIES["host"]
+WORLD: Final = ENTITIES["world"]
 
 _SIDES: Final = {Direction.INGRESS: "from", Direction.EGRESS: "to"}
 _KINDS: Final = ("Endpoints", "CIDR", "CIDRSet", "Entities", "Nodes", "Groups", "Services", "FQDNs", "Requires")
@@ -98,7 +99,7 @@ def _read(kind: str, field: Field, document: Document, *, deny: bool, for_init: 
         case "CIDRSet":
             return [cidrs.cidr_set(item, document) for item in items]
         case "Entities":
-            return [SelectorPeer(each) for item in items for each in _entity(item)]
+            return [peer for item in items for peer in _entity(item)]
         case "Nodes":
             return _nodes(field, document)
         case "Services":
@@ -135,7 +136,7 @@ def _title(name: str) -> str:
     return name[0].upper() + name[1:]
 
 
-def _entity(field: Field) -> tuple[Selector, ...]:
+def _entity(field: Field) -> tuple[Peer, ...]:
     name = field.text()
     if name not in ENTITIES:
         field.fail(f"unsupported entity: {name if name.isalnum() else quoted(name)}")

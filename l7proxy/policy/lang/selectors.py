@@ -60,7 +60,7 @@ def peer(field: Field, document: Document, *, for_init: bool = False) -> Selecto
         if document.namespace:
             return selector([*wanted, in_namespace(document.namespace)])
         return selector(wanted if for_init else [*wanted, IS_POD])
-    if any(each.key == CLUSTER_KEY for each in wanted):
+    if any(each.key == CLUSTER_KEY and each.source in (K8S, ANY) for each in wanted):
         return selector(wanted)
     # Cilium adds "of the local cluster". We know one cluster only, and what is of it are pods.
     return selector([*wanted, IS_POD])

@@ -17,7 +17,7 @@ ON = Options(node_selectors=True)
 FLAG = 'FromNodes/ToNodes rules can only be applied when the "enable-node-selector-labels" flag is set'
 
 NODES = [
-    ("2.3.9 the empty selector is every other node, never this one", "{}", "n2 n3"),
+    ("2.3.9 and 11.70 the empty selector is every other node, never this one", "{}", "n2 n3"),
     ("2.3.9 by a label", "{matchLabels: {zone: west}}", "n2"),
     ("2.3.9 this node's labels do not matter", "{matchLabels: {zone: east}}", "n3"),
     ("2.3.9 by a label of the node's own source", "{matchLabels: {'node:zone': west}}", "n2"),
@@ -26,6 +26,8 @@ NODES = [
     ("2.3.9 by a label that no node has", "{matchExpressions: [{key: rack, operator: Exists}]}", ""),
     ("2.3.9 an API server's node is a node", "{matchExpressions: [{key: zone, operator: Exists}]}", "n2 n3"),
     ("2.3.9 pods' labels select no node", "{matchLabels: {app: a}}", ""),
+    ("2.3.9 by our cluster", "{matchLabels: {io.cilium.k8s.policy.cluster: default}}", "n2 n3"),
+    ("2.3.9 by another cluster", "{matchLabels: {'k8s:io.cilium.k8s.policy.cluster': east}}", ""),
 ]
 EVERYONE = ("n1", "n2", "n3", "a", "b", "other/a", "outside", "apiserver", "10.2.0.99")
 
@@ -38,7 +40,7 @@ def test_to_nodes(selector: str, expected: str, bench: Bench) -> None:
 
 @pytest.mark.parametrize(("selector", "expected"), [row[1:] for row in NODES], ids=[row[0] for row in NODES])
 def test_from_nodes(selector: str, expected: str, bench: Bench) -> None:
-    """11.70: the rule does not match the local host, which is let in all the same."""
+    """The rule does not match the local host, which is let in all the same."""
     town = bench.town(f"ingress: [{{fromNodes: [{selector}]}}]", options=ON)
     assert " ".join(who for who in EVERYONE if town.ingress(who) == "allow") == f"n1 {expected}".strip()
 

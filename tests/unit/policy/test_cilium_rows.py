@@ -117,6 +117,12 @@ CLUSTERS = [
     ("2.3.8 another cluster has nobody here", f"{{matchLabels: {{{CLUSTER}: east, {NS}: other}}}}", ""),
     ("2.3.8 without a namespace it is still the policy's", f"{{matchLabels: {{{CLUSTER}: west}}}}", "a b"),
     ("2.3.8 without a cluster it is the local one", "{}", "a b"),
+    (
+        "2.3.8 a cluster key of a source that no cluster has leaves it local",
+        f"{{matchExpressions: [{{key: {NS}, operator: NotIn, values: [x]}}, "
+        f"{{key: 'container:{CLUSTER}', operator: DoesNotExist}}]}}",
+        "a b other/a",
+    ),
 ]
 
 
@@ -210,6 +216,22 @@ def test_entities_in_a_town(entity: str, expected: str, bench: Bench) -> None:
 
 def test_an_api_server_outside_is_matched_by_its_cidr_as_well(bench: Bench) -> None:
     assert bench.town("egress: [{toCIDR: [198.51.100.0/24]}]").egress("apiserver", "n3") == "allow no rule"
+
+
+@pytest.mark.parametrize("entity", ["world-ipv4", "world-ipv6"])
+def test_3_6_13_with_one_family_in_use_the_world_of_either_is_the_world(entity: str, bench: Bench) -> None:
+    town = bench.town(f"egress: [{{toEntities: [{entity}]}}]")
+    assert town.egress("outside", "apiserver", "a", "n2") == "allow allow no rule no rule"
+    town = bench.town(f"egressDeny: [{{toEntities: [{entity}]}}]", "egress: [{toEntities: [all]}]")
+    assert town.egress("outside", "apiserver", "a", "n2") == "deny deny allow allow"
+
+
+def test_3_6_13_with_both_in_use_each_is_its_own(bench: Bench) -> None:
+    six = "- {apiVersion: v1, kind: Pod, metadata: {name: six}, spec: {nodeName: n1}, status: {podIP: 'fd00::6'}}"
+    for entity, expected in (("world-ipv4", "allow no rule"), ("world-ipv6", "no rule allow")):
+        assert (
+            bench.town(f"egress: [{{toEntities: [{entity}]}}]", more=six).egress("outside", "2001:db8::1") == expected
+        )
 
 
 @pytest.mark.parametrize("everything", ["0.0.0.0/0", "::/0"])

@@ -33,8 +33,9 @@ ENTITIES = [
     ("3.6.10 cluster is nodes, pods and ours, not the world", "cluster", CLUSTER),
     ("3.6.11 cluster-mesh is the same in one cluster", "cluster-mesh", CLUSTER),
     ("3.6.12 all is everyone", "all", " ".join(EVERYONE)),
-    ("3.6.13 world-ipv4 is that family", "world-ipv4", "world-ipv4 192.0.2.1"),
-    ("3.6.13 world-ipv6 is that family", "world-ipv6", "world-ipv6 2001:db8::1"),
+    # `world` itself is the outside where one family is in use; nobody has that number in dual stack
+    ("3.6.13 world-ipv4 is that family", "world-ipv4", "world world-ipv4 192.0.2.1"),
+    ("3.6.13 world-ipv6 is that family", "world-ipv6", "world world-ipv6 2001:db8::1"),
 ]
 
 

@@ -135,7 +135,7 @@ L4 = [
         "80/TCP",
         "proxy, all allowed",
     ),
-    ("3.4.10 deny and anything: deny", [R1, allow(A, TCP_80), deny(A, TCP_80)], "a", "80/TCP", "deny"),
+    ("3.4.12 deny and anything: deny", [R1, allow(A, TCP_80), deny(A, TCP_80)], "a", "80/TCP", "deny"),
     (
         "3.2.5 HTTP without default deny: steered, all allowed",
         [f"{{{R1}, enableDefaultDeny: {{ingress: false}}}}"],
