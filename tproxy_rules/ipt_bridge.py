@@ -34,7 +34,10 @@ def render(desired: Desired) -> tuple[IptTable, ...]:
         pods = [(one, one.port) for one in desired.endpoints if one.port and one.port.bridge]
         for one, port in pods:
             nat.chain(f"P{one.id}", _own(one, port))
-        nat.base("PREROUTING", "PRE", _prerouting(pods))
+        nat.chain("HELD", (rule for one, port in pods for rule in _held(one, port)))
+        nat.chain("UP", _up(pods))
+        known = [f"-i {port.interface} -j {CHAIN_PREFIX}P{one.id}" for one, port in pods]
+        nat.base("PREROUTING", "PRE", [*known, f"-j {CHAIN_PREFIX}HELD", f"-j {CHAIN_PREFIX}UP"])
         forward.chain("CLOSED", [*(f"{link} -j RETURN" for link in ("-p ARP", *_LINK)), "-j DROP"])
         closed = [f"-o {port.interface} -j {CHAIN_PREFIX}CLOSED" for one, port in pods if one.ingress is not None]
         forward.base("FORWARD", "FWD", closed)
@@ -43,28 +46,40 @@ def render(desired: Desired) -> tuple[IptTable, ...]:
 
 def _own(endpoint: Endpoint, port: Port) -> Iterator[str]:
     """Anti-spoofing of one port: the MAC first, so that a forged one never enters the forwarding table."""
+    up = f"-j {CHAIN_PREFIX}UP"
     yield f"-s ! {port.mac} -j DROP"
     for address in endpoint.addresses:
         if family(address) == 4:
-            yield f"-p IPv4 --ip-src {address} -j RETURN"
-            yield f"-p ARP --arp-mac-src {port.mac} --arp-ip-src {address} -j RETURN"
+            yield f"-p IPv4 --ip-src {address} {up}"
+            yield f"-p ARP --arp-mac-src {port.mac} --arp-ip-src {address} -j ACCEPT"
     # RFC 5227: a probe asks for an address before it is one's own.
-    yield f"-p ARP --arp-op Request --arp-mac-src {port.mac} --arp-ip-src 0.0.0.0 -j RETURN"
+    yield f"-p ARP --arp-op Request --arp-mac-src {port.mac} --arp-ip-src 0.0.0.0 -j ACCEPT"
     # RFC 6105: hosts are no routers.
     yield f"{_ICMP6} 134:134 -j DROP"
     yield f"{_ICMP6} 137:137 -j DROP"
     for address in (*endpoint.addresses, link_local(port.mac)):
         if family(address) == 6:
-            yield f"-p IPv6 --ip6-src {address} -j RETURN"
+            yield f"-p IPv6 --ip6-src {address} {up}"
     # RFC 4862, 5.4: duplicate address detection comes from the unspecified address.
-    yield f"{_ICMP6} 135:135 --ip6-src :: -j RETURN"
-    yield f"{_ICMP6} 143:143 --ip6-src :: -j RETURN"
+    yield f"{_ICMP6} 135:135 --ip6-src :: {up}"
+    yield f"{_ICMP6} 143:143 --ip6-src :: {up}"
     yield "-j DROP"
 
 
-def _prerouting(pods: list[tuple[Endpoint, Port]]) -> Iterator[str]:
-    for one, port in pods:
-        yield f"-i {port.interface} -j {CHAIN_PREFIX}P{one.id}"
+def _held(endpoint: Endpoint, port: Port) -> Iterator[str]:
+    """From other ports, as a pod's that is not known yet: nothing that is known to be somebody's."""
+    yield f"-s {port.mac} -j DROP"
+    for address in endpoint.addresses:
+        if family(address) == 4:
+            yield f"-p IPv4 --ip-src {address} -j DROP"
+            yield f"-p ARP --arp-ip-src {address} -j DROP"
+    for address in (*endpoint.addresses, link_local(port.mac)):
+        if family(address) == 6:
+            yield f"-p IPv6 --ip6-src {address} -j DROP"
+
+
+def _up(pods: list[tuple[Endpoint, Port]]) -> Iterator[str]:
+    """The link's own stays on the bridge, and IP of pods goes up: for what a known port sends it always ends here."""
     yield from (f"{link} -j ACCEPT" for link in _LINK)
     for group in _GROUPS:
         yield from (f"{group} -i {port.interface} -j DROP" for one, port in pods if one.egress is not None)

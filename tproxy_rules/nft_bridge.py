@@ -54,12 +54,17 @@ def _sets(desired: Desired) -> Iterator[Set]:
     yield named_set(
         "own6", "ifname . ether_addr . ipv6_addr", [f"{_name(one)} . {_mac(one)} . {address}" for one, address in own6]
     )
+    # The same without the port: what no other port may claim.
+    yield named_set("macs", "ether_addr", [_mac(one) for one in pods])
+    yield named_set("homes4", "ipv4_addr", [address for one in pods for address in _addresses(one, 4)])
+    yield named_set("homes6", "ipv6_addr", [address for _, address in own6])
     yield named_set(
         "targets",
         f"iifname . {TARGET}",
         [f"{_name(one)} . {int(IPv6Address(address)):#034x}" for one, address in own6],
         of="typeof",
     )
+    yield named_set("held", TARGET, [f"{int(IPv6Address(address)):#034x}" for _, address in own6], of="typeof")
     yield named_set("up_from", "ifname : ether_addr", [f"{_name(one)} : {macs[_bridge(one)]}" for one in pods])
     yield named_set("up_to", "ether_addr : ether_addr", sorted({f"{_mac(one)} : {macs[_bridge(one)]}" for one in pods}))
     yield named_set("closed_in", "ifname", [_name(one) for one in pods if one.ingress])
@@ -68,6 +73,7 @@ def _sets(desired: Desired) -> Iterator[Set]:
 
 def _chains(settings: Settings) -> Iterator[Chain]:
     yield chain("own", _own())
+    yield chain("foreign", _foreign())
     yield chain("spoofed", (log(settings, Told.SPOOF, Way.EGRESS, 0), "drop"))
     yield chain("group_out", (log(settings, Told.GROUP, Way.EGRESS, 0), "drop"))
     yield chain("group_in", (log(settings, Told.GROUP, Way.INGRESS, 0), "drop"))
@@ -93,8 +99,18 @@ def _own() -> Iterator[str]:
     yield "goto spoofed"
 
 
+def _foreign() -> Iterator[str]:
+    """From other ports, as a pod's that is not known yet: nothing that is known to be somebody's."""
+    yield "ether saddr @macs goto spoofed"
+    yield "ether type arp arp saddr ip @homes4 goto spoofed"
+    yield "ether type ip ip saddr @homes4 goto spoofed"
+    yield "ether type ip6 ip6 saddr @homes6 goto spoofed"
+    yield f"icmpv6 type nd-neighbor-advert {TARGET} @held goto spoofed"
+
+
 def _prerouting() -> Iterator[str]:
     yield "iifname @ports jump own"
+    yield "iifname != @ports jump foreign"
     yield f"{NEIGHBOUR} accept"
     yield f"{GROUP6} {LISTENER} accept"
     yield f"{GROUP4} ip protocol igmp accept"

@@ -10,12 +10,13 @@ import socket
 import struct
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from ipaddress import ip_address
 
 import pytest
 
 from tests.contract.conftest import BACKENDS, IDENTITY, Pod, World, entry
-from tproxy_rules.desired import Verdict, union
+from tproxy_rules.desired import Desired, Verdict, union
 
 pytestmark = pytest.mark.lab
 
@@ -56,10 +57,10 @@ def udp(source: str, target: str, data: bytes = b"attack") -> bytes:
     """An IP packet with a datagram to `PORT`."""
     one, other = ip_address(source), ip_address(target)
     datagram = struct.pack(">HHHH", PORT, PORT, 8 + len(data), 0) + data
-    checked = datagram[:6] + struct.pack(">H", _sum(_pseudo(one.packed, other.packed, 17, datagram))) + datagram[8:]
+    checked = datagram[:6] + struct.pack(">H", checksum(_pseudo(one.packed, other.packed, 17, datagram))) + datagram[8:]
     if one.version == 4:
         head = struct.pack(">BBHHHBBH", 0x45, 0, 20 + len(checked), 1, 0, 64, 17, 0) + one.packed + other.packed
-        return head[:10] + struct.pack(">H", _sum(head)) + head[12:] + checked
+        return head[:10] + struct.pack(">H", checksum(head)) + head[12:] + checked
     return struct.pack(">IHBB", 0x60000000, len(checked), 17, 64) + one.packed + other.packed + checked
 
 
@@ -68,7 +69,7 @@ def advertisement(claimed: str, target: str, own_mac: str) -> bytes:
     one, other = ip_address(claimed), ip_address(target)
     option = b"\x02\x01" + bytes.fromhex(own_mac.replace(":", ""))
     body = struct.pack(">BBHI", 136, 0, 0, 0x20000000) + one.packed + option
-    body = body[:2] + struct.pack(">H", _sum(_pseudo(one.packed, other.packed, 58, body))) + body[4:]
+    body = body[:2] + struct.pack(">H", checksum(_pseudo(one.packed, other.packed, 58, body))) + body[4:]
     return struct.pack(">IHBB", 0x60000000, len(body), 58, 255) + one.packed + other.packed + body
 
 
@@ -83,7 +84,7 @@ def _pseudo(source: bytes, target: bytes, protocol: int, payload: bytes) -> byte
     return source + target + struct.pack(">IBBH", len(payload), 0, 0, protocol) + payload
 
 
-def _sum(data: bytes) -> int:
+def checksum(data: bytes) -> int:
     """RFC 1071; the IPv4 pseudo header has the same sum in either family's shape."""
     padded = data + b"\0" * (len(data) % 2)
     total = sum(struct.unpack(f">{len(padded) // 2}H", padded))
@@ -216,6 +217,27 @@ def test_no_frame_goes_around_an_egress_policy(bridged: World, family: int, atta
     assert heard(target, family, lambda: send(source, *[shot] * 3)) == []
 
 
+def without_the_stranger(picture: Desired) -> Desired:
+    """As long as nobody has told us of a pod that is on the bridge already."""
+    endpoints = tuple(one for one in picture.endpoints if one.port and one.port.interface != "vethstranger")
+    identities = tuple(one for one in picture.identities if one[1] != IDENTITY["stranger"])
+    return replace(picture, endpoints=endpoints, identities=identities)
+
+
+@pytest.mark.parametrize("attack", [plain, *FORGED], ids=names)
+def test_a_pod_that_is_not_known_yet_is_nobody_else(bridged: World, family: int, attack: Attack) -> None:
+    source, target = bridged.stranger, bridged.server
+    shot = attack(bridged, source, target, family)
+    bare(bridged)
+    assert heard(target, family, lambda: send(source, shot)) == [b"attack"], "the attack works without us"
+    closed = union((entry(Verdict.ALLOW, protocol=-1, peers=(IDENTITY["client"],)),))
+    bridged.apply(without_the_stranger(bridged.picture(server_ingress=closed)))
+    assert heard(target, family, lambda: send(source, *[shot] * 3)) == []
+    open_ = union((entry(Verdict.ALLOW, protocol=-1),))
+    bridged.apply(without_the_stranger(bridged.picture(server_ingress=open_)))
+    assert heard(target, family, lambda: send(source, shot)) == ([] if attack in FORGED else [b"attack"])
+
+
 def _believed(pod: Pod, address: str) -> str:
     """The MAC at which the pod thinks the address is."""
     words = pod.namespace.sh(f"ip neigh show {address} dev eth0").split()
@@ -228,7 +250,11 @@ def _knows_the_client(world: World, family: int) -> None:
     time.sleep(0.05)  # an entry of this very tick is not overwritten
 
 
-def test_arp_for_another_pods_address_is_not_heard(bridged: World) -> None:
+KNOWN = pytest.mark.parametrize("known", [True, False], ids=["known pod", "unknown pod"])
+
+
+@KNOWN
+def test_arp_for_another_pods_address_is_not_heard(bridged: World, known: bool) -> None:
     stolen, target = bridged.client.addresses[4], bridged.server
     lie = arp_reply(stolen, target.addresses[4], mac(bridged.stranger), mac(target))
     shot = frame(mac(bridged.stranger), mac(target), ARP, lie)
@@ -237,15 +263,18 @@ def test_arp_for_another_pods_address_is_not_heard(bridged: World) -> None:
     send(bridged.stranger, shot)
     time.sleep(0.05)
     assert _believed(target, stolen) == mac(bridged.stranger), "the attack works without us"
-    bridged.apply(bridged.picture())
+    bridged.apply(bridged.picture() if known else without_the_stranger(bridged.picture()))
     _knows_the_client(bridged, 4)
     send(bridged.stranger, shot)
     time.sleep(0.05)
     assert _believed(target, stolen) == mac(bridged.client)
 
 
+@KNOWN
 @pytest.mark.parametrize("honest_source", [True, False], ids=["own source", "stolen source"])
-def test_an_advertisement_of_another_pods_address_is_not_heard(bridged: World, honest_source: bool) -> None:
+def test_an_advertisement_of_another_pods_address_is_not_heard(
+    bridged: World, honest_source: bool, known: bool
+) -> None:
     if bridged.backend.name == "iptables" and honest_source:
         pytest.skip("ebtables cannot look at the target of an advertisement (see ipt_bridge)")
     stolen, target, liar = bridged.client.addresses[6], bridged.server, bridged.stranger
@@ -258,7 +287,7 @@ def test_an_advertisement_of_another_pods_address_is_not_heard(bridged: World, h
     send(liar, shot)
     time.sleep(0.05)
     assert _believed(target, stolen) == mac(liar), "the attack works without us"
-    bridged.apply(bridged.picture())
+    bridged.apply(bridged.picture() if known else without_the_stranger(bridged.picture()))
     _knows_the_client(bridged, 6)
     send(liar, shot)
     time.sleep(0.05)
@@ -268,11 +297,12 @@ def test_an_advertisement_of_another_pods_address_is_not_heard(bridged: World, h
 def _from(packet: bytes, source: str) -> bytes:
     """The same ICMPv6 packet from another address."""
     packed, body = ip_address(source).packed, packet[40:42] + b"\0\0" + packet[44:]
-    total = _sum(_pseudo(packed, packet[24:40], 58, body))
+    total = checksum(_pseudo(packed, packet[24:40], 58, body))
     return packet[:8] + packed + packet[24:40] + body[:2] + struct.pack(">H", total) + body[4:]
 
 
-def test_a_stolen_mac_does_not_move_the_victims_traffic(bridged: World) -> None:
+@KNOWN
+def test_a_stolen_mac_does_not_move_the_victims_traffic(bridged: World, known: bool) -> None:
     """The bridge learns where a MAC is from any frame: a forged one must end before that."""
 
     def port_of_the_client() -> str:
@@ -286,7 +316,7 @@ def test_a_stolen_mac_does_not_move_the_victims_traffic(bridged: World) -> None:
     send(bridged.client, honest)
     send(bridged.stranger, shot)
     assert port_of_the_client() == bridged.stranger.port.interface, "the attack works without us"
-    bridged.apply(bridged.picture())
+    bridged.apply(bridged.picture() if known else without_the_stranger(bridged.picture()))
     send(bridged.client, honest)
     assert port_of_the_client() == bridged.client.port.interface
     send(bridged.stranger, shot)
