@@ -126,6 +126,8 @@ def _common_chains(desired: Desired, nets: Mapping[int, Identities]) -> Iterator
     yield chain("refuse", _refuse(settings))
     yield chain("spoofed", [log(settings, Told.SPOOF, Way.EGRESS, 0), "drop"])
     yield chain("deliver", _deliver(settings))
+    yield chain("options", ("ip option lsrr exists goto spoofed", "ip option ssrr exists goto spoofed"))
+    yield chain("segments", ("iifname . ip6 saddr @own6 goto spoofed",))
 
 
 def _identify(nets: Mapping[int, Identities], field: str) -> Iterator[str]:
@@ -193,6 +195,10 @@ def _guard() -> Iterator[str]:
     yield 'iifname "lo" accept'
     # RFC 1122, 3.2.1.3. With route_localnet (kube-proxy sets it) a pod could otherwise dial the node's own listeners.
     yield "ip daddr 127.0.0.0/8 goto spoofed"
+    # A route that the sender chose: the address to be judged is only put in after we have judged. Others than pods may
+    # have use for IPv6's, which the node follows only where it is told to.
+    yield "ip hdrlength > 5 jump options"
+    yield "rt seg-left != 0 jump segments"
     yield "iifname . ip saddr @own4 accept"
     yield "ip saddr @homes4 goto spoofed"
     yield "iifname . ip6 saddr @own6 accept"

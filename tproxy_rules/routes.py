@@ -112,14 +112,17 @@ def families(settings: Settings) -> tuple[int, ...]:
 
 
 def tune(desired: Desired) -> None:
-    """The sysctls that help; none is needed for a refusal to hold. They are left as they are by `remove`.
+    """The sysctls that help. They are left as they are by `remove`.
 
+    accept_source_route: a route chosen by the sender leads around policy. It is off unless somebody asked for it, and
+    nftables refuses such packets itself, but iptables has no match for them.
     tcp_migrate_req: when one worker of a SO_REUSEPORT group dies, those waiting in its queue go to the others.
     send_redirects: steered frames leave by the interface they came from, which the node would complain about to pods.
     """
-    names = ["net/ipv4/tcp_migrate_req=1"]
-    names += [f"net/ipv4/conf/{name}/send_redirects=0" for name in ("all", *(one.name for one in desired.bridges))]
-    for name in names[: None if desired.bridges else 1]:
+    names = ["net/ipv4/tcp_migrate_req=1", "net/ipv4/conf/all/accept_source_route=0"]
+    if desired.bridges:
+        names += [f"net/ipv4/conf/{name}/send_redirects=0" for name in ("all", *(one.name for one in desired.bridges))]
+    for name in names:
         path, _, value = name.partition("=")
         try:
             Path("/proc/sys", path).write_text(value, encoding="ascii")
