@@ -18,7 +18,6 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from l7proxy.flows.records import Conn, Judgement
-from l7proxy.gate import options as bounds
 from l7proxy.gate.access_log import AccessLog
 from l7proxy.gate.actions import Action, Close, HalfClose, Pause, Resume, Side, ToClient, ToServer
 from l7proxy.gate.http2_exchanges import Exchanges
@@ -194,7 +193,7 @@ class Http2Gate:
             of.end()
             actions.append(Close())
             return actions
-        full = of.held > bounds.MAX_HELD
+        full = of.full
         if full is not self._paused:
             self._paused = full
             actions.append(Pause(CLIENT) if full else Resume(CLIENT))

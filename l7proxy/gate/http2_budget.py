@@ -30,7 +30,11 @@ FINISHED: Final = 20
 Not by ours: a denial costs its client nothing to have, and would pay for the reset of another stream."""
 
 DELIVERED: Final = 2
-"""Earned by each DATA frame that went out whole: its receiver may open two windows for it."""
+"""Earned by DATA that went out: its receiver may open two windows for each frame that its own windows did not cut off,
+and for every 4 KiB, as Go's library does when it is read so."""
+
+REFRESH: Final = 12
+"""The power of two that 4 KiB are."""
 
 
 class Budget:

@@ -16,12 +16,14 @@ from l7proxy.gate.access_log import HTTP2, AccessLog
 from l7proxy.gate.actions import Action, Connect, Emit
 from l7proxy.gate.http2_answers import plain, trailers_only
 from l7proxy.gate.http2_budget import FINISHED, REFUSED, RESET
+from l7proxy.gate.http2_owners import FromClient, FromServer
 from l7proxy.gate.http2_peer import Peer
 from l7proxy.gate.http2_relay import Half, Relay
 from l7proxy.gate.http2_stream import Stream
+from l7proxy.gate.http2_waiting import Waiting
 from l7proxy.gate.options import HttpOptions
 from l7proxy.gate.replies import DENIED, printable, sentence
-from l7proxy.model.http import Request, Rewrite, edited
+from l7proxy.model.http import Request
 from l7proxy.model.verdict import Verdict
 from l7proxy.wire import http2_frames as frames
 from l7proxy.wire import http2_head
@@ -44,6 +46,7 @@ class Exchanges:
 
     __slots__ = (
         "_judge",
+        "_offered",
         "_options",
         "_server_last",
         "_waiting",
@@ -69,13 +72,14 @@ class Exchanges:
         self._options = options
         self.log = log
         towards_client = [(Setting.MAX_CONCURRENT_STREAMS, MAX_STREAMS), (Setting.NO_RFC7540_PRIORITIES, 1)]
-        self.client = Peer(_FromClient(self), now_ns, towards_client, b"")
-        self.server = Peer(_FromServer(self), now_ns, [(Setting.ENABLE_PUSH, 0)], PREFACE)
+        self.client = Peer(FromClient(self), now_ns, towards_client, b"")
+        self.server = Peer(FromServer(self), now_ns, [(Setting.ENABLE_PUSH, 0)], PREFACE)
         self.up = Relay(self.client, self.server)
         self.down = Relay(self.server, self.client)
         self.streams: dict[int, Stream] = {}
         self.actions: list[Action] = []
-        self._waiting: dict[int, Stream] = {}  # allowed, and not yet forwarded
+        self._waiting = Waiting()
+        self._offered = MAX_STREAMS
         self.last = 0  # the client's last stream
         self.promised = MAX_STREAM  # no later one is looked at (GOAWAY)
         self._server_last = MAX_STREAM
@@ -85,10 +89,10 @@ class Exchanges:
         self.parting = False
 
     @property
-    def held(self) -> int:
-        """Bytes of heads that wait for the server: the one thing that windows do not bound."""
-        waiting = self._waiting
-        return sum(stream.waiting.size for stream in waiting.values() if stream.waiting) if waiting else 0
+    def full(self) -> bool:
+        """No more heads can be kept until the server is there. Then nothing stops the client: what it still has to say
+        may be what makes room."""
+        return not self.server.settled and self._waiting.heads > bounds.MAX_HELD
 
     def end(self) -> None:
         """Nothing more is read, written or told."""
@@ -142,9 +146,9 @@ class Exchanges:
             stream.up.left = head.length
         stream.waiting, stream.judged = head.block, head.headers
         if request.rewrite is not None:
-            stream.waiting = rewritten(head.block, request.rewrite)
+            stream.waiting = http2_head.rewritten(head.block, request.rewrite)
             stream.judged = [*head.headers, *((edit.name.lower(), edit.value) for edit in request.rewrite.edits)]
-        self._waiting[number] = stream
+        self._waiting.add(stream)
         if not self.asked:
             self.asked = True
             self.actions.append(Connect())
@@ -177,7 +181,7 @@ class Exchanges:
     def client_data(self, number: int, data: bytes, begin: int, end: int, flags: int, flow: int) -> None:
         stream = self.streams.get(number)
         if stream is None:
-            self._stray_data(self.client, number, flow, self.last if number <= self.promised else MAX_STREAM)
+            self.client.took_stray(number, flow, self.last if number <= self.promised else MAX_STREAM)
             return
         half = stream.up
         if half.ended:
@@ -273,7 +277,7 @@ class Exchanges:
     def server_data(self, number: int, data: bytes, begin: int, end: int, flags: int, flow: int) -> None:
         stream = self.streams.get(number)
         if stream is None or not stream.opened:
-            self._stray_data(self.server, number, flow, self.last)
+            self.server.took_stray(number, flow, self.last)
             return
         half = stream.down
         if half.ended:
@@ -325,6 +329,14 @@ class Exchanges:
             if stream.opened:
                 self.up.widen(stream.up, difference)
 
+    def server_settings(self) -> None:
+        """It begins, or changes its mind. Its client may have no more streams than it takes: the others would wait."""
+        most = min(self.server.streams, MAX_STREAMS)
+        if most != self._offered:
+            self._offered = most
+            self.client.out.append(frames.settings([(Setting.MAX_CONCURRENT_STREAMS, most)]))
+        self.forward()
+
     def server_goaway(self, last: int, code: int) -> None:
         """Streams past its last were not processed and may be tried again elsewhere: the client is told so."""
         self._server_last = min(last, self._server_last)
@@ -352,18 +364,17 @@ class Exchanges:
 
     def forward(self) -> None:
         """Open at the server what waits for it, in order, as far as the server has said it goes."""
-        server = self.server
-        if not server.settled or self.server_done:
+        if not self.server.settled or self.server_done:
             return
-        room = server.streams
-        if room < MAX_STREAMS:
-            room -= sum(stream.opened for stream in self.streams.values())
-        for stream in list(self._waiting.values()):
-            if room <= 0:
-                return
-            room -= 1
-            del self._waiting[stream.id]
+        for stream in self._waiting.first(self._room()):
             self._open(stream)
+
+    def _room(self) -> int:
+        """How many more streams the server takes now."""
+        most = self.server.streams
+        if most < MAX_STREAMS:
+            most -= sum(stream.at_server for stream in self.streams.values())
+        return most
 
     def _open(self, stream: Stream) -> None:
         block, up = stream.waiting, stream.up
@@ -379,15 +390,6 @@ class Exchanges:
             self.up.sent.append(stream.id)
         elif up.queue or up.ended:
             self.up.advance(up)
-
-    @staticmethod
-    def _stray_data(peer: Peer, number: int, flow: int, last: int) -> None:
-        """DATA on a stream that is no more: what was on its way is thrown away, all else is a fault."""
-        if number > last:
-            raise Http2Error("DATA on a stream that was never opened")
-        if last != MAX_STREAM and not peer.was_reset(number):
-            raise Http2Error("DATA on a closed stream", Code.STREAM_CLOSED)
-        peer.took(flow)
 
     # --- ends of streams ---------------------------------------------------------------------------------------------
 
@@ -418,7 +420,7 @@ class Exchanges:
     def _speak(self, stream: Stream, status: int, text: bytes, extra: tuple[Header, ...] = ()) -> None:
         """Our answer in the place of the server's, of which nothing has been shown yet."""
         stream.answered = True
-        self._waiting.pop(stream.id, None)
+        self._waiting.drop(stream)
         self.up.drop(stream.up)
         if stream.grpc:
             self.client.send_fields(stream.id, trailers_only(status, text, extra), end=True)
@@ -453,7 +455,7 @@ class Exchanges:
         self._remove(stream)
 
     def _leave_server(self, stream: Stream, code: int) -> None:
-        if stream.opened and not (stream.down.ended and stream.up.sent):
+        if stream.at_server:
             self.server.send_reset(stream.id, code, ended=stream.down.ended)
         stream.opened = stream.up.open = False
 
@@ -465,11 +467,12 @@ class Exchanges:
     def _remove(self, stream: Stream) -> None:
         self.up.drop(stream.up)
         self.down.drop(stream.down)
-        self._waiting.pop(stream.id, None)
+        self._waiting.drop(stream)
         self.streams.pop(stream.id, None)
 
     def settle(self) -> None:
-        """Tell of the answers that have gone out whole, and let go of the streams that are over on all sides."""
+        """Tell of the answers that have gone out whole, let go of the streams that are over on all sides, and send away
+        what would wait for too much."""
         up, down = self.up, self.down
         if self._waiting:
             self.forward()
@@ -478,6 +481,10 @@ class Exchanges:
             self._let_go(ended)
             if self._waiting:
                 self.forward()
+        if self._waiting and self.server.settled:
+            for stream in self._waiting.excess():
+                self._tell(stream, 503, "the server takes no more streams for now")
+                self._forget(stream, Code.REFUSED_STREAM)
 
     def _let_go(self, ended: list[int]) -> None:
         for number in ended:
@@ -544,49 +551,3 @@ class Exchanges:
 
     def emit_malformed(self, status: int, reason: str) -> None:
         self.actions.append(Emit(self.log.malformed(status, reason, HTTP2)))
-
-
-class _FromClient:
-    """What the client's frames mean to the streams (http2_peer.Owner)."""
-
-    __slots__ = ("_of", "got_data", "got_fields", "got_initial_window", "got_pong", "got_reset", "got_window")
-
-    def __init__(self, of: Exchanges) -> None:
-        self._of = of
-        self.got_fields = of.client_fields
-        self.got_data = of.client_data
-        self.got_reset = of.client_reset
-        self.got_window = of.client_window
-        self.got_initial_window = of.client_initial_window
-        self.got_pong = of.client_pong
-
-    def ready(self) -> None:
-        """It may begin."""
-
-    def got_goaway(self, last: int, code: int) -> None:
-        self._of.client_goaway(code)
-
-
-class _FromServer:
-    __slots__ = ("got_data", "got_fields", "got_goaway", "got_initial_window", "got_reset", "got_window", "ready")
-
-    def __init__(self, of: Exchanges) -> None:
-        self.ready = of.forward
-        self.got_fields = of.server_fields
-        self.got_data = of.server_data
-        self.got_reset = of.server_reset
-        self.got_window = of.server_window
-        self.got_initial_window = of.server_initial_window
-        self.got_goaway = of.server_goaway
-
-    def got_pong(self, payload: bytes) -> None:
-        """We never ask the server."""
-
-
-def rewritten(block: FieldBlock, rewrite: Rewrite) -> FieldBlock:
-    """The block with its headers changed; a secret among them is never indexed."""
-    pseudo = [field for field in block.fields if field[0][:1] == b":"]
-    hidden = {block.fields[place] for place in block.secret}
-    hidden.update((edit.name.lower(), edit.value) for edit in rewrite.edits if edit.secret)
-    fields = [*pseudo, *edited(block.fields[len(pseudo) :], rewrite.edits)]
-    return FieldBlock(fields, block.size, frozenset(place for place, field in enumerate(fields) if field in hidden))

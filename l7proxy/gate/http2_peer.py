@@ -44,10 +44,10 @@ _SETTING_LIMITS: Final = {
 
 
 class Owner(Protocol):
-    """Who is told what a peer says of streams. Only `ready` may come before anything else."""
+    """Who is told what a peer says of streams. `got_settings` comes before anything else: it does speak HTTP/2."""
 
-    def ready(self) -> None:
-        """Its first SETTINGS are there: it does speak HTTP/2."""
+    def got_settings(self) -> None:
+        """They are in force: `Peer.streams` may be another number."""
 
     def got_fields(self, stream: int, block: FieldBlock, end: bool) -> None: ...
 
@@ -183,6 +183,15 @@ class Peer:
             self._allowed += self._owed
             self._owed = 0
 
+    def took_stray(self, stream: int, count: int, last: int) -> None:
+        """DATA on a stream that is no more: what was on its way is thrown away, all else is a fault. `last` is the last
+        stream that there was; with MAX_STREAM none is known."""
+        if stream > last:
+            raise Http2Error("DATA on a stream that was never opened")
+        if last != frames.MAX_STREAM and not self.was_reset(stream):
+            raise Http2Error("DATA on a closed stream", Code.STREAM_CLOSED)
+        self.took(count)
+
     # --- frames of streams -------------------------------------------------------------------------------------------
 
     def _take_data(self, flags: int, stream: int, source: bytes, begin: int, end: int) -> None:
@@ -270,9 +279,8 @@ class Peer:
         for name, value in pairs:
             self._set(name, value)
         self.out.append(frames.frame(frames.SETTINGS, ACK, 0))
-        if not self._settled:
-            self._settled = True
-            self._owner.ready()
+        self._settled = True
+        self._owner.got_settings()
 
     def _set(self, name: int, value: int) -> None:
         if name in _SETTING_LIMITS:

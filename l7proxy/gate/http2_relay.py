@@ -8,16 +8,15 @@ sides.
 
 from __future__ import annotations
 
-from collections import deque
 from dataclasses import dataclass, field
 from typing import Final
 
 from l7proxy.errors import PeerError
-from l7proxy.gate.http2_budget import DELIVERED
+from l7proxy.gate.http2_budget import DELIVERED, REFRESH
 from l7proxy.gate.http2_peer import STREAM_WINDOW, Peer
 from l7proxy.wire import http2_frames as frames
 from l7proxy.wire.http2_fields import FieldBlock
-from l7proxy.wire.http2_frames import DATA, END_STREAM, HEAD_SIZE, MAX_WINDOW, Code, Http2Error
+from l7proxy.wire.http2_frames import DATA, END_STREAM, HEAD_SIZE, MAX_FRAME, MAX_WINDOW, Code, Http2Error
 
 UNSAID: Final = -1
 
@@ -36,7 +35,7 @@ class Half:
     left: int = UNSAID
     allowed: int = STREAM_WINDOW
     owed: int = 0
-    queue: deque[bytes] = field(default_factory=deque)
+    queue: bytearray = field(default_factory=bytearray)
     trailers: FieldBlock | None = None
 
     def count(self, size: int, *, end: bool) -> None:
@@ -76,13 +75,13 @@ class Relay:
                 sink.out.append(
                     data[begin - HEAD_SIZE : end] if plain else frames.frame(DATA, ended, half.stream, data[begin:end])
                 )
-                sink.budget.earn(DELIVERED)
+                sink.budget.earn(DELIVERED * (1 + (size >> REFRESH)))
                 if ended:
                     self._finished(half)
             self._give_back(half, flow)
             return
         if size:
-            half.queue.append(data[begin:end])
+            half.queue += data[begin:end]
         self._give_back(half, flow - size)
         self.advance(half)
 
@@ -103,13 +102,13 @@ class Relay:
         self.drop(half)
         if text:
             self._source.took(-len(text))  # given back when it is sent, as if the source had sent it
-            half.queue.append(text)
+            half.queue += text
         half.ended = True
         self.advance(half)
 
     def drop(self, half: Half) -> None:
         """Forget what is kept of a message."""
-        self._source.took(sum(map(len, half.queue)))
+        self._source.took(len(half.queue))
         half.queue.clear()
         half.trailers = None
         self._blocked.pop(half.stream, None)
@@ -146,17 +145,13 @@ class Relay:
             if half.ended and not half.sent:
                 self._end(half)
             return False
-        chunk = queue[0]
-        size = min(len(chunk), half.window, sink.window)
+        size = min(len(queue), MAX_FRAME, half.window, sink.window)
         if size <= 0:
             self._blocked[half.stream] = half
             return False
-        if size < len(chunk):
-            queue[0] = chunk[size:]
-            chunk = chunk[:size]
-        else:
-            queue.popleft()
-            sink.budget.earn(DELIVERED)
+        chunk = bytes(queue[:size])
+        del queue[:size]
+        sink.budget.earn(DELIVERED * ((not queue) + (size >> REFRESH)))
         last = half.ended and not queue and half.trailers is None
         half.window -= size
         sink.window -= size

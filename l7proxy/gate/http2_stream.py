@@ -37,6 +37,11 @@ class Stream:
     reset: int | None = None
 
     @property
+    def at_server(self) -> bool:
+        """It counts there among the streams that are open."""
+        return self.opened and not (self.down.ended and self.up.sent)
+
+    @property
     def head_only(self) -> bool:
         """Its answer has no body."""
         return self.head is not None and self.head.method == b"HEAD"

@@ -14,7 +14,7 @@ from functools import lru_cache
 from typing import Final
 
 from l7proxy.errors import PeerError
-from l7proxy.model.http import Headers, alike
+from l7proxy.model.http import Headers, Rewrite, alike, edited
 from l7proxy.wire import authority
 from l7proxy.wire.framing import LENGTH
 from l7proxy.wire.head import MAX_HEAD, MAX_HEADERS, Header
@@ -103,6 +103,15 @@ def check_repeats(trailers: FieldBlock, judged: Iterable[Header]) -> None:
     for name, _ in trailers.fields:
         if alike(name) in names:
             raise PeerError(f"field {name.decode()} stands in the head and again in the trailers")
+
+
+def rewritten(block: FieldBlock, rewrite: Rewrite) -> FieldBlock:
+    """The block with its headers changed; a secret among them is never indexed."""
+    pseudo = [field for field in block.fields if field[0][:1] == b":"]
+    hidden = {block.fields[place] for place in block.secret}
+    hidden.update((edit.name.lower(), edit.value) for edit in rewrite.edits if edit.secret)
+    fields = [*pseudo, *edited(block.fields[len(pseudo) :], rewrite.edits)]
+    return FieldBlock(fields, block.size, frozenset(place for place, field in enumerate(fields) if field in hidden))
 
 
 def is_grpc(fields: list[Header]) -> bool:

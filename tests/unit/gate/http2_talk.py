@@ -23,6 +23,7 @@ from h2.events import (
     StreamReset,
     TrailersReceived,
 )
+from h2.settings import SettingCodes, Settings
 
 from l7proxy.flows.records import HttpRequest, HttpResponse, Judgement, Record
 from l7proxy.gate.actions import (
@@ -38,6 +39,7 @@ from l7proxy.gate.actions import (
     ToClient,
     ToServer,
 )
+from l7proxy.gate.http2_exchanges import MAX_STREAMS
 from l7proxy.gate.options import HttpOptions
 from l7proxy.gate.pick import Gate, pick
 from l7proxy.model.http import Request
@@ -150,7 +152,8 @@ class End:
 
 
 class Conversation:
-    def __init__(self, split: Split, *, options: HttpOptions | None = None) -> None:
+    def __init__(self, split: Split, *, options: HttpOptions | None = None, takes: int = MAX_STREAMS) -> None:
+        """`takes` is how many streams at a time the server's first SETTINGS allow."""
         self._split = split
         self.judge: Callable[[Request], Judgement] = all_but_deny
         self.client = End(client=True)
@@ -170,6 +173,8 @@ class Conversation:
         self._unheard = b""
         self.gate: Gate = pick(self._ask, CONN, self._now, by_request=True, options=options or HttpOptions())
         self.client.h2.initiate_connection()
+        first = {SettingCodes.MAX_CONCURRENT_STREAMS: takes}
+        self.server.h2.local_settings = Settings(client=False, initial_values=first)
         self.server.h2.initiate_connection()
         self._obey(self.gate.started())
 

@@ -188,6 +188,8 @@ def test_a_stream_too_many_is_refused_with_a_record_and_may_be_tried_again(http2
 def test_streams_wait_for_a_server_that_takes_few_at_a_time(http2: Conversation) -> None:
     http2.server.h2.update_settings({STREAMS: 2})
     http2.get(1)
+    http2.client.h2.remote_settings[STREAMS] = MAX_STREAMS  # these are on their way when it hears of that
+    http2.client.h2.remote_settings.acknowledge()
     for stream in (3, 5, 7):
         http2.client.h2.send_headers(stream, line(), end_stream=True)
     http2.run()

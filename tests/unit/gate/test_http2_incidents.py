@@ -149,7 +149,7 @@ UNFIT = {
     "trailers that frame": (b"", headers(1, b"\x0f\x0d\x013")),
     "trailers that say the head again": (b"\x00\x01x\x01y", headers(1, b"\x00\x01x\x01z")),
 }
-"""More of a head, and what then comes and does not fit it: the request is on its way to the server, and is cancelled."""
+"""More of a head, and what then comes and does not fit it: the request, which is at the server, is cancelled."""
 
 
 @pytest.mark.parametrize("name", UNFIT)
