@@ -2,15 +2,16 @@
 
 Laws of this room:
   - A file is read when it has been quiet for a moment, so that a half-written one is never believed; while some file
-    is not quiet no other disappears, so that a policy that moves between files is in force throughout.
+    is not quiet no other disappears, so that a policy that moves between files is in force throughout. What only a
+    file said that is gone stays for such a moment, too: many editors take the old one away before the new one comes.
   - A file that breaks is reported, and the last good version of each object in it stays in force; where a fault
     cannot be given to one object, nothing of that file disappears until it is mended. This is the one place with a
     memory.
   - A policy at fault that never was good stands in, to be refused by the world.
   - One object said twice: the first file by path has it, and both places are named.
   - A directory that cannot be listed keeps what was last read of it.
-Symbolic links to files are followed, to directories not (they may go round); hidden names are skipped, so that a
-mounted ConfigMap, whose `..data` link is swapped, is read once.
+Symbolic links to files are followed, to directories not (they may go round); one that leads nowhere is a file that
+broke. Hidden names are skipped, so that a mounted ConfigMap, whose `..data` link is swapped, is read once.
 """
 
 from __future__ import annotations
@@ -160,6 +161,7 @@ class FileSource:
         self._look = Look()
         self._read: dict[str, ReadFile] = {}
         self._moving: dict[str, int] = {}
+        self._gone: dict[str, float] = {}
 
     @property
     def problems(self) -> tuple[SourceError, ...]:
@@ -207,32 +209,38 @@ class FileSource:
                 moving[name] = looks + 1
             if version is not None:
                 read[name] = version
+        held = self._held(read)
         if moving:
             read = {**self._read, **read}
-        self._read, self._moving = read, moving
-        return gather(read, troubles), bool(moving)
+        self._read, self._moving = {**held, **read}, moving
+        return gather(self._read, troubles), bool(moving or held)
+
+    def _held(self, read: Mapping[str, ReadFile]) -> dict[str, ReadFile]:
+        """Files that went away a moment ago, and with them what no other says."""
+        now = time.monotonic()
+        self._gone = {name: self._gone.get(name, now) for name in self._read.keys() - read.keys()}
+        fresh = {name: self._read[name] for name, since in self._gone.items() if now - since < QUIET}
+        if not fresh:
+            return {}
+        said = {key for version in read.values() for part in (version.good, version.stand_ins) for key in part}
+        return {name: one for name, one in fresh.items() if not said.issuperset((*one.good, *one.stand_ins))}
 
 
-def _version(path: Path, name: str, before: ReadFile | None, *, patient: bool) -> tuple[ReadFile | None, bool]:
+def _version(path: str, name: str, before: ReadFile | None, *, patient: bool) -> tuple[ReadFile | None, bool]:
     """The version of a file that counts now: while it moves and we are patient, the one before (then also True)."""
     try:
-        status = path.stat()
-    except FileNotFoundError:
-        return None, False
-    except OSError as error:
-        return _unreadable(name, error, before), False
-    if before is not None and before.signature == _signature(status):
-        return before, False
-    if not stat.S_ISREG(status.st_mode):  # reading a pipe could hold us up for ever
-        return _unreadable(name, OSError(0, "not a plain file"), before), False
-    if patient and 0 <= time.time() - status.st_mtime < QUIET:
-        return before, True
-    try:
-        with path.open("rb") as file:
+        status = os.stat(path)  # noqa: PTH116 - at every look, of every file
+        if before is not None and before.signature == _signature(status):
+            return before, False
+        if not stat.S_ISREG(status.st_mode):  # reading a pipe could hold us up for ever
+            raise OSError(0, "not a plain file")
+        if patient and 0 <= time.time() - status.st_mtime < QUIET:
+            return before, True
+        with Path(path).open("rb") as file:
             data = file.read(MAX_BYTES + 1)
             after = os.fstat(file.fileno())
-    except FileNotFoundError:
-        return None, False
+    except FileNotFoundError as error:
+        return (_unreadable(name, error, before) if Path(path).is_symlink() else None), False
     except OSError as error:
         return _unreadable(name, error, before), False
     if patient and _signature(after) != _signature(status):
@@ -254,11 +262,14 @@ def _signature(status: os.stat_result) -> Signature:
     return status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
-def _list(root: Path, watch: Callable[[Path], None]) -> tuple[dict[str, Path], list[SourceError], list[str]]:
-    """(name → path of every manifest, troubles, folders that could not be listed). Each folder is watched first."""
+def _list(root: Path, watch: Callable[[Path], None]) -> tuple[dict[str, str], list[SourceError], list[str]]:
+    """(name → path of every manifest, troubles, folders that could not be listed). Each folder is watched first.
+
+    There may be thousands of files, so paths are texts here.
+    """
     troubles: list[SourceError] = []
     kept: list[str] = []
-    found: dict[str, Path] = {}
+    found: dict[str, str] = {}
 
     def trouble(error: OSError) -> None:
         folder = os.path.relpath(error.filename or root, root)
@@ -269,24 +280,24 @@ def _list(root: Path, watch: Callable[[Path], None]) -> tuple[dict[str, Path], l
 
     if root.exists() and not root.is_dir():
         watch(root.parent)
-        return {root.name: root}, [], []
+        return {root.name: str(root)}, [], []
     for folder, folders, names in _walk(root, watch, trouble):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
+        below = "" if folder == str(root) else os.path.relpath(folder, root) + "/"
         for name in names:
-            path = folder / name
             if name.endswith(SUFFIXES) and not name.startswith("."):
-                found[str(path.relative_to(root))] = path
+                found[below + name] = f"{folder}/{name}"
     return found, troubles, kept
 
 
 def _walk(
     root: Path, watch: Callable[[Path], None], trouble: Callable[[OSError], None]
-) -> Iterable[tuple[Path, list[str], list[str]]]:
+) -> Iterable[tuple[str, list[str], list[str]]]:
     watch(root)
     for folder, folders, names in os.walk(root, onerror=trouble):
         for name in folders:
             watch(Path(folder, name))
-        yield Path(folder), folders, names
+        yield os.fspath(folder), folders, names
 
 
 def _below(name: str, folder: str) -> bool:
@@ -319,9 +330,9 @@ def load(paths: Sequence[Path]) -> tuple[list[Change], list[SourceError]]:
         found, errors, _ = _list(root, lambda folder: None)
         troubles += errors
         for path in found.values():
-            shown = str(path) if root.is_dir() else str(root)
+            shown = path if root.is_dir() else str(root)
             try:
-                with path.open("rb") as file:
+                with Path(path).open("rb") as file:
                     data = file.read(MAX_BYTES + 1)
                 read[shown] = _read(parse(data, shown), (0, 0, 0, 0), 0, None)
             except OSError as error:

@@ -303,6 +303,52 @@ async def test_a_policy_that_moves_between_files_is_in_force_throughout(tmp_path
         assert not [word for word in watch.log if word.startswith("-")]
 
 
+async def test_an_editor_that_puts_the_old_file_aside_takes_nothing_out_of_force(tmp_path: Path) -> None:
+    write(tmp_path / "a.yaml", POLICY)
+    async with watching(tmp_path) as watch:
+        for number in range(20):
+            (tmp_path / "a.yaml").rename(tmp_path / "a.yaml~")
+            await asyncio.sleep(0.002 + number % 4 * 0.003)  # somebody looks in between
+            (tmp_path / "a.yaml").write_text(f"{POLICY}# {number}\n")
+            (tmp_path / "a.yaml~").unlink()
+            await asyncio.sleep(0.005)
+        write(tmp_path / "end.yaml", pod("end"))
+        await watch.until_names("CiliumNetworkPolicy shop/p", "Pod default/end")
+        assert [word for word in watch.log if word.startswith("-")] == []
+        (tmp_path / "a.yaml").unlink()
+        await watch.until_names("Pod default/end")
+
+
+async def test_a_renamed_file_is_not_said_twice(tmp_path: Path) -> None:
+    write(tmp_path / "a.yaml", POLICY)
+    async with watching(tmp_path) as watch:
+        for before, after in (("a.yaml", "b.yaml"), ("b.yaml", "a.yaml")):
+            (tmp_path / before).rename(tmp_path / after)
+            while list(watch.source.files) != [after]:
+                await watch.next()
+                assert watch.source.problems == ()
+        assert [word for word in watch.log if word.startswith("-")] == []
+
+
+async def test_a_link_that_leads_nowhere_keeps_what_was_read(tmp_path: Path) -> None:
+    """As in a ConfigMap from which one key was taken, until its link is taken, too."""
+    write(tmp_path / "..v1" / "a.yaml", POLICY)
+    (tmp_path / "..v2").mkdir()
+    (tmp_path / "..data").symlink_to("..v1")
+    (tmp_path / "a.yaml").symlink_to("..data/a.yaml")
+    async with watching(tmp_path) as watch:
+        (tmp_path / "..new").symlink_to("..v2")
+        (tmp_path / "..new").rename(tmp_path / "..data")
+        await watch.next()
+        assert names(watch.facts) == ["CiliumNetworkPolicy shop/p"]
+        assert [str(problem) for problem in watch.source.problems] == [
+            "a.yaml: cannot be read: No such file or directory"
+        ]
+        (tmp_path / "a.yaml").unlink()
+        await watch.until_names()
+        assert watch.source.problems == ()
+
+
 def test_load_reads_a_pipe_that_it_is_given(tmp_path: Path) -> None:
     """As `policy validate <(kubectl get …)` does."""
     os.mkfifo(tmp_path / "p")
