@@ -20,7 +20,7 @@ from l7proxy.model.expression import AllOf, Not
 from l7proxy.model.labels import RESERVED, Operator, Requirement, Selector, Selects
 from l7proxy.model.ref import RuleRef
 from l7proxy.model.verdict import Action, Direction, Protocol
-from l7proxy.policy.lang import calico_peers, calico_ports, kubernetes, selectors
+from l7proxy.policy.lang import calico_peers, calico_ports, calico_selector, kubernetes, selectors
 from l7proxy.policy.lang.calico_http import http_rule
 from l7proxy.policy.lang.document import Document
 from l7proxy.policy.lang.envelope import opened
@@ -144,6 +144,8 @@ def subject(spec: Field, document: Document) -> Selects:
     if "selector" in found:
         terms.append(calico_peers.selector(found["selector"], calico_peers.of_pods))
     if "namespaceSelector" in found and found["namespaceSelector"].text():
+        if calico_selector.is_global(found["namespaceSelector"].text()):
+            found["namespaceSelector"].fail("global() is for the namespaceSelector of a source or destination only")
         terms.append(calico_peers.namespaces(found["namespaceSelector"]))
     if "serviceAccountSelector" in found and found["serviceAccountSelector"].text():
         terms.append(calico_peers.selector(found["serviceAccountSelector"], calico_peers.of_accounts))
@@ -232,6 +234,7 @@ def _rule(item: Field, direction: Direction, scope: _Scope) -> Iterator[Rule]:
     peer, own = ("source", "destination") if direction is Direction.INGRESS else ("destination", "source")
     _check_entities(entities, direction, own)
     version = _version(found)
+    calico_ports.check_version(found, version)
     ports = calico_ports.matches(found, entities["destination"])
     whom = calico_peers.entity_peers(
         entities[peer], scope.document, version=version, on_ports=direction is Direction.EGRESS

@@ -110,30 +110,31 @@ def namespaces(field: Field) -> Selects:
     return AllOf((selectors.IS_POD, selector(field, of_namespaces)))
 
 
-def accounts(field: Field) -> Selects:
-    """`serviceAccounts`: names and selector, both."""
+def accounts(field: Field) -> Selects | None:
+    """`serviceAccounts`: names and selector, both. None when it says neither: then it asks for nothing."""
     found = field.mapping(("names", "selector"))
-    terms: list[Selects] = [_IS_IN_KUBERNETES]
+    terms: list[Selects] = []
     names = found["names"].items() if "names" in found else []
     if names:
         terms.append(Requirement(K8S, SERVICE_ACCOUNT_KEY, Operator.IN, tuple(sorted({name.text() for name in names}))))
     if "selector" in found and found["selector"].text():
         terms.append(selector(found["selector"], of_accounts))
-    return AllOf(tuple(terms))
+    return AllOf((_IS_IN_KUBERNETES, *terms)) if terms else None
 
 
 def chosen(entity: dict[str, Field], document: Document) -> Selects | None:
     """What selector, namespaceSelector and serviceAccounts say together; None when they say nothing."""
     said = {name: field for name, field in entity.items() if name in SELECTORS and field.value != ""}
+    of_whom = accounts(said.pop("serviceAccounts")) if "serviceAccounts" in said else None
     terms: list[Selects] = []
     if "namespaceSelector" in said:
         terms.append(namespaces(said["namespaceSelector"]))
-    elif said and document.namespace:
+    elif (said or of_whom is not None) and document.namespace:
         terms.append(selectors.in_namespace(document.namespace))
     if "selector" in said:
         terms.append(selector(said["selector"], of_pods))
-    if "serviceAccounts" in said:
-        terms.append(accounts(said["serviceAccounts"]))
+    if of_whom is not None:
+        terms.append(of_whom)
     return AllOf(tuple(terms)) if terms else None
 
 
@@ -160,10 +161,12 @@ def entity_peers(
         all_of.append(AnyPeer(_selected(positive)))
     if negative is not None:
         none_of += _selected(negative)
-    if "nets" in entity and (found := list(_nets(entity["nets"], version))):
-        all_of.append(AnyPeer(tuple(found)))
+    nets = tuple(_nets(entity["nets"], version)) if "nets" in entity else ()
+    if nets:
+        all_of.append(AnyPeer(nets))
     if "notNets" in entity:
-        none_of += _not_nets(entity["notNets"], version)
+        one_of_nets = nets[0].network.version if nets else None
+        none_of += _not_nets(entity["notNets"], one_of_nets if version is None else version)
     if version is not None:
         all_of.append(CidrPeer(ip_network("0.0.0.0/0" if version == 4 else "::/0"), reach=Reach.ANYWHERE))
     if not all_of and not none_of:

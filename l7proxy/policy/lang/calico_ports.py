@@ -26,7 +26,8 @@ _NAMES: Final[Mapping[str, int]] = {
     "UDPLite": 136,
 }
 _WITH_PORTS: Final = frozenset((Protocol.TCP.value, Protocol.UDP.value, Protocol.SCTP.value))
-_ICMP: Final = frozenset((Protocol.ICMP.value, Protocol.ICMPV6.value))
+_IP_VERSION: Final[Mapping[int, int]] = {Protocol.ICMP.value: 4, Protocol.ICMPV6.value: 6}
+_ICMP: Final = frozenset(_IP_VERSION)
 _EVERY: Final = frozenset(range(1, 256))
 """0 is no transport protocol, and to iptables it is every one."""
 _NUMBER: Final = re.compile(r"[0-9]{1,5}")
@@ -41,13 +42,21 @@ Span = tuple[int, int]
 def matches(rule: Mapping[str, Field], destination: Mapping[str, Field]) -> tuple[PortMatch, ...] | None:
     """None is every protocol, () is none."""
     protocols = _protocols(rule)
-    if "icmp" in rule or "notICMP" in rule:
-        return tuple(_icmp(rule, protocols))
     wanted, unwanted = (_ports(destination[name]) if name in destination else [] for name in ("ports", "notPorts"))
-    if not wanted and not unwanted:
-        return None if protocols is None else (PortMatch(protocols),)
-    place = destination["ports" if wanted else "notPorts"]
-    return tuple(_with_ports(place, protocols, wanted, unwanted))
+    found = tuple(_icmp(rule, protocols)) if "icmp" in rule or "notICMP" in rule else None
+    if wanted or unwanted:
+        return tuple(_with_ports(destination["ports" if wanted else "notPorts"], protocols, wanted, unwanted))
+    if found is not None:
+        return found
+    return None if protocols is None else (PortMatch(protocols),)
+
+
+def check_version(rule: Mapping[str, Field], version: int | None) -> None:
+    """Each ICMP is of one IP version."""
+    for name in ("protocol", "notProtocol"):
+        wanted = _IP_VERSION.get(_protocol(rule[name])) if name in rule else None
+        if wanted is not None and version not in (None, wanted):
+            rule["ipVersion"].fail(f"must be {wanted} with {name} {rule[name].value}")
 
 
 def _protocols(rule: Mapping[str, Field]) -> frozenset[int] | None:

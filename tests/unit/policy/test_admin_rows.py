@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 
 from l7proxy.errors import PolicyError
+from l7proxy.model.facts import Pod
 from l7proxy.policy import lang
-from tests.unit.policy.town import PEOPLE, Town, load
+from tests.unit.policy.town import PEOPLE, Town, check, load
 
 Document = dict[str, Any]
 GROUP = "policy.networking.k8s.io"
@@ -40,15 +41,6 @@ def knp(rules: str = "ingress: [{ports: [{port: 80}]}]", pod: str = "a", space: 
     (spec,) = load(f"{{podSelector: {{matchLabels: {{pod: {pod}}}}}, {rules}}}")
     metadata = {"name": "knp", "namespace": space}
     return {"apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy", "metadata": metadata, "spec": spec}
-
-
-def check(town: Town, allowed: str, denied: str) -> None:
-    """Both are `CLIENT>SERVER:PORT` with blanks between."""
-    for text, wanted in ((allowed, True), (denied, False)):
-        for flow in text.split():
-            ends, _, port = flow.rpartition(":")
-            client, server = ends.split(">")
-            assert town.allows(client, server, port) is wanted, f"{flow} is {'denied' if wanted else 'allowed'}"
 
 
 ALL = "from: [{namespaces: {}}]"
@@ -112,6 +104,13 @@ SUBJECTS = [
 def test_10_subjects(subject: str, subjects: str) -> None:
     town = Town(cnp("egress: [{action: Deny, to: [{networks: [8.0.0.0/8]}]}]", subject=subject))
     assert " ".join(one for one in PEOPLE if not town.allows(one, "8.8.8.8")) == subjects
+
+
+def test_10_pods_in_the_network_of_their_node_are_neither_subjects_nor_peers() -> None:
+    host = Pod("y", "agent", "n2", ("192.168.0.2",), {"pod": "a"}, host_network=True)
+    town = Town(anp(f"ingress: [{{action: Deny, from: [{YA}]}}]"), more=[host])
+    check(town, "n2>x/a:80/TCP y/a>n2:80/TCP", "y/a>x/a:80/TCP")
+    assert "agent" not in {one.name for one in town.view("n2").endpoints}
 
 
 OLD = [
@@ -359,6 +358,10 @@ BAD = [
     (
         cnp(f"ingress: [{{action: Deny, {ALL}, protocols: {[{'tcp': {}}] * 26}}}]"),
         "spec.ingress[0].protocols: too many protocols, the max is 25",
+    ),
+    (
+        anp(f"ingress: [{{action: Deny, {ALL}, ports: {[{'portNumber': {'port': 1}}] * 101}}}]"),
+        "spec.ingress[0].ports: too many ports, the max is 100",
     ),
     (
         anp(f"egress: [{{action: Deny, to: [{{networks: {['10.0.0.0/8'] * 26}}}]}}]"),

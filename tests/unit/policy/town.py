@@ -152,3 +152,12 @@ class Town:
     @cached_property
     def _prefixes(self) -> dict[str, PrefixTable[int]]:
         return {name: PrefixTable(view.by_prefix) for name, view in self._views.items()}
+
+
+def check(town: Town, allowed: str, denied: str) -> None:
+    """Both are `CLIENT>SERVER:PORT` with blanks between."""
+    for text, wanted in ((allowed, True), (denied, False)):
+        for flow in text.split():
+            ends, _, port = flow.rpartition(":")
+            client, server = ends.split(">")
+            assert town.allows(client, server, port) is wanted, f"{flow} is {'denied' if wanted else 'allowed'}"
