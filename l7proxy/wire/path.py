@@ -3,7 +3,8 @@
 Cilium semantics: `#` is refused; escaped slashes (%2F, %5C) are answered by a redirect to the normalised form; then
 RFC 3986 normalisation (dot segments, also spelled %2e; needless escapes; upper-case hex), `\\` read as `/`, and
 slashes merged. The query is not touched. Beyond Cilium, matrix parameters (`;`, %3B) are refused by default: servlet
-containers cut them off, others do not, so that two servers see two paths.
+containers cut them off, others do not, so that two servers see two paths. Where they are let through, rules are asked
+about both (policy.match.http), and no dot segment has any: `/..;/` leads up for some servers only.
 Law: normalise(normalise(x)) == normalise(x).
 """
 
@@ -26,6 +27,7 @@ _VISIBLE = re.compile(rb"[!-~]+")
 _ESCAPE = re.compile(rb"%([0-9A-Fa-f]{2})?")
 _ESCAPED_SLASH = re.compile(rb"%2[Ff]|%5[Cc]")
 _SLASHES = re.compile(rb"//+")
+_DOTS_WITH_MATRIX = re.compile(rb"(?:[/\\]|%2F|%5C)\.\.?(?:;|%3B)")
 _UNRESERVED = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~")
 
 
@@ -64,6 +66,8 @@ def normalise(target: bytes, rules: PathRules = STRICT) -> bytes:
     path = _ESCAPE.sub(_plainest, path)
     if not rules.allow_matrix and (b";" in path or b"%3B" in path):
         raise PeerError("the path holds a matrix parameter (;), which servers read in different ways")
+    if _DOTS_WITH_MATRIX.search(path):
+        raise PeerError("a dot segment of the path has a matrix parameter (..;), which servers read in different ways")
     _demand_utf8(path)
     if _ESCAPED_SLASH.search(path):
         if not rules.redirect_escaped_slashes:

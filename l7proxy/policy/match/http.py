@@ -7,6 +7,7 @@ only for the rules that are left. Where a rule may change headers, all rules tha
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Final
@@ -16,6 +17,8 @@ from l7proxy.policy.match.headers import HeaderAction, HeaderTest
 from l7proxy.policy.match.pattern import PatternSet
 from l7proxy.policy.rules import HttpRule
 
+_PARAMETERS: Final = re.compile(rb"(?:;|%3B)[^/]*")
+_PARAMETRIC: Final = re.compile(r";|%3[Bb]")
 EXPLAINED_HEADERS: Final = 64
 """Required headers looked at to explain a denial: the first so many. A denial must not cost more the more rules are."""
 
@@ -51,16 +54,26 @@ class Clause:
         return mask
 
 
+def without_parameters(path: bytes) -> bytes:
+    """The path as servers see it that cut off matrix parameters (`;x=y` in a segment)."""
+    plain, mark, query = path.partition(b"?")
+    cut = _PARAMETERS.sub(b"", plain)
+    return path if cut == plain else re.sub(b"//+", b"/", cut) + mark + query
+
+
 class HttpMatcher:
     """Compiled rules. `first` answers, or `all_of` where one of them `acts`; `nearest` explains. Knows no verdicts."""
 
-    __slots__ = ("_actions", "_all", "_headers", "_host", "_method", "_path", "_tests", "acts", "rules")
+    __slots__ = ("_actions", "_all", "_headers", "_host", "_method", "_parametric", "_path", "_tests", "acts", "rules")
 
     def __init__(self, rules: Sequence[HttpRule]) -> None:
         self.rules = tuple(rules)
         self._method = Clause([rule.method for rule in self.rules])
         self._path = Clause([rule.path for rule in self.rules])
         self._host = Clause([rule.host for rule in self.rules])
+        self._parametric = sum(
+            1 << index for index, rule in enumerate(self.rules) if _PARAMETRIC.search(rule.path or "")
+        )
         tests = {match: HeaderTest(match) for rule in self.rules for match in rule.headers}
         actions = {match: HeaderAction(match) for rule in self.rules for match in rule.header_matches}
         self._actions = tuple(tuple(actions[match] for match in rule.header_matches) for rule in self.rules)
@@ -88,8 +101,15 @@ class HttpMatcher:
 
     def candidates(self, method: bytes, path: bytes) -> int:
         """The mask of the rules whose method and path hold."""
-        mask = self._path.satisfied(path)
+        mask = self._satisfied_by_path(path)
         return mask and mask & self._method.satisfied(method)
+
+    def _satisfied_by_path(self, path: bytes) -> int:
+        """Matrix parameters make two paths of one, and which one its server sees we do not know: a rule must hold for
+        both, unless it speaks of parameters itself."""
+        mask = self._path.satisfied(path)
+        cut = without_parameters(path)
+        return mask if cut == path else mask & (self._path.satisfied(cut) | self._parametric)
 
     def first(self, request: Request, candidates: int) -> int | None:
         """The index of the first rule among the candidates whose host and headers hold too."""
@@ -132,8 +152,11 @@ class HttpMatcher:
         """The rule with most of its clauses satisfied, then with fewest not, and what came of them, in words."""
         good: list[int] = []
         bad: list[int] = []
-        for clause, value in ((self._method, request.method), (self._path, request.path), (self._host, request.host)):
-            satisfied = clause.satisfied(value)
+        for clause, satisfied in (
+            (self._method, self._method.satisfied(request.method)),
+            (self._path, self._satisfied_by_path(request.path)),
+            (self._host, self._host.satisfied(request.host)),
+        ):
             good.append(clause.used & satisfied)
             bad.append(clause.used & ~satisfied)
         for test in self._tests:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import pytest
 
 from l7proxy.gate.judge import combine
+from l7proxy.gate.options import HttpOptions
 from l7proxy.model.ref import RuleRef
 from l7proxy.policy.http_table import HttpTable
 from l7proxy.policy.rules import HeaderMatch, HttpRule
+from l7proxy.wire.path import PathRules
 from tests.unit.gate.talk import Talk
 
 REF = RuleRef("CiliumNetworkPolicy", "default", "web", "spec.ingress[0]")
@@ -44,6 +46,31 @@ def passes(talk: Talk, message: bytes) -> bool:
 )
 def test_cve_2021_39155_a_host_rule_fails_closed_on_other_spellings(talk: Talk, host: str, passed: bool) -> None:
     assert passes(ruled(talk, HttpRule(REF, host=r"example\.com")), get(host=host)) is passed
+
+
+BOTH_READINGS = [
+    ("/admin;.jpg", r"/.*\.jpg", False),
+    ("/public;/../admin", "/public.*", False),
+    ("/;public/admin", "/;?public/.*|/[^/]*/admin", True),  # the rule says `;` itself
+    ("/;public/admin", "/[^/]*/admin", False),
+    ("/admin%3B.jpg?q", r"/.*\.jpg.*", False),
+    ("/api/x;v=1/y;w?a;b", "/api/x[^/]*/y.*", True),
+    ("/api/x;v=1", "/api/x", False),
+    ("/api/x;v=1", "/api/x;v=[0-9]", True),
+    ("/api/x?a;b", "/api/x[?]a;b", True),
+    ("/api/x?a;b", r"/api/x\?a.b", True),
+]
+
+
+@pytest.mark.parametrize(("path", "rule", "passed"), BOTH_READINGS)
+def test_cve_2026_73511_cve_2026_73553_matrix_parameters_that_may_pass_are_judged_in_both_readings(
+    talk: Talk, path: str, rule: str, passed: bool
+) -> None:
+    talk.options = HttpOptions(paths=PathRules(allow_matrix=True))
+    ruled(talk, HttpRule(REF, path=rule))
+    talk.client(get(path))
+    seen = talk.take()
+    assert (seen.server, seen.client[:13]) == ((get(path), b"") if passed else (b"", b"HTTP/1.1 403 "))
 
 
 @pytest.mark.parametrize("value", [b"good\xff", b"\xffgood", b"\x80", b"g\xc3\xb6od", b"good\xc2\xa0"])
