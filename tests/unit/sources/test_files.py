@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
+import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
@@ -12,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from l7proxy.model.facts import Change, Delete, Fact, Key, Pod, PolicyDocument, Synced, Upsert
-from l7proxy.sources.files import FileSource, differences, load, settle
+from l7proxy.sources.files import QUIET, FileSource, differences, load, settle
 from l7proxy.sources.manifests import parse
 
 POLICY = """apiVersion: cilium.io/v2
@@ -304,17 +305,26 @@ async def test_a_policy_that_moves_between_files_is_in_force_throughout(tmp_path
 
 
 async def test_an_editor_that_puts_the_old_file_aside_takes_nothing_out_of_force(tmp_path: Path) -> None:
+    too_slow = []
+
+    def edit() -> None:
+        for number in range(10):
+            start = time.monotonic()
+            (tmp_path / "a.yaml").rename(tmp_path / "a.yaml~")
+            time.sleep(QUIET / 3)  # somebody looks in between
+            (tmp_path / "a.yaml").write_text(f"{POLICY}# {number}\n")
+            too_slow.extend([number] * (time.monotonic() - start > QUIET))  # on a busy machine
+            (tmp_path / "a.yaml~").unlink()
+            time.sleep(2 * QUIET)
+        write(tmp_path / "end.yaml", pod("end"))
+
     write(tmp_path / "a.yaml", POLICY)
     async with watching(tmp_path) as watch:
-        for number in range(20):
-            (tmp_path / "a.yaml").rename(tmp_path / "a.yaml~")
-            await asyncio.sleep(0.002 + number % 4 * 0.003)  # somebody looks in between
-            (tmp_path / "a.yaml").write_text(f"{POLICY}# {number}\n")
-            (tmp_path / "a.yaml~").unlink()
-            await asyncio.sleep(0.005)
-        write(tmp_path / "end.yaml", pod("end"))
+        editor = threading.Thread(target=edit)
+        editor.start()
         await watch.until_names("CiliumNetworkPolicy shop/p", "Pod default/end")
-        assert [word for word in watch.log if word.startswith("-")] == []
+        editor.join()
+        assert len([word for word in watch.log if word.startswith("-")]) <= len(too_slow) < 5
         (tmp_path / "a.yaml").unlink()
         await watch.until_names("Pod default/end")
 
