@@ -19,6 +19,7 @@ from l7proxy.wire import authority
 from l7proxy.wire.framing import LENGTH
 from l7proxy.wire.head import MAX_HEAD, MAX_HEADERS, Header
 from l7proxy.wire.http2_fields import FieldBlock
+from l7proxy.wire.lines import passes_for_framing
 from l7proxy.wire.path import PathRules, normalise
 
 _TOKEN = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
@@ -30,7 +31,6 @@ _CONTENT: Final = b"content-length"
 _CONNECTION_SPECIFIC: Final = frozenset(
     {b"connection", b"keep-alive", b"proxy-connection", b"transfer-encoding", b"upgrade", b"http2-settings"}
 )
-_CONFUSABLE: Final = frozenset({b"content_length", b"transfer_encoding"})  # to servers that read _ as - (RFC 3875)
 _WATCHED: Final = frozenset({b"host", _CONTENT, b"te", b"expect", b"cookie", b"content-type"})
 _NO_TRAILERS: Final = frozenset(
     b"authorization content-encoding content-length content-range content-type cookie expect host max-forwards "
@@ -92,7 +92,7 @@ def check_trailers(block: FieldBlock) -> None:
         if name[:1] == b":":
             raise PeerError("a pseudo-header stands in the trailers")
         _check(name, value)
-        if name in _NO_TRAILERS:
+        if alike(name) in _NO_TRAILERS:
             raise PeerError(f"{name.decode()} stands in the trailers")
     block.reading = check_trailers
 
@@ -252,7 +252,7 @@ def _fault_of(name: bytes) -> str:
         return f"the pseudo-header {shown} stands after a header"
     if name in _CONNECTION_SPECIFIC:
         return f"header {name.decode()} belongs to a connection, not to an HTTP/2 message"
-    if name in _CONFUSABLE:
+    if passes_for_framing(name):
         return f"header {name.decode()} passes for a framing header with some servers"
     if _LOWER.fullmatch(name):
         return ""

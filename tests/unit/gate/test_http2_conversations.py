@@ -209,6 +209,7 @@ BROKEN = {
     "keep-alive": ([*line(), (b"keep-alive", b"1")], 400, "keep-alive"),
     "te": ([*line(), (b"te", b"gzip")], 400, "TE"),
     "confusable": ([*line(), (b"content_length", b"1")], 400, "content_length"),
+    "confusable mark": ([*line(), (b"transfer.encoding", b"chunked")], 400, "transfer.encoding"),
     "LF in a value": ([*line(), (b"x", b"a\nb")], 400, "not allowed"),
     "CR in a value": ([*line(), (b"x", b"a\rb")], 400, "not allowed"),
     "NUL in a value": ([*line(), (b"x", b"a\0b")], 400, "not allowed"),

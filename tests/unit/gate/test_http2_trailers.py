@@ -22,7 +22,7 @@ def rewriting(request: Request) -> Judgement:
     return ALLOWED
 
 
-@pytest.mark.parametrize("name", [b"x-token", b"x_token", b"x-written", b"x_written"])
+@pytest.mark.parametrize("name", [b"x-token", b"x_token", b"x.token", b"x-written", b"x_written", b"x!written"])
 def test_a_judged_or_written_field_is_not_said_again(http2: Conversation, name: bytes) -> None:
     http2.judge = rewriting
     http2.get(1, POST, end=False)
@@ -31,6 +31,15 @@ def test_a_judged_or_written_field_is_not_said_again(http2: Conversation, name: 
     http2.run()
     assert http2.client.messages[1].status == 400
     assert not http2.server.messages[1].ended
+    assert not http2.server.messages[1].trailers
+
+
+@pytest.mark.parametrize("name", [b"authorization", b"set_cookie", b"proxy.authorization"])
+def test_a_field_that_is_read_before_the_content_does_not_follow_it(http2: Conversation, name: bytes) -> None:
+    http2.get(1, POST, end=False)
+    http2.client.h2.send_headers(1, [(name, b"other")], end_stream=True)
+    http2.run()
+    assert http2.client.messages[1].status == 400
     assert not http2.server.messages[1].trailers
 
 
