@@ -126,3 +126,30 @@ def test_switched_off_they_are_refused_and_close(bench: Bench) -> None:
     town = bench.town(fields("{type: 8}"), options=Options(icmp=False))
     assert town.view.policies[0].state is Reading.REFUSED
     assert town.ingress("a") == "deny"
+
+
+IPV4_NAMES = """EchoReply 0, DestinationUnreachable 3, Redirect 5, Echo 8, EchoRequest 8, RouterAdvertisement 9,
+    RouterSelection 10, TimeExceeded 11, ParameterProblem 12, Timestamp 13, TimestampReply 14, Photuris 40,
+    ExtendedEchoRequest 42, ExtendedEchoReply 43"""
+IPV6_NAMES = """DestinationUnreachable 1, PacketTooBig 2, TimeExceeded 3, ParameterProblem 4, EchoRequest 128,
+    EchoReply 129, MulticastListenerQuery 130, MulticastListenerReport 131, MulticastListenerDone 132,
+    RouterSolicitation 133, RouterAdvertisement 134, NeighborSolicitation 135, NeighborAdvertisement 136,
+    RedirectMessage 137, RouterRenumbering 138, ICMPNodeInformationQuery 139, ICMPNodeInformationResponse 140,
+    InverseNeighborDiscoverySolicitation 141, InverseNeighborDiscoveryAdvertisement 142,
+    HomeAgentAddressDiscoveryRequest 144, HomeAgentAddressDiscoveryReply 145, MobilePrefixSolicitation 146,
+    MobilePrefixAdvertisement 147, DuplicateAddressRequestCodeSuffix 157, DuplicateAddressConfirmationCodeSuffix 158,
+    ExtendedEchoRequest 160, ExtendedEchoReply 161"""
+NAMES = [
+    (family, protocol, *entry.split())
+    for family, protocol, names in (("IPv4", "ICMP", IPV4_NAMES), ("IPv6", "ICMPV6", IPV6_NAMES))
+    for entry in names.split(",")
+]
+
+
+@pytest.mark.parametrize(
+    ("family", "protocol", "name", "number"), NAMES, ids=[f"7.6 {family} {name}" for family, _, name, _ in NAMES]
+)
+def test_every_name_is_its_number(family: str, protocol: str, name: str, number: str, bench: Bench) -> None:
+    land = bench.enforce(fields(f"{{family: {family}, type: {name}}}"))
+    allowed = [kind for kind in range(256) if land.ingress("a", f"{kind << 8}/{protocol}") == "allow"]
+    assert allowed == [int(number)]
