@@ -238,7 +238,7 @@ def test_an_early_answer_lets_the_body_go_on(talk: Talk) -> None:
     talk.expect(server=b"67890" + GET, records=(PASSED,))
 
 
-def test_an_early_answer_without_the_expected_100_ends_the_connection(talk: Talk) -> None:
+def test_smuggling_by_100_continue_an_early_answer_without_the_expected_100_ends_the_connection(talk: Talk) -> None:
     """The client may now send the body or a next request: the server could guess otherwise than we do."""
     talk.client(b"POST /a HTTP/1.1\r\nHost: h\r\nContent-Length: 28\r\nExpect: 100-continue\r\n\r\n")
     assert talk.gate.waiting_for in ("connect", "response")
@@ -277,7 +277,7 @@ def test_interim_responses_pass_and_one_read_may_hold_them_all(talk: Talk) -> No
     talk.expect(server=GET + GET, client=answer, records=(PASSED, ANSWERED, PASSED))
 
 
-def test_a_flood_of_interim_responses_is_a_bad_response(talk: Talk) -> None:
+def test_smuggling_by_1xx_a_flood_of_interim_responses_is_a_bad_response(talk: Talk) -> None:
     talk.client(GET)
     talk.take()
     talk.server(b"HTTP/1.1 102 Processing\r\n\r\n" * (MAX_INTERIM + 1))

@@ -9,7 +9,8 @@ import pytest
 from l7proxy.flows.records import HttpRequest, HttpResponse, Malformed
 from l7proxy.wire import http1_strict
 from l7proxy.wire.head import RequestHead
-from tests.unit.gate.talk import ALLOWED, GET, Talk
+from tests.unit.gate.conftest import whole
+from tests.unit.gate.talk import ALLOWED, DENY, FORBIDDEN, GET, OK, Talk
 from tests.unit.wire import corpus
 from tests.unit.wire.corpus import Valid
 
@@ -38,6 +39,32 @@ def test_other_requests_are_answered_once_and_end(talk: Talk, path: Path) -> Non
     kinds = [type(record) for record in talk.records]
     assert kinds == ([HttpRequest, HttpResponse] if talk.asked else [Malformed])
     assert (seen.server == b"") == (not talk.asked)
+
+
+@pytest.mark.parametrize("case", corpus.valid(), ids=str)
+def test_valid_requests_pass_pipelined_behind_a_denied_one(case: Valid) -> None:
+    head = http1_strict.request(case.data)
+    assert isinstance(head, RequestHead)
+    talk = Talk(whole)
+    talk.client(DENY + case.data + DENY)
+    seen = talk.take()
+    assert seen.server == head.raw + case.data[head.size :]
+    assert (seen.client, seen.end) == (FORBIDDEN, "")
+    assert [request.path for request in talk.asked] == [b"/deny", case.path], "the third waits for the second's answer"
+
+
+@pytest.mark.parametrize("path", corpus.files("invalid") + corpus.files("ambiguous"), ids=lambda path: path.stem)
+def test_other_requests_are_refused_pipelined_behind_an_allowed_and_a_denied_one(path: Path) -> None:
+    talk = Talk(whole)
+    talk.client(GET + DENY + path.read_bytes() + GET)
+    talk.expect(server=GET, records=("FORWARDED GET http://h/a",))
+    talk.server(OK)
+    seen = talk.take()
+    assert seen.client.startswith(OK + FORBIDDEN + b"HTTP/1.1 %d " % corpus.status(path))
+    assert seen.end == "close"
+    assert seen.records[:3] == ["200 GET http://h/a", "DROPPED GET http://h/deny", "403 GET http://h/deny"]
+    assert seen.records[-1].split()[-1 if "malformed" in seen.records[-1] else 0] == path.stem[:3]
+    assert (seen.server == b"") == (len(talk.asked) == 2), "only the body can be at fault behind a head that was judged"
 
 
 @pytest.mark.parametrize("path", corpus.files("responses"), ids=lambda path: path.stem)

@@ -112,7 +112,7 @@ def test_cve_2023_27491_control_bytes_never_pass(byte: bytes) -> None:
         assert (seen.server, seen.records, seen.end) == (b"", ["malformed 400"], "close")
 
 
-def test_cve_2023_27493_no_value_can_break_out_of_our_header(talk: Talk) -> None:
+def test_cve_2023_27493_ghsa_w5w5_487h_qv8q_no_value_can_break_out_of_our_header(talk: Talk) -> None:
     talk.options = HttpOptions(deny_header=True)
     talk.judge = lambda request: Judgement(
         Verdict.DROPPED, Direction.INGRESS, reason="no\r\nset-cookie: x\r\n\r\n\x00é"
@@ -126,7 +126,7 @@ def test_cve_2023_27493_no_value_can_break_out_of_our_header(talk: Talk) -> None
 
 
 @pytest.mark.parametrize("end", [b"XX", b"\n\n", b"\r\r", b"\n", b"0\r"])
-def test_cve_2025_43859_nothing_but_crlf_ends_a_chunk(talk: Talk, end: bytes) -> None:
+def test_cve_2025_43859_ghsa_vqfr_h8mv_ghfj_nothing_but_crlf_ends_a_chunk(talk: Talk, end: bytes) -> None:
     """The advisory's shape: two bytes swallowed after a chunk make one reader see a request in the other's body."""
     talk.client(CHUNKED + b"5\r\nAAAAA" + end + b"2\r\n45\r\n0\r\n\r\n" + DENY)
     seen = talk.take()
@@ -190,7 +190,7 @@ def test_ghsa_vxq7_64xx_v4gw_a_chunk_size_line_without_end_is_cut(talk: Talk) ->
 
 @pytest.mark.parametrize("first", [GET, DENY])
 @pytest.mark.parametrize("second", [GET, DENY])
-def test_pipelining_the_verdict_of_one_request_is_never_that_of_another(
+def test_smuggling_by_pipelining_the_verdict_of_one_request_is_never_that_of_another(
     talk: Talk, first: bytes, second: bytes
 ) -> None:
     talk.client(first + second)
@@ -206,7 +206,7 @@ def test_pipelining_the_verdict_of_one_request_is_never_that_of_another(
     assert client == b"".join(OK if message is GET else FORBIDDEN for message in (first, second))
 
 
-def test_response_splitting_a_body_behind_head_204_or_304_answers_nothing() -> None:
+def test_smuggling_by_response_splitting_a_body_behind_head_204_or_304_answers_nothing() -> None:
     for asked, answer in (
         (GET.replace(b"GET", b"HEAD"), OK),
         (GET, b"HTTP/1.1 204 No Content\r\n\r\nbody"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import h11
 import pytest
 
 from l7proxy.errors import PeerError
@@ -77,3 +78,22 @@ def test_a_head_cut_anywhere_needs_more(case: Valid) -> None:
     for cut in range(0, head.size, 1 + head.size // 200):
         assert http1_fast.request(case.data[:cut]) is Miss.NEED_MORE
         assert http1_strict.request(case.data[:cut]) is Miss.NEED_MORE
+
+
+BEHIND = b"GET /behind HTTP/1.1\r\nHost: h\r\n\r\n"
+
+
+@pytest.mark.parametrize("case", corpus.valid(), ids=str)
+def test_pipelined_messages_are_cut_where_h11_cuts_them(case: Valid) -> None:
+    data = case.data + BEHIND
+    head = http1_strict.request(data)
+    assert isinstance(head, RequestHead)
+    assert head == http1_strict.request(case.data)
+    assert http1_fast.request(data) in (head, Miss.ODD)
+    reader = body(head.framing)
+    end = head.size + (reader.feed(data[head.size :]) if reader else 0)
+    connection = h11.Connection(h11.SERVER, max_incomplete_event_size=1 << 20)
+    connection.receive_data(data.removeprefix(b"\r\n"))
+    while not isinstance(connection.next_event(), h11.EndOfMessage):
+        pass
+    assert data[end:] == BEHIND == connection.trailing_data[0]
