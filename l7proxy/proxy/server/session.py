@@ -127,6 +127,7 @@ class Session:
             if leg is self._client:
                 self._guarded(lambda: self._gone(gate.client_lost()))
             else:
+                self._client.release(Hold.FULL)  # nothing more will go out to the server
                 self._guarded(
                     lambda: self._do(gate.server_eof() if error is None else gate.upstream_failed(RESET_BY_SERVER))
                 )

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import socket
+import struct
 from collections.abc import AsyncIterator
 
 import grpc.aio
@@ -13,6 +14,7 @@ import pytest
 from hpack import Decoder
 
 from l7proxy.flows.records import Connection, HttpRequest, HttpResponse, Malformed
+from l7proxy.gate.http2_peer import STREAM_WINDOW
 from l7proxy.lab import echo
 from l7proxy.lab.cluster import Listener
 from l7proxy.model.net import HostPort
@@ -28,12 +30,12 @@ HELLO = PREFACE + frames.settings([])
 CALLS = by_http(HttpRule(REF, method="POST", path="/echo.Echo/.*"))
 
 
-def get(stream: int, path: bytes = b"/a", method: bytes = b"GET") -> bytes:
+def get(stream: int, path: bytes = b"/a", method: bytes = b"GET", *, end: bool = True) -> bytes:
     fields = [(b":method", method), (b":scheme", b"http"), (b":path", path), (b":authority", b"server")]
     writer = FieldWriter()
     writer.resize(0)
     writer.write(FieldBlock([]))
-    return frames.headers(stream, writer.write(FieldBlock(fields)), end=True)
+    return frames.headers(stream, writer.write(FieldBlock(fields)), end=end)
 
 
 @contextlib.asynccontextmanager
@@ -61,9 +63,13 @@ class Client:
         self.bodies: dict[int, bytes] = {}
         self.ended: set[int] = set()
         self.pongs = 0
+        self.allowed = STREAM_WINDOW  # bytes of DATA on stream 1
 
     def say(self, data: bytes) -> None:
         self._writer.write(data)
+
+    def leave(self) -> None:
+        self._writer.close()
 
     async def until_ended(self, *streams: int) -> None:
         async with asyncio.timeout(5):
@@ -89,6 +95,8 @@ class Client:
             self.bodies[stream] = self.bodies.get(stream, b"") + payload
         elif kind == frames.GOAWAY:
             self.goaways.append(frames.read_goaway(payload, 0, len(payload)))
+        elif kind == frames.WINDOW_UPDATE and stream == 1:
+            self.allowed += int.from_bytes(payload, "big")
         elif kind == frames.PING and flags:
             self.pongs += 1
         elif kind == frames.PING:
@@ -274,3 +282,45 @@ async def test_clients_that_leave_while_their_server_is_being_reached_leave_noth
         assert on.around.counts.errors == 0
         asked = sum(isinstance(record, HttpRequest) for record in on.records)
         assert asked == sum(isinstance(record, HttpResponse) for record in on.records)
+
+
+async def test_a_server_that_dies_full_does_not_leave_its_client_unread() -> None:
+    """Stream 1 fills the server, which then is gone; the answer to stream 3 is there, and waits for its window."""
+    loop = asyncio.get_running_loop()
+    answer = b"d" * 1000
+    full = asyncio.Event()
+
+    async def swallowed(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        wide = (1 << 31) - 1 - 65535
+        writer.write(frames.settings([(4, 1 << 30)]) + frames.window_update(0, wide))
+        await reader.readuntil(b"\0\0\0\3")  # HEADERS of stream 3
+        head = FieldWriter().write(FieldBlock([(b":status", b"200")]))
+        writer.write(frames.headers(3, head, end=False) + frames.frame(frames.DATA, frames.END_STREAM, 3, answer))
+        writer.transport.pause_reading()  # type: ignore[attr-defined]
+        await full.wait()
+        sock = writer.get_extra_info("socket")
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        writer.transport.abort()
+
+    async with backend(swallowed) as server, stage(server, picture(by_http(HttpRule(REF)))) as on:
+        one = Client(*await on.client())
+        one.say(PREFACE + frames.settings([(4, 0)]) + get(1, b"/up", b"POST", end=False) + get(3))
+        hearing = loop.create_task(one.until_closed())
+        await on.until(lambda: 3 in one.statuses)
+        (session,) = on.around.board
+        assert isinstance(session, Session)
+        frame = frames.frame(frames.DATA, 0, 1, b"u" * 16384)
+        while not session._server.unsent > HIGH_WATER:
+            sent = one.allowed // 16384
+            one.allowed -= sent * 16384
+            one.say(frame * sent)
+            await asyncio.sleep(0.005)
+        full.set()
+        await on.until(lambda: 1 in one.statuses)
+        one.say(frames.window_update(3, 1000) + frames.window_update(1, 1000))
+        await hearing
+        assert one.bodies[3] == answer
+        assert one.statuses == {1: 502, 3: 200}
+        one.leave()
+        await on.settled()
+        assert sorted(on.statuses()) == [200, 502]
