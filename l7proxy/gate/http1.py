@@ -452,7 +452,10 @@ class HttpGate:
     def _refuse(self, error: PeerError, actions: list[Action]) -> None:
         """Bytes that are no request we could judge: one Malformed record, an answer, the end."""
         fields = b"location: %b\r\n" % error.location if isinstance(error, EscapedSlashError) else b""
-        actions.append(ToClient(reply(error.status, sentence(str(error)), close=True, fields=fields)))
+        lines = self._request_lines
+        head_only = lines is not None and lines.start.startswith(b"HEAD ")
+        text = sentence(str(error))
+        actions.append(ToClient(reply(error.status, text, close=True, head_only=head_only, fields=fields)))
         actions.append(Emit(self._log.malformed(error.status, str(error))))
         self._close(actions)
 

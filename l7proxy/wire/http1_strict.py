@@ -123,7 +123,9 @@ def _request_line(line: bytes) -> tuple[bytes, bytes, int]:
         raise PeerError("the request line is not `METHOD target HTTP/1.1`")
     method, target, major, minor = match.groups()
     if line == b"PRI * HTTP/2.0":
-        raise PeerError("this is HTTP/2 with prior knowledge, which is not judged here", status=505)
+        raise PeerError(
+            "this begins like HTTP/2 with prior knowledge, but the rest of its preface is missing", status=505
+        )
     if major != b"1" or minor not in (b"0", b"1"):
         raise PeerError("the HTTP version is neither 1.0 nor 1.1", status=505)
     return method, target, int(minor)

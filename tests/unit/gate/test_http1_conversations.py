@@ -626,6 +626,14 @@ def test_an_escaped_slash_is_redirected_to_where_it_leads(talk: Talk) -> None:
     assert (seen.records, seen.server, seen.end) == (["malformed 307"], b"", "close")
 
 
+@pytest.mark.parametrize("path", [b"/x%2Fy", b"/x;y", b"/x#y"])
+def test_a_refused_head_request_gets_no_body(talk: Talk, path: bytes) -> None:
+    talk.client(b"HEAD " + path + b" HTTP/1.1\r\nHost: h\r\n\r\n")
+    seen = talk.take()
+    assert seen.client.endswith(b"\r\nconnection: close\r\n\r\n")
+    assert seen.end == "close"
+
+
 def test_an_escaped_slash_is_refused_by_option(talk: Talk) -> None:
     talk.options = HttpOptions(paths=PathRules(redirect_escaped_slashes=False))
     talk.client(b"GET /x%2Fy HTTP/1.1\r\nHost: h\r\n\r\n")
