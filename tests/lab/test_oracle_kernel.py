@@ -12,6 +12,7 @@ import subprocess
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from itertools import permutations
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -57,13 +58,21 @@ class Question:
     port: int
     ask: Ask
 
+    def is_read(self, documents: list[dict[str, Any]]) -> bool:
+        """Whether HTTP rules of either end judge what is asked."""
+        return "http" in (judge(documents, flow, None) for flow in self._flows())
+
+    def _flows(self) -> tuple[Flow, Flow]:
+        """As the sender's policy is asked, and the receiver's."""
+        out = Flow(self.source, self.target, "egress", "TCP", self.port)
+        return out, Flow(self.target, self.source, "ingress", "TCP", self.port)
+
     def expected(self, documents: list[dict[str, Any]]) -> int | str:
         """What the client sees: its answer, 403 where HTTP rules of either end refuse, or a refused connection.
 
         A proxy on the sender's node has accepted before the other node refuses: then the server cannot be reached, 503.
         """
-        out = Flow(self.source, self.target, "egress", "TCP", self.port)
-        into = Flow(self.target, self.source, "ingress", "TCP", self.port)
+        out, into = self._flows()
         leaving, arriving = judge(documents, out, None), judge(documents, into, None)
         accepted_first = leaving == "http" and self.source.node != self.target.node
         if leaving == "deny" or (arriving == "deny" and not accepted_first):
@@ -134,7 +143,8 @@ def test_the_kernel_and_the_workers_do_what_the_oracle_says(land: Cluster, tmp_p
                 land.delete(before, tmp_path)
             before = yaml.safe_dump_all(documents)
             land.apply(before, tmp_path)
-            questions = [_question(dice, pods) for _ in range(FLOWS)]
+            read = [one for one in _every_way(pods) if one.is_read(documents)]
+            questions = [_question(dice, pods, read) for _ in range(FLOWS)]
             wrong = [
                 f"seed {seed}: {question}: expected {question.expected(documents)}, seen {seen}"
                 for question, seen in zip(questions, _answers(asking, questions), strict=True)
@@ -143,9 +153,20 @@ def test_the_kernel_and_the_workers_do_what_the_oracle_says(land: Cluster, tmp_p
             assert not wrong, "\n".join(wrong[:5]) + "\n" + "\n".join(map(json.dumps, documents))
 
 
-def _question(dice: Random, pods: list[Who]) -> Question:
+def _every_way(pods: list[Who]) -> list[Question]:
+    return [Question(*ends, port, ASKS[0]) for ends in permutations(pods, 2) for port in PORTS]
+
+
+def _question(dice: Random, pods: list[Who], read: list[Question]) -> Question:
+    """Any; every other one where requests are judged, if that is so anywhere."""
+    if read and dice.random() < 0.5:
+        return replace(dice.choice(read), ask=dice.choice(ASKS))
     source, target = dice.sample(pods, 2)
     return Question(source, target, dice.choice(PORTS), dice.choice(ASKS))
+
+
+def _headers(ask: Ask) -> list[tuple[str, str]]:
+    return [*ask.headers, ("host", ask.host)]
 
 
 def _answers(asking: dict[str, subprocess.Popen[str]], questions: list[Question]) -> list[int | str]:
@@ -153,7 +174,7 @@ def _answers(asking: dict[str, subprocess.Popen[str]], questions: list[Question]
     own = {name: [one for one in questions if one.source.name == name] for name in asking}
     for name, process in asking.items():
         assert process.stdin is not None
-        asked = [(one.target.address, one.port, one.ask.method, one.ask.path, one.ask.headers) for one in own[name]]
+        asked = [(one.target.address, one.port, one.ask.method, one.ask.path, _headers(one.ask)) for one in own[name]]
         process.stdin.write(json.dumps(asked) + "\n")
         process.stdin.flush()
     found: dict[str, Iterator[int | str]] = {}

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import product
+from random import Random
 from typing import Any
 
 from l7proxy.agent.world import World
@@ -38,7 +40,8 @@ from tests.oracle.evaluate import Ask, Flow, judge
 NUMBERS = {"TCP": 6, "UDP": 17, "SCTP": 132, "ICMP": 1, "GRE": 47}
 ASKS = (
     Ask("GET", "/a"), Ask("GET", "/a/x"), Ask("POST", "/a"), Ask("GET", "/b"), Ask("HEAD", "/ab"),
-    Ask("POST", "/a?x=1", (("x-key", "yes"),)), Ask("GET", "/c", (("x-key", "no"),)),
+    Ask("POST", "/a?x=1", (("x-key", "yes"),)), Ask("GET", "/c", (("x-key", "no"),)), Ask("GET", "/a", host="host"),
+    Ask("GET", "/b/a", host="other.example"), Ask("GET", "/ab"),
 )  # fmt: skip
 
 
@@ -55,7 +58,7 @@ class Difference:
 
     def __str__(self) -> str:
         flow = self.flow
-        asked = f" {self.ask.method} {self.ask.path}" if self.ask else ""
+        asked = f" {self.ask.method} {self.ask.host}{self.ask.path}" if self.ask else ""
         written = "\n".join(json.dumps(document) for document in self.documents)
         return (
             f"seed {self.seed}: {flow.way} of {flow.me.name}, peer {flow.peer.name}, {flow.port}/{flow.protocol}"
@@ -121,25 +124,38 @@ def word(answer: PortPolicy) -> str:
     return "deny" if answer.l4.verdict is Verdict.DROPPED else "http" if answer.redirects else "allow"
 
 
+def _flow(dice: Random) -> Flow:
+    me = dice.choice(LOCAL)
+    peer = dice.choice([one for one in EVERYBODY if one is not me])
+    protocol, port = dice.choice(PORTS)
+    return Flow(me, peer, dice.choice(("ingress", "egress")), protocol, port)
+
+
+def _read(documents: list[dict[str, Any]]) -> list[Flow]:
+    """The flows whose requests are looked at: by chance alone they are one in two hundred."""
+    ports = sorted({port for protocol, port in PORTS if protocol == "TCP"})
+    every = product(LOCAL, EVERYBODY, ("ingress", "egress"), ports)
+    flows = [Flow(me, peer, way, "TCP", port) for me, peer, way, port in every if me is not peer]
+    return [flow for flow in flows if judge(documents, flow, None) == "http"]
+
+
 def differences(seed: int, pairs: int, kinds: frozenset[str] = frozenset()) -> Iterator[Difference | None]:
     """`pairs` questions about the policy set of this seed: None where both agree.
 
-    `kinds`: only policies of these (names of the makers in `documents`); none: of all.
+    Every other question is about a flow whose requests are judged, where there is one. `kinds`: only policies of these
+    (names of the makers in `documents`); none: of all.
     """
     dice = writing.Names(seed)
     documents = writing.some(dice, dice.randint(1, 5), kinds)
-    product = Product(documents)
+    real, read = Product(documents), _read(documents)
     for _ in range(pairs):
-        me = dice.choice(LOCAL)
-        peer = dice.choice([one for one in EVERYBODY if one is not me])
-        protocol, port = dice.choice(PORTS)
-        flow = Flow(me, peer, dice.choice(("ingress", "egress")), protocol, port)
-        answer = product.ask(flow)
-        ask = dice.choice(ASKS) if protocol == "TCP" and dice.random() < 0.6 else None
+        flow = dice.choice(read) if read and dice.random() < 0.5 else _flow(dice)
+        answer = real.ask(flow)
+        ask = dice.choice(ASKS) if flow.protocol == "TCP" and dice.random() < 0.6 else None
         oracle = judge(documents, flow, ask)
         found = word(answer)
         if ask is not None and found == "http":
-            request = Request(ask.method.encode(), ask.path.encode(), b"h", _headers(ask))
+            request = Request(ask.method.encode(), ask.path.encode(), ask.host.encode(), _headers(ask))
             found = "allow" if answer.judge(request).allowed else "deny"
         yield None if oracle == found else Difference(seed, flow, ask, oracle, found, tuple(documents))
 

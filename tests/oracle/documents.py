@@ -15,6 +15,7 @@ from tests.oracle.selectors import Tree
 
 PATHS = ("/a", "/a/.*", "/b", "/[ab]", "/.*")
 METHODS = ("GET", "POST", "GET|HEAD")
+HOSTS = ("h", "h.*", "[^h]+")
 ENTITIES = ("all", "world", "cluster", "host", "remote-node", "unmanaged")
 CALICOS_OWN = (
     (("pcns.team", "projectcalico.org/namespace"), tuple(SPACES)),
@@ -169,6 +170,8 @@ def _http(dice: Random) -> dict[str, Any]:
         rule["method"] = dice.choice(METHODS)
     if dice.random() < 0.2:
         rule["headers"] = ["X-Key yes"]
+    if dice.random() < 0.15:
+        rule["host"] = dice.choice(HOSTS)
     return rule
 
 
@@ -293,7 +296,8 @@ def _calico_rule(dice: Random, way: str) -> dict[str, Any]:
         rule |= more
         if more.keys() == {"ipVersion"} and dice.random() < 0.4:
             ports["ports"] = ["http"]
-    if way == "ingress" and rule["action"] == "Allow" and rule.get("protocol") == "TCP" and dice.random() < 0.4:
+    may_read = way == "ingress" and rule["action"] == "Allow" and rule.get("protocol", "TCP") == "TCP"
+    if may_read and not rule.keys() & {"notProtocol", "ipVersion"} and dice.random() < 0.5:
         exact, prefix = {"paths": [{"exact": "/a"}]}, {"methods": ["GET", "POST"], "paths": [{"prefix": "/a"}]}
         rule["http"] = dice.choice(({"methods": ["GET"]}, exact, prefix))
     if _named(dice, 0.1) and "ipVersion" not in rule:

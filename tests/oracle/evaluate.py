@@ -26,6 +26,7 @@ class Ask:
     method: str
     path: str
     headers: tuple[tuple[str, str], ...] = ()
+    host: str = "h"
 
 
 @dataclass(frozen=True)
@@ -247,7 +248,7 @@ def _cilium_port(port: Mapping[str, Any], flow: Flow) -> bool:
 
 
 def _http(rule: Mapping[str, Any], ask: Ask) -> bool:
-    for key, value in (("path", ask.path), ("method", ask.method)):
+    for key, value in (("path", ask.path), ("method", ask.method), ("host", ask.host)):
         if rule.get(key) and not re.fullmatch(rule[key], value):
             return False
     return all(("x-key", "yes") in ask.headers for _ in rule.get("headers") or [])
@@ -371,7 +372,7 @@ def _calico_steps(document: Document, flow: Flow) -> list[Step]:
 
 
 def _calico_covers(document: Document, rule: Mapping[str, Any], flow: Flow) -> bool:
-    protocol = rule.get("protocol", flow.protocol)
+    protocol = rule.get("protocol", "TCP" if "http" in rule else flow.protocol)
     if ("GRE" if protocol == 47 else protocol) != flow.protocol:
         return False
     if rule.get("notProtocol") == flow.protocol:
