@@ -11,6 +11,7 @@ import logging
 from collections.abc import Iterable
 from dataclasses import replace
 
+from l7proxy.agent.layers import layered
 from tproxy_rules.desired import MAX_TIERS, Entry, Stage, Table, Tier, Verdict, union
 from tproxy_rules.validate import ANY_PROTOCOL
 
@@ -19,7 +20,7 @@ log = logging.getLogger(__name__)
 
 def simplified(table: Table) -> Table:
     """Equal for equal tables; applying it twice changes nothing."""
-    tiers = [_trimmed(tier) for tier in _reached(_shortened(tier) for tier in table.tiers)]
+    tiers = _reached(_compact(_shortened(tier)) for tier in table.tiers)
     while tiers and not tiers[-1].closed and not tiers[-1].stages:
         tiers.pop()
     if tiers:
@@ -30,12 +31,15 @@ def simplified(table: Table) -> Table:
             joined[-1] = Tier(joined[-1].stages + tier.stages, tier.closed)  # the one always leads to the other
         else:
             joined.append(tier)
-    merged = (_trimmed(Tier(_merged(tier.stages), tier.closed)) for tier in joined)
-    found = tuple(tier for tier in merged if tier.closed or tier.stages)
+    found = tuple(tier for tier in map(_compact, joined) if tier.closed or tier.stages)
     if len(found) > MAX_TIERS:
         log.warning("all is refused where %d tiers pass on to one another: a kernel nests %d", len(found), MAX_TIERS)
         return union(())
     return Table(found)
+
+
+def _compact(tier: Tier) -> Tier:
+    return _trimmed(Tier(layered(_merged(_trimmed(tier).stages)), tier.closed))
 
 
 def _shortened(tier: Tier) -> Tier:

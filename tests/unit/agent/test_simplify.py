@@ -67,10 +67,29 @@ def test_a_union_stays_what_it_is() -> None:
     assert simplified(Table((Tier((), closed=False),))) == Table(())
 
 
-def test_ordered_rules_of_one_verdict_are_one_stage() -> None:
-    ordered = (entry(DENY, 1), entry(DENY, 2), entry(ALLOW, 3), entry(ALLOW, 4), entry(DENY, 5))
-    table = Table((Tier(tuple((one,) for one in ordered), closed=False),))
-    assert simplified(table) == Table((Tier((tuple(sorted(ordered[:4])), ordered[4:]), closed=False),))
+def one_by_one(*ordered: Entry, closed: bool = False) -> Table:
+    return Table((Tier(tuple((one,) for one in ordered), closed),))
+
+
+def test_ordered_rules_are_as_many_stages_as_their_conflicts_need() -> None:
+    web, everyone = (80, 80), entry(DENY)
+    apart = (entry(DENY, 1), entry(ALLOW, 3), entry(DENY, 5), entry(ALLOW, 4), entry(DENY, 1, protocol=17))
+    assert simplified(one_by_one(*apart)) == Table((Tier((tuple(sorted(apart)),), closed=False),))
+    exceptions = [
+        one for peer in range(1, 100) for one in (entry(ALLOW, peer, ports=web), entry(DENY, peer), entry(DENY, 500))
+    ]
+    found = simplified(one_by_one(*exceptions, entry(ALLOW, 500), everyone))
+    assert [{one.verdict for one in stage} for stage in found.tiers[0].stages] == [{ALLOW, DENY}, {DENY}]
+    wins = (entry(DENY, 1), entry(ALLOW, 1, 2), entry(DENY, 2, 3), entry(ALLOW, 3, 4))
+    assert len(simplified(one_by_one(*wins)).tiers[0].stages) == 2
+    assert len(simplified(one_by_one(*reversed(wins), closed=True)).tiers[0].stages) == 2
+
+
+def test_too_much_to_compare_is_left_in_its_order() -> None:
+    crowd = tuple(range(1, 30_001))
+    ordered = [entry(verdict, *crowd, ports=(port, port)) for port in range(1, 10) for verdict in (ALLOW, DENY)]
+    found = simplified(one_by_one(*ordered, closed=True))
+    assert fates(found) == fates(one_by_one(*ordered, closed=True))
 
 
 def test_what_cannot_be_reached_is_left_out() -> None:
@@ -96,7 +115,7 @@ def test_equal_tables_have_equal_digests_whatever_is_empty_in_them(table: Table)
 
 def test_more_tiers_than_a_kernel_nests_are_closed(caplog: pytest.LogCaptureFixture) -> None:
     def passing(many: int) -> Table:
-        return Table((*(Tier(((entry(PASS, 1),), (entry(DENY, 2),)), closed=False) for _ in range(many)), CLOSED))
+        return Table((*(Tier(((entry(PASS, 1),), (entry(DENY, 1, 2),)), closed=False) for _ in range(many)), CLOSED))
 
     most = passing(MAX_TIERS - 1)
     assert simplified(most) == most
