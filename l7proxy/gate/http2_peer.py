@@ -176,9 +176,10 @@ class Peer:
         return stream in self._forgotten
 
     def took(self, count: int) -> None:
-        """DATA bytes of it are ours no more: they may come again (RFC 9113 5.2)."""
+        """DATA bytes of it are ours no more: they may come again (RFC 9113 5.2). It is told when that is as much as it
+        still may send: what streams that stand still have of the window must not keep that from the others."""
         self._owed += count
-        if self._owed >= CONNECTION_WINDOW >> 1:
+        if self._owed >= self._allowed and self._owed > 0:
             self.out.append(frames.window_update(0, self._owed))
             self._allowed += self._owed
             self._owed = 0

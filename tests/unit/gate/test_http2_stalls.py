@@ -5,11 +5,12 @@ from __future__ import annotations
 import tracemalloc
 
 import pytest
+from h2.connection import H2Connection
 from h2.settings import SettingCodes
 
 from l7proxy.gate import http2_budget as budget
 from l7proxy.gate.http2_exchanges import MAX_STREAMS
-from l7proxy.gate.http2_peer import STREAM_WINDOW
+from l7proxy.gate.http2_peer import CONNECTION_WINDOW, STREAM_WINDOW
 from l7proxy.gate.http2_waiting import MAX_WAITING
 from l7proxy.wire import http2_frames as frames
 from l7proxy.wire.http2_frames import Code
@@ -23,15 +24,16 @@ def few(streams: int) -> Conversation:
     return http2
 
 
-def upload(http2: Conversation, stream: int, size: int) -> None:
-    """As much as the windows let through; then it has ended, if that was all."""
-    while size:
-        room = min(http2.client.h2.local_flow_control_window(stream), 16384, size)
-        if room <= 0:
-            return
-        size -= room
-        http2.client.h2.send_data(stream, b"u" * room, end_stream=not size)
+def send(http2: Conversation, end: H2Connection, stream: int, size: int) -> int:
+    """As much of a body as the windows let through; if that is all, it has ended. The result: how much."""
+    sent = 0
+    while room := min(end.local_flow_control_window(stream), 16384, size - sent):
+        sent += room
+        end.send_data(stream, b"u" * room, end_stream=sent == size)
         http2.run()
+        if sent == size:
+            break
+    return sent
 
 
 def test_heads_that_wait_for_a_place_do_not_stop_the_request_that_has_it() -> None:
@@ -75,10 +77,10 @@ def test_bodies_that_wait_for_a_place_leave_room_for_the_one_that_has_it() -> No
     for stream in range(1, 11, 2):
         http2.get(stream, line("/upload", "POST"), end=False)
     for stream in range(9, 1, -2):
-        upload(http2, stream, 200_000)
+        send(http2, http2.client.h2, stream, 200_000)
     http2.reachable = True
     http2.run()
-    upload(http2, 1, 1_000_000)
+    send(http2, http2.client.h2, 1, 1_000_000)
     assert http2.server.of(1).data == b"u" * 1_000_000
     http2.answer(1)
     assert 3 in http2.server.messages
@@ -140,3 +142,41 @@ def test_a_reader_that_opens_both_windows_for_every_4_kib_is_borne() -> None:
         http2._obey(http2.gate.from_server(body))
         http2._obey(http2.gate.from_client(opened))
         assert not http2.end()
+
+
+STALLED = range(1, 2 * (CONNECTION_WINDOW // STREAM_WINDOW) - 1, 2)
+"""All that there is room for, but one."""
+
+
+def test_answers_that_nobody_takes_leave_the_next_one_its_way() -> None:
+    http2 = Conversation(lambda data: [data])
+    http2.client.acknowledges = False
+    http2.client.h2.update_settings({SettingCodes.INITIAL_WINDOW_SIZE: 0})
+    http2.run()
+    http2.client.h2.increment_flow_control_window(1 << 20)
+    for stream in STALLED:
+        http2.get(stream)
+        http2.server.h2.send_headers(stream, OK)
+        assert send(http2, http2.server.h2, stream, 1 << 20) == STREAM_WINDOW
+    last = STALLED[-1] + 2
+    http2.get(last)
+    http2.client.h2.increment_flow_control_window(1 << 20, last)
+    http2.server.h2.send_headers(last, OK)
+    assert send(http2, http2.server.h2, last, 1 << 20) == 1 << 20
+    assert len(http2.client.of(last).data) == 1 << 20
+
+
+def test_bodies_that_the_server_does_not_take_leave_the_next_one_its_way() -> None:
+    http2 = Conversation(lambda data: [data])
+    http2.server.acknowledges = False
+    http2.server.h2.update_settings({SettingCodes.INITIAL_WINDOW_SIZE: 0})
+    http2.run()
+    http2.server.h2.increment_flow_control_window(1 << 20)
+    for stream in STALLED:
+        http2.get(stream, line("/upload", "POST"), end=False)
+        assert send(http2, http2.client.h2, stream, 1 << 20) == STREAM_WINDOW
+    last = STALLED[-1] + 2
+    http2.get(last, line("/upload", "POST"), end=False)
+    http2.server.h2.increment_flow_control_window(1 << 20, last)
+    assert send(http2, http2.client.h2, last, 1 << 20) == 1 << 20
+    assert len(http2.server.of(last).data) == 1 << 20
