@@ -20,10 +20,10 @@ from l7proxy.model.http import Request
 from l7proxy.model.ref import RuleRef
 from l7proxy.model.verdict import Action, DropReason, Verdict
 from l7proxy.policy.decision import Decision, policy_name, port_name
-from l7proxy.policy.http_table import HttpTable, http_table
+from l7proxy.policy.http_table import HTTP_TABLES, HttpTable
 from l7proxy.policy.tables import DirectionPolicy, Entry, Stage, TierPolicy
 
-__all__ = ["NO_DEFAULT_DENY", "UNGOVERNED", "Decision", "HttpTable", "PortPolicy", "http_table", "port", "port_name"]
+__all__ = ["NO_DEFAULT_DENY", "UNGOVERNED", "Decision", "HttpTable", "PortPolicy", "port", "port_name"]
 
 NAMED: Final = 3
 """Policies that a denial names; the rest are counted."""
@@ -136,8 +136,8 @@ def _stage(covering: Stage | list[Entry]) -> Iterator[_Redirect | Decision]:
         return
     redirects = _some(covering, Action.REDIRECT)
     if redirects:
-        rules = tuple(rule for entry in redirects for rule in entry.http or ())
-        yield _Redirect(_allowing(Verdict.REDIRECTED, redirects), http_table(rules))
+        table = HTTP_TABLES.of(*(entry.http or () for entry in redirects))
+        yield _Redirect(_allowing(Verdict.REDIRECTED, redirects), table)
     plain = _some(covering, Action.ALLOW)
     if plain:
         yield _allowing(Verdict.FORWARDED, plain)

@@ -6,7 +6,7 @@ Answers are remembered by method and path where these alone decide; that changes
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import lru_cache
+from itertools import chain
 from typing import Final
 
 from l7proxy.model.http import Request
@@ -20,27 +20,44 @@ REMEMBERED: Final = 1024
 REMEMBERED_PATH: Final = 512
 """Bytes. Longer paths are judged anew each time, so that a client cannot make a table hold much."""
 TABLES: Final = 1024
-"""Compiled HTTP tables kept by their rules: flows of many identities under the same rules share one."""
+"""Compiled tables that one generation of `HttpTables` may hold."""
 
 
 class HttpTable:
-    """The HTTP rules that govern one flow. At least one must match a request, or it is refused."""
+    """The HTTP rules that govern one flow. At least one must match a request, or it is refused.
 
-    __slots__ = ("_allowed", "_final", "_matcher", "_seen", "rules")
+    Compiled when it is first asked, or by `make_ready`: who only wants to know of connections need not pay for it.
+    """
+
+    __slots__ = ("_allowed", "_compiled", "_final", "_seen", "rules")
 
     def __init__(self, rules: tuple[HttpRule, ...]) -> None:
         self.rules = rules
-        self._matcher = HttpMatcher(rules)
-        self._allowed = tuple(
-            Decision(Verdict.FORWARDED, rule.ref, log=(rule.log,) if rule.log else ()) for rule in rules
-        )
-        self._final = self._matcher.by_line_only
+        self._compiled: HttpMatcher | None = None
+        self._allowed: tuple[Decision, ...] = ()
+        self._final = False
         self._seen: dict[tuple[bytes, bytes], Decision | int] = {}
+
+    @property
+    def ready(self) -> bool:
+        """Compiled already."""
+        return self._compiled is not None
+
+    def make_ready(self) -> HttpMatcher:
+        """Compile. Thousands of rules take a quarter of a second, most of it without Python's global lock."""
+        if self._compiled is None:
+            matcher = HttpMatcher(self.rules)
+            self._allowed = tuple(
+                Decision(Verdict.FORWARDED, rule.ref, log=(rule.log,) if rule.log else ()) for rule in self.rules
+            )
+            self._final = matcher.by_line_only
+            self._compiled = matcher  # last: another thread may be asking
+        return self._compiled
 
     @property
     def problems(self) -> tuple[str, ...]:
         """Patterns that could not be used; the rules that hold them match nothing."""
-        return tuple(self._matcher.broken)
+        return tuple(self.make_ready().broken)
 
     def judge(self, request: Request) -> Decision:
         key = (request.method, request.path)
@@ -55,31 +72,67 @@ class HttpTable:
 
     def _look(self, request: Request) -> Decision | int:
         """All that method and path tell: the decision when it hangs on nothing else, else the rules left."""
-        candidates = self._matcher.candidates(request.method, request.path)
-        settled = self._matcher.settled(candidates)
+        matcher = self.make_ready()
+        candidates = matcher.candidates(request.method, request.path)
+        settled = matcher.settled(candidates)
         if settled is not None:
             return self._allowed[settled]
         return self._rest(request, candidates) if self._final else candidates
 
     def _rest(self, request: Request, candidates: int) -> Decision:
-        if self._matcher.acts:
-            return self._changing(request, candidates)
-        index = self._matcher.first(request, candidates)
+        matcher = self.make_ready()
+        if matcher.acts:
+            return self._changing(matcher, request, candidates)
+        index = matcher.first(request, candidates)
         return self._refused(request) if index is None else self._allowed[index]
 
-    def _changing(self, request: Request, candidates: int) -> Decision:
-        index, rewrite = self._matcher.all_of(request, candidates)
+    def _changing(self, matcher: HttpMatcher, request: Request, candidates: int) -> Decision:
+        index, rewrite = matcher.all_of(request, candidates)
         if index is None:
             return self._refused(request)
         return self._allowed[index] if rewrite is None else replace(self._allowed[index], rewrite=rewrite)
 
     def _refused(self, request: Request) -> Decision:
-        rule, came_of_it = self._matcher.nearest(request)
+        rule, came_of_it = self.make_ready().nearest(request)
         reason = f"no rule matched; nearest: {policy_name(rule.ref)} rule {rule.number}, {came_of_it}"
         return Decision(Verdict.DROPPED, rule.ref, reason, DropReason.POLICY_DENIED)
 
 
-@lru_cache(maxsize=TABLES)
-def http_table(rules: tuple[HttpRule, ...]) -> HttpTable:
-    """The table of these rules, doubles dropped."""
-    return HttpTable(tuple(dict.fromkeys(rules)))
+Rules = tuple[HttpRule, ...]
+
+
+class HttpTables:
+    """Tables by the rules that they are made of: flows of many identities under the same rules share one.
+
+    Two generations are kept: what was not asked for since the last `age` but one is forgotten. To compile thousands of
+    rules takes a quarter of a second, and to compare them milliseconds; so rules that are the very same values as
+    before are known by their ids. Any thread may ask: at worst a table is made twice.
+    """
+
+    def __init__(self) -> None:
+        self._young: dict[Rules, HttpTable] = {}
+        self._old: dict[Rules, HttpTable] = {}
+        self._same: dict[tuple[int, ...], tuple[tuple[Rules, ...], HttpTable]] = {}
+
+    def of(self, *parts: Rules) -> HttpTable:
+        """The table of all these rules together, doubles dropped."""
+        key = tuple(map(id, parts))
+        known = self._same.get(key)
+        if known is None:
+            if len(self._same) >= TABLES:
+                self.age()
+            known = self._same[key] = parts, self._equal(tuple(dict.fromkeys(chain.from_iterable(parts))))
+        return known[1]  # the parts are alive as long as their ids are here
+
+    def age(self) -> None:
+        """Policy has changed, or there are many: begin a new generation."""
+        self._old, self._young, self._same = self._young, {}, {}
+
+    def _equal(self, rules: Rules) -> HttpTable:
+        table = self._young.get(rules) or self._old.get(rules) or HttpTable(rules)
+        self._young[rules] = table
+        return table
+
+
+HTTP_TABLES: Final = HttpTables()
+"""Those of this process."""

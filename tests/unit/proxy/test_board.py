@@ -12,10 +12,11 @@ from l7proxy.model.endpoint import Backend, Frontend
 from l7proxy.model.http import Request
 from l7proxy.model.net import HostPort
 from l7proxy.model.verdict import Direction, Verdict
+from l7proxy.policy.rules import HttpRule
 from l7proxy.policy.tables import DirectionPolicy, EndpointPolicy
 from l7proxy.proxy import board
 from l7proxy.proxy.board import Board, Index, choose
-from tests.unit.proxy.stage import ANYTHING, NOTHING, gets
+from tests.unit.proxy.stage import ANYTHING, NOTHING, REF, by_http, gets
 
 GET = Request(b"GET", b"/", b"server", [])
 POST = Request(b"POST", b"/", b"server", [])
@@ -131,6 +132,27 @@ async def test_every_live_session_hears_of_each_picture_before_it_counts_as_appl
     assert len(on) == 0
     async with asyncio.timeout(1):
         await on.empty()
+
+
+async def test_rules_by_the_hundred_are_compiled_before_anybody_asks() -> None:
+    on = Board()
+    many = by_http(*(HttpRule(REF, path=f"/{number}/.*") for number in range(board.MANY)))
+    policies = {"10.0.0.1": (None, many), "10.0.0.2": (many, None), "10.0.0.3": (gets(), None)}
+    endpoints = tuple(
+        endpoint(number, address, ingress=ingress, egress=egress)
+        for number, (address, (ingress, egress)) in enumerate(policies.items())
+    )
+    await on.publish(Picture(revision=1, endpoints=endpoints, identities={"10.0.0.0/8": 300}))
+    assert on.index is not None
+    for source, destination, ready in (
+        ("10.9.9.9", "10.0.0.2", True),
+        ("10.0.0.1", "10.9.9.9", True),
+        ("10.9.9.9", "10.0.0.3", False),
+    ):
+        sides = on.index.lookup(source, destination, 80)
+        side = sides.ingress if sides.egress is None else sides.egress
+        assert side is not None
+        assert [table.ready for table in side.tables] == [ready]
 
 
 @pytest.mark.parametrize("prefix", ["10.0.0.300/32", "10.0.0.1/8", "pod"])
