@@ -17,6 +17,7 @@ A file of cases:
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,9 +26,10 @@ from typing import Any, Final
 from l7proxy.agent import trace
 from l7proxy.agent.cluster import Cluster
 from l7proxy.errors import ConfigError, SourceError
+from l7proxy.policy.lang.options import DEFAULT, Options
 from l7proxy.sources.fields import Fields
 from l7proxy.sources.files import load
-from l7proxy.sources.yaml_lines import Document, read
+from l7proxy.sources.yaml_lines import MAX_BYTES, Document, read
 
 EXPECTED: Final[Mapping[str, frozenset[str]]] = {
     "allow": frozenset(("FORWARDED", "REDIRECTED")),
@@ -71,9 +73,9 @@ class Result:
 
 
 def open_book(path: Path) -> Book:
-    """SourceError names file, line and field of whatever is wrong with it."""
+    """SourceError names file, line and field of whatever is wrong with it. `-` is standard input."""
     try:
-        parts = read(path.read_bytes())
+        parts = read(_bytes(path))
     except OSError as error:
         raise SourceError(f"cannot be read: {error.strerror}", file=str(path)) from error
     except SourceError as error:
@@ -84,6 +86,14 @@ def open_book(path: Path) -> Book:
     if len(parts) != 1 or not isinstance(parts[0], Document) or not isinstance(parts[0].value, dict):
         raise SourceError("expected one mapping with `manifests` and `cases`", file=str(path))
     return _book(path, parts[0])
+
+
+def _bytes(path: Path) -> bytes:
+    """One more than may be read, if there are so many."""
+    if str(path) == "-":
+        return sys.stdin.buffer.read(MAX_BYTES + 1)
+    with path.open("rb") as file:
+        return file.read(MAX_BYTES + 1)
 
 
 def _book(path: Path, document: Document) -> Book:
@@ -131,10 +141,13 @@ def _port(fields: Fields) -> str:
     return str(value) if isinstance(value, int) and not isinstance(value, bool) else fields.text("port")
 
 
-def run(book: Book) -> Iterator[Result]:
-    """Case by case. SourceError when the manifests cannot be used: a test of half of them proves nothing."""
+def run(book: Book, options: Options = DEFAULT) -> Iterator[Result]:
+    """Case by case. SourceError when the manifests cannot be used: a test of half of them proves nothing.
+
+    `options`: how policies are read.
+    """
     changes, problems = load(book.manifests)
-    cluster = Cluster.of(changes)
+    cluster = Cluster.of(changes, options)
     if problems:
         raise problems[0]
     for problem in cluster.everywhere.problems:

@@ -18,6 +18,7 @@ from l7proxy.errors import ConfigError, PolicyError, SourceError
 if TYPE_CHECKING:
     from l7proxy.model.facts import Change, PolicyDocument
     from l7proxy.policy.lang import Options
+    from l7proxy.sources.files import Look
 
 app = typer.Typer(
     help="What policies do: enforced on a node (list, get), or in files (validate, test, trace).",
@@ -169,18 +170,20 @@ def validate(
     kubectl get cnp -A -o yaml | l7proxy policy validate -
     """
     from l7proxy.policy.lang import Options
-    from l7proxy.sources.files import load
+    from l7proxy.sources.files import changes_of, look
 
     options = Options(kubernetes_like_cilium=like_cilium)
-    changes, problems = load(files)
+    seen = look(files)
+    changes = changes_of(seen)
     documents = list(_documents(changes))
-    faults = [_remark(problem) for problem in problems] + list(_faults(changes, documents, options))
+    faults = [_remark(problem) for problem in seen.problems] + list(_faults(changes, documents, options))
     faults = sorted(set(faults), key=lambda one: (one.file, one.line or 0, one.field, one.message))
     notes = list(_notes(documents, options)) + list(_selecting_nothing(changes, options))
     warnings = list(dict.fromkeys(_lint(changes, documents, options)))
     if output is Format.JSON:
         told = {"faults": faults, "warnings": warnings, "notes": notes}
-        show_json({"valid": not faults} | {key: [asdict(one) for one in found] for key, found in told.items()})
+        remarks = {key: [asdict(one) for one in found] for key, found in told.items()}
+        show_json({"valid": not faults} | remarks | {"unread": _unread(seen)})
     else:
         for fault in faults:
             print(fault.shown())
@@ -189,8 +192,17 @@ def validate(
         for note in notes:
             print(note.shown("note"))
         if not faults:
-            print(f"{paint()('valid', 'green')}: {len(documents)} {'policy' if len(documents) == 1 else 'policies'}")
+            unread = f"; not read: {plain(', '.join(_unread(seen)))}" if _unread(seen) else ""
+            count = f"{len(documents)} {'policy' if len(documents) == 1 else 'policies'}"
+            print(f"{paint()('valid', 'green')}: {count}{unread}")
     raise typer.Exit(1 if faults else 0)
+
+
+def _unread(seen: Look) -> list[str]:
+    """The kinds of objects that say nothing to us: other products' policies may be among them."""
+    from l7proxy.sources.manifests import NOT_READ
+
+    return sorted({note.message.removesuffix(NOT_READ) for note in seen.notes})
 
 
 def _documents(changes: Sequence[Change]) -> Iterator[PolicyDocument]:
@@ -276,10 +288,11 @@ def _remark(problem: SourceError) -> Remark:
 
 @app.command("test", short_help="Run unit tests of policies.")
 def test(
-    files: Annotated[list[Path], typer.Argument(metavar="FILE…", help="Files of cases.")],
+    files: Annotated[list[Path], typer.Argument(metavar="FILE…", help="Files of cases; - is standard input.")],
     output: Annotated[casereport.Report, typer.Option("--output", "-o", help="table, tap or junit.")] = (
         casereport.Report.TABLE
     ),
+    like_cilium: LikeCilium = False,
 ) -> None:
     """Unit tests of policies: who reaches whom, with which request, and by which policy. Offline, for CI.
 
@@ -296,10 +309,12 @@ def test(
       because: shop/l7-policy          # optional: who must be behind it
     """
     from l7proxy.cli import casebook
+    from l7proxy.policy.lang import Options
 
+    options = Options(kubernetes_like_cilium=like_cilium)
     try:
         books = [casebook.open_book(path) for path in files]
-        results = {book.file: list(casebook.run(book)) for book in books}
+        results = {book.file: list(casebook.run(book, options)) for book in books}
     except SourceError as error:
         raise ConfigError(str(error)) from error
     for line in casereport.lines(results, output):

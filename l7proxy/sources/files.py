@@ -314,10 +314,21 @@ def _same(one: Look, other: Look) -> bool:
 
 
 def load(paths: Sequence[Path]) -> tuple[list[Change], list[SourceError]]:
-    """Read files and directories once, for `policy validate` and `policy trace`. `-` is standard input.
+    """Read files and directories once, for `policy test` and `policy trace`. `-` is standard input.
 
     Files are named in messages as they were given.
     """
+    found = look(paths)
+    return changes_of(found), list(found.problems)
+
+
+def changes_of(seen: Look) -> list[Change]:
+    """What to say to someone who knows nothing."""
+    return [*differences({}, seen.facts), Synced()]
+
+
+def look(paths: Sequence[Path]) -> Look:
+    """The same, with the notes on what is no error."""
     read: dict[str, ReadFile] = {}
     troubles: list[SourceError] = []
     for root in paths:
@@ -331,11 +342,16 @@ def load(paths: Sequence[Path]) -> tuple[list[Change], list[SourceError]]:
         troubles += errors
         for path in found.values():
             shown = path if root.is_dir() else str(root)
-            try:
-                with Path(path).open("rb") as file:
-                    data = file.read(MAX_BYTES + 1)
-                read[shown] = _read(parse(data, shown), (0, 0, 0, 0), 0, None)
-            except OSError as error:
-                read[shown] = _unreadable(shown, error, None)
-    look = gather(read, troubles)
-    return [*differences({}, look.facts), Synced()], list(look.problems)
+            read[shown] = _once(Path(path), shown, asked_for=not root.is_dir())
+    return gather(read, troubles)
+
+
+def _once(path: Path, name: str, *, asked_for: bool) -> ReadFile:
+    """A pipe is read only when it was asked for by its name: nobody may ever write to it."""
+    try:
+        if not asked_for and not path.is_file():
+            raise OSError(0, "not a plain file")
+        with path.open("rb") as file:
+            return _read(parse(file.read(MAX_BYTES + 1), name), (0, 0, 0, 0), 0, None)
+    except OSError as error:
+        return _unreadable(name, error, None)

@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Final
 
 from l7proxy.errors import PolicyError, SourceError
 from l7proxy.model.facts import CidrGroup, Fact, Key, Origin, PolicyDocument
@@ -23,6 +23,10 @@ _TOP_LEVEL = re.compile(r"""^["']?(apiVersion|kind)["']?:\s*["']?([\w./-]+)""", 
 _METADATA = re.compile(r"""^metadata:(.*\n(?:[ \t]+.*(?:\n|$)|[ \t]*\n)*)""", re.MULTILINE)
 _SECRET = re.compile(r"""["']?kind["']?\s*:\s*["']?Secret(?:List)?\b""")
 _NAMED = re.compile(r"""(?:^|[\s{,])["']?(name|namespace)["']?:\s*["']?([\w./-]+)""")
+
+
+NOT_READ: Final = " says nothing to us: not read"
+"""How the note on a kind that is none of ours ends."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,8 +100,13 @@ def _one(document: Document, origin: Origin, value: Any) -> Fact | Fault | Sourc
         policy = objects.stand_in(value, origin, lines(), error) if lang.is_policy(value) else None
         return Fault(error, objects.key_of(value), policy or objects.unread(value, origin))
     if fact is None:
-        kind = f"{value.get('apiVersion')} {value.get('kind')}"
-        return SourceError(f"{kind} says nothing to us: not read", file=origin.file, line=origin.line, field="kind")
+        kind, meant = f"{value.get('apiVersion')} {value.get('kind')}", lang.meant(value)
+        if meant:
+            what, line = f"{kind} does not exist; did you mean {meant}?", lines().get("kind", origin.line)
+            version, _, name = meant.partition(" ")
+            slip = SourceError(what, file=origin.file, line=line, field="kind")
+            return Fault(slip, objects.key_of({**value, "apiVersion": version, "kind": name}))
+        return SourceError(kind + NOT_READ, file=origin.file, line=origin.line, field="kind")
     if isinstance(fact, PolicyDocument):
         return _policy(fact)
     return fact

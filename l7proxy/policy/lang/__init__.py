@@ -16,6 +16,7 @@ fields, document, options       reading values with their paths; the document be
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Final
@@ -36,6 +37,7 @@ __all__ = [
     "is_policy",
     "is_staged",
     "known_as",
+    "meant",
     "notes",
     "parse",
     "read",
@@ -117,6 +119,12 @@ LANGUAGES: Final[Mapping[tuple[str, str], Language]] = {
 """(API group, kind) → language, in whatever version."""
 
 
+_OURS: Final = frozenset(("v1", "policy", *(group for group, _ in LANGUAGES)))
+"""API groups in which we know all kinds of network policies; `v1` is that of Pods, which has no name."""
+_LIKE: Final = 0.85
+"""How alike two kinds must be for one to be a slip of the other (difflib's ratio)."""
+
+
 def is_policy(document: object) -> bool:
     """True for a document of a kind that decides who may talk to whom, whether or not we can honour it."""
     return _language(document) is not None
@@ -134,6 +142,28 @@ def known_as(document: object) -> str:
     if language is None or not isinstance(document, Mapping):
         return ""
     return language.known_as or str(document["kind"])
+
+
+def meant(document: object) -> str:
+    """What a document that is no policy was perhaps meant to be, as `networking.k8s.io/v1 NetworkPolicy`; or "".
+
+    Only what Kubernetes would refuse is taken for a slip: the groups of other products have policies of their own.
+    """
+    if not isinstance(document, Mapping) or is_policy(document):
+        return ""
+    group, kind = _group_version(document)[0], document.get("kind")
+    if not isinstance(kind, str) or group not in _OURS or kind.endswith("List"):
+        return ""
+    of_group = {name.lower(): name for known, name in LANGUAGES if known == group}
+    near = difflib.get_close_matches(kind.lower(), of_group, 1, _LIKE)
+    if near:
+        return _written(group, of_group[near[0]])
+    elsewhere = next((known for known, name in LANGUAGES if name == kind), None)
+    return _written(elsewhere, kind) if elsewhere is not None else ""
+
+
+def _written(group: str, kind: str) -> str:
+    return f"{group}/{LANGUAGES[group, kind].version} {kind}"
 
 
 def parse(document: Mapping[Any, Any], *, locate: Locate | None = None, options: Options = DEFAULT) -> tuple[Rule, ...]:

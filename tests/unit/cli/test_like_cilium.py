@@ -47,6 +47,14 @@ def test_trace_and_validate_with_and_without_the_flag(run: Run, tmp_path: Path) 
     assert "has no effect" not in run("policy", "validate", str(file), "--like-cilium").stdout
 
 
+def test_cases_with_and_without_the_flag(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "all.yaml").write_text(MANIFESTS)
+    cases = tmp_path / "cases.yaml"
+    cases.write_text("manifests: [all.yaml]\ncases: [{from: x/b, to: x/a, port: 80/TCP, expect: deny}]\n")
+    assert run("policy", "test", str(cases)).returncode == 1
+    assert run("policy", "test", str(cases), "--like-cilium").returncode == 0
+
+
 def test_the_agent_is_told_in_its_settings(tmp_path: Path) -> None:
     file = tmp_path / "config.yaml"
     file.write_text("kubernetes-network-policy: cilium\n")
