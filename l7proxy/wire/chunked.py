@@ -52,12 +52,13 @@ SIZE, DATA, DATA_END, TRAILER = _At
 class ChunkedBody:
     """Feed it the bytes after the head, in any split; see body.Body."""
 
-    __slots__ = ("_at", "_extensions", "_head", "_left", "_line", "_trailers", "done")
+    __slots__ = ("_at", "_extensions", "_head", "_judged", "_left", "_line", "_trailers", "done")
 
     def __init__(self, head: Sequence[Header] = ()) -> None:
         """`head` are the fields that were judged: trailers must not say one of them again."""
         self.done = False
         self._head = head
+        self._judged: frozenset[bytes] | None = None  # the names in the head, once there are trailers
         self._at = SIZE
         self._left = 0
         self._line = bytearray()  # the beginning of a line whose end has not come
@@ -162,6 +163,8 @@ class ChunkedBody:
         name, _ = field(content)
         if alike(name) in _NOT_IN_TRAILERS:
             raise PeerError(f"field {name.decode()} stands in the trailers")
-        if any(alike(other) == alike(name) for other, _ in self._head):
+        if self._judged is None:
+            self._judged = frozenset(alike(judged) for judged, _ in self._head)
+        if alike(name) in self._judged:
             raise PeerError(f"field {name.decode()} stands in the head and again in the trailers")
         self._trailers += len(line)
