@@ -2,7 +2,7 @@
 
 Pods have an app and a version; there are 50 namespaces of 20 apps, so some 2 000 identities. Each policy selects one
 app of its namespace and lets two others and one of another namespace in, on a port or two; every tenth has HTTP rules.
-The node under test has `local` pods.
+The node under test has `local` pods, which are labelled `where: here`.
 """
 
 from __future__ import annotations
@@ -58,6 +58,7 @@ def pods(size: Size, node: str) -> Iterator[Document]:
             far = (number - size.local) // 100
             where, address = f"far-{far}", f"10.{100 + far // 250}.{far % 250}.{10 + (number - size.local) % 100}"
         app = number // NAMESPACES % APPS
+        here = {"where": "here"} if number < size.local else {}
         yield {
             "apiVersion": "v1",
             "kind": "Pod",
@@ -68,6 +69,7 @@ def pods(size: Size, node: str) -> Iterator[Document]:
                     "app": f"app-{app}",
                     "version": f"v{number // 1000 % 2}",
                     "tier": "back" if app % 2 else "front",
+                    **here,
                 },
             },
             "spec": {"nodeName": where, "containers": [{"name": "main", "image": "none"}]},
