@@ -1,9 +1,9 @@
 """The world: facts folded into one picture of the cluster. Pure: no socket, file or clock.
 
 `apply` takes changes, `view` says what they amount to for one node. A view depends on the facts alone, never on the
-order they came in (law 4). An address that two pods claim has no identity, and is refused wherever a policy governs
-one of the two. An address inside a node's pod CIDR that no known pod has is `unmanaged`, never `world`: a pod we have
-not heard of yet must not pass for the outside.
+order they came in (law 4). An address that two pods claim is neither's: every rule that denies somebody means it, and
+it is refused wherever a policy governs one of the two. An address inside a node's pod CIDR that no known pod has is
+`unmanaged`, never `world`: a pod we have not heard of yet must not pass for the outside.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from l7proxy.model import facts
 from l7proxy.model.endpoint import Endpoint, Frontend
 from l7proxy.model.facts import Change, Delete, Fact, Key, Pod, PolicyDocument, Problem, Upsert
 from l7proxy.model.identity import (
+    CONTESTED,
     HOST,
     KUBE_APISERVER,
     REMOTE_NODE,
@@ -50,7 +51,7 @@ from l7proxy.policy.references import References, resolve
 from l7proxy.policy.rules import Reach, Rule
 
 ENDPOINT_IDS: Final = 1 << 16
-CONTESTED: Final = "l7proxy-contested-address"
+CONTESTED_KEY: Final = "l7proxy-contested-address"
 F = TypeVar("F", bound=Fact)
 
 
@@ -298,6 +299,8 @@ class World:
         )
         host_is_apiserver = any(of_nodes[address] == node for address in apiservers & of_nodes.keys())
         reserved = identities.reserved(dual=dual, host_is_apiserver=host_is_apiserver)
+        if roster.contested:
+            reserved[CONTESTED] = Identity(CONTESTED, LabelSet.reserved(CONTESTED_KEY))
         return Cast(
             identities=identities.table(reserved, roster.identities(), of_places, networks=networks),
             by_prefix=self._prefixes(roster, places, networks, dual=dual),
@@ -329,7 +332,7 @@ class World:
         )
         table |= of_places
         table |= roster.prefixes()
-        table |= {single_text(address): UNKNOWN for address in roster.contested}
+        table |= {single_text(address): CONTESTED for address in roster.contested}
         table |= {prefix: of_places[prefix] for prefix in map(single_text, roster.nodes)}
         return table
 
@@ -449,7 +452,7 @@ def _with_secrets(policy: PolicyState, vault: Vault) -> Iterable[Rule]:
 
 
 def _contested_labels(address: str) -> LabelSet:
-    return LabelSet.of([Label(RESERVED, CONTESTED, address)])
+    return LabelSet.of([Label(RESERVED, CONTESTED_KEY, address)])
 
 
 def _contested_rules(roster: Roster, rules: Iterable[Rule]) -> list[Rule]:
@@ -459,7 +462,7 @@ def _contested_rules(roster: Roster, rules: Iterable[Rule]) -> list[Rule]:
     for address, pods in sorted(roster.contested.items()):
         claims = [roster.labels(pod) for pod in pods]
         governed = {rule.direction for rule in rules if any(rule.subject.matches(one) for one in claims)}
-        subject = Selector((Requirement(RESERVED, CONTESTED, Operator.IN, (address,)),))
+        subject = Selector((Requirement(RESERVED, CONTESTED_KEY, Operator.IN, (address,)),))
         names = " and ".join(f"{pod.namespace}/{pod.name}" for pod in pods)
         reason = f"{address} is claimed by {names}"
         found += [

@@ -26,6 +26,9 @@ KUBE_APISERVER: Final = IdentityId(7)
 INGRESS: Final = IdentityId(8)
 WORLD_IPV4: Final = IdentityId(9)
 WORLD_IPV6: Final = IdentityId(10)
+CONTESTED: Final = IdentityId(255)
+"""An address that several pods claim. It may be any of them, so whatever denies somebody means it, and what lets
+somebody pass does not. Ours: Cilium leaves 128 to 255 to its users."""
 
 RESERVED_IDENTITIES: Final[Mapping[IdentityId, LabelSet]] = {
     HOST: LabelSet.reserved("host"),

@@ -118,7 +118,7 @@ class Compiler:
         for rule in rules:
             found.append(self._resolver.peers(rule))
             if rule.direction is Direction.EGRESS:
-                found += [self._resolver.by_port(match) for match in rule.ports or () if match.name]
+                found += [self._resolver.by_port(match, rule.action) for match in rule.ports or () if match.name]
         return found
 
     def _numbered(self, number: int, policy: EndpointPolicy) -> tuple[EndpointPolicy, EndpointPolicy]:
@@ -258,7 +258,7 @@ def _named(
         for protocol, number in numbers(match, endpoint.named_ports):
             yield replace(cell, protocol=protocol, first=number, last=number)
         return
-    for (protocol, number), ids in resolver.by_port(match).items():
+    for (protocol, number), ids in resolver.by_port(match, cell.action).items():
         peers = ids if cell.peers is None else tuple(sorted(set(ids).intersection(cell.peers)))
         if peers:
             yield replace(cell, peers=peers, protocol=protocol, first=number, last=number)

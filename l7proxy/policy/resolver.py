@@ -11,9 +11,10 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Final
 
-from l7proxy.model.identity import FIRST_POD_IDENTITY, WORLD, Identity, NamedPort
+from l7proxy.model.identity import CONTESTED, FIRST_POD_IDENTITY, WORLD, Identity, NamedPort
 from l7proxy.model.labels import EVERYTHING, RESERVED
 from l7proxy.model.net import Network
+from l7proxy.model.verdict import Action
 from l7proxy.policy.rules import AnyPeer, CidrPeer, EveryPeer, Peer, PortMatch, Reach, Rule, SelectorPeer
 
 Peers = tuple[int, ...] | None
@@ -33,8 +34,8 @@ class Resolver:
         self._come: list[Identity] = []
         self._gone: frozenset[int] = frozenset()
         self._peers: dict[Peer, tuple[int, frozenset[int] | None]] = {}
-        self._unions: dict[tuple[Peer, ...], tuple[int, Peers]] = {}
-        self._ports: dict[PortMatch, tuple[int, Ports]] = {}
+        self._unions: dict[tuple[tuple[Peer, ...], bool], tuple[int, Peers]] = {}
+        self._ports: dict[tuple[PortMatch, bool], tuple[int, Ports]] = {}
         self._index({})
 
     def update(self, identities: Mapping[int, Identity]) -> None:
@@ -68,29 +69,38 @@ class Resolver:
         """None is everyone, () is nobody."""
         if rule.peers is None:
             return None
-        age, known = self._unions.get(rule.peers, (-1, None))
+        asked = rule.peers, rule.action is Action.DENY
+        age, known = self._unions.get(asked, (-1, None))
         if age != self._age:
             found = self._any(rule.peers)
-            made = None if found is None else tuple(sorted(found))
+            made = None if found is None else tuple(sorted(self._with_contested(found, deny=asked[1])))
             known = known if age >= 0 and known == made else made
-            self._unions[rule.peers] = self._age, known
+            self._unions[asked] = self._age, known
         return known
 
-    def by_port(self, match: PortMatch) -> Ports:
-        """(protocol, number) → identities under which `match.name` means that."""
-        age, known = self._ports.get(match, (-1, {}))
+    def by_port(self, match: PortMatch, action: Action) -> Ports:
+        """(protocol, number) → identities under which `match.name` means that to a rule with this action."""
+        asked = match, action is Action.DENY
+        age, known = self._ports.get(asked, (-1, {}))
         if age != self._age:
-            made = self._named(match)
+            made = self._named(match, deny=asked[1])
             known = known if age >= 0 and known == made else made
-            self._ports[match] = self._age, known
+            self._ports[asked] = self._age, known
         return known
 
-    def _named(self, match: PortMatch) -> Ports:
+    def _with_contested(self, found: frozenset[int], *, deny: bool) -> frozenset[int]:
+        """Nobody can tell whose a contested address is: it is denied with anyone, and let in with everyone only."""
+        if CONTESTED not in self._known:
+            return found
+        return found | {CONTESTED} if deny and found else found - {CONTESTED}
+
+    def _named(self, match: PortMatch, *, deny: bool) -> Ports:
+        contested = (CONTESTED,) if deny and CONTESTED in self._known else ()
         found: dict[tuple[int, int], list[int]] = {}
         for identity in self._known.values():
             for key in set(numbers(match, identity.named_ports)):
                 found.setdefault(key, []).append(identity.id)
-        return {key: tuple(ids) for key, ids in found.items()}
+        return {key: (*contested, *ids) for key, ids in found.items()}  # pods have higher numbers
 
     def _any(self, peers: Iterable[Peer]) -> frozenset[int] | None:
         union: set[int] = set()

@@ -30,7 +30,7 @@ from l7proxy.model.facts import (
     Synced,
     Upsert,
 )
-from l7proxy.model.identity import HOST, KUBE_APISERVER, LOCAL_SCOPE, REMOTE_NODE, UNKNOWN, UNMANAGED, WORLD
+from l7proxy.model.identity import CONTESTED, HOST, KUBE_APISERVER, LOCAL_SCOPE, REMOTE_NODE, UNMANAGED, WORLD
 from l7proxy.model.net import PrefixTable
 from l7proxy.model.verdict import Action, Direction
 from l7proxy.policy import decide
@@ -188,7 +188,7 @@ def test_a_finished_pod_has_given_its_address_back() -> None:
 def test_an_address_that_two_pods_claim_is_nobodys_and_refused_where_a_policy_governs() -> None:
     thief = Pod("evil", "thief", "n1", ("10.0.1.5", "10.0.1.66"), {"app": "client"}, origin=Origin("t.yaml", 3))
     found = view(N1, WEB, thief, CLIENT, FROM_CLIENT)
-    assert identity_of(found, "10.0.1.5") == UNKNOWN
+    assert identity_of(found, "10.0.1.5") == CONTESTED
     assert {str(one): one.addresses for one in found.endpoints} == {
         "evil/thief": ("10.0.1.66",),
         "/contested 10.0.1.5": ("10.0.1.5",),
@@ -399,5 +399,5 @@ def test_every_view_is_sound(facts: list[Fact]) -> None:
     here = [address for one in found.endpoints for address in one.addresses]
     assert len(set(here)) == len(here)
     assert all(str(ip_network(prefix)) == prefix for prefix in found.by_prefix)
-    assert set(found.by_prefix.values()) - {UNKNOWN} <= set(found.identities)
+    assert set(found.by_prefix.values()) <= set(found.identities)
     assert set(compile_policies(found.rules, found.endpoints, found.identities)) == set(ids)

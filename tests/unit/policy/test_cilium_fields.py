@@ -9,6 +9,7 @@ import pytest
 from l7proxy.agent.documents import Reading
 from l7proxy.errors import PolicyError
 from l7proxy.policy import lang
+from l7proxy.policy.compile import Compiler
 from l7proxy.policy.lang import Options
 from l7proxy.policy.rules import Rule
 
@@ -350,3 +351,69 @@ def test_2_4_2_no_list_of_peers_is_anyone(bench: Bench) -> None:
 
 def test_2_4_4_an_empty_list_of_peers_is_nobody(bench: Bench) -> None:
     assert met("egress", f"egress: [{{toEndpoints: [], {P80}}}]", bench) == ""
+
+
+# --- an address that two pods claim is neither's
+
+TWO = """
+- {apiVersion: v1, kind: Pod, metadata: {name: x, namespace: default, labels: {app: x}},
+   spec: {nodeName: n2, containers: [{name: c, ports: [{name: web, containerPort: 80}]}]}, status: {podIP: 10.2.0.50}}
+- {apiVersion: v1, kind: Pod, metadata: {name: y, namespace: other, labels: {app: y}}, spec: {nodeName: n2},
+   status: {podIP: 10.2.0.50}}
+- {apiVersion: v1, kind: Pod, metadata: {name: z, namespace: default, labels: {app: z}},
+   spec: {nodeName: n2, containers: [{name: c, ports: [{name: web, containerPort: 80}]}]}, status: {podIP: 10.2.0.51}}
+"""
+X = "Endpoints: [{matchLabels: {app: x}}]"
+WEB = "toPorts: [{ports: [{port: web, protocol: TCP}]}]"
+CONTESTED = [
+    ("let in with everyone", "all", "", "allow"),
+    ("denied with one who may have it", "all", f"{{DENY: [{{SIDE{X}}}]}}", "deny"),
+    ("denied with any other", "all", "{DENY: [{SIDEEntities: [remote-node]}]}", "deny"),
+    ("not denied with nobody", "all", "{DENY: [{SIDEEntities: [none]}]}", "allow"),
+    ("not denied on other ports", "all", "{DENY: [{SIDECIDR: [10.0.0.0/8], toPorts: [{ports: [{port: '81'}]}]}]}",
+     "allow"),
+    ("denied where authentication is asked of one", "all",
+     f"{{ALLOW: [{{SIDE{X}, authentication: {{mode: required}}}}]}}", "deny"),
+    ("not let in by name", "none", f"{{ALLOW: [{{SIDE{X}}}]}}", "no rule"),
+    ("not let in by what it is not", "none",
+     "{ALLOW: [{SIDEEndpoints: [{matchExpressions: [{key: 'reserved:host', operator: DoesNotExist}]}]}]}", "no rule"),
+    ("not let in by what we call it", "none",
+     "{ALLOW: [{SIDEEndpoints: [{matchLabels: {'reserved:l7proxy-contested-address': ''}}]}]}", "no rule"),
+    ("not let in as a part of the cluster", "none", "{ALLOW: [{SIDEEntities: [cluster]}]}", "no rule"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("way", ["ingress", "egress"])
+@pytest.mark.parametrize(
+    ("base", "spec", "expected"), [row[1:] for row in CONTESTED], ids=[row[0] for row in CONTESTED]
+)
+def test_an_address_that_two_claim(way: str, base: str, spec: str, expected: str, bench: Bench) -> None:
+    side = "from" if way == "ingress" else "to"
+    text = spec.replace("DENY", f"{way}Deny").replace("ALLOW", way).replace("SIDE", side)
+    town = bench.town(f"{way}: [{{{side}Entities: [{base}]}}]", *([text] if text else []), more=TWO)
+    assert (town.ingress if way == "ingress" else town.egress)("10.2.0.50") == expected
+
+
+def test_an_address_that_two_claim_is_denied_by_a_port_s_name_too(bench: Bench) -> None:
+    town = bench.town("egress: [{toEntities: [all]}]", f"egressDeny: [{{{WEB}}}]", more=TWO)
+    assert town.egress("10.2.0.50", "10.2.0.51", "b") == "deny deny allow"
+    town = bench.town(
+        "egress: [{toEntities: [all]}]", f"egress: [{{{WEB}, authentication: {{mode: required}}}}]", more=TWO
+    )
+    assert town.egress("10.2.0.50", "10.2.0.51", "b") == "deny deny allow"
+    town = bench.town(f"egress: [{{{WEB}}}]", more=TWO)
+    assert town.egress("10.2.0.50", "10.2.0.51") == "no rule allow"
+
+
+def test_a_contest_that_begins_after_rules_were_compiled_is_heeded_and_forgotten(bench: Bench) -> None:
+    specs = (
+        "egress: [{toEntities: [all]}]",
+        f"egressDeny: [{{{WEB}}}, {{toEndpoints: [{{matchLabels: {{app: z}}}}]}}]",
+    )
+    calm = bench.town(*specs, more=TWO.replace("10.2.0.50", "10.2.0.49", 1))
+    torn = bench.town(*specs, more=TWO)
+    assert calm.policies != torn.policies
+    compiler = Compiler()
+    for town in (calm, torn, calm, torn):
+        view = town.view
+        assert compiler.compile(view.rules, view.endpoints, view.identities) == town.policies
