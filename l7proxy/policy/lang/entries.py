@@ -153,7 +153,7 @@ def _l7(field: Field, entry: Entry) -> tuple[tuple[HttpRule, ...], Field | None]
     found = field.mapping(("http", "dns"), later=("kafka", "l7proto", "l7"))
     http = found["http"].items() if "http" in found else []
     queries = found["dns"].items() if "dns" in found else []
-    if entry.scope.subject is None and found and entry.direction is Direction.INGRESS:
+    if entry.scope.subject is None and (http or queries) and entry.direction is Direction.INGRESS:
         field.fail("L7 policy is not supported on host ingress yet")
     if entry.scope.subject is None and http:
         field.fail("L7 protocol HTTP is not supported on host egress yet")

@@ -415,6 +415,10 @@ def test_policies_for_nodes(spec: str, at: str, message: str, bench: Bench) -> N
     assert caught.value.message.startswith(message)
 
 
+def test_1_6_5_no_rules_of_a_host_policy_are_valid(bench: Bench) -> None:
+    assert lang.parse(host(bench, f"ingress: [{{toPorts: [{{{P}, rules: {{http: []}}}}]}}]")) == ()
+
+
 def test_dns_rules_of_a_host_policy_are_valid(bench: Bench) -> None:
     assert lang.parse(host(bench, query("{matchName: a.b}"))) == ()
 
