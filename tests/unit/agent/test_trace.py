@@ -165,3 +165,17 @@ def test_requests_are_read_as_strictly_as_the_workers_do(land: Cluster) -> None:
     question = Question("default/both", "default/web", "8080", "GET /ok;v=1")
     assert any("is answered 400 before" in step for step in answer(land, question).steps)
     assert not any("is answered" in step for step in answer(land, question, PathRules(allow_matrix=True)).steps)
+
+
+@pytest.mark.parametrize("destination", ["default/web", "svc:default/web"])
+def test_3_8_6_a_pod_always_reaches_itself(destination: str, tmp_path: Path) -> None:
+    closed = """
+apiVersion: cilium.io/v2
+kind: CiliumNetworkPolicy
+metadata: {name: closed}
+spec: {endpointSelector: {}, ingressDeny: [{fromEntities: [all]}], egressDeny: [{toEntities: [all]}]}
+"""
+    land = cluster(tmp_path, f"{LAND}---{closed}")
+    port = "80/TCP" if destination.startswith("svc:") else "8080/TCP"
+    assert ask(land, "default/web", destination, port).judgement.verdict is Verdict.FORWARDED
+    assert ask(land, "default/both", destination, port).judgement.verdict is Verdict.DROPPED
