@@ -28,7 +28,7 @@ from l7proxy.model.http import Request
 from l7proxy.model.verdict import Direction, Verdict
 from l7proxy.wire import http1_fast, http1_strict, rewrite
 from l7proxy.wire.body import ENDLESS, Body, body
-from l7proxy.wire.head import CHUNKED, RequestHead
+from l7proxy.wire.head import CHUNKED, MAX_HEAD, RequestHead
 from l7proxy.wire.lines import HeadLines
 from l7proxy.wire.path import EscapedSlashError
 
@@ -276,7 +276,8 @@ class HttpGate:
                     self._client_left(actions)
             elif exchange.request_body is not None:
                 if held:
-                    del held[: self._take_body(exchange, exchange.request_body, bytes(held), actions)]
+                    reader = exchange.request_body
+                    del held[: self._take_body(exchange, reader, bytes(held[: reader.plain or len(held)]), actions)]
                     continue
                 if self._client_done:
                     self._abandon(exchange, "the client ended its request in the middle of the body", actions)
@@ -297,7 +298,10 @@ class HttpGate:
         held = self._held
         try:
             if self._request_lines is None:
-                fast = http1_fast.request(bytes(held), self._options.paths)
+                end = held.find(b"\r\n\r\n", 0, MAX_HEAD)
+                # Not all that is held is copied for each head: it may be a long row of requests.
+                first = bytes(held[: end + 4]) if end >= 0 else b""
+                fast = http1_fast.request(first, self._options.paths)
                 if isinstance(fast, RequestHead):
                     del held[: fast.size]
                     return fast

@@ -84,8 +84,10 @@ class HeadLines:
 
     def feed(self, data: bytes | bytearray) -> int:
         """All bytes from the head's first one on, each time. Returns where the head ends, or 0 while it does not."""
-        fault = _FAULT.search(data, self._seen, MAX_HEAD)
-        stop = fault.start() if fault else min(len(data), MAX_HEAD)
+        end_of_head = data.find(b"\r\n\r\n", max(self._seen - 3, 0), MAX_HEAD)
+        limit = MAX_HEAD if end_of_head < 0 else end_of_head + 4  # what is behind it is for the next one to look at
+        fault = _FAULT.search(data, self._seen, limit)
+        stop = fault.start() if fault else min(len(data), limit)
         end = data.find(b"\r\n", self._seen, stop)
         self._seen = max(stop - 1, 0)  # a CR at the very end is judged with what follows it
         while end >= 0:

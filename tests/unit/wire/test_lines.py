@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -53,6 +55,20 @@ def test_a_head_that_drips_in_costs_linear_work() -> None:
         data.append(byte)
         assert lines.feed(data) == 0
     assert lines.start == b"GET / HTTP/1.1"
+
+
+def cpu_of_heads(count: int, behind: int) -> float:
+    """Seconds for so many heads, each with so many bytes behind it in the buffer."""
+    data = bytearray(b"GET / HTTP/1.1\r\nHost: h\r\n\r\n" + b"a" * behind)
+    begin = time.process_time()
+    for _ in range(count):
+        assert HeadLines(lambda line: None, skip_empty=True).feed(data) == 27
+    return time.process_time() - begin
+
+
+def test_a_head_costs_no_more_for_what_is_behind_it() -> None:
+    """Else a row of pipelined requests, each looking through all the others, would cost its square."""
+    assert min(cpu_of_heads(300, MAX_HEAD) for _ in range(3)) < 10 * min(cpu_of_heads(300, 0) for _ in range(3))
 
 
 def test_mutants_come_from_their_seed() -> None:
