@@ -27,6 +27,14 @@ class Installed:
     intact: bool
 
 
+class Alarm(Protocol):
+    """A descriptor to wait for until it is readable, and then to ask."""
+
+    def fileno(self) -> int: ...
+    def rang(self) -> bool: ...
+    def close(self) -> None: ...
+
+
 class Backend(Protocol):
     """Makes the kernel match a picture. Applying the same picture twice changes nothing.
 
@@ -46,6 +54,9 @@ class Backend(Protocol):
 
     def apply(self, desired: Desired) -> None:
         """One transaction. KernelError leaves the previous picture in force."""
+
+    def alarm(self) -> Alarm | None:
+        """Tells at once when rules of ours are taken away; None where only `read` finds out. The caller closes it."""
 
     def remove(self) -> None:
         """Leave no trace. Removing twice is fine."""

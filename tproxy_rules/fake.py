@@ -76,6 +76,9 @@ class FakeBackend:
             self.kernel.desired, self.kernel.intact = desired, True
             self.applied += 1
 
+    def alarm(self) -> None:
+        """Nobody tells."""
+
     def remove(self) -> None:
         self.check()
         self.kernel.desired, self.kernel.intact = None, True

@@ -178,6 +178,9 @@ class IptablesBackend:
         for memo in (self._examine, self._digest):
             memo.turn()
 
+    def alarm(self) -> None:
+        """Others commit to the same tables all the time, and to look takes long."""
+
     def remove(self) -> None:
         self._known = None
         present = _present()

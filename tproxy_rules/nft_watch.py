@@ -7,6 +7,7 @@ closed by its generation, whose tables were touched. What it has not read in ful
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import struct
@@ -27,6 +28,8 @@ _GROUP_NFTABLES: Final = 7
 _SO_RCVBUFFORCE: Final = 33
 _SUBSYSTEM: Final = 10 << 8
 _NEWGEN, _GETGEN = _SUBSYSTEM | 15, _SUBSYSTEM | 16
+_REMOVALS: Final = frozenset((_SUBSYSTEM | 2, _SUBSYSTEM | 8))
+"""NFT_MSG_DELTABLE, NFT_MSG_DELRULE"""
 _GEN_ID: Final = 1
 _OURS: Final = frozenset({1, 7})
 """NFPROTO_INET, NFPROTO_BRIDGE"""
@@ -61,15 +64,7 @@ class Watch:
     """Hears of every commit from now on, in the network namespace in which it was made."""
 
     def __init__(self) -> None:
-        try:
-            with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_NONBLOCK, _NETLINK_NETFILTER) as made:
-                with suppress(OSError):  # without the privilege for more, there is less room
-                    made.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _ROOM)
-                made.bind((0, 0))
-                made.setsockopt(_SOL_NETLINK, _ADD_MEMBERSHIP, _GROUP_NFTABLES)
-                self._fd = made.detach()
-        except OSError as error:
-            raise KernelError(f"nftables does not tell who changes it: {error.strerror or error}") from error
+        self._fd = _listening()
         weakref.finalize(self, os.close, self._fd)
         self._touched = False
         self._commits: dict[int, bool] = {}
@@ -112,8 +107,53 @@ class Watch:
                 if number is not None:
                     self._commits[number] = self._touched
                 self._touched = False
-            elif body[0] in _OURS and body.startswith(_NAMED, 4):
+            elif _is_ours(body):
                 self._touched = True
+
+
+class Alarm:
+    """Becomes readable when somebody changes nftables, from now on, in the network namespace in which it was made."""
+
+    def __init__(self) -> None:
+        self._fd = _listening()
+
+    def fileno(self) -> int:
+        return self._fd
+
+    def close(self) -> None:
+        os.close(self._fd)
+
+    def rang(self) -> bool:
+        """Whether a table or a rule of ours was taken away since the last call, by whomever, ourselves too."""
+        rang = False
+        with suppress(BlockingIOError):
+            while True:
+                try:
+                    data = os.read(self._fd, _DATAGRAM)
+                except OSError as error:
+                    if error.errno != errno.ENOBUFS:
+                        raise
+                    rang = True  # there was no room for some
+                else:
+                    rang = rang or any(kind in _REMOVALS and _is_ours(body) for kind, body in _messages(data))
+        return rang
+
+
+def _listening() -> int:
+    """A descriptor of the kernel's notifications."""
+    try:
+        with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_NONBLOCK, _NETLINK_NETFILTER) as made:
+            with suppress(OSError):  # without the privilege for more, there is less room
+                made.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _ROOM)
+            made.bind((0, 0))
+            made.setsockopt(_SOL_NETLINK, _ADD_MEMBERSHIP, _GROUP_NFTABLES)
+            return made.detach()
+    except OSError as error:
+        raise KernelError(f"nftables does not tell who changes it: {error.strerror or error}") from error
+
+
+def _is_ours(body: bytes) -> bool:
+    return body[0] in _OURS and body.startswith(_NAMED, 4)
 
 
 def _messages(data: bytes) -> Iterator[tuple[int, bytes]]:

@@ -26,7 +26,7 @@ from tproxy_rules.nft_probe import probes, sample
 from tproxy_rules.nft_state import Found
 from tproxy_rules.nft_table import NftTable, alike, delta
 from tproxy_rules.nft_text import absent
-from tproxy_rules.nft_watch import Watch, generation
+from tproxy_rules.nft_watch import Alarm, Watch, generation
 from tproxy_rules.tool import run
 from tproxy_rules.validate import Examined, checked, examined
 
@@ -107,6 +107,9 @@ class NftablesBackend:
         self._fresh = False
         for memo in (self._examine, self._digest, self._ask):
             memo.turn()
+
+    def alarm(self) -> Alarm:
+        return Alarm()
 
     def remove(self) -> None:
         self._known, self._fresh = None, True

@@ -144,6 +144,10 @@ class Reconciler:
         self._report = report
         self._dirty.set()
 
+    def look(self) -> None:
+        """Somebody may have changed the kernel: check now, not only when it is time. Returns at once."""
+        self._dirty.set()
+
     async def run(self) -> None:
         """For ever."""
         while True:

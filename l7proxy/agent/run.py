@@ -13,7 +13,7 @@ import signal
 import socket
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager, closing, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
@@ -38,6 +38,8 @@ from tproxy_rules.nflog import NflogReader
 log = logging.getLogger(__name__)
 
 CANNOT_START: Final = 2
+EASE: Final = 1.0
+"""Seconds between repairs of what others take away at once, should they do it again and again."""
 GC_THRESHOLDS: Final = (50_000, 20, 100)
 """Thousands of pods are many objects that stay: to walk through all of them now and then delays what is changed."""
 
@@ -131,6 +133,7 @@ async def _agent(settings: Settings) -> None:
         running = [
             tasks.create_task(_follow(source, reconciler), name="source"),
             tasks.create_task(reconciler.run(), name="reconcile"),
+            tasks.create_task(_heed(backend, reconciler), name="alarm"),
         ]
         if settings.flow_log:
             sink = jsonl.open_sink(
@@ -142,6 +145,28 @@ async def _agent(settings: Settings) -> None:
         log.info("stopping; the kernel's rules stay in force")
         for task in running:
             task.cancel()
+
+
+async def _heed(backend: Backend, reconciler: Reconciler) -> None:
+    """When rules of ours are taken away, they are put back at once: until then what they refused passes."""
+    alarm = backend.alarm()
+    if alarm is None:
+        return
+    with closing(alarm):
+        while True:
+            await _readable(alarm.fileno())
+            if alarm.rang():
+                reconciler.look()
+                await asyncio.sleep(EASE)
+
+
+async def _readable(descriptor: int) -> None:
+    loop, ready = asyncio.get_running_loop(), asyncio.Event()
+    loop.add_reader(descriptor, ready.set)
+    try:
+        await ready.wait()
+    finally:
+        loop.remove_reader(descriptor)
 
 
 @asynccontextmanager

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import select
 from collections.abc import Iterator
+from contextlib import closing
 
 import pytest
 
 from tests.contract.conftest import Namespace
-from tproxy_rules.nft_watch import Watch, generation
+from tproxy_rules.nft_watch import Alarm, Watch, generation
 
 pytestmark = pytest.mark.sandbox
 
@@ -48,6 +50,25 @@ def test_any_change_of_ours_is_seen(node: Namespace, change: str) -> None:
     watch, since = node.do(Watch), node.do(generation)
     node.sh("nft add table inet other", change, "nft add table inet other2")
     assert node.do(lambda: watch.followed(since)) is None
+
+
+def test_an_alarm_rings_when_ours_is_taken_away_and_for_nothing_of_others(node: Namespace) -> None:
+    ours = "table inet l7proxy {\n set s { type ipv4_addr; }\n chain c {\n drop\n }\n}\n"
+    node.feed("nft -f -", ours)
+    with closing(node.do(Alarm)) as alarm:
+        assert not alarm.rang()
+        node.sh(
+            "nft add table inet other", "nft delete table inet other", "nft add element inet l7proxy s { 10.0.0.1 }"
+        )
+        assert select.select([alarm], [], [], 5)[0]
+        assert not alarm.rang()
+        for removal in ("nft flush chain inet l7proxy c", "nft delete table inet l7proxy", "nft flush ruleset"):
+            node.feed("nft -f -", ours)
+            assert not alarm.rang()
+            node.sh(removal)
+            assert select.select([alarm], [], [], 5)[0]
+            assert alarm.rang(), removal
+            assert not alarm.rang()
 
 
 def test_what_was_lost_is_not_vouched_for(node: Namespace) -> None:

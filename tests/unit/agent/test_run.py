@@ -148,6 +148,42 @@ def test_one_agent_from_start_to_stop_and_what_it_leaves(tmp_path: Path) -> None
 
 @pytest.mark.sandbox
 @needs_root
+def test_what_others_take_away_is_put_back_when_it_happens(tmp_path: Path) -> None:
+    """Looking now and then is put off for an hour."""
+    (tmp_path / "src").mkdir()
+    (tmp_path / "src" / "a.yaml").write_text(POD)
+    done = script(
+        tmp_path,
+        """
+        from l7proxy.agent.reconcile import Reconciler
+
+        def there():
+            for _ in range(1000):
+                time.sleep(0.02)
+                if "seal" in os.popen("nft list chains 2>&1").read():
+                    return True
+            return False
+
+        def user():
+            try:
+                print(json.dumps(there()))
+                for removal in ("delete table inet l7proxy", "flush ruleset"):
+                    os.system(f"nft add table inet other; nft {removal}")
+                    print(json.dumps(there()))
+            finally:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+        Reconciler.__init__.__kwdefaults__["check_every"] = 3600.0
+        threading.Thread(target=user).start()
+        print(json.dumps(run_agent(settings)))
+        """,
+    )
+    assert [json.loads(line) for line in done.stdout.splitlines()] == [True, True, True, 0], done
+    assert done.stderr.count("somebody changed our kernel rules: put back") == 2
+
+
+@pytest.mark.sandbox
+@needs_root
 def test_without_privileges_it_says_so(tmp_path: Path) -> None:
     (tmp_path / "src").mkdir()
     nobody = (
