@@ -267,14 +267,14 @@ def _more(
     """What a denial missed by the least; what takes the force of HTTP rules."""
     if found is None or end.pod is None:
         return []
-    said = [f"  {direction.word}: {text}" for text in explain.moot(found)]
+    node = cluster.node(end.pod.node)
+    endpoint, identity = node.endpoint(end.pod), node.identity(peer)
+    policy = node.policies[endpoint.id].direction(direction) if endpoint is not None else None
+    said = [*explain.moot(found), *explain.unread(policy, found, identity, protocol, port)]
     if found.l4.drop_reason is DropReason.POLICY_DENIED:
-        node = cluster.node(end.pod.node)
-        endpoint = node.endpoint(end.pod)
-        policy = node.policies[endpoint.id].direction(direction) if endpoint is not None else None
-        near = explain.nearest(policy, direction, node.identity(peer), protocol, port)
-        said += [f"  {direction.word}: {near}"] if near is not None else []
-    return said
+        near = explain.nearest(policy, direction, identity, protocol, port)
+        said += [str(near)] if near is not None else []
+    return [f"  {direction.word}: {text}" for text in said]
 
 
 def _asked(policy: PortPolicy | None) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -177,13 +177,15 @@ def validate(
     changes = changes_of(seen)
     documents = list(_documents(changes))
     faults = [_remark(problem) for problem in seen.problems] + list(_faults(changes, documents, options))
-    faults = sorted(set(faults), key=lambda one: (one.file, one.line or 0, one.field, one.message))
-    notes = list(_notes(documents, options)) + list(_selecting_nothing(changes, options))
-    warnings = list(dict.fromkeys(_lint(changes, documents, options)))
+    faults = _sorted(faults)
+    remarks = list(_notes(documents, options))
+    notes = [one for code, one in remarks if not code]
+    found = [*_lint(changes, documents, options), *_selecting_nothing(changes, options)]
+    warnings = _sorted([*found, *(one for code, one in remarks if code)])
     if output is Format.JSON:
         told = {"faults": faults, "warnings": warnings, "notes": notes}
-        remarks = {key: [asdict(one) for one in found] for key, found in told.items()}
-        show_json({"valid": not faults} | remarks | {"unread": _unread(seen)})
+        lists = {key: [asdict(one) for one in some] for key, some in told.items()}
+        show_json({"valid": not faults} | lists | {"unread": _unread(seen)})
     else:
         for fault in faults:
             print(fault.shown())
@@ -196,6 +198,10 @@ def validate(
             count = f"{len(documents)} {'policy' if len(documents) == 1 else 'policies'}"
             print(f"{paint()('valid', 'green')}: {count}{unread}")
     raise typer.Exit(1 if faults else 0)
+
+
+def _sorted(remarks: Iterable[Remark]) -> list[Remark]:
+    return sorted(set(remarks), key=lambda one: (one.file, one.line or 0, one.field, one.message))
 
 
 def _unread(seen: Look) -> list[str]:
@@ -224,13 +230,14 @@ def _faults(changes: Sequence[Change], documents: Sequence[PolicyDocument], opti
         yield Remark(problem.file, problem.line or None, problem.field, problem.message)
     for document in documents:
         for error in lang.faults(document.document, options=options):
-            if document.fault and error.at == document.fault_at:
-                continue  # told with the file; what stands in for the document has that field made up
+            if document.fault and document.fault_at in ("", error.at):
+                continue  # told with the file; what stands in for the document has that field made up, or all
             file, line = document.locate(error.at)
             yield Remark(file, line or None, error.at, error.message)
 
 
-def _notes(documents: Sequence[PolicyDocument], options: Options) -> Iterator[Remark]:
+def _notes(documents: Sequence[PolicyDocument], options: Options) -> Iterator[tuple[str, Remark]]:
+    """Each with the code of the warning that it is, or ""."""
     from l7proxy.policy import lang
 
     for document in documents:
@@ -240,7 +247,7 @@ def _notes(documents: Sequence[PolicyDocument], options: Options) -> Iterator[Re
             continue
         for note in notes:
             file, line = document.locate(note.at)
-            yield Remark(file, line or None, note.at, note.message)
+            yield note.code, Remark(file, line or None, note.code or note.at, note.message)
 
 
 def _lint(changes: Sequence[Change], documents: Sequence[PolicyDocument], options: Options) -> Iterator[Remark]:
@@ -250,15 +257,18 @@ def _lint(changes: Sequence[Change], documents: Sequence[PolicyDocument], option
     from l7proxy.policy.compile import compile_policies
     from l7proxy.policy.references import References
 
-    for document in documents:
-        for field in lint.of_document(document.document):
-            file, line = document.locate(field.at)
-            yield Remark(file, line or None, field.code, field.message)
+    fields = [(document, field) for document in documents for field in lint.of_document(document.document)]
+    unlearned = lint.of_names_learned(document.document for document in documents)
+    for document, field in [*fields, *((documents[number], field) for number, field in unlearned)]:
+        file, line = document.locate(field.at)
+        yield Remark(file, line or None, field.code, field.message)
     cluster = Cluster.of(changes, options)
     view = cluster.everywhere
     found = [finding for policy in view.policies for finding in lint.of_rules(policy.rules)]
-    if view.endpoints:
-        written = [rule for policy in view.policies for rule in policy.rules]
+    written = [rule for policy in view.policies for rule in policy.rules]
+    if not view.endpoints:
+        found += lint.of_pairs(written)
+    else:
         found += lint.of_names(written, References.among(cluster.facts))
         policies = compile_policies(view.rules, view.endpoints, view.identities)
         found += [*lint.of_peers(view.rules, view.identities), *lint.of_tables(policies, view.endpoints)]
@@ -277,9 +287,8 @@ def _selecting_nothing(changes: Sequence[Change], options: Options) -> Iterator[
         return
     for policy in view.policies:
         if policy.state in (Reading.ACCEPTED, Reading.PARTLY) and policy.rules and not view.selected(policy):
-            yield Remark(
-                policy.file, policy.line or None, "", f"{policy.kind} {policy.name} selects none of the pods given"
-            )
+            what = f"{policy.kind} {policy.name} selects none of the pods given"
+            yield Remark(policy.file, policy.line or None, "selects-no-pod", what)
 
 
 def _remark(problem: SourceError) -> Remark:

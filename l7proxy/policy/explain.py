@@ -77,3 +77,15 @@ def moot(policy: PortPolicy, request: Request | None = None) -> Iterator[str]:
             continue
         names = sorted({policy_name(rule.ref) for rule in table.rules})
         yield f"the HTTP rules of {', '.join(names)} are moot for this peer: {rest.ref} allows every request"
+
+
+def unread(
+    policy: DirectionPolicy | None, found: PortPolicy, identity: int, protocol: int, number: int
+) -> Iterator[str]:
+    """HTTP rules that are never asked: a rule before them lets the connection in as it is."""
+    if policy is None or found.redirects or found.l4.verdict is not Verdict.FORWARDED or found.l4.ref is None:
+        return
+    entries = (entry for tier in policy.tiers for stage in tier.stages for entry in stage)
+    judging = (one for one in entries if one.action is Action.REDIRECT and one.covers(identity, protocol, number))
+    for name in sorted({policy_name(entry.ref) for entry in judging}):
+        yield f"the HTTP rules of {name} are moot for this peer: {found.l4.ref} is asked before them and allows it"

@@ -13,22 +13,24 @@ from typing import Any, Final
 
 from l7proxy.model.endpoint import Endpoint
 from l7proxy.model.identity import Identity
-from l7proxy.model.labels import EVERYTHING, RESERVED, Requirement, Selector
+from l7proxy.model.labels import ANY, EVERYTHING, K8S, OWN, RESERVED, Selector, Selects
 from l7proxy.model.ref import RuleRef
 from l7proxy.model.verdict import Action, Direction
 from l7proxy.policy.decision import policy_name
 from l7proxy.policy.explain import ports
 from l7proxy.policy.match.pattern import PatternSet
 from l7proxy.policy.references import References, unknown
-from l7proxy.policy.rules import HttpRule, Rule, SelectorPeer
-from l7proxy.policy.tables import DirectionPolicy, EndpointPolicy, Entry, Stage
+from l7proxy.policy.rules import AnyPeer, EveryPeer, HttpRule, Peer, PortMatch, Rule, SelectorPeer
+from l7proxy.policy.tables import DirectionPolicy, EndpointPolicy, Entry
+from l7proxy.policy.tiers import UNPLACED
 
 _INNER_ANY: Final = re.compile(r"(?<!\\)\.[*+](?=.*/)")
 """`.*` or `.+` with a slash somewhere behind it: it may match slashes, too."""
 _ENDS_OPEN: Final = re.compile(r"(?:\.[*+]|\$|\))$")
-_PEER_LISTS: Final = frozenset(
+_PEER_LISTS: Final = tuple(
     f"{way}{what}" for way in ("from", "to") for what in ("Endpoints", "Entities", "CIDR", "CIDRSet", "Nodes")
 )
+_KUBERNETES_LISTS: Final = ("from", "to", "ports")
 _BUILT_IN: Final = "built-in"
 
 
@@ -51,18 +53,24 @@ class FieldFinding:
 
 
 def of_document(document: Mapping[Any, Any]) -> Iterator[FieldFinding]:
-    """What a Cilium document's fields suggest before they are rules."""
+    """What a document's fields suggest before they are rules: where `[]` is not what its author thinks of it."""
+    if str(document.get("apiVersion", "")).startswith("networking.k8s.io/"):
+        for at, item in _items("spec", document.get("spec"), ("ingress", "egress")):
+            yield from _empty(
+                at, item, _KUBERNETES_LISTS, "empty-is-everyone", "an empty list is as none: it limits nothing"
+            )
     for base, spec in _specs(document):
-        for key in ("ingress", "ingressDeny", "egress", "egressDeny"):
-            items = spec.get(key)
-            for number, item in enumerate(items if isinstance(items, list) else ()):
-                if isinstance(item, Mapping):
-                    yield from _empty_lists(f"{base}.{key}[{number}]", item)
-        egress = spec.get("egress")
-        yield from _names_nobody_learns(base, egress if isinstance(egress, list) else [])
+        for at, item in _items(base, spec, ("ingress", "ingressDeny", "egress", "egressDeny")):
+            nobody = "an empty list is nobody; leave the key out to mean everyone"
+            yield from _empty(at, item, _PEER_LISTS, "empty-is-nobody", nobody)
+            if len(item) > 1:
+                yield from _empty(at, item, ("toPorts",), "empty-is-everyone", "an empty list is as none: every port")
+            for cell_at, cell in _items(at, item, ("toPorts",)):
+                yield from _ports(cell_at, cell)
 
 
 def _specs(document: Mapping[Any, Any]) -> Iterator[tuple[str, Mapping[Any, Any]]]:
+    """Of Cilium's policies."""
     if not str(document.get("apiVersion", "")).startswith("cilium.io/"):
         return
     specs = document.get("specs")
@@ -71,23 +79,50 @@ def _specs(document: Mapping[Any, Any]) -> Iterator[tuple[str, Mapping[Any, Any]
     yield from ((base, spec) for base, spec in found if isinstance(spec, Mapping))
 
 
-def _empty_lists(at: str, item: Mapping[Any, Any]) -> Iterator[FieldFinding]:
-    for key, value in item.items():
-        if value == [] and key in _PEER_LISTS:
-            message = "an empty list is nobody; leave the key out to mean everyone"
-            yield FieldFinding("empty-is-nobody", f"{at}.{key}", message)
+def _items(base: str, found: object, keys: Iterable[str]) -> Iterator[tuple[str, Mapping[Any, Any]]]:
+    """The mappings in these lists, each with its path."""
+    for key in keys if isinstance(found, Mapping) else ():
+        items = found.get(key) if isinstance(found, Mapping) else None
+        for number, item in enumerate(items if isinstance(items, list) else ()):
+            if isinstance(item, Mapping):
+                yield f"{base}.{key}[{number}]", item
 
 
-def _names_nobody_learns(base: str, egress: list[Any]) -> Iterator[FieldFinding]:
-    """toFQDNs lives on what a dns rule has seen: without one no name has an address."""
-    items = [item for item in egress if isinstance(item, Mapping)]
-    cells = [cell for item in items for cell in item.get("toPorts") or () if isinstance(cell, Mapping)]
+def _empty(at: str, item: Mapping[Any, Any], keys: Iterable[str], code: str, message: str) -> Iterator[FieldFinding]:
+    for key in keys:
+        if item.get(key) == []:
+            yield FieldFinding(code, f"{at}.{key}", message)
+
+
+def _ports(at: str, cell: Mapping[Any, Any]) -> Iterator[FieldFinding]:
+    """One item of toPorts."""
+    if not cell.get("ports"):
+        message = "no port is listed, so this matches none; leave toPorts out to mean every port"
+        yield FieldFinding("empty-is-nobody", at, message)
+    rules = cell.get("rules")
+    if isinstance(rules, Mapping):
+        message = "no rule is listed, so every request passes; [{}] has them read, and logged"
+        yield from _empty(f"{at}.rules", rules, ("http",), "empty-is-everyone", message)
+
+
+def of_names_learned(documents: Iterable[Mapping[Any, Any]]) -> Iterator[tuple[int, FieldFinding]]:
+    """toFQDNs lives on what a dns rule has seen: without one in any of the documents no name has an address.
+
+    With each the number of its document.
+    """
+    egress = [
+        (number, at, item)
+        for number, document in enumerate(documents)
+        for base, spec in _specs(document)
+        for at, item in _items(base, spec, ("egress",))
+    ]
+    cells = [cell for _, _, item in egress for _, cell in _items("", item, ("toPorts",))]
     if any(isinstance(cell.get("rules"), Mapping) and cell["rules"].get("dns") for cell in cells):
         return
-    for number, item in enumerate(egress):
-        if isinstance(item, Mapping) and item.get("toFQDNs"):
+    for number, at, item in egress:
+        if item.get("toFQDNs"):
             message = "without a dns rule no name is ever learned, so this allows nothing"
-            yield FieldFinding("fqdn-without-dns", f"{base}.egress[{number}].toFQDNs", message)
+            yield number, FieldFinding("fqdn-without-dns", f"{at}.toFQDNs", message)
 
 
 def of_rules(rules: Iterable[Rule]) -> Iterator[Finding]:
@@ -101,26 +136,102 @@ def of_rules(rules: Iterable[Rule]) -> Iterator[Finding]:
 
 
 def of_peers(rules: Iterable[Rule], identities: Mapping[int, Identity]) -> Iterator[Finding]:
-    """Selectors that match nobody of those at hand. Reserved labels are left out: they need no pod."""
+    """Selectors that match nobody of those at hand. Reserved labels are left out: they need no pod.
+
+    Of Calico's, which also mean network sets, only those that mean no such set either: then no address is left of it.
+    """
     everybody = [identity.labels for identity in identities.values()]
-    known: dict[Selector, bool] = {}
+    known: dict[Selects, bool] = {}
+
+    def is_nobody(peer: Peer) -> bool:
+        if not isinstance(peer, SelectorPeer) or _is_of_reserved(peer.selector):
+            return False
+        if peer.selector not in known:
+            known[peer.selector] = not any(peer.selector.matches(labels) for labels in everybody)
+        return known[peer.selector]
+
     for rule in rules:
+        if rule.ref.kind == _BUILT_IN:
+            continue
         for peer in rule.peers or ():
-            if not isinstance(peer, SelectorPeer) or not isinstance(peer.selector, Selector):
-                continue
-            selector = peer.selector
-            if selector == EVERYTHING or any(_is_reserved(one) for one in selector.requirements):
-                continue
-            if selector not in known:
-                known[selector] = any(selector.matches(labels) for labels in everybody)
-            if not known[selector]:
-                yield Finding("selects-nobody", rule.ref, f"the peer {selector} is none of the pods given")
+            if isinstance(peer, SelectorPeer) and isinstance(peer.selector, Selector) and is_nobody(peer):
+                yield Finding("selects-nobody", rule.ref, f"the peer {peer.selector} is none of the pods given")
+        for some in _alternatives(rule.peers or ()):
+            if some and all(isinstance(peer, SelectorPeer) and is_nobody(peer) for peer in some):
+                message = "its peer is none of the pods and network sets given"
+                yield Finding("selects-nobody", rule.ref, message)
+
+
+def _alternatives(peers: tuple[Peer, ...]) -> Iterator[tuple[Peer, ...]]:
+    """Of Calico's entities: the peers of which one must be met."""
+    if any(isinstance(peer, SelectorPeer) and not isinstance(peer.selector, Selector) for peer in peers):
+        yield peers
+    for peer in peers:
+        if isinstance(peer, EveryPeer):
+            for part in peer.all_of:
+                yield from _alternatives(part.any_of if isinstance(part, AnyPeer) else (part,))
 
 
 def of_names(rules: Iterable[Rule], references: References) -> Iterator[Finding]:
     """Services, groups and nodes that rules name and nobody has, among those at hand."""
     for ref, name in dict.fromkeys(unknown(rules, references)):
         yield Finding("names-nobody", ref, f"there is no {name} here, so it means nobody")
+
+
+def of_pairs(rules: Iterable[Rule]) -> Iterator[Finding]:
+    """The same as `of_tables` where no pods are given: only what is void for whoever the pods may be."""
+    plain = [rule for rule in rules if rule.action is Action.ALLOW and rule.http is None and not rule.refusal]
+    for judged in rules:
+        for other in plain if judged.http is not None and judged.action is Action.ALLOW else ():
+            if _makes_void(other, judged):
+                place = f" ({other.ref.file}:{other.ref.line})" if other.ref.file else ""
+                who = f"{policy_name(other.ref)} {other.ref.rule}{place}"
+                yield Finding(
+                    "l7-void", judged.ref, f"its HTTP rules are void: {who} allows the same whatever is asked"
+                )
+                break
+
+
+def _makes_void(plain: Rule, judged: Rule) -> bool:
+    """Whether it covers all that the other does on some of its ports, and its tier is not asked after the other's."""
+    tiers = plain.level.tier, judged.level.tier
+    if plain.direction is not judged.direction or tiers[0] > tiers[1] or UNPLACED in (tier.order for tier in tiers):
+        return False
+    if () in (plain.peers, judged.peers):
+        return False
+    if not isinstance(plain.subject, Selector) or not isinstance(judged.subject, Selector):
+        return False
+    if not _terms(plain.subject) <= _terms(judged.subject):
+        return False
+    if plain.peers is not None and not all(
+        any(_holds(mine, one) for mine in plain.peers) for one in judged.peers or (None,)
+    ):
+        return False
+    return plain.ports is None or any(_meet(one, other) for one in plain.ports for other in judged.ports or ())
+
+
+def _terms(selector: Selector) -> frozenset[tuple[object, ...]]:
+    """What must hold, however the label's source is written: all mean the pod's own labels."""
+    return frozenset(
+        ("" if one.source in (ANY, OWN, K8S) else one.source, one.key, one.operator, one.values)
+        for one in selector.requirements
+    )
+
+
+def _holds(peer: Peer, other: Peer | None) -> bool:
+    """Whether a peer means all that the other means, who is everyone when None: by what is written."""
+    if isinstance(peer, SelectorPeer) and isinstance(peer.selector, Selector):
+        if peer.selector == EVERYTHING:
+            return True
+        if isinstance(other, SelectorPeer) and isinstance(other.selector, Selector):
+            return _terms(peer.selector) <= _terms(other.selector)
+    return peer == other
+
+
+def _meet(one: PortMatch, other: PortMatch) -> bool:
+    if not one.protocols & other.protocols or one.name != other.name:
+        return False
+    return max(one.first, other.first) <= min(one.last, other.last)
 
 
 def of_tables(policies: Mapping[int, EndpointPolicy], endpoints: Iterable[Endpoint]) -> Iterator[Finding]:
@@ -161,8 +272,9 @@ def _get_without_head(rules: Iterable[Rule]) -> Iterator[Finding]:
     for path, found in by_path.items():
         gets = [http for http in found if _takes(http, b"GET")]
         if gets and not any(_takes(http, b"HEAD") for http in found):
-            where = "any path" if path is None else path
-            yield Finding("get-without-head", gets[0].ref, f"GET of {where} is allowed but HEAD is not")
+            written = gets[0].ref.kind.startswith("Cilium")  # elsewhere the pattern is ours
+            where = "" if not written else f" of {'any path' if path is None else path}"
+            yield Finding("get-without-head", gets[0].ref, f"GET{where} is allowed but HEAD is not")
             return
 
 
@@ -170,24 +282,21 @@ def _takes(http: HttpRule, method: bytes) -> bool:
     return http.method is None or bool(PatternSet((http.method,)).find(method))
 
 
-def _is_reserved(requirement: Requirement) -> bool:
-    return requirement.source == RESERVED
+def _is_of_reserved(selector: Selects) -> bool:
+    if not isinstance(selector, Selector):
+        return False
+    return selector == EVERYTHING or any(one.source == RESERVED for one in selector.requirements)
 
 
 def _voided(table: DirectionPolicy) -> Iterator[tuple[Entry, Entry]]:
+    """Entries with HTTP rules, each with one that lets every request in: asked before them, beside them, or after them
+    in their tier, for what no HTTP rule matches goes on."""
+    plain: list[Entry] = []
     for tier in table.tiers:
-        for place, stage in enumerate(tier.stages):
-            redirects = [entry for entry in stage if entry.action is Action.REDIRECT]
-            plain = _plain(tier.stages[place:]) if redirects else []
-            for judged in redirects:
-                yield from ((judged, entry) for entry in plain if _overlap(judged, entry))
-
-
-def _plain(stages: Iterable[Stage]) -> list[Entry]:
-    """Entries that let every request in. A later one counts as well: what no HTTP rule matches goes on to it."""
-    return [
-        entry for stage in stages for entry in stage if entry.action is Action.ALLOW and entry.ref.kind != _BUILT_IN
-    ]
+        entries = [entry for stage in tier.stages for entry in stage]
+        plain += [entry for entry in entries if entry.action is Action.ALLOW and entry.ref.kind != _BUILT_IN]
+        redirects = [entry for entry in entries if entry.action is Action.REDIRECT] if plain else []
+        yield from ((judged, entry) for judged in redirects for entry in plain if _overlap(judged, entry))
 
 
 def _overlap(one: Entry, other: Entry) -> bool:

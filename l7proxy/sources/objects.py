@@ -300,8 +300,8 @@ def stand_in(
     with suppress(SourceError):
         name = _name(fields)
     kind = lang.known_as(document) or str(document.get("kind", ""))
-    named = {**document, "metadata": {"name": name, "namespace": space}}
     space = "" if kind in CLUSTER_SCOPED else space
+    named = {**document, "metadata": {"name": name} | ({"namespace": space} if space else {})}
     return PolicyDocument(kind, space, name, named, lines, fault.message, fault.field, origin)
 
 

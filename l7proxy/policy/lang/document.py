@@ -46,8 +46,8 @@ class Document:
         file, line = self.locate(path) if self.locate else ("", 0)
         return RuleRef(self.kind, self.namespace, self.name, path, file, line)
 
-    def note(self, at: Field, message: str) -> None:
-        self.notes.append(Note(at.at, message))
+    def note(self, at: Field, message: str, code: str = "") -> None:
+        self.notes.append(Note(at.at, message, code))
 
     def unenforceable(self, at: Field, why: str) -> str:
         """Why a part of the document refuses what it covers."""

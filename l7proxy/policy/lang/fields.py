@@ -23,10 +23,11 @@ _NAMEABLE: Final = re.compile(r"[A-Za-z0-9_.:/$-]{1,63}")
 
 @dataclass(frozen=True, slots=True)
 class Note:
-    """Something about an accepted document that its author may not expect."""
+    """Something about an accepted document that its author may not expect. `code`: for what lint knows by one."""
 
     at: str
     message: str
+    code: str = ""
 
     def __str__(self) -> str:
         return f"{self.at}: {self.message}"

@@ -88,7 +88,7 @@ def _value_pattern(value: str, field: Field, document: Document) -> str | None:
     except pattern.PatternError as error:
         document.note(field, f"the value matches literally only: {error}")
         return None
-    document.note(field, "the value is also tried as a whole-string regular expression")
+    document.note(field, "the value is also tried as a whole-string regular expression", code="header-regex")
     return value
 
 

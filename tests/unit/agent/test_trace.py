@@ -179,3 +179,24 @@ spec: {endpointSelector: {}, ingressDeny: [{fromEntities: [all]}], egressDeny: [
     port = "80/TCP" if destination.startswith("svc:") else "8080/TCP"
     assert ask(land, "default/web", destination, port).judgement.verdict is Verdict.FORWARDED
     assert ask(land, "default/both", destination, port).judgement.verdict is Verdict.DROPPED
+
+
+def test_http_rules_that_a_plain_allow_keeps_from_being_asked_are_moot(tmp_path: Path) -> None:
+    first = """---
+apiVersion: policy.networking.k8s.io/v1alpha1
+kind: AdminNetworkPolicy
+metadata: {name: first}
+spec:
+  priority: 1
+  subject: {namespaces: {}}
+  ingress:
+  - action: Allow
+    from: [{pods: {namespaceSelector: {}, podSelector: {matchLabels: {app: both}}}}]
+"""
+    land = cluster(tmp_path, LAND + first)
+    found = ask(land, "default/both", "default/web", "8080", "GET /no")
+    assert found.judgement.verdict is Verdict.FORWARDED
+    (moot,) = [step for step in found.steps if "moot" in step]
+    assert moot.startswith("  ingress: the HTTP rules of policy default/web are moot for this peer: AdminNetworkPolicy")
+    assert not any("moot" in step for step in ask(land, "default/old", "default/web", "8080").steps)
+    assert not any("moot" in step for step in ask(land, "default/both", "default/web", "81").steps)

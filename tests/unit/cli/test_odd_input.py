@@ -101,3 +101,11 @@ def test_cases_may_come_from_standard_input(run: Run, tmp_path: Path) -> None:
     case = "{from: 192.0.2.1, to: 192.0.2.2, port: 80, expect: allow}"
     found = run("policy", "test", "-", stdin=f"manifests: [{tmp_path}/p.yaml]\ncases:\n- {case}\n")
     assert (found.returncode, found.stdout.splitlines()[-1]) == (0, "1 cases, all as expected"), found.stderr
+
+
+def test_a_cluster_wide_policy_that_cannot_be_read_is_told_once(run: Run) -> None:
+    text = (
+        "apiVersion: policy.networking.k8s.io/v1alpha1\nkind: AdminNetworkPolicy\nmetadata: {name: p}\n"
+        "spec: {priority: 1, subject: {namespaces: {matchLabels: {no: pe}}}}\n"
+    )
+    assert run("policy", "validate", "-", stdin=text).stdout == "-:4: the key no is not text: put it in quotes\n"

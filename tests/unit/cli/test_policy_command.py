@@ -258,13 +258,16 @@ spec:
 """
 
 
-def test_a_valid_policy_is_exit_code_0_and_notes_are_told(run: Run) -> None:
-    found = run("policy", "validate", "-", stdin=POLICY)
+def test_a_valid_policy_is_exit_code_0_and_warnings_and_notes_are_told(run: Run) -> None:
+    noted = "  - toPorts: [{ports: [{port: '90', endPort: 80}]}]\n"
+    found = run("policy", "validate", "-", stdin=POLICY.rstrip() + "\n" + noted)
     assert found.returncode == 0
-    warning, note, valid = found.stdout.splitlines()
-    assert warning == "-:20: warning: get-without-head: GET of /api/.* is allowed but HEAD is not"
-    assert note.startswith("-:25: note: spec.ingress[0].toPorts[0].rules.http[1].headers[0]: ")
-    assert valid == "valid: 1 policy"
+    assert found.stdout.splitlines() == [
+        "-:20: warning: get-without-head: GET of /api/.* is allowed but HEAD is not",
+        "-:25: warning: header-regex: the value is also tried as a whole-string regular expression",
+        "-:26: note: spec.ingress[1].toPorts[0].ports[0].endPort: is below the port, so this is port 90 alone",
+        "valid: 1 policy",
+    ]
 
 
 def test_each_fault_is_file_line_field_and_message(run: Run, tmp_path: Path) -> None:
@@ -305,12 +308,12 @@ def test_two_pods_with_one_address_are_a_fault(run: Run, tmp_path: Path) -> None
     assert "10.0.0.1" in found.stdout
 
 
-def test_a_policy_that_selects_no_pod_given_is_noted(run: Run, manifests: Path) -> None:
+def test_a_policy_that_selects_no_pod_given_is_a_warning(run: Run, manifests: Path) -> None:
     assert "selects none" not in run("policy", "validate", str(manifests)).stdout
     (manifests / "policy.yaml").write_text(POLICY.replace("app: backend", "app: bakcend"))
     found = run("policy", "validate", str(manifests))
     assert found.returncode == 0
-    assert "note: CiliumNetworkPolicy l7-policy selects none of the pods given" in found.stdout
+    assert "warning: selects-no-pod: CiliumNetworkPolicy l7-policy selects none of the pods given" in found.stdout
     assert "selects none" not in run("policy", "validate", str(manifests / "policy.yaml")).stdout
 
 
