@@ -45,8 +45,9 @@ def compile_policies(
     return Compiler().compile(rules, endpoints, identities)
 
 
-Kind = tuple[LabelSet, frozenset[NamedPort], bool]
-"""All that policy knows of an endpoint: labels, named ports, audit. Replicas share one answer."""
+Kind = tuple[frozenset[Selects], frozenset[NamedPort], bool]
+"""All that an endpoint's policy hangs on: the subjects that select it, its named ports, audit. Those that are alike in
+this share one answer: replicas, and whoever else the same policies select."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,11 +79,12 @@ class Compiler:
         self._resolver.update(identities)
         self._group(rules)
         endpoints = sorted(endpoints, key=lambda each: each.id)
-        kinds = {(one.labels, one.named_ports, one.audit): one for one in endpoints}
-        self._selected = {labels: self._subjects_of(labels) for labels, _, _ in kinds}
-        self._compiled = {kind: self._compile(kind, endpoint) for kind, endpoint in kinds.items()}
-        found = {one.id: self._compiled[one.labels, one.named_ports, one.audit].policy for one in endpoints}
-        self._policies = {number: self._numbered(number, policy) for number, policy in found.items()}
+        self._selected = {labels: self._subjects_of(labels) for labels in {one.labels for one in endpoints}}
+        subjects = {labels: frozenset(selected) for labels, selected in self._selected.items()}
+        kinds: dict[int, Kind] = {one.id: (subjects[one.labels], one.named_ports, one.audit) for one in endpoints}
+        examples = {kinds[one.id]: one for one in endpoints}
+        self._compiled = {kind: self._compile(kind, endpoint) for kind, endpoint in examples.items()}
+        self._policies = {one: self._numbered(one, self._compiled[kind].policy) for one, kind in kinds.items()}
         return {number: policy for number, (_, policy) in self._policies.items()}
 
     def _group(self, rules: Iterable[Rule]) -> None:
@@ -103,7 +105,7 @@ class Compiler:
         return {subject for subject in self._subjects if subject.matches(labels)} if known is None else known
 
     def _compile(self, kind: Kind, endpoint: Endpoint) -> _Compiled:
-        rules = [rule for subject in self._selected[endpoint.labels] for rule in self._subjects[subject]]
+        rules = [rule for subject in kind[0] for rule in self._subjects[subject]]
         known = self._compiled.get(kind)
         if known is not None and _same(known.rules, rules) and _same(known.resolved, self._resolved(known.rules)):
             return known
