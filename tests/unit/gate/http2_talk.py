@@ -152,8 +152,10 @@ class End:
 
 
 class Conversation:
-    def __init__(self, split: Split, *, options: HttpOptions | None = None, takes: int = MAX_STREAMS) -> None:
-        """`takes` is how many streams at a time the server's first SETTINGS allow."""
+    def __init__(
+        self, split: Split, *, options: HttpOptions | None = None, takes: int = MAX_STREAMS, window: int = 65535
+    ) -> None:
+        """The server's first SETTINGS allow `takes` streams at a time, and so many bytes of each."""
         self._split = split
         self.judge: Callable[[Request], Judgement] = all_but_deny
         self.client = End(client=True)
@@ -173,7 +175,7 @@ class Conversation:
         self._unheard = b""
         self.gate: Gate = pick(self._ask, CONN, self._now, by_request=True, options=options or HttpOptions())
         self.client.h2.initiate_connection()
-        first = {SettingCodes.MAX_CONCURRENT_STREAMS: takes}
+        first = {SettingCodes.MAX_CONCURRENT_STREAMS: takes, SettingCodes.INITIAL_WINDOW_SIZE: window}
         self.server.h2.local_settings = Settings(client=False, initial_values=first)
         self.server.h2.initiate_connection()
         self._obey(self.gate.started())
