@@ -191,8 +191,8 @@ class Flow(Message, frozen=True):
 
     @property
     def reasons(self) -> tuple[str, ...]:
-        """Why it was refused, in words; empty for what was not refused."""
-        return self.policy_log if self.verdict in REFUSED else ()
+        """Why it was refused, or would have been but for audit, in words; empty for what is allowed."""
+        return self.policy_log if self.verdict in TOLD else ()
 
     def response(self) -> Response:
         return Response(flow=self, node_name=self.node_name, time=self.time)
@@ -271,7 +271,7 @@ class Lost:
         return self.response().line()
 
 
-REFUSED: Final = frozenset({"DROPPED", "ERROR"})
+TOLD: Final = frozenset({"DROPPED", "ERROR", "AUDIT"})
 _ENCODER: Final = msgspec.json.Encoder()
 
 

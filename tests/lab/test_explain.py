@@ -26,6 +26,11 @@ spec:
   - toEndpoints: [{matchLabels: {app: backend}}]
     toPorts: [{ports: [{port: "80", protocol: TCP}], rules: {http: [{path: /only}]}}]
 """
+NAMESPACE = """
+apiVersion: v1
+kind: Namespace
+metadata: {name: default, annotations: {l7proxy.io/audit: "%s"}}
+"""
 
 
 def on_node(cluster: Cluster, *command: str) -> subprocess.CompletedProcess[str]:
@@ -98,6 +103,25 @@ def test_an_audited_policy_lets_through_and_tells_and_enforced_it_refuses(cluste
         assert cluster.curl("frontend", "http://backend/api/enforced") == "403"
     finally:
         cluster.delete(AUDITED.replace("%s", "true"), tmp_path)
+
+
+def test_an_audited_namespace_lets_through_and_tells_at_l4_and_l7(cluster: Cluster, tmp_path: Path) -> None:
+    assert cluster.curl("stranger", "http://backend/api/x") == "exit 7"
+    cluster.apply(NAMESPACE.replace("%s", "true"), tmp_path)
+    try:
+        assert cluster.curl("stranger", "http://backend/api/unasked") == "200"
+        assert cluster.curl("frontend", "http://backend/admin/audited") == "200"
+        told = _flows(cluster, verdict="AUDIT")
+        assert "/admin/audited" in " ".join(flow["l7"]["http"]["url"] for flow in told if flow.get("l7"))
+        opened = [flow for flow in told if not flow.get("l7") and flow["source"]["pod_name"] == "stranger"]
+        assert {one["ingress_denied_by"][0]["name"] for one in opened} == {"l7-policy"}
+        shown = on_node(cluster, "observe", "--verdict", "AUDIT", "--from-pod", "default/stranger").stdout
+        assert "AUDITED" in shown
+        assert "reason: no rule of policy default/l7-policy allows identity" in shown
+    finally:
+        cluster.apply(NAMESPACE.replace("%s", "false"), tmp_path)
+    assert cluster.curl("stranger", "http://backend/api/x") == "exit 7"
+    assert cluster.curl("frontend", "http://backend/admin") == "403"
 
 
 def _flows(cluster: Cluster, *, verdict: str) -> list[dict[str, Any]]:

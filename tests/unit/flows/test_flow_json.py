@@ -81,4 +81,5 @@ def test_lost_events_are_exported_as_hubble_does() -> None:
 
 def test_only_what_was_refused_has_reasons() -> None:
     assert Flow(verdict="DROPPED", policy_log=("no",)).reasons == ("no",)
+    assert Flow(verdict="AUDIT", policy_log=("no",)).reasons == ("no",)
     assert Flow(verdict="FORWARDED", policy_log=("logged",)).reasons == ()
