@@ -35,7 +35,11 @@ FLAGS: Final[Mapping[str, tuple[type, str, str]]] = {
     "refuse": (str, "HOW", "What a refused TCP connection sees: reset or drop [default: reset]."),
     "deny-header": (bool, "", "Tell refused requests why, in the header x-l7proxy-denied of their 403 [default: no]."),
     "connect": (bool, "", "Judge CONNECT by method and host; its tunnel is not judged [default: refuse it, 405]."),
-    "matrix-parameters": (str, "HOW", "Paths with `;`, read differently by servers: refuse or pass [default: refuse]."),
+    "matrix-parameters": (
+        str,
+        "HOW",
+        "Paths with `;`, which servers read in two ways: refuse, or pass what rules allow in both [default: refuse].",
+    ),
     "escaped-slashes": (
         str,
         "HOW",
