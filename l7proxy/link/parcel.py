@@ -61,7 +61,8 @@ class Opener:
         if last is None or last.revision != message.base:
             known = "none" if last is None else str(last.revision)
             raise LinkError(f"a delta from picture {message.base}, but the one we have is {known}")
-        endpoints = {one.id: one for one in last.endpoints if one.id not in set(message.gone)}
+        gone = frozenset(message.gone)
+        endpoints = {one.id: one for one in last.endpoints if one.id not in gone}
         endpoints |= {one.id: one for one in _unpack(message.endpoints, message.policies)}
         identities = last.identities | message.identities
         for prefix in message.identities_gone:
