@@ -396,7 +396,7 @@ class Session:
         self._waiting = waiting
         self._taken_up = False
         if around.draining and self._served and waiting == "idle":
-            self._end()
+            self.drain()
 
     def _timed_out(self) -> None:
         if self._reached and self._connecting is not None:
