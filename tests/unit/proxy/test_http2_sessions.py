@@ -199,14 +199,14 @@ async def test_who_first_asks_while_we_drain_is_answered_and_told_goodbye() -> N
     async with echoing("h2c") as server, stage(server, picture(gets("/a.*"))) as on:
         one = Client(*await on.client())
         await on.until(lambda: len(on.around.board))
-        drained = asyncio.create_task(on.proxy.drain(5))
-        await asyncio.sleep(0)
-        one.say(HELLO + get(1))
-        await one.until_closed()
-        assert one.statuses == {1: 200}
-        assert one.goaways[-1] == (1, Code.NO_ERROR)
-        one.leave()
-        await drained
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(on.proxy.drain(5), name="drain")
+            await asyncio.sleep(0)
+            one.say(HELLO + get(1))
+            await one.until_closed()
+            assert one.statuses == {1: 200}
+            assert one.goaways[-1] == (1, Code.NO_ERROR)
+            one.leave()
 
 
 async def test_a_server_of_http_1_is_sent_no_byte_of_the_request() -> None:
