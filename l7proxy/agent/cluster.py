@@ -13,6 +13,7 @@ from functools import cached_property
 from ipaddress import IPv4Network, IPv6Network, ip_address
 from typing import Final
 
+from l7proxy.agent.settings import Settings
 from l7proxy.agent.world import View, World
 from l7proxy.errors import ConfigError
 from l7proxy.flows import hubble
@@ -22,7 +23,6 @@ from l7proxy.model.identity import UNKNOWN
 from l7proxy.model.net import PrefixTable, canonical, family_of
 from l7proxy.policy.compile import compile_policies
 from l7proxy.policy.decide import port_name
-from l7proxy.policy.lang.options import DEFAULT, Options
 from l7proxy.policy.tables import EndpointPolicy
 
 NOBODYS: Final[Mapping[int, IPv4Network | IPv6Network]] = {4: IPv4Network("240.0.0.0/4"), 6: IPv6Network("100::/64")}
@@ -98,9 +98,10 @@ class Cluster:
     _views: dict[str, NodeView] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, changes: Iterable[Change], options: Options = DEFAULT) -> Cluster:
+    def of(cls, changes: Iterable[Change], settings: Settings | None = None) -> Cluster:
+        """`settings`: of the agents in it."""
         facts = list(addressed([change.fact for change in changes if isinstance(change, Upsert)]))
-        cluster = cls(facts, World(options=options))
+        cluster = cls(facts, World.of(settings) if settings is not None else World())
         cluster._world.apply(Upsert(fact) for fact in facts)
         return cluster
 

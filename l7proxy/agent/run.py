@@ -22,7 +22,6 @@ from l7proxy.agent import report, trace, wires
 from l7proxy.agent.api import AgentApi, Answer
 from l7proxy.agent.cluster import Cluster
 from l7proxy.agent.events import Recorder
-from l7proxy.agent.identity_labels import LabelFilter
 from l7proxy.agent.reconcile import Reconciler, SourceReport
 from l7proxy.agent.settings import KUBERNETES, Settings
 from l7proxy.agent.world import World
@@ -101,14 +100,7 @@ async def _agent(settings: Settings) -> None:
     ring = Ring(settings.flow_ring, node_name=settings.node)
     recorder = Recorder(ring, node=settings.node, cluster=settings.cluster, disclosure=settings.disclosure)
     link = LinkServer(settings.link_socket, on_flows=recorder.told)
-    world = World(
-        cluster=settings.cluster,
-        secrets_namespace=settings.secrets_namespace,
-        audit_all=settings.audit,
-        options=settings.policy_options,
-        kept=LabelFilter(settings.labels),
-        enforce_always=settings.policy_enforcement_mode == "always",
-    )
+    world = World.of(settings)
     reconciler = Reconciler(
         world=world,
         link=link,

@@ -14,7 +14,7 @@ from copy import copy
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from ipaddress import ip_network
-from typing import Final, TypeVar, cast
+from typing import TYPE_CHECKING, Final, TypeVar, cast
 
 from l7proxy.agent import audit, documents, identities
 from l7proxy.agent.documents import PolicyState
@@ -49,6 +49,9 @@ from l7proxy.policy.headers import SecretName
 from l7proxy.policy.lang.options import DEFAULT, Options
 from l7proxy.policy.references import References, resolve
 from l7proxy.policy.rules import Reach, Rule
+
+if TYPE_CHECKING:
+    from l7proxy.agent.settings import Settings
 
 ENDPOINT_IDS: Final = 1 << 16
 CONTESTED_KEY: Final = "l7proxy-contested-address"
@@ -145,6 +148,18 @@ class World:
     @property
     def known(self) -> Iterable[Fact]:
         return (fact for known in self._facts.values() for fact in known.values())
+
+    @classmethod
+    def of(cls, settings: Settings) -> World:
+        """An empty one that reads policies as an agent with these settings does."""
+        return cls(
+            cluster=settings.cluster,
+            secrets_namespace=settings.secrets_namespace,
+            audit_all=settings.audit,
+            options=settings.policy_options,
+            kept=LabelFilter(settings.labels),
+            enforce_always=settings.policy_enforcement_mode == "always",
+        )
 
     def copy(self) -> World:
         """One that later changes do not touch."""

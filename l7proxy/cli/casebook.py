@@ -25,11 +25,12 @@ from typing import Any, Final
 
 from l7proxy.agent import trace
 from l7proxy.agent.cluster import Cluster
+from l7proxy.agent.settings import Settings
 from l7proxy.errors import ConfigError, SourceError
-from l7proxy.policy.lang.options import DEFAULT, Options
 from l7proxy.sources.fields import Fields
 from l7proxy.sources.files import load
 from l7proxy.sources.yaml_lines import MAX_BYTES, Document, read
+from l7proxy.wire.path import PathRules
 
 EXPECTED: Final[Mapping[str, frozenset[str]]] = {
     "allow": frozenset(("FORWARDED", "REDIRECTED")),
@@ -141,23 +142,23 @@ def _port(fields: Fields) -> str:
     return str(value) if isinstance(value, int) and not isinstance(value, bool) else fields.text("port")
 
 
-def run(book: Book, options: Options = DEFAULT) -> Iterator[Result]:
+def run(book: Book, settings: Settings) -> Iterator[Result]:
     """Case by case. SourceError when the manifests cannot be used: a test of half of them proves nothing.
 
-    `options`: how policies are read.
+    `settings`: of the agents that are to enforce it.
     """
     changes, problems = load(book.manifests)
-    cluster = Cluster.of(changes, options)
+    cluster = Cluster.of(changes, settings)
     if problems:
         raise problems[0]
     for problem in cluster.everywhere.problems:
         raise SourceError(problem.message, file=problem.file, line=problem.line, field=problem.field)
-    yield from (_run(cluster, case) for case in book.cases)
+    yield from (_run(cluster, case, settings.paths) for case in book.cases)
 
 
-def _run(cluster: Cluster, case: Case) -> Result:
+def _run(cluster: Cluster, case: Case, paths: PathRules) -> Result:
     try:
-        outcome = trace.answer(cluster, case.question)
+        outcome = trace.answer(cluster, case.question, paths)
     except ConfigError as error:
         return Result(case, f"cannot be asked: {error}")
     return Result(case, _failure(case, outcome), outcome.steps)

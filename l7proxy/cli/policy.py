@@ -16,6 +16,8 @@ from l7proxy.cli.terminal import Format, paint, plain, show_json, table
 from l7proxy.errors import ConfigError, PolicyError, SourceError
 
 if TYPE_CHECKING:
+    from l7proxy.agent.settings import Settings
+    from l7proxy.agent.trace import Question
     from l7proxy.model.facts import Change, PolicyDocument
     from l7proxy.policy.lang import Options
     from l7proxy.sources.files import Look
@@ -26,6 +28,10 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 Output = Annotated[Format, typer.Option("--output", "-o", help="A table, or JSON for a script.")]
+Config = Annotated[
+    Path | None,
+    typer.Option("--config", metavar="FILE", help="The agent's settings: files are read as it reads them."),
+]
 LikeCilium = Annotated[bool, typer.Option("--like-cilium", help="Read Kubernetes' NetworkPolicy as Cilium reads it.")]
 
 
@@ -158,6 +164,7 @@ class Remark:
 def validate(
     files: Annotated[list[Path], typer.Argument(metavar="FILE…", help="Files or directories; - is standard input.")],
     output: Output = Format.TABLE,
+    config: Config = None,
     like_cilium: LikeCilium = False,
 ) -> None:
     """Check policies and manifests. Exit code 1 with `FILE:LINE: field: message` for each fault.
@@ -169,18 +176,17 @@ def validate(
     l7proxy policy validate my-policy.yaml
     kubectl get cnp -A -o yaml | l7proxy policy validate -
     """
-    from l7proxy.policy.lang import Options
     from l7proxy.sources.files import changes_of, look
 
-    options = Options(kubernetes_like_cilium=like_cilium)
+    settings = _settings(config, like_cilium=like_cilium)
     seen = look(files)
     changes = changes_of(seen)
     documents = list(_documents(changes))
-    faults = [_remark(problem) for problem in seen.problems] + list(_faults(changes, documents, options))
+    faults = [_remark(problem) for problem in seen.problems] + list(_faults(changes, documents, settings))
     faults = _sorted(faults)
-    remarks = list(_notes(documents, options))
+    remarks = list(_notes(documents, settings.policy_options))
     notes = [one for code, one in remarks if not code]
-    found = [*_lint(changes, documents, options), *_selecting_nothing(changes, options)]
+    found = [*_lint(changes, documents, settings), *_selecting_nothing(changes, settings)]
     warnings = _sorted([*found, *(one for code, one in remarks if code)])
     if output is Format.JSON:
         told = {"faults": faults, "warnings": warnings, "notes": notes}
@@ -204,6 +210,12 @@ def _sorted(remarks: Iterable[Remark]) -> list[Remark]:
     return sorted(set(remarks), key=lambda one: (one.file, one.line or 0, one.field, one.message))
 
 
+def _settings(config: Path | None, *, like_cilium: bool) -> Settings:
+    from l7proxy.agent.settings import load
+
+    return load(config, {"kubernetes_network_policy": "cilium" if like_cilium else None})
+
+
 def _unread(seen: Look) -> list[str]:
     """The kinds of objects that say nothing to us: other products' policies may be among them."""
     from l7proxy.sources.manifests import NOT_READ
@@ -219,17 +231,17 @@ def _documents(changes: Sequence[Change]) -> Iterator[PolicyDocument]:
             yield change.fact
 
 
-def _faults(changes: Sequence[Change], documents: Sequence[PolicyDocument], options: Options) -> Iterator[Remark]:
+def _faults(changes: Sequence[Change], documents: Sequence[PolicyDocument], settings: Settings) -> Iterator[Remark]:
     """What no single file is to blame for, and all that is wrong or not supported in each policy."""
     from l7proxy.agent.world import World
     from l7proxy.policy import lang
 
-    world = World(options=options)
+    world = World.of(settings)
     world.apply(changes)
     for problem in world.view(None).problems:
         yield Remark(problem.file, problem.line or None, problem.field, problem.message)
     for document in documents:
-        for error in lang.faults(document.document, options=options):
+        for error in lang.faults(document.document, options=settings.policy_options):
             if document.fault and document.fault_at in ("", error.at):
                 continue  # told with the file; what stands in for the document has that field made up, or all
             file, line = document.locate(error.at)
@@ -250,7 +262,7 @@ def _notes(documents: Sequence[PolicyDocument], options: Options) -> Iterator[tu
             yield note.code, Remark(file, line or None, note.code or note.at, note.message)
 
 
-def _lint(changes: Sequence[Change], documents: Sequence[PolicyDocument], options: Options) -> Iterator[Remark]:
+def _lint(changes: Sequence[Change], documents: Sequence[PolicyDocument], settings: Settings) -> Iterator[Remark]:
     """What is valid but perhaps not meant. More is found where pods are given as well."""
     from l7proxy.agent.cluster import Cluster
     from l7proxy.policy import lint
@@ -262,7 +274,7 @@ def _lint(changes: Sequence[Change], documents: Sequence[PolicyDocument], option
     for document, field in [*fields, *((documents[number], field) for number, field in unlearned)]:
         file, line = document.locate(field.at)
         yield Remark(file, line or None, field.code, field.message)
-    cluster = Cluster.of(changes, options)
+    cluster = Cluster.of(changes, settings)
     view = cluster.everywhere
     found = [finding for policy in view.policies for finding in lint.of_rules(policy.rules)]
     written = [rule for policy in view.policies for rule in policy.rules]
@@ -276,12 +288,12 @@ def _lint(changes: Sequence[Change], documents: Sequence[PolicyDocument], option
         yield Remark(one.ref.file, one.ref.line or None, one.code, one.message)
 
 
-def _selecting_nothing(changes: Sequence[Change], options: Options) -> Iterator[Remark]:
+def _selecting_nothing(changes: Sequence[Change], settings: Settings) -> Iterator[Remark]:
     """Only where pods are given: a policy alone cannot be said to select nobody."""
     from l7proxy.agent.cluster import Cluster
     from l7proxy.agent.documents import Reading
 
-    cluster = Cluster.of(changes, options)
+    cluster = Cluster.of(changes, settings)
     view = cluster.everywhere
     if not view.endpoints:
         return
@@ -301,6 +313,7 @@ def test(
     output: Annotated[casereport.Report, typer.Option("--output", "-o", help="table, tap or junit.")] = (
         casereport.Report.TABLE
     ),
+    config: Config = None,
     like_cilium: LikeCilium = False,
 ) -> None:
     """Unit tests of policies: who reaches whom, with which request, and by which policy. Offline, for CI.
@@ -318,12 +331,11 @@ def test(
       because: shop/l7-policy          # optional: who must be behind it
     """
     from l7proxy.cli import casebook
-    from l7proxy.policy.lang import Options
 
-    options = Options(kubernetes_like_cilium=like_cilium)
+    settings = _settings(config, like_cilium=like_cilium)
     try:
         books = [casebook.open_book(path) for path in files]
-        results = {book.file: list(casebook.run(book, options)) for book in books}
+        results = {book.file: list(casebook.run(book, settings)) for book in books}
     except SourceError as error:
         raise ConfigError(str(error)) from error
     for line in casereport.lines(results, output):
@@ -347,6 +359,7 @@ def trace(
         list[str] | None, typer.Option("-H", "--header", metavar="'K: V'", help="Of that request.")
     ] = None,
     output: Output = Format.TABLE,
+    config: Config = None,
     like_cilium: LikeCilium = False,
     run_dir: RunDir = agent_socket.RUN_DIR,
     server: Server = "",
@@ -363,7 +376,12 @@ def trace(
     l7proxy policy trace --from default/frontend --to default/backend --port 80/TCP --http 'GET /x'
     """
     if paths:
-        found = _traced_offline(paths, source, destination, port, http, header or [], like_cilium=like_cilium)
+        from l7proxy.agent.trace import Question
+
+        question = Question(source, destination, port, http, tuple(header or ()))
+        found = _traced_offline(paths, question, _settings(config, like_cilium=like_cilium))
+    elif config is not None or like_cilium:
+        raise ConfigError("--config and --like-cilium are for -f: the node's agent has settings of its own")
     else:
         asked = {"from": source, "to": destination, "port": port, "http": http, "headers": header or []}
         found = agent_socket.ask(agent_socket.path_of(run_dir, server), "trace", **asked)["trace"]
@@ -374,23 +392,19 @@ def trace(
     raise typer.Exit(1 if found["verdict"] == "DROPPED" else 0)
 
 
-def _traced_offline(
-    paths: list[Path], source: str, destination: str, port: str, http: str, headers: list[str], *, like_cilium: bool
-) -> Mapping[str, Any]:
+def _traced_offline(paths: list[Path], question: Question, settings: Settings) -> Mapping[str, Any]:
     from l7proxy.agent import trace as tracing
     from l7proxy.agent.cluster import Cluster
-    from l7proxy.policy.lang import Options
     from l7proxy.sources.files import load
 
     missing = next((path for path in paths if str(path) != "-" and not path.exists()), None)
     if missing is not None:
         raise ConfigError(f"-f {missing}: no such file or directory")
     changes, problems = load(paths)
-    cluster = Cluster.of(changes, Options(kubernetes_like_cilium=like_cilium))
+    cluster = Cluster.of(changes, settings)
     for problem in [*problems, *cluster.everywhere.problems, *cluster.everywhere.secret_problems]:
         print(f"warning: {plain(str(problem))}", file=sys.stderr)
-    question = tracing.Question(source, destination, port, http, tuple(headers))
-    return tracing.answer(cluster, question).to_json()
+    return tracing.answer(cluster, question, settings.paths).to_json()
 
 
 def _show(outcome: Mapping[str, Any]) -> None:
