@@ -20,6 +20,7 @@ from l7proxy import compiled
 
 MODULES: Final = (
     "gate/access_log",
+    "gate/actions",
     "gate/http1",
     "gate/http1_exchange",
     "gate/judge",

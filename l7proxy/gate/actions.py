@@ -1,6 +1,6 @@
 """The closed set of things a gate can ask its session to do. The session executes them in order.
 
-Plain slots classes, not frozen ones: they are made per read (see DESIGN.md, house numbers).
+Plain slots classes, not frozen ones: they are made per read. (On the constructors see wire/head.)
 """
 
 from __future__ import annotations
@@ -25,14 +25,20 @@ class Connect:
     """Open the upstream connection, if there is none yet. Bytes for the server may follow: the session holds them."""
 
 
-@dataclass(slots=True)
+@dataclass(init=False, slots=True)
 class ToServer:
     data: bytes
 
+    def __init__(self, data: bytes) -> None:
+        self.data = data
 
-@dataclass(slots=True)
+
+@dataclass(init=False, slots=True)
 class ToClient:
     data: bytes
+
+    def __init__(self, data: bytes) -> None:
+        self.data = data
 
 
 @dataclass(slots=True)
@@ -42,9 +48,12 @@ class HalfClose:
     side: Side
 
 
-@dataclass(slots=True)
+@dataclass(init=False, slots=True)
 class Emit:
     record: Record
+
+    def __init__(self, record: Record) -> None:
+        self.record = record
 
 
 @dataclass(slots=True)
@@ -75,11 +84,14 @@ class Splice:
     length: int
 
 
-@dataclass(slots=True)
 class Become:
     """Another gate takes the connection over, from the next call on; actions that follow are its own already."""
 
-    gate: Gate
+    __match_args__ = ("gate",)
+    __slots__ = ("gate",)
+
+    def __init__(self, gate: Gate) -> None:
+        self.gate = gate
 
 
 Action: TypeAlias = ToServer | ToClient | Emit | Connect | Pause | Resume | HalfClose | Close | Splice | Become

@@ -7,7 +7,6 @@ is a PeerError, and then nothing of the offending head has been shown.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import IntEnum
 
 from l7proxy.errors import PeerError
@@ -33,28 +32,43 @@ class Heard(IntEnum):
 MORE, WHOLE, SWITCHED = Heard
 
 
-@dataclass(slots=True)
 class Exchange:
     """`request_body` is None once the request has been read whole, `response` the final head once it is there."""
 
-    head: RequestHead
-    request: Request
-    record: HttpRequest
-    request_body: Body | None
-    allowed: bool
-    drained: int = 0
-    continued: bool = False
-    answered: bool = False
-    response: ResponseHead | None = None
-    rest: bytes = b""
-    """What the server sent after its answer (or after the switch)."""
+    __slots__ = (
+        "_body",
+        "_held",
+        "_interim",
+        "_lines",
+        "allowed",
+        "answered",
+        "continued",
+        "drained",
+        "head",
+        "record",
+        "request",
+        "request_body",
+        "response",
+        "rest",
+    )
 
-    _interim: int = 0
-    _body: Body | None = None
-    _held: bytearray | None = None
-    """The beginning of a response head."""
-
-    _lines: HeadLines | None = None
+    def __init__(
+        self, head: RequestHead, request: Request, record: HttpRequest, request_body: Body | None, allowed: bool
+    ) -> None:
+        self.head = head
+        self.request = request
+        self.record = record
+        self.request_body = request_body
+        self.allowed = allowed
+        self.drained = 0
+        self.continued = False
+        self.answered = False
+        self.response: ResponseHead | None = None
+        self.rest = b""  # what the server sent after its answer (or after the switch)
+        self._interim = 0
+        self._body: Body | None = None
+        self._held: bytearray | None = None  # the beginning of a response head
+        self._lines: HeadLines | None = None
 
     @property
     def transferring(self) -> bool:

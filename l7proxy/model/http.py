@@ -60,7 +60,7 @@ class Rewrite:
         return Rewrite(self.edits + other.edits, self.missing + other.missing, self.rejected + other.rejected)
 
 
-@dataclass(slots=True)
+@dataclass(init=False, slots=True)
 class Request:
     """One HTTP request, already normalised: what is judged is what is forwarded.
 
@@ -73,7 +73,16 @@ class Request:
     path: bytes
     host: bytes
     headers: Headers
-    rewrite: Rewrite | None = None
+    rewrite: Rewrite | None
+
+    def __init__(
+        self, method: bytes, path: bytes, host: bytes, headers: Headers, rewrite: Rewrite | None = None
+    ) -> None:
+        self.method = method
+        self.path = path
+        self.host = host
+        self.headers = headers
+        self.rewrite = rewrite
 
     def joined(self, name: bytes) -> bytes | None:
         """The value of a header, repeats joined by a comma (as Envoy matches them); None when absent."""
