@@ -14,6 +14,7 @@ from l7proxy.flows.bus import Ring
 from l7proxy.link.server import WorkerState
 from l7proxy.model.endpoint import Endpoint
 from l7proxy.model.facts import Problem
+from l7proxy.model.identity import Identity
 from l7proxy.model.ref import RuleRef
 from l7proxy.model.verdict import Action, Protocol
 from l7proxy.policy.rules import HttpRule
@@ -189,11 +190,20 @@ def policies(current: Published | None, wanted: str = "") -> list[dict[str, Any]
             "name": endpoint.name,
             "identity": endpoint.identity,
             **_enforced(current.policies[endpoint.id], current.revision),
+            "identities": _who(current.policies[endpoint.id], current.view.identities),
         }
         for endpoint in current.view.endpoints
         if not wanted or wanted in (str(endpoint.id), str(endpoint), endpoint.name)
     ]
     return found if found or not wanted else None
+
+
+def _who(policy: EndpointPolicy, known: Mapping[int, Identity]) -> dict[str, list[str]]:
+    """Who the peers are that its entries name by number: labels, and the networks of those outside."""
+    tiers = [tier for one in (policy.ingress, policy.egress) if one is not None for tier in one.tiers]
+    entries = [entry for tier in tiers for stage in tier.stages for entry in stage]
+    numbers = sorted({number for entry in entries for number in entry.peers or ()} & known.keys())
+    return {str(number): [*known[number].labels.text, *sorted(map(str, known[number].networks))] for number in numbers}
 
 
 def _enforced(policy: EndpointPolicy, revision: int) -> dict[str, Any]:

@@ -27,6 +27,8 @@ app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode=None,
 )
+SHOWN = 30
+"""Peers of one pod that are told by their labels."""
 Output = Annotated[Format, typer.Option("--output", "-o", help="A table, or JSON for a script.")]
 Config = Annotated[
     Path | None,
@@ -79,6 +81,19 @@ def policy_get(
         print(("\n" if index else "") + plain(f"{one['namespace']}/{one['name']} (endpoint {one['id']})"))
         for direction in ("ingress", "egress"):
             _show_direction(direction, one.get(direction))
+        _show_peers(one.get("identities") or {})
+
+
+def _show_peers(identities: Mapping[str, Sequence[str]]) -> None:
+    """Who is behind the numbers. What Cilium adds to every identity is left out."""
+    if not identities:
+        return
+    print("  peers:")
+    for number, labels in list(identities.items())[:SHOWN]:
+        own = [label for label in labels if not label.startswith("k8s:io.cilium.")]
+        print(plain(f"    {number}: {', '.join(own)}"))
+    if len(identities) > SHOWN:
+        print(f"    and {len(identities) - SHOWN} more: l7proxy identity list")
 
 
 def _show_direction(direction: str, policy: Mapping[str, Any] | None) -> None:

@@ -79,6 +79,7 @@ def test_get_shows_what_is_enforced(cluster: Cluster) -> None:
     shown = on_node(cluster, "policy", "get", "default/backend").stdout
     assert "tier default" in shown
     assert "redirect" in shown
+    assert "k8s:app=frontend, k8s:io.kubernetes.pod.namespace=default" in shown, "who the peers are"
     (found,) = json.loads(on_node(cluster, "policy", "get", "default/backend", "-o", "json").stdout)
     assert [tier["name"] for tier in found["ingress"]["tiers"]] == ["default"]
 

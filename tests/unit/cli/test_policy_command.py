@@ -398,6 +398,18 @@ def test_policy_get_shows_each_direction_rule_by_rule(run: Run, agent: Agent) ->
     assert agent.asked[1] == {"method": "policy"}
 
 
+def test_policy_get_says_who_its_peers_are(run: Run, agent: Agent) -> None:
+    cluster = "k8s:io.cilium.k8s.policy.cluster=default"
+    known = {"1": ["reserved:host"], "1204": ["k8s:app=a", cluster]} | {
+        str(n): [f"k8s:n={n}"] for n in range(2000, 2030)
+    }
+    agent.says("policy", {"policy": [ENFORCED | {"identities": known}]})
+    lines = run("policy", "get", "default/backend").stdout.splitlines()
+    place = lines.index("  peers:")
+    assert lines[place + 1 : place + 3] == ["    1: reserved:host", "    1204: k8s:app=a"]
+    assert lines[-1] == "    and 2 more: l7proxy identity list"
+
+
 def test_policy_list_shows_states_and_reasons(run: Run, agent: Agent) -> None:
     states = [
         {"kind": "CiliumNetworkPolicy", "namespace": "default", "name": "l7", "state": "enforced", "reason": ""},
