@@ -20,8 +20,8 @@ EVERYONE: Final = -1
 """The peer of entries for everyone."""
 SOMEONE: Final = -2
 """A peer of every entry."""
-MAX_WORK: Final = 2_000_000
-"""Peers × (protocol, ports) that are compared: more would hold up what else is to be enforced."""
+MAX_WORK: Final = 1_000_000
+"""Comparisons: more would hold up what else is to be enforced."""
 
 
 def layered(stages: Sequence[Stage]) -> tuple[Stage, ...]:
@@ -32,11 +32,14 @@ def layered(stages: Sequence[Stage]) -> tuple[Stage, ...]:
     """
     if len(stages) < 2:
         return tuple(stages)
+    least: dict[Verdict, dict[tuple[int, Cell], int]] = {verdict: defaultdict(int) for verdict in Verdict}
     cells = {_cell(entry) for stage in stages for entry in stage}
-    if len(cells) * sum(len(entry.peers) + 1 for stage in stages for entry in stage) > MAX_WORK:
+    if len(cells) ** 2 > MAX_WORK:
         return tuple(stages)
     overlaps = {one: [other for other in cells if _overlap(one, other)] for one in cells}
-    least: dict[Verdict, dict[tuple[int, Cell], int]] = {verdict: defaultdict(int) for verdict in Verdict}
+    work = ((len(entry.peers) + 1) * (len(overlaps[_cell(entry)]) + len(least)) for stage in stages for entry in stage)
+    if sum(work) > MAX_WORK:
+        return tuple(stages)
     layers: dict[int, set[Entry]] = defaultdict(set)
     for entry in _as_they_win(stages):
         cell, before = _cell(entry), least[entry.verdict]

@@ -117,19 +117,26 @@ def draw(
 
 
 class Tables:
-    """The kernel's tables of compiled policies, remembered as long as a policy is the very same value."""
+    """The kernel's tables of compiled policies, remembered as long as a direction is the very same value.
+
+    Replicas share theirs, and so get the same table.
+    """
 
     def __init__(self) -> None:
-        self._drawn: dict[int, tuple[EndpointPolicy, Both]] = {}
+        self._drawn: dict[int, tuple[DirectionPolicy, kernel.Table]] = {}
 
     def of(self, policies: Mapping[int, EndpointPolicy]) -> Mapping[int, Both]:
         before, self._drawn = self._drawn, {}
-        for number, policy in policies.items():
-            known = before.get(number)
-            if known is None or known[0] is not policy:
-                known = policy, (_table(policy.ingress), _table(policy.egress))
-            self._drawn[number] = known
-        return {number: both for number, (_, both) in self._drawn.items()}
+
+        def drawn(policy: DirectionPolicy | None) -> kernel.Table | None:
+            """By identity: what is remembered is kept alive, so that no identity is used twice."""
+            if policy is None:
+                return None
+            known = self._drawn.get(id(policy)) or before.get(id(policy)) or (policy, _table(policy))
+            self._drawn[id(policy)] = known
+            return known[1]
+
+        return {number: (drawn(policy.ingress), drawn(policy.egress)) for number, policy in policies.items()}
 
 
 def _cabled(
@@ -149,8 +156,8 @@ def _cabled(
         yield kernel.Endpoint(number, tuple(sorted(addresses)), port, ingress, egress)
 
 
-def _table(policy: DirectionPolicy | None) -> kernel.Table | None:
-    return None if policy is None else simplified(kernel.Table(tuple(_tier(tier) for tier in policy.tiers)))
+def _table(policy: DirectionPolicy) -> kernel.Table:
+    return simplified(kernel.Table(tuple(_tier(tier) for tier in policy.tiers)))
 
 
 def _tier(tier: TierPolicy) -> kernel.Tier:
