@@ -45,15 +45,20 @@ class Waiting:
         return streams
 
     def excess(self) -> list[Stream]:
-        """The last ones, which are too much to be kept and wait no more."""
-        held = sum(_head(stream) + len(stream.up.queue) for stream in self._streams.values())
+        """What is too much to be kept, and waits no more: the largest, so that they are few; of equals the last."""
+        held = sum(map(_held, self._streams.values()))
         streams: list[Stream] = []
         while held > MAX_WAITING:
-            _, stream = self._streams.popitem()
-            held -= _head(stream) + len(stream.up.queue)
+            stream = max(self._streams.values(), key=lambda stream: (_held(stream), stream.id))
+            del self._streams[stream.id]
+            held -= _held(stream)
             streams.append(stream)
         return streams
 
 
 def _head(stream: Stream) -> int:
     return stream.waiting.size if stream.waiting is not None else 0
+
+
+def _held(stream: Stream) -> int:
+    return _head(stream) + len(stream.up.queue)
