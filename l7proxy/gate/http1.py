@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from enum import IntEnum
+from typing import Final
 
 from l7proxy.errors import PeerError
 from l7proxy.flows.records import Conn, Judgement
@@ -39,9 +40,15 @@ class _State(IntEnum):
     CLOSED = 2
 
 
-OPEN, TUNNEL, CLOSED = _State
-FORWARDED, AUDIT = Verdict.FORWARDED, Verdict.AUDIT  # every other verdict refuses
-CLIENT, SERVER = Side.CLIENT, Side.SERVER
+# Final each: compiled code then has them at hand, and does not look them up.
+OPEN: Final = _State.OPEN
+TUNNEL: Final = _State.TUNNEL
+CLOSED: Final = _State.CLOSED
+FORWARDED: Final = Verdict.FORWARDED
+AUDIT: Final = Verdict.AUDIT
+"""With FORWARDED the only verdicts that let pass."""
+CLIENT: Final = Side.CLIENT
+SERVER: Final = Side.SERVER
 
 
 class HttpGate:

@@ -8,6 +8,7 @@ is a PeerError, and then nothing of the offending head has been shown.
 from __future__ import annotations
 
 from enum import IntEnum
+from typing import Final
 
 from l7proxy.errors import PeerError
 from l7proxy.flows.records import HttpRequest
@@ -29,7 +30,9 @@ class Heard(IntEnum):
     SWITCHED = 2
 
 
-MORE, WHOLE, SWITCHED = Heard
+MORE: Final = Heard.MORE
+WHOLE: Final = Heard.WHOLE
+SWITCHED: Final = Heard.SWITCHED
 
 
 class Exchange:

@@ -7,6 +7,7 @@ Law: whenever this gives a head, http1_strict gives the same one.
 from __future__ import annotations
 
 import re
+from typing import Final
 
 from l7proxy.errors import PeerError
 from l7proxy.wire import authority
@@ -15,18 +16,18 @@ from l7proxy.wire.path import QUERY, SEGMENTS, STRICT, PathRules, normalise
 
 # No mark in names but the hyphen (some are confusable), no tab and no byte past ASCII in values, no blank at their end:
 # the strict reader has those.
-_FIELDS = rb"((?:[\-0-9A-Za-z]++:[ -~]*+(?<! )\r\n)*+)\r\n"
-_REQUEST = re.compile(rb"([A-Z]{1,16}+) ((" + SEGMENTS + rb")(?:" + QUERY + rb")?+) HTTP/1\.1\r\n" + _FIELDS)
-_RESPONSE = re.compile(rb"HTTP/1\.1 ([2-5][0-9]{2})(?: [ -~]*+)?+\r\n" + _FIELDS)
-_FIELD = re.compile(rb"([^:]++): *+([^\r]*+)\r\n")
-_FRAMING_FIELD = re.compile(rb"\n(content-length|transfer-encoding|connection|upgrade): *+([^\r]*+)")
-_KEEP_ALIVE = {None: True, b"keep-alive": True, b"Keep-Alive": True, b"close": False}
-_RARE = frozenset({b"transfer-encoding", b"connection", b"expect", b"upgrade"})
-_SINGLE = _RARE | {b"host", b"content-length"}
-_CROWDED = 4 * MAX_HEADERS
+_FIELDS: Final = rb"((?:[\-0-9A-Za-z]++:[ -~]*+(?<! )\r\n)*+)\r\n"
+_REQUEST: Final = re.compile(rb"([A-Z]{1,16}+) ((" + SEGMENTS + rb")(?:" + QUERY + rb")?+) HTTP/1\.1\r\n" + _FIELDS)
+_RESPONSE: Final = re.compile(rb"HTTP/1\.1 ([2-5][0-9]{2})(?: [ -~]*+)?+\r\n" + _FIELDS)
+_FIELD: Final = re.compile(rb"([^:]++): *+([^\r]*+)\r\n")
+_FRAMING_FIELD: Final = re.compile(rb"\n(content-length|transfer-encoding|connection|upgrade): *+([^\r]*+)")
+_KEEP_ALIVE: Final = {None: True, b"keep-alive": True, b"Keep-Alive": True, b"close": False}
+_RARE: Final = frozenset({b"transfer-encoding", b"connection", b"expect", b"upgrade"})
+_SINGLE: Final = _RARE | {b"host", b"content-length"}
+_CROWDED: Final = 4 * MAX_HEADERS
 """Fewer bytes than this cannot hold too many headers."""
 
-_ZERO = ord("0")
+_ZERO: Final = ord("0")
 
 
 def request(data: bytes, rules: PathRules = STRICT) -> RequestHead | Miss:
