@@ -87,7 +87,6 @@ class Splice:
 class Become:
     """Another gate takes the connection over, from the next call on; actions that follow are its own already."""
 
-    __match_args__ = ("gate",)
     __slots__ = ("gate",)
 
     def __init__(self, gate: Gate) -> None:

@@ -29,7 +29,7 @@ from l7proxy.model.http import Request
 from l7proxy.model.verdict import Direction, Verdict
 from l7proxy.wire import http1_fast, http1_strict, rewrite
 from l7proxy.wire.body import ENDLESS, Body, body
-from l7proxy.wire.head import CHUNKED, MAX_HEAD, RequestHead
+from l7proxy.wire.head import CHUNKED, MAX_HEAD, Header, RequestHead
 from l7proxy.wire.lines import HeadLines
 from l7proxy.wire.path import EscapedSlashError
 
@@ -328,15 +328,13 @@ class HttpGate:
         return head
 
     def _begin(self, head: RequestHead, actions: list[Action]) -> None:
-        request = Request(head.method, head.path, head.host, head.headers)
+        request = Request(head.method, head.path, head.host, head)
         judgement = self._judge(request)
         record = self._log.request(head, judgement, request.rewrite)
         actions.append(Emit(record))
         allowed = _allows(judgement)
-        judged = head.headers
-        if request.rewrite is not None:
-            judged = [*judged, *((edit.name.lower(), edit.value) for edit in request.rewrite.edits)]
-        exchange = self._exchange = Exchange(head, request, record, body(head.framing, judged), allowed)
+        reader = body(head.framing, _judged(head, request) if head.framing == CHUNKED else ())
+        exchange = self._exchange = Exchange(head, request, record, reader, allowed)
         if not allowed:
             self._deny(exchange, actions)
             return
@@ -505,6 +503,12 @@ class HttpGate:
 
 def _allows(judgement: Judgement) -> bool:
     return judgement.verdict is FORWARDED or judgement.verdict is AUDIT
+
+
+def _judged(head: RequestHead, request: Request) -> list[Header]:
+    """What has been decided on, and trailers must not say again."""
+    edits = request.rewrite.edits if request.rewrite is not None else ()
+    return [*head.headers, *((edit.name.lower(), edit.value) for edit in edits)]
 
 
 def _to_server(actions: list[Action], data: bytes) -> None:

@@ -6,7 +6,6 @@ for a direction that is not ours to ask: that end is no endpoint of this node.
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Final
 
 from l7proxy.flows.records import Judgement
@@ -64,7 +63,7 @@ def judge_http(
     if out is not None and out.verdict is Verdict.DROPPED:
         return together(out, None)
     rewrite = out.rewrite if out is not None else None
-    asked = request if rewrite is None else replace(request, headers=edited(request.headers, rewrite.edits))
+    asked = request if rewrite is None else request.having(edited(request.headers, rewrite.edits))
     let_in = ingress.judge(asked) if ingress is not None and ingress.enforced else None
     if let_in is not None and let_in.rewrite is not None:
         rewrite = let_in.rewrite if rewrite is None else rewrite.then(let_in.rewrite)

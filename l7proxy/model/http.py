@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from enum import Enum
+from typing import Protocol
 
 from l7proxy.model.secret import REDACTED
 
@@ -60,29 +61,42 @@ class Rewrite:
         return Rewrite(self.edits + other.edits, self.missing + other.missing, self.rejected + other.rejected)
 
 
-@dataclass(init=False, slots=True)
+class Fields(Protocol):
+    """A head whose headers can be had."""
+
+    @property
+    def headers(self) -> Headers: ...
+
+
 class Request:
     """One HTTP request, already normalised: what is judged is what is forwarded.
 
     `path` is the request target's path with its query string; `host` the authority as sent, port and case included;
-    `headers` in order, names lower case, values without surrounding blanks. Not frozen: made per request. `rewrite` is
-    what the judge leaves there when it lets the request pass with changes: whoever forwards it makes them.
+    `headers` in order, names lower case, values without surrounding blanks; given may be the head that has them, which
+    is asked when a rule asks. Not frozen: made per request. `rewrite` is what the judge leaves there when it lets the
+    request pass with changes: whoever forwards it makes them.
     """
 
-    method: bytes
-    path: bytes
-    host: bytes
-    headers: Headers
-    rewrite: Rewrite | None
+    __slots__ = ("_headers", "host", "method", "path", "rewrite")
 
-    def __init__(
-        self, method: bytes, path: bytes, host: bytes, headers: Headers, rewrite: Rewrite | None = None
-    ) -> None:
+    def __init__(self, method: bytes, path: bytes, host: bytes, headers: Headers | Fields) -> None:
         self.method = method
         self.path = path
         self.host = host
-        self.headers = headers
-        self.rewrite = rewrite
+        self.rewrite: Rewrite | None = None
+        self._headers = headers
+
+    @property
+    def headers(self) -> Headers:
+        return self._headers if isinstance(self._headers, list) else self._headers.headers
+
+    @headers.setter
+    def headers(self, headers: Headers) -> None:
+        self._headers = headers
+
+    def having(self, headers: Headers) -> Request:
+        """The same request with other headers, not judged yet."""
+        return Request(self.method, self.path, self.host, headers)
 
     def joined(self, name: bytes) -> bytes | None:
         """The value of a header, repeats joined by a comma (as Envoy matches them); None when absent."""

@@ -9,7 +9,7 @@ dataclass stays interpreted when the module is compiled, and costs ten times as 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from typing import Final
 
@@ -45,7 +45,6 @@ class RequestHead:
     target: bytes
     path: bytes
     minor: int
-    headers: list[Header]
     host: bytes
     framing: int
     keep_alive: bool
@@ -53,6 +52,7 @@ class RequestHead:
     upgrade: tuple[bytes, ...]
     raw: bytes
     size: int
+    _headers: list[Header] | None = field(init=False, compare=False, repr=False)
 
     def __init__(
         self,
@@ -60,7 +60,6 @@ class RequestHead:
         target: bytes,
         path: bytes,
         minor: int,
-        headers: list[Header],
         host: bytes,
         framing: int,
         keep_alive: bool,
@@ -73,7 +72,6 @@ class RequestHead:
         self.target = target
         self.path = path
         self.minor = minor
-        self.headers = headers
         self.host = host
         self.framing = framing
         self.keep_alive = keep_alive
@@ -81,6 +79,14 @@ class RequestHead:
         self.upgrade = upgrade
         self.raw = raw
         self.size = size
+        self._headers = None
+
+    @property
+    def headers(self) -> list[Header]:
+        """As they are forwarded, read when they are asked for: few rules look at headers."""
+        if self._headers is None:
+            self._headers = headers_of(self.raw)
+        return self._headers
 
 
 @dataclass(init=False, slots=True)
@@ -112,6 +118,11 @@ class ResponseHead:
 
     @property
     def headers(self) -> list[Header]:
-        """Read again from `raw`, which a reader has checked: few responses are asked for them."""
-        lines = self.raw[:-4].split(b"\r\n")[1:]
-        return [(name.lower(), value.strip(b" \t")) for name, _, value in (line.partition(b":") for line in lines)]
+        """As they came."""
+        return headers_of(self.raw)
+
+
+def headers_of(raw: bytes) -> list[Header]:
+    """The headers of a head that a reader has checked."""
+    lines = raw[:-4].split(b"\r\n")[1:]
+    return [(name.lower(), value.strip(b" \t")) for name, _, value in (line.partition(b":") for line in lines)]

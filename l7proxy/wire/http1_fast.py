@@ -1,7 +1,8 @@
-"""The fast reading of HTTP/1 heads: only the unambiguous common case, by one regular expression.
+"""The fast reading of HTTP/1 heads: only the unambiguous common case, by regular expressions.
 
-It never guesses and never repairs: a head, NEED_MORE, or ODD, and on ODD the same bytes go to http1_strict.
-Law: whenever this gives a head, http1_strict gives the same one.
+One knows the usual head as a whole and takes out of it at once all that is needed; another knows what is less usual
+and still plain, and its headers are looked through. Neither guesses nor repairs: a head, NEED_MORE, or ODD, and on ODD
+the same bytes go to http1_strict. Law: whenever this gives a head, http1_strict gives the same one.
 """
 
 from __future__ import annotations
@@ -16,9 +17,31 @@ from l7proxy.wire.path import QUERY, SEGMENTS, STRICT, PathRules, normalise
 
 # No mark in names but the hyphen (some are confusable), no tab and no byte past ASCII in values, no blank at their end:
 # the strict reader has those.
-_FIELDS: Final = rb"((?:[\-0-9A-Za-z]++:[ -~]*+(?<! )\r\n)*+)\r\n"
-_REQUEST: Final = re.compile(rb"([A-Z]{1,16}+) ((" + SEGMENTS + rb")(?:" + QUERY + rb")?+) HTTP/1\.1\r\n" + _FIELDS)
-_RESPONSE: Final = re.compile(rb"HTTP/1\.1 ([2-5][0-9]{2})(?: [ -~]*+)?+\r\n" + _FIELDS)
+_LINE: Final = rb"[\-0-9A-Za-z]++:[ -~]*+(?<! )\r\n"
+_REQUEST_LINE: Final = rb"([A-Z]{1,16}+) ((" + SEGMENTS + rb")(?:" + QUERY + rb")?+) HTTP/1\.1\r\n"
+_STATUS_LINE: Final = rb"HTTP/1\.1 ([2-5][0-9]{2})(?: [ -~]*+)?+\r\n"
+
+# Nearly every head: the headers that matter to us once, in an order that clients and servers like, spelled as they do;
+# others anywhere. (The lookahead shuts out all that could be one of those, by first letters and tails: it is quick.)
+_OTHERS: Final = (
+    rb"(?:(?![CEHTUcehtu](?i:onnection|ontent-length|xpect|ost|ransfer-encoding|pgrade):)" + _LINE + rb")*+"
+)
+_LENGTH: Final = rb"[Cc]ontent-[Ll]ength: *+(0|[1-9][0-9]{0,17})\r\n"
+_KEPT: Final = rb"(?:[Cc]onnection: *+[Kk]eep-[Aa]live\r\n" + _OTHERS + rb")?+"
+_USUAL_REQUEST: Final = re.compile(
+    _REQUEST_LINE
+    + (_OTHERS + rb"[Hh]ost: *+([!-~]++)\r\n" + _OTHERS)
+    + (_KEPT + rb"(?:" + _LENGTH + _OTHERS + rb")?+\r\n")
+)
+_USUAL_RESPONSE: Final = re.compile(
+    _STATUS_LINE
+    + (_OTHERS + rb"(?:(?:" + _LENGTH + rb"|([Tt]ransfer-[Ee]ncoding: *+chunked\r\n))" + _OTHERS + rb")?+")
+    + (_KEPT + rb"\r\n")
+)
+
+# The rest of what is unambiguous.
+_REQUEST: Final = re.compile(_REQUEST_LINE + rb"((?:" + _LINE + rb")*+)\r\n")
+_RESPONSE: Final = re.compile(_STATUS_LINE + rb"((?:" + _LINE + rb")*+)\r\n")
 _FIELD: Final = re.compile(rb"([^:]++): *+([^\r]*+)\r\n")
 _FRAMING_FIELD: Final = re.compile(rb"\n(content-length|transfer-encoding|connection|upgrade): *+([^\r]*+)")
 _KEEP_ALIVE: Final = {None: True, b"keep-alive": True, b"Keep-Alive": True, b"close": False}
@@ -31,6 +54,17 @@ _ZERO: Final = ord("0")
 
 
 def request(data: bytes, rules: PathRules = STRICT) -> RequestHead | Miss:
+    match = _USUAL_REQUEST.match(data)
+    if match is None:
+        return _unusual_request(data, rules)
+    method, target, path, host, length = match.groups()
+    size = match.end()
+    if size > _CROWDED and _too_much(data, size):
+        return Miss.ODD
+    return _request(data, rules, method, target, path, host, int(length or 0), True, size)
+
+
+def _unusual_request(data: bytes, rules: PathRules) -> RequestHead | Miss:
     match = _REQUEST.match(data)
     if match is None:
         return _miss(data)
@@ -40,9 +74,24 @@ def request(data: bytes, rules: PathRules = STRICT) -> RequestHead | Miss:
     if len(named) != len(headers) and _repeats(headers):
         return Miss.ODD
     size = match.end()
-    body = _body(named, block, size, 0)
-    host = named.get(b"host")
-    if body is None or not host or not authority.is_plain(host) or method == b"CONNECT":
+    body = _body(named, data, size, 0)
+    if body is None:
+        return Miss.ODD
+    return _request(data, rules, method, target, path, named.get(b"host", b""), *body, size)
+
+
+def _request(
+    data: bytes,
+    rules: PathRules,
+    method: bytes,
+    target: bytes,
+    path: bytes,
+    host: bytes,
+    framing: int,
+    keep_alive: bool,
+    size: int,
+) -> RequestHead | Miss:
+    if not host or not authority.is_plain(host) or method == b"CONNECT":
         return Miss.ODD
     raw = data if size == len(data) else data[:size]
     if path.find(b"//") >= 0 or path.find(b"/.") >= 0:  # `in` costs three times as much with bytes
@@ -51,13 +100,25 @@ def request(data: bytes, rules: PathRules = STRICT) -> RequestHead | Miss:
         except PeerError:
             return Miss.ODD
         if path != target:
-            raw = b"%b %b HTTP/1.1\r\n%b\r\n" % (method, path, block)
+            raw = b"%b %b HTTP/1.1\r\n%b" % (method, path, raw.partition(b"\r\n")[2])
     else:
         path = target
-    return RequestHead(method, target, path, 1, headers, host, body[0], body[1], False, (), raw, size)
+    return RequestHead(method, target, path, 1, host, framing, keep_alive, False, (), raw, size)
 
 
 def response(data: bytes, method: bytes) -> ResponseHead | Miss:
+    match = _USUAL_RESPONSE.match(data)
+    if match is None:
+        return _unusual_response(data, method)
+    digits, length, chunked = match.groups()
+    size = match.end()
+    if size > _CROWDED and _too_much(data, size):
+        return Miss.ODD
+    framing = int(length) if length is not None else UNTIL_CLOSE if chunked is None else CHUNKED
+    return _response(data, method, int(digits), framing, True, size)
+
+
+def _unusual_response(data: bytes, method: bytes) -> ResponseHead | Miss:
     match = _RESPONSE.match(data)
     if match is None:
         return _miss(data)
@@ -70,11 +131,13 @@ def response(data: bytes, method: bytes) -> ResponseHead | Miss:
     if b"transfer-encoding" in named and block.count(b"chunked") != lower.count(b"chunked"):  # is it spelled so?
         return Miss.ODD
     size = match.end()
-    body = _body(named, block, size, UNTIL_CLOSE)
-    if body is None:
-        return Miss.ODD
-    framing, keep_alive = body
-    status = int(digits)
+    body = _body(named, data, size, UNTIL_CLOSE)
+    return Miss.ODD if body is None else _response(data, method, int(digits), *body, size)
+
+
+def _response(
+    data: bytes, method: bytes, status: int, framing: int, keep_alive: bool, size: int
+) -> ResponseHead | Miss:
     if status == 204 or status == 304 or method != b"GET":
         if method == b"CONNECT" or (status == 204 and framing not in (0, UNTIL_CLOSE)):
             return Miss.ODD
@@ -88,15 +151,20 @@ def _miss(data: bytes) -> Miss:
     return Miss.ODD if b"\r\n\r\n" in data else Miss.NEED_MORE
 
 
+def _too_much(data: bytes, size: int) -> bool:
+    """More bytes or more headers than a head may have. Of its lines two are none: the first, and the empty one."""
+    return size > MAX_HEAD or data.count(b"\n", 0, size) - 2 > MAX_HEADERS
+
+
 def _repeats(headers: list[Header]) -> bool:
     """True when one stands twice that may stand only once."""
     single = [name for name, _ in headers if name in _SINGLE]
     return len(single) != len(set(single))
 
 
-def _body(named: dict[bytes, bytes], block: bytes, size: int, framing: int) -> tuple[int, bool] | None:
+def _body(named: dict[bytes, bytes], data: bytes, size: int, framing: int) -> tuple[int, bool] | None:
     """(framing, keep_alive), `framing` as given when the headers say nothing. None when anything is odd."""
-    if size > _CROWDED and (size > MAX_HEAD or block.count(b"\n") > MAX_HEADERS):
+    if size > _CROWDED and _too_much(data, size):
         return None
     length = named.get(b"content-length")
     if length is not None:

@@ -86,7 +86,6 @@ def request_head(lines: HeadLines, raw: bytes, rules: PathRules) -> RequestHead:
         target=target,
         path=path,
         minor=minor,
-        headers=headers,
         host=host,
         framing=said or 0,
         keep_alive=framing.keep_alive(options, minor),

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import replace
 from typing import Final
 
 from l7proxy.model.http import Request, Rewrite, edited
@@ -108,6 +107,8 @@ class HttpMatcher:
         """Matrix parameters make two paths of one, and which one its server sees we do not know: a rule must hold for
         both, unless it speaks of parameters itself."""
         mask = self._path.satisfied(path)
+        if path.find(b";") < 0 and path.find(b"%3") < 0:
+            return mask
         cut = without_parameters(path)
         return mask if cut == path else mask & (self._path.satisfied(cut) | self._parametric)
 
@@ -123,7 +124,7 @@ class HttpMatcher:
     def all_of(self, request: Request, candidates: int) -> tuple[int | None, Rewrite | None]:
         """The first rule that matches, and what all that match want changed: each sees what those before it made of
         the request, and one that fails by a header has changed nothing."""
-        seen = replace(request)
+        seen = request.having(request.headers)
         first: int | None = None
         done: Rewrite | None = None
         for index in self._matching(seen, candidates):

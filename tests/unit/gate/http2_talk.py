@@ -303,7 +303,7 @@ class Conversation:
             case Connect():
                 self.connects += 1
                 assert self.connects == 1
-            case Become(gate):
+            case Become(gate=gate):
                 self.gate = gate
             case HalfClose(side):
                 self.half_closed.append(side.name.lower())

@@ -194,7 +194,7 @@ class Talk:
                 assert self.connects == 1
             case HalfClose(side):
                 seen.fin.append(side.name.lower())
-            case Become(gate):
+            case Become(gate=gate):
                 self._gate = gate
             case Close(reset):
                 seen.end = "reset" if reset else "close"

@@ -134,7 +134,7 @@ class Held:
                     self.records.append(record)
                 case Connect():
                     self.connects += 1
-                case Become(gate):
+                case Become(gate=gate):
                     self.gate = gate
                 case Pause() | Resume():
                     self.paused = isinstance(action, Pause)
