@@ -58,6 +58,7 @@ class HttpGate:
         "_asked",
         "_client_done",
         "_connected",
+        "_denied",
         "_exchange",
         "_half_closed",
         "_held",
@@ -93,6 +94,7 @@ class HttpGate:
         self._client_done = False
         self._server_done = False
         self._reused = False  # an answer has come, and the connection was kept for more
+        self._denied = 0  # out of this read
         self._half_closed = False  # the client's FIN has been passed on
         self._paused = False
 
@@ -128,6 +130,7 @@ class HttpGate:
 
     def from_client(self, data: bytes) -> list[Action]:
         actions: list[Action] = []
+        self._denied = 0
         if self._state is not OPEN:
             if self._state is TUNNEL and not self._client_done:
                 actions.append(ToServer(data))
@@ -440,10 +443,12 @@ class HttpGate:
 
     def _deny(self, exchange: Exchange, actions: list[Action]) -> None:
         head = exchange.head
+        self._denied += 1
         stays = (
             head.keep_alive
             and head.minor == 1
             and not head.expect_continue
+            and self._denied < bounds.MAX_DENIED
             and (head.framing == CHUNKED or head.framing <= bounds.MAX_DRAINED)
         )
         reason = printable(exchange.record.judgement.reason)

@@ -26,5 +26,9 @@ MAX_HELD: Final = 64 << 10
 MAX_DRAINED: Final = 64 << 10
 """Bytes of a refused request's body that are read away so that its connection can go on."""
 
+MAX_DENIED: Final = 64
+"""Requests denied out of one read. Their connection ends with the last: nobody pipelines so much that is refused, and
+each costs us more than it costs the client, with everybody else waiting."""
+
 MAX_INTERIM: Final = 16
 """1xx responses before the final one."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from l7proxy.flows.records import HttpRequest, HttpResponse, Judgement
-from l7proxy.gate.options import MAX_DRAINED, MAX_HELD, MAX_INTERIM, HttpOptions
+from l7proxy.gate.options import MAX_DENIED, MAX_DRAINED, MAX_HELD, MAX_INTERIM, HttpOptions
 from l7proxy.model.http import Request
 from l7proxy.model.verdict import Direction, Verdict
 from l7proxy.wire.path import PathRules
@@ -51,6 +51,16 @@ def test_a_connection_serves_many_requests_one_upstream(talk: Talk) -> None:
         talk.server(OK)
         talk.expect(client=OK, records=(ANSWERED,))
     assert talk.connects == 1
+
+
+def test_one_read_full_of_denied_requests_ends_the_connection() -> None:
+    """Each of them costs a worker more than its client, and all others wait meanwhile."""
+    talk = Talk(lambda data: [data])
+    talk.client(DENY * (MAX_DENIED - 1))
+    talk.expect(client=FORBIDDEN * (MAX_DENIED - 1), records=(REFUSED, ANSWERED_403) * (MAX_DENIED - 1))
+    talk.client(DENY * 10_000)
+    last = FORBIDDEN * (MAX_DENIED - 1) + FORBIDDEN_CLOSE
+    talk.expect(client=last, records=(REFUSED, ANSWERED_403) * MAX_DENIED, end="close")
 
 
 # --- denials ---------------------------------------------------------------------------------------------------------
