@@ -19,6 +19,7 @@ from typing import Any, Final
 from l7proxy import compiled
 
 MODULES: Final = (
+    "flows/shape",
     "gate/access_log",
     "gate/actions",
     "gate/http1",
@@ -41,8 +42,8 @@ MODULES: Final = (
     "wire/head",
     "wire/http1_fast",
 )
-"""What a request passes through. Not among them: msgspec's structs (mypyc drops their class arguments), and modules
-that name, in a dataclass, a type which they import for checking only."""
+"""What a request passes through, and its flow. Not among them: msgspec's structs (mypyc drops their class arguments),
+and modules that name, in a dataclass, a type which they import for checking only."""
 
 
 def build(home: Path = compiled.HOME) -> None:

@@ -52,13 +52,16 @@ class Shape(NamedTuple):
     server_port: int
 
 
-class Shaped(msgspec.Struct, frozen=True, gc=False):
+class Shaped:
     """One record with its shape. `number` makes its uuid."""
 
-    shape: Shape
-    record: Asked | Answered
-    port: int
-    number: int
+    __slots__ = ("number", "port", "record", "shape")
+
+    def __init__(self, shape: Shape, record: Asked | Answered, port: int, number: int) -> None:
+        self.shape = shape
+        self.record = record
+        self.port = port
+        self.number = number
 
     @property
     def time_ns(self) -> int:

@@ -29,7 +29,8 @@ def python(where: Path, *argv: str, **environment: str) -> str:
 def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of the package with a build of its own: the tree itself stays as it is."""
     where = tmp_path_factory.mktemp("compiled")
-    for name in ("l7proxy", "tproxy_rules", "tests/unit/gate", "tests/unit/proxy", "tests/unit/wire", "tests/corpus"):
+    rooms = [f"tests/unit/{room}" for room in ("flows", "gate", "proxy", "wire")]
+    for name in ("l7proxy", "tproxy_rules", "tests/corpus", *rooms):
         shutil.copytree(REPOSITORY / name, where / name, ignore=shutil.ignore_patterns("__pycache__", "_compiled*"))
     shutil.copy(REPOSITORY / "pyproject.toml", where)
     python(where, "-m", "l7proxy.compiled_build")
@@ -47,7 +48,8 @@ class TestBuild:
 
     def test_conversations_are_the_same(self, built: Path) -> None:
         argv = ["-m", "pytest", "-q", "-p", "no:cacheprovider", "-n", "0"]
-        said = python(built, *argv, "tests/unit/gate/test_http1_conversations.py", "tests/unit/proxy/test_session.py")
+        tests = ("gate/test_http1_conversations.py", "proxy/test_session.py", "flows/test_shape.py")
+        said = python(built, *argv, *(f"tests/unit/{one}" for one in tests))
         assert " passed" in said
         assert python(built, "-c", SAY) == "compiled so\n", "the tests ran on the build"
 

@@ -107,6 +107,8 @@ class JsonLinesFile:
     def _fitting(self, lines: list[bytes], start: int) -> int:
         """How many lines the file still takes; a line that is larger than a whole file gets one of its own."""
         size, count = self._size, 0
+        if size + sum(map(len, lines[start:])) <= self._max_bytes:
+            return len(lines) - start
         for line in lines[start:]:
             size += len(line)
             if size > self._max_bytes and (self._size or count):
