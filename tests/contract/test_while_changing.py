@@ -21,6 +21,9 @@ from tproxy_rules.desired import Table, Verdict, union
 pytestmark = pytest.mark.lab
 ALLOW, DENY = Verdict.ALLOW, Verdict.DENY
 PORT = 5001
+SO_RCVBUFFORCE = 33  # socket(7); not in Python's socket module
+ROOM = 16 << 20
+"""Bytes: what arrives must not be lost in here while the listener waits for its turn."""
 _NUMBERED = """
 import socket, sys, time
 target, port = sys.argv[1], int(sys.argv[2])
@@ -41,6 +44,7 @@ def numbered_from_outside(world: World, family: int) -> Iterator[list[int]]:
     """The numbers that arrive, of datagrams that the host outside keeps sending."""
     target, arrived = world.server.addresses[family], list[int]()
     with world.server.namespace.socket(family, socket.SOCK_DGRAM) as server:
+        server.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, ROOM)
         server.bind((target, PORT))
         server.settimeout(0.2)
         over = threading.Event()
