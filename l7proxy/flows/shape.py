@@ -24,8 +24,9 @@ from l7proxy.flows.event import Enricher
 from l7proxy.flows.flow import Flow, Http, Layer4, Layer7, Lost, Ports
 from l7proxy.flows.records import Conn, HttpRequest, HttpResponse, Judgement
 
-REMEMBERED: Final = 4096
-"""Shapes kept per picture, some 5 KB each; past that all are forgotten. A pod can choose the keys."""
+REMEMBERED: Final = 12288
+"""Shapes kept per picture, some 5 KB each; past that all are forgotten. A pod can choose the keys, and many rules
+make many shapes."""
 
 _HTTP: Final = (Asked, Answered)
 _PLAIN: Final = re.compile(r"[!$->A-\[\]-~]++ [!$->A-\[\]-~]++ [!$->A-\[\]-~]++").fullmatch

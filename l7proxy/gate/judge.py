@@ -14,8 +14,9 @@ from l7proxy.model.ref import RuleRef
 from l7proxy.model.verdict import Direction, Verdict
 from l7proxy.policy.decide import Decision, PortPolicy
 
-REMEMBERED: Final = 64
-"""Judgements that one pair of endpoints keeps; past that it forgets them. Refusals have many reasons."""
+REMEMBERED: Final = 16384
+"""Judgements kept, some 400 bytes each; past that all are forgotten. Thousands of rules give thousands of them, and
+refusals have many reasons."""
 
 
 def judge_l4(egress: PortPolicy | None, ingress: PortPolicy | None) -> Judgement:

@@ -95,6 +95,7 @@ class Index:
         self._endpoints: dict[str, LocalEndpoint | None] = {}
         self._frontends = {(f.address, f.port): f for f in picture.frontends if f.protocol == TCP}
         self._sides: dict[tuple[str, str, int], Sides] = {}
+        self._combined = Combined()
         for endpoint in picture.endpoints:
             for address in endpoint.addresses:
                 self._claim(address, endpoint)
@@ -144,7 +145,7 @@ class Index:
                 return Sides(who, whom, None, None, refusal(f"{address} belongs to more than one endpoint"))
         egress = decide.port(sender.policy.egress, whom, TCP, port) if sender is not None else None
         ingress = decide.port(receiver.policy.ingress, who, TCP, port) if receiver is not None else None
-        return Sides(who, whom, egress, ingress, judge_l4(egress, ingress))
+        return Sides(who, whom, egress, ingress, judge_l4(egress, ingress), self._combined)
 
 
 class Watcher(Protocol):
