@@ -34,6 +34,7 @@ from l7proxy.lab import agents, lifecycle, netns
 from l7proxy.lab.manifests import read
 from l7proxy.lab.settings import Cni, Kernel, Settings
 from l7proxy.lab.state import Lab
+from l7proxy.proxy.server.steering import PORTS
 
 T = TypeVar("T")
 
@@ -57,11 +58,11 @@ table inet bench {{
   }}
 }}
 """
-# New connections by the ten thousand need more ports than the default range has.
-SYSCTLS: Final = {
-    "net/ipv4/ip_local_port_range": "1024 65535",
-    "net/ipv4/ip_local_reserved_ports": f"{PROXY_PORT},20000-24999",  # the latter for those who choose their port
-}
+# New connections by the ten thousand need many ports; the client's and those that proxies take in its name must not be
+# the same: two connections with the same four numbers would be one to conntrack.
+PORT_RANGES: Final = {"client": f"{PORTS.stop} 65535", "proxy": f"{PORTS.start} {PORTS.stop - 1}"}
+CHOSEN: Final = "60000-64999"
+"""Ports of clients that choose them."""
 REUSE_WAITING: Final = {"net/ipv4/tcp_tw_reuse": "1"}
 """Where a connection is made for each request: ports that wait are used again."""
 SERVER_CONFIG: Final = """user root; worker_processes 1; daemon off; error_log stderr error; pid {directory}/server.pid;
@@ -286,7 +287,7 @@ def stage(
         lab = lifecycle.up(settings, read([Path(__file__).parent / "world.yaml"]), report)
         try:
             place = Stage(lab, Path(directory), cores or pinned())
-            _prepare(lab, {**SYSCTLS, **sysctls})
+            _prepare(lab, sysctls)
             with place._server():
                 yield place
         finally:
@@ -295,10 +296,11 @@ def stage(
 
 def _prepare(lab: Lab, sysctls: Mapping[str, str]) -> None:
     state = lab.load()
-    namespaces = [state.nodes[NODE].namespace, state.pods["default/client"].namespace]
-    for namespace in namespaces:
-        netns.inside(namespace, partial(_tune, sysctls))
-    netns.inside(namespaces[0], lambda: subprocess.run(["nft", "-f", "-"], input=MARK_FOR_PEERS, text=True, check=True))
+    node, client = state.nodes[NODE].namespace, state.pods["default/client"].namespace
+    for namespace, whose in ((node, "proxy"), (client, "client")):
+        ports = {"net/ipv4/ip_local_port_range": PORT_RANGES[whose], "net/ipv4/ip_local_reserved_ports": CHOSEN}
+        netns.inside(namespace, partial(_tune, {**ports, **sysctls}))
+    netns.inside(node, lambda: subprocess.run(["nft", "-f", "-"], input=MARK_FOR_PEERS, text=True, check=True))
 
 
 def _tune(sysctls: Mapping[str, str]) -> None:

@@ -15,7 +15,7 @@ from typing import IO, Final
 from bench.soak.ledger import Seen
 
 MALFORMED: Final = "malformed"
-MALFORMED_PORT, MALFORMED_PORTS = 20000, 5000
+MALFORMED_PORT, MALFORMED_PORTS = 60000, 5000
 _NAMED: Final = re.compile(rb'"url":"[^"]*?/soak[./](\w+)/(\d+)-(\d+)')
 _FAILED: Final = re.compile(rb'"code":50[0-9]')
 _REASON: Final = re.compile(rb'"policy_log":\[[^\]]*\]|"Summary":"[^"]*"')
