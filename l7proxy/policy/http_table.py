@@ -21,6 +21,8 @@ REMEMBERED_PATH: Final = 512
 """Bytes. Longer paths are judged anew each time, so that a client cannot make a table hold much."""
 TABLES: Final = 1024
 """Compiled tables that one generation of `HttpTables` may hold."""
+KEPT: Final = 4096
+"""Rules whose tables outlive changes of policy, so that one which comes back finds them."""
 
 
 class HttpTable:
@@ -104,9 +106,10 @@ Rules = tuple[HttpRule, ...]
 class HttpTables:
     """Tables by the rules that they are made of: flows of many identities under the same rules share one.
 
-    Two generations are kept: what was not asked for since the last `age` but one is forgotten. To compile thousands of
-    rules takes a quarter of a second, and to compare them milliseconds; so rules that are the very same values as
-    before are known by their ids. Any thread may ask: at worst a table is made twice.
+    Two generations are kept, and a new one begins when policy changes while KEPT rules are held: what none of the two
+    asked for is forgotten. To compile thousands of rules takes a quarter of a second, and to compare them milliseconds;
+    so rules that are the very same values as before are known by their ids. Any thread may ask: at worst a table is
+    made twice.
     """
 
     def __init__(self) -> None:
@@ -120,12 +123,17 @@ class HttpTables:
         known = self._same.get(key)
         if known is None:
             if len(self._same) >= TABLES:
-                self.age()
+                self._renew()
             known = self._same[key] = parts, self._equal(tuple(dict.fromkeys(chain.from_iterable(parts))))
         return known[1]  # the parts are alive as long as their ids are here
 
     def age(self) -> None:
-        """Policy has changed, or there are many: begin a new generation."""
+        """Policy has changed."""
+        self._same = {}
+        if sum(map(len, self._young)) >= KEPT:
+            self._renew()
+
+    def _renew(self) -> None:
         self._old, self._young, self._same = self._young, {}, {}
 
     def _equal(self, rules: Rules) -> HttpTable:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from l7proxy.model.ref import RuleRef
 from l7proxy.model.verdict import Action
 from l7proxy.policy import decide
-from l7proxy.policy.http_table import TABLES, HttpTables, Rules
+from l7proxy.policy.http_table import KEPT, TABLES, HttpTables, Rules
 from l7proxy.policy.rules import HttpRule
 from l7proxy.policy.tables import Entry, union
 
@@ -29,11 +29,22 @@ def test_equal_rules_share_a_table_and_doubles_are_dropped() -> None:
 
 def test_what_is_asked_for_outlives_generations_and_the_rest_is_forgotten() -> None:
     tables = HttpTables()
-    kept, left = tables.of(rules("/kept")), tables.of(rules("/left"))
+    much = rules(*(f"/kept/{number}" for number in range(KEPT)))
+    kept, left = tables.of(much), tables.of(rules("/left"))
     for _ in range(2):
         tables.age()
-        assert tables.of(rules("/kept")) is kept
+        assert tables.of(much) is kept
     assert tables.of(rules("/left")) is not left
+
+
+def test_a_policy_that_comes_back_finds_its_table() -> None:
+    tables = HttpTables()
+    one, other = tables.of(rules("/one")), tables.of(rules("/other"))
+    for _ in range(10):
+        tables.age()
+        assert tables.of(rules("/one")) is one
+        tables.age()
+        assert tables.of(rules("/other")) is other
 
 
 def test_rules_that_never_come_again_are_not_held() -> None:
