@@ -137,7 +137,7 @@ async def test_every_live_session_hears_of_each_picture_before_it_counts_as_appl
 async def test_rules_by_the_hundred_are_compiled_before_anybody_asks() -> None:
     on = Board()
     many = by_http(*(HttpRule(REF, path=f"/{number}/.*") for number in range(board.MANY)))
-    policies = {"10.0.0.1": (None, many), "10.0.0.2": (many, None), "10.0.0.3": (gets(), None)}
+    policies = {"10.0.0.1": (None, many), "10.0.0.2": (many, None), "10.0.0.3": (gets("/nobody/asks"), None)}
     endpoints = tuple(
         endpoint(number, address, ingress=ingress, egress=egress)
         for number, (address, (ingress, egress)) in enumerate(policies.items())
