@@ -29,7 +29,7 @@ from l7proxy.model.http import Request
 from l7proxy.model.verdict import Direction, Verdict
 from l7proxy.wire import http1_fast, http1_strict, rewrite
 from l7proxy.wire.body import ENDLESS, Body, body
-from l7proxy.wire.head import CHUNKED, MAX_HEAD, Header, RequestHead
+from l7proxy.wire.head import CHUNKED, MAX_HEAD, RequestHead
 from l7proxy.wire.lines import HeadLines
 from l7proxy.wire.path import EscapedSlashError
 
@@ -336,7 +336,7 @@ class HttpGate:
         record = self._log.request(head, judgement, request.rewrite)
         actions.append(Emit(record))
         allowed = _allows(judgement)
-        reader = body(head.framing, _judged(head, request) if head.framing == CHUNKED else ())
+        reader = body(head.framing, request.judged() if head.framing == CHUNKED else ())
         exchange = self._exchange = Exchange(head, request, record, reader, allowed)
         if not allowed:
             self._deny(exchange, actions)
@@ -508,12 +508,6 @@ class HttpGate:
 
 def _allows(judgement: Judgement) -> bool:
     return judgement.verdict is FORWARDED or judgement.verdict is AUDIT
-
-
-def _judged(head: RequestHead, request: Request) -> list[Header]:
-    """What has been decided on, and trailers must not say again."""
-    edits = request.rewrite.edits if request.rewrite is not None else ()
-    return [*head.headers, *((edit.name.lower(), edit.value) for edit in edits)]
 
 
 def _to_server(actions: list[Action], data: bytes) -> None:

@@ -144,10 +144,9 @@ class Exchanges:
             return
         if head.length is not None:
             stream.up.left = head.length
-        stream.waiting, stream.judged = head.block, head.headers
+        stream.judged, stream.waiting = request.judged(), head.block
         if request.rewrite is not None:
             stream.waiting = http2_head.rewritten(head.block, request.rewrite)
-            stream.judged = [*head.headers, *((edit.name.lower(), edit.value) for edit in request.rewrite.edits)]
         self._waiting.add(stream)
         if not self.asked:
             self.asked = True

@@ -94,6 +94,11 @@ class Request:
     def headers(self, headers: Headers) -> None:
         self._headers = headers
 
+    def judged(self) -> Headers:
+        """All headers that were decided on, what the judge wants written among them: trailers say none of them again."""
+        edits = self.rewrite.edits if self.rewrite is not None else ()
+        return [*self.headers, *((edit.name.lower(), edit.value) for edit in edits)]
+
     def having(self, headers: Headers) -> Request:
         """The same request with other headers, not judged yet."""
         return Request(self.method, self.path, self.host, headers)

@@ -23,6 +23,8 @@ TABLES: Final = 1024
 """Compiled tables that one generation of `HttpTables` may hold."""
 KEPT: Final = 4096
 """Rules whose tables outlive changes of policy, so that one which comes back finds them."""
+KEPT_TABLES: Final = 64
+"""And no more tables than this: each remembers up to REMEMBERED answers."""
 
 
 class HttpTable:
@@ -106,8 +108,8 @@ Rules = tuple[HttpRule, ...]
 class HttpTables:
     """Tables by the rules that they are made of: flows of many identities under the same rules share one.
 
-    Two generations are kept, and a new one begins when policy changes while KEPT rules are held: what none of the two
-    asked for is forgotten. To compile thousands of rules takes a quarter of a second, and to compare them milliseconds;
+    Two generations are kept, and a new one begins when policy changes while KEPT rules, or KEPT_TABLES, are held: what
+    none of the two asked for is forgotten. To compile thousands of rules takes a quarter of a second, and to compare them milliseconds;
     so rules that are the very same values as before are known by their ids. Any thread may ask: at worst a table is
     made twice.
     """
@@ -130,7 +132,7 @@ class HttpTables:
     def age(self) -> None:
         """Policy has changed."""
         self._same = {}
-        if sum(map(len, self._young)) >= KEPT:
+        if len(self._young) >= KEPT_TABLES or sum(map(len, self._young)) >= KEPT:
             self._renew()
 
     def _renew(self) -> None:

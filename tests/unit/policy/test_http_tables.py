@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from l7proxy.model.ref import RuleRef
 from l7proxy.model.verdict import Action
 from l7proxy.policy import decide
-from l7proxy.policy.http_table import KEPT, TABLES, HttpTables, Rules
+from l7proxy.policy.http_table import KEPT, KEPT_TABLES, TABLES, HttpTables, Rules
 from l7proxy.policy.rules import HttpRule
 from l7proxy.policy.tables import Entry, union
 
@@ -81,3 +81,13 @@ def test_rules_that_were_asked_for_are_not_read_again() -> None:
     assert before
     assert decide.port(policy, 301, 6, 80).tables == first.tables
     assert Watched.read == before
+
+
+def test_small_policies_that_never_come_again_are_not_held_either() -> None:
+    tables = HttpTables()
+    first = tables.of(rules("/first"))
+    for number in range(2 * KEPT_TABLES):
+        tables.age()
+        tables.of(rules(f"/{number}"))
+    tables.age()
+    assert tables.of(rules("/first")) is not first
