@@ -95,7 +95,7 @@ class Request:
         self._headers = headers
 
     def judged(self) -> Headers:
-        """All headers that were decided on, what the judge wants written among them: trailers say none of them again."""
+        """All headers that were decided on, what the judge wants written among them: trailers must repeat none."""
         edits = self.rewrite.edits if self.rewrite is not None else ()
         return [*self.headers, *((edit.name.lower(), edit.value) for edit in edits)]
 

@@ -109,9 +109,9 @@ class HttpTables:
     """Tables by the rules that they are made of: flows of many identities under the same rules share one.
 
     Two generations are kept, and a new one begins when policy changes while KEPT rules, or KEPT_TABLES, are held: what
-    none of the two asked for is forgotten. To compile thousands of rules takes a quarter of a second, and to compare them milliseconds;
-    so rules that are the very same values as before are known by their ids. Any thread may ask: at worst a table is
-    made twice.
+    none of the two asked for is forgotten. To compile thousands of rules takes a quarter of a second, and to compare
+    them milliseconds; so rules that are the very same values as before are known by their ids. Any thread may ask: at
+    worst a table is made twice.
     """
 
     def __init__(self) -> None:
