@@ -113,6 +113,7 @@ class Stage:
         self.cores = cores
         self.server = _address(lab, "server")
         self._namespace = lab.load().pods["default/server"].namespace
+        self._steers = False
 
     # what runs where
 
@@ -164,6 +165,9 @@ class Stage:
     @contextlib.contextmanager
     def proxy(self, name: str, *, count: int = 10) -> Iterator[Running]:
         """A proxy by its name, with `count` rules, once it answers."""
+        if name != OURS and not self._steers:  # the packets' way to whoever listens is one that we lay
+            with self.proxy(OURS):
+                pass
         chosen = rules(count)
         with tempfile.TemporaryDirectory(dir=self.directory) as scratch:
             serve = self._ours if name == OURS else self._peer
@@ -191,6 +195,7 @@ class Stage:
     def _ours(self, name: str, scratch: Path, chosen: tuple[Rule, ...]) -> Iterator[Running]:
         self.write_policy(chosen)
         with self.l7proxy({"flow_log": str(scratch / "flows.json")}, scratch, subprocess.DEVNULL) as (running, _):
+            self._steers = True
             yield running
 
     @contextlib.contextmanager
