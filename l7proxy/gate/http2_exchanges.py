@@ -127,9 +127,9 @@ class Exchanges:
         except PeerError as error:
             self._refuse(number, error, block, end)
             return
-        self._begin(number, head, end)
+        self._begin(number, head, head.instead or block, end)
 
-    def _begin(self, number: int, head: http2_head.RequestHead, end: bool) -> None:
+    def _begin(self, number: int, head: http2_head.RequestHead, block: FieldBlock, end: bool) -> None:
         request = Request(head.method, head.path, head.host, head.headers)
         judgement = self._judge(request)
         record = self.log.request(head, judgement, request.rewrite)
@@ -144,9 +144,8 @@ class Exchanges:
             return
         if head.length is not None:
             stream.up.left = head.length
-        stream.judged, stream.waiting = request.judged(), head.block
-        if request.rewrite is not None:
-            stream.waiting = http2_head.rewritten(head.block, request.rewrite)
+        stream.judged = request.judged()
+        stream.waiting = block if request.rewrite is None else http2_head.rewritten(block, request.rewrite)
         self._waiting.add(stream)
         if not self.asked:
             self.asked = True

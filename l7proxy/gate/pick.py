@@ -7,6 +7,7 @@ can; everything else is HTTP/1, or refused as such.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Protocol
 
 from l7proxy.flows.records import Conn, Judgement
@@ -89,12 +90,8 @@ class HttpDoor:
     ) -> None:
         self._conn = conn
         self._held = b""
-        self._make_http1: Callable[[], HttpGate] = lambda: HttpGate(
-            judge, self._conn, now_ns, options, direction=direction
-        )
-        self._make_http2: Callable[[], Http2Gate] = lambda: Http2Gate(
-            judge, self._conn, now_ns, options, direction=direction
-        )
+        self._make_http1 = partial(HttpGate, judge, now_ns=now_ns, options=options, direction=direction)
+        self._make_http2 = partial(Http2Gate, judge, now_ns=now_ns, options=options, direction=direction)
 
     def must_read(self, side: Side) -> bool:
         """Nothing has been written yet."""
@@ -114,7 +111,7 @@ class HttpDoor:
         if self._held:
             data = self._held + data
         if data.startswith(PREFACE):
-            gate = self._make_http2()
+            gate = self._make_http2(self._conn)
             return [Become(gate), *gate.started(), *gate.from_client(data[len(PREFACE) :])]
         if PREFACE.startswith(data):
             self._held = data
@@ -154,7 +151,7 @@ class HttpDoor:
 
     def _enter(self, then: Callable[[HttpGate], list[Action]]) -> list[Action]:
         """It is HTTP/1, or will be refused as that."""
-        gate = self._make_http1()
+        gate = self._make_http1(self._conn)
         held, self._held = self._held, b""
         return [Become(gate), *gate.started(), *(gate.from_client(held) if held else ()), *then(gate)]
 

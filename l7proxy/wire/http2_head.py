@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Final
 
@@ -46,13 +46,14 @@ _GRPC: Final = re.compile(rb"application/grpc(?:[+;].*)?", re.IGNORECASE | re.DO
 @dataclass(slots=True)
 class RequestHead:
     """`headers` is what policy sees: `host` is the authority, the crumbs of Cookie are joined (RFC 9113 8.2.3).
-    `block` is what is forwarded."""
+    `instead` is forwarded where the path has been normalised. Nothing here refers to the block that was read: that
+    remembers this head, and a cycle would live until it is looked for."""
 
     method: bytes
     path: bytes
     host: bytes
     headers: Headers
-    block: FieldBlock
+    instead: FieldBlock | None
     length: int | None
     grpc: bool
 
@@ -61,7 +62,6 @@ class RequestHead:
 class ResponseHead:
     status: int
     headers: Headers
-    block: FieldBlock
     length: int | None
 
 
@@ -138,11 +138,12 @@ def _request(block: FieldBlock, rules: PathRules) -> RequestHead:
     headers = regular if b"host" in special else [(b"host", host), *regular]
     if len(special.get(b"cookie", ())) > 1:
         headers = _joined_cookies(headers, special[b"cookie"])
+    instead = None
     if path != target:
         fields = [(name, path if name == b":path" else value) for name, value in block.fields]
-        block = replace(block, fields=fields, reading=None, writer=None)
+        instead = FieldBlock(fields, block.size, block.secret)
     grpc = any(_GRPC.fullmatch(value) for value in special.get(b"content-type", ()))
-    return RequestHead(method, path, host, headers, block, length, grpc)
+    return RequestHead(method, path, host, headers, instead, length, grpc)
 
 
 def _pseudo(fields: list[Header]) -> tuple[dict[bytes, bytes], int]:
@@ -213,7 +214,7 @@ def _response(block: FieldBlock) -> ResponseHead:
         raise PeerError("101 does not exist in HTTP/2")
     headers = fields[1:]
     special = _special(headers)
-    return ResponseHead(status, headers, block, _length(special.get(_CONTENT, [])))
+    return ResponseHead(status, headers, _length(special.get(_CONTENT, [])))
 
 
 # --- both ------------------------------------------------------------------------------------------------------------

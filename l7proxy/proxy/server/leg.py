@@ -44,6 +44,23 @@ class Party(Protocol):
         """What was written does not go out fast enough (or does again)."""
 
 
+class _Nobody:
+    """The party of a leg that has parted from its session."""
+
+    def opened(self, leg: Leg) -> None:
+        leg.reset()
+
+    def finished(self, leg: Leg) -> None: ...
+    def lost(self, leg: Leg, error: Exception | None) -> None: ...
+    def crowded(self, leg: Leg, *, full: bool) -> None: ...
+
+
+NOBODY: Final[Party] = _Nobody()
+
+
+def _unheard(data: bytes) -> None: ...
+
+
 class Leg(asyncio.Protocol):
     """Client's or server's; `gone` once the loop has closed it."""
 
@@ -133,6 +150,11 @@ class Leg(asyncio.Protocol):
         if self.transport is not None and not self.gone:
             reset_on_close(self.transport)
             self.transport.abort()
+
+    def part(self) -> None:
+        """For good: nobody listens, and nobody's memory is held by this leg."""
+        self._party = NOBODY
+        self.data_received = _unheard  # type: ignore[method-assign]
 
     def peer(self) -> HostPort | None:
         return self._name("peername")

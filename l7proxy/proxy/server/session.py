@@ -542,6 +542,9 @@ class Session:
             self._around.board.leave(self)
             self._around.wheel.disarm(self)
             self._forget_client()
+            self._gate = None  # it, like the legs, refers to us: what is over shall not wait for a collection of cycles
+            self._client.part()
+            self._server.part()
 
     def _forget_client(self) -> None:
         address, self._source = self._source.address, NOBODY
