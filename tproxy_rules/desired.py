@@ -146,13 +146,17 @@ class Settings:
     """NFLOG events per second at most; packets over the rate are judged the same, only not told."""
 
 
+Prefixes = tuple[tuple[str, int], ...]
+"""(prefix, identity)"""
+
+
 @dataclass(frozen=True, slots=True)
 class Desired:
     """The whole picture. Two equal pictures render equally: that is how `apply` knows there is nothing to do."""
 
     settings: Settings = Settings()
-    identities: tuple[tuple[str, int], ...] = ()
-    """(prefix, identity), sorted. `0.0.0.0/0` and `::/0` give the default; without them it is 0, which no peer is."""
+    identities: Prefixes = ()
+    """Sorted. `0.0.0.0/0` and `::/0` give the default; without them it is 0, which no peer is."""
     endpoints: tuple[Endpoint, ...] = ()
     bridges: tuple[Bridge, ...] = ()
     frontends: tuple[Frontend, ...] = ()

@@ -12,7 +12,7 @@ from ipaddress import ip_address, ip_network
 from operator import is_, lt
 from typing import Any
 
-from tproxy_rules.desired import Desired, Endpoint, Entry, Settings, Stage, Table, Tier
+from tproxy_rules.desired import Desired, Endpoint, Entry, Prefixes, Settings, Stage, Table, Tier
 
 
 def canonical(table: Table) -> Table:
@@ -21,31 +21,35 @@ def canonical(table: Table) -> Table:
     return Table(tuple(tier for tier in tiers if tier.closed or tier.stages))
 
 
-def normalise(desired: Desired, table: Callable[[Table], Table] = canonical) -> Desired:
-    """The same picture with everything canonical, sorted and unique. ValueError where an address is none."""
-    endpoints = (_endpoint(one, table) for one in desired.endpoints)
-    return replace(
-        desired,
-        settings=_settings(desired.settings),
-        identities=_identities(desired.identities),
-        endpoints=tuple(sorted(endpoints, key=lambda one: one.id)),
-        bridges=tuple(sorted(set(desired.bridges), key=lambda bridge: (bridge.name, bridge.mac))),
-        frontends=tuple(
-            sorted(
-                {replace(one, address=_address(one.address)) for one in desired.frontends},
-                key=lambda one: (one.address, one.protocol, one.port, one.steer),
-            )
-        ),
-    )
-
-
-def _identities(identities: tuple[tuple[str, int], ...]) -> tuple[tuple[str, int], ...]:
-    """There may be very many, and mostly they are canonical already."""
+def canonical_identities(identities: Prefixes) -> Prefixes:
+    """There may be very many, and mostly they are canonical already. ValueError where a prefix is none."""
     given = [prefix for prefix, _ in identities]
     texts = list(map(network, given))
     if texts == given and _ascends(texts):
         return identities
     return tuple(sorted(set(zip(texts, (number for _, number in identities), strict=True))))
+
+
+def normalise(
+    desired: Desired,
+    table: Callable[[Table], Table] = canonical,
+    identities: Callable[[Prefixes], Prefixes] = canonical_identities,
+) -> Desired:
+    """The same picture with everything canonical, sorted and unique. ValueError where an address is none."""
+    endpoints = (_endpoint(one, table) for one in desired.endpoints)
+    return replace(
+        desired,
+        settings=_settings(desired.settings),
+        identities=identities(desired.identities),
+        endpoints=tuple(sorted(endpoints, key=lambda one: one.id)),
+        bridges=tuple(sorted(set(desired.bridges), key=lambda bridge: (bridge.name, bridge.mac))),
+        frontends=tuple(
+            sorted(
+                {replace(one, address=canonical_address(one.address)) for one in desired.frontends},
+                key=lambda one: (one.address, one.protocol, one.port, one.steer),
+            )
+        ),
+    )
 
 
 def digest(desired: Desired) -> str:
@@ -67,14 +71,24 @@ def table_digest(table: Table) -> bytes:
     return found.digest()
 
 
-def fingerprint(desired: Desired, table: Callable[[Table], bytes] = table_digest) -> str:
+def identities_digest(identities: Prefixes) -> bytes:
+    """Likewise of canonical identities. No prefix holds a line's end."""
+    found = hashlib.sha256(struct.pack("<I", len(identities)))
+    found.update("\n".join([prefix for prefix, _ in identities]).encode())
+    found.update(array("I", [number for _, number in identities]))
+    return found.digest()
+
+
+def fingerprint(
+    desired: Desired,
+    table: Callable[[Table], bytes] = table_digest,
+    identities: Callable[[Prefixes], bytes] = identities_digest,
+) -> str:
     """The digest of a canonical picture. Frozen values of numbers and texts: their repr is their text."""
     tables = [(one.ingress and table(one.ingress), one.egress and table(one.egress)) for one in desired.endpoints]
     bare = tuple(replace(one, ingress=None, egress=None) for one in desired.endpoints)
-    prefixes = "\n".join([prefix for prefix, _ in desired.identities])
-    found = hashlib.sha256(repr((replace(desired, identities=(), endpoints=bare), tables, prefixes)).encode())
-    found.update(array("I", [number for _, number in desired.identities]))
-    return found.hexdigest()
+    told = (replace(desired, identities=(), endpoints=bare), tables, identities(desired.identities))
+    return hashlib.sha256(repr(told).encode()).hexdigest()
 
 
 @lru_cache(maxsize=1 << 16)
@@ -84,7 +98,8 @@ def network(prefix: str) -> str:
 
 
 @lru_cache(maxsize=1 << 16)
-def _address(address: str) -> str:
+def canonical_address(address: str) -> str:
+    """The canonical text of an address, or ValueError."""
     return str(ip_address(address))
 
 
@@ -95,7 +110,7 @@ def _settings(settings: Settings) -> Settings:
 def _endpoint(endpoint: Endpoint, table: Callable[[Table], Table]) -> Endpoint:
     return replace(
         endpoint,
-        addresses=tuple(sorted({_address(address) for address in endpoint.addresses})),
+        addresses=tuple(sorted({canonical_address(address) for address in endpoint.addresses})),
         ingress=None if endpoint.ingress is None else table(endpoint.ingress),
         egress=None if endpoint.egress is None else table(endpoint.egress),
     )

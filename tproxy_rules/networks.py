@@ -45,10 +45,10 @@ def split(identities: Iterable[tuple[str, int]]) -> dict[int, Identities]:
     prefixes: dict[int, list[tuple[str, int]]] = {4: [], 6: []}
     hosts4, hosts6 = hosts[4], hosts[6]
     for text, identity in identities:
-        if text.endswith("/128"):
-            hosts6[text[:-4]] = identity
-        elif text.endswith("/32") and ":" not in text:
+        if text.endswith("/32") and ":" not in text:  # what nearly all are
             hosts4[text[:-3]] = identity
+        elif text.endswith("/128"):
+            hosts6[text[:-4]] = identity
         elif text.endswith("/0"):
             defaults[family(text)] = identity
         else:

@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Final
 
 from tproxy_rules import nft_policy
-from tproxy_rules.desired import Desired, Endpoint, Settings, Stage
+from tproxy_rules.desired import Desired, Endpoint, Prefixes, Settings, Stage
 from tproxy_rules.marks import TABLE, Told, Way
 from tproxy_rules.networks import Identities, family, split
 from tproxy_rules.nft_policy import Asked, asked
@@ -43,9 +43,13 @@ ERRORS: Final = (
 )
 
 
-def table(desired: Desired, ask: Callable[[Stage], Asked] = asked) -> NftTable:
-    """For a canonical picture. `ask` is `asked`, or what remembers its answers."""
-    nets = split(desired.identities)
+def table(
+    desired: Desired,
+    ask: Callable[[Stage], Asked] = asked,
+    split_up: Callable[[Prefixes], Mapping[int, Identities]] = split,
+) -> NftTable:
+    """For a canonical picture. `ask` is `asked` and `split_up` is `split`, or what remembers their answers."""
+    nets = split_up(desired.identities)
     return made(
         "inet",
         TABLE,

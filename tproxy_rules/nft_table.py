@@ -47,9 +47,12 @@ class Hosts:
         return (f"{address} : {identity(number)}" for address, number in sorted(self.identities.items()))
 
     def without(self, other: Members) -> Iterable[str]:
-        theirs = other.identities if isinstance(other, Hosts) else {}
-        found = [item for item in self.identities.items() if theirs.get(item[0]) != item[1]]
-        return (f"{address} : {identity(number)}" for address, number in sorted(found))
+        theirs: Mapping[str, int] = other.identities if isinstance(other, Hosts) else {}
+        if theirs is self.identities:
+            return ()
+        changed = {address for address, _ in self.identities.items() ^ theirs.items()}
+        found = sorted(changed & self.identities.keys())
+        return (f"{address} : {identity(self.identities[address])}" for address in found)
 
 
 @dataclass(frozen=True, slots=True)

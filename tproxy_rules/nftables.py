@@ -17,8 +17,8 @@ from functools import cache
 
 from tproxy_rules import nft_bridge, nft_inet, nft_state, routes
 from tproxy_rules.backend import QUIET, Installed, KernelError
-from tproxy_rules.desired import Desired, Settings, Stage, Table
-from tproxy_rules.digest import fingerprint, table_digest
+from tproxy_rules.desired import Desired, Prefixes, Settings, Stage, Table
+from tproxy_rules.digest import fingerprint, identities_digest, table_digest
 from tproxy_rules.marks import TABLE
 from tproxy_rules.memo import Memo
 from tproxy_rules.nft_policy import Asked, asked
@@ -27,6 +27,7 @@ from tproxy_rules.nft_state import Found
 from tproxy_rules.nft_table import NftTable, alike, delta
 from tproxy_rules.nft_text import absent
 from tproxy_rules.nft_watch import Alarm, Watch, generation
+from tproxy_rules.roll import Roll
 from tproxy_rules.tool import run
 from tproxy_rules.validate import Examined, checked, examined
 
@@ -67,6 +68,8 @@ class NftablesBackend:
         self._examine: Memo[Table, Examined] = Memo(examined)
         self._digest: Memo[Table, bytes] = Memo(table_digest)
         self._ask: Memo[Stage, Asked] = Memo(asked)
+        self._identities_digest: Memo[Prefixes, bytes] = Memo(identities_digest)
+        self._roll = Roll()
 
     def check(self) -> None:
         """Nothing is changed: nft has the kernel try each transaction and drop it."""
@@ -92,8 +95,8 @@ class NftablesBackend:
         return Installed(found.picture, found.sealed and routes.intact())
 
     def apply(self, desired: Desired) -> None:
-        picture = checked(desired, self._examine)
-        wanted = fingerprint(picture, self._digest)
+        picture = checked(desired, self._examine, self._roll.examined)
+        wanted = fingerprint(picture, self._digest, self._identities_digest)
         _ = self._watch  # before the first commit
         known = self._verified()
         if known is None or known.picture == wanted or self._routed != picture.settings:
@@ -105,7 +108,7 @@ class NftablesBackend:
                 routes.tune(picture)
                 self._put(known, wanted, tables)
         self._fresh = False
-        for memo in (self._examine, self._digest, self._ask):
+        for memo in (self._examine, self._digest, self._ask, self._identities_digest):
             memo.turn()
 
     def alarm(self) -> Alarm:
@@ -127,7 +130,7 @@ class NftablesBackend:
 
     def _draw(self, picture: Desired) -> Tables:
         bridge = {"bridge": nft_bridge.table(picture)} if picture.bridges else {}
-        return {"inet": nft_inet.table(picture, self._ask), **bridge}
+        return {"inet": nft_inet.table(picture, self._ask, self._roll.split), **bridge}
 
     def _verified(self) -> _Known | None:
         """What is known, if it still holds: others commit to tables of theirs. When in doubt, the seal decides."""

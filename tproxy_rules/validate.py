@@ -7,12 +7,25 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
+from functools import lru_cache
 from ipaddress import ip_address
 from typing import Final
 
 from tproxy_rules.backend import KernelError
-from tproxy_rules.desired import MAX_TIERS, Bridge, Desired, Endpoint, Entry, Frontend, Port, Settings, Table, Verdict
-from tproxy_rules.digest import canonical, canonical_entry, network, normalise
+from tproxy_rules.desired import (
+    MAX_TIERS,
+    Bridge,
+    Desired,
+    Endpoint,
+    Entry,
+    Frontend,
+    Port,
+    Prefixes,
+    Settings,
+    Table,
+    Verdict,
+)
+from tproxy_rules.digest import canonical, canonical_address, canonical_entry, canonical_identities, network, normalise
 
 TCP: Final = 6
 ICMP: Final = frozenset({1, 58})
@@ -41,19 +54,34 @@ def examined(table: Table) -> Examined:
     return next(f"{at}: {problem}" for at, entry in _places(table) for problem in _entry(canonical_entry(entry))), table
 
 
-def checked(desired: Desired, examine: Callable[[Table], Examined] = examined) -> Desired:
+def examined_identities(identities: Prefixes) -> tuple[str, Prefixes]:
+    """The same of identities."""
+    problem = next(_identities(identities), "")
+    return (problem, identities) if problem else ("", canonical_identities(identities))
+
+
+def checked(
+    desired: Desired,
+    examine: Callable[[Table], Examined] = examined,
+    look_up: Callable[[Prefixes], tuple[str, Prefixes]] = examined_identities,
+) -> Desired:
     """The picture in canonical form, or KernelError naming the first thing in it that cannot be.
 
-    `examine` is `examined`, or what remembers its answers.
+    `examine` is `examined` and `look_up` `examined_identities`, or what remembers their answers.
     """
-    for problem in _problems(desired, examine):
+    for problem in _problems(desired, examine, look_up):
         raise KernelError(f"refused picture: {problem}")
-    return normalise(desired, lambda table: examine(table)[1])
+    return normalise(desired, lambda table: examine(table)[1], lambda identities: look_up(identities)[1])
 
 
-def _problems(desired: Desired, examine: Callable[[Table], Examined]) -> Iterator[str]:
+def _problems(
+    desired: Desired,
+    examine: Callable[[Table], Examined],
+    look_up: Callable[[Prefixes], tuple[str, Prefixes]],
+) -> Iterator[str]:
     yield from _settings(desired.settings)
-    yield from _identities(desired)
+    if problem := look_up(desired.identities)[0]:
+        yield problem
     yield from _bridges(desired.bridges)
     bridges = {bridge.name for bridge in desired.bridges}
     for endpoint in desired.endpoints:
@@ -89,22 +117,22 @@ def _settings(settings: Settings) -> Iterator[str]:
         yield f"settings.families: {settings.families!r} is not of 4 and 6"
 
 
-def _identities(desired: Desired) -> Iterator[str]:
+def _identities(identities: Prefixes) -> Iterator[str]:
     """There may be very many, and mostly nothing is wrong with any."""
     try:
-        texts = [network(prefix) for prefix, _ in desired.identities]
+        texts = [network(prefix) for prefix, _ in identities]
     except ValueError as error:
         yield f"identities: {error}"
         return
     if len(set(texts)) < len(texts):
         seen: set[str] = set()
-        for (prefix, _), text in zip(desired.identities, texts, strict=True):
+        for (prefix, _), text in zip(identities, texts, strict=True):
             if text in seen:
                 yield f"identities: {prefix} is there twice"
             seen.add(text)
-    numbers = [number for _, number in desired.identities]
+    numbers = [number for _, number in identities]
     if numbers and not 0 <= min(numbers) <= max(numbers) <= MAX_NUMBER:
-        prefix, number = next(one for one in desired.identities if not 0 <= one[1] <= MAX_NUMBER)
+        prefix, number = next(one for one in identities if not 0 <= one[1] <= MAX_NUMBER)
         yield f"identities: {number} of {prefix} is not a 32-bit number"
 
 
@@ -126,18 +154,24 @@ def _endpoint(endpoint: Endpoint, bridges: set[str], examine: Callable[[Table], 
     if not 1 <= endpoint.id <= MAX_NUMBER:
         yield "its number is not between 1 and 2^32-1"
     for address in endpoint.addresses:
-        try:
-            parsed = ip_address(address)
-        except ValueError as error:
-            yield f"addresses: {error}"
-            continue
-        if parsed.is_unspecified or parsed.is_multicast or parsed.is_loopback:
-            yield f"addresses: {address} cannot be a pod's"
+        if problem := _unfit(address):
+            yield f"addresses: {problem}"
     if endpoint.port:
         yield from _port(endpoint.port, bridges)
     for way, table in (("ingress", endpoint.ingress), ("egress", endpoint.egress)):
         if table is not None and (problem := examine(table)[0]):
             yield f"{way}.{problem}"
+
+
+@lru_cache(maxsize=1 << 12)
+def _unfit(address: str) -> str:
+    """Why it cannot be a pod's, or ""."""
+    try:
+        parsed = ip_address(address)
+    except ValueError as error:
+        return str(error)
+    nobodys = parsed.is_unspecified or parsed.is_multicast or parsed.is_loopback
+    return f"{address} cannot be a pod's" if nobodys else ""
 
 
 def _places(table: Table) -> Iterator[tuple[str, Entry]]:
@@ -183,8 +217,9 @@ def _shared(endpoints: tuple[Endpoint, ...]) -> Iterator[str]:
             yield f"endpoint {endpoint.id} is there twice"
         ids.add(endpoint.id)
         for address in endpoint.addresses:
-            if owners.setdefault(str(ip_address(address)), endpoint.id) != endpoint.id:
-                yield f"address {address} belongs to endpoints {owners[str(ip_address(address))]} and {endpoint.id}"
+            first = owners.setdefault(canonical_address(address), endpoint.id)
+            if first != endpoint.id:
+                yield f"address {address} belongs to endpoints {first} and {endpoint.id}"
         if endpoint.port and interfaces.setdefault(endpoint.port.interface, endpoint.id) != endpoint.id:
             yield f"interface {endpoint.port.interface} belongs to two endpoints, the second is {endpoint.id}"
 

@@ -1,0 +1,75 @@
+"""Who has which address, from picture to picture: there may be very many prefixes, and few of them change at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from itertools import compress, count
+from operator import is_not
+from typing import Final
+
+from tproxy_rules.desired import Prefixes
+from tproxy_rules.networks import Identities, split
+from tproxy_rules.validate import examined_identities
+
+FEW: Final = 256
+"""Prefixes between the first and the last that changed, up to which only these are looked at."""
+Nets = Mapping[int, Identities]
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """What prefixes come to: what is wrong with them, or "", and their canonical form, split where nothing is."""
+
+    given: Prefixes
+    problem: str
+    canonical: Prefixes
+    nets: Nets
+
+
+def page(given: Prefixes) -> Page:
+    problem, canonical = examined_identities(given)
+    return Page(given, problem, canonical, {} if problem else split(canonical))
+
+
+class Roll:
+    """`page` with a memory of the last one. It never changes an answer (a property test compares them)."""
+
+    def __init__(self) -> None:
+        self._last = page(())
+
+    def __call__(self, given: Prefixes) -> Page:
+        last = self._last
+        if given is not last.given and given is not last.canonical:
+            self._last = _following(last, given) or page(given)
+        return self._last
+
+    def examined(self, given: Prefixes) -> tuple[str, Prefixes]:
+        found = self(given)
+        return found.problem, found.canonical
+
+    def split(self, given: Prefixes) -> Nets:
+        return self(given).nets
+
+
+def _following(last: Page, given: Prefixes) -> Page | None:
+    """The page of prefixes between which and the last ones some hosts came and went, and nothing else; else None."""
+    before, most = last.canonical, min(len(last.canonical), len(given))
+    start = next(compress(count(), map(is_not, before, given)), most)
+    alike = next(compress(count(), map(is_not, reversed(before), reversed(given))), most)
+    end = min(alike, most - start)  # of a value that is there twice over, both ends tell
+    gone, come = before[start : len(before) - end], given[start : len(given) - end]
+    around = given[max(start - 1, 0) : len(given) - max(end - 1, 0)]
+    if last.problem or len(gone) + len(come) > FEW or examined_identities(around) != ("", around):
+        return None
+    left, joined = split(gone), split(come)
+    if any(net.ranges or net.default for nets in (left, joined) for net in nets.values()):
+        return None
+    return Page(given, "", given, {of: _moved(net, left[of], joined[of]) for of, net in last.nets.items()})
+
+
+def _moved(net: Identities, left: Identities, joined: Identities) -> Identities:
+    hosts = {**net.hosts, **joined.hosts}
+    for address in left.hosts.keys() - joined.hosts.keys():
+        del hosts[address]
+    return replace(net, hosts=hosts) if left.hosts or joined.hosts else net
