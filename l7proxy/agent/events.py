@@ -50,20 +50,23 @@ ASKED: Final = frozenset((Told.ALLOW, Told.STEER, Told.DENY, Told.NONE))
 
 
 class Judge:
-    """The answers of one picture on what the kernel saw."""
+    """The answers of one picture on what the kernel saw. `before` spares reading what is alike in another."""
 
-    def __init__(self, identities: Mapping[str, int], endpoints: Mapping[str, EndpointPolicy]) -> None:
-        self._identities = PrefixTable(identities)
+    def __init__(
+        self, identities: Mapping[str, int], endpoints: Mapping[str, EndpointPolicy], before: Judge | None = None
+    ) -> None:
+        known = before._identities if before is not None else None
+        self._identities: PrefixTable[int] = PrefixTable(identities, known)
         self._endpoints = endpoints
         self._known: dict[tuple[str, str, int, int], tuple[int, int, Judgement]] = {}
 
     @classmethod
-    def of(cls, published: Published) -> Judge:
+    def of(cls, published: Published, before: Judge) -> Judge:
         policies = published.policies
         endpoints = {
             address: policies[endpoint.id] for endpoint in published.view.endpoints for address in endpoint.addresses
         }
-        return cls(published.view.by_prefix, endpoints)
+        return cls(published.view.by_prefix, endpoints, before)
 
     def record(self, event: Event, now_ns: int) -> Connection | None:
         """The record of one event; None when the other direction's event tells the same."""
@@ -147,7 +150,7 @@ class Recorder:
 
     def published(self, published: Published) -> None:
         """From now on names and rules are those of this picture."""
-        self._judge = Judge.of(published)
+        self._judge = Judge.of(published, self._judge)
         secret = frozenset(published.pictures.workers.secret_headers)
         self._enricher = self._make(published.view.names, published.revision, secret)
         self._shaper = Shaper(self._enricher, self._uuids)

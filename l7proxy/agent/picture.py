@@ -86,14 +86,15 @@ def draw(
 
     `known` spares drawing a policy that is the same value as the last time.
     """
-    tables = (Tables() if known is None else known).of(policies)
+    known = Tables() if known is None else known
+    tables = known.of(policies)
     endpoints: list[kernel.Endpoint] = []
     for endpoint in view.endpoints:
         ingress, egress = tables[endpoint.id]
         endpoints += _cabled(endpoint.id, endpoint.addresses, wires, ingress, egress)
     desired = kernel.Desired(
         settings=settings,
-        identities=tuple(sorted(view.by_prefix.items())),
+        identities=known.prefixes(view.by_prefix),
         endpoints=tuple(sorted(endpoints, key=lambda one: (one.id, one.addresses))),
         bridges=wires.bridges,
         frontends=_frontends(view, policies) if resolve_services else (),
@@ -119,11 +120,22 @@ def draw(
 class Tables:
     """The kernel's tables of compiled policies, remembered as long as a direction is the very same value.
 
-    Replicas share theirs, and so get the same table.
+    Replicas share theirs, and so get the same table. Equal prefixes, too, are the same value as before.
     """
 
     def __init__(self) -> None:
         self._drawn: dict[int, tuple[DirectionPolicy, kernel.Table]] = {}
+        self._by_prefix: Mapping[str, int] = {}
+        self._sorted: kernel.Prefixes = ()
+
+    def prefixes(self, by_prefix: Mapping[str, int]) -> kernel.Prefixes:
+        """Sorted. What was in order before need not be sorted again."""
+        changed = {prefix for prefix, _ in self._by_prefix.items() ^ by_prefix.items()}
+        if changed:
+            kept = [pair for pair in self._sorted if pair[0] not in changed]
+            come = ((prefix, by_prefix[prefix]) for prefix in changed if prefix in by_prefix)
+            self._by_prefix, self._sorted = by_prefix, tuple(sorted([*kept, *come]))
+        return self._sorted
 
     def of(self, policies: Mapping[int, EndpointPolicy]) -> Mapping[int, Both]:
         before, self._drawn = self._drawn, {}

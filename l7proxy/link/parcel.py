@@ -28,15 +28,16 @@ def delta(before: Picture, after: Picture) -> Delta:
     known = {one.id: one for one in before.endpoints}
     changed = [one for one in after.endpoints if not _same(known.pop(one.id, None), one)]
     policies, endpoints = _pack(changed)
-    gone = before.identities.keys() - after.identities.keys()
+    moved = {prefix for prefix, _ in before.identities.items() ^ after.identities.items()}
+    come = {prefix: after.identities[prefix] for prefix in moved if prefix in after.identities}
     return Delta(
         before.revision,
         _head(after),
         policies,
         endpoints,
         tuple(sorted(known)),
-        dict(after.identities.items() - before.identities.items()),
-        tuple(sorted(gone)),
+        come,
+        tuple(sorted(moved - come.keys())),
     )
 
 

@@ -11,6 +11,8 @@ from typing import Final, Generic, TypeVar
 Address = IPv4Address | IPv6Address
 Network = IPv4Network | IPv6Network
 V = TypeVar("V")
+FEW: Final = 256
+"""Changes up to which a table is made of another: to read one prefix apart costs as much as thirty all together."""
 _OCTET: Final = r"(?:25[0-5]|2[0-4][0-9]|1[0-9][0-9]|[1-9]?[0-9])"
 _SINGLE: Final = re.compile(rf"{_OCTET}(?:\.{_OCTET}){{3}}/32")
 """One IPv4 address: what nearly all prefixes are, told without the price of a parser."""
@@ -83,14 +85,38 @@ class HostPort:
 class PrefixTable(Generic[V]):
     """Longest-prefix match: exact addresses by hash, the few real prefixes by length, longest first.
 
-    Prefixes are canonical text, `10.0.0.1/32`.
+    Prefixes are canonical text, `10.0.0.1/32`, and entries never change. What a `known` table of other entries says
+    alike is not read again.
     """
 
-    def __init__(self, entries: Mapping[str, V]) -> None:
+    def __init__(self, entries: Mapping[str, V], known: PrefixTable[V] | None = None) -> None:
+        self._entries = entries
         self._exact: dict[str, V] = {}
         self._by_length: dict[int, list[tuple[int, dict[int, V]]]] = {4: [], 6: []}
+        if known is None or not self._follow(known):
+            self._read()
+
+    def _follow(self, known: PrefixTable[V]) -> bool:
+        """Take over from another table, where single addresses are all that differs, as they mostly are."""
+        changed = {text for text, _ in known._entries.items() ^ self._entries.items()}
+        if len(changed) > FEW:
+            return False
+        addresses: dict[str, str] = {}
+        for text in changed:
+            network = ip_network(text)
+            if network.prefixlen < network.max_prefixlen:
+                return False
+            addresses[text] = str(network.network_address)
+        come = {address: self._entries[text] for text, address in addresses.items() if text in self._entries}
+        self._exact = {**known._exact, **come}
+        for address in set(addresses.values()) - come.keys():
+            del self._exact[address]
+        self._by_length = known._by_length
+        return True
+
+    def _read(self) -> None:
         found: dict[int, dict[int, dict[int, V]]] = {4: {}, 6: {}}
-        for text, value in entries.items():
+        for text, value in self._entries.items():
             if _SINGLE.fullmatch(text):
                 self._exact[text[:-3]] = value
                 continue

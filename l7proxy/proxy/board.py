@@ -77,9 +77,12 @@ class Sides:
 
 
 class Index:
-    """One picture, made ready to be asked. ValueError when it holds an address or prefix that is none."""
+    """One picture, made ready to be asked. ValueError when it holds an address or prefix that is none.
 
-    def __init__(self, picture: Picture) -> None:
+    `before` spares reading what is alike in another.
+    """
+
+    def __init__(self, picture: Picture, before: Index | None = None) -> None:
         self.picture = picture
         self.revision = picture.revision
         self.node_addresses = frozenset(picture.node_addresses)
@@ -91,7 +94,8 @@ class Index:
             deny_header=picture.deny_header,
         )
         self.problems: tuple[str, ...] = ()
-        self._identities = PrefixTable(picture.identities)
+        known = before._identities if before is not None else None
+        self._identities: PrefixTable[int] = PrefixTable(picture.identities, known)
         self._endpoints: dict[str, LocalEndpoint | None] = {}
         self._frontends = {(f.address, f.port): f for f in picture.frontends if f.protocol == TCP}
         self._sides: dict[tuple[str, str, int], Sides] = {}
@@ -196,7 +200,7 @@ class Board:
         """
         try:
             HTTP_TABLES.age()
-            index = await asyncio.to_thread(_ready, picture)
+            index = await asyncio.to_thread(_ready, picture, self.index)
         except (ValueError, TypeError) as error:
             raise LinkError(f"picture {picture.revision} cannot be used: {error}") from error
         self.index = index
@@ -207,8 +211,8 @@ class Board:
         return index.problems
 
 
-def _ready(picture: Picture) -> Index:
-    index = Index(picture)
+def _ready(picture: Picture, before: Index | None) -> Index:
+    index = Index(picture, before)
     index.make_ready()
     return index
 
