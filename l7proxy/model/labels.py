@@ -103,6 +103,9 @@ class Operator(Enum):
     EXISTS = "Exists"
     DOES_NOT_EXIST = "DoesNotExist"
 
+    __hash__ = object.__hash__
+    """Enum's own is written in Python, and selectors are looked up all the time."""
+
 
 @dataclass(frozen=True, slots=True)
 class Requirement:

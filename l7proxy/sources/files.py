@@ -145,9 +145,11 @@ def _twice(fact: Fact, first: Fact) -> SourceError:
 
 def differences(before: Mapping[Key, Fact], after: Mapping[Key, Fact]) -> list[Change]:
     """What to say to someone who knows `before`: removals first, in the order of names."""
-    gone: list[Change] = [Delete(key) for key in sorted(before.keys() - after.keys())]
-    changed = [key for key, fact in after.items() if (old := before.get(key)) is not fact and old != fact]
-    return gone + [Upsert(after[key]) for key in sorted(changed)]
+    others = [key for key, fact in after.items() if before.get(key) is not fact]
+    kept = len(after) - sum(key not in before for key in others)
+    gone = [key for key in before if key not in after] if kept < len(before) else []
+    changed = [key for key in others if before.get(key) != after[key]]
+    return [*map(Delete, sorted(gone)), *(Upsert(after[key]) for key in sorted(changed))]
 
 
 class FileSource:
