@@ -106,7 +106,7 @@ async def _agent(settings: Settings) -> None:
         link=link,
         backend=backend,
         node=settings.node,
-        look=partial(wires.look, settings.cni_results),
+        look=wires.Lookout(settings.cni_results).look,
         settings=settings.kernel,
         disclosure=settings.disclosure,
         paths=settings.paths,

@@ -8,8 +8,11 @@ spoofing.
 
 from __future__ import annotations
 
+import errno
 import json
 import re
+import socket
+import weakref
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,6 +27,9 @@ from tproxy_rules.desired import Bridge, Port
 DEFAULT_RESULTS: Final = Path("/var/lib/cni/results")
 MAX_RESULT: Final = 1 << 20
 MAIN_TABLE: Final = 254
+NETLINK_ROUTE: Final = 0
+NEWS: Final = 0x1 | 0x10 | 0x40 | 0x100 | 0x400
+"""RTMGRP_LINK, and of each family RTMGRP_…_IFADDR and RTMGRP_…_ROUTE."""
 IPVS_DUMMY: Final = "kube-ipvs0"
 """kube-proxy's IPVS mode puts every ClusterIP on this link: they are Services, not this node."""
 _NAME = re.compile(r"[A-Za-z0-9_.@-]{1,15}")
@@ -68,14 +74,56 @@ class Wires:
     problems: tuple[str, ...] = ()
 
 
-def look(results: Path = DEFAULT_RESULTS) -> Wires:
-    """The cables of this node, now. Blocks; never fails: what cannot be known is left out and told."""
-    problems: list[str] = []
+class Lookout:
+    """Looks at the cables of this node. One thread at a time; in the network namespace in which it was made.
+
+    The kernel's part is listed anew only after it has told of a change: listing takes the longer the more pods there
+    are, and every change of a policy waits for it.
+    """
+
+    def __init__(self, results: Path = DEFAULT_RESULTS) -> None:
+        self._results = results
+        self._news = _listening()
+        self._ground: Ground | None = None
+        if self._news is not None:
+            weakref.finalize(self, self._news.close)
+
+    def look(self) -> Wires:
+        """As they are now. Blocks; never fails: what cannot be known is left out and told."""
+        problems: list[str] = []
+        if self._changed() or self._ground is None:  # heard before it is listed: what comes meanwhile shows next time
+            self._ground = None
+            try:
+                self._ground = survey()
+            except (OSError, NetlinkError) as error:
+                return Wires(problems=(f"the node's links cannot be listed: {error}",))
+        return connect(read_cables(self._results, problems), self._ground, problems)
+
+    def _changed(self) -> bool:
+        """Whether the kernel told something since the last call; also when we cannot hear, or it had no room."""
+        if self._news is None:
+            return True
+        changed = False
+        while True:
+            try:
+                self._news.recv(1)  # what it was is not asked: the rest of the message is dropped
+            except BlockingIOError:
+                return changed
+            except OSError as error:
+                if error.errno != errno.ENOBUFS:
+                    return True
+            changed = True
+
+
+def _listening() -> socket.socket | None:
+    """What the kernel tells of links, addresses and routes (rtnetlink(7))."""
+    news = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_NONBLOCK, NETLINK_ROUTE)
     try:
-        ground = survey()
-    except (OSError, NetlinkError) as error:
-        return Wires(problems=(f"the node's links cannot be listed: {error}",))
-    return connect(read_cables(results, problems), ground, problems)
+        news.bind((0, NEWS))
+    except OSError:
+        news.close()
+        return None
+    return news
 
 
 def connect(cables: Iterable[Cable], ground: Ground, problems: Iterable[str] = ()) -> Wires:

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from l7proxy.agent.wires import Cable, Ground, Link, Wires, connect, look, parse_result, read_cables
+from l7proxy.agent.wires import Cable, Ground, Link, Lookout, Wires, connect, parse_result, read_cables
 from tproxy_rules.desired import Bridge, Port
 
 MAC = "0a:58:0a:00:01:05"
@@ -109,7 +109,7 @@ def test_an_interface_number_that_points_nowhere_is_harmless(index: object) -> N
 
 
 def test_no_cache_is_no_trouble(tmp_path: Path) -> None:
-    wires = look(tmp_path / "none")
+    wires = Lookout(tmp_path / "none").look()
     assert isinstance(wires, Wires)
     assert wires.problems == ()
 
@@ -129,8 +129,8 @@ def test_real_links_are_found(tmp_path: Path) -> None:
     ip route add 10.0.9.9/32 dev cali1
     ip link add kube-ipvs0 type bridge
     ip addr add 10.96.0.1/32 dev kube-ipvs0
-    exec {sys.executable} -c 'from pathlib import Path; from l7proxy.agent.wires import look
-w = look(Path("{tmp_path}"))
+    exec {sys.executable} -c 'from pathlib import Path; from l7proxy.agent.wires import Lookout
+w = Lookout(Path("{tmp_path}")).look()
 print(w.ports["10.0.1.5"].interface, w.ports["10.0.1.5"].bridge, w.ports["10.0.9.9"].interface)
 print([b.name for b in w.bridges], "10.0.1.1" in w.local_addresses, "10.96.0.1" in w.local_addresses, w.problems)'
     """
@@ -143,3 +143,48 @@ print([b.name for b in w.bridges], "10.0.1.1" in w.local_addresses, "10.96.0.1" 
     )
     assert done.stderr == ""
     assert done.stdout.splitlines() == ["veth1 cni0 cali1", "['cni0'] True False ()"]
+
+
+CHANGES = """\
+ip link add cni0 type bridge
+ip link add veth1 type veth peer name p1
+ip link set veth1 master cni0
+ip link set cni0 address 02:00:00:00:00:09
+ip link set veth1 nomaster
+ip link add cali1 type veth peer name p2
+ip link set cali1 up
+ip route add 10.0.9.9/32 dev cali1
+ip addr add 10.0.1.1/24 dev cni0
+ip addr add fd00::1/64 dev cni0 nodad
+ip -6 route add fd00:9::9/128 dev cali1
+ip route del 10.0.9.9/32 dev cali1
+ip addr del 10.0.1.1/24 dev cni0
+ip link set veth1 name veth9
+ip link set cali1 down
+ip link del cali1
+ip link del cni0"""
+
+
+@pytest.mark.sandbox
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root for a network namespace")
+def test_who_looks_again_sees_what_one_who_looks_for_the_first_time_sees(tmp_path: Path) -> None:
+    """And the kernel is not asked again as long as nothing has changed."""
+    (tmp_path / "r").write_text(json.dumps(result()))
+    script = f"""
+    import subprocess
+    from pathlib import Path
+    from l7proxy.agent.wires import Lookout
+    results = Path({str(tmp_path)!r})
+    lookout = Lookout(results)
+    before = lookout.look()
+    for change in {CHANGES.splitlines()!r}:
+        subprocess.run(change.split(), check=True)
+        seen = lookout.look()
+        assert seen == Lookout(results).look(), change
+        assert lookout.look().local_addresses is seen.local_addresses, change
+        assert seen.local_addresses is not before.local_addresses, change
+        before = seen
+    """
+    command = ["unshare", "--net", sys.executable, "-c", textwrap.dedent(script)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
