@@ -5,10 +5,11 @@ Only pure functions of frozen values are remembered here, so that a memory never
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Generic, TypeVar
 
 T = TypeVar("T")
+V = TypeVar("V")
 
 
 class Memory:
@@ -35,6 +36,23 @@ class Memory:
             return kept
         self._made[name] = (), value
         return value
+
+
+class Each(Generic[V, T]):
+    """One answer for each of many values, kept for as long as the value is among those that are asked about."""
+
+    def __init__(self, make: Callable[[V], T]) -> None:
+        self._make = make
+        self._made: dict[int, tuple[V, T]] = {}
+
+    def of(self, values: Iterable[V]) -> list[T]:
+        """By identity: what is remembered is kept alive, so that no identity is used twice."""
+        before, self._made = self._made, {}
+        return [self._one(value, before)[1] for value in values]
+
+    def _one(self, value: V, before: dict[int, tuple[V, T]]) -> tuple[V, T]:
+        known = self._made[id(value)] = before.get(id(value)) or (value, self._make(value))
+        return known
 
 
 def same(some: Sequence[object], others: Sequence[object]) -> bool:

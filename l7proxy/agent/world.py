@@ -20,7 +20,7 @@ from l7proxy.agent import audit, documents, identities
 from l7proxy.agent.documents import PolicyState
 from l7proxy.agent.frontends import frontends
 from l7proxy.agent.identity_labels import Asked, LabelFilter
-from l7proxy.agent.memory import Memory
+from l7proxy.agent.memory import Each, Memory
 from l7proxy.agent.names import Names
 from l7proxy.agent.roster import Roster, Terms
 from l7proxy.agent.secrets import Vault
@@ -121,6 +121,7 @@ class World:
         self._roster = self._new_roster()
         self._changed_pods: dict[Key, Pod | None] = {}
         self._memory = Memory()
+        self._keys = Each(_keys)
 
     def apply(self, changes: Iterable[Change]) -> None:
         for change in changes:
@@ -165,7 +166,7 @@ class World:
         """One that later changes do not touch."""
         other = copy(self)
         other._facts = {kind: dict(known) for kind, known in self._facts.items()}
-        other._sorted, other._read, other._memory = {}, dict(self._read), Memory()
+        other._sorted, other._read, other._memory, other._keys = {}, dict(self._read), Memory(), Each(_keys)
         other._roster = self._new_roster()
         other._changed_pods = {pod.key: pod for pod in self._all(Pod)}
         return other
@@ -231,7 +232,7 @@ class World:
         return self._roster
 
     def _asked(self, rules: Iterable[Rule]) -> Asked:
-        return self._memory.equal("asked keys", Asked.among(keys_of(rules), self._kept))
+        return self._memory.equal("asked keys", Asked.among(frozenset().union(*self._keys.of(rules)), self._kept))
 
     def _with_audit(self, endpoints: tuple[Endpoint, ...]) -> tuple[Endpoint, ...]:
         """An address that two pods claim is nobody's, in no namespace: it stays refused."""
@@ -419,6 +420,10 @@ class World:
         yield facts.Problem(
             "", 0, "", f"no Node and no Pod is of node {node}: nothing is enforced here (nodes: {known})"
         )
+
+
+def _keys(rule: Rule) -> frozenset[tuple[str, str]]:
+    return keys_of((rule,))
 
 
 @dataclass(frozen=True, slots=True)

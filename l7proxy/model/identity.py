@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from ipaddress import IPv4Network, IPv6Network
 from typing import Final
 
@@ -79,9 +80,15 @@ def allocate(keys: Iterable[str], *, first: int, end: int) -> dict[str, int]:
     taken: dict[int, str] = {}
     numbers: dict[str, int] = {}
     for key in sorted(set(keys)):
-        number = first + int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big") % (end - first)
+        number = first + _hash(key) % (end - first)
         while number in taken:
             number = number + 1 if number + 1 < end else first
         taken[number] = key
         numbers[key] = number
     return numbers
+
+
+@lru_cache(maxsize=1 << 14)
+def _hash(key: str) -> int:
+    """The same in every process. All keys are asked for again whenever one comes or goes."""
+    return int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big")

@@ -10,7 +10,7 @@ selectors never see them: those cannot spell the sources, and `any` leaves them 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from functools import cached_property
 from typing import Protocol
@@ -156,6 +156,14 @@ class Selector:
     """A conjunction of requirements; without any it selects everything."""
 
     requirements: tuple[Requirement, ...] = ()
+    _hash: int = field(init=False, repr=False, compare=False)
+    """Worked out once: selectors are what policies are looked up by."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_hash", hash(self.requirements))
+
+    def __hash__(self) -> int:
+        return self._hash
 
     def matches(self, labels: LabelSet) -> bool:
         return all(requirement.matches(labels) for requirement in self.requirements)
