@@ -31,8 +31,6 @@ from tproxy_rules.desired import Settings as KernelSettings
 
 log = logging.getLogger(__name__)
 
-COALESCE: Final = 0.01
-"""Seconds in which changes that come one after the other become one picture."""
 CHECK: Final = 5.0
 """Seconds between looks at the kernel: others may have removed what is ours."""
 PATIENCE: Final = 3.0
@@ -155,11 +153,13 @@ class Reconciler:
             await self.step()
 
     async def _wait(self) -> None:
-        """Until something changed, or it is time to look at cables and kernel or to try again."""
+        """Until something changed, or it is time to look at cables and kernel or to try again.
+
+        A burst of changes is two pictures: that of the first, which does not wait for the others, and theirs together.
+        """
         with suppress(TimeoutError):
             async with asyncio.timeout(self._retry or self._check_every):
                 await self._dirty.wait()
-                await asyncio.sleep(COALESCE)
         self._dirty.clear()
 
     async def step(self) -> None:

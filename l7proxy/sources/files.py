@@ -35,6 +35,8 @@ from l7proxy.sources.yaml_lines import MAX_BYTES
 SUFFIXES: Final = (".yaml", ".yml", ".json")
 QUIET: Final = 0.02
 """Seconds a file must not have changed before it is read."""
+TICK: Final = 0.001
+"""So much later we look again: clocks have ticks."""
 LOOK_AGAIN: Final = 2.0
 """Seconds between looks when nothing nudges: for file systems without inotify and links that lead elsewhere."""
 PATIENCE: Final = 100
@@ -188,9 +190,13 @@ class FileSource:
             changes = differences({}, look.facts)
             self._look, self.synced = look, True
             yield [*changes, Synced()]
+            pause = LOOK_AGAIN
             while True:
-                await nudge.wait(QUIET if unsettled else LOOK_AGAIN)
+                await nudge.wait(pause)
+                began = time.monotonic()
                 look, unsettled = await asyncio.to_thread(self._scan, nudge.watch)
+                # What was seen moving had changed before we began; looking took its time, too.
+                pause = max(began + QUIET + TICK - time.monotonic(), 0.0) if unsettled else LOOK_AGAIN
                 if _same(look, self._look):
                     continue
                 changes = differences(self._look.facts, look.facts)
@@ -199,6 +205,7 @@ class FileSource:
 
     def _scan(self, watch: Callable[[Path], None]) -> tuple[Look, bool]:
         """Look at everything; read what is new. True when some file was still moving and is to be read later."""
+        now = time.monotonic()
         found, troubles, kept = _list(self.path, watch)
         read: dict[str, ReadFile] = {
             name: version for name, version in self._read.items() if any(_below(name, folder) for folder in kept)
@@ -211,15 +218,14 @@ class FileSource:
                 moving[name] = looks + 1
             if version is not None:
                 read[name] = version
-        held = self._held(read)
+        held = self._held(read, now)
         if moving:
             read = {**self._read, **read}
         self._read, self._moving = {**held, **read}, moving
         return gather(self._read, troubles), bool(moving or held)
 
-    def _held(self, read: Mapping[str, ReadFile]) -> dict[str, ReadFile]:
+    def _held(self, read: Mapping[str, ReadFile], now: float) -> dict[str, ReadFile]:
         """Files that went away a moment ago, and with them what no other says."""
-        now = time.monotonic()
         self._gone = {name: self._gone.get(name, now) for name in self._read.keys() - read.keys()}
         fresh = {name: self._read[name] for name, since in self._gone.items() if now - since < QUIET}
         if not fresh:
