@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Final
 
 from l7proxy.model import expression
@@ -24,6 +25,8 @@ from l7proxy.policy.rules import AnyPeer, CidrPeer, EveryPeer, Peer, PortMatch, 
 from l7proxy.policy.tables import DirectionPolicy, EndpointPolicy, Entry, Stage, TierPolicy
 from l7proxy.policy.tiers import Level, Tier
 
+REMEMBERED: Final = 1 << 14
+"""References whose spellings are kept: every endpoint that a rule selects asks for the same."""
 BUILT_IN: Final = "built-in"
 """The kind of references to what no document wrote."""
 ALLOW_LOCALHOST: Final = RuleRef(BUILT_IN, "", "allow-localhost")
@@ -266,6 +269,7 @@ def _named(
             yield replace(cell, peers=peers, protocol=protocol, first=number, last=number)
 
 
+@lru_cache(maxsize=REMEMBERED)
 def _policy_ref(ref: RuleRef) -> RuleRef:
     return replace(ref, rule="", line=0)
 
@@ -273,6 +277,7 @@ def _policy_ref(ref: RuleRef) -> RuleRef:
 # Canonical order: keys spell out every field that tells two values apart.
 
 
+@lru_cache(maxsize=REMEMBERED)
 def _ref_key(ref: RuleRef) -> tuple[object, ...]:
     numbered = tuple(int(part) if part.isdecimal() else part for part in _NUMBERS.split(ref.rule))
     return (ref.kind, ref.namespace, ref.name, numbered, ref.file, ref.line)
