@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import errno
 import json
+import math
 import re
 import socket
+import time
 import weakref
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -30,6 +32,8 @@ MAIN_TABLE: Final = 254
 NETLINK_ROUTE: Final = 0
 NEWS: Final = 0x1 | 0x10 | 0x40 | 0x100 | 0x400
 """RTMGRP_LINK, and of each family RTMGRP_…_IFADDR and RTMGRP_…_ROUTE."""
+SETTLED: Final = 1.0
+"""Seconds after the kernel's last word, after which all is done that it spoke of."""
 IPVS_DUMMY: Final = "kube-ipvs0"
 """kube-proxy's IPVS mode puts every ClusterIP on this link: they are Services, not this node."""
 _NAME = re.compile(r"[A-Za-z0-9_.@-]{1,15}")
@@ -77,22 +81,27 @@ class Wires:
 class Lookout:
     """Looks at the cables of this node. One thread at a time; in the network namespace in which it was made.
 
-    The kernel's part is listed anew only after it has told of a change: listing takes the longer the more pods there
-    are, and every change of a policy waits for it.
+    The kernel's part is listed anew only after it has told of a change, and until a while has passed since: what goes
+    with a link goes after it, and not all of it is told. Listing takes the longer the more pods there are, and every
+    change of a policy waits for it.
     """
 
     def __init__(self, results: Path = DEFAULT_RESULTS) -> None:
         self._results = results
         self._news = _listening()
         self._ground: Ground | None = None
+        self._told = self._listed = -math.inf
         if self._news is not None:
             weakref.finalize(self, self._news.close)
 
     def look(self) -> Wires:
         """As they are now. Blocks; never fails: what cannot be known is left out and told."""
         problems: list[str] = []
-        if self._changed() or self._ground is None:  # heard before it is listed: what comes meanwhile shows next time
-            self._ground = None
+        now = time.monotonic()
+        if self._changed():
+            self._told = now
+        if self._ground is None or self._listed < self._told + SETTLED:
+            self._ground, self._listed = None, now
             try:
                 self._ground = survey()
             except (OSError, NetlinkError) as error:

@@ -159,6 +159,7 @@ ip addr add fd00::1/64 dev cni0 nodad
 ip -6 route add fd00:9::9/128 dev cali1
 ip route del 10.0.9.9/32 dev cali1
 ip addr del 10.0.1.1/24 dev cni0
+ip route add 10.0.9.8/32 dev cali1
 ip link set veth1 name veth9
 ip link set cali1 down
 ip link del cali1
@@ -171,19 +172,22 @@ def test_who_looks_again_sees_what_one_who_looks_for_the_first_time_sees(tmp_pat
     """And the kernel is not asked again as long as nothing has changed."""
     (tmp_path / "r").write_text(json.dumps(result()))
     script = f"""
-    import subprocess
+    import subprocess, time
     from pathlib import Path
-    from l7proxy.agent.wires import Lookout
+    from l7proxy.agent.wires import SETTLED, Lookout
     results = Path({str(tmp_path)!r})
     lookout = Lookout(results)
-    before = lookout.look()
+    subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
     for change in {CHANGES.splitlines()!r}:
         subprocess.run(change.split(), check=True)
-        seen = lookout.look()
-        assert seen == Lookout(results).look(), change
-        assert lookout.look().local_addresses is seen.local_addresses, change
-        assert seen.local_addresses is not before.local_addresses, change
-        before = seen
+        assert lookout.look() == Lookout(results).look(), change
+    subprocess.run("ip link add br0 type bridge; ip addr add 10.0.2.1/24 dev br0", shell=True, check=True)
+    lookout.look()
+    time.sleep(SETTLED)
+    before = lookout.look()
+    assert lookout.look().local_addresses is before.local_addresses  # the very same listing
+    subprocess.run("ip addr add 10.0.3.1/24 dev br0", shell=True, check=True)
+    assert lookout.look().local_addresses == before.local_addresses | {{"10.0.3.1"}}
     """
     command = ["unshare", "--net", sys.executable, "-c", textwrap.dedent(script)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
