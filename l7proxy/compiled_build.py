@@ -19,7 +19,9 @@ from typing import Any, Final
 from l7proxy import compiled
 
 MODULES: Final = (
+    "flows/pack",
     "flows/shape",
+    "flows/timestamp",
     "gate/access_log",
     "gate/actions",
     "gate/http1",

@@ -1,120 +1,132 @@
 """Flows of HTTP in waiting: a line is written only when somebody wants it, and then by filling in a shape.
 
-All requests (or all answers) between the same ends, judged alike, give flows that differ in a few things: time, uuid,
-the client's port, method, URL, protocol and, for answers, status and latency. A Shape is the line of one such flow, as
-the enricher makes it, with these cut out. Law: the line of a Shaped is the line of the flow that the enricher makes of
-its record, the uuid aside. What does not fit (headers, a query, a letter that JSON escapes) goes the enricher's way.
+All requests (or all answers) between the same ends, judged alike, of one method and protocol, give flows that differ in
+a few things: time, uuid, the client's port, URL and, for answers, status and latency. A Shape is the line of one such
+flow, as the enricher makes it, with these cut out. Law: the line of a Shaped is the line of the flow that the enricher
+makes of its record, the uuid aside. What does not fit (headers, a query, a letter that JSON escapes, a method that
+servers do not know) goes the enricher's way.
 
 uuids are of version 4 in form: random bits of this process, and a number that grows.
 """
 
 from __future__ import annotations
 
-import re
 import uuid
-from collections.abc import Callable
-from typing import Final, NamedTuple, TypeAlias
+from collections.abc import Sequence
+from typing import Final, TypeAlias
 
 import msgspec
 
 from l7proxy.errors import LinkError
 from l7proxy.flows import timestamp
-from l7proxy.flows.batch import Answered, Asked, Flows, Party
+from l7proxy.flows.batch import NO_STATUS, Flows, Party
 from l7proxy.flows.event import Enricher
 from l7proxy.flows.flow import Flow, Http, Layer4, Layer7, Lost, Ports
-from l7proxy.flows.records import Conn, HttpRequest, HttpResponse, Judgement
+from l7proxy.flows.records import HttpRequest, HttpResponse, Judgement
 
 REMEMBERED: Final = 12288
 """Shapes kept per picture, some 5 KB each; past that all are forgotten. A pod can choose the keys, and many rules
 make many shapes."""
+METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "DELETE", "CONNECT", "OPTIONS", "TRACE", "PATCH"})
+PROTOCOLS: Final = frozenset({"HTTP/1.0", "HTTP/1.1", "HTTP/2"})
+"""What has shapes: a client that makes up methods does not make shapes."""
 
-_HTTP: Final = (Asked, Answered)
-_PLAIN: Final = re.compile(r"[!$->A-\[\]-~]++ [!$->A-\[\]-~]++ [!$->A-\[\]-~]++").fullmatch
-"""`METHOD URL PROTOCOL` without what JSON escapes (\" and \\) or an enricher cuts off (after @, ? and #)."""
-_QUERY_TOO: Final = re.compile(r"[!$->A-\[\]-~]++ [!$-?A-\[\]-~]++ [!$->A-\[\]-~]++").fullmatch
+_PLAIN: Final = bytes(letter for letter in range(0x21, 0x7F) if letter not in b'"\\@?#')
+"""What an URL may have: nothing that JSON escapes (" and \\) or an enricher cuts off (after @, ? and #)."""
+_QUERY_TOO: Final = _PLAIN + b"?"
 """The same for an enricher that leaves queries in."""
 _PORT: Final = 9_007_199_254_740_881
 _STATUS: Final = 9_007_199_254_740_847
-_TIME, _UUID, _LATENCY, _METHOD, _URL, _PROTOCOL, _SUMMARY = (f"\ue000{mark}" for mark in "tunmlps")
-_IN_ASKED: Final = (_TIME, _UUID, str(_PORT), _METHOD, _URL, _PROTOCOL, _SUMMARY, _TIME)
+_TIME, _UUID, _LATENCY, _MILLISECONDS, _URL = (f"\ue000{mark}" for mark in "tulmp")
+_IN_ASKED: Final = (_TIME, _UUID, str(_PORT), _URL, _URL, _TIME)
 _IN_ANSWERED: Final = (
-    _TIME, _UUID, str(_PORT), _LATENCY, str(_STATUS), _METHOD, _URL, _PROTOCOL, _SUMMARY, _TIME,
+    _TIME, _UUID, str(_PORT), _LATENCY, str(_STATUS), _URL, str(_STATUS), _MILLISECONDS, _URL, _TIME,
 )  # fmt: skip
 """Marks of what varies, in the order in which a line has it: a private use character, numbers past any port."""
 
 
-class Shape(NamedTuple):
+class Shape:
     """The pieces of both lines between what varies, and both flows without it: their uuids are mere beginnings."""
 
-    asked: tuple[str, ...]
-    answered: tuple[str, ...]
-    request: Flow
-    response: Flow
-    server_port: int
+    __slots__ = ("answered", "asked", "method", "protocol", "request", "response", "server_port")
+
+    def __init__(
+        self,
+        asked: tuple[str, ...],
+        answered: tuple[str, ...],
+        request: Flow,
+        response: Flow,
+        server_port: int,
+        method: str,
+        protocol: str,
+    ) -> None:
+        self.asked = asked
+        self.answered = answered
+        self.request = request
+        self.response = response
+        self.server_port = server_port
+        self.method = method
+        self.protocol = protocol
 
 
 class Shaped:
-    """One record with its shape. `number` makes its uuid."""
+    """One record with its shape; `status` is NO_STATUS for a request. `number` makes its uuid."""
 
-    __slots__ = ("number", "port", "record", "shape")
+    __slots__ = ("latency_ns", "number", "port", "shape", "status", "time_ns", "url")
 
-    def __init__(self, shape: Shape, record: Asked | Answered, port: int, number: int) -> None:
+    def __init__(
+        self, shape: Shape, port: str, time_ns: int, url: str, status: int, latency_ns: int, number: int
+    ) -> None:
         self.shape = shape
-        self.record = record
         self.port = port
+        self.time_ns = time_ns
+        self.url = url
+        self.status = status
+        self.latency_ns = latency_ns
         self.number = number
 
     @property
-    def time_ns(self) -> int:
-        return self.record.time_ns
-
-    @property
     def time(self) -> str:
-        return timestamp.text(self.record.time_ns)
+        return timestamp.text(self.time_ns)
 
     def line(self) -> bytes:
         """As `Flow.line`."""
-        record = self.record
-        time, method, url, protocol = timestamp.text(record.time_ns), record.method, record.url, record.protocol
-        if isinstance(record, Asked):
-            a, b, c, d, e, f, g, h, i = self.shape.asked
-            return (
-                f"{a}{time}{b}{self.number}{c}{self.port}{d}{method}{e}{url}{f}{protocol}{g}"
-                f"{protocol} {method} {url}{h}{time}{i}"
-            ).encode()
+        return self.text().encode()
+
+    def text(self) -> str:
+        """The line before it is encoded. Hot."""
+        time, url, port = timestamp.text(self.time_ns), self.url, self.port
+        if self.status == NO_STATUS:
+            a, b, c, d, e, f, g = self.shape.asked
+            return f"{a}{time}{b}{self.number}{c}{port}{d}{url}{e}{url}{f}{time}{g}"
         a, b, c, d, e, f, g, h, i, j, k = self.shape.answered
-        latency, status = record.latency_ns, record.status
+        status, latency = str(self.status), self.latency_ns
         return (
-            f"{a}{time}{b}{self.number}{c}{self.port}{d}{latency}{e}{status}{f}{method}{g}{url}{h}{protocol}{i}"
-            f"{protocol} {status} {latency // 1_000_000}ms ({method} {url}){j}{time}{k}"
-        ).encode()
+            f"{a}{time}{b}{self.number}{c}{port}{d}{latency}{e}{status}{f}{url}"
+            f"{g}{status}{h}{latency // 1_000_000}{i}{url}{j}{time}{k}"
+        )
 
     def flow(self) -> Flow:
         """The flow that `line` is the line of."""
-        shape, record = self.shape, self.record
-        method, url, protocol = record.method, record.url, record.protocol
-        if isinstance(record, Asked):
-            model, ports = shape.request, Ports(source_port=self.port, destination_port=shape.server_port)
-            l7 = Layer7(type="REQUEST", http=Http(method=method, url=url, protocol=protocol))
-            summary = f"{protocol} {method} {url}"
+        shape, status, latency = self.shape, self.status, self.latency_ns
+        if status == NO_STATUS:
+            model, ports = shape.request, Ports(source_port=int(self.port), destination_port=shape.server_port)
+            l7, summary = _of_request(shape.method, self.url, shape.protocol)
         else:
-            latency, status = record.latency_ns, record.status
-            model, ports = shape.response, Ports(source_port=shape.server_port, destination_port=self.port)
-            http = Http(code=status, method=method, url=url, protocol=protocol)
-            l7 = Layer7(type="RESPONSE", latency_ns=str(latency), http=http)
-            summary = f"{protocol} {status} {latency // 1_000_000}ms ({method} {url})"
-        return msgspec.structs.replace(
-            model,
-            time=timestamp.text(record.time_ns),
-            uuid=f"{model.uuid}{self.number}",
-            l4=Layer4(tcp=ports),
-            l7=l7,
-            summary=summary,
-        )
+            model, ports = shape.response, Ports(source_port=shape.server_port, destination_port=int(self.port))
+            l7, summary = _of_response(
+                shape.method, self.url, shape.protocol, status, str(latency), str(latency // 1_000_000)
+            )
+        return _filled(model, timestamp.text(self.time_ns), str(self.number), ports, l7, summary)
 
 
 Item: TypeAlias = Flow | Shaped | Lost
 """What the bus carries."""
+
+
+def text(items: Sequence[Item]) -> bytes:
+    """The lines of them all, made in one go: hot in whatever writes many."""
+    return "".join([item.text() if isinstance(item, Shaped) else item.line().decode() for item in items]).encode()
 
 
 class Uuids:
@@ -126,15 +138,18 @@ class Uuids:
         self.taken = 10**11
 
 
+_Key: TypeAlias = tuple[str, int, str, int, int, int, int, str, str]
+
+
 class Shaper:
     """Makes the items of whole batches, by the names of one picture. Thrown away with it, as its enricher is."""
 
     def __init__(self, enricher: Enricher, uuids: Uuids, *, remembered: int = REMEMBERED) -> None:
         self._enricher = enricher
-        self._plain = _QUERY_TOO if enricher.query else _PLAIN
+        self._letters = _QUERY_TOO if enricher.query else _PLAIN
         self._uuids = uuids
         self._remembered = remembered
-        self._shapes: dict[tuple[str, int, str, int, int, int, int], Shape | None] = {}
+        self._shapes: dict[_Key, Shape | None] = {}
         self._judgements: dict[Judgement, int] = {}
         self._numbered = 0
 
@@ -144,23 +159,39 @@ class Shaper:
             known = [self._known(judgement) for judgement in flows.judgements]
             shapes = [self._shape(party, flows.judgements, known) for party in flows.parties]
             return self._told(flows, shapes)
-        except IndexError as error:
-            raise LinkError("a record refers to a party or a judgement that is not in its batch") from error
+        except LookupError as error:
+            raise LinkError("a record refers to what is not in its batch") from error
 
     def _told(self, flows: Flows, shapes: list[Shape | None]) -> list[Flow | Shaped]:
-        """Hot: once per record."""
+        """Hot: once per record. Most batches have nothing but plain URLs, which is seen for all of them at once."""
         made: list[Flow | Shaped] = []
-        parties, number = flows.parties, self._uuids.taken
-        for told in flows.told:
-            if isinstance(told, _HTTP):
-                shape = shapes[told.party]
-                if shape is not None and _fits(told, self._plain):
-                    number += 1
-                    made.append(Shaped(shape, told, parties[told.party].conn.source_port, number))
-                    continue
-            made.append(self._enricher.flow(flows.record(told)))
+        ports = [str(party.conn.source_port) for party in flows.parties]
+        times, parties, urls, statuses, latencies = (
+            flows.times, flows.party, flows.urls, flows.statuses, flows.latencies,
+        )  # fmt: skip
+        plain = self._plain("".join(urls))
+        special = {*flows.headers, *flows.remarks}
+        number: int = self._uuids.taken
+        for place in range(len(times)):
+            party, url, status, latency = parties[place], urls[place], statuses[place], latencies[place]
+            shape = shapes[party] if party >= 0 else None
+            if (
+                shape is None
+                or not url
+                or not (plain or self._plain(url))
+                or (status != NO_STATUS and (status <= 0 or latency <= 0))  # a zero is not written at all
+                or (special and place in special)
+            ):
+                made.append(self._enricher.flow(flows.record(place)))
+                continue
+            number += 1
+            made.append(Shaped(shape, ports[party], times[place], url, status, latency, number))
         self._uuids.taken = number
         return made
+
+    def _plain(self, letters: str) -> bool:
+        """Whether nothing in it needs more than to be filled in."""
+        return letters.isascii() and not letters.encode().translate(None, self._letters)
 
     def _known(self, judgement: Judgement) -> int:
         """Hashing a judgement is dear, and a batch has few: a number for each."""
@@ -170,9 +201,9 @@ class Shaper:
             number = self._judgements[judgement] = self._numbered
         return number
 
-    def _shape(self, party: Party, judgements: tuple[Judgement, ...], known: list[int]) -> Shape | None:
+    def _shape(self, party: Party, judgements: list[Judgement], known: list[int]) -> Shape | None:
         conn, place = party.conn, party.judgement
-        key = (
+        key: _Key = (
             conn.source,
             conn.source_identity,
             conn.destination,
@@ -180,11 +211,13 @@ class Shaper:
             conn.destination_port,
             conn.protocol,
             known[place],
+            party.method,
+            party.protocol,
         )
         try:
             return self._shapes[key]
         except KeyError:
-            shape = cut(self._enricher, self._uuids.prefix, conn, judgements[place])
+            shape = cut(self._enricher, self._uuids.prefix, party, judgements[place])
         if len(self._shapes) >= self._remembered:
             self._shapes.clear()
             self._judgements.clear()
@@ -192,36 +225,52 @@ class Shaper:
         return shape
 
 
-def _fits(record: Asked | Answered, plain: Callable[[str], object]) -> bool:
-    """Nothing in it that a shape has no place for; a latency of 0 is not written at all."""
-    if record.headers or (record.remarks if isinstance(record, Asked) else min(record.latency_ns, record.status) <= 0):
-        return False
-    return plain(f"{record.method} {record.url} {record.protocol}") is not None
-
-
-def cut(enricher: Enricher, uuids: str, conn: Conn, judgement: Judgement) -> Shape | None:
-    """The shape of what the enricher makes of requests and answers between these; None when a mark is not unique."""
-    asked = msgspec.structs.replace(enricher.flow(HttpRequest(0, conn, judgement, "", "", "")), uuid=uuids)
-    answered = msgspec.structs.replace(enricher.flow(HttpResponse(0, conn, judgement, "", "", "", 0, 0)), uuid=uuids)
-    if asked.l4 is None or asked.l4.tcp is None or not conn.source_port:
+def cut(enricher: Enricher, uuids: str, party: Party, judgement: Judgement) -> Shape | None:
+    """The shape of what the enricher makes of requests and answers of this party; None when a mark is not unique, or
+    a client chose a method that would have to be one of very many."""
+    conn, method, protocol = party.conn, party.method, party.protocol
+    if method not in METHODS or protocol not in PROTOCOLS or not conn.source_port:
         return None
-    http = Http(method=_METHOD, url=_URL, protocol=_PROTOCOL)
-    answer = Http(code=_STATUS, method=_METHOD, url=_URL, protocol=_PROTOCOL)
-    into, back = (
-        Ports(source_port=_PORT, destination_port=conn.destination_port),
-        Ports(source_port=conn.destination_port, destination_port=_PORT),
+    asked = enricher.flow(HttpRequest(0, conn, judgement, method, "", protocol))
+    answered = enricher.flow(HttpResponse(0, conn, judgement, method, "", protocol, 0, 0))
+    asked, answered = (msgspec.structs.replace(flow, uuid=uuids) for flow in (asked, answered))
+    if asked.l4 is None or asked.l4.tcp is None:
+        return None
+    there = Ports(source_port=_PORT, destination_port=conn.destination_port)
+    back = Ports(source_port=conn.destination_port, destination_port=_PORT)
+    first = _pieces(asked, there, *_of_request(method, _URL, protocol), _IN_ASKED)
+    second = _pieces(
+        answered, back, *_of_response(method, _URL, protocol, _STATUS, _LATENCY, _MILLISECONDS), _IN_ANSWERED
     )
-    first = _pieces(asked, into, Layer7(type="REQUEST", http=http), _IN_ASKED)
-    second = _pieces(answered, back, Layer7(type="RESPONSE", latency_ns=_LATENCY, http=answer), _IN_ANSWERED)
-    return Shape(first, second, asked, answered, conn.destination_port) if first and second else None
+    if not first or not second:
+        return None
+    return Shape(first, second, asked, answered, conn.destination_port, method, protocol)
 
 
-def _pieces(flow: Flow, ports: Ports, l7: Layer7, marks: tuple[str, ...]) -> tuple[str, ...]:
+def _of_request(method: str, url: str, protocol: str) -> tuple[Layer7, str]:
+    """Layer 7 of its flow, and the summary."""
+    http = Http(method=method, url=url, protocol=protocol)
+    return Layer7(type="REQUEST", http=http), f"{protocol} {method} {url}"
+
+
+def _of_response(
+    method: str, url: str, protocol: str, status: int, latency_ns: str, milliseconds: str
+) -> tuple[Layer7, str]:
+    """Likewise."""
+    http = Http(code=status, method=method, url=url, protocol=protocol)
+    layer7 = Layer7(type="RESPONSE", latency_ns=latency_ns, http=http)
+    return layer7, f"{protocol} {status} {milliseconds}ms ({method} {url})"
+
+
+def _filled(model: Flow, time: str, number: str, ports: Ports, l7: Layer7, summary: str) -> Flow:
+    return msgspec.structs.replace(
+        model, time=time, uuid=model.uuid + number, l4=Layer4(tcp=ports), l7=l7, summary=summary
+    )
+
+
+def _pieces(flow: Flow, ports: Ports, l7: Layer7, summary: str, marks: tuple[str, ...]) -> tuple[str, ...]:
     """The line of `flow` cut at the marks; nothing when a label, say, holds one."""
-    marked = msgspec.structs.replace(
-        flow, time=_TIME, uuid=flow.uuid + _UUID, l4=Layer4(tcp=ports), l7=l7, summary=_SUMMARY
-    )
-    rest = marked.line().decode()
+    rest = _filled(flow, _TIME, _UUID, ports, l7, summary).line().decode()
     if any(rest.count(mark) != marks.count(mark) for mark in marks):
         return ()
     pieces = []

@@ -5,10 +5,12 @@ from __future__ import annotations
 import re
 from calendar import timegm
 from datetime import UTC, datetime
-from functools import lru_cache
 from typing import Final
 
 SECOND: Final = 1_000_000_000
+REMEMBERED: Final = 16
+_SECONDS: Final[dict[int, str]] = {}
+"""The newest seconds and their texts, for any thread."""
 
 RFC3339: Final = re.compile(
     r"(\d{4}-\d\d-\d\d)[Tt ](\d\d:\d\d:\d\d)(?:\.(\d{1,9})\d*)?(?:[Zz]|([+-])(\d\d):?(\d\d))\Z", re.ASCII
@@ -17,12 +19,12 @@ RFC3339: Final = re.compile(
 
 def text(time_ns: int) -> str:
     """As protobuf writes it: no fraction, or 3, 6 or 9 digits of it."""
-    seconds, nanos = divmod(time_ns, SECOND)
+    seconds, nanos = time_ns // SECOND, time_ns % SECOND
+    fraction = str(SECOND + nanos)[1:]  # with its leading zeros, which a format would write more slowly
     if nanos % 1000:
-        return f"{_second(seconds)}.{nanos:09d}Z"  # nearly always: clocks tell nanoseconds
+        return f"{_second(seconds)}.{fraction}Z"  # nearly always: clocks tell nanoseconds
     if not nanos:
         return f"{_second(seconds)}Z"
-    fraction = f"{nanos:09d}"
     while fraction.endswith("000"):
         fraction = fraction[:-3]
     return f"{_second(seconds)}.{fraction}Z"
@@ -39,7 +41,11 @@ def parse(value: str) -> int:
     return (timegm(moment.timetuple()) - offset) * SECOND + int((fraction or "").ljust(9, "0"))
 
 
-@lru_cache(maxsize=16)
 def _second(seconds: int) -> str:
     """Flows come in bursts: the part down to the second is the same for many of them."""
-    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%S")
+    known = _SECONDS.get(seconds)
+    if known is None:
+        if len(_SECONDS) >= REMEMBERED:
+            _SECONDS.clear()
+        known = _SECONDS[seconds] = datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%S")
+    return known

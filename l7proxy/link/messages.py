@@ -15,7 +15,7 @@ from l7proxy.model.endpoint import Frontend
 from l7proxy.policy.tables import DirectionPolicy, EndpointPolicy
 from l7proxy.wire.path import PathRules
 
-PROTOCOL_VERSION: Final = 3
+PROTOCOL_VERSION: Final = 4
 MAX_FRAME: Final = 256 << 20
 """Bytes. A picture of 1 000 endpoints and 10 000 rules is some tens of MB."""
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 import asyncio
 from typing import Final
 
-from l7proxy.flows.batch import Flows, pack
+from l7proxy.flows.batch import Flows
+from l7proxy.flows.pack import pack
 from l7proxy.flows.records import Record
 
 BATCH: Final = 128

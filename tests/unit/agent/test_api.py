@@ -15,8 +15,8 @@ from l7proxy.agent import api
 from l7proxy.agent.api import AgentApi
 from l7proxy.agent.events import Recorder
 from l7proxy.errors import ConfigError
-from l7proxy.flows.batch import pack
 from l7proxy.flows.bus import Ring
+from l7proxy.flows.pack import pack
 from l7proxy.flows.records import Conn, HttpRequest, Judgement
 from l7proxy.model.verdict import Direction, Verdict
 

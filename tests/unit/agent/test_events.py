@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from l7proxy.agent.events import Judge, Recorder
-from l7proxy.flows.batch import pack
 from l7proxy.flows.bus import Ring
 from l7proxy.flows.flow import Flow, Lost
+from l7proxy.flows.pack import pack
 from l7proxy.flows.records import Conn, HttpRequest, Judgement
 from l7proxy.flows.shape import Shaped
 from l7proxy.model.ref import RuleRef

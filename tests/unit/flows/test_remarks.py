@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from l7proxy.agent.names import Names
-from l7proxy.flows.batch import pack
 from l7proxy.flows.event import Enricher
 from l7proxy.flows.flow import Flow
+from l7proxy.flows.pack import pack
 from l7proxy.flows.records import Conn, HttpRequest, HttpResponse, Judgement
 from l7proxy.flows.shape import Shaped, Shaper, Uuids
 from l7proxy.model.verdict import Direction, Verdict

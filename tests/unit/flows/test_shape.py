@@ -7,17 +7,19 @@ import uuid
 from collections.abc import Sequence
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from l7proxy.errors import LinkError
-from l7proxy.flows.batch import Answered, Asked, Flows, Party, pack
+from l7proxy.flows.batch import Flows, Party
 from l7proxy.flows.bus import Ring
 from l7proxy.flows.event import Enricher
 from l7proxy.flows.flow import Flow
+from l7proxy.flows.pack import pack
 from l7proxy.flows.records import Conn, Connection, HttpRequest, HttpResponse, Judgement, Malformed, Record
-from l7proxy.flows.shape import Shaped, Shaper, Uuids
+from l7proxy.flows.shape import Shaped, Shaper, Uuids, text
 from l7proxy.model.endpoint import Workload
 from l7proxy.model.ref import RuleRef
 from l7proxy.model.verdict import Direction, DropReason, Verdict
@@ -117,6 +119,7 @@ def test_the_quick_line_is_the_enrichers_line(records: list[Record], query: bool
         if isinstance(item, Shaped):
             assert item.flow().line() == line
             assert (item.time_ns, item.time) == (record.time_ns, item.flow().time)
+    assert text(items) == b"".join(item.line() for item in items)
 
 
 @given(st.lists(RECORDS, max_size=20), st.integers(0, 5))
@@ -124,6 +127,7 @@ def test_a_batch_is_its_records(records: list[Record], lost: int) -> None:
     packed = pack(records, lost)
     assert packed.records() == records
     assert packed.lost == lost
+    assert msgspec.msgpack.decode(msgspec.msgpack.encode(packed), type=Flows) == packed
 
 
 CONN = Conn("10.0.0.10", 40000, "10.0.0.20", 80, 1, 2)
@@ -136,7 +140,7 @@ def asked(number: int, conn: Conn = CONN, judgement: Judgement = ALLOWED) -> Htt
 
 def test_what_is_shared_is_sent_once() -> None:
     packed = pack([asked(number) for number in range(9)])
-    assert (len(packed.parties), len(packed.judgements), len(packed.told)) == (1, 1, 9)
+    assert (len(packed.parties), len(packed.judgements), len(packed.times)) == (1, 1, 9)
 
 
 def test_plain_records_take_the_quick_way_and_have_uuids_of_their_own() -> None:
@@ -178,12 +182,16 @@ def test_forgotten_shapes_are_not_mixed_up() -> None:
         assert names == [judgement.ingress.name for judgement in order if judgement.ingress]
 
 
+PARTY = Party(CONN, 0, "GET", "HTTP/1.1")
+
+
 @pytest.mark.parametrize(
     "flows",
     [
-        pytest.param(Flows((), (), (Asked(1, 0, "GET", "http://a/", "HTTP/1.1"),)), id="no such party"),
+        pytest.param(Flows([], [], [1], [0], ["http://a/"], [-1], [0]), id="no such party"),
+        pytest.param(Flows([], [], [1], [-1], [""], [-1], [0]), id="no such whole record"),
         pytest.param(
-            Flows((Party(CONN, 4),), (ALLOWED,), (Answered(1, 0, "GET", "http://a/", "HTTP/1.1", 200, 1),)),
+            Flows([Party(CONN, 4, "GET", "HTTP/1.1")], [ALLOWED], [1], [0], ["http://a/"], [200], [1]),
             id="no such judgement",
         ),
     ],
@@ -191,6 +199,18 @@ def test_forgotten_shapes_are_not_mixed_up() -> None:
 def test_a_batch_that_refers_to_nothing_is_refused(flows: Flows) -> None:
     with pytest.raises(LinkError, match="not in its batch"):
         Shaper(enricher(), Uuids()).items(flows)
+
+
+def test_columns_of_different_length_are_no_batch() -> None:
+    with pytest.raises(ValueError, match="differ in length"):
+        Flows([PARTY], [ALLOWED], [1, 2], [0], ["http://a/"], [200], [1])
+
+
+@pytest.mark.parametrize("method", ["BREW", "get", "X-1"])
+def test_methods_that_a_client_makes_up_make_no_shapes(method: str) -> None:
+    made = Shaper(enricher(), Uuids()).items(pack([HttpRequest(1, CONN, ALLOWED, method, "http://a/", "HTTP/1.1")]))
+    assert [type(item) for item in made] == [Flow]
+    assert json.loads(made[0].line())["flow"]["l7"]["http"]["method"] == method
 
 
 @given(st.sampled_from([1, 3, 7]), st.lists(st.integers(0, 20), max_size=8))

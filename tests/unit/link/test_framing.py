@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from l7proxy.errors import LinkError
-from l7proxy.flows.batch import pack
+from l7proxy.flows.pack import pack
 from l7proxy.flows.records import Conn, Connection, HttpResponse, Judgement
 from l7proxy.link import framing, parcel
 from l7proxy.link.messages import Applied, FromWorker, Hello, Load, LocalEndpoint, Picture
@@ -87,6 +87,11 @@ def test_byte_by_byte_a_picture_arrives_whole() -> None:
     assert isinstance(heard[0].endpoints[0].policy.ingress, DirectionPolicy)
 
 
+COLUMNS = ("parties", "judgements", "times", "party", "urls", "statuses", "latencies")
+UNEVEN: dict[str, object] = {"type": "flows", **{column: [] for column in COLUMNS}, "times": [1]}
+BEHIND = {"parties": [[msgspec.to_builtins(CONN), -1, "GET", "HTTP/1.1"]]}
+
+
 def frame(body: bytes) -> bytes:
     return struct.pack(">I", len(body)) + body
 
@@ -106,6 +111,8 @@ def frame(body: bytes) -> bytes:
             "version",
             id="wrong type",
         ),
+        pytest.param(frame(msgspec.msgpack.encode(UNEVEN)), "differ in length", id="columns of different length"),
+        pytest.param(frame(msgspec.msgpack.encode(UNEVEN | BEHIND)), ">= 0", id="a place before the first"),
         pytest.param(frame(b"\x91" * 100_000), "no message", id="deeply nested"),
         pytest.param(frame(b"\x84\xa4type\xa5hello\xa7version\xa1\xff"), "no message", id="broken text"),
     ],

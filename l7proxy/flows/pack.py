@@ -1,0 +1,117 @@
+"""Records into a batch: what a worker does for each of them before it is sent, so it is compiled.
+
+Sharing is by identity: two equal judgements that are two objects cost bytes, nothing else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from msgspec.structs import astuple
+
+from l7proxy.flows.batch import NO_STATUS, WHOLE, Flows, Party
+from l7proxy.flows.records import Conn, Connection, HttpRequest, HttpResponse, Judgement, Malformed, Record
+
+
+def pack(records: Sequence[Record], lost: int = 0) -> Flows:
+    """`lost` is that of the batch."""
+    batch = _Batch()
+    for place, record in enumerate(records):
+        batch.add(place, record)
+    return batch.flows(lost)
+
+
+class _Last:
+    """What the last record of a connection said."""
+
+    __slots__ = ("judgement", "method", "place", "protocol")
+
+    def __init__(self, judgement: Judgement, method: str, protocol: str, place: int) -> None:
+        self.judgement = judgement
+        self.method = method
+        self.protocol = protocol
+        self.place = place
+
+
+class _Batch:
+    """One in the making."""
+
+    def __init__(self) -> None:
+        self._parties: list[Party] = []
+        self._judgements: list[Judgement] = []
+        self._last: dict[int, _Last] = {}  # by ids, as below: alive as long as the records are
+        self._party_places: dict[tuple[int, int, str, str], int] = {}
+        self._judgement_places: dict[int, int] = {}
+        self._times: list[int] = []
+        self._party: list[int] = []
+        self._urls: list[str] = []
+        self._statuses: list[int] = []
+        self._latencies: list[int] = []
+        self._headers: dict[int, tuple[tuple[str, str], ...]] = {}
+        self._remarks: dict[int, tuple[str, ...]] = {}
+        self._whole: dict[int, Connection | Malformed] = {}
+
+    def flows(self, lost: int) -> Flows:
+        return Flows(
+            self._parties,
+            self._judgements,
+            self._times,
+            self._party,
+            self._urls,
+            self._statuses,
+            self._latencies,
+            self._headers,
+            self._remarks,
+            self._whole,
+            lost,
+        )
+
+    def add(self, place: int, record: Record) -> None:
+        """Hot. Types are compared, and fields taken all at once, because isinstance() and each field of a struct cost
+        a search."""
+        if type(record) is HttpRequest:
+            time_ns, conn, judgement, method, url, protocol, headers, remarks = astuple(record)
+            if remarks:
+                self._remarks[place] = remarks
+            status, latency_ns = NO_STATUS, 0
+        elif type(record) is HttpResponse:
+            time_ns, conn, judgement, method, url, protocol, status, latency_ns, headers = astuple(record)
+        else:
+            assert isinstance(record, (Connection, Malformed))
+            self._whole[place] = record
+            self._append(record.time_ns, WHOLE, "", NO_STATUS, 0)
+            return
+        if headers:
+            self._headers[place] = headers
+        self._append(time_ns, self._place(conn, judgement, method, protocol), url, status, latency_ns)
+
+    def _append(self, time_ns: int, party: int, url: str, status: int, latency_ns: int) -> None:
+        self._times.append(time_ns)
+        self._party.append(party)
+        self._urls.append(url)
+        self._statuses.append(status)
+        self._latencies.append(latency_ns)
+
+    def _place(self, conn: Conn, judgement: Judgement, method: str, protocol: str) -> int:
+        """Nearly always the party of the connection's last record."""
+        last = self._last.get(id(conn))
+        if last is not None and last.judgement is judgement and last.method == method and last.protocol == protocol:
+            return last.place
+        place = self._party_place(conn, judgement, method, protocol)
+        self._last[id(conn)] = _Last(judgement, method, protocol, place)
+        return place
+
+    def _party_place(self, conn: Conn, judgement: Judgement, method: str, protocol: str) -> int:
+        key = (id(conn), id(judgement), method, protocol)
+        place = self._party_places.get(key)
+        if place is None:
+            place = self._party_places[key] = len(self._parties)
+            self._parties.append(Party(conn, self._judgement_place(judgement), method, protocol))
+        return place
+
+    def _judgement_place(self, judgement: Judgement) -> int:
+        place = self._judgement_places.get(id(judgement))
+        if place is None:
+            place = self._judgement_places[id(judgement)] = len(self._judgements)
+            self._judgements.append(judgement)
+        return place
