@@ -1,4 +1,5 @@
-"""CPU µs of a worker per request that has a connection of its own: connect, GET, answer, close. No agent, no kernel rules.
+"""CPU µs of a worker per request that has a connection of its own: connect, GET, answer, close. No agent, no
+kernel rules.
 
 The worker's serving half runs in this process on uvloop, its connections upstream bound and marked as with TPROXY;
 client and server are processes of their own. `valgrind --tool=callgrind` counts this one alone: the difference of two
@@ -83,28 +84,26 @@ async def bench(rounds: int) -> None:
     with socket.create_server((SERVER, 0), backlog=4096) as upstream:
         server = context.Process(target=serve, args=(upstream,), daemon=True)
         server.start()
-        async with asyncio.TaskGroup() as tasks:
-            around = Surroundings(
-                board=Board(),
-                steering=Steered(HostPort(*upstream.getsockname())),
-                wheel=Wheel(asyncio.get_running_loop().time()),
-                records=outbox.put,
-                tasks=tasks,
-                now_ns=time.time_ns,
-            )
-            proxy = ProxyServer(around, around.steering.listen())
-            assert not await proxy.publish(picture())
-            client = context.Process(target=ask, args=((proxy.addresses[0].address, proxy.addresses[0].port), rounds))
-            client.start()
-            gc.set_threshold(*GC_THRESHOLDS)
-            gc.freeze()
-            before = resource.getrusage(resource.RUSAGE_SELF)
-            while client.is_alive():
-                await asyncio.sleep(0.2)
-                while (flows := outbox.take()) is not None:
-                    framing.encode(flows)
-            after = resource.getrusage(resource.RUSAGE_SELF)
-            await proxy.drain(1)
+        around = Surroundings(
+            board=Board(),
+            steering=Steered(HostPort(*upstream.getsockname())),
+            wheel=Wheel(asyncio.get_running_loop().time()),
+            records=outbox.put,
+            now_ns=time.time_ns,
+        )
+        proxy = ProxyServer(around, around.steering.listen())
+        assert not await proxy.publish(picture())
+        client = context.Process(target=ask, args=((proxy.addresses[0].address, proxy.addresses[0].port), rounds))
+        client.start()
+        gc.set_threshold(*GC_THRESHOLDS)
+        gc.freeze()
+        before = resource.getrusage(resource.RUSAGE_SELF)
+        while client.is_alive():
+            await asyncio.sleep(0.2)
+            while (flows := outbox.take()) is not None:
+                framing.encode(flows)
+        after = resource.getrusage(resource.RUSAGE_SELF)
+        await proxy.drain(1)
         server.terminate()
     assert client.exitcode == 0 and around.counts.requests == rounds * CONNECTIONS
     assert around.counts.errors == around.counts.denied == 0

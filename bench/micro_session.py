@@ -1,6 +1,6 @@
 """µs of a worker's own work per request, from a leg's data_received to the frames for the agent: no socket, no kernel.
 
-Everything is the real thing (session, gate, policy, outbox, frames) but the two transports, which only count. Compare
+Everything is the real thing (session, gate, policy, outbox, frames) but the two sockets, which only count. Compare
 with bench/micro_worker.py, which has uvloop and the kernel in it. What the parts cost is in the other lines.
 
 Run: .venv/bin/python -m bench.micro_session [ROUNDS]
@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import asyncio
 import platform
+import socket
 import sys
 import time
 from collections.abc import Callable
-from typing import Any, cast
+from typing import TYPE_CHECKING, cast
 
 from bench.micro_http1 import request, response
 from bench.micro_worker import CLIENT, SERVER, picture
@@ -27,42 +28,37 @@ from l7proxy.proxy.server.steering import Plain
 from l7proxy.proxy.server.surroundings import Surroundings
 from l7proxy.proxy.wheel import Wheel
 
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer as Buffer
+
 REQUESTS = 2048
 CONNECTIONS = 16
 
 
-class Wire:
-    """A transport that takes everything at once."""
+class Wire(socket.socket):
+    """A socket that takes everything at once, and is never ready for more."""
 
-    def __init__(self, peer: str, port: int) -> None:
-        self.names = {"peername": (peer, port), "sockname": ("127.0.0.1", 15001), "socket": None}
+    def __init__(self) -> None:
+        mine, self.other = socket.socketpair()
+        super().__init__(fileno=mine.detach())
         self.sent = 0
 
-    def get_extra_info(self, name: str) -> Any:
-        return self.names[name]
-
-    def set_write_buffer_limits(self, high: int, low: int) -> None:
-        """Never full."""
-
-    def write(self, data: bytes) -> None:
+    def send(self, data: Buffer, flags: int = 0, /) -> int:
         self.sent += 1
+        return len(cast(bytes, data))
 
-    def is_closing(self) -> bool:
-        return False
-
-    def get_write_buffer_size(self) -> int:
-        return 0
+    def getsockname(self) -> tuple[str, int]:
+        return "127.0.0.1", 15001
 
 
-async def opened(around: Surroundings, port: int, first: bytes) -> Session:
-    """A session whose server is reached, without a socket: its connect is given up and its leg is handed a Wire."""
-    session = Session(around)
-    session.protocol.connection_made(cast(asyncio.Transport, Wire(CLIENT, port)))
+def opened(around: Surroundings, port: int, first: bytes) -> tuple[Session, Wire, Wire]:
+    """A session whose server is reached, without a connection: its dial is given up and it is handed a Wire."""
+    session, client, server = Session(around), Wire(), Wire()
+    session.accepted(client, HostPort(CLIENT, port))
     session._client.data_received(first)
-    await asyncio.sleep(0)
     session._stop_connecting()
-    session._server.connection_made(cast(asyncio.Transport, Wire(SERVER, 80)))
-    return session
+    session.reached(server)
+    return session, client, server
 
 
 def measure(name: str, run: Callable[[], object], rounds: int) -> None:
@@ -80,34 +76,31 @@ async def bench(rounds: int) -> None:
     outbox = Outbox()
     gets = [request(number) for number in range(REQUESTS)]
     answers = [response(number) for number in range(REQUESTS)]
-    async with asyncio.TaskGroup() as tasks:
-        around = Surroundings(
-            board=Board(),
-            steering=Plain(HostPort("127.0.0.1", 0), HostPort(SERVER, 80)),
-            wheel=Wheel(loop.time()),
-            records=outbox.put,
-            tasks=tasks,
-            now_ns=time.time_ns,
-        )
-        assert not await around.board.publish(picture())
-        sessions = [await opened(around, 40000 + number, gets[0]) for number in range(CONNECTIONS)]
-        for session in sessions:
-            session._server.data_received(answers[0])
-        legs = [(session._client, session._server) for session in sessions]
-        work = [(*legs[number % CONNECTIONS], *pair) for number, pair in enumerate(zip(gets, answers, strict=True))]
+    around = Surroundings(
+        board=Board(),
+        steering=Plain(HostPort("127.0.0.1", 0), HostPort(SERVER, 80)),
+        wheel=Wheel(loop.time()),
+        records=outbox.put,
+        now_ns=time.time_ns,
+    )
+    assert not await around.board.publish(picture())
+    opens = [opened(around, 40000 + number, gets[0]) for number in range(CONNECTIONS)]
+    sessions = [session for session, _, _ in opens]
+    for session in sessions:
+        session._server.data_received(answers[0])
+    legs = [(session._client, session._server) for session in sessions]
+    work = [(*legs[number % CONNECTIONS], *pair) for number, pair in enumerate(zip(gets, answers, strict=True))]
 
-        def exchanges() -> None:
-            for client, server, asked, answer in work:
-                client.data_received(asked)
-                server.data_received(answer)
-            while (flows := outbox.take()) is not None:
-                framing.encode(flows)
+    def exchanges() -> None:
+        for client, server, asked, answer in work:
+            client.data_received(asked)
+            server.data_received(answer)
+        while (flows := outbox.take()) is not None:
+            framing.encode(flows)
 
-        measure("session: GET and answer, records framed", exchanges, rounds)
-        assert around.counts.errors == 0 and around.counts.denied == 0
-        assert all(
-            cast(Any, client.transport).sent > 1 and cast(Any, server.transport).sent > 1 for client, server in legs
-        )
+    measure("session: GET and answer, records framed", exchanges, rounds)
+    assert around.counts.errors == 0 and around.counts.denied == 0
+    assert all(client.sent > 1 and server.sent > 1 for _, client, server in opens)
 
 
 if __name__ == "__main__":

@@ -46,20 +46,18 @@ PICTURE = Picture(
 
 async def proxy(limit: int) -> None:
     """Serve for ever; the port goes to stdout."""
-    async with asyncio.TaskGroup() as tasks:
-        around = Surroundings(
-            board=Board(),
-            steering=Plain(HostPort("127.0.0.1", 0), HostPort(SERVER, BULK)),
-            wheel=Wheel(0.0),
-            records=lambda record: None,
-            tasks=tasks,
-            now_ns=lambda: 0,
-            pipes=Pipes(limit),
-        )
-        server = ProxyServer(around, around.steering.listen())
-        await server.publish(PICTURE)
-        print(server.addresses[0].port, flush=True)
-        await server.tick()
+    around = Surroundings(
+        board=Board(),
+        steering=Plain(HostPort("127.0.0.1", 0), HostPort(SERVER, BULK)),
+        wheel=Wheel(0.0),
+        records=lambda record: None,
+        now_ns=lambda: 0,
+        pipes=Pipes(limit),
+    )
+    server = ProxyServer(around, around.steering.listen())
+    await server.publish(PICTURE)
+    print(server.addresses[0].port, flush=True)
+    await server.tick()
 
 
 @contextlib.contextmanager

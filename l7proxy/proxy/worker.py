@@ -92,7 +92,6 @@ async def _serve(settings: WorkerSettings, steering: Steering, bound: Sequence[s
             steering=steering,
             wheel=Wheel(asyncio.get_running_loop().time()),
             records=outbox.put,
-            tasks=tasks,
             now_ns=time.time_ns,
             timeouts=settings.timeouts,
             limit=limit,

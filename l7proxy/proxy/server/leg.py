@@ -1,23 +1,28 @@
-"""One TCP connection of a session, seen from our side: what the loop tells is passed on, what it needs is remembered.
+"""One TCP connection of a session: its socket, what is still to be sent, and who holds up its reading.
 
 A leg knows no gate. Reading stops while anybody holds it (the gate, a full buffer on the other leg, a connection in
-the making, a splice) and goes on when the last one lets go.
+the making, a splice) and goes on when the last one lets go. It is told what the kernel can do by the worker's poller;
+the loop's own transports would cost a short connection more than all else that it needs.
 """
 
 from __future__ import annotations
 
 import asyncio
+import socket
+import struct
 from collections.abc import Callable
 from contextlib import suppress
 from enum import IntFlag
-from typing import Final, Protocol, cast
+from typing import Final, Protocol
 
-from l7proxy.model.net import HostPort, canonical
-from l7proxy.proxy.server.upstream import reset_on_close
+from l7proxy.proxy.server.poller import BROKEN, IN, OUT, Poller
 
 HIGH_WATER: Final = 256 << 10
 LOW_WATER: Final = 64 << 10
 """Bytes not yet taken by the kernel, per leg."""
+READ: Final = 64 << 10
+"""Bytes per read. From 128 KiB on, malloc would map memory anew for each (mallopt(3), M_MMAP_THRESHOLD)."""
+_NO_LINGER: Final = struct.pack("ii", 1, 0)
 
 
 class Hold(IntFlag):
@@ -33,7 +38,6 @@ class Hold(IntFlag):
 class Party(Protocol):
     """The session, as a leg sees it. None of these may raise."""
 
-    def opened(self, leg: Leg) -> None: ...
     def finished(self, leg: Leg) -> None:
         """The other end sends no more."""
 
@@ -47,9 +51,6 @@ class Party(Protocol):
 class _Nobody:
     """The party of a leg that has parted from its session."""
 
-    def opened(self, leg: Leg) -> None:
-        leg.reset()
-
     def finished(self, leg: Leg) -> None: ...
     def lost(self, leg: Leg, error: Exception | None) -> None: ...
     def crowded(self, leg: Leg, *, full: bool) -> None: ...
@@ -61,112 +62,201 @@ NOBODY: Final[Party] = _Nobody()
 def _unheard(data: bytes) -> None: ...
 
 
-class Leg(asyncio.Protocol):
-    """Client's or server's; `gone` once the loop has closed it."""
-
-    __slots__ = ("_holds", "_party", "closing", "data_received", "eof", "gone", "transport", "write")
-    closing: Callable[[], bool]
-    write: Callable[[bytes], None]
-    """The transport's own, from connection_made on: one call less per read. See `usable`."""
+class Leg:
+    """Client's or server's. `made` once it has a socket, `gone` once that is closed."""
 
     def __init__(self, party: Party, received: Callable[[bytes], None]) -> None:
         """`received` is told of bytes, and must not raise."""
         self._party = party
-        self.data_received = received  # type: ignore[assignment]
+        self.data_received = received
+        self.write: Callable[[bytes], None] = self._write
+        """To be called while `closing` says no."""
         self._holds = 0
-        self.transport: asyncio.Transport | None = None
+        self._unsent = bytearray()
+        self._full = False
+        self._closing = False
+        self._losing = False
+        self._finishing = False
+        self._events = 0
+        self.made = False
         self.eof = False
         self.gone = False
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self.transport = made = cast(asyncio.Transport, transport)  # uvloop's does not inherit from it
-        self.write, self.closing = made.write, made.is_closing
-        made.set_write_buffer_limits(HIGH_WATER, LOW_WATER)
-        if self._holds:
-            made.pause_reading()
-        self._party.opened(self)
+    def open(self, sock: socket.socket, poller: Poller) -> None:
+        """Take a connected, non-blocking socket over. OSError: it cannot be watched."""
+        self._sock, self._poller = sock, poller
+        self.descriptor = sock.fileno()
+        self.made = True
+        self._events = 0 if self._holds else IN
+        poller.watch(self.descriptor, self._events, self)
 
-    def eof_received(self) -> bool:
+    # ---- what the poller tells ----
+
+    def ready(self, events: int) -> None:
+        if self._events & IN and events & (IN | BROKEN):
+            self._read()
+        if self._unsent and events & (OUT | BROKEN):
+            self._flush()
+
+    def _read(self) -> None:
+        try:
+            data = self._sock.recv(READ)
+        except BlockingIOError:
+            return
+        except OSError as error:
+            self._fail(error)
+            return
+        if data:
+            self.data_received(data)
+            return
         if not self.eof:  # told again after a pause
             self.eof = True
             self._party.finished(self)
-        return True  # keep our direction open: who closes is decided elsewhere
+        self._watch()  # our direction stays open: who closes is decided elsewhere
 
-    def connection_lost(self, exc: Exception | None) -> None:
-        self.gone = True
-        self._party.lost(self, exc)
+    def _flush(self) -> None:
+        if self._losing:
+            return
+        try:
+            sent = self._sock.send(self._unsent)
+        except BlockingIOError:
+            return
+        except OSError as error:
+            self._fail(error)
+            return
+        del self._unsent[:sent]
+        if self._full and len(self._unsent) <= LOW_WATER:
+            self._full = False
+            self._party.crowded(self, full=False)
+        if not self._unsent:
+            self._sent_all()
 
-    def pause_writing(self) -> None:
-        self._party.crowded(self, full=True)
+    def _sent_all(self) -> None:
+        if self._closing:
+            self._lose(None)
+            return
+        self._watch()
+        if self._finishing:
+            self._shut()
 
-    def resume_writing(self) -> None:
-        self._party.crowded(self, full=False)
+    # ---- what the session asks for ----
+
+    def _write(self, data: bytes) -> None:
+        if self._finishing:
+            raise RuntimeError("written to after its end")
+        if self._closing or not data:
+            return
+        if not self._unsent:
+            try:
+                sent = self._sock.send(data)
+            except BlockingIOError:
+                sent = 0
+            except OSError as error:
+                self._fail(error)
+                return
+            if sent == len(data):
+                return
+            data = data[sent:]
+        self._unsent += data
+        self._watch()
+        if not self._full and len(self._unsent) > HIGH_WATER:
+            self._full = True
+            self._party.crowded(self, full=True)
+
+    def closing(self) -> bool:
+        return self._closing
 
     @property
     def usable(self) -> bool:
         """Made, and neither lost nor being closed."""
-        return self.transport is not None and not self.transport.is_closing()
+        return self.made and not self._closing
 
     @property
     def unsent(self) -> int:
-        return self.transport.get_write_buffer_size() if self.transport is not None and not self.gone else 0
-
-    @property
-    def descriptor(self) -> int:
-        """Of its socket; the transport's to close."""
-        assert self.transport is not None
-        number: int = self.transport.get_extra_info("socket").fileno()
-        return number
+        return len(self._unsent)
 
     def hold(self, hold: Hold) -> None:
         """Stop reading, on behalf of `hold`."""
-        if not self._holds and self.usable:
-            assert self.transport is not None
-            self.transport.pause_reading()
         self._holds |= hold
+        self._watch()
 
     def release(self, hold: Hold) -> None:
-        if not self._holds:
-            return
-        self._holds &= ~hold
-        if not self._holds and self.usable:
-            assert self.transport is not None
-            self.transport.resume_reading()
+        if self._holds:
+            self._holds &= ~hold
+            self._watch()
 
     def finish(self) -> None:
         """FIN after what was written."""
-        if self.usable:
-            assert self.transport is not None
-            with suppress(OSError):  # reset meanwhile: connection_lost is on its way
-                self.transport.write_eof()
+        if self.usable and not self._finishing:
+            self._finishing = True
+            if not self._unsent:
+                self._shut()
 
     def close(self) -> None:
         """Close both directions after what was written has gone out."""
-        if self.transport is not None:
-            self.transport.close()
+        if not self.usable:
+            return
+        self._closing = True
+        if self._unsent:
+            self._watch()
+        else:
+            self._lose(None)
 
     def reset(self) -> None:
         """RST, now. What was written and not yet sent is lost."""
-        if self.transport is not None and not self.gone:
-            reset_on_close(self.transport)
-            self.transport.abort()
+        if not self.made or self.gone:
+            return
+        with suppress(OSError):
+            self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _NO_LINGER)  # socket(7): makes the close a RST
+        self._closing = True
+        self._lose(None)
 
     def part(self) -> None:
         """For good: nobody listens, and nobody's memory is held by this leg."""
         self._party = NOBODY
-        self.data_received = _unheard  # type: ignore[method-assign]
+        self.data_received = self.write = _unheard
 
-    def peer(self) -> HostPort | None:
-        return self._name("peername")
+    # ---- the socket ----
 
-    def local(self) -> HostPort | None:
-        return self._name("sockname")
+    def _watch(self) -> None:
+        """Have the poller tell what is of use now. With nothing to wait for it is not watched at all, since epoll
+        always tells of a reset: that is heard when somebody reads or writes."""
+        if not self.made or self._losing:
+            return
+        events = 0 if self._holds or self.eof or self._closing else IN
+        if self._unsent:
+            events |= OUT
+        if events == self._events:
+            return
+        self._events = events
+        if not events:
+            self._poller.forget(self.descriptor)
+            return
+        try:
+            self._poller.watch(self.descriptor, events, self)
+        except OSError as error:  # no more can be watched (epoll(7), max_user_watches)
+            self._fail(error)
 
-    def _name(self, which: str) -> HostPort | None:
-        """None when the other end is gone before we looked."""
-        assert self.transport is not None
-        name = self.transport.get_extra_info(which)
-        if not name:
-            return None
-        address = name[0]  # the kernel spells IPv4 canonically; IPv6 may be mapped or have a scope
-        return HostPort(canonical(address) if ":" in address else address, name[1])
+    def _shut(self) -> None:
+        try:
+            self._sock.shutdown(socket.SHUT_WR)
+        except OSError as error:  # reset meanwhile
+            self._fail(error)
+
+    def _fail(self, error: OSError) -> None:
+        self._closing = True
+        self._lose(error)
+
+    def _lose(self, error: OSError | None) -> None:
+        """Tell the loss in the loop's next turn, and close then: see poller."""
+        if self._losing:
+            return
+        self._losing = True
+        self._unsent.clear()
+        self._poller.forget_closing(self.descriptor)
+        asyncio.get_running_loop().call_soon(self._lost, error)
+
+    def _lost(self, error: OSError | None) -> None:
+        self._sock.close()
+        self.gone = True
+        self._party.lost(self, error)

@@ -14,9 +14,9 @@ from contextlib import suppress
 from typing import Final
 
 from l7proxy.link.messages import Load, Picture
-from l7proxy.model.net import HostPort, canonical
 from l7proxy.proxy.server.listener import BACKLOG
-from l7proxy.proxy.server.session import Session
+from l7proxy.proxy.server.poller import IN
+from l7proxy.proxy.server.session import Session, named
 from l7proxy.proxy.server.surroundings import Surroundings
 from l7proxy.proxy.wheel import RESOLUTION
 
@@ -26,19 +26,23 @@ CUT_SECONDS: Final = 1.0
 """For the loop to close what was cut."""
 
 
+PAUSE_SECONDS: Final = 0.5
+"""Before another try when nobody can be accepted: those who wait stay in the kernel's queue."""
+
+
 class ProxyServer:
     """`bound` are what the steering's `listen` gave."""
 
     def __init__(self, around: Surroundings, bound: Sequence[socket.socket]) -> None:
         self._around = around
         self._bound = bound
-        self._servers: list[asyncio.Server] = []
-        self.addresses = [HostPort(canonical(name[0]), name[1]) for name in (s.getsockname() for s in self._bound)]
+        self._doors: list[_Door] = []
+        self.addresses = [named(sock.getsockname()) for sock in self._bound]
         around.own.update(self.addresses)
 
     @property
     def listening(self) -> bool:
-        return bool(self._servers)
+        return bool(self._doors)
 
     def load(self) -> Load:
         counts = self._around.counts
@@ -47,8 +51,8 @@ class ProxyServer:
     async def publish(self, picture: Picture) -> tuple[str, ...]:
         """Put the picture in force; the first one opens the doors. Returns what was wrong in it."""
         problems = await self._around.board.publish(picture)
-        if not self._servers and not self._around.draining:
-            await self._open()
+        if not self._doors and not self._around.draining:
+            self._open()
         return problems
 
     async def tick(self) -> None:
@@ -76,16 +80,46 @@ class ProxyServer:
             async with asyncio.timeout(CUT_SECONDS):
                 await board.empty()
 
-    async def _open(self) -> None:
-        loop = asyncio.get_running_loop()
+    def _open(self) -> None:
         for sock in self._bound:
-            self._servers.append(
-                await loop.create_server(lambda: Session(self._around).protocol, sock=sock, backlog=BACKLOG)
-            )
+            sock.listen(BACKLOG)
+            self._doors.append(_Door(self._around, sock))
         log.info("serving on %s", ", ".join(map(str, self.addresses)))
 
     def _shut(self) -> None:
-        for server in self._servers:
-            server.close()
+        for door in self._doors:
+            door.shut()
         for sock in self._bound:
             sock.close()
+
+
+class _Door:
+    """A listener at work: each time the poller tells of it, one connection becomes a session."""
+
+    def __init__(self, around: Surroundings, sock: socket.socket) -> None:
+        self._around = around
+        self._sock = sock
+        self._descriptor = sock.fileno()
+        self._again: asyncio.TimerHandle | None = None
+        self._watch()
+
+    def ready(self, events: int) -> None:
+        try:
+            sock, name = self._sock.accept()
+        except (BlockingIOError, ConnectionAbortedError):
+            return  # a sibling, or the client's reset, was faster
+        except OSError as error:
+            log.error("cannot accept: %s", error.strerror or error)
+            self._around.poller.forget(self._descriptor)  # else it would be told again at once
+            self._again = asyncio.get_running_loop().call_later(PAUSE_SECONDS, self._watch)
+            return
+        sock.setblocking(False)
+        Session(self._around).accepted(sock, named(name))
+
+    def shut(self) -> None:
+        self._around.poller.forget(self._descriptor)
+        if self._again is not None:
+            self._again.cancel()
+
+    def _watch(self) -> None:
+        self._around.poller.watch(self._descriptor, IN, self)

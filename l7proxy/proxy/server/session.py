@@ -1,17 +1,16 @@
 """One client's connection, from accept to its last record: source, destination, L4 judgement, gate, server.
 
 The session owns both sockets and executes what the gate asks for; it knows no HTTP. Whatever goes wrong in here ends
-this session closed, with a record, and no other. Callbacks only: the one task of a session is its upstream connect.
+this session closed, with a record, and no other. Callbacks only: a session has no task.
 """
 
 from __future__ import annotations
 
-import asyncio
 import logging
+import socket
 from collections.abc import Callable
 from typing import Final, assert_never
 
-from l7proxy.errors import UpstreamError
 from l7proxy.flows.records import Conn, Connection, HttpRequest, HttpResponse, Judgement, Record
 from l7proxy.gate.actions import (
     Action,
@@ -29,13 +28,14 @@ from l7proxy.gate.actions import (
 )
 from l7proxy.gate.pick import Gate, pick
 from l7proxy.model.http import Request
-from l7proxy.model.net import HostPort
+from l7proxy.model.net import HostPort, canonical
 from l7proxy.model.verdict import Verdict
 from l7proxy.proxy.board import Index, Sides, choose, refusal
-from l7proxy.proxy.server import splice, upstream
+from l7proxy.proxy.server import splice
 from l7proxy.proxy.server.leg import Hold, Leg
 from l7proxy.proxy.server.splice import Run
 from l7proxy.proxy.server.surroundings import Surroundings
+from l7proxy.proxy.server.upstream import Dial
 from l7proxy.proxy.wheel import NEVER
 
 log = logging.getLogger(__name__)
@@ -61,8 +61,7 @@ class Session:
         self._source = self._destination = NOBODY
         self._by_service = False
         self._by_request = False
-        self._connecting: asyncio.Task[None] | None = None
-        self._reached = False
+        self._connecting: Dial | None = None
         self._held: list[bytes] = []
         self._held_bytes = 0
         self._finish_server = False
@@ -77,20 +76,11 @@ class Session:
         self.slot = 0
 
     @property
-    def protocol(self) -> asyncio.Protocol:
-        """What the accepted connection talks to."""
-        return self._client
-
-    @property
     def unsent(self) -> int:
         """Bytes that the kernel has not taken yet, both ways."""
         return self._client.unsent + self._server.unsent + sum(map(len, self._held))
 
     # ---- what the legs tell ----
-
-    def opened(self, leg: Leg) -> None:
-        if leg is self._client:
-            self._guarded(self._begin)  # the server's is taken up in `_reach`, once it is wholly ours
 
     def _from_client(self, data: bytes) -> None:
         gate = self._gate
@@ -156,6 +146,10 @@ class Session:
 
     # ---- what the worker tells ----
 
+    def accepted(self, sock: socket.socket, source: HostPort) -> None:
+        """The client's connection: the session's to close from here on."""
+        self._guarded(lambda: self._begin(sock, source))
+
     def policy_changed(self) -> None:
         """Judge the open connection by the picture that is now in force."""
         if not self._over and self._gate is not None:
@@ -184,14 +178,12 @@ class Session:
 
     # ---- the beginning ----
 
-    def _begin(self) -> None:
-        self._around.board.join(self)  # before the first look: from here on no new picture can be missed
-        source, sockname = self._client.peer(), self._client.local()
-        if source is None or sockname is None:
-            self._reset()  # the client left before it was looked at
-            return
-        self._source, self._destination = source, self._around.steering.destination(sockname)
-        self._around.clients[source.address] += 1
+    def _begin(self, sock: socket.socket, source: HostPort) -> None:
+        around = self._around
+        around.board.join(self)  # before the first look: from here on no new picture can be missed
+        self._client.open(sock, around.poller)
+        self._source, self._destination = source, around.steering.destination(named(sock.getsockname()))
+        around.clients[source.address] += 1
         why = self._impossible() or self._resolve()
         if why:
             self._refuse(refusal(why))
@@ -323,7 +315,7 @@ class Session:
 
     def _to_server(self, data: bytes) -> None:
         server = self._server
-        if server.transport is not None and self._connecting is None:
+        if server.made:
             if not server.closing():
                 server.write(data)
             return
@@ -333,7 +325,7 @@ class Session:
             self._client.hold(Hold.CONNECTING)
 
     def _half_close(self, side: Side) -> None:
-        if side is Side.SERVER and (self._server.transport is None or self._connecting is not None):
+        if side is Side.SERVER and not self._server.made:
             self._finish_server = True  # once it is there
         else:
             self._leg(side).finish()
@@ -399,9 +391,7 @@ class Session:
             self.drain()
 
     def _timed_out(self) -> None:
-        if self._reached and self._connecting is not None:
-            self._around.wheel.arm(self, self._around.timeouts.connect)  # it is there in the loop's next turn
-        elif self._connecting is not None:
+        if self._connecting is not None:
             self._stop_connecting()
             self._failed(f"cannot reach {self._destination}: no answer in {self._around.timeouts.connect:g} s")
         elif self._gate is not None:
@@ -410,53 +400,43 @@ class Session:
     # ---- the server ----
 
     def _connect(self) -> None:
-        if self._connecting is not None or self._server.transport is not None:
+        if self._connecting is not None or self._server.made:
             return
-        self._connecting = self._around.tasks.create_task(self._reach(), name=f"connect {self._destination}")
-        self._around.wheel.arm(self, self._around.timeouts.connect)
+        around = self._around
+        self._connecting = Dial(self, around.poller, around.steering, self._source, self._destination)
+        around.wheel.arm(self, around.timeouts.connect)
 
     def _stop_connecting(self) -> None:
-        if self._connecting is not None and not self._reached:
+        if self._connecting is not None:
             self._connecting.cancel()
             self._connecting = None
 
-    def _was_reached(self) -> None:
-        """What has been begun comes to `_connected` now, whatever else happens."""
-        self._reached = True
+    def reached(self, sock: socket.socket) -> None:
+        self._guarded(lambda: self._connected(sock))
 
-    async def _reach(self) -> None:
-        try:
-            around, server = self._around, self._server
-            await upstream.connect(around.steering, self._source, self._destination, server, self._was_reached)
-            self._guarded(self._connected)
-        except UpstreamError as error:
-            reason = str(error)
-            self._guarded(lambda: self._failed(reason))
-        except Exception as error:  # noqa: BLE001 -- a task of the worker's group: out of here it would end the worker
-            self._broke(error)
+    def unreachable(self, reason: str) -> None:
+        self._guarded(lambda: self._failed(reason))
 
-    def _connected(self) -> None:
+    def _connected(self, sock: socket.socket) -> None:
+        gate, server = self._gate, self._server
+        assert gate is not None
         self._connecting = None
-        if self._over or self._gate is None:
-            self._server.reset()
-            self._leave_if_done()
-            return
+        server.open(sock, self._around.poller)
         for data in self._held:
-            self._server.write(data)
+            server.write(data)
         self._held.clear()
         self._client.release(Hold.CONNECTING)
         if self._finish_server:
-            self._server.finish()
-        self._do(self._gate.connected())
+            server.finish()
+        self._do(gate.connected())
 
     def _failed(self, reason: str) -> None:
+        gate = self._gate
+        assert gate is not None
         self._connecting = None
-        if self._over or self._gate is None:
-            self._leave_if_done()
-            return
         self._held.clear()
         self._client.release(Hold.CONNECTING)
-        self._do(self._gate.upstream_failed(reason))
+        self._do(gate.upstream_failed(reason))
 
     # ---- the end ----
 
@@ -472,8 +452,7 @@ class Session:
         self._over = True
         self._stop_connecting()
         self._stop_runs()
-        if self._connecting is None:
-            self._server.close()
+        self._server.close()
         if self._client.eof:
             self._client.close()
         else:
@@ -497,8 +476,7 @@ class Session:
         self._stop_connecting()
         self._stop_runs()
         self._client.reset()
-        if self._connecting is None:  # else `_connected` does it
-            self._server.reset()
+        self._server.reset()
         self._leave_if_done()
 
     def _cut_off(self, judgement: Judgement) -> None:
@@ -538,7 +516,7 @@ class Session:
 
     def _leave_if_done(self) -> None:
         """Both descriptors are closed: nothing knows this session any more."""
-        if self._client.gone and self._connecting is None and (self._server.transport is None or self._server.gone):
+        if self._client.gone and (self._server.gone or not self._server.made):
             self._around.board.leave(self)
             self._around.wheel.disarm(self)
             self._forget_client()
@@ -552,3 +530,9 @@ class Session:
         clients[address] -= 1
         if clients[address] <= 0:
             del clients[address]
+
+
+def named(sockaddr: tuple[str, int]) -> HostPort:
+    """Of what the kernel says. It spells IPv4 canonically; IPv6 may be mapped or have a scope."""
+    address = sockaddr[0]
+    return HostPort(canonical(address) if ":" in address else address, sockaddr[1])

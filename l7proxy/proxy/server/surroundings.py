@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -11,6 +10,7 @@ from l7proxy.flows.records import Record
 from l7proxy.model.net import HostPort
 from l7proxy.proxy.board import Board
 from l7proxy.proxy.server.pipes import Pipes
+from l7proxy.proxy.server.poller import Poller
 from l7proxy.proxy.server.steering import Steering
 from l7proxy.proxy.wheel import Wheel
 
@@ -52,7 +52,6 @@ class Surroundings:
     steering: Steering
     wheel: Wheel
     records: Callable[[Record], None]
-    tasks: asyncio.TaskGroup
     now_ns: Callable[[], int]
     timeouts: Timeouts = field(default_factory=Timeouts)
     counts: Counts = field(default_factory=Counts)
@@ -61,4 +60,5 @@ class Surroundings:
     clients: Counter[str] = field(default_factory=Counter)
     """Sessions by client address."""
     pipes: Pipes = field(default_factory=Pipes)
+    poller: Poller = field(default_factory=Poller)
     draining: bool = False

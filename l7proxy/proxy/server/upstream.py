@@ -6,12 +6,11 @@ import asyncio
 import errno
 import os
 import socket
-import struct
-from collections.abc import Callable
-from typing import Final
+from typing import Final, Protocol
 
 from l7proxy.errors import UpstreamError
 from l7proxy.model.net import HostPort
+from l7proxy.proxy.server.poller import BROKEN, OUT, Poller
 from l7proxy.proxy.server.steering import TRIES, Steering
 
 WORDS: Final = {
@@ -24,84 +23,80 @@ WORDS: Final = {
     errno.EACCES: "the node's firewall forbids it",
     errno.EPERM: "the node's firewall forbids it",
 }
-_NO_LINGER: Final = struct.pack("ii", 1, 0)
 
 
-async def connect(
-    steering: Steering,
-    client: HostPort,
-    server: HostPort,
-    protocol: asyncio.Protocol,
-    connected: Callable[[], None] = lambda: None,
-) -> None:
-    """Connect and hand the transport to `protocol`. UpstreamError; a cancelled attempt leaves no descriptor.
+class Caller(Protocol):
+    """Who wants the connection: told one of these, once, and never before `Dial` has returned. None may raise."""
 
-    Once `connected` has been called it must neither be cancelled nor its transport be closed before it returns: uvloop
-    would then never tell the protocol that the connection is lost, or close the descriptor twice, the second time
-    perhaps another connection's.
-    """
-    loop = asyncio.get_running_loop()
-    sock = await _dialled(loop, steering, client, server)
-    try:
-        connected()
-        await loop.create_connection(lambda: protocol, sock=sock)
-    except OSError as error:
-        sock.close()
-        raise UpstreamError(f"cannot reach {server}: {explain(error)}") from error
-    except BaseException:
-        sock.close()
-        raise
+    def reached(self, sock: socket.socket) -> None:
+        """Connected; the socket is the caller's, and watched in the name of the dial until somebody else watches it."""
+
+    def unreachable(self, reason: str) -> None: ...
 
 
-async def _dialled(
-    loop: asyncio.AbstractEventLoop, steering: Steering, client: HostPort, server: HostPort
-) -> socket.socket:
-    """A connected socket. Where its port is taken towards this server, another one is tried."""
+class Dial:
+    """One connection in the making. Where its port is taken towards this server, another one is tried."""
+
+    def __init__(self, caller: Caller, poller: Poller, steering: Steering, client: HostPort, server: HostPort) -> None:
+        self._caller = caller
+        self._poller = poller
+        self._server = server
+        self._sock: socket.socket | None = None
+        self._cancelled = False
+        try:
+            self._sock = sock = _begun(steering, client, server)
+            self._watch(sock)
+        except UpstreamError as error:
+            asyncio.get_running_loop().call_soon(self._fail, str(error))
+
+    def cancel(self) -> None:
+        """The caller is told nothing, and no descriptor is left."""
+        self._cancelled = True
+        self._let_go()
+
+    def ready(self, events: int) -> None:
+        sock = self._sock
+        if sock is None:
+            return
+        failed = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) if events & BROKEN else 0
+        if failed:
+            self._let_go()
+            self._fail(unreachable(self._server, failed))
+        elif events & OUT:
+            self._sock = None
+            self._caller.reached(sock)
+
+    def _watch(self, sock: socket.socket) -> None:
+        try:
+            self._poller.watch(sock.fileno(), OUT, self)
+        except OSError as error:  # no more can be watched (epoll(7), max_user_watches)
+            self._let_go()
+            raise UpstreamError(f"no socket: {error.strerror or error}") from error
+
+    def _fail(self, reason: str) -> None:
+        if not self._cancelled:
+            self._caller.unreachable(reason)
+
+    def _let_go(self) -> None:
+        """Its close is for the loop's next turn: see poller."""
+        sock, self._sock = self._sock, None
+        if sock is not None:
+            self._poller.forget(sock.fileno())
+            asyncio.get_running_loop().call_soon(sock.close)
+
+
+def _begun(steering: Steering, client: HostPort, server: HostPort) -> socket.socket:
+    """A socket that is connecting. UpstreamError."""
     for attempt in range(TRIES + 1):
         sock = steering.dial(client, server, attempt)
-        try:
-            await _reach(loop, sock, server)
-        except OSError as error:
-            sock.close()
-            if error.errno != errno.EADDRNOTAVAIL or attempt == TRIES:
-                raise UpstreamError(f"cannot reach {server}: {explain(error)}") from error
-        except BaseException:
-            sock.close()
-            raise
-        else:
+        failed = sock.connect_ex((server.address, server.port))
+        if failed in (0, errno.EINPROGRESS):
             return sock
-    raise AssertionError("the last attempt returns or raises")
+        sock.close()
+        if failed != errno.EADDRNOTAVAIL:
+            break
+    raise UpstreamError(unreachable(server, failed))
 
 
-async def _reach(loop: asyncio.AbstractEventLoop, sock: socket.socket, server: HostPort) -> None:
-    """connect(2), and its outcome. Not the loop's own `sock_connect`: uvloop's has a thread resolve the name of every
-    server, and ours are addresses already."""
-    failed = sock.connect_ex((server.address, server.port))
-    if failed == errno.EINPROGRESS:
-        settled: asyncio.Future[None] = loop.create_future()
-        loop.add_writer(sock, _settle, settled)
-        try:
-            await settled
-        finally:
-            loop.remove_writer(sock)
-        failed = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
-    if failed:
-        raise OSError(failed, os.strerror(failed))
-
-
-def _settle(future: asyncio.Future[None]) -> None:
-    if not future.done():
-        future.set_result(None)
-
-
-def explain(error: OSError) -> str:
-    return WORDS.get(error.errno or 0, error.strerror or str(error))
-
-
-def reset_on_close(transport: asyncio.BaseTransport) -> None:
-    """Make the coming close of this transport a RST (socket(7), SO_LINGER with no time)."""
-    sock = transport.get_extra_info("socket")
-    try:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _NO_LINGER)
-    except (OSError, ValueError):
-        return  # it is gone already; until the loss is told, uvloop calls its descriptor negative (ValueError)
+def unreachable(server: HostPort, error: int) -> str:
+    return f"cannot reach {server}: {WORDS.get(error, os.strerror(error))}"

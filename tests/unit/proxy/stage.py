@@ -126,27 +126,26 @@ async def stage(
 ) -> AsyncIterator[Stage]:
     records: list[Record] = []
     steering = Plain(HostPort("127.0.0.1", 0), server)
-    async with asyncio.TaskGroup() as tasks:
-        around = Surroundings(
-            board=Board(),
-            steering=steering,
-            wheel=Wheel(0.0),
-            records=records.append,
-            tasks=tasks,
-            now_ns=lambda: 1_000,
-            timeouts=timeouts,
-            limit=limit,
-        )
-        proxy = ProxyServer(around, steering.listen())
-        made = Stage(around, proxy, records)
-        if first is not None:
-            await proxy.publish(first)
-        try:
-            yield made
-        finally:
-            await proxy.drain(0)
-            for writer in made.writers:
-                writer.transport.abort()
+    around = Surroundings(
+        board=Board(),
+        steering=steering,
+        wheel=Wheel(0.0),
+        records=records.append,
+        now_ns=lambda: 1_000,
+        timeouts=timeouts,
+        limit=limit,
+    )
+    proxy = ProxyServer(around, steering.listen())
+    made = Stage(around, proxy, records)
+    if first is not None:
+        await proxy.publish(first)
+    try:
+        yield made
+    finally:
+        await proxy.drain(0)
+        around.poller.close()
+        for writer in made.writers:
+            writer.transport.abort()
 
 
 @contextlib.asynccontextmanager

@@ -12,8 +12,10 @@ import pytest
 
 from l7proxy.errors import ConfigError, UpstreamError
 from l7proxy.model.net import HostPort
-from l7proxy.proxy.server import listener, upstream
+from l7proxy.proxy.server import listener
+from l7proxy.proxy.server.poller import Poller
 from l7proxy.proxy.server.steering import PORTS, Plain, Transparent
+from l7proxy.proxy.server.upstream import Dial
 from tests.unit.proxy.netns import Namespace
 
 root = pytest.mark.skipif(os.geteuid() != 0, reason="needs CAP_NET_ADMIN")
@@ -88,6 +90,21 @@ def test_a_transparent_socket_bears_the_clients_address_but_never_the_servers_ow
     space.close()
 
 
+class Caller:
+    """Of a dial that succeeds."""
+
+    def __init__(self) -> None:
+        self.told = asyncio.Event()
+        self.sock: socket.socket | None = None
+
+    def reached(self, sock: socket.socket) -> None:
+        self.sock = sock
+        self.told.set()
+
+    def unreachable(self, reason: str) -> None:
+        self.told.set()
+
+
 def test_a_port_is_used_towards_every_server_and_when_all_are_taken_the_kernel_has_more() -> None:
     space = Namespace()
     few = range(20000, 20003)
@@ -95,14 +112,17 @@ def test_a_port_is_used_towards_every_server_and_when_all_are_taken_the_kernel_h
     way = Transparent(15001, mark_upstream=0x2000000, ports=few)
 
     async def ports_towards(address: str) -> list[int]:
-        loop = asyncio.get_running_loop()
+        loop, poller = asyncio.get_running_loop(), Poller()
         with socket.create_server((address, 8080), backlog=16) as server:
-            protocols = [asyncio.Protocol() for _ in range(5)]
-            for protocol in protocols:
-                await upstream.connect(way, client, HostPort(address, 8080), protocol)
+            callers = [Caller() for _ in range(5)]
+            for caller in callers:
+                Dial(caller, poller, way, client, HostPort(address, 8080))
+                async with asyncio.timeout(5):
+                    await caller.told.wait()
             server.setblocking(False)
-            taken = [await loop.sock_accept(server) for _ in protocols]
-            for sock, _ in taken:
+            taken = [await loop.sock_accept(server) for _ in callers]
+            for sock in [caller.sock for caller in callers] + [sock for sock, _ in taken]:
+                assert sock is not None
                 sock.close()
             return sorted(peer[1] for _, peer in taken)
 

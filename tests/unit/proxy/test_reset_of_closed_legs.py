@@ -1,4 +1,4 @@
-"""A leg may be reset at any moment, also between the close of its descriptor and the loop's word that it is lost."""
+"""A leg may be reset at any moment, also between its close and the word that it is lost."""
 
 from __future__ import annotations
 
@@ -6,38 +6,44 @@ import asyncio
 import socket
 
 import pytest
-import uvloop
 
-from l7proxy.proxy.server.upstream import reset_on_close
+from l7proxy.proxy.server.leg import Leg
+from l7proxy.proxy.server.poller import Poller
 
 
-class Told(asyncio.Protocol):
-    """Notes that the loss was told."""
+class Party:
+    """Counts how often the loss was told."""
 
     def __init__(self) -> None:
-        self.lost = asyncio.Event()
+        self.losses = 0
 
-    def connection_lost(self, exc: Exception | None) -> None:
-        self.lost.set()
+    def finished(self, leg: Leg) -> None:
+        """The test's own end stays open."""
+
+    def lost(self, leg: Leg, error: Exception | None) -> None:
+        self.losses += 1
+
+    def crowded(self, leg: Leg, *, full: bool) -> None:
+        """Nothing is written."""
 
 
-async def between_close_and_loss(act: str) -> None:
-    loop = asyncio.get_running_loop()
+@pytest.mark.parametrize("act", ["close", "reset"])
+async def test_resetting_what_is_closed_already_is_no_error(act: str) -> None:
+    party, poller = Party(), Poller()
+    leg = Leg(party, lambda data: None)
     with socket.create_server(("127.0.0.1", 0)) as server:
-        transport, told = await loop.create_connection(Told, "127.0.0.1", server.getsockname()[1])
-        transport.get_extra_info("socket").getsockname()
-        getattr(transport, act)()
-        try:
-            for _ in range(5):
-                reset_on_close(transport)
-                transport.abort()
-                await asyncio.sleep(0)
-        finally:
-            async with asyncio.timeout(5):
-                await told.lost.wait()
-        reset_on_close(transport)
-
-
-@pytest.mark.parametrize("act", ["close", "abort"])
-def test_resetting_what_is_closed_already_is_no_error(act: str) -> None:
-    uvloop.run(between_close_and_loss(act))
+        ours = socket.create_connection(server.getsockname())
+        theirs, _ = server.accept()
+    ours.setblocking(False)
+    with theirs:
+        leg.open(ours, poller)
+        getattr(leg, act)()
+        for _ in range(5):
+            leg.reset()
+            await asyncio.sleep(0)
+        with pytest.raises(ConnectionResetError):
+            theirs.recv(1)
+    assert leg.gone
+    assert party.losses == 1
+    assert ours.fileno() == -1
+    poller.close()
