@@ -27,16 +27,17 @@ _OTHERS: Final = (
     rb"(?:(?![CEHTUcehtu](?i:onnection|ontent-length|xpect|ost|ransfer-encoding|pgrade):)" + _LINE + rb")*+"
 )
 _LENGTH: Final = rb"[Cc]ontent-[Ll]ength: *+(0|[1-9][0-9]{0,17})\r\n"
-_KEPT: Final = rb"(?:[Cc]onnection: *+[Kk]eep-[Aa]live\r\n" + _OTHERS + rb")?+"
+_CONNECTION: Final = rb"[Cc]onnection: *+(?:[Kk]eep-[Aa]live|(close))\r\n" + _OTHERS
 _USUAL_REQUEST: Final = re.compile(
     _REQUEST_LINE
-    + (_OTHERS + rb"[Hh]ost: *+([!-~]++)\r\n" + _OTHERS)
-    + (_KEPT + rb"(?:" + _LENGTH + _OTHERS + rb")?+\r\n")
+    + (_OTHERS + rb"(?P<early>" + _CONNECTION + rb")?+")
+    + (rb"[Hh]ost: *+([!-~]++)\r\n" + _OTHERS + rb"(?(early)|(?:" + _CONNECTION + rb")?+)")
+    + (rb"(?:" + _LENGTH + _OTHERS + rb")?+\r\n")
 )
 _USUAL_RESPONSE: Final = re.compile(
     _STATUS_LINE
     + (_OTHERS + rb"(?:(?:" + _LENGTH + rb"|([Tt]ransfer-[Ee]ncoding: *+chunked\r\n))" + _OTHERS + rb")?+")
-    + (_KEPT + rb"\r\n")
+    + (rb"(?:" + _CONNECTION + rb")?+\r\n")
 )
 
 # The rest of what is unambiguous.
@@ -57,11 +58,11 @@ def request(data: bytes, rules: PathRules = STRICT) -> RequestHead | Miss:
     match = _USUAL_REQUEST.match(data)
     if match is None:
         return _unusual_request(data, rules)
-    method, target, path, host, length = match.groups()
+    method, target, path, _, early, host, late, length = match.groups()
     size = match.end()
     if size > _CROWDED and _too_much(data, size):
         return Miss.ODD
-    return _request(data, rules, method, target, path, host, int(length or 0), True, size)
+    return _request(data, rules, method, target, path, host, int(length or 0), early is None and late is None, size)
 
 
 def _unusual_request(data: bytes, rules: PathRules) -> RequestHead | Miss:
@@ -110,12 +111,12 @@ def response(data: bytes, method: bytes) -> ResponseHead | Miss:
     match = _USUAL_RESPONSE.match(data)
     if match is None:
         return _unusual_response(data, method)
-    digits, length, chunked = match.groups()
+    digits, length, chunked, close = match.groups()
     size = match.end()
     if size > _CROWDED and _too_much(data, size):
         return Miss.ODD
     framing = int(length) if length is not None else UNTIL_CLOSE if chunked is None else CHUNKED
-    return _response(data, method, int(digits), framing, True, size)
+    return _response(data, method, int(digits), framing, close is None, size)
 
 
 def _unusual_response(data: bytes, method: bytes) -> ResponseHead | Miss:

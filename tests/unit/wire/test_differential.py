@@ -88,6 +88,23 @@ def test_responses(data: bytes, method: bytes) -> None:
     same_response(data, method)
 
 
+def test_connection_may_stand_anywhere_but_once() -> None:
+    keeps, ends = b"Connection: keep-alive\r\n", b"Connection: close\r\n"
+    for early, late, outcome in (
+        (ends, b"", "fast"),
+        (b"", ends, "fast"),
+        (keeps, b"", "fast"),
+        (b"", keeps, "fast"),
+        (keeps, ends, "strict"),
+        (ends, keeps, "strict"),
+        (b"", keeps + ends, "strict"),
+    ):
+        asked = b"GET / HTTP/1.1\r\n" + early + b"Host: a\r\nAccept: */*\r\n" + late + b"\r\n"
+        assert same_request(asked, PathRules()) == outcome, asked
+        told = b"HTTP/1.1 200 OK\r\n" + early + b"Content-Length: 0\r\nServer: a\r\n" + late + b"\r\n"
+        assert same_response(told, b"GET") == outcome, told
+
+
 def test_the_fuzzer_reaches_every_outcome() -> None:
     """A fuzzer whose inputs are all refused, or all plain, proves nothing."""
     seen = long_run(4000, seed=1)
