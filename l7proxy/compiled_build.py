@@ -27,6 +27,7 @@ MODULES: Final = (
     "gate/http1",
     "gate/http1_exchange",
     "gate/judge",
+    "gate/pick",
     "link/outbox",
     "model/http",
     "policy/decide",

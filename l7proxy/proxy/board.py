@@ -55,12 +55,15 @@ class Sides:
     @property
     def by_request(self) -> bool:
         """Some direction has the connection judged request by request."""
-        return not self.refused and any(side is not None and side.redirects for side in (self.egress, self.ingress))
+        egress, ingress = self.egress, self.ingress
+        redirects = (egress is not None and egress.redirects) or (ingress is not None and ingress.redirects)
+        return redirects and not self.refused
 
     @property
     def governed(self) -> bool:
         """Some policy was asked."""
-        return any(side is not None and side.enforced for side in (self.egress, self.ingress))
+        egress, ingress = self.egress, self.ingress
+        return (egress is not None and egress.enforced) or (ingress is not None and ingress.enforced)
 
     def judge(self, request: Request) -> Judgement:
         return judge_http(self.egress, self.ingress, request, self.combined)

@@ -52,7 +52,7 @@ def bound(address: str, port: int, *, see_through: bool = False) -> socket.socke
         if family == socket.AF_INET6:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         if see_through:
-            make_transparent(sock)
+            make_transparent(sock, family)
         sock.bind((address, port))
     except OSError as error:
         if sock is not None:
@@ -87,9 +87,10 @@ def migrate_queues() -> None:
         log.info("%s stays as it is (%s): connections waiting for a worker that ends will be reset", MIGRATE, error)
 
 
-def make_transparent(sock: socket.socket) -> None:
-    """Addresses that are not ours are fine for this socket. EPERM without CAP_NET_ADMIN."""
-    if sock.family == socket.AF_INET6:
+def make_transparent(sock: socket.socket, family: int) -> None:
+    """Addresses that are not ours are fine for this socket, which is of `family` (asking it is dear). EPERM without
+    CAP_NET_ADMIN."""
+    if family == socket.AF_INET6:
         sock.setsockopt(socket.IPPROTO_IPV6, IPV6_TRANSPARENT, 1)
     else:
         sock.setsockopt(socket.IPPROTO_IP, IP_TRANSPARENT, 1)

@@ -74,8 +74,8 @@ class Pipes:
 class Readiness:
     """Which sockets can be read or written, by an epoll(7) of our own that the loop watches as one descriptor.
 
-    The loop does not let us watch a descriptor that a transport owns; and uvloop's way of watching others ends without
-    a word when the connection breaks. Here an error counts as ready: the next splice(2) says what it is.
+    The poller knows one watcher for each descriptor, its leg; and uvloop's way of watching ends without a word when the
+    connection breaks. Here an error counts as ready: the next splice(2) says what it is.
     """
 
     def __init__(self) -> None:

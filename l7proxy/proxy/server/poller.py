@@ -27,8 +27,8 @@ class Poller:
 
     def __init__(self) -> None:
         self._epoll: select.epoll | None = None
-        self._loop: asyncio.AbstractEventLoop | None = None
         self._watched: dict[int, Watched] = {}
+        self.loop = asyncio.get_running_loop()
 
     def watch(self, descriptor: int, events: int, watched: Watched) -> None:
         """From now on, by this one. OSError when no more can be watched."""
@@ -49,16 +49,15 @@ class Poller:
         self._watched.pop(descriptor, None)
 
     def close(self) -> None:
-        if self._epoll is not None and self._loop is not None:
-            self._loop.remove_reader(self._epoll.fileno())
+        if self._epoll is not None:
+            self.loop.remove_reader(self._epoll.fileno())
             self._epoll.close()
             self._epoll = None
         self._watched.clear()
 
     def _open(self) -> select.epoll:
         self._epoll = epoll = select.epoll()
-        self._loop = asyncio.get_running_loop()
-        self._loop.add_reader(epoll.fileno(), self._poll)
+        self.loop.add_reader(epoll.fileno(), self._poll)
         return epoll
 
     def _poll(self) -> None:

@@ -94,18 +94,23 @@ class ProxyServer:
 
 
 class _Door:
-    """A listener at work: each time the poller tells of it, one connection becomes a session."""
+    """A listener at work: each time the poller tells of it, one connection becomes a session.
+
+    The standard library's `accept` makes enumerations of the listener's family and type each time; its `_accept` is the
+    system call.
+    """
 
     def __init__(self, around: Surroundings, sock: socket.socket) -> None:
         self._around = around
         self._sock = sock
         self._descriptor = sock.fileno()
+        self._family = sock.family
         self._again: asyncio.TimerHandle | None = None
         self._watch()
 
     def ready(self, events: int) -> None:
         try:
-            sock, name = self._sock.accept()
+            number, name = self._sock._accept()  # type: ignore[attr-defined]
         except (BlockingIOError, ConnectionAbortedError):
             return  # a sibling, or the client's reset, was faster
         except OSError as error:
@@ -113,6 +118,7 @@ class _Door:
             self._around.poller.forget(self._descriptor)  # else it would be told again at once
             self._again = asyncio.get_running_loop().call_later(PAUSE_SECONDS, self._watch)
             return
+        sock = socket.socket(self._family, socket.SOCK_STREAM, 0, number)
         sock.setblocking(False)
         Session(self._around).accepted(sock, named(name))
 

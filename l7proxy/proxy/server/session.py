@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import socket
 from collections.abc import Callable
-from typing import Final, assert_never
+from typing import Any, Final, assert_never
 
 from l7proxy.flows.records import Conn, Connection, HttpRequest, HttpResponse, Judgement, Record
 from l7proxy.gate.actions import (
@@ -419,9 +419,9 @@ class Session:
 
     def _connected(self, sock: socket.socket) -> None:
         gate, server = self._gate, self._server
-        assert gate is not None
         self._connecting = None
-        server.open(sock, self._around.poller)
+        server.open(sock, self._around.poller)  # first: whatever fails, it is closed with the leg
+        assert gate is not None
         for data in self._held:
             server.write(data)
         self._held.clear()
@@ -532,7 +532,7 @@ class Session:
             del clients[address]
 
 
-def named(sockaddr: tuple[str, int]) -> HostPort:
-    """Of what the kernel says. It spells IPv4 canonically; IPv6 may be mapped or have a scope."""
-    address = sockaddr[0]
+def named(sockaddr: tuple[Any, ...]) -> HostPort:
+    """What the kernel says: with IPv6 in four parts. It spells IPv4 canonically; IPv6 may be mapped or have a scope."""
+    address: str = sockaddr[0]
     return HostPort(canonical(address) if ":" in address else address, sockaddr[1])

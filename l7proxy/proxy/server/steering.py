@@ -64,7 +64,7 @@ class Transparent:
         try:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, self._mark)
             if client.address != server.address:
-                bind_as(sock, client.address, self._ports if attempt < TRIES else ())
+                bind_as(sock, socket_family(server), client.address, self._ports if attempt < TRIES else ())
             # else a pod reaching itself through a Service: it would drop packets from its own address, so the node's
         except OSError as error:
             sock.close()
@@ -89,11 +89,14 @@ class Plain:
         return stream_socket(server)
 
 
+def socket_family(towards: HostPort) -> int:
+    return socket.AF_INET6 if family_of(towards.address) == 6 else socket.AF_INET
+
+
 def stream_socket(towards: HostPort) -> socket.socket:
     """Non-blocking, TCP_NODELAY. UpstreamError when we are out of descriptors."""
-    family = socket.AF_INET6 if family_of(towards.address) == 6 else socket.AF_INET
     try:
-        sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+        sock = socket.socket(socket_family(towards), socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)  # silent streams: find out that a peer is dead
     except OSError as error:
@@ -101,18 +104,18 @@ def stream_socket(towards: HostPort) -> socket.socket:
     return sock
 
 
-def bind_as(sock: socket.socket, address: str, ports: Sequence[int] = PORTS) -> None:
+def bind_as(sock: socket.socket, family: int, address: str, ports: Sequence[int] = PORTS) -> None:
     """Bind to an address that need not be ours, and to one of `ports` that need be free only towards one server.
 
     That is what SO_REUSEADDR lets us have: whether it is free the connect tells (EADDRNOTAVAIL). Without any of them
     the kernel chooses, from its own range (ip(7), IP_BIND_ADDRESS_NO_PORT; an IPPROTO_IP option on IPv6 sockets too).
     """
-    listener.make_transparent(sock)
+    listener.make_transparent(sock, family)
     if ports:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         for _ in range(TRIES):
             try:
-                sock.bind((address, random.choice(ports)))
+                sock.bind((address, ports[int(random.random() * len(ports))]))
             except OSError as error:
                 if error.errno != errno.EADDRINUSE:
                     raise

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import errno
 import os
 import socket
@@ -47,7 +46,7 @@ class Dial:
             self._sock = sock = _begun(steering, client, server)
             self._watch(sock)
         except UpstreamError as error:
-            asyncio.get_running_loop().call_soon(self._fail, str(error))
+            poller.loop.call_soon(self._fail, str(error))
 
     def cancel(self) -> None:
         """The caller is told nothing, and no descriptor is left."""
@@ -62,7 +61,7 @@ class Dial:
         if failed:
             self._let_go()
             self._fail(unreachable(self._server, failed))
-        elif events & OUT:
+        else:
             self._sock = None
             self._caller.reached(sock)
 
@@ -82,7 +81,7 @@ class Dial:
         sock, self._sock = self._sock, None
         if sock is not None:
             self._poller.forget(sock.fileno())
-            asyncio.get_running_loop().call_soon(sock.close)
+            self._poller.loop.call_soon(sock.close)
 
 
 def _begun(steering: Steering, client: HostPort, server: HostPort) -> socket.socket:
