@@ -176,6 +176,11 @@ class Leg:
     def unsent(self) -> int:
         return len(self._unsent)
 
+    def low_water(self, count: int) -> None:
+        """Nobody is told of fewer bytes than these, but of the end at once (socket(7), SO_RCVLOWAT)."""
+        if self.usable:
+            self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, count)
+
     def hold(self, hold: int) -> None:
         """Stop reading, on behalf of `hold`."""
         self._holds |= hold

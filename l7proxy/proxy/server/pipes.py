@@ -20,6 +20,8 @@ DESCRIPTORS: Final = 2 * (RUNS + KEPT) + 1
 PIPE: Final = 512 << 10
 """Bytes: what an ordinary leg may hold, too, since leftovers come back to it; more is no faster. Where the kernel does
 not allow so much (pipe(7), pipe-user-pages-soft) it stays at 64 KiB."""
+PATIENCE: Final = 0.02
+"""Seconds, at most twice over, that bytes in the middle of a body wait for others."""
 IN: Final = select.EPOLLIN
 OUT: Final = select.EPOLLOUT
 BROKEN: Final = select.EPOLLERR | select.EPOLLHUP
@@ -69,6 +71,49 @@ class Pipes:
         while self._kept:
             self._kept.pop().close()
         self.readiness.close()
+
+
+class Gathering:
+    """Lets a socket's bytes come together before it counts as ready: a wakeup costs much the same for few and for many.
+
+    Only while they keep coming: PATIENCE after nobody asked for more any byte counts again, until somebody does.
+    """
+
+    __slots__ = ("_asked", "_count", "_low_water", "_timer")
+
+    def __init__(self, low_water: Callable[[int], None]) -> None:
+        """`low_water` tells the kernel how many bytes make the socket ready (1: as ever)."""
+        self._low_water = low_water
+        self._count = 1
+        self._asked = False
+        self._timer: asyncio.TimerHandle | None = None
+
+    def ask(self, count: int) -> None:
+        """Be ready when so many are there; the kernel says so earlier at the end, or when its buffer is full."""
+        self._asked = True
+        self._set(count)
+        if self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(PATIENCE, self._look)
+
+    def end(self) -> None:
+        """As ever from now on."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        self._set(1)
+
+    def _look(self) -> None:
+        self._timer = None
+        if self._asked:
+            self._asked = False
+            self._timer = asyncio.get_running_loop().call_later(PATIENCE, self._look)
+        else:
+            self._set(1)
+
+    def _set(self, count: int) -> None:
+        if count != self._count:
+            self._low_water(count)
+            self._count = count
 
 
 class Readiness:

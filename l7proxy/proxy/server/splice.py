@@ -12,13 +12,16 @@ import os
 from typing import Final, NoReturn, Protocol
 
 from l7proxy.proxy.server.leg import Hold, Leg
-from l7proxy.proxy.server.pipes import IN, OUT, Pipe, Pipes
+from l7proxy.proxy.server.pipes import IN, OUT, Gathering, Pipe, Pipes
 from l7proxy.proxy.wheel import NEVER, Wheel
+from l7proxy.wire.body import ENDLESS
 
 LOOK: Final = 0.5
 """Seconds between looks at a run's speed."""
 WORTHWHILE: Final = 64 << 10
 """Bytes per look. A slower run gives its pipe back."""
+MANY: Final = 32 << 10
+"""Bytes that one wakeup brought, half a segment of a fast sender: the next may wait until it fills the pipe."""
 FLAGS: Final = os.SPLICE_F_MOVE | os.SPLICE_F_NONBLOCK
 
 
@@ -40,6 +43,7 @@ class Run:
 
     __slots__ = (
         "_borrower",
+        "_gathering",
         "_in",
         "_inside",
         "_left",
@@ -47,6 +51,7 @@ class Run:
         "_pipe",
         "_pipes",
         "_seen",
+        "_sized",
         "_target",
         "_waits",
         "_wheel",
@@ -72,6 +77,8 @@ class Run:
         self._inside = 0  # bytes in the pipe
         self._waits = False  # for room in the target; else for bytes from the source
         self._seen = 0
+        self._sized = length < ENDLESS
+        self._gathering = Gathering(source.low_water)
         self._write = target.write
         self.moved = 0
         self.deadline = NEVER
@@ -88,6 +95,7 @@ class Run:
             return
         self._pipes.readiness.forget(*((self._out, OUT) if self._waits else (self._in, IN)))
         self._wheel.disarm(self)
+        self._gathering.end()
         self._target.write = self._write
         self._empty(pipe)
         self._pipes.give(pipe, empty=not self._inside)
@@ -120,7 +128,16 @@ class Run:
             return
         self._inside = count
         self._left -= count
+        self._gather(count, pipe)
         self._drain()
+
+    def _gather(self, brought: int, pipe: Pipe) -> None:
+        """The next wakeup shall bring a pipe full: where many came, and only bytes that are promised still, so that
+        neither the last of a body nor what has no known end ever waits."""
+        if self._sized and self._left and brought >= MANY:
+            self._gathering.ask(min(self._left, pipe.size))
+        else:
+            self._gathering.end()
 
     def _drain(self) -> None:
         """From the pipe to the target, as much as it takes; the rest when it has room again."""
