@@ -14,6 +14,7 @@ from l7proxy.model.ref import RuleRef
 from l7proxy.model.verdict import Direction, Verdict
 from l7proxy.policy.decide import Decision, PortPolicy
 
+DROPPED: Final = Verdict.DROPPED
 REMEMBERED: Final = 16384
 """Judgements kept, some 400 bytes each; past that all are forgotten. Thousands of rules give thousands of them, and
 refusals have many reasons."""
@@ -39,7 +40,7 @@ class Combined:
     def __init__(self) -> None:
         self._known: dict[tuple[int, int], tuple[Decision | None, Decision | None, Judgement]] = {}
 
-    def __call__(self, egress: Decision | None, ingress: Decision | None) -> Judgement:
+    def of(self, egress: Decision | None, ingress: Decision | None) -> Judgement:
         key = (id(egress), id(ingress))  # what is remembered is alive, so its id is nobody else's
         known = self._known.get(key)
         if known is None:
@@ -59,17 +60,17 @@ def judge_http(
 
     The receiver judges what the sender's policy makes of the request. `request.rewrite` is what both want changed.
     """
-    together = combined or combine
+    together = Combined() if combined is None else combined
     out = egress.judge(request) if egress is not None and egress.enforced else None
-    if out is not None and out.verdict is Verdict.DROPPED:
-        return together(out, None)
+    if out is not None and out.verdict is DROPPED:
+        return together.of(out, None)
     rewrite = out.rewrite if out is not None else None
     asked = request if rewrite is None else request.having(edited(request.headers, rewrite.edits))
     let_in = ingress.judge(asked) if ingress is not None and ingress.enforced else None
     if let_in is not None and let_in.rewrite is not None:
         rewrite = let_in.rewrite if rewrite is None else rewrite.then(let_in.rewrite)
     request.rewrite = rewrite
-    return together(out, let_in)
+    return together.of(out, let_in)
 
 
 def combine(egress: Decision | None, ingress: Decision | None) -> Judgement:

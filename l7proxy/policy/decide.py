@@ -25,6 +25,8 @@ from l7proxy.policy.tables import DirectionPolicy, Entry, Stage, TierPolicy
 
 __all__ = ["NO_DEFAULT_DENY", "UNGOVERNED", "Decision", "HttpTable", "PortPolicy", "port", "port_name"]
 
+AUDIT: Final = Verdict.AUDIT
+DROPPED: Final = Verdict.DROPPED
 NAMED: Final = 3
 """Policies that a denial names; the rest are counted."""
 NO_DEFAULT_DENY: Final = RuleRef("built-in", "", "no-default-deny")
@@ -68,12 +70,12 @@ class PortPolicy:
         for step in self.steps:
             if isinstance(step, HttpTable):
                 found = step.judge(request)
-                if found.verdict is not Verdict.DROPPED:
+                if found.verdict is not DROPPED:
                     return found if audit is None else replace(audit, rewrite=found.rewrite)
                 unmatched = unmatched or found
-            elif step.verdict is Verdict.AUDIT:
+            elif step.verdict is AUDIT:
                 audit = audit or _audited(unmatched or step)
-            elif step.verdict is Verdict.DROPPED:
+            elif step.verdict is DROPPED:
                 return _nearest(step, unmatched)
             else:
                 return audit or step

@@ -24,12 +24,12 @@ DECISIONS = st.builds(
 def test_remembered_is_judged_anew(pairs: list[tuple[Decision | None, Decision | None]]) -> None:
     combined = Combined()
     for egress, ingress in pairs * 2:
-        assert combined(egress, ingress) == combine(egress, ingress)
+        assert combined.of(egress, ingress) == combine(egress, ingress)
 
 
 def test_the_same_decisions_give_one_object() -> None:
     combined, allowed = Combined(), Decision(Verdict.FORWARDED)
-    assert combined(None, allowed) is combined(None, allowed)
+    assert combined.of(None, allowed) is combined.of(None, allowed)
 
 
 def test_decisions_of_a_moment_are_neither_kept_for_ever_nor_mixed_up() -> None:
@@ -37,5 +37,5 @@ def test_decisions_of_a_moment_are_neither_kept_for_ever_nor_mixed_up() -> None:
     combined = Combined()
     for number in range(1000):
         decision = Decision(Verdict.DROPPED, reason=str(number))
-        assert combined(None, decision).reason == str(number)
+        assert combined.of(None, decision).reason == str(number)
         assert len(combined._known) <= judge.REMEMBERED
