@@ -1,28 +1,33 @@
 """One coarse timer wheel for all connections of a worker. Time is a parameter: whoever owns the wheel advances it.
 
-Arming again costs two comparisons while the new deadline is not earlier than the slot that the thing already sits in
-(the usual case: an idle timeout that every read renews). Things are in one slot at most, so that a closed connection
+Arming again costs two comparisons while the new deadline is not earlier than the slot that the timer already sits in
+(the usual case: an idle timeout that every read renews). A timer is in one slot at most, so that a closed connection
 leaves nothing behind.
 """
 
 from __future__ import annotations
 
 import math
-from typing import Final, Protocol
+from collections.abc import Callable
+from typing import Final
 
 NEVER: Final = math.inf
 RESOLUTION: Final = 0.25
 """Seconds. Deadlines are late by no more than this (and what the owner's ticks are late)."""
 
 
-class Timed(Protocol):
-    """What can be armed. The wheel owns both attributes; they start as NEVER and 0."""
+class Timer:
+    """What can be armed. `expired` is called when the deadline has passed; it may arm again, and must not raise.
 
-    deadline: float
-    slot: int
+    The rest is the wheel's.
+    """
 
-    def expired(self) -> None:
-        """The deadline has passed. May arm again; must not raise."""
+    __slots__ = ("deadline", "expired", "slot")
+
+    def __init__(self, expired: Callable[[], None]) -> None:
+        self.expired = expired
+        self.deadline = NEVER
+        self.slot = 0
 
 
 class Wheel:
@@ -32,46 +37,46 @@ class Wheel:
         self.now = now
         self._resolution = resolution
         self._fired = int(now / resolution)
-        self._slots: dict[int, dict[Timed, None]] = {}
+        self._slots: dict[int, dict[Timer, None]] = {}
 
     def __len__(self) -> int:
         return sum(map(len, self._slots.values()))
 
-    def arm(self, timed: Timed, seconds: float) -> None:
+    def arm(self, timer: Timer, seconds: float) -> None:
         """Call `expired` in `seconds` from now, and not at any deadline before."""
-        timed.deadline = deadline = self.now + seconds
-        held = timed.slot
+        timer.deadline = deadline = self.now + seconds
+        held = timer.slot
         if not held or deadline < (held - 1) * self._resolution:
-            self._move(timed, int(deadline / self._resolution) + 1)
+            self._move(timer, int(deadline / self._resolution) + 1)
 
-    def disarm(self, timed: Timed) -> None:
-        timed.deadline = NEVER
-        self._move(timed, 0)
+    def disarm(self, timer: Timer) -> None:
+        timer.deadline = NEVER
+        self._move(timer, 0)
 
     def advance(self, now: float) -> None:
         """It is `now`: fire what is due."""
         self.now = now
         newest = int(now / self._resolution)
         for slot in range(self._fired + 1, newest + 1):
-            for timed in list(self._slots.get(slot, ())):
-                if timed.slot == slot:  # else one that fired before it has moved or disarmed it
-                    self._fire(timed)
+            for timer in list(self._slots.get(slot, ())):
+                if timer.slot == slot:  # else one that fired before it has moved or disarmed it
+                    self._fire(timer)
         self._fired = newest
 
-    def _fire(self, timed: Timed) -> None:
-        if timed.deadline > self.now:  # was armed again since, for later
-            self._move(timed, int(timed.deadline / self._resolution) + 1)
+    def _fire(self, timer: Timer) -> None:
+        if timer.deadline > self.now:  # was armed again since, for later
+            self._move(timer, int(timer.deadline / self._resolution) + 1)
             return
-        self.disarm(timed)
-        timed.expired()
+        self.disarm(timer)
+        timer.expired()
 
-    def _move(self, timed: Timed, slot: int) -> None:
+    def _move(self, timer: Timer, slot: int) -> None:
         """From its slot to another; slot 0 is none."""
-        if timed.slot:
-            held = self._slots[timed.slot]
-            del held[timed]
+        if timer.slot:
+            held = self._slots[timer.slot]
+            del held[timer]
             if not held:
-                del self._slots[timed.slot]
-        timed.slot = slot
+                del self._slots[timer.slot]
+        timer.slot = slot
         if slot:
-            self._slots.setdefault(slot, {})[timed] = None
+            self._slots.setdefault(slot, {})[timer] = None

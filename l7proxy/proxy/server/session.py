@@ -36,7 +36,7 @@ from l7proxy.proxy.server.leg import Hold, Leg
 from l7proxy.proxy.server.splice import Run
 from l7proxy.proxy.server.surroundings import Surroundings
 from l7proxy.proxy.server.upstream import Dial
-from l7proxy.proxy.wheel import NEVER
+from l7proxy.proxy.wheel import Timer
 
 log = logging.getLogger(__name__)
 
@@ -72,8 +72,7 @@ class Session:
         self._runs: list[Run] = []
         self._over = False
         self._deaf = False
-        self.deadline = NEVER
-        self.slot = 0
+        self._timer = Timer(self._expired)
 
     @property
     def unsent(self) -> int:
@@ -173,7 +172,7 @@ class Session:
         else:
             self._guarded(lambda: self._cut_off(refusal(reason, verdict=Verdict.ERROR)))
 
-    def expired(self) -> None:
+    def _expired(self) -> None:
         self._guarded(self._linger if self._over else self._timed_out)
 
     # ---- the beginning ----
@@ -365,12 +364,12 @@ class Session:
 
     def _emit(self, record: Record) -> None:
         counts = self._around.counts
-        if isinstance(record, HttpRequest):
+        if type(record) is HttpRequest:  # isinstance costs much where it is not so
             self._taken_up = self._served = True
             counts.requests += 1
             if record.judgement.verdict is DROPPED:
                 counts.denied += 1
-        elif not isinstance(record, HttpResponse):
+        elif type(record) is not HttpResponse:
             counts.denied += 1
         self._around.records(record)
 
@@ -382,9 +381,9 @@ class Session:
             return
         waiting, around = gate.waiting_for, self._around
         if waiting != "head":
-            around.wheel.arm(self, around.timeouts.idle if waiting == "idle" else around.timeouts.stream)
+            around.wheel.arm(self._timer, around.timeouts.idle if waiting == "idle" else around.timeouts.stream)
         elif waiting != self._waiting or self._taken_up:
-            around.wheel.arm(self, around.timeouts.head)
+            around.wheel.arm(self._timer, around.timeouts.head)
         self._waiting = waiting
         self._taken_up = False
         if around.draining and self._served and waiting == "idle":
@@ -404,7 +403,7 @@ class Session:
             return
         around = self._around
         self._connecting = Dial(self, around.poller, around.steering, self._source, self._destination)
-        around.wheel.arm(self, around.timeouts.connect)
+        around.wheel.arm(self._timer, around.timeouts.connect)
 
     def _stop_connecting(self) -> None:
         if self._connecting is not None:
@@ -460,7 +459,9 @@ class Session:
             self._client.release(Hold.GATE | Hold.FULL | Hold.CONNECTING | Hold.UNREAD)
         self._held.clear()
         self._unsent = self.unsent
-        self._around.wheel.arm(self, self._around.timeouts.stalled if self._unsent else self._around.timeouts.linger)
+        self._around.wheel.arm(
+            self._timer, self._around.timeouts.stalled if self._unsent else self._around.timeouts.linger
+        )
 
     def _linger(self) -> None:
         """A deadline after the end: go on waiting while bytes move, else reset."""
@@ -469,7 +470,7 @@ class Session:
             self._reset()
         else:
             timeouts = self._around.timeouts
-            self._around.wheel.arm(self, timeouts.stalled if self._unsent else timeouts.linger)
+            self._around.wheel.arm(self._timer, timeouts.stalled if self._unsent else timeouts.linger)
 
     def _reset(self) -> None:
         self._over = True
@@ -512,13 +513,13 @@ class Session:
             except Exception:  # one session's end, however broken, is never the worker's
                 log.exception("session %s > %s could not be reset", self._source, self._destination)
                 self._around.board.leave(self)
-                self._around.wheel.disarm(self)
+                self._around.wheel.disarm(self._timer)
 
     def _leave_if_done(self) -> None:
         """Both descriptors are closed: nothing knows this session any more."""
         if self._client.gone and (self._server.gone or not self._server.made):
             self._around.board.leave(self)
-            self._around.wheel.disarm(self)
+            self._around.wheel.disarm(self._timer)
             self._forget_client()
             self._gate = None  # it, like the legs, refers to us: what is over shall not wait for a collection of cycles
             self._client.part()

@@ -13,7 +13,7 @@ from typing import Final, NoReturn, Protocol
 
 from l7proxy.proxy.server.leg import Hold, Leg
 from l7proxy.proxy.server.pipes import IN, OUT, Gathering, Pipe, Pipes
-from l7proxy.proxy.wheel import NEVER, Wheel
+from l7proxy.proxy.wheel import Timer, Wheel
 from l7proxy.wire.body import ENDLESS
 
 LOOK: Final = 0.5
@@ -39,7 +39,7 @@ class Borrower(Protocol):
 
 
 class Run:
-    """One direction's bytes under way. The wheel looks at it now and then (`deadline` and `slot` are the wheel's)."""
+    """One direction's bytes under way. The wheel looks at it now and then."""
 
     __slots__ = (
         "_borrower",
@@ -53,12 +53,11 @@ class Run:
         "_seen",
         "_sized",
         "_target",
+        "_timer",
         "_waits",
         "_wheel",
         "_write",
-        "deadline",
         "moved",
-        "slot",
         "source",
     )
 
@@ -81,12 +80,11 @@ class Run:
         self._gathering = Gathering(source.low_water)
         self._write = target.write
         self.moved = 0
-        self.deadline = NEVER
-        self.slot = 0
+        self._timer = Timer(self._expired)
         pipes.readiness.watch(self._in, IN, self._readable)  # OSError: nothing has been borrowed yet
         source.hold(Hold.SPLICE)
         target.write = _borrowed
-        wheel.arm(self, LOOK)
+        wheel.arm(self._timer, LOOK)
 
     def stop(self) -> None:
         """Give everything back; the borrower is not told. What is in the pipe goes out by the target's transport."""
@@ -94,14 +92,14 @@ class Run:
         if pipe is None:
             return
         self._pipes.readiness.forget(*((self._out, OUT) if self._waits else (self._in, IN)))
-        self._wheel.disarm(self)
+        self._wheel.disarm(self._timer)
         self._gathering.end()
         self._target.write = self._write
         self._empty(pipe)
         self._pipes.give(pipe, empty=not self._inside)
         self.source.release(Hold.SPLICE)
 
-    def expired(self) -> None:
+    def _expired(self) -> None:
         """Time to look whether this is worth a pipe."""
         moved = self.moved - self._seen
         if moved:
@@ -110,7 +108,7 @@ class Run:
             self._finish()
             return
         self._seen = self.moved
-        self._wheel.arm(self, LOOK)
+        self._wheel.arm(self._timer, LOOK)
 
     def _readable(self) -> None:
         pipe = self._pipe

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-
 from hypothesis import given
 from hypothesis import strategies as st
 
-from l7proxy.proxy.wheel import NEVER, RESOLUTION, Wheel
+from l7proxy.proxy.wheel import RESOLUTION, Timer, Wheel
 
 
-@dataclass(eq=False)
 class Thing:
-    wheel: Wheel
-    fired: list[float] = field(default_factory=list)
-    deadline: float = NEVER
-    slot: int = 0
+    def __init__(self, wheel: Wheel) -> None:
+        self.wheel = wheel
+        self.fired: list[float] = []
+        self.timer = Timer(self.expired)
 
     def expired(self) -> None:
         self.fired.append(self.wheel.now)
@@ -24,7 +21,7 @@ class Thing:
 def test_a_deadline_fires_once_and_not_early() -> None:
     wheel = Wheel(100.0)
     thing = Thing(wheel)
-    wheel.arm(thing, 5)
+    wheel.arm(thing.timer, 5)
     wheel.advance(104.99)
     assert not thing.fired
     wheel.advance(105 + RESOLUTION)
@@ -36,10 +33,10 @@ def test_a_deadline_fires_once_and_not_early() -> None:
 def test_arming_again_replaces_the_deadline_in_both_directions() -> None:
     wheel = Wheel(0.0)
     later, sooner = Thing(wheel), Thing(wheel)
-    wheel.arm(later, 1)
-    wheel.arm(later, 10)
-    wheel.arm(sooner, 10)
-    wheel.arm(sooner, 1)
+    wheel.arm(later.timer, 1)
+    wheel.arm(later.timer, 10)
+    wheel.arm(sooner.timer, 10)
+    wheel.arm(sooner.timer, 1)
     assert len(wheel) == 2
     wheel.advance(2)
     assert (later.fired, sooner.fired) == ([], [2])
@@ -50,9 +47,9 @@ def test_arming_again_replaces_the_deadline_in_both_directions() -> None:
 def test_a_disarmed_thing_leaves_nothing_behind() -> None:
     wheel = Wheel(0.0)
     thing = Thing(wheel)
-    wheel.arm(thing, 3600)
-    wheel.disarm(thing)
-    wheel.disarm(thing)
+    wheel.arm(thing.timer, 3600)
+    wheel.disarm(thing.timer)
+    wheel.disarm(thing.timer)
     assert len(wheel) == 0
     wheel.advance(4000)
     assert not thing.fired
@@ -64,12 +61,12 @@ def test_a_thing_may_arm_and_disarm_others_when_it_fires() -> None:
     class Bossy(Thing):
         def expired(self) -> None:
             super().expired()
-            self.wheel.disarm(other)
-            self.wheel.arm(self, 1)
+            self.wheel.disarm(other.timer)
+            self.wheel.arm(self.timer, 1)
 
     boss, other = Bossy(wheel), Thing(wheel)
-    wheel.arm(boss, 1)
-    wheel.arm(other, 1)
+    wheel.arm(boss.timer, 1)
+    wheel.arm(other.timer, 1)
     wheel.advance(1.5)
     wheel.advance(3)
     assert boss.fired == [1.5, 3]
@@ -85,7 +82,7 @@ def test_as_a_plain_list_of_deadlines_would(steps: list[tuple[int, float, float]
     now = 0.0
     for which, seconds, passing in steps:
         if which < 3:
-            wheel.arm(things[which], seconds)
+            wheel.arm(things[which].timer, seconds)
             due[things[which]] = now + seconds
         before = {thing: len(thing.fired) for thing in things}
         now += passing
