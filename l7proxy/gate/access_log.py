@@ -13,26 +13,13 @@ import msgspec
 
 from l7proxy.flows.records import Conn, Connection, HttpRequest, HttpResponse, Judgement, Malformed
 from l7proxy.gate.options import HttpOptions
-from l7proxy.model.http import Rewrite, edited
+from l7proxy.model.http import Request, Rewrite, edited
 from l7proxy.model.secret import REDACTED
 from l7proxy.model.verdict import Direction, Verdict
-from l7proxy.wire.head import Header, RequestHead
+from l7proxy.wire.head import Header
 
-PROTOCOLS: Final = ("HTTP/1.0", "HTTP/1.1")
+HTTP1: Final = ("HTTP/1.0", "HTTP/1.1")
 HTTP2: Final = "HTTP/2"
-
-
-class Asked(Protocol):
-    """The head of a request in any version."""
-
-    @property
-    def method(self) -> bytes: ...
-    @property
-    def path(self) -> bytes: ...
-    @property
-    def host(self) -> bytes: ...
-    @property
-    def headers(self) -> list[Header]: ...
 
 
 class Answered(Protocol):
@@ -50,16 +37,17 @@ class AccessLog:
         self._options = options
         self._direction = direction
 
-    def request(self, head: Asked, judgement: Judgement, rewrite: Rewrite | None = None) -> HttpRequest:
+    def request(self, asked: Request, judgement: Judgement, protocol: str) -> HttpRequest:
         """Headers are told as they are forwarded (Cilium semantics)."""
+        rewrite = asked.rewrite
         record = HttpRequest(
             self._now_ns(),
             self.conn,
             judgement,
-            head.method.decode(),
-            self._url(head),
-            PROTOCOLS[head.minor] if isinstance(head, RequestHead) else HTTP2,
-            self._shown(head.headers, rewrite) if self._options.flow_headers else (),
+            asked.method.decode(),
+            self._url(asked),
+            protocol,
+            self._shown(asked.headers, rewrite) if self._options.flow_headers else (),
         )
         if rewrite is None:
             return record
@@ -82,16 +70,16 @@ class AccessLog:
             self._shown(head.headers) if head is not None and self._options.flow_headers else (),
         )
 
-    def malformed(self, status: int, reason: str, protocol: str = PROTOCOLS[1]) -> Malformed:
+    def malformed(self, status: int, reason: str, protocol: str = HTTP1[1]) -> Malformed:
         judgement = Judgement(Verdict.DROPPED, self._direction, reason=reason)
         return Malformed(self._now_ns(), self.conn, judgement, status, protocol)
 
     def connection(self, judgement: Judgement) -> Connection:
         return Connection(self._now_ns(), self.conn, judgement)
 
-    def _url(self, head: Asked) -> str:
-        path = head.path if self._options.flow_query else head.path.partition(b"?")[0]
-        return (b"http://" + head.host + (b"" if path == b"*" else path)).decode()
+    def _url(self, asked: Request) -> str:
+        path = asked.path if self._options.flow_query else asked.path.partition(b"?")[0]
+        return (b"http://" + asked.host + (b"" if path == b"*" else path)).decode()
 
     def _shown(self, headers: list[Header], rewrite: Rewrite | None = None) -> tuple[tuple[str, str], ...]:
         if rewrite is not None:

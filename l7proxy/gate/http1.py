@@ -19,7 +19,7 @@ from typing import Final
 from l7proxy.errors import PeerError
 from l7proxy.flows.records import Conn, Judgement
 from l7proxy.gate import options as bounds
-from l7proxy.gate.access_log import AccessLog
+from l7proxy.gate.access_log import HTTP1, AccessLog
 from l7proxy.gate.actions import Action, Close, Connect, Emit, HalfClose, Pause, Resume, Side, ToClient, ToServer
 from l7proxy.gate.bulk import offer
 from l7proxy.gate.http1_exchange import MORE, WHOLE, Exchange, to_client
@@ -333,7 +333,7 @@ class HttpGate:
     def _begin(self, head: RequestHead, actions: list[Action]) -> None:
         request = Request(head.method, head.path, head.host, head)
         judgement = self._judge(request)
-        record = self._log.request(head, judgement, request.rewrite)
+        record = self._log.request(request, judgement, HTTP1[head.minor])
         actions.append(Emit(record))
         allowed = _allows(judgement)
         reader = body(head.framing, request.judged() if head.framing == CHUNKED else ())

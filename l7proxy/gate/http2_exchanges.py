@@ -132,7 +132,7 @@ class Exchanges:
     def _begin(self, number: int, head: http2_head.RequestHead, block: FieldBlock, end: bool) -> None:
         request = Request(head.method, head.path, head.host, head.headers)
         judgement = self._judge(request)
-        record = self.log.request(head, judgement, request.rewrite)
+        record = self.log.request(request, judgement, HTTP2)
         self.actions.append(Emit(record))
         stream = self._stream(number, end)
         stream.head, stream.record, stream.grpc = head, record, head.grpc
