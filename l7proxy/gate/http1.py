@@ -67,6 +67,7 @@ class HttpGate:
         "_options",
         "_paused",
         "_request_lines",
+        "_responses",
         "_reused",
         "_server_done",
         "_state",
@@ -89,6 +90,7 @@ class HttpGate:
         self._exchange: Exchange | None = None
         self._held = bytearray()  # from the client, not yet taken up
         self._request_lines: HeadLines | None = None
+        self._responses = http1_fast.Responses()
         self._asked = False  # for the upstream connection
         self._connected = False
         self._client_done = False
@@ -337,7 +339,7 @@ class HttpGate:
         actions.append(Emit(record))
         allowed = _allows(judgement)
         reader = body(head.framing, request.judged() if head.framing == CHUNKED else ())
-        exchange = self._exchange = Exchange(head, request, record, reader, allowed)
+        exchange = self._exchange = Exchange(head, request, record, reader, allowed, self._responses)
         if not allowed:
             self._deny(exchange, actions)
             return

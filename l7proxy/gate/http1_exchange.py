@@ -43,6 +43,7 @@ class Exchange:
         "_held",
         "_interim",
         "_lines",
+        "_responses",
         "allowed",
         "answered",
         "continued",
@@ -56,13 +57,20 @@ class Exchange:
     )
 
     def __init__(
-        self, head: RequestHead, request: Request, record: HttpRequest, request_body: Body | None, allowed: bool
+        self,
+        head: RequestHead,
+        request: Request,
+        record: HttpRequest,
+        request_body: Body | None,
+        allowed: bool,
+        responses: http1_fast.Responses,
     ) -> None:
         self.head = head
         self.request = request
         self.record = record
         self.request_body = request_body
         self.allowed = allowed
+        self._responses = responses
         self.drained = 0
         self.continued = False
         self.answered = False
@@ -95,7 +103,7 @@ class Exchange:
     def hear(self, data: bytes, actions: list[Action]) -> Heard:
         """Take the server's next bytes. A PeerError is the server's fault."""
         if self.response is None and not self._held:
-            fast = http1_fast.response(data, self.head.method)
+            fast = self._responses.read(data, self.head.method)
             if isinstance(fast, ResponseHead):
                 return self._begin(fast, data, actions)
         while data:

@@ -13,7 +13,10 @@ from typing import Final
 MAX_AUTHORITY: Final = 260
 """Bytes: a DNS name is at most 253, a port 6."""
 
-_AUTHORITY = re.compile(rb"(?:[A-Za-z0-9._~-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?")
+PLAIN: Final = rb"(?:[A-Za-z0-9._~-]++|\[[0-9A-Fa-f:.]++\])(?::[0-9]{1,5}+)?+"
+"""Of any length."""
+
+_PLAIN = re.compile(PLAIN)
 
 
 def is_plain(authority: bytes) -> bool:
@@ -23,4 +26,4 @@ def is_plain(authority: bytes) -> bool:
 @lru_cache(maxsize=512)
 def _known(authority: bytes) -> bool:
     """Clients name few hosts, and a look-up is cheaper than a match. Bounded: it is filled by strangers."""
-    return _AUTHORITY.fullmatch(authority) is not None
+    return _PLAIN.fullmatch(authority) is not None
