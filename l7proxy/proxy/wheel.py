@@ -30,6 +30,10 @@ class Timer:
         self.slot = 0
 
 
+def _never() -> None:
+    """Of a timer that is retired."""
+
+
 class Wheel:
     """Slots by number; slot n fires when `now` reaches n × resolution."""
 
@@ -52,6 +56,11 @@ class Wheel:
     def disarm(self, timer: Timer) -> None:
         timer.deadline = NEVER
         self._move(timer, 0)
+
+    def retire(self, timer: Timer) -> None:
+        """Disarm for good. Its owner is let go: the two referred to each other."""
+        self.disarm(timer)
+        timer.expired = _never
 
     def advance(self, now: float) -> None:
         """It is `now`: fire what is due."""

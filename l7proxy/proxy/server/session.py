@@ -513,13 +513,13 @@ class Session:
             except Exception:  # one session's end, however broken, is never the worker's
                 log.exception("session %s > %s could not be reset", self._source, self._destination)
                 self._around.board.leave(self)
-                self._around.wheel.disarm(self._timer)
+                self._around.wheel.retire(self._timer)
 
     def _leave_if_done(self) -> None:
         """Both descriptors are closed: nothing knows this session any more."""
         if self._client.gone and (self._server.gone or not self._server.made):
             self._around.board.leave(self)
-            self._around.wheel.disarm(self._timer)
+            self._around.wheel.retire(self._timer)
             self._forget_client()
             self._gate = None  # it, like the legs, refers to us: what is over shall not wait for a collection of cycles
             self._client.part()

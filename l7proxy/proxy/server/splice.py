@@ -92,7 +92,7 @@ class Run:
         if pipe is None:
             return
         self._pipes.readiness.forget(*((self._out, OUT) if self._waits else (self._in, IN)))
-        self._wheel.disarm(self._timer)
+        self._wheel.retire(self._timer)
         self._gathering.end()
         self._target.write = self._write
         self._empty(pipe)

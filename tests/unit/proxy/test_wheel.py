@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -53,6 +56,22 @@ def test_a_disarmed_thing_leaves_nothing_behind() -> None:
     assert len(wheel) == 0
     wheel.advance(4000)
     assert not thing.fired
+
+
+def test_a_retired_timer_lets_its_owner_go() -> None:
+    wheel = Wheel(0.0)
+    thing = Thing(wheel)
+    wheel.arm(thing.timer, 1)
+    wheel.retire(thing.timer)
+    wheel.advance(4000)
+    assert len(wheel) == 0 and not thing.fired
+    gone = weakref.ref(thing)
+    gc.disable()
+    try:
+        del thing
+        assert gone() is None
+    finally:
+        gc.enable()
 
 
 def test_a_thing_may_arm_and_disarm_others_when_it_fires() -> None:
