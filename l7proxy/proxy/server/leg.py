@@ -40,7 +40,7 @@ class Party(Protocol):
         """The other end sends no more."""
 
     def lost(self, leg: Leg, error: Exception | None) -> None:
-        """The connection is gone; its descriptor is closed."""
+        """The connection is gone; its descriptor is closed when this returns: till then, who watches it can let go."""
 
     def crowded(self, leg: Leg, *, full: bool) -> None:
         """What was written does not go out fast enough (or does again)."""
@@ -263,6 +263,8 @@ class Leg:
         self._poller.loop.call_soon(self._lost, error)
 
     def _lost(self, error: OSError | None) -> None:
-        self._sock.close()
         self.gone = True
-        self._party.lost(self, error)
+        try:
+            self._party.lost(self, error)
+        finally:
+            self._sock.close()

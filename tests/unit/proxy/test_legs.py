@@ -16,8 +16,8 @@ import pytest
 from l7proxy.errors import UpstreamError
 from l7proxy.model.net import HostPort
 from l7proxy.proxy.server.leg import HIGH_WATER, Hold, Leg
-from l7proxy.proxy.server.poller import Poller
-from l7proxy.proxy.server.session import named
+from l7proxy.proxy.server.poller import BROKEN, IN, Poller
+from l7proxy.proxy.server.session import Session, named
 from l7proxy.proxy.server.steering import Plain
 from l7proxy.proxy.server.upstream import Dial
 from tests.unit.proxy.stage import answer, backend, descriptors, gets, picture, request, stage, web
@@ -37,6 +37,7 @@ class Party:
         self.told.append("finished")
 
     def lost(self, leg: Leg, error: Exception | None) -> None:
+        os.fstat(leg.descriptor)  # open: a splice's epoll must still be able to let go of it
         self.told.append("lost")
         self.error = error
         self.over.set()
@@ -78,6 +79,9 @@ class Ends:
     async def lost(self) -> Exception | None:
         async with asyncio.timeout(5):
             await self.party.over.wait()
+        await asyncio.sleep(0)
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            os.fstat(self.leg.descriptor)
         assert self.leg.gone
         assert self.party.told.count("lost") == 1
         return self.party.error
@@ -243,6 +247,31 @@ async def test_without_descriptors_clients_wait_and_are_served_when_there_are_so
         writer.write(request())
         assert (await answer(reader))[0] == 200
         writer.close()
+
+
+async def test_a_reset_that_a_leg_hears_before_the_splice_into_it_leaves_nothing() -> None:
+    big = bytes(64 << 20)
+
+    async def pours(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(big) + big)
+        await writer.drain()
+
+    async with backend(pours) as server, stage(server, picture(gets())) as on:
+        sock = await on.dial()
+        await asyncio.get_running_loop().sock_sendall(sock, request())
+        await on.until(lambda: on.around.pipes.used)
+        (session,) = on.around.board
+        assert isinstance(session, Session)
+        (run,) = session._runs
+        await on.until(lambda: run._waits)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        sock.close()
+        session._client.ready(IN | BROKEN)
+        await on.settled()
+        assert on.around.pipes.used == 0
+        assert on.kinds() == "qs"
+        on.around.pipes.close()
 
 
 def test_ends_are_named_as_everywhere_whatever_the_kernel_calls_them() -> None:
