@@ -87,7 +87,7 @@ class Run:
         wheel.arm(self._timer, LOOK)
 
     def stop(self) -> None:
-        """Give everything back; the borrower is not told. What is in the pipe goes out by the target's transport."""
+        """Give everything back; the borrower is not told. What is in the pipe goes out by the target."""
         pipe, self._pipe = self._pipe, None
         if pipe is None:
             return
@@ -122,7 +122,7 @@ class Run:
             self._fail(self.source, error)
             return
         if not count:
-            self._finish()  # the transport will see the end again, and tell it
+            self._finish()  # the leg will see the end again, and tell it
             return
         self._inside = count
         self._left -= count
@@ -144,7 +144,7 @@ class Run:
             return
         while self._inside:
             try:
-                if target.unsent:  # what was written before comes first, and is the transport's to send
+                if target.unsent:  # what was written before comes first, and is its own to send
                     raise BlockingIOError
                 count = os.splice(pipe.read, self._out, self._inside, flags=FLAGS)
             except BlockingIOError:
@@ -178,7 +178,7 @@ class Run:
     # ---- the end ----
 
     def _ends(self) -> bool:
-        """A transport that is closing will tell so itself. Its descriptor must not be touched any more."""
+        """A leg that is closing will tell so itself. Its descriptor must not be touched any more."""
         if self.source.usable and self._target.usable:
             return False
         self._finish()
