@@ -2,8 +2,9 @@
 
 Laws of this room:
   - A file is read when it has been quiet for a moment, so that a half-written one is never believed; while some file
-    is not quiet no other disappears, so that a policy that moves between files is in force throughout. What only a
-    file said that is gone stays for such a moment, too: many editors take the old one away before the new one comes.
+    is not quiet nothing disappears that another one said, so that a policy that moves between files is in force
+    throughout. What only a file said that is gone stays for such a moment, too: many editors take the old one away
+    before the new one comes.
   - A file that breaks is reported, and the last good version of each object in it stays in force; where a fault
     cannot be given to one object, nothing of that file disappears until it is mended. This is the one place with a
     memory.
@@ -220,9 +221,14 @@ class FileSource:
                 read[name] = version
         held = self._held(read, now)
         if moving:
-            read = {**self._read, **read}
+            read = {**self._read, **read, **self._poorer(read)}
         self._read, self._moving = {**held, **read}, moving
         return gather(self._read, troubles), bool(moving or held)
+
+    def _poorer(self, read: Mapping[str, ReadFile]) -> dict[str, ReadFile]:
+        """Files that now say less than they did, as they were: they are read again at the next look."""
+        before = {name: old for name, old in self._read.items() if read.get(name, old) is not old}
+        return {name: old for name, old in before.items() if not _keys(read[name]) >= _keys(old)}
 
     def _held(self, read: Mapping[str, ReadFile], now: float) -> dict[str, ReadFile]:
         """Files that went away a moment ago, and with them what no other says."""
@@ -230,8 +236,12 @@ class FileSource:
         fresh = {name: self._read[name] for name, since in self._gone.items() if now - since < QUIET}
         if not fresh:
             return {}
-        said = {key for version in read.values() for part in (version.good, version.stand_ins) for key in part}
-        return {name: one for name, one in fresh.items() if not said.issuperset((*one.good, *one.stand_ins))}
+        said = {key for version in read.values() for key in _keys(version)}
+        return {name: one for name, one in fresh.items() if not said >= _keys(one)}
+
+
+def _keys(version: ReadFile) -> set[Key]:
+    return version.good.keys() | version.stand_ins.keys()
 
 
 def _version(path: str, name: str, before: ReadFile | None, *, patient: bool) -> tuple[ReadFile | None, bool]:

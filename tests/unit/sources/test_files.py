@@ -304,6 +304,36 @@ async def test_a_policy_that_moves_between_files_is_in_force_throughout(tmp_path
         assert not [word for word in watch.log if word.startswith("-")]
 
 
+async def test_a_policy_that_is_cut_from_one_file_and_pasted_into_another_is_in_force_throughout(
+    tmp_path: Path,
+) -> None:
+    too_slow = []
+
+    def edit() -> None:
+        for number in range(10):
+            here, there = (tmp_path / f"{name}.yaml" for name in ("ab" if number % 2 else "ba"))
+            start = time.monotonic()
+            here.write_text(f"{pod(here.stem)}# {number}\n")
+            time.sleep(QUIET * 2 / 3)
+            there.write_text(f"{POLICY}# {number}\n")
+            too_slow.extend([number] * (time.monotonic() - start > QUIET))  # on a busy machine
+            time.sleep(QUIET / 2)
+            write(tmp_path / "nudge.yaml", pod("nudge"))  # has us look when the first is quiet and the second is not
+            time.sleep(3 * QUIET)
+        write(tmp_path / "end.yaml", pod("end"))
+
+    write(tmp_path / "b.yaml", POLICY)
+    write(tmp_path / "a.yaml", pod("a"))
+    async with watching(tmp_path) as watch:
+        editor = threading.Thread(target=edit)
+        editor.start()
+        while "Pod default/end" not in names(watch.facts):
+            await watch.next()
+        editor.join()
+        assert len(too_slow) < 5
+        assert watch.log.count("-CiliumNetworkPolicy shop/p") <= len(too_slow)
+
+
 async def test_an_editor_that_puts_the_old_file_aside_takes_nothing_out_of_force(tmp_path: Path) -> None:
     too_slow = []
 
