@@ -123,7 +123,7 @@ class Leg:
         except BlockingIOError:
             return
         except OSError as error:
-            self._fail(error)
+            self._cannot_send(error)
             return
         del self._unsent[:sent]
         if self._full and len(self._unsent) <= LOW_WATER:
@@ -153,7 +153,7 @@ class Leg:
             except BlockingIOError:
                 sent = 0
             except OSError as error:
-                self._fail(error)
+                self._cannot_send(error)
                 return
             if sent == len(data):
                 return
@@ -247,7 +247,30 @@ class Leg:
         try:
             self._sock.shutdown(socket.SHUT_WR)
         except OSError as error:  # reset meanwhile
+            self._cannot_send(error)
+
+    def _cannot_send(self, error: OSError) -> None:
+        """The other end has gone. What it said before may still be here: a server may answer a request that it has not
+        read whole, and close. It is heard in the loop's next turn, since whoever writes cannot be told now."""
+        if self._closing or self.eof:
             self._fail(error)
+            return
+        self._closing = True
+        self._unsent.clear()
+        self._watch()
+        self._poller.loop.call_soon(self._hear_out, error)
+
+    def _hear_out(self, error: OSError) -> None:
+        """An end that is read here may be the reset that `error` has told of, so it counts as that."""
+        while not self._holds and not self._losing:
+            try:
+                data = self._sock.recv(READ)
+            except OSError:
+                break
+            if not data:
+                break
+            self.data_received(data)
+        self._fail(error)
 
     def _fail(self, error: OSError) -> None:
         self._closing = True

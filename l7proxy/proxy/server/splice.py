@@ -119,7 +119,7 @@ class Run:
         except BlockingIOError:
             return
         except OSError as error:
-            self._fail(self.source, error)
+            self._fail(error)
             return
         if not count:
             self._finish()  # the leg will see the end again, and tell it
@@ -150,8 +150,8 @@ class Run:
             except BlockingIOError:
                 self._wait_for_room(True)
                 return
-            except OSError as error:
-                self._fail(target, error)
+            except OSError:  # what is left shows it to the leg, which has more to hear before it tells
+                self._finish()
                 return
             self._inside -= count
             self.moved += count
@@ -188,9 +188,10 @@ class Run:
         self.stop()
         self._borrower.spliced(self)
 
-    def _fail(self, leg: Leg, error: OSError) -> None:
+    def _fail(self, error: OSError) -> None:
+        """The source cannot tell that itself: the kernel says it only once."""
         self.stop()
-        self._borrower.broken(leg, error)
+        self._borrower.broken(self.source, error)
 
     def _empty(self, pipe: Pipe) -> None:
         """What is left in the pipe is the target's; if that is gone, nobody's."""
