@@ -28,6 +28,8 @@ class Poller:
     def __init__(self) -> None:
         self._epoll: select.epoll | None = None
         self._watched: dict[int, Watched] = {}
+        self.told = 0
+        """How many are told in this turn of the loop."""
         self.loop = asyncio.get_running_loop()
 
     def watch(self, descriptor: int, events: int, watched: Watched) -> None:
@@ -64,7 +66,9 @@ class Poller:
         epoll, all_watched = self._epoll, self._watched
         if epoll is None:
             return
-        for descriptor, events in epoll.poll(0):
+        ready = epoll.poll(0)
+        self.told = len(ready)
+        for descriptor, events in ready:
             watched = all_watched.get(descriptor)
             if watched is not None:
                 watched.ready(events)

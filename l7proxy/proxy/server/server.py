@@ -30,6 +30,10 @@ PAUSE_SECONDS: Final = 0.5
 """Before another try when nobody can be accepted: those who wait stay in the kernel's queue."""
 
 
+SHARE: Final = 8
+"""Of so many that are ready in a turn of the loop, one more may be a new connection."""
+
+
 class ProxyServer:
     """`bound` are what the steering's `listen` gave."""
 
@@ -94,7 +98,8 @@ class ProxyServer:
 
 
 class _Door:
-    """A listener at work: each time the poller tells of it, one connection becomes a session.
+    """A listener at work: each time the poller tells of it, a connection becomes a session, and more of them when many
+    sockets are told of: else whoever keeps enough connections busy would shut the others out.
 
     The standard library's `accept` makes enumerations of the listener's family and type each time; its `_accept` is the
     system call.
@@ -109,18 +114,26 @@ class _Door:
         self._watch()
 
     def ready(self, events: int) -> None:
+        for _ in range(1 + self._around.poller.told // SHARE):
+            if not self._admit():
+                return
+
+    def _admit(self) -> bool:
+        """One connection. False: there is no other now."""
         try:
             number, name = self._sock._accept()  # type: ignore[attr-defined]
         except (BlockingIOError, ConnectionAbortedError):
-            return  # a sibling, or the client's reset, was faster
+            return False  # all are in, or a client's reset was faster
         except OSError as error:
             log.error("cannot accept: %s", error.strerror or error)
-            self._around.poller.forget(self._descriptor)  # else it would be told again at once
+            # Else it would be told again at once. Not forgotten: to be registered anew may fail, this cannot.
+            self._around.poller.watch(self._descriptor, 0, self)
             self._again = asyncio.get_running_loop().call_later(PAUSE_SECONDS, self._watch)
-            return
+            return False
         sock = socket.socket(self._family, socket.SOCK_STREAM, 0, number)
         sock.setblocking(False)
         Session(self._around).accepted(sock, named(name))
+        return True
 
     def shut(self) -> None:
         self._around.poller.forget(self._descriptor)

@@ -249,6 +249,24 @@ async def test_without_descriptors_clients_wait_and_are_served_when_there_are_so
         writer.close()
 
 
+async def test_busy_connections_do_not_shut_new_ones_out() -> None:
+    async with backend(web) as server, stage(server, picture(gets())) as on:
+        loop = asyncio.get_running_loop()
+        busy = [await on.dial() for _ in range(64)]
+        await on.until(lambda: len(on.around.board) == 64)
+        for sock in busy:
+            await loop.sock_sendall(sock, request())
+            assert await loop.sock_recv(sock, 4096)
+        for sock in busy:
+            sock.send(request())
+        new = [socket.create_connection((on.address.address, on.address.port)) for _ in range(64)]
+        on.around.poller._poll()
+        assert 64 + 8 <= len(on.around.board) <= 64 + 16
+        await on.until(lambda: len(on.around.board) == 128)
+        for sock in (*busy, *new):
+            sock.close()
+
+
 async def test_a_reset_that_a_leg_hears_before_the_splice_into_it_leaves_nothing() -> None:
     big = bytes(64 << 20)
 
