@@ -4,7 +4,7 @@ Laws of this room:
   - A file is read when it has been quiet for a moment, so that a half-written one is never believed; while some file
     is not quiet nothing disappears that another one said, so that a policy that moves between files is in force
     throughout. What only a file said that is gone stays for such a moment, too: many editors take the old one away
-    before the new one comes.
+    before the new one comes. Whoever is never quiet is waited for no longer than PATIENCE.
   - A file that breaks is reported, and the last good version of each object in it stays in force; where a fault
     cannot be given to one object, nothing of that file disappears until it is mended. This is the one place with a
     memory.
@@ -40,8 +40,8 @@ TICK: Final = 0.001
 """So much later we look again: clocks have ticks."""
 LOOK_AGAIN: Final = 2.0
 """Seconds between looks when nothing nudges: for file systems without inotify and links that lead elsewhere."""
-PATIENCE: Final = 100
-"""Looks, QUIET seconds apart, that a file may be moving before it is read as it is."""
+PATIENCE: Final = 2.0
+"""Seconds that a file may be moving before it is read as it is, and that others may hold up what is taken away."""
 
 Signature = tuple[int, int, int, int]
 
@@ -165,8 +165,10 @@ class FileSource:
         self.synced = False
         self._look = Look()
         self._read: dict[str, ReadFile] = {}
-        self._moving: dict[str, int] = {}
+        self._moving: dict[str, float] = {}
         self._gone: dict[str, float] = {}
+        self._poor: dict[str, float] = {}
+        """Files that move, are gone, say less while others move: since when."""
 
     @property
     def problems(self) -> tuple[SourceError, ...]:
@@ -184,14 +186,11 @@ class FileSource:
     async def watch(self) -> AsyncIterator[list[Change]]:
         """Batches of changes, for ever. The first ends with Synced. An empty one: only problems or mtimes moved."""
         with Nudge() as nudge:
-            look, unsettled = await asyncio.to_thread(self._scan, nudge.watch)
-            while unsettled:
-                await asyncio.sleep(QUIET)
-                look, unsettled = await asyncio.to_thread(self._scan, nudge.watch)
+            look, unsettled = await self._first(nudge)
             changes = differences({}, look.facts)
             self._look, self.synced = look, True
             yield [*changes, Synced()]
-            pause = LOOK_AGAIN
+            pause = QUIET if unsettled else LOOK_AGAIN
             while True:
                 await nudge.wait(pause)
                 began = time.monotonic()
@@ -204,6 +203,16 @@ class FileSource:
                 self._look = look
                 yield changes
 
+    async def _first(self, nudge: Nudge) -> tuple[Look, bool]:
+        """When all is quiet, or each file that was there at first has been or was waited for."""
+        look, unsettled = await asyncio.to_thread(self._scan, nudge.watch)
+        began = now = time.monotonic()
+        while unsettled and now - began < PATIENCE:
+            await asyncio.sleep(QUIET)
+            now = time.monotonic()
+            look, unsettled = await asyncio.to_thread(self._scan, nudge.watch)
+        return look, unsettled
+
     def _scan(self, watch: Callable[[Path], None]) -> tuple[Look, bool]:
         """Look at everything; read what is new. True when some file was still moving and is to be read later."""
         now = time.monotonic()
@@ -211,24 +220,32 @@ class FileSource:
         read: dict[str, ReadFile] = {
             name: version for name, version in self._read.items() if any(_below(name, folder) for folder in kept)
         }
-        moving: dict[str, int] = {}
+        moving: dict[str, float] = {}
         for name, path in found.items():
-            looks = self._moving.get(name, 0)
-            version, moves = _version(path, name, self._read.get(name), patient=looks < PATIENCE)
+            since = self._moving.get(name, now)
+            version, moves = _version(path, name, self._read.get(name), patient=now - since < PATIENCE)
             if moves:
-                moving[name] = looks + 1
+                moving[name] = since
             if version is not None:
                 read[name] = version
         held = self._held(read, now)
-        if moving:
-            read = {**self._read, **read, **self._poorer(read)}
+        read |= self._poorer(read, moving, now)
         self._read, self._moving = {**held, **read}, moving
         return gather(self._read, troubles), bool(moving or held)
 
-    def _poorer(self, read: Mapping[str, ReadFile]) -> dict[str, ReadFile]:
-        """Files that now say less than they did, as they were: they are read again at the next look."""
-        before = {name: old for name, old in self._read.items() if read.get(name, old) is not old}
-        return {name: old for name, old in before.items() if not _keys(read[name]) >= _keys(old)}
+    def _poorer(self, read: Mapping[str, ReadFile], moving: Mapping[str, float], now: float) -> dict[str, ReadFile]:
+        """Files that are gone or say less than they did, as they were, for as long as others move and we are patient.
+
+        They are read again at the next look. One that moves itself meanwhile has still been waiting.
+        """
+        if not moving:
+            self._poor = {}
+            return {}
+        poorer = {name: old for name, old in self._read.items() if _says_less(read.get(name), old)}
+        since = {name: self._poor.get(name, now) for name in poorer.keys() | (moving.keys() & self._poor.keys())}
+        late = {name for name in poorer if now - since[name] >= PATIENCE}
+        self._poor = {name: began for name, began in since.items() if name not in late}
+        return {name: old for name, old in poorer.items() if name not in late}
 
     def _held(self, read: Mapping[str, ReadFile], now: float) -> dict[str, ReadFile]:
         """Files that went away a moment ago, and with them what no other says."""
@@ -238,6 +255,10 @@ class FileSource:
             return {}
         said = {key for version in read.values() for key in _keys(version)}
         return {name: one for name, one in fresh.items() if not said >= _keys(one)}
+
+
+def _says_less(version: ReadFile | None, before: ReadFile) -> bool:
+    return version is not before and (version is None or not _keys(version) >= _keys(before))
 
 
 def _keys(version: ReadFile) -> set[Key]:

@@ -6,7 +6,7 @@ import asyncio
 import os
 import threading
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
 
@@ -252,6 +252,82 @@ async def test_a_file_written_bit_by_bit_is_never_believed_half(tmp_path: Path) 
         write(tmp_path / "end.yaml", pod("end", "10.0.0.9"))
         await watch.until_names("Pod default/a", "Pod default/b", "Pod default/end")
         assert not [word for word in watch.log if word.startswith("-")]
+
+
+class Writer:
+    """Does the same over and over in a thread of its own, until it is told to stop."""
+
+    def __init__(self, work: Callable[[int], None], seconds: float) -> None:
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._run, args=(work, seconds))
+
+    def _run(self, work: Callable[[int], None], seconds: float) -> None:
+        number = 0
+        while not self._over.wait(seconds):
+            work(number)
+            number += 1
+
+    def __enter__(self) -> None:
+        self._thread.start()
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._thread.join()
+
+
+def restless(*paths: Path) -> Writer:
+    """Files that begin to change one after the other, and from then on are never quiet."""
+    return Writer(lambda number: os.utime(paths[number % min(len(paths), 1 + number // 50)]), QUIET / 5)
+
+
+async def test_what_is_taken_away_goes_although_others_change_for_ever(tmp_path: Path) -> None:
+    moving = [tmp_path / f"{number}.yaml" for number in range(3)]
+    for number, path in enumerate(moving):
+        write(path, pod(f"m{number}", f"10.0.1.{number}"))
+    write(tmp_path / "a.yaml", f"{pod('a')}---\n{POLICY}")
+    write(tmp_path / "b.yaml", pod("b"))
+    async with watching(tmp_path) as watch:
+        with restless(*moving):
+            await asyncio.sleep(QUIET)
+            write(tmp_path / "a.yaml", pod("a"))
+            (tmp_path / "b.yaml").unlink()
+            moving[0].write_text("# nobody is left\n")
+            async with asyncio.timeout(8):
+                await watch.until_names("Pod default/a", "Pod default/m1", "Pod default/m2")
+
+
+async def test_files_that_change_for_ever_do_not_keep_us_from_beginning(tmp_path: Path) -> None:
+    moving = [tmp_path / f"{number}.yaml" for number in range(3)]
+    for number, path in enumerate(moving):
+        write(path, pod(f"m{number}", f"10.0.1.{number}"))
+    with restless(*moving):
+        async with asyncio.timeout(8), watching(tmp_path) as watch:
+            assert names(watch.facts) == ["Pod default/m0", "Pod default/m1", "Pod default/m2"]
+
+
+async def test_a_slow_writer_is_waited_for_however_often_we_are_nudged(tmp_path: Path) -> None:
+    text = pod("a", extra=f"{'# a long story' * 20}\n---\n{pod('b', '10.0.0.6')}")
+
+    too_slow = []
+
+    def edit() -> None:
+        with (tmp_path / "a.yaml").open("w") as file:
+            for start in range(0, len(text), 2):
+                began = time.monotonic()
+                file.write(text[start : start + 2])
+                file.flush()
+                time.sleep(QUIET / 10)
+                too_slow.extend([start] * (time.monotonic() - began > QUIET / 2))  # on a busy machine
+        write(tmp_path / "end.yaml", pod("end", "10.0.0.9"))
+
+    write(tmp_path / "a.yaml", text)
+    async with watching(tmp_path) as watch:
+        editor = threading.Thread(target=edit)
+        editor.start()
+        with Writer(lambda number: (tmp_path / "nudge.txt").touch(), 0.0005):
+            await watch.until_names("Pod default/a", "Pod default/b", "Pod default/end")
+        editor.join()
+        assert len([word for word in watch.log if word.startswith("-")]) <= len(too_slow) < 5
 
 
 async def test_many_edits_at_once_are_few_batches(tmp_path: Path) -> None:
