@@ -203,6 +203,8 @@ class Shaper:
 
     def _shape(self, party: Party, judgements: list[Judgement], known: list[int]) -> Shape | None:
         conn, place = party.conn, party.judgement
+        if not conn.source_port:  # a zero is not written at all, and shapes are of all ports
+            return None
         key: _Key = (
             conn.source,
             conn.source_identity,
@@ -229,7 +231,7 @@ def cut(enricher: Enricher, uuids: str, party: Party, judgement: Judgement) -> S
     """The shape of what the enricher makes of requests and answers of this party; None when a mark is not unique, or
     a client chose a method that would have to be one of very many."""
     conn, method, protocol = party.conn, party.method, party.protocol
-    if method not in METHODS or protocol not in PROTOCOLS or not conn.source_port:
+    if method not in METHODS or protocol not in PROTOCOLS:
         return None
     asked = enricher.flow(HttpRequest(0, conn, judgement, method, "", protocol))
     answered = enricher.flow(HttpResponse(0, conn, judgement, method, "", protocol, 0, 0))

@@ -172,6 +172,15 @@ def test_ports_do_not_need_shapes_of_their_own() -> None:
     assert [json.loads(item.line())["flow"]["l4"]["TCP"]["source_port"] for item in made] == list(range(1, 500))
 
 
+def test_a_port_of_zero_has_no_part_in_the_shape_of_others() -> None:
+    """It can be spoofed, and like any zero it is not written."""
+    conns = [Conn("10.0.0.10", port, "10.0.0.20", 80, 1, 2) for port in (0, 40000, 0, 1)]
+    made = Shaper(enricher(), Uuids()).items(pack([asked(1, conn) for conn in conns]))
+    assert [type(item) for item in made] == [Flow, Shaped, Flow, Shaped]
+    for item, conn in zip(made, conns, strict=True):
+        assert without_uuid(item.line()) == without_uuid(enricher().flow(asked(1, conn)).line())
+
+
 def test_forgotten_shapes_are_not_mixed_up() -> None:
     """More judgements than are remembered, inside one batch and across batches: each flow names its own rule."""
     shaper = Shaper(enricher(), Uuids(), remembered=3)
