@@ -15,8 +15,9 @@ from typing import Final
 
 from l7proxy.errors import LinkError
 from l7proxy.flows.batch import Flows
+from l7proxy.flows.pack import pack
 from l7proxy.link import framing
-from l7proxy.link.messages import PROTOCOL_VERSION, Applied, FromWorker, Hello, Load, Picture
+from l7proxy.link.messages import MAX_WORKER_FRAME, PROTOCOL_VERSION, Applied, FromWorker, Hello, Load, Picture
 from l7proxy.link.outbox import Outbox
 from l7proxy.link.parcel import Opener
 
@@ -119,7 +120,7 @@ class LinkClient:
         try:
             while len(taken) < FRAMES and (flows := self._outbox.take()) is not None:
                 taken.append(flows)
-                frames.append(framing.encode(flows))
+                frames += _frames(flows)
                 await asyncio.sleep(0)
             if writer.is_closing():
                 raise ConnectionResetError("it closed the link")
@@ -139,3 +140,15 @@ class LinkClient:
     async def _send(self, writer: asyncio.StreamWriter, message: FromWorker) -> None:
         writer.write(framing.encode(message))
         await writer.drain()
+
+
+def _frames(flows: Flows) -> list[bytes]:
+    """One; of what is too long for one, half and half."""
+    try:
+        return [framing.encode(flows, max_frame=MAX_WORKER_FRAME)]
+    except LinkError:
+        records = flows.records()
+        half = len(records) // 2
+        if not half:
+            raise
+        return [*_frames(pack(records[:half], flows.lost)), *_frames(pack(records[half:]))]

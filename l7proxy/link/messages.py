@@ -18,6 +18,9 @@ from l7proxy.wire.path import PathRules
 PROTOCOL_VERSION: Final = 4
 MAX_FRAME: Final = 256 << 20
 """Bytes. A picture of 1 000 endpoints and 10 000 rules is some tens of MB."""
+MAX_WORKER_FRAME: Final = 32 << 20
+"""The same for what a worker sends. A batch is far below, unless clients have URLs or headers as long as heads may be:
+then it goes in several frames."""
 
 
 class Hello(msgspec.Struct, frozen=True, tag="hello"):

@@ -19,12 +19,10 @@ import msgspec
 from l7proxy.errors import LinkError
 from l7proxy.flows.batch import Flows
 from l7proxy.link import framing, local, parcel
-from l7proxy.link.messages import PROTOCOL_VERSION, Applied, FromWorker, Hello, Load, Picture
+from l7proxy.link.messages import MAX_WORKER_FRAME, PROTOCOL_VERSION, Applied, FromWorker, Hello, Load, Picture
 
 log = logging.getLogger(__name__)
 
-MAX_WORKER_FRAME: Final = 32 << 20
-"""Bytes. A batch of a few hundred records with headers is far below."""
 HELLO_SECONDS: Final = 5.0
 
 FlowsHandler = Callable[[Flows], None]

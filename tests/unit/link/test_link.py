@@ -16,7 +16,7 @@ import pytest
 
 from l7proxy.errors import ConfigError
 from l7proxy.flows.batch import Flows
-from l7proxy.flows.records import Conn, Connection, Judgement, Record
+from l7proxy.flows.records import Conn, Connection, HttpResponse, Judgement, Record
 from l7proxy.link import framing, local
 from l7proxy.link.client import LinkClient
 from l7proxy.link.messages import PROTOCOL_VERSION, Hello, Load, Picture
@@ -24,6 +24,7 @@ from l7proxy.link.outbox import Outbox
 from l7proxy.link.parcel import Opener
 from l7proxy.link.server import LinkServer
 from l7proxy.model.verdict import Direction, Verdict
+from l7proxy.wire.head import MAX_HEAD
 
 
 def record(number: int) -> Connection:
@@ -107,6 +108,20 @@ async def test_a_picture_is_applied_and_records_come_back(tmp_path: Path) -> Non
         (state,) = agent.server.workers()
         assert (state.pid, state.worker, state.revision, state.problems) == (os.getpid(), 4, 1, ("problem of 1",))
         assert (state.connections, state.requests, state.denied) == (1, 2, 3)
+
+
+async def test_records_as_long_as_they_can_be_come_through(tmp_path: Path) -> None:
+    """URLs and headers of whole heads, which the other side of a connection may choose: more than fits one frame."""
+    agent, worker = Agent(tmp_path / "link.sock"), Worker(tmp_path / "link.sock")
+    conn, judgement = record(1).conn, record(1).judgement
+    url, headers = "http://a/" + "b" * MAX_HEAD, (("x-id", "\xff" * MAX_HEAD),)
+    records = [HttpResponse(number, conn, judgement, "GET", url, "HTTP/1.1", 200, 1, headers) for number in range(300)]
+    for one in records:
+        worker.outbox.put(one)
+    async with agent.server.serving(), worker.running():
+        await agent.until(len(records))
+    assert agent.records == records
+    assert agent.lost == 0
 
 
 async def test_nobody_connected_is_nobody_to_wait_for(tmp_path: Path) -> None:
