@@ -167,6 +167,13 @@ class IptablesBackend:
         return Installed(state[0] if state else "", intact=sealed)
 
     def apply(self, desired: Desired) -> None:
+        try:
+            self._apply(desired)
+        finally:  # refused ones, too, may come for hours
+            for memo in (self._examine, self._digest):
+                memo.turn()
+
+    def _apply(self, desired: Desired) -> None:
         picture = checked(desired, self._examine)
         wanted = fingerprint(picture, self._digest)
         routes.ensure(picture.settings)
@@ -175,8 +182,6 @@ class IptablesBackend:
             known = self._known = None
         if known is None or known.picture != wanted:
             self._put(known, wanted, picture)
-        for memo in (self._examine, self._digest):
-            memo.turn()
 
     def alarm(self) -> None:
         """Others commit to the same tables all the time, and to look takes long."""

@@ -95,6 +95,13 @@ class NftablesBackend:
         return Installed(found.picture, found.sealed and routes.intact())
 
     def apply(self, desired: Desired) -> None:
+        try:
+            self._apply(desired)
+        finally:  # refused ones, too, may come for hours
+            for memo in (self._examine, self._digest, self._ask, self._identities_digest):
+                memo.turn()
+
+    def _apply(self, desired: Desired) -> None:
         picture = checked(desired, self._examine, self._roll.examined)
         wanted = fingerprint(picture, self._digest, self._identities_digest)
         _ = self._watch  # before the first commit
@@ -108,8 +115,6 @@ class NftablesBackend:
                 routes.tune(picture)
                 self._put(known, wanted, tables)
         self._fresh = False
-        for memo in (self._examine, self._digest, self._ask, self._identities_digest):
-            memo.turn()
 
     def alarm(self) -> Alarm:
         return Alarm()
