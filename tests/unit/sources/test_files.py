@@ -317,7 +317,7 @@ async def test_a_slow_writer_is_waited_for_however_often_we_are_nudged(tmp_path:
                 file.write(text[start : start + 2])
                 file.flush()
                 time.sleep(QUIET / 10)
-                too_slow.extend([start] * (time.monotonic() - began > QUIET / 2))  # on a busy machine
+                too_slow.extend([start] * (time.monotonic() - began > 0.9 * QUIET))  # on a busy machine
         write(tmp_path / "end.yaml", pod("end", "10.0.0.9"))
 
     write(tmp_path / "a.yaml", text)
@@ -383,16 +383,17 @@ async def test_a_policy_that_moves_between_files_is_in_force_throughout(tmp_path
 async def test_a_policy_that_is_cut_from_one_file_and_pasted_into_another_is_in_force_throughout(
     tmp_path: Path,
 ) -> None:
-    too_slow = []
+    in_time: list[bool] = []
 
     def edit() -> None:
-        for number in range(10):
+        while in_time.count(True) < 5 and len(in_time) < 60:  # on a busy machine some take too long
+            number = len(in_time)
             here, there = (tmp_path / f"{name}.yaml" for name in ("ab" if number % 2 else "ba"))
             start = time.monotonic()
             here.write_text(f"{pod(here.stem)}# {number}\n")
             time.sleep(QUIET * 2 / 3)
             there.write_text(f"{POLICY}# {number}\n")
-            too_slow.extend([number] * (time.monotonic() - start > QUIET))  # on a busy machine
+            in_time.append(time.monotonic() - start < QUIET)
             time.sleep(QUIET / 2)
             write(tmp_path / "nudge.yaml", pod("nudge"))  # has us look when the first is quiet and the second is not
             time.sleep(3 * QUIET)
@@ -406,8 +407,8 @@ async def test_a_policy_that_is_cut_from_one_file_and_pasted_into_another_is_in_
         while "Pod default/end" not in names(watch.facts):
             await watch.next()
         editor.join()
-        assert len(too_slow) < 5
-        assert watch.log.count("-CiliumNetworkPolicy shop/p") <= len(too_slow)
+        assert in_time.count(True) == 5
+        assert watch.log.count("-CiliumNetworkPolicy shop/p") <= in_time.count(False)
 
 
 async def test_an_editor_that_puts_the_old_file_aside_takes_nothing_out_of_force(tmp_path: Path) -> None:
