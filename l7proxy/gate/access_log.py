@@ -20,6 +20,9 @@ from l7proxy.wire.head import Header
 
 HTTP1: Final = ("HTTP/1.0", "HTTP/1.1")
 HTTP2: Final = "HTTP/2"
+LONGEST: Final = 4096
+"""Characters of a URL or header value that are told. Records wait by the ten thousand where an agent is away or slow:
+clients could fill a worker's memory with heads of 64 KiB."""
 
 
 class Answered(Protocol):
@@ -79,7 +82,7 @@ class AccessLog:
 
     def _url(self, asked: Request) -> str:
         path = asked.path if self._options.flow_query else asked.path.partition(b"?")[0]
-        return (b"http://" + asked.host + (b"" if path == b"*" else path)).decode()
+        return _cut((b"http://" + asked.host + (b"" if path == b"*" else path)).decode())
 
     def _shown(self, headers: list[Header], rewrite: Rewrite | None = None) -> tuple[tuple[str, str], ...]:
         if rewrite is not None:
@@ -94,4 +97,8 @@ class AccessLog:
             yield f"header {what}: {name.decode()}{shown}"
 
     def _told(self, name: bytes, value: bytes) -> str:
-        return REDACTED if name in self._options.secret_headers else value.decode("latin-1")
+        return REDACTED if name in self._options.secret_headers else _cut(value.decode("latin-1"))
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= LONGEST else f"{text[: LONGEST - 1]}…"

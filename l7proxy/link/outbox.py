@@ -21,7 +21,7 @@ BATCH_SECONDS: Final = 0.004
 """No record waits longer for others. The agent works off in one go what comes at once, and may share a worker's core:
 20 ms of records held requests up for a millisecond."""
 CAPACITY: Final = 1 << 16
-"""Records. At some 300 bytes each, 20 MB at the worst, when the agent is away or slow."""
+"""Records. At some 300 bytes each 20 MB, when the agent is away or slow; with the longest URLs some hundred MB."""
 
 
 class Outbox:

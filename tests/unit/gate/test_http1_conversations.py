@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from l7proxy.flows.records import HttpRequest, HttpResponse, Judgement
+from l7proxy.gate.access_log import LONGEST
 from l7proxy.gate.options import MAX_DENIED, MAX_DRAINED, MAX_HELD, MAX_INTERIM, HttpOptions
 from l7proxy.model.http import Request
 from l7proxy.model.verdict import Direction, Verdict
@@ -450,6 +451,22 @@ def test_queries_and_headers_are_in_records_only_by_option(talk: Talk) -> None:
         server=asked, client=OK, records=("FORWARDED GET http://h/a?token=1", "200 GET http://h/a?token=1")
     )
     assert shown(open_talk) == [(("x-id", "7"),), (("content-length", "2"),)]
+
+
+def test_what_is_long_is_forwarded_whole_and_told_short() -> None:
+    talk = Talk(lambda data: [data])
+    talk.options = HttpOptions(flow_headers=frozenset({b"x-id"}))
+    path, value = "/" + "a" * 20_000, "b" * 20_000
+    asked = f"GET {path} HTTP/1.1\r\nHost: h\r\nX-Id: {value}\r\n\r\n".encode()
+    talk.client(asked)
+    talk.server(OK)
+    assert talk.take().server == asked
+    assert talk.asked[0].path == path.encode()
+    request, response = talk.records
+    assert isinstance(request, HttpRequest)
+    assert isinstance(response, HttpResponse)
+    assert request.url == response.url == f"http://h{path}"[: LONGEST - 1] + "…"
+    assert request.headers == (("x-id", "b" * (LONGEST - 1) + "…"),)
 
 
 def shown(talk: Talk) -> list[tuple[tuple[str, str], ...]]:
