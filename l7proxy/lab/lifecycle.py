@@ -29,6 +29,7 @@ from l7proxy.lab.state import Box, Lab, State
 
 Report = Callable[[str], None]
 START_SECONDS: Final = 15.0
+SANDBOX: Final = "l7proxy.lab.sandbox"
 DEMO: Final = Path(__file__).resolve().parents[2] / "deploy" / "demo"
 
 
@@ -205,7 +206,7 @@ def _start(spec: Spec) -> processes.Process:
     (directory / "status.json").unlink(missing_ok=True)
     with (directory / "sandbox.log").open("wb") as log:
         child = subprocess.Popen(
-            [sys.executable, "-m", "l7proxy.lab.sandbox", str(path)],
+            [sys.executable, "-m", SANDBOX, str(path)],
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
@@ -285,7 +286,8 @@ def _clear(lab: Lab) -> None:
     inodes = netns.inodes(left)
     for namespace in left:
         netns.remove(namespace)
-    processes.end(processes.inside(inodes), grace=0.5)  # who was on the way in while we looked
+    # Who was on the way in while we looked, or is so new (an `up` that was interrupted) that it is not there yet.
+    processes.end([*processes.inside(inodes), *processes.running(SANDBOX, lab.directory)], grace=0.5)
     lab.remove()
 
 

@@ -55,6 +55,19 @@ def inside(namespaces: Collection[int]) -> list[Process]:
     return found
 
 
+def running(module: str, below: Path) -> list[Process]:
+    """Every process that runs this Python module (`-m`) on a file below a directory, but not ourselves."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit() or int(entry.name) == os.getpid():
+            continue
+        with contextlib.suppress(OSError):
+            arguments = (entry / "cmdline").read_bytes().split(b"\0")
+            if module.encode() in arguments and any(one.startswith(b"%b/" % os.fsencode(below)) for one in arguments):
+                found.append(identify(int(entry.name)))
+    return found
+
+
 def end(processes: Iterable[Process], *, grace: float) -> None:
     """Ask them to stop, then make them."""
     waiting = [process for process in processes if process.alive]

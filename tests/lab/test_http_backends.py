@@ -23,6 +23,7 @@ import pytest
 
 from l7proxy.errors import PeerError
 from l7proxy.flows.records import HttpRequest, HttpResponse, Malformed, Record
+from l7proxy.gate.access_log import LONGEST
 from l7proxy.model.verdict import Verdict
 from l7proxy.policy.rules import HttpRule
 from l7proxy.wire import http1_strict
@@ -161,7 +162,8 @@ def forwarded(records: list[Record]) -> list[tuple[str, str]]:
 
 
 def as_recorded(seen: Seen) -> tuple[str, str]:
-    return seen.method, f"http://{seen.host}{'' if seen.target == '*' else seen.target}"
+    url = f"http://{seen.host}{'' if seen.target == '*' else seen.target}"
+    return seen.method, url if len(url) <= LONGEST else f"{url[: LONGEST - 1]}…"
 
 
 def statuses(records: list[Record]) -> list[int]:
