@@ -15,11 +15,11 @@ from l7proxy.flows.records import Record
 BATCH: Final = 256
 """Records of one frame: making it takes the worker a million instructions, a fraction of a millisecond. What they share
 is sent, and looked up, once per frame."""
-PLENTY: Final = 512
-"""Records worth sending at once: it costs both processes a turn of their loops."""
-BATCH_SECONDS: Final = 0.004
-"""No record waits longer for others. The agent works off in one go what comes at once, and may share a worker's core:
-20 ms of records held requests up for a millisecond."""
+PLENTY: Final = 128
+"""Records that are sent at once. The agent works off in one go what comes at once, and may share a worker's core: this
+many hold requests up for a third of a millisecond."""
+BATCH_SECONDS: Final = 0.02
+"""No record waits longer for others. Much shorter, and where little happens each call pays for turns of both loops."""
 CAPACITY: Final = 1 << 16
 """Records. At some 300 bytes each 20 MB, when the agent is away or slow; with the longest URLs some hundred MB."""
 
