@@ -6,7 +6,7 @@ import contextlib
 import os
 import signal
 import time
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -46,9 +46,7 @@ def identify(pid: int) -> Process:
 def inside(namespaces: Collection[int]) -> list[Process]:
     """Every process whose network namespace is one of these inodes, but not ourselves."""
     found = []
-    for entry in Path("/proc").iterdir():
-        if not entry.name.isdigit() or int(entry.name) == os.getpid():
-            continue
+    for entry in _others():
         with contextlib.suppress(OSError):
             if (entry / "ns/net").stat().st_ino in namespaces:
                 found.append(identify(int(entry.name)))
@@ -58,14 +56,19 @@ def inside(namespaces: Collection[int]) -> list[Process]:
 def running(module: str, below: Path) -> list[Process]:
     """Every process that runs this Python module (`-m`) on a file below a directory, but not ourselves."""
     found = []
-    for entry in Path("/proc").iterdir():
-        if not entry.name.isdigit() or int(entry.name) == os.getpid():
-            continue
+    for entry in _others():
         with contextlib.suppress(OSError):
             arguments = (entry / "cmdline").read_bytes().split(b"\0")
             if module.encode() in arguments and any(one.startswith(b"%b/" % os.fsencode(below)) for one in arguments):
                 found.append(identify(int(entry.name)))
     return found
+
+
+def _others() -> Iterator[Path]:
+    """Every process but ourselves, as /proc shows it."""
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit() and int(entry.name) != os.getpid():
+            yield entry
 
 
 def end(processes: Iterable[Process], *, grace: float) -> None:

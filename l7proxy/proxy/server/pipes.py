@@ -11,6 +11,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final
 
+from l7proxy.proxy.server.poller import BROKEN, IN, OUT
+
 RUNS: Final = 64
 """At a time, of one worker. The bytes of further ones go the ordinary way."""
 KEPT: Final = 8
@@ -22,9 +24,6 @@ PIPE: Final = 512 << 10
 not allow so much (pipe(7), pipe-user-pages-soft) it stays at 64 KiB."""
 PATIENCE: Final = 0.02
 """Seconds, at most twice over, that bytes in the middle of a body wait for others."""
-IN: Final = select.EPOLLIN
-OUT: Final = select.EPOLLOUT
-BROKEN: Final = select.EPOLLERR | select.EPOLLHUP
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,8 @@ import os
 from typing import Final, NoReturn, Protocol
 
 from l7proxy.proxy.server.leg import Hold, Leg
-from l7proxy.proxy.server.pipes import IN, OUT, Gathering, Pipe, Pipes
+from l7proxy.proxy.server.pipes import Gathering, Pipe, Pipes
+from l7proxy.proxy.server.poller import IN, OUT
 from l7proxy.proxy.wheel import Timer, Wheel
 from l7proxy.wire.body import ENDLESS
 

@@ -7,6 +7,8 @@ import contextlib
 import gc
 import hashlib
 import random
+import socket
+import struct
 from collections.abc import AsyncIterator
 
 from l7proxy.link.messages import Picture
@@ -67,3 +69,19 @@ async def files(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> N
         writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(body))
         writer.write(body)
         await writer.drain()
+
+
+def dying(*, reset: bool) -> Handler:
+    """A server that promises a length, sends BODY and ends, with a RST or with a FIN."""
+
+    async def dies(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % (1 << 40) + BODY)
+        await writer.drain()
+        await asyncio.sleep(0.05)
+        if reset:
+            sock: socket.socket = writer.get_extra_info("socket")
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            writer.transport.abort()
+
+    return dies

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import socket
-import struct
 from collections.abc import Callable
 
 import pytest
@@ -13,7 +11,8 @@ import pytest
 from l7proxy.flows.records import HttpResponse
 from l7proxy.proxy.server import pipes as kernel
 from l7proxy.proxy.server.pipes import Readiness
-from tests.unit.proxy.bulk import ANY, BODY, download, files, on_stage, upload
+from l7proxy.proxy.server.poller import IN
+from tests.unit.proxy.bulk import ANY, BODY, download, dying, files, on_stage, upload
 from tests.unit.proxy.stage import ANYTHING, answer, echo, picture, request
 
 
@@ -26,7 +25,7 @@ class Counted(Readiness):
 
     def watch(self, descriptor: int, events: int, ready: Callable[[], None]) -> None:
         def counted() -> None:
-            self.wakeups += events == kernel.IN
+            self.wakeups += events == IN
             ready()
 
         super().watch(descriptor, events, counted)
@@ -111,17 +110,7 @@ async def test_bytes_in_the_middle_of_a_body_wait_for_a_moment_only() -> None:
 
 @pytest.mark.parametrize("reset", [False, True], ids=["FIN", "RST"])
 async def test_the_end_of_a_connection_waits_for_no_bytes(patient: None, reset: bool) -> None:
-    async def dies(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await reader.readuntil(b"\r\n\r\n")
-        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % (1 << 40) + BODY)
-        await writer.drain()
-        await asyncio.sleep(0.05)
-        if reset:
-            sock: socket.socket = writer.get_extra_info("socket")
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-            writer.transport.abort()
-
-    async with on_stage(dies, picture(ANY)) as (on, pipes):
+    async with on_stage(dying(reset=reset), picture(ANY)) as (on, pipes):
         reader, writer = await on.client()
         writer.write(request())
         with pytest.raises(ConnectionResetError):

@@ -16,7 +16,7 @@ import pytest
 
 from l7proxy.flows.records import HttpResponse
 from l7proxy.proxy.server.pipes import Pipes, Readiness
-from tests.unit.proxy.bulk import ANY, BODY, download, files, on_stage, upload
+from tests.unit.proxy.bulk import ANY, BODY, download, dying, files, on_stage, upload
 from tests.unit.proxy.stage import ANYTHING, NOTHING, Stage, answer, echo, gets, picture, request
 
 
@@ -312,17 +312,7 @@ async def test_a_client_that_leaves_in_a_run_is_told_of(kind: str, reset: bool) 
 async def test_a_server_that_dies_in_a_run_resets_the_client(reset: bool) -> None:
     """A length that was promised and not kept must not look kept."""
 
-    async def dies(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await reader.readuntil(b"\r\n\r\n")
-        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % (1 << 40) + BODY)
-        await writer.drain()
-        await asyncio.sleep(0.05)
-        if reset:
-            sock: socket.socket = writer.get_extra_info("socket")
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-            writer.transport.abort()
-
-    async with on_stage(dies, picture(ANY)) as (on, pipes):
+    async with on_stage(dying(reset=reset), picture(ANY)) as (on, pipes):
         reader, writer = await on.client()
         writer.write(request())
         received = bytearray()
