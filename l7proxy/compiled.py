@@ -25,15 +25,17 @@ class _Finder:
     """Finds the compiled modules before the path does."""
 
     def __init__(self, files: Mapping[str, Path]) -> None:
+        # Imported before this finder is in use: an import from within `find_spec` would ask the finder again.
+        from importlib.util import spec_from_file_location  # costs start-up time, needed only where there is a build
+
         self._files = files
+        self._spec = spec_from_file_location
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        from importlib.util import spec_from_file_location  # dear, and of use only here
-
         file = self._files.get(fullname)
-        return spec_from_file_location(fullname, file) if file is not None else None
+        return self._spec(fullname, file) if file is not None else None
 
 
 def use(home: Path = HOME) -> None:

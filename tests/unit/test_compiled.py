@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -17,3 +21,22 @@ def test_a_broken_build_is_no_build(tmp_path: Path, manifest: str) -> None:
 
 def test_every_module_that_is_compiled_is_watched() -> None:
     assert {f"{module}.py" for module in compiled_build.MODULES} <= set(compiled.sources())
+
+
+def test_a_build_is_found_where_importlib_util_was_not_imported_before(tmp_path: Path) -> None:
+    """`python -S`, as in a container image without site packages: the finder itself must not need an import."""
+    (tmp_path / compiled.MANIFEST).write_text(json.dumps({"python": sys.version, "sources": compiled.sources()}))
+    script = """
+import sys
+sys.path.insert(0, sys.argv[1])
+from pathlib import Path
+from l7proxy import compiled
+sys.modules.pop("importlib.util", None)
+compiled.use(Path(sys.argv[2]))
+import l7proxy.errors
+print(compiled.word())
+"""
+    command = [sys.executable, "-S", "-c", script, str(compiled.PACKAGE.parent), str(tmp_path)]
+    environment = {**os.environ, "L7PROXY_PURE": ""}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert done.stdout == "compiled\n", done.stderr
