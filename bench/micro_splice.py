@@ -52,8 +52,8 @@ async def proxy(limit: int) -> None:
         wheel=Wheel(0.0),
         records=lambda record: None,
         now_ns=lambda: 0,
-        pipes=Pipes(limit),
     )
+    around.pipes = Pipes(around.poller, limit)
     server = ProxyServer(around, around.steering.listen())
     await server.publish(PICTURE)
     print(server.addresses[0].port, flush=True)

@@ -2,8 +2,9 @@
 
 One loop: take what changed, look at the cables, draw the pictures, publish. The order of publishing is written here and
 nowhere else: workers first, so that whatever the kernel will steer finds a worker that knows the policy; a worker
-that does not answer in time does not hold the kernel back. When the kernel refuses a picture the one before stays in
-force and the new one is tried again. A revision is counted when a picture differs from the last, and only then.
+that does not answer in time is fenced (it serves nobody until it has the picture) and does not hold the kernel back.
+When the kernel refuses a picture the one before stays in force and the new one is tried again. A revision is counted
+when a picture differs from the last, and only then.
 """
 
 from __future__ import annotations
@@ -44,6 +45,7 @@ class Link(Protocol):
 
     async def publish(self, picture: Picture) -> None: ...
     async def wait_applied(self, revision: int, timeout: float) -> bool: ...  # noqa: ASYNC109 -- the contract's form
+    def require(self) -> None: ...
     def workers(self) -> list[WorkerState]: ...
 
 
@@ -211,7 +213,12 @@ class Reconciler:
                 await self._link.publish(current.pictures.workers)
                 self._sent = current.revision
             if not await self._link.wait_applied(current.revision, self._patience):
-                log.warning("revision %d: not every worker applied it within %g s", current.revision, self._patience)
+                log.warning(
+                    "revision %d: not every worker applied it within %g s: such a worker serves nobody until it has",
+                    current.revision,
+                    self._patience,
+                )
+            self._link.require()
             installed = await asyncio.to_thread(self._apply, current)
         except (KernelError, LinkError) as error:
             self._failed(error)

@@ -58,6 +58,8 @@ class Picture(msgspec.Struct, frozen=True):
     flow_query: bool = False
     deny_header: bool = False
     paths: PathRules = PathRules()
+    epoch: int = 0
+    """Of the agent that publishes it: see `fence`."""
 
 
 class PackedEndpoint(msgspec.Struct, frozen=True, array_like=True):

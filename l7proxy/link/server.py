@@ -18,12 +18,14 @@ import msgspec
 
 from l7proxy.errors import LinkError
 from l7proxy.flows.batch import Flows
-from l7proxy.link import framing, local, parcel
+from l7proxy.link import fence, framing, local, parcel
 from l7proxy.link.messages import MAX_WORKER_FRAME, PROTOCOL_VERSION, Applied, FromWorker, Hello, Load, Picture
 
 log = logging.getLogger(__name__)
 
 HELLO_SECONDS: Final = 5.0
+FIRST_SECONDS: Final = 3.0
+"""For workers of an earlier agent to find this one, before its first picture is required of them."""
 
 FlowsHandler = Callable[[Flows], None]
 """Called with each batch. LinkError when it makes no sense."""
@@ -50,6 +52,8 @@ class LinkServer:
         self._on_flows = on_flows
         self._connected: set[_Peer] = set()
         self._picture: Picture | None = None
+        self._page: fence.Page | None = None
+        self._first = True
         self._base = 0
         self._delta = b""
         self._whole = b""
@@ -63,6 +67,9 @@ class LinkServer:
     async def publish(self, picture: Picture) -> None:
         """Give the picture to every worker, now and to come. Returns before they apply it: see `wait_applied`."""
         before = self._picture
+        if self._page is not None:
+            picture = msgspec.structs.replace(picture, epoch=self._page.epoch)
+            self._page.publish(picture)
         delta = await asyncio.to_thread(_delta, before, picture) if before is not None else b""
         self._picture, self._delta, self._whole = picture, delta, b""
         self._base = before.revision if before is not None else 0
@@ -96,10 +103,22 @@ class LinkServer:
             del self._waiting[done]
         return True
 
+    def require(self) -> None:
+        """From now on a worker that has not applied the newest picture serves nobody (see `fence`)."""
+        page, picture = self._page, self._picture
+        if page is None or picture is None:
+            return
+        if self._first:
+            self._first = False
+            asyncio.get_running_loop().call_later(FIRST_SECONDS, page.require, picture)
+        else:
+            page.require(picture)
+
     @asynccontextmanager
     async def serving(self) -> AsyncIterator[None]:
         """Accept workers. ConfigError when another live agent has the path."""
         listener = local.listen(self._path)
+        self._page = fence.Page(fence.beside(self._path))
         inode = self._path.stat().st_ino
         server = await asyncio.get_running_loop().create_unix_server(lambda: _Peer(self), sock=listener)
         try:

@@ -15,6 +15,7 @@ from l7proxy.errors import LinkError
 from l7proxy.flows.records import Conn, Judgement
 from l7proxy.gate.judge import Combined, judge_http, judge_l4
 from l7proxy.gate.options import HttpOptions
+from l7proxy.link.fence import Fence, stamp
 from l7proxy.link.messages import LocalEndpoint, Picture
 from l7proxy.model.endpoint import Backend, Frontend
 from l7proxy.model.http import Request
@@ -171,8 +172,9 @@ class Watcher(Protocol):
 class Board:
     """The index in force, and the sessions that must hear of a new one. A session joins before its first look."""
 
-    def __init__(self) -> None:
+    def __init__(self, fence: Fence | None = None) -> None:
         self.index: Index | None = None
+        self.fence = fence or Fence()
         self._watchers: dict[Watcher, None] = {}
         self._empty = asyncio.Event()
         self._empty.set()
@@ -207,6 +209,7 @@ class Board:
         except (ValueError, TypeError) as error:
             raise LinkError(f"picture {picture.revision} cannot be used: {error}") from error
         self.index = index
+        self.fence.applied = stamp(picture)
         for number, watcher in enumerate(self):
             watcher.policy_changed()
             if number % NUDGED_AT_ONCE == NUDGED_AT_ONCE - 1:

@@ -19,6 +19,7 @@ from typing import Final
 
 import uvloop
 
+from l7proxy.link import fence
 from l7proxy.link.client import LinkClient
 from l7proxy.link.outbox import Outbox
 from l7proxy.proxy.board import Board
@@ -86,9 +87,10 @@ class _Stop:
 async def _serve(settings: WorkerSettings, steering: Steering, bound: Sequence[socket.socket], limit: int) -> None:
     stop = _Stop(settings.drain_seconds)
     outbox = Outbox()
+    page = fence.Fence.of(fence.beside(settings.link))
     async with asyncio.TaskGroup() as tasks:
         around = Surroundings(
-            board=Board(),
+            board=Board(page),
             steering=steering,
             wheel=Wheel(asyncio.get_running_loop().time()),
             records=outbox.put,

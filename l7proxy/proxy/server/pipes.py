@@ -11,7 +11,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final
 
-from l7proxy.proxy.server.poller import BROKEN, IN, OUT
+from l7proxy.proxy.server.poller import BROKEN, IN, OUT, Poller
 
 RUNS: Final = 64
 """At a time, of one worker. The bytes of further ones go the ordinary way."""
@@ -40,11 +40,11 @@ class Pipe:
 class Pipes:
     """The pipes of one worker, `limit` of them in use at most, and what tells when sockets are ready for them."""
 
-    def __init__(self, limit: int = RUNS) -> None:
+    def __init__(self, poller: Poller, limit: int = RUNS) -> None:
         self._limit = limit
         self._kept: list[Pipe] = []
         self.used = 0
-        self.readiness = Readiness()
+        self.readiness = Readiness(poller)
 
     def take(self) -> Pipe | None:
         """An empty pipe; None when all are in use or the descriptors have run out."""
@@ -116,15 +116,15 @@ class Gathering:
 
 
 class Readiness:
-    """Which sockets can be read or written, by an epoll(7) of our own that the loop watches as one descriptor.
+    """Which sockets can be read or written, by an epoll(7) of our own that the poller watches as one descriptor.
 
     The poller knows one watcher for each descriptor, its leg; and uvloop's way of watching ends without a word when the
     connection breaks. Here an error counts as ready: the next splice(2) says what it is.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, poller: Poller) -> None:
         self._epoll: select.epoll | None = None
-        self._loop: asyncio.AbstractEventLoop | None = None
+        self._poller = poller
         self._ready: dict[tuple[int, int], Callable[[], None]] = {}
 
     def watch(self, descriptor: int, events: int, ready: Callable[[], None]) -> None:
@@ -148,8 +148,8 @@ class Readiness:
             epoll.unregister(descriptor)
 
     def close(self) -> None:
-        if self._epoll is not None and self._loop is not None:
-            self._loop.remove_reader(self._epoll.fileno())
+        if self._epoll is not None:
+            self._poller.forget(self._epoll.fileno())
             self._epoll.close()
             self._epoll = None
 
@@ -160,13 +160,16 @@ class Readiness:
         """OSError when there is no descriptor left."""
         if self._epoll is None:
             self._epoll = select.epoll()
-            self._loop = asyncio.get_running_loop()
-            self._loop.add_reader(self._epoll.fileno(), self._dispatch)
+            self._poller.watch(self._epoll.fileno(), IN, self)
         return self._epoll
 
-    def _dispatch(self) -> None:
-        assert self._epoll is not None
+    def ready(self, events: int) -> None:
+        """What the poller tells: some of ours are ready."""
+        if self._epoll is None:
+            return
         for descriptor, seen in self._epoll.poll(0):
+            if self._poller.fence.up():
+                return
             for events in (OUT, IN):
                 ready = self._ready.get((descriptor, events)) if seen & (events | BROKEN) else None
                 if ready is not None:

@@ -54,7 +54,11 @@ class ProxyServer:
 
     async def publish(self, picture: Picture) -> tuple[str, ...]:
         """Put the picture in force; the first one opens the doors. Returns what was wrong in it."""
-        problems = await self._around.board.publish(picture)
+        around = self._around
+        if around.board.fence.up():
+            around.poller.hold()  # until every session has been judged anew
+        problems = await around.board.publish(picture)
+        around.poller.go_on()
         if not self._doors and not self._around.draining:
             self._open()
         return problems

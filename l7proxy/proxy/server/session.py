@@ -45,6 +45,7 @@ HELD_FOR_SERVER: Final = 64 << 10
 NOBODY: Final = HostPort("::", 0)
 RESET_BY_SERVER: Final = "the server reset the connection"
 DROPPED: Final = Verdict.DROPPED
+FENCED: Final = Sides(0, 0, None, None, refusal("this worker was stopped, and has not got the present policy yet"))
 TOO_LATE: Final = "policy now asks for requests to be judged, and this connection is already open without"
 
 
@@ -247,7 +248,9 @@ class Session:
 
     def _look(self) -> Sides:
         """The answer of the picture in force; asked anew only when that is another one than before."""
-        index = self._board_index()
+        index, board = self._board_index(), self._around.board
+        if board.fence.up():  # the process was stopped within this very turn
+            return FENCED
         if self._sides is None or index is not self._index:
             self._index = index
             self._sides = index.lookup(self._source.address, self._destination.address, self._destination.port)
@@ -257,7 +260,8 @@ class Session:
 
     def _judge(self, request: Request) -> Judgement:
         """What the gate asks of each request, at the moment it takes it up."""
-        return self._look().judge(request)
+        sides = self._look()
+        return sides.judge(request) if sides is not FENCED else FENCED.l4
 
     def _rejudge(self) -> None:
         sides = self._look()

@@ -59,6 +59,10 @@ class Surroundings:
     limit: int = 1 << 30
     clients: Counter[str] = field(default_factory=Counter)
     """Sessions by client address."""
-    pipes: Pipes = field(default_factory=Pipes)
     poller: Poller = field(default_factory=Poller)
+    pipes: Pipes = field(init=False)
     draining: bool = False
+
+    def __post_init__(self) -> None:
+        self.poller.fence = self.board.fence
+        self.pipes = Pipes(self.poller)

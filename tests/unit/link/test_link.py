@@ -33,7 +33,7 @@ def record(number: int) -> Connection:
 
 
 def picture(revision: int) -> Picture:
-    return Picture(revision=revision, endpoints=(), identities={"10.0.0.1/32": 300})
+    return Picture(revision=revision, endpoints=(), identities={"10.0.0.1/32": 300}, epoch=1)
 
 
 async def until(true: Callable[[], bool]) -> None:

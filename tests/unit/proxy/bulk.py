@@ -14,6 +14,7 @@ from collections.abc import AsyncIterator
 from l7proxy.link.messages import Picture
 from l7proxy.policy.rules import HttpRule
 from l7proxy.proxy.server.pipes import Pipe, Pipes
+from l7proxy.proxy.server.poller import Poller
 from tests.unit.proxy.stage import REF, Handler, Stage, backend, by_http, descriptors, stage
 
 BODY = random.Random(1).randbytes(12 << 20)
@@ -23,8 +24,8 @@ ANY = by_http(HttpRule(REF))
 class Watched(Pipes):
     """Counts the runs that there were."""
 
-    def __init__(self, limit: int = 64) -> None:
-        super().__init__(limit)
+    def __init__(self, poller: Poller, limit: int) -> None:
+        super().__init__(poller, limit)
         self.runs = 0
 
     def take(self) -> Pipe | None:
@@ -38,7 +39,7 @@ async def on_stage(handler: Handler, first: Picture, *, limit: int = 64) -> Asyn
     """A stage that must be as it was when the test is done: no run, no pipe, no descriptor left."""
     gc.collect()
     async with backend(handler) as server, stage(server, first) as on:
-        pipes = on.around.pipes = Watched(limit)
+        pipes = on.around.pipes = Watched(on.around.poller, limit)
         before = descriptors()
         yield on, pipes
         for writer in on.writers:

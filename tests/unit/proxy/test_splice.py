@@ -16,6 +16,7 @@ import pytest
 
 from l7proxy.flows.records import HttpResponse
 from l7proxy.proxy.server.pipes import Pipes, Readiness
+from l7proxy.proxy.server.poller import Poller
 from tests.unit.proxy.bulk import ANY, BODY, download, dying, files, on_stage, upload
 from tests.unit.proxy.stage import ANYTHING, NOTHING, Stage, answer, echo, gets, picture, request
 
@@ -381,7 +382,7 @@ async def test_a_cut_ends_a_run_at_once() -> None:
 
 
 async def test_a_pipe_with_leftovers_is_not_used_again() -> None:
-    pipes = Pipes()
+    pipes = Pipes(Poller())
     first = pipes.take()
     assert first is not None
     os.write(first.write, b"another's")
@@ -455,8 +456,8 @@ async def test_whatever_happens_no_byte_is_anothers_and_nothing_stays(seed: int)
 class Blind(Readiness):
     """A kernel that lets nothing more be watched, after the first so many."""
 
-    def __init__(self, sees: int) -> None:
-        super().__init__()
+    def __init__(self, poller: Poller, sees: int) -> None:
+        super().__init__(poller)
         self.sees = sees
 
     def watch(self, descriptor: int, events: int, ready: Callable[[], None]) -> None:
@@ -469,7 +470,7 @@ class Blind(Readiness):
 @pytest.mark.parametrize("sees", [0, 1, 2, 3])
 async def test_what_cannot_be_watched_goes_the_ordinary_way(sees: int) -> None:
     async with on_stage(echo, picture(ANYTHING)) as (on, pipes):
-        pipes.readiness = Blind(sees)
+        pipes.readiness = Blind(on.around.poller, sees)
         reader, writer = await on.client()
         async with asyncio.timeout(10), asyncio.TaskGroup() as tasks:
             tasks.create_task(_pour(writer), name="pour")

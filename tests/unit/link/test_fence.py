@@ -1,0 +1,50 @@
+"""The page by which a worker that was stopped learns, before it serves anybody, that it has to read a picture first."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from l7proxy.errors import ConfigError
+from l7proxy.link.fence import Fence, Page, stamp
+from l7proxy.link.messages import Picture
+
+
+def picture(page: Page, revision: int) -> Picture:
+    return Picture(revision, (), {}, epoch=page.epoch)
+
+
+def test_it_is_up_only_while_a_required_picture_is_not_applied(tmp_path: Path) -> None:
+    page, fence = Page(tmp_path / "fence"), Fence.of(tmp_path / "fence")
+    first = picture(page, 1)
+    page.publish(first)
+    assert fence.behind() and not fence.up()
+    page.require(first)
+    assert fence.up()
+    fence.applied = stamp(first)
+    assert not fence.up() and not fence.behind()
+
+
+def test_what_is_required_is_never_less_than_it_was(tmp_path: Path) -> None:
+    page, fence = Page(tmp_path / "fence"), Fence.of(tmp_path / "fence")
+    page.require(picture(page, 5))
+    page.require(picture(page, 4))
+    fence.applied = stamp(picture(page, 4))
+    assert fence.up()
+
+
+def test_pictures_of_the_next_agent_come_after_all_of_the_last_one(tmp_path: Path) -> None:
+    first, fence = Page(tmp_path / "fence"), Fence.of(tmp_path / "fence")
+    last = picture(first, 4_000_000_000)
+    first.require(last)
+    fence.applied = stamp(last)
+    second = Page(tmp_path / "fence")
+    assert not fence.up()  # while an agent is away, workers go on
+    second.require(picture(second, 1))
+    assert fence.up()
+
+
+def test_a_page_that_cannot_be_made_is_a_config_error(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="fence: cannot be made or mapped"):
+        Fence.of(tmp_path / "nowhere" / "fence")

@@ -1,0 +1,115 @@
+"""A worker behind a required picture serves nobody, loses nothing, and goes on by that picture."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from l7proxy.flows.records import HttpRequest
+from l7proxy.link.fence import PUBLISHED, REQUIRED, stamp
+from l7proxy.model.verdict import Verdict
+from tests.unit.proxy.stage import NOTHING, answer, backend, gets, picture, request, stage, web
+from tests.unit.proxy.test_worker import Agent, client, get, worker
+
+QUIET = 0.1
+"""Seconds in which a worker that serves would have answered many times over."""
+
+
+async def test_requests_wait_behind_the_fence_and_are_judged_by_the_new_picture() -> None:
+    async with backend(web) as server, stage(server, picture(gets())) as on:
+        kept, new = await on.client(), await on.client()
+        kept[1].write(request())
+        assert (await answer(kept[0]))[0] == 200
+        newer = picture(gets("/other"))
+        on.around.board.fence._words = (stamp(newer), stamp(newer))
+        for _, writer in (kept, new):
+            writer.write(request())
+        late = await on.client()
+        late[1].write(request())
+        await asyncio.sleep(QUIET)
+        assert on.kinds() == "qs"
+        await on.proxy.publish(newer)
+        for reader, _ in (kept, new, late):
+            assert (await answer(reader))[0] == 403
+
+
+async def test_what_is_cut_off_by_the_new_picture_moves_nothing_more() -> None:
+    async with backend(web) as server, stage(server, picture(gets())) as on:
+        reader, writer = await on.client()
+        writer.write(request())
+        assert (await answer(reader))[0] == 200
+        newer = picture(NOTHING)
+        on.around.board.fence._words = (stamp(newer), stamp(newer))
+        writer.write(request())
+        await asyncio.sleep(QUIET)
+        await on.proxy.publish(newer)
+        with pytest.raises((ConnectionResetError, asyncio.IncompleteReadError)):
+            await answer(reader)
+        await on.settled()
+        assert [r.judgement.verdict for r in on.records if isinstance(r, HttpRequest)] == [Verdict.FORWARDED]
+
+
+async def test_a_process_that_stops_within_a_turn_refuses_what_it_had_read() -> None:
+    """The page changes between the turn's look at it and the judgement, as when the process was stopped there."""
+    async with backend(web) as server, stage(server, picture(gets())) as on:
+        fence, newer = on.around.board.fence, picture(gets())
+        reader, writer = await on.client()
+        writer.write(request())
+        assert (await answer(reader))[0] == 200
+        looks = iter([False, False])  # of the turn, of the socket; the judgement is next
+        fence.up = lambda: next(looks, True)  # type: ignore[method-assign]
+        writer.write(request())
+        assert (await answer(reader))[0] == 403
+        del fence.up
+        await on.proxy.publish(newer)
+        writer.write(request())
+        assert (await answer(reader))[0] == 200
+
+
+async def test_after_a_stall_a_picture_that_is_there_is_read_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with backend(web) as server, stage(server, picture(gets())) as on:
+        reader, writer = await on.client()
+        newer = picture(gets("/other"))
+        words = [0, 0]
+        words[PUBLISHED] = stamp(newer)
+        on.around.board.fence._words = words
+        assert not words[REQUIRED]
+        on.around.poller._ended -= 1  # the last turn was long ago
+        writer.write(request())
+        await asyncio.sleep(QUIET)
+        assert not on.records
+        await on.proxy.publish(newer)
+        assert (await answer(reader))[0] == 403
+
+
+async def test_a_picture_that_never_comes_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("l7proxy.proxy.server.poller.WAIT", 0.01)
+    async with backend(web) as server, stage(server, picture(gets())) as on:
+        reader, writer = await on.client()
+        on.around.board.fence._words = (1 << 60, 0)
+        on.around.poller._ended -= 1
+        writer.write(request())
+        assert (await answer(reader))[0] == 200
+
+
+async def test_a_worker_that_was_stopped_goes_on_by_the_present_picture(tmp_path: Path) -> None:
+    agent = Agent(tmp_path / "link.sock")
+    async with (
+        agent.server.serving(),
+        backend(web) as server,
+        worker(tmp_path / "link.sock", server) as (process, port),
+    ):
+        await agent.publish()
+        agent.server.require()
+        async with client(port) as talk:
+            assert await get(*talk) == 200
+            os.kill(process.pid, signal.SIGSTOP)
+            await agent.server.publish(picture(gets("/other")))
+            agent.server.require()
+            talk[1].write(request())
+            os.kill(process.pid, signal.SIGCONT)
+            assert (await answer(talk[0]))[0] == 403
