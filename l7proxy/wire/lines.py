@@ -17,14 +17,14 @@ from l7proxy.wire.head import MAX_HEAD, MAX_HEADERS, Header
 TOKEN = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"
 
 _FAULT = re.compile(rb"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]|\r(?=[^\n])|(?<!\r)\n")
-_FIELD = re.compile(rb"(" + TOKEN + rb"):[ \t]*(.*?)[ \t]*", re.DOTALL)
+_NAME = re.compile(rb"(" + TOKEN + rb"):")
 _FRAMING = frozenset({b"content-length", b"transfer-encoding"})
 _TABLESS = _FRAMING | {b"host"}
 
 
 def field(line: bytes) -> Header:
     """One field line, already free of control bytes, as (lower case name, value)."""
-    match = _FIELD.fullmatch(line)
+    match = _NAME.match(line)
     if match is None:
         raise PeerError(_what_is_wrong(line))
     name = match[1].lower()
@@ -32,7 +32,7 @@ def field(line: bytes) -> Header:
         raise PeerError(f"header {name.decode()} passes for a framing header with some servers")
     if name in _TABLESS and b"\t" in line:  # RFC 9110 allows it around a value; nginx takes it for a part of the value
         raise PeerError(f"a tab stands in header {name.decode()}")
-    return name, match[2]
+    return name, line[match.end() :].strip(b" \t")
 
 
 def passes_for_framing(name: bytes) -> bool:

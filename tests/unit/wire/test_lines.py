@@ -71,5 +71,18 @@ def test_a_head_costs_no_more_for_what_is_behind_it() -> None:
     assert min(cpu_of_heads(300, MAX_HEAD) for _ in range(3)) < 10 * min(cpu_of_heads(300, 0) for _ in range(3))
 
 
+def cpu_of_value(value: bytes) -> float:
+    head = b"GET / HTTP/1.1\r\nHost: h\r\nA: " + value + b"\r\n\r\n"
+    begin = time.process_time()
+    assert HeadLines(lambda line: None, skip_empty=True).feed(head) == len(head)
+    return time.process_time() - begin
+
+
+def test_a_header_value_of_blanks_costs_no_more_than_one_of_letters() -> None:
+    """A lazy expression would try to end the value at each blank, and look through all the others each time."""
+    blanks, letters = b"b" + b" " * 8000 + b"b", b"b" * 8002
+    assert min(cpu_of_value(blanks) for _ in range(3)) < 20 * min(cpu_of_value(letters) for _ in range(3))
+
+
 def test_mutants_come_from_their_seed() -> None:
     assert mutants.request(mutants.dice(7)) == mutants.request(mutants.dice(7))
