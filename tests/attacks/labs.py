@@ -22,6 +22,7 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -304,7 +305,7 @@ class AttackLab:
         box, node = self._state.nodes[name], self._cluster.node(name)
         gateways = {4: cabling.GATEWAY_4, 6: cabling.GATEWAY_6}
         if self.cni == "bridge":
-            gateways = {family_of(cidr): cidr.rpartition("/")[0][:-1] + "1" for cidr in node.pod_cidrs}
+            gateways = {family_of(cidr): str(ip_network(cidr)[1]) for cidr in node.pod_cidrs}
         addresses = {family_of(address): address for address in node.addresses}
         return Node(name, box.namespace, addresses, netns.inside(box.namespace, _own_mac), gateways=gateways)
 
