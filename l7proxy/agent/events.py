@@ -62,10 +62,11 @@ class Judge:
 
     @classmethod
     def of(cls, published: Published, before: Judge) -> Judge:
-        policies = published.policies
+        policies, unknown = published.policies, published.pictures.unknown
         endpoints = {
             address: policies[endpoint.id] for endpoint in published.view.endpoints for address in endpoint.addresses
         }
+        endpoints |= {address: one.policy for one in unknown for address in one.addresses}
         return cls(published.view.by_prefix, endpoints, before)
 
     def record(self, event: Event, now_ns: int) -> Connection | None:

@@ -14,10 +14,11 @@ import msgspec
 import tproxy_rules.desired as kernel
 from l7proxy.agent.secrets import headers_of
 from l7proxy.agent.simplify import simplified
+from l7proxy.agent.unknown_pods import UnknownPod, unknown_pods
 from l7proxy.agent.wires import Wires
 from l7proxy.agent.world import View
 from l7proxy.link.messages import LocalEndpoint, Picture
-from l7proxy.model.endpoint import Frontend
+from l7proxy.model.endpoint import Endpoint, Frontend
 from l7proxy.model.net import PrefixTable
 from l7proxy.model.verdict import Action, Protocol
 from l7proxy.policy.tables import DirectionPolicy, EndpointPolicy, Entry, Stage, TierPolicy
@@ -48,10 +49,12 @@ LEAST: Final = Disclosure()
 
 @dataclass(frozen=True)
 class Pictures:
-    """Both halves of one revision. `steers`: some traffic needs a worker."""
+    """Both halves of one revision, and the pods in them that no Pod object tells of. `steers`: some traffic needs a
+    worker."""
 
     workers: Picture
     kernel: kernel.Desired
+    unknown: tuple[UnknownPod, ...] = ()
 
     @property
     def steers(self) -> bool:
@@ -64,7 +67,7 @@ class Pictures:
         return other is not None and self.kernel == other.kernel and self.workers == _at(other, self.workers.revision)
 
     def at(self, revision: int) -> Pictures:
-        return Pictures(msgspec.structs.replace(self.workers, revision=revision), self.kernel)
+        return replace(self, workers=msgspec.structs.replace(self.workers, revision=revision))
 
 
 def _at(pictures: Pictures, revision: int) -> Picture:
@@ -80,18 +83,23 @@ def draw(
     resolve_services: bool,
     disclosure: Disclosure = LEAST,
     paths: PathRules = STRICT,
+    audit: bool = False,
     known: Tables | None = None,
 ) -> Pictures:
-    """Revision 0: whoever publishes counts. `resolve_services`: the backend steers before Service DNAT.
+    """Revision 0: whoever publishes counts. `resolve_services`: the backend steers before Service DNAT. `audit`: the
+    node is in audit mode.
 
     `known` spares drawing a policy that is the same value as the last time.
     """
     known = Tables() if known is None else known
-    tables = known.of(policies)
+    unknown = unknown_pods(view.endpoints, wires, node=view.node or "", node_addresses=view.node_addresses, audit=audit)
+    tables = known.of({**policies, **{one.id: one.policy for one in unknown}})
+    ports = _ports(view.endpoints, wires)
     endpoints: list[kernel.Endpoint] = []
     for endpoint in view.endpoints:
         ingress, egress = tables[endpoint.id]
-        endpoints += _cabled(endpoint.id, endpoint.addresses, wires, ingress, egress)
+        endpoints += _cabled(endpoint.id, endpoint.addresses, ports, ingress, egress)
+    endpoints += (kernel.Endpoint(one.id, one.addresses, one.port, *tables[one.id]) for one in unknown)
     desired = kernel.Desired(
         settings=settings,
         identities=known.prefixes(view.by_prefix),
@@ -101,9 +109,9 @@ def draw(
     )
     workers = Picture(
         revision=0,
-        endpoints=tuple(
-            LocalEndpoint(endpoint.id, str(endpoint), endpoint.addresses, policies[endpoint.id])
-            for endpoint in view.endpoints
+        endpoints=(
+            *(LocalEndpoint(one.id, str(one), one.addresses, policies[one.id]) for one in view.endpoints),
+            *(LocalEndpoint(one.id, str(one), one.addresses, one.policy) for one in unknown),
         ),
         identities=dict(view.by_prefix),
         frontends=view.frontends if resolve_services else (),
@@ -114,7 +122,7 @@ def draw(
         deny_header=disclosure.deny_header,
         paths=paths,
     )
-    return Pictures(workers, desired)
+    return Pictures(workers, desired, unknown)
 
 
 class Tables:
@@ -151,10 +159,20 @@ class Tables:
         return {number: (drawn(policy.ingress), drawn(policy.egress)) for number, policy in policies.items()}
 
 
+def _ports(endpoints: Iterable[Endpoint], wires: Wires) -> Mapping[str, kernel.Port]:
+    """By address: ports whose interface is one endpoint's. Two pods at one interface could pass for each other."""
+    owners: dict[str, set[int]] = {}
+    for endpoint in endpoints:
+        for address in endpoint.addresses:
+            if address in wires.ports:
+                owners.setdefault(wires.ports[address].interface, set()).add(endpoint.id)
+    return {address: port for address, port in wires.ports.items() if len(owners.get(port.interface, ())) < 2}
+
+
 def _cabled(
     number: int,
     addresses: tuple[str, ...],
-    wires: Wires,
+    ports: Mapping[str, kernel.Port],
     ingress: kernel.Table | None,
     egress: kernel.Table | None,
 ) -> Iterable[kernel.Endpoint]:
@@ -162,7 +180,7 @@ def _cabled(
 
     All its addresses are at the end of one cable; where the cache knows that of some addresses only, it holds for all.
     """
-    found = {wires.ports[address] for address in addresses if address in wires.ports}
+    found = {ports[address] for address in addresses if address in ports}
     port = found.pop() if len(found) == 1 else None
     if port is not None or ingress is not None or egress is not None:
         yield kernel.Endpoint(number, tuple(sorted(addresses)), port, ingress, egress)

@@ -145,7 +145,7 @@ class Reconciler:
         self._dirty.set()
 
     def look(self) -> None:
-        """Somebody may have changed the kernel: check now, not only when it is time. Returns at once."""
+        """Cables or the kernel's rules may have changed: look now, not only when it is time. Returns at once."""
         self._dirty.set()
 
     async def run(self) -> None:
@@ -203,6 +203,7 @@ class Reconciler:
             resolve_services=self._backend.steers_before_dnat,
             disclosure=self._disclosure,
             paths=self._paths,
+            audit=self._world.audits_all,
             known=self._tables,
         )
         return view, policies, pictures

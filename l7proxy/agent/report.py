@@ -8,6 +8,7 @@ from typing import Any
 from l7proxy import __version__, compiled
 from l7proxy.agent.documents import PolicyState, Reading
 from l7proxy.agent.reconcile import KernelState, Published, Reconciler
+from l7proxy.agent.unknown_pods import UnknownPod
 from l7proxy.agent.world import View
 from l7proxy.errors import SourceError
 from l7proxy.flows.bus import Ring
@@ -62,6 +63,7 @@ def status(
         "policies": [policy_state(policy, current.view) for policy in current.view.policies] if current else [],
         "endpoints": endpoints(current),
         "wires": {"problems": list(current.wires.problems) if current else []},
+        "unknown_pods": [_unknown(one) for one in current.pictures.unknown] if current else [],
         "flows": {"seen": ring.seen, "lost": ring.lost, "ring": ring.capacity},
     }
 
@@ -136,6 +138,11 @@ def _endpoint(endpoint: Endpoint, current: Published) -> dict[str, Any]:
         "audit": endpoint.audit,
         "port": {"interface": port.interface, "mac": port.mac, "bridge": port.bridge} if port else None,
     }
+
+
+def _unknown(pod: UnknownPod) -> dict[str, Any]:
+    """A cable that no Pod object explains: closed, or in audit mode let through and told."""
+    return {"id": pod.id, "interface": pod.interface, "addresses": list(pod.addresses), "pod": pod.pod}
 
 
 def _level(policy: DirectionPolicy | None) -> str:

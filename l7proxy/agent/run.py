@@ -9,14 +9,16 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
+import math
 import signal
 import socket
 import sys
+import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, closing, suppress
 from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from l7proxy.agent import report, trace, wires
 from l7proxy.agent.api import AgentApi, Answer
@@ -30,6 +32,7 @@ from l7proxy.flows.bus import Ring
 from l7proxy.flows.sinks import jsonl
 from l7proxy.link.server import LinkServer
 from l7proxy.sources.files import FileSource
+from l7proxy.sources.inotify import Nudge
 from tproxy_rules import detect
 from tproxy_rules.backend import Backend, KernelError
 from tproxy_rules.nflog import NflogReader
@@ -37,8 +40,12 @@ from tproxy_rules.nflog import NflogReader
 log = logging.getLogger(__name__)
 
 CANNOT_START: Final = 2
-EASE: Final = 1.0
-"""Seconds between repairs of what others take away at once, should they do it again and again."""
+ALARM_EASE: Final = (1.0, 1.0)
+"""Seconds between repairs of what others take away at once, should they do it again and again: at first, at most."""
+CABLES_EASE: Final = (0.1, 0.5)
+"""The same for looks at cables: pods start by the hundred, and there are several news of each."""
+RESULTS_CHECK: Final = 5.0
+"""Seconds after which the watch of CNI results is renewed: their directory may have been made anew."""
 GC_THRESHOLDS: Final = (50_000, 20, 100)
 """Thousands of pods are many objects that stay: to walk through all of them now and then delays what is changed."""
 
@@ -101,12 +108,13 @@ async def _agent(settings: Settings) -> None:
     recorder = Recorder(ring, node=settings.node, cluster=settings.cluster, disclosure=settings.disclosure)
     link = LinkServer(settings.link_socket, on_flows=recorder.told)
     world = World.of(settings)
+    lookout = wires.Lookout(settings.cni_results, settings.cni_ignored_networks)
     reconciler = Reconciler(
         world=world,
         link=link,
         backend=backend,
         node=settings.node,
-        look=wires.Lookout(settings.cni_results).look,
+        look=lookout.look,
         settings=settings.kernel,
         disclosure=settings.disclosure,
         paths=settings.paths,
@@ -125,7 +133,9 @@ async def _agent(settings: Settings) -> None:
         running = [
             tasks.create_task(_follow(source, reconciler), name="source"),
             tasks.create_task(reconciler.run(), name="reconcile"),
-            tasks.create_task(_heed(backend, reconciler), name="alarm"),
+            tasks.create_task(_heed_alarm(backend, reconciler), name="alarm"),
+            tasks.create_task(_heed_links(lookout, reconciler), name="links"),
+            tasks.create_task(_heed_results(settings.cni_results, reconciler), name="CNI results"),
         ]
         if settings.flow_log:
             sink = jsonl.open_sink(
@@ -139,17 +149,65 @@ async def _agent(settings: Settings) -> None:
             task.cancel()
 
 
-async def _heed(backend: Backend, reconciler: Reconciler) -> None:
+async def _heed_alarm(backend: Backend, reconciler: Reconciler) -> None:
     """When rules of ours are taken away, they are put back at once: until then what they refused passes."""
     alarm = backend.alarm()
     if alarm is None:
         return
     with closing(alarm):
+        await _heed(alarm, reconciler, Pace(*ALARM_EASE))
+
+
+async def _heed_links(lookout: wires.Lookout, reconciler: Reconciler) -> None:
+    """A new pod's cable is bound to its addresses, and closed while no Pod object has them, before the pod runs."""
+    if lookout.fileno() >= 0:
+        await _heed(lookout, reconciler, Pace(*CABLES_EASE))
+
+
+async def _heed_results(results: Path, reconciler: Reconciler) -> None:
+    """The runtime writes a pod's addresses after its link is up, so neither news alone is enough."""
+    pace = Pace(*CABLES_EASE)
+    with Nudge() as nudge:
         while True:
-            await _readable(alarm.fileno())
-            if alarm.rang():
+            # Above it, too: it may not be there yet, or be taken away.
+            nudge.watch(next(above for above in results.parents if above.is_dir()))
+            nudge.watch(results)
+            if await nudge.wait(RESULTS_CHECK):
                 reconciler.look()
-                await asyncio.sleep(EASE)
+                await pace.rest()
+
+
+class Bell(Protocol):
+    """A descriptor to wait for until it is readable, and then to ask."""
+
+    def fileno(self) -> int: ...
+    def rang(self) -> bool: ...
+
+
+class Pace:
+    """How long to rest between looks: `first` seconds, twice as long each time, up to `most`; after a quiet while
+    `first` again. So a single change is looked at at once, and a thousand cost few looks."""
+
+    def __init__(self, first: float, most: float) -> None:
+        self._first, self._most = first, most
+        self._pause = first
+        self._rested = -math.inf
+
+    async def rest(self) -> None:
+        if time.monotonic() > self._rested + self._most:
+            self._pause = self._first
+        await asyncio.sleep(self._pause)
+        self._pause = min(2 * self._pause, self._most)
+        self._rested = time.monotonic()
+
+
+async def _heed(bell: Bell, reconciler: Reconciler, pace: Pace) -> None:
+    """For ever: a look each time it rings, but not more often than the pace allows."""
+    while True:
+        await _readable(bell.fileno())
+        if bell.rang():
+            reconciler.look()
+            await pace.rest()
 
 
 async def _readable(descriptor: int) -> None:

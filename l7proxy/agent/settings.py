@@ -49,6 +49,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     workers: int = msgspec.field(default_factory=_cores)
     run_dir: Path = Path("/run/l7proxy")
     cni_results: Path = DEFAULT_RESULTS
+    cni_ignored_networks: tuple[str, ...] = ()
+    """Names of CNI networks whose containers are no pods (podman's, nerdctl's): their interfaces are not closed."""
     refuse: Literal["reset", "drop"] = "reset"
     flow_log: str = ""
     """A file, or `stdout`; empty: none."""

@@ -61,21 +61,40 @@ class Ground:
 
 @dataclass(frozen=True, slots=True)
 class Cable:
-    """One result: the host's interfaces it names, the pod's MAC, the pod's addresses."""
+    """One result: the host's interfaces it names, the pod's MAC, the pod's addresses.
+
+    `container` is the runtime's id of the sandbox, equal in the results of all its networks. `pod` is NAMESPACE/NAME
+    as the runtime told the plugins, `network` the name of the CNI network. Each is "" where the result does not say.
+    """
 
     hosts: tuple[str, ...]
     mac: str
     addresses: tuple[str, ...]
+    container: str = ""
+    pod: str = ""
+    network: str = ""
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class LiveCable:
+    """A CNI result whose host interface exists: something is plugged in there, whether or not a Pod object says so."""
+
+    interface: str
+    addresses: tuple[str, ...]
+    container: str = ""
+    pod: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Wires:
-    """`ports` by pod address. Values compare: equal wires need no new picture."""
+    """`ports` by pod address. `live` are the cables of CNI results, sorted. Values compare: equal wires need no new
+    picture."""
 
     ports: Mapping[str, Port] = field(default_factory=dict)
     bridges: tuple[Bridge, ...] = ()
     local_addresses: frozenset[str] = frozenset()
     problems: tuple[str, ...] = ()
+    live: tuple[LiveCable, ...] = ()
 
 
 class Lookout:
@@ -86,8 +105,10 @@ class Lookout:
     change of a policy waits for it.
     """
 
-    def __init__(self, results: Path = DEFAULT_RESULTS) -> None:
+    def __init__(self, results: Path = DEFAULT_RESULTS, ignored: Iterable[str] = ()) -> None:
+        """`ignored`: names of CNI networks whose containers are no pods."""
         self._results = results
+        self._ignored = frozenset(ignored)
         self._news = _listening()
         self._ground: Ground | None = None
         self._told = self._listed = -math.inf
@@ -98,15 +119,26 @@ class Lookout:
         """As they are now. Blocks; never fails: what cannot be known is left out and told."""
         problems: list[str] = []
         now = time.monotonic()
-        if self._changed():
-            self._told = now
+        self.rang()
         if self._ground is None or self._listed < self._told + SETTLED:
             self._ground, self._listed = None, now
             try:
                 self._ground = survey()
             except (OSError, NetlinkError) as error:
                 return Wires(problems=(f"the node's links cannot be listed: {error}",))
-        return connect(read_cables(self._results, problems), self._ground, problems)
+        cables = read_cables(self._results, problems)
+        return connect((one for one in cables if one.network not in self._ignored), self._ground, problems)
+
+    def fileno(self) -> int:
+        """To wait for news of the kernel; -1 when it cannot be heard."""
+        return self._news.fileno() if self._news is not None else -1
+
+    def rang(self) -> bool:
+        """Whether the kernel told something: then the next `look` lists its part anew. Never blocks; any thread."""
+        changed = self._changed()
+        if changed:
+            self._told = time.monotonic()
+        return changed
 
     def _changed(self) -> bool:
         """Whether the kernel told something since the last call; also when we cannot hear, or it had no room."""
@@ -139,8 +171,11 @@ def connect(cables: Iterable[Cable], ground: Ground, problems: Iterable[str] = (
     """Pure. An address that two live cables claim has no port."""
     told = list(problems)
     found: dict[str, set[Port]] = {}
+    live: set[LiveCable] = set()
     for cable in cables:
-        port = _port(cable, ground)
+        ends = _ends(cable, ground)
+        live.update(LiveCable(end.name, cable.addresses, cable.container, cable.pod) for end in ends)
+        port = _port(cable, ends, ground)
         if port is not None:
             for address in cable.addresses:
                 found.setdefault(address, set()).add(port)
@@ -151,13 +186,17 @@ def connect(cables: Iterable[Cable], ground: Ground, problems: Iterable[str] = (
             ports[address] = Port(name)
     names = {port.bridge for port in ports.values() if port.bridge}
     bridges = tuple(Bridge(name, ground.links[name].mac) for name in sorted(names) if name in ground.links)
-    return Wires(dict(sorted(ports.items())), bridges, ground.addresses, tuple(told))
+    return Wires(dict(sorted(ports.items())), bridges, ground.addresses, tuple(told), tuple(sorted(live)))
 
 
-def _port(cable: Cable, ground: Ground) -> Port | None:
-    """The one host interface of a result that is there and is no bridge: others are left over from dead pods."""
+def _ends(cable: Cable, ground: Ground) -> list[Link]:
+    """The host interfaces of a result that exist and are no bridges: the rest is left over from dead pods."""
     here = [ground.links[name] for name in cable.hosts if name in ground.links]
-    ends = [link for link in here if link.kind != "bridge"]
+    return [link for link in here if link.kind != "bridge"]
+
+
+def _port(cable: Cable, ends: list[Link], ground: Ground) -> Port | None:
+    """The one end of a cable."""
     if len(ends) != 1:
         return None
     (end,) = ends
@@ -193,6 +232,7 @@ def parse_result(document: Any) -> Iterator[Cable]:
     result = document.get("result", document) if isinstance(document, dict) else None
     if not isinstance(result, dict):
         raise ValueError("not an object")
+    container, network = (str(document.get(key) or "") for key in ("containerId", "networkName"))
     interfaces = [item for item in _objects(result, "interfaces") if _NAME.fullmatch(str(item.get("name", "")))]
     everyone = _objects(result, "interfaces")
     hosts = tuple(str(item["name"]) for item in interfaces if not item.get("sandbox"))
@@ -201,13 +241,24 @@ def parse_result(document: Any) -> Iterator[Cable]:
     for ip in _objects(result, "ips"):
         index = ip.get("interface")
         owner: dict[str, Any] | None = inside[0] if len(inside) == 1 else None
-        if isinstance(index, int) and 0 <= index < len(everyone):
+        if type(index) is int and 0 <= index < len(everyone):
             owner = everyone[index]
+            if inside and not owner.get("sandbox"):
+                continue  # an address of the host's end
         mac = str((owner or {}).get("mac", "")).lower() if (owner or {}).get("sandbox") else ""
         address = canonical(str(ip.get("address", "")).partition("/")[0])
         by_pod.setdefault(mac if _MAC.fullmatch(mac) else "", []).append(address)
     for mac, addresses in by_pod.items():
-        yield Cable(hosts, mac, tuple(addresses))
+        yield Cable(hosts, mac, tuple(addresses), container, _pod(document), network)
+
+
+def _pod(document: Mapping[str, Any]) -> str:
+    """NAMESPACE/NAME from the arguments that Kubernetes' runtimes give to plugins (libcni caches them in pairs)."""
+    given = document.get("cniArgs") or ()
+    pairs = [one for one in given if isinstance(one, list) and len(one) == 2] if isinstance(given, list) else []
+    named = {str(key): str(value) for key, value in pairs}
+    names = [named.get(f"K8S_POD_{part}", "") for part in ("NAMESPACE", "NAME")]
+    return "/".join(names) if all(names) else ""
 
 
 def _objects(result: Mapping[str, Any], key: str) -> list[dict[str, Any]]:

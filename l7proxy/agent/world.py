@@ -162,6 +162,11 @@ class World:
             enforce_always=settings.policy_enforcement_mode == "always",
         )
 
+    @property
+    def audits_all(self) -> bool:
+        """Whether the node is in audit mode."""
+        return self._audit
+
     def copy(self) -> World:
         """One that later changes do not touch."""
         other = copy(self)

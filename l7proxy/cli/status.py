@@ -98,10 +98,23 @@ def _show_status(found: Mapping[str, Any], complaints: list[str]) -> None:
     workers = found.get("workers") or []
     keys = ("worker", "pid", "revision", "connections", "requests", "denied")
     table([key.upper() for key in keys], [[one.get(key, "") for key in keys] for one in workers], empty="No workers.")
+    if unknown := found.get("unknown_pods"):
+        print(f"\n{colour('Unknown pods:', 'bold')}")
+        for one in unknown:
+            print(f"  {plain(_unknown(one, audit=bool(found.get('audit'))))}")
     if complaints:
         print(f"\n{colour('Not enforced:', 'bold')}")
         for text in complaints:
             print(f"  {plain(text)}")
+
+
+def _unknown(one: Mapping[str, Any], *, audit: bool) -> str:
+    """A cable that the CNI has plugged, but that belongs to no Pod we know."""
+    whose = f" of {one['pod']}" if one.get("pod") else ""
+    state = "not refused (audit)" if audit else "closed"
+    return (
+        f"pod interface {one.get('interface')} ({', '.join(one.get('addresses') or [])}){whose}: no Pod object, {state}"
+    )
 
 
 def _audit(found: Mapping[str, Any]) -> str:

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Final
+
+BUILT_IN: Final = "built-in"
+"""The kind of rules that no document wrote."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,11 +8,11 @@ from __future__ import annotations
 from typing import Final
 
 from l7proxy.model.labels import K8S, NAMESPACE_KEY, Operator, Requirement, Selector
-from l7proxy.model.ref import RuleRef
+from l7proxy.model.ref import BUILT_IN, RuleRef
 from l7proxy.model.verdict import Action, Direction
 from l7proxy.policy.rules import Rule
 
-MODE: Final = RuleRef("built-in", "", "policy-enforcement-mode")
+MODE: Final = RuleRef(BUILT_IN, "", "policy-enforcement-mode")
 _EVERY_POD: Final = Selector((Requirement(K8S, NAMESPACE_KEY, Operator.EXISTS),))
 
 ALWAYS: Final = tuple(

@@ -18,7 +18,7 @@ from l7proxy.model.endpoint import Endpoint
 from l7proxy.model.identity import HOST, Identity, NamedPort
 from l7proxy.model.labels import EVERYTHING, RESERVED, LabelSet, Operator, Requirement, Selector, Selects
 from l7proxy.model.net import Network
-from l7proxy.model.ref import RuleRef
+from l7proxy.model.ref import BUILT_IN, RuleRef
 from l7proxy.model.verdict import Action, Direction
 from l7proxy.policy.resolver import Resolver, numbers
 from l7proxy.policy.rules import AnyPeer, CidrPeer, EveryPeer, Peer, PortMatch, Reach, Rule, SelectorPeer
@@ -27,8 +27,6 @@ from l7proxy.policy.tiers import Level, Tier
 
 REMEMBERED: Final = 1 << 14
 """References whose spellings are kept: every endpoint that a rule selects asks for the same."""
-BUILT_IN: Final = "built-in"
-"""The kind of references to what no document wrote."""
 ALLOW_LOCALHOST: Final = RuleRef(BUILT_IN, "", "allow-localhost")
 """Ingress from this node itself: kubelet's probes. Any explicit deny beats it."""
 _LOCALHOST: Final = Rule(

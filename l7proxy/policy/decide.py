@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from l7proxy.model.http import Request
-from l7proxy.model.ref import RuleRef
+from l7proxy.model.ref import BUILT_IN, RuleRef
 from l7proxy.model.verdict import Action, DropReason, Verdict
 from l7proxy.policy.decision import Decision, policy_name, port_name
 from l7proxy.policy.http_table import HTTP_TABLES, HttpTable
@@ -29,7 +29,7 @@ AUDIT: Final = Verdict.AUDIT
 DROPPED: Final = Verdict.DROPPED
 NAMED: Final = 3
 """Policies that a denial names; the rest are counted."""
-NO_DEFAULT_DENY: Final = RuleRef("built-in", "", "no-default-deny")
+NO_DEFAULT_DENY: Final = RuleRef(BUILT_IN, "", "no-default-deny")
 """What allows where policies speak of a direction but none decides and none is in default deny."""
 
 Step = HttpTable | Decision
@@ -165,7 +165,9 @@ def _nearest(refusal: Decision, unmatched: Decision | None) -> Decision:
 def _denied(entries: list[Entry]) -> Decision:
     first = entries[0]
     reason = f"denied by {policy_name(first.ref)} {first.ref.rule}".rstrip()
-    if first.refusal:
+    if first.refusal and first.ref.kind == BUILT_IN:
+        reason = first.refusal
+    elif first.refusal:
         extent = "is refused in part" if "." in first.ref.rule else "is refused as a whole"
         reason = f"{policy_name(first.ref)} {extent}: {first.refusal}"
     also = _refs(entries[1:], first.ref)

@@ -52,12 +52,14 @@ class Nudge:
         if self._fd >= 0:
             _libc.inotify_add_watch(self._fd, os.fsencode(directory), MASK)
 
-    async def wait(self, seconds: float) -> None:
-        """Until something changed since the last call, or the time is out."""
+    async def wait(self, seconds: float) -> bool:
+        """Until something changed since the last call (True), or the time is out."""
         with suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 await self._changed.wait()
+        changed = self._changed.is_set()
         self._changed.clear()
+        return changed
 
     def _readable(self) -> None:
         with suppress(BlockingIOError):

@@ -15,6 +15,7 @@ broken would pass for one that was refused. The roles of the pods are written in
 from __future__ import annotations
 
 import contextlib
+import json
 import shlex
 import socket
 import struct
@@ -26,8 +27,9 @@ from ipaddress import ip_network
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
-from l7proxy.lab import agents, cabling, lifecycle, netns
+from l7proxy.lab import agents, cabling, cniresult, lifecycle, netns
 from l7proxy.lab.cluster import Cluster
+from l7proxy.lab.cluster import Pod as ClusterPod
 from l7proxy.lab.manifests import parse, read
 from l7proxy.lab.settings import Cni, Families, Kernel, Settings
 from l7proxy.lab.state import Lab, State
@@ -313,6 +315,25 @@ class AttackLab:
         """A Service's ClusterIPs."""
         found = next(s for s in self._cluster.services if str(s) == (name if "/" in name else f"default/{name}"))
         return {family_of(address): address for address in found.addresses}
+
+    @contextlib.contextmanager
+    def plugged(self, name: str, node: str, *, announced: bool = True) -> Iterator[Pod]:
+        """A pod as the CNI leaves it, of which no object tells: cable, addresses and (if announced) the CNI result."""
+        namespace, _, own = name.partition("/")
+        networks = [ip_network(cidr) for cidr in self._cluster.node(node).pod_cidrs]
+        pod = ClusterPod(namespace, own, node, tuple(str(network.network_address + 200) for network in networks))
+        inside, on, where = self.lab.namespace_name(*name.split("/")), self._state.nodes[node], self._cluster.node(node)
+        cable = cabling.plug_pod(on.namespace, inside, where, pod, self._state.settings)
+        result = self.lab.cni_directory(node) / cniresult.file_name(pod)
+        addresses = {family_of(address): address for address in pod.addresses}
+        gateway = cabling.bridge_mac(where) if self.cni == "bridge" else cabling.ROUTED_MAC
+        try:
+            if announced:
+                result.write_text(json.dumps(cniresult.cached(pod, where, cable, self._state.settings.cni, inside)))
+            yield Pod(name, inside, addresses, cable.pod_mac, node=node, port=cable.host_interface, gateway_mac=gateway)
+        finally:
+            cabling.unplug_pod(on.namespace, inside, cable.host_interface)
+            result.unlink(missing_ok=True)
 
     # Policy
 

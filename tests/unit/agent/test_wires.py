@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from l7proxy.agent.wires import Cable, Ground, Link, Lookout, Wires, connect, parse_result, read_cables
+from l7proxy.agent.wires import Cable, Ground, Link, LiveCable, Lookout, Wires, connect, parse_result, read_cables
 from tproxy_rules.desired import Bridge, Port
 
 MAC = "0a:58:0a:00:01:05"
@@ -29,7 +29,13 @@ def result(**changes: Any) -> dict[str, Any]:
         ],
         "ips": [{"address": "10.0.1.5/24", "gateway": "10.0.1.1", "interface": 2}, {"address": "FD00::05/64"}],
     }
-    return {"kind": "cniCacheV1", "containerId": "c", "result": inner | changes}
+    return {
+        "kind": "cniCacheV1",
+        "containerId": "c",
+        "networkName": "pods",
+        "cniArgs": [["IgnoreUnknown", "1"], ["K8S_POD_NAMESPACE", "default"], ["K8S_POD_NAME", "web"]],
+        "result": inner | changes,
+    }
 
 
 BRIDGED = Ground(
@@ -45,12 +51,13 @@ BRIDGED = Ground(
 
 def test_a_bridged_pod() -> None:
     (cable,) = parse_result(result())
-    assert cable == Cable(("cni0", "veth1"), MAC, ("10.0.1.5", "fd00::5"))
+    assert cable == Cable(("cni0", "veth1"), MAC, ("10.0.1.5", "fd00::5"), "c", "default/web", "pods")
     wires = connect([cable], BRIDGED)
     port = Port("veth1", MAC, "cni0")
     assert wires.ports == {"10.0.1.5": port, "fd00::5": port, "10.0.9.9": Port("cali1")}
     assert wires.bridges == (Bridge("cni0", "02:00:00:00:00:01"),)
     assert wires.local_addresses == {"10.0.1.1"}
+    assert wires.live == (LiveCable("veth1", ("10.0.1.5", "fd00::5"), "c", "default/web"),)
 
 
 def test_a_routed_pod_whose_plugin_names_the_host_side_only() -> None:
@@ -60,7 +67,27 @@ def test_a_routed_pod_whose_plugin_names_the_host_side_only() -> None:
 
 def test_results_of_dead_pods_say_nothing() -> None:
     gone = Cable(("cni0", "veth0"), MAC, ("10.0.1.5",))
-    assert "10.0.1.5" not in connect([gone], BRIDGED).ports
+    wires = connect([gone], BRIDGED)
+    assert "10.0.1.5" not in wires.ports
+    assert wires.live == ()
+
+
+def test_networks_of_other_tools_are_left_out(tmp_path: Path) -> None:
+    (tmp_path / "r").write_text(json.dumps(result(interfaces=[{"name": "lo"}])))
+    assert len(Lookout(tmp_path).look().live) == 1
+    assert Lookout(tmp_path, ["pods"]).look().live == ()
+
+
+@pytest.mark.parametrize("arguments", [None, 7, "x", [["K8S_POD_NAME"]], [["K8S_POD_NAME", "web"]], [[]], [{}]])
+def test_a_result_that_names_no_pod_is_a_cable_all_the_same(arguments: object) -> None:
+    (cable,) = parse_result(result() | {"cniArgs": arguments})
+    assert (cable.pod, cable.addresses) == ("", ("10.0.1.5", "fd00::5"))
+
+
+def test_an_address_of_the_hosts_end_is_not_the_pods() -> None:
+    ips = [{"address": "10.0.1.5/24", "interface": 2}, {"address": "10.0.1.1/24", "interface": 0}]
+    (cable,) = parse_result(result(ips=ips))
+    assert cable.addresses == ("10.0.1.5",)
 
 
 def test_two_live_cables_with_one_address_are_nobodys() -> None:

@@ -100,6 +100,21 @@ def test_all_enforced_is_exit_code_0(process: Run, agent: Agent) -> None:
     ]
 
 
+@pytest.mark.parametrize(("audit", "state"), [(False, "closed"), (True, "not refused (audit)")])
+def test_pods_that_no_object_tells_of_are_named(process: Run, agent: Agent, audit: bool, state: str) -> None:
+    unknown = [
+        {"id": 1 << 24, "interface": "veth1", "addresses": ["10.1.0.9", "fd00::9"], "pod": ""},
+        {"id": 2 + (1 << 24), "interface": "veth2", "addresses": ["10.1.0.10"], "pod": "default/web"},
+    ]
+    agent.says("status", WELL | {"unknown_pods": unknown, "audit": audit})
+    found = process("status")
+    assert (found.returncode, found.stderr) == (0, "")
+    assert found.stdout.partition("Unknown pods:\n")[2].splitlines() == [
+        f"  pod interface veth1 (10.1.0.9, fd00::9): no Pod object, {state}",
+        f"  pod interface veth2 (10.1.0.10) of default/web: no Pod object, {state}",
+    ]
+
+
 @pytest.mark.parametrize(
     ("path", "value", "said"),
     [

@@ -1,0 +1,193 @@
+"""Cables that no Pod object explains: which are closed, what that means at every door, and that nothing else is hit."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from l7proxy.agent.events import Judge
+from l7proxy.agent.picture import Pictures, draw
+from l7proxy.agent.reconcile import Published, SourceReport
+from l7proxy.agent.unknown_pods import FIRST_ID, UnknownPod, unknown_pods
+from l7proxy.agent.wires import Cable, Ground, Link, Wires, connect
+from l7proxy.agent.world import World
+from l7proxy.model.facts import Fact, Node, Pod, Upsert
+from l7proxy.model.net import HostPort
+from l7proxy.model.verdict import Verdict
+from l7proxy.policy.compile import compile_policies
+from l7proxy.proxy.board import Index
+from tproxy_rules import desired as kernel
+from tproxy_rules.marks import Told, Way
+from tproxy_rules.nflog import Event
+from tproxy_rules.validate import checked
+
+NODE = Node("n1", ("192.168.0.1",), pod_cidrs=("10.0.1.0/24",))
+WEB = Pod("shop", "web", "n1", ("10.0.1.5",))
+MACS = {name: f"0a:58:0a:00:01:0{number}" for number, name in enumerate(("veth1", "veth2", "veth3"), 1)}
+GROUND = Ground(
+    {
+        "cni0": Link("cni0", "02:00:00:00:00:01", "bridge"),
+        **{name: Link(name, "02:00:00:00:00:02", "veth", "cni0") for name in MACS},
+    },
+    frozenset({"10.0.1.1"}),
+    {"10.0.1.4": "veth3"},
+)
+REASON = "this pod is not known yet: no Pod object with address 10.0.1.9 on node n1"
+
+
+def cable(interface: str, *addresses: str, container: str = "", pod: str = "") -> Cable:
+    return Cable(("cni0", interface), MACS[interface], addresses, container or interface, pod)
+
+
+def plugged(*cables: Cable) -> Wires:
+    return connect(cables, GROUND)
+
+
+def published(*facts: Fact, wires: Wires, audit: bool = False) -> Published:
+    world = World(audit_all=audit)
+    world.apply([Upsert(fact) for fact in (NODE, *facts)])
+    view = world.view("n1", local_addresses=wires.local_addresses)
+    policies = compile_policies(view.rules, view.endpoints, view.identities)
+    drawn = draw(view, policies, wires, settings=kernel.Settings(), resolve_services=False, audit=audit)
+    checked(drawn.kernel)  # no kernel would refuse it
+    return Published(1, view, policies, drawn, wires, SourceReport())
+
+
+def drawn(*facts: Fact, wires: Wires) -> Pictures:
+    return published(*facts, wires=wires).pictures
+
+
+def closed(*facts: Fact, wires: Wires) -> dict[str, UnknownPod]:
+    return {one.interface: one for one in drawn(*facts, wires=wires).unknown}
+
+
+def test_it_is_bound_to_its_port_and_closed_but_for_the_node() -> None:
+    pictures = drawn(WEB, wires=plugged(cable("veth1", "10.0.1.5"), cable("veth2", "10.0.1.9", "fd00::9")))
+    web, unknown = pictures.kernel.endpoints
+    assert (web.addresses, web.ingress, web.egress) == (("10.0.1.5",), None, None)
+    assert unknown.id >= FIRST_ID
+    assert unknown.addresses == ("10.0.1.9", "fd00::9")
+    assert unknown.port == kernel.Port("veth2", MACS["veth2"], "cni0")
+    node = kernel.Entry(kernel.Verdict.ALLOW, -1, 0, 65535, any_peer=False, peers=(1,))
+    assert unknown.ingress == kernel.union((node,))
+    assert unknown.egress == kernel.union(())
+
+
+def test_workers_refuse_it_both_ways() -> None:
+    index = Index(drawn(WEB, wires=plugged(cable("veth1", "10.0.1.5"), cable("veth2", "10.0.1.9"))).workers)
+    for source, destination in (("10.0.1.9", "10.0.1.5"), ("10.0.1.5", "10.0.1.9"), ("8.8.8.8", "10.0.1.9")):
+        sides = index.lookup(source, destination, 80)
+        assert (sides.refused, sides.l4.reason) == (True, REASON)
+    assert not index.lookup("10.0.1.5", "8.8.8.8", 80).refused
+    assert index.frontend(HostPort("10.0.1.9", 80)) is None
+
+
+@pytest.mark.parametrize("told", list(Told))
+def test_what_the_kernel_tells_of_it_gets_its_reason(told: Told) -> None:
+    judge = Judge.of(published(WEB, wires=plugged(cable("veth2", "10.0.1.9"))), Judge({}, {}))
+    for number in (0, FIRST_ID + 5, 1 << 31):
+        for source, destination, way in (("10.0.1.9", "10.0.1.5", Way.EGRESS), ("10.0.1.5", "10.0.1.9", Way.INGRESS)):
+            record = judge.record(Event(told, way, number, source, destination, 17, 40000, 53), 1)
+            assert record is not None
+            if told in (Told.DENY, Told.NONE):
+                assert (record.judgement.verdict, record.judgement.reason) == (Verdict.DROPPED, REASON)
+
+
+def test_its_pod_opens_it_and_is_bound_to_the_same_port() -> None:
+    wires = plugged(cable("veth2", "10.0.1.9"))
+    (before,) = drawn(wires=wires).kernel.endpoints
+    (after,) = drawn(Pod("shop", "new", "n1", ("10.0.1.9",)), wires=wires).kernel.endpoints
+    assert (after.port, after.ingress, after.egress) == (before.port, None, None)
+    assert after.id < FIRST_ID
+
+
+def test_an_object_of_another_node_or_a_finished_pod_opens_nothing() -> None:
+    wires = plugged(cable("veth2", "10.0.1.9"))
+    there = Pod("shop", "moved", "n2", ("10.0.1.9",))
+    done = Pod("shop", "done", "n1", ("10.0.1.9",), phase="Failed")
+    for pod in (there, done):
+        assert list(closed(pod, wires=wires)) == ["veth2"]
+
+
+def test_left_over_results_and_addresses_of_the_node_close_nothing() -> None:
+    gone = Cable(("cni0", "veth9"), MACS["veth1"], ("10.0.1.8",), "gone")
+    assert closed(wires=plugged(gone, cable("veth1", "10.0.1.1"), cable("veth2", "192.168.0.1"))) == {}
+
+
+@pytest.mark.parametrize("address", ["0.0.0.0", "127.0.0.1", "224.0.0.1", "::", "::1", "ff02::1"])
+def test_an_address_that_is_no_pods_does_not_spoil_the_picture(address: str) -> None:
+    found = closed(wires=plugged(cable("veth1", "10.0.1.9", address)))
+    assert [one.addresses for one in found.values()] == [("10.0.1.9",)]
+
+
+def test_another_address_of_a_known_pods_cable_is_closed_without_a_port() -> None:
+    found = closed(WEB, wires=plugged(cable("veth1", "10.0.1.5", "10.0.1.9")))
+    assert [(one.addresses, one.port) for one in found.values()] == [(("10.0.1.9",), None)]
+
+
+def test_a_secondary_network_of_a_known_pod_is_left_alone() -> None:
+    wires = plugged(cable("veth1", "10.0.1.5", container="c"), cable("veth2", "192.168.7.9", container="c"))
+    assert closed(WEB, wires=wires) == {}
+    assert list(closed(wires=wires)) == ["veth1", "veth2"]
+
+
+def test_an_address_at_two_cables_is_closed_once_and_bound_to_neither() -> None:
+    found = closed(wires=plugged(cable("veth1", "10.0.1.9"), cable("veth2", "10.0.1.9")))
+    assert [(one.interface, one.port) for one in found.values()] == [("veth1", None)]
+
+
+def test_in_audit_mode_it_passes_and_is_told() -> None:
+    found = published(WEB, wires=plugged(cable("veth2", "10.0.1.9")), audit=True)
+    (endpoint,) = (one for one in found.pictures.kernel.endpoints if one.id >= FIRST_ID)
+    for table in (endpoint.ingress, endpoint.egress):
+        assert table is not None
+        assert all(entry.verdict is kernel.Verdict.ALLOW for entry in table.entries)
+        assert not any(tier.closed for tier in table.tiers)
+    sides = Index(found.pictures.workers).lookup("10.0.1.9", "10.0.1.5", 80)
+    assert (sides.l4.verdict, sides.l4.reason) == (Verdict.AUDIT, REASON)
+
+
+ADDRESSES = [f"10.0.1.{number}" for number in range(4, 10)]
+
+
+@st.composite
+def situations(draw: Any) -> tuple[list[Pod], list[Cable]]:
+    cables = draw(
+        st.lists(
+            st.builds(
+                lambda interface, addresses, container: cable(interface, *addresses, container=container),
+                st.sampled_from(sorted(MACS)),
+                st.lists(st.sampled_from(ADDRESSES), max_size=3, unique=True),
+                st.sampled_from(["a", "b", ""]),
+            ),
+            max_size=5,
+        )
+    )
+    owners = draw(st.lists(st.sampled_from(ADDRESSES), max_size=3, unique=True))
+    return [Pod("shop", f"p{address[-1]}", "n1", (address,)) for address in owners], cables
+
+
+@given(situations())
+def test_any_cables_and_pods_make_a_picture_that_kernels_take(situation: tuple[list[Pod], list[Cable]]) -> None:
+    """And every address of a cable is a pod's, closed, or of a secondary network; the order of results is nothing."""
+    pods, cables = situation
+    owners = {address for pod in pods for address in pod.addresses}
+    found = published(*pods, wires=plugged(*cables))
+    kept = {one.container for one in found.wires.live if not owners.isdisjoint(one.addresses)}
+    shut = {address for one in found.pictures.unknown for address in one.addresses}
+    assert not shut & owners
+    for one in found.wires.live:
+        assert one.container in kept or shut | owners >= {*one.addresses}
+    again = published(*pods, wires=plugged(*reversed(cables)))
+    assert again.pictures == found.pictures
+
+
+def test_it_is_the_same_value_as_long_as_nothing_changes() -> None:
+    """The kernel's tables are remembered by identity."""
+    wires = plugged(cable("veth2", "10.0.1.9"))
+    one, other = (unknown_pods((), each, node="n1", node_addresses=(), audit=False) for each in (wires, replace(wires)))
+    assert one[0].policy is other[0].policy
