@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import os
 import threading
 from collections.abc import Callable, Iterable
@@ -26,6 +27,7 @@ CLONE_NEWNET: Final = 0x40000000
 MS_NOSUID_NOEXEC_NODEV: Final = 0x2 | 0x8 | 0x4
 MS_BIND: Final = 0x1000
 MS_REC: Final = 0x4000
+MS_PRIVATE: Final = 0x40000
 MS_SLAVE: Final = 0x80000
 MNT_DETACH: Final = 2
 
@@ -119,8 +121,33 @@ def create(name: str) -> None:
 def remove(name: str) -> None:
     """Remove a named namespace; one that is gone already is fine. It lives on while a process is inside."""
     path = path_of(name)
-    with contextlib.suppress(OSError):  # EINVAL: a plain file, left by a crash between touch and mount
-        unmount(path)
+    _uncover(path)
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        if error.errno != errno.EBUSY:
+            raise
+        in_thread(lambda: _remove_covered(path))
+
+
+def _uncover(path: Path) -> None:
+    """Unmount whatever is mounted there, as often as it is."""
+    with contextlib.suppress(OSError):  # EINVAL: nothing is; ENOENT: nor is there such a file
+        while True:
+            unmount(path)
+
+
+def _remove_covered(path: Path) -> None:
+    """Remove a file on which something is still mounted, out of reach: below a mount that covers its directory.
+
+    ip-netns(8) mounts the directory over itself the first time that it adds a name, so what was mounted in it before is
+    there twice, and the lower one has no path. Unlinking takes away a file's mounts in all other mount namespaces
+    (mount_namespaces(7), "Restrictions on mount namespaces"), so it is done in one where nothing covers it.
+    """
+    unshare(CLONE_NEWNS)
+    mount("none", "/", None, MS_REC | MS_PRIVATE)
+    _uncover(NETNS_DIR)
+    _uncover(path)
     path.unlink(missing_ok=True)
 
 

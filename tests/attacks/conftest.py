@@ -28,7 +28,7 @@ def lab(request: pytest.FixtureRequest) -> Iterator[AttackLab]:
     """A lab with the pods of cluster.yaml."""
     if reason := missing() or ("" if os.geteuid() == 0 else "attacks send raw frames from pods: run as root"):
         unable(reason)
-    made = AttackLab(f"a{os.getpid()}", request.param)
+    made = AttackLab(f"attack{os.getpid()}", request.param)
     try:
         yield made
     finally:
