@@ -267,7 +267,9 @@ class _Renderer:
         yield "-i lo -j RETURN"
         yield f"-j MARK --set-xmark 0x0/{_mask(self.both)}"
         yield f"{REPLY} -m connmark --mark {self.upstream} -j {CHAIN_PREFIX}DIVERT"
-        yield f"-p tcp -m socket --transparent -j {CHAIN_PREFIX}DIVERT"
+        # xt_socket finds sockets in TIME_WAIT, too. A SYN that meets one is judged like any other, and TPROXY hands it
+        # to our listener: delivered without, it would open a connection to a socket of the node that has its port.
+        yield f"-p tcp ! --syn -m socket --transparent -j {CHAIN_PREFIX}DIVERT"
         yield f"-p {icmp} -m socket --transparent -j {CHAIN_PREFIX}DIVERT"
         yield "! -p tcp -j RETURN"
         yield f"{REPLY} -j RETURN"

@@ -220,6 +220,7 @@ def _judge(settings: Settings) -> Iterator[str]:
     yield _unmark(proxy)
     # Answers to the proxy's own connections, which it makes with the client's address. Both ways to know them are
     # needed: the socket where conntrack has nothing (ICMP errors), the mark where the connection was translated.
+    # "wildcard" breaks off the rule at a socket in TIME_WAIT: a SYN that meets one is judged and goes to the listener.
     yield f"ct direction reply {_is_connection_marked(settings.mark_upstream)} {mark(proxy)} accept"
     yield f"meta l4proto {{ tcp, icmp, ipv6-icmp }} socket transparent 1 socket wildcard 0 {mark(proxy)} accept"
     yield "ct direction reply accept"
