@@ -67,9 +67,14 @@ class Tier:
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """One direction of one endpoint. Without tiers everything passes."""
+    """One direction of one endpoint. Without tiers everything passes.
+
+    `governed` False, for egress only: there is no policy, just refusals that hold for whatever peer, of other protocols
+    than TCP. What they leave passes as if there were no table: it is not logged, and multicast and broadcast pass, too.
+    """
 
     tiers: tuple[Tier, ...]
+    governed: bool = True
 
     @property
     def entries(self) -> Iterator[Entry]:

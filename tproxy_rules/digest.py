@@ -18,7 +18,7 @@ from tproxy_rules.desired import Desired, Endpoint, Entry, Prefixes, Settings, S
 def canonical(table: Table) -> Table:
     """Without stages that hold nothing and open tiers without stages: they decide nothing."""
     tiers = (Tier(tuple(_stage(stage) for stage in tier.stages if stage), tier.closed) for tier in table.tiers)
-    return Table(tuple(tier for tier in tiers if tier.closed or tier.stages))
+    return replace(table, tiers=tuple(tier for tier in tiers if tier.closed or tier.stages))
 
 
 def canonical_identities(identities: Prefixes) -> Prefixes:
@@ -59,7 +59,7 @@ def digest(desired: Desired) -> str:
 
 def table_digest(table: Table) -> bytes:
     """SHA-256 of a canonical table: every field at a fixed width, every list after its length."""
-    found = hashlib.sha256(struct.pack("<I", len(table.tiers)))
+    found = hashlib.sha256(struct.pack("<?I", table.governed, len(table.tiers)))
     for tier in table.tiers:
         found.update(struct.pack("<?I", tier.closed, len(tier.stages)))
         for stage in tier.stages:

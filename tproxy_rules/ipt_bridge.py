@@ -82,7 +82,7 @@ def _up(pods: list[tuple[Endpoint, Port]]) -> Iterator[str]:
     """The link's own stays on the bridge, and IP of pods goes up: for what a known port sends it always ends here."""
     yield from (f"{link} -j ACCEPT" for link in _LINK)
     for group in _GROUPS:
-        yield from (f"{group} -i {port.interface} -j DROP" for one, port in pods if one.egress is not None)
+        yield from (f"{group} -i {port.interface} -j DROP" for one, port in pods if one.egress and one.egress.governed)
         yield f"{group} -j ACCEPT"
     for _, port in pods:
         for protocol in ("IPv4", "IPv6"):

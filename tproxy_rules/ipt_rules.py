@@ -17,7 +17,7 @@ While the quiet chains run, the proxy's mark bit means "steer" and both bits mea
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -100,10 +100,19 @@ class _Renderer:
         return [address for address in endpoint.addresses if family(address) == self.version]
 
     def _with(self, way: Way) -> Iterator[tuple[Endpoint, Table]]:
+        """Those that a policy governs."""
         for endpoint in self.desired.endpoints:
             one = endpoint.egress if way is Way.EGRESS else endpoint.ingress
-            if one is not None and self._own(endpoint):
+            if one is not None and one.governed and self._own(endpoint):
                 yield endpoint, one
+
+    def _without_policy(self) -> Mapping[Table, list[Endpoint]]:
+        """Those that have only refusals, by what they have: mostly all the same."""
+        found: dict[Table, list[Endpoint]] = {}
+        for endpoint in self.desired.endpoints:
+            if endpoint.egress is not None and not endpoint.egress.governed and self._own(endpoint):
+                found.setdefault(endpoint.egress, []).append(endpoint)
+        return found
 
     def _in(self, one: IpSet, flags: str) -> str:
         self.named[one.name] = one
@@ -163,10 +172,9 @@ class _Renderer:
         ingress = [f"-d {a} -j {CHAIN_PREFIX}I{one.id}" for one, _ in self._with(Way.INGRESS) for a in self._own(one)]
         host = [f"-d {a} -j {CHAIN_PREFIX}O{one.id}" for one, _ in self._with(Way.INGRESS) for a in self._own(one)]
         marked = f"-m mark --mark {self.proxy}"
-        table.base("FORWARD", "FWD", [f"{marked} -j DROP", *self._passing(), *self._governed(), *egress, *ingress])
-        table.base(
-            "INPUT", "IN", ["-i lo -j RETURN", f"{marked} -j RETURN", *self._dialled(), *self._passing(), *egress]
-        )
+        always = [*self._passing(), *self._refusals(table)]
+        table.base("FORWARD", "FWD", [f"{marked} -j DROP", *always, *self._governed(), *egress, *ingress])
+        table.base("INPUT", "IN", ["-i lo -j RETURN", f"{marked} -j RETURN", *self._dialled(), *always, *egress])
         quiet = [f"{marked} -j RETURN", f"-m mark --mark {self.upstream} -j RETURN", "-o lo -j RETURN"]
         table.base("OUTPUT", "OUT", [*quiet, *self._redirects(), *self._passing(), *host])
         return table
@@ -193,6 +201,27 @@ class _Renderer:
         one = addresses("gov", self.version, here)
         yield f"{self._not_in(one, 'src')} {self._not_in(one, 'dst')} -j RETURN"
 
+    def _refusals(self, table: IptTable) -> list[str]:
+        """The jumps to what is refused to pods that no policy governs: one lookup for all of them."""
+        jumps = []
+        for number, (one, endpoints) in enumerate(self._without_policy().items()):
+            chain = f"R{number}"
+            refused = [
+                f"{match}-g {CHAIN_PREFIX}{chain}d" for tier in self._asks(one, Way.EGRESS) for match, _ in tier.rules
+            ]
+            table.chain(chain, ["-p tcp -j RETURN", *refused])
+            table.chain(f"{chain}d", [rule for endpoint in endpoints for rule in self._refused(table, endpoint)])
+            members = addresses("open", self.version, [a for endpoint in endpoints for a in self._own(endpoint)])
+            jumps.append(f"{self._in(members, 'src')} -j {CHAIN_PREFIX}{chain}")
+        return jumps
+
+    def _refused(self, table: IptTable, endpoint: Endpoint) -> Iterator[str]:
+        """What is refused to all is logged in each one's name, but what it sends to itself passes."""
+        name = self._denying(table, f"E{endpoint.id}", Way.EGRESS, endpoint)
+        for source in self._own(endpoint):
+            yield from (f"-s {source} {itself}" for itself in self._selves(endpoint, Way.EGRESS))
+            yield f"-s {source} -g {name}"
+
     def _dialled(self) -> Iterator[str]:
         yield f"-p tcp --dport {self.settings.proxy_port} -j DROP"
 
@@ -207,9 +236,13 @@ class _Renderer:
         self._tiers(table, name, self._selves(endpoint, way), asks, says, f"-g {chain}n")
         refuse = f"-g {CHAIN_PREFIX}REFUSE"
         table.chain(f"{name}n", [self._log(Told.NONE, way, endpoint.id), refuse])
-        table.chain(f"{name}d", [self._log(Told.DENY, way, endpoint.id), refuse])
+        self._denying(table, name, way, endpoint)
         table.chain(f"{name}s", [self._log(Told.UNSERVED, way, endpoint.id), refuse])
         table.chain(f"{name}a", [f"{FIRST} {self._log(Told.ALLOW, way, endpoint.id)}"])
+
+    def _denying(self, table: IptTable, name: str, way: Way, endpoint: Endpoint) -> str:
+        table.chain(f"{name}d", [self._log(Told.DENY, way, endpoint.id), f"-g {CHAIN_PREFIX}REFUSE"])
+        return f"{CHAIN_PREFIX}{name}d"
 
     def _tiers(
         self, table: IptTable, name: str, first: list[str], asks: list[Asks], says: dict[Verdict, str], closed: str

@@ -68,7 +68,7 @@ def _sets(desired: Desired) -> Iterator[Set]:
     yield named_set("up_from", "ifname : ether_addr", [f"{_name(one)} : {macs[_bridge(one)]}" for one in pods])
     yield named_set("up_to", "ether_addr : ether_addr", sorted({f"{_mac(one)} : {macs[_bridge(one)]}" for one in pods}))
     yield named_set("closed_in", "ifname", [_name(one) for one in pods if one.ingress])
-    yield named_set("closed_out", "ifname", [_name(one) for one in pods if one.egress])
+    yield named_set("closed_out", "ifname", [_name(one) for one in pods if one.egress and one.egress.governed])
 
 
 def _chains(settings: Settings) -> Iterator[Chain]:

@@ -15,9 +15,12 @@ from tproxy_rules.marks import Told, Way
 from tproxy_rules.nft_table import Chain, Peers, Set, chain
 from tproxy_rules.nft_text import log, mark
 from tproxy_rules.shapes import Cells, Shape, lookups
+from tproxy_rules.validate import ANY_PROTOCOL, TCP
 
 # Exactly one event per connection: only its first packet is not confirmed yet; repeated SYNs are.
 FIRST: Final = "ct state new ct status & confirmed == 0"
+NOT_TCP: Final = "meta l4proto != tcp "
+"""A comparison is much cheaper than a lookup, and most packets are TCP."""
 
 _FIELDS: Final = {
     Shape.PEER: "meta priority",
@@ -44,10 +47,10 @@ _WORDS: Final = {Verdict.DENY: Told.DENY, Verdict.STEER: Told.STEER, Verdict.ALL
 
 Asked = tuple[tuple[Verdict, Shape, Cells], ...]
 """A stage as the kernel asks it: in this order, and the first hit decides."""
-Asking = tuple[str, tuple[tuple[Verdict, Shape], ...]]
-"""A stage without what is in its sets: its name and its lookups."""
+Asking = tuple[str, tuple[tuple[Verdict, Shape, bool], ...]]
+"""A stage without what is in its sets: its name and its lookups, and whether each can find TCP."""
 Outline = tuple[tuple[tuple[Asking, ...], bool], ...]
-"""A table likewise: per tier its stages, and whether it is closed."""
+"""The tiers of a table likewise: of each its stages, and whether it is closed."""
 
 
 def asked(stage: Stage) -> Asked:
@@ -78,11 +81,12 @@ def parts(desired: Desired, ask: Callable[[Stage], Asked]) -> Iterator[Set | Cha
                 for s, stage in enumerate(tier.stages):
                     own = f"{way[0]}{endpoint.id}_{t}_{s}"
                     name, found = names.setdefault(stage, own), ask(stage)
-                    asking.append((name, tuple([one[:2] for one in found])))
+                    asking.append((name, tuple([(*one[:2], _finds_tcp(one[2])) for one in found])))
                     if name is own:
                         yield from _sets(name, found)
                 outline.append((tuple(asking), tier.closed))
-            yield from _chains(desired.settings, endpoint.id, way, tuple(outline))
+            write = _chains if table.governed else _refusals
+            yield from write(desired.settings, endpoint.id, way, tuple(outline))
 
 
 def _sets(stage: str, found: Asked) -> Iterator[Set]:
@@ -112,11 +116,24 @@ def _chains(settings: Settings, number: int, way: Way, outline: Outline) -> tupl
     return (*(chain(name, rules) for name, rules in actions.items() if name in used), *chains)
 
 
+@lru_cache(maxsize=4096)
+def _refusals(settings: Settings, number: int, way: Way, outline: Outline) -> tuple[Chain, ...]:
+    """Of a table without a policy: nobody need be identified, and what it does not refuse just goes on."""
+    base = f"{way}_{number}"
+    deny = f"{base}_{Told.DENY}"
+    rules = [rule for stages, _ in outline for rule in _lookups(stages, {Verdict.DENY: f"goto {deny}"})]
+    return chain(deny, _actions(settings, number, way)[deny]), chain(base, rules)
+
+
 def _lookups(stages: tuple[Asking, ...], says: dict[Verdict, str]) -> Iterator[str]:
     for name, found in stages:
-        for verdict, shape in found:
+        for verdict, shape, tcp in found:
             where = "" if shape is Shape.ANY else f"{_FIELDS[shape]} @{_set_name(name, verdict, shape)} "
-            yield f"{where}{says[verdict]}"
+            yield f"{'' if tcp else NOT_TCP}{where}{says[verdict]}"
+
+
+def _finds_tcp(cells: Cells) -> bool:
+    return any(protocol in (ANY_PROTOCOL, TCP) for protocol, _, _ in cells)
 
 
 def _actions(settings: Settings, number: int, way: Way) -> dict[str, tuple[str, ...]]:

@@ -49,9 +49,18 @@ def examined(table: Table) -> Examined:
     found = canonical(table)
     if len(found.tiers) > MAX_TIERS:
         return f"tiers: {len(found.tiers)} are more than the {MAX_TIERS} that a kernel can nest", table
+    if not found.governed and not _refuses_only(found):
+        return "tiers: without a policy there can only be refusals, for every peer and not of TCP", table
     if not any(True for entry in found.entries for _ in _entry(entry)):
         return "", found
     return next(f"{at}: {problem}" for at, entry in _places(table) for problem in _entry(canonical_entry(entry))), table
+
+
+def _refuses_only(table: Table) -> bool:
+    return not any(tier.closed for tier in table.tiers) and all(
+        entry.verdict is Verdict.DENY and entry.any_peer and entry.protocol not in (ANY_PROTOCOL, TCP)
+        for entry in table.entries
+    )
 
 
 def examined_identities(identities: Prefixes) -> tuple[str, Prefixes]:
@@ -161,6 +170,8 @@ def _endpoint(endpoint: Endpoint, bridges: set[str], examine: Callable[[Table], 
     for way, table in (("ingress", endpoint.ingress), ("egress", endpoint.egress)):
         if table is not None and (problem := examine(table)[0]):
             yield f"{way}.{problem}"
+    if endpoint.ingress is not None and not endpoint.ingress.governed:
+        yield "ingress: a table without a policy is for egress only"
 
 
 @lru_cache(maxsize=1 << 12)

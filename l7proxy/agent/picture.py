@@ -187,7 +187,7 @@ def _cabled(
 
 
 def _table(policy: DirectionPolicy) -> kernel.Table:
-    return simplified(kernel.Table(tuple(_tier(tier) for tier in policy.tiers)))
+    return simplified(kernel.Table(tuple(_tier(tier) for tier in policy.tiers), policy.governed))
 
 
 def _tier(tier: TierPolicy) -> kernel.Tier:

@@ -147,7 +147,7 @@ def _unknown(pod: UnknownPod) -> dict[str, Any]:
 
 def _level(policy: DirectionPolicy | None) -> str:
     """How deep a direction is looked into."""
-    if policy is None:
+    if policy is None or not policy.governed:
         return "open"
     return "l7" if any(entry.action is Action.REDIRECT for entry in policy.entries) else "l4"
 
@@ -225,6 +225,7 @@ def _direction(policy: DirectionPolicy | None) -> dict[str, Any] | None:
     if policy is None:
         return None
     return {
+        "governed": policy.governed,
         "tiers": [_tier(tier) for tier in policy.tiers],
     }
 

@@ -20,6 +20,8 @@ from l7proxy.agent.identity_labels import LabelFilter
 from l7proxy.agent.picture import Disclosure
 from l7proxy.agent.wires import DEFAULT_RESULTS
 from l7proxy.errors import ConfigError, SourceError
+from l7proxy.model.verdict import Protocol
+from l7proxy.policy.encapsulation import TUNNEL_PORTS, TUNNEL_PROTOCOLS
 from l7proxy.policy.lang.options import Options
 from l7proxy.policy.rules import Reach
 from l7proxy.sources.yaml_lines import Document, read
@@ -78,6 +80,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """Whom CIDRs of Cilium policies mean besides addresses outside."""
     kubernetes_network_policy: Literal["kubernetes", "cilium"] = "kubernetes"
     """Whose reading of Kubernetes' NetworkPolicy holds: the API's own words, or Cilium's departures from them."""
+    tunnel_ports: tuple[int, ...] = TUNNEL_PORTS
+    """UDP ports of tunnels: refused to pods, to any destination, unless a policy allows exactly that port."""
+    tunnel_protocols: tuple[int, ...] = TUNNEL_PROTOCOLS
+    """The same of IP protocols that carry packets in packets."""
     deny_header: bool = False
     """Refused requests are told why, in the header x-l7proxy-denied of their 403."""
     connect: bool = False
@@ -161,6 +167,7 @@ RANGES: Final[Mapping[str, tuple[float, float]]] = {
 CHOICES: Final[Mapping[str, tuple[str, ...]]] = {
     name: get_args(kind) for name, kind in get_type_hints(Settings).items() if get_origin(kind) is Literal
 }
+WITH_PORTS: Final = frozenset(protocol.value for protocol in Protocol)
 _KERNEL_TABLES: Final = (253, 254, 255)  # ip-route(8): default, main, local
 
 
@@ -225,12 +232,24 @@ def _check(settings: Settings, place: str) -> None:
         LabelFilter(settings.labels)
     except ConfigError as error:
         raise ConfigError(f"{place}{error}") from error
+    _check_tunnels(settings, place)
     if settings.route_table in _KERNEL_TABLES:
         raise ConfigError(f"{place}route_table: {settings.route_table} is a table of the kernel's own")
     if not settings.node or len(settings.node) > 253 or _is_address(settings.node):
         raise ConfigError(f"{place}node: {settings.node!r} is no node name")
     if len(os.fsencode(settings.agent_socket)) > LONGEST_SOCKET_PATH:
         raise ConfigError(f"{place}run_dir: {settings.run_dir} is too long for a socket's path: choose a shorter one")
+
+
+def _check_tunnels(settings: Settings, place: str) -> None:
+    for port in settings.tunnel_ports:
+        if not 1 <= port <= 65535:
+            raise ConfigError(f"{place}tunnel_ports: {port} is no UDP port (1 to 65535)")
+    for protocol in settings.tunnel_protocols:
+        if not 0 <= protocol <= 255 or protocol in WITH_PORTS:
+            raise ConfigError(
+                f"{place}tunnel_protocols: {protocol} is no IP protocol (0 to 255) that has neither ports nor types"
+            )
 
 
 def _is_address(text: str) -> bool:

@@ -35,7 +35,7 @@ def simplified(table: Table) -> Table:
     if len(found) > MAX_TIERS:
         log.warning("all is refused where %d tiers pass on to one another: a kernel nests %d", len(found), MAX_TIERS)
         return union(())
-    return Table(found)
+    return replace(table, tiers=found)
 
 
 def _compact(tier: Tier) -> Tier:

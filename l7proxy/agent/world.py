@@ -45,10 +45,12 @@ from l7proxy.model.ref import RuleRef
 from l7proxy.model.verdict import Action, Direction
 from l7proxy.policy.always import ALWAYS
 from l7proxy.policy.compile import cidrs_of, keys_of
+from l7proxy.policy.encapsulation import no_encapsulation
 from l7proxy.policy.headers import SecretName
 from l7proxy.policy.lang.options import DEFAULT, Options
 from l7proxy.policy.references import References, resolve
 from l7proxy.policy.rules import Reach, Rule
+from l7proxy.policy.tiers import GUARD
 
 if TYPE_CHECKING:
     from l7proxy.agent.settings import Settings
@@ -102,16 +104,18 @@ class World:
         options: Options = DEFAULT,
         kept: LabelFilter | None = None,
         enforce_always: bool = False,
+        everywhere: tuple[Rule, ...] = (),
     ) -> None:
         """Policies may name secrets of `secrets_namespace` besides those of their own. `audit_all`: none
         of what policy refuses is. `options`: how policies are read. `kept`: which labels of pods count.
-        `enforce_always`: pods that no policy selects are refused everything, too.
+        `enforce_always`: pods that no policy selects are refused everything, too. `everywhere`: further rules that
+        hold whatever policies there are.
         """
         self.synced = False
         self._secrets_namespace = secrets_namespace
         self._audit = audit_all
         self._options = options
-        self._everywhere = ALWAYS if enforce_always else ()
+        self._everywhere = (*(ALWAYS if enforce_always else ()), *everywhere)
         self._cluster = cluster
         self._new_roster = partial(Roster, cluster=cluster, kept=kept or LabelFilter())
         self._kept = kept or LabelFilter()
@@ -160,6 +164,7 @@ class World:
             options=settings.policy_options,
             kept=LabelFilter(settings.labels),
             enforce_always=settings.policy_enforcement_mode == "always",
+            everywhere=no_encapsulation(settings.tunnel_ports, settings.tunnel_protocols),
         )
 
     @property
@@ -483,10 +488,10 @@ def _contested_labels(address: str) -> LabelSet:
 def _contested_rules(roster: Roster, rules: Iterable[Rule]) -> list[Rule]:
     """Deny rules for an address of nobody, in each direction in which a policy governs someone who claims it."""
     found = []
-    rules = tuple(rules)
+    policies = [rule for rule in rules if rule.level != GUARD]
     for address, pods in sorted(roster.contested.items()):
         claims = [roster.labels(pod) for pod in pods]
-        governed = {rule.direction for rule in rules if any(rule.subject.matches(one) for one in claims)}
+        governed = {rule.direction for rule in policies if any(rule.subject.matches(one) for one in claims)}
         subject = Selector((Requirement(RESERVED, CONTESTED_KEY, Operator.IN, (address,)),))
         names = " and ".join(f"{pod.namespace}/{pod.name}" for pod in pods)
         reason = f"{address} is claimed by {names}"

@@ -100,7 +100,8 @@ def _show_direction(direction: str, policy: Mapping[str, Any] | None) -> None:
     if policy is None:
         print(f"  {direction}: open: no policy selects it")
         return
-    print(f"  {direction}:")
+    governed = policy.get("governed", True)
+    print(f"  {direction}:" if governed else f"  {direction}: open: no policy selects it, so this holds alone:")
     for tier in policy["tiers"]:
         _show_tier(tier)
 

@@ -23,7 +23,7 @@ from l7proxy.model.verdict import Action, Direction
 from l7proxy.policy.resolver import Resolver, numbers
 from l7proxy.policy.rules import AnyPeer, CidrPeer, EveryPeer, Peer, PortMatch, Reach, Rule, SelectorPeer
 from l7proxy.policy.tables import DirectionPolicy, EndpointPolicy, Entry, Stage, TierPolicy
-from l7proxy.policy.tiers import Level, Tier
+from l7proxy.policy.tiers import GUARD, Level, Tier
 
 REMEMBERED: Final = 1 << 14
 """References whose spellings are kept: every endpoint that a rule selects asks for the same."""
@@ -196,15 +196,48 @@ def _endpoint(endpoint: Endpoint, own: list[Rule], resolver: Resolver) -> Endpoi
 def _direction(
     direction: Direction, rules: list[Rule], endpoint: Endpoint, resolver: Resolver
 ) -> DirectionPolicy | None:
+    guards = [rule for rule in rules if _is_guard(rule)]
+    policies = _tiers(direction, [rule for rule in rules if not _is_guard(rule)], endpoint, resolver)
+    tiers = (*_guard(guards, policies, endpoint, resolver), *policies)
+    return DirectionPolicy(tiers, governed=bool(policies)) if tiers else None
+
+
+def _is_guard(rule: Rule) -> bool:
+    return rule.ref.kind == BUILT_IN and rule.level == GUARD
+
+
+def _guard(
+    guards: list[Rule], policies: tuple[TierPolicy, ...], endpoint: Endpoint, resolver: Resolver
+) -> Iterator[TierPolicy]:
+    """The tier in front of all policies: it refuses, but not what an entry of a policy allows by naming just that."""
+    refusing = _stage(guards, endpoint, resolver)
+    if not refusing:
+        return
+    refused = {_cell(entry) for entry in refusing}
+    exempt = {
+        Entry(Action.PASS, entry.ref, entry.peers, entry.protocol, entry.first, entry.last)
+        for tier in policies
+        for stage in tier.stages
+        for entry in stage
+        if entry.action in (Action.ALLOW, Action.REDIRECT) and _cell(entry) in refused
+    }
+    stages = (tuple(sorted(exempt, key=_entry_key)), refusing)
+    yield TierPolicy(GUARD.tier.name, tuple(stage for stage in stages if stage))
+
+
+def _cell(entry: Entry) -> tuple[int | None, int, int]:
+    return entry.protocol, entry.first, entry.last
+
+
+def _tiers(direction: Direction, rules: list[Rule], endpoint: Endpoint, resolver: Resolver) -> tuple[TierPolicy, ...]:
     by_level: dict[Level, list[Rule]] = {}
     for rule in rules:
         by_level.setdefault(rule.level, []).append(rule)
     tiers: dict[Tier, list[list[Rule]]] = {}
     for level in sorted(by_level):
         tiers.setdefault(level.tier, []).append(by_level[level])
-    found = [_tier(direction, tier, levels, endpoint, resolver) for tier, levels in tiers.items()]
-    told = tuple(tier for tier in found if tier.stages or tier.denied_by or tier.audited_by)
-    return DirectionPolicy(told) if told else None
+    found = (_tier(direction, tier, levels, endpoint, resolver) for tier, levels in tiers.items())
+    return tuple(tier for tier in found if tier.stages or tier.denied_by or tier.audited_by)
 
 
 def _tier(
@@ -240,7 +273,7 @@ def _entries(rule: Rule, endpoint: Endpoint, resolver: Resolver) -> Iterator[Ent
         return
     action = Action.REDIRECT if rule.http and rule.action is Action.ALLOW else rule.action
     http = rule.http if action is Action.REDIRECT else None
-    audit = action is Action.DENY and _audited(rule, endpoint)
+    audit = action is Action.DENY and _audited(rule, endpoint) and not _is_guard(rule)
     cell = Entry(action, rule.ref, peers, http=http, refusal=rule.refusal, audit=audit, log=rule.log)
     if rule.ports is None:
         yield cell

@@ -91,6 +91,8 @@ def port(policy: DirectionPolicy | None, identity: int, protocol: int, number: i
     if policy is None:
         return UNGOVERNED
     met = tuple(_walk(policy, identity, protocol, number))
+    if not policy.governed and met[0] is UNDECIDED:
+        return UNGOVERNED
     redirect = next((step.l4 for step in met if isinstance(step, _Redirect)), None)
     if redirect is not None:
         return PortPolicy(redirect, tuple(step.table if isinstance(step, _Redirect) else step for step in met))
@@ -166,7 +168,8 @@ def _denied(entries: list[Entry]) -> Decision:
     first = entries[0]
     reason = f"denied by {policy_name(first.ref)} {first.ref.rule}".rstrip()
     if first.refusal and first.ref.kind == BUILT_IN:
-        reason = first.refusal
+        about = f"{port_name(first.protocol, first.first)} " if first.protocol is not None else ""
+        reason = about + first.refusal
     elif first.refusal:
         extent = "is refused in part" if "." in first.ref.rule else "is refused as a whole"
         reason = f"{policy_name(first.ref)} {extent}: {first.refusal}"

@@ -85,9 +85,14 @@ class TierPolicy:
 
 @dataclass(frozen=True, slots=True)
 class DirectionPolicy:
-    """All tiers that speak of one direction, in order. What the last one leaves undecided passes."""
+    """All tiers that speak of one direction, in order. What the last one leaves undecided passes.
+
+    `governed` False: no policy speaks of it, there are only built-in refusals. What they leave passes as if there were
+    none: it names no policy and is not logged.
+    """
 
     tiers: tuple[TierPolicy, ...]
+    governed: bool = True
 
     @property
     def entries(self) -> Iterator[Entry]:
@@ -105,7 +110,7 @@ def union(entries: tuple[Entry, ...], denied_by: tuple[RuleRef, ...] = ()) -> Di
 
 @dataclass(frozen=True, slots=True)
 class EndpointPolicy:
-    """What is enforced on one endpoint. A direction that no policy governs is None: everything passes."""
+    """What is enforced on one endpoint. A direction that nothing speaks of is None: everything passes."""
 
     endpoint: int
     ingress: DirectionPolicy | None = None

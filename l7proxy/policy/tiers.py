@@ -6,6 +6,7 @@ next level is asked. Pass leaves the tier. At the end of a tier the flow is refu
 the direction into default deny; else the next tier is asked. What no tier decides passes.
 
     tier          order   languages
+    built-in      first   refusals that hold for every pod, and what policies exempt from them (`policy.encapsulation`)
     kube-admin    1 000   AdminNetworkPolicy and ClusterNetworkPolicy Admin: by priority, first match wins
     (Calico's own tiers stand by their order, also before, between and after these)
     default       10⁶     Calico's default tier, first match wins. At order 1000 in it, as one level: Kubernetes
@@ -51,8 +52,11 @@ BASELINE: Final = Tier(10_000_000.0, "kube-baseline")
 UNPLACED: Final = float("-inf")
 """The order of a tier that is only named yet: `policy.references` knows where it stands."""
 
+GUARD: Final = Level(Tier(-1e301, "built-in"), 0.0)
+"""Before all languages: refusals of our own. What a policy allows by an entry for just that is exempt from them."""
+
 FRONT: Final = Level(Tier(-1e300, "refused"), 0.0)
-"""Before all others: where a refusal stands whose policy does not tell its place."""
+"""Before all other policies: where a refusal stands whose policy does not tell its place."""
 
 UNION: Final = Level(DEFAULT, 1000.0)
 """Where CiliumNetworkPolicy, CiliumClusterwideNetworkPolicy and Kubernetes NetworkPolicy stand."""

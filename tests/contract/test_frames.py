@@ -16,7 +16,7 @@ from ipaddress import ip_address
 import pytest
 
 from tests.contract.conftest import BACKENDS, IDENTITY, Pod, World, entry
-from tproxy_rules.desired import Desired, Verdict, union
+from tproxy_rules.desired import Desired, Table, Tier, Verdict, union
 
 pytestmark = pytest.mark.lab
 
@@ -215,6 +215,14 @@ def test_no_frame_goes_around_an_egress_policy(bridged: World, family: int, atta
     assert heard(target, family, lambda: send(source, shot)) == [b"attack"], "the attack works without us"
     bridged.apply(bridged.picture(stranger_egress=union((entry(Verdict.ALLOW, 80),))))
     assert heard(target, family, lambda: send(source, *[shot] * 3)) == []
+
+
+def test_refusals_without_a_policy_leave_groups_alone(bridged: World, family: int) -> None:
+    source, target = bridged.stranger, bridged.server
+    shot = to_a_group(bridged, source, target, family)
+    refused = Table((Tier(((entry(Verdict.DENY, 8472, protocol=17),),), closed=False),), governed=False)
+    bridged.apply(bridged.picture(stranger_egress=refused))
+    assert heard(target, family, lambda: send(source, shot)) == [b"attack"]
 
 
 def without_the_stranger(picture: Desired) -> Desired:

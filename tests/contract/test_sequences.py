@@ -88,12 +88,11 @@ class Life:
         def table(found: Table | None) -> Table | None:
             if found is None:
                 return None
-            return Table(
-                tuple(
-                    Tier(tuple(tuple(entered(each) for each in stage) for stage in tier.stages), tier.closed)
-                    for tier in found.tiers
-                )
+            tiers = tuple(
+                Tier(tuple(tuple(entered(each) for each in stage) for stage in tier.stages), tier.closed)
+                for tier in found.tiers
             )
+            return replace(found, tiers=tiers)
 
         endpoints = (replace(each, ingress=table(each.ingress), egress=table(each.egress)) for each in one.endpoints)
         return replace(one, endpoints=tuple(endpoints))
@@ -105,7 +104,7 @@ class Life:
         tables = [each.ingress for each in one.endpoints] + [self._any_table(), None]
         endpoints = list(one.endpoints)
         at = self._dice.randrange(len(endpoints))
-        ingress, egress = self._dice.choice(tables), self._dice.choice((endpoints[at].egress, self._any_table(), None))
+        ingress, egress = self._dice.choice(tables), self._dice.choice((endpoints[at].egress, self._any_egress(), None))
         endpoints[at] = replace(endpoints[at], ingress=ingress, egress=egress)
         return replace(one, endpoints=tuple(endpoints))
 
@@ -122,7 +121,7 @@ class Life:
             (f"10.1.0.{10 + number}", f"fd00:1::{number}"),
             self._dice.choice((port, None)),
             self._dice.choice((alike, self._any_table())),
-            self._dice.choice((self._any_table(), None)),
+            self._dice.choice((self._any_egress(), None)),
         )
         return replace(one, endpoints=(*rest, fresh))
 
@@ -140,6 +139,13 @@ class Life:
                 return replace(one, settings=replace(one.settings, refuse_with_reset=reset))
             case _:
                 return replace(one, host_identity=self._dice.choice((1, *PEERS)))
+
+    def _any_egress(self) -> Table:
+        """Of a policy, or what is refused without one."""
+        if self._dice.random() < 0.7:
+            return self._any_table()
+        refused = [entry(Verdict.DENY, protocol=each) for each in self._dice.sample((4, 47, 50), 2)]
+        return Table((Tier(((*refused, entry(Verdict.DENY, 8472, protocol=17)),), closed=False),), governed=False)
 
     def _any_table(self) -> Table:
         dice = self._dice

@@ -23,6 +23,7 @@ from l7proxy.model.secret import Sealed
 from l7proxy.model.verdict import Direction, Verdict
 from l7proxy.policy import decide, lang
 from l7proxy.policy.compile import Compiler
+from l7proxy.policy.encapsulation import no_encapsulation
 from l7proxy.policy.lang.options import Options
 from tests.oracle import documents as writing
 from tproxy_rules import desired as kernel
@@ -230,7 +231,7 @@ class Agent:
     """What an agent remembers between two pictures."""
 
     def __init__(self, **settings: Any) -> None:
-        self.world = World(secrets_namespace="red", options=OPTIONS, **settings)
+        self.world = World(secrets_namespace="red", options=OPTIONS, everywhere=no_encapsulation(), **settings)
         self.world.apply([Synced()])
         self._compiler, self._tables = Compiler(), Tables()
 
