@@ -22,6 +22,9 @@ FRAME: Final = 1
 REFUSED: Final = 5
 """A request that is turned away before it is judged."""
 
+DENIED: Final = 10
+"""A request that policy refuses: as in HTTP/1 (options.MAX_DENIED), it costs us more than it costs its client."""
+
 RESET: Final = 20
 """A request that is begun and cancelled, or made such that we must: it was judged, and the server has worked for it."""
 

@@ -15,14 +15,15 @@ from l7proxy.gate import options as bounds
 from l7proxy.gate.access_log import HTTP2, AccessLog
 from l7proxy.gate.actions import Action, Connect, Emit
 from l7proxy.gate.http2_answers import plain, trailers_only
-from l7proxy.gate.http2_budget import FINISHED, REFUSED, RESET
+from l7proxy.gate.http2_budget import DENIED, FINISHED, FRAME, REFUSED, RESET
 from l7proxy.gate.http2_owners import FromClient, FromServer
 from l7proxy.gate.http2_peer import Peer
 from l7proxy.gate.http2_relay import Half, Relay
 from l7proxy.gate.http2_stream import Stream
 from l7proxy.gate.http2_waiting import Waiting
 from l7proxy.gate.options import HttpOptions
-from l7proxy.gate.replies import DENIED, printable, sentence
+from l7proxy.gate.replies import DENIED as DENIED_TEXT
+from l7proxy.gate.replies import printable, sentence
 from l7proxy.model.http import Request
 from l7proxy.model.verdict import Verdict
 from l7proxy.wire import http2_frames as frames
@@ -48,6 +49,7 @@ class Exchanges:
         "_judge",
         "_offered",
         "_options",
+        "_paths",
         "_server_last",
         "_waiting",
         "actions",
@@ -78,6 +80,7 @@ class Exchanges:
         self.down = Relay(self.server, self.client)
         self.streams: dict[int, Stream] = {}
         self.actions: list[Action] = []
+        self._paths: http2_head.Paths = {}
         self._waiting = Waiting()
         self._offered = MAX_STREAMS
         self.last = 0  # the client's last stream
@@ -111,17 +114,19 @@ class Exchanges:
         if number <= self.last:
             if not self.client.was_reset(number):
                 raise Http2Error("HEADERS on a closed stream", Code.STREAM_CLOSED)
+            self.client.budget.spend(FRAME, "HEADERS on a stream that was reset")
             return
         if not number & 1:
             raise Http2Error("a client's stream has an even number")
         if number > self.promised:
+            self.client.budget.spend(FRAME, "HEADERS after GOAWAY")
             return
         self.last = number
         if len(self.streams) >= MAX_STREAMS:
             self._turn_away(number, end)
             return
         try:
-            head = http2_head.request(block, self._options.paths)
+            head = http2_head.request(block, self._options.paths, self._paths)
             if end and head.length:
                 raise PeerError("the body is shorter than Content-Length says")
         except PeerError as error:
@@ -138,6 +143,7 @@ class Exchanges:
         stream.head, stream.record, stream.grpc = head, record, head.grpc
         if judgement.verdict is not FORWARDED and judgement.verdict is not AUDIT:
             self._deny(stream, judgement.reason)
+            self.client.budget.spend(DENIED, "a denied request")
             return
         if self.server_done:
             self._answer(stream, 502, "the server has closed the connection")
@@ -394,7 +400,7 @@ class Exchanges:
     def _deny(self, stream: Stream, reason: str) -> None:
         shown = printable(reason)
         extra = ((b"x-l7proxy-denied", shown),) if self._options.deny_header and shown else ()
-        self._speak(stream, 403, DENIED, extra)
+        self._speak(stream, 403, DENIED_TEXT, extra)
         self._tell(stream, 403)
 
     def _refuse(self, number: int, error: PeerError, block: FieldBlock, end: bool) -> None:

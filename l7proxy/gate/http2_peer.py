@@ -278,16 +278,21 @@ class Peer:
         pairs = frames.read_settings(source, begin, end)
         self.budget.spend(len(pairs), "SETTINGS")
         for name, value in pairs:
+            self._check_setting(name, value)
+        for name, value in dict(pairs).items():  # the last of each name: nothing is sent in between
             self._set(name, value)
         self.out.append(frames.frame(frames.SETTINGS, ACK, 0))
         self._settled = True
         self._owner.got_settings()
 
-    def _set(self, name: int, value: int) -> None:
+    @staticmethod
+    def _check_setting(name: int, value: int) -> None:
         if name in _SETTING_LIMITS:
             least, most, code = _SETTING_LIMITS[Setting(name)]
             if not least <= value <= most:
                 raise Http2Error(f"{Setting(name).name} is {value}", code)
+
+    def _set(self, name: int, value: int) -> None:
         if name == Setting.INITIAL_WINDOW_SIZE:
             difference, self.initial = value - self.initial, value
             self._owner.got_initial_window(difference)

@@ -33,7 +33,7 @@ class HttpTable:
     Compiled when it is first asked, or by `make_ready`: who only wants to know of connections need not pay for it.
     """
 
-    __slots__ = ("_allowed", "_compiled", "_final", "_seen", "rules")
+    __slots__ = ("_allowed", "_compiled", "_final", "_refusals", "_seen", "rules")
 
     def __init__(self, rules: tuple[HttpRule, ...]) -> None:
         self.rules = rules
@@ -41,6 +41,7 @@ class HttpTable:
         self._allowed: tuple[Decision, ...] = ()
         self._final = False
         self._seen: dict[tuple[bytes, bytes], Decision | int] = {}
+        self._refusals: dict[tuple[int, str], Decision] = {}
 
     @property
     def ready(self) -> bool:
@@ -98,8 +99,14 @@ class HttpTable:
 
     def _refused(self, request: Request) -> Decision:
         rule, came_of_it = self.make_ready().nearest(request)
-        reason = f"no rule matched; nearest: {policy_name(rule.ref)} rule {rule.number}, {came_of_it}"
-        return Decision(Verdict.DROPPED, rule.ref, reason, DropReason.POLICY_DENIED)
+        key = (id(rule), came_of_it)
+        decision = self._refusals.get(key)
+        if decision is None:
+            if len(self._refusals) >= REMEMBERED:
+                self._refusals.clear()
+            reason = f"no rule matched; nearest: {policy_name(rule.ref)} rule {rule.number}, {came_of_it}"
+            decision = self._refusals[key] = Decision(Verdict.DROPPED, rule.ref, reason, DropReason.POLICY_DENIED)
+        return decision
 
 
 Rules = tuple[HttpRule, ...]

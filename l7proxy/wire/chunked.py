@@ -70,6 +70,9 @@ class ChunkedBody:
         while at < end and not self.done:
             if self._at is SIZE and not self._line and (match := _PLAIN_SIZE.match(data, at)):
                 at = self._take_plain(data, match)
+            elif self._at is SIZE and not self._line and (match := _SIZE_LINE.match(data, at, at + MAX_LINE)):
+                self._take_size(match)
+                at = match.end()
             elif self._at is DATA:
                 step = min(self._left, end - at)
                 self._left -= step
@@ -142,6 +145,9 @@ class ChunkedBody:
         match = _SIZE_LINE.fullmatch(line)
         if match is None:
             raise PeerError("a chunk-size line is not hex digits (and plain extensions) ending in CRLF")
+        self._take_size(match)
+
+    def _take_size(self, match: re.Match[bytes]) -> None:
         self._left = int(match[1], 16)
         if self._left > MAX_SIZE:
             raise PeerError("a chunk size is out of bounds")

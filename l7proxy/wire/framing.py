@@ -19,6 +19,9 @@ LENGTH: Final = rb"(?:0|[1-9][0-9]{0,17})"
 _LENGTH = re.compile(LENGTH)
 _TOKEN = re.compile(TOKEN)
 _PROTOCOL = re.compile(TOKEN + rb"(?:/" + TOKEN + rb")?")
+MAX_ITEMS: Final = 64
+"""Items of all Connection headers of a message, and of all Upgrade headers. Real ones have one to five."""
+
 _NEVER_NOMINATED = frozenset({b"host", b"content-length", b"transfer-encoding"})
 
 
@@ -86,7 +89,10 @@ def upgrade(headers: list[Header], options: frozenset[bytes], minor: int) -> tup
 
 def _listed(headers: list[Header], name: bytes, item: re.Pattern[bytes]) -> list[bytes]:
     found: list[bytes] = []
-    for value in values(headers, name):
+    listed = values(headers, name)
+    if sum(value.count(b",") for value in listed) + len(listed) > MAX_ITEMS:
+        raise PeerError(f"{name.decode().capitalize()} lists more than {MAX_ITEMS} items", status=431)
+    for value in listed:
         for part in value.lower().split(b","):
             text = part.strip(b" \t")
             if text and not item.fullmatch(text):

@@ -13,7 +13,7 @@ from typing import Final
 from l7proxy.errors import PeerError
 from l7proxy.wire import authority
 from l7proxy.wire.head import CHUNKED, MAX_HEAD, MAX_HEADERS, UNTIL_CLOSE, Header, Miss, RequestHead, ResponseHead
-from l7proxy.wire.path import QUERY, SEGMENTS, STRICT, PathRules, normalise
+from l7proxy.wire.path import MAX_PATH, MAX_TARGET, QUERY, SEGMENTS, STRICT, PathRules, normalise
 
 # No mark in names but the hyphen (some are confusable), no tab and no byte past ASCII in values, no blank at their end:
 # the strict reader has those.
@@ -98,7 +98,7 @@ def _request(
     keep_alive: bool,
     size: int,
 ) -> RequestHead | Miss:
-    if method == b"CONNECT":
+    if method == b"CONNECT" or len(path) > MAX_PATH or len(target) > MAX_TARGET:
         return Miss.ODD
     raw = data if size == len(data) else data[:size]
     if _DOUBTFUL.search(path) is not None:

@@ -16,7 +16,7 @@ from l7proxy.errors import PeerError
 from l7proxy.wire import authority, framing, upgrades
 from l7proxy.wire.head import MAX_HEAD, UNTIL_CLOSE, Header, Miss, RequestHead, ResponseHead
 from l7proxy.wire.lines import TOKEN, HeadLines, field
-from l7proxy.wire.path import STRICT, PathRules, normalise
+from l7proxy.wire.path import STRICT, PathRules, check_length, normalise
 
 _REQUEST_LINE = re.compile(rb"(" + TOKEN + rb") ([!-~]+) HTTP/([0-9])\.([0-9])")
 _STATUS_LINE = re.compile(rb"HTTP/([0-9])\.([0-9]) ([1-5][0-9]{2})(?: .*)?")
@@ -127,6 +127,7 @@ def _request_line(line: bytes) -> tuple[bytes, bytes, int]:
         )
     if major != b"1" or minor not in (b"0", b"1"):
         raise PeerError("the HTTP version is neither 1.0 nor 1.1", status=505)
+    check_length(target)
     return method, target, int(minor)
 
 

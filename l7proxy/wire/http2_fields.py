@@ -29,6 +29,11 @@ MAX_BLOCK: Final = MAX_HEAD
 MAX_FIELDS: Final = 2 * MAX_HEAD
 """Decoding stops there, and the connection with it. Between MAX_HEAD and this a request is answered 431."""
 
+MAX_INFLATION: Final = 3 * TABLE_SIZE
+"""How much more than twice the bytes sent (Huffman's code saves less) the fields of a block may be: the static table's
+and the dynamic one's, each said once, are less. What repeats the same entry is an attack on memory and time
+(CVE-2016-6581, the "HPACK bomb")."""
+
 ENTRY: Final = 32
 """What each field counts besides its bytes (RFC 7541 4.1)."""
 
@@ -54,6 +59,9 @@ class FieldBlock:
     fields: list[Header]
     size: int = 0
     secret: frozenset[int] = frozenset()
+    inflated: bool = False
+    """Larger than MAX_INFLATION allows: it must be refused."""
+
     reading: Any = None
     """What wire/http2_head made of it."""
 
@@ -162,7 +170,8 @@ class FieldReader:
             size += len(field[0]) + len(field[1]) + ENTRY
             if size > MAX_FIELDS:
                 raise Http2Error(f"headers are longer than {MAX_FIELDS} bytes", Code.ENHANCE_YOUR_CALM, status=431)
-        return FieldBlock(fields, size, frozenset(secret) if secret else frozenset())
+        inflated = size > 2 * end + MAX_INFLATION
+        return FieldBlock(fields, size, frozenset(secret) if secret else frozenset(), inflated)
 
     def _entry(self, index: int) -> Header:
         if 0 < index <= _STATIC_SIZE:

@@ -18,13 +18,13 @@ from l7proxy.model.http import Headers, Rewrite, alike, edited
 from l7proxy.wire import authority
 from l7proxy.wire.framing import LENGTH
 from l7proxy.wire.head import MAX_HEAD, MAX_HEADERS, Header
-from l7proxy.wire.http2_fields import FieldBlock
+from l7proxy.wire.http2_fields import TABLE_SIZE, FieldBlock
 from l7proxy.wire.lines import passes_for_framing
 from l7proxy.wire.path import PathRules, normalise
 
 _TOKEN = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
 _LOWER = re.compile(rb"[!#$%&'*+\-.^_`|~0-9a-z]+")
-_BAD_VALUE = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]|^[ \t]|[ \t]\Z")
+_IN_VALUES: Final = bytes({0x09, *range(0x20, 0x100)} - {0x7F})
 _LENGTH = re.compile(LENGTH)
 _STATUS = re.compile(rb"[1-5][0-9]{2}")
 _CONTENT: Final = b"content-length"
@@ -37,6 +37,12 @@ _NO_TRAILERS: Final = frozenset(
     b"proxy-authorization range set-cookie te trailer www-authenticate".split()
 )
 """What frames, routes or authorises a message is read before its content (RFC 9110 6.5.1)."""
+
+Paths = dict[bytes, bytes]
+"""Targets of one connection that had to be normalised → their normal forms."""
+
+MOST_PATHS: Final = 4
+"""That are kept; HPACK's table holds no more of the long ones, which are those that cost."""
 
 _LONG_NAME: Final = 64
 _PSEUDO: Final = frozenset({b":method", b":scheme", b":authority", b":path"})
@@ -65,13 +71,13 @@ class ResponseHead:
     length: int | None
 
 
-def request(block: FieldBlock, rules: PathRules) -> RequestHead:
-    """Remembered with the block, which must always be given the same rules."""
+def request(block: FieldBlock, rules: PathRules, paths: Paths | None = None) -> RequestHead:
+    """Remembered with the block, which must always be given the same rules. `paths`: those of its connection."""
     known = block.reading
     if known.__class__ is RequestHead:
         head: RequestHead = known
         return head
-    head = block.reading = _request(block, rules)
+    head = block.reading = _request(block, rules, {} if paths is None else paths)
     return head
 
 
@@ -122,7 +128,7 @@ def is_grpc(fields: list[Header]) -> bool:
 # --- requests --------------------------------------------------------------------------------------------------------
 
 
-def _request(block: FieldBlock, rules: PathRules) -> RequestHead:
+def _request(block: FieldBlock, rules: PathRules, paths: Paths) -> RequestHead:
     _check_size(block)
     pseudo, start = _pseudo(block.fields)
     regular = block.fields[start:]
@@ -134,7 +140,7 @@ def _request(block: FieldBlock, rules: PathRules) -> RequestHead:
         raise PeerError("TE is something else than `trailers`")
     if any(value.lower() != b"100-continue" for value in special.get(b"expect", ())):
         raise PeerError("Expect is something else than `100-continue`", status=417)
-    path = target if target == b"*" else normalise(target, rules)
+    path = target if target == b"*" else _normal(target, rules, paths)
     headers = regular if b"host" in special else [(b"host", host), *regular]
     if len(special.get(b"cookie", ())) > 1:
         headers = _joined_cookies(headers, special[b"cookie"])
@@ -144,6 +150,19 @@ def _request(block: FieldBlock, rules: PathRules) -> RequestHead:
         instead = FieldBlock(fields, block.size, block.secret)
     grpc = any(_GRPC.fullmatch(value) for value in special.get(b"content-type", ()))
     return RequestHead(method, path, host, headers, instead, length, grpc)
+
+
+def _normal(target: bytes, rules: PathRules, paths: Paths) -> bytes:
+    """A path that HPACK's table holds is said again by one byte: it must not be normalised for each."""
+    known = paths.get(target) if paths else None
+    if known is not None:
+        return known
+    path = normalise(target, rules)
+    if path is not target and len(target) <= TABLE_SIZE:
+        if len(paths) >= MOST_PATHS:
+            paths.clear()
+        paths[target] = path
+    return path
 
 
 def _pseudo(fields: list[Header]) -> tuple[dict[bytes, bytes], int]:
@@ -221,6 +240,8 @@ def _response(block: FieldBlock) -> ResponseHead:
 
 
 def _check_size(block: FieldBlock) -> None:
+    if block.inflated:
+        raise PeerError("the headers repeat entries of the HPACK table, to many times the bytes sent", status=431)
     if block.size > MAX_HEAD:
         raise PeerError(f"the headers are longer than {MAX_HEAD} bytes", status=431)
     if len(block.fields) > MAX_HEADERS:
@@ -241,7 +262,7 @@ def _check(name: bytes, value: bytes) -> None:
     fault = _fault_of(name) if len(name) <= _LONG_NAME else _fault_of.__wrapped__(name)
     if fault:
         raise PeerError(fault)
-    if _BAD_VALUE.search(value):
+    if value.translate(None, _IN_VALUES) or value.strip(b" \t") != value:
         raise PeerError(f"the value of {name.decode()} holds a byte that is not allowed, or blanks around it")
 
 

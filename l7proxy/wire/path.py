@@ -24,11 +24,27 @@ QUERY: Final = rb"\?[!\"$-~]*+"
 _PLAIN = re.compile(SEGMENTS)
 _QUERY = re.compile(QUERY)
 _VISIBLE = re.compile(rb"[!-~]+")
-_ESCAPE = re.compile(rb"%([0-9A-Fa-f]{2})?")
+_PIECES = re.compile(rb"%[0-9A-Fa-f]{2}|[^%]+")
+_BARE_PERCENT = re.compile(rb"%(?![0-9A-Fa-f]{2})")
+_ESCAPED_CONTROL = re.compile(rb"%(?:[01][0-9A-Fa-f]|7[Ff])")
 _ESCAPED_SLASH = re.compile(rb"%2[Ff]|%5[Cc]")
 _SLASHES = re.compile(rb"//+")
 _DOTS_WITH_MATRIX = re.compile(rb"(?:[/\\]|%2F|%5C)\.\.?(?:;|%3B)")
 _UNRESERVED = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~")
+_BYTES: Final = {
+    b"%" + (first + second).encode(): bytes((int(first + second, 16),))
+    for first in "0123456789abcdefABCDEF"
+    for second in "0123456789abcdefABCDEF"
+}
+"""What each spelling of an escape stands for."""
+_PLAINEST: Final = {escape: byte if byte[0] in _UNRESERVED else escape.upper() for escape, byte in _BYTES.items()}
+"""Each spelling of an escape in normal form: needless ones undone, hex in upper case (RFC 3986 6.2.2)."""
+
+MAX_PATH: Final = 8 << 10
+"""Bytes of a path as sent, without its query: nginx and Apache httpd take no longer request lines by default."""
+
+MAX_TARGET: Final = 32 << 10
+"""Bytes of a path with its query, which costs less to read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,8 +68,17 @@ class EscapedSlashError(PeerError):
         self.location = location
 
 
+def check_length(target: bytes) -> None:
+    """PeerError (414) when the target or the path in it is too long."""
+    if len(target) > MAX_TARGET:
+        raise PeerError(f"the request target is longer than {MAX_TARGET} bytes", status=414)
+    if len(target) > MAX_PATH and target.find(b"?", 0, MAX_PATH + 1) < 0:
+        raise PeerError(f"the path is longer than {MAX_PATH} bytes", status=414)
+
+
 def normalise(target: bytes, rules: PathRules = STRICT) -> bytes:
     """The normal form of an origin-form target (`/path?query`). PeerError if there is none."""
+    check_length(target)
     path, mark, query = target.partition(b"?")
     if _PLAIN.fullmatch(path) and b"//" not in path and b"/." not in path and _QUERY.fullmatch(mark + query or b"?"):
         return target
@@ -63,12 +88,12 @@ def normalise(target: bytes, rules: PathRules = STRICT) -> bytes:
         raise PeerError("the request target holds a byte that is not visible ASCII")
     if not path.startswith(b"/"):
         raise PeerError("the path does not begin with a slash")
-    path = _ESCAPE.sub(_plainest, path)
+    if b"%" in path:
+        path = _plainest(path)
     if not rules.allow_matrix and (b";" in path or b"%3B" in path):
         raise PeerError("the path holds a matrix parameter (;), which servers read in different ways")
     if _DOTS_WITH_MATRIX.search(path):
         raise PeerError("a dot segment of the path has a matrix parameter (..;), which servers read in different ways")
-    _demand_utf8(path)
     if _ESCAPED_SLASH.search(path):
         if not rules.redirect_escaped_slashes:
             raise PeerError("the path holds an escaped slash (%2F or %5C)")
@@ -76,23 +101,21 @@ def normalise(target: bytes, rules: PathRules = STRICT) -> bytes:
     return _flatten(path) + mark + query
 
 
-def _plainest(escape: re.Match[bytes]) -> bytes:
-    """One escape in normal form: needless ones undone, hex in upper case (RFC 3986 6.2.2)."""
-    digits = escape[1]
-    if digits is None:
+def _plainest(path: bytes) -> bytes:
+    """Its escapes in normal form. No Python is run for each: a path may consist of them."""
+    if _BARE_PERCENT.search(path):
         raise PeerError("the path holds a % without two hex digits")
-    code = int(digits, 16)
-    if code in _UNRESERVED:
-        return bytes((code,))
-    if code < 0x20 or code == 0x7F:
+    if _ESCAPED_CONTROL.search(path):
         raise PeerError("the path holds an escaped control byte")
-    return b"%%%02X" % code
+    pieces = _PIECES.findall(path)
+    _demand_utf8(b"".join(map(_BYTES.get, pieces, pieces)))
+    return b"".join(map(_PLAINEST.get, pieces, pieces))
 
 
 def _demand_utf8(path: bytes) -> None:
     """Overlong and broken UTF-8 (%C0%AE for a dot) is decoded by some servers and refused by others."""
     try:
-        _ESCAPE.sub(lambda escape: bytes((int(escape[1], 16),)), path).decode()
+        path.decode()
     except UnicodeDecodeError as error:
         raise PeerError("the escapes in the path are not UTF-8") from error
 

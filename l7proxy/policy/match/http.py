@@ -20,6 +20,8 @@ _PARAMETERS: Final = re.compile(rb"(?:;|%3B)[^/]*")
 _PARAMETRIC: Final = re.compile(r";|%3[Bb]")
 EXPLAINED_HEADERS: Final = 64
 """Required headers looked at to explain a denial: the first so many. A denial must not cost more the more rules are."""
+EXPLANATIONS: Final = 1024
+"""Explanations kept, by the rule and what of it held: past that all are forgotten."""
 
 
 class Clause:
@@ -63,7 +65,19 @@ def without_parameters(path: bytes) -> bytes:
 class HttpMatcher:
     """Compiled rules. `first` answers, or `all_of` where one of them `acts`; `nearest` explains. Knows no verdicts."""
 
-    __slots__ = ("_actions", "_all", "_headers", "_host", "_method", "_parametric", "_path", "_tests", "acts", "rules")
+    __slots__ = (
+        "_actions",
+        "_all",
+        "_headers",
+        "_host",
+        "_method",
+        "_parametric",
+        "_path",
+        "_tests",
+        "_words",
+        "acts",
+        "rules",
+    )
 
     def __init__(self, rules: Sequence[HttpRule]) -> None:
         self.rules = tuple(rules)
@@ -85,6 +99,7 @@ class HttpMatcher:
                 test.used |= 1 << index
         every: list[HeaderTest | HeaderAction] = [*tests.values(), *actions.values()]
         self._tests = every[:EXPLAINED_HEADERS]
+        self._words: dict[tuple[object, ...], str] = {}
         self._all = (1 << len(self.rules)) - 1
         self.acts = bool(actions)
 
@@ -169,6 +184,16 @@ class HttpMatcher:
     def _told(self, index: int, request: Request, line: list[bool]) -> str:
         """The first clause that held, if any, and all that did not. Only what the rule says is quoted: a request's
         query string or header values have no place in a log line."""
+        problems = [test.problem(request) for test in self._headers[index]]
+        key = (index, *line, *problems)
+        words = self._words.get(key)
+        if words is None:
+            if len(self._words) >= EXPLANATIONS:
+                self._words.clear()
+            words = self._words[key] = self._put(index, line, problems)
+        return words
+
+    def _put(self, index: int, line: list[bool], problems: list[str]) -> str:
         rule = self.rules[index]
         held: list[str] = []
         failed: list[str] = []
@@ -179,8 +204,7 @@ class HttpMatcher:
                 held.append(f"{word} {printable(demand)} matched")
             elif demand is not None:
                 failed.append(f"{word} is not {printable(demand)}")
-        for test in self._headers[index]:
-            problem = test.problem(request)
+        for test, problem in zip(self._headers[index], problems, strict=True):
             (failed if problem else held).append(f"header {header_name(test.name)} {problem or 'matched'}")
         return ", ".join([*held[:1], *failed])
 

@@ -126,4 +126,4 @@ EVIL = ["/(a+)+", "/(a|aa)+", "/(a|a?)+", "/(.*a){20}", "/([a-z]+)*x", "/(a*)*b"
 @pytest.mark.parametrize("pattern", EVIL)
 def test_redos_cve_class_cilium_41314_evil_patterns_take_linear_time(talk: Talk, pattern: str) -> None:
     """An engine that backtracks would not come back from any of these."""
-    assert not passes(ruled(talk, HttpRule(REF, path=pattern)), get("/" + "a" * 20_000 + "!"))
+    assert not passes(ruled(talk, HttpRule(REF, path=pattern)), get("/" + "a" * 8_000 + "!"))

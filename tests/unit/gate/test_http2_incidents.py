@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 from hpack import Encoder
 
@@ -9,7 +11,7 @@ from l7proxy.flows.records import HttpRequest, HttpResponse, Malformed
 from l7proxy.gate import http2_budget as budget
 from l7proxy.gate.http2_exchanges import MAX_STREAMS
 from l7proxy.wire import http2_frames as frames
-from l7proxy.wire.http2_frames import Code
+from l7proxy.wire.http2_frames import Code, Setting
 from tests.unit.gate.http2_talk import OK, Conversation, line
 
 GET = b"\x82\x86\x84\x41\x01h"
@@ -94,9 +96,50 @@ def test_denied_uploads_that_their_client_cancels_are_borne_for_ever(quick: Conv
     for stream in range(1, 20_000, 2):
         quick._obey(quick.gate.from_client(headers(stream, DENY, end=False)))
         quick._obey(quick.gate.from_client(frames.rst_stream(stream, Code.CANCEL)))
-        quick.clock += SECOND // 400
+        quick.clock += SECOND // 40
     assert not quick.end()
     assert quick.pairs()
+
+
+def test_denied_requests_one_by_one_spend_the_budget(quick: Conversation) -> None:
+    """Each costs more to judge, to tell and to answer than to send; a policy does not make its rate fall."""
+    quick.client.raw = True
+    for stream in range(1, 20_000, 2):
+        quick._obey(quick.gate.from_client(headers(stream, DENY)))
+        if quick.end():
+            break
+    expect_calm(quick)
+    assert len(quick.asked) <= budget.CAPACITY // (budget.DENIED - budget.DELIVERED) + 1
+    assert "a denied request" in quick.records[-1].judgement.reason
+    assert quick.pairs()
+
+
+def test_headers_on_a_stream_that_we_reset_spend_the_budget(quick: Conversation) -> None:
+    """They are read for HPACK's sake, and nobody wants them."""
+    quick.client.raw = True
+    quick._obey(quick.gate.from_client(headers(1, DENY, end=False)))
+    assert flood(quick, headers(1)) <= budget.CAPACITY
+    expect_calm(quick)
+
+
+def test_of_one_settings_frame_a_window_is_set_once(quick: Conversation) -> None:
+    """If each setting of it moved the windows of all streams, 12 KB could move 100 windows 2000 times."""
+    quick.client.acknowledges = False
+    quick.get(1)
+    quick.server.h2.send_headers(1, OK)
+    for _ in range(4):
+        quick.server.h2.send_data(1, b"x" * 16_000)
+    quick.run()
+    quick.client.raw = True
+    told = len(quick.to_client)
+    quick.reply(frames.frame(frames.DATA, 0, 1, b"x" * 2_000))
+    quick._obey(quick.gate.from_client(frames.window_update(0, 1 << 20)))
+    waits = 66_000 - 65_535
+    assert len(quick.to_client) - told == 2_000 - waits + 9
+    told = len(quick.to_client)
+    pairs = [(Setting.INITIAL_WINDOW_SIZE, 1 << 20), (Setting.INITIAL_WINDOW_SIZE, 65_535)]
+    quick._obey(quick.gate.from_client(frames.settings(pairs)))
+    assert quick.to_client[told:] == frames.frame(frames.SETTINGS, frames.ACK, 0)
 
 
 def test_cancelling_every_second_request_is_borne_for_ever(quick: Conversation) -> None:
@@ -225,6 +268,47 @@ def test_cve_2016_6581_a_bomb_of_indices_is_stopped_while_it_is_read(http2: Conv
     assert http2.client.goaways == [(1, Code.ENHANCE_YOUR_CALM)] or http2.client.goaways == [
         (0, Code.ENHANCE_YOUR_CALM)
     ]
+
+
+def test_cve_2016_6581_a_small_bomb_is_refused_and_not_forwarded(http2: Conversation) -> None:
+    """60 KB of one entry for 20 bytes, again and again, fit what a head may be."""
+    http2.client.raw = True
+    http2.say(headers(1, GET + b"\x40\x01x" + b"\x7f\xb9\x16" + b"y" * 3000))
+    http2.say(headers(3, b"\x82\x86\x84\xbf" + b"\xbe" * 20))
+    assert http2.told() == ["FORWARDED GET http://h/", "malformed 431"]
+    assert len(http2.asked) == 1
+    assert not http2.end()
+
+
+def test_what_the_table_holds_may_be_said_once_by_each_request(http2: Conversation) -> None:
+    http2.client.raw = True
+    http2.say(headers(1, GET + b"\x40\x01x" + b"\x7f\xb9\x16" + b"y" * 3000))
+    for stream in range(3, 40, 2):
+        http2.say(headers(stream, b"\x82\x86\x84\xbf\xbe"))
+    assert len(http2.asked) == 20
+    assert http2.asked[-1].headers[-1] == (b"x", b"y" * 3000)
+
+
+def cpu_of_paths(path: bytes) -> float:
+    """Seconds for 80 requests whose path is in HPACK's table."""
+    http2 = Conversation(lambda data: [data])
+    http2.run()
+    http2.reachable = False
+    size = len(path) - 127
+    stored = b"\x82\x86\x44\x7f" + bytes((size & 0x7F | 0x80, size >> 7)) + path
+    http2._obey(http2.gate.from_client(headers(1, stored + b"\x01\x01h")))
+    block = b"\x82\x86\xbe\x01\x01h"
+    rest = b"".join(headers(n, block + b"\x00\x01n\x03%03d" % n) for n in range(3, 160, 2))
+    begin = time.process_time()
+    http2._obey(http2.gate.from_client(rest))
+    assert {asked.path for asked in http2.asked} == {path.upper()}
+    return time.process_time() - begin
+
+
+def test_a_path_in_the_table_is_normalised_once_not_by_each_request(quick: Conversation) -> None:
+    """25 bytes cost 2 ms each."""
+    escaped, plain = b"/" + b"%c3%A9" * 660, b"/" + b"A" * 3960
+    assert min(cpu_of_paths(escaped) for _ in range(3)) < 5 * min(cpu_of_paths(plain) for _ in range(3))
 
 
 @pytest.mark.parametrize(
