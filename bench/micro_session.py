@@ -53,7 +53,7 @@ class Wire(socket.socket):
 
 def opened(around: Surroundings, port: int, first: bytes) -> tuple[Session, Wire, Wire]:
     """A session whose server is reached, without a connection: its dial is given up and it is handed a Wire."""
-    session, client, server = Session(around), Wire(), Wire()
+    session, client, server = Session(around, around.shares.of(CLIENT)), Wire(), Wire()
     session.accepted(client, HostPort(CLIENT, port))
     session._client.data_received(first)
     session._stop_connecting()

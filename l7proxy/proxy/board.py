@@ -9,6 +9,7 @@ import asyncio
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from ipaddress import IPv6Network
 from typing import Final, Protocol
 
 from l7proxy.errors import LinkError
@@ -19,7 +20,7 @@ from l7proxy.link.fence import Fence, stamp
 from l7proxy.link.messages import LocalEndpoint, Picture
 from l7proxy.model.endpoint import Backend, Frontend
 from l7proxy.model.http import Request
-from l7proxy.model.identity import UNKNOWN
+from l7proxy.model.identity import FIRST_POD_IDENTITY, LOCAL_SCOPE, UNKNOWN
 from l7proxy.model.net import HostPort, PrefixTable
 from l7proxy.model.verdict import Direction, Verdict
 from l7proxy.policy import decide
@@ -120,6 +121,15 @@ class Index:
 
     def identity(self, address: str) -> int:
         return self._identities.get(address) or UNKNOWN
+
+    def owner(self, address: str) -> int | str:
+        """Whose share a connection from this address is: see `proxy.server.shares`."""
+        endpoint = self._endpoints.get(address)
+        if endpoint is not None:
+            return endpoint.id
+        if ":" in address and not FIRST_POD_IDENTITY <= self.identity(address) < LOCAL_SCOPE:
+            return str(IPv6Network((address, 64), strict=False))
+        return address
 
     def frontend(self, destination: HostPort) -> Frontend | None:
         return self._frontends.get((destination.address, destination.port))

@@ -14,12 +14,11 @@ from contextlib import suppress
 from typing import Final, Protocol
 
 from l7proxy.proxy.server.poller import BROKEN, IN, OUT, Poller
+from l7proxy.proxy.server.shares import READ, Share
 
 HIGH_WATER: Final = 256 << 10
 LOW_WATER: Final = 64 << 10
 """Bytes not yet taken by the kernel, per leg."""
-READ: Final = 64 << 10
-"""Bytes per read. From 128 KiB on, malloc would map memory anew for each (mallopt(3), M_MMAP_THRESHOLD)."""
 _NO_LINGER: Final = struct.pack("ii", 1, 0)
 
 
@@ -55,6 +54,7 @@ class _Nobody:
 
 
 NOBODY: Final[Party] = _Nobody()
+NOBODYS: Final = Share()
 
 
 def _unheard(data: bytes) -> None: ...
@@ -66,6 +66,8 @@ class Leg:
     def __init__(self, party: Party, received: Callable[[bytes], None]) -> None:
         """`received` is told of bytes, and must not raise."""
         self._party = party
+        self.share = NOBODYS
+        """Until it is opened: then who it is for."""
         self.data_received = received
         self.write: Callable[[bytes], None] = self._write
         """To be called while `closing` says no."""
@@ -101,7 +103,7 @@ class Leg:
 
     def _read(self) -> None:
         try:
-            data = self._sock.recv(READ)
+            data = self._sock.recv(self.share.read)
         except BlockingIOError:
             return
         except OSError as error:

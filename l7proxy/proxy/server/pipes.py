@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from l7proxy.proxy.server.poller import BROKEN, IN, OUT, Poller
+from l7proxy.proxy.server.shares import Share
 
 RUNS: Final = 64
 """At a time, of one worker. The bytes of further ones go the ordinary way."""
@@ -22,6 +23,8 @@ DESCRIPTORS: Final = 2 * (RUNS + KEPT) + 1
 PIPE: Final = 512 << 10
 """Bytes: what an ordinary leg may hold, too, since leftovers come back to it; more is no faster. Where the kernel does
 not allow so much (pipe(7), pipe-user-pages-soft) it stays at 64 KiB."""
+AT_ONCE: Final = 8
+"""Runs that move bytes in one call: the others are next."""
 PATIENCE: Final = 0.02
 """Seconds, at most twice over, that bytes in the middle of a body wait for others."""
 
@@ -125,6 +128,8 @@ class Readiness:
     def __init__(self, poller: Poller) -> None:
         self._epoll: select.epoll | None = None
         self._poller = poller
+        self.share = Share()
+        """What is spliced has one of its own, all of it together."""
         self._ready: dict[tuple[int, int], Callable[[], None]] = {}
 
     def watch(self, descriptor: int, events: int, ready: Callable[[], None]) -> None:
@@ -167,7 +172,7 @@ class Readiness:
         """What the poller tells: some of ours are ready."""
         if self._epoll is None:
             return
-        for descriptor, seen in self._epoll.poll(0):
+        for descriptor, seen in self._epoll.poll(0, AT_ONCE):
             if self._poller.fence.up():
                 return
             for events in (OUT, IN):

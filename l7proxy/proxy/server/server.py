@@ -14,9 +14,11 @@ from contextlib import suppress
 from typing import Final
 
 from l7proxy.link.messages import Load, Picture
+from l7proxy.model.net import HostPort
 from l7proxy.proxy.server.listener import BACKLOG
 from l7proxy.proxy.server.poller import IN
 from l7proxy.proxy.server.session import Session, named
+from l7proxy.proxy.server.shares import Share
 from l7proxy.proxy.server.surroundings import Surroundings
 from l7proxy.proxy.wheel import RESOLUTION
 
@@ -30,8 +32,8 @@ PAUSE_SECONDS: Final = 0.5
 """Before another try when nobody can be accepted: those who wait stay in the kernel's queue."""
 
 
-SHARE: Final = 8
-"""Of so many that are ready in a turn of the loop, one more may be a new connection."""
+ADMITTED: Final = 64
+"""Connections taken from the kernel's queue in one turn, while there is more to do than a turn has time for."""
 
 
 class ProxyServer:
@@ -102,8 +104,9 @@ class ProxyServer:
 
 
 class _Door:
-    """A listener at work: each time the poller tells of it, a connection becomes a session, and more of them when many
-    sockets are told of: else whoever keeps enough connections busy would shut the others out.
+    """A listener at work: each time the poller tells of it, a connection becomes a session. While the worker has more
+    to do than it can, many are taken at once, and become sessions when it is their client's turn: so nobody waits
+    behind those that another has put in the queue. Taking them costs little, and comes first.
 
     The standard library's `accept` makes enumerations of the listener's family and type each time; its `_accept` is the
     system call.
@@ -112,13 +115,15 @@ class _Door:
     def __init__(self, around: Surroundings, sock: socket.socket) -> None:
         self._around = around
         self._sock = sock
+        self.share = Share()
         self._descriptor = sock.fileno()
         self._family = sock.family
         self._again: asyncio.TimerHandle | None = None
         self._watch()
 
     def ready(self, events: int) -> None:
-        for _ in range(1 + self._around.poller.told // SHARE):
+        self.share.used = 0
+        for _ in range(ADMITTED if self._around.poller.crowded else 1):
             if not self._admit():
                 return
 
@@ -136,7 +141,11 @@ class _Door:
             return False
         sock = socket.socket(self._family, socket.SOCK_STREAM, 0, number)
         sock.setblocking(False)
-        Session(self._around).accepted(sock, named(name))
+        arrival = _Arrival(self._around, sock, named(name))
+        if arrival.too_many:
+            arrival.ready(0)  # it will be refused: nothing to wait for
+        else:
+            self._around.poller.begin(arrival)
         return True
 
     def shut(self) -> None:
@@ -146,3 +155,20 @@ class _Door:
 
     def _watch(self) -> None:
         self._around.poller.watch(self._descriptor, IN, self)
+
+
+class _Arrival:
+    """A client's connection that has not become a session yet."""
+
+    def __init__(self, around: Surroundings, sock: socket.socket, source: HostPort) -> None:
+        index = around.board.index
+        self.share = around.shares.of(index.owner(source.address) if index is not None else source.address)
+        self.share.arriving += 1
+        self.too_many = self.share.sessions + self.share.arriving > around.limit // 2
+        self._around = around
+        self._sock = sock
+        self._source = source
+
+    def ready(self, events: int) -> None:
+        self.share.arriving -= 1
+        Session(self._around, self.share).accepted(self._sock, self._source)

@@ -33,6 +33,7 @@ from l7proxy.model.verdict import Verdict
 from l7proxy.proxy.board import Index, Sides, choose, refusal
 from l7proxy.proxy.server import splice
 from l7proxy.proxy.server.leg import Hold, Leg
+from l7proxy.proxy.server.shares import Share
 from l7proxy.proxy.server.splice import Run
 from l7proxy.proxy.server.surroundings import Surroundings
 from l7proxy.proxy.server.upstream import Dial
@@ -52,10 +53,13 @@ TOO_LATE: Final = "policy now asks for requests to be judged, and this connectio
 class Session:
     """Both legs, the gate between them, and the deadline that applies."""
 
-    def __init__(self, around: Surroundings) -> None:
+    def __init__(self, around: Surroundings, share: Share) -> None:
+        """`share` is the client's."""
         self._around = around
+        self._share = share
         self._client = Leg(self, self._from_client)
         self._server = Leg(self, self._from_server)
+        self._client.share = self._server.share = share
         self._gate: Gate | None = None
         self._index: Index | None = None
         self._sides: Sides | None = None
@@ -72,6 +76,7 @@ class Session:
         self._unsent = 0
         self._runs: list[Run] = []
         self._over = False
+        self._counted = False
         self._deaf = False
         self._timer = Timer(self._expired)
 
@@ -181,9 +186,10 @@ class Session:
     def _begin(self, sock: socket.socket, source: HostPort) -> None:
         around = self._around
         around.board.join(self)  # before the first look: from here on no new picture can be missed
+        self._share.sessions += 1
+        self._counted = True
         self._client.open(sock, around.poller)
         self._source, self._destination = source, around.steering.destination(named(sock.getsockname()))
-        around.clients[source.address] += 1
         why = self._impossible() or self._resolve()
         if why:
             self._refuse(refusal(why))
@@ -218,7 +224,7 @@ class Session:
             return "the destination is the proxy itself"
         if len(around.board) > around.limit:
             return f"this worker is at its limit of {around.limit} connections"
-        if around.clients[self._source.address] > max(1, around.limit // 2):
+        if self._share.sessions > max(1, around.limit // 2):
             return f"this client has half of the {around.limit} connections that this worker can carry"
         return ""
 
@@ -406,7 +412,7 @@ class Session:
         if self._connecting is not None or self._server.made:
             return
         around = self._around
-        self._connecting = Dial(self, around.poller, around.steering, self._source, self._destination)
+        self._connecting = Dial(self, around.poller, around.steering, self._source, self._destination, self._share)
         around.wheel.arm(self._timer, around.timeouts.connect)
 
     def _stop_connecting(self) -> None:
@@ -518,23 +524,22 @@ class Session:
                 log.exception("session %s > %s could not be reset", self._source, self._destination)
                 self._around.board.leave(self)
                 self._around.wheel.retire(self._timer)
+                self._uncount()
 
     def _leave_if_done(self) -> None:
         """Both descriptors are closed: nothing knows this session any more."""
         if self._client.gone and (self._server.gone or not self._server.made):
             self._around.board.leave(self)
             self._around.wheel.retire(self._timer)
-            self._forget_client()
+            self._uncount()
             self._gate = None  # it, like the legs, refers to us: what is over shall not wait for a collection of cycles
             self._client.part()
             self._server.part()
 
-    def _forget_client(self) -> None:
-        address, self._source = self._source.address, NOBODY
-        clients = self._around.clients
-        clients[address] -= 1
-        if clients[address] <= 0:
-            del clients[address]
+    def _uncount(self) -> None:
+        if self._counted:
+            self._counted = False
+            self._share.sessions -= 1
 
 
 def named(sockaddr: tuple[Any, ...]) -> HostPort:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -11,6 +10,7 @@ from l7proxy.model.net import HostPort
 from l7proxy.proxy.board import Board
 from l7proxy.proxy.server.pipes import Pipes
 from l7proxy.proxy.server.poller import Poller
+from l7proxy.proxy.server.shares import Shares
 from l7proxy.proxy.server.steering import Steering
 from l7proxy.proxy.wheel import Wheel
 
@@ -45,7 +45,7 @@ class Counts:
 
 @dataclass(slots=True)
 class Surroundings:
-    """`own` are our listeners' names; `limit` is the number of sessions at a time, of which one client may have half:
+    """`own` are our listeners' names; `limit` is the number of sessions at a time, of which one endpoint may have half:
     a pod that opens all it can must not shut the others out."""
 
     board: Board
@@ -57,8 +57,7 @@ class Surroundings:
     counts: Counts = field(default_factory=Counts)
     own: set[HostPort] = field(default_factory=set)
     limit: int = 1 << 30
-    clients: Counter[str] = field(default_factory=Counter)
-    """Sessions by client address."""
+    shares: Shares = field(default_factory=Shares)
     poller: Poller = field(default_factory=Poller)
     pipes: Pipes = field(init=False)
     draining: bool = False

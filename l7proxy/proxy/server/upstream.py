@@ -10,6 +10,7 @@ from typing import Final, Protocol
 from l7proxy.errors import UpstreamError
 from l7proxy.model.net import HostPort
 from l7proxy.proxy.server.poller import BROKEN, OUT, Poller
+from l7proxy.proxy.server.shares import Share
 from l7proxy.proxy.server.steering import TRIES, Steering
 
 WORDS: Final = {
@@ -36,7 +37,17 @@ class Caller(Protocol):
 class Dial:
     """One connection in the making. Where its port is taken towards this server, another one is tried."""
 
-    def __init__(self, caller: Caller, poller: Poller, steering: Steering, client: HostPort, server: HostPort) -> None:
+    def __init__(
+        self,
+        caller: Caller,
+        poller: Poller,
+        steering: Steering,
+        client: HostPort,
+        server: HostPort,
+        share: Share | None = None,
+    ) -> None:
+        """`share` is that of who wants it."""
+        self.share = share or Share()
         self._caller = caller
         self._poller = poller
         self._server = server

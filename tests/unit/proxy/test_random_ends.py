@@ -93,6 +93,6 @@ async def test_ends_of_all_kinds_leave_nothing(http: bool) -> None:
             assert on.around.counts.errors == 0
             assert on.kinds().count("q") == on.kinds().count("s")
             assert bool(on.records) is http
-            assert len(on.around.wheel) == on.around.pipes.used == len(on.around.clients) == 0
+            assert len(on.around.wheel) == on.around.pipes.used == on.around.shares.sessions == 0
             assert len(on.around.poller._watched) == 1, "the door's"
             assert descriptors() <= before

@@ -477,7 +477,7 @@ async def test_one_client_cannot_take_all_connections() -> None:
         for each in on.writers:
             each.close()
         await on.settled()
-        assert not on.around.clients
+        assert on.around.shares.sessions == 0
 
 
 async def test_a_fault_in_a_session_ends_it_alone(caplog: pytest.LogCaptureFixture) -> None:

@@ -1,0 +1,77 @@
+"""Who uses a worker how much: a share for each endpoint, whatever addresses it has and however many connections.
+
+A source that is no pod of this node has a share for each of its addresses: which addresses a pod of another node has is
+not known here. Of the world's IPv6 addresses those of one /64 have one share together: that is what one host is given.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from typing import Final
+
+READ: Final = 64 << 10
+"""Bytes per read. From 128 KiB on, malloc would map memory anew for each (mallopt(3), M_MMAP_THRESHOLD)."""
+FIRST_READ: Final = 16 << 10
+LEAST_READ: Final = 256
+LONG: Final = 1_000_000
+"""Nanoseconds that one read and what follows from it shall take at most: then less is read at a time."""
+SHORT: Final = LONG >> 2
+"""Below this, more is read at a time."""
+HALVED: Final = 27
+"""What was used counts half each 2**27 ns (134 ms) later."""
+IDLE_SHARES: Final = 4096
+"""Kept of sources that have no connection now: who comes back finds its share as it was."""
+
+
+class Share:
+    """One endpoint's. `used` are the nanoseconds of the loop that it had lately; `read` is how much of it is read at a
+    time; `sessions` are its connections, `arriving` those that wait to become one."""
+
+    __slots__ = ("arriving", "period", "read", "sessions", "used")
+
+    def __init__(self) -> None:
+        self.used = 0
+        self.period = 0
+        self.read = FIRST_READ
+        self.sessions = 0
+        self.arriving = 0
+
+    def age(self, now: int) -> None:
+        """What was used counts less with time. `now` is in nanoseconds."""
+        period = now >> HALVED
+        if period != self.period:
+            self.used >>= min(period - self.period, 63)
+            self.period = period
+
+    def lately(self, now: int) -> int:
+        """What was used, by now."""
+        self.age(now)
+        return self.used
+
+    def spent(self, nanoseconds: int) -> None:
+        """So long did one call take."""
+        self.used += nanoseconds
+        if nanoseconds > LONG:
+            self.read = max(LEAST_READ, self.read * LONG // nanoseconds)
+        elif nanoseconds < SHORT and self.read < READ:
+            self.read <<= 1
+
+
+class Shares:
+    """The share of each owner: an endpoint's number, or an address or prefix of somebody else."""
+
+    def __init__(self) -> None:
+        self._known: dict[Hashable, Share] = {}
+
+    def of(self, owner: Hashable) -> Share:
+        share = self._known.get(owner)
+        if share is None:
+            if len(self._known) >= IDLE_SHARES:
+                self._known = {one: kept for one, kept in self._known.items() if kept.sessions or kept.arriving}
+            share = self._known[owner] = Share()
+        return share
+
+    @property
+    def sessions(self) -> int:
+        """Connections of all."""
+        return sum(share.sessions for share in self._known.values())
