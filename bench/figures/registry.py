@@ -12,6 +12,7 @@ from bench.figures import (
     connections,
     direct,
     grpc_unary,
+    hostile,
     keep_alive,
     latency,
     many_rules,
@@ -31,4 +32,5 @@ FIGURES: Final[tuple[Figure, ...]] = (
     packet_cost.FIGURE,
     changes.FIGURE,
     cold_compile.FIGURE,
+    hostile.FIGURE,
 )

@@ -97,6 +97,7 @@ def _worker(worker: WorkerState) -> dict[str, Any]:
         "requests": worker.requests,
         "denied": worker.denied,
         "lost": worker.lost,
+        "memory": {"held": worker.held, "refused": worker.refused, "ended": worker.ended},
         "problems": list(worker.problems),
     }
 

@@ -99,6 +99,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     rule_priority: int = 100
     nflog_group: int = 77
     log_rate: int = 1000
+    worker_connections: int = 16384
+    """Connections of clients per worker, of which one endpoint may have half."""
+    worker_memory: int = 256
+    """MiB per worker that are held for clients: bytes on their way that somebody does not take. One endpoint may have a
+    quarter. A session takes some 25 KiB beside, and a worker without any 40 MiB."""
     drain: float = 30.0
     """Seconds that a worker's connections have to end when it is stopped."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
@@ -162,6 +167,8 @@ RANGES: Final[Mapping[str, tuple[float, float]]] = {
     "log_rate": (1, 1_000_000),
     "flow_log_max_bytes": (4096, 1 << 40),
     "flow_log_backups": (0, 1000),
+    "worker_connections": (2, 1 << 20),
+    "worker_memory": (16, 1 << 20),
     "drain": (0, 3600),
 }
 CHOICES: Final[Mapping[str, tuple[str, ...]]] = {

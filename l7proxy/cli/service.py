@@ -59,6 +59,8 @@ FLAGS: Final[Mapping[str, tuple[type, str, str]]] = {
     "route-table": (int, "N", "Routing table that is ours [default: 7777]."),
     "rule-priority": (int, "N", "Priority of our routing rules [default: 100]."),
     "nflog-group": (int, "N", "NFLOG group of verdict events [default: 77]."),
+    "worker-connections": (int, "N", "Connections per worker; one endpoint may have half [default: 16384]."),
+    "worker-memory": (int, "MIB", "Memory per worker for bytes that clients or servers do not take [default: 256]."),
     "drain": (float, "SECONDS", "How long a worker's connections may take to end when it is stopped [default: 30]."),
     "log-level": (str, "LEVEL", "debug, info, warning or error [default: info]."),
 }
@@ -140,6 +142,8 @@ def _proxy(
                 proxy_port=chosen["proxy_port"],
                 mark_upstream=_number("mark_upstream", chosen["mark_upstream"]),
                 drain_seconds=chosen["drain"],
+                max_connections=chosen["worker_connections"],
+                memory=chosen["worker_memory"],
             )
         )
     )
@@ -155,6 +159,8 @@ def _become_worker(settings: Settings, worker: int) -> NoReturn:
         "run-dir": settings.run_dir,
         "proxy-port": settings.proxy_port,
         "mark-upstream": settings.mark_upstream,
+        "worker-connections": settings.worker_connections,
+        "worker-memory": settings.worker_memory,
         "drain": settings.drain,
         "log-level": settings.log_level,
     }

@@ -122,6 +122,12 @@ class HttpGate:
             return "body" if exchange.request_body else "transfer"
         return "body" if exchange.request_body and not exchange.awaits_continue else "response"
 
+    @property
+    def held(self) -> int:
+        """See pick.Gate."""
+        exchange = self._exchange
+        return len(self._held) + (exchange.held if exchange is not None else 0)
+
     def started(self) -> list[Action]:
         """Nothing yet: the server hears of a client only once a request is allowed."""
         return []

@@ -82,6 +82,11 @@ class Exchange:
         self._lines: HeadLines | None = None
 
     @property
+    def held(self) -> int:
+        """Bytes of an unfinished response head."""
+        return len(self._held) if self._held is not None else 0
+
+    @property
     def transferring(self) -> bool:
         """The response's body is under way."""
         return self._body is not None

@@ -16,6 +16,7 @@ http2_exchanges.py to themselves.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Final
 
 from l7proxy.flows.records import Conn, Judgement
 from l7proxy.gate.access_log import AccessLog
@@ -29,6 +30,10 @@ from l7proxy.wire import http2_frames as frames
 from l7proxy.wire.http2_frames import Code, Http2Error
 
 CLIENT, SERVER = Side.CLIENT, Side.SERVER
+
+
+STREAM: Final = 2048
+"""Bytes that an open stream takes, beside what is kept of its DATA: its head, its record, its windows."""
 
 
 class Http2Gate:
@@ -69,6 +74,12 @@ class Http2Gate:
         if of.parting:
             return "transfer"  # nothing is, but the connection is not idle either
         return "head" if client.in_frame else "idle"
+
+    @property
+    def held(self) -> int:
+        """See pick.Gate. A stream that is open counts, too."""
+        of = self._of
+        return of.client.held + of.server.held + STREAM * len(of.streams) if not self._closed else 0
 
     def started(self) -> list[Action]:
         """Our SETTINGS. The server hears of a client only once a request is allowed."""

@@ -131,6 +131,12 @@ class Peer:
     def in_frame(self) -> bool:
         return bool(self._frames.rest)
 
+    @property
+    def held(self) -> int:
+        """Bytes of it that are kept: DATA that the other side has not taken, an unfinished frame and header block."""
+        unfinished = len(self._frames.rest) + (len(self._block) if self._block is not None else 0)
+        return CONNECTION_WINDOW - self._allowed - self._owed + unfinished
+
     def receive(self, data: bytes) -> None:
         for kind, flags, stream, source, begin, end in self._frames.feed(data):
             if self.stopped:

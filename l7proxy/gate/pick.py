@@ -41,6 +41,10 @@ class Gate(Protocol):
         response (the server owes a head), transfer (a response's body is under way), tunnel (raw bytes), closed.
         """
 
+    @property
+    def held(self) -> int:
+        """Bytes that are kept for either side, roughly."""
+
     def started(self) -> list[Action]: ...
 
     def connected(self) -> list[Action]: ...
@@ -100,6 +104,10 @@ class HttpDoor:
     @property
     def waiting_for(self) -> str:
         return "head" if self._held else "idle"
+
+    @property
+    def held(self) -> int:
+        return len(self._held)
 
     def started(self) -> list[Action]:
         return []

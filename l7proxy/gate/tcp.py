@@ -30,6 +30,10 @@ class TcpGate:
             return "closed"
         return "tunnel" if self._connected else "connect"
 
+    @property
+    def held(self) -> int:
+        return 0
+
     def started(self) -> list[Action]:
         """Connect at once: the server may be the one to speak first."""
         return [Connect()]

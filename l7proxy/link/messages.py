@@ -101,11 +101,18 @@ class Applied(msgspec.Struct, frozen=True, tag="applied"):
 
 
 class Load(msgspec.Struct, frozen=True, tag="load"):
-    """What the worker carries, once a second or so: for `status`."""
+    """What the worker carries, once a second or so: for `status`.
+
+    `held` are the bytes that it holds for its clients; `refused` and `ended` count connections of those that held too
+    much.
+    """
 
     connections: int
     requests: int
     denied: int
+    held: int = 0
+    refused: int = 0
+    ended: int = 0
 
 
 FromWorker = Hello | Applied | Flows | Load

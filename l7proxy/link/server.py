@@ -42,6 +42,9 @@ class WorkerState(msgspec.Struct, frozen=True):
     requests: int = 0
     denied: int = 0
     lost: int = 0
+    held: int = 0
+    refused: int = 0
+    ended: int = 0
 
 
 class LinkServer:
@@ -150,8 +153,8 @@ class LinkServer:
                 if lost:
                     peer.state = msgspec.structs.replace(state, lost=state.lost + lost)
                 self._on_flows(message)
-            case Load(connections, requests, denied):
-                peer.state = msgspec.structs.replace(state, connections=connections, requests=requests, denied=denied)
+            case Load():
+                peer.state = msgspec.structs.replace(state, **msgspec.structs.asdict(message))
             case Applied(revision, problems):
                 peer.state = msgspec.structs.replace(state, revision=revision, problems=problems)
                 self._wake()

@@ -24,6 +24,7 @@ from l7proxy.link.client import LinkClient
 from l7proxy.link.outbox import Outbox
 from l7proxy.proxy.board import Board
 from l7proxy.proxy.server import listener, pipes
+from l7proxy.proxy.server.memory import BUDGET, Memory
 from l7proxy.proxy.server.server import ProxyServer
 from l7proxy.proxy.server.steering import Steering, Transparent
 from l7proxy.proxy.server.surroundings import Surroundings, Timeouts
@@ -48,8 +49,10 @@ class WorkerSettings:
     families: tuple[int, ...] = ()
     timeouts: Timeouts = field(default_factory=Timeouts)
     drain_seconds: float = 30.0
-    max_connections: int = 0
-    """0: as many as there are descriptors for, two each."""
+    max_connections: int = 16384
+    """At most as many as there are descriptors for, two each."""
+    memory: int = BUDGET >> 20
+    """MiB that are held for clients: see `proxy.server.memory`."""
 
 
 def run_worker(settings: WorkerSettings, *, steering: Steering | None = None) -> int:
@@ -57,7 +60,7 @@ def run_worker(settings: WorkerSettings, *, steering: Steering | None = None) ->
     descriptors = listener.take_descriptors()
     way = steering or Transparent(settings.proxy_port, mark_upstream=settings.mark_upstream, families=settings.families)
     bound = way.listen()
-    limit = settings.max_connections or max(1, (descriptors - SPARE_DESCRIPTORS) // 2)
+    limit = max(1, min(settings.max_connections, (descriptors - SPARE_DESCRIPTORS) // 2))
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(_serve(settings, way, bound, limit))
     return 0
@@ -97,6 +100,7 @@ async def _serve(settings: WorkerSettings, steering: Steering, bound: Sequence[s
             now_ns=time.time_ns,
             timeouts=settings.timeouts,
             limit=limit,
+            memory=Memory(settings.memory << 20),
         )
         server = ProxyServer(around, bound)
         link = LinkClient(settings.link, settings.worker, outbox=outbox, on_picture=server.publish, load=server.load)

@@ -30,6 +30,7 @@ class Hold:
     CONNECTING: Final = 4
     SPLICE: Final = 8
     UNREAD: Final = 16
+    MEMORY: Final = 32
 
 
 class Party(Protocol):
@@ -44,6 +45,9 @@ class Party(Protocol):
     def crowded(self, leg: Leg, *, full: bool) -> None:
         """What was written does not go out fast enough (or does again)."""
 
+    def holding(self) -> None:
+        """`unsent` is another number than it was."""
+
 
 class _Nobody:
     """The party of a leg that has parted from its session."""
@@ -51,6 +55,7 @@ class _Nobody:
     def finished(self, leg: Leg) -> None: ...
     def lost(self, leg: Leg, error: Exception | None) -> None: ...
     def crowded(self, leg: Leg, *, full: bool) -> None: ...
+    def holding(self) -> None: ...
 
 
 NOBODY: Final[Party] = _Nobody()
@@ -128,6 +133,7 @@ class Leg:
             self._cannot_send(error)
             return
         del self._unsent[:sent]
+        self._party.holding()
         if self._full and len(self._unsent) <= LOW_WATER:
             self._full = False
             self._party.crowded(self, full=False)
@@ -161,6 +167,7 @@ class Leg:
                 return
             data = data[sent:]
         self._unsent += data
+        self._party.holding()
         self._watch()
         if not self._full and len(self._unsent) > HIGH_WATER:
             self._full = True

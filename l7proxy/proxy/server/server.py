@@ -51,8 +51,8 @@ class ProxyServer:
         return bool(self._doors)
 
     def load(self) -> Load:
-        counts = self._around.counts
-        return Load(connections=len(self._around.board), requests=counts.requests, denied=counts.denied)
+        counts, memory = self._around.counts, self._around.memory
+        return Load(len(self._around.board), counts.requests, counts.denied, memory.held, memory.refused, memory.ended)
 
     async def publish(self, picture: Picture) -> tuple[str, ...]:
         """Put the picture in force; the first one opens the doors. Returns what was wrong in it."""
@@ -71,6 +71,7 @@ class ProxyServer:
         while True:
             await asyncio.sleep(RESOLUTION)
             self._around.wheel.advance(loop.time())
+            self._around.memory.look(loop.time())
 
     async def drain(self, seconds: float) -> None:
         """Accept nobody, let sessions end for `seconds`, then cut them."""

@@ -47,6 +47,7 @@ NOBODY: Final = HostPort("::", 0)
 RESET_BY_SERVER: Final = "the server reset the connection"
 DROPPED: Final = Verdict.DROPPED
 FENCED: Final = Sides(0, 0, None, None, refusal("this worker was stopped, and has not got the present policy yet"))
+TOO_GREEDY: Final = "this connection holds most of the memory that this worker has for its client"
 TOO_LATE: Final = "policy now asks for requests to be judged, and this connection is already open without"
 
 
@@ -67,8 +68,11 @@ class Session:
         self._by_service = False
         self._by_request = False
         self._connecting: Dial | None = None
+        self.held = 0
+        """Bytes, as the memory counts them."""
         self._held: list[bytes] = []
         self._held_bytes = 0
+        self._kept = 0
         self._finish_server = False
         self._taken_up = False
         self._served = False
@@ -95,6 +99,8 @@ class Session:
             self._do(gate.from_client(data))
             if self._deaf:
                 self._read_no_more()
+            if self._share.full or gate.held != self._kept:
+                self._account()
         except Exception as error:  # noqa: BLE001 -- as in _guarded, without its cost per read
             self._broke(error)
 
@@ -104,6 +110,8 @@ class Session:
             return
         try:
             self._do(gate.from_server(data))
+            if self._share.full or gate.held != self._kept:
+                self._account()
         except Exception as error:  # noqa: BLE001 -- likewise
             self._broke(error)
 
@@ -148,6 +156,36 @@ class Session:
         ever, and hold the answers."""
         if self._gate is not None and self._gate.must_read(Side.CLIENT) and not self._over:
             self._client.hold(Hold.UNREAD)
+
+    # ---- what is held ----
+
+    def holding(self) -> None:
+        self._guarded(self._account)
+
+    def _account(self) -> None:
+        """What this connection holds has changed, or is to be less."""
+        share, memory, gate = self._share, self._around.memory, self._gate
+        self._kept = gate.held if gate is not None and not self._over else 0
+        before, self.held = self.held, self._kept + self._client.unsent + self._server.unsent + self._held_bytes
+        if before != self.held:
+            memory.change(share, self, before)
+        if share.full and not self._over and memory.must_stop(share, self):
+            self._client.hold(Hold.MEMORY)
+            self._server.hold(Hold.MEMORY)
+            share.stopped[self] = None
+        elif self in share.stopped:
+            del share.stopped[self]
+            self._read_on()
+
+    def read_on(self) -> None:
+        self._guarded(self._read_on)
+
+    def _read_on(self) -> None:
+        self._client.release(Hold.MEMORY)
+        self._server.release(Hold.MEMORY)
+
+    def too_greedy(self) -> None:
+        self.cut(TOO_GREEDY)
 
     # ---- what the worker tells ----
 
@@ -226,6 +264,9 @@ class Session:
             return f"this worker is at its limit of {around.limit} connections"
         if self._share.sessions > max(1, around.limit // 2):
             return f"this client has half of the {around.limit} connections that this worker can carry"
+        if self._share.full:
+            around.memory.refused += 1
+            return f"this client's connections hold more than their share of {around.memory.budget >> 20} MiB"
         return ""
 
     def _resolve(self) -> str:
@@ -330,6 +371,7 @@ class Session:
             return
         self._held.append(data)
         self._held_bytes += len(data)
+        self._account()
         if self._held_bytes > HELD_FOR_SERVER:
             self._client.hold(Hold.CONNECTING)
 
@@ -415,6 +457,12 @@ class Session:
         self._connecting = Dial(self, around.poller, around.steering, self._source, self._destination, self._share)
         around.wheel.arm(self._timer, around.timeouts.connect)
 
+    def _drop_held(self) -> None:
+        """Nothing waits for the server's connection any more."""
+        self._held.clear()
+        self._held_bytes = 0
+        self._account()
+
     def _stop_connecting(self) -> None:
         if self._connecting is not None:
             self._connecting.cancel()
@@ -433,7 +481,7 @@ class Session:
         assert gate is not None
         for data in self._held:
             server.write(data)
-        self._held.clear()
+        self._drop_held()
         self._client.release(Hold.CONNECTING)
         if self._finish_server:
             server.finish()
@@ -443,7 +491,7 @@ class Session:
         gate = self._gate
         assert gate is not None
         self._connecting = None
-        self._held.clear()
+        self._drop_held()
         self._client.release(Hold.CONNECTING)
         self._do(gate.upstream_failed(reason))
 
@@ -466,8 +514,8 @@ class Session:
             self._client.close()
         else:
             self._client.finish()
-            self._client.release(Hold.GATE | Hold.FULL | Hold.CONNECTING | Hold.UNREAD)
-        self._held.clear()
+            self._client.release(Hold.GATE | Hold.FULL | Hold.CONNECTING | Hold.UNREAD | Hold.MEMORY)
+        self._drop_held()
         self._unsent = self.unsent
         self._around.wheel.arm(
             self._timer, self._around.timeouts.stalled if self._unsent else self._around.timeouts.linger
@@ -540,6 +588,10 @@ class Session:
         if self._counted:
             self._counted = False
             self._share.sessions -= 1
+            self._share.stopped.pop(self, None)
+            before, self.held = self.held, 0
+            if before:
+                self._around.memory.change(self._share, self, before)
 
 
 def named(sockaddr: tuple[Any, ...]) -> HostPort:

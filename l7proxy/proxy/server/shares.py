@@ -7,7 +7,7 @@ not known here. Of the world's IPv6 addresses those of one /64 have one share to
 from __future__ import annotations
 
 from collections.abc import Hashable
-from typing import Final
+from typing import Final, Protocol
 
 READ: Final = 64 << 10
 """Bytes per read. From 128 KiB on, malloc would map memory anew for each (mallopt(3), M_MMAP_THRESHOLD)."""
@@ -23,11 +23,24 @@ IDLE_SHARES: Final = 4096
 """Kept of sources that have no connection now: who comes back finds its share as it was."""
 
 
+class Holder(Protocol):
+    """A connection that holds bytes."""
+
+    held: int
+
+    def read_on(self) -> None:
+        """There is room again. Must not raise."""
+
+    def too_greedy(self) -> None:
+        """End now: it holds most of all of an endpoint that holds too much. Must not raise."""
+
+
 class Share:
     """One endpoint's. `used` are the nanoseconds of the loop that it had lately; `read` is how much of it is read at a
-    time; `sessions` are its connections, `arriving` those that wait to become one."""
+    time; `sessions` are its connections, `arriving` those that wait to become one. `held`, `full` and `stopped` are the
+    memory's: bytes, whether that is too much, and who is not read until it is less."""
 
-    __slots__ = ("arriving", "period", "read", "sessions", "used")
+    __slots__ = ("arriving", "full", "held", "period", "read", "sessions", "stopped", "used")
 
     def __init__(self) -> None:
         self.used = 0
@@ -35,6 +48,9 @@ class Share:
         self.read = FIRST_READ
         self.sessions = 0
         self.arriving = 0
+        self.held = 0
+        self.full = False
+        self.stopped: dict[Holder, None] = {}
 
     def age(self, now: int) -> None:
         """What was used counts less with time. `now` is in nanoseconds."""
@@ -53,7 +69,7 @@ class Share:
         self.used += nanoseconds
         if nanoseconds > LONG:
             self.read = max(LEAST_READ, self.read * LONG // nanoseconds)
-        elif nanoseconds < SHORT and self.read < READ:
+        elif nanoseconds < SHORT and self.read < READ and not self.full:
             self.read <<= 1
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from l7proxy.flows.records import Record
 from l7proxy.model.net import HostPort
 from l7proxy.proxy.board import Board
+from l7proxy.proxy.server.memory import Memory
 from l7proxy.proxy.server.pipes import Pipes
 from l7proxy.proxy.server.poller import Poller
 from l7proxy.proxy.server.shares import Shares
@@ -58,6 +59,7 @@ class Surroundings:
     own: set[HostPort] = field(default_factory=set)
     limit: int = 1 << 30
     shares: Shares = field(default_factory=Shares)
+    memory: Memory = field(default_factory=Memory)
     poller: Poller = field(default_factory=Poller)
     pipes: Pipes = field(init=False)
     draining: bool = False

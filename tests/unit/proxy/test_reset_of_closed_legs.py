@@ -26,6 +26,8 @@ class Party:
     def crowded(self, leg: Leg, *, full: bool) -> None:
         """Nothing is written."""
 
+    def holding(self) -> None: ...
+
 
 @pytest.mark.parametrize("act", ["close", "reset"])
 async def test_resetting_what_is_closed_already_is_no_error(act: str) -> None:

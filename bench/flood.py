@@ -1,0 +1,102 @@
+"""Sends one of bench.hostile's inputs on many connections, as fast as they take it: from a pod of the bench's lab.
+
+    python -m bench.flood HOST PORT "h1 escapes" --connections 20
+
+`connections` in the place of an input opens connections and resets them, as many as that at a time. It answers `ready`
+on standard output once all are open, and ends when its standard input does.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import select
+import socket
+import struct
+import sys
+from collections.abc import Iterator
+
+from bench.hostile import ATTACKS
+
+CONNECTIONS = "connections"
+RESET = struct.pack("ii", 1, 0)
+NICENESS = 19
+"""It shall not take the CPU from who is measured."""
+
+
+class Connection:
+    """One that is opened anew whenever it ends. What is answered is read and thrown away."""
+
+    def __init__(self, address: tuple[str, int], name: str) -> None:
+        self._address = address
+        self._name = name
+        self._open()
+
+    def _open(self) -> None:
+        self.sock = socket.socket()
+        self.sock.setblocking(False)
+        self.sock.connect_ex(self._address)
+        self._reads: Iterator[bytes] = iter(()) if self._name == CONNECTIONS else ATTACKS[self._name].reads()
+        self._left = b""
+
+    def again(self) -> None:
+        self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
+        self.sock.close()
+        self._open()
+
+    def send(self) -> bool:
+        """False: the input has come to its end."""
+        self._left = self._left or next(self._reads, b"")
+        if not self._left:
+            return False
+        self._left = self._left[self.sock.send(self._left) :]
+        return True
+
+
+def flood(address: tuple[str, int], name: str, count: int) -> None:
+    epoll = select.epoll()
+    epoll.register(sys.stdin.fileno(), select.EPOLLIN)
+    open_ones: dict[int, Connection] = {}
+
+    def add(connection: Connection) -> None:
+        open_ones[connection.sock.fileno()] = connection
+        epoll.register(connection.sock.fileno(), select.EPOLLIN | select.EPOLLOUT)
+
+    for _ in range(count):
+        add(Connection(address, name))
+    print("ready", flush=True)
+    while True:
+        for descriptor, events in epoll.poll():
+            if descriptor == sys.stdin.fileno():
+                return
+            connection = open_ones[descriptor]
+            try:
+                alive = not events & (select.EPOLLERR | select.EPOLLHUP)
+                if alive and events & select.EPOLLIN:
+                    alive = bool(connection.sock.recv(1 << 16))
+                if alive and events & select.EPOLLOUT:
+                    alive = connection.send()
+            except BlockingIOError:
+                alive = True
+            except OSError:
+                alive = False
+            if not alive:
+                epoll.unregister(descriptor)
+                del open_ones[descriptor]
+                connection.again()
+                add(connection)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("host")
+    parser.add_argument("port", type=int)
+    parser.add_argument("name", choices=[*ATTACKS, CONNECTIONS])
+    parser.add_argument("--connections", type=int, default=20)
+    args = parser.parse_args()
+    os.nice(NICENESS)
+    flood((args.host, args.port), args.name, args.connections)
+
+
+if __name__ == "__main__":
+    main()
