@@ -115,6 +115,7 @@ class Leg:
             self._fail(error)
             return
         if data:
+            self.share.got = len(data)
             self.data_received(data)
             return
         if not self.eof:  # told again after a pause

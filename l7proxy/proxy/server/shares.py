@@ -11,12 +11,15 @@ from typing import Final, Protocol
 
 READ: Final = 64 << 10
 """Bytes per read. From 128 KiB on, malloc would map memory anew for each (mallopt(3), M_MMAP_THRESHOLD)."""
-FIRST_READ: Final = 16 << 10
+FIRST_READ: Final = 4 << 10
 LEAST_READ: Final = 256
 LONG: Final = 1_000_000
 """Nanoseconds that one read and what follows from it shall take at most: then less is read at a time."""
 SHORT: Final = LONG >> 2
-"""Below this, more is read at a time."""
+"""Below this, more is read at a time: twice as much, if all that might be read was."""
+CAREFUL: Final = 450
+"""Periods (see HALVED: a minute) after a long call in which no more than CAREFUL_READ bytes are read at a time."""
+CAREFUL_READ: Final = 4 << 10
 HALVED: Final = 27
 """What was used counts half each 2**27 ns (134 ms) later."""
 IDLE_SHARES: Final = 4096
@@ -40,12 +43,15 @@ class Share:
     time; `sessions` are its connections, `arriving` those that wait to become one. `held`, `full` and `stopped` are the
     memory's: bytes, whether that is too much, and who is not read until it is less."""
 
-    __slots__ = ("arriving", "full", "held", "period", "read", "sessions", "stopped", "used")
+    __slots__ = ("arriving", "careful", "full", "got", "grown", "held", "period", "read", "sessions", "stopped", "used")
 
     def __init__(self) -> None:
         self.used = 0
         self.period = 0
         self.read = FIRST_READ
+        self.got = 0
+        self.careful = 0
+        self.grown = 0
         self.sessions = 0
         self.arriving = 0
         self.held = 0
@@ -65,12 +71,24 @@ class Share:
         return self.used
 
     def spent(self, nanoseconds: int) -> None:
-        """So long did one call take."""
+        """So long did one call take, in which `got` bytes were read."""
         self.used += nanoseconds
+        got, self.got = self.got, 0
+        if not got:
+            return
         if nanoseconds > LONG:
-            self.read = max(LEAST_READ, self.read * LONG // nanoseconds)
-        elif nanoseconds < SHORT and self.read < READ and not self.full:
+            self.read = min(self.read, max(LEAST_READ, got * LONG // nanoseconds))
+            self.careful, self.grown = self.period + CAREFUL, self.period
+        elif got == self.read < READ and nanoseconds < SHORT and not self.full:
+            self._read_more()
+
+    def _read_more(self) -> None:
+        """Who has sent what takes long may send what takes none, so as to be read in large pieces again."""
+        if self.period >= self.careful:
             self.read <<= 1
+        elif self.read < CAREFUL_READ and self.period > self.grown:
+            self.read <<= 1
+            self.grown = self.period
 
 
 class Shares:
