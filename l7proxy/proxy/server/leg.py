@@ -73,6 +73,8 @@ class Leg:
         self._party = party
         self.share = NOBODYS
         """Until it is opened: then who it is for."""
+        self.plain = False
+        """What is read from it costs little, however it is made: no requests are in it."""
         self.data_received = received
         self.write: Callable[[bytes], None] = self._write
         """To be called while `closing` says no."""
@@ -108,14 +110,14 @@ class Leg:
 
     def _read(self) -> None:
         try:
-            data = self._sock.recv(self.share.read)
+            data = self._sock.recv(READ if self.plain else self.share.read)
         except BlockingIOError:
             return
         except OSError as error:
             self._fail(error)
             return
         if data:
-            self.share.got = len(data)
+            self.share.got = 0 if self.plain else len(data)
             self.data_received(data)
             return
         if not self.eof:  # told again after a pause

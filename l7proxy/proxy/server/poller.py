@@ -16,11 +16,11 @@ from __future__ import annotations
 
 import asyncio
 import select
-from time import monotonic_ns
+from time import monotonic_ns, thread_time_ns
 from typing import Final, Protocol
 
 from l7proxy.link.fence import Fence
-from l7proxy.proxy.server.shares import HALVED, Share
+from l7proxy.proxy.server.shares import HALVED, LONG, Share
 
 IN: Final = 1  # select.EPOLLIN; numbers are folded into compiled code
 OUT: Final = 4  # EPOLLOUT
@@ -57,6 +57,7 @@ class Poller:
         self._held = False
         self._again = False
         self._ended = monotonic_ns()
+        self._cpu = 0
         self._pressed = False
         self.crowded = False
         """There is more to do in this turn than it has time for, as in the one before."""
@@ -121,6 +122,7 @@ class Poller:
         before = monotonic_ns()
         if epoll is None or self._held or self._behind(before):
             return
+        self._cpu = thread_time_ns()
         ready = epoll.poll(0)
         self.crowded = self._pressed or bool(self._waiting)
         self._pressed = False
@@ -135,7 +137,7 @@ class Poller:
                 if fence.up():  # the process may have been stopped anywhere in here
                     self.hold()
                     break
-                now = _tell(watched, events, now)
+                now = self._tell(watched, events, now)
                 if now > end:
                     self._pressed = True
                     break
@@ -159,7 +161,7 @@ class Poller:
                 del self._waiting[watched]
             elif self._watched.get(descriptor) is not watched:
                 continue  # it was closed in this turn
-            now = _tell(watched, events, now)
+            now = self._tell(watched, events, now)
             if now > end:
                 self._pressed = True
                 break
@@ -187,13 +189,15 @@ class Poller:
             return True
         return False
 
-
-def _tell(watched: Watched, events: int, before: int) -> int:
-    """Tell it, at its share's cost. The time when that is done."""
-    watched.ready(events)
-    after = monotonic_ns()
-    share = watched.share
-    if after >> HALVED != share.period:
-        share.age(after)
-    share.spent(after - before)
-    return after
+    def _tell(self, watched: Watched, events: int, before: int) -> int:
+        """Tell it, at its share's cost. The time when that is done."""
+        watched.ready(events)
+        after = monotonic_ns()
+        share = watched.share
+        if after >> HALVED != share.period:
+            share.age(after)
+        took = after - before
+        if took > LONG:  # or the process had no CPU meanwhile
+            took = min(took, thread_time_ns() - self._cpu)
+        share.spent(took)
+        return after

@@ -243,6 +243,7 @@ class Session:
         if self._by_service and sides.governed:
             self._tell(sides.l4)  # the kernel steered by the Service's address, so it could not
         self._by_request = sides.by_request
+        self._client.plain, self._server.plain = not sides.by_request, True
         conn = sides.conn(self._source, self._destination)
         self._gate = pick(
             self._judge,
@@ -433,6 +434,8 @@ class Session:
             return
         waiting, around = gate.waiting_for, self._around
         if waiting != "head":
+            if waiting == "tunnel":
+                self._client.plain = True
             around.wheel.arm(self._timer, around.timeouts.idle if waiting == "idle" else around.timeouts.stream)
         elif waiting != self._waiting or self._taken_up:
             around.wheel.arm(self._timer, around.timeouts.head)

@@ -17,8 +17,8 @@ LONG: Final = 1_000_000
 """Nanoseconds that one read and what follows from it shall take at most: then less is read at a time."""
 SHORT: Final = LONG >> 2
 """Below this, more is read at a time: twice as much, if all that might be read was."""
-CAREFUL: Final = 450
-"""Periods (see HALVED: a minute) after a long call in which no more than CAREFUL_READ bytes are read at a time."""
+CAREFUL: Final = 112
+"""Periods (see HALVED: 15 s) after a long call in which no more than CAREFUL_READ bytes are read at a time."""
 CAREFUL_READ: Final = 4 << 10
 HALVED: Final = 27
 """What was used counts half each 2**27 ns (134 ms) later."""
@@ -71,7 +71,7 @@ class Share:
         return self.used
 
     def spent(self, nanoseconds: int) -> None:
-        """So long did one call take, in which `got` bytes were read."""
+        """So long did one call have the CPU; `got` bytes were read in it."""
         self.used += nanoseconds
         got, self.got = self.got, 0
         if not got:
