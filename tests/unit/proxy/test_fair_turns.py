@@ -18,7 +18,7 @@ from l7proxy.link.messages import Picture
 from l7proxy.proxy.board import Index
 from l7proxy.proxy.server.poller import IN, Poller
 from l7proxy.proxy.server.shares import CAREFUL_READ, HALVED, LEAST_READ, LONG, READ, Share, Shares
-from tests.unit.proxy.stage import CLIENT, answer, backend, gets, picture, request, stage, web
+from tests.unit.proxy.stage import CLIENT, backend, gets, picture, request, stage, web
 
 TURNS = 6
 
@@ -173,27 +173,6 @@ def test_who_is_no_pod_of_this_node_is_known_by_address_and_the_world_by_its_64(
     assert index.owner("fd00::1") == index.owner("fd00::2:0:0:9") == "fd00::/64"
     assert index.owner("fd00:1::7") == "fd00:1::7" != index.owner("fd00:1::8")
     assert index.owner("192.0.2.1") == "192.0.2.1"
-
-
-async def test_two_families_of_one_pod_have_half_of_the_connections_together() -> None:
-    made = picture(gets())
-    both = msgspec.structs.replace(made.endpoints[0], addresses=(CLIENT, "127.0.0.8"))
-    made = msgspec.structs.replace(made, endpoints=(both, *made.endpoints[1:]))
-    async with backend(web) as server, stage(server, made, limit=8) as on:
-        for source in (CLIENT, "127.0.0.8", CLIENT, "127.0.0.8"):
-            reader, writer = await on.client(source)
-            writer.write(request())
-            assert (await answer(reader))[0] == 200
-        reader, _ = await on.client("127.0.0.8")
-        assert await refused(reader)
-        assert "half of the 8 connections" in on.records[-1].judgement.reason
-
-
-async def refused(reader: asyncio.StreamReader) -> bool:
-    try:
-        return await reader.read() == b""
-    except ConnectionResetError:
-        return True
 
 
 def test_shares_of_who_is_away_are_not_kept_for_ever() -> None:
