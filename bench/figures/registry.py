@@ -18,6 +18,7 @@ from bench.figures import (
     many_rules,
     memory,
     packet_cost,
+    unread,
 )
 
 FIGURES: Final[tuple[Figure, ...]] = (
@@ -28,6 +29,7 @@ FIGURES: Final[tuple[Figure, ...]] = (
     many_rules.FIGURE,
     grpc_unary.FIGURE,
     memory.FIGURE,
+    unread.FIGURE,
     direct.FIGURE,
     packet_cost.FIGURE,
     changes.FIGURE,
