@@ -58,9 +58,11 @@ class Emit:
 
 @dataclass(slots=True)
 class Close:
-    """The connection ends on both sides. `reset`: RST to the client; else what was written goes out first, then FIN."""
+    """The connection ends on both sides. `reset`: RST to both; else what was written goes out first, then FIN. With
+    `revoked` the server gets a RST all the same, and nothing of what is still to be sent to it."""
 
     reset: bool = False
+    revoked: bool = False
 
 
 @dataclass(slots=True)

@@ -1,7 +1,8 @@
 """Judges HTTP/1 requests. Bytes in, actions out.
 
 Laws (property-tested over any bytes, splits and ends):
- 1. Each request is judged once, when it is taken up: one exchange at a time, pipelined requests wait their turn.
+ 1. Each request is judged when it is taken up: one exchange at a time, pipelined requests wait their turn. While it is
+    under way it is judged again whenever policy changes, and if it is refused then, a Connection record says so.
  2. Nothing of a request that is not allowed is ever in ToServer, and what is forwarded is what was judged.
  3. Each HttpRequest record is followed by exactly one HttpResponse record: the server's final status, or ours: 403
     denied, 400 a broken body, 408/504 too slow, 502/503 upstream trouble, 499 the client left first. What cannot be
@@ -23,6 +24,7 @@ from l7proxy.gate.access_log import HTTP1, AccessLog
 from l7proxy.gate.actions import Action, Close, Connect, Emit, HalfClose, Pause, Resume, Side, ToClient, ToServer
 from l7proxy.gate.bulk import offer
 from l7proxy.gate.http1_exchange import MORE, WHOLE, Exchange, to_client
+from l7proxy.gate.judge import revoked
 from l7proxy.gate.options import HttpOptions
 from l7proxy.gate.replies import DENIED, printable, reply, sentence
 from l7proxy.model.http import Request
@@ -250,14 +252,14 @@ class HttpGate:
         self._log.conn = conn
 
     def policy_changed(self) -> list[Action]:
-        """What a tunnel carries is judged by nothing but its request: judged anew, the tunnel stays or goes with it."""
+        """The request of what is under way is judged anew, also that of a tunnel: it stays or goes with it."""
         actions: list[Action] = []
         exchange = self._exchange
-        if self._state is TUNNEL and exchange is not None:
-            judgement = self._judge(exchange.request)
+        if exchange is not None and exchange.allowed:
+            head = exchange.head
+            judgement = self._judge(Request(head.method, head.path, head.host, head))
             if not _allows(judgement):
-                actions.append(Emit(self._log.connection(judgement)))
-                self._close(actions, reset=True)
+                self._revoke(exchange, revoked(judgement), actions)
         return actions
 
     def draining(self) -> list[Action]:
@@ -471,6 +473,19 @@ class HttpGate:
         elif exchange.request_body is None:
             self._next(actions)
 
+    def _revoke(self, exchange: Exchange, judgement: Judgement, actions: list[Action]) -> None:
+        """It was allowed and is so no more. A client that has seen nothing of an answer gets 403, else a broken one."""
+        if not exchange.answered:
+            shown = exchange.response
+            if shown is None:
+                actions.append(ToClient(reply(403, DENIED, close=True, head_only=exchange.head.method == b"HEAD")))
+            self._emit_response(exchange, 403 if shown is None else shown.status, judgement.reason, actions)
+            actions.append(Emit(self._log.connection(judgement)))
+            self._close(actions, reset=shown is not None, revoked=True)
+        else:
+            actions.append(Emit(self._log.connection(judgement)))
+            self._close(actions, reset=True, revoked=True)
+
     def _refuse(self, error: PeerError, actions: list[Action]) -> None:
         """Bytes that are no request we could judge: one Malformed record, an answer, the end."""
         fields = b"location: %b\r\n" % error.location if isinstance(error, EscapedSlashError) else b""
@@ -501,13 +516,13 @@ class HttpGate:
         else:
             self._fail(exchange, 502, reason, actions)
 
-    def _close(self, actions: list[Action], *, reset: bool = False) -> None:
+    def _close(self, actions: list[Action], *, reset: bool = False, revoked: bool = False) -> None:
         if self._state is CLOSED:
             return
         self._state = CLOSED
         self._exchange = None
         self._held.clear()
-        actions.append(Close(reset))
+        actions.append(Close(reset, revoked))
 
     def _emit_response(self, exchange: Exchange, status: int, reason: str, actions: list[Action]) -> None:
         """The one HttpResponse of an exchange."""

@@ -1,7 +1,7 @@
 """Judges HTTP/2: one client connection, at most one server connection, every stream on its own. Bytes in, actions out.
 
 Laws (property-tested over any bytes, splits and ends):
- 1. A request is judged once, when its header block is complete, by the policy then in force.
+ 1. A request is judged when its header block is complete, and again when policy changes as long as it is under way.
  2. Nothing of a request that is not allowed reaches the server, and what is forwarded is what was judged. Not one byte
     of a request goes to a server that has not said that it speaks HTTP/2 (its SETTINGS): another might take a body
     for requests.
@@ -155,8 +155,11 @@ class Http2Gate:
         self._of.log.conn = conn
 
     def policy_changed(self) -> list[Action]:
-        """Streams to come are judged by it."""
-        return []
+        """So that what waits for the server, or runs, ends when it is refused now. Streams to come are judged by it."""
+        if self._closed:
+            return []
+        self._of.judge_again()
+        return self._flush()
 
     def draining(self) -> list[Action]:
         """Clients are told before streams are refused, so that none is lost on its way."""

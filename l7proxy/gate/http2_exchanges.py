@@ -21,6 +21,7 @@ from l7proxy.gate.http2_peer import Peer
 from l7proxy.gate.http2_relay import Half, Relay
 from l7proxy.gate.http2_stream import Stream
 from l7proxy.gate.http2_waiting import Waiting
+from l7proxy.gate.judge import revoked
 from l7proxy.gate.options import HttpOptions
 from l7proxy.gate.replies import DENIED as DENIED_TEXT
 from l7proxy.gate.replies import printable, sentence
@@ -402,6 +403,27 @@ class Exchanges:
         extra = ((b"x-l7proxy-denied", shown),) if self._options.deny_header and shown else ()
         self._speak(stream, 403, DENIED_TEXT, extra)
         self._tell(stream, 403)
+
+    def judge_again(self) -> None:
+        """Policy has changed: streams that are refused now end, at the server by a reset, at the client by 403
+        or, where the server's answer has begun, by a reset."""
+        for stream in list(self.streams.values()):
+            head = stream.head
+            if head is None or stream.answered:
+                continue
+            judgement = self._judge(Request(head.method, head.path, head.host, head.headers))
+            if judgement.verdict is not FORWARDED and judgement.verdict is not AUDIT:
+                self._revoke(stream, revoked(judgement))
+
+    def _revoke(self, stream: Stream, judgement: Judgement) -> None:
+        self._leave_server(stream, Code.CANCEL)
+        shown = stream.response
+        self._tell(stream, 403 if shown is None else shown.status, judgement.reason)
+        if shown is None:
+            self._deny(stream, judgement.reason)
+        else:
+            self._forget(stream, Code.CANCEL)
+        self.actions.append(Emit(self.log.connection(judgement)))
 
     def _refuse(self, number: int, error: PeerError, block: FieldBlock, end: bool) -> None:
         """A header block that is no request we could judge. The other streams go on."""

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import Final
 
+import msgspec
+
 from l7proxy.flows.records import Judgement
 from l7proxy.model.http import Request, edited
 from l7proxy.model.ref import RuleRef
@@ -95,6 +97,11 @@ def combine(egress: Decision | None, ingress: Decision | None) -> Judgement:
         match_type=deciding.match_type if deciding is not None else 0,
         log=tuple(dict.fromkeys(word for each in (egress, ingress) if each is not None for word in each.log)),
     )
+
+
+def revoked(judgement: Judgement) -> Judgement:
+    """A refusal of what is under way and was allowed: its reason says so."""
+    return msgspec.structs.replace(judgement, reason=f"policy changed: {judgement.reason}")
 
 
 def _audited(egress: Decision | None, ingress: Decision | None) -> Judgement:

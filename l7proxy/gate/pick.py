@@ -69,7 +69,7 @@ class Gate(Protocol):
         """The identities at the ends are those of `conn` from now on: records to come carry it."""
 
     def policy_changed(self) -> list[Action]:
-        """Another policy is in force: what is no longer judged request by request is judged again."""
+        """Another policy is in force: what is under way or waits is judged again, and ends if it is refused now."""
 
     def draining(self) -> list[Action]:
         """The worker stops: what is under way may end. No action: the session ends it when `waiting_for` is idle."""

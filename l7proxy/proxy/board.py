@@ -32,8 +32,8 @@ REMEMBERED: Final = 16384
 """Answers an index keeps, by (source, destination, port); past that it forgets all. A pod can choose these keys."""
 MANY: Final = 64
 """HTTP rules that are compiled before they are asked; fewer take a millisecond."""
-NUDGED_AT_ONCE: Final = 256
-"""Sessions re-judged before the loop gets to do something else."""
+NUDGED_AT_ONCE: Final = 32
+"""Sessions re-judged before the loop gets to do something else; each may have 100 streams."""
 
 
 @dataclass(frozen=True, slots=True)

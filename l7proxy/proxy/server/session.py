@@ -26,6 +26,7 @@ from l7proxy.gate.actions import (
     ToClient,
     ToServer,
 )
+from l7proxy.gate.judge import revoked
 from l7proxy.gate.pick import Gate, pick
 from l7proxy.model.http import Request
 from l7proxy.model.net import HostPort, canonical
@@ -315,7 +316,7 @@ class Session:
         sides = self._look()
         if sides.refused:
             self._around.counts.denied += 1
-            self._cut_off(sides.l4)
+            self._cut_off(revoked(sides.l4))
         elif sides.by_request and not self._by_request:
             self._cut_off(refusal(TOO_LATE, direction=sides.l4.direction))
         elif self._gate is not None:
@@ -351,6 +352,8 @@ class Session:
             elif isinstance(action, HalfClose):
                 self._half_close(action.side)
             elif isinstance(action, Close):
+                if action.revoked:
+                    self._server.reset()
                 self._end(reset=action.reset)
             elif isinstance(action, Splice):
                 self._splice(action)

@@ -245,6 +245,10 @@ class Conversation:
         self._obey(self.gate.draining())
         self.run()
 
+    def policy_changed(self) -> None:
+        self._obey(self.gate.policy_changed())
+        self.run()
+
     def timed_out(self) -> None:
         self._obey(self.gate.timed_out(self.gate.waiting_for))
 

@@ -78,6 +78,7 @@ class Talk:
         self.records: list[Record] = []
         self.asked: list[Request] = []
         self.connects = 0
+        self.revoked = False
         self._paused = False
         self._seen = Seen()
         self._gate: Gate | None = None
@@ -196,7 +197,8 @@ class Talk:
                 seen.fin.append(side.name.lower())
             case Become(gate=gate):
                 self._gate = gate
-            case Close(reset):
+            case Close(reset, revoked):
+                self.revoked = revoked
                 seen.end = "reset" if reset else "close"
                 self._over = True
             case Pause(side):

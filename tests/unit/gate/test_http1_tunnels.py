@@ -8,9 +8,11 @@ from __future__ import annotations
 import pytest
 
 from l7proxy.flows.records import Connection
+from l7proxy.gate.judge import revoked
 from l7proxy.gate.options import HttpOptions
+from l7proxy.model.verdict import Verdict
 from l7proxy.wire.path import PathRules
-from tests.unit.gate.talk import ALLOWED, DENIED, DENY, FORBIDDEN, GET, OK, Talk
+from tests.unit.gate.talk import ALLOWED, DENIED, DENY, FORBIDDEN, FORBIDDEN_CLOSE, GET, OK, Talk
 
 PASSED = "FORWARDED GET http://h/a"
 ANSWERED = "200 GET http://h/a"
@@ -118,20 +120,70 @@ def test_a_tunnel_whose_request_is_no_longer_allowed_is_reset(talk: Talk) -> Non
     talk.expect(records=("connection",), end="reset")
     last = talk.records[-1]
     assert isinstance(last, Connection)
-    assert last.judgement == DENIED
+    assert last.judgement == revoked(DENIED)
     assert [request.path for request in talk.asked] == [b"/a"] * 3
 
 
-def test_a_changed_policy_leaves_what_is_under_way_alone(talk: Talk) -> None:
-    """A request is judged once; the next one is judged by the new policy."""
-    talk.client(GET)
+# --- what is under way when policy changes ---------------------------------------------------------------------------
+
+
+def revoke(talk: Talk) -> None:
     talk.judge = lambda request: DENIED
     talk.policy_changed()
+
+
+def test_a_request_that_is_allowed_still_goes_on_untouched(talk: Talk) -> None:
     talk.client(GET)
+    talk.take()
+    talk.policy_changed()
+    talk.expect()
     talk.server(OK)
-    talk.expect(
-        server=GET, client=OK + FORBIDDEN, records=(PASSED, ANSWERED, "DROPPED GET http://h/a", "403 GET http://h/a")
-    )
+    talk.expect(client=OK, records=(ANSWERED,))
+
+
+def test_a_request_without_an_answer_yet_is_answered_403_when_it_is_refused_now(talk: Talk) -> None:
+    talk.client(GET)
+    talk.take()
+    revoke(talk)
+    talk.expect(client=FORBIDDEN_CLOSE, records=("403 GET http://h/a", "connection"), end="close")
+    assert talk.revoked
+    assert {record.judgement.reason for record in talk.records[-2:]} == {"policy changed: no rule matched"}
+    assert talk.records[-1].judgement.verdict is Verdict.DROPPED
+
+
+def test_a_download_that_is_refused_now_is_cut_and_does_not_look_complete(talk: Talk) -> None:
+    head = b"HTTP/1.1 200 OK\r\n\r\nuntil the end"
+    talk.client(GET)
+    talk.server(head)
+    talk.expect(server=GET, client=head, records=(PASSED,))
+    revoke(talk)
+    talk.expect(records=(ANSWERED, "connection"), end="reset")
+
+
+def test_an_upload_that_is_refused_now_ends_at_the_server_too(talk: Talk) -> None:
+    talk.client(b"POST /a HTTP/1.1\r\nHost: h\r\nContent-Length: 100\r\n\r\nhalf")
+    talk.take()
+    revoke(talk)
+    talk.expect(client=FORBIDDEN_CLOSE, records=("403 POST http://h/a", "connection"), end="close")
+    assert talk.revoked
+    talk.client(b"more")
+    talk.expect()
+
+
+def test_an_upload_that_was_answered_early_is_cut_too(talk: Talk) -> None:
+    talk.client(b"POST /a HTTP/1.1\r\nHost: h\r\nContent-Length: 100\r\n\r\nhalf")
+    talk.server(OK)
+    talk.take()
+    revoke(talk)
+    talk.expect(records=("connection",), end="reset")
+
+
+def test_what_was_denied_is_not_judged_again(talk: Talk) -> None:
+    talk.client(b"POST /deny HTTP/1.1\r\nHost: h\r\nContent-Length: 100\r\n\r\nhalf")
+    talk.take()
+    revoke(talk)
+    talk.expect()
+    assert len(talk.asked) == 1
 
 
 # --- CONNECT ---------------------------------------------------------------------------------------------------------

@@ -12,13 +12,16 @@ from l7proxy.flows.records import Connection, HttpRequest, HttpResponse, Malform
 from l7proxy.model.endpoint import Backend, Frontend
 from l7proxy.model.net import HostPort
 from l7proxy.model.verdict import Direction, Verdict
+from l7proxy.policy.rules import HttpRule
 from tests.unit.proxy.stage import (
     ANYTHING,
     CLIENT,
     NOTHING,
+    REF,
     SERVER,
     answer,
     backend,
+    by_http,
     echo,
     gets,
     picture,
@@ -346,7 +349,61 @@ async def test_what_is_under_way_when_a_connection_becomes_forbidden_gets_its_re
             await reader.read()
         await on.settled()
         assert on.kinds() == "qcs"
-        assert "cut off (no rule of" in on.records[2].judgement.reason
+        assert "cut off (policy changed: no rule of" in on.records[2].judgement.reason
+
+
+async def test_a_download_that_becomes_forbidden_is_reset_on_both_sides() -> None:
+    """It is spliced by then: no byte of it passes the gate."""
+    ends: list[OSError] = []
+
+    async def pour(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 1000000000000\r\n\r\n")
+        try:
+            while True:
+                writer.write(bytes(1 << 18))
+                await writer.drain()
+        except OSError as error:
+            ends.append(error)
+
+    async with backend(pour) as server, stage(server, picture(gets())) as on:
+        reader, writer = await on.client()
+        writer.write(request())
+        await reader.readexactly(8 << 20)
+        await on.proxy.publish(picture(gets("/other")))
+        with pytest.raises(ConnectionResetError):
+            while await reader.read(1 << 20):
+                pass
+        await on.settled()
+        await on.until(lambda: ends)
+        assert on.kinds() == "qsc"
+        assert on.records[2].judgement.verdict is Verdict.DROPPED
+        assert on.records[2].judgement.reason.startswith("policy changed: no rule matched; nearest: ")
+
+
+async def test_an_upload_that_becomes_forbidden_is_answered_and_reset_at_the_server() -> None:
+    ends: list[bytes | OSError] = []
+
+    async def sink(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            while await reader.read(1 << 20):
+                pass
+            ends.append(b"")
+        except OSError as error:
+            ends.append(error)
+
+    posts = picture(by_http(HttpRule(REF, method="POST", path="/.*")))
+    async with backend(sink) as server, stage(server, posts) as on:
+        reader, writer = await on.client()
+        writer.write(b"POST /a HTTP/1.1\r\nHost: h\r\nContent-Length: 1000000000000\r\n\r\n" + bytes(1 << 20))
+        await writer.drain()
+        await on.until(lambda: on.kinds() == "q")
+        await on.proxy.publish(picture(gets()))
+        assert (await reader.readline()) == b"HTTP/1.1 403 Forbidden\r\n"
+        await on.until(lambda: ends)
+        assert isinstance(ends[0], ConnectionResetError)
+        assert on.kinds() == "qsc"
+        writer.close()
 
 
 async def test_an_open_plain_connection_ends_when_requests_must_be_judged() -> None:
