@@ -12,7 +12,7 @@ from typing import Final, Protocol
 READ: Final = 64 << 10
 """Bytes per read. From 128 KiB on, malloc would map memory anew for each (mallopt(3), M_MMAP_THRESHOLD)."""
 FIRST_READ: Final = 4 << 10
-LEAST_READ: Final = 256
+LEAST_READ: Final = 64
 LONG: Final = 1_000_000
 """Nanoseconds that one read and what follows from it shall take at most: then less is read at a time."""
 SHORT: Final = LONG >> 2
