@@ -38,7 +38,7 @@ class Reading(Enum):
 class PolicyState:
     """One document, and the rules that stand for it, their secrets not filled in.
 
-    `audit`: what it would refuse passes, and is told.
+    `audit`: what it would refuse passes, and is told. `program`: RE2 instructions of its patterns together.
     """
 
     kind: str
@@ -51,6 +51,7 @@ class PolicyState:
     rules: tuple[Rule, ...] = ()
     audit: bool = False
     needs_secrets: bool = False
+    program: int = 0
 
 
 def read(document: PolicyDocument, *, secrets_namespace: str = "", options: lang.Options = DEFAULT) -> PolicyState:
@@ -84,6 +85,7 @@ def _read(document: PolicyDocument, secrets_namespace: str, options: lang.Option
         line=document.origin.line,
         rules=found.rules,
         needs_secrets=any(names_secret(item) for rule in found.rules for item in rule.http or ()),
+        program=found.program,
     )
 
 

@@ -16,7 +16,7 @@ from functools import cached_property, partial
 from ipaddress import ip_network
 from typing import TYPE_CHECKING, Final, TypeVar, cast
 
-from l7proxy.agent import audit, documents, identities
+from l7proxy.agent import audit, documents, identities, patterns
 from l7proxy.agent.documents import PolicyState
 from l7proxy.agent.frontends import frontends
 from l7proxy.agent.identity_labels import Asked, LabelFilter
@@ -185,12 +185,13 @@ class World:
         """`local_addresses` are those that this node's own interfaces have: `host`, as the Node object's are."""
         nodes = self._all(facts.Node)
         policies, rules, secret_problems = self._policies_and_rules()
-        asked, reaches = self._memory.of("asked", (rules,), lambda: (self._asked(rules), cidrs_of(rules)))
+        asked, reaches = self._memory.of("asked", (rules,), lambda: (self._asked(rules), self._reaches(rules)))
         named = self._memory.of("named", (reaches,), lambda: identities.Named.among(reaches))
         roster = self._enrol(asked, named)
         node_problems = roster.beside(nodes, dict.fromkeys(sorted(local_addresses), node or ""))
         who = self._cast(node, roster, nodes, reaches, named)
         endpoints = self._with_audit(_endpoints(node, roster))
+        policies, rules = self._that_fit(policies, rules, endpoints, of_node=node is not None)
         services = self._frontends(roster)
         return View(
             node=node,
@@ -244,6 +245,10 @@ class World:
     def _asked(self, rules: Iterable[Rule]) -> Asked:
         return self._memory.equal("asked keys", Asked.among(frozenset().union(*self._keys.of(rules)), self._kept))
 
+    def _reaches(self, rules: Iterable[Rule]) -> Mapping[Network, Reach]:
+        """The same value while rules name the same prefixes: with thousands of them all that hangs on it is costly."""
+        return self._memory.equal("reaches", cidrs_of(rules))
+
     def _with_audit(self, endpoints: tuple[Endpoint, ...]) -> tuple[Endpoint, ...]:
         """An address that two pods claim is nobody's, in no namespace: it stays refused."""
         spaces = {space.name for space in self._all(facts.Namespace) if audit.of_namespace(space)[0]}
@@ -271,6 +276,25 @@ class World:
         written = (rule for policy in policies for rule in _with_secrets(policy, vault))
         rules = self._memory.equal("resolved", (*resolve(written, references), *self._everywhere))
         return policies, rules, tuple(dict.fromkeys(vault.problems))
+
+    def _that_fit(
+        self,
+        policies: tuple[PolicyState, ...],
+        rules: tuple[Rule, ...],
+        endpoints: tuple[Endpoint, ...],
+        *,
+        of_node: bool,
+    ) -> tuple[tuple[PolicyState, ...], tuple[Rule, ...]]:
+        """Both without the patterns that workers have no room for. Subjects and peers stay as they are."""
+        kinds = {endpoint.labels for endpoint in endpoints}
+        refused = self._memory.equal("too large patterns", patterns.too_large(policies, kinds, of_node=of_node))
+        if not refused:
+            return policies, rules
+        return self._memory.of(
+            "what fits",
+            (policies, rules, refused),
+            lambda: (patterns.refusing(policies, refused), patterns.without_http(rules, refused)),
+        )
 
     def _policies(self) -> list[PolicyState]:
         """Read anew only what is new: reading depends on nothing but the document."""

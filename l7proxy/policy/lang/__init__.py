@@ -173,10 +173,14 @@ def parse(document: Mapping[Any, Any], *, locate: Locate | None = None, options:
 
 @dataclass(frozen=True, slots=True)
 class Read:
-    """The rules of a document, and which parts of it we cannot enforce: there, what their rules cover is refused."""
+    """The rules of a document, and which parts of it we cannot enforce: there, what their rules cover is refused.
+
+    `program` is the size of all its patterns, in RE2 instructions.
+    """
 
     rules: tuple[Rule, ...]
     unenforced: tuple[PolicyError, ...] = ()
+    program: int = 0
 
 
 def read(document: Mapping[Any, Any], *, locate: Locate | None = None, options: Options = DEFAULT) -> Read:
@@ -184,7 +188,7 @@ def read(document: Mapping[Any, Any], *, locate: Locate | None = None, options: 
     found, rules = _read(document, locate, options)
     for fault in sorted(found.faults, key=lambda one: one.unsupported):
         raise fault
-    return Read(rules, tuple(found.unenforced))
+    return Read(rules, tuple(found.unenforced), found.program)
 
 
 def faults(document: Mapping[Any, Any], *, options: Options = DEFAULT) -> tuple[PolicyError, ...]:

@@ -122,7 +122,13 @@ def _rule(item: Field, direction: Direction, whom: Selector, document: Document)
     if "name" in found and len(found["name"].text()) > MAX_NAME:
         found["name"].fail(f"must have at most {MAX_NAME} characters")
     rule = Rule(
-        document.ref(item.at), whom, direction, _action(item, found, edition), peers=(), ports=None, default_deny=False
+        document.counted_ref(item.at),
+        whom,
+        direction,
+        _action(item, found, edition),
+        peers=(),
+        ports=None,
+        default_deny=False,
     )
     peers, ports = _listed(item, found, direction, edition)
     try:

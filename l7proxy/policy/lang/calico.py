@@ -128,7 +128,12 @@ def _spec(spec: Field, document: Document, *, staged: bool) -> Iterator[Rule]:
         if direction in types:
             at = found[direction.word].at if direction.word in found else spec.at
             yield Rule(
-                document.ref(at), scope.subject, direction, peers=(), default_deny=scope.closes, level=scope.level
+                document.counted_ref(at),
+                scope.subject,
+                direction,
+                peers=(),
+                default_deny=scope.closes,
+                level=scope.level,
             )
             if direction is Direction.INGRESS:
                 yield _let_the_host_in(scope)
@@ -246,7 +251,7 @@ def _rule(item: Field, direction: Direction, scope: _Scope) -> Iterator[Rule]:
         scope.document.note(item, "Log decides nothing; every verdict is told as a flow in any case")
         return
     yield Rule(
-        ref=scope.document.ref(item.at),
+        ref=scope.document.counted_ref(item.at),
         subject=_narrowed(scope, entities[own]),
         direction=direction,
         action=action,

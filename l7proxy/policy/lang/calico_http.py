@@ -30,7 +30,7 @@ def http_rule(field: Field, document: Document) -> HttpRule:
     methods = _several(found["methods"], "methods") if "methods" in found else []
     paths = _several(found["paths"], "paths") if "paths" in found else []
     return HttpRule(
-        ref=document.ref(field.at),
+        ref=document.counted_ref(field.at),
         method=_methods(methods),
         path=_checked("|".join(_path(each, document) for each in paths), field, document) if paths else None,
     )

@@ -16,8 +16,9 @@ from l7proxy.policy.lang.options import DEFAULT, Options
 from l7proxy.policy.match import pattern
 from l7proxy.policy.rules import Rule
 
-MAX_PROGRAM: Final = 2_000_000
-"""RE2 instructions in all patterns of one document: about a second to compile. An ordinary path makes 20 to 100."""
+MAX_RULES: Final = 20_000
+"""Rules and HTTP rules in one document, which take some 3 s to read and to compile. An object of Kubernetes' API is at
+most 1.5 MiB (etcd's --max-request-bytes), so these are 75 bytes each."""
 MAX_SELECTED: Final = 100
 """References by label in one document: each may mean thousands of Services or prefixes."""
 MAX_FAULTS: Final = 10
@@ -41,10 +42,18 @@ class Document:
     options: Options = DEFAULT
     program: int = 0
     selected: int = 0
+    rules: int = 0
 
     def ref(self, path: str) -> RuleRef:
         file, line = self.locate(path) if self.locate else ("", 0)
         return RuleRef(self.kind, self.namespace, self.name, path, file, line)
+
+    def counted_ref(self, path: str) -> RuleRef:
+        """The reference of one more rule; PolicyError when the document has more than its share of them."""
+        self.rules += 1
+        if self.rules > MAX_RULES:
+            raise PolicyError(f"more than {MAX_RULES} rules in one document: split it into several", at=path)
+        return self.ref(path)
 
     def note(self, at: Field, message: str, code: str = "") -> None:
         self.notes.append(Note(at.at, message, code))
@@ -62,7 +71,7 @@ class Document:
 
     def collect(self, read: Callable[[], Iterable[Rule]]) -> list[Rule]:
         """The rules of one part of the document. A fault ends that part; the next one is read all the same."""
-        if len(self.faults) >= MAX_FAULTS:
+        if len(self.faults) >= MAX_FAULTS or self.rules > MAX_RULES:
             return []
         try:
             return list(read())
@@ -73,5 +82,8 @@ class Document:
     def check_pattern(self, text: str) -> None:
         """PatternError unless RE2 can use the pattern and the document has not spent all it may on patterns."""
         self.program += pattern.check(text)
-        if self.program > MAX_PROGRAM:
-            raise pattern.PatternError("the regular expressions of this document are too large together")
+        if self.program > pattern.MAX_PROGRAM:
+            raise pattern.PatternError(
+                f"the regular expressions of this document are too large together: with this one {self.program} RE2 "
+                f"instructions, the most allowed is {pattern.MAX_PROGRAM}"
+            )

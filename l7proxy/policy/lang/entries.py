@@ -71,7 +71,7 @@ class Entry:
         if scope.subject is None:
             return
         yield Rule(
-            ref=scope.document.ref(at.at),
+            ref=scope.document.counted_ref(at.at),
             subject=scope.subject,
             direction=self.direction,
             action=Action.DENY if refusal else self.action,

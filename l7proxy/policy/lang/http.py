@@ -34,7 +34,7 @@ _SPACE: Final = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 def http_rule(field: Field, document: Document) -> HttpRule:
     found = field.mapping(("method", "path", "host", "headers", "headerMatches"))
     return HttpRule(
-        ref=document.ref(field.at),
+        ref=document.counted_ref(field.at),
         method=_pattern(found.get("method"), document),
         path=_pattern(found.get("path"), document),
         host=_pattern(found.get("host"), document),

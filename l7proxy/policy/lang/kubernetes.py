@@ -66,7 +66,7 @@ def _spec(spec: Field, document: Document) -> Iterator[Rule]:
             continue
         yield from read
         if not items[direction]:
-            yield Rule(document.ref(_place(found, direction)), subject, direction, peers=())
+            yield Rule(document.counted_ref(_place(found, direction)), subject, direction, peers=())
 
 
 def _place(found: Mapping[str, Field], direction: Direction) -> str:
@@ -110,7 +110,7 @@ def _item(item: Field, direction: Direction, subject: Selector, document: Docume
     whom = found[_PEERS[direction]].items() if _PEERS[direction] in found else []
     what = found["ports"].items() if "ports" in found else []
     yield Rule(
-        ref=document.ref(item.at),
+        ref=document.counted_ref(item.at),
         subject=subject,
         direction=direction,
         peers=tuple(_peer(each, document) for each in whom) or None,

@@ -17,9 +17,15 @@ MAX_PATTERN: Final = 8192
 """Bytes of one pattern. Real ones are below 1 KiB; a longer one is a mistake or an attack on the node's memory."""
 PATTERN_MEMORY: Final = 1 << 20
 """RE2's budget for one pattern: some 10 000 instructions. Bounds what `(x{1000}){1000}` may cost in time, too."""
-SET_MEMORY: Final = (8 << 20, 128 << 20)
-"""RE2's budgets for one set, its state cache included: what a client can make us hold by sending ever new paths. The
-second is for sets that do not fit the first: thousands of patterns, which one by one would cost milliseconds."""
+SET_MEMORY: Final = (8 << 20, 32 << 20, 64 << 20, 128 << 20)
+"""RE2's budgets for one set, its state cache included: what a client can make us hold by sending ever new paths. A set
+gets the first that it fits: thousands of patterns, which one by one would cost milliseconds, need more."""
+MAX_PROGRAM: Final = 1 << 19
+"""RE2 instructions in all patterns that one endpoint may be judged by, and so in those of one document. An instruction
+of a set takes some 80 bytes of each worker, so this is 40 MiB, and a quarter of a second to compile. An ordinary path
+makes 20 to 100: ten thousand of them fit."""
+MAX_PROGRAM_OF_NODE: Final = 1 << 20
+"""The same of all endpoints of a node together: 80 MiB of each worker."""
 
 METACHARACTERS: Final = frozenset("\\^$.|?*+()[]{}")
 _SHOWN: Final = 200
@@ -47,13 +53,18 @@ def is_literal(pattern: str) -> bool:
 
 
 def check(pattern: str) -> int:
-    """The size of the program RE2 makes of `pattern`; PatternError unless RE2 can use it within our limits."""
+    """The size of the program RE2 makes of `pattern`; PatternError unless RE2 can use it within our limits.
+
+    0 for a literal: no program is made of it.
+    """
     try:
         size = len(pattern.encode())
     except UnicodeEncodeError as error:
         raise PatternError("is not valid Unicode") from error
     if size > MAX_PATTERN:
         raise PatternError(f"the regular expression has {size} bytes, the most allowed is {MAX_PATTERN}")
+    if is_literal(pattern):
+        return 0
     try:
         return int(re2.compile(pattern, _options(PATTERN_MEMORY)).programsize)
     except re2.error as error:

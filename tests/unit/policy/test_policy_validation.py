@@ -8,6 +8,7 @@ import pytest
 
 from l7proxy.errors import PolicyError
 from l7proxy.policy import lang
+from l7proxy.policy.lang.document import MAX_RULES
 
 if TYPE_CHECKING:
     from tests.unit.policy.conftest import Bench
@@ -576,9 +577,9 @@ def expensive(count: int) -> list[dict[str, str]]:
 def test_patterns_may_not_be_too_large_together(bench: Bench) -> None:
     document = bench.cnp("ingress: [{toPorts: [{ports: [{port: '80', protocol: TCP}], rules: {http: [{}]}}]}]")
     rules = document["spec"]["ingress"][0]["toPorts"][0]["rules"]
-    rules["http"] = expensive(100)
+    rules["http"] = expensive(60)
     assert lang.parse(document)
-    rules["http"] = expensive(400)
+    rules["http"] = expensive(70)
     with pytest.raises(PolicyError, match="the regular expressions of this document are too large together") as caught:
         lang.parse(document)
     assert caught.value.at.startswith("spec.ingress[0].toPorts[0].rules.http[")
@@ -588,3 +589,16 @@ def test_a_document_full_of_faults_is_not_read_to_its_end(bench: Bench) -> None:
     document = bench.cnp("ingress: [{}]")
     document["spec"]["ingress"] = [{"fromCIDR": ["x"]}] * 1000
     assert len(lang.faults(document)) == 10
+
+
+@pytest.mark.parametrize("count", [MAX_RULES - 1, MAX_RULES, 3 * MAX_RULES])
+def test_a_document_has_so_many_rules_and_no_more(bench: Bench, count: int) -> None:
+    """One that has more is read no further: nobody else's policy waits for its end."""
+    document = bench.cnp("ingress: [{}]")
+    document["spec"]["ingress"] = [{"fromEntities": ["world"]}] * count
+    found = lang.faults(document)
+    assert [str(fault) for fault in found] == (
+        [f"spec.ingress[{MAX_RULES}]: more than {MAX_RULES} rules in one document: split it into several"]
+        if count > MAX_RULES
+        else []
+    )
