@@ -19,6 +19,8 @@ from l7proxy.policy.rules import Rule
 MAX_RULES: Final = 20_000
 """Rules and HTTP rules in one document, which take some 3 s to read and to compile. An object of Kubernetes' API is at
 most 1.5 MiB (etcd's --max-request-bytes), so these are 75 bytes each."""
+IN_VAIN: Final = pattern.MAX_PROGRAM // 20
+"""What a pattern counts that RE2 compiled in vain: a header's value may be such a one, and is then just a literal."""
 MAX_SELECTED: Final = 100
 """References by label in one document: each may mean thousands of Services or prefixes."""
 MAX_FAULTS: Final = 10
@@ -81,7 +83,12 @@ class Document:
 
     def check_pattern(self, text: str) -> None:
         """PatternError unless RE2 can use the pattern and the document has not spent all it may on patterns."""
-        self.program += pattern.check(text)
+        if self.program <= pattern.MAX_PROGRAM:
+            try:
+                self.program += pattern.check(text)
+            except pattern.PatternError as error:
+                self.program += IN_VAIN * error.costly
+                raise
         if self.program > pattern.MAX_PROGRAM:
             raise pattern.PatternError(
                 f"the regular expressions of this document are too large together: with this one {self.program} RE2 "

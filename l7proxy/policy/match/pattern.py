@@ -43,8 +43,16 @@ _IN_GO: Final[Mapping[str, str]] = {
 """RE2's words → those of Go's regexp, which users of Cilium know; the other words are the same."""
 
 
+_TOO_LARGE: Final = "pattern too large"
+"""So RE2 begins what it says of a pattern that it has compiled up to its budget: in up to 0.1 s."""
+
+
 class PatternError(ValueError):
-    """RE2 cannot use this pattern; the text says why."""
+    """RE2 cannot use this pattern; the text says why. `costly`: it was compiled in vain."""
+
+    def __init__(self, what: str, *, costly: bool = False) -> None:
+        super().__init__(what)
+        self.costly = costly
 
 
 def is_literal(pattern: str) -> bool:
@@ -68,7 +76,7 @@ def check(pattern: str) -> int:
     try:
         return int(re2.compile(pattern, _options(PATTERN_MEMORY)).programsize)
     except re2.error as error:
-        raise PatternError(_as_go_says_it(error)) from error
+        raise PatternError(_as_go_says_it(error), costly=_text(error).startswith(_TOO_LARGE)) from error
 
 
 class PatternSet:
