@@ -40,6 +40,8 @@ TICK: Final = 0.001
 """So much later we look again: clocks have ticks."""
 LOOK_AGAIN: Final = 2.0
 """Seconds between looks when nothing nudges: for file systems without inotify and links that lead elsewhere."""
+LOOK_SHARE: Final = 20
+"""At least so many times as long as a look took: with 100 000 files one takes half a second of a core."""
 PATIENCE: Final = 2.0
 """Seconds that a file may be moving before it is read as it is, and that others may hold up what is taken away."""
 
@@ -196,7 +198,8 @@ class FileSource:
                 began = time.monotonic()
                 look, unsettled = await asyncio.to_thread(self._scan, nudge.watch)
                 # What was seen moving had changed before we began; looking took its time, too.
-                pause = max(began + QUIET + TICK - time.monotonic(), 0.0) if unsettled else LOOK_AGAIN
+                looked = time.monotonic() - began
+                pause = max(QUIET + TICK - looked, 0.0) if unsettled else max(LOOK_AGAIN, LOOK_SHARE * looked)
                 if _same(look, self._look):
                     continue
                 changes = differences(self._look.facts, look.facts)
