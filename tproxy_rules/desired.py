@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import Final
 
-MAX_TIERS: Final = 10
+MAX_TIERS: Final = 11
 """In a table. Going on from tier to tier nests chains, which the kernel allows to a depth of 16 (too many links)."""
 
 

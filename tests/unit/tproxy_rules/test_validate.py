@@ -79,7 +79,7 @@ REFUSED = [
     ),
     (ruled(peers=(5,)), "egress.tiers[0].stages[0][1]: peers are named although any_peer is set"),
     (ruled(any_peer=False, peers=(0,)), "egress.tiers[0].stages[0][1]: peer 0 is not between 1 and 2^32-1"),
-    (having(ingress=Table((Tier((), closed=True),) * 11)), "endpoint 1: ingress.tiers: 11 are more than the 10 that"),
+    (having(ingress=Table((Tier((), closed=True),) * 12)), "endpoint 1: ingress.tiers: 12 are more than the 11 that"),
     (Desired(endpoints=(POD, POD)), "endpoint 1 is there twice"),
     (
         Desired(endpoints=(POD, replace(POD, id=2, port=None, addresses=("FD00:1:0::B",)))),
