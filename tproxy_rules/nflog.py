@@ -19,13 +19,11 @@ from typing import Final
 
 from tproxy_rules.backend import KernelError
 from tproxy_rules.marks import LOG_QUEUE, LOG_SNAPLEN, Told, Way, read_prefix
+from tproxy_rules.netlink import ACK, ERROR, NETLINK_NETFILTER, REQUEST, attribute, attributes, messages
 
 # <linux/netlink.h>, <linux/netfilter/nfnetlink.h>, <linux/netfilter/nfnetlink_log.h>
-_NETLINK_NETFILTER: Final = 12
 _SOL_NETLINK: Final = 270
 _NETLINK_NO_ENOBUFS: Final = 5
-_NLMSG_ERROR: Final = 2
-_NLM_F_REQUEST, _NLM_F_ACK = 1, 4
 _PACKET: Final = (4 << 8) | 0
 _CONFIG: Final = (4 << 8) | 1
 _CFG_CMD, _CFG_MODE, _CFG_NLBUFSIZ, _CFG_TIMEOUT, _CFG_QTHRESH, _CFG_FLAGS = 1, 2, 3, 4, 5, 6
@@ -84,7 +82,7 @@ class NflogReader:
         """Packets logged to our group by rules that are not ours."""
         self._group = group
         self._next: int | None = None
-        self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, _NETLINK_NETFILTER)
+        self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, NETLINK_NETFILTER)
         try:
             self._open()
         except BaseException:
@@ -126,19 +124,19 @@ class NflogReader:
         self._socket.setsockopt(_SOL_NETLINK, _NETLINK_NO_ENOBUFS, 1)
         self._socket.bind((0, 0))
         self._socket.settimeout(2.0)
-        self._configure(_attribute(_CFG_CMD, bytes((_CMD_BIND,))))
+        self._configure(attribute(_CFG_CMD, bytes((_CMD_BIND,))))
         self._configure(
-            _attribute(_CFG_MODE, struct.pack(">IBB", LOG_SNAPLEN, _COPY_PACKET, 0)),
-            _attribute(_CFG_TIMEOUT, struct.pack(">I", _FLUSH)),
-            _attribute(_CFG_QTHRESH, struct.pack(">I", LOG_QUEUE)),
-            _attribute(_CFG_NLBUFSIZ, struct.pack(">I", 1 << 16)),
-            _attribute(_CFG_FLAGS, struct.pack(">H", _FLAG_SEQ)),
+            attribute(_CFG_MODE, struct.pack(">IBB", LOG_SNAPLEN, _COPY_PACKET, 0)),
+            attribute(_CFG_TIMEOUT, struct.pack(">I", _FLUSH)),
+            attribute(_CFG_QTHRESH, struct.pack(">I", LOG_QUEUE)),
+            attribute(_CFG_NLBUFSIZ, struct.pack(">I", 1 << 16)),
+            attribute(_CFG_FLAGS, struct.pack(">H", _FLAG_SEQ)),
         )
         self._socket.setblocking(False)
 
     def _configure(self, *attributes: bytes) -> None:
         body = struct.pack(">BBH", 0, 0, self._group) + b"".join(attributes)
-        header = struct.pack("=IHHII", 16 + len(body), _CONFIG, _NLM_F_REQUEST | _NLM_F_ACK, 1, 0)
+        header = struct.pack("=IHHII", 16 + len(body), _CONFIG, REQUEST | ACK, 1, 0)
         self._socket.send(header + body)
         try:
             code = self._acknowledged()
@@ -150,14 +148,14 @@ class NflogReader:
     def _acknowledged(self) -> int:
         """errno of the answer, 0 for done. Events may already arrive between the two requests; they are let go."""
         while True:
-            for kind, body in _messages(self._socket.recv(_DATAGRAM)):
-                if kind == _NLMSG_ERROR and len(body) >= 4:
+            for kind, body in messages(self._socket.recv(_DATAGRAM)):
+                if kind == ERROR and len(body) >= 4:
                     return -int(struct.unpack_from("=i", body)[0])
 
     def _events(self, data: bytes) -> Iterator[Event]:
-        for kind, body in _messages(data):
+        for kind, body in messages(data):
             if kind == _PACKET and len(body) >= 4:
-                event = self._event(body[0], dict(_attributes(body[4:])))
+                event = self._event(body[0], dict(attributes(body[4:])))
                 if event is not None:
                     yield event
 
@@ -228,30 +226,6 @@ def _transport(data: bytes, event: Event) -> None:
             event.tcp_flags = data[13]
     elif event.protocol in (ICMP, ICMPV6) and len(data) >= 2:
         event.icmp_type, event.icmp_code = data[0], data[1]
-
-
-def _attribute(kind: int, value: bytes) -> bytes:
-    return struct.pack("=HH", 4 + len(value), kind) + value + b"\0" * (-len(value) % 4)
-
-
-def _attributes(data: bytes) -> Iterator[tuple[int, bytes]]:
-    at = 0
-    while at + 4 <= len(data):
-        length, kind = struct.unpack_from("=HH", data, at)
-        if length < 4 or at + length > len(data):
-            return
-        yield kind & 0x3FFF, data[at + 4 : at + length]
-        at += (length + 3) & ~3
-
-
-def _messages(data: bytes) -> Iterator[tuple[int, bytes]]:
-    at = 0
-    while at + 16 <= len(data):
-        length, kind = struct.unpack_from("=IH", data, at)
-        if length < 16 or at + length > len(data):
-            return
-        yield kind, data[at + 16 : at + length]
-        at += (length + 3) & ~3
 
 
 def _number(raw: bytes) -> int:

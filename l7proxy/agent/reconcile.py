@@ -4,7 +4,8 @@ One loop: take what changed, look at the cables, draw the pictures, publish. The
 nowhere else: workers first, so that whatever the kernel will steer finds a worker that knows the policy; a worker
 that does not answer in time is fenced (it serves nobody until it has the picture) and does not hold the kernel back.
 When the kernel refuses a picture the one before stays in force and the new one is tried again. A revision is counted
-when a picture differs from the last, and only then.
+when a picture differs from the last, and only then. What is in force is told to `on_enforced` at last, with whether it
+was put back after somebody had taken it away: what has begun and may not go on ends there (see revocation).
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from l7proxy.policy.http_table import HTTP_TABLES
 from l7proxy.policy.tables import EndpointPolicy
 from l7proxy.wire.path import STRICT, PathRules
 from tproxy_rules.backend import Backend, Installed, KernelError
+from tproxy_rules.desired import Desired
 from tproxy_rules.desired import Settings as KernelSettings
 
 log = logging.getLogger(__name__)
@@ -95,6 +97,7 @@ class Reconciler:
         disclosure: Disclosure = LEAST,
         paths: PathRules = STRICT,
         on_published: Callable[[Published], None] = lambda published: None,
+        on_enforced: Callable[[Desired, bool], None] = lambda picture, restored: None,
         others: Callable[[], Iterable[Backend]] = tuple,
         check_every: float = CHECK,
         patience: float = PATIENCE,
@@ -108,6 +111,7 @@ class Reconciler:
         self._disclosure = disclosure
         self._paths = paths
         self._on_published = on_published
+        self._on_enforced = on_enforced
         self._others = others
         self._swept = False
         self._check_every = check_every
@@ -226,6 +230,7 @@ class Reconciler:
             return
         self.kernel = replace(self.kernel, revision=current.revision, installed=installed, error="")
         self._retry = 0.0
+        self._on_enforced(current.pictures.kernel, False)
         log.info("revision %d is in force: %d endpoints", current.revision, len(current.view.endpoints))
 
     def _apply(self, current: Published) -> Installed | None:
@@ -253,6 +258,7 @@ class Reconciler:
                 self.kernel = replace(self.kernel, installed=found, reasserted=self.kernel.reasserted + 1)
                 log.warning("somebody changed our kernel rules: put back (%d times so far)", self.kernel.reasserted)
                 found = await asyncio.to_thread(self._apply, current)
+                self._on_enforced(current.pictures.kernel, True)
         except KernelError as error:
             self._failed(error)
             return

@@ -8,6 +8,7 @@ from typing import Any
 from l7proxy import __version__, compiled
 from l7proxy.agent.documents import PolicyState, Reading
 from l7proxy.agent.reconcile import KernelState, Published, Reconciler
+from l7proxy.agent.revocation import Revoked
 from l7proxy.agent.unknown_pods import UnknownPod
 from l7proxy.agent.world import View
 from l7proxy.errors import SourceError
@@ -21,6 +22,7 @@ from l7proxy.model.verdict import Action, Protocol
 from l7proxy.policy.rules import HttpRule
 from l7proxy.policy.tables import DirectionPolicy, EndpointPolicy, Entry, TierPolicy
 
+NOTHING_REVOKED = Revoked()
 STATES = {
     Reading.ACCEPTED: "enforced",
     Reading.PARTLY: "partly enforced",
@@ -38,6 +40,7 @@ def status(
     source_kind: str,
     source_path: str,
     reconciler: Reconciler,
+    revoked: Revoked = NOTHING_REVOKED,
     workers: list[WorkerState],
     ring: Ring,
 ) -> dict[str, Any]:
@@ -58,7 +61,7 @@ def status(
             "files": dict(sorted(current.source.files.items())) if current else {},
             "problems": _problems(current),
         },
-        "kernel": _kernel(reconciler.kernel),
+        "kernel": _kernel(reconciler.kernel, revoked),
         "workers": [_worker(worker) for worker in workers],
         "policies": [policy_state(policy, current.view) for policy in current.view.policies] if current else [],
         "endpoints": endpoints(current),
@@ -79,12 +82,13 @@ def _problems(current: Published | None) -> list[dict[str, Any]]:
     return [{"file": one.file, "line": one.line or None, "field": one.field, "message": one.message} for one in found]
 
 
-def _kernel(state: KernelState) -> dict[str, Any]:
+def _kernel(state: KernelState, revoked: Revoked) -> dict[str, Any]:
     return {
         "digest": state.installed.digest if state.installed else "",
         "intact": state.installed is not None and state.installed.intact,
         "error": state.error,
         "reasserted": state.reasserted,
+        "conntrack": {"removed": revoked.removed, "error": revoked.error},
     }
 
 

@@ -25,6 +25,7 @@ from l7proxy.agent.api import AgentApi, Answer
 from l7proxy.agent.cluster import Cluster
 from l7proxy.agent.events import Recorder
 from l7proxy.agent.reconcile import Reconciler, SourceReport
+from l7proxy.agent.revocation import Revocation
 from l7proxy.agent.settings import KUBERNETES, Settings
 from l7proxy.agent.world import World
 from l7proxy.errors import ConfigError
@@ -109,6 +110,7 @@ async def _agent(settings: Settings) -> None:
     link = LinkServer(settings.link_socket, on_flows=recorder.told)
     world = World.of(settings)
     lookout = wires.Lookout(settings.cni_results, settings.cni_ignored_networks)
+    revocation = Revocation()
     reconciler = Reconciler(
         world=world,
         link=link,
@@ -119,9 +121,10 @@ async def _agent(settings: Settings) -> None:
         disclosure=settings.disclosure,
         paths=settings.paths,
         on_published=recorder.published,
+        on_enforced=lambda picture, restored: revocation.in_force(picture, doubtful=restored),
         others=partial(_others, backend.name),
     )
-    answers = _answers(settings, source, backend, world, reconciler, link, ring)
+    answers = _answers(settings, source, backend, world, reconciler, revocation, link, ring)
     api = AgentApi(settings.agent_socket, ring, answers)
     stop = _stop_signal()
     async with (
@@ -136,6 +139,7 @@ async def _agent(settings: Settings) -> None:
             tasks.create_task(_heed_alarm(backend, reconciler), name="alarm"),
             tasks.create_task(_heed_links(lookout, reconciler), name="links"),
             tasks.create_task(_heed_results(settings.cni_results, reconciler), name="CNI results"),
+            tasks.create_task(revocation.run(), name="revocation"),
         ]
         if settings.flow_log:
             sink = jsonl.open_sink(
@@ -282,6 +286,7 @@ def _answers(
     backend: Backend,
     world: World,
     reconciler: Reconciler,
+    revocation: Revocation,
     link: LinkServer,
     ring: Ring,
 ) -> dict[str, Answer]:
@@ -295,6 +300,7 @@ def _answers(
             source_kind=source.kind,
             source_path=str(source.path),
             reconciler=reconciler,
+            revoked=revocation.state,
             workers=link.workers(),
             ring=ring,
         )

@@ -50,6 +50,8 @@ def troubles(found: Mapping[str, Any]) -> Iterable[str]:
         yield f"kernel: {kernel['error']}"
     elif not kernel.get("intact"):
         yield "kernel: the rules are not as they were installed"
+    if error := _object(kernel.get("conntrack") or {}).get("error"):
+        yield f"kernel: connections that are refused now may go on: {error}"
     workers = found.get("workers") or []
     if not workers:
         yield "no worker is connected: ports with L7 rules refuse"

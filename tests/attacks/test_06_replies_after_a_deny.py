@@ -1,0 +1,110 @@
+"""Finding 6: who has been asked once went on speaking over UDP after the deny, and to the address's next owner.
+
+Conntrack takes every datagram of a known pair for a reply, and each one keeps its entry alive.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from tests.attacks.labs import AttackLab, Place, Pod
+from tests.attacks.packets import token
+
+PORT = 9001
+ASKER = 9002
+CLOSED = """
+apiVersion: cilium.io/v2
+kind: CiliumNetworkPolicy
+metadata: {name: asker}
+spec:
+  endpointSelector: {matchLabels: {role: asker}}
+  ingress: [{fromEndpoints: [{matchLabels: {role: nobody}}]}]
+"""
+DENIED = """
+apiVersion: cilium.io/v2
+kind: CiliumNetworkPolicy
+metadata: {name: asker-may-not}
+spec:
+  endpointSelector: {matchLabels: {role: asker}}
+  egressDeny: [{toEndpoints: [{matchLabels: {role: free}}]}]
+"""
+POD = """
+apiVersion: v1
+kind: Pod
+metadata: {name: NAME, labels: {role: asker}}
+spec: {nodeName: node-1, containers: [{name: echo, image: none}]}
+"""
+
+
+@pytest.mark.parametrize("server", ["free", "far-free"])
+def test_replies_end_with_the_permission_to_ask(lab: AttackLab, family: int, server: str) -> None:
+    with lab.applied(POD.replace("NAME", "asker")), lab.applied(CLOSED):
+        asker = lab.pod("asker")
+        with talk(asker, lab.pod(server), family) as (listening, answer), lab.applied(DENIED):
+            assert_silence(listening, answer)
+
+
+@pytest.mark.parametrize("server", ["free", "far-free"])
+def test_replies_do_not_reach_the_next_owner_of_an_address(lab: AttackLab, family: int, server: str) -> None:
+    speaking = lab.pod(server)
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(lab.applied(CLOSED))
+        with lab.applied(POD.replace("NAME", "first")):
+            first = lab.pod("first")
+            greet(lab, first, family)
+            _, answer = stack.enter_context(talk(first, speaking, family))
+        stack.enter_context(lab.applied(POD.replace("NAME", "second")))
+        second = lab.pod("second")
+        greet(lab, second, family)
+        assert second.addresses[family] == first.addresses[family], "the lab gives a free address again"
+        with second.receiver(ASKER, family) as listening:
+            assert_silence(listening, answer)
+
+
+def greet(lab: AttackLab, pod: Pod, family: int) -> None:
+    """The node knows the pod's MAC: else it sends to that of the last pod with this address until it finds out."""
+    assert pod.ping(lab.node(pod.node).gateways[family], seconds=1)
+
+
+Answer = tuple[socket.socket, tuple[str, int]]
+
+
+@contextlib.contextmanager
+def talk(asker: Place, server: Place, family: int) -> Iterator[tuple[socket.socket, Answer]]:
+    """The asker's socket, and how the server answers it: the asker has asked, and an answer has come."""
+    with asker.receiver(ASKER, family) as listening, server.receiver(PORT, family) as speaking:
+        for _ in range(10):  # what the last owner of its address had goes a moment after it
+            listening.sendto(b"question", (server.addresses[family], PORT))
+            _, peer = speaking.recvfrom(100)
+            answer = (speaking, peer[:2])
+            if heard(listening, answer):
+                yield listening, answer
+                return
+        raise AssertionError("no answer passes")
+
+
+def heard(listening: socket.socket, answer: Answer) -> bool:
+    """Whether a datagram that the server sends now arrives."""
+    speaking, peer = answer
+    sent = token()
+    with contextlib.suppress(OSError):  # an ICMP error for one before
+        speaking.sendto(sent, peer)
+    listening.settimeout(0.15)
+    with contextlib.suppress(TimeoutError):
+        while listening.recv(100) != sent:
+            pass
+        return True
+    return False
+
+
+def assert_silence(listening: socket.socket, answer: Answer) -> None:
+    """Within a second of the change the last one has been heard, and no more come although the server goes on."""
+    deadline = time.monotonic() + 1
+    while heard(listening, answer):
+        assert time.monotonic() < deadline, "the server still speaks to it"
+    assert not any(heard(listening, answer) for _ in range(3))

@@ -1,0 +1,142 @@
+"""The law of `desired` as a pure function: what a picture makes of a connection's original direction.
+
+`fake.FakeBackend` reads the same law aloud, packet by packet; this one answers for a hundred thousand connections. Its
+tests compare both.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, bisect_right
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
+from ipaddress import ip_address
+from itertools import zip_longest
+from typing import Final
+
+from tproxy_rules.desired import Desired, Endpoint, Entry, Stage, Table, Tier, Verdict
+from tproxy_rules.digest import canonical
+from tproxy_rules.networks import Identities, family, split
+from tproxy_rules.validate import ANY_PROTOCOL, WITH_PORTS
+
+
+@dataclass(frozen=True, slots=True)
+class Connection:
+    """The original direction as policy sees it: the source before masquerading, the destination behind a Service.
+
+    Addresses are canonical text. Of ICMP the port is type · 256 + code.
+    """
+
+    source: str
+    destination: str
+    protocol: int
+    port: int
+
+
+class Judge:
+    """Verdicts of one picture. `local` are this node's own addresses: what they send has the host's identity."""
+
+    def __init__(self, desired: Desired, local: Collection[str] = ()) -> None:
+        self._host = desired.host_identity
+        self._local: Final = frozenset(local)
+        self._endpoints: Final = {address: one for one in desired.endpoints for address in one.addresses}
+        self._frontends: Final = {(one.address, one.protocol, one.port) for one in desired.frontends}
+        nets = split(desired.identities)
+        self._nets: Final = {version: _Net(found) for version, found in nets.items()}
+        self._canonical: Final[dict[tuple[int, bool], Table]] = {}
+        self._answers: Final[dict[tuple[int, bool, int, int, int], Verdict]] = {}
+
+    def of(self, one: Connection) -> Verdict:
+        """DENY, STEER or ALLOW. Only what the proxy resolves goes to a Service address, and is the proxy's to judge."""
+        if (one.destination, one.protocol, one.port) in self._frontends:
+            return Verdict.STEER
+        from_here = one.source in self._local
+        source, target = self._endpoints.get(one.source), self._endpoints.get(one.destination)
+        if source is not None and source is target:
+            return Verdict.ALLOW
+        return max(self._asked(one, source, target, from_here), default=Verdict.ALLOW)
+
+    def _asked(
+        self, one: Connection, source: Endpoint | None, target: Endpoint | None, from_here: bool
+    ) -> Iterable[Verdict]:
+        if source is not None and source.egress is not None and not from_here:
+            yield self._ask(source.id, source.egress, self._identity(one.destination), one, egress=True)
+        if target is not None and target.ingress is not None:
+            who = self._host if from_here else self._identity(one.source)
+            yield self._ask(target.id, target.ingress, who, one, egress=False)
+
+    def _ask(self, number: int, table: Table, identity: int, one: Connection, *, egress: bool) -> Verdict:
+        """Remembered by endpoint and direction: to hash a table takes longer than to ask it."""
+        question = number, egress, identity, one.protocol, one.port
+        answer = self._answers.get(question)
+        if answer is None:
+            whole = self._canonical.get((number, egress)) or canonical(table)
+            self._canonical[number, egress] = whole
+            answer = self._answers[question] = _ask(whole, identity, one.protocol, one.port)
+        return answer
+
+    def _identity(self, address: str) -> int:
+        return self._nets[family(address)].of(address)
+
+
+class _Net:
+    """Longest prefix match in one family."""
+
+    def __init__(self, found: Identities) -> None:
+        self._hosts: Mapping[str, int] = found.hosts
+        self._ranges = found.ranges
+        self._firsts = [int(one.first) for one in found.ranges]
+        self._default = found.default
+
+    def of(self, address: str) -> int:
+        host = self._hosts.get(address)
+        if host is not None:
+            return host
+        number = int(ip_address(address))
+        at = bisect_right(self._firsts, number) - 1
+        if at >= 0 and number <= int(self._ranges[at].last):
+            return self._ranges[at].identity
+        return self._default
+
+
+def _ask(table: Table, identity: int, protocol: int, port: int) -> Verdict:
+    """DENY, STEER or ALLOW: tier by tier, in a tier the first stage that covers it, in a stage the strongest."""
+    for tier in table.tiers:
+        found = next((one for stage in tier.stages if (one := _strongest(stage, identity, protocol, port)) >= 0), None)
+        if found is None and tier.closed:
+            return Verdict.DENY
+        if found is not None and found != Verdict.PASS:
+            return Verdict(found)
+    return Verdict.ALLOW
+
+
+def _strongest(stage: Stage, identity: int, protocol: int, port: int) -> int:
+    """-1 where no entry covers it."""
+    return max((int(one.verdict) for one in stage if _covers(one, identity, protocol, port)), default=-1)
+
+
+def _covers(entry: Entry, identity: int, protocol: int, port: int) -> bool:
+    if entry.protocol != ANY_PROTOCOL:
+        if entry.protocol != protocol:
+            return False
+        if protocol in WITH_PORTS and not entry.first <= port <= entry.last:
+            return False
+    if entry.any_peer:
+        return True
+    at = bisect_left(entry.peers, identity)
+    return at < len(entry.peers) and entry.peers[at] == identity
+
+
+def is_wider(before: Table, after: Table) -> bool:
+    """Whether it can be seen that `after` refuses nothing that `before` let through: the same, and more is allowed or
+    steered."""
+    return len(before.tiers) == len(after.tiers) and all(map(_is_wider_tier, before.tiers, after.tiers))
+
+
+def _is_wider_tier(before: Tier, after: Tier) -> bool:
+    stages = zip_longest(before.stages, after.stages, fillvalue=())
+    return before.closed >= after.closed and all(_is_wider_stage(old, new) for old, new in stages)
+
+
+def _is_wider_stage(before: Stage, after: Stage) -> bool:
+    gone, come = set(before) - set(after), set(after) - set(before)
+    return not gone and all(one.verdict in (Verdict.ALLOW, Verdict.STEER) for one in come)
