@@ -12,6 +12,7 @@ nftables   render (pure) and apply; nft_inet, nft_bridge, nft_text write the rul
 iptables   the same with iptables-restore and ipset, where nftables is not to be had
 fake       a backend that keeps state and refuses what a kernel would refuse
 routes     the policy routing that hands marked packets to local sockets, through pyroute2
+revoke     what a new picture takes away from connections that are tracked: what must go (judge) and its end (conntrack)
 detect     which backend this machine can have
 nflog      verdict events from the kernel, over raw netlink
 """

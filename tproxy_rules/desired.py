@@ -13,7 +13,8 @@ Semantics every backend must give it, for one packet of the original direction:
   5. Refused in either: RST or drop as `refuse_with_reset` says. Else, if either said STEER (TCP only): TPROXY to the
      listener, and a reset when nobody listens. Else it passes. STEER ends the walk: the proxy walks on per request.
   6. Neighbour discovery, group membership of the link, and errors about flows that were let through pass in any case.
-Replies pass by conntrack's direction. The original direction is judged per packet, so a new picture bites at once.
+Replies pass by conntrack's direction. The original direction is judged per packet, so a new picture bites at once; the
+replies to what it refuses, or to the last owner of an address, end by `revoke`, which follows a picture in force.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """The IP half of the iptables picture, one family at a time. Pure: a picture in, chains and sets out.
 
   raw PREROUTING      L7P-GUARD   anti-spoofing
+  raw OUTPUT          L7P-APART   the proxy's own connections are tracked apart from those it serves
   mangle PREROUTING   L7P-PRE     what goes to the proxy (iptables has TPROXY only here, before Service DNAT)
   mangle OUTPUT       L7P-OUT     the same for the node itself, routed anew over lo
   mangle POSTROUTING  L7P-LEAK    what is marked for the proxy never leaves
@@ -23,7 +24,7 @@ from typing import Final
 
 from tproxy_rules.desired import Desired, Endpoint, Entry, Frontend, Settings, Stage, Table, Verdict
 from tproxy_rules.ipt_sets import IpSet, PeerSets, addresses, ip_set
-from tproxy_rules.marks import CHAIN_PREFIX, LOG_QUEUE, LOG_SNAPLEN, Told, Way, log_prefix
+from tproxy_rules.marks import CHAIN_PREFIX, CONNTRACK_ZONE, LOG_QUEUE, LOG_SNAPLEN, Told, Way, log_prefix
 from tproxy_rules.networks import family
 from tproxy_rules.shapes import BY_PRECEDENCE
 from tproxy_rules.validate import ANY_PROTOCOL, ICMP, MAX_PORT, WITH_PORTS
@@ -128,6 +129,8 @@ class _Renderer:
         table = IptTable("raw")
         table.chain("SPOOF", [self._log(Told.SPOOF, Way.EGRESS, 0), "-j DROP"])
         table.base("PREROUTING", "GUARD", self._guard())
+        # Only the original direction: answers come in without a zone. See nft_inet.
+        table.base("OUTPUT", "APART", [f"-m mark --mark {self.upstream} -j CT --zone-orig {CONNTRACK_ZONE}"])
         return table
 
     def _guard(self) -> Iterator[str]:
@@ -265,7 +268,9 @@ class _Renderer:
         table.chain("LATER", [f"-j MARK --set-xmark 0x0/{_mask(self.both)}"])
         table.chain("NO", [f"-j MARK --set-xmark {self.both}"])
         table.chain("YES", [f"-j MARK --set-xmark {self.proxy}"])
-        table.chain("TPROXY", [f"-p tcp -j {self._tproxy()}", "-j DROP"])
+        # It has been given another port, since its answers would be those of a connection of the proxy's: see nft_inet.
+        other_port = f"-p tcp ! --syn -m conntrack --ctstate SNAT -j {CHAIN_PREFIX}DIVERT"
+        table.chain("TPROXY", [other_port, f"-p tcp -j {self._tproxy()}", "-j DROP"])
         steering = {a for way in Way for one, t in self._with(way) if t.steers for a in self._own(one)}
         tell: list[str] = []
         quiet: dict[Way, list[str]] = {way: [] for way in Way}

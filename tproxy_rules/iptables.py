@@ -479,6 +479,7 @@ _PROBES: Final = (
     ("socket matching (xt_socket)", _probe("mangle", "-p tcp -m socket --transparent -j RETURN")),
     ("connection marks (xt_CONNMARK)", _probe("mangle", "-j CONNMARK --set-xmark 0x1/0x1")),
     ("connection tracking (xt_conntrack)", _probe("filter", "-m conntrack --ctdir REPLY -j RETURN")),
+    ("zones of connection tracking (xt_CT, CONFIG_NF_CONNTRACK_ZONES)", _probe("raw", "-j CT --zone-orig 1")),
     ("logging to a group (xt_NFLOG)", _probe("filter", "-m limit --limit 1/second -j NFLOG --nflog-group 1")),
     ("the raw table (iptable_raw)", _probe("raw", "-j RETURN")),
     ("the nat table (iptable_nat)", _probe("nat", "-j RETURN")),

@@ -1,7 +1,8 @@
 """The names by which a fresh process knows kernel state as ours, and the words of the verdict events.
 
 nftables: tables `inet l7proxy` and `bridge l7proxy`. iptables: chains and sets that begin with `L7P-`. Routing: rules
-and routes of protocol 77. Marks: the two bits of `Settings`, always as value/mask. Nothing else is ever swept.
+and routes of protocol 77. Marks: the two bits of `Settings`, always as value/mask. Connection tracking: zone
+7777. Nothing else is ever swept.
 """
 
 from __future__ import annotations
@@ -13,6 +14,9 @@ TABLE: Final = "l7proxy"
 CHAIN_PREFIX: Final = "L7P-"
 ROUTE_PROTOCOL: Final = 77
 """rtm_protocol of our rules and routes: outside those of the kernel's list and of /etc/iproute2/rt_protos."""
+
+CONNTRACK_ZONE: Final = 7777
+"""Where the proxy's own connections have their original direction (nft(8), ct zone; iptables-extensions(8), CT)."""
 
 LOG_SNAPLEN: Final = 128
 """Bytes of a packet told in an event: IPv6 with two extension headers and TCP fit."""

@@ -2,10 +2,12 @@
 
   prerouting -300  guard     anti-spoofing, before conntrack
   prerouting  -90  judge     after Service DNAT (-100): policy sees the pod behind a Service; then TPROXY
+  output     -300  apart     the proxy's own connections are tracked apart from those it serves
   output      -90  output    the same ingress policy for what the node itself sends; a route chain, so that a packet
                              marked there is routed anew, over lo, into the proxy
   input       -90  input     the resets that could not be sent earlier; nobody else reaches the proxy's port
   postrouting -300 leak      what is marked for the proxy never leaves the node
+  postrouting 100  nat       empty: with it the kernel gives a connection another port where two would have one answer
   prerouting  min  second    with bridges only: br_netfilter receives a frame twice and loses the socket in between
 
 While a packet is judged its peer's identity is in `meta priority`, which veth zeroes on the way in and the IP layer
@@ -21,7 +23,7 @@ from typing import Final
 
 from tproxy_rules import nft_policy
 from tproxy_rules.desired import Desired, Endpoint, Prefixes, Settings, Stage
-from tproxy_rules.marks import TABLE, Told, Way
+from tproxy_rules.marks import CONNTRACK_ZONE, TABLE, Told, Way
 from tproxy_rules.networks import Identities, family, split
 from tproxy_rules.nft_policy import Asked, asked
 from tproxy_rules.nft_table import Chain, Hosts, NftTable, Set, chain, made, named_set
@@ -35,6 +37,10 @@ LINK: Final = (
     "ip6 daddr ff02::/16 icmpv6 type { 130, 131, 132, 143 } accept",
     "ip daddr 224.0.0.0/24 ip protocol igmp accept",
 )
+# Where a connection to the proxy would have the very answers of one of the proxy's own (the same client and server, the
+# same ports), the kernel gives it another source port in its input hook. Its socket has that port, and is found by it
+# after that hook, as sockets are that nobody assigns.
+OTHER_PORT: Final = "tcp flags & (fin | syn | rst | ack) != syn ct status snat"
 NEIGHBOUR_OF_NODE: Final = "ip6 hoplimit 255 icmpv6 type 133-137 fib daddr type local accept"
 # Errors about a flow that was let through: unreachable (with "too big"), time exceeded, parameter problem.
 ERRORS: Final = (
@@ -166,6 +172,7 @@ def _refuse(settings: Settings) -> Iterator[str]:
 
 def _deliver(settings: Settings) -> Iterator[str]:
     """The mark is there already, and tproxy ends the rule when nobody listens: then the client is told at once."""
+    yield f"{OTHER_PORT} accept"
     yield f"meta nfproto ipv4 meta l4proto tcp tproxy ip to 127.0.0.1:{settings.proxy_port} accept"
     yield f"meta nfproto ipv6 meta l4proto tcp tproxy ip6 to [::1]:{settings.proxy_port} accept"
     yield log(settings, Told.UNSERVED, Way.INGRESS, 0)
@@ -181,6 +188,8 @@ def _base_chains(desired: Desired) -> Iterator[Chain]:
         yield chain("second", _second(settings), hook="prerouting", priority=-(2**31))
     yield chain("guard", _guard(), hook="prerouting", priority=-300)
     yield chain("judge", _judge(settings), hook="prerouting", priority=-90)
+    yield chain("apart", _apart(settings), hook="output", priority=-300)
+    yield chain("nat", (), hook="postrouting", priority=100, kind="nat")
     yield chain("output", _output(desired), hook="output", priority=-90, kind="route")
     yield chain("input", _input(settings), hook="input", priority=-90)
     yield chain("leak", _leak(settings), hook="postrouting", priority=-300)
@@ -190,6 +199,7 @@ def _second(settings: Settings) -> Iterator[str]:
     """The second reception of a bridged frame runs this priority only; the mark is all that survived the first."""
     marked = f"{_is_marked(settings.mark_proxy)} meta l4proto tcp"
     found = f"{_unmark(settings.mark_upstream)} accept"
+    yield f"{marked} {OTHER_PORT} {found}"
     yield f"{marked} meta nfproto ipv4 tproxy ip to 127.0.0.1:{settings.proxy_port} {found}"
     yield f"{marked} meta nfproto ipv6 tproxy ip6 to [::1]:{settings.proxy_port} {found}"
 
@@ -233,6 +243,12 @@ def _judge(settings: Settings) -> Iterator[str]:
         yield f"ip {field} vmap @{way}4"
         yield f"ip6 {field} vmap @{way}6"
     yield f"{_is_marked(proxy)} goto deliver"
+
+
+def _apart(settings: Settings) -> Iterator[str]:
+    """In a zone of its own, a connection of ours with the very ports of a client's is another one. Its answers come in
+    without a zone: so only its original direction has one, and the kernel sees to it that the answers differ."""
+    yield f"{_is_marked(settings.mark_upstream)} ct original zone set {CONNTRACK_ZONE}"
 
 
 def _output(desired: Desired) -> Iterator[str]:

@@ -41,14 +41,16 @@ def probes(render: Callable[[Desired], str]) -> tuple[tuple[str, str], ...]:
     return (*_PROBES, ("our rules", rules))
 
 
-def _probe(hook: str, rule: str, family: str = "inet") -> str:
-    base = f"type filter hook {hook} priority -90; policy accept;"
+def _probe(hook: str, rule: str, family: str = "inet", kind: str = "filter") -> str:
+    base = f"type {kind} hook {hook} priority -90; policy accept;"
     return f"table {family} {TABLE}-probe {{\n\tchain c {{\n\t\t{base}\n\t\t{rule}\n\t}}\n}}\n"
 
 
 _PROBES: Final = (
     ("tables of the inet family (CONFIG_NF_TABLES_INET)", f"table inet {TABLE}-probe\n"),
     ("connection tracking (CONFIG_NFT_CT, nf_conntrack)", _probe("prerouting", "ct direction reply accept")),
+    ("zones of connection tracking (CONFIG_NF_CONNTRACK_ZONES)", _probe("output", "ct original zone set 1")),
+    ("address translation (CONFIG_NFT_NAT)", _probe("postrouting", "accept", kind="nat")),
     ("TPROXY (CONFIG_NFT_TPROXY, nft_tproxy)", _probe("prerouting", "meta l4proto tcp tproxy to :1")),
     ("socket matching (CONFIG_NFT_SOCKET, nft_socket; Linux 5.14)", _probe("prerouting", "socket wildcard 0")),
     ("logging to a group (CONFIG_NFT_LOG, nfnetlink_log)", _probe("prerouting", "log group 1")),

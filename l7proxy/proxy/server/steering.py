@@ -18,8 +18,8 @@ from l7proxy.proxy.server import listener
 
 IP_BIND_ADDRESS_NO_PORT: Final = 24  # linux/in.h; not in Python's socket module
 PORTS: Final = range(10240, 30000)
-"""Where our own connections take their ports: below Linux's ephemeral range (32768 on), which pods use. A connection of
-ours with the very ports of a client's would share its conntrack entry, marks and NAT included."""
+"""Where our own connections take their ports: below Linux's ephemeral range (32768 on), which pods use. With the very
+ports of a client's they are tracked apart, but the kernel must then find one of both another port."""
 TRIES: Final = 16
 """Ports tried before the kernel chooses one: somebody listens there, or it is taken towards that server."""
 
