@@ -13,6 +13,7 @@ import socket
 import struct
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from ipaddress import ip_address
 from itertools import groupby
 from typing import Final
@@ -192,4 +193,9 @@ def _tuple(data: bytes, *, reverse: bool = False) -> tuple[str, str, int, int]:
 def _address(found: dict[int, bytes], kinds: tuple[int, int]) -> str:
     """The IPv4 one or the IPv6 one."""
     ipv4, ipv6 = kinds
-    return str(ip_address(found[ipv4] if ipv4 in found else found[ipv6]))
+    return _text(found[ipv4] if ipv4 in found else found[ipv6])
+
+
+@lru_cache(maxsize=1 << 14)
+def _text(packed: bytes) -> str:
+    return str(ip_address(packed))

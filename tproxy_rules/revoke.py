@@ -41,10 +41,10 @@ class Taken:
     def __bool__(self) -> bool:
         return bool(self.left or self.moved) or self.judged is None or bool(self.judged)
 
-    @property
-    def addresses(self) -> frozenset[str] | None:
-        """All of which entries must be looked at; None: every entry."""
-        return None if self.judged is None else self.left | self.moved | self.judged
+    def addresses(self, after: Desired) -> frozenset[str]:
+        """All of which entries must be looked at. What nobody governs cannot be refused."""
+        judged = _governed(after) if self.judged is None else self.judged
+        return self.left | self.moved | judged
 
     def then(self, later: Taken) -> Taken:
         """Both, in this order."""
@@ -95,7 +95,7 @@ def revoke(change: Taken, after: Desired, *, spare: bool) -> Outcome:
     doomed: list[Tracked] = []
     spared = 0
     with Conntrack() as conntrack:
-        for entry in conntrack.entries(change.addresses):
+        for entry in conntrack.entries(change.addresses(after)):
             if _is_lost(entry, change):
                 doomed.append(entry)
             elif _is_refused(entry, change, judge, after.settings.mark_upstream):
@@ -143,6 +143,10 @@ _Owner = tuple[int, Port | None]
 
 def _owners(desired: Desired) -> dict[str, _Owner]:
     return {address: (one.id, one.port) for one in desired.endpoints for address in one.addresses}
+
+
+def _governed(desired: Desired) -> frozenset[str]:
+    return frozenset(address for one in desired.endpoints if one.ingress or one.egress for address in one.addresses)
 
 
 def _passed(old: _Owner, new: _Owner) -> bool:
