@@ -12,6 +12,7 @@ import errno
 import hashlib
 import os
 import socket
+from contextlib import suppress
 from dataclasses import dataclass
 from ipaddress import ip_interface, ip_network
 from typing import Any, Final
@@ -177,6 +178,14 @@ def _lay_bridged(ipr: Any, name: str, pod: Pod) -> None:
     index = _index(ipr, name)
     ipr.link("set", index=index, master=_index(ipr, POD_BRIDGE), state="up")
     ipr.brport("set", index=index, mode=1)  # hairpin: a pod may reach itself through its Service
+    _forget_neighbours(ipr, pod)
+
+
+def _forget_neighbours(ipr: Any, pod: Pod) -> None:
+    """The node may still know the MAC of the last pod with the address; the new one announces itself later or never."""
+    for address in pod.addresses:
+        with suppress(NetlinkError):  # it knows none
+            ipr.neigh("del", dst=address, ifindex=_index(ipr, POD_BRIDGE))
 
 
 def _lay_routed(ipr: Any, name: str, pod: Pod) -> None:
