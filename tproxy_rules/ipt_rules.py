@@ -37,6 +37,8 @@ _PROTOCOLS: Final = {6: "tcp", 17: "udp", 132: "sctp"}
 _MATCHES: Final = {"icmp": "icmp", "icmpv6": "icmp6"}
 _LETTER: Final = {Verdict.DENY: "d", Verdict.STEER: "s", Verdict.ALLOW: "a"}
 _ND: Final = (133, 134, 135, 136)
+_OF_ROUTERS: Final = {4: ("icmp", ("3/4", "4", "5", "11/0")), 6: ("icmpv6", ("2", "3/0"))}
+"""See nft_inet, chain "router"."""
 _FROM_LINK_LOCAL: Final = (130, 131, 132, 133, 135, 136, 143)
 
 
@@ -142,8 +144,11 @@ class _Renderer:
         if self.version == 4:
             yield f"-d 127.0.0.0/8 -g {CHAIN_PREFIX}SPOOF"
         if pairs:
+            home, (protocol, kinds) = addresses("home", self.version, homes), _OF_ROUTERS[self.version]
+            for type_ in kinds:
+                yield f"-p {protocol} --{protocol}-type {type_} {self._in(home, 'src')} -g {CHAIN_PREFIX}SPOOF"
             yield f"{self._in(ip_set('own', 'hash:net,iface', self.version, pairs), 'src,src')} -j RETURN"
-            yield f"{self._in(addresses('home', self.version, homes), 'src')} -g {CHAIN_PREFIX}SPOOF"
+            yield f"{self._in(home, 'src')} -g {CHAIN_PREFIX}SPOOF"
         for _, port in cabled:
             if not port.bridge:
                 if self.version == 6:

@@ -137,6 +137,7 @@ def _common_chains(desired: Desired, nets: Mapping[int, Identities]) -> Iterator
     yield chain("spoofed", [log(settings, Told.SPOOF, Way.EGRESS, 0), "drop"])
     yield chain("deliver", _deliver(settings))
     yield chain("options", ("ip option lsrr exists goto spoofed", "ip option ssrr exists goto spoofed"))
+    yield chain("router", _router())
     yield chain("segments", ("iifname . ip6 saddr @own6 goto spoofed",))
 
 
@@ -213,6 +214,7 @@ def _guard() -> Iterator[str]:
     # have use for IPv6's, which the node follows only where it is told to.
     yield "ip hdrlength > 5 jump options"
     yield "rt seg-left != 0 jump segments"
+    yield "meta l4proto { icmp, ipv6-icmp } jump router"
     yield "iifname . ip saddr @own4 accept"
     yield "ip saddr @homes4 goto spoofed"
     yield "iifname . ip6 saddr @own6 accept"
@@ -220,6 +222,16 @@ def _guard() -> Iterator[str]:
     # Link-local addresses are nobody's in `identities`, so they carry the link's own protocols and nothing else.
     yield "iifname @ports ip6 saddr { ::, fe80::/10 } icmpv6 type { 130, 131, 132, 133, 135, 136, 143 } accept"
     yield "iifname @ports goto spoofed"
+
+
+def _router() -> Iterator[str]:
+    """What a router says of somebody else's connection (RFC 792; RFC 4443), and conntrack would call related: a pod is
+    no router, and could lower the path MTU of connections in which it has no part."""
+    yield "ip saddr @homes4 icmp type { source-quench, redirect } goto spoofed"
+    yield "ip saddr @homes4 icmp type destination-unreachable icmp code 4 goto spoofed"
+    yield "ip saddr @homes4 icmp type time-exceeded icmp code 0 goto spoofed"
+    yield "ip6 saddr @homes6 icmpv6 type packet-too-big goto spoofed"
+    yield "ip6 saddr @homes6 icmpv6 type time-exceeded icmpv6 code 0 goto spoofed"
 
 
 def _judge(settings: Settings) -> Iterator[str]:

@@ -15,8 +15,10 @@ MIXTURES = {
     "half a preface, then HTTP/1": b"PRI * HTTP/2.0\r\n\r\nGET /secret/%b HTTP/1.1\r\nHost: a\r\n\r\n",
     "an upgrade to h2c, then its frames": b"GET /public HTTP/1.1\r\nHost: a\r\nConnection: Upgrade, HTTP2-Settings\r\n"
     b"Upgrade: h2c\r\nHTTP2-Settings: AAMAAABkAAQAAP__\r\n\r\n" + PREFACE + b"%b",
+    "an upgrade that the server does not take, then a request": b"GET /public HTTP/1.1\r\nHost: a\r\n"
+    b"Connection: Upgrade\r\nUpgrade: irc\r\n\r\nGET /secret/%b HTTP/1.1\r\nHost: a\r\n\r\n",
     "an upgrade with a body, then a request": b"POST /public HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\n"
-    b"Upgrade: websocket\r\nContent-Length: 4\r\n\r\nabcdGET /secret/%b HTTP/1.1\r\nHost: a\r\n\r\n",
+    b"Upgrade: irc\r\nContent-Length: 4\r\n\r\nabcdGET /secret/%b HTTP/1.1\r\nHost: a\r\n\r\n",
     "CONNECT, then anything": b"CONNECT /public HTTP/1.1\r\nHost: a\r\n\r\nGET /secret/%b HTTP/1.1\r\nHost: a\r\n\r\n",
     "TLS": b"\x16\x03\x01\x02\0\x01\0\x01\xfc\x03\x03%b",
 }

@@ -8,7 +8,7 @@ import time
 
 import pytest
 from scapy.layers.inet import ICMP, TCP, UDP
-from scapy.layers.inet6 import ICMPv6DestUnreach
+from scapy.layers.inet6 import ICMPv6DestUnreach, ICMPv6PacketTooBig
 from scapy.layers.l2 import ARP
 from scapy.layers.sctp import SCTP, SCTPChunkData
 from scapy.packet import Raw
@@ -87,6 +87,25 @@ def test_a_simultaneous_open_needs_the_side_that_may_open(lab: AttackLab, family
                 client.connect((addresses[0], 5050))
             cross(late)
             seen.arrived(late)  # a reply now: may arrive, as any answer to a connection that is allowed
+
+
+def test_forged_icmp_errors_do_not_reach_a_policed_server(lab: AttackLab, family: int) -> None:
+    """About a connection that exists, from a pod that has no part in it; the server keeps its path MTU."""
+    free, friend, victim = lab.pod("free"), lab.pod("friend"), lab.pod("victim")
+    ours, theirs = victim.addresses[family], friend.addresses[family]
+    with friend.open_socket(family) as client:
+        client.connect((ours, 9000))
+        port = client.getsockname()[1]
+        for source in (free.addresses[family], theirs):
+            sent = token()
+            inner = internet(ours, theirs) / TCP(sport=9000, dport=port, flags="A") / sent
+            error = ICMP(type=3, code=4, nexthopmtu=600) if family == 4 else ICMPv6PacketTooBig(mtu=1280)
+            with victim.capture() as seen:
+                free.send(way(lab, free, victim) / internet(source, ours) / error / inner)
+                assert not seen.arrived(sent)
+        assert "mtu" not in victim.sh(f"ip route get {theirs}").replace("mtu 1500", "")
+        client.sendall(b"still")
+        assert client.recv(100)
 
 
 def test_forged_unreachables_do_not_end_a_connection(lab: AttackLab, family: int) -> None:
