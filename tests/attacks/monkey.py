@@ -469,9 +469,10 @@ class Monkey:
             path = self.random.choice(("/public/", "/secret/")) + token.decode()
             some = self._allowed(policies, source, target, "TCP", 80, ("GET", path))[0]
             data = f"GET {path} HTTP/1.1\r\nHost: again\r\n\r\n".encode()
+        elif opened.kind == "UDP":
+            some, data = self._exchanges(policies, opened), token
         else:
-            some = self._allowed(policies, source, target, opened.kind, 9000)[0]
-            data = token
+            some, data = self._allowed(policies, source, target, "TCP", 9000)[0], token
 
         def act() -> Outcome:
             try:
@@ -483,12 +484,16 @@ class Monkey:
         may = frozenset({target}) if some else frozenset()
         return Move(f"again {opened.kind} {source} > {target} {opened.client}", source, token, may, frozenset(), act)
 
+    def _exchanges(self, policies: tuple[Policies, ...], opened: Open) -> bool:
+        roles = self.world.role(opened.source), self.world.role(opened.target)
+        near = self.world.pods[opened.source].node == self.world.pods[opened.target].node
+        return any(model.exchanges(each, *roles, opened.client[1], same_node=near) for each in policies)
+
     def _reply(self, policies: tuple[Policies, ...], opened: Open, token: bytes) -> Move:
         """From the server of a UDP exchange to its client: passes only while the client may ask."""
         server = self.world.pods[opened.target]
         client = self.world.pods[opened.source]
-        asked = self._allowed(policies, opened.source, opened.target, "UDP", 9000)[0]
-        fresh = self._allowed(policies, opened.target, opened.source, "UDP", opened.client[1])[0]
+        some = self._exchanges(policies, opened)
         addresses = server.addresses[opened.family], client.addresses[opened.family]
         link = ethernet(server.mac, self.world.next_hop(server, client))
         frame = bytes(link / internet(*addresses) / UDP(sport=9000, dport=opened.client[1]) / token)
@@ -497,7 +502,7 @@ class Monkey:
             server.send(frame)
             return Outcome(frame.hex(), opened.client)
 
-        may = frozenset({opened.source}) if asked or fresh else frozenset()
+        may = frozenset({opened.source}) if some else frozenset()
         what = f"UDP reply {opened.target} > {opened.source} {opened.client}"
         return Move(what, opened.target, token, may, frozenset(), act)
 

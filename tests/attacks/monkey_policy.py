@@ -68,6 +68,21 @@ def allows(
     )
 
 
+def exchanges(policies: Policies, client: str, server: str, port: int, *, same_node: bool) -> bool:
+    """Whether datagrams may pass between a client's port and UDP 9000 of a server that it once asked, either way.
+
+    As a flow of the client's, or as one that the server began by itself. Each node judges its own pod and tracks by
+    itself: between nodes the two may take it for different ones.
+    """
+    asks = _admits(policies, "egress", client, server, "UDP", 9000, None)
+    asked = _admits(policies, "ingress", server, client, "UDP", 9000, None)
+    sends = _admits(policies, "egress", server, client, "UDP", port, None)
+    receives = _admits(policies, "ingress", client, server, "UDP", port, None)
+    if same_node:
+        return (asks and asked) or (sends and receives)
+    return (asks or receives) and (asked or sends)
+
+
 def isolated(policies: Policies, direction: str, role: str) -> bool:
     return any(p.role == role and p.rules(direction) is not None for p in policies)
 
