@@ -2,7 +2,13 @@
 
 Semantics every backend must give it, for one packet of the original direction:
   1. From the address of an endpoint that has a port, it must come in by that port with that MAC (anti-spoofing); and a
-     known port sends from its own addresses only. Else dropped.
+     known port sends from its own addresses only, and gets by the bridge what is for them only. Else dropped.
+     IPv6 link-local unicast from or to a pod is nobody's in `identities`: it carries neighbour discovery (RFC 4861, hop
+     limit 255) and group membership (RFC 3810, hop limit 1), else dropped. Router advertisements and redirects never
+     come from a pod, and duplicate address detection only for the pod's own addresses (RFC 4862, RFC 5227).
+     IP in a frame to a reserved bridge address (01:80:c2:00:00:00 to :0f) is dropped: the bridge hands it up from the
+     port itself, past its own hooks. So is all IP whose input interface is a bridge port, and IP from or to loopback
+     and IPv4-mapped addresses.
   2. source == destination address of one endpoint: passes.
   3. identity(address) = the longest prefix in `identities` that holds it.
   4. If the source is an endpoint with `egress`, that is asked with the destination's identity; if the destination is an
@@ -117,10 +123,15 @@ class Endpoint:
 
 @dataclass(frozen=True, slots=True)
 class Bridge:
-    """A Linux bridge that pods are ports of: its frames must be sent up to the IP layer to be judged."""
+    """A Linux bridge that pods are ports of: its frames must be sent up to the IP layer to be judged.
+
+    `ports` are all its ports. `uplinks` are those that lead to other hosts, as a network card or a VXLAN link does.
+    """
 
     name: str
     mac: str
+    ports: tuple[str, ...] = ()
+    uplinks: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ from ipaddress import ip_address, ip_network
 from operator import is_, lt
 from typing import Any
 
-from tproxy_rules.desired import Desired, Endpoint, Entry, Prefixes, Settings, Stage, Table, Tier
+from tproxy_rules.desired import Bridge, Desired, Endpoint, Entry, Prefixes, Settings, Stage, Table, Tier
 
 
 def canonical(table: Table) -> Table:
@@ -42,7 +42,7 @@ def normalise(
         settings=_settings(desired.settings),
         identities=identities(desired.identities),
         endpoints=tuple(sorted(endpoints, key=lambda one: one.id)),
-        bridges=tuple(sorted(set(desired.bridges), key=lambda bridge: (bridge.name, bridge.mac))),
+        bridges=tuple(sorted({_bridge(one) for one in desired.bridges}, key=lambda bridge: (bridge.name, bridge.mac))),
         frontends=tuple(
             sorted(
                 {replace(one, address=canonical_address(one.address)) for one in desired.frontends},
@@ -105,6 +105,10 @@ def canonical_address(address: str) -> str:
 
 def _settings(settings: Settings) -> Settings:
     return replace(settings, families=tuple(sorted(set(settings.families))))
+
+
+def _bridge(bridge: Bridge) -> Bridge:
+    return replace(bridge, ports=tuple(sorted(set(bridge.ports))), uplinks=tuple(sorted(set(bridge.uplinks))))
 
 
 def _endpoint(endpoint: Endpoint, table: Callable[[Table], Table]) -> Endpoint:

@@ -39,6 +39,7 @@ _LETTER: Final = {Verdict.DENY: "d", Verdict.STEER: "s", Verdict.ALLOW: "a"}
 _ND: Final = (133, 134, 135, 136)
 _OF_ROUTERS: Final = {4: ("icmp", ("3/4", "4", "5", "11/0")), 6: ("icmpv6", ("2", "3/0"))}
 """See nft_inet, chain "router"."""
+_LISTENER: Final = (130, 131, 132, 143)
 _FROM_LINK_LOCAL: Final = (130, 131, 132, 133, 135, 136, 143)
 
 
@@ -130,6 +131,8 @@ class _Renderer:
     def _raw(self) -> IptTable:
         table = IptTable("raw")
         table.chain("SPOOF", [self._log(Told.SPOOF, Way.EGRESS, 0), "-j DROP"])
+        if self.version == 6:
+            table.chain("LINK", self._link_local_unicast(Way.EGRESS))
         table.base("PREROUTING", "GUARD", self._guard())
         # Only the original direction: answers come in without a zone. See nft_inet.
         table.base("OUTPUT", "APART", [f"-m mark --mark {self.upstream} -j CT --zone-orig {CONNTRACK_ZONE}"])
@@ -140,9 +143,23 @@ class _Renderer:
         cabled = [(one, one.port) for one in self.desired.endpoints if one.port]
         pairs = [f"{a},{port.bridge or port.interface}" for one, port in cabled for a in self._own(one)]
         homes = [address for one, _ in cabled for address in self._own(one)]
+        everything = "0.0.0.0/0" if self.version == 4 else "::/0"
         yield "-i lo -j RETURN"
         if self.version == 4:
             yield f"-d 127.0.0.0/8 -g {CHAIN_PREFIX}SPOOF"
+        # See nft_inet. iptables cannot see a frame's destination, but that it was a group's.
+        addressed = "! -d 224.0.0.0/4" if self.version == 4 else "! -d ff00::/8"
+        if self.desired.bridges:
+            yield f"-m pkttype --pkt-type multicast {addressed} -g {CHAIN_PREFIX}SPOOF"
+        if bridged := [f"{everything},{name}" for name in self._bridged()]:
+            yield f"{self._in(ip_set('bp', 'hash:net,iface', self.version, bridged), 'src,src')} -g {CHAIN_PREFIX}SPOOF"
+        if self.version == 6:
+            for nowhere in ("::1/128", "::ffff:0:0/96"):
+                yield f"-s {nowhere} -g {CHAIN_PREFIX}SPOOF"
+                yield f"-d {nowhere} -g {CHAIN_PREFIX}SPOOF"
+            if links := self._links():
+                yield f"{self._in(links, 'dst,src')} -j {CHAIN_PREFIX}LINK"
+                yield f"{self._in(links, 'src,src')} ! -d ff00::/8 -j {CHAIN_PREFIX}LINK"
         if pairs:
             home, (protocol, kinds) = addresses("home", self.version, homes), _OF_ROUTERS[self.version]
             for type_ in kinds:
@@ -156,6 +173,25 @@ class _Renderer:
                         for kind in _FROM_LINK_LOCAL:
                             yield f"-i {port.interface} -s {source} -p icmpv6 --icmpv6-type {kind} -j RETURN"
                 yield f"-i {port.interface} -g {CHAIN_PREFIX}SPOOF"
+
+    def _bridged(self) -> list[str]:
+        """Every port of a bridge that has pods."""
+        known = {one.port.interface for one in self.desired.endpoints if one.port and one.port.bridge}
+        return sorted(known.union(*(bridge.ports for bridge in self.desired.bridges)))
+
+    def _links(self) -> IpSet | None:
+        """Link-local addresses by the links that lead to pods only."""
+        routed = [one.port.interface for one in self.desired.endpoints if one.port and not one.port.bridge]
+        closed = [bridge.name for bridge in self.desired.bridges if not bridge.uplinks]
+        members = [f"fe80::/10,{name}" for name in (*routed, *closed)]
+        return ip_set("ll", "hash:net,iface", 6, members) if members else None
+
+    def _link_local_unicast(self, way: Way) -> Iterator[str]:
+        """Only what runs the link returns: RFC 4861 (hop limit 255), RFC 3810, section 5 (hop limit 1)."""
+        for limit, kinds in ((255, (*_ND, 137)), (1, _LISTENER)):
+            yield from (f"-p icmpv6 --icmpv6-type {kind} -m hl --hl-eq {limit} -j RETURN" for kind in kinds)
+        yield self._log(Told.LINK_LOCAL, way, 0)
+        yield "-j DROP"
 
     # --- nat ----------------------------------------------------------------------------------------------------------
 
@@ -184,7 +220,7 @@ class _Renderer:
         table.base("FORWARD", "FWD", [f"{marked} -j DROP", *always, *self._governed(), *egress, *ingress])
         table.base("INPUT", "IN", ["-i lo -j RETURN", f"{marked} -j RETURN", *self._dialled(), *always, *egress])
         quiet = [f"{marked} -j RETURN", f"-m mark --mark {self.upstream} -j RETURN", "-o lo -j RETURN"]
-        table.base("OUTPUT", "OUT", [*quiet, *self._redirects(), *self._passing(), *host])
+        table.base("OUTPUT", "OUT", [*quiet, *self._to_link_local(table), *self._redirects(), *self._passing(), *host])
         return table
 
     def _passing(self) -> Iterator[str]:
@@ -200,7 +236,7 @@ class _Renderer:
         # RFC 4861: hop limit 255. Forwarding has taken one off already, so this is never a routed packet.
         for kind6 in _ND:
             yield f"-p icmpv6 --icmpv6-type {kind6} -m hl --hl-eq 255 -j RETURN"
-        for kind6 in (130, 131, 132, 143):
+        for kind6 in _LISTENER:
             yield f"-d ff02::/16 -p icmpv6 --icmpv6-type {kind6} -j RETURN"
 
     def _governed(self) -> Iterator[str]:
@@ -232,6 +268,11 @@ class _Renderer:
 
     def _dialled(self) -> Iterator[str]:
         yield f"-p tcp --dport {self.settings.proxy_port} -j DROP"
+
+    def _to_link_local(self, table: IptTable) -> Iterator[str]:
+        if self.version == 6 and (links := self._links()):
+            table.chain("LINK", self._link_local_unicast(Way.INGRESS))
+            yield f"{self._in(links, 'dst,dst')} -j {CHAIN_PREFIX}LINK"
 
     def _redirects(self) -> Iterator[str]:
         if self.version == 6:

@@ -37,6 +37,10 @@ class Told(StrEnum):
     """Not from the address, MAC or port that it claims."""
     GROUP = "group"
     """Multicast or broadcast from or to a pod under policy: no entry can name the receivers."""
+    LINK_LOCAL = "link-local"
+    """IPv6 link-local unicast from or to a pod that is neither neighbour discovery nor group membership."""
+    STRAY = "stray"
+    """To a pod, for an address that is not the pod's."""
     UNSERVED = "unserved"
     """To be steered, but nobody listens."""
 
@@ -49,7 +53,7 @@ class Way(StrEnum):
 
 
 def log_prefix(told: Told, way: Way, endpoint: int) -> str:
-    """At most 28 bytes, within the 64 of xt_NFLOG. Endpoint 0 is "no particular one"."""
+    """At most 33 bytes, within the 64 of xt_NFLOG. Endpoint 0 is "no particular one"."""
     return f"l7p:{told.value}:{way.value}:{endpoint}"
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from ipaddress import IPv6Address
+from typing import Final
 
 from tproxy_rules.desired import Desired, Endpoint, Settings
 from tproxy_rules.marks import TABLE, Told, Way
@@ -21,9 +22,16 @@ from tproxy_rules.nft_text import limits, log
 
 # RFC 4861: neighbour discovery is only valid with hop limit 255. RFC 3810 and RFC 2710 for the listener reports.
 NEIGHBOUR = "ip6 hoplimit 255 icmpv6 type { nd-router-solicit, nd-neighbor-solicit, nd-neighbor-advert }"
+ROUTER = "icmpv6 type { nd-router-advert, nd-redirect }"
 LISTENER = "icmpv6 type { mld-listener-query, mld-listener-report, mld-listener-done, mld2-listener-report }"
 GROUP4 = "ether type ip ip daddr { 224.0.0.0/4, 255.255.255.255 }"
 GROUP6 = "ether type ip6 ip6 daddr ff00::/8"
+TO_LINK_LOCAL: Final = "ip6 daddr fe80::/10"
+FROM_LINK_LOCAL: Final = "ip6 saddr fe80::/10 ip6 daddr != ff00::/8"
+"""Of unicast: a group's packets are judged as such whoever sends them."""
+RESERVED: Final = "ether daddr & ff:ff:ff:ff:ff:f0 == 01:80:c2:00:00:00"
+"""IEEE 802.1Q, table 8-1: addresses that no bridge forwards."""
+UNICAST: Final = "ether daddr & 01:00:00:00:00:00 == 00:00:00:00:00:00"
 TARGET = "@th,64,128"
 """Target address of a neighbour solicitation or advertisement: `icmpv6 taddr` is not in nft before 1.0.8."""
 
@@ -56,6 +64,8 @@ def _sets(desired: Desired) -> Iterator[Set]:
     )
     # The same without the port: what no other port may claim.
     yield named_set("macs", "ether_addr", [_mac(one) for one in pods])
+    yield named_set("nodes", "ether_addr", [bridge.mac for bridge in desired.bridges])
+    yield named_set("uplinks", "ifname", [f'"{name}"' for bridge in desired.bridges for name in bridge.uplinks])
     yield named_set("homes4", "ipv4_addr", [address for one in pods for address in _addresses(one, 4)])
     yield named_set("homes6", "ipv6_addr", [address for _, address in own6])
     yield named_set(
@@ -75,25 +85,35 @@ def _chains(settings: Settings) -> Iterator[Chain]:
     yield chain("own", _own())
     yield chain("foreign", _foreign())
     yield chain("spoofed", (log(settings, Told.SPOOF, Way.EGRESS, 0), "drop"))
+    for way in Way:
+        yield chain(f"link_{way}", link_local_unicast(settings, way))
+    yield chain("stray", (log(settings, Told.STRAY, Way.INGRESS, 0), "drop"))
     yield chain("group_out", (log(settings, Told.GROUP, Way.EGRESS, 0), "drop"))
     yield chain("group_in", (log(settings, Told.GROUP, Way.INGRESS, 0), "drop"))
     yield chain("prerouting", _prerouting(), hook="prerouting", priority=-300)
     yield chain("forward", _forward(), hook="forward", priority=-300)
+    yield chain("input", _input(), hook="input", priority=-300)
+    yield chain("output", _output(), hook="output", priority=-300)
 
 
 def _own() -> Iterator[str]:
     """Anti-spoofing of known ports: the MAC first, so that a forged one never enters the forwarding table."""
     yield "iifname . ether saddr != @cables goto spoofed"
     yield "ether type arp iifname . arp saddr ether . arp saddr ip @own4 return"
-    # RFC 5227: a probe asks for an address before it is one's own, so its sender address is zero.
-    yield "ether type arp arp operation request arp saddr ip 0.0.0.0 iifname . arp saddr ether @cables return"
+    # RFC 5227: a probe has no sender address. One for another's address has its holder give it up.
+    probe = "ether type arp arp operation request arp saddr ip 0.0.0.0"
+    yield f"{probe} iifname . arp saddr ether . arp daddr ip @own4 return"
     yield "ether type ip iifname . ether saddr . ip saddr @own4 return"
     # RFC 6105: hosts are no routers.
-    yield "icmpv6 type { nd-router-advert, nd-redirect } goto spoofed"
+    yield f"{ROUTER} goto spoofed"
     yield f"icmpv6 type nd-neighbor-advert iifname . {TARGET} != @targets goto spoofed"
+    yield f"{TO_LINK_LOCAL} jump link_egress"
+    yield f"{FROM_LINK_LOCAL} jump link_egress"
     yield "ether type ip6 iifname . ether saddr . ip6 saddr @own6 return"
-    # RFC 4862, 5.4: duplicate address detection and the joining before it come from the unspecified address.
-    yield "ether type ip6 ip6 saddr :: icmpv6 type { nd-neighbor-solicit, mld2-listener-report } return"
+    # RFC 4862, 5.4: duplicate address detection and the joining before it come from the unspecified address. Who
+    # detects another's address denies it to the other.
+    yield f"ip6 saddr :: icmpv6 type nd-neighbor-solicit iifname . {TARGET} @targets return"
+    yield "ip6 saddr :: icmpv6 type mld2-listener-report return"
     # All that is left lies or is neither ARP nor IP. A priority-tagged frame (VLAN 0) ends here too: the receiver
     # would take it as plain IP although no rule of the bridge had seen it as such.
     yield "goto spoofed"
@@ -106,6 +126,18 @@ def _foreign() -> Iterator[str]:
     yield "ether type ip ip saddr @homes4 goto spoofed"
     yield "ether type ip6 ip6 saddr @homes6 goto spoofed"
     yield f"icmpv6 type nd-neighbor-advert {TARGET} @held goto spoofed"
+    yield f"ip6 saddr :: icmpv6 type nd-neighbor-solicit {TARGET} @held goto spoofed"
+    for theirs in ("ether daddr @macs", "iifname != @uplinks ether daddr @nodes"):
+        yield f"{theirs} {TO_LINK_LOCAL} jump link_egress"
+        yield f"{theirs} {FROM_LINK_LOCAL} jump link_egress"
+
+
+def link_local_unicast(settings: Settings, way: Way) -> Iterator[str]:
+    """Only what runs the link returns: RFC 4861 (hop limit 255), RFC 3810, section 5 (hop limit 1)."""
+    yield "ip6 hoplimit 255 icmpv6 type 133-137 return"
+    yield "ip6 hoplimit 1 icmpv6 type { 130, 131, 132, 143 } return"
+    yield log(settings, Told.LINK_LOCAL, way, 0)
+    yield "drop"
 
 
 def _prerouting() -> Iterator[str]:
@@ -124,6 +156,8 @@ def _prerouting() -> Iterator[str]:
 
 def _forward() -> Iterator[str]:
     """What is still on the bridge here was not judged; into a pod with an ingress policy only this much may go."""
+    yield f"oifname @ports {TO_LINK_LOCAL} jump link_ingress"
+    yield f"oifname @ports {FROM_LINK_LOCAL} jump link_ingress"
     yield "oifname != @closed_in accept"
     # With bridge-nf-call a raised frame is judged on the bridge, and one whose destination a Service's DNAT then moved
     # to a pod of the same bridge comes this way. Only what we raised is "host" here: a frame to the bridge or to the
@@ -134,6 +168,19 @@ def _forward() -> Iterator[str]:
     yield f"{GROUP6} {LISTENER} accept"
     yield f"{GROUP4} ip protocol igmp accept"
     yield "goto group_in"
+
+
+def _input() -> Iterator[str]:
+    """A second wall to the guard of the inet table, see there: most of these frames come this way."""
+    yield f"{RESERVED} ether type {{ ip, ip6 }} goto spoofed"
+
+
+def _output() -> Iterator[str]:
+    """From the node, or routed by it: to a pod's own addresses and to groups, whatever address a pod gave itself."""
+    yield "oifname != @ports accept"
+    yield f"{TO_LINK_LOCAL} goto link_ingress"
+    yield f"ether type ip {UNICAST} oifname . ether daddr . ip daddr != @own4 goto stray"
+    yield f"ether type ip6 {UNICAST} oifname . ether daddr . ip6 daddr != @own6 goto stray"
 
 
 def _addresses(endpoint: Endpoint, version: int) -> list[str]:

@@ -25,6 +25,7 @@ from tproxy_rules import nft_policy
 from tproxy_rules.desired import Desired, Endpoint, Prefixes, Settings, Stage
 from tproxy_rules.marks import CONNTRACK_ZONE, TABLE, Told, Way
 from tproxy_rules.networks import Identities, family, split
+from tproxy_rules.nft_bridge import RESERVED, link_local_unicast
 from tproxy_rules.nft_policy import Asked, asked
 from tproxy_rules.nft_table import Chain, Hosts, NftTable, Set, chain, made, named_set
 from tproxy_rules.nft_text import identity, limits, log, mark
@@ -95,6 +96,10 @@ def _address_sets(desired: Desired) -> Iterator[Set]:
         yield named_set(f"selves{version}", f"{kind} . {kind}", selves)
     routed = [f'"{port.interface}"' for _, port in cabled if not port.bridge]
     yield named_set("ports", "ifname", routed)
+    closed = [f'"{bridge.name}"' for bridge in desired.bridges if not bridge.uplinks]
+    yield named_set("links", "ifname", [*routed, *closed])
+    bridged = {port.interface for _, port in cabled if port.bridge}.union(*(one.ports for one in desired.bridges))
+    yield named_set("bridged", "ifname", [f'"{name}"' for name in sorted(bridged)])
     if desired.bridges:
         yield named_set("bridges", "ifname", [f'"{bridge.name}"' for bridge in desired.bridges])
 
@@ -134,6 +139,9 @@ def _common_chains(desired: Desired, nets: Mapping[int, Identities]) -> Iterator
     yield chain("identify_source", [here, *_identify(nets, "saddr")])
     yield chain("refuse_tcp", _refuse_tcp(desired))
     yield chain("refuse", _refuse(settings))
+    for way in Way:
+        yield chain(f"link_{way}", link_local_unicast(settings, way))
+    yield chain("link_local", _link_local())
     yield chain("spoofed", [log(settings, Told.SPOOF, Way.EGRESS, 0), "drop"])
     yield chain("deliver", _deliver(settings))
     yield chain("options", ("ip option lsrr exists goto spoofed", "ip option ssrr exists goto spoofed"))
@@ -210,6 +218,14 @@ def _guard() -> Iterator[str]:
     yield 'iifname "lo" accept'
     # RFC 1122, 3.2.1.3. With route_localnet (kube-proxy sets it) a pod could otherwise dial the node's own listeners.
     yield "ip daddr 127.0.0.0/8 goto spoofed"
+    # What a bridge port gets for the bridge itself (IEEE 802.1Q, 8.6.3) goes up without any hook of the bridge. No IP
+    # is among it, and no IP comes in by a bridge port as such.
+    yield f"{RESERVED} goto spoofed"
+    yield "iifname @bridged goto spoofed"
+    # RFC 4291, 2.5.3 and 2.5.5.2: neither of these is ever on a wire.
+    for field in ("saddr", "daddr"):
+        nowhere = "::1/128 : goto spoofed, ::ffff:0.0.0.0/96 : goto spoofed"
+        yield f"ip6 {field} vmap {{ {nowhere}, fe80::/10 : jump link_local }}"
     # A route that the sender chose: the address to be judged is only put in after we have judged. Others than pods may
     # have use for IPv6's, which the node follows only where it is told to.
     yield "ip hdrlength > 5 jump options"
@@ -232,6 +248,13 @@ def _router() -> Iterator[str]:
     yield "ip saddr @homes4 icmp type time-exceeded icmp code 0 goto spoofed"
     yield "ip6 saddr @homes6 icmpv6 type packet-too-big goto spoofed"
     yield "ip6 saddr @homes6 icmpv6 type time-exceeded icmpv6 code 0 goto spoofed"
+
+
+def _link_local() -> Iterator[str]:
+    """From a routed pod, or from a bridge that has pods only: the node's own link-local address is no way around."""
+    yield "iifname != @links return"
+    yield "ip6 daddr ff00::/8 return"
+    yield "goto link_egress"
 
 
 def _judge(settings: Settings) -> Iterator[str]:
@@ -275,6 +298,7 @@ def _output(desired: Desired) -> Iterator[str]:
     if desired.bridges:
         # Steered frames leave by the interface they came from; IPv6 has no switch for the redirects this provokes.
         yield "oifname @bridges icmpv6 type nd-redirect drop"
+    yield "oifname @links ip6 daddr fe80::/10 jump link_ingress"
     yield "ct direction reply accept"
     yield from ERRORS
     yield from LINK

@@ -152,6 +152,10 @@ def _bridges(bridges: tuple[Bridge, ...]) -> Iterator[str]:
         yield from _interface(bridge.name, "bridges")
         if not _MAC.fullmatch(bridge.mac):
             yield f"bridges: {bridge.name}: {bridge.mac!r} is not a MAC in lower case"
+        for name in (*bridge.ports, *bridge.uplinks):
+            yield from _interface(name, f"bridges: {bridge.name}")
+        for name in sorted(set(bridge.uplinks) - set(bridge.ports)):
+            yield f"bridges: {bridge.name}: the uplink {name} is not one of its ports"
 
 
 def _interface(name: str, at: str) -> Iterator[str]:

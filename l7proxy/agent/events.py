@@ -43,6 +43,11 @@ REASONS: Final[Mapping[Told, tuple[DropReason, str]]] = {
     Told.NONE: (DropReason.POLICY_DENIED, "no rule of the revision then in force allowed it"),
     Told.SPOOF: (DropReason.INVALID_SOURCE_IP, "sent from an address, MAC or interface that is not the pod's own"),
     Told.GROUP: (DropReason.POLICY_DENIED, "multicast or broadcast from or to a pod under policy: no rule can name it"),
+    Told.LINK_LOCAL: (
+        DropReason.POLICY_DENIED,
+        "an IPv6 link-local address carries only neighbour discovery and group membership from or to a pod",
+    ),
+    Told.STRAY: (DropReason.POLICY_DENIED, "for an address that is not one of the receiving pod's own"),
     Told.UNSERVED: (DropReason.UNKNOWN, "an L7 rule sends it to the proxy, but no worker is listening"),
 }
 ASKED: Final = frozenset((Told.ALLOW, Told.STEER, Told.DENY, Told.NONE))
