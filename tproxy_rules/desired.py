@@ -9,6 +9,9 @@ Semantics every backend must give it, for one packet of the original direction:
      IP in a frame to a reserved bridge address (01:80:c2:00:00:00 to :0f) is dropped: the bridge hands it up from the
      port itself, past its own hooks. So is all IP whose input interface is a bridge port, and IP from or to loopback
      and IPv4-mapped addresses.
+     A bridge port that is neither a known pod's, nor an uplink, nor one of `other_ports` is taken for a pod's that is
+     not known yet: it sends ARP, IPv4 and IPv6 only, as no address that `identities` lists as a single one, and it
+     neither claims such an address nor is a router.
   2. source == destination address of one endpoint: passes.
   3. identity(address) = the longest prefix in `identities` that holds it.
   4. If the source is an endpoint with `egress`, that is asked with the destination's identity; if the destination is an
@@ -176,6 +179,8 @@ class Desired:
     """Sorted. `0.0.0.0/0` and `::/0` give the default; without them it is 0, which no peer is."""
     endpoints: tuple[Endpoint, ...] = ()
     bridges: tuple[Bridge, ...] = ()
+    other_ports: tuple[str, ...] = ()
+    """Ports of bridges that have no pod, as docker0: what they send among themselves is no matter of ours."""
     frontends: tuple[Frontend, ...] = ()
     host_identity: int = 1
     """Identity of this node itself: the source of packets in OUTPUT that are not the proxy's."""

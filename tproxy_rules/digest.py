@@ -43,6 +43,7 @@ def normalise(
         identities=identities(desired.identities),
         endpoints=tuple(sorted(endpoints, key=lambda one: one.id)),
         bridges=tuple(sorted({_bridge(one) for one in desired.bridges}, key=lambda bridge: (bridge.name, bridge.mac))),
+        other_ports=tuple(sorted(set(desired.other_ports))),
         frontends=tuple(
             sorted(
                 {replace(one, address=canonical_address(one.address)) for one in desired.frontends},

@@ -3,7 +3,9 @@
 The same law as nft_bridge with the means of ebtables, which has no sets worth the name: rules are per port, so their
 number grows with the pods of the node and not with policy. What ebtables cannot see is the target of a neighbour
 advertisement; there a pod can still claim another pod's IPv6 address towards its neighbours. Nor can it see hop limits:
-receivers look at those themselves.
+receivers look at those themselves. Of ports whose pod is not known, packets from addresses of others are marked here
+with the bit of the proxy's own connections, and refused in the raw table, where there are sets; of ARP only the
+addresses of this node and its pods are compared.
 
 bridge-nf-call must be off here (see iptables): the frames are raised to where routed packets are, and br_netfilter
 would lose the proxy's socket on the way.
@@ -44,9 +46,12 @@ def render(desired: Desired) -> tuple[IptTable, ...]:
         nat.chain("LINK", _link_local_unicast(desired.settings, Way.EGRESS))
         nat.chain("LOCAL", _link_local_from_others(desired, pods))
         nat.chain("HELD", _foreign(pods))
+        nat.chain("GROUP", _in_group_frames())
+        nat.chain("UNKNOWN", _unknown(desired, pods))
         nat.chain("UP", _up(pods))
         known = [f"-i {port.interface} -j {CHAIN_PREFIX}P{one.id}" for one, port in pods]
-        nat.base("PREROUTING", "PRE", [*known, f"-j {CHAIN_PREFIX}HELD", f"-j {CHAIN_PREFIX}UP"])
+        others = [f"-j {CHAIN_PREFIX}{name}" for name in ("HELD", "UNKNOWN", "UP")]
+        nat.base("PREROUTING", "PRE", [*known, *others])
         forward.chain("CLOSED", [*(f"{link} -j RETURN" for link in ("-p ARP", *_LINK)), "-j DROP"])
         forward.chain("LINK", _link_local_unicast(desired.settings, Way.INGRESS))
         forward.chain("PODS", (f"-o {port.interface} -j {CHAIN_PREFIX}LINK" for _, port in pods))
@@ -89,7 +94,7 @@ def _own(endpoint: Endpoint, port: Port) -> Iterator[str]:
 
 
 def _foreign(pods: list[tuple[Endpoint, Port]]) -> Iterator[str]:
-    """From other ports, as a pod's that is not known yet: nothing that is known to be somebody's."""
+    """From other ports: nothing that is known to be of a pod of this node."""
     for one, port in pods:
         yield from _held(one, port)
     yield from (f"{match} -j {CHAIN_PREFIX}LOCAL" for match in _LINK_LOCAL)
@@ -106,6 +111,42 @@ def _held(endpoint: Endpoint, port: Port) -> Iterator[str]:
         if family(address) == 6:
             yield f"-p IPv6 --ip6-src {address} {spoofed}"
             yield f"{_ICMP6} 135:135 --ip6-src :: --ip6-dst {_solicited(address)} {spoofed}"
+
+
+def _unknown(desired: Desired, pods: list[tuple[Endpoint, Port]]) -> Iterator[str]:
+    """As a pod's that is not known yet: nobody that is known anywhere, and no router."""
+    spoofed, mark = f"-j {CHAIN_PREFIX}SPOOF", f"{desired.settings.mark_upstream:#x}"
+    outward = {*desired.other_ports, *(name for bridge in desired.bridges for name in bridge.uplinks)}
+    yield from (f"-i {name} -j RETURN" for name in sorted(outward))
+    yield from (f"-s {bridge.mac} {spoofed}" for bridge in desired.bridges)
+    for mac in (*(port.mac for _, port in pods), *(bridge.mac for bridge in desired.bridges)):
+        yield f"-p ARP --arp-mac-src {mac} {spoofed}"
+    for address in _of_node(desired, 4):
+        yield f"-p ARP --arp-ip-src {address} {spoofed}"
+    yield "-p ARP -j RETURN"
+    for address in (*_of_node(desired, 6), *(link_local(bridge.mac) for bridge in desired.bridges)):
+        yield f"-p IPv6 --ip6-src {address} {spoofed}"
+        yield f"{_ICMP6} 135:135 --ip6-src :: --ip6-dst {_solicited(address)} {spoofed}"
+    yield f"{_ICMP6} 134:134 {spoofed}"
+    yield f"{_ICMP6} 137:137 {spoofed}"
+    for protocol in ("IPv4", "IPv6"):
+        yield f"-p {protocol} -d Multicast -j {CHAIN_PREFIX}GROUP"
+        yield f"-p {protocol} -j mark --mark-or {mark} --mark-target RETURN"
+    yield f"-j {CHAIN_PREFIX}SPOOF"
+
+
+def _in_group_frames() -> Iterator[str]:
+    """A unicast packet in a frame to a group: receivers do take it, and no rule would raise it."""
+    yield from (f"{group} -j RETURN" for group in _GROUPS)
+    yield f"-j {CHAIN_PREFIX}SPOOF"
+
+
+def _of_node(desired: Desired, version: int) -> Iterator[str]:
+    """The node's own addresses."""
+    for prefix, identity in desired.identities:
+        address, _, length = prefix.partition("/")
+        if identity == desired.host_identity and family(address) == version and length == ("32", "128")[version == 6]:
+            yield address
 
 
 def _link_local_from_others(desired: Desired, pods: list[tuple[Endpoint, Port]]) -> Iterator[str]:

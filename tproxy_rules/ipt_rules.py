@@ -160,6 +160,11 @@ class _Renderer:
             if links := self._links():
                 yield f"{self._in(links, 'dst,src')} -j {CHAIN_PREFIX}LINK"
                 yield f"{self._in(links, 'src,src')} ! -d ff00::/8 -j {CHAIN_PREFIX}LINK"
+        if self.desired.bridges:
+            listed = (prefix.partition("/") for prefix, _ in self.desired.identities)
+            single = [address for address, _, length in listed if length == ("32" if self.version == 4 else "128")]
+            marked = f"-m mark --mark {self.upstream}"  # by ebtables: the frame of a port whose pod is not known
+            yield f"{marked} {self._in(addresses('id', self.version, single), 'src')} -g {CHAIN_PREFIX}SPOOF"
         if pairs:
             home, (protocol, kinds) = addresses("home", self.version, homes), _OF_ROUTERS[self.version]
             for type_ in kinds:

@@ -10,14 +10,14 @@ rule for "frames of this bridge" would also bend those of docker0.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from ipaddress import IPv6Address
 from typing import Final
 
-from tproxy_rules.desired import Desired, Endpoint, Settings
+from tproxy_rules.desired import Desired, Endpoint, Prefixes, Settings
 from tproxy_rules.marks import TABLE, Told, Way
-from tproxy_rules.networks import family
-from tproxy_rules.nft_table import Chain, NftTable, Set, chain, made, named_set
+from tproxy_rules.networks import Identities, family, split
+from tproxy_rules.nft_table import Chain, Listed, NftTable, Set, chain, made, named_set
 from tproxy_rules.nft_text import limits, log
 
 # RFC 4861: neighbour discovery is only valid with hop limit 255. RFC 3810 and RFC 2710 for the listener reports.
@@ -36,9 +36,10 @@ TARGET = "@th,64,128"
 """Target address of a neighbour solicitation or advertisement: `icmpv6 taddr` is not in nft before 1.0.8."""
 
 
-def table(desired: Desired) -> NftTable:
-    """For a picture that has bridges."""
-    return made("bridge", TABLE, limits(desired.settings), (*_sets(desired), *_chains(desired.settings)))
+def table(desired: Desired, split_up: Callable[[Prefixes], Mapping[int, Identities]] = split) -> NftTable:
+    """For a picture that has bridges. `split_up` is `split`, or what remembers its answers."""
+    sets = (*_sets(desired), *_listed(split_up(desired.identities)))
+    return made("bridge", TABLE, limits(desired.settings), (*sets, *_chains(desired.settings)))
 
 
 def link_local(mac: str) -> str:
@@ -52,6 +53,7 @@ def _sets(desired: Desired) -> Iterator[Set]:
     pods = [one for one in desired.endpoints if one.port and one.port.bridge]
     macs = {bridge.name: bridge.mac for bridge in desired.bridges}
     own6 = [(one, address) for one in pods for address in (*_addresses(one, 6), link_local(_mac(one)))]
+    held6 = [*(address for _, address in own6), *(link_local(bridge.mac) for bridge in desired.bridges)]
     yield named_set("ports", "ifname", [_name(one) for one in pods])
     yield named_set("cables", "ifname . ether_addr", [f"{_name(one)} . {_mac(one)}" for one in pods])
     yield named_set(
@@ -65,25 +67,35 @@ def _sets(desired: Desired) -> Iterator[Set]:
     # The same without the port: what no other port may claim.
     yield named_set("macs", "ether_addr", [_mac(one) for one in pods])
     yield named_set("nodes", "ether_addr", [bridge.mac for bridge in desired.bridges])
+    outward = (*desired.other_ports, *(name for bridge in desired.bridges for name in bridge.uplinks))
+    yield named_set("outward", "ifname", [f'"{name}"' for name in sorted(set(outward))])
     yield named_set("uplinks", "ifname", [f'"{name}"' for bridge in desired.bridges for name in bridge.uplinks])
     yield named_set("homes4", "ipv4_addr", [address for one in pods for address in _addresses(one, 4)])
-    yield named_set("homes6", "ipv6_addr", [address for _, address in own6])
+    yield named_set("homes6", "ipv6_addr", held6)
     yield named_set(
         "targets",
         f"iifname . {TARGET}",
         [f"{_name(one)} . {int(IPv6Address(address)):#034x}" for one, address in own6],
         of="typeof",
     )
-    yield named_set("held", TARGET, [f"{int(IPv6Address(address)):#034x}" for _, address in own6], of="typeof")
+    yield named_set("held", TARGET, [f"{int(IPv6Address(address)):#034x}" for address in held6], of="typeof")
     yield named_set("up_from", "ifname : ether_addr", [f"{_name(one)} : {macs[_bridge(one)]}" for one in pods])
     yield named_set("up_to", "ether_addr : ether_addr", sorted({f"{_mac(one)} : {macs[_bridge(one)]}" for one in pods}))
     yield named_set("closed_in", "ifname", [_name(one) for one in pods if one.ingress])
     yield named_set("closed_out", "ifname", [_name(one) for one in pods if one.egress and one.egress.governed])
 
 
+def _listed(nets: Mapping[int, Identities]) -> Iterator[Set]:
+    """Who is known anywhere: pods, nodes."""
+    yield Set("hosts4", "ipv4_addr", Listed(nets[4].hosts))
+    yield Set("hosts6", "ipv6_addr", Listed(nets[6].hosts))
+    yield Set("taken", TARGET, Listed(nets[6].hosts, as_bits=True), of="typeof")
+
+
 def _chains(settings: Settings) -> Iterator[Chain]:
     yield chain("own", _own())
     yield chain("foreign", _foreign())
+    yield chain("unknown", _unknown())
     yield chain("spoofed", (log(settings, Told.SPOOF, Way.EGRESS, 0), "drop"))
     for way in Way:
         yield chain(f"link_{way}", link_local_unicast(settings, way))
@@ -120,7 +132,7 @@ def _own() -> Iterator[str]:
 
 
 def _foreign() -> Iterator[str]:
-    """From other ports, as a pod's that is not known yet: nothing that is known to be somebody's."""
+    """From other ports: nothing that is known to be of a pod of this node."""
     yield "ether saddr @macs goto spoofed"
     yield "ether type arp arp saddr ip @homes4 goto spoofed"
     yield "ether type ip ip saddr @homes4 goto spoofed"
@@ -130,6 +142,25 @@ def _foreign() -> Iterator[str]:
     for theirs in ("ether daddr @macs", "iifname != @uplinks ether daddr @nodes"):
         yield f"{theirs} {TO_LINK_LOCAL} jump link_egress"
         yield f"{theirs} {FROM_LINK_LOCAL} jump link_egress"
+    yield "iifname != @outward jump unknown"
+
+
+def _unknown() -> Iterator[str]:
+    """As a pod's that is not known yet: nobody that is known anywhere, and no router."""
+    yield "ether type != { arp, ip, ip6 } goto spoofed"  # of a tagged frame no other rule sees what it carries
+    yield "ether saddr @nodes goto spoofed"
+    yield "ether type arp arp saddr ip @hosts4 goto spoofed"
+    yield "ether type arp arp saddr ether @macs goto spoofed"
+    yield "ether type arp arp saddr ether @nodes goto spoofed"
+    yield "ether type ip ip saddr @hosts4 goto spoofed"
+    yield "ether type ip6 ip6 saddr @hosts6 goto spoofed"
+    yield f"{ROUTER} goto spoofed"
+    yield f"icmpv6 type nd-neighbor-advert {TARGET} @taken goto spoofed"
+    yield f"ip6 saddr :: icmpv6 type nd-neighbor-solicit {TARGET} @taken goto spoofed"
+    # A unicast packet in a frame to a group: receivers do take it, and no rule would raise it.
+    yield f"{UNICAST} return"
+    yield "ether type ip ip daddr != { 224.0.0.0/4, 255.255.255.255 } goto spoofed"
+    yield "ether type ip6 ip6 daddr != ff00::/8 goto spoofed"
 
 
 def link_local_unicast(settings: Settings, way: Way) -> Iterator[str]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from ipaddress import IPv6Address
 from typing import Protocol
 
 from tproxy_rules.nft_text import absent, identity
@@ -53,6 +54,22 @@ class Hosts:
         changed = {address for address, _ in self.identities.items() ^ theirs.items()}
         found = sorted(changed & self.identities.keys())
         return (f"{address} : {identity(self.identities[address])}" for address in found)
+
+
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """The addresses alone, as text or as the 128 bits of an IPv6 address in a message."""
+
+    identities: Mapping[str, int]
+    as_bits: bool = False
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.without(Listed({})))
+
+    def without(self, other: Members) -> Iterable[str]:
+        theirs: Mapping[str, int] = other.identities if isinstance(other, Listed) else {}
+        found = () if theirs is self.identities else sorted(self.identities.keys() - theirs.keys())
+        return (f"{int(IPv6Address(address)):#034x}" if self.as_bits else address for address in found)
 
 
 @dataclass(frozen=True, slots=True)

@@ -134,7 +134,7 @@ class NftablesBackend:
         return self._watching
 
     def _draw(self, picture: Desired) -> Tables:
-        bridge = {"bridge": nft_bridge.table(picture)} if picture.bridges else {}
+        bridge = {"bridge": nft_bridge.table(picture, self._roll.split)} if picture.bridges else {}
         return {"inet": nft_inet.table(picture, self._ask, self._roll.split), **bridge}
 
     def _verified(self) -> _Known | None:

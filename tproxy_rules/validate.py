@@ -92,6 +92,8 @@ def _problems(
     if problem := look_up(desired.identities)[0]:
         yield problem
     yield from _bridges(desired.bridges)
+    for name in desired.other_ports:
+        yield from _interface(name, "other_ports")
     bridges = {bridge.name for bridge in desired.bridges}
     for endpoint in desired.endpoints:
         for problem in _endpoint(endpoint, bridges, examine):

@@ -105,6 +105,7 @@ def draw(
         identities=known.prefixes(view.by_prefix),
         endpoints=tuple(sorted(endpoints, key=lambda one: (one.id, one.addresses))),
         bridges=wires.bridges,
+        other_ports=wires.other_ports,
         frontends=_frontends(view, policies) if resolve_services else (),
     )
     workers = Picture(

@@ -36,6 +36,11 @@ SETTLED: Final = 1.0
 """Seconds after the kernel's last word, after which all is done that it spoke of."""
 IPVS_DUMMY: Final = "kube-ipvs0"
 """kube-proxy's IPVS mode puts every ClusterIP on this link: they are Services, not this node."""
+UPLINKS: Final = frozenset(
+    ("", "bond", "team", "vlan", "macsec", "vxlan", "geneve", "gretap", "ip6gretap", "erspan", "ip6erspan", "batadv")
+)
+"""Kinds of links (IFLA_INFO_KIND; a network card has none) that lead from a bridge to other hosts. A port of any other
+kind, as veth or tun, is taken for a pod's."""
 _NAME = re.compile(r"[A-Za-z0-9_.@-]{1,15}")
 _MAC = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}")
 
@@ -95,6 +100,7 @@ class Wires:
     local_addresses: frozenset[str] = frozenset()
     problems: tuple[str, ...] = ()
     live: tuple[LiveCable, ...] = ()
+    other_ports: tuple[str, ...] = ()
 
 
 class Lookout:
@@ -185,8 +191,21 @@ def connect(cables: Iterable[Cable], ground: Ground, problems: Iterable[str] = (
         if address not in found and name in ground.links and ground.links[name].kind == "veth":
             ports[address] = Port(name)
     names = {port.bridge for port in ports.values() if port.bridge}
-    bridges = tuple(Bridge(name, ground.links[name].mac) for name in sorted(names) if name in ground.links)
-    return Wires(dict(sorted(ports.items())), bridges, ground.addresses, tuple(told), tuple(sorted(live)))
+    bridges = tuple(_bridge(ground.links[name], ground) for name in sorted(names) if name in ground.links)
+    others = tuple(sorted(link.name for link in ground.links.values() if _is_port_of_another(link, names, ground)))
+    return Wires(dict(sorted(ports.items())), bridges, ground.addresses, tuple(told), tuple(sorted(live)), others)
+
+
+def _bridge(bridge: Link, ground: Ground) -> Bridge:
+    ports = sorted(link.name for link in ground.links.values() if link.master == bridge.name)
+    uplinks = tuple(name for name in ports if ground.links[name].kind in UPLINKS)
+    return Bridge(bridge.name, bridge.mac, tuple(ports), uplinks)
+
+
+def _is_port_of_another(link: Link, bridges: set[str], ground: Ground) -> bool:
+    """Of a bridge that no pod is a port of."""
+    master = ground.links.get(link.master)
+    return master is not None and master.kind == "bridge" and master.name not in bridges
 
 
 def _ends(cable: Cable, ground: Ground) -> list[Link]:

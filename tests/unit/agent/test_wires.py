@@ -55,7 +55,7 @@ def test_a_bridged_pod() -> None:
     wires = connect([cable], BRIDGED)
     port = Port("veth1", MAC, "cni0")
     assert wires.ports == {"10.0.1.5": port, "fd00::5": port, "10.0.9.9": Port("cali1")}
-    assert wires.bridges == (Bridge("cni0", "02:00:00:00:00:01"),)
+    assert wires.bridges == (Bridge("cni0", "02:00:00:00:00:01", ("veth1",)),)
     assert wires.local_addresses == {"10.0.1.1"}
     assert wires.live == (LiveCable("veth1", ("10.0.1.5", "fd00::5"), "c", "default/web"),)
 
@@ -219,3 +219,18 @@ def test_who_looks_again_sees_what_one_who_looks_for_the_first_time_sees(tmp_pat
     command = ["unshare", "--net", sys.executable, "-c", textwrap.dedent(script)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_uplinks_and_the_ports_of_other_bridges_are_told_apart_by_their_kind() -> None:
+    more = {
+        "eth1": Link("eth1", "02:00:00:00:00:08", "", "cni0"),
+        "vxlan7": Link("vxlan7", "02:00:00:00:00:09", "vxlan", "cni0"),
+        "veth9": Link("veth9", "02:00:00:00:00:0a", "veth", "cni0"),
+        "docker0": Link("docker0", "02:00:00:00:00:0b", "bridge"),
+        "veth8": Link("veth8", "02:00:00:00:00:0c", "veth", "docker0"),
+    }
+    wires = connect(parse_result(result()), Ground({**BRIDGED.links, **more}))
+    (bridge,) = wires.bridges
+    assert bridge.ports == ("eth1", "veth1", "veth9", "vxlan7")
+    assert bridge.uplinks == ("eth1", "vxlan7")
+    assert wires.other_ports == ("veth8",)
