@@ -29,7 +29,7 @@ ls /run/netns
 ip netns exec others true
 ip netns del others
 ip netns del again
-cut -d" " -f5 /proc/self/mountinfo | grep /run/netns/ || true
+grep "l7lab_$2" /proc/self/mountinfo || true
 """
 
 
