@@ -5,9 +5,10 @@ So is every pod in the time between its network and its Pod's address, and one w
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 from scapy.layers.inet import UDP
@@ -35,6 +36,15 @@ def wait_for(met: Callable[[], bool], seconds: float = SOON) -> None:
         time.sleep(0.02)
 
 
+@contextlib.contextmanager
+def unknown_pod(lab: AttackLab) -> Iterator[Pod]:
+    """One that is closed; afterwards it is gone for the agent, too: the next test's has the same names."""
+    with lab.plugged(NAME, "node-1") as pod:
+        wait_for(lambda: is_closed(lab, pod))
+        yield pod
+    wait_for(lambda: not lab.status("node-1")["unknown_pods"])
+
+
 def is_closed(lab: AttackLab, pod: Pod) -> bool:
     """The cable is listed as unknown, by its name, and the revision that says so is in force."""
     status = lab.status("node-1")
@@ -54,9 +64,8 @@ def refusal(lab: AttackLab, since: int, source: str, destination: str) -> Flow |
 
 def test_nothing_leaves_it_and_only_the_node_enters(lab: AttackLab, family: int) -> None:
     unpoliced, node = lab.pod("open"), lab.node("node-1")
-    with lab.plugged(NAME, "node-1") as unknown, unknown.receiver(8080, family, kind=socket.SOCK_STREAM):
+    with unknown_pod(lab) as unknown, unknown.receiver(8080, family, kind=socket.SOCK_STREAM):
         own, other = unknown.addresses[family], unpoliced.addresses[family]
-        wait_for(lambda: is_closed(lab, unknown))
         began = time.time_ns()
         assert unknown.connect(other, 9000) == "refused"
         assert unknown.http(lab.pod("far-open").addresses[family]) == "refused"
@@ -80,8 +89,7 @@ def test_nothing_leaves_it_and_only_the_node_enters(lab: AttackLab, family: int)
 def test_it_cannot_take_the_address_of_another(lab: AttackLab, family: int) -> None:
     """Not even of a pod of the other node, which no port of this one has."""
     victim, impersonated = lab.pod("open"), lab.pod("far-friend").addresses[family]
-    with lab.plugged(NAME, "node-1") as unknown:
-        wait_for(lambda: is_closed(lab, unknown))
+    with unknown_pod(lab) as unknown:
         forbidden, to = token(), victim.mac if lab.cni == "bridge" else unknown.gateway_mac
         with victim.capture() as seen:
             unknown.send(
@@ -98,8 +106,7 @@ def test_it_opens_when_its_pod_comes_and_closes_when_it_goes(lab: AttackLab) -> 
     """The object alone comes and goes; the cable stays."""
     other = lab.pod("open").addresses
     store = lab.lab.store.directory
-    with lab.plugged(NAME, "node-1") as unknown:
-        wait_for(lambda: is_closed(lab, unknown))
+    with unknown_pod(lab) as unknown:
         listed = ", ".join(f"{{ip: '{address}'}}" for address in unknown.addresses.values())
         path = store / "unknown.yaml"
         try:
@@ -115,4 +122,3 @@ def test_it_opens_when_its_pod_comes_and_closes_when_it_goes(lab: AttackLab) -> 
             path.unlink()
         wait_for(lambda: is_closed(lab, unknown), 10)
         assert {unknown.connect(one, 9000) for one in other.values()} == {"refused"}
-    wait_for(lambda: not lab.status("node-1")["unknown_pods"])
