@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final, Protocol
 
 from tproxy_rules.desired import Desired
+from tproxy_rules.marks import Told, Way
 
 QUIET: Final = 12
 """Reads without a change in between, after which what takes long may be done: about a minute of an agent's."""
@@ -13,6 +15,20 @@ QUIET: Final = 12
 
 class KernelError(Exception):
     """The kernel, or a tool that speaks to it, refused. The message says what to install, load or grant."""
+
+
+@dataclass(frozen=True, slots=True)
+class Suppressed:
+    """What packets have in common that were judged and not told of: their sender, and what would have been told.
+
+    `source` is an address of this node, or the interface that packets came in by whose address may be a lie; "" for
+    senders elsewhere and where a backend does not know. The rest is as in events (see marks).
+    """
+
+    source: str
+    told: Told
+    way: Way
+    endpoint: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +73,12 @@ class Backend(Protocol):
 
     def alarm(self) -> Alarm | None:
         """Tells at once when rules of ours are taken away; None where only `read` finds out. The caller closes it."""
+
+    def suppressed(self) -> Mapping[Suppressed, int]:
+        """Packets judged and not told of, because of the limits, since this object first put a picture in force.
+
+        Never less than before. Exact but for the moment in which a picture is replaced whole.
+        """
 
     def remove(self) -> None:
         """Leave no trace. Removing twice is fine."""

@@ -163,7 +163,8 @@ class Settings:
     families: tuple[int, ...] = (4, 6)
     refuse_with_reset: bool = True
     log_rate: int = 1000
-    """NFLOG events per second at most; packets over the rate are judged the same, only not told."""
+    """NFLOG events per second: a tenth for each sender, all for what senders elsewhere are refused and for what passes.
+    Packets over a limit are judged the same, and counted instead of told."""
 
 
 Prefixes = tuple[tuple[str, int], ...]

@@ -7,11 +7,12 @@ other backends: that is what makes it their yardstick.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
 from ipaddress import ip_address, ip_network
 
-from tproxy_rules.backend import Installed, KernelError
+from tproxy_rules.backend import Installed, KernelError, Suppressed
 from tproxy_rules.desired import Desired, Endpoint, Entry, Stage, Table, Verdict
 from tproxy_rules.digest import digest
 from tproxy_rules.validate import WITH_PORTS, checked
@@ -63,6 +64,9 @@ class FakeBackend:
     def check(self) -> None:
         if self.fails:
             raise KernelError(self.fails)
+
+    def suppressed(self) -> Mapping[Suppressed, int]:
+        return {}
 
     def read(self) -> Installed | None:
         if self.kernel.desired is None:

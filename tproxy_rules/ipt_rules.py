@@ -24,7 +24,17 @@ from typing import Final
 
 from tproxy_rules.desired import Desired, Endpoint, Entry, Frontend, Settings, Stage, Table, Verdict
 from tproxy_rules.ipt_sets import IpSet, PeerSets, addresses, ip_set
-from tproxy_rules.marks import CHAIN_PREFIX, CONNTRACK_ZONE, LOG_QUEUE, LOG_SNAPLEN, Told, Way, log_prefix
+from tproxy_rules.marks import (
+    CHAIN_PREFIX,
+    CONNTRACK_ZONE,
+    LOG_QUEUE,
+    LOG_SNAPLEN,
+    PASSED,
+    UNVERIFIED,
+    Told,
+    Way,
+    log_prefix,
+)
 from tproxy_rules.networks import family
 from tproxy_rules.shapes import BY_PRECEDENCE
 from tproxy_rules.validate import ANY_PROTOCOL, ICMP, MAX_PORT, WITH_PORTS
@@ -52,7 +62,8 @@ class IptTable:
     jumps: list[tuple[str, str]] = field(default_factory=list)
 
     def chain(self, name: str, rules: Iterable[str]) -> None:
-        self.chains[CHAIN_PREFIX + name] = list(rules)
+        """A rule may be several, a line each."""
+        self.chains[CHAIN_PREFIX + name] = [line for rule in rules for line in rule.split("\n")]
 
     def base(self, hook: str, name: str, rules: Iterable[str]) -> None:
         self.chain(name, rules)
@@ -468,12 +479,26 @@ class _Renderer:
             yield from (f"-p {name} -m {_MATCHES[name]} --{name}-type {number}{code} " for code in codes)
 
     def _log(self, told: Told, way: Way, endpoint: int) -> str:
-        share = min(max(self.settings.log_rate // 10, 1), _MAX_LIMIT)
-        return (
-            f"-m limit --limit {share}/second --limit-burst {share} -j NFLOG --nflog-group {self.settings.nflog_group} "
-            f'--nflog-prefix "{log_prefix(told, way, endpoint)}" --nflog-size {LOG_SNAPLEN} '
+        """What is refused is told under a limit for each sender and one for the rule; a rule before counts all of it,
+        so the difference is what was not told. Only the rule has a limit where the sender may be a lie, and where
+        packets pass: xt_hashlimit drops those that its table has no room for."""
+        rate, prefix = self.settings.log_rate, log_prefix(told, way, endpoint)
+        share = min(max(rate // 10, 1), _MAX_LIMIT)
+        action = (
+            f'-j NFLOG --nflog-group {self.settings.nflog_group} --nflog-prefix "{prefix}" --nflog-size {LOG_SNAPLEN} '
             f"--nflog-threshold {LOG_QUEUE}"
         )
+        if told in PASSED:
+            return f"-m limit --limit {share}/second --limit-burst {share} {action}"
+        counted = f'-m comment --comment "{prefix}"'
+        if told in UNVERIFIED:
+            return f"{counted}\n-m limit --limit {share}/second --limit-burst {share} {action}"
+        each = (
+            f"-m hashlimit --hashlimit-upto {share}/second --hashlimit-burst {share} --hashlimit-mode srcip "
+            f"--hashlimit-name {CHAIN_PREFIX}{share} --hashlimit-htable-max 65536 --hashlimit-htable-expire 60000"
+        )
+        rule = min(rate, _MAX_LIMIT)
+        return f"{counted}\n{each} -m limit --limit {rule}/second --limit-burst {rule} {action}"
 
 
 def _by_precedence(stage: Stage) -> Iterator[Entry]:

@@ -18,27 +18,36 @@ from __future__ import annotations
 import hashlib
 import logging
 import re
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Final
 
 from tproxy_rules import ipt_bridge, ipt_rules, routes
-from tproxy_rules.backend import QUIET, Installed, KernelError
+from tproxy_rules.backend import QUIET, Installed, KernelError, Suppressed
 from tproxy_rules.desired import Desired, Table
 from tproxy_rules.digest import fingerprint, table_digest
 from tproxy_rules.ipt_rules import IptTable
 from tproxy_rules.ipt_sets import IpSet
-from tproxy_rules.marks import CHAIN_PREFIX
+from tproxy_rules.marks import CHAIN_PREFIX, Told, Way, read_prefix
 from tproxy_rules.memo import Memo
 from tproxy_rules.nft_probe import sample
 from tproxy_rules.nft_watch import generation
+from tproxy_rules.tally import Tally
 from tproxy_rules.tool import run
 from tproxy_rules.validate import Examined, checked, examined
 
 _LOG = logging.getLogger(__name__)
 _TABLES: Final = ("raw", "mangle", "nat", "filter")
+_COUNTING: Final = ("raw", "filter")
+"""The tables in which packets are refused."""
+_COUNTED: Final = re.compile(
+    rf'^\[(\d+):\d+\] -A ({CHAIN_PREFIX}\S+) .*--(comment|nflog-prefix) "?(l7p:[a-z:_-]+:\d+)"?', re.MULTILINE
+)
+_Counter = tuple[int, str, Told, Way, int, bool]
+"""A family, a chain, what its rules tell of, and whether they log or count."""
 _STATE: Final = f"{CHAIN_PREFIX}STATE"
 _SEAL: Final = f"{CHAIN_PREFIX}SEAL"
 _TEMPORARY: Final = f"{CHAIN_PREFIX}tmp"
@@ -147,6 +156,7 @@ class IptablesBackend:
 
     def __init__(self) -> None:
         self._known: _Known | None = None
+        self._packets: Tally[_Counter] = Tally()
         self._examine: Memo[Table, Examined] = Memo(examined)
         self._digest: Memo[Table, bytes] = Memo(table_digest)
 
@@ -183,6 +193,15 @@ class IptablesBackend:
         if known is None or known.picture != wanted:
             self._put(known, wanted, picture)
 
+    def suppressed(self) -> Mapping[Suppressed, int]:
+        """By rule: who the senders are, iptables does not count."""
+        if self._known is not None:
+            self._packets.saw(_counted())
+        total: Counter[Suppressed] = Counter()
+        for (_, _, told, way, endpoint, logged), count in self._packets.total.items():
+            total[Suppressed("", told, way, endpoint)] += -count if logged else count
+        return +total
+
     def alarm(self) -> None:
         """Others commit to the same tables all the time, and to look takes long."""
 
@@ -213,9 +232,13 @@ class IptablesBackend:
         return found if generation() == known.generation else ""
 
     def _put(self, known: _Known | None, wanted: str, picture: Desired) -> None:
+        rendering, note = _rendered(picture), f"l7proxy {wanted} {_writing()}"
+        anew = _counting_anew(known.rendering, rendering) if known is not None else set()
+        if anew:
+            self.suppressed()
+        self._packets.anew(lambda counter: counter[:2] in anew)
         self._known = None
         routes.tune(picture)
-        rendering, note = _rendered(picture), f"l7proxy {wanted} {_writing()}"
         if known is not None and known.rendering.bridge == rendering.bridge:
             self._change(known, wanted, rendering, note)
             return
@@ -470,6 +493,31 @@ def _switch(name: str) -> Path:
     return Path("/proc/sys/net/bridge", name)
 
 
+def _counting_anew(before: Rendering, after: Rendering) -> set[tuple[int, str]]:
+    """The chains that count from nothing afterwards: they go or are written anew. Where bridges change, all are."""
+    return {
+        (old_family.version, name)
+        for old_family, new_family in zip(before.families, after.families, strict=True)
+        for old, new in zip(old_family.tables, new_family.tables, strict=True)
+        if old.name in _COUNTING
+        for name, rules in old.chains.items()
+        if before.bridge != after.bridge or new.chains.get(name) != rules
+        if any("--nflog-prefix" in rule for rule in rules)
+    }
+
+
+def _counted() -> dict[_Counter, int]:
+    """What our rules have counted: those that log, and before each the one that all of its packets meet."""
+    found: Counter[_Counter] = Counter()
+    for family in _families():
+        for table in _COUNTING:
+            for packets, chain, kind, prefix in _COUNTED.findall(run((_SAVE[family], "-c", "-t", table))):
+                parts = read_prefix(prefix)
+                if parts is not None:
+                    found[(family, chain, *parts, kind == "nflog-prefix")] += int(packets)
+    return found
+
+
 def _probe(table: str, rule: str) -> str:
     return f"*{table}\n:{CHAIN_PREFIX}PROBE - [0:0]\n-A {CHAIN_PREFIX}PROBE {rule}\nCOMMIT\n"
 
@@ -480,6 +528,10 @@ _PROBES: Final = (
     ("connection marks (xt_CONNMARK)", _probe("mangle", "-j CONNMARK --set-xmark 0x1/0x1")),
     ("connection tracking (xt_conntrack)", _probe("filter", "-m conntrack --ctdir REPLY -j RETURN")),
     ("zones of connection tracking (xt_CT, CONFIG_NF_CONNTRACK_ZONES)", _probe("raw", "-j CT --zone-orig 1")),
+    (
+        "limits per sender (xt_hashlimit)",
+        _probe("filter", "-m hashlimit --hashlimit-upto 1/sec --hashlimit-mode srcip --hashlimit-name x -j RETURN"),
+    ),
     ("logging to a group (xt_NFLOG)", _probe("filter", "-m limit --limit 1/second -j NFLOG --nflog-group 1")),
     ("the raw table (iptable_raw)", _probe("raw", "-j RETURN")),
     ("the nat table (iptable_nat)", _probe("nat", "-j RETURN")),

@@ -45,6 +45,11 @@ class Told(StrEnum):
     """To be steered, but nobody listens."""
 
 
+PASSED: Final = frozenset((Told.ALLOW, Told.STEER))
+UNVERIFIED: Final = frozenset((Told.SPOOF, Told.GROUP, Told.LINK_LOCAL, Told.STRAY))
+"""What is refused before anybody knows that the source address is the sender's."""
+
+
 class Way(StrEnum):
     """The direction whose policy spoke."""
 
@@ -55,6 +60,21 @@ class Way(StrEnum):
 def log_prefix(told: Told, way: Way, endpoint: int) -> str:
     """At most 33 bytes, within the 64 of xt_NFLOG. Endpoint 0 is "no particular one"."""
     return f"l7p:{told.value}:{way.value}:{endpoint}"
+
+
+_KINDS: Final = tuple((told, way) for told in Told for way in Way)
+_ENDPOINT_BITS: Final = 26
+
+
+def log_code(told: Told, way: Way, endpoint: int) -> int:
+    """The same as one 32-bit number, for rules that count; above all identities that agents give."""
+    return (_KINDS.index((told, way)) + 1) << _ENDPOINT_BITS | endpoint & (1 << _ENDPOINT_BITS) - 1
+
+
+def read_code(code: int) -> tuple[Told, Way, int] | None:
+    """The parts of a number of ours, or None when it is none."""
+    kind = (code >> _ENDPOINT_BITS) - 1
+    return (*_KINDS[kind], code & (1 << _ENDPOINT_BITS) - 1) if 0 <= kind < len(_KINDS) else None
 
 
 def read_prefix(prefix: str) -> tuple[Told, Way, int] | None:

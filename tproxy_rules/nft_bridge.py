@@ -14,11 +14,12 @@ from collections.abc import Callable, Iterator, Mapping
 from ipaddress import IPv6Address
 from typing import Final
 
+from tproxy_rules import nft_limits
 from tproxy_rules.desired import Desired, Endpoint, Prefixes, Settings
 from tproxy_rules.marks import TABLE, Told, Way
 from tproxy_rules.networks import Identities, family, split
 from tproxy_rules.nft_table import Chain, Listed, NftTable, Set, chain, made, named_set
-from tproxy_rules.nft_text import limits, log
+from tproxy_rules.nft_text import log
 
 # RFC 4861: neighbour discovery is only valid with hop limit 255. RFC 3810 and RFC 2710 for the listener reports.
 NEIGHBOUR = "ip6 hoplimit 255 icmpv6 type { nd-router-solicit, nd-neighbor-solicit, nd-neighbor-advert }"
@@ -38,8 +39,9 @@ TARGET = "@th,64,128"
 
 def table(desired: Desired, split_up: Callable[[Prefixes], Mapping[int, Identities]] = split) -> NftTable:
     """For a picture that has bridges. `split_up` is `split`, or what remembers its answers."""
-    sets = (*_sets(desired), *_listed(split_up(desired.identities)))
-    return made("bridge", TABLE, limits(desired.settings), (*sets, *_chains(desired.settings)))
+    settings = desired.settings
+    sets = (*_sets(desired), *_listed(split_up(desired.identities)), *nft_limits.by_port(settings))
+    return made("bridge", TABLE, "", (*sets, *_chains(settings)))
 
 
 def link_local(mac: str) -> str:

@@ -21,14 +21,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from typing import Final
 
-from tproxy_rules import nft_policy
+from tproxy_rules import nft_limits, nft_policy
 from tproxy_rules.desired import Desired, Endpoint, Prefixes, Settings, Stage
 from tproxy_rules.marks import CONNTRACK_ZONE, TABLE, Told, Way
 from tproxy_rules.networks import Identities, family, split
 from tproxy_rules.nft_bridge import RESERVED, link_local_unicast
 from tproxy_rules.nft_policy import Asked, asked
 from tproxy_rules.nft_table import Chain, Hosts, NftTable, Set, chain, made, named_set
-from tproxy_rules.nft_text import identity, limits, log, mark
+from tproxy_rules.nft_text import identity, log, mark
 
 # Neighbour discovery and group membership run the link, not the pods' business: they pass whatever the policy, as far
 # as the link or the node goes. To a remote address they would be a way around egress policy. RFC 4861: hop limit 255.
@@ -60,9 +60,11 @@ def table(
     return made(
         "inet",
         TABLE,
-        limits(desired.settings),
+        nft_limits.node_limits(desired.settings),
         (
             *_address_sets(desired),
+            *nft_limits.by_port(desired.settings),
+            *nft_limits.by_address(desired.settings),
             *_identity_sets(nets),
             *_common_chains(desired, nets),
             *nft_policy.parts(desired, ask),

@@ -22,6 +22,8 @@ _STATE: Final = re.compile(
 _SEAL: Final = re.compile(r'^\tchain seal \{\n\t\tcomment "([0-9a-f]{64})"\n\t\}\n', re.MULTILINE)
 _BLOCK: Final = re.compile(r"^\t\S.*?\{$.*?^\t\}$\n", re.MULTILINE | re.DOTALL)
 _MEMBERS: Final = re.compile(r"elements = \{([^}]*)\}")
+_FILLED: Final = "\n\t\tflags dynamic"
+"""In sets that packets fill."""
 _FORGET: Final = f"delete chain inet {TABLE} %s\n"
 
 
@@ -72,9 +74,12 @@ def _listing(tables: tuple[str, ...]) -> str:
 
 
 def _hash(listing: str) -> str:
-    """Of everything but the seal itself, in an order of ours: theirs tells how it came to be and changes by itself."""
+    """Of everything but the seal itself, in an order of ours: theirs tells how it came to be and changes by itself.
+
+    What packets have put into sets is no picture's.
+    """
     open_ = _SEAL.sub("", listing)
-    blocks = sorted(_MEMBERS.sub(_ordered, block) for block in _BLOCK.findall(open_))
+    blocks = sorted(_MEMBERS.sub(_ordered, block) for block in _BLOCK.findall(open_) if _FILLED not in block)
     around = [line for line in _BLOCK.sub("", open_).splitlines() if line]
     return hashlib.sha256("\n".join((*around, *blocks)).encode()).hexdigest()
 

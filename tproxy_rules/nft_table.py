@@ -111,6 +111,8 @@ class Set:
     members: Members
     interval: bool = False
     of: str = "type"
+    dynamic: str = ""
+    """How packets add members to it, in lines of nft; those are no part of the picture."""
 
     @property
     def sort(self) -> str:
@@ -122,7 +124,7 @@ class Set:
         return self.interval and " . " not in self.kind
 
     def text(self) -> str:
-        flags = "\t\tflags interval\n" if self.interval else ""
+        flags = "\t\tflags interval\n" if self.interval else self.dynamic
         joined = ",\n\t\t\t".join(self.members)
         listed = f"\t\telements = {{\n\t\t\t{joined}\n\t\t}}\n" if joined else ""
         return f"\t{self.sort} {self.name} {{\n\t\t{self.of} {self.kind}\n{flags}{listed}\t}}\n"
@@ -165,11 +167,18 @@ class NftTable:
 
 
 def chain(name: str, rules: Iterable[str], *, hook: str = "", priority: int = 0, kind: str = "filter") -> Chain:
-    return Chain(name, tuple(rules), hook, priority, kind)
+    """A rule may be several, a line each."""
+    return Chain(name, tuple(line for rule in rules for line in rule.split("\n")), hook, priority, kind)
 
 
 def named_set(name: str, kind: str, elements: Iterable[str], *, interval: bool = False, of: str = "type") -> Set:
     return Set(name, kind, Lines(frozenset(elements)), interval, of)
+
+
+def dynamic_set(name: str, kind: str, *, seconds: int = 0) -> Set:
+    """A set that rules fill, of so many members as the kernel may hold for us; `seconds`: how long one stays unused."""
+    lines = f"\t\tflags dynamic,timeout\n\t\ttimeout {seconds}s\n" if seconds else "\t\tflags dynamic\n"
+    return Set(name, kind, Lines(frozenset()), dynamic="\t\tsize 65535\n" + lines)
 
 
 def made(family: str, name: str, head: str, parts: Iterable[Set | Chain]) -> NftTable:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tproxy_rules.desired import Settings
-from tproxy_rules.marks import LOG_QUEUE, LOG_SNAPLEN, Told, Way, log_prefix
+from tproxy_rules.marks import LOG_QUEUE, LOG_SNAPLEN, PASSED, UNVERIFIED, Told, Way, log_code, log_prefix
 
 
 def absent(family: str, name: str) -> str:
@@ -22,22 +22,14 @@ def mark(bits: int) -> str:
 
 
 def log(settings: Settings, told: Told, way: Way, endpoint: int) -> str:
-    """A log statement under two rate limits; what is over them is judged the same, only not told.
+    """Two rules, a line each: the first asks a chain of `nft_limits` whether the sender may be told of once more.
 
-    No endpoint may take more than a tenth of the events, so that a pod that floods cannot hide what others do.
+    That chain leaves the code in `meta priority`, or clears it and counts. A condition may be put before the first.
     """
-    share = max(settings.log_rate // 10, 1)
-    refused = told not in (Told.ALLOW, Told.STEER)
+    limit = "passed" if told in PASSED else "port" if told in UNVERIFIED else "refused"
+    code = identity(log_code(told, way, endpoint))
     return (
-        f"limit rate {share}/second burst {share} packets limit name {'refused' if refused else 'passed'} "
-        f'log prefix "{log_prefix(told, way, endpoint)}" group {settings.nflog_group} '
+        f"meta priority set {code} jump limit_{limit}\n"
+        f'meta priority {code} log prefix "{log_prefix(told, way, endpoint)}" group {settings.nflog_group} '
         f"snaplen {LOG_SNAPLEN} queue-threshold {LOG_QUEUE}"
-    )
-
-
-def limits(settings: Settings) -> str:
-    """The node-wide halves of `log`: refusals and passes do not take each other's place."""
-    rate = settings.log_rate
-    return "".join(
-        f"\tlimit {name} {{\n\t\trate {rate}/second burst {rate} packets\n\t}}\n" for name in ("passed", "refused")
     )

@@ -12,11 +12,14 @@ from __future__ import annotations
 
 import hashlib
 import logging
+from collections import Counter
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 
-from tproxy_rules import nft_bridge, nft_inet, nft_state, routes
-from tproxy_rules.backend import QUIET, Installed, KernelError
+from tproxy_rules import nft_bridge, nft_inet, nft_limits, nft_state, routes
+from tproxy_rules.backend import QUIET, Installed, KernelError, Suppressed
 from tproxy_rules.desired import Desired, Prefixes, Settings, Stage, Table
 from tproxy_rules.digest import fingerprint, identities_digest, table_digest
 from tproxy_rules.marks import TABLE
@@ -28,6 +31,7 @@ from tproxy_rules.nft_table import NftTable, alike, delta
 from tproxy_rules.nft_text import absent
 from tproxy_rules.nft_watch import Alarm, Watch, generation
 from tproxy_rules.roll import Roll
+from tproxy_rules.tally import Tally
 from tproxy_rules.tool import run
 from tproxy_rules.validate import Examined, checked, examined
 
@@ -70,6 +74,7 @@ class NftablesBackend:
         self._ask: Memo[Stage, Asked] = Memo(asked)
         self._identities_digest: Memo[Prefixes, bytes] = Memo(identities_digest)
         self._roll = Roll()
+        self._suppressed: dict[str, Tally[Suppressed]] = {}
 
     def check(self) -> None:
         """Nothing is changed: nft has the kernel try each transaction and drop it."""
@@ -118,6 +123,14 @@ class NftablesBackend:
 
     def alarm(self) -> Alarm:
         return Alarm()
+
+    def suppressed(self) -> Mapping[Suppressed, int]:
+        for family in self._known.tables if self._known is not None else ():
+            self._suppressed.setdefault(family, Tally()).saw(nft_limits.read(family))
+        total: Counter[Suppressed] = Counter()
+        for tally in self._suppressed.values():
+            total.update(tally.total)
+        return total
 
     def remove(self) -> None:
         self._known, self._fresh = None, True
@@ -173,9 +186,16 @@ class NftablesBackend:
                 else:
                     self._learn(_Known(wanted, tables, known.generation, sealed=False))
                     return
+        if known is not None:
+            with suppress(KernelError):  # somebody took the table away, and its counts with it
+                self._known = known
+                self.suppressed()
+            self._known = None
         fresh = _Known(wanted, tables, generation(), sealed=False)
         gone = "".join(absent(family, TABLE) for family in nft_state.families() if family not in tables)
         run(("nft", "-f", "-"), gone + "".join(one.text() for one in tables.values()) + signed)
+        for tally in self._suppressed.values():
+            tally.anew()
         self._learn(fresh)
         self._seal(fresh)
 

@@ -29,6 +29,7 @@ from l7proxy.model.net import PrefixTable
 from l7proxy.model.verdict import Direction, DropReason, Verdict
 from l7proxy.policy import decide
 from l7proxy.policy.tables import EndpointPolicy
+from tproxy_rules.backend import Suppressed
 from tproxy_rules.marks import Told, Way
 from tproxy_rules.nflog import Event, NflogReader
 
@@ -153,6 +154,9 @@ class Recorder:
         self._enricher = self._make(Names(), 0, frozenset())
         self._shaper = Shaper(self._enricher, self._uuids)
         self._lost = 0
+        self._suppressed = 0
+        self.not_told: Mapping[Suppressed, int] = {}
+        """Packets that the kernel judged and its limits kept it from telling, since the start."""
 
     def published(self, published: Published) -> None:
         """From now on names and rules are those of this picture."""
@@ -170,6 +174,14 @@ class Recorder:
         """So many records were lost on their way here."""
         if count:
             self.ring.append_lost(count, time=timestamp.text(time.time_ns()))
+
+    def suppressed(self, counts: Mapping[Suppressed, int]) -> None:
+        """`counts` are sums since the start. Counters are not read all at one moment: a sum may dip for a while."""
+        total = sum(counts.values())
+        if total > self._suppressed:
+            self._missed(total - self._suppressed)
+            self._suppressed = total
+        self.not_told = counts
 
     def packets(self, events: Iterable[Event], lost_so_far: int = 0) -> None:
         """Events of the kernel. `lost_so_far` counts what it could not tell us since the start."""

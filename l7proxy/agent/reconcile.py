@@ -28,7 +28,7 @@ from l7proxy.policy.compile import Compiler
 from l7proxy.policy.http_table import HTTP_TABLES
 from l7proxy.policy.tables import EndpointPolicy
 from l7proxy.wire.path import STRICT, PathRules
-from tproxy_rules.backend import Backend, Installed, KernelError
+from tproxy_rules.backend import Backend, Installed, KernelError, Suppressed
 from tproxy_rules.desired import Desired
 from tproxy_rules.desired import Settings as KernelSettings
 
@@ -36,6 +36,8 @@ log = logging.getLogger(__name__)
 
 CHECK: Final = 5.0
 """Seconds between looks at the kernel: others may have removed what is ours."""
+COUNT: Final = 1.0
+"""Seconds between looks at the kernel's counters, at least."""
 PATIENCE: Final = 3.0
 """Seconds that workers have to apply a picture before the kernel gets it all the same."""
 FIRST_RETRY: Final = 0.5
@@ -98,6 +100,7 @@ class Reconciler:
         paths: PathRules = STRICT,
         on_published: Callable[[Published], None] = lambda published: None,
         on_enforced: Callable[[Desired, bool], None] = lambda picture, restored: None,
+        on_suppressed: Callable[[Mapping[Suppressed, int]], None] = lambda counts: None,
         others: Callable[[], Iterable[Backend]] = tuple,
         check_every: float = CHECK,
         patience: float = PATIENCE,
@@ -112,6 +115,7 @@ class Reconciler:
         self._paths = paths
         self._on_published = on_published
         self._on_enforced = on_enforced
+        self._on_suppressed = on_suppressed
         self._others = others
         self._swept = False
         self._check_every = check_every
@@ -124,6 +128,7 @@ class Reconciler:
         self._retry = 0.0
         self._sent = 0
         self._digest = ""
+        self._counted = -COUNT
         self.current: Published | None = None
         self.kernel = KernelState()
 
@@ -182,6 +187,7 @@ class Reconciler:
             await self._publish(current)
         else:
             await self._check(current)
+        await self._count()
 
     async def _draw(self, before: Published | None, wires: Wires, report: SourceReport) -> Published:
         view, policies, pictures = await asyncio.to_thread(self._compute, wires)
@@ -264,6 +270,16 @@ class Reconciler:
             return
         self.kernel = replace(self.kernel, installed=found, error="")
         self._retry = 0.0
+
+    async def _count(self) -> None:
+        """How much the kernel did not tell of: seldom, so that no change waits for it. That it cannot be read now does
+        not matter: counts are sums."""
+        now = asyncio.get_running_loop().time()
+        if now < self._counted + COUNT:
+            return
+        self._counted = now
+        with suppress(KernelError):
+            self._on_suppressed(await asyncio.to_thread(self._backend.suppressed))
 
     def _failed(self, error: Exception) -> None:
         self._retry = min(max(self._retry * 2, FIRST_RETRY), LAST_RETRY)

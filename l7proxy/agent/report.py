@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Final
 
 from l7proxy import __version__, compiled
 from l7proxy.agent.documents import PolicyState, Reading
@@ -21,8 +21,13 @@ from l7proxy.model.ref import RuleRef
 from l7proxy.model.verdict import Action, Protocol
 from l7proxy.policy.rules import HttpRule
 from l7proxy.policy.tables import DirectionPolicy, EndpointPolicy, Entry, TierPolicy
+from tproxy_rules.backend import Suppressed
+from tproxy_rules.marks import Told
 
 NOTHING_REVOKED = Revoked()
+RATE_LIMITED: Final = 100
+"""Entries of what the kernel did not tell; there may be one for each pair of pods."""
+ANSWERS: Final = {Told.ALLOW: "allowed", Told.STEER: "redirected", Told.DENY: "denied", Told.NONE: "not allowed"}
 STATES = {
     Reading.ACCEPTED: "enforced",
     Reading.PARTLY: "partly enforced",
@@ -43,6 +48,7 @@ def status(
     revoked: Revoked = NOTHING_REVOKED,
     workers: list[WorkerState],
     ring: Ring,
+    not_told: Mapping[Suppressed, int],
 ) -> dict[str, Any]:
     """`source` is what revision `revision` was drawn from: nothing newer is told of."""
     current = reconciler.current
@@ -67,7 +73,12 @@ def status(
         "endpoints": endpoints(current),
         "wires": {"problems": list(current.wires.problems) if current else []},
         "unknown_pods": [_unknown(one) for one in current.pictures.unknown] if current else [],
-        "flows": {"seen": ring.seen, "lost": ring.lost, "ring": ring.capacity},
+        "flows": {
+            "seen": ring.seen,
+            "lost": ring.lost,
+            "ring": ring.capacity,
+            "rate_limited": _rate_limited(not_told, current),
+        },
     }
 
 
@@ -148,6 +159,30 @@ def _endpoint(endpoint: Endpoint, current: Published) -> dict[str, Any]:
 def _unknown(pod: UnknownPod) -> dict[str, Any]:
     """A cable that no Pod object explains: closed, or in audit mode let through and told."""
     return {"id": pod.id, "interface": pod.interface, "addresses": list(pod.addresses), "pod": pod.pod}
+
+
+def _rate_limited(not_told: Mapping[Suppressed, int], current: Published | None) -> list[dict[str, Any]]:
+    """Who sent what the kernel judged without telling of it, the most first: packets by sender, policy and reason."""
+    names: dict[str, str] = {}
+    pods: dict[int, str] = {}
+    if current is not None:
+        endpoints: list[Endpoint | UnknownPod] = [*current.view.endpoints, *current.pictures.unknown]
+        pods = {one.id: str(one) for one in endpoints}
+        names = {address: str(one) for one in endpoints for address in one.addresses}
+        names |= {port.interface: names[one] for one, port in current.wires.ports.items() if one in names}
+    found = sorted(not_told.items(), key=lambda item: -item[1])[:RATE_LIMITED]
+    return [
+        {
+            "source": one.source,
+            "pod": names.get(one.source, ""),
+            "endpoint": one.endpoint,
+            "policy_of": pods.get(one.endpoint, ""),
+            "direction": one.way.value,
+            "reason": ANSWERS.get(one.told, one.told.value),
+            "packets": count,
+        }
+        for one, count in found
+    ]
 
 
 def _level(policy: DirectionPolicy | None) -> str:

@@ -122,9 +122,10 @@ async def _agent(settings: Settings) -> None:
         paths=settings.paths,
         on_published=recorder.published,
         on_enforced=lambda picture, restored: revocation.in_force(picture, doubtful=restored),
+        on_suppressed=recorder.suppressed,
         others=partial(_others, backend.name),
     )
-    answers = _answers(settings, source, backend, world, reconciler, revocation, link, ring)
+    answers = _answers(settings, source, backend, world, reconciler, revocation, link, ring, recorder)
     api = AgentApi(settings.agent_socket, ring, answers)
     stop = _stop_signal()
     async with (
@@ -289,6 +290,7 @@ def _answers(
     revocation: Revocation,
     link: LinkServer,
     ring: Ring,
+    recorder: Recorder,
 ) -> dict[str, Answer]:
     """The methods of the agent socket; `observe` is the socket's own."""
 
@@ -303,6 +305,7 @@ def _answers(
             revoked=revocation.state,
             workers=link.workers(),
             ring=ring,
+            not_told=recorder.not_told,
         )
 
     def policy(question: Mapping[str, Any]) -> object:

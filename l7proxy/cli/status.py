@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
 import typer
 
@@ -18,6 +18,8 @@ identity = typer.Typer(
 )
 services = typer.Typer(help="Services as the agent knows them.", no_args_is_help=True, rich_markup_mode=None)
 
+SHOWN: Final = 10
+"""Lines of a list that grows with what happens; all of it is in the JSON."""
 Output = Annotated[Format, typer.Option("--output", "-o", help="A table, or JSON for a script.")]
 
 
@@ -100,6 +102,10 @@ def _show_status(found: Mapping[str, Any], complaints: list[str]) -> None:
     workers = found.get("workers") or []
     keys = ("worker", "pid", "revision", "connections", "requests", "denied")
     table([key.upper() for key in keys], [[one.get(key, "") for key in keys] for one in workers], empty="No workers.")
+    if limited := flows.get("rate_limited"):
+        print(f"\n{colour('Refused or passed without a flow (rate limit):', 'bold')}")
+        for one in limited[:SHOWN]:
+            print(f"  {plain(_rate_limited(one))}")
     if unknown := found.get("unknown_pods"):
         print(f"\n{colour('Unknown pods:', 'bold')}")
         for one in unknown:
@@ -108,6 +114,13 @@ def _show_status(found: Mapping[str, Any], complaints: list[str]) -> None:
         print(f"\n{colour('Not enforced:', 'bold')}")
         for text in complaints:
             print(f"  {plain(text)}")
+
+
+def _rate_limited(one: Mapping[str, Any]) -> str:
+    """Packets of one sender that had one answer."""
+    sender = one.get("pod") or one.get("source") or "other senders"
+    policy = f" by {one.get('direction')} policy of {one['policy_of']}" if one.get("policy_of") else ""
+    return f"{one.get('packets')} packets from {sender}: {one.get('reason')}{policy}"
 
 
 def _unknown(one: Mapping[str, Any], *, audit: bool) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import select
+import socket
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -120,3 +121,51 @@ def test_what_is_over_the_rate_is_refused_and_not_told(world: World, family: int
     answers = {world.client.connect(world.server.addresses[family], 80) for _ in range(60)}
     assert answers == {"refused"}
     assert 5 <= len(told(reader)) < 30, "an endpoint's share is a tenth of the node's"
+
+
+def test_what_is_not_told_is_counted_through_all_changes(world: World, family: int, reader: NflogReader) -> None:
+    """A difference, a table made anew (other settings) and one that somebody else takes away after it was counted."""
+    quiet = replace(SETTINGS, log_rate=50 + family)
+    pictures = (
+        world.picture(settings=quiet, server_ingress=union(())),
+        world.picture(settings=quiet, server_ingress=union(()), stranger_ingress=union((entry(ALLOW, 80),))),
+        world.picture(settings=replace(quiet, log_rate=60 + family), server_ingress=union(())),
+    )
+
+    def suppressed() -> int:
+        counts = world.node.do(world.backend.suppressed)
+        return sum(n for one, n in counts.items() if (one.told, one.way, one.endpoint) == (Told.NONE, Way.INGRESS, 2))
+
+    world.apply(pictures[0])
+    told(reader)
+    before = suppressed()
+    sent = 0
+    with world.client.namespace.socket(family, socket.SOCK_DGRAM) as client:
+        for picture in pictures:
+            world.apply(picture)
+            for _ in range(100):
+                client.sendto(b"refuse me", (world.server.addresses[family], 53))
+                sent += 1
+    events = [event for event in told(reader) if event.told is Told.NONE]
+    assert suppressed() - before > sent / 2
+    assert len(events) + suppressed() - before == sent
+    sources = {one.source for one in world.node.do(world.backend.suppressed) if one.told is Told.NONE}
+    assert world.backend.name == "iptables" or world.client.addresses[family] in sources
+
+
+def test_one_sender_does_not_use_up_the_limit_of_another(world: World, family: int, reader: NflogReader) -> None:
+    quiet = replace(SETTINGS, log_rate=100 + family)
+    world.apply(world.picture(settings=quiet, server_ingress=union(())))
+    told(reader)
+    target = (world.server.addresses[family], 53)
+    with (
+        world.client.namespace.socket(family, socket.SOCK_DGRAM) as flooder,
+        world.stranger.namespace.socket(family, socket.SOCK_DGRAM) as innocent,
+    ):
+        for number in range(400):
+            flooder.sendto(b"refuse me", target)
+            if number % 50 == 0:
+                innocent.sendto(b"refuse me", target)
+    sources = [event.source for event in told(reader)]
+    assert sources.count(world.stranger.addresses[family]) == 8
+    assert 10 <= sources.count(world.client.addresses[family]) < 50

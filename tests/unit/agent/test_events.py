@@ -15,6 +15,7 @@ from l7proxy.flows.shape import Shaped
 from l7proxy.model.ref import RuleRef
 from l7proxy.model.verdict import Action, Direction, DropReason, Verdict
 from l7proxy.policy.tables import EndpointPolicy, Entry, union
+from tproxy_rules.backend import Suppressed
 from tproxy_rules.marks import Told, Way
 from tproxy_rules.nflog import Event
 
@@ -159,3 +160,14 @@ def test_records_and_losses_reach_the_ring() -> None:
     items = [ring.at(number) for number in range(ring.oldest, ring.end)]
     assert [type(item) for item in items] == [Lost, Shaped, Lost, Flow, Flow]
     assert (ring.seen, ring.lost) == (3, 8)
+
+
+def test_what_the_kernel_did_not_tell_is_lost_once() -> None:
+    ring = Ring(15)
+    recorder = Recorder(ring, node="n1")
+    flood, other = (Suppressed(source, Told.NONE, Way.INGRESS, 1) for source in (CLIENT, OTHER))
+    for counts in ({}, {flood: 10}, {flood: 10}, {flood: 9}, {flood: 12, other: 1}):
+        recorder.suppressed(counts)
+    assert ring.lost == 13
+    assert recorder.not_told == {flood: 12, other: 1}
+    assert [item.count for item in map(ring.at, range(ring.end)) if isinstance(item, Lost)] == [10, 3]

@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from l7proxy.agent.events import Judge
@@ -171,6 +171,7 @@ def situations(draw: Any) -> tuple[list[Pod], list[Cable]]:
     return [Pod("shop", f"p{address[-1]}", "n1", (address,)) for address in owners], cables
 
 
+@settings(deadline=None)
 @given(situations())
 def test_any_cables_and_pods_make_a_picture_that_kernels_take(situation: tuple[list[Pod], list[Cable]]) -> None:
     """And every address of a cable is a pod's, closed, or of a secondary network; the order of results is nothing."""

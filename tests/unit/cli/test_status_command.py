@@ -100,6 +100,21 @@ def test_all_enforced_is_exit_code_0(process: Run, agent: Agent) -> None:
     ]
 
 
+def test_what_has_no_flow_is_counted(process: Run, agent: Agent) -> None:
+    one = {"source": "10.0.0.9", "pod": "default/flood", "endpoint": 5, "policy_of": "default/backend",
+           "direction": "ingress", "reason": "not allowed", "packets": 3900}  # fmt: skip
+    port = {"source": "veth7", "pod": "", "endpoint": 0, "policy_of": "", "direction": "egress", "reason": "spoof",
+            "packets": 7}  # fmt: skip
+    agent.says("status", with_("flows.rate_limited", [one, port, port | {"source": ""}]))
+    found = process("status")
+    assert (found.returncode, found.stderr) == (0, "")
+    assert found.stdout.partition("(rate limit):\n")[2].splitlines() == [
+        "  3900 packets from default/flood: not allowed by ingress policy of default/backend",
+        "  7 packets from veth7: spoof",
+        "  7 packets from other senders: spoof",
+    ]
+
+
 @pytest.mark.parametrize(("audit", "state"), [(False, "closed"), (True, "not refused (audit)")])
 def test_pods_that_no_object_tells_of_are_named(process: Run, agent: Agent, audit: bool, state: str) -> None:
     unknown = [
