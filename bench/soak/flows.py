@@ -23,6 +23,10 @@ _VERDICT: Final = re.compile(rb'"verdict":"(\w+)"')
 _SOURCE_PORT: Final = re.compile(rb'"l4":\{"TCP":\{"source_port":(\d+)')
 
 
+RATE_LIMITED: Final = b"PERF_EVENT_RING_BUFFER"
+"""L3/L4 events over the limit of their sender: counted by the kernel, and no loss."""
+
+
 class FlowReader:
     """A thread that reads until the pipe ends. `take` hands over what has come so far and starts anew.
 
@@ -70,7 +74,7 @@ class FlowReader:
         if b'"Type":"L7"' in line:
             with self._lock:
                 self._count(line)
-        elif b'"lost_events"' in line:
+        elif b'"lost_events"' in line and RATE_LIMITED not in line:
             self.lost.append(line.decode(errors="replace").strip()[:200])
 
     def _count(self, line: bytes) -> None:

@@ -20,7 +20,7 @@ from l7proxy.agent.picture import LEAST, Disclosure
 from l7proxy.agent.reconcile import Published
 from l7proxy.flows import timestamp
 from l7proxy.flows.batch import Flows
-from l7proxy.flows.bus import Ring
+from l7proxy.flows.bus import NOT_DELIVERED, RATE_LIMITED, Ring
 from l7proxy.flows.event import Enricher
 from l7proxy.flows.records import Conn, Connection, Judgement
 from l7proxy.flows.shape import Shaper, Uuids
@@ -170,16 +170,16 @@ class Recorder:
         self._missed(flows.lost)
         self.ring.extend(self._shaper.items(flows))
 
-    def _missed(self, count: int) -> None:
+    def _missed(self, count: int, source: str = NOT_DELIVERED) -> None:
         """So many records were lost on their way here."""
         if count:
-            self.ring.append_lost(count, time=timestamp.text(time.time_ns()))
+            self.ring.append_lost(count, time=timestamp.text(time.time_ns()), source=source)
 
     def suppressed(self, counts: Mapping[Suppressed, int]) -> None:
         """`counts` are sums since the start. Counters are not read all at one moment: a sum may dip for a while."""
         total = sum(counts.values())
         if total > self._suppressed:
-            self._missed(total - self._suppressed)
+            self._missed(total - self._suppressed, RATE_LIMITED)
             self._suppressed = total
         self.not_told = counts
 

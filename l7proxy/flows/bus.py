@@ -18,6 +18,8 @@ DEFAULT_CAPACITY: Final = 4095
 LARGEST_CAPACITY: Final = 65535
 OVERTAKEN: Final = "HUBBLE_RING_BUFFER"
 NOT_DELIVERED: Final = "OBSERVER_EVENTS_QUEUE"
+RATE_LIMITED: Final = "PERF_EVENT_RING_BUFFER"
+"""Hubble's word for events that the kernel had and the agent did not get: ours are over the limit of their sender."""
 BATCH: Final = 256
 """Events that a reader gets at once: between two batches the loop has a turn."""
 
@@ -74,11 +76,11 @@ class Ring:
         self._written += len(flows)
         self._arrival.set()
 
-    def append_lost(self, count: int, *, time: str) -> None:
-        """Flows that were lost on the way here. `time` is RFC 3339."""
+    def append_lost(self, count: int, *, time: str, source: str = NOT_DELIVERED) -> None:
+        """Flows that were lost on the way here. `time` is RFC 3339, `source` one of Hubble's LostEventSource."""
         if count > 0:
             self.lost += count
-            self.append(Lost(count, NOT_DELIVERED, time, time, self.node_name))
+            self.append(Lost(count, source, time, time, self.node_name))
 
     def at(self, number: int) -> Item:
         """The event of that number, which must be held."""
