@@ -371,7 +371,7 @@ class AttackLab:
             answer["flow"] for answer in agents.ask(self.lab, node, question) if isinstance(answer.get("flow"), dict)
         ]
 
-    def flow(self, node: str, since: int, matches: Callable[[Flow], bool], *, seconds: float = 2.0) -> Flow | None:
+    def flow(self, node: str, since: int, matches: Callable[[Flow], bool], *, seconds: float = 6.0) -> Flow | None:
         """The first such flow, waited for; None when none comes."""
         deadline = time.monotonic() + seconds
         while True:
