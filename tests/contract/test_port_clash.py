@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.contract.conftest import Namespace, World, entry
+from tests.contract.conftest import Namespace, World, _transparent, entry
 from tests.contract.test_traffic import SETTINGS, table
 from tproxy_rules.desired import Verdict
 
@@ -43,10 +43,7 @@ class Relay(threading.Thread):
     def _socket(self) -> socket.socket:
         made = self._node.socket(self._family)
         made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        if self._family == 4:
-            made.setsockopt(socket.SOL_IP, 19, 1)  # IP_TRANSPARENT
-        else:
-            made.setsockopt(socket.IPPROTO_IPV6, 75, 1)  # IPV6_TRANSPARENT
+        _transparent(made, self._family)
         return made
 
     def _serve(self, client: socket.socket, peer: str) -> None:
