@@ -51,6 +51,8 @@ class Paced:
         self.due: dict[socket.socket, float] = {}
         self.latencies: list[float] = []
         self.errors = 0
+        self.unexpected = ""
+        """The first answer that is none of the expected ones; b'' is the connection's end."""
         self.sent = 0
 
     def run(self, rate: float, seconds: float) -> None:
@@ -78,6 +80,7 @@ class Paced:
             self.latencies.append(time.monotonic() - self.due.pop(sock))
             self.free.append(sock)
         else:  # refused, cut, or in pieces, which none of these small answers is
+            self.unexpected = self.unexpected or f"after {len(self.latencies)} answers: {data[:300]!r}"
             del self.due[sock]
             sock.close()
 
@@ -99,6 +102,7 @@ def main() -> None:
     told = {
         "requests": len(paced.latencies),
         "errors": paced.errors,
+        "unexpected": paced.unexpected,
         "seconds": args.seconds,
         "p50_us": round(found[len(found) // 2] * 1e6, 1),
         "p99_us": round(found[len(found) * 99 // 100] * 1e6, 1),

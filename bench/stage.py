@@ -30,7 +30,7 @@ from bench.proxies.envoy import Envoy
 from bench.proxies.haproxy import HAProxy
 from bench.proxies.nginx import Nginx
 from bench.rules import Rule, policy, rules
-from l7proxy.lab import agents, lifecycle, netns
+from l7proxy.lab import agents, lifecycle, netns, processes
 from l7proxy.lab.manifests import read
 from l7proxy.lab.settings import Cni, Kernel, Settings
 from l7proxy.lab.state import Lab
@@ -293,6 +293,7 @@ def stage(
         try:
             place = Stage(lab, Path(directory), cores or pinned())
             _prepare(lab, sysctls)
+            _pin_pods(lab, place.cores)
             with place._server():
                 yield place
         finally:
@@ -306,6 +307,16 @@ def _prepare(lab: Lab, sysctls: Mapping[str, str]) -> None:
         ports = {"net/ipv4/ip_local_port_range": PORT_RANGES[whose], "net/ipv4/ip_local_reserved_ports": CHOSEN}
         netns.inside(namespace, partial(_tune, {**ports, **sysctls}))
     netns.inside(node, lambda: subprocess.run(["nft", "-f", "-"], input=MARK_FOR_PEERS, text=True, check=True))
+
+
+def _pin_pods(lab: Lab, cores: Cores) -> None:
+    """The servers that the lab has started in pods, with all their threads, take no CPU from what is measured: neither
+    from the proxy nor from the client and the server that the figures are about, which share a core."""
+    namespaces = netns.inodes(pod.namespace for pod in lab.load().pods.values())
+    for process in processes.inside(namespaces):
+        for thread in Path(f"/proc/{process.pid}/task").iterdir():
+            os.sched_setaffinity(int(thread.name), cores.others)
+            os.sched_setscheduler(int(thread.name), os.SCHED_IDLE, os.sched_param(0))
 
 
 def _tune(sysctls: Mapping[str, str]) -> None:

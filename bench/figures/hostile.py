@@ -28,6 +28,7 @@ SETTLE_SECONDS = 0.7
 H2C = 84
 """Where the server pod speaks HTTP/2 without TLS."""
 EDITS = 3
+AUTOGROUP = Path("/proc/sys/kernel/sched_autogroup_enabled")
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +62,7 @@ class Seen:
 
 
 def measure(place: Stage, effort: Effort, report: Report) -> list[Row]:
-    with _policies(place), place.proxy(OURS):
+    with _one_scheduling_group(), _policies(place), place.proxy(OURS):
         alone = _seen(place, effort)
         report(f"alone: {alone}")
         rows = [
@@ -118,6 +119,18 @@ def _edits(place: Stage) -> Iterator[float]:
             if number:  # the first makes sure of the state before
                 yield (moment - start) / 1e6
         probe.stdin.close()
+
+
+@contextlib.contextmanager
+def _one_scheduling_group() -> Iterator[None]:
+    """The flood and its server are SCHED_IDLE so that the innocent client and its server, on the same core, need not
+    wait for them. That says nothing across groups, and the kernel makes one of each session (sched(7), autogroup)."""
+    before = AUTOGROUP.read_text()
+    AUTOGROUP.write_text("0")
+    try:
+        yield
+    finally:
+        AUTOGROUP.write_text(before)
 
 
 @contextlib.contextmanager

@@ -14,12 +14,13 @@ from contextlib import suppress
 from typing import Final, Protocol
 
 from l7proxy.proxy.server.poller import BROKEN, IN, OUT, Poller
-from l7proxy.proxy.server.shares import READ, Share
+from l7proxy.proxy.server.shares import READ, Pace, Share
 
 HIGH_WATER: Final = 256 << 10
 LOW_WATER: Final = 64 << 10
 """Bytes not yet taken by the kernel, per leg."""
-_NO_LINGER: Final = struct.pack("ii", 1, 0)
+NO_LINGER: Final = struct.pack("ii", 1, 0)
+"""socket(7), SO_LINGER: makes the close a RST."""
 
 
 class Hold:
@@ -73,8 +74,8 @@ class Leg:
         self._party = party
         self.share = NOBODYS
         """Until it is opened: then who it is for."""
-        self.plain = False
-        """What is read from it costs little, however it is made: no requests are in it."""
+        self.pace: Pace | None = None
+        """How much is read at a time: None where what is read costs little, however it is made."""
         self.data_received = received
         self.write: Callable[[bytes], None] = self._write
         """To be called while `closing` says no."""
@@ -109,15 +110,18 @@ class Leg:
             self._flush()
 
     def _read(self) -> None:
+        pace = self.pace
         try:
-            data = self._sock.recv(READ if self.plain else self.share.read)
+            data = self._sock.recv(READ if pace is None else pace.read)
         except BlockingIOError:
             return
         except OSError as error:
             self._fail(error)
             return
         if data:
-            self.share.got = 0 if self.plain else len(data)
+            if pace is not None:
+                pace.got = len(data)
+                self.share.reading = pace
             self.data_received(data)
             return
         if not self.eof:  # told again after a pause
@@ -225,7 +229,7 @@ class Leg:
         if not self.made or self.gone:
             return
         with suppress(OSError):
-            self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _NO_LINGER)  # socket(7): makes the close a RST
+            self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, NO_LINGER)
         self._closing = True
         self._lose(None)
 

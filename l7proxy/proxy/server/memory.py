@@ -53,7 +53,8 @@ class Memory:
                 self._relax(share)
         elif difference > 0 and self._over(share, 4):
             share.full = True
-            share.read = min(share.read, READ_WHEN_FULL)
+            for pace in (share.requests, share.responses):
+                pace.read = min(pace.read, READ_WHEN_FULL)
 
     def must_stop(self, share: Share, holder: Holder) -> bool:
         """Of an endpoint that holds too much, whether this connection may make that more."""

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import asyncio
 import select
+from collections import deque
 from time import monotonic_ns, thread_time_ns
 from typing import Final, Protocol
 
@@ -25,13 +26,11 @@ from l7proxy.proxy.server.shares import HALVED, LONG, Share
 IN: Final = 1  # select.EPOLLIN; numbers are folded into compiled code
 OUT: Final = 4  # EPOLLOUT
 BROKEN: Final = 8 | 16  # EPOLLERR, EPOLLHUP: told whether asked for or not
-TURN: Final = 2_000_000
+TURN: Final = 500_000
 """Nanoseconds after which a turn ends, with the call that is being made."""
 STALL: Final = 500_000_000
 """Nanoseconds without a turn after which a newer picture is read before any socket: the process may have been
 stopped."""
-BEGINS: Final = -1
-"""In the place of a descriptor: what waits to begin."""
 WAIT: Final = 1.0
 """Seconds that such a picture is waited for: an agent may die before it has sent what it published."""
 
@@ -53,7 +52,7 @@ class Poller:
         self.fence = Fence()
         self._epoll: select.epoll | None = None
         self._watched: dict[int, Watched] = {}
-        self._waiting: dict[Watched, None] = {}
+        self._waiting: dict[Share, deque[Watched]] = {}
         self._held = False
         self._again = False
         self._ended = monotonic_ns()
@@ -86,7 +85,7 @@ class Poller:
     def begin(self, watched: Watched) -> None:
         """Tell it once, of no events: now, or when it is its share's turn."""
         if self.crowded:
-            self._waiting[watched] = None
+            self._waiting.setdefault(watched.share, deque()).append(watched)
         else:
             watched.ready(0)
 
@@ -118,7 +117,7 @@ class Poller:
         return epoll
 
     def _poll(self) -> None:
-        epoll, all_watched, fence = self._epoll, self._watched, self.fence
+        epoll, all_watched = self._epoll, self._watched
         before = monotonic_ns()
         if epoll is None or self._held or self._behind(before):
             return
@@ -127,15 +126,14 @@ class Poller:
         self.crowded = self._pressed or bool(self._waiting)
         self._pressed = False
         if self.crowded:
-            self._share_out(ready, before)
+            self._share_out(ready)
         else:
             end, now = before + self.turn, before
             for descriptor, events in ready:
                 watched = all_watched.get(descriptor)
                 if watched is None:
                     continue
-                if fence.up():  # the process may have been stopped anywhere in here
-                    self.hold()
+                if self._must_hold():
                     break
                 now = self._tell(watched, events, now)
                 if now > end:
@@ -143,30 +141,47 @@ class Poller:
                     break
         self._ended = monotonic_ns()
 
-    def _share_out(self, ready: list[tuple[int, int]], now: int) -> None:
-        """A turn in which not all may be served: who used least lately comes first."""
-        end, order = now + self.turn, list[tuple[int, int, int, int, Watched]]()
+    def _share_out(self, ready: list[tuple[int, int]]) -> None:
+        """A turn in which not all may be served: who used least lately comes first, and of its connections those that
+        have begun."""
+        sorted_out: dict[Share, list[tuple[int, int, Watched]]] = {share: [] for share in self._waiting}
         for descriptor, events in ready:
             watched = self._watched.get(descriptor)
             if watched is not None:
-                order.append((watched.share.lately(now), len(order), descriptor, events, watched))
-        for watched in self._waiting:
-            order.append((watched.share.lately(now), len(order), BEGINS, 0, watched))
-        order.sort()
-        for _, _, descriptor, events, watched in order:
-            if self.fence.up():
-                self.hold()
-                break
-            if descriptor == BEGINS:
-                del self._waiting[watched]
-            elif self._watched.get(descriptor) is not watched:
-                continue  # it was closed in this turn
-            now = self._tell(watched, events, now)
+                sorted_out.setdefault(watched.share, []).append((descriptor, events, watched))
+        now = monotonic_ns()
+        end = now + self.turn
+        for share in sorted(sorted_out, key=lambda one: one.lately(now)):
+            now = self._serve(share, sorted_out[share], now, end)
             if now > end:
                 self._pressed = True
                 break
+            if self._held:
+                break
         if self._waiting:
             self._poll_again()
+
+    def _serve(self, share: Share, ready: list[tuple[int, int, Watched]], now: int, end: int) -> int:
+        """Tell those of one share until the turn ends. The time after that."""
+        for descriptor, events, watched in ready:
+            if self._watched.get(descriptor) is not watched:
+                continue  # it was closed in this turn
+            if now > end or self._must_hold():
+                return now
+            now = self._tell(watched, events, now)
+        waiting = self._waiting.get(share, ())
+        while waiting and now <= end and not self._must_hold():
+            now = self._tell(waiting.popleft(), 0, now)
+            if not waiting:
+                del self._waiting[share]
+        return now
+
+    def _must_hold(self) -> bool:
+        """The process may have been stopped anywhere in here."""
+        if self.fence.up():
+            self.hold()
+            return True
+        return False
 
     def _poll_again(self) -> None:
         """In the loop's next turn, whether or not a socket is ready then."""

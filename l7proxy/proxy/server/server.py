@@ -11,13 +11,16 @@ import logging
 import socket
 from collections.abc import Sequence
 from contextlib import suppress
+from time import monotonic_ns
 from typing import Final
 
 from l7proxy.link.messages import Load, Picture
 from l7proxy.model.net import HostPort
+from l7proxy.proxy.board import refusal
+from l7proxy.proxy.server.leg import NO_LINGER
 from l7proxy.proxy.server.listener import BACKLOG
 from l7proxy.proxy.server.poller import IN
-from l7proxy.proxy.server.session import Session, named
+from l7proxy.proxy.server.session import Session, named, record_refusal
 from l7proxy.proxy.server.shares import Share
 from l7proxy.proxy.server.surroundings import Surroundings
 from l7proxy.proxy.wheel import RESOLUTION
@@ -32,8 +35,9 @@ PAUSE_SECONDS: Final = 0.5
 """Before another try when nobody can be accepted: those who wait stay in the kernel's queue."""
 
 
-ADMITTED: Final = 64
-"""Connections taken from the kernel's queue in one turn, while there is more to do than a turn has time for."""
+ADMITTING: Final = 4
+"""This part of a turn, at most, is for taking connections from the kernel's queue, while there is more to do than a
+turn has time for. One takes some ten microseconds: what comes faster fills that queue."""
 
 
 class ProxyServer:
@@ -124,9 +128,10 @@ class _Door:
 
     def ready(self, events: int) -> None:
         self.share.used = 0
-        for _ in range(ADMITTED if self._around.poller.crowded else 1):
-            if not self._admit():
-                return
+        poller = self._around.poller
+        end = monotonic_ns() + poller.turn // ADMITTING
+        while self._admit() and poller.crowded and monotonic_ns() < end:
+            pass
 
     def _admit(self) -> bool:
         """One connection. False: there is no other now."""
@@ -140,14 +145,29 @@ class _Door:
             self._around.poller.watch(self._descriptor, 0, self)
             self._again = asyncio.get_running_loop().call_later(PAUSE_SECONDS, self._watch)
             return False
-        sock = socket.socket(self._family, socket.SOCK_STREAM, 0, number)
-        sock.setblocking(False)
-        arrival = _Arrival(self._around, sock, named(name))
-        if arrival.too_many:
-            arrival.ready(0)  # it will be refused: nothing to wait for
+        sock, source = socket.socket(self._family, socket.SOCK_STREAM, 0, number), named(name)
+        share = self._share_of(source)
+        if share.sessions + share.arriving >= max(1, self._around.limit // 2):
+            self._refuse(sock, source)
         else:
-            self._around.poller.begin(arrival)
+            sock.setblocking(False)
+            self._around.poller.begin(_Arrival(self._around, sock, source, share))
         return True
+
+    def _share_of(self, source: HostPort) -> Share:
+        index = self._around.board.index
+        return self._around.shares.of(index.owner(source.address) if index is not None else source.address)
+
+    def _refuse(self, sock: socket.socket, source: HostPort) -> None:
+        """At once, and for less than a session costs: whoever opens more than the worker can refuse fills the kernel's
+        queue, and shuts others out."""
+        around = self._around
+        destination = around.steering.destination(named(sock.getsockname()))
+        around.counts.denied += 1
+        why = f"this client has half of the {around.limit} connections that this worker can carry"
+        record_refusal(around, source, destination, refusal(why))
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, NO_LINGER)
+        sock.close()
 
     def shut(self) -> None:
         self._around.poller.forget(self._descriptor)
@@ -161,11 +181,9 @@ class _Door:
 class _Arrival:
     """A client's connection that has not become a session yet."""
 
-    def __init__(self, around: Surroundings, sock: socket.socket, source: HostPort) -> None:
-        index = around.board.index
-        self.share = around.shares.of(index.owner(source.address) if index is not None else source.address)
-        self.share.arriving += 1
-        self.too_many = self.share.sessions + self.share.arriving > around.limit // 2
+    def __init__(self, around: Surroundings, sock: socket.socket, source: HostPort, share: Share) -> None:
+        self.share = share
+        share.arriving += 1
         self._around = around
         self._sock = sock
         self._source = source

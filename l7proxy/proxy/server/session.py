@@ -244,7 +244,8 @@ class Session:
         if self._by_service and sides.governed:
             self._tell(sides.l4)  # the kernel steered by the Service's address, so it could not
         self._by_request = sides.by_request
-        self._client.plain, self._server.plain = not sides.by_request, True
+        if sides.by_request:
+            self._client.pace, self._server.pace = self._share.requests, self._share.responses
         conn = sides.conn(self._source, self._destination)
         self._gate = pick(
             self._judge,
@@ -264,8 +265,6 @@ class Session:
             return "the destination is the proxy itself"
         if len(around.board) > around.limit:
             return f"this worker is at its limit of {around.limit} connections"
-        if self._share.sessions > max(1, around.limit // 2):
-            return f"this client has half of the {around.limit} connections that this worker can carry"
         if self._share.full:
             around.memory.refused += 1
             return f"this client's connections hold more than their share of {around.memory.budget >> 20} MiB"
@@ -324,13 +323,11 @@ class Session:
 
     def _tell(self, judgement: Judgement) -> None:
         """The record of the connection itself."""
-        index = self._around.board.index
-        sides = self._sides
-        who = sides.source_identity if sides else index.identity(self._source.address) if index else 0
-        whom = sides.destination_identity if sides else index.identity(self._destination.address) if index else 0
-        source, destination = self._source, self._destination
-        conn = Conn(source.address, source.port, destination.address, destination.port, who, whom)
-        self._around.records(Connection(self._around.now_ns(), conn, judgement))
+        around, sides = self._around, self._sides
+        if sides is None:
+            record_refusal(around, self._source, self._destination, judgement)
+        else:
+            around.records(Connection(around.now_ns(), sides.conn(self._source, self._destination), judgement))
 
     # ---- executing ----
 
@@ -438,7 +435,7 @@ class Session:
         waiting, around = gate.waiting_for, self._around
         if waiting != "head":
             if waiting == "tunnel":
-                self._client.plain = True
+                self._client.pace = self._server.pace = None
             around.wheel.arm(self._timer, around.timeouts.idle if waiting == "idle" else around.timeouts.stream)
         elif waiting != self._waiting or self._taken_up:
             around.wheel.arm(self._timer, around.timeouts.head)
@@ -598,6 +595,14 @@ class Session:
             before, self.held = self.held, 0
             if before:
                 self._around.memory.change(self._share, self, before)
+
+
+def record_refusal(around: Surroundings, source: HostPort, destination: HostPort, judgement: Judgement) -> None:
+    """The record of a connection whose ends nobody has looked up."""
+    index = around.board.index
+    who, whom = (index.identity(source.address), index.identity(destination.address)) if index else (0, 0)
+    conn = Conn(source.address, source.port, destination.address, destination.port, who, whom)
+    around.records(Connection(around.now_ns(), conn, judgement))
 
 
 def named(sockaddr: tuple[Any, ...]) -> HostPort:

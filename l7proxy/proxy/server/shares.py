@@ -38,20 +38,59 @@ class Holder(Protocol):
         """End now: it holds most of all of an endpoint that holds too much. Must not raise."""
 
 
-class Share:
-    """One endpoint's. `used` are the nanoseconds of the loop that it had lately; `read` is how much of it is read at a
-    time; `sessions` are its connections, `arriving` those that wait to become one. `held`, `full` and `stopped` are the
-    memory's: bytes, whether that is too much, and who is not read until it is less."""
+class Pace:
+    """How much is read at a time of one direction of an endpoint's connections: `read`, in bytes. `got` were read."""
 
-    __slots__ = ("arriving", "careful", "full", "got", "grown", "held", "period", "read", "sessions", "stopped", "used")
+    __slots__ = ("careful", "got", "grown", "read")
 
     def __init__(self) -> None:
-        self.used = 0
-        self.period = 0
         self.read = FIRST_READ
         self.got = 0
         self.careful = 0
         self.grown = 0
+
+    def took(self, nanoseconds: int, period: int, *, may_grow: bool) -> None:
+        """So long did what was read last have the CPU."""
+        if nanoseconds > LONG:
+            self.read = min(self.read, max(LEAST_READ, self.got * LONG // nanoseconds))
+            self.careful, self.grown = period + CAREFUL, period
+        elif self.got == self.read < READ and nanoseconds < SHORT and may_grow:
+            self._grow(period)
+
+    def _grow(self, period: int) -> None:
+        """Who has sent what takes long may send what takes none, so as to be read in large pieces again."""
+        if period >= self.careful:
+            self.read <<= 1
+        elif self.read < CAREFUL_READ and period > self.grown:
+            self.read <<= 1
+            self.grown = period
+
+
+class Share:
+    """One endpoint's. `used` are the nanoseconds of the loop that it had lately; `requests` and `responses` are how its
+    clients and their servers are read, and `reading` is the one of them that this call has read from; `sessions` are
+    its connections, `arriving` those that wait to become one. `held`, `full` and `stopped` are the memory's: bytes,
+    whether that is too much, and who is not read until it is less."""
+
+    __slots__ = (
+        "arriving",
+        "full",
+        "held",
+        "period",
+        "reading",
+        "requests",
+        "responses",
+        "sessions",
+        "stopped",
+        "used",
+    )
+
+    def __init__(self) -> None:
+        self.used = 0
+        self.period = 0
+        self.requests = Pace()
+        self.responses = Pace()
+        self.reading: Pace | None = None
         self.sessions = 0
         self.arriving = 0
         self.held = 0
@@ -71,24 +110,11 @@ class Share:
         return self.used
 
     def spent(self, nanoseconds: int) -> None:
-        """So long did one call have the CPU; `got` bytes were read in it."""
+        """So long did one call have the CPU."""
         self.used += nanoseconds
-        got, self.got = self.got, 0
-        if not got:
-            return
-        if nanoseconds > LONG:
-            self.read = min(self.read, max(LEAST_READ, got * LONG // nanoseconds))
-            self.careful, self.grown = self.period + CAREFUL, self.period
-        elif got == self.read < READ and nanoseconds < SHORT and not self.full:
-            self._read_more()
-
-    def _read_more(self) -> None:
-        """Who has sent what takes long may send what takes none, so as to be read in large pieces again."""
-        if self.period >= self.careful:
-            self.read <<= 1
-        elif self.read < CAREFUL_READ and self.period > self.grown:
-            self.read <<= 1
-            self.grown = self.period
+        pace, self.reading = self.reading, None
+        if pace is not None:
+            pace.took(nanoseconds, self.period, may_grow=not self.full)
 
 
 class Shares:

@@ -96,18 +96,19 @@ async def test_a_new_connection_does_not_wait_behind_those_of_another_client() -
         on.around.shares.of(1).used = 1 << 40  # it has had much; the client is endpoint 1
         assert poller._epoll is not None
         poller.loop.remove_reader(poller._epoll.fileno())
-        poller.turn = 0
+        poller.turn = 400_000
         for sock in hostile:
             sock.send(request())
         more = [await on.dial() for _ in range(100)]
         _, writer = await on.client("127.0.0.9")
         writer.write(request())
-        for _ in range(6):
-            poller._poll()
         innocent = on.around.shares.of("127.0.0.9")
+        for _ in range(50):
+            poller._poll()
+            if innocent.sessions:
+                break
         assert innocent.sessions == 1
-        assert on.around.shares.of(1).arriving >= len(more) - 2
-        poller.turn = 2_000_000
+        assert on.around.shares.of(1).arriving >= len(more) // 2
         poller.loop.add_reader(poller._epoll.fileno(), poller._poll)
         await on.until(lambda: not poller._waiting)
         for sock in (*hostile, *more):
@@ -117,36 +118,40 @@ async def test_a_new_connection_does_not_wait_behind_those_of_another_client() -
 async def test_what_takes_long_is_read_in_smaller_pieces() -> None:
     share = Share()
     for _ in range(20):
-        share.got = share.read
-        share.spent(40 * LONG)
+        read(share, 40 * LONG)
     share.age(1 << HALVED)
-    assert share.read == LEAST_READ
+    assert share.requests.read == LEAST_READ
     for _ in range(20):  # a call that reads nothing, or less than it might, is no sign
         share.spent(LONG // 10)
-        share.got = LEAST_READ - 1
-        share.spent(LONG // 10)
-    assert share.read == LEAST_READ
+        read(share, LONG // 10, LEAST_READ - 1)
+    assert share.requests.read == LEAST_READ
     quick(share, 20)
-    assert share.read == 2 * LEAST_READ, "once in a period"
+    assert share.requests.read == 2 * LEAST_READ, "once in a period"
     for period in range(2, 20):
         share.age(period << HALVED)
         quick(share, 20)
-    assert share.read == CAREFUL_READ
+    assert share.requests.read == CAREFUL_READ
     share.age(1000 << HALVED)
     quick(share, 20)
-    assert share.read == READ
+    assert share.requests.read == READ
+
+
+def read(share: Share, nanoseconds: int, count: int | None = None) -> None:
+    """As a leg reads: all that it may, where `count` says nothing else."""
+    share.reading = share.requests
+    share.requests.got = share.requests.read if count is None else count
+    share.spent(nanoseconds)
 
 
 def quick(share: Share, times: int) -> None:
     for _ in range(times):
-        share.got = share.read
-        share.spent(LONG // 10)
+        read(share, LONG // 10)
 
 
 async def test_bulk_is_read_in_large_pieces_at_once() -> None:
     share = Share()
     quick(share, 5)
-    assert share.read == READ
+    assert share.requests.read == READ
 
 
 async def test_what_was_used_is_forgotten_with_time() -> None:

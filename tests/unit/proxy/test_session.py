@@ -507,8 +507,8 @@ async def test_over_the_limit_is_refused_and_room_comes_back() -> None:
         reader, writer = await on.client()
         writer.write(request())
         assert (await answer(reader))[0] == 200
-        second, _ = await on.client()
         with pytest.raises(ConnectionResetError):
+            second, _ = await on.client()
             await second.read()
         writer.close()
         await on.settled()
@@ -524,8 +524,8 @@ async def test_one_client_cannot_take_all_connections() -> None:
             reader, writer = await on.client()
             writer.write(request())
             assert (await answer(reader))[0] == 200
-        third, _ = await on.client()
         with pytest.raises(ConnectionResetError):
+            third, _ = await on.client()
             await third.read()
         assert "this client has half" in on.records[-1].judgement.reason
         other, writer = await on.client("127.0.0.9")
