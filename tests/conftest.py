@@ -1,0 +1,24 @@
+"""Which tests of the labs run in one process under `pytest -n 2 --dist loadgroup`: those that share a lab.
+
+Attacks by their combination of CNI, backend and families, all others by their module.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+LABS = (Path(__file__).with_name("lab"), Path(__file__).with_name("attacks"))
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.path.parent in LABS:
+            item.add_marker(pytest.mark.xdist_group(_group(item)))
+
+
+def _group(item: pytest.Item) -> str:
+    parameters = item.callspec.params if isinstance(item, pytest.Function) and hasattr(item, "callspec") else {}
+    return str(parameters["lab"]) if item.path.parent.name == "attacks" and "lab" in parameters else item.path.stem
