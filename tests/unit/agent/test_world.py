@@ -340,6 +340,7 @@ def latest(facts: Iterable[Fact]) -> list[Fact]:
     return list({fact.key: fact for fact in facts}.values())
 
 
+@settings(deadline=None)
 @given(facts_, st.randoms(use_true_random=False))
 def test_any_order_of_the_same_facts_gives_an_equal_view(facts: list[Fact], random: Any) -> None:
     facts = latest(facts)
@@ -349,6 +350,7 @@ def test_any_order_of_the_same_facts_gives_an_equal_view(facts: list[Fact], rand
         assert world(*facts).view(node) == world(*shuffled).view(node)
 
 
+@settings(deadline=None)
 @given(facts_, facts_)
 def test_what_came_and_went_leaves_no_trace(stay: list[Fact], go: list[Fact]) -> None:
     stay = latest(stay)

@@ -7,7 +7,7 @@ import json
 import socket
 import ssl
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 
 import grpc.aio
 import h2.config
@@ -18,24 +18,25 @@ import pytest
 from l7proxy.errors import ConfigError
 from l7proxy.lab import echo
 from l7proxy.lab.cluster import Listener
+from tests.support.ports import reserved_port
 
 
-def free_port(kind: socket.SocketKind = socket.SOCK_STREAM) -> int:
-    with socket.socket(socket.AF_INET, kind) as sock:
-        sock.bind(("127.0.0.1", 0))
+def free_udp_port() -> int:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        sock.bind(("0.0.0.0", 0))
         return int(sock.getsockname()[1])
 
 
 @asynccontextmanager
 async def served(kind: str) -> AsyncIterator[int]:
-    port = free_port(socket.SOCK_DGRAM if kind == "udp" else socket.SOCK_STREAM)
-    server = await echo.start(Listener(kind, port), "me")
-    try:
-        async with asyncio.timeout(10):
-            yield port
-    finally:
-        server.close()
-        await asyncio.sleep(0)
+    with nullcontext(free_udp_port()) if kind == "udp" else reserved_port() as port:
+        server = await echo.start(Listener(kind, port), "me")
+        try:
+            async with asyncio.timeout(10):
+                yield port
+        finally:
+            server.close()
+            await asyncio.sleep(0)
 
 
 async def talk(port: int, data: bytes, *, tls: bool = False) -> bytes:

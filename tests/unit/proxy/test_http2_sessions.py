@@ -24,6 +24,7 @@ from l7proxy.proxy.server.session import Session
 from l7proxy.wire import http2_frames as frames
 from l7proxy.wire.http2_fields import FieldBlock, FieldWriter
 from l7proxy.wire.http2_frames import MAX_STREAM, PREFACE, Code
+from tests.support.ports import reserved_port
 from tests.unit.proxy.stage import NOTHING, REF, SERVER, Stage, backend, by_http, gets, picture, stage
 
 HELLO = PREFACE + frames.settings([])
@@ -40,15 +41,13 @@ def get(stream: int, path: bytes = b"/a", method: bytes = b"GET", *, end: bool =
 
 @contextlib.asynccontextmanager
 async def echoing(kind: str) -> AsyncIterator[HostPort]:
-    with socket.socket() as sock:
-        sock.bind((SERVER, 0))
-        port = int(sock.getsockname()[1])
-    server = await echo.start(Listener(kind, port), "server")
-    try:
-        yield HostPort(SERVER, port)
-    finally:
-        server.close()
-        await asyncio.sleep(0)
+    with reserved_port() as port:
+        server = await echo.start(Listener(kind, port), "server")
+        try:
+            yield HostPort(SERVER, port)
+        finally:
+            server.close()
+            await asyncio.sleep(0)
 
 
 class Client:
