@@ -2,6 +2,11 @@
 
 A `Namespace` has no name: it lives as long as its descriptor, so even a killed test run leaves nothing. Work is done in
 one by a thread that enters it; sockets made there stay there and can be used from anywhere.
+
+    @pytest.mark.pairwise    `make test` runs rows of its product that hold every pair of values, `make test-all` all
+
+Backend and family count as one value beside backend and topology, so every case meets each backend on each kind of
+link and in each family. Tests without the mark run in full.
 """
 
 from __future__ import annotations
@@ -14,12 +19,14 @@ import socket
 import struct
 import subprocess
 import threading
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import pytest
 
+from tests.support.pairwise import Row, cover
 from tproxy_rules.backend import Backend
 from tproxy_rules.desired import Bridge, Desired, Endpoint, Entry, Port, Settings, Table, Verdict
 from tproxy_rules.iptables import IptablesBackend
@@ -432,7 +439,31 @@ def sandbox() -> None:
         pytest.skip(reason)
 
 
-@pytest.fixture(scope="module", params=[f"{b}/{t}" for b in BACKENDS for t in ("routed", "bridge-nf-0", "bridge-nf-1")])
+@pytest.hookimpl(tryfirst=True)  # before `-m` is looked at
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    products: dict[object, list[pytest.Function]] = defaultdict(list)
+    for item in items:
+        if isinstance(item, pytest.Function) and item.get_closest_marker("pairwise"):
+            products[item.path, item.originalname].append(item)
+    for product in products.values():
+        kept = cover([_row(item) for item in product])
+        for index in {*range(len(product))} - {*kept}:
+            product[index].add_marker("full_product")
+
+
+def _row(item: pytest.Function) -> Row:
+    values = dict(item.callspec.params)
+    backend = str(values.get("world", values.get("bridged", ""))).partition("/")[0]
+    return values | {"backend and family": (backend, values.get("family"))}
+
+
+WORLDS = [f"{backend}/{topology}" for backend in BACKENDS for topology in ("routed", "bridge-nf-0", "bridge-nf-1")]
+BRIDGES = [name for name in WORLDS if "/bridge" in name]
+on_bridges = pytest.mark.parametrize("world", BRIDGES, indirect=True)
+"""For what routed pods, which share no link, cannot try."""
+
+
+@pytest.fixture(scope="module", params=WORLDS)
 def world(request: pytest.FixtureRequest, sandbox: None) -> Iterator[World]:
     backend, _, topology = request.param.partition("/")
     made = World(topology, backend)

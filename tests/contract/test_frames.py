@@ -15,10 +15,10 @@ from ipaddress import ip_address
 
 import pytest
 
-from tests.contract.conftest import BACKENDS, IDENTITY, Pod, World, entry
+from tests.contract.conftest import BRIDGES, IDENTITY, Pod, World, entry
 from tproxy_rules.desired import Desired, Table, Tier, Verdict, union
 
-pytestmark = pytest.mark.lab
+pytestmark = [pytest.mark.lab, pytest.mark.pairwise]
 
 PORT = 5353
 EVERYBODY = "ff:ff:ff:ff:ff:ff"
@@ -26,9 +26,7 @@ IPV4, ARP, VLAN, IPV6 = 0x0800, 0x0806, 0x8100, 0x86DD
 GROUPS = {4: ("224.0.0.251", "01:00:5e:00:00:fb"), 6: ("ff02::fb", "33:33:00:00:00:fb")}
 
 
-@pytest.fixture(
-    scope="module", params=[f"{backend}/{nf}" for backend in BACKENDS for nf in ("bridge-nf-0", "bridge-nf-1")]
-)
+@pytest.fixture(scope="module", params=BRIDGES)
 def bridged(request: pytest.FixtureRequest, sandbox: None) -> Iterator[World]:
     backend, _, topology = request.param.partition("/")
     made = World(topology, backend)
@@ -279,12 +277,16 @@ def test_arp_for_another_pods_address_is_not_heard(bridged: World, known: bool) 
 
 
 @KNOWN
-@pytest.mark.parametrize("honest_source", [True, False], ids=["own source", "stolen source"])
+@pytest.mark.parametrize(
+    ("bridged", "honest_source"),
+    # ebtables cannot look at the target of an advertisement (see ipt_bridge).
+    [(name, False) for name in BRIDGES] + [(name, True) for name in BRIDGES if "nftables" in name],
+    indirect=["bridged"],
+    scope="module",
+)
 def test_an_advertisement_of_another_pods_address_is_not_heard(
     bridged: World, honest_source: bool, known: bool
 ) -> None:
-    if bridged.backend.name == "iptables" and honest_source:
-        pytest.skip("ebtables cannot look at the target of an advertisement (see ipt_bridge)")
     stolen, target, liar = bridged.client.addresses[6], bridged.server, bridged.stranger
     lie = advertisement(stolen, target.addresses[6], mac(liar))
     if honest_source:

@@ -15,7 +15,7 @@ from ipaddress import ip_address
 
 import pytest
 
-from tests.contract.conftest import IDENTITY, Pod, World, entry
+from tests.contract.conftest import BRIDGES, IDENTITY, WORLDS, Pod, World, entry, on_bridges
 from tests.contract.test_frames import (
     ARP,
     EVERYBODY,
@@ -38,7 +38,7 @@ from tproxy_rules.marks import Told
 from tproxy_rules.nflog import Event, NflogReader
 from tproxy_rules.nft_bridge import link_local
 
-pytestmark = pytest.mark.lab
+pytestmark = [pytest.mark.lab, pytest.mark.pairwise]
 
 CLOSED = union((entry(Verdict.ALLOW, protocol=-1, peers=(IDENTITY["client"],)),))
 SHUT = union(())
@@ -112,14 +112,18 @@ def _source(pod: Pod, *, local: bool) -> str:
     return link_local(mac(pod)) if local else pod.addresses[6]
 
 
-@KNOWN
+@pytest.mark.parametrize(
+    ("world", "known"),
+    # A routed cable that nobody has told us of is no port of ours.
+    [*((name, True) for name in WORLDS), *((name, False) for name in BRIDGES)],
+    indirect=["world"],
+    scope="module",
+)
 @SOURCES
 @pytest.mark.parametrize("families", [(4, 6), (4,)], ids=["dual", "IPv4-only"])
 def test_a_link_local_address_of_the_node_is_no_way_around(
     world: World, reader: NflogReader, known: bool, from_link_local: bool, families: tuple[int, ...]
 ) -> None:
-    if world.bridge is None and not known:
-        pytest.skip("a routed cable that nobody has told us of is no port of ours")
     target = link_local(node_mac(world))
     shot = frame(
         mac(world.stranger), node_mac(world), IPV6, udp(_source(world.stranger, local=from_link_local), target)
@@ -132,14 +136,13 @@ def test_a_link_local_address_of_the_node_is_no_way_around(
     assert {(event.told, event.destination) for event in told(reader)} == {(Told.LINK_LOCAL, target)}
 
 
+@on_bridges
 @KNOWN
 @SOURCES
 @pytest.mark.parametrize("to_everybody", [False, True], ids=["unicast frame", "frame to everybody"])
 def test_a_link_local_address_of_a_pod_is_no_way_around(
     world: World, reader: NflogReader, known: bool, from_link_local: bool, to_everybody: bool
 ) -> None:
-    if world.bridge is None:
-        pytest.skip("routed pods share no link")
     target = link_local(mac(world.server))
     packet = udp(_source(world.stranger, local=from_link_local), target)
     shot = frame(mac(world.stranger), EVERYBODY if to_everybody else mac(world.server), IPV6, packet)
@@ -194,11 +197,10 @@ def test_link_local_neighbours_are_still_found(world: World) -> None:
 SECOND = {4: ("169.254.7.7", "10.1.0.77", "192.0.2.7"), 6: ("fec0::7", "fd00:1::77", "fd00:dead::7")}
 
 
+@on_bridges
 @KNOWN
 def test_an_address_that_a_pod_gave_itself_is_no_way_in(world: World, family: int, known: bool) -> None:
     """Even where the node believes that it is there."""
-    if world.bridge is None:
-        pytest.skip("routed pods share no link, and no route leads to it")
     target, kind, bits = world.server, IPV4 if family == 4 else IPV6, 32 if family == 4 else 128
     target.namespace.sh(*(f"ip addr add {one}/{bits} dev eth0" for one in SECOND[family]))
     shots = [
@@ -270,17 +272,16 @@ def test_to_an_address_that_is_on_no_wire_nothing_goes(world: World, target: str
 # --- frames to the bridge itself ------------------------------------------------------------------------------------
 
 
+@on_bridges
 @KNOWN
 @pytest.mark.parametrize("stp", [0, 1], ids=["no STP", "STP"])
 def test_a_frame_to_the_bridge_itself_brings_no_packet_to_the_node(
     world: World, family: int, stp: int, known: bool, reader: NflogReader
 ) -> None:
     """IEEE 802.1Q, 8.6.3. The bridge hands some of these up before its prerouting hook, some without any hook."""
-    if world.bridge is None:
-        pytest.skip("no bridge")
 
     def shots(last: int, source: str) -> list[bytes]:
-        packet = udp(source, world.node_address(family))
+        packet = udp(source, world.node_address(family), b"%x" % last)
         there, kind = f"01:80:c2:00:00:0{last:x}", IPV4 if family == 4 else IPV6
         return [frame(mac(world.stranger), there, kind, packet, tag=tag) for tag in (None, 0)]
 
@@ -289,9 +290,9 @@ def test_a_frame_to_the_bridge_itself_brings_no_packet_to_the_node(
     _forwarding(world)
     try:
         bare(world)
-        for last in handed_up:
-            one = shots(last, SECOND[family][2])[0]
-            assert at_node(world, family, lambda one=one: send(world.stranger, one)), "the attack works without us"  # type: ignore[misc]
+        attacks = [shots(last, SECOND[family][2])[0] for last in handed_up]
+        arrived = at_node(world, family, lambda: send(world.stranger, *attacks))
+        assert {*arrived} == {b"%x" % last for last in handed_up}, "the attacks work without us"
         world.apply(picture(world, known=known))
         told(reader)
         for source in (world.client.addresses[family], world.stranger.addresses[family], SECOND[family][2]):
@@ -336,12 +337,14 @@ def _tentative(pod: Pod, address: str) -> str:
 
 
 @KNOWN
-@pytest.mark.parametrize("answer", ["solicitation", "advertisement"])
+@pytest.mark.parametrize(
+    ("world", "answer"),
+    # ebtables cannot look at the target of an advertisement (see ipt_bridge).
+    [(name, "solicitation") for name in BRIDGES] + [(n, "advertisement") for n in BRIDGES if "nftables" in n],
+    indirect=["world"],
+    scope="module",
+)
 def test_duplicate_detection_by_a_pod_denies_nobody_an_address(world: World, known: bool, answer: str) -> None:
-    if world.bridge is None:
-        pytest.skip("routed pods share no link")
-    if world.backend.name == "iptables" and answer == "advertisement":
-        pytest.skip("ebtables cannot look at the target of an advertisement (see ipt_bridge)")
     victim, address = world.server, world.server.addresses[6]
     packet = detection(address)
     if answer == "advertisement":
@@ -377,11 +380,10 @@ def probe(sender: Pod, target: str) -> bytes:
     return frame(mac(sender), EVERYBODY, ARP, body)
 
 
+@on_bridges
 @pytest.mark.parametrize(("whose", "passes"), [("own", True), ("another's", False)])
 def test_an_arp_probe_asks_for_ones_own_address_only(world: World, whose: str, passes: bool) -> None:
     """Two that probe for one address at once both give it up."""
-    if world.bridge is None:
-        pytest.skip("routed pods share no link")
     shot = probe(world.stranger, (world.stranger if whose == "own" else world.server).addresses[4])
 
     def arrived() -> bool:

@@ -14,7 +14,7 @@ from tests.contract.conftest import Namespace, World, _transparent, entry
 from tests.contract.test_traffic import SETTINGS, table
 from tproxy_rules.desired import Verdict
 
-pytestmark = pytest.mark.lab
+pytestmark = [pytest.mark.lab, pytest.mark.pairwise]
 STEER = Verdict.STEER
 PATIENCE = 1.5
 PORTS = itertools.count(20_001)

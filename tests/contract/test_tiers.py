@@ -11,7 +11,7 @@ from tests.contract.conftest import HOST, IDENTITY, OUTSIDE, Pod, Proxy, World, 
 from tproxy_rules.desired import Desired, Entry, Settings, Stage, Table, Tier, Verdict
 from tproxy_rules.fake import FakeBackend, Fate, Packet
 
-pytestmark = pytest.mark.lab
+pytestmark = [pytest.mark.lab, pytest.mark.pairwise]
 
 PASS, ALLOW, STEER, DENY = Verdict.PASS, Verdict.ALLOW, Verdict.STEER, Verdict.DENY
 SETTINGS = Settings(nflog_group=78)
