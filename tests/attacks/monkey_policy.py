@@ -7,7 +7,7 @@ it has neither HTTP rules nor denials, as a NetworkPolicy of Kubernetes: the mea
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from random import Random
 from typing import Any, Final
@@ -143,22 +143,27 @@ def _rule(random: Random, kubernetes: bool) -> Rule:
 
 def _cilium(policy: Policy) -> dict[str, Any]:
     spec: dict[str, Any] = {"endpointSelector": {"matchLabels": {"role": policy.role}}}
-    for direction, word in (("ingress", "fromEndpoints"), ("egress", "toEndpoints")):
+    for direction, word, rules in _directions(policy):
+        spec[direction] = [_cilium_rule(rule, word) for rule in rules if not rule.deny] or [{}] * (not rules)
+        if denials := [_cilium_rule(rule, word) for rule in rules if rule.deny]:
+            spec[f"{direction}Deny"] = denials
+    return _document("cilium.io/v2", "CiliumNetworkPolicy", policy.name, spec)
+
+
+def _directions(policy: Policy) -> Iterator[tuple[str, str, tuple[Rule, ...]]]:
+    """(direction, `from` or `to`, rules) where the policy speaks of it."""
+    for direction, word in (("ingress", "from"), ("egress", "to")):
         if (rules := policy.rules(direction)) is not None:
-            spec[direction] = [_cilium_rule(rule, word) for rule in rules if not rule.deny] or [{}] * (not rules)
-            if denials := [_cilium_rule(rule, word) for rule in rules if rule.deny]:
-                spec[f"{direction}Deny"] = denials
-    return {
-        "apiVersion": "cilium.io/v2",
-        "kind": "CiliumNetworkPolicy",
-        "metadata": {"name": policy.name, "namespace": "default"},
-        "spec": spec,
-    }
+            yield direction, word, rules
+
+
+def _document(version: str, kind: str, name: str, spec: dict[str, Any]) -> dict[str, Any]:
+    return {"apiVersion": version, "kind": kind, "metadata": {"name": name, "namespace": "default"}, "spec": spec}
 
 
 def _cilium_rule(rule: Rule, word: str) -> dict[str, Any]:
     expression = {"key": "role", "operator": "In", "values": sorted(rule.peers)}
-    written: dict[str, Any] = {word: [{"matchExpressions": [expression]}]}
+    written: dict[str, Any] = {f"{word}Endpoints": [{"matchExpressions": [expression]}]}
     if rule.ports:
         ports: dict[str, Any] = {"ports": [{"port": str(port), "protocol": name} for name, port in rule.ports]}
         if rule.requests:
@@ -169,16 +174,10 @@ def _cilium_rule(rule: Rule, word: str) -> dict[str, Any]:
 
 def _kubernetes(policy: Policy) -> dict[str, Any]:
     spec: dict[str, Any] = {"podSelector": {"matchLabels": {"role": policy.role}}, "policyTypes": []}
-    for direction, word in (("ingress", "from"), ("egress", "to")):
-        if (rules := policy.rules(direction)) is not None:
-            spec["policyTypes"].append(direction.capitalize())
-            spec[direction] = [_kubernetes_rule(rule, word) for rule in rules]
-    return {
-        "apiVersion": "networking.k8s.io/v1",
-        "kind": "NetworkPolicy",
-        "metadata": {"name": policy.name, "namespace": "default"},
-        "spec": spec,
-    }
+    for direction, word, rules in _directions(policy):
+        spec["policyTypes"].append(direction.capitalize())
+        spec[direction] = [_kubernetes_rule(rule, word) for rule in rules]
+    return _document("networking.k8s.io/v1", "NetworkPolicy", policy.name, spec)
 
 
 def _kubernetes_rule(rule: Rule, word: str) -> dict[str, Any]:
