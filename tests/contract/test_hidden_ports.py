@@ -8,7 +8,8 @@ from ipaddress import ip_address
 import pytest
 
 from tests.contract.conftest import World, entry
-from tests.contract.test_frames import IPV4, IPV6, PORT, checksum, frame, heard, mac, send, udp
+from tests.contract.test_frames import heard, mac, send
+from tests.support.frames import IPV4, IPV6, PORT, checksum, frame, udp
 from tproxy_rules.desired import Table, Tier, Verdict, union
 
 pytestmark = pytest.mark.lab

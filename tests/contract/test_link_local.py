@@ -16,23 +16,8 @@ from ipaddress import ip_address
 import pytest
 
 from tests.contract.conftest import BRIDGES, IDENTITY, WORLDS, Pod, World, entry, on_bridges
-from tests.contract.test_frames import (
-    ARP,
-    EVERYBODY,
-    IPV4,
-    IPV6,
-    KNOWN,
-    PORT,
-    _from,
-    advertisement,
-    checksum,
-    frame,
-    heard,
-    mac,
-    send,
-    udp,
-    without_the_stranger,
-)
+from tests.contract.test_frames import KNOWN, heard, mac, send, without_the_stranger
+from tests.support.frames import ARP, EVERYBODY, IPV4, IPV6, PORT, advertisement, checksum, frame, udp, with_source
 from tproxy_rules.desired import Desired, Settings, Verdict, union
 from tproxy_rules.marks import Told
 from tproxy_rules.nflog import Event, NflogReader
@@ -348,7 +333,7 @@ def test_duplicate_detection_by_a_pod_denies_nobody_an_address(world: World, kno
     victim, address = world.server, world.server.addresses[6]
     packet = detection(address)
     if answer == "advertisement":
-        packet = _from(advertisement(address, "ff02::1", mac(world.stranger)), world.stranger.addresses[6])
+        packet = with_source(advertisement(address, "ff02::1", mac(world.stranger)), world.stranger.addresses[6])
     shot = frame(mac(world.stranger), group_mac(packet[24:40]), IPV6, packet)
 
     def detected() -> str:

@@ -12,22 +12,19 @@ from ipaddress import ip_address
 import pytest
 
 from tests.contract.conftest import BACKENDS, Namespace, Pod, World, entry
-from tests.contract.test_frames import (
+from tests.contract.test_frames import heard, mac, send, without_the_stranger
+from tests.support.frames import (
     ARP,
     EVERYBODY,
     IPV4,
     IPV6,
-    _from,
-    _pseudo,
     advertisement,
     arp_reply,
     checksum,
     frame,
-    heard,
-    mac,
-    send,
+    pseudo_header,
     udp,
-    without_the_stranger,
+    with_source,
 )
 from tproxy_rules.desired import Bridge, Desired, Verdict, union
 from tproxy_rules.nft_bridge import link_local
@@ -109,7 +106,7 @@ def router(sender: Pod, kind: int) -> bytes:
     """A router advertisement with a lifetime (RFC 4861, 4.2), or a redirect, to everybody."""
     source, group = ip_address(link_local(mac(sender))).packed, ip_address("ff02::1").packed
     body = struct.pack(">BBH", kind, 0, 0) + (struct.pack(">BBHII", 64, 0, 1800, 0, 0) if kind == 134 else bytes(36))
-    body = body[:2] + struct.pack(">H", checksum(_pseudo(source, group, 58, body))) + body[4:]
+    body = body[:2] + struct.pack(">H", checksum(pseudo_header(source, group, 58, body))) + body[4:]
     packet = struct.pack(">IHBB", 0x60000000, len(body), 58, 255) + source + group + body
     return frame(mac(sender), "33:33:00:00:00:01", IPV6, packet)
 
@@ -135,7 +132,7 @@ def unseen_by_ebtables(world: World) -> dict[str, bytes]:
     return {
         "pod of another node, ARP": frame(own, there, ARP, arp_reply("10.2.0.5", target.addresses[4], own, there)),
         "node, advertisement from another address": frame(
-            own, there, IPV6, _from(advertisement("fd00:1::1", target.addresses[6], own), liar.addresses[6])
+            own, there, IPV6, with_source(advertisement("fd00:1::1", target.addresses[6], own), liar.addresses[6])
         ),
     }
 
