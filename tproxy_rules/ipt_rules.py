@@ -20,6 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from ipaddress import ip_address
 from typing import Final
 
 from tproxy_rules.desired import Desired, Endpoint, Entry, Frontend, Settings, Stage, Table, Verdict
@@ -49,6 +50,11 @@ _LETTER: Final = {Verdict.DENY: "d", Verdict.STEER: "s", Verdict.ALLOW: "a"}
 _ND: Final = (133, 134, 135, 136)
 _OF_ROUTERS: Final = {4: ("icmp", ("3/4", "4", "5", "11/0")), 6: ("icmpv6", ("2", "3/0"))}
 """See nft_inet, chain "router"."""
+_OF_HOSTS: Final = {4: ("icmp", ("3", "11", "12")), 6: ("icmpv6", ("1", "3", "4"))}
+"""See nft_inet, chain "icmp_error"."""
+_ERRORS: Final = {4: ("icmp", ("3", "4", "5", "11", "12")), 6: ("icmpv6", ("1", "2", "3", "4"))}
+_UNASSIGNED_ERROR: Final = '-m u32 --u32 "3&0xFF=58&&37&0xFF=5:127"'
+"""ICMPv6 directly behind the IPv6 header, of a type that is an error's (RFC 4443, 2.1) but no known one's."""
 _LISTENER: Final = (130, 131, 132, 143)
 _FROM_LINK_LOCAL: Final = (130, 131, 132, 133, 135, 136, 143)
 
@@ -144,6 +150,7 @@ class _Renderer:
         table.chain("SPOOF", [self._log(Told.SPOOF, Way.EGRESS, 0), "-j DROP"])
         if self.version == 6:
             table.chain("LINK", self._link_local_unicast(Way.EGRESS))
+        table.chain("ERROR", self._icmp_error())
         table.base("PREROUTING", "GUARD", self._guard())
         # Only the original direction: answers come in without a zone. See nft_inet.
         table.base("OUTPUT", "APART", [f"-m mark --mark {self.upstream} -j CT --zone-orig {CONNTRACK_ZONE}"])
@@ -176,10 +183,18 @@ class _Renderer:
             single = [address for address, _, length in listed if length == ("32" if self.version == 4 else "128")]
             marked = f"-m mark --mark {self.upstream}"  # by ebtables: the frame of a port whose pod is not known
             yield f"{marked} {self._in(addresses('id', self.version, single), 'src')} -g {CHAIN_PREFIX}SPOOF"
+            protocol, kinds = _ERRORS[self.version]
+            yield from (f"{marked} -p {protocol} --{protocol}-type {kind} -g {CHAIN_PREFIX}SPOOF" for kind in kinds)
+            if self.version == 6:
+                yield f"{marked} {_UNASSIGNED_ERROR} -g {CHAIN_PREFIX}SPOOF"
         if pairs:
             home, (protocol, kinds) = addresses("home", self.version, homes), _OF_ROUTERS[self.version]
             for type_ in kinds:
                 yield f"-p {protocol} --{protocol}-type {type_} {self._in(home, 'src')} -g {CHAIN_PREFIX}SPOOF"
+            for type_ in _OF_HOSTS[self.version][1]:
+                yield f"-p {protocol} --{protocol}-type {type_} {self._in(home, 'src')} -j {CHAIN_PREFIX}ERROR"
+            if self.version == 6:
+                yield f"{_UNASSIGNED_ERROR} {self._in(home, 'src')} -g {CHAIN_PREFIX}SPOOF"
             yield f"{self._in(ip_set('own', 'hash:net,iface', self.version, pairs), 'src,src')} -j RETURN"
             yield f"{self._in(home, 'src')} -g {CHAIN_PREFIX}SPOOF"
         for _, port in cabled:
@@ -189,6 +204,13 @@ class _Renderer:
                         for kind in _FROM_LINK_LOCAL:
                             yield f"-i {port.interface} -s {source} -p icmpv6 --icmpv6-type {kind} -j RETURN"
                 yield f"-i {port.interface} -g {CHAIN_PREFIX}SPOOF"
+
+    def _icmp_error(self) -> Iterator[str]:
+        """A rule for each address: xt_u32 compares with numbers only."""
+        for endpoint in self.desired.endpoints:
+            if endpoint.port:
+                yield from (f'-s {a} -m u32 --u32 "{_quotes(a)}" -j RETURN' for a in self._own(endpoint))
+        yield f"-g {CHAIN_PREFIX}SPOOF"
 
     def _bridged(self) -> list[str]:
         """Every port of a bridge that has pods."""
@@ -508,6 +530,15 @@ def _by_precedence(stage: Stage) -> Iterator[Entry]:
 
 def _member(frontend: Frontend) -> str:
     return f"{frontend.address},tcp:{frontend.port}"
+
+
+def _quotes(address: str) -> str:
+    """For xt_u32: an ICMP error whose quoted packet was sent to this address; IPv6 without extension headers."""
+    packed = ip_address(address).packed
+    words = [int.from_bytes(packed[at : at + 4], "big") for at in range(0, len(packed), 4)]
+    if len(words) == 1:
+        return f"0>>22&0x3C@24={words[0]:#x}"
+    return "&&".join(("3&0xFF=58", *(f"{72 + 4 * at}={word:#x}" for at, word in enumerate(words))))
 
 
 def _bits(mark: int) -> str:

@@ -19,12 +19,13 @@ from tproxy_rules.desired import Desired, Endpoint, Prefixes, Settings
 from tproxy_rules.marks import TABLE, Told, Way
 from tproxy_rules.networks import Identities, family, split
 from tproxy_rules.nft_table import Chain, Listed, NftTable, Set, chain, made, named_set
-from tproxy_rules.nft_text import log
+from tproxy_rules.nft_text import as_bits, log
 
 # RFC 4861: neighbour discovery is only valid with hop limit 255. RFC 3810 and RFC 2710 for the listener reports.
 NEIGHBOUR = "ip6 hoplimit 255 icmpv6 type { nd-router-solicit, nd-neighbor-solicit, nd-neighbor-advert }"
 ROUTER = "icmpv6 type { nd-router-advert, nd-redirect }"
 LISTENER = "icmpv6 type { mld-listener-query, mld-listener-report, mld-listener-done, mld2-listener-report }"
+ICMP_ERRORS: Final = "{ destination-unreachable, source-quench, redirect, time-exceeded, parameter-problem }"
 GROUP4 = "ether type ip ip daddr { 224.0.0.0/4, 255.255.255.255 }"
 GROUP6 = "ether type ip6 ip6 daddr ff00::/8"
 TO_LINK_LOCAL: Final = "ip6 daddr fe80::/10"
@@ -77,10 +78,10 @@ def _sets(desired: Desired) -> Iterator[Set]:
     yield named_set(
         "targets",
         f"iifname . {TARGET}",
-        [f"{_name(one)} . {int(IPv6Address(address)):#034x}" for one, address in own6],
+        [f"{_name(one)} . {as_bits(address)}" for one, address in own6],
         of="typeof",
     )
-    yield named_set("held", TARGET, [f"{int(IPv6Address(address)):#034x}" for address in held6], of="typeof")
+    yield named_set("held", TARGET, [f"{as_bits(address)}" for address in held6], of="typeof")
     yield named_set("up_from", "ifname : ether_addr", [f"{_name(one)} : {macs[_bridge(one)]}" for one in pods])
     yield named_set("up_to", "ether_addr : ether_addr", sorted({f"{_mac(one)} : {macs[_bridge(one)]}" for one in pods}))
     yield named_set("closed_in", "ifname", [_name(one) for one in pods if one.ingress])
@@ -157,6 +158,9 @@ def _unknown() -> Iterator[str]:
     yield "ether type ip ip saddr @hosts4 goto spoofed"
     yield "ether type ip6 ip6 saddr @hosts6 goto spoofed"
     yield f"{ROUTER} goto spoofed"
+    # It may have an address that nobody knows, as routers do: it could tell of the connections of others.
+    yield f"icmp type {ICMP_ERRORS} goto spoofed"
+    yield "icmpv6 type < 128 goto spoofed"
     yield f"icmpv6 type nd-neighbor-advert {TARGET} @taken goto spoofed"
     yield f"ip6 saddr :: icmpv6 type nd-neighbor-solicit {TARGET} @taken goto spoofed"
     # A unicast packet in a frame to a group: receivers do take it, and no rule would raise it.

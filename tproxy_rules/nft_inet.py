@@ -28,7 +28,7 @@ from tproxy_rules.networks import Identities, family, split
 from tproxy_rules.nft_bridge import RESERVED, link_local_unicast
 from tproxy_rules.nft_policy import Asked, asked
 from tproxy_rules.nft_table import Chain, Hosts, NftTable, Set, chain, made, named_set
-from tproxy_rules.nft_text import identity, log, mark
+from tproxy_rules.nft_text import as_bits, identity, log, mark
 
 # Neighbour discovery and group membership run the link, not the pods' business: they pass whatever the policy, as far
 # as the link or the node goes. To a remote address they would be a way around egress policy. RFC 4861: hop limit 255.
@@ -43,6 +43,8 @@ LINK: Final = (
 # after that hook, as sockets are that nobody assigns.
 OTHER_PORT: Final = "tcp flags & (fin | syn | rst | ack) != syn ct status snat"
 NEIGHBOUR_OF_NODE: Final = "ip6 hoplimit 255 icmpv6 type 133-137 fib daddr type local accept"
+QUOTED: Final = {4: "ip saddr . @th,192,32", 6: "ip6 saddr . @th,256,128"}
+"""Who sends an ICMP error, and the destination of the packet that it quotes behind the 8 bytes of its own header."""
 # Errors about a flow that was let through: unreachable (with "too big"), time exceeded, parameter problem.
 ERRORS: Final = (
     "ct state related icmp type { destination-unreachable, time-exceeded, parameter-problem } accept",
@@ -96,6 +98,8 @@ def _address_sets(desired: Desired) -> Iterator[Set]:
         yield named_set(f"own{version}", f"ifname . {kind}", cables)
         yield named_set(f"homes{version}", kind, [a for one, _ in cabled for a in _addresses(one, version)])
         yield named_set(f"selves{version}", f"{kind} . {kind}", selves)
+        quoted = [f"{address} . {as_bits(address)}" for one, _ in cabled for address in _addresses(one, version)]
+        yield named_set(f"quoted{version}", QUOTED[version], quoted, of="typeof")
     routed = [f'"{port.interface}"' for _, port in cabled if not port.bridge]
     yield named_set("ports", "ifname", routed)
     closed = [f'"{bridge.name}"' for bridge in desired.bridges if not bridge.uplinks]
@@ -148,6 +152,7 @@ def _common_chains(desired: Desired, nets: Mapping[int, Identities]) -> Iterator
     yield chain("deliver", _deliver(settings))
     yield chain("options", ("ip option lsrr exists goto spoofed", "ip option ssrr exists goto spoofed"))
     yield chain("router", _router())
+    yield chain("icmp_error", _icmp_error())
     yield chain("segments", ("iifname . ip6 saddr @own6 goto spoofed",))
 
 
@@ -243,13 +248,24 @@ def _guard() -> Iterator[str]:
 
 
 def _router() -> Iterator[str]:
-    """What a router says of somebody else's connection (RFC 792; RFC 4443), and conntrack would call related: a pod is
-    no router, and could lower the path MTU of connections in which it has no part."""
+    """A pod is no router. Conntrack calls an ICMP error related whoever sends it, so a pod could lower the path MTU of
+    connections in which it has no part, or end them. What only routers say is refused (RFC 792; RFC 4443); what hosts
+    say, too, is asked of whom it tells."""
     yield "ip saddr @homes4 icmp type { source-quench, redirect } goto spoofed"
     yield "ip saddr @homes4 icmp type destination-unreachable icmp code 4 goto spoofed"
     yield "ip saddr @homes4 icmp type time-exceeded icmp code 0 goto spoofed"
     yield "ip6 saddr @homes6 icmpv6 type packet-too-big goto spoofed"
     yield "ip6 saddr @homes6 icmpv6 type time-exceeded icmpv6 code 0 goto spoofed"
+    yield "ip saddr @homes4 icmp type { destination-unreachable, time-exceeded, parameter-problem } jump icmp_error"
+    yield "ip6 saddr @homes6 icmpv6 type < 128 jump icmp_error"
+
+
+def _icmp_error() -> Iterator[str]:
+    """A host tells of packets that were sent to it: it is the destination of the one it quotes. Here, before conntrack
+    and NAT, both are as the pod has seen them. A packet too short to quote one matches nothing."""
+    for version in (4, 6):
+        yield f"{QUOTED[version]} @quoted{version} return"
+    yield "goto spoofed"
 
 
 def _link_local() -> Iterator[str]:

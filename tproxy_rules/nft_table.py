@@ -9,10 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from ipaddress import IPv6Address
 from typing import Protocol
 
-from tproxy_rules.nft_text import absent, identity
+from tproxy_rules.nft_text import absent, as_bits, identity
 from tproxy_rules.shapes import Cells
 
 
@@ -69,7 +68,7 @@ class Listed:
     def without(self, other: Members) -> Iterable[str]:
         theirs: Mapping[str, int] = other.identities if isinstance(other, Listed) else {}
         found = () if theirs is self.identities else sorted(self.identities.keys() - theirs.keys())
-        return (f"{int(IPv6Address(address)):#034x}" if self.as_bits else address for address in found)
+        return (as_bits(address) if self.as_bits else address for address in found)
 
 
 @dataclass(frozen=True, slots=True)

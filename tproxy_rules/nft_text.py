@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from ipaddress import ip_address
+
 from tproxy_rules.desired import Settings
 from tproxy_rules.marks import LOG_QUEUE, LOG_SNAPLEN, PASSED, UNVERIFIED, Told, Way, log_code, log_prefix
 
@@ -14,6 +16,11 @@ def absent(family: str, name: str) -> str:
 def identity(number: int) -> str:
     """A 32-bit number as the major:minor, in hex, of `meta priority`."""
     return f"{number >> 16:x}:{number & 0xFFFF:x}"
+
+
+def as_bits(address: str) -> str:
+    """An address as what raw payload (`@th,…`) is compared with."""
+    return f"0x{ip_address(address).packed.hex()}"
 
 
 def mark(bits: int) -> str:

@@ -108,15 +108,21 @@ def test_forged_icmp_errors_do_not_reach_a_policed_server(lab: AttackLab, family
         assert client.recv(100)
 
 
-def test_forged_unreachables_do_not_end_a_connection(lab: AttackLab, family: int) -> None:
+def test_forged_unreachables_do_not_arrive(lab: AttackLab, family: int) -> None:
+    """About a connection of others they are refused; a pod may tell of what was sent to it."""
     free, friend, victim = lab.pod("free"), lab.pod("friend"), lab.pod("victim")
     ours, theirs = victim.addresses[family], friend.addresses[family]
     with friend.open_socket(family, seconds=2) as client:
         client.connect((ours, 9000))
         port = client.getsockname()[1]
         inner = internet(theirs, ours) / TCP(sport=port, dport=9000, flags="A", seq=1)
-        body = (ICMP(type=3, code=3) if family == 4 else ICMPv6DestUnreach(code=4)) / inner
-        free.send(way(lab, free, friend) / internet(free.addresses[family], theirs) / body)
+        error = ICMP(type=3, code=3) if family == 4 else ICMPv6DestUnreach(code=4)
+        for attacker, may in ((free, False), (victim, True)):
+            sent = token()
+            with friend.capture() as seen:
+                head = way(lab, attacker, friend) / internet(attacker.addresses[family], theirs)
+                attacker.send(head / error / inner / sent)
+                assert seen.arrived(sent) == ({sent} if may else set())
         client.sendall(b"still")
         assert client.recv(100)
 
