@@ -16,6 +16,7 @@ import socket
 import time
 import weakref
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -30,6 +31,10 @@ DEFAULT_RESULTS: Final = Path("/var/lib/cni/results")
 MAX_RESULT: Final = 1 << 20
 MAIN_TABLE: Final = 254
 NETLINK_ROUTE: Final = 0
+NLM_F_DUMP_INTR: Final = 0x10
+"""Of a listing: something changed meanwhile, so entries may be missing (linux/netlink.h). pyroute2 does not look."""
+Message = Any
+"""Of pyroute2, which has no types."""
 NEWS: Final = 0x1 | 0x10 | 0x40 | 0x100 | 0x400
 """RTMGRP_LINK, and of each family RTMGRP_…_IFADDR and RTMGRP_…_ROUTE."""
 SETTLED: Final = 1.0
@@ -117,23 +122,27 @@ class Lookout:
         self._ignored = frozenset(ignored)
         self._news = _listening()
         self._ground: Ground | None = None
+        self._cables: Mapping[Path, tuple[Cable, ...]] = {}
         self._told = self._listed = -math.inf
         if self._news is not None:
             weakref.finalize(self, self._news.close)
 
     def look(self) -> Wires:
-        """As they are now. Blocks; never fails: what cannot be known is left out and told."""
+        """As they are now. Blocks; never fails: what cannot be listed or read is as it was before, and told. Without
+        its ports a pod would not be checked for spoofing."""
         problems: list[str] = []
         now = time.monotonic()
         self.rang()
         if self._ground is None or self._listed < self._told + SETTLED:
-            self._ground, self._listed = None, now
             try:
-                self._ground = survey()
+                self._ground, self._listed = survey(), now
             except (OSError, NetlinkError) as error:
-                return Wires(problems=(f"the node's links cannot be listed: {error}",))
-        cables = read_cables(self._results, problems)
-        return connect((one for one in cables if one.network not in self._ignored), self._ground, problems)
+                problems.append(f"the node's links cannot be listed: {error}; it is tried again")
+        self._cables = read_cables(self._results, problems, self._cables)
+        if self._ground is None:
+            return Wires(problems=tuple(problems))
+        cables = (one for found in self._cables.values() for one in found if one.network not in self._ignored)
+        return connect(cables, self._ground, problems)
 
     def fileno(self) -> int:
         """To wait for news of the kernel; -1 when it cannot be heard."""
@@ -226,23 +235,30 @@ def _port(cable: Cable, ends: list[Link], ground: Ground) -> Port | None:
     return Port(end.name, cable.mac, bridge)
 
 
-def read_cables(results: Path, problems: list[str]) -> list[Cable]:
-    """Every result in the cache. A file that is none is told and skipped; a missing directory is no cache at all."""
-    cables: list[Cable] = []
+def read_cables(
+    results: Path, problems: list[str], before: Mapping[Path, tuple[Cable, ...]] | None = None
+) -> dict[Path, tuple[Cable, ...]]:
+    """Every result in the cache, by its file. A file that is none is told, and what it said before stays; a missing
+    directory is no cache at all."""
+    known = before or {}
     try:
         paths = sorted(path for path in results.iterdir() if not path.name.startswith("."))
     except FileNotFoundError:
-        return cables
+        return {}
     except OSError as error:
         problems.append(f"{results}: {error.strerror}")
-        return cables
+        return dict(known)
+    cables: dict[Path, tuple[Cable, ...]] = {}
     for path in paths:
         try:
             if not path.is_file() or path.stat().st_size > MAX_RESULT:
                 continue
-            cables.extend(parse_result(json.loads(path.read_bytes())))
+            cables[path] = tuple(parse_result(json.loads(path.read_bytes())))
+        except FileNotFoundError:
+            continue
         except (OSError, ValueError, RecursionError) as error:
             problems.append(f"{path}: no CNI result: {error}")
+            cables[path] = known.get(path, ())
     return cables
 
 
@@ -287,11 +303,27 @@ def _objects(result: Mapping[str, Any], key: str) -> list[dict[str, Any]]:
     return value
 
 
-def survey() -> Ground:
-    """Links, addresses and host routes of this network namespace."""
+def survey(attempts: int = 3) -> Ground:
+    """Links, addresses and host routes of this network namespace. What changes while it is listed is listed anew;
+    InterruptedError when it never stands still."""
+    for _ in range(attempts - 1):
+        with suppress(InterruptedError):
+            return _survey()
+    return _survey()
+
+
+def whole(messages: Iterable[Message]) -> Iterator[Message]:
+    """The messages of a listing, or InterruptedError when the kernel says that some may be missing."""
+    for message in messages:
+        if message["header"]["flags"] & NLM_F_DUMP_INTR:
+            raise InterruptedError(errno.EINTR, "they change while they are listed")
+        yield message
+
+
+def _survey() -> Ground:
     with IPRoute() as netlink:
         by_index: dict[int, dict[str, Any]] = {}
-        for message in netlink.get_links():
+        for message in whole(netlink.get_links()):
             by_index[message["index"]] = {
                 "name": message.get_attr("IFLA_IFNAME"),
                 "mac": message.get_attr("IFLA_ADDRESS") or "",
@@ -311,12 +343,12 @@ def survey() -> Ground:
         }
         addresses = {
             canonical(text)
-            for message in netlink.get_addr()
+            for message in whole(netlink.get_addr())
             if names.get(message["index"], "") not in ("lo", IPVS_DUMMY)
             and (text := message.get_attr("IFA_LOCAL") or message.get_attr("IFA_ADDRESS"))
         }
         routes: dict[str, str] = {}
-        for message in netlink.get_routes(table=MAIN_TABLE):
+        for message in whole(netlink.get_routes(table=MAIN_TABLE)):
             text, index = message.get_attr("RTA_DST"), message.get_attr("RTA_OIF")
             full = 32 if message["family"] == 2 else 128
             if text and message["dst_len"] == full and message.get_attr("RTA_GATEWAY") is None and index in names:

@@ -12,7 +12,19 @@ from typing import Any
 
 import pytest
 
-from l7proxy.agent.wires import Cable, Ground, Link, LiveCable, Lookout, Wires, connect, parse_result, read_cables
+from l7proxy.agent.wires import (
+    NLM_F_DUMP_INTR,
+    Cable,
+    Ground,
+    Link,
+    LiveCable,
+    Lookout,
+    Wires,
+    connect,
+    parse_result,
+    read_cables,
+    whole,
+)
 from tproxy_rules.desired import Bridge, Port
 
 MAC = "0a:58:0a:00:01:05"
@@ -124,7 +136,7 @@ def test_a_file_that_is_no_result_is_told_and_skipped(tmp_path: Path, text: str)
     (tmp_path / "bad").write_text(text)
     (tmp_path / "good").write_text(json.dumps(result()))
     problems: list[str] = []
-    assert len(read_cables(tmp_path, problems)) == 1
+    assert [len(cables) for cables in read_cables(tmp_path, problems).values()] == [0, 1]
     assert len(problems) == 1
     assert str(tmp_path / "bad") in problems[0]
 
@@ -219,6 +231,58 @@ def test_who_looks_again_sees_what_one_who_looks_for_the_first_time_sees(tmp_pat
     command = ["unshare", "--net", sys.executable, "-c", textwrap.dedent(script)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.sandbox
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root for a network namespace")
+def test_what_cannot_be_listed_stays_as_it_was(tmp_path: Path) -> None:
+    """Without descriptors neither links nor results can be read: no pod loses its port by that."""
+    (tmp_path / "r").write_text(json.dumps(result()))
+    script = f"""
+    import os, resource, subprocess
+    from dataclasses import replace
+    from pathlib import Path
+    from l7proxy.agent.wires import Lookout
+    results = Path({str(tmp_path)!r})
+    def run(line): subprocess.run(line.split(), check=True)
+    run("ip link add cni0 type bridge")
+    run("ip link add veth1 type veth peer name p1")
+    run("ip link set veth1 master cni0")
+    lookout = Lookout(results)
+    before = lookout.look()
+    assert before.ports["10.0.1.5"].bridge == "cni0" and not before.problems, before
+    run("ip link add veth2 type veth peer name p2")
+    run("ip link set veth2 master cni0")
+    used, (_, hard) = len(os.listdir("/proc/self/fd")), resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (used - 1, hard))
+    during = lookout.look()
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    assert replace(during, problems=()) == before, during
+    assert len(during.problems) == 2, during.problems
+    after = lookout.look()
+    assert after == Lookout(results).look() and after.bridges[0].ports == ("veth1", "veth2"), after
+    """
+    command = ["unshare", "--net", sys.executable, "-c", textwrap.dedent(script)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr  # asyncio complains of a loop that it could not make
+
+
+def test_a_result_that_turned_into_something_else_stays_as_it_was(tmp_path: Path) -> None:
+    path, problems = tmp_path / "r", list[str]()
+    path.write_text(json.dumps(result()))
+    good = read_cables(tmp_path, problems)
+    path.write_text("{")
+    assert read_cables(tmp_path, problems, good) == good
+    assert len(problems) == 1
+    path.unlink()
+    assert read_cables(tmp_path, problems, good) == {}
+
+
+def test_a_listing_that_was_interrupted_is_none() -> None:
+    messages = [{"header": {"flags": 0x2}}, {"header": {"flags": 0x2 | NLM_F_DUMP_INTR}}]
+    assert list(whole(messages[:1])) == messages[:1]
+    with pytest.raises(InterruptedError):
+        list(whole(messages))
 
 
 def test_uplinks_and_the_ports_of_other_bridges_are_told_apart_by_their_kind() -> None:
