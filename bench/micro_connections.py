@@ -25,6 +25,7 @@ import uvloop
 from bench.micro_http1 import request
 from bench.micro_worker import ANSWER, SERVER, picture
 from l7proxy import compiled
+from l7proxy.gate.clock import Clock
 from l7proxy.link import framing
 from l7proxy.link.outbox import Outbox
 from l7proxy.model.net import HostPort
@@ -89,7 +90,7 @@ async def bench(rounds: int) -> None:
             steering=Steered(HostPort(*upstream.getsockname())),
             wheel=Wheel(asyncio.get_running_loop().time()),
             records=outbox.put,
-            now_ns=time.time_ns,
+            clock=Clock(time.time_ns, time.monotonic_ns),
         )
         proxy = ProxyServer(around, around.steering.listen())
         assert not await proxy.publish(picture())

@@ -18,6 +18,7 @@ from bench.hostile import ATTACKS, RULES, Attack
 from l7proxy import compiled
 from l7proxy.flows.records import Conn, Judgement
 from l7proxy.gate.actions import Action, Become, Close, Connect, ToServer
+from l7proxy.gate.clock import Clock
 from l7proxy.gate.judge import Combined, judge_http
 from l7proxy.gate.options import HttpOptions
 from l7proxy.gate.pick import Gate, pick
@@ -59,7 +60,9 @@ class Connection:
             return judge_http(None, policy, request, combined)
 
         self.cost = cost
-        self.gate: Gate = pick(judge, CONN, time.time_ns, by_request=True, options=HttpOptions())
+        self.gate: Gate = pick(
+            judge, CONN, Clock(time.time_ns, time.monotonic_ns), by_request=True, options=HttpOptions()
+        )
         self.over = False
         self.http2 = False
         self.heard = b""

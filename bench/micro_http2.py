@@ -19,6 +19,7 @@ from h2.settings import SettingCodes
 from hpack import Encoder
 
 from l7proxy.flows.records import Conn, Judgement
+from l7proxy.gate.clock import Clock
 from l7proxy.gate.http2 import Http2Gate
 from l7proxy.gate.options import HttpOptions
 from l7proxy.model.http import Request
@@ -91,7 +92,7 @@ def through_gate(verdict: Judgement) -> Step:
         """A second passes with each look: denied calls must not use up the budget."""
         return time.time_ns() + next(seconds) * 1_000_000_000
 
-    gate = Http2Gate(judge, CONN, now_ns, HttpOptions())
+    gate = Http2Gate(judge, CONN, Clock(now_ns, now_ns), HttpOptions())
     gate.started()
     gate.from_client(OPEN)
     from_client, from_server = gate.from_client, gate.from_server

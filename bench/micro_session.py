@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, cast
 from bench.micro_http1 import request, response
 from bench.micro_worker import CLIENT, SERVER, picture
 from l7proxy import compiled
+from l7proxy.gate.clock import Clock
 from l7proxy.link import framing
 from l7proxy.link.outbox import Outbox
 from l7proxy.model.net import HostPort
@@ -81,7 +82,7 @@ async def bench(rounds: int) -> None:
         steering=Plain(HostPort("127.0.0.1", 0), HostPort(SERVER, 80)),
         wheel=Wheel(loop.time()),
         records=outbox.put,
-        now_ns=time.time_ns,
+        clock=Clock(time.time_ns, time.monotonic_ns),
     )
     assert not await around.board.publish(picture())
     opens = [opened(around, 40000 + number, gets[0]) for number in range(CONNECTIONS)]

@@ -18,6 +18,7 @@ import uvloop
 from bench.bulk_server import send
 from bench.cpu import Used, used
 from bench.micro_worker import CLIENT, REF, SERVER
+from l7proxy.gate.clock import Clock
 from l7proxy.link.messages import LocalEndpoint, Picture
 from l7proxy.model.net import HostPort
 from l7proxy.model.verdict import Action
@@ -51,7 +52,7 @@ async def proxy(limit: int) -> None:
         steering=Plain(HostPort("127.0.0.1", 0), HostPort(SERVER, BULK)),
         wheel=Wheel(0.0),
         records=lambda record: None,
-        now_ns=lambda: 0,
+        clock=Clock(lambda: 0, lambda: 0),
     )
     around.pipes = Pipes(around.poller, limit)
     server = ProxyServer(around, around.steering.listen())

@@ -69,7 +69,7 @@ class AccessLog:
             asked.url,
             asked.protocol,
             status,
-            now - asked.time_ns,
+            max(0, now - asked.time_ns),  # the wall clock may have been set back
             self._shown(head.headers) if head is not None and self._options.flow_headers else (),
         )
 

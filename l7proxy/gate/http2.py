@@ -21,6 +21,7 @@ from typing import Final
 from l7proxy.flows.records import Conn, Judgement
 from l7proxy.gate.access_log import AccessLog
 from l7proxy.gate.actions import Action, Close, HalfClose, Pause, Resume, Side, ToClient, ToServer
+from l7proxy.gate.clock import Clock
 from l7proxy.gate.http2_exchanges import Exchanges
 from l7proxy.gate.options import HttpOptions
 from l7proxy.gate.replies import printable
@@ -45,13 +46,13 @@ class Http2Gate:
         self,
         judge: Callable[[Request], Judgement],
         conn: Conn,
-        now_ns: Callable[[], int],
+        clock: Clock,
         options: HttpOptions,
         *,
         direction: Direction = Direction.INGRESS,
     ) -> None:
         """`direction` is what Malformed records carry: there, no rule has decided."""
-        self._of = Exchanges(judge, AccessLog(conn, now_ns, options, direction), now_ns, options)
+        self._of = Exchanges(judge, AccessLog(conn, clock.now_ns, options, direction), clock.ticks_ns, options)
         self._connected = False
         self._client_done = False
         self._paused = False

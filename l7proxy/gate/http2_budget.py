@@ -41,12 +41,12 @@ REFRESH: Final = 12
 
 
 class Budget:
-    __slots__ = ("_left", "_now_ns", "_then")
+    __slots__ = ("_left", "_then", "_ticks_ns")
 
-    def __init__(self, now_ns: Callable[[], int]) -> None:
-        self._now_ns = now_ns
+    def __init__(self, ticks_ns: Callable[[], int]) -> None:
+        self._ticks_ns = ticks_ns
         self._left = CAPACITY
-        self._then = now_ns()
+        self._then = ticks_ns()
 
     def spend(self, points: int, what: str) -> None:
         """Http2Error when the peer has been too much."""
@@ -61,6 +61,6 @@ class Budget:
             self._left = min(CAPACITY, self._left + points)
 
     def _refill(self) -> None:
-        now = self._now_ns()
+        now = self._ticks_ns()
         passed, self._then = max(0, now - self._then), now
         self._left = min(CAPACITY, self._left + passed * PER_SECOND // _NS)

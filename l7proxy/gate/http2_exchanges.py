@@ -69,14 +69,14 @@ class Exchanges:
     )
 
     def __init__(
-        self, judge: Callable[[Request], Judgement], log: AccessLog, now_ns: Callable[[], int], options: HttpOptions
+        self, judge: Callable[[Request], Judgement], log: AccessLog, ticks_ns: Callable[[], int], options: HttpOptions
     ) -> None:
         self._judge = judge
         self._options = options
         self.log = log
         towards_client = [(Setting.MAX_CONCURRENT_STREAMS, MAX_STREAMS), (Setting.NO_RFC7540_PRIORITIES, 1)]
-        self.client = Peer(FromClient(self), now_ns, towards_client, b"")
-        self.server = Peer(FromServer(self), now_ns, [(Setting.ENABLE_PUSH, 0)], PREFACE)
+        self.client = Peer(FromClient(self), ticks_ns, towards_client, b"")
+        self.server = Peer(FromServer(self), ticks_ns, [(Setting.ENABLE_PUSH, 0)], PREFACE)
         self.up = Relay(self.client, self.server)
         self.down = Relay(self.server, self.client)
         self.streams: dict[int, Stream] = {}

@@ -92,7 +92,7 @@ class Peer:
     )
 
     def __init__(
-        self, owner: Owner, now_ns: Callable[[], int], settings: Sequence[tuple[int, int]], preface: bytes
+        self, owner: Owner, ticks_ns: Callable[[], int], settings: Sequence[tuple[int, int]], preface: bytes
     ) -> None:
         self._owner = owner
         self._frames = FrameReader()
@@ -106,7 +106,7 @@ class Peer:
         self._forgotten: dict[int, None] = {}
         self._allowed = CONNECTION_WINDOW
         self._owed = 0
-        self.budget = Budget(now_ns)
+        self.budget = Budget(ticks_ns)
         self.window = DEFAULT_WINDOW
         self.initial = DEFAULT_WINDOW
         self.streams = 1 << 31

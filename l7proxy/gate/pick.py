@@ -12,6 +12,7 @@ from typing import Protocol
 
 from l7proxy.flows.records import Conn, Judgement
 from l7proxy.gate.actions import Action, Become, Side
+from l7proxy.gate.clock import Clock
 from l7proxy.gate.http1 import HttpGate
 from l7proxy.gate.http2 import Http2Gate
 from l7proxy.gate.options import HttpOptions
@@ -87,15 +88,15 @@ class HttpDoor:
         self,
         judge: Callable[[Request], Judgement],
         conn: Conn,
-        now_ns: Callable[[], int],
+        clock: Clock,
         options: HttpOptions,
         *,
         direction: Direction = Direction.INGRESS,
     ) -> None:
         self._conn = conn
         self._held = b""
-        self._make_http1 = partial(HttpGate, judge, now_ns=now_ns, options=options, direction=direction)
-        self._make_http2 = partial(Http2Gate, judge, now_ns=now_ns, options=options, direction=direction)
+        self._make_http1 = partial(HttpGate, judge, now_ns=clock.now_ns, options=options, direction=direction)
+        self._make_http2 = partial(Http2Gate, judge, clock=clock, options=options, direction=direction)
 
     def must_read(self, side: Side) -> bool:
         """Nothing has been written yet."""
@@ -167,11 +168,11 @@ class HttpDoor:
 def pick(
     judge: Callable[[Request], Judgement],
     conn: Conn,
-    now_ns: Callable[[], int],
+    clock: Clock,
     *,
     by_request: bool,
     options: HttpOptions,
     direction: Direction = Direction.INGRESS,
 ) -> Gate:
     """`by_request`: the connection's policy has HTTP rules."""
-    return HttpDoor(judge, conn, now_ns, options, direction=direction) if by_request else TcpGate()
+    return HttpDoor(judge, conn, clock, options, direction=direction) if by_request else TcpGate()

@@ -19,6 +19,7 @@ from typing import Final
 
 import uvloop
 
+from l7proxy.gate.clock import Clock
 from l7proxy.link import fence
 from l7proxy.link.client import LinkClient
 from l7proxy.link.outbox import Outbox
@@ -97,7 +98,7 @@ async def _serve(settings: WorkerSettings, steering: Steering, bound: Sequence[s
             steering=steering,
             wheel=Wheel(asyncio.get_running_loop().time()),
             records=outbox.put,
-            now_ns=time.time_ns,
+            clock=Clock(time.time_ns, time.monotonic_ns),
             timeouts=settings.timeouts,
             limit=limit,
             memory=Memory(settings.memory << 20),

@@ -250,7 +250,7 @@ class Session:
         self._gate = pick(
             self._judge,
             conn,
-            self._around.now_ns,
+            self._around.clock,
             by_request=sides.by_request,
             options=index.options,
             direction=sides.l4.direction,
@@ -327,7 +327,7 @@ class Session:
         if sides is None:
             record_refusal(around, self._source, self._destination, judgement)
         else:
-            around.records(Connection(around.now_ns(), sides.conn(self._source, self._destination), judgement))
+            around.records(Connection(around.clock.now_ns(), sides.conn(self._source, self._destination), judgement))
 
     # ---- executing ----
 
@@ -602,7 +602,7 @@ def record_refusal(around: Surroundings, source: HostPort, destination: HostPort
     index = around.board.index
     who, whom = (index.identity(source.address), index.identity(destination.address)) if index else (0, 0)
     conn = Conn(source.address, source.port, destination.address, destination.port, who, whom)
-    around.records(Connection(around.now_ns(), conn, judgement))
+    around.records(Connection(around.clock.now_ns(), conn, judgement))
 
 
 def named(sockaddr: tuple[Any, ...]) -> HostPort:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from l7proxy.flows.records import Record
+from l7proxy.gate.clock import Clock
 from l7proxy.model.net import HostPort
 from l7proxy.proxy.board import Board
 from l7proxy.proxy.server.memory import Memory
@@ -53,7 +54,7 @@ class Surroundings:
     steering: Steering
     wheel: Wheel
     records: Callable[[Record], None]
-    now_ns: Callable[[], int]
+    clock: Clock
     timeouts: Timeouts = field(default_factory=Timeouts)
     counts: Counts = field(default_factory=Counts)
     own: set[HostPort] = field(default_factory=set)

@@ -39,6 +39,7 @@ from l7proxy.gate.actions import (
     ToClient,
     ToServer,
 )
+from l7proxy.gate.clock import Clock
 from l7proxy.gate.http2_exchanges import MAX_STREAMS
 from l7proxy.gate.options import HttpOptions
 from l7proxy.gate.pick import Gate, pick
@@ -170,10 +171,13 @@ class Conversation:
         self._closed = ""
         self.half_closed: list[str] = []
         self.clock = 1_000_000_000
+        self.wall = 0
         self._held: list[bytes] = []
         self._spoken = False
         self._unheard = b""
-        self.gate: Gate = pick(self._ask, CONN, self._now, by_request=True, options=options or HttpOptions())
+        self.gate: Gate = pick(
+            self._ask, CONN, Clock(self._wall, self._now), by_request=True, options=options or HttpOptions()
+        )
         self.client.h2.initiate_connection()
         first = {SettingCodes.MAX_CONCURRENT_STREAMS: takes, SettingCodes.INITIAL_WINDOW_SIZE: window}
         self.server.h2.local_settings = Settings(client=False, initial_values=first)
@@ -279,6 +283,9 @@ class Conversation:
     def _now(self) -> int:
         self.clock += 1000
         return self.clock
+
+    def _wall(self) -> int:
+        return self._now() + self.wall
 
     def _ask(self, request: Request) -> Judgement:
         self.asked.append(request)

@@ -23,6 +23,7 @@ from l7proxy.gate.actions import (
     ToClient,
     ToServer,
 )
+from l7proxy.gate.clock import Clock
 from l7proxy.gate.options import HttpOptions
 from l7proxy.gate.pick import Gate, pick
 from l7proxy.model.http import Request
@@ -90,7 +91,9 @@ class Talk:
     @property
     def gate(self) -> Gate:
         if self._gate is None:
-            self._gate = pick(self._ask, CONN, self._now, by_request=self.by_request, options=self.options)
+            self._gate = pick(
+                self._ask, CONN, Clock(self._now, self._now), by_request=self.by_request, options=self.options
+            )
             self._obey(self._gate.started())
         return self._gate
 

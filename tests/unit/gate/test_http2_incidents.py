@@ -164,6 +164,26 @@ def test_a_burst_of_cancellations_now_and_then_is_borne(quick: Conversation) -> 
     assert not quick.end()
 
 
+def test_a_wall_clock_that_is_set_back_costs_nobody_a_connection(quick: Conversation) -> None:
+    """And no exchange has taken less than no time."""
+    stream = -1
+    for _ in range(20):
+        for _ in range(50):
+            stream += 2
+            quick.get(stream)
+            quick.wall -= SECOND
+            quick.client.h2.reset_stream(stream, Code.CANCEL)
+            quick.run()
+        quick.clock += 3 * SECOND
+        quick.wall -= 3600 * SECOND
+    assert not quick.end()
+    quick.get(stream + 2)
+    quick.wall -= SECOND
+    quick.answer(stream + 2)
+    (answer,) = [record for record in quick.records if isinstance(record, HttpResponse) and record.status == 200]
+    assert answer.latency_ns == 0
+
+
 MADE_YOU_RESET = {
     "a window opened by nothing": frames.window_update(1, 0),
     "a window opened too far": frames.window_update(1, (1 << 31) - 1),

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from l7proxy.flows.records import HttpRequest, HttpResponse, Judgement, Malformed, Record
 from l7proxy.gate.actions import Action, Become, Close, Connect, Emit, HalfClose, Pause, Resume, ToClient, ToServer
+from l7proxy.gate.clock import Clock
 from l7proxy.gate.http2_peer import CONNECTION_WINDOW
 from l7proxy.gate.options import HttpOptions
 from l7proxy.gate.pick import Gate, pick
@@ -155,7 +156,9 @@ def hold(steps: list[tuple[str, bytes]], cuts: list[int], *, eager: bool = False
         held.asked.append(asked)
         return all_but_deny(asked)
 
-    held.gate = pick(judge, CONN, lambda: next(clock), by_request=True, options=HttpOptions())
+    held.gate = pick(
+        judge, CONN, Clock(lambda: next(clock), lambda: next(clock)), by_request=True, options=HttpOptions()
+    )
     held.obey(held.gate.started())
     for piece in pieces(cuts, frames.PREFACE + frames.settings([])):
         held.obey(held.gate.from_client(piece))

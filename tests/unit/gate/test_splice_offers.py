@@ -10,6 +10,7 @@ import pytest
 from l7proxy.flows.records import Conn, Judgement, Record
 from l7proxy.gate.actions import Action, Close, Connect, Emit, HalfClose, Side, Splice, ToClient, ToServer
 from l7proxy.gate.bulk import IN_BULK, WORTHWHILE
+from l7proxy.gate.clock import Clock
 from l7proxy.gate.options import HttpOptions
 from l7proxy.gate.pick import Gate, pick
 from l7proxy.model.http import Request
@@ -20,6 +21,7 @@ from l7proxy.wire.head import CHUNKED, UNTIL_CLOSE
 
 CLIENT, SERVER = Side.CLIENT, Side.SERVER
 CONN = Conn("10.0.0.1", 40000, "10.0.0.2", 80, 1001, 1002)
+STOPPED = Clock(lambda: 1, lambda: 1)
 BULK = random.Random(7).randbytes(2 * WORTHWHILE)
 MORE = WORTHWHILE + 5
 
@@ -61,7 +63,7 @@ class Relay:
     over: bool = False
 
     def __post_init__(self) -> None:
-        self.gate: Gate = pick(judge, CONN, lambda: 1, by_request=self.by_request, options=HttpOptions())
+        self.gate: Gate = pick(judge, CONN, STOPPED, by_request=self.by_request, options=HttpOptions())
         self.waiting = {CLIENT: memoryview(b""), SERVER: memoryview(b"")}
         self.obey(self.gate.started())
 
@@ -210,7 +212,7 @@ def test_only_bulk_is_offered(size: int, offers: bool) -> None:
 
 @pytest.mark.parametrize(("size", "offers"), [(IN_BULK - 1, 0), (IN_BULK, 1)])
 def test_a_tunnel_is_offered_when_it_carries_bulk(size: int, offers: int) -> None:
-    gate = pick(judge, CONN, lambda: 1, by_request=False, options=HttpOptions())
+    gate = pick(judge, CONN, STOPPED, by_request=False, options=HttpOptions())
     assert gate.started() == [Connect()]
     actions = gate.from_client(BULK[:size])
     assert [action for action in actions if isinstance(action, Splice)] == [Splice(CLIENT, ENDLESS)] * offers

@@ -10,11 +10,13 @@ import contextlib
 import itertools
 import os
 import socket
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from l7proxy.flows.records import Connection, HttpRequest, HttpResponse, Malformed, Record
+from l7proxy.gate.clock import Clock
 from l7proxy.link.messages import LocalEndpoint, Picture
 from l7proxy.model.endpoint import Frontend
 from l7proxy.model.net import HostPort
@@ -131,7 +133,7 @@ async def stage(
         steering=steering,
         wheel=Wheel(0.0),
         records=records.append,
-        now_ns=lambda: 1_000,
+        clock=Clock(lambda: 1_000, time.monotonic_ns),
         timeouts=timeouts,
         limit=limit,
     )
