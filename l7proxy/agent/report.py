@@ -13,6 +13,7 @@ from l7proxy.agent.unknown_pods import UnknownPod
 from l7proxy.agent.world import View
 from l7proxy.errors import SourceError
 from l7proxy.flows.bus import Ring
+from l7proxy.flows.sinks.jsonl import Sink
 from l7proxy.link.server import WorkerState
 from l7proxy.model.endpoint import Endpoint
 from l7proxy.model.facts import Problem
@@ -49,6 +50,7 @@ def status(
     workers: list[WorkerState],
     ring: Ring,
     not_told: Mapping[Suppressed, int],
+    flow_log: Sink | None,
 ) -> dict[str, Any]:
     """`source` is what revision `revision` was drawn from: nothing newer is told of."""
     current = reconciler.current
@@ -78,6 +80,7 @@ def status(
             "lost": ring.lost,
             "ring": ring.capacity,
             "rate_limited": _rate_limited(not_told, current),
+            "log": {"lost": flow_log.lost, "problem": flow_log.problem} if flow_log else None,
         },
     }
 

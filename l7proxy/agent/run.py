@@ -125,7 +125,8 @@ async def _agent(settings: Settings) -> None:
         on_suppressed=recorder.suppressed,
         others=partial(_others, backend.name),
     )
-    answers = _answers(settings, source, backend, world, reconciler, revocation, link, ring, recorder)
+    sink = _flow_log(settings)
+    answers = _answers(settings, source, backend, world, reconciler, revocation, link, ring, recorder, sink)
     api = AgentApi(settings.agent_socket, ring, answers)
     stop = _stop_signal()
     async with (
@@ -142,16 +143,19 @@ async def _agent(settings: Settings) -> None:
             tasks.create_task(_heed_results(settings.cni_results, reconciler), name="CNI results"),
             tasks.create_task(revocation.run(), name="revocation"),
         ]
-        if settings.flow_log:
-            sink = jsonl.open_sink(
-                settings.flow_log, max_bytes=settings.flow_log_max_bytes, backups=settings.flow_log_backups
-            )
+        if sink is not None:
             running.append(tasks.create_task(jsonl.run(ring, sink), name="flow log"))
         log.info("node %s: %s, manifests of %s", settings.node, backend.name, source.path)
         await stop.wait()
         log.info("stopping; the kernel's rules stay in force")
         for task in running:
             task.cancel()
+
+
+def _flow_log(settings: Settings) -> jsonl.Sink | None:
+    if not settings.flow_log:
+        return None
+    return jsonl.open_sink(settings.flow_log, max_bytes=settings.flow_log_max_bytes, backups=settings.flow_log_backups)
 
 
 async def _heed_alarm(backend: Backend, reconciler: Reconciler) -> None:
@@ -291,6 +295,7 @@ def _answers(
     link: LinkServer,
     ring: Ring,
     recorder: Recorder,
+    flow_log: jsonl.Sink | None,
 ) -> dict[str, Answer]:
     """The methods of the agent socket; `observe` is the socket's own."""
 
@@ -306,6 +311,7 @@ def _answers(
             workers=link.workers(),
             ring=ring,
             not_told=recorder.not_told,
+            flow_log=flow_log,
         )
 
     def policy(question: Mapping[str, Any]) -> object:

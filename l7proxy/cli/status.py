@@ -95,6 +95,7 @@ def _show_status(found: Mapping[str, Any], complaints: list[str]) -> None:
         ("Endpoints", f"{len(endpoints)}, {l7} with L7 rules"),
         *([("Audit", audit)] if (audit := _audit(found)) else []),
         ("Flows", f"{flows.get('seen', 0)} seen, {flows.get('lost', 0)} lost, ring of {flows.get('ring', 0)}"),
+        *([("Flow log", told)] if (told := _flow_log(_object(flows.get("log") or {}))) else []),
     ]
     for name, text in rows:
         print(f"{colour(name.ljust(10), 'bold')} {text if name == 'State' else plain(text)}")
@@ -114,6 +115,12 @@ def _show_status(found: Mapping[str, Any], complaints: list[str]) -> None:
         print(f"\n{colour('Not enforced:', 'bold')}")
         for text in complaints:
             print(f"  {plain(text)}")
+
+
+def _flow_log(log: Mapping[str, Any]) -> str:
+    """What it lost and why; nothing while all is well."""
+    lost = f"{log['lost']} lines lost" if log.get("lost") else ""
+    return ": ".join(filter(None, (lost, str(log.get("problem") or ""))))
 
 
 def _rate_limited(one: Mapping[str, Any]) -> str:

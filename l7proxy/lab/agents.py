@@ -32,6 +32,8 @@ def container(lab: Lab, settings: Settings, node: str) -> Container:
         argv += ["--backend", settings.backend.value]
     if settings.refuse is not Refuse.RESET:
         argv += ["--config", str(_configuration(lab, settings, node))]
+    if settings.flow_logs:
+        argv += ["--flow-log", str(Path(settings.flow_logs) / f"{node}.jsonl")]
     return Container(CONTAINER, tuple(argv))
 
 

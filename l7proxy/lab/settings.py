@@ -47,7 +47,8 @@ DEFAULT_NAME: Final = "lab"
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
-    """`agent` False leaves the nodes without l7proxy: plain CNI and kube-proxy, nothing enforced."""
+    """`agent` False leaves the nodes without l7proxy: plain CNI and kube-proxy, nothing enforced. `flow_logs` is a
+    directory: each agent writes its flows to NODE.jsonl there."""
 
     name: str = DEFAULT_NAME
     cni: Cni = Cni.BRIDGE
@@ -58,6 +59,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     workers: int = 1
     refuse: Refuse = Refuse.RESET
     agent: bool = True
+    flow_logs: str = ""
 
     @property
     def families(self) -> tuple[int, ...]:

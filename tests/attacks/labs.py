@@ -27,6 +27,8 @@ from ipaddress import ip_network
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
+import msgspec
+
 from l7proxy.lab import agents, cabling, cniresult, lifecycle, netns
 from l7proxy.lab.cluster import Cluster
 from l7proxy.lab.cluster import Pod as ClusterPod
@@ -271,9 +273,10 @@ class Capture:
 class AttackLab:
     """One lab that is up."""
 
-    def __init__(self, name: str, combination: Combination) -> None:
+    def __init__(self, name: str, combination: Combination, *, flow_logs: str = "") -> None:
         self.combination = combination
-        self.lab: Lab = lifecycle.up(combination.settings(name), read([MANIFESTS]))
+        settings = msgspec.structs.replace(combination.settings(name), flow_logs=flow_logs)
+        self.lab: Lab = lifecycle.up(settings, read([MANIFESTS]))
         self._look()
 
     def _look(self) -> None:

@@ -54,7 +54,10 @@ class Sink(Protocol):
 
 
 class JsonLinesFile:
-    """Appends to `path`; before it would grow over `max_bytes` it becomes `name-TIME.ext` and a new one begins."""
+    """Appends to `path`; before it would grow over `max_bytes` it becomes `name-TIME.ext` and a new one begins.
+
+    `now` names the files; what is waited for is measured by `clock`, which nobody sets.
+    """
 
     def __init__(
         self,
@@ -63,6 +66,7 @@ class JsonLinesFile:
         max_bytes: int = MAX_BYTES,
         backups: int = MAX_BACKUPS,
         now: Callable[[], float] = time.time,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.lost = 0
         self.problem = ""
@@ -70,6 +74,7 @@ class JsonLinesFile:
         self._max_bytes = max_bytes
         self._backups = backups
         self._now = now
+        self._clock = clock
         self._fd = -1
         self._size = 0
         self._retry_at = float("-inf")
@@ -80,7 +85,7 @@ class JsonLinesFile:
             try:
                 self._append(some)
             except OSError as error:
-                self._retry_at = self._now() + RETRY_AFTER
+                self._retry_at = self._clock() + RETRY_AFTER
                 self.problem = f"flow log {self._path}: {error.strerror or error}"
 
     def hurry(self) -> None:
@@ -95,7 +100,7 @@ class JsonLinesFile:
         kept = 0
         try:
             if self._fd < 0:
-                if self._now() < self._retry_at:
+                if self._clock() < self._retry_at:
                     return
                 self._open()
             data = text(items)

@@ -115,6 +115,21 @@ def test_what_has_no_flow_is_counted(process: Run, agent: Agent) -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("log", "said"),
+    [
+        ({"lost": 0, "problem": ""}, []),
+        ({"lost": 7, "problem": "flow log /f: No space left"}, ["Flow log   7 lines lost: flow log /f: No space left"]),
+        ({"lost": 7, "problem": ""}, ["Flow log   7 lines lost"]),
+    ],
+)
+def test_what_the_flow_log_lost_is_said(process: Run, agent: Agent, log: dict[str, Any], said: list[str]) -> None:
+    agent.says("status", with_("flows.log", log))
+    found = process("status")
+    assert (found.returncode, found.stderr) == (0, "")
+    assert [line for line in found.stdout.splitlines() if line.startswith("Flow log")] == said
+
+
 @pytest.mark.parametrize(("audit", "state"), [(False, "closed"), (True, "not refused (audit)")])
 def test_pods_that_no_object_tells_of_are_named(process: Run, agent: Agent, audit: bool, state: str) -> None:
     unknown = [

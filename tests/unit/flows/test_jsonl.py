@@ -119,7 +119,7 @@ def test_half_a_line_at_the_end_is_ended_first(tmp_path: Path) -> None:
 def test_a_path_that_cannot_be_written_is_said_counted_and_tried_again(tmp_path: Path) -> None:
     clock = Clock()
     (tmp_path / "blocker").write_text("a file where a directory should be")
-    sink = JsonLinesFile(tmp_path / "blocker" / "flows.jsonl", now=clock)
+    sink = JsonLinesFile(tmp_path / "blocker" / "flows.jsonl", clock=clock)
     sink.write(flows(1, 2))
     assert sink.lost == 2
     assert "flows.jsonl" in sink.problem
@@ -131,6 +131,19 @@ def test_a_path_that_cannot_be_written_is_said_counted_and_tried_again(tmp_path:
     assert (sink.lost, sink.problem) == (3, "")
     assert read(tmp_path / "blocker" / "flows.jsonl") == [4]
     sink.close()
+
+
+def test_a_wall_clock_that_is_set_back_does_not_put_off_the_next_try(tmp_path: Path) -> None:
+    wall, clock = Clock(), Clock()
+    (tmp_path / "blocker").write_text("")
+    sink = JsonLinesFile(tmp_path / "blocker" / "flows.jsonl", now=wall, clock=clock)
+    sink.write(flows(1))
+    (tmp_path / "blocker").unlink()
+    wall.now -= 86_400
+    clock.now += jsonl.RETRY_AFTER
+    sink.write(flows(2))
+    sink.close()
+    assert read(tmp_path / "blocker" / "flows.jsonl") == [2]
 
 
 def test_a_pipe_or_a_directory_under_that_name_is_refused_and_holds_nobody_up(tmp_path: Path) -> None:
@@ -147,7 +160,7 @@ def test_a_full_disk_costs_lines_but_never_half_of_one(tmp_path: Path) -> None:
     """RLIMIT_FSIZE makes the kernel refuse as a full disk does: in the middle of a write."""
     clock = Clock()
     path = tmp_path / "flows.jsonl"
-    sink = JsonLinesFile(path, now=clock)
+    sink = JsonLinesFile(path, clock=clock)
     sink.write(flows(1))
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (LENGTH + LENGTH // 2, before[1]))
@@ -237,7 +250,7 @@ async def test_trouble_is_logged_once_and_so_is_its_end(tmp_path: Path, caplog: 
     clock = Clock()
     ring = Ring(255)
     (tmp_path / "blocker").write_text("")
-    sink = JsonLinesFile(tmp_path / "blocker" / "flows.jsonl", now=clock)
+    sink = JsonLinesFile(tmp_path / "blocker" / "flows.jsonl", clock=clock)
     async with asyncio.timeout(30), asyncio.TaskGroup() as tasks:
         running = tasks.create_task(jsonl.run(ring, sink), name="flow log")
         await asyncio.sleep(0)
