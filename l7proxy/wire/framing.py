@@ -1,7 +1,7 @@
 """What headers say about the message around them: where its body ends, whether the connection goes on, upgrades.
 
-RFC 9112 6.3 without its leniencies: a length said twice, both a length and a coding, a coding other than exactly
-`chunked`, and a coding in HTTP/1.0 are refused, never repaired.
+RFC 9112 6.3 without its leniencies: a length said twice, both a length and a coding, a coding other than `chunked`
+alone, and a coding in HTTP/1.0 are refused, never repaired. Only the case of `chunked` may vary (RFC 9112 7).
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ LENGTH: Final = rb"(?:0|[1-9][0-9]{0,17})"
 _LENGTH = re.compile(LENGTH)
 _TOKEN = re.compile(TOKEN)
 _PROTOCOL = re.compile(TOKEN + rb"(?:/" + TOKEN + rb")?")
+_CODING = re.compile(rb"(\r\n(?i:transfer-encoding): *+)(?i:chunked)(?= *+\r\n)")
 MAX_ITEMS: Final = 64
 """Items of all Connection headers of a message, and of all Upgrade headers. Real ones have one to five."""
 
@@ -38,7 +39,7 @@ def declared(headers: list[Header], minor: int) -> int | None:
             raise PeerError("both Content-Length and Transfer-Encoding are given")
         if len(codings) > 1:
             raise PeerError("Transfer-Encoding is given more than once")
-        if codings[0] != b"chunked":
+        if codings[0].lower() != b"chunked":
             raise PeerError("Transfer-Encoding is something else than exactly `chunked`")
         if minor == 0:
             raise PeerError("Transfer-Encoding is given in HTTP/1.0")
@@ -50,6 +51,11 @@ def declared(headers: list[Header], minor: int) -> int | None:
     if not _LENGTH.fullmatch(lengths[0]):
         raise PeerError("Content-Length is not a plain decimal number")
     return int(lengths[0])
+
+
+def canonical(raw: bytes) -> bytes:
+    """A checked head with its coding spelled `chunked`, as every receiver reads it. Its length stays."""
+    return _CODING.sub(rb"\1chunked", raw, count=1)
 
 
 def response_framing(headers: list[Header], minor: int, status: int, method: bytes) -> int:

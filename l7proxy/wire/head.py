@@ -1,7 +1,7 @@
 """Heads of HTTP/1 messages as values, and the one number that frames a body. No parsing here.
 
 Both readers (http1_fast, http1_strict) make these. `raw` is what is forwarded: the bytes received, except that the
-request line is written anew when its path had to be normalised.
+request line is written anew when its path had to be normalised, and `chunked` in lower case.
 
 Plain slots classes, made per message. Their `__init__` is written out, here and elsewhere on the hot path: that of a
 dataclass stays interpreted when the module is compiled, and costs ten times as much (0.47 µs for 0.04).
@@ -91,7 +91,7 @@ class RequestHead:
 
 @dataclass(init=False, slots=True)
 class ResponseHead:
-    """`framing` already knows the request's method: 0 for an answer to HEAD."""
+    """`framing` already knows the request's method: 0 for an answer to HEAD. `raw` has the length received."""
 
     status: int
     minor: int
@@ -118,7 +118,7 @@ class ResponseHead:
 
     @property
     def headers(self) -> list[Header]:
-        """As they came."""
+        """As they are forwarded."""
         return headers_of(self.raw)
 
 

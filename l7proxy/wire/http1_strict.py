@@ -79,6 +79,7 @@ def request_head(lines: HeadLines, raw: bytes, rules: PathRules) -> RequestHead:
         raw = upgrades.without_carriers(raw)
         headers = [field(line) for line in raw[:-4].split(b"\r\n")[1:]]
         upgrade = framing.upgrade(headers, framing.connection_options(headers), minor)
+    raw = framing.canonical(raw)
     if prefix + path != target:
         raw = b"%b %b%b HTTP/1.%d\r\n%b" % (method, prefix, path, minor, raw.partition(b"\r\n")[2])
     return RequestHead(
@@ -109,7 +110,7 @@ def response_head(lines: HeadLines, raw: bytes, method: bytes) -> ResponseHead:
         framing=body,
         keep_alive=framing.keep_alive(options, minor) and body != UNTIL_CLOSE,
         upgrade=upgrade,
-        raw=raw,
+        raw=framing.canonical(raw),
     )
 
 

@@ -11,6 +11,7 @@ from l7proxy.model.verdict import Direction, Verdict
 from tests.unit.gate.talk import ALLOWED, DENIED, DENY, FORBIDDEN, GET, OK, Talk
 
 CHUNKED = b"POST /a HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n"
+CHUNKED_OK = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n0\r\n\r\n"
 
 
 def asking(path: bytes, *headers: bytes, host: bytes = b"h") -> bytes:
@@ -163,7 +164,19 @@ def test_cve_2024_1135_a_coding_in_http_10_is_refused(talk: Talk) -> None:
     talk.expect_refusal(400, "HTTP/1.0")
 
 
-@pytest.mark.parametrize("coding", [b"Chunked", b"CHUNKED", b"chunkeD", b"\x0bchunked", b"chunked\x0b", b"chunked,"])
+@pytest.mark.parametrize("coding", [b"Chunked", b"CHUNKED", b"chunkeD"])
+def test_cve_2026_31842_the_server_sees_the_canonical_coding_only(talk: Talk, coding: bytes) -> None:
+    talk.client(CHUNKED.replace(b"chunked", coding) + b"0\r\n\r\n" + DENY)
+    talk.expect(server=CHUNKED + b"0\r\n\r\n", records=("FORWARDED POST http://h/a",))
+    talk.server(CHUNKED_OK.replace(b"chunked", coding))
+    assert talk.take().client == CHUNKED_OK + FORBIDDEN
+
+
+NOT_CHUNKED = [b"\x0bChunked", b"Chunked\x0b", b"Chunked\x00", b"\tChunked", b"Chunked\t", b"Chunked\r\n ", b"Chun ked"]
+NOT_CHUNKED += [b"Chunked,", b",CHUNKED", b"Chunked, chunked", b"Chunked;q=1", b'"Chunked"', b"CHUN\xe2\x84\xaaED"]
+
+
+@pytest.mark.parametrize("coding", NOT_CHUNKED)
 def test_cve_2026_31842_spellings_of_chunked_never_lead_to_a_raw_relay(talk: Talk, coding: bytes) -> None:
     talk.client(CHUNKED.replace(b"chunked", coding) + b"0\r\n\r\n" + DENY)
     assert talk.take().records == ["malformed 400"]

@@ -43,5 +43,10 @@ def files(directory: str) -> list[Path]:
     return found
 
 
+def forwarded(data: bytes) -> bytes:
+    """Of what is forwarded, the coding alone is spelled anew: `chunked`."""
+    return re.sub(rb"(\r\nTransfer-Encoding: )(?i:chunked)\r\n", rb"\1chunked\r\n", data, count=1)
+
+
 def status(path: Path) -> int:
     return int(path.name[:3])

@@ -78,6 +78,8 @@ Content.Length: 5
 Content-Length : 5
 Content-Length: 9999999999999999999
 transfer-encoding: Chunked
+Transfer-Encoding: CHUNKED\x20
+Transfer-Encoding: chunked, Chunked
 Transfer-Encoding: gzip, chunked
 Transfer_Encoding: chunked
 Transfer!Encoding: chunked

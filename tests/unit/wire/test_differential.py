@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from l7proxy.errors import PeerError
 from l7proxy.wire import http1_fast, http1_strict
-from l7proxy.wire.head import Miss, RequestHead, ResponseHead
+from l7proxy.wire.head import CHUNKED, Miss, RequestHead, ResponseHead
 from l7proxy.wire.path import PathRules
 from tests.unit.wire import mutants
 
@@ -86,6 +86,17 @@ def test_what_is_forwarded_is_read_as_it_was_judged(data: bytes, rules: PathRule
 @given(mutant(answer=True), st.sampled_from(METHODS))
 def test_responses(data: bytes, method: bytes) -> None:
     same_response(data, method)
+
+
+@settings(max_examples=500, deadline=None)
+@given(mutant(answer=True), st.sampled_from(METHODS))
+def test_what_a_client_gets_is_read_as_it_was_judged_and_as_long_as_it_came(data: bytes, method: bytes) -> None:
+    with contextlib.suppress(PeerError):
+        head = http1_strict.response(data, method)
+        if isinstance(head, ResponseHead):
+            assert len(head.raw) == data.index(b"\r\n\r\n") + 4
+            assert b"chunked" in head.raw or head.framing != CHUNKED
+            assert http1_strict.response(head.raw, method) == head
 
 
 def test_connection_may_stand_anywhere_but_once() -> None:
