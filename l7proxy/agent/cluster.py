@@ -23,6 +23,7 @@ from l7proxy.model.identity import UNKNOWN
 from l7proxy.model.net import PrefixTable, canonical, family_of
 from l7proxy.policy.compile import compile_policies
 from l7proxy.policy.decide import port_name
+from l7proxy.policy.references import References
 from l7proxy.policy.tables import EndpointPolicy
 
 NOBODYS: Final[Mapping[int, IPv4Network | IPv6Network]] = {4: IPv4Network("240.0.0.0/4"), 6: IPv6Network("100::/64")}
@@ -116,6 +117,11 @@ class Cluster:
         if name not in self._views:
             self._views[name] = NodeView(self._world.view(name))
         return self._views[name]
+
+    @property
+    def references(self) -> References:
+        """What the names in policies may mean."""
+        return self._world.references
 
     @cached_property
     def everywhere(self) -> View:

@@ -1,13 +1,13 @@
 """Services into frontends: each address and port of a Service, and who is behind it.
 
-EndpointSlices say it where there are any; else the pods that the Service's selector finds, as the slice controller
-would.
+EndpointSlices say it where there are any; else the pods that the Service selects.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 
+from l7proxy.agent.service_pods import selected
 from l7proxy.model.endpoint import Backend, Frontend
 from l7proxy.model.facts import EndpointSlice, Pod, Service, ServicePort
 from l7proxy.model.net import family_of
@@ -22,14 +22,13 @@ def frontends(
         by_service.setdefault((piece.namespace, piece.service), []).append(piece)
     by_namespace: dict[str, list[Pod]] = {}
     for pod in pods:
-        if not pod.finished:
-            by_namespace.setdefault(pod.namespace, []).append(pod)
+        by_namespace.setdefault(pod.namespace, []).append(pod)
     found = []
     for service in services:
         pieces = by_service.get((service.namespace, service.name), [])
-        selected = [] if pieces else list(_selected(service, by_namespace.get(service.namespace, [])))
+        found_pods = [] if pieces else list(selected(service, by_namespace.get(service.namespace, [])))
         for port in service.ports:
-            behind = set(_from_slices(port, pieces)) | set(_from_pods(port, selected))
+            behind = {*_from_slices(port, pieces), *_from_pods(port, found_pods)}
             found += [_frontend(service, address, port, behind) for address in service.addresses]
     return tuple(sorted(found, key=lambda one: (one.namespace, one.service, one.address, one.protocol, one.port)))
 
@@ -47,26 +46,7 @@ def _from_slices(port: ServicePort, pieces: Iterable[EndpointSlice]) -> Iterator
                 yield from ((address, target.port) for address in piece.addresses)
 
 
-def _from_pods(port: ServicePort, pods: Iterable[Pod]) -> Iterator[tuple[str, int]]:
-    for pod in pods:
-        number = _target(port, pod)
-        if number:
-            yield from ((address, number) for address in pod.addresses)
-
-
-def _target(port: ServicePort, pod: Pod) -> int | None:
-    """The port number on this pod; a name that the pod does not know has none."""
-    if isinstance(port.target, int):
-        return port.target
-    numbers = {name: number for name, protocol, number in pod.named_ports if protocol == port.protocol}
-    return numbers.get(port.target)
-
-
-def _selected(service: Service, pods: Iterable[Pod]) -> Iterator[Pod]:
-    """A Service without a selector selects nobody: its backends are somebody else's to name."""
-    if service.selector:
-        yield from (pod for pod in pods if _holds(service.selector, pod.labels))
-
-
-def _holds(selector: Mapping[str, str], labels: Mapping[str, str]) -> bool:
-    return all(labels.get(key) == value for key, value in selector.items())
+def _from_pods(port: ServicePort, found: Iterable[tuple[Pod, Mapping[ServicePort, int]]]) -> Iterator[tuple[str, int]]:
+    for pod, numbers in found:
+        if port in numbers:
+            yield from ((address, numbers[port]) for address in pod.addresses)

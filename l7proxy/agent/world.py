@@ -16,7 +16,7 @@ from functools import cached_property, partial
 from ipaddress import ip_network
 from typing import TYPE_CHECKING, Final, TypeVar, cast
 
-from l7proxy.agent import audit, documents, identities, patterns
+from l7proxy.agent import audit, documents, identities, patterns, service_pods
 from l7proxy.agent.documents import PolicyState
 from l7proxy.agent.frontends import frontends
 from l7proxy.agent.identity_labels import Asked, LabelFilter
@@ -49,7 +49,7 @@ from l7proxy.policy.encapsulation import no_encapsulation
 from l7proxy.policy.headers import SecretName
 from l7proxy.policy.lang.options import DEFAULT, Options
 from l7proxy.policy.references import References, resolve
-from l7proxy.policy.rules import Reach, Rule
+from l7proxy.policy.rules import Reach, Rule, ServicePortPeer
 from l7proxy.policy.tiers import GUARD
 
 if TYPE_CHECKING:
@@ -265,7 +265,7 @@ class World:
 
     def _policies_and_rules(self) -> tuple[tuple[PolicyState, ...], tuple[Rule, ...], tuple[Problem, ...]]:
         """What policies there are, their rules with all names resolved, and the secrets that are asked for in vain."""
-        documents_, references, secrets = self._all(PolicyDocument), self._references(), self._all(facts.Secret)
+        documents_, references, secrets = self._all(PolicyDocument), self.references, self._all(facts.Secret)
         return self._memory.of("rules", (documents_, references, secrets), partial(self._resolved, references))
 
     def _resolved(
@@ -307,10 +307,12 @@ class World:
             found.append(known[1])
         return found
 
-    def _references(self) -> References:
+    @property
+    def references(self) -> References:
+        """What the names in policies may mean, as of now."""
         parts = (
             self._all(facts.Service),
-            self._all(facts.EndpointSlice),
+            self._slices(),
             self._all(facts.CidrGroup),
             self._all(facts.Namespace),
             self._all(facts.Node),
@@ -318,6 +320,34 @@ class World:
             self._all(facts.PolicyTier),
         )
         return self._memory.of("references", parts, lambda: References(*parts))
+
+    def _slices(self) -> tuple[facts.EndpointSlice, ...]:
+        """Those there are, and for each Service that has none and is a peer with its endpoints, those of its pods."""
+        services, slices, documents_ = (
+            self._all(facts.Service),
+            self._all(facts.EndpointSlice),
+            self._all(PolicyDocument),
+        )
+        bare = self._memory.of(
+            "services without slices", (services, slices, documents_), lambda: self._bare(services, slices)
+        )
+        if not bare:
+            return slices
+        made = self._memory.equal("slices of pods", tuple(_made(bare, self._all(Pod))))
+        return self._memory.of("slices", (slices, made), lambda: slices + made)
+
+    def _bare(
+        self, services: Iterable[facts.Service], slices: Iterable[facts.EndpointSlice]
+    ) -> tuple[facts.Service, ...]:
+        named = {
+            (peer.namespace, peer.name)
+            for policy in self._policies()
+            for rule in policy.rules
+            for peer in rule.peers or ()
+            if isinstance(peer, ServicePortPeer)
+        }
+        named -= {(piece.namespace, piece.service) for piece in slices}
+        return tuple(service for service in services if (service.namespace, service.name) in named)
 
     def _vault(self) -> Vault:
         secrets = {SecretName(one.namespace, one.name): one for one in self._all(facts.Secret)}
@@ -524,6 +554,10 @@ def _contested_rules(roster: Roster, rules: Iterable[Rule]) -> list[Rule]:
             for direction in sorted(governed, key=Direction)
         ]
     return found
+
+
+def _made(services: Iterable[facts.Service], pods: Iterable[Pod]) -> Iterator[facts.EndpointSlice]:
+    return (piece for service in services for piece in service_pods.slices(service, pods))
 
 
 def _by_space(

@@ -283,7 +283,6 @@ def _lint(changes: Sequence[Change], documents: Sequence[PolicyDocument], settin
     from l7proxy.agent.cluster import Cluster
     from l7proxy.policy import lint
     from l7proxy.policy.compile import compile_policies
-    from l7proxy.policy.references import References
 
     fields = [(document, field) for document in documents for field in lint.of_document(document.document)]
     unlearned = lint.of_names_learned(document.document for document in documents)
@@ -297,7 +296,7 @@ def _lint(changes: Sequence[Change], documents: Sequence[PolicyDocument], settin
     if not view.endpoints:
         found += lint.of_pairs(written)
     else:
-        found += lint.of_names(written, References.among(cluster.facts))
+        found += lint.of_names(written, cluster.references)
         policies = compile_policies(view.rules, view.endpoints, view.identities)
         found += [*lint.of_peers(view.rules, view.identities), *lint.of_tables(policies, view.endpoints)]
     for one in found:

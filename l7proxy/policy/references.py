@@ -11,9 +11,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from ipaddress import ip_network
-from typing import Any, Final
+from typing import Final
 
-from l7proxy.model.facts import CidrGroup, EndpointSlice, Fact, Namespace, NetworkSet, Node, PolicyTier, Service
+from l7proxy.model.facts import CidrGroup, EndpointSlice, Namespace, NetworkSet, Node, PolicyTier, Service
 from l7proxy.model.labels import (
     CIDR_GROUP,
     K8S,
@@ -68,15 +68,6 @@ class References:
     nodes: tuple[Node, ...] = ()
     network_sets: tuple[NetworkSet, ...] = ()
     tiers: tuple[PolicyTier, ...] = ()
-
-    @classmethod
-    def among(cls, facts: Iterable[Fact]) -> References:
-        """All that can be named among these."""
-        found: dict[type, list[Any]] = {}
-        for fact in facts:
-            found.setdefault(type(fact), []).append(fact)
-        kinds = (Service, EndpointSlice, CidrGroup, Namespace, Node, NetworkSet, PolicyTier)
-        return cls(*(tuple(found.get(kind, ())) for kind in kinds))
 
     @cached_property
     def _behind(self) -> Mapping[tuple[str, str], list[str]]:

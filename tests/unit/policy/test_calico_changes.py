@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from l7proxy.model.facts import (
     Delete,
     EndpointSlice,
     Namespace,
     NetworkSet,
+    Pod,
     PolicyTier,
+    Service,
     ServiceAccount,
+    ServicePort,
     SlicePort,
     Upsert,
 )
@@ -95,6 +100,40 @@ def test_a_service_gets_another_backend() -> None:
     assert town.allows("x/a", "x/b") and not town.allows("x/a", "x/c")
     town.change(Upsert(EndpointSlice("x", "web-1", "web", ("10.0.1.13",), (SlicePort("w", 81, 6),))))
     assert not town.allows("x/a", "x/b") and town.allows("x/a", "x/c", "81/TCP") and not town.allows("x/a", "x/c")
+
+
+SELECTING = Service("x", "web", ("10.96.0.1",), (ServicePort(8080, 6, "http", "w"),), {"role": "web"})
+
+
+def test_a_service_without_slices_means_the_pods_that_it_selects() -> None:
+    town = Town(policy("types: [Egress], egress: [{action: Allow, destination: {services: {name: web}}}]"))
+    town.change(Upsert(SELECTING), Upsert(web_pod("x/b", 80)), Upsert(web_pod("x/c", 81)), Upsert(web_pod("y/b", 80)))
+    assert town.allows("x/a", "x/b") and town.allows("x/a", "x/c", "81/TCP")
+    assert not town.allows("x/a", "x/b", "81/TCP") and not town.allows("x/a", "x/b", "80/UDP")
+    assert not town.allows("x/a", "y/b"), "a Service selects in its own namespace"
+    town.change(Upsert(pod("x/b")), Upsert(pod("x/c")))
+    assert not town.allows("x/a", "x/b") and not town.allows("x/a", "x/c", "81/TCP")
+
+
+def test_slices_are_believed_where_a_service_has_any() -> None:
+    town = Town(policy("types: [Egress], egress: [{action: Allow, destination: {services: {name: web}}}]"))
+    one = EndpointSlice("x", "web-1", "web", ("10.0.1.13",), (SlicePort("w", 80, 6),))
+    town.change(Upsert(SELECTING), Upsert(web_pod("x/b", 80)), Upsert(one))
+    assert town.allows("x/a", "x/c") and not town.allows("x/a", "x/b")
+    town.change(Delete(one.key))
+    assert town.allows("x/a", "x/b") and not town.allows("x/a", "x/c")
+    town.change(Upsert(replace(SELECTING, selector={})))
+    assert not town.allows("x/a", "x/b"), "without a selector its endpoints are somebody else's to name"
+
+
+def test_a_service_without_slices_is_a_source_on_any_port() -> None:
+    town = Town(policy("ingress: [{action: Allow, source: {services: {name: web}}}]"))
+    town.change(Upsert(SELECTING), Upsert(web_pod("x/b", 80)))
+    assert town.allows("x/b", "x/a", "99/TCP") and not town.allows("x/c", "x/a", "99/TCP")
+
+
+def web_pod(who: str, port: int) -> Pod:
+    return replace(pod(who, role="web"), named_ports=frozenset({("http", 6, port)}))
 
 
 def test_a_service_that_nobody_has_is_told() -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from l7proxy.agent.world import World
-from l7proxy.model.facts import CidrGroup, Delete, EndpointSlice, Fact, Node, Origin, Pod, Service, Upsert
+from l7proxy.model.facts import CidrGroup, Delete, EndpointSlice, Node, Origin, Pod, Service, Upsert
 from l7proxy.model.labels import EVERYTHING, Operator, Requirement, Selector
 from l7proxy.model.net import PrefixTable
 from l7proxy.model.ref import RuleRef
@@ -273,11 +273,6 @@ def test_who_is_not_there_can_be_told() -> None:
         "CIDR group x",
         "Service of any namespace with labels any:tier=none",
     ]
-
-
-def test_references_are_found_among_all_facts() -> None:
-    everything: list[Fact] = [*LAND.cidr_groups, *LAND.slices, *LAND.services]
-    assert References.among(everything) == LAND
 
 
 def test_lint_tells_who_is_not_there() -> None:
