@@ -24,7 +24,7 @@ from typing import Any, Final
 from l7proxy.errors import PolicyError
 from l7proxy.policy.lang import admin, calico, cilium, kubernetes, refusal
 from l7proxy.policy.lang.document import Document
-from l7proxy.policy.lang.fields import Locate, Note
+from l7proxy.policy.lang.fields import MAX_FAULTS, Locate, Note
 from l7proxy.policy.lang.options import DEFAULT, Options
 from l7proxy.policy.rules import Rule
 
@@ -192,12 +192,18 @@ def read(document: Mapping[Any, Any], *, locate: Locate | None = None, options: 
 
 
 def faults(document: Mapping[Any, Any], *, options: Options = DEFAULT) -> tuple[PolicyError, ...]:
-    """All that is wrong with a document, as far as it can be told at once: at most one per rule item. () when good."""
+    """All that is wrong with a document, as far as it can be told at once. () when good.
+
+    At most MAX_FAULTS faults, and as many parts that we cannot enforce; a last one says so when there may be more.
+    """
     try:
         found = _read(document, None, options)[0]
     except PolicyError as fault:
         return (fault,)
-    return (*found.faults, *found.unenforced)
+    told = (*found.faults, *found.unenforced[:MAX_FAULTS])
+    if found.stopped or len(found.unenforced) > MAX_FAULTS:
+        return (*told, PolicyError(f"only {len(told)} faults of this {found.kind} are told, there may be more"))
+    return told
 
 
 def notes(document: Mapping[Any, Any], *, options: Options = DEFAULT) -> tuple[Note, ...]:

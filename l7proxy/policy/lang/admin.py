@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import chain
 from typing import Final
 
 from l7proxy.errors import PolicyError
@@ -125,7 +126,7 @@ def _rule(item: Field, direction: Direction, whom: Selector, document: Document)
         document.counted_ref(item.at),
         whom,
         direction,
-        _action(item, found, edition),
+        document.part(partial(_action, item, found, edition), Action.ALLOW),
         peers=(),
         ports=None,
         default_deny=False,
@@ -134,8 +135,8 @@ def _rule(item: Field, direction: Direction, whom: Selector, document: Document)
     try:
         yield replace(
             rule,
-            peers=tuple(each for peer in peers for each in _peer(peer, direction)),
-            ports=tuple(edition.port(port) for port in ports) or None,
+            peers=tuple(chain.from_iterable(peers.each(lambda peer: list(_peer(peer, direction))))),
+            ports=tuple(ports.each(edition.port)) or None,
         )
     except PolicyError as fault:
         if not fault.unsupported:
@@ -160,22 +161,14 @@ def _action(item: Field, found: Mapping[str, Field], edition: _Edition) -> Actio
     return edition.actions[word]
 
 
-def _listed(
-    item: Field, found: Mapping[str, Field], direction: Direction, edition: _Edition
-) -> tuple[list[Field], list[Field]]:
+def _listed(item: Field, found: Mapping[str, Field], direction: Direction, edition: _Edition) -> tuple[Field, Field]:
+    """The lists of peers and of ports, neither too long."""
     name = _PEERS[direction]
-    peers = (
-        found[name].items(most=edition.most, too_many=f"too many peers, the max is {edition.most}")
-        if name in found
-        else []
-    )
-    if not peers:
+    peers, ports = (found.get(one, Field([], item.key(one))) for one in (name, edition.ports))
+    if not peers.items(most=edition.most, too_many=f"too many peers, the max is {edition.most}"):
         item.fail(f"{name} must have at least one peer")
-    if edition.ports not in found:
-        return peers, []
-    return peers, found[edition.ports].items(
-        most=edition.most, too_many=f"too many {edition.ports}, the max is {edition.most}"
-    )
+    ports.items(most=edition.most, too_many=f"too many {edition.ports}, the max is {edition.most}")
+    return peers, ports
 
 
 def _only(field: Field, known: tuple[str, ...]) -> tuple[str, Field]:

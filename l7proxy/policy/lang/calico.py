@@ -17,7 +17,7 @@ from functools import partial
 from typing import Final
 
 from l7proxy.model.expression import AllOf, Not
-from l7proxy.model.labels import RESERVED, Operator, Requirement, Selector, Selects
+from l7proxy.model.labels import EVERYTHING, RESERVED, Operator, Requirement, Selector, Selects
 from l7proxy.model.ref import RuleRef
 from l7proxy.model.verdict import Action, Direction, Protocol
 from l7proxy.policy.lang import calico_peers, calico_ports, calico_selector, kubernetes, selectors
@@ -26,7 +26,7 @@ from l7proxy.policy.lang.document import Document
 from l7proxy.policy.lang.envelope import opened
 from l7proxy.policy.lang.fields import Field, Locate, quoted
 from l7proxy.policy.lang.options import Options
-from l7proxy.policy.rules import HttpRule, PortMatch, Rule, SelectorPeer
+from l7proxy.policy.rules import HttpRule, Peer, PortMatch, Rule, SelectorPeer
 from l7proxy.policy.tiers import ADMIN, BASELINE, DEFAULT, UNPLACED, Level, Tier
 
 VERSIONS: Final[Mapping[str, str]] = {"projectcalico.org": "v3", "crd.projectcalico.org": "v1"}
@@ -115,7 +115,8 @@ def _spec(spec: Field, document: Document, *, staged: bool) -> Iterator[Rule]:
     for hint in found["performanceHints"].items() if "performanceHints" in found else ():
         hint.text()
     level = _level(found, document)
-    scope = _Scope(document, subject(spec, document), level, closes=level.tier not in _PASSING)
+    whom: Selects = document.part(partial(subject, spec, document), EVERYTHING)
+    scope = _Scope(document, whom, level, closes=level.tier not in _PASSING)
     items = {
         direction: found[direction.word].items(most=MAX_RULES, too_many=f"too many rules, the max is {MAX_RULES}")
         if direction.word in found
@@ -229,10 +230,11 @@ def _let_the_host_in(scope: _Scope) -> Rule:
 
 
 def _rule(item: Field, direction: Direction, scope: _Scope) -> Iterator[Rule]:
+    document = scope.document
     found = item.mapping(("action", "ipVersion", *calico_ports.FIELDS, "source", "destination", "http", "metadata"))
     if "metadata" in found:
         found["metadata"].mapping(("annotations",))
-    action = _action(item, found)
+    action = document.part(partial(_action, item, found), Action.ALLOW)
     entities = {
         name: found[name].mapping(calico_peers.FIELDS) if name in found else {} for name in ("source", "destination")
     }
@@ -240,18 +242,18 @@ def _rule(item: Field, direction: Direction, scope: _Scope) -> Iterator[Rule]:
     _check_entities(entities, direction, own)
     version = _version(found)
     calico_ports.check_version(found, version)
-    ports = calico_ports.matches(found, entities["destination"])
-    whom = calico_peers.entity_peers(
-        entities[peer], scope.document, version=version, on_ports=direction is Direction.EGRESS
-    )
-    http = _http(found["http"], direction, action, ports, scope.document) if "http" in found else None
+    ports = document.part(partial(calico_ports.matches, found, entities["destination"]), None)
+    on_ports = direction is Direction.EGRESS
+    read = partial(calico_peers.entity_peers, entities[peer], document, version=version, on_ports=on_ports)
+    whom: tuple[Peer, ...] | None = document.part(read, ())
+    http = _http(found["http"], direction, action, ports, document) if "http" in found else None
     if http is not None and ports is None:
         ports = (PortMatch(frozenset((Protocol.TCP.value,))),)
     if action is None:
-        scope.document.note(item, "Log decides nothing; every verdict is told as a flow in any case")
+        document.note(item, "Log decides nothing; every verdict is told as a flow in any case")
         return
     yield Rule(
-        ref=scope.document.counted_ref(item.at),
+        ref=document.counted_ref(item.at),
         subject=_narrowed(scope, entities[own]),
         direction=direction,
         action=action,

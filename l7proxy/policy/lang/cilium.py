@@ -13,7 +13,7 @@ from functools import partial
 from typing import Final
 from unicodedata import category
 
-from l7proxy.model.labels import Selector
+from l7proxy.model.labels import EVERYTHING, Selector
 from l7proxy.model.verdict import Action, Direction
 from l7proxy.policy.lang import envelope, selectors
 from l7proxy.policy.lang.document import Document
@@ -54,9 +54,10 @@ def _spec(spec: Field, document: Document) -> Iterator[Rule]:
     lists = {name: found[name].items() for name in _LISTS if name in found}
     if not any(lists.values()):
         spec.fail("rule must have at least one of Ingress, IngressDeny, Egress, EgressDeny")
-    _bookkeeping(found)
-    log = _log(found["log"]) if "log" in found else ""
-    scope = Scope(document, _subject(spec, found, document), _default_deny(found, lists, document), log)
+    document.part(partial(_bookkeeping, found), None)
+    log = document.part(partial(_log, found["log"]), "") if "log" in found else ""
+    subject = document.part(partial(_subject, spec, found, document), EVERYTHING)
+    scope = Scope(document, subject, _default_deny(found, lists, document), log)
     for name, items in lists.items():
         direction, action = _LISTS[name]
         for item in items:

@@ -7,15 +7,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, TypeVar
 
 from l7proxy.errors import PolicyError
 from l7proxy.model.ref import RuleRef
-from l7proxy.policy.lang.fields import Field, Locate, Note
+from l7proxy.policy.lang.fields import MAX_FAULTS, Field, Locate, Note
 from l7proxy.policy.lang.options import DEFAULT, Options
 from l7proxy.policy.match import pattern
 from l7proxy.policy.rules import Rule
 
+T = TypeVar("T")
+U = TypeVar("U")
 MAX_RULES: Final = 20_000
 """Rules and HTTP rules in one document, which take some 3 s to read and to compile. An object of Kubernetes' API is at
 most 1.5 MiB (etcd's --max-request-bytes), so these are 75 bytes each."""
@@ -23,14 +25,13 @@ IN_VAIN: Final = pattern.MAX_PROGRAM // 20
 """What a pattern counts that RE2 compiled in vain: a header's value may be such a one, and is then just a literal."""
 MAX_SELECTED: Final = 100
 """References by label in one document: each may mean thousands of Services or prefixes."""
-MAX_FAULTS: Final = 10
-"""Reading stops there: a pattern that is refused for its size may have cost 0.2 s."""
 
 
 @dataclass(slots=True)
 class Document:
     """`namespace` is "" for a cluster-wide document. One of `faults` is enough to refuse it; all are told at once.
 
+    `stopped`: there were so many that the rest was not read.
     `unenforced` are parts of it that we cannot enforce: valid, told, and refusing what they cover.
     """
 
@@ -40,6 +41,7 @@ class Document:
     locate: Locate | None = None
     notes: list[Note] = field(default_factory=list)
     faults: list[PolicyError] = field(default_factory=list)
+    stopped: bool = False
     unenforced: list[PolicyError] = field(default_factory=list)
     options: Options = DEFAULT
     program: int = 0
@@ -72,14 +74,20 @@ class Document:
             at.fail(f"too many references by label in one document, the max is {MAX_SELECTED}")
 
     def collect(self, read: Callable[[], Iterable[Rule]]) -> list[Rule]:
-        """The rules of one part of the document. A fault ends that part; the next one is read all the same."""
-        if len(self.faults) >= MAX_FAULTS or self.rules > MAX_RULES:
-            return []
-        try:
-            return list(read())
-        except PolicyError as fault:
-            self.faults.append(fault)
-            return []
+        """The rules of one part of the document."""
+        return self.part(lambda: list(read()), []) if self.rules <= MAX_RULES else []
+
+    def part(self, read: Callable[[], T], otherwise: U) -> T | U:
+        """What is read of one part of the document. A fault ends that part; the next one is read all the same."""
+        if len(self.faults) < MAX_FAULTS:
+            try:
+                return read()
+            except PolicyError as fault:
+                if len(self.faults) < MAX_FAULTS:
+                    self.faults.append(fault)
+                    return otherwise
+        self.stopped = True
+        return otherwise
 
     def check_pattern(self, text: str) -> None:
         """PatternError unless RE2 can use the pattern and the document has not spent all it may on patterns."""

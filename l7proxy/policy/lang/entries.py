@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Final
 
 from l7proxy.model.labels import RESERVED, Selector
@@ -94,19 +95,26 @@ def rules_of(place: Field, direction: Direction, action: Action, scope: Scope) -
     if icmps:
         _check_icmps(place, found["icmps"], cells, scope.document)
     document = scope.document
-    who = peers.peers(place, found, direction, document, deny=deny, for_init=scope.for_init)
+    read = partial(peers.peers, place, found, direction, document, deny=deny, for_init=scope.for_init)
+    who: tuple[Peer, ...] | None = document.part(read, ())
     for name in place.without_value():
         document.note(Field(None, place.key(name)), "has no value, which is as if it were absent; an empty list is []")
     if who is None and not cells and not icmps:
         who = ()  # `{}` matches nothing
-    refusal = _authentication(found["authentication"], document) if "authentication" in found else ""
+    asked = found.get("authentication")
+    refusal = document.part(partial(_authentication, asked, document), "") if asked is not None else ""
     entry = Entry(scope, direction, action, who, who if peers.all_known(found) else peers.WORLD, refusal)
     if not cells and not icmps:
         yield from entry.rule(place)
     for cell in icmps:
-        yield from entry.rule(cell, icmp.messages(cell))
+        yield from document.collect(partial(_messages, cell, entry))
     for cell in cells:
-        yield from _cell(cell, entry)
+        yield from document.collect(partial(_cell, cell, entry))
+
+
+def _messages(cell: Field, entry: Entry) -> Iterator[Rule]:
+    """One icmps item."""
+    yield from entry.rule(cell, icmp.messages(cell))
 
 
 def _check_icmps(place: Field, icmps: Field, cells: list[Field], document: Document) -> None:
@@ -162,7 +170,8 @@ def _l7(field: Field, entry: Entry) -> tuple[tuple[HttpRule, ...], Field | None]
     if queries and entry.direction is Direction.INGRESS:
         found["dns"].fail("DNS rules are not allowed on ingress")
     dns.check_rules(queries)
-    return tuple(http_rule(each, entry.document) for each in http), found["dns"] if queries else None
+    rules = found["http"].each(partial(http_rule, document=entry.document)) if http else ()
+    return tuple(rules), found["dns"] if queries else None
 
 
 def _but_the_host(who: tuple[Peer, ...] | None, direction: Direction) -> tuple[Peer, ...] | None:

@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable, Iterator
 from typing import Final
 
+from l7proxy.errors import PolicyError
 from l7proxy.model.labels import K8S, NAMESPACE_LABELS_PREFIX, OWN, Requirement
 from l7proxy.policy.lang import selectors
 from l7proxy.policy.lang.document import Document
@@ -32,7 +33,8 @@ def opened(
     root: object, locate: Locate | None, options: Options, *, namespaced: bool, more: tuple[str, ...] = ()
 ) -> tuple[Document, dict[str, Field]]:
     """The document under its name, and its fields; `more` may stand beside `spec`."""
-    found = Field(root, "").mapping((*TOP, *more))
+    faults: list[PolicyError] = []
+    found = Field(root, "", faults).mapping((*TOP, *more))
     kind = found["kind"].text()
     metadata = found["metadata"].mapping(METADATA) if "metadata" in found else {}
     name = metadata["name"].text() if "name" in metadata else ""
@@ -46,7 +48,7 @@ def opened(
     if namespace and not _NAMESPACE.fullmatch(namespace):
         metadata["namespace"].fail("must be lower case letters, digits and '-', at most 63")
     space = (namespace or "default") if namespaced else ""
-    return Document(kind, space, name, locate, options=options), found
+    return Document(kind, space, name, locate, faults=faults, options=options), found
 
 
 def own(key: str) -> tuple[str, str]:

@@ -3,20 +3,27 @@
 Every value of a document is read here, so every fault is a PolicyError with the field's path, and a key that nobody
 reads is a fault too: a misspelt `fromEndpoint` would otherwise mean everyone. As in the Kubernetes API, a key whose
 value is null counts as absent; an empty list does not.
+
+Where the document collects its faults (`Field.faults`) reading goes on behind one, so that all are told at once. What
+is read from then on only tells further faults: one is enough to refuse the document.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from difflib import get_close_matches
-from typing import Final, NoReturn
+from typing import Final, NoReturn, TypeVar
 
 from l7proxy.errors import PolicyError
 
 Locate = Callable[[str], tuple[str, int]]
 """Field path → (file, line)."""
+
+T = TypeVar("T")
+MAX_FAULTS: Final = 10
+"""Of one document. Reading stops there: a pattern that is refused for its size may have cost 0.2 s."""
 
 _NAMEABLE: Final = re.compile(r"[A-Za-z0-9_.:/$-]{1,63}")
 
@@ -39,6 +46,7 @@ class Field:
 
     value: object
     at: str
+    faults: list[PolicyError] | None = field(default=None, compare=False, repr=False)
 
     def fail(self, message: str, *, unsupported: bool = False) -> NoReturn:
         raise PolicyError(message, at=self.at, unsupported=unsupported)
@@ -58,12 +66,13 @@ class Field:
             if not isinstance(name, str) or not is_unicode(name):
                 self.fail(f"keys must be strings, not {kind(name)}")
             if known is not None and name not in known and name not in later:
-                raise PolicyError(_unknown(name, [*known, *later]), at=self.key(name))
+                self._read_on(PolicyError(_unknown(name, [*known, *later]), at=self.key(name)))
+                continue
             if value is None:
                 continue
             if name in later:
                 raise PolicyError(f"{name} is not supported yet", at=self.key(name), unsupported=True)
-            found[name] = Field(value, self.key(name))
+            found[name] = Field(value, self.key(name), self.faults)
         return found
 
     def without_value(self) -> list[str]:
@@ -76,7 +85,24 @@ class Field:
             self.fail(f"must be a list, not {kind(self.value)}")
         if most is not None and len(self.value) > most:
             self.fail(too_many)
-        return [Field(value, f"{self.at}[{index}]") for index, value in enumerate(self.value)]
+        return [Field(value, f"{self.at}[{index}]", self.faults) for index, value in enumerate(self.value)]
+
+    def each(self, read: Callable[[Field], T], *, most: int | None = None, too_many: str = "") -> list[T]:
+        """What `read` makes of each item."""
+        found = []
+        for item in self.items(most=most, too_many=too_many):
+            try:
+                found.append(read(item))
+            except PolicyError as fault:
+                self._read_on(fault)
+        return found
+
+    def _read_on(self, fault: PolicyError) -> None:
+        """Raises the fault unless it can be collected. What is only unsupported is its rule's matter."""
+        if self.faults is None or fault.unsupported or len(self.faults) >= MAX_FAULTS:
+            raise fault
+        if str(fault) not in map(str, self.faults):  # a mapping may be read twice
+            self.faults.append(fault)
 
     def text(self) -> str:
         if not isinstance(self.value, str):

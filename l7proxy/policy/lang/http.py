@@ -8,8 +8,9 @@ knows; it asks `foreign_secrets`.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
-from typing import Final
+from collections.abc import Callable, Iterable
+from functools import partial
+from typing import Final, TypeVar
 
 from l7proxy.errors import PolicyError
 from l7proxy.policy.headers import CHANGING, WRITING, HeaderRule, Mismatch, SecretName, value_fault, writing_fault
@@ -18,6 +19,7 @@ from l7proxy.policy.lang.fields import Field, quoted
 from l7proxy.policy.match import pattern
 from l7proxy.policy.rules import HeaderMatch, HttpRule, Rule
 
+T = TypeVar("T")
 MAX_HEADERS: Final = 100
 """Required headers of one rule: a request may not carry more than so many anyway."""
 MAX_HEADER: Final = 65536
@@ -35,9 +37,9 @@ def http_rule(field: Field, document: Document) -> HttpRule:
     found = field.mapping(("method", "path", "host", "headers", "headerMatches"))
     return HttpRule(
         ref=document.counted_ref(field.at),
-        method=_pattern(found.get("method"), document),
-        path=_pattern(found.get("path"), document),
-        host=_pattern(found.get("host"), document),
+        method=document.part(partial(_pattern, found.get("method"), document), None),
+        path=document.part(partial(_pattern, found.get("path"), document), None),
+        host=document.part(partial(_pattern, found.get("host"), document), None),
         headers=_headers(found["headers"], document) if "headers" in found else (),
         header_matches=_header_rules(found["headerMatches"], document) if "headerMatches" in found else (),
     )
@@ -54,11 +56,11 @@ def _pattern(field: Field | None, document: Document) -> str | None:
 
 
 def _headers(field: Field, document: Document) -> tuple[HeaderMatch, ...]:
-    return tuple(dict.fromkeys(_header(item, document) for item in _items(field)))
+    return tuple(dict.fromkeys(_each(field, partial(_header, document=document))))
 
 
-def _items(field: Field) -> list[Field]:
-    return field.items(most=MAX_HEADERS, too_many=f"too many headers, the max is {MAX_HEADERS}")
+def _each(field: Field, read: Callable[[Field], T]) -> list[T]:
+    return field.each(read, most=MAX_HEADERS, too_many=f"too many headers, the max is {MAX_HEADERS}")
 
 
 def _header(field: Field, document: Document) -> HeaderMatch:
@@ -120,7 +122,7 @@ def _foreign(secret: SecretName, own: str, configured: str) -> str:
 
 
 def _header_rules(field: Field, document: Document) -> tuple[HeaderRule, ...]:
-    return tuple(_header_rule(item, document) for item in _items(field))
+    return tuple(_each(field, partial(_header_rule, document=document)))
 
 
 def _header_rule(field: Field, document: Document) -> HeaderRule:

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import Final
 
-from l7proxy.model.labels import K8S, Selector
+from l7proxy.model.labels import EVERYTHING, K8S, Selector
 from l7proxy.model.net import Network, within
 from l7proxy.model.verdict import Direction
 from l7proxy.policy.lang import cidrs, selectors
@@ -46,7 +46,7 @@ def parse(root: Mapping[object, object], locate: Locate | None, options: Options
 
 def _spec(spec: Field, document: Document) -> Iterator[Rule]:
     found = spec.mapping(("podSelector", "policyTypes", "ingress", "egress"))
-    subject = _subject(found.get("podSelector"), document)
+    subject = document.part(partial(_subject, found.get("podSelector"), document), EVERYTHING)
     items = {direction: found[direction.word].items() if direction.word in found else [] for direction in _BOTH}
     types = _types(found.get("policyTypes"), items)
     for direction in _BOTH:
@@ -107,14 +107,15 @@ def _in_identities(key: str) -> tuple[str, str]:
 
 def _item(item: Field, direction: Direction, subject: Selector, document: Document) -> Iterator[Rule]:
     found = item.mapping(("ports", _PEERS[direction]))
-    whom = found[_PEERS[direction]].items() if _PEERS[direction] in found else []
-    what = found["ports"].items() if "ports" in found else []
+    side = _PEERS[direction]
+    whom = found[side].each(partial(_peer, document=document)) if side in found else []
+    what = found["ports"].each(_port) if "ports" in found else []
     yield Rule(
         ref=document.counted_ref(item.at),
         subject=subject,
         direction=direction,
-        peers=tuple(_peer(each, document) for each in whom) or None,
-        ports=tuple(_port(each) for each in what) or None,
+        peers=tuple(whom) or None,
+        ports=tuple(what) or None,
     )
 
 

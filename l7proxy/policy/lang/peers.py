@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from functools import partial
 from ipaddress import IPv4Network, IPv6Network
+from itertools import chain
 from typing import Final
 
 from l7proxy.model.labels import EVERYTHING, RESERVED, Operator, Requirement, Selector
@@ -90,22 +92,21 @@ def _absent(field: Field, kind: str, document: Document) -> bool:
 
 
 def _read(kind: str, field: Field, document: Document, *, deny: bool, for_init: bool) -> Iterable[Peer]:
-    items = field.items()
     match kind:
         case "Endpoints":
-            return [SelectorPeer(selectors.peer(item, document, for_init=for_init)) for item in items]
+            return map(SelectorPeer, field.each(partial(selectors.peer, document=document, for_init=for_init)))
         case "CIDR":
-            return [cidrs.cidr(item, document) for item in items]
+            return field.each(partial(cidrs.cidr, document=document))
         case "CIDRSet":
-            return [cidrs.cidr_set(item, document) for item in items]
+            return field.each(partial(cidrs.cidr_set, document=document))
         case "Entities":
-            return [peer for item in items for peer in _entity(item)]
+            return chain.from_iterable(field.each(_entity))
         case "Nodes":
             return _nodes(field, document)
         case "Services":
-            return [peer for item in items for peer in services(item, document)]
+            return chain.from_iterable(field.each(partial(services, document=document)))
         case "FQDNs":
-            dns.check_peers(items)
+            dns.check_peers(field.items())
             document.unenforceable(field, "is not supported yet: it means nobody")
             return ()
         case "Groups":
@@ -115,7 +116,7 @@ def _read(kind: str, field: Field, document: Document, *, deny: bool, for_init: 
 
 
 def _nodes(field: Field, document: Document) -> Iterable[Peer]:
-    found = [SelectorPeer(selectors.node(item)) for item in field.items()]
+    found = [SelectorPeer(one) for one in field.each(selectors.node)]
     if found and not document.options.node_selectors:
         what = 'FromNodes/ToNodes rules can only be applied when the "enable-node-selector-labels" flag is set'
         field.fail(what, unsupported=True)
@@ -124,8 +125,7 @@ def _nodes(field: Field, document: Document) -> Iterable[Peer]:
 
 def _groups(field: Field, document: Document, *, deny: bool) -> Iterable[Peer]:
     """Groups of a cloud: nobody tells their addresses. An allow rule means nobody then; a deny rule cannot."""
-    for item in field.items():
-        item.mapping(("aws",))
+    field.each(partial(Field.mapping, known=("aws",)))
     if deny:
         field.fail("groups of a cloud provider are not supported", unsupported=True)
     document.unenforceable(field, "is not supported: groups of a cloud provider mean nobody")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from functools import partial
 from typing import Final
 
 from l7proxy.model.verdict import Protocol
@@ -36,13 +37,13 @@ def ports(field: Field, document: Document, *, l7: str) -> tuple[PortMatch, ...]
 
     `l7` tells which L7 rules hang on it: `http` needs TCP, `dns` no ranges, and neither goes with "every port".
     """
-    items = field.items(most=MAX_PORTS, too_many=f"too many ports, the max is {MAX_PORTS}")
-    return tuple(_port(item, document, l7=l7) for item in items)
+    too_many = f"too many ports, the max is {MAX_PORTS}"
+    return tuple(field.each(partial(_port, document=document, l7=l7), most=MAX_PORTS, too_many=too_many))
 
 
 def _port(field: Field, document: Document, *, l7: str) -> PortMatch:
     found = field.mapping(("port", "endPort", "protocol"))
-    protocol = _protocol(found["protocol"]) if "protocol" in found else ANY
+    protocol = document.part(partial(_protocol, found["protocol"]), "TCP") if "protocol" in found else ANY
     text = found["port"].text() if "port" in found else ""
     end = found["endPort"].number(0, 65535) if "endPort" in found else 0
     if not text and not document.options.extended_protocols:

@@ -300,6 +300,27 @@ def test_several_faults_of_one_policy_are_told_at_once(run: Run) -> None:
     ]
 
 
+def test_all_faults_of_one_rule_are_told_in_line_order(run: Run) -> None:
+    rest = "    fromCIDR:\n    - x\n    - 10.0.0.0/99\n    toPort: []\n  ingres: []\n"
+    found = run("policy", "validate", "-", stdin=BAD + rest)
+    assert found.returncode == 1
+    assert [line.split(": ")[:2] for line in found.stdout.splitlines()] == [
+        ["-:7", "spec.ingress[0].fromEndpoint"],
+        ["-:10", "spec.ingress[0].fromCIDR[0]"],
+        ["-:11", "spec.ingress[0].fromCIDR[1]"],
+        ["-:12", "spec.ingress[0].toPort"],
+        ["-:13", "spec.ingres"],
+    ]
+
+
+def test_of_many_faults_ten_are_told_and_that_there_are_more(run: Run) -> None:
+    found = run("policy", "validate", "-", stdin=BAD + "    fromCIDR:\n" + "    - x\n" * 50)
+    assert found.returncode == 1
+    first, *others = found.stdout.splitlines()
+    assert first == "-:1: only 10 faults of this CiliumNetworkPolicy are told, there may be more"
+    assert len(others) == 10
+
+
 def test_two_pods_with_one_address_are_a_fault(run: Run, tmp_path: Path) -> None:
     pod = "apiVersion: v1\nkind: Pod\nmetadata: {name: NAME}\nspec: {nodeName: n}\nstatus: {podIP: 10.0.0.1}\n"
     (tmp_path / "p.yaml").write_text(pod.replace("NAME", "a") + "---\n" + pod.replace("NAME", "b"))

@@ -5,12 +5,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import yaml
 
 from l7proxy.errors import PolicyError
 from l7proxy.policy import lang
 from l7proxy.policy.lang.document import MAX_RULES
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from tests.unit.policy.conftest import Bench
 
 L7_80 = "ports: [{port: '80', protocol: TCP}]"
@@ -565,6 +568,90 @@ def test_faults_of_several_items_are_told_at_once(bench: Bench) -> None:
     assert caught.value.at == "spec.ingress[0].fromEntity"
 
 
+SPEC = """
+endpointSelecter: {}
+labels: 7
+log: {value: "\\t"}
+ingress:
+- fromEndpoint: []
+  fromEndpoints: [{matchLabels: {app: 1}}, {matchLabels: {app: a}}, {matchLabel: {app: a}}]
+  authentication: {mode: never}
+  icmps: [{fields: [{type: 999}]}]
+- {fromEntities: [moon, all, sun]}
+"""
+TO_PORTS = """
+ingress:
+- toPorts:
+  - ports: [{port: "99999", protocol: TPC}, {port: "80", protocol: TCP}, {port: "x_y", protocol: TCP}]
+    rules: {http: [{path: "(", method: "["}, {pth: /a}, {headers: [7, "X: a", ""]}]}
+  - {ports: [{port: "1", prot: UDP}]}
+"""
+
+
+def places(document: Mapping[str, Any]) -> list[str]:
+    return [fault.at.removeprefix("spec.") for fault in lang.faults(document)]
+
+
+def test_all_faults_of_a_spec_are_told_each_at_its_place(bench: Bench) -> None:
+    assert places(bench.cnp(SPEC)) == [
+        "endpointSelecter",
+        "labels",
+        "log.value",
+        "ingress[0].fromEndpoint",
+        "ingress[0].fromEndpoints[0].matchLabels.app",
+        "ingress[0].fromEndpoints[2].matchLabel",
+        "ingress[0].authentication.mode",
+        "ingress[0].icmps[0].fields[0].type",
+        "ingress[1].fromEntities[0]",
+        "ingress[1].fromEntities[2]",
+    ]
+
+
+def test_all_faults_of_one_rule_are_told_each_at_its_place(bench: Bench) -> None:
+    at = "ingress[0].toPorts"
+    assert places(bench.cnp(TO_PORTS)) == [
+        f"{at}[0].rules.http[0].method",
+        f"{at}[0].rules.http[0].path",
+        f"{at}[0].rules.http[1].pth",
+        f"{at}[0].rules.http[2].headers[0]",
+        f"{at}[0].rules.http[2].headers[2]",
+        f"{at}[0].ports[0].protocol",
+        f"{at}[0].ports[0].port",
+        f"{at}[0].ports[2].port",
+        f"{at}[1].ports[0].prot",
+    ]
+
+
+OTHERS = {
+    "networking.k8s.io/v1 NetworkPolicy": (
+        "{podSelector: {matchLabel: {}}, ingress: [{from: [{ipBlock: {cidr: x}}, {}], ports: [{port: 0}, {prt: 1}]}]}",
+        """podSelector.matchLabel ingress[0].from[0].ipBlock.cidr ingress[0].from[1] ingress[0].ports[0].port
+        ingress[0].ports[1].prt""",
+    ),
+    "projectcalico.org/v3 NetworkPolicy": (
+        "{selector: '(', ingress: [{action: Alow, source: {nets: [x]}, destination: {ports: [x y]}}, {acton: Deny}]}",
+        """selector ingress[0].action ingress[0].destination.ports[0] ingress[0].source.nets[0] ingress[1].acton
+        ingress[1]""",
+    ),
+    "policy.networking.k8s.io/v1alpha2 ClusterNetworkPolicy": (
+        """{tier: Admin, priority: 1, subject: {namespaces: {}}, egress: [{action: Alow, to: [{networks: [x]},
+        {networks: [y]}], protocols: [{tcp: {destinationPort: {number: 0}}}]}]}""",
+        """egress[0].action egress[0].to[0].networks[0] egress[0].to[1].networks[0]
+        egress[0].protocols[0].tcp.destinationPort.number""",
+    ),
+}
+
+
+@pytest.mark.parametrize("which", OTHERS)
+def test_all_faults_of_other_languages_are_told_each_at_its_place(which: str) -> None:
+    version, _, kind = which.partition(" ")
+    spec, wanted = OTHERS[which]
+    document = {"apiVersion": version, "kind": kind, "metadata": {"name": "p"}, "spec": yaml.safe_load(spec)}
+    assert places(document) == wanted.split()
+    with pytest.raises(PolicyError):
+        lang.parse(document)
+
+
 def test_a_good_document_has_no_faults(bench: Bench) -> None:
     assert lang.faults(bench.cnp("ingress: [{}]")) == ()
 
@@ -588,7 +675,21 @@ def test_patterns_may_not_be_too_large_together(bench: Bench) -> None:
 def test_a_document_full_of_faults_is_not_read_to_its_end(bench: Bench) -> None:
     document = bench.cnp("ingress: [{}]")
     document["spec"]["ingress"] = [{"fromCIDR": ["x"]}] * 1000
-    assert len(lang.faults(document)) == 10
+    *told, last = lang.faults(document)
+    assert [fault.at for fault in told] == [f"spec.ingress[{number}].fromCIDR[0]" for number in range(10)]
+    assert str(last) == "only 10 faults of this CiliumNetworkPolicy are told, there may be more"
+    document["spec"]["ingress"] = [{"fromCIDR": ["x"] * 1000}]
+    assert len(lang.faults(document)) == 11
+    document["spec"]["ingress"] = [{f"wrong{number}": [] for number in range(1000)}]
+    assert len(lang.faults(document)) == 11
+
+
+def test_parts_that_cannot_be_enforced_are_bounded_too(bench: Bench) -> None:
+    document = bench.cnp("egress: [{}]")
+    document["spec"]["egress"] = [{"toFQDNs": [{"matchName": "a.b"}]}] * 1000
+    *told, last = lang.faults(document)
+    assert len(told) == 10
+    assert all(fault.unsupported for fault in told) and str(last).startswith("only 10 faults of this")
 
 
 @pytest.mark.parametrize("count", [MAX_RULES - 1, MAX_RULES, 3 * MAX_RULES])
