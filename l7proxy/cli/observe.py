@@ -8,7 +8,7 @@ import re
 import sys
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -21,7 +21,7 @@ import typer
 from l7proxy.cli import agent_socket, observe_filters, printer
 from l7proxy.cli.agent_socket import RunDir, Server
 from l7proxy.cli.flags import flag, with_flags
-from l7proxy.cli.terminal import When, paint, plain, table
+from l7proxy.cli.terminal import When, paint, plain
 from l7proxy.errors import ConfigError, SourceError
 from l7proxy.flows import filters, flow, timestamp
 
@@ -120,11 +120,26 @@ observe = with_flags(_observe, "flags", _filter_flags())
 def show(answers: Iterator[flow.Response], output: Output, style: printer.Style) -> None:
     """Print as it comes; a table needs to have seen everything first."""
     if output is Output.TABLE:
-        found = [answer.flow for answer in answers if answer.flow is not None]
-        headers, rows = printer.table_rows(found, style)
-        table(headers, rows)
+        flows, states = _partition(answers)
+        _print(states, printer.compact, style)
+        for row in printer.table(flows, style):
+            print(row)
         return
     form = printer.compact if output is Output.COMPACT else printer.blocks() if output is Output.DICT else printer.line
+    _print(answers, form, style)
+
+
+def _partition(answers: Iterable[flow.Response]) -> tuple[list[flow.Response], list[flow.Response]]:
+    """(flows and lost events, states of nodes)."""
+    found: tuple[list[flow.Response], list[flow.Response]] = [], []
+    for answer in answers:
+        found[answer.node_status is not None].append(answer)
+    return found
+
+
+def _print(
+    answers: Iterable[flow.Response], form: Callable[[flow.Response, printer.Style], str | None], style: printer.Style
+) -> None:
     for answer in answers:
         text = form(answer, style)
         if text is not None:

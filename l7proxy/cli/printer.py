@@ -1,14 +1,15 @@
 """Flows as text, in the very form of Hubble's command line; denials are followed by their reason, which is ours.
 
+Identities, and the order of the ends of an answer, are the compact form's alone:
 `TIME[ [NODE]]: SOURCE (ID) ARROW DESTINATION (ID) TYPE VERDICT (SUMMARY)[ reason: …]`
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from itertools import chain, repeat
+from itertools import accumulate, chain, repeat
 from typing import Final
 
 from l7proxy.cli.terminal import Paint, plain
@@ -33,6 +34,11 @@ JUDGED: Final = {
     "AUDIT": "AUDITED",
 }
 """A policy verdict's words for a verdict."""
+TOLD: Final = ("NODE_UNAVAILABLE", "NODE_ERROR")
+"""States of nodes that are told; others are for debugging."""
+PADDING: Final = 3
+"""Blanks between the columns of a table, at least."""
+MAX_NAMES: Final = 50
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,48 +53,66 @@ class Style:
 
 @dataclass(frozen=True, slots=True)
 class Columns:
-    """The parts of one flow, as every form of output arranges them."""
+    """The parts of one flow, or of lost events, as every form of output arranges them."""
 
     time: str
     node: str
     source: str
     destination: str
-    arrow: str
     kind: str
     verdict: str
     summary: str
-    reason: str
+    reason: str = ""
 
 
 def compact(response: Response, style: Style) -> str | None:
-    """One line, or None for what compact output does not show."""
-    if response.flow is None:
+    """One line, or None for what compact output does not show. Of an answer the arrow turns, not the ends."""
+    flow = response.flow
+    if flow is None:
         return _other(response)
-    parts = columns(response.flow, style)
+    parts = columns(flow, style)
+    ends = [
+        _with_identity(parts.source, flow.source, style),
+        _with_identity(parts.destination, flow.destination, style),
+    ]
+    arrow = "<>" if flow.is_reply is None else "<-" if flow.is_reply else "->"
     node = f" [{parts.node}]" if style.node_name else ""
     reason = f" reason: {parts.reason}" if parts.reason else ""
     verdict = style.paint(parts.verdict, _colour(parts.verdict))
     return (
-        f"{parts.time}{node}: {parts.source} {parts.arrow} {parts.destination} "
+        f"{parts.time}{node}: {f' {arrow} '.join(reversed(ends) if flow.is_reply else ends)} "
         f"{parts.kind} {verdict} ({parts.summary}){style.paint(reason, 'dim')}"
     )
 
 
 def columns(flow: Flow, style: Style) -> Columns:
-    """An answer is shown the way its question went: the arrow turns, not the ends."""
-    source, destination = _side(flow, style, source=True), _side(flow, style, source=False)
-    if flow.is_reply:
-        source, destination = destination, source
     return Columns(
         time=clock(flow.time),
         node=plain(flow.node_name),
-        source=source,
-        destination=destination,
-        arrow="<>" if flow.is_reply is None else "<-" if flow.is_reply else "->",
+        source=plain(_end(flow, style, source=True)),
+        destination=plain(_end(flow, style, source=False)),
         kind=_kind(flow),
         verdict=_verdict(flow, names=style.policy_names),
         summary=plain(_summary(flow)),
         reason=plain("; ".join(flow.reasons)),
+    )
+
+
+def _columns_of(response: Response, style: Style) -> Columns | None:
+    """As the table and the blocks show it; None for what they do not."""
+    if response.flow is not None:
+        return columns(response.flow, style)
+    lost = response.lost_events
+    if lost is None:
+        return None
+    return Columns(
+        time=clock(response.time),
+        node=plain(response.node_name) or "-",
+        source=_lost_source(lost),
+        destination="-",
+        kind="EVENTS LOST",
+        verdict="-",
+        summary=f"CPU({lost.cpu or 0}) - {_lost_count(lost)}",
     )
 
 
@@ -108,22 +132,44 @@ MONTHS: Final = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", 
 
 
 def blocks() -> Callable[[Response, Style], str | None]:
-    """One `KEY: value` per line; flows are set apart from the second on."""
+    """One `KEY: value` per line, without identities; flows are set apart from the second on."""
     separators = chain([""], repeat("------------\n"))
 
     def block(response: Response, style: Style) -> str | None:
-        if response.flow is None:
-            return _other(response)
-        parts = columns(response.flow, style)
-        rows = [("TIMESTAMP", parts.time)]
-        rows += [("NODE", parts.node)] if style.node_name else []
-        rows += [("SOURCE", parts.source), ("DESTINATION", parts.destination), ("TYPE", parts.kind)]
-        rows += [("VERDICT", parts.verdict), ("SUMMARY", parts.summary)]
-        rows += [("REASON", parts.reason)] if parts.reason else []
-        width = max(len(key) for key, _ in rows)
-        return next(separators) + "\n".join(f"{key:>{width}}: {value}" for key, value in rows)
+        rows = _block(response, style)
+        if not rows:
+            return None
+        return next(separators) + "\n".join(f"{key:>{len('DESTINATION')}}: {value}" for key, value in rows)
 
     return block
+
+
+def _block(response: Response, style: Style) -> list[tuple[str, str]]:
+    parts = _columns_of(response, style)
+    if parts is None:
+        return _status_block(response)
+    return [
+        ("TIMESTAMP", parts.time),
+        *([("NODE", parts.node)] if style.node_name else []),
+        ("SOURCE", parts.source),
+        *([("DESTINATION", parts.destination)] if response.flow is not None else []),
+        ("TYPE", parts.kind),
+        ("VERDICT", parts.verdict),
+        ("SUMMARY", parts.summary),
+        *([("REASON", parts.reason)] if parts.reason else []),
+    ]
+
+
+def _status_block(response: Response) -> list[tuple[str, str]]:
+    status = response.node_status
+    if status is None or status.state_change not in TOLD:
+        return []
+    return [
+        ("TIMESTAMP", clock(response.time)),
+        ("STATE", status.state_change),
+        ("NODES", _names(status)),
+        ("MESSAGE", f'"{plain(status.message)}"' if status.message else "N/A"),
+    ]
 
 
 def line(response: Response, _: Style) -> str:
@@ -131,36 +177,35 @@ def line(response: Response, _: Style) -> str:
     return response.line().decode().rstrip("\n")
 
 
-def table_rows(flows: Sequence[Flow], style: Style) -> tuple[list[str], Iterator[list[str]]]:
-    """(headers, rows) of the table."""
-    headers = [
-        "TIMESTAMP",
-        *(["NODE"] if style.node_name else []),
-        "SOURCE",
-        "DESTINATION",
-        "TYPE",
-        "VERDICT",
-        "SUMMARY",
-    ]
-
-    def rows() -> Iterator[list[str]]:
-        for flow in flows:
-            parts = columns(flow, style)
-            node = [parts.node] if style.node_name else []
-            summary = f"{parts.summary} reason: {parts.reason}" if parts.reason else parts.summary
-            yield [parts.time, *node, parts.source, parts.destination, parts.kind, parts.verdict, summary]
-
-    return headers, rows()
+def table(responses: Iterable[Response], style: Style) -> Iterator[str]:
+    """The lines of the table, without identities; none where there is nothing to show, the headers neither."""
+    headers = Columns("TIMESTAMP", "NODE", "SOURCE", "DESTINATION", "TYPE", "VERDICT", "SUMMARY")
+    found = [parts for response in responses if (parts := _columns_of(response, style)) is not None]
+    rows = [_row(parts, style) for parts in (headers, *found)] if found else []
+    widths = [max(map(len, column)) + PADDING for column in zip(*rows, strict=True)]
+    for *cells, last in rows:
+        yield "".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=False)) + last
 
 
-def _side(flow: Flow, style: Style, *, source: bool) -> str:
-    """`namespace/pod:port (ID:1234)`."""
+def _row(parts: Columns, style: Style) -> list[str]:
+    node = [parts.node] if style.node_name else []
+    summary = f"{parts.summary} reason: {parts.reason}" if parts.reason else parts.summary
+    return [parts.time, *node, parts.source, parts.destination, parts.kind, parts.verdict, summary]
+
+
+def _end(flow: Flow, style: Style, *, source: bool) -> str:
+    """`namespace/pod:port`."""
     end = (flow.source if source else flow.destination) or Endpoint()
     service = flow.source_service if source else flow.destination_service
     names = flow.source_names if source else flow.destination_names
     address = (flow.ip.source if source else flow.ip.destination) if flow.ip else ""
     host = _host(end, service, names, address, numeric=style.numeric) if flow.ip else ""
-    return f"{plain(_with_port(host, _port(flow, source=source)))} {style.paint(_identity(end.identity), 'dim')}"
+    return _with_port(host, _port(flow, source=source))
+
+
+def _with_identity(text: str, end: Endpoint | None, style: Style) -> str:
+    """`namespace/pod:port (ID:1234)`."""
+    return f"{text} {style.paint(_identity((end or Endpoint()).identity), 'dim')}"
 
 
 def _host(end: Endpoint, service: Service | None, names: Sequence[str], address: str, *, numeric: bool) -> str:
@@ -251,21 +296,36 @@ def _other(response: Response) -> str | None:
     if response.lost_events is not None:
         return _lost(response.lost_events, response.time)
     if response.node_status is not None:
-        return _status(response.node_status, response.time)
+        return _status(response.node_status, response)
     return None
 
 
 def _lost(lost: LostEvents, time: str) -> str:
+    return f"{clock(time)} EVENTS LOST: {_lost_source(lost)} CPU({lost.cpu or 0}) {_lost_count(lost)}"
+
+
+def _lost_source(lost: LostEvents) -> str:
+    return plain(lost.source) or hubble.LOST_SOURCES[0]
+
+
+def _lost_count(lost: LostEvents) -> str:
     span = f" (first: {clock(lost.first)}, last: {clock(lost.last)})" if lost.first and lost.last else ""
-    source = plain(lost.source) or hubble.LOST_SOURCES[0]
-    return f"{clock(time)} EVENTS LOST: {source} CPU({lost.cpu or 0}) {plain(lost.num_events_lost) or 0}{span}"
+    return f"{plain(lost.num_events_lost) or 0}{span}"
 
 
-def _status(status: NodeStatus, time: str) -> str | None:
-    names = plain(", ".join(status.node_names))
+def _status(status: NodeStatus, response: Response) -> str | None:
+    place, count = f"{clock(response.time)} [{plain(response.node_name)}]", len(status.node_names)
     match status.state_change:
         case "NODE_UNAVAILABLE":
-            return f"{clock(time)} [relay]: {len(status.node_names)} nodes are unavailable: {names}"
+            return f"{place}: {count} nodes are unavailable: {_names(status)}"
         case "NODE_ERROR":
-            return f'{clock(time)} [relay]: Error "{plain(status.message)}" on {len(status.node_names)} nodes: {names}'
+            return f'{place}: Error "{plain(status.message)}" on {count} nodes: {_names(status)}'
     return None
+
+
+def _names(status: NodeStatus) -> str:
+    """The first names, as many as fit in some 50 characters but one at least, and how many more there are."""
+    lengths = accumulate(len(name) + len(", ") for name in status.node_names)
+    shown = max(1, sum(length <= MAX_NAMES for length in lengths))
+    more = len(status.node_names) - shown
+    return plain(", ".join(status.node_names[:shown])) + (f" (and {more} more)" if more > 0 else "")

@@ -84,10 +84,12 @@ def test_json_can_be_read_again(run: Run) -> None:
 def test_table_and_dict(run: Run) -> None:
     table = run("observe", "--input-file", SAMPLES, "-o", "table", "--port", "22").stdout.splitlines()
     assert table[0].split() == ["TIMESTAMP", "SOURCE", "DESTINATION", "TYPE", "VERDICT", "SUMMARY"]
-    assert "policy-verdict:L3-Only INGRESS  DENIED" in table[1]
+    assert "   policy-verdict:L3-Only INGRESS   DENIED   " in table[1]
+    assert table[2].endswith("EVENTS LOST                      -         CPU(0) - 42" + LOST.partition(" 42")[2])
     blocks = run("observe", "--input-file", SAMPLES, "-o", "dict", "--http-path", "admin").stdout
-    assert blocks.count("TIMESTAMP:") == 2
-    assert blocks.count("------------\n") == 1
+    assert blocks.count("TYPE: http-re") == 2 and blocks.count("TYPE: EVENTS LOST") == 1
+    assert blocks.count("TIMESTAMP:") == 3
+    assert blocks.count("------------\n") == 2
 
 
 def test_lines_that_cannot_be_read_are_named_and_passed_over(run: Run) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ import pytest
 from l7proxy.cli import printer
 from l7proxy.cli.printer import Style
 from l7proxy.cli.terminal import Paint
-from l7proxy.flows.flow import IP, Endpoint, Flow, Http, Layer4, Layer7, Ports, Response, from_json
+from l7proxy.flows.flow import IP, Endpoint, Flow, Http, Layer4, Layer7, NodeStatus, Ports, Response, from_json
 
 DATA = Path(__file__).parents[2] / "data/flows"
 SAMPLES = (DATA / "hubble_samples.jsonl").read_text().splitlines()
@@ -112,6 +114,86 @@ def test_blocks_are_set_apart_and_reasons_have_a_line() -> None:
     assert first.splitlines()[0] == "  TIMESTAMP: Nov  3 20:00:00.000"
     assert first.splitlines()[-1] == "     REASON: no rule matched"
     assert second == "------------\n" + first
+
+
+COMPACT = re.compile(
+    r"(?P<time>.{19}): (?P<left>\S+) \(\S+\) (?P<arrow>->|<-|<>) (?P<right>\S+) \(\S+\) "
+    r"(?P<type>.+) (?P<verdict>[A-Z]+) \((?P<summary>.*)\)"
+)
+LOST = ["Nov 23 20:00:00.090", "HUBBLE_RING_BUFFER", "-", "EVENTS LOST", "-"]
+LOST += ["CPU(0) - 42 (first: Nov 23 20:00:00.080, last: Nov 23 20:00:00.090)"]
+
+
+def cells(line: str) -> list[str]:
+    """What a table of Hubble's has where its compact output, which turns answers round, has this line."""
+    match = COMPACT.fullmatch(line)
+    assert match is not None, line
+    ends = [match["left"], match["right"]]
+    return [
+        match["time"],
+        *(reversed(ends) if match["arrow"] == "<-" else ends),
+        *match.group("type", "verdict", "summary"),
+    ]
+
+
+CELLS = [*map(cells, PRINTED[:-2]), LOST]
+KEYS = ["  TIMESTAMP: ", "     SOURCE: ", "DESTINATION: ", "       TYPE: ", "    VERDICT: ", "    SUMMARY: "]
+
+
+def test_the_table_has_hubbles_cells() -> None:
+    headers, *rows = printer.table(map(from_json, SAMPLES), PLAIN)
+    assert headers.split() == ["TIMESTAMP", "SOURCE", "DESTINATION", "TYPE", "VERDICT", "SUMMARY"]
+    begins = [headers.index(word) for word in headers.split()]
+    for row, wanted in zip(rows, CELLS, strict=True):
+        assert [row[begin:end].rstrip() for begin, end in zip(begins, [*begins[1:], None], strict=True)] == wanted
+    widest = [max(map(len, column)) for column in zip(headers.split(), *CELLS, strict=True)]
+    assert [after - before for before, after in pairwise(begins)] == [width + 3 for width in widest[:-1]]
+
+
+def test_the_blocks_have_hubbles_lines() -> None:
+    block = printer.blocks()
+    for number, (sample, wanted) in enumerate(zip(SAMPLES, CELLS, strict=False)):
+        rows = [key + cell for key, cell in zip(KEYS, wanted, strict=True)]
+        if wanted is LOST:
+            del rows[2]
+        assert block(from_json(sample), PLAIN) == "\n".join([*(["------------"] if number else []), *rows])
+
+
+ONE = Flow(
+    time="1970-01-01T00:20:34.567Z",
+    verdict="DROPPED",
+    node_name="k8s1",
+    ip=IP(source="1.1.1.1", destination="2.2.2.2"),
+    l4=Layer4(tcp=Ports(source_port=31793, destination_port=8080)),
+    source=Endpoint(identity=4),
+    destination=Endpoint(identity=12345),
+    summary="TCP Flags: SYN",
+).response()
+
+
+def test_a_table_is_spaced_as_hubbles() -> None:
+    assert list(printer.table([ONE], PLAIN)) == [
+        "TIMESTAMP             SOURCE          DESTINATION    TYPE      VERDICT   SUMMARY",
+        "Jan  1 00:20:34.567   1.1.1.1:31793   2.2.2.2:8080   UNKNOWN   DROPPED   TCP Flags: SYN",
+    ]
+    assert list(printer.table([ONE], FULL)) == [
+        "TIMESTAMP             NODE   SOURCE          DESTINATION    TYPE      VERDICT   SUMMARY",
+        "Jan  1 00:20:34.567   k8s1   1.1.1.1:31793   2.2.2.2:8080   UNKNOWN   DROPPED   TCP Flags: SYN",
+    ]
+
+
+def test_a_table_without_flows_is_empty() -> None:
+    assert list(printer.table([Response()], PLAIN)) == []
+
+
+def test_a_nodes_state_is_a_block_of_its_own() -> None:
+    nodes = tuple(f"cluster/node-{number}" for number in range(9))
+    failed = Response(node_status=NodeStatus(state_change="NODE_ERROR", node_names=nodes, message="no route"))
+    assert printer.blocks()(failed, PLAIN) == (
+        "  TIMESTAMP: N/A\n      STATE: NODE_ERROR\n"
+        '      NODES: cluster/node-0, cluster/node-1, cluster/node-2 (and 6 more)\n    MESSAGE: "no route"'
+    )
+    assert printer.blocks()(Response(node_status=NodeStatus(state_change="NODE_CONNECTED")), PLAIN) is None
 
 
 def test_an_answer_without_anything_prints_nothing() -> None:
