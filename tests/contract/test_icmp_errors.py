@@ -10,9 +10,10 @@ from contextlib import contextmanager
 import pytest
 
 from tests.contract.conftest import IDENTITY, Pod, World, entry
-from tests.contract.test_frames import checksum, udp, without_the_stranger
+from tests.contract.test_frames import without_the_stranger
 from tests.contract.test_revoked_replies import ASKED, UDP, Talk, nothing_tracked, talk
 from tests.contract.test_traffic import NOBODY, table
+from tests.support.frames import checksum, udp
 from tproxy_rules.desired import Desired, Verdict
 
 pytestmark = pytest.mark.lab
