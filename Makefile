@@ -8,9 +8,10 @@ BIN    := $(VENV)/bin
 CNI    ?= bridge
 BACKEND ?= auto
 ARGS   ?=
-# Labs share the machine's time with nothing else; all other tests run two at a time, each in namespaces of its own.
+# Two tests at a time, each in namespaces of its own; those that share a lab run in one process (tests/conftest.py).
 LABS   := tests/lab tests/attacks
 PURE_AND_CONTRACT := -n 2 --dist worksteal $(LABS:%=--ignore=%)
+IN_LABS := -n 2 --dist loadgroup $(LABS)
 # pytest's exit code when ARGS select no test
 NONE   := 5
 
@@ -45,13 +46,13 @@ test: setup ## Everything one machine can run, the lab included (attacks: in fiv
 	@sh deploy/setup/programs.sh $(VENV) nginx wrk
 	@$(BIN)/python -m tests.check --no-tests
 	@$(BIN)/pytest -m "not full_product" $(PURE_AND_CONTRACT) $(ARGS) || [ $$? = $(NONE) ]
-	@$(BIN)/pytest -m "not full_product" $(LABS) $(ARGS) || [ $$? = $(NONE) ]
+	@$(BIN)/pytest -m "not full_product" $(IN_LABS) $(ARGS) || [ $$? = $(NONE) ]
 
 test-all: setup ## As test, with every combination: attacks and kernel rules by CNI, backend, address family and case
 	@sh deploy/setup/programs.sh $(VENV) nginx wrk
 	@$(BIN)/python -m tests.check --no-tests
 	@$(BIN)/pytest $(PURE_AND_CONTRACT) $(ARGS) || [ $$? = $(NONE) ]
-	@$(BIN)/pytest $(LABS) $(ARGS) || [ $$? = $(NONE) ]
+	@$(BIN)/pytest $(IN_LABS) $(ARGS) || [ $$? = $(NONE) ]
 
 bench: setup compiled ## Every figure in one table: ours beside Envoy, HAProxy and nginx (ARGS="--quick")
 	@sh deploy/setup/programs.sh $(VENV) nginx wrk haproxy
