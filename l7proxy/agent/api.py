@@ -76,7 +76,7 @@ class AgentApi:
         if not local.is_ours(writer.transport):
             return
         if self._clients >= MAX_CLIENTS:
-            await _say(writer, {"error": f"more than {MAX_CLIENTS} clients: try again later"})
+            await _say(writer, {"error": f"too many clients, the limit is {MAX_CLIENTS}: try again later"})
             return
         self._clients += 1
         with suppress(ConnectionError):
@@ -93,7 +93,7 @@ class AgentApi:
                 async with asyncio.timeout(IDLE):
                     line = await reader.readline()
             except ValueError:
-                await _say(writer, {"error": f"a line of more than {MAX_LINE} bytes"})
+                await _say(writer, {"error": f"the request line is longer than {MAX_LINE} bytes"})
                 return
             if not line:
                 return
@@ -111,7 +111,7 @@ class AgentApi:
         answer = self._answers.get(method) if isinstance(method, str) else None
         if answer is None:
             known = ", ".join(sorted((*self._answers, "observe")))
-            raise ConfigError(f"unknown method {method!r:.60}; there are {known}")
+            raise ConfigError(f"unknown method {method!r:.60}: must be one of {known}")
         said = answer(question)
         return await said if isinstance(said, Awaitable) else said
 
@@ -146,9 +146,9 @@ def _question(line: bytes) -> Mapping[str, Any]:
     try:
         question = json.loads(line)
     except (ValueError, RecursionError) as error:
-        raise ConfigError(f"not a line of JSON: {error}") from error
+        raise ConfigError(f"the request is not valid JSON: {error}") from error
     if not isinstance(question, dict):
-        raise ConfigError("a question is a JSON object with a method")
+        raise ConfigError("the request must be a JSON object with a method")
     return question
 
 

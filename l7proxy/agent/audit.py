@@ -25,14 +25,14 @@ def of_document(document: Mapping[str, Any]) -> tuple[bool, str]:
     value = annotations.get(ANNOTATION, "false") if isinstance(annotations, Mapping) else "false"
     if isinstance(value, str) and value in _SAID:
         return _SAID[value], ""
-    return False, f'annotation {ANNOTATION}: {str(value)[:40]!r} is neither "true" nor "false": enforced'
+    return False, f'annotation {ANNOTATION}: {str(value)[:40]!r} must be "true" or "false": the policy is enforced'
 
 
 def of_namespace(namespace: Namespace) -> tuple[bool, Problem | None]:
     value = namespace.annotations.get(ANNOTATION, "false")
     if value in _SAID:
         return _SAID[value], None
-    what = f'{value[:40]!r} is neither "true" nor "false": policy is enforced in namespace {namespace.name}'
+    what = f'{value[:40]!r} must be "true" or "false": policies are enforced in namespace {namespace.name}'
     origin = namespace.origin
     return False, Problem(origin.file, origin.line, f"metadata.annotations.{ANNOTATION}", what)
 

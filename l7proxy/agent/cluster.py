@@ -165,7 +165,7 @@ class Cluster:
         if pod.host_network:
             return replace(self._node_named(pod.node), name=f"{name} (network of node {pod.node})")
         if pod.finished:
-            raise ConfigError(f"pod {name} has finished (phase {pod.phase}): it has no address any more")
+            raise ConfigError(f"pod {name} is in phase {pod.phase} and no longer has an address")
         return End(name, pod.addresses[0], pod=pod, addresses=pod.addresses)
 
     def _node_named(self, name: str) -> End:
@@ -224,7 +224,7 @@ class Cluster:
             }
         )
         if not behind:
-            raise ConfigError(f"nobody is behind port {port} of Service {service.namespace}/{service.name}")
+            raise ConfigError(f"no endpoints for port {port} of Service {service.namespace}/{service.name}")
         return [Target(self._at(address), number) for address, number in behind]
 
 
@@ -253,7 +253,7 @@ def is_invented(address: str) -> bool:
 def _reserved(text: str) -> End:
     name = text.removeprefix("reserved:")
     if name not in hubble.RESERVED_NAMES:
-        raise ConfigError(f"{text}: unknown; there are {', '.join(hubble.RESERVED_NAMES)}")
+        raise ConfigError(f"{text}: unknown reserved identity, must be one of {', '.join(hubble.RESERVED_NAMES)}")
     return End(text, identity=hubble.RESERVED_NAMES.index(name))
 
 
@@ -277,5 +277,5 @@ def _port_of(service: Service, port: str, protocol: int) -> int:
     if number is None:
         name = f"{service.namespace}/{service.name}"
         known = ", ".join(port_name(one.protocol, one.port) for one in service.ports) or "none"
-        raise ConfigError(f"Service {name} has no port {port} of that protocol (it has: {known})")
+        raise ConfigError(f"Service {name} has no port {port} of that protocol (ports: {known})")
     return number

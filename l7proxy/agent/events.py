@@ -40,16 +40,19 @@ REMEMBERED: Final = 16384
 DIRECTIONS: Final = {Way.INGRESS: Direction.INGRESS, Way.EGRESS: Direction.EGRESS}
 PASSED: Final = {Told.ALLOW: Verdict.FORWARDED, Told.STEER: Verdict.REDIRECTED}
 REASONS: Final[Mapping[Told, tuple[DropReason, str]]] = {
-    Told.DENY: (DropReason.POLICY_DENY, "denied by a rule of an earlier revision"),
-    Told.NONE: (DropReason.POLICY_DENIED, "no rule of the revision then in force allowed it"),
-    Told.SPOOF: (DropReason.INVALID_SOURCE_IP, "sent from an address, MAC or interface that is not the pod's own"),
-    Told.GROUP: (DropReason.POLICY_DENIED, "multicast or broadcast from or to a pod under policy: no rule can name it"),
+    Told.DENY: (DropReason.POLICY_DENY, "denied by a rule of an earlier policy revision"),
+    Told.NONE: (DropReason.POLICY_DENIED, "no rule of the policy revision in force at the time allowed it"),
+    Told.SPOOF: (DropReason.INVALID_SOURCE_IP, "source address, MAC or interface does not belong to the pod"),
+    Told.GROUP: (
+        DropReason.POLICY_DENIED,
+        "multicast and broadcast cannot be allowed by a policy, and a policy selects this pod",
+    ),
     Told.LINK_LOCAL: (
         DropReason.POLICY_DENIED,
-        "an IPv6 link-local address carries only neighbour discovery and group membership from or to a pod",
+        "IPv6 link-local: a pod may send and receive only neighbour discovery and multicast listener discovery",
     ),
-    Told.STRAY: (DropReason.POLICY_DENIED, "for an address that is not one of the receiving pod's own"),
-    Told.UNSERVED: (DropReason.UNKNOWN, "an L7 rule sends it to the proxy, but no worker is listening"),
+    Told.STRAY: (DropReason.POLICY_DENIED, "destination address does not belong to the receiving pod"),
+    Told.UNSERVED: (DropReason.UNKNOWN, "an L7 rule redirects it to the proxy, but no worker is listening"),
 }
 ASKED: Final = frozenset((Told.ALLOW, Told.STEER, Told.DENY, Told.NONE))
 """What a policy answered; the rest the kernel refuses before any policy is asked."""

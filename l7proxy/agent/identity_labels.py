@@ -97,9 +97,9 @@ def _compiled(patterns: Iterable[str]) -> tuple[re.Pattern[str], ...]:
         try:
             found.append(re.compile(text))
         except re.error as error:
-            raise ConfigError(f"labels: {text!r} is no pattern: {error}") from error
+            raise ConfigError(f"labels: {text!r} is not a valid regular expression: {error}") from error
         if not text:
-            raise ConfigError("labels: a pattern is empty")
+            raise ConfigError("labels: empty pattern")
     return tuple(found)
 
 

@@ -38,9 +38,9 @@ def too_large(
         selected = _selected(policy, kinds)
         most = max((held[labels] for labels in selected), default=0)
         if most + policy.program > MAX_PROGRAM:
-            found[_name(policy)] = _reason(policy, f"with others an endpoint has {most}", MAX_PROGRAM)
+            found[_name(policy)] = _reason(policy, f"other policies of one endpoint use {most}", MAX_PROGRAM)
         elif selected and of_node and total + policy.program > MAX_PROGRAM_OF_NODE:
-            found[_name(policy)] = _reason(policy, f"the endpoints of this node have {total}", MAX_PROGRAM_OF_NODE)
+            found[_name(policy)] = _reason(policy, f"the endpoints of this node use {total}", MAX_PROGRAM_OF_NODE)
         elif selected:
             total += policy.program
             held.update(dict.fromkeys(selected, policy.program))
@@ -86,8 +86,8 @@ def _selected(policy: PolicyState, kinds: Iterable[LabelSet]) -> list[LabelSet]:
 
 def _reason(policy: PolicyState, already: str, limit: int) -> str:
     return (
-        f"its regular expressions are too large: {policy.program} RE2 instructions, and {already} of at most {limit}; "
-        "what its HTTP rules cover is refused"
+        f"its regular expressions need {policy.program} RE2 instructions, and {already} of the limit of {limit}; "
+        "connections that its HTTP rules cover are refused"
     )
 
 

@@ -225,7 +225,7 @@ class Reconciler:
                 self._sent = current.revision
             if not await self._link.wait_applied(current.revision, self._patience):
                 log.warning(
-                    "revision %d: not every worker applied it within %g s: such a worker serves nobody until it has",
+                    "revision %d: not applied by every worker within %g s; a worker without it serves no traffic",
                     current.revision,
                     self._patience,
                 )
@@ -237,7 +237,7 @@ class Reconciler:
         self.kernel = replace(self.kernel, revision=current.revision, installed=installed, error="")
         self._retry = 0.0
         self._on_enforced(current.pictures.kernel, False)
-        log.info("revision %d is in force: %d endpoints", current.revision, len(current.view.endpoints))
+        log.info("revision %d enforced: %d endpoints", current.revision, len(current.view.endpoints))
 
     def _apply(self, current: Published) -> Installed | None:
         self._backend.apply(current.pictures.kernel)
@@ -252,7 +252,7 @@ class Reconciler:
         for other in self._others():
             if other.read() is not None:
                 other.remove()
-                log.warning("removed the rules that an earlier run left with the %s backend", other.name)
+                log.warning("removed the rules of an earlier run with the %s backend", other.name)
                 self._backend.apply(current.pictures.kernel)  # routes are shared, and went with the other's
         self._swept = True
 
@@ -262,7 +262,9 @@ class Reconciler:
             found = await asyncio.to_thread(self._backend.read)
             if found is None or not found.intact or found.digest != self._digest:
                 self.kernel = replace(self.kernel, installed=found, reasserted=self.kernel.reasserted + 1)
-                log.warning("somebody changed our kernel rules: put back (%d times so far)", self.kernel.reasserted)
+                log.warning(
+                    "kernel rules were changed by another program: restored (%d times so far)", self.kernel.reasserted
+                )
                 found = await asyncio.to_thread(self._apply, current)
                 self._on_enforced(current.pictures.kernel, True)
         except KernelError as error:
@@ -284,5 +286,5 @@ class Reconciler:
     def _failed(self, error: Exception) -> None:
         self._retry = min(max(self._retry * 2, FIRST_RETRY), LAST_RETRY)
         if str(error) != self.kernel.error:
-            log.error("the kernel keeps revision %d: %s", self.kernel.revision, error)
+            log.error("cannot update the kernel rules, revision %d stays in force: %s", self.kernel.revision, error)
         self.kernel = replace(self.kernel, error=str(error))

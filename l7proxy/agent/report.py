@@ -58,7 +58,7 @@ def status(
         "node": node,
         "audit": audit,
         "version": __version__,
-        "code": compiled.word(),
+        "build": compiled.word(),
         "backend": backend,
         "revision": reconciler.revision,
         "enforced_revision": reconciler.enforced_revision,
@@ -73,12 +73,12 @@ def status(
         "workers": [_worker(worker) for worker in workers],
         "policies": [policy_state(policy, current.view) for policy in current.view.policies] if current else [],
         "endpoints": endpoints(current),
-        "wires": {"problems": list(current.wires.problems) if current else []},
+        "pod_interfaces": {"problems": list(current.wires.problems) if current else []},
         "unknown_pods": [_unknown(one) for one in current.pictures.unknown] if current else [],
         "flows": {
             "seen": ring.seen,
             "lost": ring.lost,
-            "ring": ring.capacity,
+            "capacity": ring.capacity,
             "rate_limited": _rate_limited(not_told, current),
             "log": {"lost": flow_log.lost, "problem": flow_log.problem} if flow_log else None,
         },
@@ -101,7 +101,7 @@ def _kernel(state: KernelState, revoked: Revoked) -> dict[str, Any]:
         "digest": state.installed.digest if state.installed else "",
         "intact": state.installed is not None and state.installed.intact,
         "error": state.error,
-        "reasserted": state.reasserted,
+        "restored": state.reasserted,
         "conntrack": {"removed": revoked.removed, "error": revoked.error},
     }
 

@@ -83,12 +83,12 @@ class Revocation:
             removed = await asyncio.to_thread(self._round, pictures)
         except KernelError as error:
             if str(error) != self.state.error:
-                log.error("connections that are refused now may go on: %s", error)
+                log.error("cannot end connections that policy now refuses: %s", error)
             self.state = replace(self.state, error=str(error))
             return
         self.state = Revoked(self.state.removed + removed)
         if removed:
-            log.info("%d tracked connections were refused or not their owner's any more, and ended", removed)
+            log.info("ended %d tracked connections that policy now refuses or whose address has a new owner", removed)
 
     async def _wait(self) -> None:
         with suppress(TimeoutError):

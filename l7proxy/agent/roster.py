@@ -206,13 +206,15 @@ class Roster:
 
     def _against_nodes(self) -> Iterator[Problem]:
         for address in self._claims.keys() & self.nodes.keys():
-            text = f"{address} is the address of node {self.nodes[address]}: the pod has no policy of its own there"
+            text = (
+                f"{address} is the address of node {self.nodes[address]}: no policy applies to the pod at that address"
+            )
             yield from (_problem(pod, text) for pod in self._claims[address].values())
 
     def _among_pods(self) -> Iterator[Problem]:
         for address, pods in self.contested.items():
             names = " and ".join(f"{pod.namespace}/{pod.name}" for pod in pods)
-            text = f"{address} is claimed by {names}: it is nobody's until one remains"
+            text = f"{address} is claimed by {names}: traffic to and from it is refused until only one claims it"
             yield from (_problem(pod, text) for pod in pods)
 
     def _given(self, pod: Pod, terms: Terms | None = None) -> tuple[Mapping[str, str], Mapping[str, str]]:

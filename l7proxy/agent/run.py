@@ -59,7 +59,9 @@ def run_agent(settings: Settings) -> int:
 def cleanup(settings: Settings) -> list[str]:
     """Take away every rule, route, table and set that is ours, of every backend. What was done, in lines."""
     if _alive(settings.agent_socket):
-        raise ConfigError(f"an agent is running ({settings.agent_socket}): stop it first, it would put all back")
+        raise ConfigError(
+            f"an agent is running ({settings.agent_socket}): stop it first, or it would restore its rules"
+        )
     names = [name for name in detect.NAMES if name != "auto"] if settings.backend == "auto" else [settings.backend]
     done, failed = [], []
     for name in names:
@@ -69,9 +71,9 @@ def cleanup(settings: Settings) -> list[str]:
             failed.append(str(error))
             done.append(f"{name}: skipped: {error}")
         else:
-            done.append(f"{name}: nothing of ours is left")
+            done.append(f"{name}: rules removed")
     if len(failed) == len(names):  # one of them that cannot be had here has left nothing; but nobody looked at all
-        raise ConfigError("nothing was cleaned up: " + "; ".join(failed))
+        raise ConfigError("cleanup failed: " + "; ".join(failed))
     return done
 
 
@@ -145,7 +147,7 @@ async def _agent(settings: Settings) -> None:
         ]
         if sink is not None:
             running.append(tasks.create_task(jsonl.run(ring, sink), name="flow log"))
-        log.info("node %s: %s, manifests of %s", settings.node, backend.name, source.path)
+        log.info("node %s: backend %s, manifests from %s", settings.node, backend.name, source.path)
         await stop.wait()
         log.info("stopping; the kernel's rules stay in force")
         for task in running:
@@ -263,7 +265,9 @@ async def _follow(source: FileSource, reconciler: Reconciler) -> None:
 
 def _source(settings: Settings) -> FileSource:
     if settings.source == KUBERNETES:
-        raise ConfigError("the Kubernetes API is not a source yet: give a directory of manifests with --source DIR")
+        raise ConfigError(
+            "source: the Kubernetes API is not supported yet: give a directory of manifests with --source DIR"
+        )
     path = Path(settings.source)
     if not path.exists():
         raise ConfigError(f"source: {path}: no such file or directory")
@@ -275,7 +279,7 @@ def prepare_run_dir(path: Path) -> None:
     try:
         path.mkdir(mode=0o755, parents=True, exist_ok=True)
     except OSError as error:
-        raise ConfigError(f"run_dir: {path} cannot be made: {error.strerror}") from error
+        raise ConfigError(f"run_dir: {path} cannot be created: {error.strerror}") from error
 
 
 def _stop_signal() -> asyncio.Event:
@@ -324,7 +328,7 @@ def _answers(
     async def traced(question: Mapping[str, Any]) -> object:
         asked, current = trace.Question.of(question), reconciler.current
         if current is None:
-            raise ConfigError("nothing is known yet: the source has not been read")
+            raise ConfigError("not ready: the source has not been read yet")
         cluster = Cluster.live(world, current.view, current.policies)
         return {"trace": (await asyncio.to_thread(trace.answer, cluster, asked, settings.paths)).to_json()}
 

@@ -46,13 +46,13 @@ class Vault:
         name = replace(match.secret, namespace=match.secret.namespace or self.namespace)
         value, fault = self._value(name)
         if fault:
-            instead = "matches no request" if match.value is None else "goes by its own value"
+            instead = "matches no request" if match.value is None else "uses its own value"
             self.problems.append(
                 Problem(
                     item.ref.file,
                     item.ref.line,
                     f"{item.ref.rule}.headerMatches[{place}].secret",
-                    f"Secret {name} {fault}: this item {instead}",
+                    f"Secret {name} {fault}: this headerMatches item {instead}",
                 )
             )
         return replace(match, sealed=value)
@@ -60,9 +60,9 @@ class Vault:
     def _value(self, name: SecretName) -> tuple[Sealed | None, str]:
         secret = self.secrets.get(name)
         if secret is None:
-            return None, "is not there"
+            return None, "does not exist"
         if secret.only is None:
-            return None, f"must hold exactly one entry, and holds {secret.entries}"
+            return None, f"must have exactly one entry, not {secret.entries}"
         fault = _unfit(secret.only.value)
         return (None, fault) if fault else (secret.only, "")
 
@@ -93,7 +93,7 @@ def _unfit(value: bytes) -> str:
     if len(value) > MAX_VALUE:
         return f"has more than {MAX_VALUE} bytes"
     if text.endswith(("\n", "\r")) and not value_fault(text.rstrip("\r\n")):
-        return "ends with a line break, which no header can hold (echo -n writes none)"
+        return "ends with a line break, which is not allowed in a header value (use echo -n)"
     if text != text.strip(" \t"):
-        return "begins or ends with a blank, which no header can have"
+        return "begins or ends with whitespace, which is not allowed in a header value"
     return value_fault(text)

@@ -194,7 +194,7 @@ def load(path: Path | None, overrides: Mapping[str, Any] | None = None) -> Setti
         field = re.search(r"`\$\.(\w+)", str(error))
         what = str(error).partition(" - at")[0]
         if field and (choices := CHOICES.get(field[1])):
-            what = f"{values[field[1]]!r} is none of {', '.join(choices)}"
+            what = f"{values[field[1]]!r} is not supported, must be one of {', '.join(choices)}"
         raise ConfigError(f"{place}{field[1]}: {what}" if field else f"{place}{what}") from error
     _check(settings, place)
     return settings
@@ -210,7 +210,7 @@ def _file(path: Path) -> dict[str, Any]:
     try:
         parts = read(path.read_bytes())
     except OSError as error:
-        raise ConfigError(f"{path}: the configuration cannot be read: {error.strerror}") from error
+        raise ConfigError(f"{path}: cannot read the configuration: {error.strerror}") from error
     except SourceError as error:
         raise ConfigError(f"{path}: {error.message}") from error
     documents = [part for part in parts if not (isinstance(part, Document) and part.value is None)]
@@ -220,7 +220,7 @@ def _file(path: Path) -> dict[str, Any]:
     if not isinstance(first, Document):
         raise ConfigError(f"{path}:{first.error.line or first.line}: {first.error.message}")
     if rest or not isinstance(first.value, dict):
-        raise ConfigError(f"{path}: the configuration is one mapping of settings")
+        raise ConfigError(f"{path}: the configuration must be a mapping of settings")
     return {key.replace("-", "_"): value for key, value in first.value.items()}
 
 
@@ -232,30 +232,32 @@ def _check(settings: Settings, place: str) -> None:
     for name in ("mark_proxy", "mark_upstream"):
         value = getattr(settings, name)
         if not 0 < value <= 0x80000000 or value & (value - 1):
-            raise ConfigError(f"{place}{name}: must be one bit of the packet mark, not {value:#x}")
+            raise ConfigError(f"{place}{name}: must be a single bit of the packet mark, not {value:#x}")
     if settings.mark_proxy == settings.mark_upstream:
-        raise ConfigError(f"{place}mark_proxy and mark_upstream are the same bit")
+        raise ConfigError(f"{place}mark_proxy and mark_upstream must be different bits")
     try:
         LabelFilter(settings.labels)
     except ConfigError as error:
         raise ConfigError(f"{place}{error}") from error
     _check_tunnels(settings, place)
     if settings.route_table in _KERNEL_TABLES:
-        raise ConfigError(f"{place}route_table: {settings.route_table} is a table of the kernel's own")
+        raise ConfigError(f"{place}route_table: {settings.route_table} is reserved by the kernel")
     if not settings.node or len(settings.node) > 253 or _is_address(settings.node):
-        raise ConfigError(f"{place}node: {settings.node!r} is no node name")
+        raise ConfigError(f"{place}node: {settings.node!r} is not a valid node name")
     if len(os.fsencode(settings.agent_socket)) > LONGEST_SOCKET_PATH:
-        raise ConfigError(f"{place}run_dir: {settings.run_dir} is too long for a socket's path: choose a shorter one")
+        raise ConfigError(
+            f"{place}run_dir: {settings.run_dir} is too long for the path of a Unix socket: choose a shorter directory"
+        )
 
 
 def _check_tunnels(settings: Settings, place: str) -> None:
     for port in settings.tunnel_ports:
         if not 1 <= port <= 65535:
-            raise ConfigError(f"{place}tunnel_ports: {port} is no UDP port (1 to 65535)")
+            raise ConfigError(f"{place}tunnel_ports: {port} is not a UDP port (1 to 65535)")
     for protocol in settings.tunnel_protocols:
         if not 0 <= protocol <= 255 or protocol in WITH_PORTS:
             raise ConfigError(
-                f"{place}tunnel_protocols: {protocol} is no IP protocol (0 to 255) that has neither ports nor types"
+                f"{place}tunnel_protocols: {protocol} is not an IP protocol (0 to 255) without ports or ICMP types"
             )
 
 

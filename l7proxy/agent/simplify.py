@@ -33,7 +33,11 @@ def simplified(table: Table) -> Table:
             joined.append(tier)
     found = tuple(tier for tier in map(_compact, joined) if tier.closed or tier.stages)
     if len(found) > MAX_TIERS:
-        log.warning("all is refused where %d tiers pass on to one another: a kernel nests %d", len(found), MAX_TIERS)
+        log.warning(
+            "an endpoint's policy chains %d tiers with Pass, the kernel limit is %d: its traffic is refused",
+            len(found),
+            MAX_TIERS,
+        )
         return union(())
     return replace(table, tiers=found)
 

@@ -129,9 +129,9 @@ class _Keeper:
             lived = loop.time() - began >= self._lived
             ever_lived |= lived
             if code == CANNOT_START and not ever_lived:
-                raise ConfigError(f"the {self._child.name} cannot start: its own message above says why")
+                raise ConfigError(f"the {self._child.name} cannot start: see its message above")
             pause = self._first_pause if lived else pause
-            log.warning("%s ended (%s): started again in %.1f s", self._child.name, _why(code), pause)
+            log.warning("%s exited (%s): restarting in %.1f s", self._child.name, _why(code), pause)
             with suppress(TimeoutError):
                 async with asyncio.timeout(pause):
                     await self._stop.asked.wait()
@@ -140,7 +140,7 @@ class _Keeper:
     async def _once(self) -> int:
         """One life of the child, its exit code. Whatever ends this, the child does not outlive it."""
         process = await asyncio.create_subprocess_exec(*self._child.argv, preexec_fn=_die_with(os.getpid()))
-        log.info("%s is pid %d", self._child.name, process.pid)
+        log.info("%s started, pid %d", self._child.name, process.pid)
         self._process = process
         try:
             async with asyncio.timeout(None) as self._deadline:
@@ -148,7 +148,7 @@ class _Keeper:
                     self._send(signal.SIGTERM)
                 return await process.wait()
         except TimeoutError:
-            log.warning("%s did not end within %g s: killed", self._child.name, self._grace)
+            log.warning("%s did not exit within %g s: killed", self._child.name, self._grace)
             return await _end(process, 0)
         finally:
             self._process = None

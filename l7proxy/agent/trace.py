@@ -71,7 +71,7 @@ def port_and_protocol(text: str) -> tuple[str, int]:
     port, slash, name = text.partition("/")
     protocol = PROTOCOLS.get(name.upper()) if slash else Protocol.TCP
     if protocol is None:
-        raise ConfigError(f"--port {text}: unknown protocol {name!r}; there are TCP, UDP, SCTP, ICMPv4, ICMPv6")
+        raise ConfigError(f"--port {text}: unknown protocol {name!r}, must be TCP, UDP, SCTP, ICMPv4 or ICMPv6")
     if not port or (port.isdigit() and int(port) > (255 if protocol in (Protocol.ICMP, Protocol.ICMPV6) else 65535)):
         raise ConfigError(f"--port {text}: expected NUMBER/PROTOCOL or NAME/PROTOCOL, as 80/TCP")
     if protocol in (Protocol.ICMP, Protocol.ICMPV6):
@@ -88,7 +88,7 @@ def request_of(
     method, _, target = text.strip().partition(" ")
     for part in (text, *headers):
         if not part.isascii() or any(char in part for char in "\r\n\0"):
-            raise ConfigError(f"{part!r}: only one line of ASCII can be sent")
+            raise ConfigError(f"{part!r}: must be a single line of ASCII")
     if not target:
         raise ConfigError(f"--http {text!r}: expected METHOD TARGET, as 'GET /x'")
     if any(":" not in header for header in headers):
@@ -101,7 +101,7 @@ def request_of(
     except PeerError as error:
         return error
     if not isinstance(head, RequestHead):
-        raise ConfigError(f"--http {text!r}: no complete request")
+        raise ConfigError(f"--http {text!r}: not a complete request")
     return head
 
 
@@ -121,13 +121,13 @@ class Question:
         texts = {key: asked.get(key, "") for key in ("from", "to", "port", "http")}
         for key, value in texts.items():
             if not isinstance(value, str) or (not value and key != "http"):
-                raise ConfigError(f"{key}: expected text")
+                raise ConfigError(f"{key}: must be a string")
         headers = asked.get("headers", [])
         if not isinstance(headers, list) or not all(isinstance(each, str) for each in headers):
-            raise ConfigError("headers: expected a list of 'NAME: VALUE'")
+            raise ConfigError("headers: must be a list of 'NAME: VALUE'")
         unknown = sorted(set(asked) - {*texts, "headers", "method"})
         if unknown:
-            raise ConfigError(f"{unknown[0]}: unknown; there are {', '.join(texts)}, headers")
+            raise ConfigError(f"{unknown[0]}: unknown field, must be one of {', '.join(texts)}, headers")
         return cls(texts["from"], texts["to"], texts["port"], texts["http"], tuple(headers))
 
 
@@ -138,9 +138,9 @@ def answer(cluster: Cluster, question: Question, paths: PathRules = STRICT) -> O
     """
     name, protocol = port_and_protocol(question.port)
     if question.headers and not question.http:
-        raise ConfigError("-H needs a request: --http 'GET /x'")
+        raise ConfigError("-H requires --http, as --http 'GET /x'")
     if question.http and protocol != Protocol.TCP:
-        raise ConfigError("--http needs a TCP port")
+        raise ConfigError("--http requires a TCP port")
     ways = paths_between(cluster.who(question.source), cluster.targets(question.destination, name, protocol), protocol)
     host = _host(question.destination, ways[0][1].end.address)
     request = request_of(question.http, question.headers, host, paths) if question.http else None
@@ -159,7 +159,7 @@ def paths_between(source: End, targets: Sequence[Target], protocol: int) -> list
                 break
     if not found:
         raise ConfigError(
-            f"{source.name} and {targets[0].end.name} have no addresses of one IP version for this protocol"
+            f"{source.name} and {targets[0].end.name} have no addresses of the same IP version for this protocol"
         )
     return found
 
@@ -190,7 +190,7 @@ def trace(
     steps = [f"{_named(cluster, source, target.end)} -> {_named(cluster, target.end, source, port=shown)}"]
     steps[0] += f", {decide.port_name(protocol, target.port)}"
     if source.address and source.address == target.end.address and source.pod is not None:
-        return Outcome(Judgement(Verdict.FORWARDED, Direction.UNKNOWN), (*steps, "a pod always reaches itself"))
+        return Outcome(Judgement(Verdict.FORWARDED, Direction.UNKNOWN), (*steps, "a pod can always reach itself"))
     egress = _ask(cluster, source, target.end, protocol, target.port, Direction.EGRESS)
     ingress = _ask(cluster, target.end, source, protocol, target.port, Direction.INGRESS)
     for direction, end, peer, found in (
@@ -203,9 +203,9 @@ def trace(
     if request is not None and judgement.verdict is Verdict.REDIRECTED:
         judgement = _judge_request(egress, ingress, request, judgement, steps)
     elif request is not None and judgement.verdict is Verdict.FORWARDED:
-        steps.append("no HTTP rules on this port: requests are not looked at")
+        steps.append("no HTTP rules on this port: requests are not inspected")
     elif judgement.verdict is Verdict.REDIRECTED:
-        steps.append("HTTP rules decide on each request: ask with --http 'GET /x'")
+        steps.append("HTTP rules decide each request: add --http 'GET /x'")
     if not _asked(egress) and not _asked(ingress):
         judgement = Judgement(Verdict.FORWARDED, Direction.UNKNOWN)
     return Outcome(judgement, tuple(steps))
@@ -217,7 +217,9 @@ def worst(outcomes: Sequence[Outcome]) -> Outcome:
     chosen = min(outcomes, key=lambda one: _WORST_FIRST.index(one.judgement.verdict))
     steps = [step for one in outcomes for step in one.steps]
     if refused and len(refused) < len(outcomes):
-        steps.append(f"{len(refused)} of {len(outcomes)} backends refuse: the answer depends on which is chosen")
+        steps.append(
+            f"{len(refused)} of {len(outcomes)} backends are refused: the verdict depends on which one is selected"
+        )
     return Outcome(chosen.judgement, tuple(steps))
 
 
@@ -229,7 +231,7 @@ def _judge_request(
     steps: list[str],
 ) -> Judgement:
     if isinstance(request, PeerError):
-        steps.append(f"the request is answered {request.status} before any rule is asked: {request}")
+        steps.append(f"the request is answered with {request.status} before rules are evaluated: {request}")
         return Judgement(
             Verdict.DROPPED, before.direction, ingress=before.ingress, egress=before.egress, reason=str(request)
         )
@@ -243,7 +245,7 @@ def _judge_request(
     steps.append(f"{judgement.direction.word}: {_said(judgement.verdict, ref, judgement.reason)}")
     if asked.rewrite is not None:
         steps += [f"forwarded with {edit}" for edit in asked.rewrite.edits]
-        steps += [f"told in its flow: header missing: {name.decode()}" for name, _ in asked.rewrite.missing]
+        steps += [f"logged in its flow: header missing: {name.decode()}" for name, _ in asked.rewrite.missing]
     for direction, policy in ((Direction.EGRESS, egress), (Direction.INGRESS, ingress)):
         if policy is not None:
             steps += [f"{direction.word}: {said}" for said in explain.moot(policy, asked)]
@@ -257,7 +259,7 @@ def _ask(cluster: Cluster, end: End, peer: End, protocol: int, port: int, direct
     node = cluster.node(end.pod.node)
     endpoint = node.endpoint(end.pod)
     if endpoint is None:
-        raise ConfigError(f"{end.name}: its address {end.address} is not its own; see the warnings")
+        raise ConfigError(f"{end.name}: its address {end.address} is also claimed by another object; see the warnings")
     return decide.port(node.policies[endpoint.id].direction(direction), node.identity(peer), protocol, port)
 
 
@@ -283,9 +285,9 @@ def _asked(policy: PortPolicy | None) -> bool:
 
 def _step(direction: Direction, end: End, policy: PortPolicy | None) -> str:
     if policy is None:
-        return f"{direction.word}: {end.name} is no pod: no policy is asked"
+        return f"{direction.word}: {end.name} is not a pod: no policy applies"
     if not policy.enforced:
-        return f"{direction.word} of {end.name}: no policy selects it: everything passes"
+        return f"{direction.word} of {end.name}: not selected by any policy: all traffic is allowed"
     return f"{direction.word} of {end.name}: {_said(policy.l4.verdict, policy.l4.ref, policy.l4.reason)}"
 
 

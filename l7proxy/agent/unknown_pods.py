@@ -110,7 +110,7 @@ def _port(cable: LiveCable, wires: Wires) -> Port | None:
 @lru_cache(maxsize=1024)
 def _closed(number: int, addresses: tuple[str, ...], node: str, *, audit: bool) -> EndpointPolicy:
     """The same value for the same pod, so that its kernel tables need not be drawn again."""
-    reason = f"this pod is not known yet: no Pod object with address {' or '.join(addresses)} on node {node}"
+    reason = f"unknown pod: no Pod object with address {' or '.join(addresses)} on node {node}"
     refusing = Entry(Action.DENY, UNKNOWN_POD, refusal=reason, audit=audit)
     return EndpointPolicy(number, ingress=_direction((NODE_ONLY,), (refusing,)), egress=_direction((refusing,)))
 

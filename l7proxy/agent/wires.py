@@ -137,7 +137,7 @@ class Lookout:
             try:
                 self._ground, self._listed = survey(), now
             except (OSError, NetlinkError) as error:
-                problems.append(f"the node's links cannot be listed: {error}; it is tried again")
+                problems.append(f"cannot list the node's network interfaces, retrying: {error}")
         self._cables = read_cables(self._results, problems, self._cables)
         if self._ground is None:
             return Wires(problems=tuple(problems))
@@ -195,7 +195,9 @@ def connect(cables: Iterable[Cable], ground: Ground, problems: Iterable[str] = (
             for address in cable.addresses:
                 found.setdefault(address, set()).add(port)
     ports = {address: next(iter(one)) for address, one in found.items() if len(one) == 1}
-    told += (f"{address} is at the end of several cables" for address, many in sorted(found.items()) if len(many) > 1)
+    told += (
+        f"{address} is assigned to several pod interfaces" for address, many in sorted(found.items()) if len(many) > 1
+    )
     for address, name in ground.routes.items():
         if address not in found and name in ground.links and ground.links[name].kind == "veth":
             ports[address] = Port(name)
@@ -257,7 +259,7 @@ def read_cables(
         except FileNotFoundError:
             continue
         except (OSError, ValueError, RecursionError) as error:
-            problems.append(f"{path}: no CNI result: {error}")
+            problems.append(f"{path}: not a valid CNI result: {error}")
             cables[path] = known.get(path, ())
     return cables
 
@@ -266,7 +268,7 @@ def parse_result(document: Any) -> Iterator[Cable]:
     """The cables in a cached result (libcni wraps it in `result`) or a bare one. ValueError when it is neither."""
     result = document.get("result", document) if isinstance(document, dict) else None
     if not isinstance(result, dict):
-        raise ValueError("not an object")
+        raise ValueError("not a JSON object")
     container, network = (str(document.get(key) or "") for key in ("containerId", "networkName"))
     interfaces = [item for item in _objects(result, "interfaces") if _NAME.fullmatch(str(item.get("name", "")))]
     everyone = _objects(result, "interfaces")
@@ -299,7 +301,7 @@ def _pod(document: Mapping[str, Any]) -> str:
 def _objects(result: Mapping[str, Any], key: str) -> list[dict[str, Any]]:
     value = result.get(key) or []
     if not isinstance(value, list) or not all(isinstance(item, dict) for item in value):
-        raise ValueError(f"{key} is not a list of objects")
+        raise ValueError(f"{key} must be a list of objects")
     return value
 
 

@@ -481,9 +481,8 @@ class World:
         if not node or any(one.name == node for one in nodes) or any(pod.node == node for pod in self._all(Pod)):
             return
         known = ", ".join(sorted({one.name for one in nodes})[:5]) or "none"
-        yield facts.Problem(
-            "", 0, "", f"no Node and no Pod is of node {node}: nothing is enforced here (nodes: {known})"
-        )
+        what = f"node {node}: no Node object has this name and no Pod is on it: nothing is enforced"
+        yield facts.Problem("", 0, "", f"{what} (known nodes: {known})")
 
 
 def _keys(rule: Rule) -> frozenset[tuple[str, str]]:
@@ -507,7 +506,14 @@ def _endpoints(node: str | None, roster: Roster) -> tuple[Endpoint, ...]:
     ids = allocate(names, first=1, end=max(ENDPOINT_IDS, 2 * len(names)))
     found = [_endpoint(EndpointId(ids[f"{pod.namespace}/{pod.name}"]), pod, roster) for pod in here]
     found += [
-        Endpoint(EndpointId(ids[address]), "", f"contested {address}", UNKNOWN, _contested_labels(address), (address,))
+        Endpoint(
+            EndpointId(ids[address]),
+            "",
+            f"conflicting address {address}",
+            UNKNOWN,
+            _contested_labels(address),
+            (address,),
+        )
         for address in torn
     ]
     return tuple(found)

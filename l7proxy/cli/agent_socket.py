@@ -22,11 +22,11 @@ MAX_LINE: Final = 64 << 20
 
 RunDir = Annotated[
     Path,
-    typer.Option("--run-dir", envvar="L7PROXY_RUN_DIR", help="Run directory of the node whose agent is asked."),
+    typer.Option("--run-dir", envvar="L7PROXY_RUN_DIR", help="Run directory of the agent to query."),
 ]
 Server = Annotated[
     str,
-    typer.Option("--server", envvar="L7PROXY_SERVER", help="Socket of the agent, instead of the one in --run-dir."),
+    typer.Option("--server", envvar="L7PROXY_SERVER", help="Socket of the agent; overrides --run-dir."),
 ]
 
 
@@ -39,7 +39,7 @@ def ask(path: Path, method: str, **arguments: Any) -> Any:
     """The one answer. ConfigError when there is no agent, or with the agent's own words when it refuses."""
     for line in stream(path, {"method": method, **arguments}, patience=PATIENCE):
         return line
-    raise LinkError(f"the agent at {path} closed the connection without an answer")
+    raise LinkError(f"the agent at {path} closed the connection without a response")
 
 
 def stream(path: Path, request: Mapping[str, Any], *, patience: float | None = None) -> Iterator[Any]:
@@ -51,16 +51,16 @@ def stream(path: Path, request: Mapping[str, Any], *, patience: float | None = N
             for line in _lines(connection):
                 yield _answer(line)
         except TimeoutError as error:
-            raise ConfigError(f"the agent at {path} did not answer within {PATIENCE:.0f} s: look at its log") from error
+            raise ConfigError(f"the agent at {path} did not respond within {PATIENCE:.0f} s: see its log") from error
         except (ConnectionError, BrokenPipeError) as error:
-            raise ConfigError(f"the agent at {path} went away: {error.strerror}") from error
+            raise ConfigError(f"the agent at {path} closed the connection: {error.strerror}") from error
 
 
 def _lines(connection: socket.socket) -> Iterator[bytes]:
     with connection.makefile("rb") as file:
         while line := file.readline(MAX_LINE):
             if not line.endswith(b"\n"):
-                raise LinkError("the agent's answer breaks off in the middle")
+                raise LinkError("the response of the agent is incomplete")
             if line.strip():
                 yield line
 
@@ -69,7 +69,7 @@ def _answer(line: bytes) -> Any:
     try:
         found = json.loads(line)
     except ValueError as error:
-        raise LinkError(f"the agent's answer is not JSON: {error}") from error
+        raise LinkError(f"the response of the agent is not valid JSON: {error}") from error
     if isinstance(found, dict) and set(found) == {"error"}:
         raise ConfigError(str(found["error"]))
     return found
@@ -89,9 +89,9 @@ def _connect(path: Path, patience: float | None) -> socket.socket:
 def _why(path: Path, error: OSError) -> str:
     """What is wrong, and what to do about it."""
     if isinstance(error, FileNotFoundError):
-        return f"no agent at {path}: start one with `l7proxy run`, or say where it is with --run-dir or --server"
+        return f"no agent at {path}: start it with `l7proxy run`, or set --run-dir or --server"
     if isinstance(error, PermissionError):
-        return f"not allowed to ask the agent at {path}: run this as the user that the agent runs as (as a rule root)"
+        return f"no permission to connect to the agent at {path}: run this as the agent's user (usually root)"
     if isinstance(error, ConnectionRefusedError):
-        return f"nobody answers at {path}: the agent has stopped; start it with `l7proxy run`"
-    return f"cannot reach the agent at {path}: {error.strerror or error}"
+        return f"no agent is listening at {path}: start it with `l7proxy run`"
+    return f"cannot connect to the agent at {path}: {error.strerror or error}"

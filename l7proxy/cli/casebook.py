@@ -85,7 +85,7 @@ def open_book(path: Path) -> Book:
         if not isinstance(part, Document):
             raise SourceError(part.error.message, file=str(path), line=part.error.line or part.line)
     if len(parts) != 1 or not isinstance(parts[0], Document) or not isinstance(parts[0].value, dict):
-        raise SourceError("expected one mapping with `manifests` and `cases`", file=str(path))
+        raise SourceError("must be a mapping with `manifests` and `cases`", file=str(path))
     return _book(path, parts[0])
 
 
@@ -103,10 +103,10 @@ def _book(path: Path, document: Document) -> Book:
         top = _known(Fields(document.value), BOOK_KEYS)
         manifests = tuple(path.parent / each for each in top.texts("manifests"))
         if not manifests:
-            raise top.wrong("manifests", "is missing: what is to be tested?")
+            raise top.wrong("manifests", "is required: the manifests to test")
         cases = tuple(_case(each, str(path), lines.get(each.path, 0)) for each in top.each("cases"))
         if not cases:
-            raise top.wrong("cases", "is missing: nothing is tested")
+            raise top.wrong("cases", "is required: at least one case")
     except SourceError as error:
         line = lines.get(error.field) or lines.get(error.field.rpartition(".")[0]) or document.line
         raise SourceError(error.message, file=str(path), line=line, field=error.field) from error
@@ -116,7 +116,7 @@ def _book(path: Path, document: Document) -> Book:
 def _known(fields: Fields, keys: Sequence[str]) -> Fields:
     for key in fields.value:
         if key not in keys:
-            raise fields.wrong(str(key), f"unknown; there are {', '.join(keys)}")
+            raise fields.wrong(str(key), f"unknown field, must be one of {', '.join(keys)}")
     return fields
 
 
@@ -124,7 +124,7 @@ def _case(fields: Fields, file: str, line: int) -> Case:
     _known(fields, CASE_KEYS)
     expect = fields.text("expect")
     if expect not in EXPECTED:
-        raise fields.wrong("expect", f"{expect!r} is none of {', '.join(EXPECTED)}")
+        raise fields.wrong("expect", f"{expect!r} is not supported, must be one of {', '.join(EXPECTED)}")
     question = trace.Question(
         fields.text("from"),
         fields.text("to"),
@@ -160,7 +160,7 @@ def _run(cluster: Cluster, case: Case, paths: PathRules) -> Result:
     try:
         outcome = trace.answer(cluster, case.question, paths)
     except ConfigError as error:
-        return Result(case, f"cannot be asked: {error}")
+        return Result(case, f"cannot be evaluated: {error}")
     return Result(case, _failure(case, outcome), outcome.steps)
 
 
@@ -172,5 +172,6 @@ def _failure(case: Case, outcome: trace.Outcome) -> str:
         return f"expected {case.expect}, got {verdict}{by}{because}"
     behind = f"{outcome.ref or ''} {reason}"
     if case.because and case.because not in behind:
-        return f"{verdict} as expected, but not because of {case.because!r}: {behind.strip() or 'no policy selects it'}"
+        found = behind.strip() or "not selected by any policy"
+        return f"{verdict} as expected, but its reason does not contain {case.because!r}: {found}"
     return ""

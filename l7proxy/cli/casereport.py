@@ -42,7 +42,7 @@ def _table(results: Iterable[Result]) -> Iterator[str]:
             yield f"      {plain(_place(one))}: {plain(one.failure)}"
             yield from (f"      | {plain(step)}" for step in one.steps)
     failed = sum(bool(one.failure) for one in results)
-    yield f"{len(results)} cases, {failed} failed" if failed else f"{len(results)} cases, all as expected"
+    yield f"{len(results)} cases, {failed} failed" if failed else f"{len(results)} cases, all passed"
 
 
 def _tap(results: list[Result]) -> Iterator[str]:

@@ -18,15 +18,15 @@ from l7proxy.cli import observe, policy, service, status
 from l7proxy.cli.terminal import complain
 from l7proxy.errors import L7ProxyError
 
-HELP: Final = """L7 policy on any CNI: CiliumNetworkPolicy HTTP rules enforced beside it, every verdict seen as a flow.
+HELP: Final = """L7 network policy on any CNI: CiliumNetworkPolicy HTTP rules, with a Hubble flow for every verdict.
 
 \b
-l7proxy run --source /etc/l7proxy/manifests      on a node: agent and workers
-l7proxy status                                   is everything enforced?
-l7proxy observe -f --verdict DROPPED             who is refused, and why
-l7proxy policy validate my-policy.yaml           before you apply it
+l7proxy run --source /etc/l7proxy/manifests      run agent and workers on a node
+l7proxy status                                   check that all policies are enforced
+l7proxy observe -f --verdict DROPPED             follow refused traffic and the reasons
+l7proxy policy validate my-policy.yaml           check a policy before applying it
 l7proxy policy trace -f . --from default/web --to default/db --port 80/TCP --http 'GET /x'
-l7proxy lab up                                   a cluster of network namespaces to try it in
+l7proxy lab up                                   a test cluster of network namespaces
 """
 SETTINGS: Final = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
 QUIET_ON_SIGPIPE: Final = frozenset({"observe", "status", "endpoint", "identity", "service", "policy"})
@@ -35,12 +35,12 @@ QUIET_ON_SIGPIPE: Final = frozenset({"observe", "status", "endpoint", "identity"
 app = typer.Typer(
     help=HELP, no_args_is_help=True, rich_markup_mode=None, add_completion=False, context_settings=SETTINGS
 )
-app.command("run", short_help="Agent and workers on this node.")(service.run)
-app.command("agent", short_help="The agent alone.")(service.agent)
-app.command("proxy", short_help="One worker alone.")(service.proxy)
-app.command("cleanup", short_help="Take our rules out of the kernel.")(service.cleanup)
-app.command("observe", short_help="Flows: who, what, and why.")(observe.observe)
-app.command("status", short_help="Is everything enforced?")(status.status)
+app.command("run", short_help="Run agent and workers on this node.")(service.run)
+app.command("agent", short_help="Run only the agent.")(service.agent)
+app.command("proxy", short_help="Run only one proxy worker.")(service.proxy)
+app.command("cleanup", short_help="Remove all l7proxy rules from the kernel.")(service.cleanup)
+app.command("observe", short_help="Show flows: peers, verdict and reason.")(observe.observe)
+app.command("status", short_help="Show whether all policies are enforced.")(status.status)
 app.add_typer(status.endpoint, name="endpoint")
 app.add_typer(status.identity, name="identity")
 app.add_typer(status.services, name="service")
@@ -49,12 +49,12 @@ app.add_typer(policy.app, name="policy")
 
 @app.command(
     "lab",
-    short_help="A cluster of network namespaces to try it in.",
+    short_help="Run a test cluster of network namespaces.",
     add_help_option=False,
     context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
 )
 def lab(context: typer.Context) -> None:
-    """A cluster of network namespaces on this machine: real packets, real pods, no Kubernetes (`lab --help`)."""
+    """Run a test cluster of network namespaces on this machine: real packets, no Kubernetes (see `lab --help`)."""
     raise typer.Exit(_lab(context.args))
 
 
@@ -73,7 +73,7 @@ def _show_version(asked: bool) -> None:
 @app.callback()
 def _root(
     version: Annotated[
-        bool, typer.Option("--version", help="Show the version.", callback=_show_version, is_eager=True)
+        bool, typer.Option("--version", help="Show the version and exit.", callback=_show_version, is_eager=True)
     ] = False,
 ) -> None:
     """Only options that stand before every command."""

@@ -43,7 +43,9 @@ def _filter_flags() -> Iterator[inspect.Parameter]:
     for one in observe_filters.PLAIN:
         yield _filter_flag(one.name, one.help + ".", one.short)
     for one in observe_filters.SIDED:
-        yield _filter_flag(one.name, f"{one.help}. One end only: --from-{one.name}, --to-{one.name}.", one.short)
+        yield _filter_flag(
+            one.name, f"{one.help}. Source or destination only: --from-{one.name}, --to-{one.name}.", one.short
+        )
         for prefix in ("from-", "to-"):
             yield _filter_flag(f"{prefix}{one.name}", one.help + ".", hidden=True)
 
@@ -56,43 +58,44 @@ def _filter_flag(name: str, text: str, short: str = "", *, hidden: bool = False)
 def _observe(
     *,
     flags: Mapping[str, Sequence[str]],
-    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on with new flows as they come.")] = False,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Keep printing new flows.")] = False,
     last: Annotated[
-        int, typer.Option(min=0, help=f"The newest N that match [default: {DEFAULT_LAST}].", show_default=False)
+        int, typer.Option(min=0, help=f"The last N matching flows [default: {DEFAULT_LAST}].", show_default=False)
     ] = 0,
-    first: Annotated[int, typer.Option(min=0, help="The oldest N that match.", show_default=False)] = 0,
-    every: Annotated[bool, typer.Option("--all", help="All that the agent still has.")] = False,
-    since: Annotated[str, typer.Option(help="From then on: 5m, 2025-11-23 or 2025-11-23T20:00:00Z.")] = "",
-    until: Annotated[str, typer.Option(help="Up to then; same forms.")] = "",
+    first: Annotated[int, typer.Option(min=0, help="The first N matching flows.", show_default=False)] = 0,
+    every: Annotated[bool, typer.Option("--all", help="All flows that the agent still has.")] = False,
+    since: Annotated[str, typer.Option(help="Flows since: 5m, 2025-11-23 or 2025-11-23T20:00:00Z.")] = "",
+    until: Annotated[str, typer.Option(help="Flows until; same formats.")] = "",
     negated: Annotated[
         list[str] | None,
-        typer.Option("--not", metavar="FLAG", help="Leave out what the next flag matches: --not --verdict FORWARDED."),
+        typer.Option("--not", metavar="FLAG", help="Exclude what the next flag matches: --not --verdict FORWARDED."),
     ] = None,
     output: Annotated[
-        Output, typer.Option("--output", "-o", help="json: one exported object per line.")
+        Output, typer.Option("--output", "-o", help="Output format; json: one flow per line, as exported.")
     ] = Output.COMPACT,
-    print_node_name: Annotated[bool, typer.Option("--print-node-name", help="Show the node.")] = False,
+    print_node_name: Annotated[bool, typer.Option("--print-node-name", help="Print the node name.")] = False,
     print_policy_names: Annotated[
-        bool, typer.Option("--print-policy-names", help="Name the policies of L3/L4 verdicts.")
+        bool, typer.Option("--print-policy-names", help="Print the names of the policies behind L3/L4 verdicts.")
     ] = False,
-    numeric: Annotated[bool, typer.Option("--numeric", help="Addresses instead of names.")] = False,
-    color: Annotated[When, typer.Option(help="When to colour.")] = When.AUTO,
+    numeric: Annotated[bool, typer.Option("--numeric", help="Print IP addresses instead of names.")] = False,
+    color: Annotated[When, typer.Option(help="Colour output: auto, always or never.")] = When.AUTO,
     input_file: Annotated[
-        str, typer.Option(metavar="FILE", help="Exported flows instead of the agent; - is standard input.")
+        str,
+        typer.Option(metavar="FILE", help="Read exported flows from a file instead of the agent; - is standard input."),
     ] = "",
     run_dir: RunDir = agent_socket.RUN_DIR,
     server: Server = "",
 ) -> None:
-    """Show flows: who spoke to whom, what was decided, and why.
+    """Show flows: source, destination, verdict and reason.
 
-    The flags are those of `hubble observe`. Flags of different kinds must all match; of values of one flag, any.
+    The flags are those of `hubble observe`. Different flags must all match; of several values of one flag, any.
 
     \b
-    l7proxy observe                                    the newest 20
-    l7proxy observe -f --verdict DROPPED               refusals as they happen, each with its reason
+    l7proxy observe                                    the last 20 flows
+    l7proxy observe -f --verdict DROPPED               follow refused traffic, with reasons
     l7proxy observe --to-pod shop/cart --http-status 5+
     l7proxy observe --pod default/web --not --port 53
-    l7proxy observe --since 5m -o json > flows.jsonl   to be read again with --input-file flows.jsonl
+    l7proxy observe --since 5m -o json > flows.jsonl   to read later with --input-file flows.jsonl
     """
     _check(follow=follow, last=last, first=first, every=every, output=output)
     wanted = {name.replace("_", "-"): values for name, values in flags.items()}
@@ -155,7 +158,7 @@ def negations(values: Sequence[str]) -> dict[str, list[str]]:
         word, equals, text = value.partition("=")
         name = shorts.get(word, word.removeprefix("--"))
         if not equals or name not in observe_filters.NAMES:
-            raise ConfigError(f"--not {value}: a filter flag must follow, as in --not --verdict FORWARDED")
+            raise ConfigError(f"--not {value}: must be followed by a filter flag, as in --not --verdict FORWARDED")
         found.setdefault(name, []).append(text)
     return found
 
@@ -186,7 +189,7 @@ def moment(value: str, *, option: str, now_ns: int | None = None) -> int:
             return read(value)
         except (ValueError, TypeError, OverflowError):
             continue
-    raise ConfigError(f"--{option} {value}: expected 5m, 1h30m, 2025-11-23 or 2025-11-23T20:00:00Z")
+    raise ConfigError(f"--{option} {value}: must be a time as 5m, 1h30m, 2025-11-23 or 2025-11-23T20:00:00Z")
 
 
 def _day(value: str) -> int:
@@ -203,7 +206,7 @@ def _check(*, follow: bool, last: int, first: int, every: bool, output: Output) 
     if last and every:
         raise ConfigError("--last cannot be combined with --all")
     if output is Output.TABLE and follow:
-        raise ConfigError("-o table needs an end: it cannot be combined with --follow")
+        raise ConfigError("-o table cannot be combined with --follow")
 
 
 def _answer(found: Any) -> flow.Response:
@@ -226,10 +229,10 @@ def _from_lines(file: BinaryIO, name: str) -> Iterator[flow.Response]:
         try:
             found = flow.from_json(line)
         except SourceError as error:
-            print(f"warning: {name}:{number}: {plain(str(error))}: passed over", file=sys.stderr)
+            print(f"warning: {name}:{number}: {plain(str(error))}: skipped", file=sys.stderr)
             continue
         if found == flow.Response():
-            print(f"warning: {name}:{number}: no flow, lost events or node status in it: passed over", file=sys.stderr)
+            print(f"warning: {name}:{number}: no flow, lost events or node status: skipped", file=sys.stderr)
             continue
         yield found
 

@@ -26,7 +26,11 @@ class Flag:
 
 
 SIDED: Final = (
-    Flag("pod", "pod", "[NAMESPACE/]NAME-PREFIX; `NS/` is all of the namespace, without a slash it is default"),
+    Flag(
+        "pod",
+        "pod",
+        "[NAMESPACE/]NAME-PREFIX; `NS/` is every pod of the namespace; without a slash the namespace is default",
+    ),
     Flag("namespace", "", "Namespace of the pod", "-n"),
     Flag("label", "label", "Label selector: `app=web`, `tier in (a,b)`, `!canary`, `reserved:world`", "-l"),
     Flag("ip", "ip", "Address, or prefix as 10.0.0.0/8"),
@@ -40,21 +44,25 @@ SIDED: Final = (
 """Each exists as --X for either end, --from-X for the source and --to-X for the destination."""
 
 PLAIN: Final = (
-    Flag("verdict", "verdict", "FORWARDED, DROPPED, REDIRECTED, AUDIT or ERROR"),
-    Flag("protocol", "protocol", "tcp, udp, sctp, icmp, icmpv6, http or dns"),
-    Flag("type", "event_type", "l7, drop, policy-verdict or trace[:POINT]", "-t"),
-    Flag("traffic-direction", "traffic_direction", "ingress or egress"),
-    Flag("drop-reason-desc", "drop_reason_desc", "POLICY_DENIED (no rule allows it), POLICY_DENY (a rule denies it)…"),
-    Flag("http-status", "http_status_code", "Status, or its first digits as 5+ or 40+"),
+    Flag("verdict", "verdict", "Verdict: FORWARDED, DROPPED, REDIRECTED, AUDIT or ERROR"),
+    Flag("protocol", "protocol", "Protocol: tcp, udp, sctp, icmp, icmpv6, http or dns"),
+    Flag("type", "event_type", "Event type: l7, drop, policy-verdict or trace[:POINT]", "-t"),
+    Flag("traffic-direction", "traffic_direction", "Direction: ingress or egress"),
+    Flag(
+        "drop-reason-desc",
+        "drop_reason_desc",
+        "Drop reason: POLICY_DENIED (no rule allows it), POLICY_DENY (a rule denies it)…",
+    ),
+    Flag("http-status", "http_status_code", "HTTP status code, or its first digits as 5+ or 40+"),
     Flag("http-method", "http_method", "Method"),
-    Flag("http-path", "http_path", "Regular expression (RE2), found anywhere in the path"),
-    Flag("http-url", "http_url", "The same in the whole URL"),
-    Flag("http-header", "http_header", "KEY:VALUE; only where the configuration records headers"),
-    Flag("tcp-flags", "tcp_flags", "Flags that are set, as SYN,ACK"),
-    Flag("ip-version", "ip_version", "v4 or v6"),
-    Flag("node-name", "node_name", "[CLUSTER/]NODE, with `*` for any part of it"),
-    Flag("node-label", "node_labels", "Label selector over the node's labels"),
-    Flag("uuid", "uuid", "That very flow"),
+    Flag("http-path", "http_path", "Regular expression (RE2) that matches anywhere in the path"),
+    Flag("http-url", "http_url", "Regular expression (RE2) that matches anywhere in the URL"),
+    Flag("http-header", "http_header", "Header as KEY:VALUE; only where the configuration records headers"),
+    Flag("tcp-flags", "tcp_flags", "TCP flags that are set, as SYN,ACK"),
+    Flag("ip-version", "ip_version", "IP version: v4 or v6"),
+    Flag("node-name", "node_name", "Node as [CLUSTER/]NODE, with `*` for any part of it"),
+    Flag("node-label", "node_labels", "Label selector for the node"),
+    Flag("uuid", "uuid", "UUID of the flow"),
 )
 
 SIDES: Final = (("source", "from-"), ("destination", "to-"))
@@ -134,7 +142,9 @@ def _event_type(value: str) -> dict[str, Any]:
     name, colon, sub = value.partition(":")
     kind = hubble.EVENT_NAMES.get(name, int(name) if name.isascii() and name.isdigit() else None)
     if kind is None:
-        raise ConfigError(f"--type {value}: unknown type {name!r}; there are {', '.join(sorted(hubble.EVENT_NAMES))}")
+        raise ConfigError(
+            f"--type {value}: unknown type {name!r}, must be one of {', '.join(sorted(hubble.EVENT_NAMES))}"
+        )
     if not colon:
         return {"type": kind}
     if kind == hubble.EventType.TRACE and sub in hubble.TRACE_POINTS:
@@ -150,7 +160,7 @@ def _identity(value: str) -> int:
     if name in hubble.RESERVED_NAMES:
         return hubble.RESERVED_NAMES.index(name)
     if not value.isascii() or not value.isdigit():
-        raise ConfigError(f"--identity {value}: a number or one of {', '.join(hubble.RESERVED_NAMES)} is needed")
+        raise ConfigError(f"--identity {value}: must be a number or one of {', '.join(hubble.RESERVED_NAMES)}")
     return int(value)
 
 
@@ -162,7 +172,7 @@ def _workload(value: str) -> dict[str, str]:
 def _header(value: str) -> dict[str, str]:
     key, colon, text = value.partition(":")
     if not colon:
-        raise ConfigError(f"--http-header {value}: expected KEY:VALUE")
+        raise ConfigError(f"--http-header {value}: must be KEY:VALUE")
     return {"key": key, "value": text.strip()}
 
 

@@ -23,23 +23,23 @@ if TYPE_CHECKING:
     from l7proxy.sources.files import Look
 
 app = typer.Typer(
-    help="What policies do: enforced on a node (list, get), or in files (validate, test, trace).",
+    help="Inspect policies enforced on a node (list, get) or in files (validate, test, trace).",
     no_args_is_help=True,
     rich_markup_mode=None,
 )
 SHOWN = 30
 """Peers of one pod that are told by their labels."""
-Output = Annotated[Format, typer.Option("--output", "-o", help="A table, or JSON for a script.")]
+Output = Annotated[Format, typer.Option("--output", "-o", help="Output format.")]
 Config = Annotated[
     Path | None,
-    typer.Option("--config", metavar="FILE", help="The agent's settings: files are read as it reads them."),
+    typer.Option("--config", metavar="FILE", help="Settings file of the agent, to read manifests as it does."),
 ]
-LikeCilium = Annotated[bool, typer.Option("--like-cilium", help="Read Kubernetes' NetworkPolicy as Cilium reads it.")]
+LikeCilium = Annotated[bool, typer.Option("--like-cilium", help="Interpret Kubernetes NetworkPolicy as Cilium does.")]
 
 
-@app.command("list", short_help="Every policy of the node, and its state.")
+@app.command("list", short_help="List the policies of this node and their state.")
 def policy_list(output: Output = Format.TABLE, run_dir: RunDir = agent_socket.RUN_DIR, server: Server = "") -> None:
-    """Every policy of the node: enforced, or refused and why; and how many local pods it selects."""
+    """List the policies of this node: state, reason if refused, and the number of local pods selected."""
     from l7proxy.cli.status import listed, policy_name
 
     found = listed(agent_socket.ask(agent_socket.path_of(run_dir, server), "policies"), "policies")
@@ -57,14 +57,16 @@ def _place(one: Mapping[str, Any]) -> str:
     return ":".join(str(one[key]) for key in ("file", "line") if one.get(key))
 
 
-@app.command("get", short_help="What is enforced on a pod, rule by rule.")
+@app.command("get", short_help="Show the rules enforced on a pod.")
 def policy_get(
-    which: Annotated[str, typer.Argument(metavar="[ENDPOINT]", help="ID, NAMESPACE/POD or POD; none: all.")] = "",
+    which: Annotated[
+        str, typer.Argument(metavar="[ENDPOINT]", help="Endpoint ID, NAMESPACE/POD or POD [default: all].")
+    ] = "",
     output: Output = Format.TABLE,
     run_dir: RunDir = agent_socket.RUN_DIR,
     server: Server = "",
 ) -> None:
-    """What is enforced on a pod of this node (or on all): compiled, in both directions, rule by rule.
+    """Show the compiled rules that are enforced on a pod of this node (or on all), in both directions.
 
     \b
     l7proxy policy get default/backend
@@ -98,10 +100,12 @@ def _show_peers(identities: Mapping[str, Sequence[str]]) -> None:
 
 def _show_direction(direction: str, policy: Mapping[str, Any] | None) -> None:
     if policy is None:
-        print(f"  {direction}: open: no policy selects it")
+        print(f"  {direction}: open: not selected by any policy")
         return
     governed = policy.get("governed", True)
-    print(f"  {direction}:" if governed else f"  {direction}: open: no policy selects it, so this holds alone:")
+    print(
+        f"  {direction}:" if governed else f"  {direction}: open: not selected by any policy, only these rules apply:"
+    )
     for tier in policy["tiers"]:
         _show_tier(tier)
 
@@ -115,10 +119,10 @@ def _show_tier(tier: Mapping[str, Any]) -> None:
             rows += [("", "", "", "  http", rule_of(rule["rule"]), _http(rule)) for rule in entry["http"] or []]
     print(plain(f"    tier {tier['name']}"))
     table(("    STAGE", "ACTION", "PEERS", "PORT", "RULE", ""), [(f"    {row[0]}", *row[1:]) for row in rows])
-    for key, what in (("denied_by", "is refused"), ("audited_by", "would be refused, but is audited")):
+    for key, what in (("denied_by", "is denied"), ("audited_by", "is allowed and audited")):
         by = ", ".join(policy_of(ref) for ref in tier[key])
         if by:
-            print(plain(f"    what no rule allows {what}, by {by}"))
+            print(plain(f"    default: traffic that no rule allows {what}, by {by}"))
 
 
 def policy_of(ref: Mapping[str, Any]) -> str:
@@ -132,9 +136,9 @@ def rule_of(ref: Mapping[str, Any]) -> str:
 def _peers(entry: Mapping[str, Any], shown: int = 6) -> str:
     peers = entry["peers"]
     if peers is None:
-        return "everyone"
+        return "any"
     more = f" and {len(peers) - shown} more" if len(peers) > shown else ""
-    return (",".join(map(str, peers[:shown])) or "nobody") + more
+    return (",".join(map(str, peers[:shown])) or "none") + more
 
 
 def _ports(entry: Mapping[str, Any]) -> str:
@@ -176,7 +180,7 @@ class Remark:
         return plain(": ".join(part for part in (place, word, self.field, self.message) if part))
 
 
-@app.command("validate", short_help="Check policies and manifests in files.")
+@app.command("validate", short_help="Validate policies and manifests in files.")
 def validate(
     files: Annotated[list[Path], typer.Argument(metavar="FILE…", help="Files or directories; - is standard input.")],
     output: Output = Format.TABLE,
@@ -216,7 +220,7 @@ def validate(
         for note in notes:
             print(note.shown("note"))
         if not faults:
-            unread = f"; not read: {plain(', '.join(_unread(seen)))}" if _unread(seen) else ""
+            unread = f"; ignored: {plain(', '.join(_unread(seen)))}" if _unread(seen) else ""
             count = f"{len(documents)} {'policy' if len(documents) == 1 else 'policies'}"
             print(f"{paint()('valid', 'green')}: {count}{unread}")
     raise typer.Exit(1 if faults else 0)
@@ -314,7 +318,7 @@ def _selecting_nothing(changes: Sequence[Change], settings: Settings) -> Iterato
         return
     for policy in view.policies:
         if policy.state in (Reading.ACCEPTED, Reading.PARTLY) and policy.rules and not view.selected(policy):
-            what = f"{policy.kind} {policy.name} selects none of the pods given"
+            what = f"{policy.kind} {policy.name} selects none of the given pods"
             yield Remark(policy.file, policy.line or None, "selects-no-pod", what)
 
 
@@ -324,16 +328,16 @@ def _remark(problem: SourceError) -> Remark:
 
 @app.command("test", short_help="Run unit tests of policies.")
 def test(
-    files: Annotated[list[Path], typer.Argument(metavar="FILE…", help="Files of cases; - is standard input.")],
-    output: Annotated[casereport.Report, typer.Option("--output", "-o", help="table, tap or junit.")] = (
+    files: Annotated[list[Path], typer.Argument(metavar="FILE…", help="Test files; - is standard input.")],
+    output: Annotated[casereport.Report, typer.Option("--output", "-o", help="Output format: table, tap or junit.")] = (
         casereport.Report.TABLE
     ),
     config: Config = None,
     like_cilium: LikeCilium = False,
 ) -> None:
-    """Unit tests of policies: who reaches whom, with which request, and by which policy. Offline, for CI.
+    """Run unit tests of policies offline, as in CI: expected verdicts of connections and requests.
 
-    Exit code 0: all as expected, 1: some are not, 2: a file is wrong (FILE:LINE: field: message).
+    Exit code 0: all passed, 1: some failed, 2: a file is invalid (FILE:LINE: field: message).
 
     \b
     manifests: [manifests/]            # relative to this file
@@ -343,7 +347,7 @@ def test(
       port: 80/TCP
       http: GET /api/items             # optional, with headers: ["X-Token: a"]
       expect: allow                    # or deny, redirect, audit
-      because: shop/l7-policy          # optional: who must be behind it
+      because: shop/l7-policy          # optional: text that the policy or reason must contain
     """
     from l7proxy.cli import casebook
 
@@ -358,20 +362,30 @@ def test(
     raise typer.Exit(1 if any(one.failure for found in results.values() for one in found) else 0)
 
 
-@app.command("trace", short_help="What would happen to a connection or request?")
+@app.command("trace", short_help="Show the verdict for a connection or request.")
 def trace(
-    source: Annotated[str, typer.Option("--from", metavar="WHO", help="NS/POD, node, address or reserved:NAME.")],
-    destination: Annotated[str, typer.Option("--to", metavar="WHO", help="The same, or svc:NS/NAME.")],
-    port: Annotated[str, typer.Option("--port", metavar="PORT/PROTO", help="80/TCP, http/TCP or 8/ICMPv4.")],
+    source: Annotated[
+        str, typer.Option("--from", metavar="WHO", help="Source: NS/POD, node, address or reserved:NAME.")
+    ],
+    destination: Annotated[str, typer.Option("--to", metavar="WHO", help="Destination: as --from, or svc:NS/NAME.")],
+    port: Annotated[
+        str,
+        typer.Option(
+            "--port", metavar="PORT/PROTO", help="Destination port or ICMP type: 80/TCP, http/TCP or 8/ICMPv4."
+        ),
+    ],
     paths: Annotated[
         list[Path] | None,
         typer.Option(
-            "-f", "--filename", metavar="PATH", help="Manifests: files, directories, -. Without: ask the node's agent."
+            "-f",
+            "--filename",
+            metavar="PATH",
+            help="Manifests: files, directories or - [default: the state of the node's agent].",
         ),
     ] = None,
-    http: Annotated[str, typer.Option("--http", metavar="'GET /x'", help="A request to judge.")] = "",
+    http: Annotated[str, typer.Option("--http", metavar="'GET /x'", help="HTTP request to evaluate.")] = "",
     header: Annotated[
-        list[str] | None, typer.Option("-H", "--header", metavar="'K: V'", help="Of that request.")
+        list[str] | None, typer.Option("-H", "--header", metavar="'K: V'", help="Header of that request.")
     ] = None,
     output: Output = Format.TABLE,
     config: Config = None,
@@ -379,10 +393,10 @@ def trace(
     run_dir: RunDir = agent_socket.RUN_DIR,
     server: Server = "",
 ) -> None:
-    """What would happen to this connection, or request? From manifests (-f), or as the node's agent knows the cluster.
+    """Show the verdict for a connection or request, by manifests (-f) or by the state of the node's agent.
 
-    Both directions are judged, by the code that enforces them. Exit code 0: allowed, 1: denied, 2: cannot be said.
-    On a port with HTTP rules the answer is REDIRECTED until --http says which request is meant.
+    Evaluates egress and ingress with the code that enforces them. Exit code 0: allowed, 1: denied, 2: error.
+    On a port with HTTP rules the verdict is REDIRECTED unless --http gives a request.
 
     \b
     l7proxy policy trace -f manifests/ --from default/frontend --to default/backend --port 80/TCP
@@ -396,7 +410,7 @@ def trace(
         question = Question(source, destination, port, http, tuple(header or ()))
         found = _traced_offline(paths, question, _settings(config, like_cilium=like_cilium))
     elif config is not None or like_cilium:
-        raise ConfigError("--config and --like-cilium are for -f: the node's agent has settings of its own")
+        raise ConfigError("--config and --like-cilium require -f: the node's agent uses its own settings")
     else:
         asked = {"from": source, "to": destination, "port": port, "http": http, "headers": header or []}
         found = agent_socket.ask(agent_socket.path_of(run_dir, server), "trace", **asked)["trace"]

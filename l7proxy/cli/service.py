@@ -19,50 +19,66 @@ if TYPE_CHECKING:
 
 Config = Annotated[
     Path | None,
-    typer.Option("--config", envvar="L7PROXY_CONFIG", help="YAML file of settings; flags win over it.", metavar="FILE"),
+    typer.Option("--config", envvar="L7PROXY_CONFIG", help="YAML file of settings; flags override it.", metavar="FILE"),
 ]
 
 FLAGS: Final[Mapping[str, tuple[type, str, str]]] = {
-    "source": (str, "DIR", "Directory of Kubernetes manifests (or `kubernetes`), followed live."),
-    "node": (str, "NAME", "Name of this node, as in its manifest [default: $NODE_NAME, else the host's name]."),
-    "cluster": (str, "NAME", "Name of the cluster, for the labels of identities [default: default]."),
-    "backend": (str, "NAME", "auto, nftables or iptables [default: auto]."),
-    "workers": (int, "N", "Proxy processes [default: one per core]."),
-    "run-dir": (Path, "DIR", "Directory of the sockets [default: /run/l7proxy]."),
-    "cni-results": (Path, "DIR", "Where the container runtime writes CNI results [default: /var/lib/cni/results]."),
-    "flow-log": (str, "FILE", "Write flows there as JSON lines; `stdout` for standard output [default: not written]."),
-    "audit": (bool, "", "Refuse nothing by policy: let it pass and tell it as AUDIT [default: no]."),
-    "refuse": (str, "HOW", "What a refused TCP connection sees: reset or drop [default: reset]."),
-    "deny-header": (bool, "", "Tell refused requests why, in the header x-l7proxy-denied of their 403 [default: no]."),
-    "connect": (bool, "", "Judge CONNECT by method and host; its tunnel is not judged [default: refuse it, 405]."),
+    "source": (str, "DIR", "Directory of Kubernetes manifests, watched for changes."),
+    "node": (str, "NAME", "Name of this node's Node object [default: $NODE_NAME, else the host's name]."),
+    "cluster": (str, "NAME", "Cluster name, used in identity labels [default: default]."),
+    "backend": (str, "NAME", "Kernel backend: auto, nftables or iptables [default: auto]."),
+    "workers": (int, "N", "Number of proxy workers [default: one per core]."),
+    "run-dir": (Path, "DIR", "Directory of the Unix sockets [default: /run/l7proxy]."),
+    "cni-results": (Path, "DIR", "Directory of cached CNI results [default: /var/lib/cni/results]."),
+    "flow-log": (str, "FILE", "File to write flows to as JSON lines, or `stdout` [default: none]."),
+    "audit": (bool, "", "Audit mode: allow what policy denies, and report it as AUDIT [default: no]."),
+    "refuse": (str, "HOW", "How to refuse TCP connections: reset or drop [default: reset]."),
+    "deny-header": (
+        bool,
+        "",
+        "Put the reason of a denial in the header x-l7proxy-denied of the 403 response [default: no].",
+    ),
+    "connect": (
+        bool,
+        "",
+        "Allow CONNECT where method and host match; its tunnel is not inspected [default: refuse with 405].",
+    ),
     "matrix-parameters": (
         str,
         "HOW",
-        "Paths with `;`, which servers read in two ways: refuse, or pass what rules allow in both [default: refuse].",
+        "Paths with `;`, which servers parse differently: refuse, or allow if both readings match [default: refuse].",
     ),
     "escaped-slashes": (
         str,
         "HOW",
-        "Paths with %2F, %5C: redirect to the normal form or refuse [default: redirect].",
+        "Paths with %2F or %5C: redirect to the normalised path, or refuse [default: redirect].",
     ),
-    "enable-node-selector-labels": (bool, "", "Know nodes by their labels: policies may use fromNodes [default: no]."),
-    "enable-extended-ip-protocols": (bool, "", "Policies may name VRRP, IGMP, GRE, IPIP, ESP and AH [default: no]."),
-    "policy-enforcement-mode": (str, "MODE", "default, or always: refuse what no policy allows [default: default]."),
+    "enable-node-selector-labels": (
+        bool,
+        "",
+        "Give nodes identities by their labels: enables fromNodes and toNodes [default: no].",
+    ),
+    "enable-extended-ip-protocols": (bool, "", "Allow VRRP, IGMP, GRE, IPIP, ESP and AH in policies [default: no]."),
+    "policy-enforcement-mode": (
+        str,
+        "MODE",
+        "default, or always: deny what no policy allows, also for unselected pods [default: default].",
+    ),
     "policy-cidr-match-mode": (
         str,
         "WHOM",
-        "Whom Cilium's CIDRs mean besides the outside: nodes, or nodes,pods [default: nobody].",
+        "What CIDR rules match besides external addresses: nodes, or nodes,pods [default: none].",
     ),
-    "proxy-port": (int, "PORT", "Port that connections are steered to [default: 15001]."),
-    "mark-proxy": (str, "BIT", "Packet mark of steered packets, one bit [default: 0x1000000]."),
+    "proxy-port": (int, "PORT", "TCP port of the proxy, the TPROXY target [default: 15001]."),
+    "mark-proxy": (str, "BIT", "Packet mark of redirected packets, one bit [default: 0x1000000]."),
     "mark-upstream": (str, "BIT", "Packet mark of the proxy's own connections, one bit [default: 0x2000000]."),
-    "route-table": (int, "N", "Routing table that is ours [default: 7777]."),
-    "rule-priority": (int, "N", "Priority of our routing rules [default: 100]."),
-    "nflog-group": (int, "N", "NFLOG group of verdict events [default: 77]."),
-    "worker-connections": (int, "N", "Connections per worker; one endpoint may have half [default: 16384]."),
-    "worker-memory": (int, "MIB", "Memory per worker for bytes that clients or servers do not take [default: 256]."),
-    "drain": (float, "SECONDS", "How long a worker's connections may take to end when it is stopped [default: 30]."),
-    "log-level": (str, "LEVEL", "debug, info, warning or error [default: info]."),
+    "route-table": (int, "N", "Routing table for l7proxy [default: 7777]."),
+    "rule-priority": (int, "N", "Priority of l7proxy's routing rules [default: 100]."),
+    "nflog-group": (int, "N", "NFLOG group for verdict events [default: 77]."),
+    "worker-connections": (int, "N", "Maximum connections per worker; one endpoint may use half [default: 16384]."),
+    "worker-memory": (int, "MIB", "Memory per worker for buffered data [default: 256]."),
+    "drain": (float, "SECONDS", "Time for open connections to finish when a worker stops [default: 30]."),
+    "log-level": (str, "LEVEL", "Log level: debug, info, warning or error [default: info]."),
 }
 """Settings that have a flag: their type, what stands for the value, and what help says. All settings fit the file."""
 
@@ -93,13 +109,14 @@ def _number(name: str, text: str) -> int:
         return int(text, 0)
     except ValueError as error:
         option = name.replace("_", "-")
-        raise typer.BadParameter(f"{text!r} is not a number, as 0x1000000", param_hint=f"--{option}") from error
+        raise typer.BadParameter(f"{text!r} must be a number, as 0x1000000", param_hint=f"--{option}") from error
 
 
 def _run(*, chosen: Mapping[str, Any], config: Config = None) -> None:
-    """Run on this node: the agent and its workers, restarted when they die.
+    """Run the agent and its workers on this node; restart them when they exit.
 
-    Stopping it leaves the kernel's rules in place: L4 verdicts stay, L7 ports refuse. `l7proxy cleanup` removes them.
+    The kernel rules stay in place when it stops: L4 rules remain enforced, ports with L7 rules are refused.
+    `l7proxy cleanup` removes them.
 
     \b
     l7proxy run --source /etc/l7proxy/manifests
@@ -111,7 +128,7 @@ def _run(*, chosen: Mapping[str, Any], config: Config = None) -> None:
 
 
 def _agent(*, chosen: Mapping[str, Any], config: Config = None) -> None:
-    """Run the agent alone: manifests to policy, to the kernel and to the workers; flows from them."""
+    """Run only the agent: it reads manifests, programs the kernel and the workers, and collects flows."""
     from l7proxy.agent.run import run_agent
 
     raise typer.Exit(run_agent(_settings(config, chosen)))
@@ -121,13 +138,13 @@ def _proxy(
     *,
     chosen: Mapping[str, Any],
     config: Config = None,
-    worker: Annotated[int, typer.Option(min=0, help="Number of this worker on its node.")] = 0,
+    worker: Annotated[int, typer.Option(min=0, help="Index of this worker on its node.")] = 0,
     checked: Annotated[bool, typer.Option("--checked", hidden=True)] = False,
 ) -> None:
-    """Run one worker alone: it serves what the kernel steers, by the policy the agent hands it.
+    """Run only one proxy worker: it serves redirected connections with the policy of the agent.
 
-    The agent may come, go and come back: the worker goes on with the last policy it was given, and before it has
-    any it refuses.
+    Without an agent the worker keeps enforcing the last policy it received; before the first one it refuses
+    everything.
     """
     if not checked:
         _become_worker(_settings(config, chosen), worker)
@@ -169,9 +186,9 @@ def _become_worker(settings: Settings, worker: int) -> NoReturn:
 
 
 def _cleanup(*, chosen: Mapping[str, Any], config: Config = None) -> None:
-    """Remove every rule, set, table and route that is ours from the kernel. Twice is fine.
+    """Remove all rules, sets, tables and routes of l7proxy from the kernel. Safe to repeat.
 
-    Run it after `l7proxy run` has stopped. What was refused before passes afterwards: nothing is enforced any more.
+    Run it after `l7proxy run` has stopped. Nothing is enforced afterwards: all traffic is allowed.
     """
     from l7proxy.agent.run import cleanup as remove
 

@@ -12,19 +12,17 @@ from l7proxy.cli.agent_socket import RunDir, Server
 from l7proxy.cli.terminal import Format, paint, plain, show_json, table
 from l7proxy.errors import ConfigError
 
-endpoint = typer.Typer(help="Local pods and what is enforced on them.", no_args_is_help=True, rich_markup_mode=None)
-identity = typer.Typer(
-    help="Identities: one number for one set of labels.", no_args_is_help=True, rich_markup_mode=None
-)
-services = typer.Typer(help="Services as the agent knows them.", no_args_is_help=True, rich_markup_mode=None)
+endpoint = typer.Typer(help="Pods of this node and their enforcement.", no_args_is_help=True, rich_markup_mode=None)
+identity = typer.Typer(help="Security identities known to this node.", no_args_is_help=True, rich_markup_mode=None)
+services = typer.Typer(help="Services known to this node.", no_args_is_help=True, rich_markup_mode=None)
 
 SHOWN: Final = 10
 """Lines of a list that grows with what happens; all of it is in the JSON."""
-Output = Annotated[Format, typer.Option("--output", "-o", help="A table, or JSON for a script.")]
+Output = Annotated[Format, typer.Option("--output", "-o", help="Output format.")]
 
 
 def status(output: Output = Format.TABLE, run_dir: RunDir = agent_socket.RUN_DIR, server: Server = "") -> None:
-    """Is everything that was accepted enforced? Exit code 0 if so, 1 if not (and it says why), 2 without an agent.
+    """Whether all policies are enforced. Exit code 0: yes; 1: no, with the reasons; 2: no agent.
 
     \b
     l7proxy status
@@ -43,23 +41,23 @@ def troubles(found: Mapping[str, Any]) -> Iterable[str]:
     """Everything that keeps the node from enforcing all that it was given, in words. Nothing means all is well."""
     source, kernel = _object(found.get("source") or {}), _object(found.get("kernel") or {})
     if not source.get("synced"):
-        yield "the source has not been read to its end yet"
+        yield "source: not fully read yet"
     for problem in source.get("problems") or []:
         yield located(problem)
     if found.get("revision") != found.get("enforced_revision"):
-        yield f"revision {found.get('revision')} is not in force yet: {found.get('enforced_revision') or 'none'} is"
+        yield f"revision {found.get('revision')} is not enforced yet, still {found.get('enforced_revision') or 'none'}"
     if kernel.get("error"):
         yield f"kernel: {kernel['error']}"
     elif not kernel.get("intact"):
-        yield "kernel: the rules are not as they were installed"
+        yield "kernel: the rules differ from those installed"
     if error := _object(kernel.get("conntrack") or {}).get("error"):
-        yield f"kernel: connections that are refused now may go on: {error}"
+        yield f"kernel: connections that policy now refuses may still be open: {error}"
     workers = found.get("workers") or []
     if not workers:
-        yield "no worker is connected: ports with L7 rules refuse"
+        yield "no worker is connected: traffic to ports with L7 rules is refused"
     for worker in workers:
         if worker.get("revision") != found.get("revision"):
-            yield f"worker {worker.get('worker')} (pid {worker.get('pid')}) judges by revision {worker.get('revision')}"
+            yield f"worker {worker.get('worker')} (pid {worker.get('pid')}) enforces revision {worker.get('revision')}"
         for problem in worker.get("problems") or []:
             yield f"worker {worker.get('worker')}: {problem}"
     for policy in found.get("policies") or []:
@@ -87,14 +85,14 @@ def _show_status(found: Mapping[str, Any], complaints: list[str]) -> None:
     enforced = sum(policy.get("state") == "enforced" for policy in policies)
     staged = sum(policy.get("state") == "staged" for policy in policies)
     rows = [
-        ("Node", f"{found.get('node')}  (l7proxy {', '.join(_texts(found, 'version', 'code'))})"),
+        ("Node", f"{found.get('node')}  (l7proxy {', '.join(_texts(found, 'version', 'build'))})"),
         ("State", f"{verdict}, revision {found.get('enforced_revision')} of {found.get('revision')}"),
         ("Source", f"{source.get('kind')} {source.get('path') or ''}: {_count(source.get('files') or [], 'file')}"),
         ("Kernel", f"{found.get('backend')}, {_kernel(kernel)}"),
         ("Policies", f"{enforced} of {len(policies) - staged} enforced" + (f", {staged} staged" if staged else "")),
         ("Endpoints", f"{len(endpoints)}, {l7} with L7 rules"),
         *([("Audit", audit)] if (audit := _audit(found)) else []),
-        ("Flows", f"{flows.get('seen', 0)} seen, {flows.get('lost', 0)} lost, ring of {flows.get('ring', 0)}"),
+        ("Flows", f"{flows.get('seen', 0)} seen, {flows.get('lost', 0)} lost, buffer of {flows.get('capacity', 0)}"),
         *([("Flow log", told)] if (told := _flow_log(_object(flows.get("log") or {}))) else []),
     ]
     for name, text in rows:
@@ -104,7 +102,7 @@ def _show_status(found: Mapping[str, Any], complaints: list[str]) -> None:
     keys = ("worker", "pid", "revision", "connections", "requests", "denied")
     table([key.upper() for key in keys], [[one.get(key, "") for key in keys] for one in workers], empty="No workers.")
     if limited := flows.get("rate_limited"):
-        print(f"\n{colour('Refused or passed without a flow (rate limit):', 'bold')}")
+        print(f"\n{colour('Verdicts without a flow (rate limit):', 'bold')}")
         for one in limited[:SHOWN]:
             print(f"  {plain(_rate_limited(one))}")
     if unknown := found.get("unknown_pods"):
@@ -133,7 +131,7 @@ def _rate_limited(one: Mapping[str, Any]) -> str:
 def _unknown(one: Mapping[str, Any], *, audit: bool) -> str:
     """A cable that the CNI has plugged, but that belongs to no Pod we know."""
     whose = f" of {one['pod']}" if one.get("pod") else ""
-    state = "not refused (audit)" if audit else "closed"
+    state = "allowed (audit)" if audit else "traffic refused"
     return (
         f"pod interface {one.get('interface')} ({', '.join(one.get('addresses') or [])}){whose}: no Pod object, {state}"
     )
@@ -142,18 +140,18 @@ def _unknown(one: Mapping[str, Any], *, audit: bool) -> str:
 def _audit(found: Mapping[str, Any]) -> str:
     """What is let through although policy refuses it: never to be overlooked."""
     if found.get("audit"):
-        return "the whole node: policy refuses nothing, and tells what it would"
+        return "node: nothing is refused by policy, verdicts are reported as AUDIT"
     policies = [policy_name(one) for one in found.get("policies") or [] if one.get("audit")]
     pods = sum(bool(one.get("audit")) for one in found.get("endpoints") or [])
     parts = [", ".join(policies)] if policies else []
-    parts += [f"{_count(range(pods), 'endpoint')} by namespace"] if pods else []
+    parts += [f"{_count(range(pods), 'endpoint')} by namespace annotation"] if pods else []
     return "; ".join(parts)
 
 
 def _kernel(kernel: Mapping[str, Any]) -> str:
-    state = "intact" if kernel.get("intact") and not kernel.get("error") else "not in order"
-    again = kernel.get("reasserted") or 0
-    return f"{state}, put back {again} times" if again else state
+    state = "intact" if kernel.get("intact") and not kernel.get("error") else "not as installed"
+    again = kernel.get("restored") or 0
+    return f"{state}, restored {again} time{'' if again == 1 else 's'}" if again else state
 
 
 def _texts(found: Mapping[str, Any], *names: str) -> list[str]:
@@ -165,9 +163,9 @@ def _count(things: Any, word: str) -> str:
     return f"{len(things)} {word}{'' if len(things) == 1 else 's'}"
 
 
-@endpoint.command("list", short_help="The pods of this node.")
+@endpoint.command("list", short_help="List the pods of this node.")
 def endpoint_list(output: Output = Format.TABLE, run_dir: RunDir = agent_socket.RUN_DIR, server: Server = "") -> None:
-    """The pods of this node: address, identity, and per direction `open` (no policy), `l4` or `l7`."""
+    """List the pods of this node: address, identity, and per direction `open` (no policy), `l4` or `l7`."""
     found = listed(agent_socket.ask(agent_socket.path_of(run_dir, server), "endpoints"), "endpoints")
     if output is Format.JSON:
         show_json(found)
@@ -187,14 +185,16 @@ def endpoint_list(output: Output = Format.TABLE, run_dir: RunDir = agent_socket.
     table(("ID", "POD", "ADDRESSES", "IDENTITY", "INGRESS", "EGRESS", "PORT"), rows, empty="No pods on this node.")
 
 
-@endpoint.command("get", short_help="One pod of this node.")
+@endpoint.command("get", short_help="Show one pod of this node.")
 def endpoint_get(
-    which: Annotated[str, typer.Argument(metavar="ID|NS/POD", help="Number, NAMESPACE/POD, or POD of default.")],
+    which: Annotated[
+        str, typer.Argument(metavar="ID|NS/POD", help="Endpoint ID, NAMESPACE/POD, or POD in namespace default.")
+    ],
     output: Output = Format.TABLE,
     run_dir: RunDir = agent_socket.RUN_DIR,
     server: Server = "",
 ) -> None:
-    """One pod of this node."""
+    """Show one pod of this node."""
     found = listed(agent_socket.ask(agent_socket.path_of(run_dir, server), "endpoints"), "endpoints")
     one = pick(found, which)
     if output is Format.JSON:
@@ -212,12 +212,12 @@ def pick(endpoints: list[dict[str, Any]], which: str) -> dict[str, Any]:
         if str(one.get("id")) == which or _pod(one) == wanted:
             return one
     known = ", ".join(sorted(map(_pod, endpoints))[:10]) or "none"
-    raise ConfigError(f"no endpoint {which} on this node (there are: {known})")
+    raise ConfigError(f"no endpoint {which} on this node (endpoints: {known})")
 
 
-@identity.command("list", short_help="Every identity this node knows.")
+@identity.command("list", short_help="List the identities known to this node.")
 def identity_list(output: Output = Format.TABLE, run_dir: RunDir = agent_socket.RUN_DIR, server: Server = "") -> None:
-    """Every identity this node knows: reserved ones, pods', and those of CIDRs that policies name."""
+    """List the identities known to this node: reserved ones, those of pods, and those of CIDRs in policies."""
     found = listed(agent_socket.ask(agent_socket.path_of(run_dir, server), "identities"), "identities")
     if output is Format.JSON:
         show_json(found)
@@ -231,9 +231,9 @@ def _labels(one: Mapping[str, Any]) -> str:
     return " ".join(one.get("labels") or []) + (f" (in {', '.join(networks)})" if networks else "")
 
 
-@services.command("list", short_help="Frontends and who is behind them.")
+@services.command("list", short_help="List Service frontends and their backends.")
 def service_list(output: Output = Format.TABLE, run_dir: RunDir = agent_socket.RUN_DIR, server: Server = "") -> None:
-    """Every Service frontend and the addresses behind it."""
+    """List Service frontends and their backends."""
     found = listed(agent_socket.ask(agent_socket.path_of(run_dir, server), "services"), "services")
     if output is Format.JSON:
         show_json(found)
@@ -267,7 +267,9 @@ def _port(one: Mapping[str, Any]) -> str:
 
 def _object(found: Any) -> Mapping[str, Any]:
     if not isinstance(found, Mapping):
-        raise ConfigError("the agent's answer is not what this version expects: are both of the same version?")
+        raise ConfigError(
+            "unexpected response from the agent: check that the agent and this command have the same version"
+        )
     return found
 
 
@@ -275,5 +277,7 @@ def listed(found: Any, name: str) -> list[dict[str, Any]]:
     """A list, or an object that holds it under its name."""
     items = found.get(name) if isinstance(found, Mapping) else found
     if not isinstance(items, list):
-        raise ConfigError("the agent's answer is not what this version expects: are both of the same version?")
+        raise ConfigError(
+            "unexpected response from the agent: check that the agent and this command have the same version"
+        )
     return items

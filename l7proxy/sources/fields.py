@@ -35,7 +35,7 @@ class Fields:
         """A text; `default` stands for a field that is missing, null or empty, without one that is an error."""
         value = self.value.get(key)
         if value is not None and not isinstance(value, str):
-            raise self.wrong(key, f"must be text, not {_kind(value)}")
+            raise self.wrong(key, f"must be a string, not {_kind(value)}")
         if not value and default is None:
             raise self.wrong(key, "is missing")
         return value or default or ""
@@ -57,7 +57,7 @@ class Fields:
     def protocol(self, key: str = "protocol") -> int:
         name = self.text(key, "TCP")
         if name not in PROTOCOLS:
-            raise self.wrong(key, f"unknown protocol {name!r:.40}: TCP, UDP and SCTP are known")
+            raise self.wrong(key, f"unknown protocol {name!r:.40}: must be TCP, UDP or SCTP")
         return PROTOCOLS[name]
 
     def inside(self, key: str) -> Fields:
@@ -78,7 +78,7 @@ class Fields:
         items = self._list(key)
         for index, item in enumerate(items):
             if not isinstance(item, str):
-                raise self.wrong(f"{key}[{index}]", f"must be text, not {_kind(item)}")
+                raise self.wrong(f"{key}[{index}]", f"must be a string, not {_kind(item)}")
         return items
 
     def labels(self, key: str) -> dict[str, str]:
@@ -102,7 +102,7 @@ class Fields:
         try:
             return str(ip_network(text, strict=False))
         except ValueError as error:
-            raise self.wrong(key, f"{text!r:.60} is no prefix") from error
+            raise self.wrong(key, f"{text!r:.60} is not a valid CIDR") from error
 
     def _list(self, key: str) -> list[Any]:
         value = self.value.get(key)
@@ -115,13 +115,14 @@ class Fields:
         try:
             found = canonical(text)
         except ValueError as error:
-            raise self.wrong(key, f"{text!r:.60} is no IP address") from error
+            raise self.wrong(key, f"{text!r:.60} is not a valid IP address") from error
         address = ip_address(found)
         if "%" in found or address.is_loopback or address.is_multicast or address.is_unspecified:
-            raise self.wrong(key, f"{found} cannot be anybody's address")
+            what = "cannot be an address of a pod, node or Service"
+            raise self.wrong(key, f"{found} {what}: it is loopback, multicast, unspecified or has a zone")
         return found
 
 
 def _kind(value: object) -> str:
-    names = {dict: "a mapping", list: "a list", str: "text", bool: "a boolean", int: "a number", float: "a number"}
-    return names.get(type(value), "nothing")
+    names = {dict: "a mapping", list: "a list", str: "a string", bool: "a boolean", int: "a number", float: "a number"}
+    return names.get(type(value), "null")

@@ -275,7 +275,7 @@ def _version(path: str, name: str, before: ReadFile | None, *, patient: bool) ->
         if before is not None and before.signature == _signature(status):
             return before, False
         if not stat.S_ISREG(status.st_mode):  # reading a pipe could hold us up for ever
-            raise OSError(0, "not a plain file")
+            raise OSError(0, "not a regular file")
         if patient and 0 <= time.time() - status.st_mtime < QUIET:
             return before, True
         with Path(path).open("rb") as file:
@@ -392,7 +392,7 @@ def _once(path: Path, name: str, *, asked_for: bool) -> ReadFile:
     """A pipe is read only when it was asked for by its name: nobody may ever write to it."""
     try:
         if not asked_for and not path.is_file():
-            raise OSError(0, "not a plain file")
+            raise OSError(0, "not a regular file")
         with path.open("rb") as file:
             return _read(parse(file.read(MAX_BYTES + 1), name), (0, 0, 0, 0), 0, None)
     except OSError as error:

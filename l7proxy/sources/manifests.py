@@ -25,7 +25,7 @@ _SECRET = re.compile(r"""["']?kind["']?\s*:\s*["']?Secret(?:List)?\b""")
 _NAMED = re.compile(r"""(?:^|[\s{,])["']?(name|namespace)["']?:\s*["']?([\w./-]+)""")
 
 
-NOT_READ: Final = " says nothing to us: not read"
+NOT_READ: Final = " is not used by l7proxy: ignored"
 """How the note on a kind that is none of ours ends."""
 
 
@@ -133,7 +133,9 @@ def _torn(part: Torn, file: str) -> Fault:
     """
     error = _placed(part.error, file, part.line)
     if _SECRET.search(part.text):
-        error = SourceError("not YAML (what is wrong is not told: there is a Secret in it)", file=file, line=error.line)
+        error = SourceError(
+            "not valid YAML (details are withheld: the document holds a Secret)", file=file, line=error.line
+        )
     top = dict(_TOP_LEVEL.findall(part.text))
     block = _METADATA.search(part.text)
     metadata = dict(reversed(_NAMED.findall(block.group(1)))) if block else {}

@@ -167,7 +167,7 @@ def endpoint_slice(fields: Fields, origin: Origin) -> EndpointSlice:
             addresses = item.addresses("addresses")
             for index, address in enumerate(addresses):
                 if (":" in address) != (family == "IPv6"):
-                    raise item.wrong(f"addresses[{index}]", f"{address} is not {family}, as addressType says")
+                    raise item.wrong(f"addresses[{index}]", f"{address} is not {family}, which addressType requires")
             if item.inside("conditions").flag("ready", default=True):
                 ready.extend(addresses)
     ports = [

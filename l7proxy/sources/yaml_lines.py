@@ -75,7 +75,7 @@ class Torn:
 def read(data: bytes, *, as_json: bool = False) -> list[Document | Torn]:
     """All documents of a file, those that cannot be read among them. SourceError when nothing can be said of any."""
     if len(data) > MAX_BYTES:
-        raise SourceError(f"the file has {len(data)} bytes; at most {MAX_BYTES} are read")
+        raise SourceError(f"the file has {len(data)} bytes, the limit is {MAX_BYTES}")
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -108,9 +108,9 @@ def _read_yaml(text: str, offset: int = 0) -> Iterator[Document]:
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 + offset if error.problem_mark else None
         said = str(error.problem or error.context)
-        raise SourceError(TOO_DEEP if "nesting depth" in said else f"not YAML: {said}", line=line) from error
+        raise SourceError(TOO_DEEP if "nesting depth" in said else f"not valid YAML: {said}", line=line) from error
     except yaml.YAMLError as error:
-        raise SourceError(f"not YAML: {str(error).splitlines()[0]}") from error
+        raise SourceError(f"not valid YAML: {str(error).splitlines()[0]}") from error
 
 
 def _read_json(text: str) -> Iterator[Document]:
@@ -120,18 +120,18 @@ def _read_json(text: str) -> Iterator[Document]:
         value = dict(items)
         if len(value) < len(items):
             twice = Counter(key for key, _ in items).most_common(1)[0][0]
-            raise SourceError(f"the key {twice!r} is there twice", field=twice)
+            raise SourceError(f"duplicate key {twice!r}", field=twice)
         return value
 
     def number(text: str) -> float:
-        raise SourceError(f"{text} is no JSON number")
+        raise SourceError(f"{text} is not a valid JSON number")
 
     try:
         value = json.loads(text, object_pairs_hook=pairs, parse_constant=number)
     except json.JSONDecodeError as error:
-        raise SourceError(f"not JSON: {error.msg}", line=error.lineno) from error
+        raise SourceError(f"not valid JSON: {error.msg}", line=error.lineno) from error
     except (RecursionError, ValueError) as error:
-        raise SourceError(f"not JSON: {error}") from error
+        raise SourceError(f"not valid JSON: {error}") from error
     try:
         (document,) = _read_yaml(text)
     except (SourceError, ValueError):
@@ -189,14 +189,14 @@ class _Composer:
     def _count(self, values: int, event: Any) -> None:
         self._values += values
         if self._values > MAX_VALUES:
-            raise SourceError(f"more than {MAX_VALUES} values once aliases are followed", line=self._line(event))
+            raise SourceError(f"more than {MAX_VALUES} values after aliases are expanded", line=self._line(event))
 
     def _alias(self, event: Any) -> Any:
         if event.anchor not in self._anchors:
-            raise SourceError(f"the alias *{event.anchor} names no anchor", line=self._line(event))
+            raise SourceError(f"alias *{event.anchor} refers to an anchor that is not defined", line=self._line(event))
         found = self._anchors[event.anchor]
         if found is None:
-            raise SourceError(f"the alias *{event.anchor} stands inside what it names", line=self._line(event))
+            raise SourceError(f"alias *{event.anchor} refers to a node that contains it", line=self._line(event))
         value, size = found
         self._count(size, event)
         return value
@@ -224,7 +224,7 @@ class _Composer:
                 merged.append((value, line))
                 continue
             if key in items:
-                raise SourceError(f"the key {key!r} is there twice (first in line {marks[key]})", line=line, field=key)
+                raise SourceError(f"duplicate key {key!r} (first defined in line {marks[key]})", line=line, field=key)
             items[key] = value
             marks[key] = line
         for value, line in merged:
@@ -236,7 +236,7 @@ class _Composer:
         """YAML's merge key `<<`: what the mapping itself says wins, then the earlier of several."""
         for source in value if isinstance(value, list) else [value]:
             if not isinstance(source, dict):
-                raise SourceError("<< takes a mapping or a list of mappings", line=line, field="<<")
+                raise SourceError("merge key << must be a mapping or a list of mappings", line=line, field="<<")
             for key, item in source.items():
                 if key not in items:
                     items[key] = item
@@ -253,12 +253,12 @@ class _Composer:
             if event.anchor:
                 self._anchors[event.anchor] = key, 1
         else:
-            raise SourceError("a mapping or list cannot be a key", line=self._line(event))
+            raise SourceError("a mapping or a list cannot be a key", line=self._line(event))
         if isinstance(key, int) and not isinstance(key, bool) and str(key) == event.value:
             key = event.value
         if not isinstance(key, str):
             raise SourceError(
-                f"the key {getattr(event, 'value', key)} is not text: put it in quotes", line=self._line(event)
+                f"the key {getattr(event, 'value', key)} is not a string: put it in quotes", line=self._line(event)
             )
         return key, False
 
@@ -284,7 +284,7 @@ class _Composer:
                 case "float":
                     return float(text.replace("_", ""))
         except ValueError as error:
-            raise SourceError(f"{text[:40]!r} is no number we can read", line=self._line(event)) from error
+            raise SourceError(f"{text[:40]!r} cannot be read as a number", line=self._line(event)) from error
         raise SourceError(f"the tag {event.tag or tag} is not JSON's", line=self._line(event))
 
     def _refuse_tag(self, event: Any, kind: str) -> None:

@@ -82,7 +82,7 @@ def test_nothing_leaves_it_and_only_the_node_enters(lab: AttackLab, family: int)
         for source, destination in ((own, other), (other, own)):
             flow = refusal(lab, began, source, destination)
             assert flow is not None
-            assert "this pod is not known yet: no Pod object with address" in str(flow["policy_log"])
+            assert "unknown pod: no Pod object with address" in str(flow["policy_log"])
             assert own in str(flow["policy_log"])
 
 

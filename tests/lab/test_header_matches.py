@@ -127,7 +127,7 @@ def test_11_47_a_missing_secret_matches_nothing_and_status_says_so(lab: Cluster)
     assert lab.curl("frontend", "-H", "Authorization: x", "http://backend/missing/1") == "403"
     assert lab.curl("stranger", "http://backend/missing/1") == "200"
     problems = [problem["message"] for problem in lab.agent("node-1")["source"]["problems"]]
-    assert "Secret default/nobody is not there: this item matches no request" in problems
+    assert "Secret default/nobody does not exist: this headerMatches item matches no request" in problems
 
 
 def test_an_allowed_host_changes_no_destination(lab: Cluster) -> None:

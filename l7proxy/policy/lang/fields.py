@@ -129,7 +129,7 @@ def kind(value: object) -> str:
     """What a YAML author calls this value."""
     match value:
         case None:
-            return "nothing"
+            return "null"
         case bool():
             return "true or false"
         case int() | float():

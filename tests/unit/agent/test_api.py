@@ -70,18 +70,18 @@ async def test_only_we_may_ask(path: Path) -> None:
 @pytest.mark.parametrize(
     ("line", "error"),
     [
-        (b"\n", "not a line of JSON"),
-        (b"GET / HTTP/1.1\n", "not a line of JSON"),
-        (b"\xff\xfe\n", "not a line of JSON"),
-        (b"[1]\n", "a question is a JSON object"),
-        (b"{}\n", "unknown method None; there are observe, policy, status"),
+        (b"\n", "not valid JSON"),
+        (b"GET / HTTP/1.1\n", "not valid JSON"),
+        (b"\xff\xfe\n", "not valid JSON"),
+        (b"[1]\n", "the request must be a JSON object"),
+        (b"{}\n", "unknown method None: must be one of observe, policy, status"),
         (b'{"method": "reboot"}\n', "unknown method 'reboot'"),
         (b'{"method": ["status"]}\n', "unknown method ['status']"),
         (b'{"method": "policy"}\n', "no such endpoint"),
         (b'{"method": "observe", "lats": 1}\n', "observe: unknown field 'lats'"),
         (b'{"method": "observe", "last": -1}\n', "observe: last"),
         (b'{"method": "observe", "filters": {"whitelist": [{"x": ["("]}]}}\n', "unknown field 'x'"),
-        (b"[" * 50_000 + b"\n", "not a line of JSON"),
+        (b"[" * 50_000 + b"\n", "not valid JSON"),
     ],
 )
 async def test_garbage_is_refused_in_words_and_the_next_question_is_answered(
@@ -95,11 +95,11 @@ async def test_garbage_is_refused_in_words_and_the_next_question_is_answered(
 
 async def test_a_line_without_end_is_bounded(path: Path) -> None:
     (answer,) = await talk(path, b"x" * (api.MAX_LINE + 10) + b"\n")
-    assert answer == {"error": f"a line of more than {api.MAX_LINE} bytes"}
+    assert answer == {"error": f"the request line is longer than {api.MAX_LINE} bytes"}
 
 
 async def test_half_a_line_at_the_end_is_no_crash(path: Path) -> None:
-    assert "not a line of JSON" in (await talk(path, b'{"method": "st'))[0]["error"]
+    assert "not valid JSON" in (await talk(path, b'{"method": "st'))[0]["error"]
     assert await talk(path) == []
 
 

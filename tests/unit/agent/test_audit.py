@@ -51,7 +51,7 @@ def test_what_is_neither_true_nor_false_is_enforced_and_told(value: object) -> N
     state = documents.read(document(value))
     assert not state.audit
     assert not any(rule.audit for rule in state.rules)
-    assert 'is neither "true" nor "false": enforced' in state.reason
+    assert 'must be "true" or "false": the policy is enforced' in state.reason
 
 
 def test_a_namespace_audits_its_own_endpoints() -> None:
@@ -65,10 +65,10 @@ def test_a_namespace_that_says_it_wrongly_is_a_problem() -> None:
     assert not any(one.audit for one in found.endpoints)
     (problem,) = found.problems
     assert problem.field == "metadata.annotations.l7proxy.io/audit"
-    assert "'on' is neither" in problem.message
+    assert "'on' must be" in problem.message
 
 
 def test_the_whole_node_but_not_an_address_that_two_claim() -> None:
     found = view(Namespace("shop"), audit_all=True, pods=(WEB, replace(OTHER, addresses=WEB.addresses)))
-    assert {one.name: one.audit for one in found.endpoints} == {"contested 10.0.1.5": False}
+    assert {one.name: one.audit for one in found.endpoints} == {"conflicting address 10.0.1.5": False}
     assert all(one.audit for one in view(Namespace("shop"), audit_all=True).endpoints)

@@ -63,8 +63,8 @@ def test_two_fit_on_an_endpoint_and_the_third_refuses_what_it_covers() -> None:
     assert states(view.policies) == {"a": "accepted", "b": "accepted", "c": "partly"}
     (state,) = (one for one in view.policies if one.name == "c")
     assert state.reason == (
-        f"its regular expressions are too large: {state.program} RE2 instructions, and with others an endpoint has "
-        f"{2 * state.program} of at most {MAX_PROGRAM}; what its HTTP rules cover is refused"
+        f"its regular expressions need {state.program} RE2 instructions, and other policies of one endpoint use "
+        f"{2 * state.program} of the limit of {MAX_PROGRAM}; connections that its HTTP rules cover are refused"
     )
     found = verdict(made, "server").l4
     assert (found.verdict, found.ref and found.ref.name) == (Verdict.DROPPED, "c")

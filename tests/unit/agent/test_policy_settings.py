@@ -38,13 +38,15 @@ def test_they_may_be_written_as_cilium_writes_them(tmp_path: Path) -> None:
 
 
 def test_wrong_ones_are_named(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="policy_cidr_match_mode: 'pods' is none of"):
+    with pytest.raises(ConfigError, match="policy_cidr_match_mode: 'pods' is not supported, must be one of"):
         load(None, {"node": "n1", "policy_cidr_match_mode": "pods"})
-    with pytest.raises(ConfigError, match="policy_enforcement_mode: 'never' is none of default, always"):
+    with pytest.raises(
+        ConfigError, match="policy_enforcement_mode: 'never' is not supported, must be one of default, always"
+    ):
         load(None, {"node": "n1", "policy_enforcement_mode": "never"})
     file = tmp_path / "config.yaml"
     file.write_text("node: n1\nlabels: ['(']\n")
-    with pytest.raises(ConfigError, match=r"config\.yaml: labels: '\(' is no pattern"):
+    with pytest.raises(ConfigError, match=r"config\.yaml: labels: '\(' is not a valid regular expression"):
         load(file)
 
 

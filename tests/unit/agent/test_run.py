@@ -44,7 +44,7 @@ def test_a_bug_is_not_hidden() -> None:
 
 @pytest.mark.parametrize(
     ("source", "message"),
-    [("kubernetes", "the Kubernetes API is not a source yet"), ("/none", "source: /none: no such file or directory")],
+    [("kubernetes", "the Kubernetes API is not supported yet"), ("/none", "source: /none: no such file or directory")],
 )
 def test_a_source_that_is_none(source: str, message: str, capfd: pytest.CaptureFixture[str]) -> None:
     assert run_agent(Settings(source=source, node="n1")) == 2
@@ -179,7 +179,7 @@ def test_what_others_take_away_is_put_back_when_it_happens(tmp_path: Path) -> No
         """,
     )
     assert [json.loads(line) for line in done.stdout.splitlines()] == [True, True, True, 0], done
-    assert done.stderr.count("somebody changed our kernel rules: put back") == 2
+    assert done.stderr.count("kernel rules were changed by another program: restored") == 2
 
 
 @pytest.mark.sandbox

@@ -118,17 +118,17 @@ def test_string_data_is_written_over_data() -> None:
 
 
 UNFIT = [
-    ("none at all", "", "Secret shop/token is not there"),
-    ("of another namespace", secret(f"stringData: {{a: {PLANTED}}}", namespace="other"), "is not there"),
-    ("of another name", secret(f"stringData: {{a: {PLANTED}}}", name="tokens"), "is not there"),
-    ("empty", secret("data: {}"), "must hold exactly one entry, and holds 0"),
-    ("of two entries", secret(f"stringData: {{a: {PLANTED}, b: {PLANTED}}}"), "exactly one entry, and holds 2"),
-    ("with two by both fields", secret(f"data: {{a: b2xk}}, stringData: {{b: {PLANTED}}}"), "and holds 2"),
+    ("none at all", "", "Secret shop/token does not exist"),
+    ("of another namespace", secret(f"stringData: {{a: {PLANTED}}}", namespace="other"), "does not exist"),
+    ("of another name", secret(f"stringData: {{a: {PLANTED}}}", name="tokens"), "does not exist"),
+    ("empty", secret("data: {}"), "must have exactly one entry, not 0"),
+    ("of two entries", secret(f"stringData: {{a: {PLANTED}, b: {PLANTED}}}"), "exactly one entry, not 2"),
+    ("with two by both fields", secret(f"data: {{a: b2xk}}, stringData: {{b: {PLANTED}}}"), "not 2"),
     ("with a line break", secret(f'stringData: {{a: "{PLANTED}\\n"}}'), "ends with a line break"),
     ("with another header", secret(f'stringData: {{a: "{PLANTED}\\r\\nX: y"}}'), "holds a line break or a NUL"),
     ("with a NUL", secret(f'stringData: {{a: "{PLANTED}\\0"}}'), "holds a line break or a NUL"),
     ("with a control character", secret(f'stringData: {{a: "{PLANTED}\\x02"}}'), "holds a control character"),
-    ("with an outer blank", secret(f'stringData: {{a: " {PLANTED}"}}'), "begins or ends with a blank"),
+    ("with an outer blank", secret(f'stringData: {{a: " {PLANTED}"}}'), "begins or ends with whitespace"),
     ("with an empty value", secret("stringData: {a: ''}"), "is empty"),
     ("with bytes that are no text", secret("data: {a: //79}"), "is not UTF-8 text"),
     ("larger than any head", secret(f"stringData: {{a: {PLANTED * 6000}}}"), "has more than 65536 bytes"),
@@ -141,13 +141,13 @@ def test_a_secret_of_no_use_matches_nothing_and_is_told(manifest: str, fault: st
     assert seen.match.unresolved
     (problem,) = seen.view.secret_problems
     assert fault in problem.message
-    assert problem.message.endswith("this item matches no request")
+    assert problem.message.endswith("this headerMatches item matches no request")
     assert (problem.file, problem.line) == ("m.yaml", 19)
     assert problem.field == "spec.egress[0].toPorts[0].rules.http[0].headerMatches[0].secret"
     assert all(PLANTED not in text for text in seen.texts)
     fallback = see(policy(value="own"), manifest)
     assert fallback.match.wanted == b"own"
-    assert fallback.view.secret_problems[0].message.endswith("this item goes by its own value")
+    assert fallback.view.secret_problems[0].message.endswith("this headerMatches item uses its own value")
 
 
 def test_a_secret_that_comes_later_counts() -> None:

@@ -44,18 +44,18 @@ def test_what_is_dumped_loads_as_the_same(tmp_path: Path) -> None:
         ("workers: true", "workers: Expected `int`, got `bool`"),
         ("workers: 0", "workers: must be from 1 to 256, not 0"),
         ("proxy-port: 70000", "proxy_port: must be from 1 to 65535"),
-        ("mark-proxy: 3", "mark_proxy: must be one bit of the packet mark, not 0x3"),
-        ("mark-proxy: 1\nmark-upstream: 1", "are the same bit"),
-        ("route-table: 254", "route_table: 254 is a table of the kernel's own"),
-        ("refuse: politely", "refuse: 'politely' is none of reset, drop"),
-        ("backend: ebpf", "backend: 'ebpf' is none of auto, nftables, iptables"),
-        ("node: 10.0.0.1", "node: '10.0.0.1' is no node name"),
+        ("mark-proxy: 3", "mark_proxy: must be a single bit of the packet mark, not 0x3"),
+        ("mark-proxy: 1\nmark-upstream: 1", "must be different bits"),
+        ("route-table: 254", "route_table: 254 is reserved by the kernel"),
+        ("refuse: politely", "refuse: 'politely' is not supported, must be one of reset, drop"),
+        ("backend: ebpf", "backend: 'ebpf' is not supported, must be one of auto, nftables, iptables"),
+        ("node: 10.0.0.1", "node: '10.0.0.1' is not a valid node name"),
         ("run-dir: 7", "run_dir: "),
-        (f"run-dir: /{'x' * 120}", "is too long for a socket's path"),
-        ("- a", "is one mapping of settings"),
-        ("a: [", "c.yaml:2: not YAML"),
-        ("workers: 1\nworkers: 2", "c.yaml:2: the key 'workers' is there twice"),
-        ("{workers: 1}\n---\n{workers: 2}", "is one mapping of settings"),
+        (f"run-dir: /{'x' * 120}", "is too long for the path of a Unix socket"),
+        ("- a", "must be a mapping of settings"),
+        ("a: [", "c.yaml:2: not valid YAML"),
+        ("workers: 1\nworkers: 2", "c.yaml:2: duplicate key 'workers'"),
+        ("{workers: 1}\n---\n{workers: 2}", "must be a mapping of settings"),
     ],
 )
 def test_each_wrong_setting_is_named(tmp_path: Path, text: str, message: str) -> None:
@@ -67,5 +67,5 @@ def test_each_wrong_setting_is_named(tmp_path: Path, text: str, message: str) ->
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"none.yaml: the configuration cannot be read: No such file"):
+    with pytest.raises(ConfigError, match=r"none.yaml: cannot read the configuration: No such file"):
         load(tmp_path / "none.yaml")

@@ -125,7 +125,7 @@ def test_both_ends_are_asked_at_addresses_of_one_family(
     ],
 )
 def test_ends_that_cannot_meet_cannot_be_asked(land: Cluster, source: str, destination: str, port: str) -> None:
-    with pytest.raises(ConfigError, match="have no addresses of one IP version for this protocol"):
+    with pytest.raises(ConfigError, match="have no addresses of the same IP version for this protocol"):
         ask(land, source, destination, port)
 
 
@@ -163,7 +163,7 @@ endpoints: [{addresses: [10.0.1.5]}, {addresses: [198.51.100.7]}]
 
 def test_requests_are_read_as_strictly_as_the_workers_do(land: Cluster) -> None:
     question = Question("default/both", "default/web", "8080", "GET /ok;v=1")
-    assert any("is answered 400 before" in step for step in answer(land, question).steps)
+    assert any("is answered with 400 before" in step for step in answer(land, question).steps)
     assert not any("is answered" in step for step in answer(land, question, PathRules(allow_matrix=True)).steps)
 
 

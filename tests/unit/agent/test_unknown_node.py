@@ -18,8 +18,12 @@ def problems(*facts: Fact, node: str | None) -> list[str]:
 
 
 def test_a_name_that_nobody_speaks_of_is_a_problem() -> None:
-    assert problems(N1, WEB, node="n2") == ["no Node and no Pod is of node n2: nothing is enforced here (nodes: n1)"]
-    assert problems(node="n2") == ["no Node and no Pod is of node n2: nothing is enforced here (nodes: none)"]
+    assert problems(N1, WEB, node="n2") == [
+        "node n2: no Node object has this name and no Pod is on it: nothing is enforced (known nodes: n1)"
+    ]
+    assert problems(node="n2") == [
+        "node n2: no Node object has this name and no Pod is on it: nothing is enforced (known nodes: none)"
+    ]
 
 
 @pytest.mark.parametrize("facts", [(N1,), (WEB,), (N1, WEB)])

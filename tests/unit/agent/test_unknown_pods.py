@@ -36,7 +36,7 @@ GROUND = Ground(
     frozenset({"10.0.1.1"}),
     {"10.0.1.4": "veth3"},
 )
-REASON = "this pod is not known yet: no Pod object with address 10.0.1.9 on node n1"
+REASON = "unknown pod: no Pod object with address 10.0.1.9 on node n1"
 
 
 def cable(interface: str, *addresses: str, container: str = "", pod: str = "") -> Cable:

@@ -105,7 +105,7 @@ def test_an_address_of_the_hosts_end_is_not_the_pods() -> None:
 def test_two_live_cables_with_one_address_are_nobodys() -> None:
     wires = connect([Cable(("veth1",), MAC, ("10.0.1.5",)), Cable(("cali1",), MAC, ("10.0.1.5",))], BRIDGED)
     assert "10.0.1.5" not in wires.ports
-    assert wires.problems == ("10.0.1.5 is at the end of several cables",)
+    assert wires.problems == ("10.0.1.5 is assigned to several pod interfaces",)
 
 
 def test_a_bridge_port_without_a_mac_is_unknown() -> None:

@@ -191,7 +191,7 @@ def test_an_address_that_two_pods_claim_is_nobodys_and_refused_where_a_policy_go
     assert identity_of(found, "10.0.1.5") == CONTESTED
     assert {str(one): one.addresses for one in found.endpoints} == {
         "evil/thief": ("10.0.1.66",),
-        "/contested 10.0.1.5": ("10.0.1.5",),
+        "/conflicting address 10.0.1.5": ("10.0.1.5",),
     }
     policies = compile_policies(found.rules, found.endpoints, found.identities)
     (nobody,) = (one for one in found.endpoints if one.addresses == ("10.0.1.5",))

@@ -27,7 +27,7 @@ PATH = "spec.ingress[0].toPorts[0].rules.http[0].path"
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        pytest.param(POLICY.replace("{name: a}", "{name: a"), "p.yaml:4: not YAML: ", id="malformed"),
+        pytest.param(POLICY.replace("{name: a}", "{name: a"), "p.yaml:4: not valid YAML: ", id="malformed"),
         pytest.param(
             POLICY.replace("- toPorts", "- toPort"),
             'p.yaml:7: spec.ingress[0].toPort: unknown field "toPort"; did you mean "toPorts"?',
@@ -66,7 +66,7 @@ PATH = "spec.ingress[0].toPorts[0].rules.http[0].path"
         ),
         pytest.param(
             POLICY.replace("spec:\n", "spec:\n  endpointSelector: {}\n"),
-            "p.yaml:6: endpointSelector: the key 'endpointSelector' is there twice (first in line 5)",
+            "p.yaml:6: endpointSelector: duplicate key 'endpointSelector' (first defined in line 5)",
             id="one key twice",
         ),
         pytest.param("[" * 5000, "p.yaml:1: nested deeper than 100 levels", id="deep"),

@@ -61,5 +61,7 @@ def test_the_agent_is_told_in_its_settings(tmp_path: Path) -> None:
     assert load(file).policy_options.kubernetes_like_cilium is True
     assert load(None).policy_options.kubernetes_like_cilium is False
     file.write_text("kubernetes-network-policy: calico\n")
-    with pytest.raises(ConfigError, match="kubernetes_network_policy: 'calico' is none of kubernetes, cilium"):
+    with pytest.raises(
+        ConfigError, match="kubernetes_network_policy: 'calico' is not supported, must be one of kubernetes, cilium"
+    ):
         load(file)

@@ -80,7 +80,7 @@ def test_not_takes_the_next_flag_with_its_value(arguments: list[str], joined: li
 
 @pytest.mark.parametrize("value", ["--pod", "--follow", "--nosuch=x", "pod"])
 def test_not_without_a_filter_flag_is_refused(value: str) -> None:
-    with pytest.raises(ConfigError, match="a filter flag must follow"):
+    with pytest.raises(ConfigError, match="must be followed by a filter flag"):
         observe.negations([value])
 
 

@@ -139,10 +139,10 @@ def test_connections(
         ("POST /api/data", ["X-Token: anything"], "FORWARDED", "rules.http[1]"),
         ("GET /api/../admin", [], "DROPPED", "request GET /admin, Host backend (normalised from /api/../admin)"),
         ("GET /api//x", [], "FORWARDED", "request GET /api/x"),
-        ("GET /x%2fapi/y", [], "DROPPED", "answered 307"),
-        ("GET /api/x#f", [], "DROPPED", "answered 400"),
-        ("GET /api/x", ["Host: a", "Host: b"], "DROPPED", "answered 400"),
-        ("GET /api/x", ["Transfer-Encoding: xchunked"], "DROPPED", "answered 400"),
+        ("GET /x%2fapi/y", [], "DROPPED", "answered with 307"),
+        ("GET /api/x#f", [], "DROPPED", "answered with 400"),
+        ("GET /api/x", ["Host: a", "Host: b"], "DROPPED", "answered with 400"),
+        ("GET /api/x", ["Transfer-Encoding: xchunked"], "DROPPED", "answered with 400"),
         ("GET /api/x", ["Host: other"], "FORWARDED", "Host other"),
     ],
 )
@@ -184,7 +184,7 @@ def test_one_backend_that_refuses_makes_a_service_refuse(run: Run, manifests: Pa
     assert run("policy", "trace", "-f", str(manifests), *flags).returncode == 2
     found = run("policy", "trace", "-f", str(manifests), "--from", "default/backend-2", *flags[2:])
     assert found.returncode == 1
-    assert "1 of 2 backends refuse" in found.stdout
+    assert "1 of 2 backends are refused" in found.stdout
 
 
 @pytest.mark.parametrize(
@@ -196,7 +196,7 @@ def test_one_backend_that_refuses_makes_a_service_refuse(run: Run, manifests: Pa
         ("--from default/frontend --to svc:web --port 80", "svc:NAMESPACE/NAME"),
         ("--from default/frontend --to svc:default/nosuch --port 80", "no Service default/nosuch"),
         ("--from default/frontend --to svc:default/web --port 81", "has no port 81"),
-        ("--from default/frontend --to svc:default/none --port 80", "nobody is behind"),
+        ("--from default/frontend --to svc:default/none --port 80", "no endpoints for port 80"),
         ("--from default/frontend --to svc:default/headless --port 80", "headless"),
         ("--from svc:default/web --to default/backend --port 80", "no pod svc:default/web"),
         ("--from default/frontend --to default/backend --port metrics/TCP", "no port named 'metrics'"),
@@ -204,8 +204,8 @@ def test_one_backend_that_refuses_makes_a_service_refuse(run: Run, manifests: Pa
         ("--from default/frontend --to default/backend --port 70000/TCP", "--port 70000/TCP"),
         ("--from default/frontend --to default/backend --port 256/ICMPv4", "--port 256/ICMPv4"),
         ("--from default/frontend --to default/backend --port /TCP", "--port /TCP"),
-        ("--from default/frontend --to default/backend --port 80 -H a:b", "-H needs a request"),
-        ("--from default/frontend --to default/backend --port 80/UDP --http GET", "needs a TCP port"),
+        ("--from default/frontend --to default/backend --port 80 -H a:b", "-H requires --http"),
+        ("--from default/frontend --to default/backend --port 80/UDP --http GET", "requires a TCP port"),
         ("--from default/frontend --to default/backend --port 80 --http GET", "METHOD TARGET"),
         ("--from default/frontend --to default/backend", "--port"),
     ],
@@ -230,9 +230,9 @@ def test_a_missing_path_is_an_error_and_a_broken_file_a_warning(run: Run, manife
 
 @pytest.mark.parametrize("part", ["GET /\r\nX: y", "GET /\u00e9", "GET /\0"])
 def test_a_request_is_one_line_of_ascii(part: str) -> None:
-    with pytest.raises(ConfigError, match="one line of ASCII"):
+    with pytest.raises(ConfigError, match="single line of ASCII"):
         trace.request_of(part, [], "host")
-    with pytest.raises(ConfigError, match="one line of ASCII"):
+    with pytest.raises(ConfigError, match="single line of ASCII"):
         trace.request_of("GET /", [f"X: {part}"], "host")
 
 
@@ -279,7 +279,7 @@ def test_each_fault_is_file_line_field_and_message(run: Run, tmp_path: Path) -> 
     first, second, third = found.stdout.splitlines()
     assert first.startswith(f"{tmp_path}/a.yaml:7: spec.ingress[0].fromEndpoint: ")
     assert "fromEndpoints" in first, "the nearest known field is named"
-    assert second.startswith(f"{tmp_path}/b.yml:2: not YAML")
+    assert second.startswith(f"{tmp_path}/b.yml:2: not valid YAML")
     assert third.startswith(f"{tmp_path}/dns.yaml:7: spec.ingress[0].fromGroups")
     answer = json.loads(run("policy", "validate", str(tmp_path), "-o", "json").stdout)
     assert answer["valid"] is False
@@ -334,7 +334,7 @@ def test_a_policy_that_selects_no_pod_given_is_a_warning(run: Run, manifests: Pa
     (manifests / "policy.yaml").write_text(POLICY.replace("app: backend", "app: bakcend"))
     found = run("policy", "validate", str(manifests))
     assert found.returncode == 0
-    assert "warning: selects-no-pod: CiliumNetworkPolicy l7-policy selects none of the pods given" in found.stdout
+    assert "warning: selects-no-pod: CiliumNetworkPolicy l7-policy selects none of the given pods" in found.stdout
     assert "selects none" not in run("policy", "validate", str(manifests / "policy.yaml")).stdout
 
 
@@ -405,14 +405,13 @@ def test_policy_get_shows_each_direction_rule_by_rule(run: Run, agent: Agent) ->
         "default/backend (endpoint 5)",
         "  ingress:",
         "    tier default",
-        "    STAGE  ACTION    PEERS     PORT        RULE",
-        "    1      redirect  1204      80/TCP      default/l7 spec.ingress[0]",
-        "                                 http      default/l7 spec.ingress[0]  method GET, path /a,"
-        " header x-token: .*",
-        "                                 http      default/l7 spec.ingress[0]  every request",
-        "    1      allow     everyone  every port  default/l7 spec.ingress[0]",
-        "    what no rule allows is refused, by default/l7",
-        "  egress: open: no policy selects it",
+        "    STAGE  ACTION    PEERS  PORT        RULE",
+        "    1      redirect  1204   80/TCP      default/l7 spec.ingress[0]",
+        "                              http      default/l7 spec.ingress[0]  method GET, path /a, header x-token: .*",
+        "                              http      default/l7 spec.ingress[0]  every request",
+        "    1      allow     any    every port  default/l7 spec.ingress[0]",
+        "    default: traffic that no rule allows is denied, by default/l7",
+        "  egress: open: not selected by any policy",
     ]
     assert agent.asked == [{"method": "policy", "endpoint": "default/backend"}]
     assert json.loads(run("policy", "get", "-o", "json").stdout) == [ENFORCED]

@@ -85,7 +85,7 @@ def test_validate_knows_what_is_switched_on(run: Run, file: Path) -> None:
 def test_a_running_agent_has_settings_of_its_own(run: Run, flags: tuple[str, ...]) -> None:
     found = run("policy", "trace", "--from", "192.0.2.1", "--to", "192.0.2.2", "--port", "80", *flags)
     assert found.returncode == 2
-    assert "are for -f: the node's agent has settings of its own" in found.stderr
+    assert "require -f: the node's agent uses its own settings" in found.stderr
 
 
 def test_a_config_that_is_wrong_is_exit_code_2(run: Run, file: Path) -> None:

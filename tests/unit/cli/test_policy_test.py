@@ -26,7 +26,7 @@ def book(directory: Path, *cases: str, head: str = HEAD) -> str:
 
 def test_the_demos_own_cases_hold(run: Run) -> None:
     done = run("policy", "test", str(DEMO / "policy-tests" / "demo.yaml"))
-    assert (done.returncode, done.stdout.splitlines()[-1]) == (0, "8 cases, all as expected")
+    assert (done.returncode, done.stdout.splitlines()[-1]) == (0, "8 cases, all passed")
 
 
 @pytest.mark.parametrize(
@@ -36,9 +36,12 @@ def test_the_demos_own_cases_hold(run: Run) -> None:
         (("GET /api/x", "GET /x"), "expected allow, got DROPPED by CiliumNetworkPolicy default/l7-policy"),
         (("expect: allow", "expect: audit"), "expected audit, got FORWARDED"),
         (("expect: allow", "expect: redirect"), "expected redirect, got FORWARDED"),
-        (("expect: allow", "expect: allow, because: other"), "FORWARDED as expected, but not because of 'other'"),
-        (("default/frontend", "default/nobody"), "cannot be asked: no pod default/nobody in the manifests"),
-        (("port: 80", "port: 80/XX"), "cannot be asked: --port 80/XX: unknown protocol 'XX'"),
+        (
+            ("expect: allow", "expect: allow, because: other"),
+            "FORWARDED as expected, but its reason does not contain 'other'",
+        ),
+        (("default/frontend", "default/nobody"), "cannot be evaluated: no pod default/nobody in the manifests"),
+        (("port: 80", "port: 80/XX"), "cannot be evaluated: --port 80/XX: unknown protocol 'XX'"),
     ],
 )
 def test_a_case_that_does_not_hold_fails_and_says_why(
@@ -72,12 +75,16 @@ def test_junit(run: Run, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("head", "case", "message"),
     [
-        (HEAD, CASE.replace("expect: allow", "expect: pass"), ":3: cases[0].expect: 'pass' is none of allow, deny"),
-        (HEAD, CASE.replace("http", "htp"), ":3: cases[0].htp: unknown; there are name, from"),
+        (
+            HEAD,
+            CASE.replace("expect: allow", "expect: pass"),
+            ":3: cases[0].expect: 'pass' is not supported, must be one of allow, deny",
+        ),
+        (HEAD, CASE.replace("http", "htp"), ":3: cases[0].htp: unknown field, must be one of name, from"),
         (HEAD, CASE.replace("from: default/frontend, ", ""), ":3: cases[0].from: is missing"),
-        ("cases:\n", CASE, ":1: manifests: is missing"),
+        ("cases:\n", CASE, ":1: manifests: is required"),
         ("manifests: [gone]\ncases:\n", CASE, "gone: no such file or directory"),
-        ("- ", CASE, "expected one mapping with `manifests` and `cases`"),
+        ("- ", CASE, "must be a mapping with `manifests` and `cases`"),
         ("manifests: [.]\nmanifests: [.]\ncases:\n", CASE, "cases.yaml:2:"),
     ],
 )

@@ -20,7 +20,7 @@ WELL: dict[str, Any] = {
     "revision": 4,
     "enforced_revision": 4,
     "source": {"kind": "files", "path": "/m", "synced": True, "files": {"a.yaml": 1}, "problems": []},
-    "kernel": {"digest": "abc", "intact": True, "error": "", "reasserted": 0},
+    "kernel": {"digest": "abc", "intact": True, "error": "", "restored": 0},
     "workers": [
         {
             "pid": 7,
@@ -67,7 +67,7 @@ WELL: dict[str, Any] = {
             "port": None,
         },
     ],
-    "flows": {"seen": 61, "lost": 0, "ring": 4095},
+    "flows": {"seen": 61, "lost": 0, "capacity": 4095},
 }
 
 
@@ -93,7 +93,7 @@ def test_all_enforced_is_exit_code_0(process: Run, agent: Agent) -> None:
         "Kernel     nftables, intact",
         "Policies   1 of 1 enforced",
         "Endpoints  2, 1 with L7 rules",
-        "Flows      61 seen, 0 lost, ring of 4095",
+        "Flows      61 seen, 0 lost, buffer of 4095",
         "",
         "WORKER  PID  REVISION  CONNECTIONS  REQUESTS  DENIED",
         "0       7    4         2            30        3",
@@ -130,7 +130,7 @@ def test_what_the_flow_log_lost_is_said(process: Run, agent: Agent, log: dict[st
     assert [line for line in found.stdout.splitlines() if line.startswith("Flow log")] == said
 
 
-@pytest.mark.parametrize(("audit", "state"), [(False, "closed"), (True, "not refused (audit)")])
+@pytest.mark.parametrize(("audit", "state"), [(False, "traffic refused"), (True, "allowed (audit)")])
 def test_pods_that_no_object_tells_of_are_named(process: Run, agent: Agent, audit: bool, state: str) -> None:
     unknown = [
         {"id": 1 << 24, "interface": "veth1", "addresses": ["10.1.0.9", "fd00::9"], "pod": ""},
@@ -148,8 +148,8 @@ def test_pods_that_no_object_tells_of_are_named(process: Run, agent: Agent, audi
 @pytest.mark.parametrize(
     ("path", "value", "said"),
     [
-        ("enforced_revision", 3, "revision 4 is not in force yet: 3 is"),
-        ("source.synced", False, "not been read to its end"),
+        ("enforced_revision", 3, "revision 4 is not enforced yet, still 3"),
+        ("source.synced", False, "source: not fully read yet"),
         (
             "source.problems",
             [{"file": "b.yaml", "line": 3, "field": "spec", "message": "must be a mapping"}],
@@ -157,9 +157,9 @@ def test_pods_that_no_object_tells_of_are_named(process: Run, agent: Agent, audi
         ),
         ("source.problems", [{"file": "b.yaml", "line": None, "field": "", "message": "gone"}], "b.yaml: gone"),
         ("kernel.error", "nft: not found", "kernel: nft: not found"),
-        ("kernel.intact", False, "kernel: the rules are not as they were installed"),
+        ("kernel.intact", False, "kernel: the rules differ from those installed"),
         ("workers", [], "no worker is connected"),
-        ("workers.0.revision", 3, "worker 0 (pid 7) judges by revision 3"),
+        ("workers.0.revision", 3, "worker 0 (pid 7) enforces revision 3"),
         ("workers.0.problems", ["rule x: bad pattern"], "worker 0: rule x: bad pattern"),
         ("policies.0.state", "refused", "CiliumNetworkPolicy default/l7: refused:"),
         ("policies.0.state", "invalid", "CiliumNetworkPolicy default/l7: invalid:"),
@@ -193,7 +193,7 @@ def test_endpoint_list_and_get(run: Run, agent: Agent) -> None:
     assert "addresses  10.0.0.21" in run("endpoint", "get", "shop/backend").stdout.splitlines()
     missing = run("endpoint", "get", "shop/nobody")
     assert missing.returncode == 2
-    assert "no endpoint shop/nobody on this node (there are: default/backend, shop/backend)" in missing.stderr
+    assert "no endpoint shop/nobody on this node (endpoints: default/backend, shop/backend)" in missing.stderr
 
 
 def test_identity_and_service_list(run: Run, agent: Agent) -> None:
@@ -233,8 +233,7 @@ def test_without_an_agent_the_way_out_is_said(run: Run, tmp_path: Path, command:
     found = run(*command.split())
     assert found.returncode == 2
     assert found.stderr == (
-        f"error: no agent at {tmp_path}/agent.sock: start one with `l7proxy run`, "
-        "or say where it is with --run-dir or --server\n"
+        f"error: no agent at {tmp_path}/agent.sock: start it with `l7proxy run`, or set --run-dir or --server\n"
     )
 
 
@@ -243,15 +242,15 @@ def test_a_stale_socket_is_told_from_none(run: Run, tmp_path: Path) -> None:
     agent.close()
     found = run("status")
     assert found.returncode == 2
-    assert "the agent has stopped" in found.stderr
+    assert "no agent is listening" in found.stderr
 
 
 @pytest.mark.parametrize(
     ("line", "said"),
     [
-        (b"\xff\xfe\n", "not JSON"),
-        (b'{"node": "n"', "breaks off"),
-        (b"", "without an answer"),
+        (b"\xff\xfe\n", "not valid JSON"),
+        (b'{"node": "n"', "is incomplete"),
+        (b"", "without a response"),
         (b"[]\n", "same version"),
         (b'{"error": "busy: \\u001b[2J"}\n', "error: busy: \\x1b[2J"),
     ],

@@ -299,7 +299,7 @@ BEGINS = [
         'unable to parse CIDRRule "10.0.0.1": ',
     ),
     (
-        "1.6.29 an exception that is no prefix",
+        "1.6.29 an exception that is not a valid CIDR",
         "ingress: [{fromCIDRSet: [{cidrGroupRef: g, except: [x]}]}]",
         "spec.ingress[0].fromCIDRSet[0].except[0]",
         "unable to parse CIDR: ",

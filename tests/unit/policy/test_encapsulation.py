@@ -117,7 +117,7 @@ def test_a_contested_address_without_policy_stays_ungoverned(bench: Any) -> None
        status: {podIP: 10.1.0.2}}
     """
     found = town(bench, more=twin)
-    (torn,) = (one for one in found.view.endpoints if one.name == "contested 10.1.0.2")
+    (torn,) = (one for one in found.view.endpoints if one.name == "conflicting address 10.1.0.2")
     assert decide.port(found.policies[torn.id].egress, 2, 6, 80) is decide.UNGOVERNED
 
 
@@ -130,9 +130,9 @@ def test_nothing_to_refuse_is_no_rule() -> None:
 @pytest.mark.parametrize(
     ("text", "wrong"),
     [
-        ("tunnel_ports: [0]", "tunnel_ports: 0 is no UDP port (1 to 65535)"),
-        ("tunnel-protocols: [6]", "tunnel_protocols: 6 is no IP protocol (0 to 255) that has neither ports nor types"),
-        ("tunnel_protocols: [256]", "tunnel_protocols: 256 is no IP protocol"),
+        ("tunnel_ports: [0]", "tunnel_ports: 0 is not a UDP port (1 to 65535)"),
+        ("tunnel-protocols: [6]", "tunnel_protocols: 6 is not an IP protocol (0 to 255) without ports or ICMP types"),
+        ("tunnel_protocols: [256]", "tunnel_protocols: 256 is not an IP protocol"),
     ],
 )
 def test_settings_that_name_no_tunnel(tmp_path: Path, text: str, wrong: str) -> None:

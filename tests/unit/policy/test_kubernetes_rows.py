@@ -273,7 +273,7 @@ BAD = [
         "spec.policyTypes: may not specify more than two policyTypes",
     ),
     ("{podselector: {}}", 'spec.podselector: unknown field "podselector"; did you mean "podSelector"?'),
-    ("{ingress: [null]}", "spec.ingress[0]: must be a mapping, not nothing"),
+    ("{ingress: [null]}", "spec.ingress[0]: must be a mapping, not null"),
     ("{podSelector: {matchLabels: {'k8s:app': a}}}", '"k8s:app" is not a label key'),
     ("{podSelector: {matchLabels: {$host: ''}}}", '"$host" is not a label key'),
     ("{podSelector: {matchLabels: {app: null}}}", "spec.podSelector.matchLabels.app: has no value"),

@@ -330,7 +330,7 @@ def test_an_unknown_field_is_refused_wherever_it_stands(spec: str, at: str, mean
 
 NOT_OF_THAT_TYPE = [
     ("ingress: {}", "spec.ingress", "must be a list, not a mapping"),
-    ("ingress: [null]", "spec.ingress[0]", "must be a mapping, not nothing"),
+    ("ingress: [null]", "spec.ingress[0]", "must be a mapping, not null"),
     ("ingress: [{fromEndpoints: {}}]", "spec.ingress[0].fromEndpoints", "must be a list, not a mapping"),
     (
         "ingress: [{fromEndpoints: [{matchLabels: {app: 1}}]}]",

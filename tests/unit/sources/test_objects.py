@@ -178,19 +178,29 @@ def pod_with(line: str) -> str:
         ("- a", 1, "", "must be a mapping with kind"),
         ("metadata: {name: a}", 1, "kind", "is missing"),
         ("kind: Pod\nmetadata: {name: a}", 1, "apiVersion", "is missing"),
-        ("apiVersion: v1\nkind: 7", 2, "kind", "must be text, not a number"),
+        ("apiVersion: v1\nkind: 7", 2, "kind", "must be a string, not a number"),
         ("apiVersion: v1\nkind: Pod", 1, "metadata.name", "is missing"),
         ("apiVersion: v1\nkind: Pod\nmetadata:\n  name:", 4, "metadata.name", "is missing"),
         ("apiVersion: v1\nkind: Pod\nmetadata: [a]", 3, "metadata", "must be a mapping, not a list"),
-        ("apiVersion: v1\nkind: Pod\nmetadata:\n  name: a\n  labels: {x: 1}", 5, "metadata.labels.x", "must be text"),
-        (pod_with("status:\n  podIP: 10.0.0.256"), 5, "status.podIP", "'10.0.0.256' is no IP address"),
-        (pod_with("status: {podIP: 127.0.0.1}"), 4, "status.podIP", "127.0.0.1 cannot be anybody's address"),
-        (pod_with("status: {podIP: 0.0.0.0}"), 4, "status.podIP", "cannot be anybody's"),
-        (pod_with("status: {podIP: '::ffff:127.0.0.1'}"), 4, "status.podIP", "cannot be anybody's"),
-        (pod_with("status: {podIP: 'fe80::1%eth0'}"), 4, "status.podIP", "cannot be anybody's"),
-        (pod_with("status:\n  podIPs:\n  - ip: 10.0.0.1\n  - ip: x"), 7, "status.podIPs[1].ip", "is no IP address"),
+        (
+            "apiVersion: v1\nkind: Pod\nmetadata:\n  name: a\n  labels: {x: 1}",
+            5,
+            "metadata.labels.x",
+            "must be a string",
+        ),
+        (pod_with("status:\n  podIP: 10.0.0.256"), 5, "status.podIP", "'10.0.0.256' is not a valid IP address"),
+        (pod_with("status: {podIP: 127.0.0.1}"), 4, "status.podIP", "127.0.0.1 cannot be an address of a pod"),
+        (pod_with("status: {podIP: 0.0.0.0}"), 4, "status.podIP", "cannot be an address of a pod"),
+        (pod_with("status: {podIP: '::ffff:127.0.0.1'}"), 4, "status.podIP", "cannot be an address of a pod"),
+        (pod_with("status: {podIP: 'fe80::1%eth0'}"), 4, "status.podIP", "cannot be an address of a pod"),
+        (
+            pod_with("status:\n  podIPs:\n  - ip: 10.0.0.1\n  - ip: x"),
+            7,
+            "status.podIPs[1].ip",
+            "is not a valid IP address",
+        ),
         (pod_with("spec: {hostNetwork: 'yes'}"), 4, "spec.hostNetwork", "must be true or false"),
-        (pod_with("spec: {nodeName: 1}"), 4, "spec.nodeName", "must be text"),
+        (pod_with("spec: {nodeName: 1}"), 4, "spec.nodeName", "must be a string"),
         (
             pod_with("spec:\n  containers:\n  - ports:\n    - containerPort: 70000"),
             7,
@@ -207,13 +217,13 @@ def pod_with(line: str) -> str:
             "apiVersion: v1\nkind: Node\nmetadata: {name: a}\nspec:\n  podCIDR: 10.0.0.0/33",
             5,
             "spec.podCIDR",
-            "is no prefix",
+            "is not a valid CIDR",
         ),
         (
             "apiVersion: v1\nkind: Service\nmetadata: {name: a}\nspec:\n  clusterIP: x",
             5,
             "spec.clusterIP",
-            "is no IP address",
+            "is not a valid IP address",
         ),
         (
             "apiVersion: v1\nkind: Service\nmetadata: {name: a}\nspec:\n  ports:\n  - port: http",
@@ -261,4 +271,4 @@ def test_a_fault_in_a_list_is_the_items_own() -> None:
 def test_kinds_that_say_nothing_to_us_are_noted_and_no_fault() -> None:
     manifest = parse(b"apiVersion: apps/v1\nkind: Deployment\nmetadata: {name: a}\n", "a.yaml")
     assert (manifest.facts, manifest.faults) == ((), ())
-    assert [note.message for note in manifest.notes] == ["apps/v1 Deployment says nothing to us: not read"]
+    assert [note.message for note in manifest.notes] == ["apps/v1 Deployment is not used by l7proxy: ignored"]
