@@ -171,7 +171,7 @@ def _denied(entries: list[Entry]) -> Decision:
         about = f"{port_name(first.protocol, first.first)} " if first.protocol is not None else ""
         reason = about + first.refusal
     elif first.refusal:
-        extent = "is refused in part" if "." in first.ref.rule else "is refused as a whole"
+        extent = "is partly enforced" if "." in first.ref.rule else "cannot be enforced"
         reason = f"{policy_name(first.ref)} {extent}: {first.refusal}"
     also = _refs(entries[1:], first.ref)
     return Decision(

@@ -26,7 +26,7 @@ TUNNEL_PORTS: Final = (8472, 4789, 6081, 5555, 6080)
 """UDP: VXLAN (Linux' default, then IANA's), Geneve, FOU (as in ip-fou(8)), GUE."""
 TUNNEL_PROTOCOLS: Final = (4, 41, 47, 50, 51, 97, 115)
 """IPv4 and IPv6 in IP, GRE, ESP, AH, EtherIP, L2TPv3 (IANA's numbers)."""
-_WHY: Final = "is a tunnel, which pods may use only where a policy allows just this UDP port or IP protocol"
+_WHY: Final = "is a tunnel: pods may use it only if a policy allows exactly this UDP port or IP protocol"
 
 
 def no_encapsulation(

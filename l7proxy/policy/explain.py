@@ -50,10 +50,10 @@ def _distance(entry: Entry, direction: Direction, identity: int, protocol: int, 
         return 0, ""
     if who:
         near = max(entry.first - number, number - entry.last) if entry.protocol == protocol else 1 << 16
-        return near, f"it allows this peer, but on {ports(entry)}, not {port_name(protocol, number)}"
+        return near, f"it allows this peer on {ports(entry)}, not on {port_name(protocol, number)}"
     if where:
         way = "from" if direction is Direction.INGRESS else "to"
-        return 1 << 17, f"it allows {port_name(protocol, number)}, but not {way} identity {identity}"
+        return 1 << 17, f"it allows {port_name(protocol, number)}, not {way} identity {identity}"
     return 1 << 18, f"it allows {ports(entry)} for other peers"
 
 
@@ -76,7 +76,7 @@ def moot(policy: PortPolicy, request: Request | None = None) -> Iterator[str]:
         if request is not None and table.judge(request).allowed:
             continue
         names = sorted({policy_name(rule.ref) for rule in table.rules})
-        yield f"the HTTP rules of {', '.join(names)} are moot for this peer: {rest.ref} allows every request"
+        yield f"the HTTP rules of {', '.join(names)} have no effect for this peer: {rest.ref} allows every request"
 
 
 def unread(
@@ -88,4 +88,4 @@ def unread(
     entries = (entry for tier in policy.tiers for stage in tier.stages for entry in stage)
     judging = (one for one in entries if one.action is Action.REDIRECT and one.covers(identity, protocol, number))
     for name in sorted({policy_name(entry.ref) for entry in judging}):
-        yield f"the HTTP rules of {name} are moot for this peer: {found.l4.ref} is asked before them and allows it"
+        yield f"the HTTP rules of {name} have no effect for this peer: {found.l4.ref} comes first and allows it"

@@ -93,16 +93,16 @@ class HeaderRule:
 def value_fault(text: str) -> str:
     """Why `text` cannot be a header's value, empty when it can. Never quotes it: it may be a secret."""
     if any(char in text for char in "\r\n\0"):
-        return "holds a line break or a NUL, which no header can hold"
+        return "contains a line break or a NUL, which is not allowed in a header value"
     if any((char < " " and char != "\t") or char == "\x7f" for char in text):
-        return "holds a control character, which no header can hold"
+        return "contains a control character, which is not allowed in a header value"
     return ""
 
 
 def writing_fault(name: str, text: str) -> str:
     """Why this header cannot be written into a request, empty when it can."""
     if alike(name.lower().encode()).decode() in FRAMING:
-        return f"{name} frames or routes the request and cannot be changed"
+        return f"{name} is used for framing or routing of the request and cannot be changed"
     if text != text.strip(" \t"):
-        return "a value that begins or ends with a blank cannot be written"
+        return "a value that begins or ends with whitespace cannot be written"
     return ""

@@ -57,14 +57,24 @@ def of_document(document: Mapping[Any, Any]) -> Iterator[FieldFinding]:
     if str(document.get("apiVersion", "")).startswith("networking.k8s.io/"):
         for at, item in _items("spec", document.get("spec"), ("ingress", "egress")):
             yield from _empty(
-                at, item, _KUBERNETES_LISTS, "empty-is-everyone", "an empty list is as none: it limits nothing"
+                at,
+                item,
+                _KUBERNETES_LISTS,
+                "empty-matches-everything",
+                "an empty list is the same as an absent one: it restricts nothing",
             )
     for base, spec in _specs(document):
         for at, item in _items(base, spec, ("ingress", "ingressDeny", "egress", "egressDeny")):
-            nobody = "an empty list is nobody; leave the key out to mean everyone"
-            yield from _empty(at, item, _PEER_LISTS, "empty-is-nobody", nobody)
+            nobody = "an empty list matches no peer; remove the field to match every peer"
+            yield from _empty(at, item, _PEER_LISTS, "empty-matches-nothing", nobody)
             if len(item) > 1:
-                yield from _empty(at, item, ("toPorts",), "empty-is-everyone", "an empty list is as none: every port")
+                yield from _empty(
+                    at,
+                    item,
+                    ("toPorts",),
+                    "empty-matches-everything",
+                    "an empty list is the same as an absent one: every port",
+                )
             for cell_at, cell in _items(at, item, ("toPorts",)):
                 yield from _ports(cell_at, cell)
 
@@ -97,12 +107,12 @@ def _empty(at: str, item: Mapping[Any, Any], keys: Iterable[str], code: str, mes
 def _ports(at: str, cell: Mapping[Any, Any]) -> Iterator[FieldFinding]:
     """One item of toPorts."""
     if not cell.get("ports"):
-        message = "no port is listed, so this matches none; leave toPorts out to mean every port"
-        yield FieldFinding("empty-is-nobody", at, message)
+        message = "no ports are listed, so this matches no port; remove toPorts to match every port"
+        yield FieldFinding("empty-matches-nothing", at, message)
     rules = cell.get("rules")
     if isinstance(rules, Mapping):
-        message = "no rule is listed, so every request passes; [{}] has them read, and logged"
-        yield from _empty(f"{at}.rules", rules, ("http",), "empty-is-everyone", message)
+        message = "no rules are listed, so every request is allowed; use [{}] to allow, parse and log every request"
+        yield from _empty(f"{at}.rules", rules, ("http",), "empty-matches-everything", message)
 
 
 def of_names_learned(documents: Iterable[Mapping[Any, Any]]) -> Iterator[tuple[int, FieldFinding]]:
@@ -121,7 +131,7 @@ def of_names_learned(documents: Iterable[Mapping[Any, Any]]) -> Iterator[tuple[i
         return
     for number, at, item in egress:
         if item.get("toFQDNs"):
-            message = "without a dns rule no name is ever learned, so this allows nothing"
+            message = "no policy has a dns rule, so no names are resolved and this allows nothing"
             yield number, FieldFinding("fqdn-without-dns", f"{at}.toFQDNs", message)
 
 
@@ -155,11 +165,15 @@ def of_peers(rules: Iterable[Rule], identities: Mapping[int, Identity]) -> Itera
             continue
         for peer in rule.peers or ():
             if isinstance(peer, SelectorPeer) and isinstance(peer.selector, Selector) and is_nobody(peer):
-                yield Finding("selects-nobody", rule.ref, f"the peer {peer.selector} is none of the pods given")
+                yield Finding(
+                    "peer-selects-nothing",
+                    rule.ref,
+                    f"the peer selector {peer.selector} matches none of the given pods",
+                )
         for some in _alternatives(rule.peers or ()):
             if some and all(isinstance(peer, SelectorPeer) and is_nobody(peer) for peer in some):
-                message = "its peer is none of the pods and network sets given"
-                yield Finding("selects-nobody", rule.ref, message)
+                message = "its peer matches none of the given pods and network sets"
+                yield Finding("peer-selects-nothing", rule.ref, message)
 
 
 def _alternatives(peers: tuple[Peer, ...]) -> Iterator[tuple[Peer, ...]]:
@@ -175,7 +189,7 @@ def _alternatives(peers: tuple[Peer, ...]) -> Iterator[tuple[Peer, ...]]:
 def of_names(rules: Iterable[Rule], references: References) -> Iterator[Finding]:
     """Services, groups and nodes that rules name and nobody has, among those at hand."""
     for ref, name in dict.fromkeys(unknown(rules, references)):
-        yield Finding("names-nobody", ref, f"there is no {name} here, so it means nobody")
+        yield Finding("unknown-reference", ref, f"{name} does not exist, so this matches no peer")
 
 
 def of_pairs(rules: Iterable[Rule]) -> Iterator[Finding]:
@@ -186,9 +200,7 @@ def of_pairs(rules: Iterable[Rule]) -> Iterator[Finding]:
             if _makes_void(other, judged):
                 place = f" ({other.ref.file}:{other.ref.line})" if other.ref.file else ""
                 who = f"{policy_name(other.ref)} {other.ref.rule}{place}"
-                yield Finding(
-                    "l7-void", judged.ref, f"its HTTP rules are void: {who} allows the same whatever is asked"
-                )
+                yield Finding("l7-shadowed", judged.ref, f"its HTTP rules have no effect: {who} allows every request")
                 break
 
 
@@ -244,7 +256,7 @@ def of_tables(policies: Mapping[int, EndpointPolicy], endpoints: Iterable[Endpoi
             for judged, plain in _voided(table) if table is not None else ():
                 if (judged.ref, plain.ref) not in told:
                     told.add((judged.ref, plain.ref))
-                    yield Finding("l7-void", judged.ref, _void(judged, plain, direction, endpoint))
+                    yield Finding("l7-shadowed", judged.ref, _void(judged, plain, direction, endpoint))
 
 
 def _path(http: HttpRule) -> Iterator[Finding]:
@@ -253,14 +265,20 @@ def _path(http: HttpRule) -> Iterator[Finding]:
         return
     if _INNER_ANY.search(path):
         yield Finding(
-            "crosses-slash", http.ref, f"path {path}: `.` also matches `/`, so more levels pass; write [^/]+ for one"
+            "crosses-slash",
+            http.ref,
+            f"path {path}: `.` also matches `/`, so it matches more than one level; use [^/]+ to match one",
         )
     if path.startswith("^") and not _ENDS_OPEN.search(path):
         yield Finding(
-            "not-a-prefix", http.ref, f"path {path}: the whole path must match, not its beginning; write {path[1:]}.*"
+            "not-a-prefix",
+            http.ref,
+            f"path {path}: the pattern must match the whole path, not a prefix; use {path[1:]}.*",
         )
     elif path.endswith("/"):
-        yield Finding("not-a-prefix", http.ref, f"path {path}: nothing below it matches; write {path}.* for that")
+        yield Finding(
+            "not-a-prefix", http.ref, f"path {path}: it does not match paths below it; use {path}.* for those"
+        )
 
 
 def _get_without_head(rules: Iterable[Rule]) -> Iterator[Finding]:
@@ -314,6 +332,6 @@ def _void(judged: Entry, plain: Entry, direction: Direction, endpoint: Endpoint)
     whom = "its peers" if everyone else "some of its peers"
     place = f" ({plain.ref.file}:{plain.ref.line})" if plain.ref.file else ""
     return (
-        f"its HTTP rules are void for {whom}: {policy_name(plain.ref)} {plain.ref.rule}{place} allows them "
-        f"{ports(plain)} whatever they ask ({direction.word} of {endpoint})"
+        f"its HTTP rules have no effect for {whom}: {policy_name(plain.ref)} {plain.ref.rule}{place} allows "
+        f"every request on {ports(plain)} ({direction.word} of {endpoint})"
     )

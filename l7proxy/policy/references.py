@@ -197,7 +197,7 @@ def _whom(rule: Rule) -> tuple[Peer, ...] | None:
 
 
 def _no_tier(tier: Tier) -> str:
-    return f"there is no Tier {tier.name}"
+    return f"Tier {tier.name} does not exist"
 
 
 def unknown(rules: Iterable[Rule], references: References) -> Iterator[tuple[RuleRef, str]]:
@@ -220,9 +220,9 @@ def _called(peer: NamePeer) -> str:
         case ServicePortPeer(namespace, name):
             return f"Service {namespace}/{name} with endpoints"
         case ServicePeer(namespace, name) if name:
-            return f"Service {namespace}/{name}" if namespace else f"Service {name} of any namespace"
+            return f"Service {namespace}/{name}" if namespace else f"Service {name} in any namespace"
         case ServicePeer(namespace):
-            return f"Service of {namespace or 'any namespace'} with labels {peer.selector}"
+            return f"Service in {namespace or 'any namespace'} with labels {peer.selector}"
         case CidrGroupPeer(name):
             return f"CIDR group {name}" if name else f"CIDR group with labels {peer.selector}"
         case NodePeer():

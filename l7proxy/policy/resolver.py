@@ -141,7 +141,7 @@ class Resolver:
             case EveryPeer(all_of, none_of):
                 return self._every(all_of, none_of)
             case _:
-                raise TypeError(f"{peer} is still a name: policy.references comes before compile")
+                raise TypeError(f"{peer} is unresolved: apply policy.references before compile")
 
     def _every(self, all_of: Iterable[Peer], none_of: Iterable[Peer]) -> frozenset[int] | None:
         found: frozenset[int] | None = None

@@ -49,7 +49,7 @@ def test_a_denial_is_told_once_with_policy_and_reason(cluster: Cluster) -> None:
     dropped = _until_flow(cluster, marker, verdict="DROPPED")
     assert [flow["ingress_denied_by"][0]["name"] for flow in dropped] == ["l7-policy"]
     assert dropped[0]["policy_log"] == [
-        "no rule matched; nearest: policy default/l7-policy rule 1, method GET matched, path is not /api/.*"
+        "no rule matched; nearest: policy default/l7-policy rule 1, method GET matched, path does not match /api/.*"
     ]
 
 

@@ -143,7 +143,7 @@ def test_a_policy_of_another_namespace_does_not_get_the_secret(lab: Cluster, tmp
     try:
         (thief,) = [one for one in lab.agent("node-2")["policies"] if one["name"] == "thief"]
         assert thief["state"] == "refused"
-        assert "secrets of namespace default are not for policies of elsewhere" in thief["reason"]
+        assert "policies of namespace elsewhere cannot use secrets of default" in thief["reason"]
         assert lab.curl("elsewhere/frontend", "http://backend.default/secret/1") in ("exit 7", "exit 28", "exit 6")
     finally:
         lab.delete(FOREIGN, tmp_path)

@@ -231,7 +231,7 @@ def refuse(document: Mapping[Any, Any], reason: str, *, locate: Locate | None = 
 def _read(document: Mapping[Any, Any], locate: Locate | None, options: Options) -> tuple[Document, tuple[Rule, ...]]:
     language = _language(document)
     if language is None:
-        raise PolicyError("not a policy: apiVersion and kind name none that we know", at="kind")
+        raise PolicyError("not a policy: unknown apiVersion and kind", at="kind")
     kind, version = document["kind"], _group_version(document)[1]
     if language.parse is None:
         raise PolicyError(f"{document['apiVersion']} {kind} is not supported yet", at="kind", unsupported=True)

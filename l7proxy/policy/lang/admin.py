@@ -59,7 +59,7 @@ def parse(root: Mapping[object, object], locate: Locate | None, options: Options
     """The document with its notes and faults, and its rules, which only count when there are no faults."""
     document, found = opened(root, locate, options, namespaced=False)
     if document.kind == BASELINE_KIND and document.name != "default":
-        Field(None, "metadata.name").fail(f"there is one {BASELINE_KIND} in a cluster, and its name is default")
+        Field(None, "metadata.name").fail(f"{BASELINE_KIND} must be named default")
     spec = found.get("spec", Field(None, "spec"))
     return document, tuple(document.collect(partial(_spec, spec, document)))
 
@@ -175,7 +175,7 @@ def _only(field: Field, known: tuple[str, ...]) -> tuple[str, Field]:
     """The one thing that a field chooses; what is none of `known` may be of a later version of the API."""
     found = field.mapping(None)
     if len(found) > 1:
-        field.fail(f"must say one thing, not {' and '.join(sorted(found)[:2])}")
+        field.fail(f"must have exactly one field, not {' and '.join(sorted(found)[:2])}")
     for name, value in found.items():
         if name in known:
             return name, value
@@ -267,7 +267,7 @@ def _span(field: Field, found: Mapping[str, Field]) -> tuple[int, int]:
             field.fail(f"{name} is required")
     first, last = found["start"].number(1, 65535), found["end"].number(1, 65535)
     if last < first:
-        field.fail("ends before it begins")
+        field.fail("end must not be less than start")
     return first, last
 
 

@@ -140,7 +140,7 @@ def _spec(spec: Field, document: Document, *, staged: bool) -> Iterator[Rule]:
                 yield _let_the_host_in(scope)
             yield from rules
         elif items[direction]:
-            document.note(found[direction.word], f"has no effect: types does not say {direction.name.capitalize()}")
+            document.note(found[direction.word], f"has no effect: types does not include {direction.name.capitalize()}")
 
 
 def subject(spec: Field, document: Document) -> Selects:
@@ -151,7 +151,9 @@ def subject(spec: Field, document: Document) -> Selects:
         terms.append(calico_peers.selector(found["selector"], calico_peers.of_pods))
     if "namespaceSelector" in found and found["namespaceSelector"].text():
         if calico_selector.is_global(found["namespaceSelector"].text()):
-            found["namespaceSelector"].fail("global() is for the namespaceSelector of a source or destination only")
+            found["namespaceSelector"].fail(
+                "global() is allowed only in the namespaceSelector of a source or destination"
+            )
         terms.append(calico_peers.namespaces(found["namespaceSelector"]))
     if "serviceAccountSelector" in found and found["serviceAccountSelector"].text():
         terms.append(calico_peers.selector(found["serviceAccountSelector"], calico_peers.of_accounts))
@@ -199,7 +201,7 @@ def _types(field: Field | None, items: Mapping[Direction, list[Field]]) -> froze
     for item in listed:
         direction = _type(item)
         if direction in found:
-            item.fail(f"{quoted(item.text())} stands there twice")
+            item.fail(f"{quoted(item.text())} is listed twice")
         found.add(direction)
     return frozenset(found)
 
@@ -250,7 +252,7 @@ def _rule(item: Field, direction: Direction, scope: _Scope) -> Iterator[Rule]:
     if http is not None and ports is None:
         ports = (PortMatch(frozenset((Protocol.TCP.value,))),)
     if action is None:
-        document.note(item, "Log decides nothing; every verdict is told as a flow in any case")
+        document.note(item, "has no effect: every verdict is logged as a flow")
         return
     yield Rule(
         ref=document.counted_ref(item.at),
@@ -295,7 +297,7 @@ def _check_entities(entities: Mapping[str, Mapping[str, Field]], direction: Dire
                 entities["destination"][name].fail("cannot specify ports with a service as destination")
     for name in ("nets", "notNets"):
         if name in entities[own] and entities[own][name].items():
-            what = f"{name} for the pod's own addresses is not supported yet"
+            what = f"{name} for the pod's own addresses are not supported yet"
             entities[own][name].fail(what, unsupported=True)
 
 
@@ -318,9 +320,9 @@ def _http(
     document: Document,
 ) -> HttpRule:
     if direction is not Direction.INGRESS or action is not Action.ALLOW:
-        field.fail("http is for ingress rules with action Allow only")
+        field.fail("http is allowed only in ingress rules with action Allow")
     if ports is not None and any(match.protocols != {Protocol.TCP.value} for match in ports):
-        field.fail("rules with http must have protocol TCP, or none")
+        field.fail("rules with http must have protocol TCP or no protocol")
     return http_rule(field, document)
 
 

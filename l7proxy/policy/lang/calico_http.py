@@ -47,7 +47,7 @@ def _methods(fields: list[Field]) -> str | None:
         if method in seen:
             field.fail(f"duplicate method {quoted(method)}")
         if not _METHOD.fullmatch(method):
-            field.fail(f"{quoted(method)} is not a method")
+            field.fail(f"{quoted(method)} is not an HTTP method")
         seen.append(method)
     if not seen or "*" in seen:
         return None
@@ -63,9 +63,9 @@ def _path(field: Field, document: Document) -> str:
     if not text.startswith("/"):
         where.fail(f"must start with /: {quoted(text)}")
     if _BAD_IN_PATH.search(text):
-        where.fail(f"must hold no ?, # or blank: {quoted(text)}")
+        where.fail(f"must not contain ?, # or whitespace: {quoted(text)}")
     if any(part in ("", ".", "..") for part in text.strip("/").split("/")) and text != "/":
-        document.note(where, "never matches: paths are compared without //, . and .. in them")
+        document.note(where, "never matches: paths are normalised (without //, . and ..) before matching")
     if kind == "exact":
         return _spelled(text) + _QUERY
     if text.endswith("/"):

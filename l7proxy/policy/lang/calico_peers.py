@@ -185,17 +185,19 @@ def _nets(field: Field, version: int | None) -> Iterator[CidrPeer]:
     for item in field.items(most=MAX_NETS, too_many=f"too many nets, the max is {MAX_NETS}"):
         network = _network(item)
         if version not in (None, network.version):
-            item.fail(f"is not of IP version {version}, as the rule is")
+            item.fail(f"must be of IP version {version}, as the rule is")
         families.add(network.version)
         if len(families) > 1:
-            item.fail("IPv4 and IPv6 in one list: write two rules")
+            item.fail("IPv4 and IPv6 cannot be mixed in one list: use two rules")
         yield CidrPeer(network, reach=Reach.ANYWHERE)
 
 
 def _not_nets(field: Field, version: int | None) -> Iterator[CidrPeer]:
     for place, peer in enumerate(_nets(field, version)):
         if not peer.network.prefixlen:
-            Field(None, f"{field.at}[{place}]").fail(f"{peer.network} is everything: the rule would match nothing")
+            Field(None, f"{field.at}[{place}]").fail(
+                f"{peer.network} covers every address: the rule would match nothing"
+            )
         yield peer
 
 

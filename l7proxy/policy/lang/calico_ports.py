@@ -74,7 +74,7 @@ def _protocol(field: Field) -> int:
         return _NAMES[text]
     if _NUMBER.fullmatch(text) and 1 <= int(text) <= 255:
         return int(text)
-    return field.fail(f"{quoted(text)} is no protocol: {', '.join(_NAMES)} or a number from 1 to 255")
+    return field.fail(f"{quoted(text)} is not a protocol: must be {', '.join(_NAMES)} or a number from 1 to 255")
 
 
 def _ports(field: Field) -> list[Span | str]:
@@ -89,13 +89,13 @@ def _port(field: Field) -> Span | str:
     span = _RANGE.fullmatch(text) or (_NUMBER.fullmatch(text) and re.fullmatch(r"(.*)()", text))
     if not span:
         if not _NAME.fullmatch(text):
-            field.fail(f"{quoted(text)} is no port: a number, a range as 1000:2000, or a name")
+            field.fail(f"{quoted(text)} is not a port: must be a number, a range as 1000:2000, or a name")
         return text
     first, last = int(span[1]), int(span[2] or span[1])
     if last > _LAST:
-        field.fail(f"{quoted(text)} is no port: the highest is {_LAST}")
+        field.fail(f"{quoted(text)} is not a port: the maximum is {_LAST}")
     if last < first:
-        field.fail(f"the range {quoted(text)} ends before it begins")
+        field.fail(f"the range {quoted(text)} ends before it starts")
     return first, last
 
 
@@ -146,7 +146,7 @@ def _message(field: Field) -> Span:
     found = field.mapping(("type", "code"))
     if "type" not in found:
         if "code" in found:
-            field.fail("code needs a type")
+            field.fail("code requires a type")
         return 0, _LAST
     kind = found["type"].number(0, 254) << 8
     if "code" not in found:

@@ -165,7 +165,7 @@ class _Reader:
             case "all":
                 return AllOf()
             case "global":
-                raise SelectorError("global() stands alone, and in namespaceSelector only")
+                raise SelectorError("global() must stand alone and is allowed only in namespaceSelector")
             case "has":
                 return self._leaf(Requirement("", token.text, Operator.EXISTS))
             case "label":
@@ -177,7 +177,7 @@ class _Reader:
     def _group(self) -> Selects:
         self._depth += 1
         if self._depth > MAX_DEPTH:
-            raise SelectorError(f"more than {MAX_DEPTH} parentheses within each other")
+            raise SelectorError(f"parentheses are nested deeper than {MAX_DEPTH}")
         found = self.either()
         self._depth -= 1
         token = self._take()

@@ -75,7 +75,7 @@ def _subject(spec: Field, found: dict[str, Field], document: Document) -> Select
     if document.namespace:
         found["nodeSelector"].fail("rule cannot have NodeSelector")
     selectors.requirements(found["nodeSelector"])
-    document.unenforceable(found["nodeSelector"], "has no effect: the host firewall is off")
+    document.unenforceable(found["nodeSelector"], "has no effect: host policies are not supported")
     return None
 
 
@@ -93,7 +93,7 @@ def _default_deny(
         if field.flag() and not any(items for name, items in lists.items() if _LISTS[name][0] is direction):
             document.note(field, f"has no effect: there is no {direction.word} entry")
         if result[direction] != field.flag():
-            document.note(field, "has no effect: policies without default deny are switched off")
+            document.note(field, "has no effect: policies without default deny are disabled")
     return result
 
 

@@ -99,6 +99,6 @@ class Document:
                 raise
         if self.program > pattern.MAX_PROGRAM:
             raise pattern.PatternError(
-                f"the regular expressions of this document are too large together: with this one {self.program} RE2 "
-                f"instructions, the most allowed is {pattern.MAX_PROGRAM}"
+                f"the regular expressions of this document are too large: up to this one they need {self.program} RE2 "
+                f"instructions, the limit is {pattern.MAX_PROGRAM}"
             )

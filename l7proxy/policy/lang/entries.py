@@ -23,7 +23,7 @@ from l7proxy.policy.lang.ports import ports
 from l7proxy.policy.rules import AnyPeer, EveryPeer, HttpRule, Peer, PortMatch, Rule
 
 _AUTHENTICATION: Final = ("disabled", "required", "test-always-fail")
-_REFUSED: Final = "is not supported yet: what its rule covers is refused"
+_REFUSED: Final = "is not supported yet: traffic that its rule covers is denied"
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +98,9 @@ def rules_of(place: Field, direction: Direction, action: Action, scope: Scope) -
     read = partial(peers.peers, place, found, direction, document, deny=deny, for_init=scope.for_init)
     who: tuple[Peer, ...] | None = document.part(read, ())
     for name in place.without_value():
-        document.note(Field(None, place.key(name)), "has no value, which is as if it were absent; an empty list is []")
+        document.note(
+            Field(None, place.key(name)), "has no value, the same as an absent field; use [] for an empty list"
+        )
     if who is None and not cells and not icmps:
         who = ()  # `{}` matches nothing
     asked = found.get("authentication")
@@ -151,7 +153,7 @@ def _cell(cell: Field, entry: Entry) -> Iterator[Rule]:
     if queries:
         if not what:
             cell.fail("port 53 must be specified for DNS rules")
-        document.unenforceable(queries, "is not supported yet: it lets no query pass")
+        document.unenforceable(queries, "is not supported yet: no queries are allowed")
     refusal = "; ".join([document.unenforceable(field, _REFUSED) for field in closed])
     yield from entry.rule(cell, what, http=http, refusal=refusal, nobody=queries is not None)
 

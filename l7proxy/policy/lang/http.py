@@ -73,11 +73,11 @@ def _header(field: Field, document: Document) -> HeaderMatch:
     if not name:
         field.fail("Header name missing")
     if not _TOKEN.fullmatch(name):
-        document.note(field, f"never matches: {quoted(name)} is not a header name; write 'Name: value' with one space")
+        document.note(field, f"never matches: {quoted(name)} is not a header name; use 'Name: value' with one space")
     if not blank:
         return HeaderMatch(name.lower())
     if value != value.strip(" \t"):
-        document.note(field, "the value matches literally with its outer blanks, which no request can have")
+        document.note(field, "never matches: the value has leading or trailing whitespace, which is matched literally")
     return HeaderMatch(name.lower(), value, _value_pattern(value, field, document))
 
 
@@ -88,9 +88,9 @@ def _value_pattern(value: str, field: Field, document: Document) -> str | None:
     try:
         document.check_pattern(value)
     except pattern.PatternError as error:
-        document.note(field, f"the value matches literally only: {error}")
+        document.note(field, f"the value is matched literally only: {error}")
         return None
-    document.note(field, "the value is also tried as a whole-string regular expression", code="header-regex")
+    document.note(field, "the value is also matched as a whole-string regular expression", code="header-regex")
     return value
 
 
@@ -114,11 +114,11 @@ def foreign_secrets(rules: Iterable[Rule], secrets_namespace: str) -> PolicyErro
 
 def _foreign(secret: SecretName, own: str, configured: str) -> str:
     if not secret.namespace and not configured:
-        return "a secret needs a namespace here: the policy is in none, and the agent has none for secrets"
+        return "a cluster-wide policy must set the secret's namespace: the agent has no secrets_namespace"
     if not own or secret.namespace in ("", own, configured):
         return ""
-    others = f" and {configured}, where the agent takes secrets from" if configured else ""
-    return f"secrets of namespace {secret.namespace} are not for policies of {own}: only its own are{others}"
+    others = f" and {configured} (secrets_namespace)" if configured else ""
+    return f"policies of namespace {own} cannot use secrets of {secret.namespace}, only those of {own}{others}"
 
 
 def _header_rules(field: Field, document: Document) -> tuple[HeaderRule, ...]:
@@ -138,8 +138,10 @@ def _header_rule(field: Field, document: Document) -> HeaderRule:
     if mismatch in CHANGING and (fault := writing_fault(name, value or "")):
         field.fail(fault)
     if value is None and secret is None and mismatch in CHANGING:
-        what = "adds an empty one" if mismatch in WRITING else "has no effect"
-        document.note(field, f"without value or secret the header need only be there: {mismatch.value} {what}")
+        what = "adds an empty header" if mismatch in WRITING else "has no effect"
+        document.note(
+            field, f"without value or secret only the presence of the header is checked: {mismatch.value} {what}"
+        )
     return HeaderRule(name, value, mismatch, secret)
 
 
@@ -156,13 +158,14 @@ def _secret(field: Field, document: Document) -> SecretName:
     if not name:
         field.fail("Secret name missing")
     if not _SECRET.fullmatch(name):
-        found["name"].fail(f"{quoted(name)} is not the name of a Secret")
+        found["name"].fail(f"{quoted(name)} is not a valid Secret name")
     space = found["namespace"].text() if "namespace" in found else ""
     if space and not _SPACE.fullmatch(space):
-        found["namespace"].fail(f"{quoted(space)} is not a namespace")
+        found["namespace"].fail(f"{quoted(space)} is not a valid namespace")
     if space and document.namespace not in ("", space):
         document.note(
-            found["namespace"], f"is not the policy's own: refused unless the agent takes its secrets from {space}"
+            found["namespace"],
+            f"is not the policy's namespace: refused unless the agent's secrets_namespace is {space}",
         )
     return SecretName(space or document.namespace, name)
 
@@ -174,7 +177,7 @@ def _value(field: Field, document: Document) -> str | None:
     if fault := value_fault(text):
         field.fail(f"the value {fault}")
     if text != text.strip(" \t"):
-        document.note(field, "the value matches literally with its outer blanks, which no request can have")
+        document.note(field, "never matches: the value has leading or trailing whitespace, which is matched literally")
     if (pattern.METACHARACTERS - _PLAIN_IN_VALUES).intersection(text):
-        document.note(field, "the value matches literally: headerMatches knows no regular expressions")
+        document.note(field, "the value is matched literally: headerMatches does not support regular expressions")
     return text or None

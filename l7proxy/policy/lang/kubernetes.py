@@ -61,7 +61,7 @@ def _spec(spec: Field, document: Document) -> Iterator[Rule]:
         if not isolates:
             if items[direction]:
                 document.note(
-                    found[direction.word], f"has no effect: policyTypes does not say {direction.name.capitalize()}"
+                    found[direction.word], f"has no effect: policyTypes does not include {direction.name.capitalize()}"
                 )
             continue
         yield from read
@@ -143,7 +143,7 @@ def _block(field: Field, options: Options) -> CidrPeer:
     for each in found["except"].items() if "except" in found else ():
         hole = cidrs.prefix(each)
         if not within(hole, network) or hole == network:
-            each.fail(f"must be a strict subset of cidr: {found['cidr'].text()} does not hold {each.text()}")
+            each.fail(f"must be a strict subset of cidr: {found['cidr'].text()} does not contain {each.text()}")
         holes.add(hole)
     excepts = tuple(sorted(holes, key=lambda hole: (int(hole.network_address), hole.prefixlen)))
     return CidrPeer(network, excepts, options.cidr_reach if options.kubernetes_like_cilium else Reach.ANYWHERE)
@@ -176,7 +176,7 @@ def port_name(field: Field) -> str:
     """The name of a container port."""
     text = field.text()
     if not _PORT_NAME.fullmatch(text):
-        hint = ": a number is written without quotes" if text.isdecimal() else ""
+        hint = ": write a number without quotes" if text.isdecimal() else ""
         rule = "at most 15 lower case letters, digits and '-', a letter among them"
         field.fail(f"{quoted(text)} is not a port name: {rule}{hint}")
     return text

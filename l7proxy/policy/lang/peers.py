@@ -87,7 +87,7 @@ def _absent(field: Field, kind: str, document: Document) -> bool:
     if field.items() or kind not in _ABSENT_WHEN_EMPTY:
         return False
     if kind != _GONE:
-        document.note(field, "is empty, which is as if it were absent: anyone")
+        document.note(field, "is empty, the same as an absent field: every peer")
     return True
 
 
@@ -107,7 +107,7 @@ def _read(kind: str, field: Field, document: Document, *, deny: bool, for_init: 
             return chain.from_iterable(field.each(partial(services, document=document)))
         case "FQDNs":
             dns.check_peers(field.items())
-            document.unenforceable(field, "is not supported yet: it means nobody")
+            document.unenforceable(field, "is not supported yet: it matches no peer")
             return ()
         case "Groups":
             return _groups(field, document, deny=deny)
@@ -127,8 +127,8 @@ def _groups(field: Field, document: Document, *, deny: bool) -> Iterable[Peer]:
     """Groups of a cloud: nobody tells their addresses. An allow rule means nobody then; a deny rule cannot."""
     field.each(partial(Field.mapping, known=("aws",)))
     if deny:
-        field.fail("groups of a cloud provider are not supported", unsupported=True)
-    document.unenforceable(field, "is not supported: groups of a cloud provider mean nobody")
+        field.fail("cloud provider groups are not supported", unsupported=True)
+    document.unenforceable(field, "is not supported: cloud provider groups match no peer")
     return ()
 
 

@@ -61,10 +61,10 @@ def _port(field: Field, document: Document, *, l7: str) -> PortMatch:
         if l7:
             field.fail("L7 rules can not be used when a port is 0")
         if end:
-            found["endPort"].fail('endPort has no meaning with port "0", which is every port')
+            found["endPort"].fail('endPort has no effect with port "0", which matches every port')
         return PortMatch(PROTOCOLS[protocol])
     if 0 < end < number:
-        document.note(found["endPort"], f"is below the port, so this is port {number} alone")
+        document.note(found["endPort"], f"is less than port, so this matches only port {number}")
     return PortMatch(PROTOCOLS[protocol], number, max(number, end))
 
 
@@ -90,7 +90,7 @@ def _number_or_name(field: Field, document: Document) -> tuple[int, str]:
     if _SERVICE.fullmatch(text):
         return 0, text.lower()
     if _OCTAL.fullmatch(text):
-        document.note(field, f"is octal because of its leading zero: port {int(text, 8)}")
+        document.note(field, f"is octal because of its leading zero: this is port {int(text, 8)}")
         return int(text, 8), ""
     if not _NUMBER.fullmatch(text) or int(text) > 65535:
         field.fail(f"unable to parse port: {quoted(text)} is neither a number up to 65535 nor a port name")

@@ -82,7 +82,7 @@ def cilium_subject(spec: Field, document: Document) -> Selector | None:
     if "endpointSelector" not in found and "nodeSelector" in found and not document.namespace:
         return None
     if "endpointSelector" not in found:
-        spec.fail("no subject")
+        spec.fail("endpointSelector is missing")
     return selectors.subject(found["endpointSelector"], document)
 
 
@@ -96,7 +96,7 @@ def kubernetes_subject(spec: Field, document: Document) -> Selector:
     found = spec.mapping(None)
     wanted = selectors.requirements(found["podSelector"]) if "podSelector" in found else []
     if any(each.source != ANY for each in wanted):
-        spec.fail("keys of Kubernetes selectors have no source")
+        spec.fail("label keys of Kubernetes selectors must not have a source")
     own = [Requirement(OWN, each.key, each.operator, each.values) for each in wanted]
     return selectors.selector([*own, *_whole(document).requirements])
 
@@ -114,7 +114,7 @@ def kubernetes_directions(spec: Field) -> tuple[Direction, ...]:
 
 def unread_subject(spec: Field, document: Document) -> Selector:
     """For languages of whose selectors we know nothing yet."""
-    return spec.fail("its selector is not understood yet")
+    return spec.fail("its selector is not supported yet")
 
 
 def unread_directions(spec: Field) -> tuple[Direction, ...]:
@@ -165,5 +165,5 @@ def _whole(document: Document) -> Selector:
 
 def _deny(document: Document, at: str, subject: Selects, direction: Direction, reason: str, level: Level) -> Rule:
     peers = _EVERYONE_ELSE[direction]
-    why = reason or "it cannot be honoured"
+    why = reason or "it cannot be enforced"
     return Rule(document.ref(at), subject, direction, Action.DENY, peers, refusal=why, level=level)

@@ -45,9 +45,12 @@ def subject(field: Field, document: Document) -> Selector:
         return selector(wanted)
     kept = [each for each in wanted if not _other_namespace(each, document.namespace)]
     if len(kept) < len(wanted):
-        document.note(field, f"selects in its own namespace {quoted(document.namespace)} only; the other is ignored")
+        document.note(
+            field,
+            f"selects only in the namespace of the policy, {quoted(document.namespace)}: the given one is ignored",
+        )
     if any(each.source == RESERVED for each in kept):
-        document.note(field, "selects nothing: no pod of a namespace has reserved labels")
+        document.note(field, "selects nothing: pods have no reserved labels")
     return selector([*kept, in_namespace(document.namespace)])
 
 

@@ -23,9 +23,11 @@ def services(item: Field, document: Document) -> Iterator[ServicePeer]:
             found["k8sService"].fail("serviceName is required")
         namespace = _namespace(by_name)
         if not namespace:
-            document.note(found["k8sService"], "names no namespace, so it means a Service of this name in any")
+            document.note(
+                found["k8sService"], "has no namespace, so it matches Services of this name in all namespaces"
+            )
         if (namespace, name) == ("default", "kubernetes"):
-            document.note(found["k8sService"], "matches no API server on a node: use the entity kube-apiserver")
+            document.note(found["k8sService"], "does not match an API server on a node: use the entity kube-apiserver")
         yield ServicePeer(namespace, name, reach=reach)
     if "k8sServiceSelector" in found:
         by_labels = found["k8sServiceSelector"].mapping(("selector", "namespace"))

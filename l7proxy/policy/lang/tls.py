@@ -38,7 +38,7 @@ def _server_names(cell: Field, found: dict[str, Field], *, l7: bool) -> None:
     """SNI patterns: `*` within one label, `**` as a whole label for several, `*` alone for any name."""
     names = found["serverNames"].items()
     if not names:
-        found["serverNames"].fail("must have at least one name, or be left out")
+        found["serverNames"].fail("must have at least one name or be removed")
     if l7 and "terminatingTLS" not in found:
         cell.fail("ServerNames are not allowed with L7 rules without TLS termination")
     for name in names:

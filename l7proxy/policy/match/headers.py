@@ -20,8 +20,8 @@ NEEDED: Final = WRITING | {Mismatch.FAIL}
 """Those that see to it that the header arrives."""
 MISSING: Final = "missing"
 DIFFERS: Final = "differs"
-NOMINATED: Final = "is named by Connection, so that it would be dropped on the way"
-UNRESOLVED: Final = "is compared with a secret that is not there"
+NOMINATED: Final = "is listed in Connection, so the next proxy would remove it"
+UNRESOLVED: Final = "is compared with a secret that does not exist"
 
 
 def nominated(headers: Headers, name: bytes) -> bool:

@@ -203,7 +203,7 @@ class HttpMatcher:
             if demand is not None and satisfied:
                 held.append(f"{word} {printable(demand)} matched")
             elif demand is not None:
-                failed.append(f"{word} is not {printable(demand)}")
+                failed.append(f"{word} does not match {printable(demand)}")
         for test, problem in zip(self._headers[index], problems, strict=True):
             (failed if problem else held).append(f"header {header_name(test.name)} {problem or 'matched'}")
         return ", ".join([*held[:1], *failed])

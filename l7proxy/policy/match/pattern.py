@@ -70,7 +70,7 @@ def check(pattern: str) -> int:
     except UnicodeEncodeError as error:
         raise PatternError("is not valid Unicode") from error
     if size > MAX_PATTERN:
-        raise PatternError(f"the regular expression has {size} bytes, the most allowed is {MAX_PATTERN}")
+        raise PatternError(f"the regular expression has {size} bytes, the limit is {MAX_PATTERN}")
     if is_literal(pattern):
         return 0
     try:

@@ -68,7 +68,7 @@ def test_two_fit_on_an_endpoint_and_the_third_refuses_what_it_covers() -> None:
     )
     found = verdict(made, "server").l4
     assert (found.verdict, found.ref and found.ref.name) == (Verdict.DROPPED, "c")
-    assert found.reason == f"policy default/c is refused in part: {state.reason}"
+    assert found.reason == f"policy default/c is partly enforced: {state.reason}"
 
 
 def test_what_selects_nobody_here_takes_nothing() -> None:
@@ -112,7 +112,7 @@ def test_the_answer_depends_on_what_there_is_and_not_on_the_way_there() -> None:
 def test_a_document_that_is_too_large_alone_is_refused_by_name() -> None:
     (fault, *_) = lang.faults(policy("p", "server", MAX_PROGRAM // SIZE + 1).document)
     assert fault.at == f"spec.ingress[0].toPorts[0].rules.http[{MAX_PROGRAM // SIZE}].path"
-    assert f"the most allowed is {MAX_PROGRAM}" in str(fault)
+    assert f"the limit is {MAX_PROGRAM}" in str(fault)
 
 
 @pytest.mark.parametrize("count", [1, 50])

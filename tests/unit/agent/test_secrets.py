@@ -125,9 +125,9 @@ UNFIT = [
     ("of two entries", secret(f"stringData: {{a: {PLANTED}, b: {PLANTED}}}"), "exactly one entry, not 2"),
     ("with two by both fields", secret(f"data: {{a: b2xk}}, stringData: {{b: {PLANTED}}}"), "not 2"),
     ("with a line break", secret(f'stringData: {{a: "{PLANTED}\\n"}}'), "ends with a line break"),
-    ("with another header", secret(f'stringData: {{a: "{PLANTED}\\r\\nX: y"}}'), "holds a line break or a NUL"),
-    ("with a NUL", secret(f'stringData: {{a: "{PLANTED}\\0"}}'), "holds a line break or a NUL"),
-    ("with a control character", secret(f'stringData: {{a: "{PLANTED}\\x02"}}'), "holds a control character"),
+    ("with another header", secret(f'stringData: {{a: "{PLANTED}\\r\\nX: y"}}'), "contains a line break or a NUL"),
+    ("with a NUL", secret(f'stringData: {{a: "{PLANTED}\\0"}}'), "contains a line break or a NUL"),
+    ("with a control character", secret(f'stringData: {{a: "{PLANTED}\\x02"}}'), "contains a control character"),
     ("with an outer blank", secret(f'stringData: {{a: " {PLANTED}"}}'), "begins or ends with whitespace"),
     ("with an empty value", secret("stringData: {a: ''}"), "is empty"),
     ("with bytes that are no text", secret("data: {a: //79}"), "is not UTF-8 text"),
@@ -164,7 +164,7 @@ def test_a_tenant_may_not_have_the_secrets_of_another() -> None:
     seen = see(policy("{name: token, namespace: vault}"), foreign)
     (state,) = seen.view.policies
     assert state.state is Reading.REFUSED
-    assert "secrets of namespace vault are not for policies of shop: only its own are" in state.reason
+    assert "policies of namespace shop cannot use secrets of vault, only those of shop" in state.reason
     assert (state.file, state.line) == ("m.yaml", 21)
     assert PLANTED.encode() not in msgspec.msgpack.encode(seen.picture)
     assert all(PLANTED not in text for text in seen.texts)
@@ -176,7 +176,7 @@ def test_but_those_of_the_configured_namespace() -> None:
     named = policy("{name: token, namespace: vault}")
     assert see(named, foreign, secrets_namespace="vault").match.wanted == PLANTED.encode()
     (state,) = see(named, foreign, secrets_namespace="other").view.policies
-    assert "only its own are and other, where the agent takes secrets from" in state.reason
+    assert "only those of shop and other (secrets_namespace)" in state.reason
 
 
 def test_a_cluster_wide_policy_names_any_namespace_or_means_the_configured_one() -> None:
@@ -185,7 +185,7 @@ def test_a_cluster_wide_policy_names_any_namespace_or_means_the_configured_one()
     assert see(policy("{name: token, namespace: vault}", kind=kind), foreign).match.wanted == PLANTED.encode()
     assert see(policy(kind=kind), foreign, secrets_namespace="vault").match.wanted == PLANTED.encode()
     (state,) = see(policy(kind=kind), foreign).view.policies
-    assert "a secret needs a namespace here" in state.reason
+    assert "a cluster-wide policy must set the secret's namespace" in state.reason
 
 
 BROKEN = [

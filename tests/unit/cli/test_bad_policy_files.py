@@ -38,7 +38,7 @@ PATH = "spec.ingress[0].toPorts[0].rules.http[0].path"
         ),
         pytest.param(
             POLICY.replace("PATH", "a" * 100_000),
-            f"p.yaml:11: {PATH}: the regular expression has 100001 bytes, the most allowed is 8192",
+            f"p.yaml:11: {PATH}: the regular expression has 100001 bytes, the limit is 8192",
             id="100 kB regex",
         ),
         pytest.param(

@@ -168,7 +168,7 @@ def test_an_unsupported_policy_refuses_in_a_trace_as_it_does_in_force(run: Run, 
     assert found.returncode == 1
     answer = json.loads(found.stdout)
     assert (answer["direction"], answer["policy"]["name"]) == ("EGRESS", "dns")
-    assert answer["reason"].startswith("policy default/dns is refused in part: spec.egress[0].toPorts[0].serverNames")
+    assert answer["reason"].startswith("policy default/dns is partly enforced: spec.egress[0].toPorts[0].serverNames")
 
 
 def test_one_backend_that_refuses_makes_a_service_refuse(run: Run, manifests: Path) -> None:
@@ -264,8 +264,8 @@ def test_a_valid_policy_is_exit_code_0_and_warnings_and_notes_are_told(run: Run)
     assert found.returncode == 0
     assert found.stdout.splitlines() == [
         "-:20: warning: get-without-head: GET of /api/.* is allowed but HEAD is not",
-        "-:25: warning: header-regex: the value is also tried as a whole-string regular expression",
-        "-:26: note: spec.ingress[1].toPorts[0].ports[0].endPort: is below the port, so this is port 90 alone",
+        "-:25: warning: header-regex: the value is also matched as a whole-string regular expression",
+        "-:26: note: spec.ingress[1].toPorts[0].ports[0].endPort: is less than port, so this matches only port 90",
         "valid: 1 policy",
     ]
 

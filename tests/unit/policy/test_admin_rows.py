@@ -299,7 +299,7 @@ BAD = [
     (anp("ingress: [{action: Deny}]"), "spec.ingress[0]: from must have at least one peer"),
     (
         anp("ingress: [{action: Deny, from: [{namespaces: {}, pods: {}}]}]"),
-        "spec.ingress[0].from[0]: must say one thing, not namespaces and pods",
+        "spec.ingress[0].from[0]: must have exactly one field, not namespaces and pods",
     ),
     (
         anp("ingress: [{action: Deny, from: [{pods: {podSelector: {}}}]}]"),
@@ -307,7 +307,7 @@ BAD = [
     ),
     (
         anp(f"ingress: [{{action: Deny, {ALL}, ports: [{{portRange: {{start: 9, end: 8}}}}]}}]"),
-        "spec.ingress[0].ports[0].portRange: ends before it begins",
+        "spec.ingress[0].ports[0].portRange: end must not be less than start",
     ),
     (
         anp(f"ingress: [{{action: Deny, {ALL}, ports: [{{portNumber: {{port: 0}}}}]}}]"),
@@ -337,7 +337,7 @@ BAD = [
     (document("AdminNetworkPolicy", "v1alpha1", "p", {"priority": 1}), "spec: subject is required"),
     (
         document("BaselineAdminNetworkPolicy", "v1alpha1", "p", {"subject": {"namespaces": {}}}),
-        "metadata.name: there is one BaselineAdminNetworkPolicy in a cluster, and its name is default",
+        "metadata.name: BaselineAdminNetworkPolicy must be named default",
     ),
     (
         document("BaselineAdminNetworkPolicy", "v1alpha1", "default", {"subject": {"namespaces": {}}, "priority": 1}),

@@ -29,7 +29,7 @@ BAD = [
     (
         "9.3 protocol",
         RULE % "protocol: tcp",
-        'spec.ingress[0].protocol: "tcp" is no protocol: TCP, UDP, ICMP, ICMPv6, SCTP, UDPLite or a number from 1 to',
+        'spec.ingress[0].protocol: "tcp" is not a protocol: must be TCP, UDP, ICMP, ICMPv6, SCTP, UDPLite or a number',
     ),
     ("9.3 protocol 0", RULE % "protocol: 0", "spec.ingress[0].protocol: must be between 1 and 255"),
     (
@@ -45,17 +45,17 @@ BAD = [
     (
         "9.3 a range that ends first",
         RULE % "protocol: TCP, destination: {ports: ['9:8']}",
-        'spec.ingress[0].destination.ports[0]: the range "9:8" ends before it begins',
+        'spec.ingress[0].destination.ports[0]: the range "9:8" ends before it starts',
     ),
     (
         "9.3 a port too high",
         RULE % "protocol: TCP, destination: {ports: ['70000']}",
-        'spec.ingress[0].destination.ports[0]: "70000" is no port: the highest is 65535',
+        'spec.ingress[0].destination.ports[0]: "70000" is not a port: the maximum is 65535',
     ),
     (
         "9.3 no port at all",
         RULE % "protocol: TCP, destination: {ports: ['a b']}",
-        'spec.ingress[0].destination.ports[0]: "a b" is no port: a number, a range as 1000:2000, or a name',
+        'spec.ingress[0].destination.ports[0]: "a b" is not a port: must be a number, a range as 1000:2000, or a name',
     ),
     (
         "9.3 source ports",
@@ -70,7 +70,7 @@ BAD = [
     (
         "9.3 icmp code without a type",
         RULE % "protocol: ICMP, icmp: {code: 1}",
-        "spec.ingress[0].icmp: code needs a type",
+        "spec.ingress[0].icmp: code requires a type",
     ),
     (
         "9.3 icmp type 255",
@@ -96,22 +96,22 @@ BAD = [
     (
         "9.3 ipVersion and nets",
         RULE % "ipVersion: 6, source: {nets: [10.0.0.0/8]}",
-        "spec.ingress[0].source.nets[0]: is not of IP version 6, as the rule is",
+        "spec.ingress[0].source.nets[0]: must be of IP version 6, as the rule is",
     ),
     (
         "9.3 mixed families",
         RULE % "source: {nets: [10.0.0.0/8, 'fd00::/8']}",
-        "spec.ingress[0].source.nets[1]: IPv4 and IPv6 in one list: write two rules",
+        "spec.ingress[0].source.nets[1]: IPv4 and IPv6 cannot be mixed in one list: use two rules",
     ),
     (
         "9.3 mixed families of nets and notNets",
         RULE % "source: {nets: [10.0.0.0/8], notNets: ['fd00::/8']}",
-        "spec.ingress[0].source.notNets[0]: is not of IP version 4, as the rule is",
+        "spec.ingress[0].source.notNets[0]: must be of IP version 4, as the rule is",
     ),
     (
         "9.3 everything in notNets",
         RULE % "source: {notNets: [0.0.0.0/0]}",
-        "spec.ingress[0].source.notNets[0]: 0.0.0.0/0 is everything: the rule would match nothing",
+        "spec.ingress[0].source.notNets[0]: 0.0.0.0/0 covers every address: the rule would match nothing",
     ),
     ("9.3 no prefix", RULE % "source: {nets: [10.0.0.0/33]}", "spec.ingress[0].source.nets[0]: unable to parse CIDR"),
     (
@@ -137,22 +137,22 @@ BAD = [
     (
         "9.3 nets of the own side",
         RULE % "destination: {nets: [10.0.0.0/8]}",
-        "spec.ingress[0].destination.nets: nets for the pod's own addresses is not supported yet",
+        "spec.ingress[0].destination.nets: nets for the pod's own addresses are not supported yet",
     ),
     (
         "9.3 http in egress",
         "egress: [{action: Allow, http: {}}]",
-        "spec.egress[0].http: http is for ingress rules with action Allow only",
+        "spec.egress[0].http: http is allowed only in ingress rules with action Allow",
     ),
     (
         "9.3 http with Deny",
         "ingress: [{action: Deny, http: {}}]",
-        "spec.ingress[0].http: http is for ingress rules with action Allow only",
+        "spec.ingress[0].http: http is allowed only in ingress rules with action Allow",
     ),
     (
         "9.3 http with UDP",
         RULE % "protocol: UDP, http: {}",
-        "spec.ingress[0].http: rules with http must have protocol TCP, or none",
+        "spec.ingress[0].http: rules with http must have protocol TCP or no protocol",
     ),
     (
         "9.5 duplicate methods",
@@ -172,7 +172,7 @@ BAD = [
     (
         "9.5 a path with ?",
         RULE % "http: {paths: [{exact: '/a?b'}]}",
-        'spec.ingress[0].http.paths[0].exact: must hold no ?, # or blank: "/a?b"',
+        'spec.ingress[0].http.paths[0].exact: must not contain ?, # or whitespace: "/a?b"',
     ),
     (
         "limit: methods",
@@ -195,7 +195,7 @@ BAD = [
         "spec.ingress[0].source.nets: too many nets, the max is 256",
     ),
     ("limit: rules", f"ingress: {[{'action': 'Allow'}] * 1025}", "spec.ingress: too many rules, the max is 1024"),
-    ("9.3 types twice", "types: [Ingress, Ingress]", 'spec.types[1]: "Ingress" stands there twice'),
+    ("9.3 types twice", "types: [Ingress, Ingress]", 'spec.types[1]: "Ingress" is listed twice'),
     ("9.3 types", "types: [Forward]", 'spec.types[0]: must be Ingress or Egress, not "Forward"'),
     ("order", "order: high", 'spec.order: must be a number, not "high"'),
     ("tier", "tier: A B", 'spec.tier: "A B" is not the name of a tier'),
@@ -203,7 +203,7 @@ BAD = [
     (
         "9.1 global() in a selector",
         "selector: global()",
-        "spec.selector: invalid selector: global() stands alone, and in namespaceSelector only",
+        "spec.selector: invalid selector: global() must stand alone and is allowed only in namespaceSelector",
     ),
     (
         "a misspelt entity",
@@ -228,7 +228,7 @@ GLOBALLY_BAD = [
     (
         "9.1 global() is for entities",
         "namespaceSelector: global()",
-        "spec.namespaceSelector: global() is for the namespaceSelector of a source or destination only",
+        "spec.namespaceSelector: global() is allowed only in the namespaceSelector of a source or destination",
     ),
     (
         "9.3 services without a namespace",

@@ -443,7 +443,7 @@ def test_9_4_tiers(policies: list[Document], allowed: str, denied: str) -> None:
 
 def test_a_policy_in_a_tier_that_does_not_exist_is_refused_closed() -> None:
     town = Town(calico(f"{A}tier: nowhere, ingress: [{{action: Allow}}]", "nowhere.p"), KNP)
-    assert town.states == {"nowhere.p": "refused there is no Tier nowhere", "knp": "accepted"}
+    assert town.states == {"nowhere.p": "refused Tier nowhere does not exist", "knp": "accepted"}
     check(town, "y/a>x/b:80/TCP n1>x/a:80/TCP", "y/a>x/a:80/TCP")
 
 

@@ -100,11 +100,11 @@ ERRORS = [
     ("all (a)", 'expected operator after label "all" at 4'),
     ("a\n== 'x'", "expected operator after label at 1, not \"\\x0a== 'x'\""),
     ("ä == 'x'", "unexpected characters at 0: \"ä == 'x'\""),
-    ("global()", "global() stands alone, and in namespaceSelector only"),
-    ("a == 'x' || global()", "global() stands alone, and in namespaceSelector only"),
+    ("global()", "global() must stand alone and is allowed only in namespaceSelector"),
+    ("a == 'x' || global()", "global() must stand alone and is allowed only in namespaceSelector"),
     ("a == '" + "x" * 1024 + "'", "selector is longer than 1024 characters"),
     ("a" * 513 + " == 'x'", "label is longer than 512 characters"),
-    ("(" * 101 + "all()" + ")" * 101, "more than 100 parentheses within each other"),
+    ("(" * 101 + "all()" + ")" * 101, "parentheses are nested deeper than 100"),
 ]
 
 

@@ -133,7 +133,7 @@ def test_1_3_7_a_group_of_a_cloud_is_nobody_and_said_to_be(bench: Bench) -> None
     town = bench.town("ingress: [{fromGroups: [{aws: {region: x, securityGroupsIds: [sg-1]}}]}]")
     assert town.ingress("a", "outside") == "no rule no rule"
     assert town.view.policies[0].reason == "spec.ingress[0].fromGroups: " + (
-        "is not supported: groups of a cloud provider mean nobody"
+        "is not supported: cloud provider groups match no peer"
     )
 
 

@@ -61,12 +61,12 @@ def test_1_5_8_toports_items_are_one_or_the_other_each_with_its_own_rules(bench:
 
 
 NOTES = [
-    ("a leading zero", "{port: '010'}", "port", "is octal because of its leading zero: port 8"),
+    ("a leading zero", "{port: '010'}", "port", "is octal because of its leading zero: this is port 8"),
     (
         "an end before the start",
         "{port: '80', endPort: 70}",
         "endPort",
-        "is below the port, so this is port 80 alone",
+        "is less than port, so this matches only port 80",
     ),
 ]
 

@@ -261,7 +261,7 @@ def test_rules_without_names_are_left_as_they_are() -> None:
 
 
 def test_compiling_what_is_still_a_name_is_a_mistake_of_ours(bench: Bench) -> None:
-    with pytest.raises(TypeError, match="references comes before compile"):
+    with pytest.raises(TypeError, match="references before compile"):
         compile_policies([rule(WEB)], [bench.server()], bench.identities_for([]))
 
 
@@ -271,16 +271,16 @@ def test_who_is_not_there_can_be_told() -> None:
     assert [name for _, name in unknown(rules, LAND)] == [
         "Service shop/nobody",
         "CIDR group x",
-        "Service of any namespace with labels any:tier=none",
+        "Service in any namespace with labels any:tier=none",
     ]
 
 
 def test_lint_tells_who_is_not_there() -> None:
     rules = [rule(NOBODY), rule(WEB), rule(ServicePeer("", "nobody"), CidrGroupPeer(selector=NONE))]
     assert [(found.code, found.message) for found in lint.of_names(rules, LAND)] == [
-        ("names-nobody", "there is no Service shop/nobody here, so it means nobody"),
-        ("names-nobody", "there is no Service nobody of any namespace here, so it means nobody"),
-        ("names-nobody", "there is no CIDR group with labels any:a=none here, so it means nobody"),
+        ("unknown-reference", "Service shop/nobody does not exist, so this matches no peer"),
+        ("unknown-reference", "Service nobody in any namespace does not exist, so this matches no peer"),
+        ("unknown-reference", "CIDR group with labels any:a=none does not exist, so this matches no peer"),
     ]
 
 

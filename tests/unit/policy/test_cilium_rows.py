@@ -41,7 +41,7 @@ def test_emptiness(item: str, expected: str, bench: Bench) -> None:
 @pytest.mark.parametrize("name", ["toFQDNs", "toGroups"])
 def test_1_7_13_that_an_empty_list_is_as_if_absent_is_noted(name: str, bench: Bench) -> None:
     (note,) = lang.notes(bench.cnp(f"egress: [{{{name}: []}}]"))
-    assert str(note) == f"spec.egress[0].{name}: is empty, which is as if it were absent: anyone"
+    assert str(note) == f"spec.egress[0].{name}: is empty, the same as an absent field: every peer"
 
 
 OFF_IN = "enableDefaultDeny: {ingress: false}"
@@ -97,7 +97,7 @@ def test_2_5_policies_without_default_deny_may_be_switched_off(bench: Bench) -> 
     off = Options(non_default_deny=False)
     assert bench.town(spec, options=off).ingress("outside", "a") == "deny no rule"
     assert [str(note) for note in lang.notes(bench.cnp(spec), options=off)] == [
-        "spec.enableDefaultDeny.ingress: has no effect: policies without default deny are switched off"
+        "spec.enableDefaultDeny.ingress: has no effect: policies without default deny are disabled"
     ]
     assert bench.town("egress: [{}]", options=off).ingress("a") == "allow", "a direction without entries stays open"
 

@@ -23,7 +23,7 @@ TLS = "{secret: {namespace: s, name: n}}"
 LISTENER = "{name: l, envoyConfig: {kind: CiliumEnvoyConfig, name: e}}"
 P443 = "ports: [{port: '443', protocol: TCP}]"
 OTHER = "{toEndpoints: [{matchLabels: {app: b}}]}"
-CHECKED = "is not supported yet: what its rule covers is refused"
+CHECKED = "is not supported yet: traffic that its rule covers is denied"
 
 DENIED = [
     ("serverNames", f"{{toPorts: [{{{P443}, serverNames: [a.example]}}]}}", "toPorts[0].serverNames"),
@@ -57,7 +57,7 @@ def test_what_asks_for_more_denies_what_it_covers_and_no_more(item: str, at: str
 def test_the_reason_of_a_denial_names_the_policy_and_the_field(bench: Bench) -> None:
     town = bench.town(f"egress: [{DENIED[0][1]}]")
     reason = town.port(Direction.EGRESS, "203.0.113.7", "443/TCP").l4.reason
-    assert reason == f"policy default/p0 is refused in part: spec.egress[0].toPorts[0].serverNames: {CHECKED}"
+    assert reason == f"policy default/p0 is partly enforced: spec.egress[0].toPorts[0].serverNames: {CHECKED}"
 
 
 @pytest.mark.parametrize(
@@ -88,25 +88,25 @@ def test_authentication_that_is_disabled_is_a_plain_allow(bench: Bench) -> None:
 
 
 NOBODY = [
-    ("toFQDNs", "{toFQDNs: [{matchName: a.example}]}", "toFQDNs", "is not supported yet: it means nobody"),
+    ("toFQDNs", "{toFQDNs: [{matchName: a.example}]}", "toFQDNs", "is not supported yet: it matches no peer"),
     (
         "toFQDNs with ports",
         f"{{toFQDNs: [{{matchPattern: '*.example'}}], toPorts: [{{{P443}}}]}}",
         "toFQDNs",
-        "is not supported yet: it means nobody",
+        "is not supported yet: it matches no peer",
     ),
     (
         "rules.dns",
         "{toEndpoints: [{matchLabels: {app: b}}], "
         "toPorts: [{ports: [{port: '53', protocol: UDP}], rules: {dns: [{matchPattern: '*'}]}}]}",
         "toPorts[0].rules.dns",
-        "is not supported yet: it lets no query pass",
+        "is not supported yet: no queries are allowed",
     ),
     (
         "groups of a cloud",
         "{toGroups: [{aws: {securityGroupsNames: [x]}}]}",
         "toGroups",
-        "is not supported: groups of a cloud provider mean nobody",
+        "is not supported: cloud provider groups match no peer",
     ),
 ]
 
@@ -177,7 +177,7 @@ def test_3_11_a_policy_for_nodes_has_no_effect_and_says_so(bench: Bench) -> None
     (state,) = town.view.policies
     assert (state.state, state.reason, state.rules) == (
         Reading.PARTLY,
-        "spec.nodeSelector: has no effect: the host firewall is off",
+        "spec.nodeSelector: has no effect: host policies are not supported",
         (),
     )
     assert town.ingress("a", "outside") == "allow allow"

@@ -196,7 +196,7 @@ ROWS = [
         "1.5.6 no server names",
         f"egress: [{{toPorts: [{{{P}, serverNames: []}}]}}]",
         "spec.egress[0].toPorts[0].serverNames",
-        "must have at least one name, or be left out",
+        "must have at least one name or be removed",
     ),
     (
         "1.5.5 TLS without a secret",

@@ -41,9 +41,8 @@ def test_without_a_policy_every_tunnels_port_is_refused_and_says_so(bench: Any, 
     assert to(bench, port=port) == "deny deny deny deny deny"
     decision = town(bench).port(Direction.EGRESS, "192.168.0.1", port).l4
     assert (decision.ref, decision.drop_reason) == (NO_ENCAPSULATION, DropReason.POLICY_DENY)
-    assert (
-        decision.reason
-        == f"{port} is a tunnel, which pods may use only where a policy allows just this UDP port " + ("or IP protocol")
+    assert decision.reason == f"{port} is a tunnel: pods may use it only if a policy allows exactly this UDP port " + (
+        "or IP protocol"
     )
 
 

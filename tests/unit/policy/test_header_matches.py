@@ -126,7 +126,7 @@ def test_11_47_a_missing_secret_without_value_never_matches(mismatch: Mismatch) 
     for sent in ((), (RIGHT,), ((NAME, b""),)):
         decision = judge(request(*sent), rule)
         assert decision.verdict is Verdict.DROPPED
-        assert "header X-Token is compared with a secret that is not there" in decision.reason
+        assert "header X-Token is compared with a secret that does not exist" in decision.reason
 
 
 def test_the_value_stands_in_for_a_missing_secret() -> None:
@@ -222,7 +222,7 @@ def test_what_connection_names_cannot_be_written(mismatch: Mismatch, option: byt
     for sent in ((), (RIGHT,)):
         decision = judge(request((b"connection", option), *sent), rule)
         assert not decision.allowed
-        assert "is named by Connection" in decision.reason
+        assert "is listed in Connection" in decision.reason
     assert judge(request((b"connection", b"close, x-other")), rule).allowed
 
 
@@ -299,17 +299,17 @@ BAD = [
     ("{name: X-A, mismatch: log}", f"{AT}.mismatch", "Invalid header action: log"),
     ("{name: X-A, secret: {}}", f"{AT}.secret", "Secret name missing"),
     ("{name: X-A, secret: {namespace: default, name: ''}}", f"{AT}.secret", "Secret name missing"),
-    ("{name: X-A, secret: {name: ../x}}", f"{AT}.secret.name", "is not the name of a Secret"),
-    ("{name: X-A, secret: {name: x, namespace: a/b}}", f"{AT}.secret.namespace", "is not a namespace"),
+    ("{name: X-A, secret: {name: ../x}}", f"{AT}.secret.name", "is not a valid Secret name"),
+    ("{name: X-A, secret: {name: x, namespace: a/b}}", f"{AT}.secret.namespace", "is not a valid namespace"),
     ("{name: X-A, secret: {name: x, key: y}}", f"{AT}.secret.key", "unknown field"),
     ("{name: 'X A'}", f"{AT}.name", "is not a header name"),
     ('{name: "X-A\\r\\nX-B"}', f"{AT}.name", "is not a header name"),
     ("{name: ':path'}", f"{AT}.name", "is not a header name"),
-    ('{name: X-A, value: "a\\r\\nX-B: c"}', f"{AT}.value", "the value holds a line break"),
-    ('{name: X-A, value: "a\\nb", mismatch: LOG}', f"{AT}.value", "the value holds a line break"),
-    ('{name: X-A, value: "a\\0b"}', f"{AT}.value", "the value holds a line break or a NUL"),
-    ('{name: X-A, value: "a\\x01b"}', f"{AT}.value", "the value holds a control character"),
-    ("{name: X-A, value: ' a', mismatch: ADD}", AT, "begins or ends with a blank"),
+    ('{name: X-A, value: "a\\r\\nX-B: c"}', f"{AT}.value", "the value contains a line break"),
+    ('{name: X-A, value: "a\\nb", mismatch: LOG}', f"{AT}.value", "the value contains a line break"),
+    ('{name: X-A, value: "a\\0b"}', f"{AT}.value", "the value contains a line break or a NUL"),
+    ('{name: X-A, value: "a\\x01b"}', f"{AT}.value", "the value contains a control character"),
+    ("{name: X-A, value: ' a', mismatch: ADD}", AT, "begins or ends with whitespace"),
     ("{name: X-A, value: 1}", f"{AT}.value", "must be a string, not a number"),
     ("{name: X-A, matches: x}", f"{AT}.matches", "unknown field"),
 ]
@@ -326,7 +326,7 @@ def test_1_6_what_is_wrong_is_told_with_its_field(match: str, at: str, message: 
 @pytest.mark.parametrize("mismatch", ["ADD", "DELETE", "REPLACE"])
 @pytest.mark.parametrize("name", sorted({*FRAMING, "Content_Length", "TRANSFER-ENCODING", "Host", "transfer_encoding"}))
 def test_headers_that_frame_the_message_are_not_changed(name: str, mismatch: str, bench: Bench) -> None:
-    with pytest.raises(PolicyError, match="frames or routes the request and cannot be changed"):
+    with pytest.raises(PolicyError, match="is used for framing or routing of the request and cannot be changed"):
         lang.parse(bench.cnp(http(f"{{name: {name}, value: '1', mismatch: {mismatch}}}")))
     for harmless in ("LOG", "''"):
         assert lang.parse(bench.cnp(http(f"{{name: {name}, value: '1', mismatch: {harmless}}}")))
@@ -348,11 +348,11 @@ def test_a_secret_is_of_the_policys_own_namespace_unless_it_says_otherwise(bench
 
 
 NOTED = [
-    ("{name: X-A, value: 'a.*'}", "the value matches literally: headerMatches knows no regular expressions"),
-    ("{name: X-A, value: 'a '}", "outer blanks, which no request can have"),
-    ("{name: X-A, mismatch: REPLACE}", "REPLACE adds an empty one"),
+    ("{name: X-A, value: 'a.*'}", "the value is matched literally: headerMatches does not support regular expressions"),
+    ("{name: X-A, value: 'a '}", "leading or trailing whitespace"),
+    ("{name: X-A, mismatch: REPLACE}", "REPLACE adds an empty header"),
     ("{name: X-A, mismatch: DELETE}", "DELETE has no effect"),
-    ("{name: X-A, secret: {name: s, namespace: vault}}", "refused unless the agent takes its secrets from vault"),
+    ("{name: X-A, secret: {name: s, namespace: vault}}", "refused unless the agent's secrets_namespace is vault"),
 ]
 
 
@@ -397,5 +397,5 @@ def test_cve_2023_27493_no_written_value_ends_its_line(value: str, bench: Bench)
     """Envoy wrote values into headers without looking at them. Ours come from policies and Secrets alone, checked."""
     written = value.replace("\r", "\\r").replace("\n", "\\n").replace("\0", "\\0")
     for mismatch in ("ADD", "REPLACE"):
-        with pytest.raises(PolicyError, match="the value holds a line break or a NUL"):
+        with pytest.raises(PolicyError, match="the value contains a line break or a NUL"):
             lang.parse(bench.cnp(http(f'{{name: X-A, value: "{written}", mismatch: {mismatch}}}')))

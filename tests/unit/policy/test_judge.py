@@ -75,7 +75,7 @@ def test_a_request_must_please_both_directions() -> None:
         I,
         E,
     )
-    assert denied.reason == "no rule matched; nearest: policy n/ingress rule 1, path is not /b"
+    assert denied.reason == "no rule matched; nearest: policy n/ingress rule 1, path does not match /b"
 
 
 def test_a_request_is_judged_where_there_are_rules_and_passes_where_there_are_none() -> None:

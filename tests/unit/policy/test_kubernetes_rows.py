@@ -236,11 +236,17 @@ BAD = [
     ("{egress: [{to: [{ipBlock: {except: [10.0.0.0/8]}}]}]}", "spec.egress[0].to[0].ipBlock: cidr is required"),
     (
         "{egress: [{to: [{ipBlock: {cidr: 10.0.0.0/8, except: [11.0.0.0/8]}}]}]}",
-        "spec.egress[0].to[0].ipBlock.except[0]: must be a strict subset of cidr: 10.0.0.0/8 does not hold 11.0.0.0/8",
+        (
+            "spec.egress[0].to[0].ipBlock.except[0]: must be a strict subset of cidr: "
+            "10.0.0.0/8 does not contain 11.0.0.0/8"
+        ),
     ),
     (
         "{egress: [{to: [{ipBlock: {cidr: 10.0.0.0/8, except: [10.0.0.0/8]}}]}]}",
-        "spec.egress[0].to[0].ipBlock.except[0]: must be a strict subset of cidr: 10.0.0.0/8 does not hold 10.0.0.0/8",
+        (
+            "spec.egress[0].to[0].ipBlock.except[0]: must be a strict subset of cidr: "
+            "10.0.0.0/8 does not contain 10.0.0.0/8"
+        ),
     ),
     (
         "{ingress: [{ports: [{protocol: ICMP}]}]}",
@@ -262,7 +268,7 @@ BAD = [
     (
         "{ingress: [{ports: [{port: '80'}]}]}",
         "spec.ingress[0].ports[0].port: \"80\" is not a port name: at most 15 lower case letters, digits and '-',"
-        " a letter among them: a number is written without quotes",
+        " a letter among them: write a number without quotes",
     ),
     (
         "{policyTypes: [ingress]}",
@@ -293,4 +299,4 @@ def test_what_is_refused_with_its_field(spec: str, message: str) -> None:
 
 def test_items_without_their_type_are_noted() -> None:
     (note,) = lang.notes(load(policy("A, policyTypes: [Egress], ingress: [{}]"))[0])
-    assert str(note) == "spec.ingress: has no effect: policyTypes does not say Ingress"
+    assert str(note) == "spec.ingress: has no effect: policyTypes does not include Ingress"

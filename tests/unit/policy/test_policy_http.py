@@ -197,10 +197,10 @@ def test_patterns_too_big_for_one_set_are_tried_one_by_one() -> None:
 # What a denial says.
 
 REASONS = [
-    ("method differs", "{method: GET, path: /a}", "PUT /a", [], "path /a matched, method is not GET"),
-    ("path differs", "{method: GET, path: /a}", "GET /b", [], "method GET matched, path is not /a"),
-    ("both differ", "{method: GET, path: /a}", "PUT /b", [], "method is not GET, path is not /a"),
-    ("host differs", "{host: x}", "GET /", [], "host is not x"),
+    ("method differs", "{method: GET, path: /a}", "PUT /a", [], "path /a matched, method does not match GET"),
+    ("path differs", "{method: GET, path: /a}", "GET /b", [], "method GET matched, path does not match /a"),
+    ("both differ", "{method: GET, path: /a}", "PUT /b", [], "method does not match GET, path does not match /a"),
+    ("host differs", "{host: x}", "GET /", [], "host does not match x"),
     ("header missing", "{headers: ['X-Api-Key: s3cret']}", "GET /", [], "header X-Api-Key missing"),
     (
         "header differs, its value not told",
@@ -210,8 +210,8 @@ REASONS = [
         "header X-Api-Key differs",
     ),
     ("one of two headers", "{headers: ['A: 1', 'B: 2']}", "GET /", ["A: 1"], "header A matched, header B missing"),
-    ("no control characters", '{path: "/a\\n\\u001bb"}', "GET /", [], "path is not /a\\x0a\\x1bb"),
-    ("long patterns are cut", "{path: '/" + "a" * 100 + "'}", "GET /", [], "path is not /" + "a" * 79 + "…"),
+    ("no control characters", '{path: "/a\\n\\u001bb"}', "GET /", [], "path does not match /a\\x0a\\x1bb"),
+    ("long patterns are cut", "{path: '/" + "a" * 100 + "'}", "GET /", [], "path does not match /" + "a" * 79 + "…"),
 ]
 
 
@@ -233,10 +233,10 @@ NEAREST = [
         "PUT /zzz",
         ["X-Token: 1"],
         2,
-        "header X-Token matched, method is not POST, path is not /api/data",
+        "header X-Token matched, method does not match POST, path does not match /api/data",
     ),
-    ("fewest not satisfied among equals", "GET /zzz", [], 1, "method GET matched, path is not /api/.*"),
-    ("first written among equals", "PUT /zzz", [], 3, "path is not /health"),
+    ("fewest not satisfied among equals", "GET /zzz", [], 1, "method GET matched, path does not match /api/.*"),
+    ("first written among equals", "PUT /zzz", [], 3, "path does not match /health"),
 ]
 
 

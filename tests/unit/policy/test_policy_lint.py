@@ -86,7 +86,7 @@ def test_an_l4_rule_that_voids_an_l7_rule_is_named_with_it(bench: Bench, second:
     rules = [rule for document in documents for rule in lang.parse(document)]
     policies = compile_policies(rules, [bench.server()], bench.identities_for(rules))
     found = list(lint.of_tables(policies, [bench.server()]))
-    assert [one.code for one in found] == (["l7-void"] if void else [])
+    assert [one.code for one in found] == (["l7-shadowed"] if void else [])
     for one in found:
         assert one.ref.name == "l7"
         assert "policy default/l4 spec.ingress[0]" in one.message
@@ -106,23 +106,23 @@ def test_a_peer_that_nobody_is(bench: Bench) -> None:
     text = "ingress: [{fromEndpoints: [{matchLabels: {app: a}}, {matchLabels: {app: nobody}}]}, {fromEntities: [host]}]"
     rules = lang.parse(bench.cnp(text))
     (found,) = lint.of_peers(rules, bench.identities_for(rules))
-    assert (found.code, found.ref.rule) == ("selects-nobody", "spec.ingress[0]")
+    assert (found.code, found.ref.rule) == ("peer-selects-nothing", "spec.ingress[0]")
     assert "app=nobody" in found.message
 
 
 @pytest.mark.parametrize(
     ("spec", "found"),
     [
-        ("ingress: [{fromEndpoints: []}]", [("empty-is-nobody", "spec.ingress[0].fromEndpoints")]),
-        ("egressDeny: [{toCIDR: []}]", [("empty-is-nobody", "spec.egressDeny[0].toCIDR")]),
+        ("ingress: [{fromEndpoints: []}]", [("empty-matches-nothing", "spec.ingress[0].fromEndpoints")]),
+        ("egressDeny: [{toCIDR: []}]", [("empty-matches-nothing", "spec.egressDeny[0].toCIDR")]),
         ("ingress: [{}]", []),
-        ("ingress: [{fromEntities: [all], toPorts: []}]", [("empty-is-everyone", "spec.ingress[0].toPorts")]),
+        ("ingress: [{fromEntities: [all], toPorts: []}]", [("empty-matches-everything", "spec.ingress[0].toPorts")]),
         ("ingress: [{toPorts: []}]", []),
-        ("ingress: [{toPorts: [{}]}]", [("empty-is-nobody", "spec.ingress[0].toPorts[0]")]),
-        ("ingress: [{toPorts: [{ports: []}]}]", [("empty-is-nobody", "spec.ingress[0].toPorts[0]")]),
+        ("ingress: [{toPorts: [{}]}]", [("empty-matches-nothing", "spec.ingress[0].toPorts[0]")]),
+        ("ingress: [{toPorts: [{ports: []}]}]", [("empty-matches-nothing", "spec.ingress[0].toPorts[0]")]),
         (
             "ingress: [{toPorts: [{ports: [{port: '80', protocol: TCP}], rules: {http: []}}]}]",
-            [("empty-is-everyone", "spec.ingress[0].toPorts[0].rules.http")],
+            [("empty-matches-everything", "spec.ingress[0].toPorts[0].rules.http")],
         ),
         ("ingress: [{toPorts: [{ports: [{port: '80', protocol: TCP}], rules: {http: [{}]}}]}]", []),
         ("ingress: [{toPorts: 7}, {toPorts: [7]}]", []),
@@ -148,7 +148,9 @@ def test_an_empty_list_of_kubernetes_is_everyone(item: str, found: list[str]) ->
         f"{{apiVersion: networking.k8s.io/v1, kind: NetworkPolicy, metadata: {{name: p}}, "
         f"spec: {{podSelector: {{}}, ingress: [{item}]}}}}"
     )
-    assert [(one.code, one.at) for one in lint.of_document(document)] == [("empty-is-everyone", at) for at in found]
+    assert [(one.code, one.at) for one in lint.of_document(document)] == [
+        ("empty-matches-everything", at) for at in found
+    ]
 
 
 FQDN = "egress: [{toFQDNs: [{matchName: a.b}]}]"
@@ -178,12 +180,12 @@ SETS = [NetworkSet("x", "s", ("203.0.113.0/24",), {"kind": "set"})]
     ("source", "codes"),
     [
         ("selector: pod == 'b'", []),
-        ("selector: pod == 'gone'", ["selects-nobody"]),
+        ("selector: pod == 'gone'", ["peer-selects-nothing"]),
         ("selector: kind == 'set'", []),
-        ("selector: kind == 'other'", ["selects-nobody"]),
-        ("selector: pod == 'gone', notNets: [10.0.0.0/24]", ["selects-nobody"]),
+        ("selector: kind == 'other'", ["peer-selects-nothing"]),
+        ("selector: pod == 'gone', notNets: [10.0.0.0/24]", ["peer-selects-nothing"]),
         ("selector: pod == 'b', notNets: [10.0.0.0/24]", []),
-        ("namespaceSelector: ns == 'gone'", ["selects-nobody"]),
+        ("namespaceSelector: ns == 'gone'", ["peer-selects-nothing"]),
         ("nets: [203.0.113.0/24]", []),
         ("notSelector: pod == 'b'", []),
     ],
@@ -222,7 +224,7 @@ def test_an_l4_rule_voids_an_l7_rule_also_where_no_pods_are_given(bench: Bench, 
     other = load(second)[0] if second.strip().startswith("{") else bench.cnp(second, name="l4")
     rules = [*lang.parse(bench.cnp(http("[{path: /a}]"), name="l7")), *lang.parse(other)]
     found = list(lint.of_pairs(rules))
-    assert [one.code for one in found] == (["l7-void"] if void else [])
+    assert [one.code for one in found] == (["l7-shadowed"] if void else [])
     for one in found:
         assert one.ref.name == "l7"
         assert "policy default/l4 spec.ingress[0]" in one.message

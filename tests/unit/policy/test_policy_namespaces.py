@@ -133,8 +133,11 @@ def test_the_subject_of_a_policy_never_leaves_its_namespace(selector: str, own: 
 @pytest.mark.parametrize(
     ("selector", "message"),
     [
-        (f"{{matchLabels: {{{NS}: other}}}}", 'selects in its own namespace "default" only; the other is ignored'),
-        ("{matchLabels: {'reserved:host': ''}}", "selects nothing: no pod of a namespace has reserved labels"),
+        (
+            f"{{matchLabels: {{{NS}: other}}}}",
+            'selects only in the namespace of the policy, "default": the given one is ignored',
+        ),
+        ("{matchLabels: {'reserved:host': ''}}", "selects nothing: pods have no reserved labels"),
     ],
 )
 def test_a_subject_that_is_not_as_written_is_noted(selector: str, message: str, bench: Bench) -> None:

@@ -169,7 +169,7 @@ def test_a_refusal_beats_every_allow_but_lets_the_local_host_in(bench: Bench) ->
     table = compile_policies(rules, [bench.server()], bench.identities_for(rules))[1]
     answer = decide.port(table.ingress, 301, 6, 80).l4
     assert (answer.verdict, answer.drop_reason) == (Verdict.DROPPED, DropReason.POLICY_DENY)
-    assert answer.reason == "policy default/p is refused as a whole: spec.ingress: unknown"
+    assert answer.reason == "policy default/p cannot be enforced: spec.ingress: unknown"
     assert decide.port(table.ingress, 2, 6, 80).l4.verdict is Verdict.DROPPED
     assert decide.port(table.egress, 2, 6, 80).l4.verdict is Verdict.DROPPED
     assert decide.port(table.ingress, 1, 6, 80).l4.verdict is Verdict.FORWARDED
@@ -191,7 +191,7 @@ def test_a_refusal_knows_its_document_and_reason() -> None:
 
 
 def test_a_refusal_without_a_reason_is_one_all_the_same() -> None:
-    assert {rule.refusal for rule in lang.refuse(policy(), "")} == {"it cannot be honoured"}
+    assert {rule.refusal for rule in lang.refuse(policy(), "")} == {"it cannot be enforced"}
 
 
 KINDS = [

@@ -208,7 +208,7 @@ BEGINS = [
     ("1.6.19 a name of more than 15 characters", "ports: [{port: 'abcdefghijklmnop'}]", "unable to parse port: "),
     ("a port that is a YAML number", "ports: [{port: 80}]", "must be a string, not a number: write it in quotes"),
     ("endPort above 65535", "ports: [{port: '80', endPort: 65536}]", "must be between 0 and 65535"),
-    ("endPort of every port", "ports: [{port: '0', endPort: 10}]", "endPort has no meaning"),
+    ("endPort of every port", "ports: [{port: '0', endPort: 10}]", "endPort has no effect"),
 ]
 
 
@@ -410,7 +410,7 @@ PATTERNS = [
     ("path", "(" * 999, "error parsing regexp: missing closing ): `" + "(" * 200 + "…`"),
     ("path", "((a{1000}){100}){10}", "error parsing regexp: invalid repeat count: `{100}`"),
     ("path", "\\pL{1000}", "error parsing regexp: pattern too large - compile failed"),
-    ("path", "a" * 100_000, "the regular expression has 100000 bytes, the most allowed is 8192"),
+    ("path", "a" * 100_000, "the regular expression has 100000 bytes, the limit is 8192"),
 ]
 
 
@@ -456,8 +456,8 @@ ENVELOPE: list[tuple[str, dict[str, Any], str]] = [
         {"apiVersion": "cilium.io/v3"},
         "apiVersion: CiliumNetworkPolicy is supported in version v2 only",
     ),
-    ("not a policy", {"kind": "Pod"}, "kind: not a policy: apiVersion and kind name none that we know"),
-    ("a kind that is no string", {"kind": ["Pod"]}, "kind: not a policy: apiVersion and kind name none that we know"),
+    ("not a policy", {"kind": "Pod"}, "kind: not a policy: unknown apiVersion and kind"),
+    ("a kind that is no string", {"kind": ["Pod"]}, "kind: not a policy: unknown apiVersion and kind"),
     (
         "Kubernetes' own of old",
         {"apiVersion": "extensions/v1beta1", "kind": "NetworkPolicy"},
@@ -512,22 +512,22 @@ NOTES = [
     (
         "a header value that is a pattern",
         "headers: ['X-Token: .*']",
-        "the value is also tried as a whole-string regular expression",
+        "the value is also matched as a whole-string regular expression",
     ),
     (
         "a header value that only looks like one",
         "headers: ['X-Token: (a']",
-        "the value matches literally only: error parsing regexp: missing closing ): `(a`",
+        "the value is matched literally only: error parsing regexp: missing closing ): `(a`",
     ),
     (
         "a header with a colon and no blank",
         "headers: ['X-Token:true']",
-        "never matches: \"X-Token:true\" is not a header name; write 'Name: value' with one space",
+        "never matches: \"X-Token:true\" is not a header name; use 'Name: value' with one space",
     ),
     (
         "a header value after two blanks",
         "headers: ['X-Token:  a']",
-        "the value matches literally with its outer blanks, which no request can have",
+        "never matches: the value has leading or trailing whitespace, which is matched literally",
     ),
 ]
 
@@ -545,7 +545,7 @@ def test_notes_on_values_that_are_null_and_flags_without_effect(bench: Bench) ->
     )
     assert [str(note) for note in lang.notes(document)] == [
         "spec.enableDefaultDeny.egress: has no effect: there is no egress entry",
-        "spec.ingress[0].fromEndpoints: has no value, which is as if it were absent; an empty list is []",
+        "spec.ingress[0].fromEndpoints: has no value, the same as an absent field; use [] for an empty list",
     ]
     assert bench.enforce(document).ingress("third/a") == "allow"
 
@@ -667,7 +667,7 @@ def test_patterns_may_not_be_too_large_together(bench: Bench) -> None:
     rules["http"] = expensive(60)
     assert lang.parse(document)
     rules["http"] = expensive(70)
-    with pytest.raises(PolicyError, match="the regular expressions of this document are too large together") as caught:
+    with pytest.raises(PolicyError, match="the regular expressions of this document are too large") as caught:
         lang.parse(document)
     assert caught.value.at.startswith("spec.ingress[0].toPorts[0].rules.http[")
 
@@ -713,5 +713,5 @@ def test_header_values_that_are_compiled_in_vain_count_as_well(bench: Bench) -> 
     rules["http"] = [in_vain] * 5
     assert lang.parse(document)
     rules["http"] = [in_vain] * 500 + [{"path": "/x.*"}]
-    with pytest.raises(PolicyError, match="the regular expressions of this document are too large together"):
+    with pytest.raises(PolicyError, match="the regular expressions of this document are too large"):
         lang.parse(document)

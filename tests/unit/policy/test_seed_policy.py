@@ -19,17 +19,17 @@ NEAREST = "no rule matched; nearest: policy default/l7-policy rule"
 
 ROWS = [
     ("GET below /api", "GET /api/x", [], ""),
-    ("GET of /api itself", "GET /api", [], f"{NEAREST} 1, method GET matched, path is not /api/.*"),
-    ("GET elsewhere", "GET /admin", [], f"{NEAREST} 1, method GET matched, path is not /api/.*"),
+    ("GET of /api itself", "GET /api", [], f"{NEAREST} 1, method GET matched, path does not match /api/.*"),
+    ("GET elsewhere", "GET /admin", [], f"{NEAREST} 1, method GET matched, path does not match /api/.*"),
     ("POST without a token", "POST /api/data", [], f"{NEAREST} 2, method POST matched, header X-Token missing"),
     ("POST with a token", "POST /api/data", ["X-Token: t"], ""),
     (
         "POST with a token elsewhere",
         "POST /api/other",
         ["X-Token: t"],
-        f"{NEAREST} 2, method POST matched, path is not /api/data",
+        f"{NEAREST} 2, method POST matched, path does not match /api/data",
     ),
-    ("DELETE", "DELETE /api/x", [], f"{NEAREST} 1, path /api/.* matched, method is not GET"),
+    ("DELETE", "DELETE /api/x", [], f"{NEAREST} 1, path /api/.* matched, method does not match GET"),
 ]
 
 
