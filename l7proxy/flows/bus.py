@@ -32,7 +32,7 @@ class Ring:
     def __init__(self, capacity: int = DEFAULT_CAPACITY, *, node_name: str = "") -> None:
         if not 1 <= capacity <= LARGEST_CAPACITY or capacity & (capacity + 1):
             raise ConfigError(
-                f"a flow ring of {capacity}: must be one less than a power of two, from 1 to {LARGEST_CAPACITY}"
+                f"flow buffer capacity {capacity}: must be a power of two minus one, from 1 to {LARGEST_CAPACITY}"
             )
         self.capacity = capacity
         self.node_name = node_name
@@ -164,7 +164,7 @@ async def observe(
     met and count as nobody's.
     """
     if first and follow:
-        raise ConfigError("the first flows cannot be asked for together with following")
+        raise ConfigError("first cannot be combined with follow")
     limit = 0 if follow else first or last
     end = ring.end
     if since_ns is not None or first:

@@ -35,7 +35,7 @@ def build(request: Mapping[str, Any] | None) -> Predicate:
     request = _object({} if request is None else request, "filters")
     for key in request:
         if key not in ("whitelist", "blacklist"):
-            raise ConfigError(f"invalid filters: unknown list {key!r}; there are whitelist and blacklist")
+            raise ConfigError(f"invalid filters: unknown list {key!r}, must be whitelist or blacklist")
     allowed = [one(_object(item, "whitelist")) for item in _list(request.get("whitelist"), "whitelist")]
     denied = [one(_object(item, "blacklist")) for item in _list(request.get("blacklist"), "blacklist")]
     if not allowed and not denied:
@@ -176,7 +176,7 @@ def _port(side: str) -> Callable[[str, list[Any]], Predicate]:
         for value in values:
             text = str(value)
             if not text.isascii() or not text.isdigit() or int(text) > 65535:
-                raise ConfigError(f'invalid {name} filter: invalid port "{text}": a number from 0 to 65535 is needed')
+                raise ConfigError(f'invalid {name} filter: invalid port "{text}": must be a number from 0 to 65535')
             wanted.add(int(text))
 
         def matches(flow: Flow) -> bool:
@@ -497,13 +497,13 @@ def _list(value: Any, where: str) -> list[Any]:
         return []
     found = list(value) if isinstance(value, list | tuple) else [value]
     if len(found) > MAX_VALUES:
-        raise ConfigError(f"invalid {where}: {len(found)} values, at most {MAX_VALUES} are taken")
+        raise ConfigError(f"invalid {where}: {len(found)} values, the limit is {MAX_VALUES}")
     return found
 
 
 def _text(name: str, value: Any) -> str:
     if not isinstance(value, str):
-        raise ConfigError(f"invalid {name} filter: expected text, not {value!r}")
+        raise ConfigError(f"invalid {name} filter: expected a string, not {value!r}")
     return value
 
 
@@ -522,7 +522,7 @@ def _enum(name: str, words: tuple[str, ...], value: Any) -> str:
     if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < len(words):
         return words[value]
     if value not in words:
-        raise ConfigError(f"invalid {name} filter: {value!r} is none of {', '.join(words[1:])}")
+        raise ConfigError(f"invalid {name} filter: {value!r} is not supported, must be one of {', '.join(words[1:])}")
     return str(value)
 
 

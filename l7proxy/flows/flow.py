@@ -295,7 +295,7 @@ def of_object(found: Any) -> Response:
     try:
         return msgspec.convert(_canonical(Response, found), Response, strict=False)
     except (msgspec.ValidationError, RecursionError) as error:
-        raise SourceError(f"not a flow of Hubble's: {error}") from error
+        raise SourceError(f"not a Hubble flow: {error}") from error
 
 
 def _moment(value: str) -> int:

@@ -29,7 +29,7 @@ def selector(text: str, *, what: str = "label") -> Selector:
         if found is None:
             side = what.replace("_", " ")
             raise ConfigError(
-                f"invalid {side} filter: cannot read {text[at:]!r} (as in: app=web, tier in (a,b), !canary)"
+                f"invalid {side} filter: invalid selector at {text[at:]!r} (as in: app=web, tier in (a,b), !canary)"
             )
         requirements.append(_requirement(found))
         at = found.end()

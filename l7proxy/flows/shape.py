@@ -160,7 +160,7 @@ class Shaper:
             shapes = [self._shape(party, flows.judgements, known) for party in flows.parties]
             return self._told(flows, shapes)
         except LookupError as error:
-            raise LinkError("a record refers to what is not in its batch") from error
+            raise LinkError("a record refers to an entry that is not in its batch") from error
 
     def _told(self, flows: Flows, shapes: list[Shape | None]) -> list[Flow | Shaped]:
         """Hot: once per record. Most batches have nothing but plain URLs, which is seen for all of them at once."""

@@ -220,17 +220,17 @@ class HttpGate:
             elif exchange.ends_with_connection:
                 self._answered(exchange, actions)
             else:
-                self._deserted(exchange, "the server closed the connection before the end of its response", actions)
+                self._deserted(exchange, "the server closed the connection before the response was complete", actions)
         return actions
 
-    def client_lost(self, reason: str = "the client left") -> list[Action]:
+    def client_lost(self, reason: str = "the client closed the connection") -> list[Action]:
         """The session ends for a reason of its own; the client hears nothing more."""
         actions: list[Action] = []
         exchange = self._exchange
         if self._state is OPEN and exchange is None and self._held.strip(b"\r\n"):
-            actions.append(Emit(self._log.malformed(400, f"{reason} in the middle of a request head")))
+            actions.append(Emit(self._log.malformed(400, f"{reason} before the request head was complete")))
         elif exchange is not None:
-            self._abandon(exchange, f"{reason} before the end of the response", actions)
+            self._abandon(exchange, f"{reason} before the response was complete", actions)
         self._close(actions)
         return actions
 
@@ -272,10 +272,10 @@ class HttpGate:
             return actions  # a timer of the past
         exchange = self._exchange
         if which == "head":
-            self._refuse(PeerError("the request head took too long", status=408), actions)
+            self._refuse(PeerError("timed out waiting for the request head", status=408), actions)
         elif exchange is not None and exchange.allowed and not exchange.answered:
             status = 408 if which == "body" else 504
-            self._fail(exchange, status, f"timed out waiting for: {which}", actions)
+            self._fail(exchange, status, f"{which} timeout", actions)
         else:
             self._close(actions)
         return actions
@@ -300,7 +300,9 @@ class HttpGate:
                     del held[: self._take_body(exchange, reader, bytes(held[: reader.plain or len(held)]), actions)]
                     continue
                 if self._client_done:
-                    self._abandon(exchange, "the client ended its request in the middle of the body", actions)
+                    self._abandon(
+                        exchange, "the client closed the connection before the request body was complete", actions
+                    )
             elif self._client_done and not held and not self._half_closed:
                 self._half_closed = True
                 actions.append(HalfClose(SERVER))
@@ -392,7 +394,7 @@ class HttpGate:
     def _client_left(self, actions: list[Action]) -> None:
         """FIN between requests, or inside a head."""
         if self._held.strip(b"\r\n"):
-            self._refuse(PeerError("the request head was cut off"), actions)
+            self._refuse(PeerError("incomplete request head"), actions)
         else:
             self._close(actions)
 
@@ -409,7 +411,7 @@ class HttpGate:
         try:
             heard = exchange.hear(data, actions)
         except PeerError as error:
-            self._fail(exchange, 502, f"bad response: {error}", actions)
+            self._fail(exchange, 502, f"invalid response: {error}", actions)
             return
         if heard is WHOLE:
             self._answered(exchange, actions)
@@ -511,7 +513,9 @@ class HttpGate:
         """The server has gone. Where it ends a connection in use just as the next request comes, so does ours, without
         a word: clients know that race and try again (RFC 9112 9.3.1), and an answer would keep them from it."""
         if self._reused and exchange.unheard:
-            self._emit_response(exchange, 502, f"{reason}, and so did we: the client may try again", actions)
+            self._emit_response(
+                exchange, 502, f"{reason}; the client connection was closed too, so that the client can retry", actions
+            )
             self._close(actions, reset=reset)
         else:
             self._fail(exchange, 502, reason, actions)

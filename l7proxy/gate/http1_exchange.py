@@ -197,9 +197,9 @@ class Exchange:
         if self.head.minor == 0:
             raise PeerError("101 for an HTTP/1.0 request")
         if self.request_body is not None:
-            raise PeerError("the protocol was switched in the middle of the request")
+            raise PeerError("the server switched protocols before the request was complete")
         if len(head.upgrade) != 1 or head.upgrade[0] not in self.head.upgrade:
-            raise PeerError("the protocol was switched to one that was not asked for")
+            raise PeerError("the server switched to a protocol that was not requested")
         return True
 
 

@@ -107,7 +107,7 @@ class Http2Gate:
         try:
             of.server.receive(data)
         except Http2Error as error:
-            why = f"bad response: {error}" if of.server.settled else f"the server does not speak HTTP/2: {error}"
+            why = f"invalid response: {error}" if of.server.settled else f"the server does not speak HTTP/2: {error}"
             of.server.out.append(frames.goaway(0, error.code))
             self._to_server()
             of.actions.append(HalfClose(SERVER))
@@ -125,24 +125,24 @@ class Http2Gate:
         self._client_done = self._of.leaving = True
         for stream in list(self._of.streams.values()):
             if not stream.up.ended:
-                self._of.abandon(stream, "the client ended the connection in the middle of its request")
+                self._of.abandon(stream, "the client closed the connection before the request was complete")
         return self._flush()
 
     def server_eof(self) -> list[Action]:
         of = self._of
         if self._closed or of.server_done:
             return []
-        why = "before the end of its response" if of.server.settled else "before it had spoken HTTP/2"
+        why = "before the response was complete" if of.server.settled else "before it sent SETTINGS"
         of.lose_server(502, f"the server closed the connection {why}")
         return self._flush()
 
-    def client_lost(self, reason: str = "the client left") -> list[Action]:
+    def client_lost(self, reason: str = "the client closed the connection") -> list[Action]:
         """The session ends for a reason of its own; the client hears nothing more."""
         if self._closed:
             return []
         if self._of.client.in_block:
-            self._of.emit_malformed(400, f"{reason} in the middle of a request head")
-        self._of.tell_all(f"{reason} before the end of the response")
+            self._of.emit_malformed(400, f"{reason} before the request head was complete")
+        self._of.tell_all(f"{reason} before the response was complete")
         self._closed = True
         return self._flush()
 
@@ -167,7 +167,7 @@ class Http2Gate:
         of = self._of
         if self._closed or of.leaving or of.parting:
             return []
-        of.part(b"the proxy is stopping")
+        of.part(b"the proxy is shutting down")
         return self._flush()
 
     def timed_out(self, which: str) -> list[Action]:
@@ -175,10 +175,10 @@ class Http2Gate:
         if self._closed or which != self.waiting_for:
             return []  # a timer of the past
         if which == "head":
-            self._broken(Http2Error("the request head took too long", Code.ENHANCE_YOUR_CALM, status=408))
+            self._broken(Http2Error("timed out waiting for the request head", Code.ENHANCE_YOUR_CALM, status=408))
             return self._flush()
         for stream in list(of.streams.values()):
-            of.fail(stream, 504 if stream.up.ended else 408, f"timed out waiting for: {which}")
+            of.fail(stream, 504 if stream.up.ended else 408, f"{which} timeout")
         of.leave(b"timed out")
         of.settle()
         self._closed = True
@@ -190,7 +190,7 @@ class Http2Gate:
         """The client cannot be understood, or borne, any more."""
         of = self._of
         of.emit_malformed(error.status, str(error))
-        of.tell_all(f"the client broke HTTP/2 ({error})")
+        of.tell_all(f"HTTP/2 error of the client ({error})")
         of.client.out.append(frames.goaway(of.last, error.code, printable(str(error))))
         self._closed = True
 

@@ -54,7 +54,7 @@ class Budget:
         if self._left < 0:
             self._refill()
             if self._left < 0:
-                raise Http2Error(f"too many frames that further nothing; the last: {what}", Code.ENHANCE_YOUR_CALM)
+                raise Http2Error(f"too many frames without progress, the last: {what}", Code.ENHANCE_YOUR_CALM)
 
     def earn(self, points: int) -> None:
         if self._left < CAPACITY:

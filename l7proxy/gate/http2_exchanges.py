@@ -129,7 +129,7 @@ class Exchanges:
         try:
             head = http2_head.request(block, self._options.paths, self._paths)
             if end and head.length:
-                raise PeerError("the body is shorter than Content-Length says")
+                raise PeerError("the body is shorter than Content-Length")
         except PeerError as error:
             self._refuse(number, error, block, end)
             return
@@ -173,7 +173,7 @@ class Exchanges:
             return
         try:
             if not end:
-                raise PeerError("HEADERS stand in the middle of a request")
+                raise PeerError("HEADERS within a request")
             http2_head.check_trailers(block)
             http2_head.check_repeats(block, stream.judged)
             stream.up.count(0, end=True)
@@ -247,14 +247,14 @@ class Exchanges:
             if stream.response is None:
                 self._take_response(stream, block, end)
             elif not end:
-                raise PeerError("HEADERS stand in the middle of the response")
+                raise PeerError("HEADERS within the response")
             else:
                 http2_head.check_trailers(block)
                 stream.down.count(0, end=True)
                 self.down.finish(stream.down, block)
         except PeerError as error:
             stream.down.ended = end
-            self.fail(stream, 502, f"bad response: {error}")
+            self.fail(stream, 502, f"invalid response: {error}")
 
     def _take_response(self, stream: Stream, block: FieldBlock, end: bool) -> None:
         head = http2_head.response(block)
@@ -290,12 +290,12 @@ class Exchanges:
         ended = bool(flags & END_STREAM)
         try:
             if stream.response is None:
-                raise PeerError("DATA without a head")
+                raise PeerError("DATA before HEADERS")
             if half.left >= 0:
                 half.count(end - begin, end=ended)
         except PeerError as error:
             self.down.discard(half, flow, end=ended)
-            self.fail(stream, 502, f"bad response: {error}")
+            self.fail(stream, 502, f"invalid response: {error}")
             return
         self.down.push(half, data, begin, end, flags, flow)
 
@@ -435,8 +435,8 @@ class Exchanges:
         self._speak(stream, error.status, sentence(str(error)), extra)
 
     def _turn_away(self, number: int, end: bool) -> None:
-        self.client.budget.spend(REFUSED, "a stream too many")
-        self.emit_malformed(503, f"more than {MAX_STREAMS} streams at a time")
+        self.client.budget.spend(REFUSED, "too many streams")
+        self.emit_malformed(503, f"more than {MAX_STREAMS} concurrent streams")
         self.client.send_reset(number, Code.REFUSED_STREAM, ended=end)
 
     def _answer(self, stream: Stream, status: int, reason: str) -> None:
@@ -509,7 +509,7 @@ class Exchanges:
                 self.forward()
         if self._waiting and self.server.settled:
             for stream in self._waiting.excess():
-                self._tell(stream, 503, "the server takes no more streams for now")
+                self._tell(stream, 503, "the server accepts no more streams for now")
                 self._forget(stream, Code.REFUSED_STREAM)
 
     def _let_go(self, ended: list[int]) -> None:

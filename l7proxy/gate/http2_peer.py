@@ -258,11 +258,11 @@ class Peer:
     def _take_window(self, flags: int, stream: int, source: bytes, begin: int, end: int) -> None:
         increment = frames.long_at("WINDOW_UPDATE", source, begin, end) & MAX_WINDOW
         if increment == 0:
-            raise Http2Error("a window is opened by nothing")
+            raise Http2Error("WINDOW_UPDATE with an increment of 0")
         if stream == 0:
             self.window += increment
             if self.window > MAX_WINDOW:
-                raise Http2Error("the connection's window is opened too far", Code.FLOW_CONTROL_ERROR)
+                raise Http2Error("WINDOW_UPDATE makes the connection window too large", Code.FLOW_CONTROL_ERROR)
         self._owner.got_window(stream, increment)
 
     def _take_priority(self, flags: int, stream: int, source: bytes, begin: int, end: int) -> None:
@@ -279,7 +279,7 @@ class Peer:
             raise Http2Error("SETTINGS on a stream")
         if flags & ACK:
             if begin != end:
-                raise Http2Error("an acknowledgement of SETTINGS holds settings", Code.FRAME_SIZE_ERROR)
+                raise Http2Error("SETTINGS with ACK is not empty", Code.FRAME_SIZE_ERROR)
             return
         pairs = frames.read_settings(source, begin, end)
         self.budget.spend(len(pairs), "SETTINGS")
@@ -323,7 +323,7 @@ class Peer:
         self._owner.got_goaway(*frames.read_goaway(source, begin, end))
 
     def _take_push(self, flags: int, stream: int, source: bytes, begin: int, end: int) -> None:
-        raise Http2Error("PUSH_PROMISE, which is not allowed here")
+        raise Http2Error("PUSH_PROMISE is not allowed")
 
     def _take_stray(self, flags: int, stream: int, source: bytes, begin: int, end: int) -> None:
         raise Http2Error("CONTINUATION without a header block")

@@ -44,9 +44,9 @@ class Half:
             return
         self.left -= size
         if self.left < 0:
-            raise PeerError("the body is longer than Content-Length says")
+            raise PeerError("the body is longer than Content-Length")
         if end and self.left:
-            raise PeerError("the body is shorter than Content-Length says")
+            raise PeerError("the body is shorter than Content-Length")
 
 
 class Relay:
@@ -133,7 +133,7 @@ class Relay:
     def widen(self, half: Half, increment: int) -> None:
         half.window += increment
         if half.window > MAX_WINDOW:
-            raise Http2Error("a stream's window is opened too far", Code.FLOW_CONTROL_ERROR)
+            raise Http2Error("WINDOW_UPDATE makes the stream window too large", Code.FLOW_CONTROL_ERROR)
         if increment > 0:
             self.advance(half)
 

@@ -61,7 +61,7 @@ class Gate(Protocol):
 
     def server_eof(self) -> list[Action]: ...
 
-    def client_lost(self, reason: str = "the client left") -> list[Action]:
+    def client_lost(self, reason: str = "the client closed the connection") -> list[Action]:
         """`reason` begins the sentence that what is under way is recorded with."""
 
     def upstream_failed(self, reason: str) -> list[Action]: ...
@@ -140,7 +140,7 @@ class HttpDoor:
     def server_eof(self) -> list[Action]:
         return self._enter(lambda gate: gate.server_eof())
 
-    def client_lost(self, reason: str = "the client left") -> list[Action]:
+    def client_lost(self, reason: str = "the client closed the connection") -> list[Action]:
         return self._enter(lambda gate: gate.client_lost(reason))
 
     def upstream_failed(self, reason: str) -> list[Action]:

@@ -58,7 +58,7 @@ class LinkClient:
             try:
                 reader, writer = await asyncio.open_unix_connection(os.fspath(self._path))
             except OSError as error:
-                log.debug("link: no agent at %s: %s", self._path, error)
+                log.debug("link: cannot connect to the agent at %s: %s", self._path, error)
                 await asyncio.sleep(retry)
                 retry = min(retry * 2, LAST_RETRY)
                 continue
@@ -90,9 +90,9 @@ class LinkClient:
                 tasks.create_task(self._send_records(writer), name="link-records")
                 tasks.create_task(self._send_load(writer), name="link-load")
         except* LinkError as errors:
-            log.error("link: the agent is cut off: %s", errors.exceptions[0])
+            log.error("link: closed the connection to the agent: %s", errors.exceptions[0])
         except* OSError as errors:
-            log.warning("link: lost the agent (%s); serving on with the picture we have", errors.exceptions[0])
+            log.warning("link: lost the connection to the agent (%s); keeping the last policy", errors.exceptions[0])
         finally:
             self._writer = None
             writer.transport.abort()
@@ -105,7 +105,7 @@ class LinkClient:
                 problems = await self._on_picture(picture)
                 await self._send(writer, Applied(revision=picture.revision, problems=problems))
         decoder.eof()
-        raise ConnectionResetError("it closed the link")
+        raise ConnectionResetError("it closed the connection")
 
     async def _send_records(self, writer: asyncio.StreamWriter) -> None:
         while True:
@@ -123,7 +123,7 @@ class LinkClient:
                 frames += _frames(flows)
                 await asyncio.sleep(0)
             if writer.is_closing():
-                raise ConnectionResetError("it closed the link")
+                raise ConnectionResetError("it closed the connection")
             writer.write(b"".join(frames))
             taken.clear()
         finally:

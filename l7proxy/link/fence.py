@@ -82,4 +82,4 @@ def _map(path: Path) -> memoryview[int]:
         finally:
             os.close(descriptor)
     except OSError as error:
-        raise ConfigError(f"{path}: cannot be made or mapped: {error.strerror or error}") from error
+        raise ConfigError(f"{path}: cannot be created or mapped: {error.strerror or error}") from error

@@ -24,7 +24,7 @@ def encode(message: FromWorker | FromAgent, *, max_frame: int = MAX_FRAME) -> by
     """One frame. LinkError when it would be longer than the other half accepts."""
     body = _ENCODER.encode(message)
     if len(body) > max_frame:
-        raise LinkError(f"a {type(message).__name__} of {len(body)} bytes is over the frame limit of {max_frame}")
+        raise LinkError(f"a {type(message).__name__} of {len(body)} bytes exceeds the frame limit of {max_frame}")
     return _LENGTH.pack(len(body)) + body
 
 
@@ -60,9 +60,7 @@ class FrameDecoder(Generic[M]):
             return None
         (length,) = _LENGTH.unpack_from(self._buffer)
         if length > self._max_frame:
-            raise LinkError(
-                f"a frame of {length} bytes announced, over the limit of {self._max_frame}: not our protocol"
-            )
+            raise LinkError(f"a frame of {length} bytes exceeds the limit of {self._max_frame}: not the link protocol")
         end = _LENGTH.size + length
         if len(self._buffer) < end:
             return None
@@ -74,7 +72,7 @@ class FrameDecoder(Generic[M]):
         try:
             return self._decoder.decode(body)
         except (msgspec.DecodeError, UnicodeDecodeError, ValueError, RecursionError) as error:
-            raise LinkError(f"a frame of {len(body)} bytes is no message of ours: {error}") from error
+            raise LinkError(f"a frame of {len(body)} bytes is not a valid message: {error}") from error
 
 
 def from_worker(*, max_frame: int = MAX_FRAME) -> FrameDecoder[FromWorker]:

@@ -26,7 +26,7 @@ def listen(path: Path) -> socket.socket:
         listener.listen(64)
     except OSError as error:
         listener.close()
-        raise ConfigError(f"{path}: cannot listen on this socket: {error.strerror or error}") from error
+        raise ConfigError(f"{path}: cannot listen: {error.strerror or error}") from error
     return listener
 
 
@@ -45,9 +45,9 @@ def _clear(path: Path) -> None:
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror or error}") from error
     if not stat.S_ISSOCK(mode):
-        raise ConfigError(f"{path} exists and is not a socket: remove it, or choose another run directory")
+        raise ConfigError(f"{path} exists and is not a socket: remove it, or set another run_dir")
     if _answers(path):
-        raise ConfigError(f"{path} is in use by another running l7proxy: stop it, or choose another run directory")
+        raise ConfigError(f"{path} is in use by another l7proxy process: stop it, or set another run_dir")
     path.unlink(missing_ok=True)
 
 

@@ -61,7 +61,7 @@ class Opener:
         last = self._last
         if last is None or last.revision != message.base:
             known = "none" if last is None else str(last.revision)
-            raise LinkError(f"a delta from picture {message.base}, but the one we have is {known}")
+            raise LinkError(f"a delta to policy revision {message.base}, but the current one is {known}")
         gone = frozenset(message.gone)
         endpoints = {one.id: one for one in last.endpoints if one.id not in gone}
         endpoints |= {one.id: one for one in _unpack(message.endpoints, message.policies)}
@@ -109,7 +109,7 @@ def _pack(endpoints: Iterable[LocalEndpoint]) -> tuple[tuple[DirectionPolicy, ..
 def _unpack(packed: Iterable[PackedEndpoint], policies: Sequence[DirectionPolicy]) -> list[LocalEndpoint]:
     def at(place: int) -> DirectionPolicy | None:
         if not UNGOVERNED <= place < len(policies):
-            raise LinkError(f"an endpoint's policy is number {place} of {len(policies)}")
+            raise LinkError(f"an endpoint refers to policy {place} of {len(policies)}")
         return None if place == UNGOVERNED else policies[place]
 
     return [

@@ -175,7 +175,9 @@ def _greeted(message: FromWorker) -> WorkerState:
     if not isinstance(message, Hello):
         raise LinkError(f"{type(message).__name__} before Hello")
     if message.version != PROTOCOL_VERSION:
-        raise LinkError(f"it speaks version {message.version} of the link, we speak {PROTOCOL_VERSION}: restart it")
+        raise LinkError(
+            f"it uses link protocol version {message.version}, the agent uses {PROTOCOL_VERSION}: restart it"
+        )
     return WorkerState(message.pid, message.worker)
 
 
@@ -202,7 +204,7 @@ class _Peer(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast(asyncio.Transport, transport)  # uvloop's does not inherit from it
         if not local.is_ours(transport):
-            log.error("link: refused a peer that is neither root nor our own user")
+            log.error("link: refused a peer that is neither root nor the agent's user")
             self.transport.abort()
             return
         self._server.joined(self)
@@ -213,7 +215,7 @@ class _Peer(asyncio.Protocol):
             for message in self._decoder.feed(data):
                 self._server.heard(self, message)
         except LinkError as error:
-            log.error("link: %s is cut off: %s", self, error)
+            log.error("link: closed the connection to %s: %s", self, error)
             self.transport.abort()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -231,5 +233,5 @@ class _Peer(asyncio.Protocol):
 
     def _no_hello(self) -> None:
         if self.state is None:
-            log.error("link: %s is cut off after %.0f s of silence", self, HELLO_SECONDS)
+            log.error("link: closed the connection to %s after %.0f s without a message", self, HELLO_SECONDS)
             self.transport.abort()

@@ -151,7 +151,7 @@ class Index:
             return
         self._endpoints[address] = None
         also = f" and {other.name}" if other is not None else ""
-        self.problems += (f"{address} is claimed by {endpoint.name}{also}: all that concerns it is refused",)
+        self.problems += (f"{address} is claimed by {endpoint.name}{also}: its traffic is refused",)
 
     def _judge(self, source: str, destination: str, port: int) -> Sides:
         who, whom = self.identity(source), self.identity(destination)
@@ -160,7 +160,7 @@ class Index:
             return Sides(who, whom, None, None, judge_l4(None, None))  # a pod may always reach itself
         for address in (source, destination):
             if address in self._endpoints and self._endpoints[address] is None:
-                return Sides(who, whom, None, None, refusal(f"{address} belongs to more than one endpoint"))
+                return Sides(who, whom, None, None, refusal(f"{address} is claimed by more than one endpoint"))
         egress = decide.port(sender.policy.egress, whom, TCP, port) if sender is not None else None
         ingress = decide.port(receiver.policy.ingress, who, TCP, port) if receiver is not None else None
         return Sides(who, whom, egress, ingress, judge_l4(egress, ingress), self._combined)
@@ -217,7 +217,7 @@ class Board:
             HTTP_TABLES.age()
             index = await asyncio.to_thread(_ready, picture, self.index)
         except (ValueError, TypeError) as error:
-            raise LinkError(f"picture {picture.revision} cannot be used: {error}") from error
+            raise LinkError(f"policy revision {picture.revision} cannot be applied: {error}") from error
         self.index = index
         self.fence.applied = stamp(picture)
         for number, watcher in enumerate(self):

@@ -115,7 +115,7 @@ async def _serve(settings: WorkerSettings, steering: Steering, bound: Sequence[s
         await stop.asked.wait()
         await _drain(server, stop, tasks)
         if not await link.flush(FLUSH_SECONDS):
-            log.warning("%d flow records could not be handed to the agent", len(outbox))
+            log.warning("%d flow records were not delivered to the agent", len(outbox))
         for task in running:
             task.cancel()
 

@@ -125,7 +125,7 @@ class ChunkedBody:
         length = len(self._line) + more
         if self._at is TRAILER:
             if self._trailers + length > MAX_TRAILERS:
-                raise PeerError(f"trailers are longer than {MAX_TRAILERS} bytes", status=431)
+                raise PeerError(f"the trailers are longer than {MAX_TRAILERS} bytes", status=431)
         elif self._at is SIZE and length > MAX_LINE:
             raise PeerError(f"a chunk-size line is longer than {MAX_LINE} bytes")
         elif self._at is DATA_END and length > 2:
@@ -144,13 +144,13 @@ class ChunkedBody:
     def _read_size(self, line: bytes) -> None:
         match = _SIZE_LINE.fullmatch(line)
         if match is None:
-            raise PeerError("a chunk-size line is not hex digits (and plain extensions) ending in CRLF")
+            raise PeerError("invalid chunk-size line: must be hex digits, optional extensions and CRLF")
         self._take_size(match)
 
     def _take_size(self, match: re.Match[bytes]) -> None:
         self._left = int(match[1], 16)
         if self._left > MAX_SIZE:
-            raise PeerError("a chunk size is out of bounds")
+            raise PeerError("a chunk size is too large")
         self._extensions += len(match[2])
         if self._extensions > MAX_EXTENSIONS:
             raise PeerError(f"chunk extensions are longer than {MAX_EXTENSIONS} bytes")
@@ -168,9 +168,9 @@ class ChunkedBody:
             raise PeerError(fault_name(fault[0]))
         name, _ = field(content)
         if alike(name) in _NOT_IN_TRAILERS:
-            raise PeerError(f"field {name.decode()} stands in the trailers")
+            raise PeerError(f"field {name.decode()} is not allowed in trailers")
         if self._judged is None:
             self._judged = frozenset(alike(judged) for judged, _ in self._head)
         if alike(name) in self._judged:
-            raise PeerError(f"field {name.decode()} stands in the head and again in the trailers")
+            raise PeerError(f"field {name.decode()} is in both the headers and the trailers")
         self._trailers += len(line)

@@ -36,20 +36,20 @@ def declared(headers: list[Header], minor: int) -> int | None:
     codings = values(headers, b"transfer-encoding")
     if codings:
         if lengths:
-            raise PeerError("both Content-Length and Transfer-Encoding are given")
+            raise PeerError("both Content-Length and Transfer-Encoding are present")
         if len(codings) > 1:
-            raise PeerError("Transfer-Encoding is given more than once")
+            raise PeerError("duplicate Transfer-Encoding")
         if codings[0].lower() != b"chunked":
-            raise PeerError("Transfer-Encoding is something else than exactly `chunked`")
+            raise PeerError("Transfer-Encoding must be exactly `chunked`")
         if minor == 0:
-            raise PeerError("Transfer-Encoding is given in HTTP/1.0")
+            raise PeerError("Transfer-Encoding is not allowed in HTTP/1.0")
         return CHUNKED
     if not lengths:
         return None
     if len(lengths) > 1:
-        raise PeerError("Content-Length is given more than once")
+        raise PeerError("duplicate Content-Length")
     if not _LENGTH.fullmatch(lengths[0]):
-        raise PeerError("Content-Length is not a plain decimal number")
+        raise PeerError("Content-Length must be a decimal number")
     return int(lengths[0])
 
 
@@ -63,11 +63,11 @@ def response_framing(headers: list[Header], minor: int, status: int, method: byt
     said = declared(headers, minor)
     if status < 200 or status == 204:
         if said:
-            raise PeerError(f"a {status} response declares a body")
+            raise PeerError(f"a {status} response must not have a body")
         return 0
     if method == b"CONNECT" and status < 300:  # RFC 9110 9.3.6: a tunnel; a length here would be two readings
         if said:
-            raise PeerError("the answer that opens a tunnel declares a body")
+            raise PeerError("a response that opens a tunnel must not have a body")
         return 0
     if method == b"HEAD" or status == 304:
         return 0
@@ -78,7 +78,7 @@ def connection_options(headers: list[Header]) -> frozenset[bytes]:
     """The tokens of all Connection headers, lower case."""
     options = _listed(headers, b"connection", _TOKEN)
     if not _NEVER_NOMINATED.isdisjoint(options):
-        raise PeerError("Connection names a header that frames or routes the message")
+        raise PeerError("Connection lists a header that is used for framing or routing")
     return frozenset(options)
 
 
@@ -102,7 +102,7 @@ def _listed(headers: list[Header], name: bytes, item: re.Pattern[bytes]) -> list
         for part in value.lower().split(b","):
             text = part.strip(b" \t")
             if text and not item.fullmatch(text):
-                raise PeerError(f"{name.decode().capitalize()} holds something that is no token")
+                raise PeerError(f"{name.decode().capitalize()} contains an invalid token")
             if text:
                 found.append(text)
     return found

@@ -56,7 +56,7 @@ def refuse_tls(data: bytes | bytearray) -> bool:
     if data[:1] != b"\x16":
         return True
     if data[:2] == b"\x16\x03":
-        raise PeerError("this is TLS, on a port whose policy has plain HTTP rules")
+        raise PeerError("TLS on a port with plain HTTP rules")
     return len(data) > 1
 
 
@@ -65,7 +65,7 @@ def request_head(lines: HeadLines, raw: bytes, rules: PathRules) -> RequestHead:
     method, target, minor = _request_line(lines.start)
     headers = lines.headers
     if method == b"CONNECT" and not rules.allow_connect:
-        raise PeerError("CONNECT is not allowed here", status=405)
+        raise PeerError("CONNECT is not allowed", status=405)
     said = framing.declared(headers, minor)
     options = framing.connection_options(headers)
     upgrade = framing.upgrade(headers, options, minor)
@@ -123,9 +123,7 @@ def _request_line(line: bytes) -> tuple[bytes, bytes, int]:
         raise PeerError("the request line is not `METHOD target HTTP/1.1`")
     method, target, major, minor = match.groups()
     if line == b"PRI * HTTP/2.0":
-        raise PeerError(
-            "this begins like HTTP/2 with prior knowledge, but the rest of its preface is missing", status=505
-        )
+        raise PeerError("invalid HTTP/2 connection preface", status=505)
     if major != b"1" or minor not in (b"0", b"1"):
         raise PeerError("the HTTP version is neither 1.0 nor 1.1", status=505)
     check_length(target)
@@ -157,7 +155,7 @@ def _ask_h11_request(raw: bytes, method: bytes, target: bytes, headers: list[Hea
     connection = h11.Connection(h11.SERVER, max_incomplete_event_size=MAX_HEAD + 1)
     event = _next_event(connection, raw)
     if not isinstance(event, h11.Request) or (bytes(event.method), bytes(event.target)) != (method, target):
-        raise PeerError("two readers disagree about the request line")
+        raise PeerError("ambiguous request line")
     _demand_same(event, headers)
 
 
@@ -166,7 +164,7 @@ def _ask_h11_response(raw: bytes, status: int, headers: list[Header]) -> None:
     connection.send(_PROBE)
     event = _next_event(connection, raw)
     if not isinstance(event, h11.Response | h11.InformationalResponse) or event.status_code != status:
-        raise PeerError("two readers disagree about the status line")
+        raise PeerError("ambiguous status line")
     _demand_same(event, headers)
 
 
@@ -183,7 +181,7 @@ def _demand_same(event: h11.Request | h11.Response | h11.InformationalResponse, 
     tidied = (b"content-length", b"transfer-encoding")
     theirs = [(bytes(name), bytes(value)) for name, value in event.headers if name not in tidied]
     if theirs != [header for header in headers if header[0] not in tidied]:
-        raise PeerError("two readers disagree about the headers")
+        raise PeerError("ambiguous headers")
 
 
 # --- what a request's head means ------------------------------------------------------------------------------------
@@ -192,7 +190,7 @@ def _demand_same(event: h11.Request | h11.Response | h11.InformationalResponse, 
 def _host(headers: list[Header], minor: int) -> bytes:
     hosts = framing.values(headers, b"host")
     if len(hosts) > 1:
-        raise PeerError("Host is given more than once")
+        raise PeerError("duplicate Host")
     if not hosts:
         if minor == 1:
             raise PeerError("Host is missing")
@@ -210,11 +208,11 @@ def _target_form(method: bytes, target: bytes, host: bytes, headers: list[Header
         return b"", host, target
     if target == b"*":
         if method != b"OPTIONS":
-            raise PeerError("the target * belongs to OPTIONS only")
+            raise PeerError("the request target * is allowed only with OPTIONS")
         return b"", host, target
     match = _ABSOLUTE.fullmatch(target)
     if match is None:
-        raise PeerError("the request target is neither a path, nor * nor an http:// address")
+        raise PeerError("the request target must be a path, * or an http:// URL")
     scheme, named, rest = match.groups()
     if not authority.is_plain(named):
         raise PeerError("the authority of the request target is not a name or address with an optional port")
@@ -227,14 +225,14 @@ def _tunnel_target(target: bytes, headers: list[Header]) -> bytes:
     if not _WITH_PORT.search(target) or not authority.is_plain(target):
         raise PeerError("the target of CONNECT is not a name or address with a port")
     if framing.declared(headers, 1):
-        raise PeerError("CONNECT declares a body")
+        raise PeerError("CONNECT must not have a body")
     _demand_host(headers, target)
     return target
 
 
 def _demand_host(headers: list[Header], named: bytes) -> None:
     if framing.values(headers, b"host") not in ([], [named]):
-        raise PeerError("the request target and Host name different hosts")
+        raise PeerError("the request target and Host differ")
 
 
 def _expects_continue(headers: list[Header], minor: int) -> bool:
@@ -242,5 +240,5 @@ def _expects_continue(headers: list[Header], minor: int) -> bool:
     if not expectations:
         return False
     if len(expectations) > 1 or expectations[0].lower() != b"100-continue":
-        raise PeerError("Expect is something else than `100-continue`", status=417)
+        raise PeerError("Expect must be `100-continue`", status=417)
     return minor == 1

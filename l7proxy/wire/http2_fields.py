@@ -124,7 +124,7 @@ class FieldReader:
         try:
             block = self._decode(data)
         except IndexError:
-            raise _bad("it is cut off") from None
+            raise _bad("it is truncated") from None
         if self._table.changes != before:
             self._known.clear()
         elif len(data) <= _LONGEST_KNOWN and block.size <= TABLE_SIZE:
@@ -148,10 +148,10 @@ class FieldReader:
                 field = self._entry(index)
             elif first & 0xE0 == 0x20:
                 if fields:
-                    raise _bad("the table is resized after a field")
+                    raise _bad("a table size update follows a field")
                 limit, at = _integer(data, at, 0x1F)
                 if limit > TABLE_SIZE:
-                    raise _bad("the table is made larger than allowed")
+                    raise _bad("a table size update exceeds the limit")
                 self._table.resize(limit)
                 continue
             else:  # a literal: to be indexed, not to be, or never to be
@@ -169,7 +169,7 @@ class FieldReader:
             fields.append(field)
             size += len(field[0]) + len(field[1]) + ENTRY
             if size > MAX_FIELDS:
-                raise Http2Error(f"headers are longer than {MAX_FIELDS} bytes", Code.ENHANCE_YOUR_CALM, status=431)
+                raise Http2Error(f"the headers are longer than {MAX_FIELDS} bytes", Code.ENHANCE_YOUR_CALM, status=431)
         inflated = size > 2 * end + MAX_INFLATION
         return FieldBlock(fields, size, frozenset(secret) if secret else frozenset(), inflated)
 
@@ -177,7 +177,7 @@ class FieldReader:
         if 0 < index <= _STATIC_SIZE:
             return STATIC[index - 1]
         if index == 0 or index - _STATIC_SIZE > len(self._table.entries):
-            raise _bad("a table index names nothing")
+            raise _bad("invalid table index")
         return self._table.entries[index - _STATIC_SIZE - 1]
 
 
@@ -193,7 +193,7 @@ def _integer(data: bytes, at: int, mask: int) -> tuple[int, int]:
         at += 1
         number += (byte & 0x7F) << shift
         if number > _MAX_INTEGER or shift > 28:
-            raise _bad("a number is out of bounds")
+            raise _bad("an integer is too large")
         if byte < 0x80:
             return number, at
         shift += 7
@@ -215,7 +215,7 @@ def _huffman(text: bytes) -> bytes:
     try:
         return decode_huffman(text)
     except HPACKError:
-        raise _bad("a string is no Huffman code") from None
+        raise _bad("invalid Huffman code") from None
 
 
 _short_huffman = lru_cache(maxsize=1024)(_huffman)

@@ -171,7 +171,7 @@ def long_at(what: str, data: bytes, begin: int, end: int) -> int:
 
 def read_settings(data: bytes, begin: int, end: int) -> list[tuple[int, int]]:
     if (end - begin) % _SETTING.size:
-        raise Http2Error("the length of a SETTINGS frame is no multiple of 6", Code.FRAME_SIZE_ERROR)
+        raise Http2Error("the length of a SETTINGS frame is not a multiple of 6", Code.FRAME_SIZE_ERROR)
     return list(_SETTING.iter_unpack(data[begin:end]))
 
 

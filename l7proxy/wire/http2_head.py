@@ -96,10 +96,10 @@ def check_trailers(block: FieldBlock) -> None:
     _check_size(block)
     for name, value in block.fields:
         if name[:1] == b":":
-            raise PeerError("a pseudo-header stands in the trailers")
+            raise PeerError("pseudo-headers are not allowed in trailers")
         _check(name, value)
         if alike(name) in _NO_TRAILERS:
-            raise PeerError(f"{name.decode()} stands in the trailers")
+            raise PeerError(f"{name.decode()} is not allowed in trailers")
     block.reading = check_trailers
 
 
@@ -108,7 +108,7 @@ def check_repeats(trailers: FieldBlock, judged: Iterable[Header]) -> None:
     names = {alike(name) for name, _ in judged}
     for name, _ in trailers.fields:
         if alike(name) in names:
-            raise PeerError(f"field {name.decode()} stands in the head and again in the trailers")
+            raise PeerError(f"field {name.decode()} is in both the headers and the trailers")
 
 
 def rewritten(block: FieldBlock, rewrite: Rewrite) -> FieldBlock:
@@ -137,9 +137,9 @@ def _request(block: FieldBlock, rules: PathRules, paths: Paths) -> RequestHead:
     host = _host(named, special.get(b"host", []))
     length = _length(special.get(_CONTENT, []))
     if any(value != b"trailers" for value in special.get(b"te", ())):
-        raise PeerError("TE is something else than `trailers`")
+        raise PeerError("TE must be `trailers`")
     if any(value.lower() != b"100-continue" for value in special.get(b"expect", ())):
-        raise PeerError("Expect is something else than `100-continue`", status=417)
+        raise PeerError("Expect must be `100-continue`", status=417)
     path = target if target == b"*" else _normal(target, rules, paths)
     headers = regular if b"host" in special else [(b"host", host), *regular]
     if len(special.get(b"cookie", ())) > 1:
@@ -176,7 +176,7 @@ def _pseudo(fields: list[Header]) -> tuple[dict[bytes, bytes], int]:
         if name not in _PSEUDO:
             raise PeerError(f"there is no pseudo-header {name[:40].decode('latin-1')!a} in requests")
         if name in found:
-            raise PeerError(f"{name.decode()} is given more than once")
+            raise PeerError(f"duplicate {name.decode()}")
         found[name] = value
     return found, len(fields)
 
@@ -185,24 +185,24 @@ def _request_line(pseudo: dict[bytes, bytes]) -> tuple[bytes, bytes, bytes | Non
     """(method, path, authority)."""
     method = pseudo.get(b":method", b"")
     if not _TOKEN.fullmatch(method):
-        raise PeerError(":method is missing or no token")
+        raise PeerError(":method is missing or invalid")
     if method == b"CONNECT":
         raise PeerError("CONNECT is not supported in HTTP/2", status=405)
     if pseudo.get(b":scheme") not in (b"http", b"https"):
-        raise PeerError(":scheme is missing or something else than http and https")
+        raise PeerError(":scheme must be http or https")
     target = pseudo.get(b":path", b"")
     if target[:1] != b"/" and not (target == b"*" and method == b"OPTIONS"):
-        raise PeerError(":path is missing or does not begin with a slash")
+        raise PeerError(":path is missing or does not start with a slash")
     return method, target, pseudo.get(b":authority")
 
 
 def _host(named: bytes | None, hosts: list[bytes]) -> bytes:
     if len(hosts) > 1:
-        raise PeerError("Host is given more than once")
+        raise PeerError("duplicate Host")
     if named is None and not hosts:
         raise PeerError(":authority is missing")
     if named is not None and hosts and hosts[0] != named:
-        raise PeerError(":authority and Host name different hosts")
+        raise PeerError(":authority and Host differ")
     host = hosts[0] if named is None else named
     if not authority.is_plain(host):
         raise PeerError(":authority is not a name or address with an optional port")
@@ -227,10 +227,10 @@ def _response(block: FieldBlock) -> ResponseHead:
     _check_size(block)
     fields = block.fields
     if not fields or fields[0][0] != b":status" or not _STATUS.fullmatch(fields[0][1]):
-        raise PeerError(":status is missing or no status")
+        raise PeerError(":status is missing or invalid")
     status = int(fields[0][1])
     if status == 101:
-        raise PeerError("101 does not exist in HTTP/2")
+        raise PeerError("status 101 is not allowed in HTTP/2")
     headers = fields[1:]
     special = _special(headers)
     return ResponseHead(status, headers, _length(special.get(_CONTENT, [])))
@@ -241,7 +241,7 @@ def _response(block: FieldBlock) -> ResponseHead:
 
 def _check_size(block: FieldBlock) -> None:
     if block.inflated:
-        raise PeerError("the headers repeat entries of the HPACK table, to many times the bytes sent", status=431)
+        raise PeerError("the headers expand to many times their compressed size", status=431)
     if block.size > MAX_HEAD:
         raise PeerError(f"the headers are longer than {MAX_HEAD} bytes", status=431)
     if len(block.fields) > MAX_HEADERS:
@@ -263,7 +263,7 @@ def _check(name: bytes, value: bytes) -> None:
     if fault:
         raise PeerError(fault)
     if value.translate(None, _IN_VALUES) or value.strip(b" \t") != value:
-        raise PeerError(f"the value of {name.decode()} holds a byte that is not allowed, or blanks around it")
+        raise PeerError(f"the value of {name.decode()} contains an invalid byte, or leading or trailing whitespace")
 
 
 @lru_cache(maxsize=512)
@@ -271,21 +271,21 @@ def _fault_of(name: bytes) -> str:
     """What is wrong with a field of this name; empty if nothing. Bounded: it is filled by strangers."""
     shown = repr(name[:40].decode("latin-1").encode("ascii", "backslashreplace").decode())
     if name[:1] == b":":
-        return f"the pseudo-header {shown} stands after a header"
+        return f"the pseudo-header {shown} follows a regular header"
     if name in _CONNECTION_SPECIFIC:
-        return f"header {name.decode()} belongs to a connection, not to an HTTP/2 message"
+        return f"header {name.decode()} is connection-specific, which is not allowed in HTTP/2"
     if passes_for_framing(name):
-        return f"header {name.decode()} passes for a framing header with some servers"
+        return f"header {name.decode()} is read as a framing header by some servers"
     if _LOWER.fullmatch(name):
         return ""
-    return f"header name {shown} is not a lower-case token"
+    return f"header name {shown} must be a lower-case token"
 
 
 def _length(lengths: list[bytes]) -> int | None:
     if not lengths:
         return None
     if len(lengths) > 1:
-        raise PeerError("Content-Length is given more than once")
+        raise PeerError("duplicate Content-Length")
     if not _LENGTH.fullmatch(lengths[0]):
-        raise PeerError("Content-Length is not a plain decimal number")
+        raise PeerError("Content-Length must be a decimal number")
     return int(lengths[0])

@@ -29,9 +29,9 @@ def field(line: bytes) -> Header:
         raise PeerError(_what_is_wrong(line))
     name = match[1].lower()
     if passes_for_framing(name):
-        raise PeerError(f"header {name.decode()} passes for a framing header with some servers")
+        raise PeerError(f"header {name.decode()} is read as a framing header by some servers")
     if name in _TABLESS and b"\t" in line:  # RFC 9110 allows it around a value; nginx takes it for a part of the value
-        raise PeerError(f"a tab stands in header {name.decode()}")
+        raise PeerError(f"tab in header {name.decode()}")
     return name, line[match.end() :].strip(b" \t")
 
 
@@ -43,14 +43,14 @@ def passes_for_framing(name: bytes) -> bool:
 def _what_is_wrong(line: bytes) -> str:
     name, colon, _ = line.partition(b":")
     if line[:1] in (b" ", b"\t"):
-        return "a header line is folded (it begins with a blank)"
+        return "folded header line (it starts with whitespace)"
     if not colon:
         return "a header line has no colon"
     if not name:
-        return "a header has no name"
+        return "a header name is empty"
     if name.rstrip(b" \t") != name:
-        return "blanks stand between a header name and its colon"
-    return f"header name {name[:40].decode('latin-1')!a} holds a byte that is not allowed"
+        return "whitespace between a header name and its colon"
+    return f"header name {name[:40].decode('latin-1')!a} contains an invalid byte"
 
 
 def fault_name(byte: bytes) -> str:
@@ -58,10 +58,10 @@ def fault_name(byte: bytes) -> str:
         case b"\n":
             return "a line ends in a bare LF"
         case b"\r":
-            return "a bare CR stands in a line"
+            return "bare CR in a line"
         case b"\0":
-            return "a NUL byte stands in a line"
-    return f"control byte 0x{byte.hex()} stands in a line"
+            return "NUL byte in a line"
+    return f"control byte 0x{byte.hex()} in a line"
 
 
 class HeadLines:
@@ -120,5 +120,5 @@ class HeadLines:
             self._may_skip = False
             self.begin = self._next
         else:
-            raise PeerError("an empty line stands where a message should begin")
+            raise PeerError("empty line before the message")
         return False

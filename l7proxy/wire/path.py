@@ -64,7 +64,7 @@ class EscapedSlashError(PeerError):
     """The path hides a slash in an escape. The client is sent to `location`, the normalised form."""
 
     def __init__(self, location: bytes) -> None:
-        super().__init__("the path holds an escaped slash; redirected to its normalised form", status=307)
+        super().__init__("the path contains an escaped slash; redirected to the normalised path", status=307)
         self.location = location
 
 
@@ -83,20 +83,20 @@ def normalise(target: bytes, rules: PathRules = STRICT) -> bytes:
     if _PLAIN.fullmatch(path) and b"//" not in path and b"/." not in path and _QUERY.fullmatch(mark + query or b"?"):
         return target
     if b"#" in target:
-        raise PeerError("the request target holds a fragment (#)")
+        raise PeerError("the request target contains a fragment (#)")
     if not _VISIBLE.fullmatch(target):
-        raise PeerError("the request target holds a byte that is not visible ASCII")
+        raise PeerError("the request target contains a byte that is not visible ASCII")
     if not path.startswith(b"/"):
-        raise PeerError("the path does not begin with a slash")
+        raise PeerError("the path does not start with a slash")
     if b"%" in path:
         path = _plainest(path)
     if not rules.allow_matrix and (b";" in path or b"%3B" in path):
-        raise PeerError("the path holds a matrix parameter (;), which servers read in different ways")
+        raise PeerError("the path contains a matrix parameter (;), which servers parse differently")
     if _DOTS_WITH_MATRIX.search(path):
-        raise PeerError("a dot segment of the path has a matrix parameter (..;), which servers read in different ways")
+        raise PeerError("a dot segment of the path has a matrix parameter (..;), which servers parse differently")
     if _ESCAPED_SLASH.search(path):
         if not rules.redirect_escaped_slashes:
-            raise PeerError("the path holds an escaped slash (%2F or %5C)")
+            raise PeerError("the path contains an escaped slash (%2F or %5C)")
         raise EscapedSlashError(_flatten(_ESCAPED_SLASH.sub(b"/", path)) + mark + query)
     return _flatten(path) + mark + query
 
@@ -104,9 +104,9 @@ def normalise(target: bytes, rules: PathRules = STRICT) -> bytes:
 def _plainest(path: bytes) -> bytes:
     """Its escapes in normal form. No Python is run for each: a path may consist of them."""
     if _BARE_PERCENT.search(path):
-        raise PeerError("the path holds a % without two hex digits")
+        raise PeerError("the path contains a % without two hex digits")
     if _ESCAPED_CONTROL.search(path):
-        raise PeerError("the path holds an escaped control byte")
+        raise PeerError("the path contains an escaped control byte")
     pieces = _PIECES.findall(path)
     _demand_utf8(b"".join(map(_BYTES.get, pieces, pieces)))
     return b"".join(map(_PLAINEST.get, pieces, pieces))

@@ -88,7 +88,7 @@ def test_denied_http2_requests_spend_a_budget(lab: AttackLab) -> None:
     since = time.time_ns()
     denied = b"\x82\x86\x04\x07/secret\x01\x06victim"
     answer = received(lab, [denied] * 5_000)
-    assert b"too many frames that further nothing; the last: a denied request" in answer
+    assert b"too many frames without progress, the last: a denied request" in answer
     assert told(lab, since, "a denied request")
 
 

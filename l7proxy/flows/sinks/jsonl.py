@@ -146,7 +146,7 @@ class JsonLinesFile:
         found = os.fstat(fd)
         if not stat.S_ISREG(found.st_mode):
             os.close(fd)
-            raise OSError("not a plain file")
+            raise OSError("not a regular file")
         self._fd, self._size = fd, found.st_size
         if found.st_size and os.pread(fd, 1, found.st_size - 1) != b"\n":
             self._write(b"\n")
@@ -217,7 +217,7 @@ class JsonLinesStream:
         if written == len(data):
             self._rest, self.problem = b"", ""
             return True
-        self.problem = f"flow log {self._name}: nobody reads it"
+        self.problem = f"flow log {self._name}: no reader"
         if written <= before:
             self._rest = self._rest[written:]
             return False
@@ -253,7 +253,7 @@ async def run(ring: Ring, sink: Sink) -> None:
                 await asyncio.shield(loop.run_in_executor(thread, sink.write, batch))
                 if sink.problem != said:
                     said = sink.problem
-                    LOG.warning("%s; %d lines lost so far", said or "flow log: works again", sink.lost)
+                    LOG.warning("%s; %d lines lost so far", said or "flow log: recovered", sink.lost)
         finally:
             sink.hurry()
             await loop.run_in_executor(thread, sink.close, reader.batch(ring.capacity))

@@ -84,7 +84,7 @@ def migrate_queues() -> None:
     try:
         MIGRATE.write_text("1\n")
     except OSError as error:
-        log.info("%s stays as it is (%s): connections waiting for a worker that ends will be reset", MIGRATE, error)
+        log.info("cannot set %s (%s): connections in the queue of a worker that stops are reset", MIGRATE, error)
 
 
 def make_transparent(sock: socket.socket, family: int) -> None:
@@ -100,12 +100,12 @@ def _explain(error: OSError, address: str, port: int) -> str:
     where = f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
     match error.errno:
         case errno.EADDRINUSE:
-            return f"port {port} is in use on {address}: stop what listens there, or choose another proxy port"
+            return f"port {port} is in use on {address}: stop the other program, or set another proxy_port"
         case errno.EPERM:
-            return f"cannot listen transparently on {where}: needs CAP_NET_ADMIN (run as root, or grant it)"
+            return f"cannot listen transparently on {where}: CAP_NET_ADMIN is required (run as root)"
         case errno.EACCES:
-            return f"cannot listen on {where}: needs CAP_NET_BIND_SERVICE, or a port from 1024 up"
+            return f"cannot listen on {where}: CAP_NET_BIND_SERVICE is required, or a port of 1024 or higher"
         case errno.EAFNOSUPPORT | errno.EADDRNOTAVAIL if ":" in address:
-            return f"cannot listen on {where}: this kernel or namespace has no IPv6; leave family 6 out"
+            return f"cannot listen on {where}: IPv6 is disabled in this network namespace: disable family 6"
         case _:
             return f"cannot listen on {where}: {error.strerror or error}"

@@ -47,9 +47,9 @@ HELD_FOR_SERVER: Final = 64 << 10
 NOBODY: Final = HostPort("::", 0)
 RESET_BY_SERVER: Final = "the server reset the connection"
 DROPPED: Final = Verdict.DROPPED
-FENCED: Final = Sides(0, 0, None, None, refusal("this worker was stopped, and has not got the present policy yet"))
-TOO_GREEDY: Final = "this connection holds most of the memory that this worker has for its client"
-TOO_LATE: Final = "policy now asks for requests to be judged, and this connection is already open without"
+FENCED: Final = Sides(0, 0, None, None, refusal("this worker does not have the current policy yet"))
+TOO_GREEDY: Final = "this connection buffers the most of its client, which is over its share of the worker's memory"
+TOO_LATE: Final = "policy now has HTTP rules for this port, and this connection was opened without them"
 
 
 class Session:
@@ -264,10 +264,10 @@ class Session:
         if here in around.own or (own_port and here.address in self._board_index().node_addresses):
             return "the destination is the proxy itself"
         if len(around.board) > around.limit:
-            return f"this worker is at its limit of {around.limit} connections"
+            return f"this worker has reached its limit of {around.limit} connections"
         if self._share.full:
             around.memory.refused += 1
-            return f"this client's connections hold more than their share of {around.memory.budget >> 20} MiB"
+            return f"this client's connections buffer more than their share of {around.memory.budget >> 20} MiB"
         return ""
 
     def _resolve(self) -> str:
@@ -291,7 +291,7 @@ class Session:
     def _board_index(self) -> Index:
         index = self._around.board.index
         if index is None:
-            raise RuntimeError("a connection before the first picture")
+            raise RuntimeError("a connection arrived before the first policy")
         return index
 
     def _look(self) -> Sides:
@@ -447,7 +447,9 @@ class Session:
     def _timed_out(self) -> None:
         if self._connecting is not None:
             self._stop_connecting()
-            self._failed(f"cannot reach {self._destination}: no answer in {self._around.timeouts.connect:g} s")
+            self._failed(
+                f"cannot reach {self._destination}: connection timed out after {self._around.timeouts.connect:g} s"
+            )
         elif self._gate is not None:
             self._do(self._gate.timed_out(self._gate.waiting_for))
 
@@ -546,7 +548,7 @@ class Session:
         gate = self._gate
         self._tell(judgement)
         if gate is not None:
-            self._gone(gate.client_lost(f"cut off ({judgement.reason})"))
+            self._gone(gate.client_lost(f"connection closed ({judgement.reason})"))
 
     def _gone(self, actions: list[Action]) -> None:
         """There is no client to serve any more: of what the gate asks for, only records matter."""
@@ -572,7 +574,7 @@ class Session:
             try:
                 self._reset()
             except Exception:  # one session's end, however broken, is never the worker's
-                log.exception("session %s > %s could not be reset", self._source, self._destination)
+                log.exception("session %s > %s cannot be reset", self._source, self._destination)
                 self._around.board.leave(self)
                 self._around.wheel.retire(self._timer)
                 self._uncount()

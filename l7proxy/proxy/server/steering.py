@@ -68,7 +68,7 @@ class Transparent:
             # else a pod reaching itself through a Service: it would drop packets from its own address, so the node's
         except OSError as error:
             sock.close()
-            raise UpstreamError(f"cannot speak as {client.address}: {error.strerror or error}") from error
+            raise UpstreamError(f"cannot use the source address {client.address}: {error.strerror or error}") from error
         return sock
 
 
@@ -100,7 +100,7 @@ def stream_socket(towards: HostPort) -> socket.socket:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)  # silent streams: find out that a peer is dead
     except OSError as error:
-        raise UpstreamError(f"no socket: {error.strerror or error}") from error
+        raise UpstreamError(f"cannot create a socket: {error.strerror or error}") from error
     return sock
 
 

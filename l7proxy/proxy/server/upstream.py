@@ -14,14 +14,14 @@ from l7proxy.proxy.server.shares import Share
 from l7proxy.proxy.server.steering import TRIES, Steering
 
 WORDS: Final = {
-    errno.ECONNREFUSED: "it refuses connections",
-    errno.ETIMEDOUT: "it does not answer",
-    errno.EHOSTUNREACH: "there is no host at that address",
-    errno.ENETUNREACH: "there is no route to it",
-    errno.EADDRNOTAVAIL: "no local port is left towards it",
-    errno.ECONNRESET: "it reset the connection",
-    errno.EACCES: "the node's firewall forbids it",
-    errno.EPERM: "the node's firewall forbids it",
+    errno.ECONNREFUSED: "connection refused",
+    errno.ETIMEDOUT: "connection timed out",
+    errno.EHOSTUNREACH: "host unreachable",
+    errno.ENETUNREACH: "network unreachable",
+    errno.EADDRNOTAVAIL: "no free local port for this destination",
+    errno.ECONNRESET: "connection reset",
+    errno.EACCES: "forbidden by the node's firewall",
+    errno.EPERM: "forbidden by the node's firewall",
 }
 
 
@@ -81,7 +81,7 @@ class Dial:
             self._poller.watch(sock.fileno(), OUT, self)
         except OSError as error:  # no more can be watched (epoll(7), max_user_watches)
             self._let_go()
-            raise UpstreamError(f"no socket: {error.strerror or error}") from error
+            raise UpstreamError(f"cannot create a socket: {error.strerror or error}") from error
 
     def _fail(self, reason: str) -> None:
         if not self._cancelled:

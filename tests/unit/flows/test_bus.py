@@ -46,7 +46,7 @@ def test_a_capacity_is_one_less_than_a_power_of_two(capacity: int) -> None:
 
 @pytest.mark.parametrize("capacity", [-1, 0, 2, 4, 4096, 131071])
 def test_other_capacities_are_refused(capacity: int) -> None:
-    with pytest.raises(ConfigError, match=f"{capacity}: must be one less than a power of two"):
+    with pytest.raises(ConfigError, match=f"{capacity}: must be a power of two minus one"):
         Ring(capacity)
 
 

@@ -357,13 +357,13 @@ def test_bytes_of_a_server_that_nobody_asked_end_the_connection(talk: Talk) -> N
 BAD_RESPONSES = {
     "a bare LF": b"HTTP/1.1 200 OK\nContent-Length: 0\r\n\r\n",
     "both": b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nTransfer-Encoding: chunked\r\n\r\n",
-    "more than once": b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nContent-Length: 3\r\n\r\n",
+    "duplicate": b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nContent-Length: 3\r\n\r\n",
     "exactly `chunked`": b"HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip, chunked\r\n\r\n",
     "folded": b"HTTP/1.1 200 OK\r\nA: b\r\n c\r\nContent-Length: 0\r\n\r\n",
     "status line": b"ICY 200 OK\r\n\r\n",
     "neither 1.0 nor 1.1": b"HTTP/2.0 200 OK\r\n\r\n",
-    "declares a body": b"HTTP/1.1 204 No Content\r\nContent-Length: 5\r\n\r\n",
-    "plain decimal": b"HTTP/1.1 200 OK\r\nContent-Length: +2\r\n\r\n",
+    "must not have a body": b"HTTP/1.1 204 No Content\r\nContent-Length: 5\r\n\r\n",
+    "a decimal number": b"HTTP/1.1 200 OK\r\nContent-Length: +2\r\n\r\n",
     "longer than": b"HTTP/1.1 200 OK\r\nX: " + b"y" * 70000 + b"\r\n\r\n",
 }
 

@@ -146,10 +146,10 @@ def test_cve_2021_39214_a_request_in_a_body_is_a_body(talk: Talk) -> None:
 
 FRAMINGS = {
     "both": b"Content-Length: 4\r\nTransfer-Encoding: chunked",
-    "more than once": b"Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked",
+    "duplicate": b"Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked",
     "exactly": b"Transfer-Encoding: chunked, identity",
-    "something else": b"Transfer-Encoding: xchunked",
-    "else than": b"Transfer-Encoding: gzip, chunked",
+    "must be exactly": b"Transfer-Encoding: xchunked",
+    "exactly `chunked`": b"Transfer-Encoding: gzip, chunked",
 }
 
 

@@ -69,14 +69,14 @@ def test_an_unasked_101_is_a_bad_response(talk: Talk) -> None:
         other.client(asked)
         other.take()
         other.server(SWITCHED)
-        other.expect_refusal(502, "not asked for", records=("502 GET http://h/a",))
+        other.expect_refusal(502, "not requested", records=("502 GET http://h/a",))
 
 
 def test_101_to_another_protocol_is_a_bad_response(talk: Talk) -> None:
     talk.client(UPGRADE)
     talk.take()
     talk.server(SWITCHED.replace(b"websocket", b"spdy/3.1"))
-    talk.expect_refusal(502, "not asked for", records=("502 GET http://h/a",))
+    talk.expect_refusal(502, "not requested", records=("502 GET http://h/a",))
 
 
 @pytest.mark.parametrize("protocol", [b"h2c", b"HTTP/2.0", b"TLS/1.2", b"H2C", b"h3"])
@@ -85,7 +85,7 @@ def test_no_tunnel_for_protocols_that_carry_requests(talk: Talk, protocol: bytes
     talk.client(UPGRADE.replace(b"WebSocket", protocol) + b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n")
     talk.expect(server=GET, records=(PASSED,))
     talk.server(SWITCHED.replace(b"websocket", protocol))
-    talk.expect_refusal(502, "not asked for", records=("502 GET http://h/a",))
+    talk.expect_refusal(502, "not requested", records=("502 GET http://h/a",))
 
 
 def test_an_upgrade_to_h2c_is_answered_in_http_1(talk: Talk) -> None:
@@ -237,7 +237,7 @@ def test_an_answer_that_opens_a_tunnel_and_declares_a_body_is_a_bad_one(connecti
     connecting.client(CONNECT)
     connecting.take()
     connecting.server(b"HTTP/1.1 200 OK\r\n" + field + b"\r\n\r\nhello")
-    connecting.expect_refusal(502, "declares a body", records=("502 CONNECT http://h:443",))
+    connecting.expect_refusal(502, "must not have a body", records=("502 CONNECT http://h:443",))
 
 
 @pytest.mark.parametrize(
@@ -250,8 +250,8 @@ def test_connect_to_what_is_no_authority_with_a_port_is_refused(connecting: Talk
 
 def test_connect_with_another_host_or_with_a_body_is_refused() -> None:
     for message, why in (
-        (CONNECT.replace(b"Host: h:443", b"Host: other:443"), "different hosts"),
-        (CONNECT.replace(b"Host: h:443", b"Host: h"), "different hosts"),
+        (CONNECT.replace(b"Host: h:443", b"Host: other:443"), "Host differ"),
+        (CONNECT.replace(b"Host: h:443", b"Host: h"), "Host differ"),
         (CONNECT.replace(b"\r\n\r\n", b"\r\nContent-Length: 4\r\n\r\nbody"), "body"),
         (CONNECT.replace(b"\r\n\r\n", b"\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n"), "body"),
     ):
@@ -265,7 +265,7 @@ def test_101_before_the_whole_request_is_a_bad_response(talk: Talk) -> None:
     talk.client(UPGRADE.replace(b"\r\n\r\n", b"\r\nContent-Length: 9\r\n\r\n") + b"half")
     talk.take()
     talk.server(SWITCHED)
-    talk.expect_refusal(502, "middle", records=("502 GET http://h/a",))
+    talk.expect_refusal(502, "before the request", records=("502 GET http://h/a",))
 
 
 def test_an_http_10_upgrade_is_ignored(talk: Talk) -> None:

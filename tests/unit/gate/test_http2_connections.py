@@ -252,10 +252,10 @@ def test_no_connection_is_503_and_grpc_unavailable(http2: Conversation) -> None:
     http2.reachable = False
     http2.get(1)
     http2.get(3, line("/x.Y/Z", "POST", ("content-type", "application/grpc")), end=False)
-    http2.upstream_failed("it refuses connections")
+    http2.upstream_failed("connection refused")
     assert http2.client.messages[1].status == 503
     assert dict(http2.client.messages[3].fields)[b"grpc-status"] == b"14"
-    assert b"refuses connections" in dict(http2.client.messages[3].fields)[b"grpc-message"]
+    assert b"connection refused" in dict(http2.client.messages[3].fields)[b"grpc-message"]
     assert http2.told()[2:] == ["503 GET http://h/a", "503 POST http://h/x.Y/Z"]
     assert http2.end() == "close"
 

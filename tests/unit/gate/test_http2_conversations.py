@@ -210,15 +210,15 @@ BROKEN = {
     "te": ([*line(), (b"te", b"gzip")], 400, "TE"),
     "confusable": ([*line(), (b"content_length", b"1")], 400, "content_length"),
     "confusable mark": ([*line(), (b"transfer.encoding", b"chunked")], 400, "transfer.encoding"),
-    "LF in a value": ([*line(), (b"x", b"a\nb")], 400, "not allowed"),
-    "CR in a value": ([*line(), (b"x", b"a\rb")], 400, "not allowed"),
-    "NUL in a value": ([*line(), (b"x", b"a\0b")], 400, "not allowed"),
-    "control byte": ([*line(), (b"x", b"a\x1bb")], 400, "not allowed"),
-    "blank before a value": ([*line(), (b"x", b" a")], 400, "blanks"),
-    "blank after a value": ([*line(), (b"x", b"a\t")], 400, "blanks"),
-    "pseudo after a header": ([*line()[:3], (b"x", b"a"), *line()[3:]], 400, "after a header"),
-    "method twice": ([line()[0], *line()], 400, "more than once"),
-    "path twice": ([*line()[:3], (b":path", b"/deny"), line()[3]], 400, "more than once"),
+    "LF in a value": ([*line(), (b"x", b"a\nb")], 400, "invalid byte"),
+    "CR in a value": ([*line(), (b"x", b"a\rb")], 400, "invalid byte"),
+    "NUL in a value": ([*line(), (b"x", b"a\0b")], 400, "invalid byte"),
+    "control byte": ([*line(), (b"x", b"a\x1bb")], 400, "invalid byte"),
+    "blank before a value": ([*line(), (b"x", b" a")], 400, "whitespace"),
+    "blank after a value": ([*line(), (b"x", b"a\t")], 400, "whitespace"),
+    "pseudo after a header": ([*line()[:3], (b"x", b"a"), *line()[3:]], 400, "follows a regular header"),
+    "method twice": ([line()[0], *line()], 400, "duplicate"),
+    "path twice": ([*line()[:3], (b":path", b"/deny"), line()[3]], 400, "duplicate"),
     "unknown pseudo": ([*line(), (b":hello", b"1")], 400, "pseudo-header"),
     "status": ([*line(), (b":status", b"200")], 400, "pseudo-header"),
     "no method": (line()[1:], 400, ":method"),
@@ -231,7 +231,7 @@ BROKEN = {
     "empty authority": ([*line()[:3], (b":authority", b"")], 400, ":authority"),
     "odd authority": ([*line()[:3], (b":authority", b"user@h")], 400, ":authority"),
     "two hosts": ([*line(), (b"host", b"h"), (b"host", b"h")], 400, "Host"),
-    "another host": ([*line(), (b"host", b"other")], 400, "different hosts"),
+    "another host": ([*line(), (b"host", b"other")], 400, "Host differ"),
     "CONNECT": ([(b":method", b"CONNECT"), (b":authority", b"h:1")], 405, "CONNECT"),
     "extended CONNECT": ([*line("/a", "CONNECT"), (b":protocol", b"websocket")], 405, "extended CONNECT"),
     "fragment": (line("/a#b"), 400, "#"),
@@ -386,7 +386,7 @@ def test_a_bad_answer_becomes_502(http2: Conversation, name: str) -> None:
     http2.answer(1, BAD_ANSWERS[name])
     assert http2.client.messages[1].status == 502
     assert http2.told() == ["FORWARDED GET http://h/a", "502 GET http://h/a"]
-    assert "bad response" in http2.client.messages[1].data.decode()
+    assert "invalid response" in http2.client.messages[1].data.decode()
     http2.get(3)
     assert 3 in http2.server.messages, "the other streams go on"
 
@@ -435,4 +435,4 @@ def test_half_a_preface_is_a_request_head_that_takes_too_long() -> None:
     talk.client(PREFACE[:15])
     assert talk.gate.waiting_for == "head"
     talk.timed_out()
-    talk.expect_refusal(408, "too long")
+    talk.expect_refusal(408, "timed out waiting for the request head")

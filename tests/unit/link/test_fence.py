@@ -46,5 +46,5 @@ def test_pictures_of_the_next_agent_come_after_all_of_the_last_one(tmp_path: Pat
 
 
 def test_a_page_that_cannot_be_made_is_a_config_error(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="fence: cannot be made or mapped"):
+    with pytest.raises(ConfigError, match="fence: cannot be created or mapped"):
         Fence.of(tmp_path / "nowhere" / "fence")

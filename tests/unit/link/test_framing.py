@@ -99,10 +99,10 @@ def frame(body: bytes) -> bytes:
 @pytest.mark.parametrize(
     ("garbage", "named"),
     [
-        pytest.param(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n", "not our protocol", id="http"),
-        pytest.param(b"\x16\x03\x01\x02\x00\x01\x00", "over the limit", id="tls"),
-        pytest.param(frame(b""), "no message", id="empty frame"),
-        pytest.param(frame(b"\xc1\xc1"), "no message", id="invalid msgpack"),
+        pytest.param(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n", "not the link protocol", id="http"),
+        pytest.param(b"\x16\x03\x01\x02\x00\x01\x00", "exceeds the limit", id="tls"),
+        pytest.param(frame(b""), "not a valid message", id="empty frame"),
+        pytest.param(frame(b"\xc1\xc1"), "not a valid message", id="invalid msgpack"),
         pytest.param(frame(msgspec.msgpack.encode({"type": "bye"})), "bye", id="unknown tag"),
         pytest.param(frame(msgspec.msgpack.encode({"type": "load"})), "connections", id="missing field"),
         pytest.param(frame(msgspec.msgpack.encode(Hello(1, 2, 3)) + b"x"), "trailing", id="trailing bytes"),
@@ -113,8 +113,8 @@ def frame(body: bytes) -> bytes:
         ),
         pytest.param(frame(msgspec.msgpack.encode(UNEVEN)), "differ in length", id="columns of different length"),
         pytest.param(frame(msgspec.msgpack.encode(UNEVEN | BEHIND)), ">= 0", id="a place before the first"),
-        pytest.param(frame(b"\x91" * 100_000), "no message", id="deeply nested"),
-        pytest.param(frame(b"\x84\xa4type\xa5hello\xa7version\xa1\xff"), "no message", id="broken text"),
+        pytest.param(frame(b"\x91" * 100_000), "not a valid message", id="deeply nested"),
+        pytest.param(frame(b"\x84\xa4type\xa5hello\xa7version\xa1\xff"), "not a valid message", id="broken text"),
     ],
 )
 def test_garbage_is_named_and_ends_the_stream(garbage: bytes, named: str) -> None:

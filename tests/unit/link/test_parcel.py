@@ -79,11 +79,11 @@ def test_the_size_of_a_delta_is_that_of_the_change() -> None:
 
 def test_a_delta_that_does_not_fit_is_refused() -> None:
     before, after, later = (Picture(revision, (), {}) for revision in (1, 2, 3))
-    with pytest.raises(LinkError, match="a delta from picture 1, but the one we have is none"):
+    with pytest.raises(LinkError, match="a delta to policy revision 1, but the current one is none"):
         Opener().open(parcel.delta(before, after))
     opener = Opener()
     opener.open(parcel.whole(before))
-    with pytest.raises(LinkError, match="a delta from picture 2, but the one we have is 1"):
+    with pytest.raises(LinkError, match="a delta to policy revision 2, but the current one is 1"):
         opener.open(parcel.delta(after, later))
 
 
@@ -92,5 +92,5 @@ def test_a_policy_that_is_not_there_is_refused(place: int) -> None:
     message = msgspec.structs.replace(
         parcel.whole(Picture(1, (), {})), endpoints=(PackedEndpoint(1, "a", (), place, parcel.UNGOVERNED),)
     )
-    with pytest.raises(LinkError, match="policy is number"):
+    with pytest.raises(LinkError, match="refers to policy"):
         Opener().open(message)

@@ -159,7 +159,7 @@ async def test_rules_by_the_hundred_are_compiled_before_anybody_asks() -> None:
 async def test_a_picture_that_is_none_leaves_the_one_before_in_force(prefix: str) -> None:
     on = Board()
     await on.publish(Picture(revision=1, endpoints=(), identities={}))
-    with pytest.raises(LinkError, match="picture 2 cannot be used"):
+    with pytest.raises(LinkError, match="policy revision 2 cannot be applied"):
         await on.publish(Picture(revision=2, endpoints=(), identities={prefix: 1}))
     assert on.index is not None
     assert on.index.revision == 1

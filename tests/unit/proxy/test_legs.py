@@ -205,9 +205,13 @@ async def test_a_dial_tells_once_and_later_or_nothing_when_cancelled() -> None:
         there = HostPort(*server.getsockname())
         for way, to, word in (
             (Plain(nobody, there), there, "reached"),
-            (Plain(nobody, nobody), nobody, "cannot reach 127.0.0.1:1: it refuses connections"),
+            (Plain(nobody, nobody), nobody, "cannot reach 127.0.0.1:1: connection refused"),
             (NoSocket(nobody, nobody), nobody, "no socket: Too many open files"),
-            (Plain(nobody, there), HostPort("255.255.255.255", 1), "cannot reach 255.255.255.255:1: there is no route"),
+            (
+                Plain(nobody, there),
+                HostPort("255.255.255.255", 1),
+                "cannot reach 255.255.255.255:1: network unreachable",
+            ),
         ):
             told, cancelled = Caller(poller), Caller(poller)
             Dial(told, poller, way, nobody, to)

@@ -119,7 +119,7 @@ async def test_clients_that_do_not_read_hold_no_more_than_their_share(splices: b
         if share.full:
             with pytest.raises(ConnectionResetError):
                 await (await on.client())[0].read()
-            assert "hold more than their share of 4 MiB" in on.records[-1].judgement.reason
+            assert "buffer more than their share of 4 MiB" in on.records[-1].judgement.reason
             assert memory.refused
         other, writer = await on.client("127.0.0.9")
         writer.write(request())

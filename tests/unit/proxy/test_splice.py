@@ -237,7 +237,7 @@ async def test_silence_after_bulk_is_timed_out() -> None:
         await on.settled()
         assert pipes.runs == 1
         (told,) = [record for record in on.records if isinstance(record, HttpResponse)]
-        assert "timed out" in told.judgement.reason
+        assert "timeout" in told.judgement.reason
 
 
 async def test_bytes_put_the_timeout_off() -> None:

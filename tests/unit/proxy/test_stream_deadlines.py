@@ -134,7 +134,7 @@ async def test_what_is_dead_for_more_than_a_day_ends_with_its_record() -> None:
         writer.close()
         await on.settled()
         assert [record.judgement.reason for record in on.records if isinstance(record, HttpResponse)] == [
-            "timed out waiting for: response"
+            "response timeout"
         ]
 
 

@@ -105,7 +105,7 @@ def test_trailers_are_bounded_over_the_whole_body() -> None:
 def test_a_trailer_does_not_repeat_a_field_of_the_head(trailer: bytes) -> None:
     body = ChunkedBody([(b"host", b"h"), (b"x-a", b"0")])
     body.feed(b"0\r\nX-B: 1\r\n")
-    with pytest.raises(PeerError, match="stands in the head and again in the trailers"):
+    with pytest.raises(PeerError, match="is in both the headers and the trailers"):
         body.feed(trailer + b"\r\n\r\n")
 
 
