@@ -118,7 +118,7 @@ def main() -> int:
     if_possible = "--if-possible" in sys.argv[1:]
     lacking = missing()
     if lacking:
-        print(f"the hot modules stay Python: compiling them needs {lacking}", file=sys.stderr)
+        print(f"the hot modules are not compiled, missing: {lacking}", file=sys.stderr)
         return 0 if if_possible else 1
     from setuptools.errors import CompileError, LinkError  # type: ignore[import-untyped]
 
@@ -128,7 +128,7 @@ def main() -> int:
     try:
         build()
     except (SystemExit, subprocess.CalledProcessError, CompileError, LinkError) as error:
-        print(f"the hot modules stay Python: they could not be compiled: {error}", file=sys.stderr)
+        print(f"the hot modules are not compiled: {error}", file=sys.stderr)
         return 0 if if_possible else 1
     print(f"compiled {len(MODULES)} modules into {compiled.HOME}")
     return 0

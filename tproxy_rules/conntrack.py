@@ -72,7 +72,7 @@ class Conntrack:
         try:
             self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, NETLINK_NETFILTER)
         except OSError as error:
-            raise KernelError(f"conntrack: no netlink socket: {error.strerror or error}") from error
+            raise KernelError(f"conntrack: cannot open a netlink socket: {error.strerror or error}") from error
         self._socket.settimeout(_PATIENCE)
         try:
             self._socket.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _RECEIVE_BUFFER)
@@ -97,7 +97,7 @@ class Conntrack:
                 if kind == DONE:
                     return
                 if kind == ERROR:
-                    raise KernelError(f"conntrack: entries cannot be listed: {_reason(message)}")
+                    raise KernelError(f"conntrack: cannot list entries: {_reason(message)}")
                 if kind == _NEW and not skip and (wanted is None or wanted.search(message)):
                     yield _read(message)
 
@@ -107,7 +107,7 @@ class Conntrack:
         ((_, message),) = messages(answer)
         code = _code(message)
         if code not in (0, errno.ENOENT):
-            raise KernelError(f"conntrack: an entry cannot be deleted: {_reason(message)}")
+            raise KernelError(f"conntrack: cannot delete an entry: {_reason(message)}")
         return code == 0
 
     def _asked(self, kind: int, flags: int, family: int, attributes: bytes) -> Iterator[bytes]:
@@ -134,9 +134,9 @@ def _reason(message: bytes) -> str:
 
 
 _WHY: Final = {
-    errno.EPERM: "no privilege: run as root, or with CAP_NET_ADMIN in this network namespace",
-    errno.EINVAL: "this kernel has no netlink interface to it (CONFIG_NF_CT_NETLINK): load nf_conntrack_netlink",
-    errno.EOPNOTSUPP: "this kernel has no netlink interface to it (CONFIG_NF_CT_NETLINK): load nf_conntrack_netlink",
+    errno.EPERM: "permission denied: run as root, or with CAP_NET_ADMIN in this network namespace",
+    errno.EINVAL: "the kernel module nf_conntrack_netlink (CONFIG_NF_CT_NETLINK) is required: load it",
+    errno.EOPNOTSUPP: "the kernel module nf_conntrack_netlink (CONFIG_NF_CT_NETLINK) is required: load it",
 }
 
 
@@ -155,9 +155,7 @@ def _read(message: bytes) -> Tracked:
     try:
         return _tracked(message)
     except (LookupError, ValueError) as error:
-        raise KernelError(
-            f"conntrack: the kernel lists an entry in a form that is not known here: {error!r}"
-        ) from error
+        raise KernelError(f"conntrack: cannot parse an entry: {error!r}") from error
 
 
 def _tracked(message: bytes) -> Tracked:

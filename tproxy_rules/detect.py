@@ -15,7 +15,7 @@ NAMES: Final = ("auto", "nftables", "iptables")
 def choose(name: str = "auto") -> Backend:
     """The backend of that name, checked; `auto` prefers nftables. KernelError says what is missing."""
     if name not in NAMES:
-        raise KernelError(f"unknown backend {name!r}: one of {', '.join(NAMES)}")
+        raise KernelError(f"unknown backend {name!r}: must be one of {', '.join(NAMES)}")
     made = _MAKERS if name == "auto" else {name: _MAKERS[name]}
     missing: list[str] = []
     for make in made.values():

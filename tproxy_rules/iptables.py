@@ -152,7 +152,7 @@ class IptablesBackend:
                 try:
                     run((_RESTORE[family], "-w", "5", "--noflush", "--test"), text)
                 except KernelError as error:
-                    raise KernelError(f"{_RESTORE[family]} cannot do {needs} here ({error})") from error
+                    raise KernelError(f"{_RESTORE[family]} does not support {needs} on this node ({error})") from error
 
     def __init__(self) -> None:
         self._known: _Known | None = None
@@ -461,7 +461,7 @@ def _present_bridge() -> Present:
     try:
         return Present.parse(run(("ebtables-save",)))
     except KernelError as error:
-        _LOG.debug("no ebtables here: %s", error)
+        _LOG.debug("ebtables is not available: %s", error)
         return Present({})
 
 
@@ -486,7 +486,9 @@ def _switch_off() -> None:
             if _switch(name).exists():
                 _switch(name).write_text("0", encoding="ascii")
         except OSError as error:
-            raise KernelError(f"net.bridge.{name} must be 0 for this backend and cannot be set: {error}") from error
+            raise KernelError(
+                f"net.bridge.{name} must be 0 for the iptables backend and cannot be set: {error}"
+            ) from error
 
 
 def _switch(name: str) -> Path:

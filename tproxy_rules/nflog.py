@@ -141,7 +141,7 @@ class NflogReader:
         try:
             code = self._acknowledged()
         except TimeoutError as error:
-            raise KernelError(f"NFLOG group {self._group}: the kernel did not answer") from error
+            raise KernelError(f"NFLOG group {self._group}: no response from the kernel") from error
         if code:
             raise KernelError(f"NFLOG group {self._group}: {_WHY.get(code, os.strerror(code))}")
 
@@ -234,9 +234,9 @@ def _number(raw: bytes) -> int:
 
 _WHY: Final = {
     # The kernel says the same for both, and does not let us look which it is.
-    errno.EPERM: "no privilege (run as root, or with CAP_NET_ADMIN in this network namespace), "
-    "or another process reads this group (choose another)",
-    errno.EBUSY: "another process reads it: choose another group",
-    errno.EOPNOTSUPP: "this kernel has no packet logging to user space (CONFIG_NETFILTER_NETLINK_LOG)",
-    errno.EINVAL: "this kernel has no packet logging to user space (CONFIG_NETFILTER_NETLINK_LOG)",
+    errno.EPERM: "permission denied: run as root, or with CAP_NET_ADMIN in this network namespace; "
+    "if another process reads this group, set another nflog_group",
+    errno.EBUSY: "another process reads this group: set another nflog_group",
+    errno.EOPNOTSUPP: "the kernel does not support NFLOG (CONFIG_NETFILTER_NETLINK_LOG)",
+    errno.EINVAL: "the kernel does not support NFLOG (CONFIG_NETFILTER_NETLINK_LOG)",
 }

@@ -38,7 +38,7 @@ def probes(render: Callable[[Desired], str]) -> tuple[tuple[str, str], ...]:
     rules = render(sample())
     for family in ("inet", "bridge"):
         rules = rules.replace(f"{family} {TABLE}", f"{family} {TABLE}-probe")
-    return (*_PROBES, ("our rules", rules))
+    return (*_PROBES, ("the rules of l7proxy", rules))
 
 
 def _probe(hook: str, rule: str, family: str = "inet", kind: str = "filter") -> str:

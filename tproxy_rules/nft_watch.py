@@ -53,11 +53,11 @@ def generation() -> int:
             asking.send(_HEADER.pack(_BODY, _GETGEN, _NLM_F_REQUEST, 1, 0) + bytes(4))
             answer = asking.recv(4096)
     except OSError as error:
-        raise KernelError(f"nftables does not tell its generation: {error.strerror or error}") from error
+        raise KernelError(f"cannot read the nftables generation: {error.strerror or error}") from error
     for kind, body in _messages(answer):
         if kind == _NEWGEN and (found := _generation(body)) is not None:
             return found
-    raise KernelError("nftables does not tell its generation: no privilege, or a kernel without nf_tables")
+    raise KernelError("cannot read the nftables generation: no permission, or a kernel without nf_tables")
 
 
 class Watch:
@@ -149,7 +149,7 @@ def _listening() -> int:
             made.setsockopt(_SOL_NETLINK, _ADD_MEMBERSHIP, _GROUP_NFTABLES)
             return made.detach()
     except OSError as error:
-        raise KernelError(f"nftables does not tell who changes it: {error.strerror or error}") from error
+        raise KernelError(f"cannot subscribe to nftables changes: {error.strerror or error}") from error
 
 
 def _is_ours(body: bytes) -> bool:

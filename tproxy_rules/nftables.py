@@ -84,7 +84,7 @@ class NftablesBackend:
             try:
                 run(("nft", "-c", "-f", "-"), text)
             except KernelError as error:
-                raise KernelError(f"nftables cannot do {needs} here ({error})") from error
+                raise KernelError(f"nftables does not support {needs} on this node ({error})") from error
 
     def read(self) -> Installed | None:
         known = self._verified()
@@ -182,7 +182,7 @@ class NftablesBackend:
                 try:
                     run(("nft", "-f", "-"), nft_state.unsigned(sealed=known.sealed) + text + signed)
                 except KernelError as error:
-                    _LOG.warning("nftables did not take a difference, replacing all: %s", error)
+                    _LOG.warning("nftables rejected an incremental update, replacing the whole table: %s", error)
                 else:
                     self._learn(_Known(wanted, tables, known.generation, sealed=False))
                     return

@@ -132,7 +132,7 @@ def _local_addresses() -> frozenset[str]:
         with IPRoute() as netlink:
             found = [one.get_attr("IFA_LOCAL") or one.get_attr("IFA_ADDRESS") for one in netlink.get_addr()]
     except (OSError, NetlinkError) as error:
-        raise KernelError(f"conntrack: this node's addresses cannot be listed: {error}") from error
+        raise KernelError(f"conntrack: cannot list the node's addresses: {error}") from error
     return frozenset(address for address in found if address)
 
 

@@ -127,7 +127,7 @@ def tune(desired: Desired) -> None:
         try:
             Path("/proc/sys", path).write_text(value, encoding="ascii")
         except OSError as error:
-            _LOG.warning("sysctl %s could not be set: %s", name, error)
+            _LOG.warning("cannot set sysctl %s: %s", name, error)
 
 
 def _has_ipv6() -> bool:
@@ -141,7 +141,7 @@ def _netlink() -> IPRoute:
     try:
         return IPRoute()
     except OSError as error:
-        raise KernelError(f"no route netlink socket: {error}") from error
+        raise KernelError(f"cannot open a route netlink socket: {error}") from error
 
 
 def _af(family: int) -> int:
@@ -206,7 +206,7 @@ def _change(netlink: IPRoute, verb: str, family: int, table: int) -> None:
 
 def _why(error: NetlinkError) -> str:
     if error.code == errno.ENETDOWN:
-        return "the interface lo is down: bring lo up (ip link set lo up)"
+        return "the interface lo is down: run `ip link set lo up`"
     if error.code == errno.EPERM:
-        return "no privilege: run as root, or with CAP_NET_ADMIN in this network namespace"
+        return "permission denied: run as root, or with CAP_NET_ADMIN in this network namespace"
     return str(error)

@@ -34,9 +34,9 @@ def run(command: Sequence[str], text: str = "") -> str:
     except FileNotFoundError as error:
         raise KernelError(f"{tool} is not installed: install the package {PACKAGES.get(tool, tool)}") from error
     except PermissionError as error:
-        raise KernelError(f"{tool} may not be run: {error}") from error
+        raise KernelError(f"cannot run {tool}: {error}") from error
     except subprocess.TimeoutExpired as error:
-        raise KernelError(f"{tool} did not answer within {_TIMEOUT:.0f} s") from error
+        raise KernelError(f"{tool} did not finish within {_TIMEOUT:.0f} s") from error
     if done.returncode:
         raise KernelError(_complaint(tool, done.returncode, done.stderr or done.stdout))
     return done.stdout
@@ -45,5 +45,5 @@ def run(command: Sequence[str], text: str = "") -> str:
 def _complaint(tool: str, code: int, said: str) -> str:
     lines = [line.strip()[:300] for line in said.splitlines() if line.strip().strip("^~")]
     if any("Operation not permitted" in line or "Permission denied" in line for line in lines):
-        return f"{tool}: no privilege: run as root, or with CAP_NET_ADMIN in this network namespace"
+        return f"{tool}: permission denied: run as root, or with CAP_NET_ADMIN in this network namespace"
     return f"{tool} failed with status {code}: " + "; ".join(lines[:_TOLD])

@@ -48,9 +48,12 @@ def examined(table: Table) -> Examined:
     """Pure: a caller may keep it for as long as the table."""
     found = canonical(table)
     if len(found.tiers) > MAX_TIERS:
-        return f"tiers: {len(found.tiers)} are more than the {MAX_TIERS} that a kernel can nest", table
+        return f"tiers: {len(found.tiers)} exceeds the limit of {MAX_TIERS}", table
     if not found.governed and not _refuses_only(found):
-        return "tiers: without a policy there can only be refusals, for every peer and not of TCP", table
+        return (
+            "tiers: without a policy only deny entries for every peer and protocols other than TCP are allowed",
+            table,
+        )
     if not any(True for entry in found.entries for _ in _entry(entry)):
         return "", found
     return next(f"{at}: {problem}" for at, entry in _places(table) for problem in _entry(canonical_entry(entry))), table
@@ -79,7 +82,7 @@ def checked(
     `examine` is `examined` and `look_up` `examined_identities`, or what remembers their answers.
     """
     for problem in _problems(desired, examine, look_up):
-        raise KernelError(f"refused picture: {problem}")
+        raise KernelError(f"invalid desired state: {problem}")
     return normalise(desired, lambda table: examine(table)[1], lambda identities: look_up(identities)[1])
 
 
@@ -102,16 +105,16 @@ def _problems(
     for frontend in desired.frontends:
         yield from _frontend(frontend)
     if not 0 <= desired.host_identity <= MAX_NUMBER:
-        yield f"host_identity {desired.host_identity} is not a 32-bit number"
+        yield f"host_identity {desired.host_identity} must be a 32-bit number"
 
 
 def _settings(settings: Settings) -> Iterator[str]:
     for name in ("mark_proxy", "mark_upstream"):
         mark = getattr(settings, name)
         if not 0 < mark <= MAX_NUMBER or mark & (mark - 1):
-            yield f"settings.{name}: {mark:#x} is not a single bit"
+            yield f"settings.{name}: {mark:#x} must be a single bit"
     if settings.mark_proxy == settings.mark_upstream:
-        yield "settings.mark_upstream is the same bit as mark_proxy"
+        yield "settings.mark_upstream must differ from mark_proxy"
     for name, least, most in (
         ("proxy_port", 1, MAX_PORT),
         ("nflog_group", 1, MAX_PORT),
@@ -123,9 +126,9 @@ def _settings(settings: Settings) -> Iterator[str]:
         if not least <= value <= most:
             yield f"settings.{name}: {value} is not between {least} and {most}"
     if settings.route_table in (253, 254, 255):
-        yield f"settings.route_table: {settings.route_table} is the system's"
+        yield f"settings.route_table: {settings.route_table} is reserved by the kernel"
     if not settings.families or not set(settings.families) <= {4, 6}:
-        yield f"settings.families: {settings.families!r} is not of 4 and 6"
+        yield f"settings.families: {settings.families!r} must contain only 4 and 6"
 
 
 def _identities(identities: Prefixes) -> Iterator[str]:
@@ -139,21 +142,21 @@ def _identities(identities: Prefixes) -> Iterator[str]:
         seen: set[str] = set()
         for (prefix, _), text in zip(identities, texts, strict=True):
             if text in seen:
-                yield f"identities: {prefix} is there twice"
+                yield f"identities: duplicate {prefix}"
             seen.add(text)
     numbers = [number for _, number in identities]
     if numbers and not 0 <= min(numbers) <= max(numbers) <= MAX_NUMBER:
         prefix, number = next(one for one in identities if not 0 <= one[1] <= MAX_NUMBER)
-        yield f"identities: {number} of {prefix} is not a 32-bit number"
+        yield f"identities: {number} of {prefix} must be a 32-bit number"
 
 
 def _bridges(bridges: tuple[Bridge, ...]) -> Iterator[str]:
     if len({bridge.name for bridge in bridges}) != len(bridges):
-        yield "bridges: one name is there twice"
+        yield "bridges: duplicate name"
     for bridge in bridges:
         yield from _interface(bridge.name, "bridges")
         if not _MAC.fullmatch(bridge.mac):
-            yield f"bridges: {bridge.name}: {bridge.mac!r} is not a MAC in lower case"
+            yield f"bridges: {bridge.name}: {bridge.mac!r} must be a MAC address in lower case"
         for name in (*bridge.ports, *bridge.uplinks):
             yield from _interface(name, f"bridges: {bridge.name}")
         for name in sorted(set(bridge.uplinks) - set(bridge.ports)):
@@ -162,12 +165,12 @@ def _bridges(bridges: tuple[Bridge, ...]) -> Iterator[str]:
 
 def _interface(name: str, at: str) -> Iterator[str]:
     if not _INTERFACE.fullmatch(name):
-        yield f"{at}: {name!r} is not an interface name of 1 to 15 plain characters"
+        yield f"{at}: {name!r} is not a valid interface name"
 
 
 def _endpoint(endpoint: Endpoint, bridges: set[str], examine: Callable[[Table], Examined]) -> Iterator[str]:
     if not 1 <= endpoint.id <= MAX_NUMBER:
-        yield "its number is not between 1 and 2^32-1"
+        yield "its id must be between 1 and 2^32-1"
     for address in endpoint.addresses:
         if problem := _unfit(address):
             yield f"addresses: {problem}"
@@ -177,7 +180,7 @@ def _endpoint(endpoint: Endpoint, bridges: set[str], examine: Callable[[Table], 
         if table is not None and (problem := examine(table)[0]):
             yield f"{way}.{problem}"
     if endpoint.ingress is not None and not endpoint.ingress.governed:
-        yield "ingress: a table without a policy is for egress only"
+        yield "ingress: a table without a policy is allowed only for egress"
 
 
 @lru_cache(maxsize=1 << 12)
@@ -188,7 +191,7 @@ def _unfit(address: str) -> str:
     except ValueError as error:
         return str(error)
     nobodys = parsed.is_unspecified or parsed.is_multicast or parsed.is_loopback
-    return f"{address} cannot be a pod's" if nobodys else ""
+    return f"{address} cannot be the address of a pod" if nobodys else ""
 
 
 def _places(table: Table) -> Iterator[tuple[str, Entry]]:
@@ -203,26 +206,26 @@ def _port(port: Port, bridges: set[str]) -> Iterator[str]:
     if port.bridge and port.bridge not in bridges:
         yield f"port.bridge: {port.bridge!r} is not in bridges"
     if port.bridge and not port.mac:
-        yield "port.mac: a port of a bridge is told by its MAC"
+        yield "port.mac is required for a bridge port"
     if port.mac and not _MAC.fullmatch(port.mac):
-        yield f"port.mac: {port.mac!r} is not a MAC in lower case"
+        yield f"port.mac: {port.mac!r} must be a MAC address in lower case"
 
 
 def _entry(entry: Entry) -> Iterator[str]:
     """Of a canonical entry: its peers ascend."""
     if not ANY_PROTOCOL <= entry.protocol <= 255:
-        yield f"protocol {entry.protocol} is not between -1 and 255"
+        yield f"protocol {entry.protocol} must be between -1 and 255"
     if not 0 <= entry.first <= entry.last <= MAX_PORT:
-        yield f"ports {entry.first}–{entry.last} are not a range within 0–65535"
+        yield f"ports {entry.first}–{entry.last} must be a range within 0–65535"
     if entry.protocol not in WITH_PORTS and (entry.first, entry.last) != (0, MAX_PORT):
-        yield f"protocol {entry.protocol} has no ports, so they must be 0–65535"
+        yield f"protocol {entry.protocol} has no ports: the range must be 0–65535"
     if entry.verdict is Verdict.STEER and entry.protocol != TCP:
-        yield f"only TCP can be steered, not protocol {entry.protocol}"
+        yield f"only TCP can be redirected, not protocol {entry.protocol}"
     if entry.any_peer and entry.peers:
-        yield "peers are named although any_peer is set"
+        yield "peers must be empty if any_peer is set"
     for peer in entry.peers[:1] + entry.peers[-1:]:
         if not 0 < peer <= MAX_NUMBER:
-            yield f"peer {peer} is not between 1 and 2^32-1"
+            yield f"peer {peer} must be between 1 and 2^32-1"
 
 
 def _shared(endpoints: tuple[Endpoint, ...]) -> Iterator[str]:
@@ -231,7 +234,7 @@ def _shared(endpoints: tuple[Endpoint, ...]) -> Iterator[str]:
     interfaces: dict[str, int] = {}
     for endpoint in endpoints:
         if endpoint.id in ids:
-            yield f"endpoint {endpoint.id} is there twice"
+            yield f"duplicate endpoint {endpoint.id}"
         ids.add(endpoint.id)
         for address in endpoint.addresses:
             first = owners.setdefault(canonical_address(address), endpoint.id)
@@ -249,4 +252,4 @@ def _frontend(frontend: Frontend) -> Iterator[str]:
     if not 0 <= frontend.protocol <= 255 or not 0 <= frontend.port <= MAX_PORT:
         yield f"frontends: {frontend.address}: protocol {frontend.protocol}, port {frontend.port} are out of range"
     if frontend.steer and frontend.protocol != TCP:
-        yield f"frontends: {frontend.address}: only TCP can be steered, not protocol {frontend.protocol}"
+        yield f"frontends: {frontend.address}: only TCP can be redirected, not protocol {frontend.protocol}"

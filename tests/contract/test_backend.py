@@ -334,7 +334,7 @@ _BAD = {
 def test_a_bad_picture_leaves_the_old_one_in_force(kernel: Kernel, name: str) -> None:
     kernel.apply(PICTURES["rich"])
     before = kernel.listing()
-    with pytest.raises(KernelError, match="refused picture: "):
+    with pytest.raises(KernelError, match="invalid desired state: "):
         kernel.apply(_BAD[name])
     assert kernel.listing() == before
     assert kernel.read() == Installed(digest(PICTURES["rich"]), intact=True)

@@ -17,5 +17,5 @@ def test_without_privilege_it_fails(tmp_path: Path) -> None:
     command = (sys.executable, "-m", "l7proxy", "cleanup", "--run-dir", str(tmp_path))
     done = subprocess.run([*weak, *command], capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 2, done
-    assert done.stderr.startswith("error: cleanup failed: nftables: nft: no privilege")
+    assert done.stderr.startswith("error: cleanup failed: nftables: nft: permission denied")
     assert done.stdout == ""

@@ -128,5 +128,5 @@ def test_a_refused_group_says_both_possible_reasons() -> None:
         pytest.skip(f"no netfilter netlink here: {error}")
     done = subprocess.run([sys.executable, "-c", _UNPRIVILEGED], capture_output=True, text=True, timeout=30)
     assert done.returncode == 1
-    assert "NFLOG group 79: no privilege" in done.stderr
-    assert "another process reads this group (choose another)" in done.stderr
+    assert "NFLOG group 79: permission denied" in done.stderr
+    assert "if another process reads this group, set another nflog_group" in done.stderr

@@ -29,6 +29,6 @@ def tables() -> int:
 def test_what_was_worked_out_for_them_is_forgotten(make: type[Backend]) -> None:
     backend, before = make(), tables()
     for port in range(1, 50):
-        with pytest.raises(KernelError, match="refused picture"):
+        with pytest.raises(KernelError, match="invalid desired state"):
             backend.apply(refused(port))
     assert tables() - before <= 4
