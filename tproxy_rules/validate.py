@@ -124,7 +124,7 @@ def _settings(settings: Settings) -> Iterator[str]:
     ):
         value = getattr(settings, name)
         if not least <= value <= most:
-            yield f"settings.{name}: {value} is not between {least} and {most}"
+            yield f"settings.{name}: {value} must be between {least} and {most}"
     if settings.route_table in (253, 254, 255):
         yield f"settings.route_table: {settings.route_table} is reserved by the kernel"
     if not settings.families or not set(settings.families) <= {4, 6}:

@@ -75,7 +75,7 @@ def wait_enforced(lab: Lab, nodes: list[str], report: Callable[[str], None], *, 
     for node in nodes:
         while (missing := not_enforced(lab, node)) is not None:
             if (ended := _ended(read_status(lab.node_directory(node)))) or time.monotonic() > deadline:
-                what = f"l7proxy ended ({ended})" if ended else f"after {seconds:g} s still waits: {missing}"
+                what = f"l7proxy exited ({ended})" if ended else f"not enforced after {seconds:g} s: {missing}"
                 raise ConfigError(f"{node}: {what}\n{log_tail(lab.node_directory(node) / f'{CONTAINER}.log')}")
             time.sleep(_POLL)
         report(f"{node}: enforced")
@@ -85,21 +85,21 @@ def not_enforced(lab: Lab, node: str) -> str | None:
     """What this node still lacks, or None when all is in force."""
     answer = status(lab, node)
     if answer is None:
-        return "its agent does not answer yet"
+        return "the agent does not respond yet"
     source = answer.get("source") or {}
     if not source.get("synced"):
-        return "its manifests are not all read yet"
+        return "the manifests are not fully read yet"
     seen = source.get("files") or {}
     present = {path.name: path.stat().st_mtime_ns for path in lab.store.directory.glob("*.yaml")}
     for name in sorted(present.keys() | seen.keys()):
         if seen.get(name) != present.get(name):
-            return f"{name} is not in force yet"
+            return f"{name} is not enforced yet"
     if answer.get("revision") != answer.get("enforced_revision"):
         error = (answer.get("kernel") or {}).get("error")
         return f"revision {answer.get('revision')} is not enforced yet" + (f": {error}" if error else "")
     late = [w.get("pid") for w in answer.get("workers") or [] if w.get("revision") != answer.get("revision")]
     if late or not answer.get("workers"):
-        return f"workers {late} judge by an older revision" if late else "no worker is connected yet"
+        return f"workers {late} enforce an older revision" if late else "no worker is connected yet"
     return None
 
 

@@ -106,13 +106,15 @@ def _pod_bridge(ipr: Any, node: Node, settings: Settings) -> None:
             netns.set_sysctl(f"net/bridge/{name}", settings.bridge_nf_call)
     except FileNotFoundError as error:
         if settings.bridge_nf_call:
-            raise ConfigError("bridge-nf-call needs the kernel module br_netfilter: modprobe br_netfilter") from error
+            raise ConfigError(
+                "bridge-nf-call requires the kernel module br_netfilter: run `modprobe br_netfilter`"
+            ) from error
 
 
 def route_nodes(namespace: str, node: Node, others: list[Node], settings: Settings) -> None:
     """How this node reaches the others' pods. The seam of the overlay: host-gw routes now."""
     if settings.overlay is not Overlay.HOST_GW:
-        raise ConfigError(f"--overlay {settings.overlay.value}: not yet, the lab has host-gw")
+        raise ConfigError(f"--overlay {settings.overlay.value}: not supported yet, must be host-gw")
 
     def body() -> None:
         with IPRoute() as ipr:

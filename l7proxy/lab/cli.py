@@ -21,7 +21,7 @@ from l7proxy.lab.manifests import read
 from l7proxy.lab.settings import DEFAULT_NAME, Cni, Families, Kernel, Overlay, Refuse, Settings
 
 app = typer.Typer(
-    help="A cluster of network namespaces on this machine: real packets, the real agent, no Kubernetes.",
+    help="Run test clusters of network namespaces on this machine: real packets and the real agent, no Kubernetes.",
     no_args_is_help=True,
     rich_markup_mode=None,
     add_completion=False,
@@ -29,8 +29,8 @@ app = typer.Typer(
 )
 _progress = Console(stderr=True)
 
-Name = Annotated[str, typer.Option("--name", help="Which lab; several can be up side by side.")]
-Files = Annotated[list[Path], typer.Option("-f", "--filename", help="Manifests: a file or a directory. Repeatable.")]
+Name = Annotated[str, typer.Option("--name", help="Name of the lab; several labs can be up at the same time.")]
+Files = Annotated[list[Path], typer.Option("-f", "--filename", help="File or directory of manifests. Repeatable.")]
 
 
 @contextlib.contextmanager
@@ -66,16 +66,22 @@ def reporting(title: str) -> Iterator[lifecycle.Report]:
 def up(
     filename: Files = [],  # noqa: B006 - typer's way to say "none"
     name: Name = DEFAULT_NAME,
-    cni: Annotated[Cni, typer.Option(help="bridge: cni0 as Flannel; ptp: routed veths as Calico.")] = Cni.BRIDGE,
-    overlay: Annotated[Overlay, typer.Option(help="How pods reach other nodes.")] = Overlay.HOST_GW,
-    backend: Annotated[Kernel, typer.Option(help="The agent's kernel backend.")] = Kernel.AUTO,
-    ip_family: Annotated[Families, typer.Option(help="Addresses of nodes, pods and Services.")] = Families.FOUR,
-    bridge_nf_call: Annotated[int, typer.Option(min=0, max=1, help="net.bridge.bridge-nf-call-*: 1 as kubeadm.")] = 1,
+    cni: Annotated[
+        Cni, typer.Option(help="CNI: bridge (cni0, as Flannel) or ptp (routed veths, as Calico).")
+    ] = Cni.BRIDGE,
+    overlay: Annotated[Overlay, typer.Option(help="How pods reach pods of other nodes.")] = Overlay.HOST_GW,
+    backend: Annotated[Kernel, typer.Option(help="Kernel backend of the agent.")] = Kernel.AUTO,
+    ip_family: Annotated[Families, typer.Option(help="IP families of nodes, pods and Services.")] = Families.FOUR,
+    bridge_nf_call: Annotated[
+        int, typer.Option(min=0, max=1, help="Value of net.bridge.bridge-nf-call-*; kubeadm sets 1.")
+    ] = 1,
     workers: Annotated[int, typer.Option(min=1, max=64, help="Proxy workers per node.")] = 1,
-    refuse: Annotated[Refuse, typer.Option(help="What a refused connection sees.")] = Refuse.RESET,
-    no_agent: Annotated[bool, typer.Option("--no-agent", help="Nodes without l7proxy: nothing is enforced.")] = False,
+    refuse: Annotated[Refuse, typer.Option(help="How to refuse TCP connections.")] = Refuse.RESET,
+    no_agent: Annotated[
+        bool, typer.Option("--no-agent", help="Do not run l7proxy on the nodes: nothing is enforced.")
+    ] = False,
 ) -> None:
-    """Bring a lab up and return when all is enforced. Without -f it is the demo's cluster."""
+    """Start a lab and return when all policies are enforced. Without -f it runs the demo's manifests."""
     with told(), userns.entered(state.Lab(name)), reporting(f"lab {name}") as report:
         settings = Settings(
             name=name,
@@ -95,7 +101,7 @@ def up(
 
 @app.command()
 def apply(filename: Files, name: Name = DEFAULT_NAME) -> None:
-    """Create or change objects, as kubectl apply does; return when the change is enforced."""
+    """Create or change objects, as `kubectl apply`; return when the change is enforced."""
     with told(), reporting(f"lab {name}") as report:
         userns.enter(state.Lab(name))
         lifecycle.apply(state.Lab(name), read(filename), report)
@@ -104,7 +110,7 @@ def apply(filename: Files, name: Name = DEFAULT_NAME) -> None:
 
 @app.command()
 def delete(filename: Files, name: Name = DEFAULT_NAME) -> None:
-    """Delete the objects that these manifests name; return when the change is enforced."""
+    """Delete the objects in these manifests, as `kubectl delete`; return when the change is enforced."""
     with told(), reporting(f"lab {name}") as report:
         userns.enter(state.Lab(name))
         lifecycle.delete(state.Lab(name), [manifest.key for manifest in read(filename)], report)
@@ -112,11 +118,11 @@ def delete(filename: Files, name: Name = DEFAULT_NAME) -> None:
 
 @app.command(name="exec")
 def exec_(
-    target: Annotated[str, typer.Argument(metavar="[NS/]POD|node/NODE", help="Where to run it.")],
-    command: Annotated[list[str], typer.Argument(metavar="-- COMMAND…", help="What to run, with its arguments.")],
+    target: Annotated[str, typer.Argument(metavar="[NS/]POD|node/NODE", help="Pod or node.")],
+    command: Annotated[list[str], typer.Argument(metavar="-- COMMAND…", help="Command and arguments.")],
     name: Name = DEFAULT_NAME,
 ) -> None:
-    """Run a command in a pod (or on a node). Exits with the command's exit code."""
+    """Run a command in a pod or on a node; exit with its exit code."""
     with told():
         userns.enter(state.Lab(name))
         raise typer.Exit(execute.execute(state.Lab(name), target, command))
@@ -125,12 +131,12 @@ def exec_(
 @app.command()
 def status(
     name: Name = DEFAULT_NAME,
-    output: Annotated[str, typer.Option("-o", "--output", help="table or json.")] = "table",
+    output: Annotated[str, typer.Option("-o", "--output", help="Output format: table or json.")] = "table",
 ) -> None:
-    """What is in the lab, who runs, and whether every node enforces. Exit code 1 when something does not."""
+    """Show nodes, pods and enforcement. Exit code 1 if a node does not enforce all policies."""
     with told():
         if output not in {"table", "json"}:
-            raise ConfigError(f"-o {output}: table or json")
+            raise ConfigError(f"-o {output}: must be table or json")
         userns.enter(state.Lab(name))
         facts = show.gather(state.Lab(name))
         if output == "json":
@@ -143,11 +149,13 @@ def status(
 
 @app.command(name="logs")
 def logs_(
-    target: Annotated[str | None, typer.Argument(metavar="[[NS/]POD|node/NODE]", help="Whose; all without.")] = None,
-    follow: Annotated[bool, typer.Option("-f", "--follow", help="Go on as they grow.")] = False,
+    target: Annotated[
+        str | None, typer.Argument(metavar="[[NS/]POD|node/NODE]", help="Pod or node [default: all].")
+    ] = None,
+    follow: Annotated[bool, typer.Option("-f", "--follow", help="Keep printing new lines.")] = False,
     name: Name = DEFAULT_NAME,
 ) -> None:
-    """What pods and agents wrote."""
+    """Print the logs of pods and agents."""
     with told():
         userns.enter(state.Lab(name))
         lab = state.Lab(name)
@@ -157,14 +165,16 @@ def logs_(
 
 @app.command()
 def run(
-    file: Annotated[Path, typer.Argument(metavar="SCENARIO.yaml", help="Manifests, dimensions and cases.")],
+    file: Annotated[
+        Path, typer.Argument(metavar="SCENARIO.yaml", help="Scenario file: manifests, dimensions and cases.")
+    ],
     cni: Annotated[list[Cni], typer.Option(help="Only these CNIs. Repeatable.")] = [],  # noqa: B006
-    bridge_nf_call: Annotated[list[int], typer.Option(min=0, max=1, help="Only these values.")] = [],  # noqa: B006
-    backend: Annotated[list[Kernel], typer.Option(help="Only these backends.")] = [],  # noqa: B006
-    ip_family: Annotated[list[Families], typer.Option(help="Only these address families.")] = [],  # noqa: B006
+    bridge_nf_call: Annotated[list[int], typer.Option(min=0, max=1, help="Only these values. Repeatable.")] = [],  # noqa: B006
+    backend: Annotated[list[Kernel], typer.Option(help="Only these backends. Repeatable.")] = [],  # noqa: B006
+    ip_family: Annotated[list[Families], typer.Option(help="Only these IP families. Repeatable.")] = [],  # noqa: B006
     name: Name = "run",
 ) -> None:
-    """Bring a lab up for each combination, check every case, take it down. Exit code 1 when a case does not hold."""
+    """Start a lab for each combination, check every case and remove the lab. Exit code 1 if a case fails."""
     with told(), userns.entered(state.Lab(name)):
         only = scenario.Only(tuple(cni), tuple(bridge_nf_call), tuple(backend), tuple(ip_family))
         ok = scenario.run(scenario.load(file), only, name, show.console(), _progress)
@@ -174,9 +184,9 @@ def run(
 @app.command()
 def down(
     name: Name = DEFAULT_NAME,
-    every: Annotated[bool, typer.Option("--all", help="Every lab of this user.")] = False,
+    every: Annotated[bool, typer.Option("--all", help="Remove every lab of this user.")] = False,
 ) -> None:
-    """Take a lab down: processes, namespaces, files. Nothing is left; a lab that is not there is fine."""
+    """Remove a lab: processes, namespaces and files. It is not an error if the lab does not exist."""
     if every:
         codes = [_again("down", "--name", each) for each in state.names()]
         raise typer.Exit(max(codes, default=0))

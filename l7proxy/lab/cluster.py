@@ -164,11 +164,11 @@ def node_of(manifest: Manifest) -> Node:
 
 def pod_of(manifest: Manifest) -> Pod:
     if field_of(manifest, "spec.initContainers", list, []):
-        raise manifest.error("the lab does not run init containers yet", "spec.initContainers")
+        raise manifest.error("init containers are not supported by the lab yet", "spec.initContainers")
     containers = _items(manifest, "spec.containers")
     names = [item.get("name") for item in containers]
     if len(set(map(str, names))) != len(names):
-        raise manifest.error("two containers have one name", "spec.containers")
+        raise manifest.error("duplicate container name", "spec.containers")
     listed = [item.get("ip") for item in _items(manifest, "status.podIPs")] or [
         field_of(manifest, "status.podIP", str, "")
     ]
@@ -194,12 +194,12 @@ def _container(manifest: Manifest, index: int, item: Document) -> Container:
     environment = []
     for entry in item.get("env") or []:
         if not isinstance(entry, dict) or not isinstance(entry.get("value", ""), str) or "valueFrom" in entry:
-            raise manifest.error("the lab knows only entries with name and a string value", f"{path}.env")
+            raise manifest.error("the lab supports only entries with name and a string value", f"{path}.env")
         environment.append((str(entry.get("name")), str(entry.get("value", ""))))
     argv = tuple(command + arguments) if command else ()  # without command the image's entry point is meant
     name: object = item.get("name")
     if not isinstance(name, str) or not _LABEL.fullmatch(name):
-        raise manifest.error(f"{name!r} is not a name (lower case letters, digits and '-')", f"{path}.name")
+        raise manifest.error(f"{name!r} is not a valid name (lower case letters, digits and '-')", f"{path}.name")
     return Container(name, argv, tuple(environment), str(item.get("workingDir") or ""))
 
 
@@ -227,13 +227,13 @@ def parse_listener(text: str) -> Listener:
     """`http:8080` → Listener. ValueError with what would be right."""
     kind, _, port = text.partition(":")
     if kind not in SERVED or not port.isdigit() or not 0 < int(port) < 65536:
-        raise ValueError(f"{shlex.quote(text)} is not KIND:PORT with a kind of {', '.join(SERVED)}")
+        raise ValueError(f"{shlex.quote(text)} must be KIND:PORT with KIND one of {', '.join(SERVED)}")
     return Listener(kind, int(port))
 
 
 def service_of(manifest: Manifest) -> Service:
     if (kind := field_of(manifest, "spec.type", str, "ClusterIP")) != "ClusterIP":
-        raise manifest.error(f"{kind}: the lab serves ClusterIPs only, so far", "spec.type")
+        raise manifest.error(f"{kind}: not supported yet, the lab supports only ClusterIP", "spec.type")
     listed = field_of(manifest, "spec.clusterIPs", list, []) or [field_of(manifest, "spec.clusterIP", str, "")]
     headless = listed == ["None"]
     return Service(
@@ -253,7 +253,7 @@ def _service_port(manifest: Manifest, item: Document) -> ServicePort:
     if not isinstance(port, int) or not 0 < port < 65536:
         raise manifest.error("must be 1 to 65535", "spec.ports.port")
     if not isinstance(protocol, str) or protocol not in PROTOCOLS:
-        raise manifest.error(f"{protocol!r} is not one of {', '.join(PROTOCOLS)}", "spec.ports.protocol")
+        raise manifest.error(f"{protocol!r} must be one of {', '.join(PROTOCOLS)}", "spec.ports.protocol")
     if not isinstance(target, int | str):
         raise manifest.error("must be a number or the name of a container port", "spec.ports.targetPort")
     return ServicePort(str(item.get("name") or ""), protocol, port, target)
@@ -280,7 +280,7 @@ def read_cluster(manifests: list[Manifest]) -> Cluster:
     """All objects that the lab acts on. SourceError names the first that cannot be honoured."""
     for manifest in manifests:
         if (manifest.key.group, manifest.key.kind) in WORKLOADS:
-            raise manifest.error("the lab has no controllers: write the pods that it would make", "kind")
+            raise manifest.error("the lab has no controllers: define the pods instead", "kind")
     kinds: dict[str, list[Manifest]] = {}
     for manifest in manifests:
         if manifest.key.group in {"", "discovery.k8s.io"}:
@@ -301,4 +301,4 @@ def _check_addresses(cluster: Cluster) -> None:
         for address in () if pod.host_network else pod.addresses:
             ip_address(address)
             if (other := owners.setdefault(address, str(pod))) != str(pod):
-                raise SourceError(f"Pod {pod} and Pod {other} both have the address {address}", field="status.podIP")
+                raise SourceError(f"Pod {pod} and Pod {other} have the same address {address}", field="status.podIP")

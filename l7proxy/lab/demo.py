@@ -31,20 +31,20 @@ CASES: Final = (
     Case(from_="frontend", request="tcp backend.default.pod:9000", expect="reset"),
 )
 EXPLAINED: Final = {
-    "200": "allowed; the backend saw {source}",
+    "200": "allowed; source address at the backend: {source}",
     "403": "refused by the HTTP rules",
     "reset": "refused in the kernel",
 }
 
 
 def demo(
-    cni: Annotated[Cni, typer.Option(help="How pods are wired.")] = Cni.BRIDGE,
-    backend: Annotated[Kernel, typer.Option(help="The agent's kernel backend.")] = Kernel.AUTO,
-    ip_family: Annotated[Families, typer.Option(help="Addresses of nodes, pods and Services.")] = Families.FOUR,
-    name: Annotated[str, typer.Option(help="The lab's name.")] = "demo",
-    keep: Annotated[bool, typer.Option("--keep", help="Leave the lab up, to look around.")] = False,
+    cni: Annotated[Cni, typer.Option(help="CNI: bridge or ptp.")] = Cni.BRIDGE,
+    backend: Annotated[Kernel, typer.Option(help="Kernel backend of the agent.")] = Kernel.AUTO,
+    ip_family: Annotated[Families, typer.Option(help="IP families of nodes, pods and Services.")] = Families.FOUR,
+    name: Annotated[str, typer.Option(help="Name of the lab.")] = "demo",
+    keep: Annotated[bool, typer.Option("--keep", help="Keep the lab running.")] = False,
 ) -> None:
-    """Two nodes, real pods, a CiliumNetworkPolicy: every request, what was expected, what was seen."""
+    """Run two nodes with pods and a CiliumNetworkPolicy, and show the expected and actual result of each request."""
     out, begun = show.console(), time.monotonic()
     with cli.told(), userns.entered(Lab(name)):
         out.print(f"The policy (deploy/demo/policy.yaml), on CNI [bold]{cni.value}[/]:\n")
@@ -67,12 +67,12 @@ def demo(
     )
     out.print(f"{verdict}[/] ({time.monotonic() - begun:.1f} s)")
     if keep:
-        out.print(f"The lab is up. Try: l7proxy lab exec --name {name} frontend -- curl -i http://backend/admin")
+        out.print(f"The lab is running. Try: l7proxy lab exec --name {name} frontend -- curl -i http://backend/admin")
     raise typer.Exit(1 if wrong else 0)
 
 
 def _table(rows: list[Row], out: Console) -> None:
-    table = show.table("WHO", "REQUEST", "TO", "EXPECTED", "SEEN", "")
+    table = show.table("FROM", "REQUEST", "TO", "EXPECTED", "RESULT", "")
     for row in rows:
         word = row.seen.word if row.seen else "-"
         told = EXPLAINED.get(word, "").format(source=row.seen.source if row.seen else "")

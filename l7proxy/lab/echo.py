@@ -197,14 +197,14 @@ def _ws_length(length: int) -> bytes:
 def _self_made_certificate(name: str) -> ssl.SSLContext:
     """A fresh certificate of our own for `name`: clients must not verify it."""
     if not shutil.which("openssl"):
-        raise ConfigError("https: openssl is not installed (it makes the certificate); install openssl")
+        raise ConfigError("https: openssl is not installed, it is required for the certificate: install openssl")
     with tempfile.TemporaryDirectory() as directory:
         certificate, key = Path(directory, "cert.pem"), Path(directory, "key.pem")
         command = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
         command += ["-days", "30", "-subj", f"/CN={name[:60]}", "-keyout", str(key), "-out", str(certificate)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode != 0:
-            raise ConfigError(f"https: openssl could not make a certificate: {done.stderr.strip()}")
+            raise ConfigError(f"https: openssl cannot create a certificate: {done.stderr.strip()}")
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.load_cert_chain(certificate, key)
     return context

@@ -37,7 +37,9 @@ class GrpcEcho:
         try:
             import grpc  # only pods that serve gRPC need it
         except ImportError as error:
-            raise ConfigError("grpc: grpcio is not installed (it is the server); pip install grpcio") from error
+            raise ConfigError(
+                "grpc: grpcio is not installed, it is required for the server: run `pip install grpcio`"
+            ) from error
         self._grpc = grpc
         self._name = server_name
         self._server = grpc.server(ThreadPoolExecutor(THREADS), options=_OPTIONS)

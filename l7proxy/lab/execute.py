@@ -21,7 +21,7 @@ def find(state: State, target: str) -> tuple[str, Box]:
     if target.startswith(NODE_PREFIX):
         name = target.removeprefix(NODE_PREFIX)
         if name not in state.nodes:
-            raise ConfigError(f"there is no node {name!r} (there is {', '.join(state.nodes)})")
+            raise ConfigError(f"node {name!r} not found (nodes: {', '.join(state.nodes)})")
         return name, state.nodes[name]
     for name in (target, f"default/{target}"):
         if name in state.pods:
@@ -30,7 +30,7 @@ def find(state: State, target: str) -> tuple[str, Box]:
     if len(named) != 1:
         if named:
             raise ConfigError(f"{target!r} is in several namespaces: {', '.join(named)}")
-        raise ConfigError(f"there is no pod {target!r} (there is {', '.join(state.pods) or 'none'})")
+        raise ConfigError(f"pod {target!r} not found (pods: {', '.join(state.pods) or 'none'})")
     return named[0], state.pods[named[0]]
 
 
@@ -38,7 +38,7 @@ def execute(lab: Lab, target: str, argv: Sequence[str]) -> int:
     """Replaces this process. Returns only when the command cannot be run."""
     name, box = find(lab.load(), target)
     if box.process is None or not box.process.alive:
-        raise ConfigError(f"{name} does not run (see `l7proxy lab status`)")
+        raise ConfigError(f"{name} is not running (see `l7proxy lab status`)")
     for kind, flag in (("net", netns.CLONE_NEWNET), ("uts", netns.CLONE_NEWUTS), ("mnt", netns.CLONE_NEWNS)):
         netns.enter(f"/proc/{box.process.pid}/ns/{kind}", flag)
     if shutil.which(argv[0]) is None:

@@ -113,7 +113,7 @@ def _run(namespace: str, argv: list[str], text: str = "") -> str:
     try:
         done = inside(namespace, lambda: subprocess.run(argv, input=text, capture_output=True, text=True, check=False))
     except FileNotFoundError as error:
-        raise ConfigError(f"{argv[0]} is not installed: the lab balances Services with iptables") from error
+        raise ConfigError(f"{argv[0]} is not installed: the lab requires iptables for Services") from error
     if done.returncode != 0:
         raise ConfigError(f"{' '.join(argv)} failed in {namespace}: {done.stderr.strip()}")
     return done.stdout

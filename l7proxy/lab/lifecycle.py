@@ -40,7 +40,7 @@ def silent(_: str) -> None:
 def manifests_of(paths: Sequence[Path]) -> list[Manifest]:
     """What `-f` names, or the demo."""
     if not paths and not DEMO.is_dir():
-        raise ConfigError("no -f was given, and the demo's manifests (deploy/demo) are not beside this installation")
+        raise ConfigError("-f is required: the demo's manifests (deploy/demo) are not part of this installation")
     return read(paths or [DEMO])
 
 
@@ -51,14 +51,14 @@ def up(settings: Settings, given: Sequence[Manifest], report: Report = silent) -
     """Bring a lab up. Whatever a crashed one of this name left is cleared away first."""
     lab = Lab(settings.name)
     if settings.overlay is not Overlay.HOST_GW:
-        raise ConfigError(f"--overlay {settings.overlay.value}: not yet, the lab has host-gw")
+        raise ConfigError(f"--overlay {settings.overlay.value}: not supported yet, must be host-gw")
     planned = plan(given, settings.families)
     with lab.locked():
         _clear_stale(lab, report)
         try:
             _build(lab, settings, planned, report)
         except BaseException:
-            report("taking down what was built")
+            report("removing what was created")
             _clear(lab)
             raise
     return lab
@@ -66,12 +66,14 @@ def up(settings: Settings, given: Sequence[Manifest], report: Report = silent) -
 
 def _clear_stale(lab: Lab, report: Report) -> None:
     if is_up(lab):
-        raise ConfigError(f"the lab {lab.name!r} is up: `l7proxy lab down --name {lab.name}` first, or choose --name")
+        raise ConfigError(
+            f"the lab {lab.name!r} is already running: run `l7proxy lab down --name {lab.name}` first, or set --name"
+        )
     if lab.directory.exists():
-        report(f"clearing away what an earlier lab {lab.name!r} left")
+        report(f"removing the remains of an earlier lab {lab.name!r}")
         _clear(lab)
     if strangers := _namespaces(lab):  # nobody of this directory made them: they are not ours to remove
-        raise ConfigError(f"the network namespace {strangers[0]} exists already: choose another --name")
+        raise ConfigError(f"the network namespace {strangers[0]} already exists: set another --name")
 
 
 def is_up(lab: Lab) -> bool:
@@ -131,7 +133,7 @@ def _follow(lab: Lab, state: State, planned: Plan, report: Report) -> None:
         lab.save(state)
     _wait_ready([Path(specs[str(pod)].directory) for pod in fresh] + [lab.node_directory(n) for n in state.nodes])
     if fresh:
-        report(f"{len(fresh)} pods run")
+        report(f"{len(fresh)} pods running")
     if state.settings.agent:
         agents.wait_enforced(lab, list(state.nodes), report)
 
@@ -252,7 +254,7 @@ def _loaded(lab: Lab) -> State:
     state = lab.load()
     if not state.up:
         raise ConfigError(
-            f"the lab {lab.name!r} did not come up whole: `l7proxy lab up --name {lab.name}` starts it anew"
+            f"the lab {lab.name!r} did not start completely: run `l7proxy lab up --name {lab.name}` to restart it"
         )
     return state
 
@@ -260,7 +262,7 @@ def _loaded(lab: Lab) -> State:
 def _change(lab: Lab, state: State, manifests: list[Manifest], report: Report) -> None:
     planned = plan(manifests, state.settings.families)
     if {node.name for node in planned.cluster.nodes} != set(state.nodes):
-        raise SourceError("nodes are chosen at `lab up`: take the lab down to change them", field="Node")
+        raise SourceError("nodes cannot be changed in a running lab: run `l7proxy lab down` first", field="Node")
     _follow(lab, state, planned, report)
 
 
@@ -271,7 +273,7 @@ def down(lab: Lab, report: Report = silent) -> None:
     """Leave nothing behind. A lab that is not there is fine."""
     with lab.locked():
         if lab.directory.exists():
-            report(f"taking down {lab.name}")
+            report(f"removing {lab.name}")
             _clear(lab)
 
 

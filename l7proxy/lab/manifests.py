@@ -74,7 +74,7 @@ class _Loader(yaml.SafeLoader):
         for key_node, _ in node.value:
             key = self.construct_object(key_node, deep=True)
             if isinstance(key, Hashable) and key in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} is repeated", key_node.start_mark)
+                raise yaml.constructor.ConstructorError(None, None, f"duplicate key {key!r}", key_node.start_mark)
             seen.add(key)
         return super().construct_mapping(node, deep)
 
@@ -99,7 +99,7 @@ def _files(path: Path) -> list[Path]:
         return [path]
     found = sorted(file for file in path.rglob("*") if file.suffix in SUFFIXES and not file.name.startswith("."))
     if not found:
-        raise SourceError("holds no .yaml, .yml or .json file", file=str(path))
+        raise SourceError("contains no .yaml, .yml or .json file", file=str(path))
     return found
 
 
@@ -129,7 +129,7 @@ def parse(text: str, file: str) -> list[Manifest]:
 
 def _manifests(document: object, text: str, file: str, line: int) -> Iterator[Manifest]:
     if not isinstance(document, dict):
-        raise SourceError("a manifest is a mapping with kind and metadata", file=file, line=line)
+        raise SourceError("a manifest must be a mapping with kind and metadata", file=file, line=line)
     kind = document.get("kind")
     if kind == "List" or (isinstance(kind, str) and kind.endswith("List") and isinstance(document.get("items"), list)):
         for item in document.get("items") or []:
@@ -144,19 +144,19 @@ def _key(document: Document, file: str, line: int) -> Key:
 
     kind, version, metadata = document.get("kind"), document.get("apiVersion"), document.get("metadata")
     if not isinstance(kind, str) or not _KIND.match(kind):
-        raise wrong("kind", "missing or not the name of a kind")
+        raise wrong("kind", "must be the name of a kind")
     if not isinstance(version, str) or not version:
         raise wrong("apiVersion", "missing")
     if not isinstance(metadata, dict):
-        raise wrong("metadata", "missing or not a mapping")
+        raise wrong("metadata", "must be a mapping")
     name, namespace = metadata.get("name"), metadata.get("namespace") or "default"
     if not isinstance(name, str) or not _NAME.match(name):
-        raise wrong("metadata.name", f"{name!r} is not a name (lower case letters, digits, '-' and '.')")
+        raise wrong("metadata.name", f"{name!r} is not a valid name (lower case letters, digits, '-' and '.')")
     if not isinstance(namespace, str) or not _NAME.match(namespace):
-        raise wrong("metadata.namespace", f"{namespace!r} is not a name")
+        raise wrong("metadata.namespace", f"{namespace!r} is not a valid name")
     group = version.rpartition("/")[0]
     if not re.fullmatch(r"[a-z0-9.-]*", group):
-        raise wrong("apiVersion", f"{version!r} is not GROUP/VERSION")
+        raise wrong("apiVersion", f"{version!r} must be GROUP/VERSION")
     return Key(kind, group, "" if kind in CLUSTER_SCOPED else namespace, name)
 
 

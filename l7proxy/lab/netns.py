@@ -111,7 +111,7 @@ def create(name: str) -> None:
     except PermissionError as error:
         path.unlink()
         raise ConfigError(
-            "making network namespaces is not permitted: run as root, or where user namespaces are on"
+            "no permission to create network namespaces: run as root, or enable user namespaces"
         ) from error
     except OSError:
         path.unlink()

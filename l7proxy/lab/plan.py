@@ -118,7 +118,7 @@ def _place_pods(pods: tuple[Pod, ...], nodes: tuple[Node, ...], families: tuple[
     for pod in pods:
         if pod.node and pod.node not in by_name:
             raise SourceError(
-                f"Pod {pod}: there is no node {pod.node!r} (there is {', '.join(by_name)})", field="spec.nodeName"
+                f"Pod {pod}: node {pod.node!r} not found (nodes: {', '.join(by_name)})", field="spec.nodeName"
             )
         if pod.node:
             crowd[pod.node] += 1
@@ -140,7 +140,7 @@ def _pod_addresses(pod: Pod, node: Node, families: tuple[int, ...], taken: set[s
         cidr = next(ip_network(cidr) for cidr in node.pod_cidrs if ip_network(cidr).version == family)
         own = of_family(pod.addresses, (family,)) or (_free(cidr, taken, FIRST),)
         if ip_address(own[0]) not in cidr:
-            raise SourceError(f"Pod {pod}: {own[0]} is not in {cidr}, the range of {node.name}", field="status.podIP")
+            raise SourceError(f"Pod {pod}: {own[0]} is not in {cidr}, the podCIDR of {node.name}", field="status.podIP")
         addresses.append(own[0])
         taken.add(own[0])
     return tuple(addresses)
@@ -170,7 +170,7 @@ def _free(network: IPv4Network | IPv6Network, taken: set[str], start: int) -> st
     for number in range(start, min(network.num_addresses - 1, start + 65536)):
         if (address := str(network.network_address + number)) not in taken:
             return address
-    raise SourceError(f"no address of {network} is free")
+    raise SourceError(f"{network} has no free address")
 
 
 # Back into documents

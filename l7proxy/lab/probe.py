@@ -74,7 +74,7 @@ def parse(text: str, headers: dict[str, str] | None = None, body: str = "") -> R
         )
     if match := _L4.match(text):
         return Request(match["kind"], match["host"].strip("[]"), int(match["port"]), body=body.encode() or b"hello")
-    raise ConfigError(f"request {text!r}: write `GET http://HOST[:PORT]/PATH`, `tcp HOST:PORT` or `udp HOST:PORT`")
+    raise ConfigError(f"request {text!r}: must be `GET http://HOST[:PORT]/PATH`, `tcp HOST:PORT` or `udp HOST:PORT`")
 
 
 def send(namespace: str, own: str, request: Request, address: str, *, seconds: float) -> Seen:
@@ -109,7 +109,7 @@ def _bind(sock: socket.socket, address: str) -> int:
                 raise
         else:
             return port
-    raise ConfigError(f"no source port from {SOURCE_PORTS.start} to {SOURCE_PORTS.stop - 1} is free")
+    raise ConfigError(f"no free source port from {SOURCE_PORTS.start} to {SOURCE_PORTS.stop - 1}")
 
 
 def _exchange(sock: socket.socket, request: Request, local: HostPort) -> Seen:

@@ -122,7 +122,9 @@ class Sandbox:
 
     async def _start(self, container: Container) -> ContainerStatus:
         if not container.argv:
-            return ContainerStatus(container.name, "idle", reason="no command: what its image would run is not known")
+            return ContainerStatus(
+                container.name, "idle", reason="no command: images are not supported by the lab, so it must be set"
+            )
         environment: Mapping[str, str] = {**os.environ, **self.spec.environment, **dict(container.environment)}
         with (self.directory / f"{container.name}.log").open("ab") as log:
             try:

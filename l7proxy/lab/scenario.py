@@ -132,7 +132,7 @@ def load(path: Path) -> Scenario:
     for case in scenario.cases:
         probe.parse(case.request, case.headers, case.body)
         if unknown := set(case.via) - {"service", "pod"}:
-            raise ConfigError(f"{path}: via: {', '.join(unknown)}: service or pod")
+            raise ConfigError(f"{path}: via: {', '.join(unknown)}: must be service or pod")
     found: list[Manifest] = []
     for item in scenario.manifests:
         if isinstance(item, str):
@@ -192,7 +192,7 @@ def _pod(cluster: Cluster, name: str) -> Pod:
     for pod in cluster.pods:
         if str(pod) == full:
             return pod
-    raise ConfigError(f"from: there is no pod {full}")
+    raise ConfigError(f"from: pod {full} not found")
 
 
 def _targets(cluster: Cluster, pod: Pod, request: probe.Request, via: str, family: int) -> list[tuple[str, str, int]]:
@@ -212,7 +212,7 @@ def _targets(cluster: Cluster, pod: Pod, request: probe.Request, via: str, famil
                 for b in backends(cluster, service, port, family)
             ]
             return [(backend.address, backend.address, backend.port) for backend in found]
-    raise ConfigError(f"via pod: {request.host!r} is no Service")
+    raise ConfigError(f"via pod: {request.host!r} is not a Service")
 
 
 def _node_of(cluster: Cluster, address: str) -> str | None:
@@ -269,12 +269,12 @@ def _faults(row: Row, seen: probe.Seen) -> Iterator[str]:
     if seen.word != str(row.case.expect):
         yield f"expected {row.case.expect}"
     if row.case.sees_source and seen.source and seen.source != row.own:
-        yield f"the server saw {seen.source}, not {row.own}"
+        yield f"the server received the source address {seen.source}, not {row.own}"
 
 
 def render(done: Sequence[Row], out: Console) -> None:
     """All rows, and a line with the sum."""
-    table = show.table("LAB", "IP", "FROM", "TO", "REQUEST", "EXPECTED", "SEEN", "")
+    table = show.table("LAB", "IP", "FROM", "TO", "REQUEST", "EXPECTED", "RESULT", "")
     for row in done:
         word = row.seen.word if row.seen else "-"
         path = f"{row.via}, {'same' if row.same_node else 'other'} node"
@@ -284,7 +284,7 @@ def render(done: Sequence[Row], out: Console) -> None:
         )
     out.print(table)
     failed = sum(bool(row.faults) for row in done)
-    out.print(f"{len(done)} rows, {failed} wrong" if failed else f"{len(done)} rows, all as expected", highlight=False)
+    out.print(f"{len(done)} rows, {failed} failed" if failed else f"{len(done)} rows, all passed", highlight=False)
 
 
 def _words(case: Case) -> str:

@@ -76,7 +76,7 @@ def _agent(lab: Lab, node: str) -> dict[str, Any]:
     """The parts of the agent's own status that tell whether the node enforces."""
     answer = agents.status(lab, node)
     if answer is None:
-        return {"answers": False, "waiting": "its agent does not answer"}
+        return {"answers": False, "waiting": "the agent does not respond"}
     parts = ("version", "backend", "revision", "enforced_revision", "workers", "policies")
     problems = (answer.get("source") or {}).get("problems") or []
     told = {part: answer.get(part) for part in parts}
@@ -100,7 +100,7 @@ def table(*columns: str) -> Table:
 
 def render(facts: dict[str, Any], out: Console) -> None:
     out.print(
-        f"lab [bold]{facts['name']}[/]: {'up' if facts['up'] else '[red]not up[/]'}, CNI {facts['cni']}, "
+        f"lab [bold]{facts['name']}[/]: {'up' if facts['up'] else '[red]not running[/]'}, CNI {facts['cni']}, "
         f"IP {facts['ip_family']}, in {facts['directory']}"
     )
     nodes = table("NODE", "ADDRESSES", "PODS IN", "AGENT")

@@ -64,7 +64,7 @@ class Lab:
 
     def __init__(self, name: str) -> None:
         if not _NAME.fullmatch(name):
-            raise ConfigError(f"--name {name!r}: a lab's name is up to 40 lower case letters, digits and '-'")
+            raise ConfigError(f"--name {name!r}: must be up to 40 lower case letters, digits and '-'")
         self.name = name
         self.directory = root() / name
         self.store = Store(self.directory / "manifests")
@@ -95,9 +95,13 @@ class Lab:
             return msgspec.json.decode(self._file.read_bytes(), type=State)
         except FileNotFoundError:
             others = ", ".join(names()) or "none"
-            raise ConfigError(f"there is no lab {self.name!r} (up: {others}); `l7proxy lab up` makes one") from None
+            raise ConfigError(
+                f"lab {self.name!r} not found (running: {others}): start it with `l7proxy lab up`"
+            ) from None
         except msgspec.DecodeError as error:
-            raise ConfigError(f"{self._file} is damaged ({error}): `l7proxy lab down --name {self.name}`") from error
+            raise ConfigError(
+                f"{self._file} is damaged ({error}): run `l7proxy lab down --name {self.name}`"
+            ) from error
 
     def save(self, state: State) -> None:
         fresh = self._file.with_suffix(".new")
@@ -120,7 +124,9 @@ class Lab:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                raise ConfigError(f"another command is working on the lab {self.name!r}: wait for it to end") from None
+                raise ConfigError(
+                    f"another command is using the lab {self.name!r}: wait until it has finished"
+                ) from None
             yield
             if not self.directory.exists():
                 path.unlink(missing_ok=True)

@@ -24,7 +24,7 @@ from l7proxy.lab.state import ROOT_VARIABLE, Lab, root
 
 _HELD: Final = "mount -t tmpfs -o mode=755 tmpfs /run && mkdir /run/netns && echo ready && exec sleep infinity"
 _HELP: Final = (
-    "the lab needs root, or user namespaces, and here they are off ({reason}). Run it as root, or see: sysctl "
+    "the lab requires root or user namespaces, which are disabled ({reason}). Run it as root, or see sysctl "
     "user.max_user_namespaces kernel.unprivileged_userns_clone kernel.apparmor_restrict_unprivileged_userns"
 )
 
@@ -80,7 +80,7 @@ def _own_directory(directory: Path) -> None:
     directory.mkdir(mode=0o700, exist_ok=True)
     facts = directory.lstat()
     if not directory.is_dir() or directory.is_symlink() or facts.st_uid != os.getuid() or facts.st_mode & 0o077:
-        raise ConfigError(f"{directory} is not a directory that only you can write: remove it, or set {ROOT_VARIABLE}")
+        raise ConfigError(f"{directory} must be a directory that only you can write: remove it, or set {ROOT_VARIABLE}")
 
 
 def _file(lab: Lab) -> Path:

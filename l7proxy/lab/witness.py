@@ -76,7 +76,7 @@ def faults_of(found: Sequence[Flow], wanted: Account) -> list[str]:
     responses = [flow for flow in found if _l7_type(flow) == "RESPONSE"]
     faults = []
     if wanted in {Account.L7_ALLOWED, Account.ANY} and dropped:
-        faults.append(f"DROPPED flows of what was allowed: {', '.join(map(_told, dropped))}")
+        faults.append(f"DROPPED flows for allowed traffic: {', '.join(map(_told, dropped))}")
     if wanted in {Account.L7_ALLOWED, Account.L7_DENIED}:
         faults.extend(
             f"{len(f)} {n} flows, not 1" for n, f in (("request", requests), ("response", responses)) if len(f) != 1

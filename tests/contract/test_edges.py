@@ -30,7 +30,7 @@ def test_routes_need_lo_and_say_so() -> None:
     namespace = Namespace()
     try:
         namespace.sh("ip link set lo down")
-        with pytest.raises(KernelError, match="bring lo up"):
+        with pytest.raises(KernelError, match="ip link set lo up"):
             namespace.do(lambda: routes.ensure(Settings()))
         namespace.sh("ip link set lo up")
         namespace.do(lambda: routes.ensure(Settings()))

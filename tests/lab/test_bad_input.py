@@ -158,7 +158,7 @@ def test_a_second_agent_on_the_node_is_refused_and_the_first_goes_on(lab: Cluste
     run_dir = run_directory(lab)
     done = on_node(lab, "run", "--source", str(tmp_path), "--node", "node-1", "--run-dir", str(run_dir))
     assert done.returncode == 2
-    assert f"error: {run_dir}/agent.sock is in use by another running l7proxy" in done.stderr
+    assert f"error: {run_dir}/agent.sock is in use by another l7proxy process" in done.stderr
     assert lab.curl("frontend", "http://backend/admin") == "403"
     assert lab.curl("frontend", "http://backend/api/x") == "200"
 
@@ -173,11 +173,11 @@ def test_cleanup_under_a_running_agent_is_refused(lab: Cluster) -> None:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (("up",), "is up: `l7proxy lab down --name "),
-        (("exec", "nobody", "--", "true"), "error: there is no pod 'nobody' (there is default/backend, "),
-        (("exec", "node/nope", "--", "true"), "error: there is no node 'nope' (there is node-1, node-2)"),
+        (("up",), "is already running: run `l7proxy lab down --name "),
+        (("exec", "nobody", "--", "true"), "error: pod 'nobody' not found (pods: default/backend, "),
+        (("exec", "node/nope", "--", "true"), "error: node 'nope' not found (nodes: node-1, node-2)"),
         (("apply", "-f", "/nosuch.yaml"), "error: /nosuch.yaml: no such file or directory"),
-        (("status", "-o", "xml"), "error: -o xml: table or json"),
+        (("status", "-o", "xml"), "error: -o xml: must be table or json"),
     ],
 )
 def test_wrong_use_is_one_line_and_exit_code_2(lab: Cluster, arguments: tuple[str, ...], said: str) -> None:
@@ -192,7 +192,7 @@ def test_a_lab_that_is_not_there() -> None:
     for command in (("status",), ("logs",), ("exec", "frontend", "--", "true"), ("delete", "-f", "deploy/demo")):
         done = absent.run(*command, check=False)
         assert done.returncode == 2
-        assert f"error: there is no lab '{absent.name}'" in done.stderr
+        assert f"error: lab '{absent.name}' not found" in done.stderr
     for _ in range(2):
         assert absent.run("down", check=False).returncode == 0
 

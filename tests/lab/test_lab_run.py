@@ -36,5 +36,5 @@ def test_each_wrong_row_is_told_and_the_exit_code_is_1(tmp_path: Path) -> None:
     assert "0 DROPPED flows, not 1" in done.stdout
     assert "✓" not in lines["untold"]
     assert "reset" in lines["refused"]
-    assert "4 rows, 3 wrong" in done.stdout
+    assert "4 rows, 3 failed" in done.stdout
     assert not (root() / name).exists()

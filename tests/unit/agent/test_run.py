@@ -139,7 +139,7 @@ def test_one_agent_from_start_to_stop_and_what_it_leaves(tmp_path: Path) -> None
     assert status["kernel"]["intact"]
     assert (name, policies) == ("web", 1)
     assert second == 2
-    assert "is in use by another running l7proxy" in done.stderr
+    assert "is in use by another l7proxy process" in done.stderr
     assert "Traceback" not in done.stderr
     assert (code, left) == (0, ["fence"])  # for the workers, and for the next agent
     assert rules, "stopping opens nothing"

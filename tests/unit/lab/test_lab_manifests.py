@@ -49,15 +49,15 @@ def test_one_kind_in_two_groups_is_two_objects() -> None:
     ("text", "said"),
     [
         ("kind: Pod\n a: b\n", "a.yaml:2"),
-        ("- 1\n", "a.yaml:1: a manifest is a mapping"),
-        ("apiVersion: v1\nmetadata: {name: x}\n", "kind: missing"),
+        ("- 1\n", "a.yaml:1: a manifest must be a mapping"),
+        ("apiVersion: v1\nmetadata: {name: x}\n", "kind: must be the name"),
         ("kind: Pod\nmetadata: {name: x}\n", "apiVersion: missing"),
-        ("apiVersion: v1\nkind: Pod\n", "metadata: missing"),
+        ("apiVersion: v1\nkind: Pod\n", "metadata: must be a mapping"),
         ("apiVersion: v1\nkind: Pod\nmetadata: {name: ../../etc/passwd}\n", "metadata.name: '../../etc/passwd'"),
         ("apiVersion: v1\nkind: Pod\nmetadata: {name: a, namespace: b/c}\n", "metadata.namespace: 'b/c'"),
-        ("apiVersion: v1\nkind: ../x\nmetadata: {name: a}\n", "kind: missing or not"),
+        ("apiVersion: v1\nkind: ../x\nmetadata: {name: a}\n", "kind: must be the name"),
         ("apiVersion: '../v1/v1'\nkind: Pod\nmetadata: {name: a}\n", "apiVersion: '../v1/v1'"),
-        ("apiVersion: v1\nkind: Pod\nmetadata: {name: a, name: b}\n", "key 'name' is repeated"),
+        ("apiVersion: v1\nkind: Pod\nmetadata: {name: a, name: b}\n", "duplicate key 'name'"),
     ],
 )
 def test_what_cannot_be_read_is_named(text: str, said: str) -> None:
@@ -76,7 +76,7 @@ def test_an_object_in_two_files_names_both(tmp_path: Path) -> None:
 def test_no_such_path_and_an_empty_directory_are_errors(tmp_path: Path) -> None:
     with pytest.raises(SourceError, match="no such file"):
         read([tmp_path / "none"])
-    with pytest.raises(SourceError, match="holds no"):
+    with pytest.raises(SourceError, match="contains no"):
         read([tmp_path])
 
 

@@ -84,14 +84,17 @@ NODE = "apiVersion: v1\nkind: Node\nmetadata: {{name: {}}}\nspec: {{podCIDR: {}}
 @pytest.mark.parametrize(
     ("texts", "said"),
     [
-        ([pod("a", "{nodeName: moon}")], "there is no node 'moon'"),
-        ([pod("a", more="status: {podIP: 10.244.1.9}"), pod("b", more="status: {podIP: 10.244.1.9}")], "both have"),
+        ([pod("a", "{nodeName: moon}")], "node 'moon' not found"),
+        (
+            [pod("a", more="status: {podIP: 10.244.1.9}"), pod("b", more="status: {podIP: 10.244.1.9}")],
+            "have the same address",
+        ),
         ([pod("a", "{nodeName: node-1}", "status: {podIP: 10.244.2.9}")], "10.244.2.9 is not in 10.244.1.0/24"),
         ([pod("a", more="status: {podIP: 300.1.1.1}")], "status.podIP"),
         ([NODE.format("a", "10.1.0.0/16"), NODE.format("b", "10.1.2.0/24")], "overlap"),
         ([NODE.format("a", "10.1.2.3/16")], "spec.podCIDR"),
         ([pod("a", "{initContainers: [{name: x}]}")], "init containers"),
-        ([pod("a", "{containers: [{name: x}, {name: x}]}")], "two containers have one name"),
+        ([pod("a", "{containers: [{name: x}, {name: x}]}")], "duplicate container name"),
         ([pod("a", "{containers: [{name: ../x}]}")], "spec.containers[0].name"),
         (
             [pod("a", "{containers: [{name: x, command: sleep 1}]}")],
@@ -117,10 +120,10 @@ def test_what_cannot_be_placed_is_named(texts: list[str], said: str) -> None:
 @pytest.mark.parametrize(
     ("annotation", "said"),
     [
-        ("http:80,h3:81", "h3:81 is not KIND:PORT"),
-        ("gopher:70", "gopher:70 is not KIND:PORT"),
-        ("http:0", "http:0 is not KIND:PORT"),
-        ("http", "http is not KIND:PORT"),
+        ("http:80,h3:81", "h3:81 must be KIND:PORT"),
+        ("gopher:70", "gopher:70 must be KIND:PORT"),
+        ("http:0", "http:0 must be KIND:PORT"),
+        ("http", "http must be KIND:PORT"),
     ],
 )
 def test_an_unknown_server_is_named(annotation: str, said: str) -> None:

@@ -79,7 +79,10 @@ def test_what_is_wrong_in_the_file_is_named(tmp_path: Path, old: str, new: str, 
 
 
 def test_an_unknown_pod_or_name_is_an_error_not_a_row(tmp_path: Path) -> None:
-    for old, new, said in (("from: [a, b]", "from: c", "no pod default/c"), ("http://web/x", "http://wob/x", "wob")):
+    for old, new, said in (
+        ("from: [a, b]", "from: c", "pod default/c not found"),
+        ("http://web/x", "http://wob/x", "wob"),
+    ):
         scenario = load(write(tmp_path, FILE.replace(old, new)))
         with pytest.raises(ConfigError, match=said):
             list(rows(scenario, Settings(), plan(scenario.objects, (4,)).cluster))
