@@ -5,7 +5,7 @@ venv=$1
 python=${PYTHON:-python3}
 
 if ! command -v "$python" >/dev/null 2>&1; then
-    echo "error: $python is not there: install Python 3.11 or newer, or name it: make PYTHON=/path/to/python3" >&2
+    echo "error: $python not found: install Python 3.11 or newer, or name it: make PYTHON=/path/to/python3" >&2
     exit 2
 fi
 if ! "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))'; then

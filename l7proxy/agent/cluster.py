@@ -173,8 +173,8 @@ class Cluster:
             if isinstance(fact, Node) and fact.name == name:
                 return End(f"node {name}", fact.addresses[0], node=name, addresses=fact.addresses)
         raise ConfigError(
-            f"{name!r} is no node in the manifests, no address and no pod; "
-            "WHO is NS/POD, a node, an address, reserved:NAME or svc:NS/NAME"
+            f"{name!r} not found: not a node in the manifests and not an address; "
+            "must be NS/POD, a node, an address, reserved:NAME or svc:NS/NAME"
         )
 
     def _at(self, address: str) -> End:

@@ -187,10 +187,10 @@ def validate(
     config: Config = None,
     like_cilium: LikeCilium = False,
 ) -> None:
-    """Check policies and manifests. Exit code 1 with `FILE:LINE: field: message` for each fault.
+    """Validate policies and manifests. Exit code 1 with `FILE:LINE: field: message` for each error.
 
-    What is right but may not be meant so is a warning (an L4 rule that voids an L7 rule, a path that looks like a
-    prefix, GET without HEAD…), what may surprise a note: exit code 0. Give pods, too, and more can be told.
+    Warnings are for valid rules that may have an unintended effect (an L4 rule that shadows an L7 rule, a path that
+    looks like a prefix, GET without HEAD…); notes explain effects: exit code 0. More checks run if Pods are given.
 
     \b
     l7proxy policy validate my-policy.yaml
@@ -342,7 +342,7 @@ def test(
     \b
     manifests: [manifests/]            # relative to this file
     cases:
-    - from: shop/frontend              # WHO and PORT as `policy trace` takes them
+    - from: shop/frontend              # PEER and PORT as in `policy trace`
       to: svc:shop/backend
       port: 80/TCP
       http: GET /api/items             # optional, with headers: ["X-Token: a"]
@@ -365,9 +365,9 @@ def test(
 @app.command("trace", short_help="Show the verdict for a connection or request.")
 def trace(
     source: Annotated[
-        str, typer.Option("--from", metavar="WHO", help="Source: NS/POD, node, address or reserved:NAME.")
+        str, typer.Option("--from", metavar="PEER", help="Source: NS/POD, node, address or reserved:NAME.")
     ],
-    destination: Annotated[str, typer.Option("--to", metavar="WHO", help="Destination: as --from, or svc:NS/NAME.")],
+    destination: Annotated[str, typer.Option("--to", metavar="PEER", help="Destination: as --from, or svc:NS/NAME.")],
     port: Annotated[
         str,
         typer.Option(

@@ -32,7 +32,7 @@ FLAGS: Final[Mapping[str, tuple[type, str, str]]] = {
     "cni-results": (Path, "DIR", "Directory of cached CNI results [default: /var/lib/cni/results]."),
     "flow-log": (str, "FILE", "File to write flows to as JSON lines, or `stdout` [default: none]."),
     "audit": (bool, "", "Audit mode: allow what policy denies, and report it as AUDIT [default: no]."),
-    "refuse": (str, "HOW", "How to refuse TCP connections: reset or drop [default: reset]."),
+    "refuse": (str, "ACTION", "How to refuse TCP connections: reset or drop [default: reset]."),
     "deny-header": (
         bool,
         "",
@@ -45,12 +45,12 @@ FLAGS: Final[Mapping[str, tuple[type, str, str]]] = {
     ),
     "matrix-parameters": (
         str,
-        "HOW",
+        "MODE",
         "Paths with `;`, which servers parse differently: refuse, or allow if both readings match [default: refuse].",
     ),
     "escaped-slashes": (
         str,
-        "HOW",
+        "MODE",
         "Paths with %2F or %5C: redirect to the normalised path, or refuse [default: redirect].",
     ),
     "enable-node-selector-labels": (
@@ -66,7 +66,7 @@ FLAGS: Final[Mapping[str, tuple[type, str, str]]] = {
     ),
     "policy-cidr-match-mode": (
         str,
-        "WHOM",
+        "PEERS",
         "What CIDR rules match besides external addresses: nodes, or nodes,pods [default: none].",
     ),
     "proxy-port": (int, "PORT", "TCP port of the proxy, the TPROXY target [default: 15001]."),

@@ -174,7 +174,7 @@ def _pseudo(fields: list[Header]) -> tuple[dict[bytes, bytes], int]:
         if name == b":protocol":
             raise PeerError("extended CONNECT (:protocol) is not supported", status=405)
         if name not in _PSEUDO:
-            raise PeerError(f"there is no pseudo-header {name[:40].decode('latin-1')!a} in requests")
+            raise PeerError(f"unknown pseudo-header {name[:40].decode('latin-1')!a} in a request")
         if name in found:
             raise PeerError(f"duplicate {name.decode()}")
         found[name] = value

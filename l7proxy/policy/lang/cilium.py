@@ -91,7 +91,7 @@ def _default_deny(
         field = said[direction.word]
         result[direction] = field.flag() or not document.options.non_default_deny
         if field.flag() and not any(items for name, items in lists.items() if _LISTS[name][0] is direction):
-            document.note(field, f"has no effect: there is no {direction.word} entry")
+            document.note(field, f"has no effect: there are no {direction.word} entries")
         if result[direction] != field.flag():
             document.note(field, "has no effect: policies without default deny are disabled")
     return result

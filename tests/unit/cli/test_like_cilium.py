@@ -42,7 +42,7 @@ def test_trace_and_validate_with_and_without_the_flag(run: Run, tmp_path: Path) 
     ask = ("policy", "trace", "-f", str(file), "--from", "x/b", "--to", "x/a", "--port", "80/TCP")
     assert run(*ask).returncode == 0
     assert run(*ask, "--like-cilium").returncode == 1
-    told = f"{file}:20: note: spec.ingress: has no effect: policyTypes does not say Ingress"
+    told = f"{file}:20: note: spec.ingress: has no effect: policyTypes does not include Ingress"
     assert told in run("policy", "validate", str(file)).stdout
     assert "has no effect" not in run("policy", "validate", str(file), "--like-cilium").stdout
 

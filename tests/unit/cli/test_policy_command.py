@@ -191,7 +191,7 @@ def test_one_backend_that_refuses_makes_a_service_refuse(run: Run, manifests: Pa
     ("flags", "said"),
     [
         ("--from default/nobody --to default/backend --port 80", "no pod default/nobody"),
-        ("--from nowhere --to default/backend --port 80", "WHO is NS/POD"),
+        ("--from nowhere --to default/backend --port 80", "must be NS/POD"),
         ("--from reserved:martian --to default/backend --port 80", "reserved:martian: unknown"),
         ("--from default/frontend --to svc:web --port 80", "svc:NAMESPACE/NAME"),
         ("--from default/frontend --to svc:default/nosuch --port 80", "no Service default/nosuch"),

@@ -544,7 +544,7 @@ def test_notes_on_values_that_are_null_and_flags_without_effect(bench: Bench) ->
         "{ingress: [{fromEndpoints: null, toPorts: [{ports: [{port: '80'}]}]}], enableDefaultDeny: {egress: true}}"
     )
     assert [str(note) for note in lang.notes(document)] == [
-        "spec.enableDefaultDeny.egress: has no effect: there is no egress entry",
+        "spec.enableDefaultDeny.egress: has no effect: there are no egress entries",
         "spec.ingress[0].fromEndpoints: has no value, the same as an absent field; use [] for an empty list",
     ]
     assert bench.enforce(document).ingress("third/a") == "allow"
