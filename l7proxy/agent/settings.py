@@ -52,7 +52,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     run_dir: Path = Path("/run/l7proxy")
     cni_results: Path = DEFAULT_RESULTS
     cni_ignored_networks: tuple[str, ...] = ()
-    """Names of CNI networks whose containers are no pods (podman's, nerdctl's): their interfaces are not closed."""
+    """CNI networks whose containers are not pods (of podman or nerdctl): their interfaces are not closed."""
     refuse: Literal["reset", "drop"] = "reset"
     flow_log: str = ""
     """A file, or `stdout`; empty: none."""
@@ -62,30 +62,30 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     flow_headers: tuple[str, ...] = ()
     flow_query: bool = False
     audit: bool = False
-    """What policy would refuse passes and is told as AUDIT, on the whole node."""
+    """Audit mode on the whole node: traffic that policy denies is allowed and reported as AUDIT."""
     secrets_namespace: str = ""
-    """Policies may name secrets of this namespace besides those of their own; empty: of none."""
+    """Namespace whose secrets policies may use besides those of their own namespace; empty: none."""
     labels: tuple[str, ...] = ()
-    """Patterns of pods' own labels that count for identities, besides Cilium's; `!` before one: does not count."""
+    """Regular expressions of pod labels to include in identities, besides Cilium's; a leading `!` excludes labels."""
     enable_node_selector_labels: bool = False
-    """Nodes are known by their labels, and fromNodes and toNodes may select them."""
+    """Give nodes identities by their labels: enables fromNodes and toNodes."""
     enable_icmp_rules: bool = True
     enable_extended_ip_protocols: bool = False
-    """VRRP, IGMP, GRE, IPIP, IPV6, ESP and AH may stand in policies."""
+    """Allow VRRP, IGMP, GRE, IPIP, IPV6, ESP and AH in policies."""
     enable_non_default_deny_policies: bool = True
-    """enableDefaultDeny in policies is heeded."""
+    """Apply enableDefaultDeny of policies; false: ignore it."""
     policy_enforcement_mode: Literal["default", "always"] = "default"
-    """`always`: pods that no policy selects are refused everything, too."""
+    """`always`: deny all traffic of pods that no policy selects, too."""
     policy_cidr_match_mode: Literal["", "nodes", "nodes,pods"] = ""
-    """Whom CIDRs of Cilium policies mean besides addresses outside."""
+    """What CIDRs of Cilium policies match besides external addresses."""
     kubernetes_network_policy: Literal["kubernetes", "cilium"] = "kubernetes"
-    """Whose reading of Kubernetes' NetworkPolicy holds: the API's own words, or Cilium's departures from them."""
+    """Semantics of Kubernetes NetworkPolicy: those of the Kubernetes API, or those of Cilium."""
     tunnel_ports: tuple[int, ...] = TUNNEL_PORTS
-    """UDP ports of tunnels: refused to pods, to any destination, unless a policy allows exactly that port."""
+    """UDP ports of tunnels: denied to pods for every destination, unless a policy allows exactly that port."""
     tunnel_protocols: tuple[int, ...] = TUNNEL_PROTOCOLS
-    """The same of IP protocols that carry packets in packets."""
+    """IP protocols of tunnels: denied to pods for every destination, unless a policy allows exactly that protocol."""
     deny_header: bool = False
-    """Refused requests are told why, in the header x-l7proxy-denied of their 403."""
+    """Put the reason of a denial in the header x-l7proxy-denied of the 403 response."""
     connect: bool = False
     """CONNECT is judged, by method and host, instead of refused. What is in its tunnel is not judged."""
     matrix_parameters: Literal["refuse", "pass"] = "refuse"

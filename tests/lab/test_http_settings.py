@@ -91,7 +91,7 @@ def test_refused_requests_are_told_why(lab: Cluster) -> None:
     assert head.startswith("HTTP/1.1 403 ")
     (line,) = [line for line in head.splitlines() if line.startswith("x-l7proxy-denied: ")]
     assert "policy default/web" in line
-    assert "path is not" in line
+    assert "path does not match" in line
 
 
 def test_escaped_slashes_are_refused_not_redirected(lab: Cluster) -> None:
