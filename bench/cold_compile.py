@@ -16,10 +16,10 @@ from pathlib import Path
 
 from bench import big_world
 from bench.cpu import peak_mib, rss_mib
-from l7proxy.agent.picture import draw
-from l7proxy.agent.wires import Wires
-from l7proxy.agent.world import World
-from l7proxy.model.facts import Synced
+from l7proxy.agent.dataplane.pod_interfaces import Wires
+from l7proxy.agent.dataplane.render import draw
+from l7proxy.cluster.state import World
+from l7proxy.model.resources import Synced
 from l7proxy.policy.compile import compile_policies
 from l7proxy.sources.files import load
 from tproxy_rules.desired import Settings

@@ -21,7 +21,7 @@ from typing import Final
 from bench.packets import Sender
 from l7proxy.lab import netns
 from tproxy_rules.desired import Desired, Endpoint, Entry, Verdict, union
-from tproxy_rules.nftables import NftablesBackend
+from tproxy_rules.nft.backend import NftablesBackend
 
 PREFIX: Final = "l7bench"
 CLIENT, NODE, SERVER = (f"{PREFIX}-{name}" for name in ("client", "node", "server"))

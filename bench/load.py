@@ -6,13 +6,18 @@ import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
-
-if TYPE_CHECKING:
-    from bench.stage import Stage
+from typing import Final, Protocol
 
 SCRIPT: Final = Path(__file__).with_name("load.lua")
 CONNECTIONS: Final = 16
+
+
+class Place(Protocol):
+    """Where a load comes from, and the address that it goes to."""
+
+    server: str
+
+    def from_client(self, *argv: str, seconds: float) -> str: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +35,7 @@ class Seen:
 
 
 def full_rate(
-    place: Stage,
+    place: Place,
     *,
     seconds: float,
     count: int = 10,
@@ -47,7 +52,7 @@ def full_rate(
     return Seen(told["requests"], told["seconds"], told["p50_us"], told["p99_us"])
 
 
-def fixed_rate(place: Stage, *, rate: float, seconds: float, count: int = 10, port: int = 80) -> Seen:
+def fixed_rate(place: Place, *, rate: float, seconds: float, count: int = 10, port: int = 80) -> Seen:
     """Requests that fall due by the clock, whether or not the answers keep up."""
     command = [sys.executable, "-m", "bench.paced", place.server, str(port), "--rate", f"{rate:.0f}"]
     command += ["--seconds", str(seconds), "--rules", str(count), "--connections", str(CONNECTIONS)]

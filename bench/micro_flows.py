@@ -17,13 +17,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 from l7proxy import compiled
-from l7proxy.agent.events import Recorder
+from l7proxy.agent.flow_recorder import Recorder
 from l7proxy.flows.batch import Flows
-from l7proxy.flows.bus import Reader, Ring
-from l7proxy.flows.records import Conn, HttpRequest, HttpResponse, Judgement, Record
+from l7proxy.flows.records import HttpRequest, HttpResponse, Record
+from l7proxy.flows.ring import Reader, Ring
 from l7proxy.flows.sinks.jsonl import JsonLinesFile
 from l7proxy.link import framing
 from l7proxy.link.outbox import Outbox
+from l7proxy.model.policy_verdict import Conn, Judgement
 from l7proxy.model.ref import RuleRef
 from l7proxy.model.verdict import Direction, Verdict
 

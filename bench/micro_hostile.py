@@ -16,14 +16,14 @@ from dataclasses import dataclass
 
 from bench.hostile import ATTACKS, RULES, Attack
 from l7proxy import compiled
-from l7proxy.flows.records import Conn, Judgement
-from l7proxy.gate.actions import Action, Become, Close, Connect, ToServer
+from l7proxy.gate.actions import Action, Become, Close, Connect, Gate, ToServer
 from l7proxy.gate.clock import Clock
-from l7proxy.gate.judge import Combined, judge_http
+from l7proxy.gate.detect import pick
 from l7proxy.gate.options import HttpOptions
-from l7proxy.gate.pick import Gate, pick
 from l7proxy.model.http import Request
+from l7proxy.model.policy_verdict import Conn, Judgement
 from l7proxy.model.verdict import Verdict
+from l7proxy.policy.combine import Combined, judge_http
 from l7proxy.policy.decide import PortPolicy
 from l7proxy.policy.decision import Decision
 from l7proxy.policy.http_table import HttpTable

@@ -10,10 +10,10 @@ import sys
 import time
 from collections.abc import Callable
 
-from l7proxy.flows.records import Conn, Judgement
 from l7proxy.gate.http1 import HttpGate
 from l7proxy.gate.options import HttpOptions
 from l7proxy.model.http import Request
+from l7proxy.model.policy_verdict import Conn, Judgement
 from l7proxy.model.verdict import Direction, Verdict
 from l7proxy.wire import http1_fast, http1_strict
 

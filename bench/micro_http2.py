@@ -18,11 +18,11 @@ from h2.connection import H2Connection
 from h2.settings import SettingCodes
 from hpack import Encoder
 
-from l7proxy.flows.records import Conn, Judgement
 from l7proxy.gate.clock import Clock
 from l7proxy.gate.http2 import Http2Gate
 from l7proxy.gate.options import HttpOptions
 from l7proxy.model.http import Request
+from l7proxy.model.policy_verdict import Conn, Judgement
 from l7proxy.model.verdict import Direction, Verdict
 from l7proxy.wire import http2_frames as frames
 

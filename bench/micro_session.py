@@ -23,11 +23,11 @@ from l7proxy.gate.clock import Clock
 from l7proxy.link import framing
 from l7proxy.link.outbox import Outbox
 from l7proxy.model.net import HostPort
-from l7proxy.proxy.board import Board
+from l7proxy.proxy.policy_store import Board
+from l7proxy.proxy.server.context import Surroundings
 from l7proxy.proxy.server.session import Session
 from l7proxy.proxy.server.steering import Plain
-from l7proxy.proxy.server.surroundings import Surroundings
-from l7proxy.proxy.wheel import Wheel
+from l7proxy.proxy.server.timer_wheel import Wheel
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer as Buffer

@@ -24,12 +24,12 @@ from l7proxy.model.net import HostPort
 from l7proxy.model.verdict import Action
 from l7proxy.policy.rules import HttpRule
 from l7proxy.policy.tables import EndpointPolicy, Entry, union
-from l7proxy.proxy.board import Board
+from l7proxy.proxy.policy_store import Board
+from l7proxy.proxy.server.context import Surroundings
 from l7proxy.proxy.server.pipes import RUNS, Pipes
 from l7proxy.proxy.server.server import ProxyServer
 from l7proxy.proxy.server.steering import Plain
-from l7proxy.proxy.server.surroundings import Surroundings
-from l7proxy.proxy.wheel import Wheel
+from l7proxy.proxy.server.timer_wheel import Wheel
 
 BULK = 18980
 WAYS = {"spliced": RUNS, "ordinary": 0}

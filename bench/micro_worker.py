@@ -26,8 +26,8 @@ from typing import Final, cast
 import uvloop
 
 from l7proxy import compiled
-from l7proxy.agent.events import Recorder
-from l7proxy.flows.bus import Ring
+from l7proxy.agent.flow_recorder import Recorder
+from l7proxy.flows.ring import Ring
 from l7proxy.flows.sinks import jsonl
 from l7proxy.link.messages import LocalEndpoint, Picture
 from l7proxy.link.server import LinkServer

@@ -16,9 +16,9 @@ from typing import Any, Final, get_origin
 
 import msgspec
 
-from l7proxy.agent import settings
-from l7proxy.agent.settings import CHOICES, RANGES, Settings
+from l7proxy import settings
 from l7proxy.cli.service import FLAGS, MARKS
+from l7proxy.settings import CHOICES, RANGES, Settings
 
 ROOT: Final = Path(__file__).resolve().parent.parent
 COMMAND: Final = "python -m tests.pages"
@@ -48,7 +48,7 @@ def settings_table() -> str:
 def import_layers() -> str:
     """The layers of the import contract, from the top down, as one fenced block."""
     contracts = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
-    (layers,) = (contract["layers"] for contract in contracts if contract["type"] == "layers")
+    (layers,) = (contract["layers"] for contract in contracts if contract["name"] == "Floors: imports only go down")
     return "\n".join(["```", *layers, "```"])
 
 

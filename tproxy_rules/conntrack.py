@@ -19,7 +19,7 @@ from itertools import groupby
 from typing import Final
 
 from tproxy_rules.backend import KernelError
-from tproxy_rules.judge import Connection
+from tproxy_rules.evaluate import Connection
 from tproxy_rules.netlink import (
     ACK,
     DONE,

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from typing import Final
 
 from tproxy_rules.backend import Backend, KernelError
-from tproxy_rules.iptables import IptablesBackend
-from tproxy_rules.nftables import NftablesBackend
+from tproxy_rules.iptables.backend import IptablesBackend
+from tproxy_rules.nft.backend import NftablesBackend
 
 NAMES: Final = ("auto", "nftables", "iptables")
 

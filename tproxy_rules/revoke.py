@@ -17,7 +17,7 @@ from pyroute2.netlink.exceptions import NetlinkError
 from tproxy_rules.backend import KernelError
 from tproxy_rules.conntrack import Conntrack, Tracked
 from tproxy_rules.desired import Desired, Endpoint, Port, Prefixes, Table, Verdict
-from tproxy_rules.judge import Judge, is_wider
+from tproxy_rules.evaluate import Judge, is_wider
 from tproxy_rules.validate import TCP
 
 _NOBODY: Final[frozenset[str]] = frozenset()

@@ -17,7 +17,7 @@ from typing import Any, Final
 
 from l7proxy.errors import ConfigError, L7ProxyError
 from l7proxy.flows import observer
-from l7proxy.flows.bus import Ring
+from l7proxy.flows.ring import Ring
 from l7proxy.link import local
 
 log = logging.getLogger(__name__)

@@ -6,19 +6,19 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from l7proxy import __version__, compiled
-from l7proxy.agent.documents import PolicyState, Reading
-from l7proxy.agent.reconcile import KernelState, Published, Reconciler
-from l7proxy.agent.revocation import Revoked
-from l7proxy.agent.unknown_pods import UnknownPod
-from l7proxy.agent.world import View
+from l7proxy.agent.dataplane.reconciler import KernelState, Published, Reconciler
+from l7proxy.agent.dataplane.revocation import Revoked
+from l7proxy.agent.dataplane.unknown_pods import UnknownPod
+from l7proxy.cluster.policy_status import PolicyState, Reading
+from l7proxy.cluster.state import View
 from l7proxy.errors import SourceError
-from l7proxy.flows.bus import Ring
-from l7proxy.flows.sinks.jsonl import Sink
+from l7proxy.flows.ring import Ring
+from l7proxy.flows.sinks.sink import Sink
 from l7proxy.link.server import WorkerState
 from l7proxy.model.endpoint import Endpoint
-from l7proxy.model.facts import Problem
 from l7proxy.model.identity import Identity
 from l7proxy.model.ref import RuleRef
+from l7proxy.model.resources import Problem
 from l7proxy.model.verdict import Action, Protocol
 from l7proxy.policy.rules import HttpRule
 from l7proxy.policy.tables import DirectionPolicy, EndpointPolicy, Entry, TierPolicy

@@ -20,18 +20,21 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final, Protocol
 
-from l7proxy.agent import report, trace, wires
+from l7proxy.agent import report
 from l7proxy.agent.api import AgentApi, Answer
-from l7proxy.agent.cluster import Cluster
-from l7proxy.agent.events import Recorder
-from l7proxy.agent.reconcile import Reconciler, SourceReport
-from l7proxy.agent.revocation import Revocation
-from l7proxy.agent.settings import KUBERNETES, Settings
-from l7proxy.agent.world import World
+from l7proxy.agent.dataplane import pod_interfaces
+from l7proxy.agent.dataplane.reconciler import Reconciler, SourceReport
+from l7proxy.agent.dataplane.revocation import Revocation
+from l7proxy.agent.flow_recorder import Recorder
+from l7proxy.cluster.state import World
 from l7proxy.errors import ConfigError
-from l7proxy.flows.bus import Ring
+from l7proxy.flows.ring import Ring
 from l7proxy.flows.sinks import jsonl
+from l7proxy.flows.sinks.sink import Sink
 from l7proxy.link.server import LinkServer
+from l7proxy.settings import KUBERNETES, Settings
+from l7proxy.simulate import trace
+from l7proxy.simulate.cluster import Cluster
 from l7proxy.sources.files import FileSource
 from l7proxy.sources.inotify import Nudge
 from tproxy_rules import detect
@@ -110,8 +113,8 @@ async def _agent(settings: Settings) -> None:
     ring = Ring(settings.flow_ring, node_name=settings.node)
     recorder = Recorder(ring, node=settings.node, cluster=settings.cluster, disclosure=settings.disclosure)
     link = LinkServer(settings.link_socket, on_flows=recorder.told)
-    world = World.of(settings)
-    lookout = wires.Lookout(settings.cni_results, settings.cni_ignored_networks)
+    world = settings.empty_cluster()
+    lookout = pod_interfaces.Lookout(settings.cni_results, settings.cni_ignored_networks)
     revocation = Revocation()
     reconciler = Reconciler(
         world=world,
@@ -154,7 +157,7 @@ async def _agent(settings: Settings) -> None:
             task.cancel()
 
 
-def _flow_log(settings: Settings) -> jsonl.Sink | None:
+def _flow_log(settings: Settings) -> Sink | None:
     if not settings.flow_log:
         return None
     return jsonl.open_sink(settings.flow_log, max_bytes=settings.flow_log_max_bytes, backups=settings.flow_log_backups)
@@ -169,7 +172,7 @@ async def _heed_alarm(backend: Backend, reconciler: Reconciler) -> None:
         await _heed(alarm, reconciler, Pace(*ALARM_EASE))
 
 
-async def _heed_links(lookout: wires.Lookout, reconciler: Reconciler) -> None:
+async def _heed_links(lookout: pod_interfaces.Lookout, reconciler: Reconciler) -> None:
     """A new pod's cable is bound to its addresses, and closed while no Pod object has them, before the pod runs."""
     if lookout.fileno() >= 0:
         await _heed(lookout, reconciler, Pace(*CABLES_EASE))
@@ -299,7 +302,7 @@ def _answers(
     link: LinkServer,
     ring: Ring,
     recorder: Recorder,
-    flow_log: jsonl.Sink | None,
+    flow_log: Sink | None,
 ) -> dict[str, Answer]:
     """The methods of the agent socket; `observe` is the socket's own."""
 

@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import Final
 
 from l7proxy.agent.run import CANNOT_START, exit_code, prepare_run_dir
-from l7proxy.agent.settings import Settings
 from l7proxy.errors import ConfigError
+from l7proxy.settings import Settings
 
 log = logging.getLogger(__name__)
 

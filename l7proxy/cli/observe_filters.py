@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from l7proxy.errors import ConfigError
-from l7proxy.flows import hubble
+from l7proxy.flows import hubble_constants as hubble
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,16 +10,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from l7proxy.cli import agent_socket, casereport
+from l7proxy.cli import agent_socket, policy_test_report
 from l7proxy.cli.agent_socket import RunDir, Server
 from l7proxy.cli.terminal import Format, paint, plain, show_json, table
 from l7proxy.errors import ConfigError, PolicyError, SourceError
 
 if TYPE_CHECKING:
-    from l7proxy.agent.settings import Settings
-    from l7proxy.agent.trace import Question
-    from l7proxy.model.facts import Change, PolicyDocument
+    from l7proxy.model.resources import Change, PolicyDocument
     from l7proxy.policy.lang import Options
+    from l7proxy.settings import Settings
+    from l7proxy.simulate.trace import Question
     from l7proxy.sources.files import Look
 
 app = typer.Typer(
@@ -231,7 +231,7 @@ def _sorted(remarks: Iterable[Remark]) -> list[Remark]:
 
 
 def _settings(config: Path | None, *, like_cilium: bool) -> Settings:
-    from l7proxy.agent.settings import load
+    from l7proxy.settings import load
 
     return load(config, {"kubernetes_network_policy": "cilium" if like_cilium else None})
 
@@ -244,7 +244,7 @@ def _unread(seen: Look) -> list[str]:
 
 
 def _documents(changes: Sequence[Change]) -> Iterator[PolicyDocument]:
-    from l7proxy.model.facts import PolicyDocument, Upsert
+    from l7proxy.model.resources import PolicyDocument, Upsert
 
     for change in changes:
         if isinstance(change, Upsert) and isinstance(change.fact, PolicyDocument):
@@ -253,10 +253,9 @@ def _documents(changes: Sequence[Change]) -> Iterator[PolicyDocument]:
 
 def _faults(changes: Sequence[Change], documents: Sequence[PolicyDocument], settings: Settings) -> Iterator[Remark]:
     """What no single file is to blame for, and all that is wrong or not supported in each policy."""
-    from l7proxy.agent.world import World
     from l7proxy.policy import lang
 
-    world = World.of(settings)
+    world = settings.empty_cluster()
     world.apply(changes)
     for problem in world.view(None).problems:
         yield Remark(problem.file, problem.line or None, problem.field, problem.message)
@@ -284,9 +283,9 @@ def _notes(documents: Sequence[PolicyDocument], options: Options) -> Iterator[tu
 
 def _lint(changes: Sequence[Change], documents: Sequence[PolicyDocument], settings: Settings) -> Iterator[Remark]:
     """What is valid but perhaps not meant. More is found where pods are given as well."""
-    from l7proxy.agent.cluster import Cluster
     from l7proxy.policy import lint
     from l7proxy.policy.compile import compile_policies
+    from l7proxy.simulate.cluster import Cluster
 
     fields = [(document, field) for document in documents for field in lint.of_document(document.document)]
     unlearned = lint.of_names_learned(document.document for document in documents)
@@ -309,8 +308,8 @@ def _lint(changes: Sequence[Change], documents: Sequence[PolicyDocument], settin
 
 def _selecting_nothing(changes: Sequence[Change], settings: Settings) -> Iterator[Remark]:
     """Only where pods are given: a policy alone cannot be said to select nobody."""
-    from l7proxy.agent.cluster import Cluster
-    from l7proxy.agent.documents import Reading
+    from l7proxy.cluster.policy_status import Reading
+    from l7proxy.simulate.cluster import Cluster
 
     cluster = Cluster.of(changes, settings)
     view = cluster.everywhere
@@ -329,9 +328,9 @@ def _remark(problem: SourceError) -> Remark:
 @app.command("test", short_help="Run unit tests of policies.")
 def test(
     files: Annotated[list[Path], typer.Argument(metavar="FILE…", help="Test files; - is standard input.")],
-    output: Annotated[casereport.Report, typer.Option("--output", "-o", help="Output format: table, tap or junit.")] = (
-        casereport.Report.TABLE
-    ),
+    output: Annotated[
+        policy_test_report.Report, typer.Option("--output", "-o", help="Output format: table, tap or junit.")
+    ] = (policy_test_report.Report.TABLE),
     config: Config = None,
     like_cilium: LikeCilium = False,
 ) -> None:
@@ -349,15 +348,15 @@ def test(
       expect: allow                    # or deny, redirect, audit
       because: shop/l7-policy          # optional: text that the policy or reason must contain
     """
-    from l7proxy.cli import casebook
+    from l7proxy.simulate import policy_tests
 
     settings = _settings(config, like_cilium=like_cilium)
     try:
-        books = [casebook.open_book(path) for path in files]
-        results = {book.file: list(casebook.run(book, settings)) for book in books}
+        books = [policy_tests.open_book(path) for path in files]
+        results = {book.file: list(policy_tests.run(book, settings)) for book in books}
     except SourceError as error:
         raise ConfigError(str(error)) from error
-    for line in casereport.lines(results, output):
+    for line in policy_test_report.lines(results, output):
         print(line)
     raise typer.Exit(1 if any(one.failure for found in results.values() for one in found) else 0)
 
@@ -405,7 +404,7 @@ def trace(
     l7proxy policy trace --from default/frontend --to default/backend --port 80/TCP --http 'GET /x'
     """
     if paths:
-        from l7proxy.agent.trace import Question
+        from l7proxy.simulate.trace import Question
 
         question = Question(source, destination, port, http, tuple(header or ()))
         found = _traced_offline(paths, question, _settings(config, like_cilium=like_cilium))
@@ -422,8 +421,8 @@ def trace(
 
 
 def _traced_offline(paths: list[Path], question: Question, settings: Settings) -> Mapping[str, Any]:
-    from l7proxy.agent import trace as tracing
-    from l7proxy.agent.cluster import Cluster
+    from l7proxy.simulate import trace as tracing
+    from l7proxy.simulate.cluster import Cluster
     from l7proxy.sources.files import load
 
     missing = next((path for path in paths if str(path) != "-" and not path.exists()), None)

@@ -13,7 +13,8 @@ from itertools import accumulate, chain, repeat
 from typing import Final
 
 from l7proxy.cli.terminal import Paint, plain
-from l7proxy.flows import hubble, timestamp
+from l7proxy.flows import hubble_constants as hubble
+from l7proxy.flows import timestamp
 from l7proxy.flows.flow import Endpoint, Flow, LostEvents, NodeStatus, Policy, Response, Service
 
 VERDICT_COLOURS: Final = {

@@ -15,7 +15,7 @@ import typer
 from l7proxy.cli.flags import flag, with_flags
 
 if TYPE_CHECKING:
-    from l7proxy.agent.settings import Settings
+    from l7proxy.settings import Settings
 
 Config = Annotated[
     Path | None,
@@ -92,7 +92,7 @@ def _flags() -> Iterator[inspect.Parameter]:
 
 def _settings(config: Path | None, chosen: Mapping[str, Any]) -> Settings:
     """File and flags, checked. Marks may be written as 0x…"""
-    from l7proxy.agent.settings import load
+    from l7proxy.settings import load
 
     values = {name: _number(name, value) if name in MARKS else value for name, value in chosen.items()}
     settings = load(config, values)

@@ -11,7 +11,8 @@ from typing import Annotated, Final, TypeAlias
 
 import msgspec
 
-from l7proxy.flows.records import Conn, Connection, HttpRequest, HttpResponse, Judgement, Malformed, Record
+from l7proxy.flows.records import Connection, HttpRequest, HttpResponse, Malformed, Record
+from l7proxy.model.policy_verdict import Conn, Judgement
 
 WHOLE: Final = -1
 """In place of a party: a record that crosses as it is. There is one of these per connection."""

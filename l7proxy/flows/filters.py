@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 import re2
 
 from l7proxy.errors import ConfigError
-from l7proxy.flows import hubble
+from l7proxy.flows import hubble_constants as hubble
 from l7proxy.flows.flow import Endpoint, Flow, Service, everything
 from l7proxy.flows.selector import selector
 from l7proxy.model.labels import Label, LabelSet

@@ -16,7 +16,8 @@ from typing import Any, Final, get_args
 import msgspec
 
 from l7proxy.errors import SourceError
-from l7proxy.flows import hubble, timestamp
+from l7proxy.flows import hubble_constants as hubble
+from l7proxy.flows import timestamp
 
 
 class Message(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from l7proxy.errors import ConfigError
-from l7proxy.flows import bus, filters, timestamp
-from l7proxy.flows.shape import Item
+from l7proxy.flows import filters, timestamp
+from l7proxy.flows import ring as flow_ring
+from l7proxy.flows.template import Item
 
 FIELDS: Final = frozenset({"method", "last", "first", "since", "until", "follow", "filters"})
 
@@ -47,10 +48,10 @@ def parse(request: Mapping[str, Any]) -> Request:
     return asked
 
 
-def observe(ring: bus.Ring, request: Mapping[str, Any]) -> AsyncIterator[Item]:
+def observe(ring: flow_ring.Ring, request: Mapping[str, Any]) -> AsyncIterator[Item]:
     """The events asked for. Errors in the request are raised here, before the first event."""
     asked = parse(request)
-    return bus.observe(
+    return flow_ring.observe(
         ring,
         asked.keep,
         last=asked.last,

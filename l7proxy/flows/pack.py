@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from msgspec.structs import astuple
 
 from l7proxy.flows.batch import NO_STATUS, WHOLE, Flows, Party
-from l7proxy.flows.records import Conn, Connection, HttpRequest, HttpResponse, Judgement, Malformed, Record
+from l7proxy.flows.records import Connection, HttpRequest, HttpResponse, Malformed, Record
+from l7proxy.model.policy_verdict import Conn, Judgement
 
 
 def pack(records: Sequence[Record], lost: int = 0) -> Flows:

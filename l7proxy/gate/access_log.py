@@ -11,9 +11,10 @@ from typing import Final, Protocol
 
 import msgspec
 
-from l7proxy.flows.records import Conn, Connection, HttpRequest, HttpResponse, Judgement, Malformed
+from l7proxy.flows.records import Connection, HttpRequest, HttpResponse, Malformed
 from l7proxy.gate.options import HttpOptions
 from l7proxy.model.http import Request, Rewrite, edited
+from l7proxy.model.policy_verdict import Conn, Judgement
 from l7proxy.model.secret import REDACTED
 from l7proxy.model.verdict import Direction, Verdict
 from l7proxy.wire.head import Header

@@ -7,12 +7,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import TYPE_CHECKING, TypeAlias
+from typing import Protocol, TypeAlias
 
 from l7proxy.flows.records import Record
-
-if TYPE_CHECKING:
-    from l7proxy.gate.pick import Gate
+from l7proxy.model.policy_verdict import Conn
 
 
 class Side(IntEnum):
@@ -96,3 +94,60 @@ class Become:
 
 
 Action: TypeAlias = ToServer | ToClient | Emit | Connect | Pause | Resume | HalfClose | Close | Splice | Become
+
+
+class Gate(Protocol):
+    """One connection's judge. The session calls it with what happened and executes the actions in order.
+
+    `started` comes first, when the client's connection is there. After a Close no call has an effect; the session then
+    reads away what the client still sends, lest a reset destroy our last answer before it is read (RFC 9112 9.6).
+    `client_lost` is for every end that is not the gate's wish: the client's RST, a drain, a policy that changed.
+    `must_read`: this side owes it to read now (in HTTP/2 always, RFC 9113 5.2.2), so one that does not need not be read
+    either, and cannot make us hold the answers to what it sends.
+    """
+
+    def must_read(self, side: Side) -> bool: ...
+
+    @property
+    def waiting_for(self) -> str:
+        """Which timeout applies now, one of:
+
+        idle (no request has begun), head (a request's head is incomplete), body (the client owes a body), connect,
+        response (the server owes a head), transfer (a response's body is under way), tunnel (raw bytes), closed.
+        """
+
+    @property
+    def held(self) -> int:
+        """Bytes that are kept for either side, roughly."""
+
+    def started(self) -> list[Action]: ...
+
+    def connected(self) -> list[Action]: ...
+
+    def from_client(self, data: bytes) -> list[Action]: ...
+
+    def from_server(self, data: bytes) -> list[Action]: ...
+
+    def spliced(self, source: Side, count: int) -> list[Action]:
+        """So many bytes of what was offered by Splice have gone from `source` to the other side."""
+
+    def client_eof(self) -> list[Action]: ...
+
+    def server_eof(self) -> list[Action]: ...
+
+    def client_lost(self, reason: str = "the client closed the connection") -> list[Action]:
+        """`reason` begins the sentence that what is under way is recorded with."""
+
+    def upstream_failed(self, reason: str) -> list[Action]: ...
+
+    def identified(self, conn: Conn) -> None:
+        """The identities at the ends are those of `conn` from now on: records to come carry it."""
+
+    def policy_changed(self) -> list[Action]:
+        """Another policy is in force: what is under way or waits is judged again, and ends if it is refused now."""
+
+    def draining(self) -> list[Action]:
+        """The worker stops: what is under way may end. No action: the session ends it when `waiting_for` is idle."""
+
+    def timed_out(self, which: str) -> list[Action]:
+        """`which` is the `waiting_for` that the timer was set for; when that has changed, nothing happens."""

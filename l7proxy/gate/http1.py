@@ -18,17 +18,17 @@ from enum import IntEnum
 from typing import Final
 
 from l7proxy.errors import PeerError
-from l7proxy.flows.records import Conn, Judgement
 from l7proxy.gate import options as bounds
 from l7proxy.gate.access_log import HTTP1, AccessLog
 from l7proxy.gate.actions import Action, Close, Connect, Emit, HalfClose, Pause, Resume, Side, ToClient, ToServer
 from l7proxy.gate.bulk import offer
 from l7proxy.gate.http1_exchange import MORE, WHOLE, Exchange, to_client
-from l7proxy.gate.judge import revoked
 from l7proxy.gate.options import HttpOptions
 from l7proxy.gate.replies import DENIED, printable, reply, sentence
 from l7proxy.model.http import Request
+from l7proxy.model.policy_verdict import Conn, Judgement
 from l7proxy.model.verdict import Direction, Verdict
+from l7proxy.policy.combine import revoked
 from l7proxy.wire import http1_fast, http1_strict, rewrite
 from l7proxy.wire.body import ENDLESS, Body, body
 from l7proxy.wire.head import CHUNKED, MAX_HEAD, RequestHead

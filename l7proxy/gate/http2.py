@@ -18,14 +18,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final
 
-from l7proxy.flows.records import Conn, Judgement
 from l7proxy.gate.access_log import AccessLog
 from l7proxy.gate.actions import Action, Close, HalfClose, Pause, Resume, Side, ToClient, ToServer
 from l7proxy.gate.clock import Clock
-from l7proxy.gate.http2_exchanges import Exchanges
+from l7proxy.gate.http2_stream_table import Exchanges
 from l7proxy.gate.options import HttpOptions
 from l7proxy.gate.replies import printable
 from l7proxy.model.http import Request
+from l7proxy.model.policy_verdict import Conn, Judgement
 from l7proxy.model.verdict import Direction
 from l7proxy.wire import http2_frames as frames
 from l7proxy.wire.http2_frames import Code, Http2Error

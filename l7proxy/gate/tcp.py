@@ -5,9 +5,9 @@ It emits nothing: the session has already recorded the connection's one verdict.
 
 from __future__ import annotations
 
-from l7proxy.flows.records import Conn
 from l7proxy.gate.actions import Action, Close, Connect, HalfClose, Side, ToClient, ToServer
 from l7proxy.gate.bulk import offer
+from l7proxy.model.policy_verdict import Conn
 from l7proxy.wire.body import ENDLESS
 
 

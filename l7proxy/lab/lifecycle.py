@@ -19,7 +19,7 @@ from typing import Final
 import msgspec
 
 from l7proxy.errors import ConfigError, SourceError
-from l7proxy.lab import agents, cabling, cniresult, kubeproxy, names, netns, processes
+from l7proxy.lab import agents, cni_result, kube_proxy, names, netns, network, processes
 from l7proxy.lab.cluster import Cluster, Pod, read_cluster
 from l7proxy.lab.manifests import Key, Manifest, read
 from l7proxy.lab.plan import Plan, merged, plan
@@ -92,11 +92,11 @@ def _build(lab: Lab, settings: Settings, planned: Plan, report: Report) -> None:
     for node in cluster.nodes:
         state.nodes[node.name] = Box(lab.namespace_name(node.name), node.name)
     lab.save(state)
-    cabling.make_wire(state.wire, settings)
+    network.make_wire(state.wire, settings)
     for index, node in enumerate(cluster.nodes):
         report(f"{node.name}: {', '.join(node.addresses)}, pods in {', '.join(node.pod_cidrs)}")
-        cabling.make_node(state.nodes[node.name].namespace, state.wire, node, index, settings)
-        cabling.route_nodes(
+        network.make_node(state.nodes[node.name].namespace, state.wire, node, index, settings)
+        network.route_nodes(
             state.nodes[node.name].namespace, node, [other for other in cluster.nodes if other != node], settings
         )
         lab.cni_directory(node.name).mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -122,7 +122,7 @@ def _follow(lab: Lab, state: State, planned: Plan, report: Report) -> None:
         report(f"{pod}: {', '.join(pod.addresses)} on {pod.node}")
     _write_hosts(lab, cluster)
     for node in cluster.nodes:
-        kubeproxy.sync(state.nodes[node.name].namespace, cluster, node, state.settings.families)
+        kube_proxy.sync(state.nodes[node.name].namespace, cluster, node, state.settings.families)
     lab.store.save(planned.manifests)
     for node_name, box in state.nodes.items():
         if box.process is None or not box.process.alive:
@@ -145,22 +145,22 @@ def _cable(lab: Lab, state: State, cluster: Cluster, pod: Pod, fingerprint: str)
         state.pods[str(pod)] = Box("", pod.node, spec=fingerprint)
         return
     namespace = lab.namespace_name(pod.namespace, pod.name)
-    interface = cabling.host_interface(pod, state.settings)
+    interface = network.host_interface(pod, state.settings)
     state.pods[str(pod)] = Box(namespace, pod.node, interface, spec=fingerprint)
     lab.save(state)
-    cable = cabling.plug_pod(on, namespace, node, pod, state.settings)
-    result = cniresult.cached(pod, node, cable, state.settings.cni, namespace)
-    (lab.cni_directory(pod.node) / cniresult.file_name(pod)).write_text(json.dumps(result))
+    cable = network.plug_pod(on, namespace, node, pod, state.settings)
+    result = cni_result.cached(pod, node, cable, state.settings.cni, namespace)
+    (lab.cni_directory(pod.node) / cni_result.file_name(pod)).write_text(json.dumps(result))
 
 
 def _remove_pod(lab: Lab, state: State, name: str) -> None:
     box = state.pods[name]
     _end([box], [box.namespace] if box.namespace else [])
     if box.namespace:
-        cabling.unplug_pod(state.nodes[box.node].namespace, box.namespace, box.interface)
+        network.unplug_pod(state.nodes[box.node].namespace, box.namespace, box.interface)
     namespace, _, pod = name.partition("/")
     gone = Pod(namespace, pod)
-    (lab.cni_directory(box.node) / cniresult.file_name(gone)).unlink(missing_ok=True)
+    (lab.cni_directory(box.node) / cni_result.file_name(gone)).unlink(missing_ok=True)
     _remove_tree(lab.pod_directory(gone))
     del state.pods[name]
     lab.save(state)

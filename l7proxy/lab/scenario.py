@@ -31,10 +31,10 @@ from l7proxy.lab import lifecycle, names, probe, show
 from l7proxy.lab.backends import backends
 from l7proxy.lab.cluster import Cluster, Pod
 from l7proxy.lab.execute import find
+from l7proxy.lab.flow_assertions import Account, account
 from l7proxy.lab.manifests import Manifest, parse, read
 from l7proxy.lab.settings import Cni, Families, Kernel, Settings
 from l7proxy.lab.state import Lab
-from l7proxy.lab.witness import Account, account
 from l7proxy.model.net import family_of
 
 T = TypeVar("T")

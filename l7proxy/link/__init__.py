@@ -5,5 +5,8 @@ framing    length-prefixed frames on a stream; garbage ends the connection with 
 local      a unix socket that only we and root may use
 server     the agent's half: pictures out, records in
 client     a worker's half: dials for ever
+delta      a picture as whole or as the difference to the last one
 outbox     records on their way: bounded, never waits
+
+Not here: what a picture means. Only the two ends import this.
 """

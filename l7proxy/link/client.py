@@ -17,9 +17,9 @@ from l7proxy.errors import LinkError
 from l7proxy.flows.batch import Flows
 from l7proxy.flows.pack import pack
 from l7proxy.link import framing
+from l7proxy.link.delta import Opener
 from l7proxy.link.messages import MAX_WORKER_FRAME, PROTOCOL_VERSION, Applied, FromWorker, Hello, Load, Picture
 from l7proxy.link.outbox import Outbox
-from l7proxy.link.parcel import Opener
 
 log = logging.getLogger(__name__)
 

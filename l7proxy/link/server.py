@@ -18,7 +18,8 @@ import msgspec
 
 from l7proxy.errors import LinkError
 from l7proxy.flows.batch import Flows
-from l7proxy.link import fence, framing, local, parcel
+from l7proxy.link import delta as snapshot_delta
+from l7proxy.link import fence, framing, local
 from l7proxy.link.messages import MAX_WORKER_FRAME, PROTOCOL_VERSION, Applied, FromWorker, Hello, Load, Picture
 
 log = logging.getLogger(__name__)
@@ -87,7 +88,7 @@ class LinkServer:
         if self._delta and peer.sent == self._base:
             frame = self._delta
         else:
-            self._whole = self._whole or framing.encode(parcel.whole(picture))
+            self._whole = self._whole or framing.encode(snapshot_delta.whole(picture))
             frame = self._whole
         peer.sent = picture.revision
         peer.transport.write(frame)
@@ -182,7 +183,7 @@ def _greeted(message: FromWorker) -> WorkerState:
 
 
 def _delta(before: Picture, after: Picture) -> bytes:
-    return framing.encode(parcel.delta(before, after))
+    return framing.encode(snapshot_delta.delta(before, after))
 
 
 class _Peer(asyncio.Protocol):

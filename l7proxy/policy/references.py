@@ -13,7 +13,6 @@ from functools import cached_property
 from ipaddress import ip_network
 from typing import Final
 
-from l7proxy.model.facts import CidrGroup, EndpointSlice, Namespace, NetworkSet, Node, PolicyTier, Service
 from l7proxy.model.labels import (
     CIDR_GROUP,
     K8S,
@@ -30,6 +29,7 @@ from l7proxy.model.labels import (
 )
 from l7proxy.model.net import single
 from l7proxy.model.ref import RuleRef
+from l7proxy.model.resources import CidrGroup, EndpointSlice, Namespace, NetworkSet, Node, PolicyTier, Service
 from l7proxy.model.verdict import Action, Direction
 from l7proxy.policy.rules import (
     AnyPeer,

@@ -23,13 +23,13 @@ from l7proxy.gate.clock import Clock
 from l7proxy.link import fence
 from l7proxy.link.client import LinkClient
 from l7proxy.link.outbox import Outbox
-from l7proxy.proxy.board import Board
+from l7proxy.proxy.policy_store import Board
 from l7proxy.proxy.server import listener, pipes
+from l7proxy.proxy.server.context import Surroundings, Timeouts
 from l7proxy.proxy.server.memory import BUDGET, Memory
 from l7proxy.proxy.server.server import ProxyServer
 from l7proxy.proxy.server.steering import Steering, Transparent
-from l7proxy.proxy.server.surroundings import Surroundings, Timeouts
-from l7proxy.proxy.wheel import Wheel
+from l7proxy.proxy.server.timer_wheel import Wheel
 
 log = logging.getLogger(__name__)
 

@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Final
 
 from l7proxy.errors import SourceError
-from l7proxy.model.facts import Change, Delete, Fact, Key, Synced, Upsert
+from l7proxy.model.resources import Change, Delete, Fact, Key, Synced, Upsert
 from l7proxy.sources.inotify import Nudge
 from l7proxy.sources.manifests import Fault, Manifest, parse
 from l7proxy.sources.yaml_lines import MAX_BYTES

@@ -13,7 +13,7 @@ from functools import partial
 from typing import Any, Final
 
 from l7proxy.errors import PolicyError, SourceError
-from l7proxy.model.facts import CidrGroup, Fact, Key, Origin, PolicyDocument
+from l7proxy.model.resources import CidrGroup, Fact, Key, Origin, PolicyDocument
 from l7proxy.policy import lang
 from l7proxy.policy.lang.options import LENIENT
 from l7proxy.sources import objects

@@ -14,7 +14,8 @@ from typing import Any, Final
 
 from l7proxy.errors import SourceError
 from l7proxy.model.endpoint import Workload
-from l7proxy.model.facts import (
+from l7proxy.model.identity import NamedPort
+from l7proxy.model.resources import (
     CidrGroup,
     EndpointSlice,
     Fact,
@@ -32,7 +33,6 @@ from l7proxy.model.facts import (
     ServicePort,
     SlicePort,
 )
-from l7proxy.model.identity import NamedPort
 from l7proxy.model.secret import Sealed
 from l7proxy.policy import lang
 from l7proxy.sources.fields import Fields

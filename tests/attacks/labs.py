@@ -29,7 +29,8 @@ from typing import Any, Final, TypeVar
 
 import msgspec
 
-from l7proxy.lab import agents, cabling, cniresult, lifecycle, netns
+from l7proxy.lab import agents, cni_result, lifecycle, netns
+from l7proxy.lab import network as lab_network
 from l7proxy.lab.cluster import Cluster
 from l7proxy.lab.cluster import Pod as ClusterPod
 from l7proxy.lab.manifests import parse, read
@@ -301,14 +302,14 @@ class AttackLab:
         box = self._state.pods[full]
         pod = next(pod for pod in self._cluster.pods if str(pod) == full)
         node = self._cluster.node(box.node)
-        gateway = cabling.bridge_mac(node) if self.cni == "bridge" else cabling.ROUTED_MAC
+        gateway = lab_network.bridge_mac(node) if self.cni == "bridge" else lab_network.ROUTED_MAC
         mac = netns.inside(box.namespace, _own_mac)
         addresses = {family_of(address): address for address in pod.addresses}
         return Pod(name, box.namespace, addresses, mac, node=box.node, port=box.interface, gateway_mac=gateway)
 
     def node(self, name: str) -> Node:
         box, node = self._state.nodes[name], self._cluster.node(name)
-        gateways = {4: cabling.GATEWAY_4, 6: cabling.GATEWAY_6}
+        gateways = {4: lab_network.GATEWAY_4, 6: lab_network.GATEWAY_6}
         if self.cni == "bridge":
             gateways = {family_of(cidr): str(ip_network(cidr)[1]) for cidr in node.pod_cidrs}
         addresses = {family_of(address): address for address in node.addresses}
@@ -326,16 +327,16 @@ class AttackLab:
         networks = [ip_network(cidr) for cidr in self._cluster.node(node).pod_cidrs]
         pod = ClusterPod(namespace, own, node, tuple(str(network.network_address + 200) for network in networks))
         inside, on, where = self.lab.namespace_name(*name.split("/")), self._state.nodes[node], self._cluster.node(node)
-        cable = cabling.plug_pod(on.namespace, inside, where, pod, self._state.settings)
-        result = self.lab.cni_directory(node) / cniresult.file_name(pod)
+        cable = lab_network.plug_pod(on.namespace, inside, where, pod, self._state.settings)
+        result = self.lab.cni_directory(node) / cni_result.file_name(pod)
         addresses = {family_of(address): address for address in pod.addresses}
-        gateway = cabling.bridge_mac(where) if self.cni == "bridge" else cabling.ROUTED_MAC
+        gateway = lab_network.bridge_mac(where) if self.cni == "bridge" else lab_network.ROUTED_MAC
         try:
             if announced:
-                result.write_text(json.dumps(cniresult.cached(pod, where, cable, self._state.settings.cni, inside)))
+                result.write_text(json.dumps(cni_result.cached(pod, where, cable, self._state.settings.cni, inside)))
             yield Pod(name, inside, addresses, cable.pod_mac, node=node, port=cable.host_interface, gateway_mac=gateway)
         finally:
-            cabling.unplug_pod(on.namespace, inside, cable.host_interface)
+            lab_network.unplug_pod(on.namespace, inside, cable.host_interface)
             result.unlink(missing_ok=True)
 
     # Policy

@@ -29,8 +29,8 @@ import pytest
 from tests.support.pairwise import Row, cover
 from tproxy_rules.backend import Backend
 from tproxy_rules.desired import Bridge, Desired, Endpoint, Entry, Port, Settings, Table, Verdict
-from tproxy_rules.iptables import IptablesBackend
-from tproxy_rules.nftables import NftablesBackend
+from tproxy_rules.iptables.backend import IptablesBackend
+from tproxy_rules.nft.backend import NftablesBackend
 
 Result = TypeVar("Result")
 

@@ -21,7 +21,7 @@ from tests.support.frames import ARP, EVERYBODY, IPV4, IPV6, PORT, advertisement
 from tproxy_rules.desired import Desired, Settings, Verdict, union
 from tproxy_rules.marks import Told
 from tproxy_rules.nflog import Event, NflogReader
-from tproxy_rules.nft_bridge import link_local
+from tproxy_rules.nft.bridge import link_local
 
 pytestmark = [pytest.mark.lab, pytest.mark.pairwise]
 

@@ -14,7 +14,7 @@ from tests.contract.conftest import IDENTITY, Proxy, World, entry
 from tests.contract.test_traffic import NOBODY, SETTINGS, service, table
 from tproxy_rules.conntrack import Conntrack, Tracked
 from tproxy_rules.desired import Desired, Verdict
-from tproxy_rules.judge import Connection
+from tproxy_rules.evaluate import Connection
 from tproxy_rules.revoke import EVERYTHING, Outcome, Taken, revoke, taken
 
 pytestmark = pytest.mark.lab

@@ -27,7 +27,7 @@ from tests.support.frames import (
     with_source,
 )
 from tproxy_rules.desired import Bridge, Desired, Verdict, union
-from tproxy_rules.nft_bridge import link_local
+from tproxy_rules.nft.bridge import link_local
 
 pytestmark = [pytest.mark.lab, pytest.mark.pairwise]
 

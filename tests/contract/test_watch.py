@@ -9,7 +9,7 @@ from contextlib import closing
 import pytest
 
 from tests.contract.conftest import Namespace
-from tproxy_rules.nft_watch import Alarm, Watch, generation
+from tproxy_rules.nft.watch import Alarm, Watch, generation
 
 pytestmark = pytest.mark.sandbox
 

@@ -14,7 +14,8 @@ from typing import Final
 
 import pytest
 
-from l7proxy.flows.records import Conn, HttpRequest, HttpResponse, Record
+from l7proxy.flows.records import HttpRequest, HttpResponse, Record
+from l7proxy.model.policy_verdict import Conn
 from l7proxy.model.verdict import Verdict
 from tests.lab.test_http_backends import Stage, stage
 from tests.lab.test_worker_packets import Net, net  # noqa: F401 -- a fixture

@@ -9,11 +9,11 @@ from itertools import product
 from random import Random
 from typing import Any
 
-from l7proxy.agent.world import World
-from l7proxy.model import facts
-from l7proxy.model.facts import PolicyDocument, Synced, Upsert
+from l7proxy.cluster.state import World
+from l7proxy.model import resources
 from l7proxy.model.http import Request
 from l7proxy.model.net import PrefixTable
+from l7proxy.model.resources import PolicyDocument, Synced, Upsert
 from l7proxy.model.verdict import Direction, Verdict
 from l7proxy.policy import decide, lang
 from l7proxy.policy.compile import compile_policies
@@ -69,8 +69,8 @@ class Difference:
 def world(documents: list[dict[str, Any]]) -> World:
     """The oracle's cluster as the agent knows it."""
     made = World(options=Options(node_selectors=True))
-    everything: list[facts.Fact] = [facts.Namespace(name, labels) for name, labels in SPACES.items()]
-    everything += [facts.Node(one.name, (one.address,), (f"10.0.{one.name[1]}.0/24",), one.labels) for one in NODES]
+    everything: list[resources.Fact] = [resources.Namespace(name, labels) for name, labels in SPACES.items()]
+    everything += [resources.Node(one.name, (one.address,), (f"10.0.{one.name[1]}.0/24",), one.labels) for one in NODES]
     everything += [_pod(one) for one in PODS]
     everything += _named()
     for document in documents:
@@ -81,25 +81,29 @@ def world(documents: list[dict[str, Any]]) -> World:
     return made
 
 
-def _named() -> list[facts.Fact]:
+def _named() -> list[resources.Fact]:
     """All that policies know by its name or its labels."""
-    found: list[facts.Fact] = [facts.ServiceAccount(space, name, labels) for (space, name), labels in ACCOUNTS.items()]
-    found += [facts.PolicyTier(name, order, passes) for name, (order, passes) in TIERS.items()]
-    found += [facts.CidrGroup(one.name, one.prefixes, one.labels) for one in GROUPS]
-    found += [facts.NetworkSet(one.space, one.name, one.prefixes, one.labels) for one in SETS]
-    found += [facts.Service(one.space, one.name, selector=one.selector, labels=one.labels) for one in SERVICES]
+    found: list[resources.Fact] = [
+        resources.ServiceAccount(space, name, labels) for (space, name), labels in ACCOUNTS.items()
+    ]
+    found += [resources.PolicyTier(name, order, passes) for name, (order, passes) in TIERS.items()]
+    found += [resources.CidrGroup(one.name, one.prefixes, one.labels) for one in GROUPS]
+    found += [resources.NetworkSet(one.space, one.name, one.prefixes, one.labels) for one in SETS]
+    found += [resources.Service(one.space, one.name, selector=one.selector, labels=one.labels) for one in SERVICES]
     for one in SERVICES:
         for number, (addresses, ports) in enumerate(one.parts):
-            known = tuple(facts.SlicePort("", port, NUMBERS[protocol]) for protocol, port in ports)
-            found.append(facts.EndpointSlice(one.space, f"{one.name}-{number}", one.name, addresses, known))
+            known = tuple(resources.SlicePort("", port, NUMBERS[protocol]) for protocol, port in ports)
+            found.append(resources.EndpointSlice(one.space, f"{one.name}-{number}", one.name, addresses, known))
     server = next(one.address for one in NODES if one.name == API_SERVER)
-    found.append(facts.EndpointSlice("default", "kubernetes", "kubernetes", (server,), (facts.SlicePort("", 443, 6),)))
+    found.append(
+        resources.EndpointSlice("default", "kubernetes", "kubernetes", (server,), (resources.SlicePort("", 443, 6),))
+    )
     return found
 
 
-def _pod(who: Who) -> facts.Pod:
+def _pod(who: Who) -> resources.Pod:
     ports = frozenset((name, NUMBERS[protocol], number) for name, protocol, number in who.ports)
-    return facts.Pod(who.space, who.name, who.node, (who.address,), who.labels, ports, who.account, phase="Running")
+    return resources.Pod(who.space, who.name, who.node, (who.address,), who.labels, ports, who.account, phase="Running")
 
 
 class Product:

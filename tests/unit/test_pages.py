@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from l7proxy.agent.settings import Settings
+from l7proxy.settings import Settings
 from tests import pages
 
 

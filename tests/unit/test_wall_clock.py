@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 WALL = {"time.time", "time.time_ns", "time.localtime", "time.gmtime", "datetime.now", "datetime.utcnow", "date.today"}
 USES = {
-    "l7proxy/agent/events.py": "times of flows",
+    "l7proxy/agent/flow_recorder.py": "times of flows",
     "l7proxy/cli/observe.py": "`--since 5m`, by the times of flows",
     "l7proxy/flows/sinks/jsonl.py": "names of files",
     "l7proxy/proxy/worker.py": "times of records: half of the `Clock` of a gate, whose other half limits",

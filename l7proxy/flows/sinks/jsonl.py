@@ -19,10 +19,11 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Final
 
-from l7proxy.flows.bus import Reader, Ring
-from l7proxy.flows.shape import Item, text
+from l7proxy.flows.ring import Reader, Ring
+from l7proxy.flows.sinks.sink import Sink
+from l7proxy.flows.template import Item, text
 
 LOG: Final = logging.getLogger(__name__)
 MAX_BYTES: Final = 10 << 20
@@ -35,22 +36,6 @@ each write the loop gets the interpreter back."""
 LOOK_AGAIN_MS: Final = 200
 RETRY_AFTER: Final = 5.0
 """Seconds until a file that could not be opened or written is tried again."""
-
-
-class Sink(Protocol):
-    """Takes events as they come. `lost` counts those it could not keep, `problem` says why, "" when all is well."""
-
-    lost: int
-    problem: str
-
-    def write(self, items: Sequence[Item]) -> None:
-        """May block; must not raise. One thread at a time."""
-
-    def hurry(self) -> None:
-        """From another thread: wait for nobody any more."""
-
-    def close(self, items: Sequence[Item] = ()) -> None:
-        """Write the last ones, and no more."""
 
 
 class JsonLinesFile:

@@ -16,14 +16,14 @@ from typing import Final
 
 from l7proxy.link.messages import Load, Picture
 from l7proxy.model.net import HostPort
-from l7proxy.proxy.board import refusal
-from l7proxy.proxy.server.leg import NO_LINGER
+from l7proxy.proxy.policy_store import refusal
+from l7proxy.proxy.server.context import Surroundings
 from l7proxy.proxy.server.listener import BACKLOG
 from l7proxy.proxy.server.poller import IN
 from l7proxy.proxy.server.session import Session, named, record_refusal
 from l7proxy.proxy.server.shares import Share
-from l7proxy.proxy.server.surroundings import Surroundings
-from l7proxy.proxy.wheel import RESOLUTION
+from l7proxy.proxy.server.socket_stream import NO_LINGER
+from l7proxy.proxy.server.timer_wheel import RESOLUTION
 
 log = logging.getLogger(__name__)
 

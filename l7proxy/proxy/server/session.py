@@ -11,13 +11,14 @@ import socket
 from collections.abc import Callable
 from typing import Any, Final, assert_never
 
-from l7proxy.flows.records import Conn, Connection, HttpRequest, HttpResponse, Judgement, Record
+from l7proxy.flows.records import Connection, HttpRequest, HttpResponse, Record
 from l7proxy.gate.actions import (
     Action,
     Become,
     Close,
     Connect,
     Emit,
+    Gate,
     HalfClose,
     Pause,
     Resume,
@@ -26,19 +27,20 @@ from l7proxy.gate.actions import (
     ToClient,
     ToServer,
 )
-from l7proxy.gate.judge import revoked
-from l7proxy.gate.pick import Gate, pick
+from l7proxy.gate.detect import pick
 from l7proxy.model.http import Request
 from l7proxy.model.net import HostPort, canonical
+from l7proxy.model.policy_verdict import Conn, Judgement
 from l7proxy.model.verdict import Verdict
-from l7proxy.proxy.board import Index, Sides, choose, refusal
+from l7proxy.policy.combine import revoked
+from l7proxy.proxy.policy_store import Index, Sides, choose, refusal
 from l7proxy.proxy.server import splice
-from l7proxy.proxy.server.leg import Hold, Leg
+from l7proxy.proxy.server.context import Surroundings
 from l7proxy.proxy.server.shares import Share
+from l7proxy.proxy.server.socket_stream import Hold, Leg
 from l7proxy.proxy.server.splice import Run
-from l7proxy.proxy.server.surroundings import Surroundings
+from l7proxy.proxy.server.timer_wheel import Timer
 from l7proxy.proxy.server.upstream import Dial
-from l7proxy.proxy.wheel import Timer
 
 log = logging.getLogger(__name__)
 

@@ -11,10 +11,10 @@ from __future__ import annotations
 import os
 from typing import Final, NoReturn, Protocol
 
-from l7proxy.proxy.server.leg import Hold, Leg
 from l7proxy.proxy.server.pipes import Gathering, Pipe, Pipes
 from l7proxy.proxy.server.poller import IN, OUT
-from l7proxy.proxy.wheel import Timer, Wheel
+from l7proxy.proxy.server.socket_stream import Hold, Leg
+from l7proxy.proxy.server.timer_wheel import Timer, Wheel
 from l7proxy.wire.body import ENDLESS
 
 LOOK: Final = 0.5

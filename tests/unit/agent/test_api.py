@@ -13,11 +13,12 @@ import pytest
 
 from l7proxy.agent import api
 from l7proxy.agent.api import AgentApi
-from l7proxy.agent.events import Recorder
+from l7proxy.agent.flow_recorder import Recorder
 from l7proxy.errors import ConfigError
-from l7proxy.flows.bus import Ring
 from l7proxy.flows.pack import pack
-from l7proxy.flows.records import Conn, HttpRequest, Judgement
+from l7proxy.flows.records import HttpRequest
+from l7proxy.flows.ring import Ring
+from l7proxy.model.policy_verdict import Conn, Judgement
 from l7proxy.model.verdict import Direction, Verdict
 
 

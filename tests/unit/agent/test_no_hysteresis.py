@@ -13,12 +13,12 @@ from typing import Any
 
 import pytest
 
-from l7proxy.agent.picture import Pictures, Tables, draw
-from l7proxy.agent.wires import Wires
-from l7proxy.agent.world import View, World
-from l7proxy.model import facts
-from l7proxy.model.facts import Change, Delete, Fact, Key, PolicyDocument, Synced, Upsert
+from l7proxy.agent.dataplane.pod_interfaces import Wires
+from l7proxy.agent.dataplane.render import Pictures, Tables, draw
+from l7proxy.cluster.state import View, World
+from l7proxy.model import resources
 from l7proxy.model.net import PrefixTable
+from l7proxy.model.resources import Change, Delete, Fact, Key, PolicyDocument, Synced, Upsert
 from l7proxy.model.secret import Sealed
 from l7proxy.model.verdict import Direction, Verdict
 from l7proxy.policy import decide, lang
@@ -81,7 +81,7 @@ class Life:
                 (),
             )
         )
-        return facts.Pod(
+        return resources.Pod(
             dice.choice(SPACES),
             dice.choice("pqrst"),
             f"n{node}",
@@ -122,7 +122,7 @@ class Life:
     def _node(self) -> Fact:
         number = self._dice.choice((1, 2))
         six = self._dice.random() < 0.5
-        return facts.Node(
+        return resources.Node(
             f"n{number}",
             (f"192.168.0.{number}",) + ((f"fd01::{number}",) if six else ()),
             (f"10.0.{number}.0/24",) + ((f"fd00:{number}::/64",) if six else ()),
@@ -132,43 +132,43 @@ class Life:
     def _space(self) -> Fact:
         name = self._dice.choice(SPACES)
         annotations = {"l7proxy.io/audit": self._dice.choice(("true", "false", "perhaps"))}
-        return facts.Namespace(
+        return resources.Namespace(
             name, {"team": self._dice.choice(SPACES)}, annotations if self._dice.random() < 0.4 else {}
         )
 
     def _service(self) -> Fact:
         selector = self._labels("app") if self._dice.random() < 0.7 else {}
-        ports = (facts.ServicePort(80, 6, self._dice.choice((80, 8080, "http")), "web"),)
+        ports = (resources.ServicePort(80, 6, self._dice.choice((80, 8080, "http")), "web"),)
         number = self._dice.randrange(1, 4)
-        return facts.Service(
+        return resources.Service(
             self._dice.choice(SPACES), "svc", (f"10.96.0.{number}",), ports, selector, labels=self._labels("app")
         )
 
     def _slice(self) -> Fact:
         dice = self._dice
         space, service = dice.choice((*((space, "svc") for space in SPACES), ("default", "kubernetes")))
-        port = facts.SlicePort("web", dice.choice((80, 8080)), 6)
+        port = resources.SlicePort("web", dice.choice((80, 8080)), 6)
         addresses = dice.choice((("198.51.100.7",), (f"10.0.1.{dice.randrange(10, 14)}",), ("192.168.0.2",), ()))
-        return facts.EndpointSlice(space, f"{service}-{dice.randrange(2)}", service, addresses, (port,))
+        return resources.EndpointSlice(space, f"{service}-{dice.randrange(2)}", service, addresses, (port,))
 
     def _group(self) -> Fact:
         networks = self._dice.choice((("198.51.100.0/24",), ("203.0.113.0/24", "2001:db8::/32"), ()))
-        return facts.CidrGroup("group", networks, self._labels("app"), unread=self._dice.random() < 0.2)
+        return resources.CidrGroup("group", networks, self._labels("app"), unread=self._dice.random() < 0.2)
 
     def _set(self) -> Fact:
         networks = self._dice.choice((("198.51.100.0/24",), ("10.0.2.0/24", "fd00:2::/64"), ("0.0.0.0/0",)))
-        return facts.NetworkSet(self._dice.choice(("", *SPACES)), "set", networks, self._labels())
+        return resources.NetworkSet(self._dice.choice(("", *SPACES)), "set", networks, self._labels())
 
     def _tier(self) -> Fact:
-        return facts.PolicyTier("team", self._dice.choice((5.0, 50.0, 5e6)), passes=self._dice.random() < 0.4)
+        return resources.PolicyTier("team", self._dice.choice((5.0, 50.0, 5e6)), passes=self._dice.random() < 0.4)
 
     def _account(self) -> Fact:
-        return facts.ServiceAccount(self._dice.choice(SPACES), "ci", self._labels("role"))
+        return resources.ServiceAccount(self._dice.choice(SPACES), "ci", self._labels("role"))
 
     def _secret(self) -> Fact:
         entries = self._dice.choice((1, 1, 2))
         value = Sealed(self._dice.choice((b"one", b"two", b"bad\nvalue")))
-        return facts.Secret(self._dice.choice(SPACES), "token", entries, value if entries == 1 else None)
+        return resources.Secret(self._dice.choice(SPACES), "token", entries, value if entries == 1 else None)
 
 
 def _cilium(**spec: Any) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from l7proxy.agent.revocation import Revocation
+from l7proxy.agent.dataplane.revocation import Revocation
 from tproxy_rules.backend import KernelError
 from tproxy_rules.desired import Desired, Endpoint, Entry, Port, Verdict, union
 from tproxy_rules.revoke import EVERYTHING, Outcome, Taken, taken

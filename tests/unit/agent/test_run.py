@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from l7proxy.agent.run import cleanup, exit_code, run_agent
-from l7proxy.agent.settings import Settings
 from l7proxy.errors import ConfigError
+from l7proxy.settings import Settings
 from tproxy_rules.backend import KernelError
 
 POD = """apiVersion: v1
@@ -74,7 +74,7 @@ def script(path: Path, text: str, *, argv: tuple[str, ...] = IN_NAMESPACE) -> su
     import asyncio, json, os, signal, socket, sys, threading, time
     from pathlib import Path
     from l7proxy.agent.run import cleanup, run_agent
-    from l7proxy.agent.settings import Settings
+    from l7proxy.settings import Settings
     path = Path({str(path)!r})
     settings = Settings(
         source=str(path / "src"), node="n1", run_dir=path / "run", cni_results=path / "cni", backend="nftables"
@@ -116,7 +116,7 @@ def test_one_agent_from_start_to_stop_and_what_it_leaves(tmp_path: Path) -> None
                 print(json.dumps(len(ask("policy")["policy"])))
                 other = Settings(source=settings.source, node="n1", run_dir=settings.run_dir, backend="nftables")
                 pid = os.spawnv(os.P_NOWAIT, sys.executable, [sys.executable, "-c",
-                    "import sys; from l7proxy.agent.run import run_agent; from l7proxy.agent.settings import load; "
+                    "import sys; from l7proxy.agent.run import run_agent; from l7proxy.settings import load; "
                     "from pathlib import Path; sys.exit(run_agent(load(Path(sys.argv[1]))))", str(path / "other.json")])
                 print(json.dumps(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])))
             finally:
@@ -155,7 +155,7 @@ def test_what_others_take_away_is_put_back_when_it_happens(tmp_path: Path) -> No
     done = script(
         tmp_path,
         """
-        from l7proxy.agent.reconcile import Reconciler
+        from l7proxy.agent.dataplane.reconciler import Reconciler
 
         def there():
             for _ in range(1000):

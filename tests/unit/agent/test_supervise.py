@@ -14,9 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from l7proxy.agent.settings import Settings
 from l7proxy.agent.supervise import Child, children, keep_running
 from l7proxy.errors import ConfigError
+from l7proxy.settings import Settings
 
 
 def program(path: Path, name: str, text: str) -> Child:

@@ -9,17 +9,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from l7proxy.agent.events import Judge
-from l7proxy.agent.picture import Pictures, draw
-from l7proxy.agent.reconcile import Published, SourceReport
-from l7proxy.agent.unknown_pods import FIRST_ID, UnknownPod, unknown_pods
-from l7proxy.agent.wires import Cable, Ground, Link, Wires, connect
-from l7proxy.agent.world import World
-from l7proxy.model.facts import Fact, Node, Pod, Upsert
+from l7proxy.agent.dataplane.pod_interfaces import Cable, Ground, Link, Wires, connect
+from l7proxy.agent.dataplane.reconciler import Published, SourceReport
+from l7proxy.agent.dataplane.render import Pictures, draw
+from l7proxy.agent.dataplane.unknown_pods import FIRST_ID, UnknownPod, unknown_pods
+from l7proxy.agent.flow_recorder import Judge
+from l7proxy.cluster.state import World
 from l7proxy.model.net import HostPort
+from l7proxy.model.resources import Fact, Node, Pod, Upsert
 from l7proxy.model.verdict import Verdict
 from l7proxy.policy.compile import compile_policies
-from l7proxy.proxy.board import Index
+from l7proxy.proxy.policy_store import Index
 from tproxy_rules import desired as kernel
 from tproxy_rules.marks import Told, Way
 from tproxy_rules.nflog import Event

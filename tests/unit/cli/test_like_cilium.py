@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from l7proxy.agent.settings import load
 from l7proxy.errors import ConfigError
+from l7proxy.settings import load
 
 if TYPE_CHECKING:
     from tests.unit.cli.conftest import Run

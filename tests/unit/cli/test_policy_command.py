@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from l7proxy.agent import trace
-from l7proxy.agent.cluster import Cluster, is_invented
 from l7proxy.errors import ConfigError
+from l7proxy.simulate import trace
+from l7proxy.simulate.cluster import Cluster, is_invented
 from l7proxy.sources.files import load
 from tests.unit.cli.conftest import Agent, Run
 

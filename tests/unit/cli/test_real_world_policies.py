@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from l7proxy.agent.world import World
+from l7proxy.cluster.state import World
 from l7proxy.policy import lang
 from l7proxy.policy.compile import compile_policies
 from l7proxy.sources.files import load

@@ -15,8 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from l7proxy.flows.bus import Ring
 from l7proxy.flows.flow import Flow
+from l7proxy.flows.ring import Ring
 from l7proxy.flows.sinks import jsonl
 from l7proxy.flows.sinks.jsonl import JsonLinesFile, JsonLinesStream
 

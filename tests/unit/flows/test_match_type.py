@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from l7proxy.flows import hubble
-from l7proxy.gate.judge import judge_l4
+from l7proxy.flows import hubble_constants as hubble
 from l7proxy.model.ref import RuleRef
 from l7proxy.model.verdict import Action, Verdict
 from l7proxy.policy import decide
+from l7proxy.policy.combine import judge_l4
 from l7proxy.policy.tables import Entry, union
 
 REF = RuleRef("CiliumNetworkPolicy", "default", "p")

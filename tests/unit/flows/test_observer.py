@@ -8,8 +8,8 @@ import pytest
 
 from l7proxy.errors import ConfigError
 from l7proxy.flows import observer
-from l7proxy.flows.bus import Ring
 from l7proxy.flows.flow import Flow
+from l7proxy.flows.ring import Ring
 
 
 async def test_a_request_is_answered_event_by_event() -> None:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from l7proxy.agent.names import Names
-from l7proxy.flows.event import Enricher
+from l7proxy.cluster.names import Names
+from l7proxy.flows.enrich import Enricher
 from l7proxy.flows.flow import Flow
 from l7proxy.flows.pack import pack
-from l7proxy.flows.records import Conn, HttpRequest, HttpResponse, Judgement
-from l7proxy.flows.shape import Shaped, Shaper, Uuids
+from l7proxy.flows.records import HttpRequest, HttpResponse
+from l7proxy.flows.template import Shaped, Shaper, Uuids
+from l7proxy.model.policy_verdict import Conn, Judgement
 from l7proxy.model.verdict import Direction, Verdict
 
 CONN = Conn("10.0.0.1", 40000, "10.0.0.2", 80, 1001, 1002)

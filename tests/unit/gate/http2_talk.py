@@ -25,13 +25,14 @@ from h2.events import (
 )
 from h2.settings import SettingCodes, Settings
 
-from l7proxy.flows.records import HttpRequest, HttpResponse, Judgement, Record
+from l7proxy.flows.records import HttpRequest, HttpResponse, Record
 from l7proxy.gate.actions import (
     Action,
     Become,
     Close,
     Connect,
     Emit,
+    Gate,
     HalfClose,
     Pause,
     Resume,
@@ -40,10 +41,11 @@ from l7proxy.gate.actions import (
     ToServer,
 )
 from l7proxy.gate.clock import Clock
-from l7proxy.gate.http2_exchanges import MAX_STREAMS
+from l7proxy.gate.detect import pick
+from l7proxy.gate.http2_stream_table import MAX_STREAMS
 from l7proxy.gate.options import HttpOptions
-from l7proxy.gate.pick import Gate, pick
 from l7proxy.model.http import Request
+from l7proxy.model.policy_verdict import Judgement
 from l7proxy.wire import http2_frames as frames
 from l7proxy.wire.http2_frames import HEAD_SIZE, PREFACE
 from tests.unit.gate.talk import CONN, Split, all_but_deny, words

@@ -9,13 +9,14 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
-from l7proxy.flows.records import Conn, Connection, HttpRequest, HttpResponse, Judgement, Malformed, Record
+from l7proxy.flows.records import Connection, HttpRequest, HttpResponse, Malformed, Record
 from l7proxy.gate.actions import (
     Action,
     Become,
     Close,
     Connect,
     Emit,
+    Gate,
     HalfClose,
     Pause,
     Resume,
@@ -24,9 +25,10 @@ from l7proxy.gate.actions import (
     ToServer,
 )
 from l7proxy.gate.clock import Clock
+from l7proxy.gate.detect import pick
 from l7proxy.gate.options import HttpOptions
-from l7proxy.gate.pick import Gate, pick
 from l7proxy.model.http import Request
+from l7proxy.model.policy_verdict import Conn, Judgement
 from l7proxy.model.verdict import Direction, Verdict
 
 CONN = Conn("10.0.0.1", 40000, "10.0.0.2", 80, 1001, 1002)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from l7proxy.flows.records import HttpRequest, HttpResponse, Judgement
+from l7proxy.flows.records import HttpRequest, HttpResponse
 from l7proxy.gate.access_log import LONGEST
 from l7proxy.gate.options import MAX_DENIED, MAX_DRAINED, MAX_HELD, MAX_INTERIM, HttpOptions
 from l7proxy.model.http import Request
+from l7proxy.model.policy_verdict import Judgement
 from l7proxy.model.verdict import Direction, Verdict
 from l7proxy.wire.path import PathRules
 from tests.unit.gate.talk import ALLOWED, DENY, FORBIDDEN, FORBIDDEN_CLOSE, GET, OK, Talk, all_but_deny

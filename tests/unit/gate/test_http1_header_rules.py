@@ -7,13 +7,14 @@ from collections.abc import Callable
 import msgspec
 import pytest
 
-from l7proxy.flows.records import HttpRequest, Judgement
-from l7proxy.gate.judge import judge_http
+from l7proxy.flows.records import HttpRequest
 from l7proxy.gate.options import HttpOptions
 from l7proxy.model.http import Request
+from l7proxy.model.policy_verdict import Judgement
 from l7proxy.model.ref import RuleRef
 from l7proxy.model.secret import Sealed
 from l7proxy.model.verdict import Verdict
+from l7proxy.policy.combine import judge_http
 from l7proxy.policy.decide import HttpTable, PortPolicy
 from l7proxy.policy.decision import Decision
 from l7proxy.policy.headers import HeaderRule, Mismatch, SecretName

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from l7proxy.flows.records import Judgement
 from l7proxy.gate.options import HttpOptions
 from l7proxy.model.http import Request
+from l7proxy.model.policy_verdict import Judgement
 from l7proxy.model.verdict import Direction, Verdict
 from tests.unit.gate.talk import ALLOWED, DENIED, DENY, FORBIDDEN, GET, OK, Talk
 

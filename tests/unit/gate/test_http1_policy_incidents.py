@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from l7proxy.gate.judge import combine
 from l7proxy.gate.options import HttpOptions
 from l7proxy.model.ref import RuleRef
+from l7proxy.policy.combine import combine
 from l7proxy.policy.http_table import HttpTable
 from l7proxy.policy.rules import HeaderMatch, HttpRule
 from l7proxy.wire.path import PathRules

@@ -8,9 +8,9 @@ from __future__ import annotations
 import pytest
 
 from l7proxy.flows.records import Connection
-from l7proxy.gate.judge import revoked
 from l7proxy.gate.options import HttpOptions
 from l7proxy.model.verdict import Verdict
+from l7proxy.policy.combine import revoked
 from l7proxy.wire.path import PathRules
 from tests.unit.gate.talk import ALLOWED, DENIED, DENY, FORBIDDEN, FORBIDDEN_CLOSE, GET, OK, Talk
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import h2.settings
 import pytest
 
-from l7proxy.gate.http2_exchanges import MAX_STREAMS
 from l7proxy.gate.http2_peer import CONNECTION_WINDOW, STREAM_WINDOW
+from l7proxy.gate.http2_stream_table import MAX_STREAMS
 from l7proxy.wire import http2_frames as frames
 from l7proxy.wire.http2_frames import MAX_STREAM, PREFACE, Code
 from tests.unit.gate.http2_talk import OK, Conversation, line

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from l7proxy.flows.records import HttpRequest, Judgement
+from l7proxy.flows.records import HttpRequest
 from l7proxy.gate.http1 import HttpGate
 from l7proxy.gate.http2 import Http2Gate
 from l7proxy.gate.options import HttpOptions
 from l7proxy.model.http import EditKind, HeaderEdit, Request, Rewrite
+from l7proxy.model.policy_verdict import Judgement
 from l7proxy.wire.http2_frames import PREFACE, Code
 from tests.unit.gate.http2_talk import OK, Conversation, line
 from tests.unit.gate.talk import ALLOWED, DENIED, Talk

@@ -9,7 +9,7 @@ from hpack import Encoder
 
 from l7proxy.flows.records import HttpRequest, HttpResponse, Malformed
 from l7proxy.gate import http2_budget as budget
-from l7proxy.gate.http2_exchanges import MAX_STREAMS
+from l7proxy.gate.http2_stream_table import MAX_STREAMS
 from l7proxy.wire import http2_frames as frames
 from l7proxy.wire.http2_frames import Code, Setting
 from tests.unit.gate.http2_talk import OK, Conversation, line

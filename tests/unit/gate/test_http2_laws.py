@@ -13,13 +13,26 @@ from hpack import Decoder
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from l7proxy.flows.records import HttpRequest, HttpResponse, Judgement, Malformed, Record
-from l7proxy.gate.actions import Action, Become, Close, Connect, Emit, HalfClose, Pause, Resume, ToClient, ToServer
+from l7proxy.flows.records import HttpRequest, HttpResponse, Malformed, Record
+from l7proxy.gate.actions import (
+    Action,
+    Become,
+    Close,
+    Connect,
+    Emit,
+    Gate,
+    HalfClose,
+    Pause,
+    Resume,
+    ToClient,
+    ToServer,
+)
 from l7proxy.gate.clock import Clock
+from l7proxy.gate.detect import pick
 from l7proxy.gate.http2_peer import CONNECTION_WINDOW
 from l7proxy.gate.options import HttpOptions
-from l7proxy.gate.pick import Gate, pick
 from l7proxy.model.http import Request
+from l7proxy.model.policy_verdict import Judgement
 from l7proxy.model.verdict import Verdict
 from l7proxy.wire import http2_frames as frames
 from tests.unit.gate.talk import CONN, all_but_deny

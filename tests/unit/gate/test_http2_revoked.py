@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from l7proxy.flows.records import Connection, HttpResponse, Judgement
+from l7proxy.flows.records import Connection, HttpResponse
 from l7proxy.model.http import Request
+from l7proxy.model.policy_verdict import Judgement
 from l7proxy.model.verdict import Verdict
 from l7proxy.wire import http2_frames as frames
 from l7proxy.wire.http2_frames import Code

@@ -9,9 +9,9 @@ from h2.connection import H2Connection
 from h2.settings import SettingCodes
 
 from l7proxy.gate import http2_budget as budget
-from l7proxy.gate.http2_exchanges import MAX_STREAMS
 from l7proxy.gate.http2_peer import CONNECTION_WINDOW, STREAM_WINDOW
-from l7proxy.gate.http2_waiting import MAX_WAITING
+from l7proxy.gate.http2_pending import MAX_WAITING
+from l7proxy.gate.http2_stream_table import MAX_STREAMS
 from l7proxy.wire import http2_frames as frames
 from l7proxy.wire.http2_frames import Code
 from tests.unit.gate.http2_talk import OK, Conversation, line

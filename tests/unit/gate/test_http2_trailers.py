@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from l7proxy.flows.records import Judgement
 from l7proxy.model.http import EditKind, HeaderEdit, Request, Rewrite
+from l7proxy.model.policy_verdict import Judgement
 from l7proxy.model.ref import RuleRef
 from l7proxy.policy.headers import HeaderRule, Mismatch
 from l7proxy.policy.match.http import HttpMatcher

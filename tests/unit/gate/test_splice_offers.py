@@ -7,13 +7,14 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from l7proxy.flows.records import Conn, Judgement, Record
-from l7proxy.gate.actions import Action, Close, Connect, Emit, HalfClose, Side, Splice, ToClient, ToServer
+from l7proxy.flows.records import Record
+from l7proxy.gate.actions import Action, Close, Connect, Emit, Gate, HalfClose, Side, Splice, ToClient, ToServer
 from l7proxy.gate.bulk import IN_BULK, WORTHWHILE
 from l7proxy.gate.clock import Clock
+from l7proxy.gate.detect import pick
 from l7proxy.gate.options import HttpOptions
-from l7proxy.gate.pick import Gate, pick
 from l7proxy.model.http import Request
+from l7proxy.model.policy_verdict import Conn, Judgement
 from l7proxy.model.verdict import Direction, Verdict
 from l7proxy.wire.body import ENDLESS, body
 from l7proxy.wire.chunked import ChunkedBody

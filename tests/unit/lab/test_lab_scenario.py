@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 
 from l7proxy.errors import ConfigError
+from l7proxy.lab.flow_assertions import Account, client_of, faults_of, policies_of
 from l7proxy.lab.plan import plan
 from l7proxy.lab.scenario import Only, load, rows, variants
 from l7proxy.lab.settings import Cni, Families, Kernel, Settings
-from l7proxy.lab.witness import Account, client_of, faults_of, policies_of
 from l7proxy.model.net import HostPort
 
 FILE = """

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from l7proxy.lab import kubeproxy
+from l7proxy.lab import kube_proxy
 from l7proxy.lab.backends import Backend, addresses_of, backends
 from l7proxy.lab.cluster import Cluster, Node, Pod, Service, ServicePort, Slice
 from l7proxy.lab.names import hosts_file, lookup, resolve
@@ -52,7 +52,7 @@ def test_a_hosts_file_has_one_line_per_address() -> None:
 
 
 def test_each_backend_gets_its_share_and_hairpins_are_masqueraded() -> None:
-    text = kubeproxy.render(CLUSTER, NODE, 4)
+    text = kube_proxy.render(CLUSTER, NODE, 4)
     lines = text.splitlines()
     (service,) = [line.split()[-1] for line in lines if line.startswith("-A KUBE-SERVICES")]
     shares = [line for line in lines if line.startswith(f"-A {service} ") and "KUBE-SEP" in line]
@@ -64,14 +64,14 @@ def test_each_backend_gets_its_share_and_hairpins_are_masqueraded() -> None:
 
 
 def test_ipv6_backends_are_written_in_brackets() -> None:
-    assert "-j DNAT --to-destination [fd00::a]:8080" in kubeproxy.render(CLUSTER, NODE, 6)
+    assert "-j DNAT --to-destination [fd00::a]:8080" in kube_proxy.render(CLUSTER, NODE, 6)
 
 
 def test_nobody_behind_a_service_is_a_refusal_not_a_silence() -> None:
-    text = kubeproxy.render(Cluster((NODE,), (), (SERVICE,)), NODE, 4)
+    text = kube_proxy.render(Cluster((NODE,), (), (SERVICE,)), NODE, 4)
     assert "-A KUBE-SERVICES -d 10.96.0.10/32 -p tcp --dport 80 -j REJECT" in text.partition("*filter")[2]
 
 
 def test_chains_of_an_earlier_state_are_deleted() -> None:
-    lines = kubeproxy.render(CLUSTER, NODE, 4, frozenset({"KUBE-SVC-OLD"})).splitlines()
+    lines = kube_proxy.render(CLUSTER, NODE, 4, frozenset({"KUBE-SVC-OLD"})).splitlines()
     assert lines.index(":KUBE-SVC-OLD - [0:0]") < lines.index("-X KUBE-SVC-OLD") < lines.index("COMMIT")

@@ -11,10 +11,11 @@ from hypothesis import strategies as st
 
 from l7proxy.errors import LinkError
 from l7proxy.flows.pack import pack
-from l7proxy.flows.records import Conn, Connection, HttpResponse, Judgement
-from l7proxy.link import framing, parcel
+from l7proxy.flows.records import Connection, HttpResponse
+from l7proxy.link import delta, framing
+from l7proxy.link.delta import Opener
 from l7proxy.link.messages import Applied, FromWorker, Hello, Load, LocalEndpoint, Picture
-from l7proxy.link.parcel import Opener
+from l7proxy.model.policy_verdict import Conn, Judgement
 from l7proxy.model.ref import RuleRef
 from l7proxy.model.verdict import Action, Direction, DropReason, Verdict
 from l7proxy.policy.rules import HeaderMatch, HttpRule
@@ -81,7 +82,7 @@ def test_messages_survive_every_split(cuts: list[int]) -> None:
 
 def test_byte_by_byte_a_picture_arrives_whole() -> None:
     decoder = framing.from_agent()
-    sent = framing.encode(parcel.whole(PICTURE))
+    sent = framing.encode(delta.whole(PICTURE))
     heard = [Opener().open(message) for byte in sent for message in decoder.feed(bytes([byte]))]
     assert heard == [PICTURE]
     assert isinstance(heard[0].endpoints[0].policy.ingress, DirectionPolicy)
@@ -143,7 +144,7 @@ def test_a_frame_over_the_limit_is_refused_before_it_is_buffered_and_before_it_i
     with pytest.raises(LinkError, match="101 bytes"):
         list(decoder.feed(struct.pack(">I", 101)))
     with pytest.raises(LinkError, match="Whole of"):
-        framing.encode(parcel.whole(PICTURE), max_frame=50)
+        framing.encode(delta.whole(PICTURE), max_frame=50)
 
 
 def test_an_end_inside_a_frame_is_named() -> None:

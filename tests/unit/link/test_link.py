@@ -16,13 +16,14 @@ import pytest
 
 from l7proxy.errors import ConfigError
 from l7proxy.flows.batch import Flows
-from l7proxy.flows.records import Conn, Connection, HttpResponse, Judgement, Record
+from l7proxy.flows.records import Connection, HttpResponse, Record
 from l7proxy.link import framing, local
 from l7proxy.link.client import LinkClient
+from l7proxy.link.delta import Opener
 from l7proxy.link.messages import PROTOCOL_VERSION, Hello, Load, Picture
 from l7proxy.link.outbox import Outbox
-from l7proxy.link.parcel import Opener
 from l7proxy.link.server import LinkServer
+from l7proxy.model.policy_verdict import Conn, Judgement
 from l7proxy.model.verdict import Direction, Verdict
 from l7proxy.wire.head import MAX_HEAD
 

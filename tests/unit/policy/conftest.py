@@ -15,9 +15,8 @@ from typing import Any, Final
 import pytest
 import yaml
 
-from l7proxy.agent.world import View, World
+from l7proxy.cluster.state import View, World
 from l7proxy.model.endpoint import Endpoint
-from l7proxy.model.facts import Upsert
 from l7proxy.model.http import Request
 from l7proxy.model.identity import (
     LOCAL_SCOPE,
@@ -31,6 +30,7 @@ from l7proxy.model.identity import (
 from l7proxy.model.ids import EndpointId, IdentityId
 from l7proxy.model.labels import CLUSTER_KEY, K8S, NAMESPACE_KEY, NAMESPACE_LABELS_PREFIX, Label, LabelSet
 from l7proxy.model.net import PrefixTable
+from l7proxy.model.resources import Upsert
 from l7proxy.model.verdict import Direction, Verdict
 from l7proxy.policy import decide, lang
 from l7proxy.policy.compile import cidrs_of, compile_policies

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from l7proxy.errors import PolicyError
-from l7proxy.model.facts import Pod
+from l7proxy.model.resources import Pod
 from l7proxy.policy import lang
 from tests.unit.policy.town import PEOPLE, Town, check, load
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from l7proxy.model.facts import (
+from l7proxy.model.resources import (
     Delete,
     EndpointSlice,
     Namespace,

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from l7proxy.model.facts import EndpointSlice, Fact, NetworkSet, PolicyTier, ServiceAccount, SlicePort
+from l7proxy.model.resources import EndpointSlice, Fact, NetworkSet, PolicyTier, ServiceAccount, SlicePort
 from tests.unit.policy.calico import Document, calico
 from tests.unit.policy.town import PEOPLE, Town, check
 

@@ -6,12 +6,13 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from l7proxy.flows.event import Enricher
-from l7proxy.flows.records import Conn, Connection, HttpRequest, Judgement
-from l7proxy.gate.judge import judge_http, judge_l4
+from l7proxy.flows.enrich import Enricher
+from l7proxy.flows.records import Connection, HttpRequest
 from l7proxy.model.identity import HOST
+from l7proxy.model.policy_verdict import Conn, Judgement
 from l7proxy.model.verdict import Direction, Verdict
 from l7proxy.policy import lang
+from l7proxy.policy.combine import judge_http, judge_l4
 
 if TYPE_CHECKING:
     from tests.unit.policy.conftest import Bench

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from l7proxy.agent.documents import Reading
+from l7proxy.cluster.policy_status import Reading
 from l7proxy.errors import PolicyError
 from l7proxy.policy import lang
 from l7proxy.policy.lang import Options

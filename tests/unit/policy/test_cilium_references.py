@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from l7proxy.agent.world import World
-from l7proxy.model.facts import CidrGroup, Delete, EndpointSlice, Node, Origin, Pod, Service, Upsert
+from l7proxy.cluster.state import World
 from l7proxy.model.labels import EVERYTHING, Operator, Requirement, Selector
 from l7proxy.model.net import PrefixTable
 from l7proxy.model.ref import RuleRef
+from l7proxy.model.resources import CidrGroup, Delete, EndpointSlice, Node, Origin, Pod, Service, Upsert
 from l7proxy.model.verdict import Action, Direction
 from l7proxy.policy import decide, lint
 from l7proxy.policy.compile import compile_policies

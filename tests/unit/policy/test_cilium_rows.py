@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from l7proxy.agent.identity_labels import LabelFilter
+from l7proxy.cluster.identity_labels import LabelFilter
 from l7proxy.model.verdict import Direction
 from l7proxy.policy import lang
 from l7proxy.policy.lang import Options

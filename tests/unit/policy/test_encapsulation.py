@@ -7,14 +7,14 @@ from typing import Any
 
 import pytest
 
-from l7proxy.agent.picture import Tables
-from l7proxy.agent.settings import load
+from l7proxy.agent.dataplane.render import Tables
 from l7proxy.errors import ConfigError
 from l7proxy.model.verdict import Direction, DropReason, Verdict
 from l7proxy.policy import decide
 from l7proxy.policy.encapsulation import NO_ENCAPSULATION, TUNNEL_PORTS, TUNNEL_PROTOCOLS, no_encapsulation
 from l7proxy.policy.lang.options import Options
 from l7proxy.policy.tables import EndpointPolicy
+from l7proxy.settings import load
 
 WHERE = ("a", "b", "n1", "n2", "outside")
 EXTENDED = Options(extended_protocols=True)

@@ -10,12 +10,12 @@ import msgspec
 import pytest
 
 from l7proxy.errors import PolicyError
-from l7proxy.gate.judge import judge_http
 from l7proxy.model.http import EditKind, Request, edited
 from l7proxy.model.ref import RuleRef
 from l7proxy.model.secret import Sealed
 from l7proxy.model.verdict import Verdict
 from l7proxy.policy import lang
+from l7proxy.policy.combine import judge_http
 from l7proxy.policy.decide import HttpTable, PortPolicy
 from l7proxy.policy.decision import Decision
 from l7proxy.policy.headers import FRAMING, HeaderRule, Mismatch, SecretName

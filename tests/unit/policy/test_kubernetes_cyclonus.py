@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from l7proxy.model.facts import Delete, Namespace, Upsert
+from l7proxy.model.resources import Delete, Namespace, Upsert
 from tests.unit.policy.town import PEOPLE, SPACES, Town, pod
 
 Spec = dict[str, Any]

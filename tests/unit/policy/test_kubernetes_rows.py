@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from l7proxy.errors import PolicyError
-from l7proxy.model.facts import Pod
+from l7proxy.model.resources import Pod
 from l7proxy.policy import lang
 from l7proxy.policy.lang import Options
 from tests.unit.policy.town import PEOPLE, Town, check, load

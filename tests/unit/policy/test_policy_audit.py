@@ -7,9 +7,9 @@ from typing import Any, Protocol
 
 import pytest
 
-from l7proxy.gate.judge import judge_http, judge_l4
 from l7proxy.model.verdict import Direction, DropReason, Verdict
 from l7proxy.policy import decide, lang
+from l7proxy.policy.combine import judge_http, judge_l4
 from l7proxy.policy.compile import compile_policies
 from l7proxy.policy.decide import PortPolicy
 from l7proxy.policy.rules import Rule

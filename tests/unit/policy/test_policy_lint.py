@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 import pytest
 
-from l7proxy.model.facts import NetworkSet
+from l7proxy.model.resources import NetworkSet
 from l7proxy.policy import lang, lint
 from l7proxy.policy.compile import compile_policies
 from l7proxy.policy.tiers import ADMIN, BASELINE, DEFAULT, UNPLACED, Level, Tier

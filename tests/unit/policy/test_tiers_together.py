@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from l7proxy.model.facts import Fact, PolicyTier
+from l7proxy.model.resources import Fact, PolicyTier
 from tests.unit.policy.town import Town
 
 CILIUM_L7 = """

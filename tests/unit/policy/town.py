@@ -14,11 +14,11 @@ from typing import Any
 
 import yaml
 
-from l7proxy.agent.world import View, World
-from l7proxy.model import facts
-from l7proxy.model.facts import Change, Fact, Node, Pod, PolicyDocument, Synced, Upsert
+from l7proxy.cluster.state import View, World
+from l7proxy.model import resources
 from l7proxy.model.http import Request
 from l7proxy.model.net import PrefixTable
+from l7proxy.model.resources import Change, Fact, Node, Pod, PolicyDocument, Synced, Upsert
 from l7proxy.model.verdict import Direction, Verdict
 from l7proxy.policy import decide, lang
 from l7proxy.policy.compile import compile_policies
@@ -67,7 +67,7 @@ class Town:
         self, *policies: str | Mapping[str, Any], more: Iterable[Fact] = (), options: Options = DEFAULT
     ) -> None:
         self._world = World(options=options)
-        everything: list[Fact] = [facts.Namespace(space, {"ns": space}) for space in SPACES]
+        everything: list[Fact] = [resources.Namespace(space, {"ns": space}) for space in SPACES]
         everything += [*NODES, *(pod(who) for who in PEOPLE), *more]
         for policy in policies:
             everything += map(self._document, load(policy) if isinstance(policy, str) else [dict(policy)])

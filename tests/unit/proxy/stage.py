@@ -24,11 +24,11 @@ from l7proxy.model.ref import RuleRef
 from l7proxy.model.verdict import Action
 from l7proxy.policy.rules import HttpRule
 from l7proxy.policy.tables import DirectionPolicy, EndpointPolicy, Entry, union
-from l7proxy.proxy.board import Board
+from l7proxy.proxy.policy_store import Board
+from l7proxy.proxy.server.context import Surroundings, Timeouts
 from l7proxy.proxy.server.server import ProxyServer
 from l7proxy.proxy.server.steering import Plain
-from l7proxy.proxy.server.surroundings import Surroundings, Timeouts
-from l7proxy.proxy.wheel import Wheel
+from l7proxy.proxy.server.timer_wheel import Wheel
 
 CLIENT, SERVER = "127.0.0.2", "127.0.0.3"
 REF = RuleRef("CiliumNetworkPolicy", "default", "web", "spec.ingress[0]")

@@ -15,7 +15,7 @@ from time import monotonic_ns
 import msgspec
 
 from l7proxy.link.messages import Picture
-from l7proxy.proxy.board import Index
+from l7proxy.proxy.policy_store import Index
 from l7proxy.proxy.server.poller import IN, Poller
 from l7proxy.proxy.server.shares import CAREFUL_READ, HALVED, LEAST_READ, LONG, READ, Share, Shares
 from tests.unit.proxy.stage import CLIENT, backend, gets, picture, request, stage, web

@@ -38,9 +38,9 @@ from tests.unit.proxy.stage import (
 
 OF_A_SESSION = (
     "l7proxy.gate.http",
-    "l7proxy.gate.pick.",
+    "l7proxy.gate.detect.",
     "l7proxy.gate.tcp.",
-    "l7proxy.proxy.server.leg.",
+    "l7proxy.proxy.server.socket_stream.",
     "l7proxy.proxy.server.session.",
     "l7proxy.wire.head.",
     "l7proxy.wire.http",

@@ -19,8 +19,8 @@ from l7proxy.lab import echo
 from l7proxy.lab.cluster import Listener
 from l7proxy.model.net import HostPort
 from l7proxy.policy.rules import HttpRule
-from l7proxy.proxy.server.leg import HIGH_WATER
 from l7proxy.proxy.server.session import Session
+from l7proxy.proxy.server.socket_stream import HIGH_WATER
 from l7proxy.wire import http2_frames as frames
 from l7proxy.wire.http2_fields import FieldBlock, FieldWriter
 from l7proxy.wire.http2_frames import MAX_STREAM, PREFACE, Code

@@ -13,8 +13,8 @@ import pytest
 
 from l7proxy.flows.records import HttpRequest, HttpResponse
 from l7proxy.gate.options import MAX_DENIED
-from l7proxy.proxy.server.leg import HIGH_WATER
 from l7proxy.proxy.server.session import Session
+from l7proxy.proxy.server.socket_stream import HIGH_WATER
 from tests.unit.proxy.stage import (
     ANYTHING,
     Stage,

@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from l7proxy.flows.records import HttpResponse
-from l7proxy.proxy.server.surroundings import Timeouts
+from l7proxy.proxy.server.context import Timeouts
 from tests.unit.proxy.stage import ANYTHING, Handler, Stage, answer, backend, gets, picture, request, stage, web
 
 HOURS = 23 * 3600.0

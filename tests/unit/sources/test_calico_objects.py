@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from l7proxy.errors import SourceError
-from l7proxy.model.facts import Key, NetworkSet, Origin, PolicyTier, ServiceAccount
+from l7proxy.model.resources import Key, NetworkSet, Origin, PolicyTier, ServiceAccount
 from l7proxy.sources import objects
 
 HERE = Origin("f.yaml", 3)

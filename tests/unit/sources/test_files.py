@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from l7proxy.model.facts import Change, Delete, Fact, Key, Pod, PolicyDocument, Synced, Upsert
+from l7proxy.model.resources import Change, Delete, Fact, Key, Pod, PolicyDocument, Synced, Upsert
 from l7proxy.sources.files import QUIET, FileSource, differences, load, settle
 from l7proxy.sources.manifests import parse
 

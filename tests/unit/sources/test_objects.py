@@ -7,7 +7,7 @@ import textwrap
 import pytest
 
 from l7proxy.model.endpoint import Workload
-from l7proxy.model.facts import EndpointSlice, Fact, Namespace, Node, Origin, Pod, Service, ServicePort, SlicePort
+from l7proxy.model.resources import EndpointSlice, Fact, Namespace, Node, Origin, Pod, Service, ServicePort, SlicePort
 from l7proxy.sources.manifests import parse
 
 POD = """

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from tproxy_rules import nft_inet
 from tproxy_rules.desired import Desired, Endpoint, Entry, Stage, Table, Tier, Verdict, union
 from tproxy_rules.digest import normalise
 from tproxy_rules.memo import Memo
-from tproxy_rules.nft_policy import Asked, asked
-from tproxy_rules.nft_table import alike, delta
+from tproxy_rules.nft import inet as nft_inet
+from tproxy_rules.nft.policy import Asked, asked
+from tproxy_rules.nft.table import alike, delta
 
 ALLOW, DENY, PASS = Verdict.ALLOW, Verdict.DENY, Verdict.PASS
 

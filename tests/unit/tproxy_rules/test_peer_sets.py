@@ -7,7 +7,7 @@ from ipaddress import ip_address, ip_network
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tproxy_rules.ipt_sets import IpSet, PeerSets
+from tproxy_rules.iptables.sets import IpSet, PeerSets
 
 PREFIXES = st.dictionaries(
     st.tuples(st.integers(0, 7), st.sampled_from((0, 1, 2, 30, 31, 32))).map(

@@ -8,8 +8,8 @@ import pytest
 
 from tproxy_rules.backend import Backend, KernelError
 from tproxy_rules.desired import Desired, Endpoint, Entry, Frontend, Table, Verdict, union
-from tproxy_rules.iptables import IptablesBackend
-from tproxy_rules.nftables import NftablesBackend
+from tproxy_rules.iptables.backend import IptablesBackend
+from tproxy_rules.nft.backend import NftablesBackend
 
 NONE = Frontend("10.96.0.1", 300, 80, steer=False)
 """What no kernel takes."""

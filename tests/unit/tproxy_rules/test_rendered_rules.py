@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from tproxy_rules import iptables, nftables
 from tproxy_rules.desired import Bridge, Desired, Endpoint, Entry, Frontend, Port, Settings, Verdict, union
-from tproxy_rules.nft_probe import sample
+from tproxy_rules.iptables import backend as iptables
+from tproxy_rules.nft import backend as nftables
+from tproxy_rules.nft.probe import sample
 
 ALLOW, STEER, DENY = Verdict.ALLOW, Verdict.STEER, Verdict.DENY
 GOLDEN = Path(__file__).parent / "golden"

@@ -1,0 +1,358 @@
+"""Where pods' cables end on this node, which bridges they share, and which addresses the node itself has.
+
+Said by libcni's result cache (CNI specification 0.3.1 to 1.1, "Success"; written by root's container runtime for every
+plugin) and checked against the kernel's own links; a pod that has no result is looked for in the main routing table,
+where routed plugins put a route of its own. What neither knows has no port: status says that it is not checked for
+spoofing.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import math
+import re
+import socket
+import time
+import weakref
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+from pyroute2 import IPRoute
+from pyroute2.netlink.exceptions import NetlinkError
+
+from l7proxy.model.net import canonical
+from l7proxy.settings import DEFAULT_RESULTS
+from tproxy_rules.desired import Bridge, Port
+
+MAX_RESULT: Final = 1 << 20
+MAIN_TABLE: Final = 254
+NETLINK_ROUTE: Final = 0
+NLM_F_DUMP_INTR: Final = 0x10
+"""Of a listing: something changed meanwhile, so entries may be missing (linux/netlink.h). pyroute2 does not look."""
+Message = Any
+"""Of pyroute2, which has no types."""
+NEWS: Final = 0x1 | 0x10 | 0x40 | 0x100 | 0x400
+"""RTMGRP_LINK, and of each family RTMGRP_…_IFADDR and RTMGRP_…_ROUTE."""
+SETTLED: Final = 1.0
+"""Seconds after the kernel's last word, after which all is done that it spoke of."""
+IPVS_DUMMY: Final = "kube-ipvs0"
+"""kube-proxy's IPVS mode puts every ClusterIP on this link: they are Services, not this node."""
+UPLINKS: Final = frozenset(
+    ("", "bond", "team", "vlan", "macsec", "vxlan", "geneve", "gretap", "ip6gretap", "erspan", "ip6erspan", "batadv")
+)
+"""Kinds of links (IFLA_INFO_KIND; a network card has none) that lead from a bridge to other hosts. A port of any other
+kind, as veth or tun, is taken for a pod's."""
+_NAME = re.compile(r"[A-Za-z0-9_.@-]{1,15}")
+_MAC = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}")
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """An interface of this node."""
+
+    name: str
+    mac: str = ""
+    kind: str = ""
+    master: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Ground:
+    """What the kernel says: its links by name, its own addresses, and single-address routes to links."""
+
+    links: Mapping[str, Link] = field(default_factory=dict)
+    addresses: frozenset[str] = frozenset()
+    routes: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Cable:
+    """One result: the host's interfaces it names, the pod's MAC, the pod's addresses.
+
+    `container` is the runtime's id of the sandbox, equal in the results of all its networks. `pod` is NAMESPACE/NAME
+    as the runtime told the plugins, `network` the name of the CNI network. Each is "" where the result does not say.
+    """
+
+    hosts: tuple[str, ...]
+    mac: str
+    addresses: tuple[str, ...]
+    container: str = ""
+    pod: str = ""
+    network: str = ""
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class LiveCable:
+    """A CNI result whose host interface exists: something is plugged in there, whether or not a Pod object says so."""
+
+    interface: str
+    addresses: tuple[str, ...]
+    container: str = ""
+    pod: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Wires:
+    """`ports` by pod address. `live` are the cables of CNI results, sorted. Values compare: equal wires need no new
+    picture."""
+
+    ports: Mapping[str, Port] = field(default_factory=dict)
+    bridges: tuple[Bridge, ...] = ()
+    local_addresses: frozenset[str] = frozenset()
+    problems: tuple[str, ...] = ()
+    live: tuple[LiveCable, ...] = ()
+    other_ports: tuple[str, ...] = ()
+
+
+class Lookout:
+    """Looks at the cables of this node. One thread at a time; in the network namespace in which it was made.
+
+    The kernel's part is listed anew only after it has told of a change, and until a while has passed since: what goes
+    with a link goes after it, and not all of it is told. Listing takes the longer the more pods there are, and every
+    change of a policy waits for it.
+    """
+
+    def __init__(self, results: Path = DEFAULT_RESULTS, ignored: Iterable[str] = ()) -> None:
+        """`ignored`: names of CNI networks whose containers are no pods."""
+        self._results = results
+        self._ignored = frozenset(ignored)
+        self._news = _listening()
+        self._ground: Ground | None = None
+        self._cables: Mapping[Path, tuple[Cable, ...]] = {}
+        self._told = self._listed = -math.inf
+        if self._news is not None:
+            weakref.finalize(self, self._news.close)
+
+    def look(self) -> Wires:
+        """As they are now. Blocks; never fails: what cannot be listed or read is as it was before, and told. Without
+        its ports a pod would not be checked for spoofing."""
+        problems: list[str] = []
+        now = time.monotonic()
+        self.rang()
+        if self._ground is None or self._listed < self._told + SETTLED:
+            try:
+                self._ground, self._listed = survey(), now
+            except (OSError, NetlinkError) as error:
+                problems.append(f"cannot list the node's network interfaces, retrying: {error}")
+        self._cables = read_cables(self._results, problems, self._cables)
+        if self._ground is None:
+            return Wires(problems=tuple(problems))
+        cables = (one for found in self._cables.values() for one in found if one.network not in self._ignored)
+        return connect(cables, self._ground, problems)
+
+    def fileno(self) -> int:
+        """To wait for news of the kernel; -1 when it cannot be heard."""
+        return self._news.fileno() if self._news is not None else -1
+
+    def rang(self) -> bool:
+        """Whether the kernel told something: then the next `look` lists its part anew. Never blocks; any thread."""
+        changed = self._changed()
+        if changed:
+            self._told = time.monotonic()
+        return changed
+
+    def _changed(self) -> bool:
+        """Whether the kernel told something since the last call; also when we cannot hear, or it had no room."""
+        if self._news is None:
+            return True
+        changed = False
+        while True:
+            try:
+                self._news.recv(1)  # what it was is not asked: the rest of the message is dropped
+            except BlockingIOError:
+                return changed
+            except OSError as error:
+                if error.errno != errno.ENOBUFS:
+                    return True
+            changed = True
+
+
+def _listening() -> socket.socket | None:
+    """What the kernel tells of links, addresses and routes (rtnetlink(7))."""
+    news = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_NONBLOCK, NETLINK_ROUTE)
+    try:
+        news.bind((0, NEWS))
+    except OSError:
+        news.close()
+        return None
+    return news
+
+
+def connect(cables: Iterable[Cable], ground: Ground, problems: Iterable[str] = ()) -> Wires:
+    """Pure. An address that two live cables claim has no port."""
+    told = list(problems)
+    found: dict[str, set[Port]] = {}
+    live: set[LiveCable] = set()
+    for cable in cables:
+        ends = _ends(cable, ground)
+        live.update(LiveCable(end.name, cable.addresses, cable.container, cable.pod) for end in ends)
+        port = _port(cable, ends, ground)
+        if port is not None:
+            for address in cable.addresses:
+                found.setdefault(address, set()).add(port)
+    ports = {address: next(iter(one)) for address, one in found.items() if len(one) == 1}
+    told += (
+        f"{address} is assigned to several pod interfaces" for address, many in sorted(found.items()) if len(many) > 1
+    )
+    for address, name in ground.routes.items():
+        if address not in found and name in ground.links and ground.links[name].kind == "veth":
+            ports[address] = Port(name)
+    names = {port.bridge for port in ports.values() if port.bridge}
+    bridges = tuple(_bridge(ground.links[name], ground) for name in sorted(names) if name in ground.links)
+    others = tuple(sorted(link.name for link in ground.links.values() if _is_port_of_another(link, names, ground)))
+    return Wires(dict(sorted(ports.items())), bridges, ground.addresses, tuple(told), tuple(sorted(live)), others)
+
+
+def _bridge(bridge: Link, ground: Ground) -> Bridge:
+    ports = sorted(link.name for link in ground.links.values() if link.master == bridge.name)
+    uplinks = tuple(name for name in ports if ground.links[name].kind in UPLINKS)
+    return Bridge(bridge.name, bridge.mac, tuple(ports), uplinks)
+
+
+def _is_port_of_another(link: Link, bridges: set[str], ground: Ground) -> bool:
+    """Of a bridge that no pod is a port of."""
+    master = ground.links.get(link.master)
+    return master is not None and master.kind == "bridge" and master.name not in bridges
+
+
+def _ends(cable: Cable, ground: Ground) -> list[Link]:
+    """The host interfaces of a result that exist and are no bridges: the rest is left over from dead pods."""
+    here = [ground.links[name] for name in cable.hosts if name in ground.links]
+    return [link for link in here if link.kind != "bridge"]
+
+
+def _port(cable: Cable, ends: list[Link], ground: Ground) -> Port | None:
+    """The one end of a cable."""
+    if len(ends) != 1:
+        return None
+    (end,) = ends
+    master = ground.links.get(end.master)
+    bridge = master.name if master is not None and master.kind == "bridge" else ""
+    if bridge and not cable.mac:
+        return None
+    return Port(end.name, cable.mac, bridge)
+
+
+def read_cables(
+    results: Path, problems: list[str], before: Mapping[Path, tuple[Cable, ...]] | None = None
+) -> dict[Path, tuple[Cable, ...]]:
+    """Every result in the cache, by its file. A file that is none is told, and what it said before stays; a missing
+    directory is no cache at all."""
+    known = before or {}
+    try:
+        paths = sorted(path for path in results.iterdir() if not path.name.startswith("."))
+    except FileNotFoundError:
+        return {}
+    except OSError as error:
+        problems.append(f"{results}: {error.strerror}")
+        return dict(known)
+    cables: dict[Path, tuple[Cable, ...]] = {}
+    for path in paths:
+        try:
+            if not path.is_file() or path.stat().st_size > MAX_RESULT:
+                continue
+            cables[path] = tuple(parse_result(json.loads(path.read_bytes())))
+        except FileNotFoundError:
+            continue
+        except (OSError, ValueError, RecursionError) as error:
+            problems.append(f"{path}: not a valid CNI result: {error}")
+            cables[path] = known.get(path, ())
+    return cables
+
+
+def parse_result(document: Any) -> Iterator[Cable]:
+    """The cables in a cached result (libcni wraps it in `result`) or a bare one. ValueError when it is neither."""
+    result = document.get("result", document) if isinstance(document, dict) else None
+    if not isinstance(result, dict):
+        raise ValueError("not a JSON object")
+    container, network = (str(document.get(key) or "") for key in ("containerId", "networkName"))
+    interfaces = [item for item in _objects(result, "interfaces") if _NAME.fullmatch(str(item.get("name", "")))]
+    everyone = _objects(result, "interfaces")
+    hosts = tuple(str(item["name"]) for item in interfaces if not item.get("sandbox"))
+    by_pod: dict[str, list[str]] = {}
+    inside = [item for item in everyone if item.get("sandbox")]
+    for ip in _objects(result, "ips"):
+        index = ip.get("interface")
+        owner: dict[str, Any] | None = inside[0] if len(inside) == 1 else None
+        if type(index) is int and 0 <= index < len(everyone):
+            owner = everyone[index]
+            if inside and not owner.get("sandbox"):
+                continue  # an address of the host's end
+        mac = str((owner or {}).get("mac", "")).lower() if (owner or {}).get("sandbox") else ""
+        address = canonical(str(ip.get("address", "")).partition("/")[0])
+        by_pod.setdefault(mac if _MAC.fullmatch(mac) else "", []).append(address)
+    for mac, addresses in by_pod.items():
+        yield Cable(hosts, mac, tuple(addresses), container, _pod(document), network)
+
+
+def _pod(document: Mapping[str, Any]) -> str:
+    """NAMESPACE/NAME from the arguments that Kubernetes' runtimes give to plugins (libcni caches them in pairs)."""
+    given = document.get("cniArgs") or ()
+    pairs = [one for one in given if isinstance(one, list) and len(one) == 2] if isinstance(given, list) else []
+    named = {str(key): str(value) for key, value in pairs}
+    names = [named.get(f"K8S_POD_{part}", "") for part in ("NAMESPACE", "NAME")]
+    return "/".join(names) if all(names) else ""
+
+
+def _objects(result: Mapping[str, Any], key: str) -> list[dict[str, Any]]:
+    value = result.get(key) or []
+    if not isinstance(value, list) or not all(isinstance(item, dict) for item in value):
+        raise ValueError(f"{key} must be a list of objects")
+    return value
+
+
+def survey(attempts: int = 3) -> Ground:
+    """Links, addresses and host routes of this network namespace. What changes while it is listed is listed anew;
+    InterruptedError when it never stands still."""
+    for _ in range(attempts - 1):
+        with suppress(InterruptedError):
+            return _survey()
+    return _survey()
+
+
+def whole(messages: Iterable[Message]) -> Iterator[Message]:
+    """The messages of a listing, or InterruptedError when the kernel says that some may be missing."""
+    for message in messages:
+        if message["header"]["flags"] & NLM_F_DUMP_INTR:
+            raise InterruptedError(errno.EINTR, "they change while they are listed")
+        yield message
+
+
+def _survey() -> Ground:
+    with IPRoute() as netlink:
+        by_index: dict[int, dict[str, Any]] = {}
+        for message in whole(netlink.get_links()):
+            by_index[message["index"]] = {
+                "name": message.get_attr("IFLA_IFNAME"),
+                "mac": message.get_attr("IFLA_ADDRESS") or "",
+                "kind": (message.get_attr("IFLA_LINKINFO") or {}).get("attrs", []),
+                "master": message.get_attr("IFLA_MASTER"),
+            }
+        names = {index: str(link["name"]) for index, link in by_index.items()}
+        links = {
+            link["name"]: Link(
+                link["name"],
+                link["mac"].lower(),
+                next((str(value) for key, value in link["kind"] if key == "IFLA_INFO_KIND"), ""),
+                names.get(link["master"], ""),
+            )
+            for link in by_index.values()
+            if _NAME.fullmatch(str(link["name"]))
+        }
+        addresses = {
+            canonical(text)
+            for message in whole(netlink.get_addr())
+            if names.get(message["index"], "") not in ("lo", IPVS_DUMMY)
+            and (text := message.get_attr("IFA_LOCAL") or message.get_attr("IFA_ADDRESS"))
+        }
+        routes: dict[str, str] = {}
+        for message in whole(netlink.get_routes(table=MAIN_TABLE)):
+            text, index = message.get_attr("RTA_DST"), message.get_attr("RTA_OIF")
+            full = 32 if message["family"] == 2 else 128
+            if text and message["dst_len"] == full and message.get_attr("RTA_GATEWAY") is None and index in names:
+                routes[canonical(text)] = names[index]
+    return Ground(links, frozenset(addresses), routes)

@@ -1,0 +1,291 @@
+"""Makes what is enforced follow the world, and says honestly how far it has come.
+
+One loop: take what changed, look at the cables, draw the pictures, publish. The order of publishing is written here and
+nowhere else: workers first, so that whatever the kernel will steer finds a worker that knows the policy; a worker
+that does not answer in time is fenced (it serves nobody until it has the picture) and does not hold the kernel back.
+When the kernel refuses a picture the one before stays in force and the new one is tried again. A revision is counted
+when a picture differs from the last, and only then. What is in force is told to `on_enforced` at last, with whether it
+was put back after somebody had taken it away: what has begun and may not go on ends there (see revocation).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from typing import Final, Protocol
+
+from l7proxy.agent.dataplane.pod_interfaces import Wires
+from l7proxy.agent.dataplane.render import Pictures, Tables, draw
+from l7proxy.cluster.state import View, World
+from l7proxy.errors import LinkError, SourceError
+from l7proxy.flows.redaction import LEAST, Disclosure
+from l7proxy.link.messages import Picture
+from l7proxy.link.server import WorkerState
+from l7proxy.model.resources import Change
+from l7proxy.policy.compile import Compiler
+from l7proxy.policy.http_table import HTTP_TABLES
+from l7proxy.policy.tables import EndpointPolicy
+from l7proxy.wire.path import STRICT, PathRules
+from tproxy_rules.backend import Backend, Installed, KernelError, Suppressed
+from tproxy_rules.desired import Desired
+from tproxy_rules.desired import Settings as KernelSettings
+
+log = logging.getLogger(__name__)
+
+CHECK: Final = 5.0
+"""Seconds between looks at the kernel: others may have removed what is ours."""
+COUNT: Final = 1.0
+"""Seconds between looks at the kernel's counters, at least."""
+PATIENCE: Final = 3.0
+"""Seconds that workers have to apply a picture before the kernel gets it all the same."""
+FIRST_RETRY: Final = 0.5
+LAST_RETRY: Final = 30.0
+
+
+class Link(Protocol):
+    """The agent's half of the link, as far as publishing goes."""
+
+    async def publish(self, picture: Picture) -> None: ...
+    async def wait_applied(self, revision: int, timeout: float) -> bool: ...  # noqa: ASYNC109 -- the contract's form
+    def require(self) -> None: ...
+    def workers(self) -> list[WorkerState]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class SourceReport:
+    """What the source said of itself when it yielded its last batch."""
+
+    files: Mapping[str, int] = field(default_factory=dict)
+    problems: tuple[SourceError, ...] = ()
+    synced: bool = False
+
+
+@dataclass(frozen=True)
+class Published:
+    """One revision: what it was drawn from and what came of it."""
+
+    revision: int
+    view: View
+    policies: Mapping[int, EndpointPolicy]
+    pictures: Pictures
+    wires: Wires
+    source: SourceReport
+
+
+@dataclass(frozen=True, slots=True)
+class KernelState:
+    """`revision` is that of the picture in force; `error` why a newer one is not. `reasserted` counts repairs."""
+
+    revision: int = 0
+    installed: Installed | None = None
+    error: str = ""
+    reasserted: int = 0
+
+
+class Reconciler:
+    """Lives in one event loop. What blocks (kernel, compiling) runs in a thread, one call at a time."""
+
+    def __init__(
+        self,
+        *,
+        world: World,
+        link: Link,
+        backend: Backend,
+        node: str,
+        look: Callable[[], Wires],
+        settings: KernelSettings,
+        disclosure: Disclosure = LEAST,
+        paths: PathRules = STRICT,
+        on_published: Callable[[Published], None] = lambda published: None,
+        on_enforced: Callable[[Desired, bool], None] = lambda picture, restored: None,
+        on_suppressed: Callable[[Mapping[Suppressed, int]], None] = lambda counts: None,
+        others: Callable[[], Iterable[Backend]] = tuple,
+        check_every: float = CHECK,
+        patience: float = PATIENCE,
+    ) -> None:
+        self._world = world
+        self._link = link
+        self._backend = backend
+        self._node = node
+        self._look = look
+        self._settings = settings
+        self._disclosure = disclosure
+        self._paths = paths
+        self._on_published = on_published
+        self._on_enforced = on_enforced
+        self._on_suppressed = on_suppressed
+        self._others = others
+        self._swept = False
+        self._check_every = check_every
+        self._patience = patience
+        self._compiler = Compiler()
+        self._tables = Tables()
+        self._inbox: list[Change] = []
+        self._report = SourceReport()
+        self._dirty = asyncio.Event()
+        self._retry = 0.0
+        self._sent = 0
+        self._digest = ""
+        self._counted = -COUNT
+        self.current: Published | None = None
+        self.kernel = KernelState()
+
+    @property
+    def revision(self) -> int:
+        return self.current.revision if self.current is not None else 0
+
+    @property
+    def enforced_revision(self) -> int:
+        """The newest revision that everybody enforces: the kernel, each worker, and where we steer at least one."""
+        current = self.current
+        if current is None:
+            return 0
+        reached = [worker.revision for worker in self._link.workers()]
+        if not reached and current.pictures.steers:
+            return 0
+        return min([self.kernel.revision, *reached])
+
+    def submit(self, changes: Iterable[Change], report: SourceReport) -> None:
+        """A batch of the source. Returns at once."""
+        self._inbox.extend(changes)
+        self._report = report
+        self._dirty.set()
+
+    def look(self) -> None:
+        """Cables or the kernel's rules may have changed: look now, not only when it is time. Returns at once."""
+        self._dirty.set()
+
+    async def run(self) -> None:
+        """For ever."""
+        while True:
+            await self._wait()
+            await self.step()
+
+    async def _wait(self) -> None:
+        """Until something changed, or it is time to look at cables and kernel or to try again.
+
+        A burst of changes is two pictures: that of the first, which does not wait for the others, and theirs together.
+        """
+        with suppress(TimeoutError):
+            async with asyncio.timeout(self._retry or self._check_every):
+                await self._dirty.wait()
+        self._dirty.clear()
+
+    async def step(self) -> None:
+        """One round: everything that has come in so far is enforced when it ends, or `kernel.error` says why not."""
+        changes, self._inbox, report = self._inbox, [], self._report
+        self._world.apply(changes)
+        if not self._world.synced:
+            return
+        wires = await asyncio.to_thread(self._look)
+        current = self.current
+        if current is None or changes or wires != current.wires or report is not current.source:
+            current = await self._draw(current, wires, report)
+        if self.kernel.revision != current.revision:
+            await self._publish(current)
+        else:
+            await self._check(current)
+        await self._count()
+
+    async def _draw(self, before: Published | None, wires: Wires, report: SourceReport) -> Published:
+        view, policies, pictures = await asyncio.to_thread(self._compute, wires)
+        for problem in (*view.problems, *view.secret_problems):
+            if before is None or problem not in (*before.view.problems, *before.view.secret_problems):
+                log.warning("%s", problem)
+        moved = before is None or not pictures.equals(before.pictures)
+        revision = self.revision + moved
+        if moved:
+            HTTP_TABLES.age()
+        self.current = Published(revision, view, policies, pictures.at(revision), wires, report)
+        self._on_published(self.current)
+        return self.current
+
+    def _compute(self, wires: Wires) -> tuple[View, dict[int, EndpointPolicy], Pictures]:
+        view = self._world.view(self._node, local_addresses=wires.local_addresses)
+        policies = self._compiler.compile(view.rules, view.endpoints, view.identities)
+        pictures = draw(
+            view,
+            policies,
+            wires,
+            settings=self._settings,
+            resolve_services=self._backend.steers_before_dnat,
+            disclosure=self._disclosure,
+            paths=self._paths,
+            audit=self._world.audits_all,
+            known=self._tables,
+        )
+        return view, policies, pictures
+
+    async def _publish(self, current: Published) -> None:
+        try:
+            if self._sent != current.revision:
+                await self._link.publish(current.pictures.workers)
+                self._sent = current.revision
+            if not await self._link.wait_applied(current.revision, self._patience):
+                log.warning(
+                    "revision %d: not applied by every worker within %g s; a worker without it serves no traffic",
+                    current.revision,
+                    self._patience,
+                )
+            self._link.require()
+            installed = await asyncio.to_thread(self._apply, current)
+        except (KernelError, LinkError) as error:
+            self._failed(error)
+            return
+        self.kernel = replace(self.kernel, revision=current.revision, installed=installed, error="")
+        self._retry = 0.0
+        self._on_enforced(current.pictures.kernel, False)
+        log.info("revision %d enforced: %d endpoints", current.revision, len(current.view.endpoints))
+
+    def _apply(self, current: Published) -> Installed | None:
+        self._backend.apply(current.pictures.kernel)
+        if not self._swept:
+            self._sweep(current)
+        installed = self._backend.read()
+        self._digest = installed.digest if installed else ""
+        return installed
+
+    def _sweep(self, current: Published) -> None:
+        """Once: what an agent with another backend left would be enforced for ever. Only now that ours is in force."""
+        for other in self._others():
+            if other.read() is not None:
+                other.remove()
+                log.warning("removed the rules of an earlier run with the %s backend", other.name)
+                self._backend.apply(current.pictures.kernel)  # routes are shared, and went with the other's
+        self._swept = True
+
+    async def _check(self, current: Published) -> None:
+        """Put back what somebody took away."""
+        try:
+            found = await asyncio.to_thread(self._backend.read)
+            if found is None or not found.intact or found.digest != self._digest:
+                self.kernel = replace(self.kernel, installed=found, reasserted=self.kernel.reasserted + 1)
+                log.warning(
+                    "kernel rules were changed by another program: restored (%d times so far)", self.kernel.reasserted
+                )
+                found = await asyncio.to_thread(self._apply, current)
+                self._on_enforced(current.pictures.kernel, True)
+        except KernelError as error:
+            self._failed(error)
+            return
+        self.kernel = replace(self.kernel, installed=found, error="")
+        self._retry = 0.0
+
+    async def _count(self) -> None:
+        """How much the kernel did not tell of: seldom, so that no change waits for it. That it cannot be read now does
+        not matter: counts are sums."""
+        now = asyncio.get_running_loop().time()
+        if now < self._counted + COUNT:
+            return
+        self._counted = now
+        with suppress(KernelError):
+            self._on_suppressed(await asyncio.to_thread(self._backend.suppressed))
+
+    def _failed(self, error: Exception) -> None:
+        self._retry = min(max(self._retry * 2, FIRST_RETRY), LAST_RETRY)
+        if str(error) != self.kernel.error:
+            log.error("cannot update the kernel rules, revision %d stays in force: %s", self.kernel.revision, error)
+        self.kernel = replace(self.kernel, error=str(error))

@@ -1,0 +1,260 @@
+"""A view, its compiled policies and the cables into the two pictures that are enforced. Pure.
+
+The workers get all of every policy; the kernel gets who may talk to whom on which ports, and which of it to steer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Final
+
+import msgspec
+
+import tproxy_rules.desired as kernel
+from l7proxy.agent.dataplane.pod_interfaces import Wires
+from l7proxy.agent.dataplane.unknown_pods import UnknownPod, unknown_pods
+from l7proxy.cluster.secrets import headers_of
+from l7proxy.cluster.state import View
+from l7proxy.flows.redaction import LEAST, Disclosure
+from l7proxy.link.messages import LocalEndpoint, Picture
+from l7proxy.model.endpoint import Endpoint, Frontend
+from l7proxy.model.net import PrefixTable
+from l7proxy.model.verdict import Action, Protocol
+from l7proxy.policy.tables import DirectionPolicy, EndpointPolicy, Entry, Stage, TierPolicy
+from l7proxy.wire.path import STRICT, PathRules
+from tproxy_rules.simplify import simplified
+
+Both = tuple[kernel.Table | None, kernel.Table | None]
+"""Of one endpoint: ingress, egress."""
+ANY_PROTOCOL: Final = -1
+VERDICTS: Final = {
+    Action.PASS: kernel.Verdict.PASS,
+    Action.ALLOW: kernel.Verdict.ALLOW,
+    Action.REDIRECT: kernel.Verdict.STEER,
+    Action.DENY: kernel.Verdict.DENY,
+}
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """Both halves of one revision, and the pods in them that no Pod object tells of. `steers`: some traffic needs a
+    worker."""
+
+    workers: Picture
+    kernel: kernel.Desired
+    unknown: tuple[UnknownPod, ...] = ()
+
+    @property
+    def steers(self) -> bool:
+        return any(
+            table is not None and table.steers for one in self.kernel.endpoints for table in (one.ingress, one.egress)
+        )
+
+    def equals(self, other: Pictures | None) -> bool:
+        """The same but for the revision."""
+        return other is not None and self.kernel == other.kernel and self.workers == _at(other, self.workers.revision)
+
+    def at(self, revision: int) -> Pictures:
+        return replace(self, workers=msgspec.structs.replace(self.workers, revision=revision))
+
+
+def _at(pictures: Pictures, revision: int) -> Picture:
+    return msgspec.structs.replace(pictures.workers, revision=revision)
+
+
+def draw(
+    view: View,
+    policies: Mapping[int, EndpointPolicy],
+    wires: Wires,
+    *,
+    settings: kernel.Settings,
+    resolve_services: bool,
+    disclosure: Disclosure = LEAST,
+    paths: PathRules = STRICT,
+    audit: bool = False,
+    known: Tables | None = None,
+) -> Pictures:
+    """Revision 0: whoever publishes counts. `resolve_services`: the backend steers before Service DNAT. `audit`: the
+    node is in audit mode.
+
+    `known` spares drawing a policy that is the same value as the last time.
+    """
+    known = Tables() if known is None else known
+    unknown = unknown_pods(view.endpoints, wires, node=view.node or "", node_addresses=view.node_addresses, audit=audit)
+    tables = known.of({**policies, **{one.id: one.policy for one in unknown}})
+    ports = _ports(view.endpoints, wires)
+    endpoints: list[kernel.Endpoint] = []
+    for endpoint in view.endpoints:
+        ingress, egress = tables[endpoint.id]
+        endpoints += _cabled(endpoint.id, endpoint.addresses, ports, ingress, egress)
+    endpoints += (kernel.Endpoint(one.id, one.addresses, one.port, *tables[one.id]) for one in unknown)
+    desired = kernel.Desired(
+        settings=settings,
+        identities=known.prefixes(view.by_prefix),
+        endpoints=tuple(sorted(endpoints, key=lambda one: (one.id, one.addresses))),
+        bridges=wires.bridges,
+        other_ports=wires.other_ports,
+        frontends=_frontends(view, policies) if resolve_services else (),
+    )
+    workers = Picture(
+        revision=0,
+        endpoints=(
+            *(LocalEndpoint(one.id, str(one), one.addresses, policies[one.id]) for one in view.endpoints),
+            *(LocalEndpoint(one.id, str(one), one.addresses, one.policy) for one in unknown),
+        ),
+        identities=dict(view.by_prefix),
+        frontends=view.frontends if resolve_services else (),
+        node_addresses=view.node_addresses,
+        flow_headers=disclosure.headers,
+        secret_headers=tuple(sorted(headers_of(view.rules))),
+        flow_query=disclosure.query,
+        deny_header=disclosure.deny_header,
+        paths=paths,
+    )
+    return Pictures(workers, desired, unknown)
+
+
+class Tables:
+    """The kernel's tables of compiled policies, remembered as long as a direction is the very same value.
+
+    Replicas share theirs, and so get the same table. Equal prefixes, too, are the same value as before.
+    """
+
+    def __init__(self) -> None:
+        self._drawn: dict[int, tuple[DirectionPolicy, kernel.Table]] = {}
+        self._by_prefix: Mapping[str, int] = {}
+        self._sorted: kernel.Prefixes = ()
+
+    def prefixes(self, by_prefix: Mapping[str, int]) -> kernel.Prefixes:
+        """Sorted. What was in order before need not be sorted again."""
+        changed = {prefix for prefix, _ in self._by_prefix.items() ^ by_prefix.items()}
+        if changed:
+            kept = [pair for pair in self._sorted if pair[0] not in changed]
+            come = ((prefix, by_prefix[prefix]) for prefix in changed if prefix in by_prefix)
+            self._by_prefix, self._sorted = by_prefix, tuple(sorted([*kept, *come]))
+        return self._sorted
+
+    def of(self, policies: Mapping[int, EndpointPolicy]) -> Mapping[int, Both]:
+        before, self._drawn = self._drawn, {}
+
+        def drawn(policy: DirectionPolicy | None) -> kernel.Table | None:
+            """By identity: what is remembered is kept alive, so that no identity is used twice."""
+            if policy is None:
+                return None
+            known = self._drawn.get(id(policy)) or before.get(id(policy)) or (policy, _table(policy))
+            self._drawn[id(policy)] = known
+            return known[1]
+
+        return {number: (drawn(policy.ingress), drawn(policy.egress)) for number, policy in policies.items()}
+
+
+def _ports(endpoints: Iterable[Endpoint], wires: Wires) -> Mapping[str, kernel.Port]:
+    """By address: ports whose interface is one endpoint's. Two pods at one interface could pass for each other."""
+    owners: dict[str, set[int]] = {}
+    for endpoint in endpoints:
+        for address in endpoint.addresses:
+            if address in wires.ports:
+                owners.setdefault(wires.ports[address].interface, set()).add(endpoint.id)
+    return {address: port for address, port in wires.ports.items() if len(owners.get(port.interface, ())) < 2}
+
+
+def _cabled(
+    number: int,
+    addresses: tuple[str, ...],
+    ports: Mapping[str, kernel.Port],
+    ingress: kernel.Table | None,
+    egress: kernel.Table | None,
+) -> Iterable[kernel.Endpoint]:
+    """One pod, or nothing when there is neither policy nor a cable to watch.
+
+    All its addresses are at the end of one cable; where the cache knows that of some addresses only, it holds for all.
+    """
+    found = {ports[address] for address in addresses if address in ports}
+    port = found.pop() if len(found) == 1 else None
+    if port is not None or ingress is not None or egress is not None:
+        yield kernel.Endpoint(number, tuple(sorted(addresses)), port, ingress, egress)
+
+
+def _table(policy: DirectionPolicy) -> kernel.Table:
+    return simplified(kernel.Table(tuple(_tier(tier) for tier in policy.tiers), policy.governed))
+
+
+def _tier(tier: TierPolicy) -> kernel.Tier:
+    stages = (stage for given in tier.stages for stage in _stages(given))
+    return kernel.Tier(tuple(tuple(sorted(stage)) for stage in stages if stage), closed=bool(tier.denied_by))
+
+
+def _stages(given: Stage) -> Iterator[set[kernel.Entry]]:
+    """A stage of a policy, in kernel words. Audited denials are left out: what is enforced is that they pass.
+
+    Only TCP can be steered. What else HTTP rules cover nobody could judge, so it is refused, as strongly as it would
+    have been steered: after what the same stage denies or allows, before what it passes on.
+    """
+    enforced = [entry for entry in given if not (entry.audit and entry.action is Action.DENY)]
+    unjudged = [entry for entry in enforced if entry.action is Action.REDIRECT and entry.protocol != Protocol.TCP]
+    weak = [entry for entry in enforced if unjudged and entry.action is Action.PASS]
+    yield {
+        _entry(entry) for entry in enforced if entry not in weak and (entry.protocol is None or entry not in unjudged)
+    }
+    yield {replace(_entry(entry), verdict=kernel.Verdict.DENY, protocol=_number(entry.protocol)) for entry in unjudged}
+    yield {_entry(entry) for entry in weak}
+
+
+def _entry(entry: Entry) -> kernel.Entry:
+    """Steering every protocol means steering all of TCP."""
+    steered_any = entry.action is Action.REDIRECT and entry.protocol is None
+    first, last = (entry.first, entry.last) if entry.protocol is not None else (0, 65535)
+    return kernel.Entry(
+        verdict=VERDICTS[entry.action],
+        protocol=Protocol.TCP if steered_any else _number(entry.protocol),
+        first=first,
+        last=last,
+        any_peer=entry.peers is None,
+        peers=entry.peers or (),
+    )
+
+
+def _number(protocol: int | None) -> int:
+    return ANY_PROTOCOL if protocol is None else int(protocol)
+
+
+def _frontends(view: View, policies: Mapping[int, EndpointPolicy]) -> tuple[kernel.Frontend, ...]:
+    """Every Service address; `steer` when a connection to some backend behind it may have to be judged by a worker."""
+    identities = PrefixTable(view.by_prefix)
+    ingress = {address: policies[endpoint.id].ingress for endpoint in view.endpoints for address in endpoint.addresses}
+    leaving = {
+        entry
+        for policy in policies.values()
+        if policy.egress is not None
+        for entry in policy.egress.entries
+        if entry.action is Action.REDIRECT
+    }
+    known: dict[tuple[str, int], bool] = {}
+
+    def judged(address: str, port: int) -> bool:
+        arriving = ingress.get(address)
+        if arriving is not None and any(_redirects(entry, None, port) for entry in arriving.entries):
+            return True
+        identity = identities.get(address) or 0
+        return any(_redirects(entry, identity, port) for entry in leaving)
+
+    def steer(frontend: Frontend) -> bool:
+        for one in frontend.backends if frontend.protocol == Protocol.TCP else ():
+            if (one.address, one.port) not in known:
+                known[one.address, one.port] = judged(one.address, one.port)
+            if known[one.address, one.port]:
+                return True
+        return False
+
+    found = {(one.address, one.protocol, one.port): steer(one) for one in view.frontends}
+    return tuple(kernel.Frontend(*key, steer) for key, steer in sorted(found.items()))
+
+
+def _redirects(entry: Entry, identity: int | None, port: int) -> bool:
+    """True when the entry hands TCP to this port over to a worker, for this peer or (None) for some peer."""
+    if entry.action is not Action.REDIRECT:
+        return False
+    if identity is None:
+        return entry.protocol in (None, Protocol.TCP) and entry.first <= port <= entry.last
+    return entry.covers(identity, Protocol.TCP, port)

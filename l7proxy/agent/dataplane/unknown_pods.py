@@ -1,0 +1,119 @@
+"""Cables that the CNI has plugged and no Pod object explains: closed until one does. Pure.
+
+A container starts before the API server tells its node of the pod's address, may outlive its Pod object, and may have
+been made by something that is not Kubernetes. Until a Pod of this node has the address, only the node itself (kubelet's
+probes) may connect to it, and nothing but replies leaves it. Tools other than Kubernetes cannot be told apart: podman's
+plugins get the same K8S_POD_NAME, so results are closed whatever their arguments say; the setting
+`cni_ignored_networks` excepts networks by name.
+
+Two kinds of addresses have no Pod object although the pod is known:
+- another address of the very cable that carries a known pod: closed, too;
+- one of another cable of the same container, a secondary network (Multus): policies speak of the pod network only, so
+  it is neither bound to its port nor closed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import lru_cache
+from ipaddress import ip_address
+from typing import Final
+
+from l7proxy.agent.dataplane.pod_interfaces import LiveCable, Wires
+from l7proxy.model.endpoint import Endpoint
+from l7proxy.model.identity import HOST, allocate
+from l7proxy.model.ref import BUILT_IN, RuleRef
+from l7proxy.model.verdict import Action
+from l7proxy.policy.compile import ALLOW_LOCALHOST
+from l7proxy.policy.tables import DirectionPolicy, EndpointPolicy, Entry, TierPolicy
+from l7proxy.policy.tiers import DEFAULT
+from tproxy_rules.desired import Port
+
+FIRST_ID: Final = 1 << 24
+"""Endpoint numbers of pods are below: twice as many as the node has pods, or 2^16."""
+UNKNOWN_POD: Final = RuleRef(BUILT_IN, "", "unknown-pod")
+NODE_ONLY: Final = Entry(Action.ALLOW, ALLOW_LOCALHOST, (HOST,))
+
+
+@dataclass(frozen=True, slots=True)
+class UnknownPod:
+    """What is at the end of one cable. `pod` is NAMESPACE/NAME as the container runtime says, or "".
+
+    `port` is None where the interface belongs to a known pod, or no single port can be told.
+    """
+
+    interface: str
+    addresses: tuple[str, ...]
+    pod: str
+    port: Port | None
+    policy: EndpointPolicy
+
+    @property
+    def id(self) -> int:
+        return self.policy.endpoint
+
+    def __str__(self) -> str:
+        return self.pod or f"pod interface {self.interface}"
+
+
+def unknown_pods(
+    endpoints: Iterable[Endpoint], wires: Wires, *, node: str, node_addresses: Iterable[str], audit: bool
+) -> tuple[UnknownPod, ...]:
+    """`audit`: the node is in audit mode, so what would be refused passes and is told."""
+    known = {address for endpoint in endpoints for address in endpoint.addresses}
+    of_known = [cable for cable in wires.live if not known.isdisjoint(cable.addresses)]
+    taken = {cable.interface for cable in of_known}
+    taken |= {port.interface for address, port in wires.ports.items() if address in known}  # by a route
+    containers = {cable.container for cable in of_known if cable.container}
+    suspect = (one for one in wires.live if one.interface in taken or one.container not in containers)
+    closed = _missing(suspect, known.union(wires.local_addresses, node_addresses))
+    ids = allocate(closed, first=FIRST_ID, end=2 * FIRST_ID)
+    return tuple(
+        UnknownPod(
+            interface,
+            found.addresses,
+            found.pod,
+            None if interface in taken else _port(found, wires),
+            _closed(ids[interface], found.addresses, node, audit=audit),
+        )
+        for interface, found in sorted(closed.items())
+    )
+
+
+def _missing(live: Iterable[LiveCable], known: set[str]) -> dict[str, LiveCable]:
+    """Per interface the addresses that nobody has. One that two interfaces claim is the first one's to close."""
+    claimed = set(known)
+    found: dict[str, LiveCable] = {}
+    for cable in live:
+        addresses = tuple(sorted(one for one in cable.addresses if one not in claimed and _is_possible(one)))
+        claimed.update(addresses)
+        before = found.get(cable.interface)
+        if before is not None:
+            addresses = tuple(sorted({*before.addresses, *addresses}))
+        if addresses:
+            found[cable.interface] = LiveCable(cable.interface, addresses, cable.container, cable.pod)
+    return found
+
+
+def _is_possible(address: str) -> bool:
+    """Whether the kernel's picture can have it as a pod's."""
+    parsed = ip_address(address)
+    return not (parsed.is_unspecified or parsed.is_multicast or parsed.is_loopback)
+
+
+def _port(cable: LiveCable, wires: Wires) -> Port | None:
+    ports = {wires.ports[address] for address in cable.addresses if address in wires.ports}
+    return ports.pop() if len(ports) == 1 else None
+
+
+@lru_cache(maxsize=1024)
+def _closed(number: int, addresses: tuple[str, ...], node: str, *, audit: bool) -> EndpointPolicy:
+    """The same value for the same pod, so that its kernel tables need not be drawn again."""
+    reason = f"unknown pod: no Pod object with address {' or '.join(addresses)} on node {node}"
+    refusing = Entry(Action.DENY, UNKNOWN_POD, refusal=reason, audit=audit)
+    return EndpointPolicy(number, ingress=_direction((NODE_ONLY,), (refusing,)), egress=_direction((refusing,)))
+
+
+def _direction(*stages: tuple[Entry, ...]) -> DirectionPolicy:
+    return DirectionPolicy((TierPolicy(DEFAULT.name, stages),))

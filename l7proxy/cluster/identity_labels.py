@@ -1,0 +1,154 @@
+"""Which labels a pod's identity has: Cilium's generated ones and its filter over the pod's own.
+
+The generated labels say where a pod is and as whom it runs; a pod that could write them itself would be whoever it
+likes, so its own labels under those keys are dropped before anything else.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from l7proxy.errors import ConfigError
+from l7proxy.model.labels import (
+    ACCOUNT,
+    CLUSTER_KEY,
+    GENERATED,
+    K8S,
+    NAMESPACE_KEY,
+    NAMESPACE_LABELS_PREFIX,
+    OWN,
+    SERVICE_ACCOUNT_KEY,
+    Label,
+    LabelSet,
+)
+from l7proxy.model.resources import Pod
+
+METADATA_NAME: Final = "kubernetes.io/metadata.name"
+
+INCLUDED: Final = (
+    r"io\.kubernetes\.pod\.namespace",
+    r"io\.cilium\.k8s\.namespace\.labels",
+    r"app\.kubernetes\.io",
+    r"io\.cilium\.k8s\.policy\.cluster",
+    r"io\.cilium\.k8s\.policy\.serviceaccount",
+)
+IGNORED: Final = (
+    r"io\.kubernetes",
+    r"kubernetes\.io",
+    r".*beta\.kubernetes\.io",
+    r"k8s\.io",
+    r"statefulset\.kubernetes\.io/pod-name",
+    r"apps\.kubernetes\.io/pod-index",
+    r"batch\.kubernetes\.io/job-completion-index",
+    r"batch\.kubernetes\.io/controller-uid",
+    r"controller-uid",
+    r"pod-template-generation",
+    r"pod-template-hash",
+    r"controller-revision-hash",
+    r"annotation.*",
+    r"etcd_node",
+    r"topology\.kubernetes\.io",
+)
+"""Cilium's default label filter. Patterns hold from the key's start."""
+
+
+class LabelFilter:
+    """Which of a pod's own labels count for its identity.
+
+    `patterns` are those of Cilium's option `labels`, besides the default ones: `PATTERN` includes, `!PATTERN` ignores,
+    either may stand after `k8s:`. As soon as one includes, what none includes is ignored. ConfigError if it is none.
+    """
+
+    def __init__(self, patterns: Iterable[str] = ()) -> None:
+        own = [text.removeprefix(f"{K8S}:") for text in patterns]
+        included = [text for text in own if not text.startswith("!")]
+        self._included = _compiled((*INCLUDED, *included))
+        self._ignored = _compiled((*IGNORED, *(text[1:] for text in own if text.startswith("!"))))
+        self._only = bool(included)
+        self._known: dict[str, bool] = {}
+
+    def keeps(self, key: str) -> bool:
+        """True for a key that a pod's identity has, when the pod has it; never for one that only we may write."""
+        found = self._known.get(key)
+        if found is None:
+            if len(self._known) >= REMEMBERED:
+                self._known.clear()
+            found = self._known[key] = not key.startswith(GENERATED) and self._counts(key)
+        return found
+
+    def _counts(self, key: str) -> bool:
+        """Nothing ignores it (and it need not be included), or a longer pattern includes it.
+
+        A label per pod (`pod-template-hash`) would give each pod an identity of its own; a policy that selects on such
+        a label selects nothing, as with Cilium.
+        """
+        ignored = _lengths(self._ignored, key)
+        if not ignored and not self._only:
+            return True
+        return max(_lengths(self._included, key), default=0) > min(ignored, default=0)
+
+
+def _compiled(patterns: Iterable[str]) -> tuple[re.Pattern[str], ...]:
+    found = []
+    for text in patterns:
+        try:
+            found.append(re.compile(text))
+        except re.error as error:
+            raise ConfigError(f"labels: {text!r} is not a valid regular expression: {error}") from error
+        if not text:
+            raise ConfigError("labels: empty pattern")
+    return tuple(found)
+
+
+def _lengths(patterns: Iterable[re.Pattern[str]], key: str) -> list[int]:
+    return [match.end() for pattern in patterns if (match := pattern.match(key))]
+
+
+REMEMBERED: Final = 65_536
+"""Keys that a filter remembers its answer for."""
+DEFAULT: Final = LabelFilter()
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """Keys of labels beyond these that policies select on: of pods' own labels, and of their ServiceAccounts'."""
+
+    own: frozenset[str] = frozenset()
+    account: frozenset[str] = frozenset()
+
+    @classmethod
+    def among(cls, keys: frozenset[tuple[str, str]], kept: LabelFilter = DEFAULT) -> Asked:
+        own = frozenset(key for source, key in keys if source == OWN and not kept.keeps(key))
+        return cls(own, frozenset(key for source, key in keys if source == ACCOUNT))
+
+
+NOTHING: Final = Asked()
+_NO_LABELS: Final[Mapping[str, str]] = {}
+
+
+def labels_of(
+    pod: Pod,
+    namespace: Mapping[str, str],
+    *,
+    cluster: str,
+    asked: Asked = NOTHING,
+    account: Mapping[str, str] = _NO_LABELS,
+    kept: LabelFilter = DEFAULT,
+) -> LabelSet:
+    """All labels of a pod's identity. Every namespace has its own name as a label, no other: the API server sees to it.
+
+    `account` are its ServiceAccount's.
+    """
+    labels = {key: value for key, value in pod.labels.items() if kept.keeps(key)}
+    for key, value in {**namespace, METADATA_NAME: pod.namespace}.items():
+        labels[NAMESPACE_LABELS_PREFIX + key] = value
+    labels[NAMESPACE_KEY] = pod.namespace
+    labels[SERVICE_ACCOUNT_KEY] = pod.service_account
+    labels[CLUSTER_KEY] = cluster
+    found = [Label(K8S, key, value) for key, value in labels.items()]
+    found += [Label(OWN, key, pod.labels[key]) for key in asked.own if key in pod.labels]
+    found += [Label(ACCOUNT, key, account[key]) for key in asked.account if key in account]
+    return LabelSet.of(found)

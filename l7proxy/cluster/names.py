@@ -1,0 +1,49 @@
+"""What addresses and identity numbers are called: how flows get their names. One value per view."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from l7proxy.model.endpoint import Workload
+from l7proxy.model.identity import Identity
+from l7proxy.model.resources import Pod
+
+
+@dataclass(frozen=True, slots=True)
+class NamedPod:
+    """A pod as flows show it; `id` is its endpoint number here, 0 for pods of other nodes."""
+
+    id: int
+    namespace: str
+    name: str
+    workload: Workload | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Names:
+    """`owned`: whose pod's an address is. `ids`: endpoint numbers of local pods, by (namespace, name)."""
+
+    owned: Mapping[str, Pod] = field(default_factory=dict)
+    ids: Mapping[tuple[str, str], int] = field(default_factory=dict)
+    services: Mapping[tuple[str, int, int], tuple[str, str]] = field(default_factory=dict)
+    nodes: Mapping[str, str] = field(default_factory=dict)
+    identities: Mapping[int, Identity] = field(default_factory=dict)
+
+    def pod(self, address: str) -> NamedPod | None:
+        pod = self.owned.get(address)
+        if pod is None:
+            return None
+        return NamedPod(self.ids.get((pod.namespace, pod.name), 0), pod.namespace, pod.name, pod.workload)
+
+    def identity_labels(self, identity: int) -> tuple[str, ...]:
+        """Sorted `source:key=value`; empty for an unknown number."""
+        found = self.identities.get(identity)
+        return found.labels.text if found else ()
+
+    def service(self, address: str, port: int, protocol: int) -> tuple[str, str] | None:
+        """(namespace, name) of the Service that has this frontend."""
+        return self.services.get((address, port, protocol))
+
+    def node(self, address: str) -> str:
+        return self.nodes.get(address, "")

@@ -1,0 +1,99 @@
+"""How much memory the patterns of policies may take of the workers, of one endpoint's and of a node's together.
+
+Each document is bounded by itself, but any number of them may select one pod. Those that do not fit are refused, and
+refuse what their HTTP rules cover. Which these are hangs on what there is, never on what came first: documents are
+admitted by size, those of the namespace with the least first, so that nobody can use up what others need.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+
+from l7proxy.cluster.policy_status import PolicyState, Reading
+from l7proxy.model.labels import LabelSet
+from l7proxy.model.ref import RuleRef
+from l7proxy.model.verdict import Action
+from l7proxy.policy.match.pattern import MAX_PROGRAM, MAX_PROGRAM_OF_NODE
+from l7proxy.policy.rules import Rule
+
+Name = tuple[str, str, str]
+"""Kind, namespace and name of a policy."""
+
+
+def too_large(
+    policies: Iterable[PolicyState], endpoints: Iterable[LabelSet], *, of_node: bool = True
+) -> dict[Name, str]:
+    """The policies whose patterns do not fit, and why. `endpoints` are the labels of those that workers judge.
+
+    `of_node` False: they are those of many nodes, so only the limit of each endpoint is looked at.
+    """
+    asking = [policy for policy in policies if policy.program]
+    if sum(policy.program for policy in asking) <= MAX_PROGRAM:
+        return {}
+    kinds, held, total = frozenset(endpoints), Counter[LabelSet](), 0
+    found: dict[Name, str] = {}
+    for policy in _in_order(asking):
+        selected = _selected(policy, kinds)
+        most = max((held[labels] for labels in selected), default=0)
+        if most + policy.program > MAX_PROGRAM:
+            found[_name(policy)] = _reason(policy, f"other policies of one endpoint use {most}", MAX_PROGRAM)
+        elif selected and of_node and total + policy.program > MAX_PROGRAM_OF_NODE:
+            found[_name(policy)] = _reason(policy, f"the endpoints of this node use {total}", MAX_PROGRAM_OF_NODE)
+        elif selected:
+            total += policy.program
+            held.update(dict.fromkeys(selected, policy.program))
+    return found
+
+
+def refusing(policies: Sequence[PolicyState], refused: Mapping[Name, str]) -> tuple[PolicyState, ...]:
+    """The same, those that are refused with their reason and with rules that refuse in place of HTTP rules."""
+    return tuple(
+        replace(
+            policy,
+            state=Reading.PARTLY,
+            reason="; ".join(part for part in (policy.reason, refused[_name(policy)]) if part),
+            rules=without_http(policy.rules, refused),
+        )
+        if _name(policy) in refused
+        else policy
+        for policy in policies
+    )
+
+
+def without_http(rules: Iterable[Rule], refused: Mapping[Name, str]) -> tuple[Rule, ...]:
+    """Rules in which nothing is judged by patterns that are refused: it is denied."""
+    return tuple(
+        replace(rule, action=Action.DENY, http=None, refusal=refused[_of(rule.ref)])
+        if rule.http and _of(rule.ref) in refused
+        else rule
+        for rule in rules
+    )
+
+
+def _in_order(policies: Sequence[PolicyState]) -> list[PolicyState]:
+    of_namespace = Counter[str]()
+    for policy in policies:
+        of_namespace[policy.namespace] += policy.program
+    return sorted(policies, key=lambda one: (of_namespace[one.namespace], one.program, _name(one)))
+
+
+def _selected(policy: PolicyState, kinds: Iterable[LabelSet]) -> list[LabelSet]:
+    subjects = {rule.subject for rule in policy.rules if rule.http}
+    return [labels for labels in kinds if any(subject.matches(labels) for subject in subjects)]
+
+
+def _reason(policy: PolicyState, already: str, limit: int) -> str:
+    return (
+        f"its regular expressions need {policy.program} RE2 instructions, and {already} of the limit of {limit}; "
+        "connections that its HTTP rules cover are refused"
+    )
+
+
+def _name(policy: PolicyState) -> Name:
+    return policy.kind, policy.namespace, policy.name
+
+
+def _of(ref: RuleRef) -> Name:
+    return ref.kind, ref.namespace, ref.name

@@ -1,0 +1,113 @@
+"""Policy documents into rules, and what became of each: accepted, or refused with its reason (law 3)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from enum import Enum
+from typing import Final
+
+from l7proxy.cluster import audit
+from l7proxy.cluster.secrets import names_secret
+from l7proxy.errors import PolicyError
+from l7proxy.model.resources import PolicyDocument
+from l7proxy.policy import lang
+from l7proxy.policy.lang.http import foreign_secrets
+from l7proxy.policy.lang.options import DEFAULT
+from l7proxy.policy.references import References, without_tier
+from l7proxy.policy.rules import Rule
+
+TOLD: Final = 10
+"""Parts that are not enforced, of one document, that a state names; the rest are counted."""
+
+
+class Reading(Enum):
+    """What we made of a document: REFUSED is valid but not supported, INVALID is wrong. Both deny what they select.
+
+    PARTLY: some of its rules are not supported; what those cover is refused, the rest is enforced.
+    STAGED: there to be looked at, never enforced.
+    """
+
+    ACCEPTED = "accepted"
+    PARTLY = "partly"
+    STAGED = "staged"
+    REFUSED = "refused"
+    INVALID = "invalid"
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyState:
+    """One document, and the rules that stand for it, their secrets not filled in.
+
+    `audit`: what it would refuse passes, and is told. `program`: RE2 instructions of its patterns together.
+    """
+
+    kind: str
+    namespace: str
+    name: str
+    state: Reading
+    reason: str = ""
+    file: str = ""
+    line: int = 0
+    rules: tuple[Rule, ...] = ()
+    audit: bool = False
+    needs_secrets: bool = False
+    program: int = 0
+
+
+def read(document: PolicyDocument, *, secrets_namespace: str = "", options: lang.Options = DEFAULT) -> PolicyState:
+    """Never fails: a document that cannot be honoured gets rules that refuse, unless it is audited only."""
+    state = _read(document, secrets_namespace, options)
+    wanted, fault = audit.of_document(document.document)
+    if fault:
+        return replace(state, reason="; ".join(part for part in (state.reason, fault) if part))
+    return replace(state, audit=True, rules=audit.audited(state.rules)) if wanted else state
+
+
+def _read(document: PolicyDocument, secrets_namespace: str, options: lang.Options) -> PolicyState:
+    if document.fault:
+        at = document.fault_at
+        return _refused(document, Reading.INVALID, f"{at}: {document.fault}" if at else document.fault, at)
+    try:
+        found = lang.read(document.document, locate=document.locate, options=options)
+    except PolicyError as error:
+        state = Reading.REFUSED if error.unsupported else Reading.INVALID
+        return _refused(document, state, str(error), error.at)
+    foreign = foreign_secrets(found.rules, secrets_namespace)
+    if foreign is not None:
+        return _refused(document, Reading.REFUSED, str(foreign), foreign.at)
+    return PolicyState(
+        document.kind,
+        document.namespace,
+        document.name,
+        _state(document, found),
+        reason=_together(found.unenforced),
+        file=document.origin.file,
+        line=document.origin.line,
+        rules=found.rules,
+        needs_secrets=any(names_secret(item) for rule in found.rules for item in rule.http or ()),
+        program=found.program,
+    )
+
+
+def _state(document: PolicyDocument, found: lang.Read) -> Reading:
+    if lang.is_staged(document.document):
+        return Reading.STAGED
+    return Reading.PARTLY if found.unenforced else Reading.ACCEPTED
+
+
+def placed(state: PolicyState, references: References) -> PolicyState:
+    """A policy in a tier that does not exist is refused: its rules have no place among the others."""
+    for ref, why in without_tier(state.rules, references):
+        return replace(state, state=Reading.REFUSED, reason=why, file=ref.file, line=ref.line)
+    return state
+
+
+def _together(parts: tuple[PolicyError, ...]) -> str:
+    more = f"; and {len(parts) - TOLD} more" if len(parts) > TOLD else ""
+    return "; ".join(str(part) for part in parts[:TOLD]) + more
+
+
+def _refused(document: PolicyDocument, state: Reading, reason: str, at: str) -> PolicyState:
+    file, line = document.locate(at)
+    rules = lang.refuse(document.document, reason, locate=document.locate)
+    return PolicyState(document.kind, document.namespace, document.name, state, reason, file, line, rules)

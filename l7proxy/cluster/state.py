@@ -1,0 +1,562 @@
+"""The world: facts folded into one picture of the cluster. Pure: no socket, file or clock.
+
+`apply` takes changes, `view` says what they amount to for one node. A view depends on the facts alone, never on the
+order they came in (law 4). An address that two pods claim is neither's: every rule that denies somebody means it, and
+it is refused wherever a policy governs one of the two. An address inside a node's pod CIDR that no known pod has is
+`unmanaged`, never `world`: a pod we have not heard of yet must not pass for the outside.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from copy import copy
+from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
+from ipaddress import ip_network
+from typing import Final, TypeVar, cast
+
+from l7proxy.cluster import audit, identities, pattern_limits, policy_status, service_pods
+from l7proxy.cluster.frontends import frontends
+from l7proxy.cluster.identity_labels import Asked, LabelFilter
+from l7proxy.cluster.memo import Each, Memory
+from l7proxy.cluster.names import Names
+from l7proxy.cluster.pod_index import Roster, Terms
+from l7proxy.cluster.policy_status import PolicyState
+from l7proxy.cluster.secrets import Vault
+from l7proxy.model import resources
+from l7proxy.model.endpoint import Endpoint, Frontend
+from l7proxy.model.identity import (
+    CONTESTED,
+    HOST,
+    KUBE_APISERVER,
+    REMOTE_NODE,
+    RESERVED_IDENTITIES,
+    UNKNOWN,
+    UNMANAGED,
+    Identity,
+    allocate,
+)
+from l7proxy.model.ids import EndpointId, IdentityId
+from l7proxy.model.labels import CLUSTER_KEY, K8S, NODE, RESERVED, Label, LabelSet, Operator, Requirement, Selector
+from l7proxy.model.net import Network, Networks, family_of, single, single_text
+from l7proxy.model.ref import RuleRef
+from l7proxy.model.resources import Change, Delete, Fact, Key, Pod, PolicyDocument, Problem, Upsert
+from l7proxy.model.verdict import Action, Direction
+from l7proxy.policy.always import ALWAYS
+from l7proxy.policy.compile import cidrs_of, keys_of
+from l7proxy.policy.headers import SecretName
+from l7proxy.policy.lang.options import DEFAULT, Options
+from l7proxy.policy.references import References, resolve
+from l7proxy.policy.rules import Reach, Rule, ServicePortPeer
+from l7proxy.policy.tiers import GUARD
+
+ENDPOINT_IDS: Final = 1 << 16
+CONTESTED_KEY: Final = "l7proxy-contested-address"
+F = TypeVar("F", bound=Fact)
+
+
+@dataclass(frozen=True)
+class View:
+    """Everything about one node (or, with `node` None, about all) that enforcement, status and flows need."""
+
+    node: str | None
+    endpoints: tuple[Endpoint, ...] = ()
+    identities: Mapping[int, Identity] = field(default_factory=dict)
+    by_prefix: Mapping[str, int] = field(default_factory=dict)
+    rules: tuple[Rule, ...] = ()
+    frontends: tuple[Frontend, ...] = ()
+    node_addresses: tuple[str, ...] = ()
+    policies: tuple[PolicyState, ...] = ()
+    problems: tuple[Problem, ...] = ()
+    secret_problems: tuple[Problem, ...] = ()
+    """Secrets that rules ask for in vain. What is wrong may lie outside the manifests at hand, so it is no fault."""
+    names: Names = field(default_factory=Names)
+
+    def selected(self, policy: PolicyState) -> int:
+        """How many of the endpoints a policy selects."""
+        subjects = {rule.subject for rule in policy.rules}
+        return sum(size for labels, size in self._sizes.items() if any(subject.matches(labels) for subject in subjects))
+
+    @cached_property
+    def _sizes(self) -> Mapping[LabelSet, int]:
+        """Endpoints that share their labels are matched once."""
+        return Counter(endpoint.labels for endpoint in self.endpoints)
+
+
+class World:
+    """The facts as they stand. Single-threaded; a view shares nothing with it that changes.
+
+    What is costly is remembered by what it was made from (`agent.memory`, and the roster for pods), so that a view
+    costs what has changed since the last one.
+    """
+
+    def __init__(
+        self,
+        *,
+        cluster: str = "default",
+        secrets_namespace: str = "",
+        audit_all: bool = False,
+        options: Options = DEFAULT,
+        kept: LabelFilter | None = None,
+        enforce_always: bool = False,
+        everywhere: tuple[Rule, ...] = (),
+    ) -> None:
+        """Policies may name secrets of `secrets_namespace` besides those of their own. `audit_all`: none
+        of what policy refuses is. `options`: how policies are read. `kept`: which labels of pods count.
+        `enforce_always`: pods that no policy selects are refused everything, too. `everywhere`: further rules that
+        hold whatever policies there are.
+        """
+        self.synced = False
+        self._secrets_namespace = secrets_namespace
+        self._audit = audit_all
+        self._options = options
+        self._everywhere = (*(ALWAYS if enforce_always else ()), *everywhere)
+        self._cluster = cluster
+        self._new_roster = partial(Roster, cluster=cluster, kept=kept or LabelFilter())
+        self._kept = kept or LabelFilter()
+        self._facts: dict[type, dict[Key, Fact]] = {}
+        self._sorted: dict[type, tuple[Fact, ...]] = {}
+        self._read: dict[Key, tuple[PolicyDocument, PolicyState]] = {}
+        self._roster = self._new_roster()
+        self._changed_pods: dict[Key, Pod | None] = {}
+        self._memory = Memory()
+        self._keys = Each(_keys)
+
+    def apply(self, changes: Iterable[Change]) -> None:
+        for change in changes:
+            match change:
+                case Upsert(fact):
+                    self._forget(fact.key, type(fact))
+                    self._sorted.pop(type(fact), None)
+                    self._facts.setdefault(type(fact), {})[fact.key] = fact
+                    if isinstance(fact, Pod):
+                        self._changed_pods[fact.key] = fact
+                case Delete(key):
+                    self._forget(key)
+                    self._read.pop(key, None)
+                case _:
+                    self.synced = True
+
+    def _forget(self, key: Key, but: type | None = None) -> None:
+        """A key names one fact, whatever its kind; `but` is the kind that is about to have it again."""
+        for kind, known in self._facts.items():
+            if kind is not but and known.pop(key, None) is not None:
+                self._sorted.pop(kind, None)
+                if kind is Pod:
+                    self._changed_pods[key] = None
+
+    @property
+    def known(self) -> Iterable[Fact]:
+        return (fact for known in self._facts.values() for fact in known.values())
+
+    @property
+    def audits_all(self) -> bool:
+        """Whether the node is in audit mode."""
+        return self._audit
+
+    def copy(self) -> World:
+        """One that later changes do not touch."""
+        other = copy(self)
+        other._facts = {kind: dict(known) for kind, known in self._facts.items()}
+        other._sorted, other._read, other._memory, other._keys = {}, dict(self._read), Memory(), Each(_keys)
+        other._roster = self._new_roster()
+        other._changed_pods = {pod.key: pod for pod in self._all(Pod)}
+        return other
+
+    def view(self, node: str | None, *, local_addresses: Iterable[str] = ()) -> View:
+        """`local_addresses` are those that this node's own interfaces have: `host`, as the Node object's are."""
+        nodes = self._all(resources.Node)
+        policies, rules, secret_problems = self._policies_and_rules()
+        asked, reaches = self._memory.of("asked", (rules,), lambda: (self._asked(rules), self._reaches(rules)))
+        named = self._memory.of("named", (reaches,), lambda: identities.Named.among(reaches))
+        roster = self._enrol(asked, named)
+        node_problems = roster.beside(nodes, dict.fromkeys(sorted(local_addresses), node or ""))
+        who = self._cast(node, roster, nodes, reaches, named)
+        endpoints = self._with_audit(_endpoints(node, roster))
+        policies, rules = self._that_fit(policies, rules, endpoints, of_node=node is not None)
+        services = self._frontends(roster)
+        return View(
+            node=node,
+            endpoints=endpoints,
+            identities=who.identities,
+            by_prefix=who.by_prefix,
+            rules=(*rules, *_contested_rules(roster, rules)) if roster.contested else rules,
+            frontends=services,
+            node_addresses=tuple(sorted(address for address, name in roster.nodes.items() if name == node)),
+            policies=policies,
+            problems=(
+                *self._unknown(node, nodes),
+                *sorted((*node_problems, *roster.problems())),
+                *self._audit_problems(),
+            ),
+            secret_problems=secret_problems,
+            names=self._names(endpoints, roster, services, who.identities),
+        )
+
+    def _all(self, kind: type[F]) -> tuple[F, ...]:
+        """Sorted by name; the same value as long as nothing of this kind has changed."""
+        if kind not in self._sorted:
+            known = self._facts.get(kind, {})
+            order = sorted(known, key=lambda key: (key.kind, key.namespace, key.name))
+            self._sorted[kind] = tuple(known[key] for key in order)
+        return cast("tuple[F, ...]", self._sorted[kind])
+
+    def _enrol(self, asked: Asked, named: identities.Named) -> Roster:
+        """The roster as of now."""
+        spaces, accounts = self._all(resources.Namespace), self._all(resources.ServiceAccount)
+        terms = self._memory.of(
+            "terms",
+            (asked, named, spaces, accounts),
+            lambda: Terms(
+                asked,
+                named.far,
+                {space.name: space.labels for space in spaces},
+                {(one.namespace, one.name): one.labels for one in accounts},
+            ),
+        )
+        changed, self._changed_pods = self._changed_pods, {}
+        for key, pod in changed.items():
+            if pod is None:
+                self._roster.drop(key)
+        self._roster.under(terms)
+        for pod in changed.values():
+            if pod is not None:
+                self._roster.put(pod)
+        return self._roster
+
+    def _asked(self, rules: Iterable[Rule]) -> Asked:
+        return self._memory.equal("asked keys", Asked.among(frozenset().union(*self._keys.of(rules)), self._kept))
+
+    def _reaches(self, rules: Iterable[Rule]) -> Mapping[Network, Reach]:
+        """The same value while rules name the same prefixes: with thousands of them all that hangs on it is costly."""
+        return self._memory.equal("reaches", cidrs_of(rules))
+
+    def _with_audit(self, endpoints: tuple[Endpoint, ...]) -> tuple[Endpoint, ...]:
+        """An address that two pods claim is nobody's, in no namespace: it stays refused."""
+        spaces = {space.name for space in self._all(resources.Namespace) if audit.of_namespace(space)[0]}
+        if not self._audit and not spaces:
+            return endpoints
+        return tuple(
+            replace(one, audit=one.identity != UNKNOWN and (self._audit or one.namespace in spaces))
+            for one in endpoints
+        )
+
+    def _audit_problems(self) -> list[Problem]:
+        found = (audit.of_namespace(space)[1] for space in self._all(resources.Namespace))
+        return [problem for problem in found if problem is not None]
+
+    def _policies_and_rules(self) -> tuple[tuple[PolicyState, ...], tuple[Rule, ...], tuple[Problem, ...]]:
+        """What policies there are, their rules with all names resolved, and the secrets that are asked for in vain."""
+        documents_, references, secrets = self._all(PolicyDocument), self.references, self._all(resources.Secret)
+        return self._memory.of("rules", (documents_, references, secrets), partial(self._resolved, references))
+
+    def _resolved(
+        self, references: References
+    ) -> tuple[tuple[PolicyState, ...], tuple[Rule, ...], tuple[Problem, ...]]:
+        policies = tuple(policy_status.placed(policy, references) for policy in self._policies())
+        vault = self._vault()
+        written = (rule for policy in policies for rule in _with_secrets(policy, vault))
+        rules = self._memory.equal("resolved", (*resolve(written, references), *self._everywhere))
+        return policies, rules, tuple(dict.fromkeys(vault.problems))
+
+    def _that_fit(
+        self,
+        policies: tuple[PolicyState, ...],
+        rules: tuple[Rule, ...],
+        endpoints: tuple[Endpoint, ...],
+        *,
+        of_node: bool,
+    ) -> tuple[tuple[PolicyState, ...], tuple[Rule, ...]]:
+        """Both without the patterns that workers have no room for. Subjects and peers stay as they are."""
+        kinds = {endpoint.labels for endpoint in endpoints}
+        refused = self._memory.equal("too large patterns", pattern_limits.too_large(policies, kinds, of_node=of_node))
+        if not refused:
+            return policies, rules
+        return self._memory.of(
+            "what fits",
+            (policies, rules, refused),
+            lambda: (pattern_limits.refusing(policies, refused), pattern_limits.without_http(rules, refused)),
+        )
+
+    def _policies(self) -> list[PolicyState]:
+        """Read anew only what is new: reading depends on nothing but the document."""
+        found = []
+        for document in self._all(PolicyDocument):
+            known = self._read.get(document.key)
+            if known is None or known[0] is not document:
+                state = policy_status.read(document, secrets_namespace=self._secrets_namespace, options=self._options)
+                known = self._read[document.key] = document, state
+            found.append(known[1])
+        return found
+
+    @property
+    def references(self) -> References:
+        """What the names in policies may mean, as of now."""
+        parts = (
+            self._all(resources.Service),
+            self._slices(),
+            self._all(resources.CidrGroup),
+            self._all(resources.Namespace),
+            self._all(resources.Node),
+            self._all(resources.NetworkSet),
+            self._all(resources.PolicyTier),
+        )
+        return self._memory.of("references", parts, lambda: References(*parts))
+
+    def _slices(self) -> tuple[resources.EndpointSlice, ...]:
+        """Those there are, and for each Service that has none and is a peer with its endpoints, those of its pods."""
+        services, slices, documents_ = (
+            self._all(resources.Service),
+            self._all(resources.EndpointSlice),
+            self._all(PolicyDocument),
+        )
+        bare = self._memory.of(
+            "services without slices", (services, slices, documents_), lambda: self._bare(services, slices)
+        )
+        if not bare:
+            return slices
+        made = self._memory.equal("slices of pods", tuple(_made(bare, self._all(Pod))))
+        return self._memory.of("slices", (slices, made), lambda: slices + made)
+
+    def _bare(
+        self, services: Iterable[resources.Service], slices: Iterable[resources.EndpointSlice]
+    ) -> tuple[resources.Service, ...]:
+        named = {
+            (peer.namespace, peer.name)
+            for policy in self._policies()
+            for rule in policy.rules
+            for peer in rule.peers or ()
+            if isinstance(peer, ServicePortPeer)
+        }
+        named -= {(piece.namespace, piece.service) for piece in slices}
+        return tuple(service for service in services if (service.namespace, service.name) in named)
+
+    def _vault(self) -> Vault:
+        secrets = {SecretName(one.namespace, one.name): one for one in self._all(resources.Secret)}
+        return Vault(secrets, self._secrets_namespace)
+
+    def _cast(
+        self,
+        node: str | None,
+        roster: Roster,
+        nodes: tuple[resources.Node, ...],
+        reaches: Mapping[Network, Reach],
+        named: identities.Named,
+    ) -> Cast:
+        """Who is who, and with which number."""
+        apiservers = self._memory.equal("apiservers", self._apiservers())
+        of_nodes = self._memory.equal("addresses of nodes", dict(roster.nodes))
+        places, of_places = self._memory.of(
+            f"places of {node}",
+            (of_nodes, nodes, apiservers, named),
+            lambda: identities.of_places(self._places(node, of_nodes, nodes, apiservers, reaches), named),
+        )
+        inside = (of_nodes, roster.owned, roster.contested)
+        outside = self._memory.equal(
+            "outside", frozenset(one for one in apiservers if not any(one in known for known in inside))
+        )
+        dual = len(roster.families() | self._node_families(nodes)) == 2
+        networks = self._memory.of(
+            f"networks, dual {dual}", (reaches, outside), lambda: identities.of_networks(reaches, outside, dual=dual)
+        )
+        host_is_apiserver = any(of_nodes[address] == node for address in apiservers & of_nodes.keys())
+        reserved = identities.reserved(dual=dual, host_is_apiserver=host_is_apiserver)
+        if roster.contested:
+            reserved[CONTESTED] = Identity(CONTESTED, LabelSet.reserved(CONTESTED_KEY))
+        return Cast(
+            identities=identities.table(reserved, roster.identities(), of_places, networks=networks),
+            by_prefix=self._prefixes(roster, places, networks, dual=dual),
+        )
+
+    def _node_families(self, nodes: tuple[resources.Node, ...]) -> frozenset[int]:
+        """Of the addresses that Nodes say they have; link-local ones of the kernel make no dual stack."""
+        return self._memory.of(
+            "families of nodes",
+            (nodes,),
+            lambda: frozenset(family_of(address) for one in nodes for address in one.addresses),
+        )
+
+    def _prefixes(
+        self,
+        roster: Roster,
+        places: Mapping[Network, IdentityId],
+        networks: Mapping[Network, Identity],
+        *,
+        dual: bool,
+    ) -> dict[str, int]:
+        """Prefix → identity. Of equal prefixes the later line below has it: what is ours is never the world's."""
+        table: dict[str, int] = {str(world): number for world, number in identities.worlds(dual=dual).items()}
+        table |= self._memory.of(
+            "prefixes of networks", (networks,), lambda: {str(one): identity.id for one, identity in networks.items()}
+        )
+        of_places = self._memory.of(
+            "prefixes of places", (places,), lambda: {str(place): number for place, number in places.items()}
+        )
+        table |= of_places
+        table |= roster.prefixes()
+        table |= {single_text(address): CONTESTED for address in roster.contested}
+        table |= {prefix: of_places[prefix] for prefix in map(single_text, roster.nodes)}
+        return table
+
+    def _places(
+        self,
+        node: str | None,
+        of_nodes: Mapping[str, str],
+        nodes: Iterable[resources.Node],
+        apiservers: frozenset[str],
+        named: Iterable[Network],
+    ) -> dict[Network, tuple[IdentityId, LabelSet]]:
+        """Nodes' addresses and pod CIDRs: the reserved identity of each, and its labels; nodes' own on demand.
+
+        A prefix that some policy names makes no part of a pod CIDR the outside, to that policy or to others.
+        """
+        others = (one for one in nodes if self._options.node_selectors and one.name != node)
+        own = {one.name: _node_labels(one, self._cluster) for one in others}
+        mine = identities.host_labels(is_apiserver=any(of_nodes.get(address) == node for address in apiservers))
+        of_pods = [ip_network(cidr) for one in nodes for cidr in one.pod_cidrs]
+        held, servers = Networks(of_pods), {single(address) for address in apiservers}
+        of_pods += [one for one in named if one not in servers and held.holding(one)]
+        found = dict.fromkeys(of_pods, (UNMANAGED, RESERVED_IDENTITIES[UNMANAGED]))
+        for address, name in of_nodes.items():
+            number = HOST if name == node else KUBE_APISERVER if address in apiservers else REMOTE_NODE
+            labels = RESERVED_IDENTITIES[number].labels | own.get(name, frozenset())
+            found[single(address)] = number, mine if number == HOST else LabelSet(labels)
+        return found
+
+    def _apiservers(self) -> frozenset[str]:
+        """Cilium's `kube-apiserver` entity: whoever is behind the Service default/kubernetes."""
+        slices = self._all(resources.EndpointSlice)
+        found = (piece.addresses for piece in slices if (piece.namespace, piece.service) == ("default", "kubernetes"))
+        return frozenset(address for addresses in found for address in addresses)
+
+    def _frontends(self, roster: Roster) -> tuple[Frontend, ...]:
+        """Namespace by namespace: pods matter to the Services of their own."""
+        services, slices = self._all(resources.Service), self._all(resources.EndpointSlice)
+        by_space = self._memory.of("services by namespace", (services, slices), lambda: _by_space(services, slices))
+        found = tuple(
+            self._memory.of(
+                f"frontends of {space}",
+                (some, roster.stamp(space)),
+                partial(lambda space, some: frontends(some[0], some[1], roster.of_space(space)), space, some),
+            )
+            for space, some in by_space.items()
+        )
+        return self._memory.of("frontends", found, lambda: tuple(one for some in found for one in some))
+
+    def _names(
+        self,
+        endpoints: tuple[Endpoint, ...],
+        roster: Roster,
+        services: tuple[Frontend, ...],
+        known: Mapping[int, Identity],
+    ) -> Names:
+        of_services = self._memory.of(
+            "names of services",
+            (services,),
+            lambda: {(one.address, one.port, one.protocol): (one.namespace, one.service) for one in services},
+        )
+        ids = {(endpoint.namespace, endpoint.name): endpoint.id for endpoint in endpoints}
+        return Names(dict(roster.owned), ids, of_services, dict(roster.nodes), known)
+
+    def _unknown(self, node: str | None, nodes: tuple[resources.Node, ...]) -> Iterator[Problem]:
+        """A node that nobody speaks of has no pods, so a mistyped name would enforce nothing without a word."""
+        if not node or any(one.name == node for one in nodes) or any(pod.node == node for pod in self._all(Pod)):
+            return
+        known = ", ".join(sorted({one.name for one in nodes})[:5]) or "none"
+        what = f"node {node}: no Node object has this name and no Pod is on it: nothing is enforced"
+        yield resources.Problem("", 0, "", f"{what} (known nodes: {known})")
+
+
+def _keys(rule: Rule) -> frozenset[tuple[str, str]]:
+    return keys_of((rule,))
+
+
+@dataclass(frozen=True, slots=True)
+class Cast:
+    """Who is who, and with which number."""
+
+    identities: Mapping[int, Identity]
+    by_prefix: Mapping[str, int]
+
+
+def _endpoints(node: str | None, roster: Roster) -> tuple[Endpoint, ...]:
+    """Local pods that have an address, sorted, and one endpoint of nobody per contested address."""
+    local = {pod.key: pod for pod in roster.pods} if node is None else roster.by_node.get(node, {})
+    here = [local[key] for key in sorted(local) if roster.addresses(local[key])]
+    torn = [address for address, pods in sorted(roster.contested.items()) if any(pod.key in local for pod in pods)]
+    names = [f"{pod.namespace}/{pod.name}" for pod in here] + torn
+    ids = allocate(names, first=1, end=max(ENDPOINT_IDS, 2 * len(names)))
+    found = [_endpoint(EndpointId(ids[f"{pod.namespace}/{pod.name}"]), pod, roster) for pod in here]
+    found += [
+        Endpoint(
+            EndpointId(ids[address]),
+            "",
+            f"conflicting address {address}",
+            UNKNOWN,
+            _contested_labels(address),
+            (address,),
+        )
+        for address in torn
+    ]
+    return tuple(found)
+
+
+def _endpoint(number: EndpointId, pod: Pod, roster: Roster) -> Endpoint:
+    addresses = roster.addresses(pod)
+    return Endpoint(
+        id=number,
+        namespace=pod.namespace,
+        name=pod.name,
+        identity=roster.number(pod, addresses[0]),
+        labels=roster.labels(pod),
+        addresses=addresses,
+        named_ports=pod.named_ports,
+        workload=pod.workload,
+    )
+
+
+def _node_labels(node: resources.Node, cluster: str) -> frozenset[Label]:
+    return frozenset((Label(K8S, CLUSTER_KEY, cluster), *(Label(NODE, *each) for each in node.labels.items())))
+
+
+def _with_secrets(policy: PolicyState, vault: Vault) -> Iterable[Rule]:
+    return vault.resolve(policy.rules) if policy.needs_secrets else policy.rules
+
+
+def _contested_labels(address: str) -> LabelSet:
+    return LabelSet.of([Label(RESERVED, CONTESTED_KEY, address)])
+
+
+def _contested_rules(roster: Roster, rules: Iterable[Rule]) -> list[Rule]:
+    """Deny rules for an address of nobody, in each direction in which a policy governs someone who claims it."""
+    found = []
+    policies = [rule for rule in rules if rule.level != GUARD]
+    for address, pods in sorted(roster.contested.items()):
+        claims = [roster.labels(pod) for pod in pods]
+        governed = {rule.direction for rule in policies if any(rule.subject.matches(one) for one in claims)}
+        subject = Selector((Requirement(RESERVED, CONTESTED_KEY, Operator.IN, (address,)),))
+        names = " and ".join(f"{pod.namespace}/{pod.name}" for pod in pods)
+        reason = f"{address} is claimed by {names}"
+        found += [
+            Rule(RuleRef("Address", "", address), subject, direction, Action.DENY, refusal=reason)
+            for direction in sorted(governed, key=Direction)
+        ]
+    return found
+
+
+def _made(services: Iterable[resources.Service], pods: Iterable[Pod]) -> Iterator[resources.EndpointSlice]:
+    return (piece for service in services for piece in service_pods.slices(service, pods))
+
+
+def _by_space(
+    services: Iterable[resources.Service], slices: Iterable[resources.EndpointSlice]
+) -> dict[str, tuple[list[resources.Service], list[resources.EndpointSlice]]]:
+    """Sorted by namespace."""
+    found: dict[str, tuple[list[resources.Service], list[resources.EndpointSlice]]] = {}
+    for service in services:
+        found.setdefault(service.namespace, ([], []))[0].append(service)
+    for piece in slices:
+        if piece.namespace in found:
+            found[piece.namespace][1].append(piece)
+    return found

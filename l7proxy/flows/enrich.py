@@ -1,0 +1,416 @@
+"""Makes a flow of a record: numbers become names, a judgement becomes Hubble's fields.
+
+One record gives one flow. Who allowed or refused is named for L7 too (Hubble names policies for L3/L4 only), and a
+default deny names the policies that caused it. An enricher belongs to one picture of the world: it may remember what it
+looked up, and is thrown away with the picture.
+
+Nothing secret gets out: user information never, queries and header values only where the configuration says so. The
+workers hold themselves to that too; this is the second lock.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable, Sequence
+from typing import Final, Protocol
+
+from l7proxy import __version__
+from l7proxy.flows import hubble_constants as hubble
+from l7proxy.flows import timestamp
+from l7proxy.flows.flow import (
+    IP,
+    CiliumEventType,
+    Emitter,
+    Endpoint,
+    Flags,
+    Flow,
+    Header,
+    Http,
+    Icmp,
+    Layer4,
+    Layer7,
+    Lost,
+    Policy,
+    Ports,
+    Service,
+    Workload,
+)
+from l7proxy.flows.records import Connection, HttpRequest, HttpResponse, Malformed, Record
+from l7proxy.model import endpoint as model
+from l7proxy.model import verdict as words
+from l7proxy.model.labels import CLUSTER_KEY, K8S
+from l7proxy.model.net import family_of
+from l7proxy.model.policy_verdict import Conn, Judgement
+from l7proxy.model.ref import RuleRef
+from l7proxy.model.secret import REDACTED
+from l7proxy.model.verdict import Direction, DropReason, Verdict
+
+__all__ = ["Enricher", "Flow", "Lost", "Names", "PodName"]
+
+EMITTER: Final = Emitter(name="l7proxy", version=__version__)
+DROP_EVENTS: Final = {reason: CiliumEventType(type=hubble.EventType.DROP, sub_type=reason) for reason in DropReason}
+VERDICT_EVENT: Final = CiliumEventType(type=hubble.EventType.POLICY_VERDICT)
+MATCH_ALL: Final = hubble.MATCH_TYPES.index("all")
+L7_EVENT: Final = CiliumEventType(type=hubble.EventType.L7)
+REMEMBERED: Final = 65_536
+"""Ends of connections that an enricher keeps: beyond, it forgets all. A scan of the world must not eat the agent."""
+
+
+class PodName(Protocol):
+    """What a pod is called. `id` is its endpoint number on this node, 0 elsewhere."""
+
+    @property
+    def id(self) -> int: ...
+    @property
+    def namespace(self) -> str: ...
+    @property
+    def name(self) -> str: ...
+    @property
+    def workload(self) -> model.Workload | None: ...
+
+
+class Names(Protocol):
+    """What addresses and numbers are called, in one picture of the world."""
+
+    def pod(self, address: str) -> PodName | None:
+        """The pod of this or another node that has the address for its own."""
+
+    def identity_labels(self, identity: int) -> Sequence[str]:
+        """Sorted `source:key=value`; empty for an unknown number."""
+
+    def service(self, address: str, port: int, protocol: int) -> tuple[str, str] | None:
+        """(namespace, name) of the Service that has this very frontend."""
+
+
+class Enricher:
+    """`flow(record)` for every record. `revision` is that of the picture by which the records were judged."""
+
+    def __init__(
+        self,
+        names: Names,
+        *,
+        node: str = "",
+        cluster: str = "",
+        revision: int = 0,
+        query: bool = False,
+        headers: frozenset[str] = frozenset(),
+        secret_headers: frozenset[str] = frozenset(),
+        remembered: int = REMEMBERED,
+        new_uuid: Callable[[], object] = uuid.uuid4,
+    ) -> None:
+        self._names = names
+        self.node_name = f"{cluster}/{node}" if cluster not in ("", "default") else node
+        self._revision = str(revision) if revision else ""
+        self.query = query
+        self._headers = frozenset(name.lower() for name in headers)
+        self._secret_headers = secret_headers
+        self._remembered = remembered
+        self._new_uuid = new_uuid
+        self._ends: dict[tuple[str, int], Endpoint] = {}
+        self._policies: dict[RuleRef, Policy] = {}
+
+    def flow(self, record: Record) -> Flow:
+        """One flow, complete."""
+        if isinstance(record, HttpRequest):
+            return self._request(record)
+        if isinstance(record, HttpResponse):
+            return self._response(record)
+        if isinstance(record, Connection):
+            return self._connection(record)
+        return self._malformed(record)
+
+    def _request(self, record: HttpRequest) -> Flow:
+        url = self._url(record.url)
+        headers = self._header_list(record.headers)
+        http = Http(method=record.method, url=url, protocol=record.protocol, headers=headers)
+        return self._l7_request(record, http=http, summary=f"{record.protocol} {record.method} {url}")
+
+    def _response(self, record: HttpResponse) -> Flow:
+        """Source and destination swapped: the answer goes the other way.
+
+        The answer itself is let through, also when it is our own 403 (as Envoy's are in Hubble); it was the request
+        that was refused. So a refusal is told, with its policy and its reason, by exactly one flow.
+        """
+        url = self._url(record.url)
+        http = Http(
+            code=record.status,
+            method=record.method,
+            url=url,
+            protocol=record.protocol,
+            headers=self._header_list(record.headers),
+        )
+        judgement, conn = record.judgement, record.conn
+        refused = judgement.verdict in (Verdict.DROPPED, Verdict.ERROR)
+        summary = f"{record.protocol} {record.status} {record.latency_ns // 1_000_000}ms ({record.method} {url})"
+        return Flow(
+            time=timestamp.text(record.time_ns),
+            uuid=str(self._new_uuid()),
+            emitter=EMITTER,
+            verdict=Verdict.FORWARDED.name,
+            ip=_ip(conn.destination, conn.source),
+            l4=_layer4(conn.protocol, conn.destination_port, conn.source_port),
+            source=self._end(conn.destination, conn.destination_identity),
+            destination=self._end(conn.source, conn.source_identity),
+            type="L7",
+            node_name=self.node_name,
+            l7=Layer7(type="RESPONSE", latency_ns=str(record.latency_ns) if record.latency_ns else "", http=http),
+            reply=True,
+            is_reply=True,
+            event_type=L7_EVENT,
+            source_service=self._service(conn),
+            traffic_direction=_direction(judgement),
+            ingress_allowed_by=() if refused else self._named(judgement.ingress),
+            egress_allowed_by=() if refused else self._named(judgement.egress),
+            policy_log=(judgement.reason,) if judgement.reason and not refused else (),
+            summary=summary,
+        )
+
+    def _malformed(self, record: Malformed) -> Flow:
+        """A request we could not judge has no method and no URL, but it was answered: its status is shown."""
+        answer = f"answered {record.status}" if record.status else "closed"
+        http = Http(code=record.status, protocol=record.protocol)
+        return self._l7_request(record, http=http, summary=f"{record.protocol} malformed request, {answer}")
+
+    def _connection(self, record: Connection) -> Flow:
+        """A policy verdict for what may pass, a drop for what may not; whether a dropped packet replies, none knows."""
+        judgement = record.judgement
+        dropped = judgement.verdict in (Verdict.DROPPED, Verdict.ERROR)
+        return self._judged(
+            record,
+            type="L3_L4",
+            event=DROP_EVENTS[judgement.drop_reason] if dropped else VERDICT_EVENT,
+            is_reply=None if dropped else False,
+            l4=_packet(record),
+            match_type=_match_type(judgement),
+            summary=_packet_summary(record),
+        )
+
+    def _l7_request(self, record: HttpRequest | Malformed, *, http: Http, summary: str) -> Flow:
+        conn = record.conn
+        return self._judged(
+            record,
+            type="L7",
+            event=L7_EVENT,
+            is_reply=False,
+            l4=_layer4(conn.protocol, conn.source_port, conn.destination_port),
+            l7=Layer7(type="REQUEST", http=http),
+            summary=summary,
+        )
+
+    def _judged(
+        self,
+        record: HttpRequest | Malformed | Connection,
+        *,
+        type: str,  # noqa: A002  (the field's name)
+        event: CiliumEventType,
+        is_reply: bool | None,
+        l4: Layer4 | None,
+        l7: Layer7 | None = None,
+        match_type: int = 0,
+        summary: str,
+    ) -> Flow:
+        """What was asked and what was said. Hubble leaves an L7 drop reason empty; ours says which kind it was."""
+        judgement, conn = record.judgement, record.conn
+        return Flow(
+            time=timestamp.text(record.time_ns),
+            uuid=str(self._new_uuid()),
+            emitter=EMITTER,
+            verdict=judgement.verdict.name,
+            drop_reason=judgement.drop_reason if judgement.verdict is Verdict.DROPPED else 0,
+            drop_reason_desc=_drop_reason(judgement),
+            ip=_ip(conn.source, conn.destination),
+            l4=l4,
+            source=self._end(conn.source, conn.source_identity),
+            destination=self._end(conn.destination, conn.destination_identity),
+            type=type,
+            node_name=self.node_name,
+            l7=l7,
+            event_type=event,
+            is_reply=is_reply,
+            destination_service=self._service(conn),
+            traffic_direction=_direction(judgement),
+            policy_match_type=match_type,
+            ingress_allowed_by=self._allowed(judgement, Direction.INGRESS),
+            egress_allowed_by=self._allowed(judgement, Direction.EGRESS),
+            ingress_denied_by=self._denied(judgement, Direction.INGRESS),
+            egress_denied_by=self._denied(judgement, Direction.EGRESS),
+            policy_log=_words(record),
+            summary=summary,
+        )
+
+    def _allowed(self, judgement: Judgement, direction: Direction) -> tuple[Policy, ...]:
+        return () if _refuses(judgement, direction) else self._named(_ref(judgement, direction))
+
+    def _denied(self, judgement: Judgement, direction: Direction) -> tuple[Policy, ...]:
+        return self._named(_ref(judgement, direction)) if _refuses(judgement, direction) else ()
+
+    def _named(self, ref: RuleRef | None) -> tuple[Policy, ...]:
+        if ref is None:
+            return ()
+        policy = self._policies.get(ref)
+        if policy is None:
+            policy = self._policies[ref] = _policy(ref, self._revision)
+        return (policy,)
+
+    def _end(self, address: str, identity: int) -> Endpoint:
+        key = (address, identity)
+        end = self._ends.get(key)
+        if end is None:
+            if len(self._ends) >= self._remembered:
+                self._ends.clear()
+            end = self._ends[key] = self._look_up(address, identity)
+        return end
+
+    def _look_up(self, address: str, identity: int) -> Endpoint:
+        """The identity is the one judged by, whatever the address is called by now."""
+        labels = tuple(self._names.identity_labels(identity))
+        pod = self._names.pod(address)
+        workload = pod.workload if pod else None
+        return Endpoint(
+            id=pod.id if pod else 0,
+            identity=identity,
+            cluster_name=_cluster(labels),
+            namespace=pod.namespace if pod else "",
+            labels=labels,
+            pod_name=pod.name if pod else "",
+            workloads=(Workload(name=workload.name, kind=workload.kind),) if workload else (),
+        )
+
+    def _service(self, conn: Conn) -> Service | None:
+        found = self._names.service(conn.destination, conn.destination_port, conn.protocol)
+        return Service(namespace=found[0], name=found[1]) if found else None
+
+    def _url(self, url: str) -> str:
+        return _redacted(url, query=self.query) if "@" in url or "?" in url or "#" in url else url
+
+    def _header_list(self, headers: Sequence[tuple[str, str]]) -> tuple[Header, ...]:
+        """Those that the configuration lets out, spelled and sorted as Go's clients expect them."""
+        if not headers or not self._headers:
+            return ()
+        allowed = sorted((_canonical(name), self._told(name, value)) for name, value in headers if self._opened(name))
+        return tuple(Header(key=name, value=value) for name, value in allowed)
+
+    def _opened(self, name: str) -> bool:
+        return name.lower() in self._headers
+
+    def _told(self, name: str, value: str) -> str:
+        return REDACTED if name.lower() in self._secret_headers else value
+
+
+def _words(record: HttpRequest | Malformed | Connection) -> tuple[str, ...]:
+    reason = record.judgement.reason
+    remarks = record.remarks if isinstance(record, HttpRequest) else ()
+    said = (*remarks, *record.judgement.log)
+    return (reason, *said) if reason else said
+
+
+def _refuses(judgement: Judgement, direction: Direction) -> bool:
+    """Whether the rule of this direction is the one that said no (or, in audit, would have)."""
+    return judgement.direction is direction and judgement.verdict not in (Verdict.FORWARDED, Verdict.REDIRECTED)
+
+
+def _ref(judgement: Judgement, direction: Direction) -> RuleRef | None:
+    return judgement.ingress if direction is Direction.INGRESS else judgement.egress
+
+
+def _policy(ref: RuleRef, revision: str) -> Policy:
+    """The labels are those of a Cilium rule, and one of ours that names the rule inside the policy."""
+    labels = {
+        "k8s:io.cilium.k8s.policy.derived-from": ref.kind,
+        "k8s:io.cilium.k8s.policy.name": ref.name,
+        "k8s:io.cilium.k8s.policy.namespace": ref.namespace,
+        "l7proxy:rule": ref.rule,
+    }
+    return Policy(
+        name=ref.name,
+        namespace=ref.namespace,
+        kind=ref.kind,
+        labels=tuple(f"{key}={value}" for key, value in labels.items() if value),
+        revision=revision,
+    )
+
+
+def _direction(judgement: Judgement) -> str:
+    return judgement.direction.name if judgement.direction is not Direction.UNKNOWN else ""
+
+
+def _drop_reason(judgement: Judgement) -> str:
+    dropped = judgement.verdict is Verdict.DROPPED and judgement.drop_reason is not DropReason.UNKNOWN
+    return judgement.drop_reason.name if dropped else ""
+
+
+def _match_type(judgement: Judgement) -> int:
+    """Where no policy asks, everything matches; that is `all`, not `none`."""
+    unasked = judgement.ingress is None and judgement.egress is None and judgement.verdict is Verdict.FORWARDED
+    return judgement.match_type or (MATCH_ALL if unasked else 0)
+
+
+def _cluster(labels: Sequence[str]) -> str:
+    prefix = f"{K8S}:{CLUSTER_KEY}="
+    return next((label[len(prefix) :] for label in labels if label.startswith(prefix)), "")
+
+
+def _ip(source: str, destination: str) -> IP:
+    return IP(source=source, destination=destination, version="IPv6" if family_of(source) == 6 else "IPv4")
+
+
+def _layer4(protocol: int, source_port: int, destination_port: int, flags: Flags | None = None) -> Layer4 | None:
+    ports = Ports(source_port=source_port, destination_port=destination_port, flags=flags)
+    match protocol:
+        case words.Protocol.TCP:
+            return Layer4(tcp=ports)
+        case words.Protocol.UDP:
+            return Layer4(udp=ports)
+        case words.Protocol.SCTP:
+            return Layer4(sctp=ports)
+    return None
+
+
+def _packet(record: Connection) -> Layer4 | None:
+    conn = record.conn
+    if conn.protocol == words.Protocol.ICMP:
+        return Layer4(icmpv4=Icmp(type=record.icmp_type, code=record.icmp_code))
+    if conn.protocol == words.Protocol.ICMPV6:
+        return Layer4(icmpv6=Icmp(type=record.icmp_type, code=record.icmp_code))
+    flags = _flags(record.flags) if conn.protocol == words.Protocol.TCP else None
+    return _layer4(conn.protocol, conn.source_port, conn.destination_port, flags)
+
+
+def _flags(bits: int) -> Flags | None:
+    found = {name.lower(): True for name, bit in hubble.TCP_FLAGS if bits & bit}
+    return Flags(**found) if found else None
+
+
+def _packet_summary(record: Connection) -> str:
+    protocol = record.conn.protocol
+    match protocol:
+        case words.Protocol.TCP:
+            return "TCP Flags: " + ", ".join(name for name, bit in hubble.TCP_FLAGS if record.flags & bit)
+        case words.Protocol.UDP | words.Protocol.SCTP:
+            return words.Protocol(protocol).name
+        case words.Protocol.ICMP:
+            return "ICMPv4 " + hubble.ICMPV4_TYPES.get(record.icmp_type, f"Type({record.icmp_type})")
+        case words.Protocol.ICMPV6:
+            return "ICMPv6 " + hubble.ICMPV6_TYPES.get(record.icmp_type, f"Type({record.icmp_type})")
+    return f"IP protocol {protocol}"
+
+
+def _redacted(url: str, *, query: bool) -> str:
+    """Without user information (RFC 3986 section 3.2.1), and without query and fragment unless they are wanted.
+
+    A request target may be no URL at all (`*`, `host:443`, a path): only what stands between `//` and the path is an
+    authority.
+    """
+    if not query:
+        url = url.partition("?")[0].partition("#")[0]
+    scheme, mark, rest = url.partition("://")
+    if not mark:
+        return url
+    end = min((at for at in map(rest.find, "/?#") if at >= 0), default=len(rest))
+    authority = rest[:end].rpartition("@")[2]
+    return f"{scheme}://{authority}{rest[end:]}"
+
+
+def _canonical(name: str) -> str:
+    """`x-request-id` → `X-Request-Id`."""
+    return "-".join(part.capitalize() for part in name.split("-"))

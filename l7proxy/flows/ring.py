@@ -1,0 +1,215 @@
+"""The bus: a ring of the newest flows, one writer that never waits, many readers that each have their own place.
+
+A reader that the writer overtakes loses the oldest events; how many is told in their place, as an event of its own.
+Lives in one event loop; what blocks (files, terminals) reads from it in a thread of its own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from typing import Final, cast
+
+from l7proxy.errors import ConfigError
+from l7proxy.flows.flow import Flow, Lost, everything
+from l7proxy.flows.template import Item, Shaped
+
+DEFAULT_CAPACITY: Final = 4095
+LARGEST_CAPACITY: Final = 65535
+OVERTAKEN: Final = "HUBBLE_RING_BUFFER"
+NOT_DELIVERED: Final = "OBSERVER_EVENTS_QUEUE"
+RATE_LIMITED: Final = "PERF_EVENT_RING_BUFFER"
+"""Hubble's word for events that the kernel had and the agent did not get: ours are over the limit of their sender."""
+BATCH: Final = 256
+"""Events that a reader gets at once: between two batches the loop has a turn."""
+
+Keep = Callable[[Flow], bool]
+
+
+class Ring:
+    """Holds the newest `capacity` events: 2ⁿ-1 of them, n from 1 to 16, as Hubble's does."""
+
+    def __init__(self, capacity: int = DEFAULT_CAPACITY, *, node_name: str = "") -> None:
+        if not 1 <= capacity <= LARGEST_CAPACITY or capacity & (capacity + 1):
+            raise ConfigError(
+                f"flow buffer capacity {capacity}: must be a power of two minus one, from 1 to {LARGEST_CAPACITY}"
+            )
+        self.capacity = capacity
+        self.node_name = node_name
+        self.seen = 0
+        """Flows written since the start."""
+        self.lost = 0
+        """Flows that some reader, or this ring itself, did not get."""
+        self._slots: list[Item | None] = [None] * (capacity + 1)
+        self._written = 0
+        self._arrival = asyncio.Event()
+
+    def __len__(self) -> int:
+        return self._written - self.oldest
+
+    @property
+    def oldest(self) -> int:
+        """The number of the oldest event held. Events are numbered from 0 in the order they came."""
+        return max(0, self._written - self.capacity)
+
+    @property
+    def end(self) -> int:
+        """The number that the next event will have."""
+        return self._written
+
+    def append(self, item: Item) -> None:
+        """Never waits and never fails: whoever reads too slowly finds out by itself."""
+        self._slots[self._written & self.capacity] = item
+        self._written += 1
+        self.seen += not isinstance(item, Lost)
+        self._arrival.set()
+
+    def extend(self, flows: Sequence[Flow | Shaped]) -> None:
+        """Many at once: as `append` of each."""
+        self.seen += len(flows)
+        skipped = max(0, len(flows) - len(self._slots))
+        start = (self._written + skipped) & self.capacity
+        before_the_end = flows[skipped : skipped + len(self._slots) - start]
+        behind_it = flows[skipped + len(before_the_end) :]
+        self._slots[start : start + len(before_the_end)] = before_the_end
+        self._slots[: len(behind_it)] = behind_it
+        self._written += len(flows)
+        self._arrival.set()
+
+    def append_lost(self, count: int, *, time: str, source: str = NOT_DELIVERED) -> None:
+        """Flows that were lost on the way here. `time` is RFC 3339, `source` one of Hubble's LostEventSource."""
+        if count > 0:
+            self.lost += count
+            self.append(Lost(count, source, time, time, self.node_name))
+
+    def at(self, number: int) -> Item:
+        """The event of that number, which must be held."""
+        item = self._slots[number & self.capacity]
+        if not self.oldest <= number < self._written or item is None:
+            raise IndexError(number)
+        return item
+
+    def between(self, start: int, end: int) -> list[Item]:
+        """The events from number `start` up to `end`, all of which must be held."""
+        if not self.oldest <= start <= end <= self._written:
+            raise IndexError(start, end)
+        first, last = start & self.capacity, end & self.capacity
+        found = self._slots[first:last] if first <= last else self._slots[first:] + self._slots[:last]
+        return cast(list[Item], found)  # those that are held are set
+
+    def newest_first(self) -> Iterator[tuple[int, Item]]:
+        """Ends early where the writer has overtaken it."""
+        for number in range(self._written - 1, self.oldest - 1, -1):
+            if number < self.oldest:
+                return
+            yield number, self.at(number)
+
+    async def more(self, number: int) -> None:
+        """Wait until there is an event of that number."""
+        while self._written <= number:
+            self._arrival.clear()
+            await self._arrival.wait()
+
+
+class Reader:
+    """One place in the ring. `batch()` what is there, or `await next_batch()` for more."""
+
+    def __init__(self, ring: Ring, *, start: int | None = None) -> None:
+        self._ring = ring
+        self._next = ring.end if start is None else start
+
+    @property
+    def position(self) -> int:
+        """The number of the event it reads next."""
+        return self._next
+
+    def batch(self, limit: int = BATCH) -> list[Item]:
+        """What has come since, oldest first, at most `limit` events; first of all, what was lost."""
+        ring = self._ring
+        found: list[Item] = []
+        if self._next < ring.oldest:
+            found.append(self._overtaken())
+        last = min(self._next + limit, ring.end)
+        found += ring.between(self._next, last)
+        self._next = last
+        return found
+
+    async def next_batch(self, limit: int = BATCH) -> list[Item]:
+        await self._ring.more(self._next)
+        return self.batch(limit)
+
+    def _overtaken(self) -> Lost:
+        ring = self._ring
+        count = ring.oldest - self._next
+        time = _time(ring.at(ring.oldest))
+        ring.lost += count
+        self._next = ring.oldest
+        return Lost(count, OVERTAKEN, time, time, ring.node_name)
+
+
+async def observe(
+    ring: Ring,
+    keep: Keep,
+    *,
+    last: int = 0,
+    first: int = 0,
+    since_ns: int | None = None,
+    until_ns: int | None = None,
+    follow: bool = False,
+) -> AsyncIterator[Item]:
+    """The events that an observer asked for, in the order they came.
+
+    As Hubble's: `last` N means the newest N that are kept; `since` says where to begin and leaves `last` a mere limit;
+    following alone begins with what comes next; `until` ends it, also when following. Lost events are told whenever
+    met and count as nobody's.
+    """
+    if first and follow:
+        raise ConfigError("first cannot be combined with follow")
+    limit = 0 if follow else first or last
+    end = ring.end
+    if since_ns is not None or first:
+        start = ring.oldest
+    elif last:
+        start = await _start_of_last(ring, keep, last, until_ns)
+    else:
+        start = ring.end if follow else ring.oldest
+    reader = Reader(ring, start=start)
+    sent = 0
+    while follow or reader.position < end:
+        batch = await reader.next_batch() if follow else reader.batch(min(BATCH, end - reader.position))
+        for item in batch:
+            if isinstance(item, Lost):
+                yield item
+                continue
+            if until_ns is not None and item.time_ns > until_ns:
+                return
+            if (since_ns is not None and item.time_ns < since_ns) or not _keeps(keep, item):
+                continue
+            yield item
+            sent += 1
+            if sent == limit:
+                return
+        await asyncio.sleep(0)
+
+
+async def _start_of_last(ring: Ring, keep: Keep, count: int, until_ns: int | None) -> int:
+    """Where the newest `count` kept flows begin."""
+    start, found = ring.end, 0
+    for number, item in ring.newest_first():
+        if found >= count:
+            break
+        if number % BATCH == 0:
+            await asyncio.sleep(0)
+        if isinstance(item, Lost) or (until_ns is not None and item.time_ns > until_ns):
+            continue
+        if _keeps(keep, item):
+            start, found = number, found + 1
+    return start
+
+
+def _keeps(keep: Keep, item: Flow | Shaped) -> bool:
+    return keep is everything or keep(item if isinstance(item, Flow) else item.flow())
+
+
+def _time(item: Item) -> str:
+    return item.last if isinstance(item, Lost) else item.time

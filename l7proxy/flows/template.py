@@ -1,0 +1,283 @@
+"""Flows of HTTP in waiting: a line is written only when somebody wants it, and then by filling in a shape.
+
+All requests (or all answers) between the same ends, judged alike, of one method and protocol, give flows that differ in
+a few things: time, uuid, the client's port, URL and, for answers, status and latency. A Shape is the line of one such
+flow, as the enricher makes it, with these cut out. Law: the line of a Shaped is the line of the flow that the enricher
+makes of its record, the uuid aside. What does not fit (headers, a query, a letter that JSON escapes, a method that
+servers do not know) goes the enricher's way.
+
+uuids are of version 4 in form: random bits of this process, and a number that grows.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Sequence
+from typing import Final, TypeAlias
+
+import msgspec
+
+from l7proxy.errors import LinkError
+from l7proxy.flows import timestamp
+from l7proxy.flows.batch import NO_STATUS, Flows, Party
+from l7proxy.flows.enrich import Enricher
+from l7proxy.flows.flow import Flow, Http, Layer4, Layer7, Lost, Ports
+from l7proxy.flows.records import HttpRequest, HttpResponse
+from l7proxy.model.policy_verdict import Judgement
+
+REMEMBERED: Final = 12288
+"""Shapes kept per picture, some 5 KB each; past that all are forgotten. A pod can choose the keys, and many rules
+make many shapes."""
+METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "DELETE", "CONNECT", "OPTIONS", "TRACE", "PATCH"})
+PROTOCOLS: Final = frozenset({"HTTP/1.0", "HTTP/1.1", "HTTP/2"})
+"""What has shapes: a client that makes up methods does not make shapes."""
+
+_PLAIN: Final = bytes(letter for letter in range(0x21, 0x7F) if letter not in b'"\\@?#')
+"""What an URL may have: nothing that JSON escapes (" and \\) or an enricher cuts off (after @, ? and #)."""
+_QUERY_TOO: Final = _PLAIN + b"?"
+"""The same for an enricher that leaves queries in."""
+_PORT: Final = 9_007_199_254_740_881
+_STATUS: Final = 9_007_199_254_740_847
+_TIME, _UUID, _LATENCY, _MILLISECONDS, _URL = (f"\ue000{mark}" for mark in "tulmp")
+_IN_ASKED: Final = (_TIME, _UUID, str(_PORT), _URL, _URL, _TIME)
+_IN_ANSWERED: Final = (
+    _TIME, _UUID, str(_PORT), _LATENCY, str(_STATUS), _URL, str(_STATUS), _MILLISECONDS, _URL, _TIME,
+)  # fmt: skip
+"""Marks of what varies, in the order in which a line has it: a private use character, numbers past any port."""
+
+
+class Shape:
+    """The pieces of both lines between what varies, and both flows without it: their uuids are mere beginnings."""
+
+    __slots__ = ("answered", "asked", "method", "protocol", "request", "response", "server_port")
+
+    def __init__(
+        self,
+        asked: tuple[str, ...],
+        answered: tuple[str, ...],
+        request: Flow,
+        response: Flow,
+        server_port: int,
+        method: str,
+        protocol: str,
+    ) -> None:
+        self.asked = asked
+        self.answered = answered
+        self.request = request
+        self.response = response
+        self.server_port = server_port
+        self.method = method
+        self.protocol = protocol
+
+
+class Shaped:
+    """One record with its shape; `status` is NO_STATUS for a request. `number` makes its uuid."""
+
+    __slots__ = ("latency_ns", "number", "port", "shape", "status", "time_ns", "url")
+
+    def __init__(
+        self, shape: Shape, port: str, time_ns: int, url: str, status: int, latency_ns: int, number: int
+    ) -> None:
+        self.shape = shape
+        self.port = port
+        self.time_ns = time_ns
+        self.url = url
+        self.status = status
+        self.latency_ns = latency_ns
+        self.number = number
+
+    @property
+    def time(self) -> str:
+        return timestamp.text(self.time_ns)
+
+    def line(self) -> bytes:
+        """As `Flow.line`."""
+        return self.text().encode()
+
+    def text(self) -> str:
+        """The line before it is encoded. Hot."""
+        time, url, port = timestamp.text(self.time_ns), self.url, self.port
+        if self.status == NO_STATUS:
+            a, b, c, d, e, f, g = self.shape.asked
+            return f"{a}{time}{b}{self.number}{c}{port}{d}{url}{e}{url}{f}{time}{g}"
+        a, b, c, d, e, f, g, h, i, j, k = self.shape.answered
+        status, latency = str(self.status), self.latency_ns
+        return (
+            f"{a}{time}{b}{self.number}{c}{port}{d}{latency}{e}{status}{f}{url}"
+            f"{g}{status}{h}{latency // 1_000_000}{i}{url}{j}{time}{k}"
+        )
+
+    def flow(self) -> Flow:
+        """The flow that `line` is the line of."""
+        shape, status, latency = self.shape, self.status, self.latency_ns
+        if status == NO_STATUS:
+            model, ports = shape.request, Ports(source_port=int(self.port), destination_port=shape.server_port)
+            l7, summary = _of_request(shape.method, self.url, shape.protocol)
+        else:
+            model, ports = shape.response, Ports(source_port=shape.server_port, destination_port=int(self.port))
+            l7, summary = _of_response(
+                shape.method, self.url, shape.protocol, status, str(latency), str(latency // 1_000_000)
+            )
+        return _filled(model, timestamp.text(self.time_ns), str(self.number), ports, l7, summary)
+
+
+Item: TypeAlias = Flow | Shaped | Lost
+"""What the bus carries."""
+
+
+def text(items: Sequence[Item]) -> bytes:
+    """The lines of them all, made in one go: hot in whatever writes many."""
+    return "".join([item.text() if isinstance(item, Shaped) else item.line().decode() for item in items]).encode()
+
+
+class Uuids:
+    """Numbers of flows, and what stands before them in a uuid. They have twelve decimal digits: hexadecimal ones, too,
+    and the quickest to write."""
+
+    def __init__(self) -> None:
+        self.prefix = str(uuid.uuid4())[:-12]
+        self.taken = 10**11
+
+
+_Key: TypeAlias = tuple[str, int, str, int, int, int, int, str, str]
+
+
+class Shaper:
+    """Makes the items of whole batches, by the names of one picture. Thrown away with it, as its enricher is."""
+
+    def __init__(self, enricher: Enricher, uuids: Uuids, *, remembered: int = REMEMBERED) -> None:
+        self._enricher = enricher
+        self._letters = _QUERY_TOO if enricher.query else _PLAIN
+        self._uuids = uuids
+        self._remembered = remembered
+        self._shapes: dict[_Key, Shape | None] = {}
+        self._judgements: dict[Judgement, int] = {}
+        self._numbered = 0
+
+    def items(self, flows: Flows) -> list[Flow | Shaped]:
+        """One per record, in their order. LinkError when one refers to what is not in the batch."""
+        try:
+            known = [self._known(judgement) for judgement in flows.judgements]
+            shapes = [self._shape(party, flows.judgements, known) for party in flows.parties]
+            return self._told(flows, shapes)
+        except LookupError as error:
+            raise LinkError("a record refers to an entry that is not in its batch") from error
+
+    def _told(self, flows: Flows, shapes: list[Shape | None]) -> list[Flow | Shaped]:
+        """Hot: once per record. Most batches have nothing but plain URLs, which is seen for all of them at once."""
+        made: list[Flow | Shaped] = []
+        ports = [str(party.conn.source_port) for party in flows.parties]
+        times, parties, urls, statuses, latencies = (
+            flows.times, flows.party, flows.urls, flows.statuses, flows.latencies,
+        )  # fmt: skip
+        plain = self._plain("".join(urls))
+        special = {*flows.headers, *flows.remarks}
+        number: int = self._uuids.taken
+        for place in range(len(times)):
+            party, url, status, latency = parties[place], urls[place], statuses[place], latencies[place]
+            shape = shapes[party] if party >= 0 else None
+            if (
+                shape is None
+                or not url
+                or not (plain or self._plain(url))
+                or (status != NO_STATUS and (status <= 0 or latency <= 0))  # a zero is not written at all
+                or (special and place in special)
+            ):
+                made.append(self._enricher.flow(flows.record(place)))
+                continue
+            number += 1
+            made.append(Shaped(shape, ports[party], times[place], url, status, latency, number))
+        self._uuids.taken = number
+        return made
+
+    def _plain(self, letters: str) -> bool:
+        """Whether nothing in it needs more than to be filled in."""
+        return letters.isascii() and not letters.encode().translate(None, self._letters)
+
+    def _known(self, judgement: Judgement) -> int:
+        """Hashing a judgement is dear, and a batch has few: a number for each."""
+        number = self._judgements.get(judgement)
+        if number is None:
+            self._numbered += 1  # never used again: a key may outlive the forgetting
+            number = self._judgements[judgement] = self._numbered
+        return number
+
+    def _shape(self, party: Party, judgements: list[Judgement], known: list[int]) -> Shape | None:
+        conn, place = party.conn, party.judgement
+        if not conn.source_port:  # a zero is not written at all, and shapes are of all ports
+            return None
+        key: _Key = (
+            conn.source,
+            conn.source_identity,
+            conn.destination,
+            conn.destination_identity,
+            conn.destination_port,
+            conn.protocol,
+            known[place],
+            party.method,
+            party.protocol,
+        )
+        try:
+            return self._shapes[key]
+        except KeyError:
+            shape = cut(self._enricher, self._uuids.prefix, party, judgements[place])
+        if len(self._shapes) >= self._remembered:
+            self._shapes.clear()
+            self._judgements.clear()
+        self._shapes[key] = shape
+        return shape
+
+
+def cut(enricher: Enricher, uuids: str, party: Party, judgement: Judgement) -> Shape | None:
+    """The shape of what the enricher makes of requests and answers of this party; None when a mark is not unique, or
+    a client chose a method that would have to be one of very many."""
+    conn, method, protocol = party.conn, party.method, party.protocol
+    if method not in METHODS or protocol not in PROTOCOLS:
+        return None
+    asked = enricher.flow(HttpRequest(0, conn, judgement, method, "", protocol))
+    answered = enricher.flow(HttpResponse(0, conn, judgement, method, "", protocol, 0, 0))
+    asked, answered = (msgspec.structs.replace(flow, uuid=uuids) for flow in (asked, answered))
+    if asked.l4 is None or asked.l4.tcp is None:
+        return None
+    there = Ports(source_port=_PORT, destination_port=conn.destination_port)
+    back = Ports(source_port=conn.destination_port, destination_port=_PORT)
+    first = _pieces(asked, there, *_of_request(method, _URL, protocol), _IN_ASKED)
+    second = _pieces(
+        answered, back, *_of_response(method, _URL, protocol, _STATUS, _LATENCY, _MILLISECONDS), _IN_ANSWERED
+    )
+    if not first or not second:
+        return None
+    return Shape(first, second, asked, answered, conn.destination_port, method, protocol)
+
+
+def _of_request(method: str, url: str, protocol: str) -> tuple[Layer7, str]:
+    """Layer 7 of its flow, and the summary."""
+    http = Http(method=method, url=url, protocol=protocol)
+    return Layer7(type="REQUEST", http=http), f"{protocol} {method} {url}"
+
+
+def _of_response(
+    method: str, url: str, protocol: str, status: int, latency_ns: str, milliseconds: str
+) -> tuple[Layer7, str]:
+    """Likewise."""
+    http = Http(code=status, method=method, url=url, protocol=protocol)
+    layer7 = Layer7(type="RESPONSE", latency_ns=latency_ns, http=http)
+    return layer7, f"{protocol} {status} {milliseconds}ms ({method} {url})"
+
+
+def _filled(model: Flow, time: str, number: str, ports: Ports, l7: Layer7, summary: str) -> Flow:
+    return msgspec.structs.replace(
+        model, time=time, uuid=model.uuid + number, l4=Layer4(tcp=ports), l7=l7, summary=summary
+    )
+
+
+def _pieces(flow: Flow, ports: Ports, l7: Layer7, summary: str, marks: tuple[str, ...]) -> tuple[str, ...]:
+    """The line of `flow` cut at the marks; nothing when a label, say, holds one."""
+    rest = _filled(flow, _TIME, _UUID, ports, l7, summary).line().decode()
+    if any(rest.count(mark) != marks.count(mark) for mark in marks):
+        return ()
+    pieces = []
+    for mark in marks:
+        piece, _, rest = rest.partition(mark)
+        pieces.append(piece)
+    return (*pieces, rest)

@@ -1,0 +1,120 @@
+"""What every gate can be told, and which gate a connection gets.
+
+By its first bytes: who begins with the HTTP/2 preface (prior knowledge, RFC 9113 3.3) means HTTP/2, and nobody else
+can; everything else is HTTP/1, or refused as such.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+from l7proxy.gate.actions import Action, Become, Gate, Side
+from l7proxy.gate.clock import Clock
+from l7proxy.gate.http1 import HttpGate
+from l7proxy.gate.http2 import Http2Gate
+from l7proxy.gate.options import HttpOptions
+from l7proxy.gate.tcp import TcpGate
+from l7proxy.model.http import Request
+from l7proxy.model.policy_verdict import Conn, Judgement
+from l7proxy.model.verdict import Direction
+from l7proxy.wire.http2_frames import PREFACE
+
+
+class HttpDoor:
+    """Waits for enough bytes to tell HTTP/2 from HTTP/1, and becomes the gate for it. Usually one read tells."""
+
+    __slots__ = ("_conn", "_held", "_make_http1", "_make_http2")
+
+    def __init__(
+        self,
+        judge: Callable[[Request], Judgement],
+        conn: Conn,
+        clock: Clock,
+        options: HttpOptions,
+        *,
+        direction: Direction = Direction.INGRESS,
+    ) -> None:
+        self._conn = conn
+        self._held = b""
+        self._make_http1 = partial(HttpGate, judge, now_ns=clock.now_ns, options=options, direction=direction)
+        self._make_http2 = partial(Http2Gate, judge, clock=clock, options=options, direction=direction)
+
+    def must_read(self, side: Side) -> bool:
+        """Nothing has been written yet."""
+        return False
+
+    @property
+    def waiting_for(self) -> str:
+        return "head" if self._held else "idle"
+
+    @property
+    def held(self) -> int:
+        return len(self._held)
+
+    def started(self) -> list[Action]:
+        return []
+
+    def connected(self) -> list[Action]:
+        return []
+
+    def from_client(self, data: bytes) -> list[Action]:
+        if self._held:
+            data = self._held + data
+        if data.startswith(PREFACE):
+            gate = self._make_http2(self._conn)
+            return [Become(gate), *gate.started(), *gate.from_client(data[len(PREFACE) :])]
+        if PREFACE.startswith(data):
+            self._held = data
+            return []
+        self._held = data
+        return self._enter(lambda gate: [])
+
+    def from_server(self, data: bytes) -> list[Action]:
+        return self._enter(lambda gate: gate.from_server(data))
+
+    def spliced(self, source: Side, count: int) -> list[Action]:
+        return []
+
+    def client_eof(self) -> list[Action]:
+        return self._enter(lambda gate: gate.client_eof())
+
+    def server_eof(self) -> list[Action]:
+        return self._enter(lambda gate: gate.server_eof())
+
+    def client_lost(self, reason: str = "the client closed the connection") -> list[Action]:
+        return self._enter(lambda gate: gate.client_lost(reason))
+
+    def upstream_failed(self, reason: str) -> list[Action]:
+        return self._enter(lambda gate: gate.upstream_failed(reason))
+
+    def identified(self, conn: Conn) -> None:
+        self._conn = conn
+
+    def policy_changed(self) -> list[Action]:
+        return []
+
+    def draining(self) -> list[Action]:
+        return []
+
+    def timed_out(self, which: str) -> list[Action]:
+        return self._enter(lambda gate: gate.timed_out(which)) if which == self.waiting_for else []
+
+    def _enter(self, then: Callable[[HttpGate], list[Action]]) -> list[Action]:
+        """It is HTTP/1, or will be refused as that."""
+        gate = self._make_http1(self._conn)
+        held, self._held = self._held, b""
+        return [Become(gate), *gate.started(), *(gate.from_client(held) if held else ()), *then(gate)]
+
+
+def pick(
+    judge: Callable[[Request], Judgement],
+    conn: Conn,
+    clock: Clock,
+    *,
+    by_request: bool,
+    options: HttpOptions,
+    direction: Direction = Direction.INGRESS,
+) -> Gate:
+    """`by_request`: the connection's policy has HTTP rules."""
+    return HttpDoor(judge, conn, clock, options, direction=direction) if by_request else TcpGate()

@@ -1,0 +1,131 @@
+"""The two directions' decisions on one thing, made into one judgement.
+
+A flow passes when the egress policy of its source and the ingress policy of its destination both let it. None stands
+for a direction that is not ours to ask: that end is no endpoint of this node.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import msgspec
+
+from l7proxy.model.http import Request, edited
+from l7proxy.model.policy_verdict import Judgement
+from l7proxy.model.ref import RuleRef
+from l7proxy.model.verdict import Direction, Verdict
+from l7proxy.policy.decide import Decision, PortPolicy
+
+DROPPED: Final = Verdict.DROPPED
+REMEMBERED: Final = 16384
+"""Judgements kept, some 400 bytes each; past that all are forgotten. Thousands of rules give thousands of them, and
+refusals have many reasons."""
+
+
+def judge_l4(egress: PortPolicy | None, ingress: PortPolicy | None) -> Judgement:
+    """On a connection: REDIRECTED as soon as either direction has it judged by HTTP rules."""
+    return combine(
+        egress.l4 if egress is not None and egress.enforced else None,
+        ingress.l4 if ingress is not None and ingress.enforced else None,
+    )
+
+
+class Combined:
+    """`combine`, remembering: the requests of a connection are let through by the same few rules.
+
+    A decision is immutable, so the same two make the same judgement. That it is one object, too, keeps the batches
+    small in which records travel.
+    """
+
+    __slots__ = ("_known",)
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[int, int], tuple[Decision | None, Decision | None, Judgement]] = {}
+
+    def of(self, egress: Decision | None, ingress: Decision | None) -> Judgement:
+        key = (id(egress), id(ingress))  # what is remembered is alive, so its id is nobody else's
+        known = self._known.get(key)
+        if known is None:
+            if len(self._known) >= REMEMBERED:
+                self._known.clear()
+            known = self._known[key] = (egress, ingress, combine(egress, ingress))
+        return known[2]
+
+
+def judge_http(
+    egress: PortPolicy | None,
+    ingress: PortPolicy | None,
+    request: Request,
+    combined: Combined | None = None,
+) -> Judgement:
+    """On one request of a connection. A direction that refuses the connection refuses each request of it.
+
+    The receiver judges what the sender's policy makes of the request. `request.rewrite` is what both want changed.
+    """
+    together = Combined() if combined is None else combined
+    out = egress.judge(request) if egress is not None and egress.enforced else None
+    if out is not None and out.verdict is DROPPED:
+        return together.of(out, None)
+    rewrite = out.rewrite if out is not None else None
+    asked = request if rewrite is None else request.having(edited(request.headers, rewrite.edits))
+    let_in = ingress.judge(asked) if ingress is not None and ingress.enforced else None
+    if let_in is not None and let_in.rewrite is not None:
+        rewrite = let_in.rewrite if rewrite is None else rewrite.then(let_in.rewrite)
+    request.rewrite = rewrite
+    return together.of(out, let_in)
+
+
+def combine(egress: Decision | None, ingress: Decision | None) -> Judgement:
+    """The deciding direction is the one that refused, egress first; else ingress if it was asked, else egress.
+
+    What passes only because its refusal is audited is AUDIT, and says why; but a connection that is judged request by
+    request is REDIRECTED, since each request will say it for itself.
+    """
+    if egress is not None and egress.verdict is Verdict.DROPPED:
+        return _refused(egress, Direction.EGRESS, ingress=_allower(ingress), egress=egress.ref)
+    if ingress is not None and ingress.verdict is Verdict.DROPPED:
+        return _refused(ingress, Direction.INGRESS, ingress=ingress.ref, egress=_allower(egress))
+    verdicts = {each.verdict for each in (egress, ingress) if each is not None}
+    if Verdict.AUDIT in verdicts and Verdict.REDIRECTED not in verdicts:
+        return _audited(egress, ingress)
+    deciding = egress if ingress is None else ingress
+    return Judgement(
+        Verdict.REDIRECTED if Verdict.REDIRECTED in verdicts else Verdict.FORWARDED,
+        Direction.EGRESS if ingress is None else Direction.INGRESS,
+        _allower(ingress),
+        _allower(egress),
+        match_type=deciding.match_type if deciding is not None else 0,
+        log=tuple(dict.fromkeys(word for each in (egress, ingress) if each is not None for word in each.log)),
+    )
+
+
+def revoked(judgement: Judgement) -> Judgement:
+    """A refusal of what is under way and was allowed: its reason says so."""
+    return msgspec.structs.replace(judgement, reason=f"policy changed: {judgement.reason}")
+
+
+def _audited(egress: Decision | None, ingress: Decision | None) -> Judgement:
+    """As if it had been refused, but for the verdict."""
+    if egress is not None and egress.verdict is Verdict.AUDIT:
+        return _refused(egress, Direction.EGRESS, ingress=_allower(ingress), egress=egress.ref)
+    assert ingress is not None, "one of the two is AUDIT"
+    return _refused(ingress, Direction.INGRESS, ingress=ingress.ref, egress=_allower(egress))
+
+
+def _refused(decision: Decision, direction: Direction, *, ingress: RuleRef | None, egress: RuleRef | None) -> Judgement:
+    return Judgement(
+        decision.verdict,
+        direction,
+        ingress,
+        egress,
+        decision.drop_reason,
+        decision.reason,
+        match_type=decision.match_type,
+        log=decision.log,
+    )
+
+
+def _allower(decision: Decision | None) -> RuleRef | None:
+    """The rule that allowed; a refusal of the direction that did not decide is not one."""
+    passed = decision is not None and decision.verdict not in (Verdict.DROPPED, Verdict.AUDIT)
+    return decision.ref if decision is not None and passed else None

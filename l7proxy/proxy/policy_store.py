@@ -1,0 +1,243 @@
+"""What a worker judges by: one immutable index of the newest picture, swapped as a whole.
+
+Publishing is that swap, then a nudge to every live session. In between, a session that asks again gets the new answer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from ipaddress import IPv6Network
+from typing import Final, Protocol
+
+from l7proxy.errors import LinkError
+from l7proxy.gate.options import HttpOptions
+from l7proxy.link.fence import Fence, stamp
+from l7proxy.link.messages import LocalEndpoint, Picture
+from l7proxy.model.endpoint import Backend, Frontend
+from l7proxy.model.http import Request
+from l7proxy.model.identity import FIRST_POD_IDENTITY, LOCAL_SCOPE, UNKNOWN
+from l7proxy.model.net import HostPort, PrefixTable
+from l7proxy.model.policy_verdict import Conn, Judgement
+from l7proxy.model.verdict import Direction, Verdict
+from l7proxy.policy import decide
+from l7proxy.policy.combine import Combined, judge_http, judge_l4
+from l7proxy.policy.decide import PortPolicy
+from l7proxy.policy.http_table import HTTP_TABLES
+
+TCP: Final = 6
+REMEMBERED: Final = 16384
+"""Answers an index keeps, by (source, destination, port); past that it forgets all. A pod can choose these keys."""
+MANY: Final = 64
+"""HTTP rules that are compiled before they are asked; fewer take a millisecond."""
+NUDGED_AT_ONCE: Final = 32
+"""Sessions re-judged before the loop gets to do something else; each may have 100 streams."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sides:
+    """Both ends of a connection by one picture: who they are and what either's policy says.
+
+    `egress` is None when the source is no endpoint of this node, `ingress` likewise for the destination.
+    """
+
+    source_identity: int
+    destination_identity: int
+    egress: PortPolicy | None
+    ingress: PortPolicy | None
+    l4: Judgement
+    combined: Combined = field(default_factory=Combined, compare=False, repr=False)
+
+    @property
+    def refused(self) -> bool:
+        return self.l4.verdict is Verdict.DROPPED
+
+    @property
+    def by_request(self) -> bool:
+        """Some direction has the connection judged request by request."""
+        egress, ingress = self.egress, self.ingress
+        redirects = (egress is not None and egress.redirects) or (ingress is not None and ingress.redirects)
+        return redirects and not self.refused
+
+    @property
+    def governed(self) -> bool:
+        """Some policy was asked."""
+        egress, ingress = self.egress, self.ingress
+        return (egress is not None and egress.enforced) or (ingress is not None and ingress.enforced)
+
+    def judge(self, request: Request) -> Judgement:
+        return judge_http(self.egress, self.ingress, request, self.combined)
+
+    def conn(self, source: HostPort, destination: HostPort) -> Conn:
+        return Conn(
+            source.address,
+            source.port,
+            destination.address,
+            destination.port,
+            self.source_identity,
+            self.destination_identity,
+        )
+
+
+class Index:
+    """One picture, made ready to be asked. ValueError when it holds an address or prefix that is none.
+
+    `before` spares reading what is alike in another.
+    """
+
+    def __init__(self, picture: Picture, before: Index | None = None) -> None:
+        self.picture = picture
+        self.revision = picture.revision
+        self.node_addresses = frozenset(picture.node_addresses)
+        self.options = HttpOptions(
+            paths=picture.paths,
+            flow_headers=frozenset(name.lower().encode() for name in picture.flow_headers),
+            secret_headers=frozenset(name.encode() for name in picture.secret_headers),
+            flow_query=picture.flow_query,
+            deny_header=picture.deny_header,
+        )
+        self.problems: tuple[str, ...] = ()
+        known = before._identities if before is not None else None
+        self._identities: PrefixTable[int] = PrefixTable(picture.identities, known)
+        self._endpoints: dict[str, LocalEndpoint | None] = {}
+        self._frontends = {(f.address, f.port): f for f in picture.frontends if f.protocol == TCP}
+        self._sides: dict[tuple[str, str, int], Sides] = {}
+        self._combined = Combined()
+        for endpoint in picture.endpoints:
+            for address in endpoint.addresses:
+                self._claim(address, endpoint)
+
+    def make_ready(self) -> None:
+        """Compile the HTTP rules that come by the hundred: a session that asks first would hold up all others."""
+        for endpoint in self.picture.endpoints:
+            for direction in (endpoint.policy.ingress, endpoint.policy.egress):
+                for entry in direction.entries if direction is not None else ():
+                    if entry.http is not None and len(entry.http) >= MANY:
+                        peer = entry.peers[0] if entry.peers else UNKNOWN
+                        for table in decide.port(direction, peer, TCP, entry.first).tables:
+                            table.make_ready()
+
+    def identity(self, address: str) -> int:
+        return self._identities.get(address) or UNKNOWN
+
+    def owner(self, address: str) -> int | str:
+        """Whose share a connection from this address is: see `proxy.server.shares`."""
+        endpoint = self._endpoints.get(address)
+        if endpoint is not None:
+            return endpoint.id
+        if ":" in address and not FIRST_POD_IDENTITY <= self.identity(address) < LOCAL_SCOPE:
+            return str(IPv6Network((address, 64), strict=False))
+        return address
+
+    def frontend(self, destination: HostPort) -> Frontend | None:
+        return self._frontends.get((destination.address, destination.port))
+
+    def lookup(self, source: str, destination: str, port: int) -> Sides:
+        """The answer on a TCP connection between two addresses (canonical), from memory if it was asked before."""
+        key = (source, destination, port)
+        sides = self._sides.get(key)
+        if sides is None:
+            if len(self._sides) >= REMEMBERED:
+                self._sides.clear()
+            sides = self._sides[key] = self._judge(source, destination, port)
+        return sides
+
+    def _claim(self, address: str, endpoint: LocalEndpoint) -> None:
+        """Two endpoints with one address: neither's policy can be told to be the right one, so it is refused."""
+        other = self._endpoints.setdefault(address, endpoint)
+        if other is endpoint:
+            return
+        self._endpoints[address] = None
+        also = f" and {other.name}" if other is not None else ""
+        self.problems += (f"{address} is claimed by {endpoint.name}{also}: its traffic is refused",)
+
+    def _judge(self, source: str, destination: str, port: int) -> Sides:
+        who, whom = self.identity(source), self.identity(destination)
+        sender, receiver = self._endpoints.get(source), self._endpoints.get(destination)
+        if sender is not None and sender is receiver:
+            return Sides(who, whom, None, None, judge_l4(None, None))  # a pod may always reach itself
+        for address in (source, destination):
+            if address in self._endpoints and self._endpoints[address] is None:
+                return Sides(who, whom, None, None, refusal(f"{address} is claimed by more than one endpoint"))
+        egress = decide.port(sender.policy.egress, whom, TCP, port) if sender is not None else None
+        ingress = decide.port(receiver.policy.ingress, who, TCP, port) if receiver is not None else None
+        return Sides(who, whom, egress, ingress, judge_l4(egress, ingress), self._combined)
+
+
+class Watcher(Protocol):
+    """A live session. None of these may raise."""
+
+    def policy_changed(self) -> None:
+        """Another index is in force."""
+
+    def drain(self) -> None:
+        """The worker stops: end as soon as nothing is under way."""
+
+    def cut(self, reason: str) -> None:
+        """End now."""
+
+
+class Board:
+    """The index in force, and the sessions that must hear of a new one. A session joins before its first look."""
+
+    def __init__(self, fence: Fence | None = None) -> None:
+        self.index: Index | None = None
+        self.fence = fence or Fence()
+        self._watchers: dict[Watcher, None] = {}
+        self._empty = asyncio.Event()
+        self._empty.set()
+
+    def __len__(self) -> int:
+        return len(self._watchers)
+
+    def __iter__(self) -> Iterator[Watcher]:
+        return iter(list(self._watchers))
+
+    def join(self, watcher: Watcher) -> None:
+        self._watchers[watcher] = None
+        self._empty.clear()
+
+    def leave(self, watcher: Watcher) -> None:
+        self._watchers.pop(watcher, None)
+        if not self._watchers:
+            self._empty.set()
+
+    async def empty(self) -> None:
+        """Return when no session is left."""
+        await self._empty.wait()
+
+    async def publish(self, picture: Picture) -> tuple[str, ...]:
+        """Judge by this picture from now on; returns when every live session was re-judged, with the problems found.
+
+        LinkError when the picture cannot be used: the one before stays in force.
+        """
+        try:
+            HTTP_TABLES.age()
+            index = await asyncio.to_thread(_ready, picture, self.index)
+        except (ValueError, TypeError) as error:
+            raise LinkError(f"policy revision {picture.revision} cannot be applied: {error}") from error
+        self.index = index
+        self.fence.applied = stamp(picture)
+        for number, watcher in enumerate(self):
+            watcher.policy_changed()
+            if number % NUDGED_AT_ONCE == NUDGED_AT_ONCE - 1:
+                await asyncio.sleep(0)
+        return index.problems
+
+
+def _ready(picture: Picture, before: Index | None) -> Index:
+    index = Index(picture, before)
+    index.make_ready()
+    return index
+
+
+def choose(frontend: Frontend) -> Backend | None:
+    """A backend at random, as kube-proxy does; None when the Service has none."""
+    return random.choice(frontend.backends) if frontend.backends else None
+
+
+def refusal(reason: str, *, verdict: Verdict = Verdict.DROPPED, direction: Direction = Direction.INGRESS) -> Judgement:
+    """A judgement of ours rather than of a policy."""
+    return Judgement(verdict, direction, reason=reason)

@@ -1,0 +1,281 @@
+"""A cluster as facts tell it: who is who, and what each node knows and enforces.
+
+The facts come from manifests, or are those that an agent has. Pods, nodes and Services that leave their addresses to a
+cluster get some here, from ranges that nobody has: 240.0.0.0/4, which is reserved (RFC 1112 section 4), or 100::/64,
+which only discards (RFC 6666), where all the others are IPv6.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from ipaddress import IPv4Network, IPv6Network, ip_address
+from typing import Final
+
+from l7proxy.cluster.state import View, World
+from l7proxy.errors import ConfigError
+from l7proxy.flows import hubble_constants as hubble
+from l7proxy.model.endpoint import Endpoint
+from l7proxy.model.identity import UNKNOWN
+from l7proxy.model.net import PrefixTable, canonical, family_of
+from l7proxy.model.resources import Change, EndpointSlice, Fact, Node, Pod, Service, Upsert
+from l7proxy.policy.compile import compile_policies
+from l7proxy.policy.decide import port_name
+from l7proxy.policy.references import References
+from l7proxy.policy.tables import EndpointPolicy
+from l7proxy.settings import Settings
+
+NOBODYS: Final[Mapping[int, IPv4Network | IPv6Network]] = {4: IPv4Network("240.0.0.0/4"), 6: IPv6Network("100::/64")}
+
+
+@dataclass(frozen=True, slots=True)
+class End:
+    """One WHO: a pod, a node, an address outside, or a reserved identity that has no address.
+
+    `addresses`: all that it may be reached by, when none of them was asked for; `address` is then the first.
+    """
+
+    name: str
+    address: str = ""
+    pod: Pod | None = None
+    node: str | None = None
+    identity: int | None = None
+    addresses: tuple[str, ...] = ()
+
+    def of_family(self, family: int) -> End | None:
+        """The same end at an address of this family, if it has one. Who has no address of its own may have any."""
+        if not self.address or is_invented(self.address):
+            return self
+        found = (one for one in (self.address, *self.addresses) if family_of(one) == family)
+        address = next(found, None)
+        return replace(self, address=address) if address is not None else None
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """Where the connection ends after Service DNAT, and on which port."""
+
+    end: End
+    port: int
+
+
+@dataclass(frozen=True)
+class NodeView:
+    """What one node knows and enforces."""
+
+    view: View
+    enforced: Mapping[int, EndpointPolicy] | None = None
+    """Set where these are in force already."""
+
+    @cached_property
+    def policies(self) -> Mapping[int, EndpointPolicy]:
+        if self.enforced is not None:
+            return self.enforced
+        return compile_policies(self.view.rules, self.view.endpoints, self.view.identities)
+
+    @cached_property
+    def identities(self) -> PrefixTable[int]:
+        return PrefixTable(self.view.by_prefix)
+
+    def identity(self, end: End) -> int:
+        """As this node sees it: a node is `host` to itself and `remote-node` to the others."""
+        if end.identity is not None:
+            return end.identity
+        found = self.identities.get(end.address)
+        return UNKNOWN if found is None else found
+
+    def endpoint(self, pod: Pod) -> Endpoint | None:
+        found = (one for one in self.view.endpoints if (one.namespace, one.name) == (pod.namespace, pod.name))
+        return next(found, None)
+
+
+@dataclass
+class Cluster:
+    """The manifests, addressed, and each node's view of them, drawn when it is asked for."""
+
+    facts: list[Fact]
+    _world: World = field(default_factory=World)
+    _views: dict[str, NodeView] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, changes: Iterable[Change], settings: Settings | None = None) -> Cluster:
+        """`settings`: of the agents in it."""
+        facts = list(addressed([change.fact for change in changes if isinstance(change, Upsert)]))
+        cluster = cls(facts, settings.empty_cluster() if settings is not None else World())
+        cluster._world.apply(Upsert(fact) for fact in facts)
+        return cluster
+
+    @classmethod
+    def live(cls, world: World, view: View, enforced: Mapping[int, EndpointPolicy]) -> Cluster:
+        """What an agent knows: its own node as it is in force, the others as they must see it."""
+        known = world.copy()
+        views = {view.node: NodeView(view, enforced)} if view.node is not None else {}
+        return cls(list(known.known), known, views)
+
+    def node(self, name: str) -> NodeView:
+        if name not in self._views:
+            self._views[name] = NodeView(self._world.view(name))
+        return self._views[name]
+
+    @property
+    def references(self) -> References:
+        """What the names in policies may mean."""
+        return self._world.references
+
+    @cached_property
+    def everywhere(self) -> View:
+        """All pods of all nodes: for what is asked of the manifests as a whole."""
+        return self._world.view(None)
+
+    def who(self, text: str) -> End:
+        """ConfigError when there is no such end."""
+        if text.startswith("reserved:"):
+            return _reserved(text)
+        if "/" in text:
+            return self._pod(text)
+        try:
+            return self._at(canonical(text))
+        except ValueError:
+            return self._node_named(text)
+
+    def targets(self, text: str, port: str, protocol: int) -> list[Target]:
+        """A Service is all of its backends; a name of a port is the Service's, or else the pod's.
+
+        An address of a Service is the Service, on the ports that it has: policy is asked behind it.
+        """
+        if text.startswith("svc:"):
+            service = self._service(text)
+            return self._backends(service, _port_of(service, port, protocol), protocol)
+        frontend = self._frontend(text, port, protocol)
+        if frontend is not None:
+            return self._backends(*frontend, protocol, at=canonical(text))
+        end = self.who(text)
+        return [Target(end, _port_number(port, protocol, end))]
+
+    def _pod(self, text: str) -> End:
+        namespace, _, name = text.partition("/")
+        for fact in self.facts:
+            if isinstance(fact, Pod) and (fact.namespace, fact.name) == (namespace, name):
+                return self._end_of(fact)
+        raise ConfigError(f"no pod {text} in the manifests")
+
+    def _end_of(self, pod: Pod) -> End:
+        name = f"{pod.namespace}/{pod.name}"
+        if pod.host_network:
+            return replace(self._node_named(pod.node), name=f"{name} (network of node {pod.node})")
+        if pod.finished:
+            raise ConfigError(f"pod {name} is in phase {pod.phase} and no longer has an address")
+        return End(name, pod.addresses[0], pod=pod, addresses=pod.addresses)
+
+    def _node_named(self, name: str) -> End:
+        for fact in self.facts:
+            if isinstance(fact, Node) and fact.name == name:
+                return End(f"node {name}", fact.addresses[0], node=name, addresses=fact.addresses)
+        raise ConfigError(
+            f"{name!r} not found: not a node in the manifests and not an address; "
+            "must be NS/POD, a node, an address, reserved:NAME or svc:NS/NAME"
+        )
+
+    def _at(self, address: str) -> End:
+        for fact in self.facts:
+            if isinstance(fact, Pod) and address in fact.addresses and not fact.finished:
+                return replace(self._end_of(fact), address=address, addresses=())
+            if isinstance(fact, Node) and address in fact.addresses:
+                return End(f"node {fact.name}", address, node=fact.name)
+        return End(address, address)
+
+    def _service(self, text: str) -> Service:
+        namespace, slash, name = text.removeprefix("svc:").partition("/")
+        if not slash:
+            raise ConfigError(f"{text}: expected svc:NAMESPACE/NAME")
+        found = (
+            one for one in self.facts if isinstance(one, Service) and (one.namespace, one.name) == (namespace, name)
+        )
+        service = next(found, None)
+        if service is None:
+            raise ConfigError(f"no Service {namespace}/{name} in the manifests")
+        if service.headless:
+            raise ConfigError(f"Service {namespace}/{name} is headless: name one of its pods, --to NS/POD")
+        return service
+
+    def _frontend(self, text: str, port: str, protocol: int) -> tuple[Service, int] | None:
+        """The Service that has this address and port, and the port's number."""
+        try:
+            address = canonical(text)
+        except ValueError:
+            return None
+        for one in self.facts:
+            if isinstance(one, Service) and address in one.addresses:
+                number = _number_of(one, port, protocol)
+                if number is not None:
+                    return one, number
+        return None
+
+    def _backends(self, service: Service, port: int, protocol: int, *, at: str = "") -> list[Target]:
+        """Who is behind a port of it, at this address or at any."""
+        behind = sorted(
+            {
+                (backend.address, backend.port)
+                for one in self.everywhere.frontends
+                if (one.namespace, one.service) == (service.namespace, service.name)
+                if (one.port, one.protocol) == (port, protocol) and at in ("", one.address)
+                for backend in one.backends
+            }
+        )
+        if not behind:
+            raise ConfigError(f"no endpoints for port {port} of Service {service.namespace}/{service.name}")
+        return [Target(self._at(address), number) for address, number in behind]
+
+
+def addressed(facts: Sequence[Fact]) -> Iterator[Fact]:
+    """The facts, with an address for each that needs one."""
+    having = [fact for fact in facts if isinstance(fact, Pod | Node | Service | EndpointSlice)]
+    taken = {address for fact in having for address in fact.addresses}
+    family = 6 if taken and all(family_of(address) == 6 for address in taken) else 4
+    free = (str(address) for address in NOBODYS[family].hosts() if str(address) not in taken)
+    for fact in facts:
+        match fact:
+            case Pod(addresses=(), host_network=False, finished=False):
+                yield replace(fact, addresses=(next(free),))
+            case Node(addresses=()):
+                yield replace(fact, addresses=(next(free),))
+            case Service(addresses=(), headless=False):
+                yield replace(fact, addresses=(next(free),))
+            case _:
+                yield fact
+
+
+def is_invented(address: str) -> bool:
+    return any(ip_address(address) in network for network in NOBODYS.values())
+
+
+def _reserved(text: str) -> End:
+    name = text.removeprefix("reserved:")
+    if name not in hubble.RESERVED_NAMES:
+        raise ConfigError(f"{text}: unknown reserved identity, must be one of {', '.join(hubble.RESERVED_NAMES)}")
+    return End(text, identity=hubble.RESERVED_NAMES.index(name))
+
+
+def _port_number(port: str, protocol: int, end: End) -> int:
+    if port.isascii() and port.isdigit():
+        return int(port)
+    known = end.pod.named_ports if end.pod is not None else frozenset()
+    for name, of_protocol, number in known:
+        if (name, of_protocol) == (port, protocol):
+            return number
+    raise ConfigError(f"{end.name} has no port named {port!r} of that protocol")
+
+
+def _number_of(service: Service, port: str, protocol: int) -> int | None:
+    wanted = (one.port for one in service.ports if one.protocol == protocol and port in (one.name, str(one.port)))
+    return next(wanted, None)
+
+
+def _port_of(service: Service, port: str, protocol: int) -> int:
+    number = _number_of(service, port, protocol)
+    if number is None:
+        name = f"{service.namespace}/{service.name}"
+        known = ", ".join(port_name(one.protocol, one.port) for one in service.ports) or "none"
+        raise ConfigError(f"Service {name} has no port {port} of that protocol (ports: {known})")
+    return number

@@ -1,0 +1,309 @@
+"""`policy trace`: one connection or request through the very code that enforces.
+
+From manifests without a node, or asked of a running agent about what it knows. Each end that is a pod is asked on its
+own node: the sender's egress there, the receiver's ingress where it runs. A request goes through the workers' strict
+reader first, so that what is judged is the normalised form.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from typing import Any, Final
+
+from l7proxy.errors import ConfigError, PeerError
+from l7proxy.flows import hubble_constants as hubble
+from l7proxy.model.http import Request
+from l7proxy.model.net import HostPort, canonical, family_of
+from l7proxy.model.policy_verdict import Judgement
+from l7proxy.model.ref import RuleRef
+from l7proxy.model.verdict import Direction, DropReason, Protocol, Verdict
+from l7proxy.policy import decide, explain
+from l7proxy.policy.combine import judge_http, judge_l4
+from l7proxy.policy.decide import PortPolicy
+from l7proxy.simulate.cluster import Cluster, End, Target, is_invented
+from l7proxy.wire import http1_strict
+from l7proxy.wire.head import RequestHead
+from l7proxy.wire.path import STRICT, PathRules
+
+PROTOCOLS: Final[Mapping[str, int]] = {
+    "TCP": Protocol.TCP,
+    "UDP": Protocol.UDP,
+    "SCTP": Protocol.SCTP,
+    "ICMPV4": Protocol.ICMP,
+    "ICMPV6": Protocol.ICMPV6,
+}
+FAMILIES: Final[Mapping[int, tuple[int, ...]]] = {Protocol.ICMP: (4,), Protocol.ICMPV6: (6,)}
+"""IP protocol → IP versions that carry it, where not both do."""
+_WORST_FIRST: Final = (Verdict.DROPPED, Verdict.AUDIT, Verdict.REDIRECTED, Verdict.FORWARDED)
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """The answer, and how it came about."""
+
+    judgement: Judgement
+    steps: tuple[str, ...]
+
+    @property
+    def allowed(self) -> bool:
+        return self.judgement.verdict in (Verdict.FORWARDED, Verdict.REDIRECTED, Verdict.AUDIT)
+
+    @property
+    def ref(self) -> RuleRef | None:
+        ingress = self.judgement.direction is Direction.INGRESS
+        return self.judgement.ingress if ingress else self.judgement.egress
+
+    def to_json(self) -> dict[str, Any]:
+        ref, direction = self.ref, self.judgement.direction
+        return {
+            "verdict": self.judgement.verdict.name,
+            "direction": direction.name if direction is not Direction.UNKNOWN else None,
+            "policy": ref and {"kind": ref.kind, "namespace": ref.namespace, "name": ref.name, "rule": ref.rule},
+            "reason": self.judgement.reason,
+            "steps": list(self.steps),
+        }
+
+
+def port_and_protocol(text: str) -> tuple[str, int]:
+    """`80/TCP`, `http/TCP`, `8/ICMPv4` (the type), or `80`, which is TCP."""
+    port, slash, name = text.partition("/")
+    protocol = PROTOCOLS.get(name.upper()) if slash else Protocol.TCP
+    if protocol is None:
+        raise ConfigError(f"--port {text}: unknown protocol {name!r}, must be TCP, UDP, SCTP, ICMPv4 or ICMPv6")
+    if not port or (port.isdigit() and int(port) > (255 if protocol in (Protocol.ICMP, Protocol.ICMPV6) else 65535)):
+        raise ConfigError(f"--port {text}: expected NUMBER/PROTOCOL or NAME/PROTOCOL, as 80/TCP")
+    if protocol in (Protocol.ICMP, Protocol.ICMPV6):
+        if not port.isdigit():
+            raise ConfigError(f"--port {text}: expected an ICMP type, as 8/ICMPv4")
+        return str(int(port) << 8), protocol  # as policy counts: type * 256 + code
+    return port, protocol
+
+
+def request_of(
+    text: str, headers: Sequence[str], default_host: str, paths: PathRules = STRICT
+) -> RequestHead | PeerError:
+    """`GET /x` and `K: V` lines, read as a worker reads them. The error is what a worker would answer with."""
+    method, _, target = text.strip().partition(" ")
+    for part in (text, *headers):
+        if not part.isascii() or any(char in part for char in "\r\n\0"):
+            raise ConfigError(f"{part!r}: must be a single line of ASCII")
+    if not target:
+        raise ConfigError(f"--http {text!r}: expected METHOD TARGET, as 'GET /x'")
+    if any(":" not in header for header in headers):
+        raise ConfigError(f"-H {next(header for header in headers if ':' not in header)!r}: expected 'NAME: VALUE'")
+    given = any(header.partition(":")[0].strip().lower() == "host" for header in headers)
+    lines = [f"{method} {target} HTTP/1.1", *([] if given else [f"Host: {default_host}"]), *headers]
+    raw = ("\r\n".join(lines) + "\r\n\r\n").encode("ascii")
+    try:
+        head = http1_strict.request(raw, paths)
+    except PeerError as error:
+        return error
+    if not isinstance(head, RequestHead):
+        raise ConfigError(f"--http {text!r}: not a complete request")
+    return head
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """What people ask, as they write it: WHO, WHO, PORT/PROTOCOL, and perhaps a request."""
+
+    source: str
+    destination: str
+    port: str
+    http: str = ""
+    headers: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, asked: Mapping[str, Any]) -> Question:
+        """ConfigError names the key that is wrong: `from`, `to`, `port`, `http`, `headers`."""
+        texts = {key: asked.get(key, "") for key in ("from", "to", "port", "http")}
+        for key, value in texts.items():
+            if not isinstance(value, str) or (not value and key != "http"):
+                raise ConfigError(f"{key}: must be a string")
+        headers = asked.get("headers", [])
+        if not isinstance(headers, list) or not all(isinstance(each, str) for each in headers):
+            raise ConfigError("headers: must be a list of 'NAME: VALUE'")
+        unknown = sorted(set(asked) - {*texts, "headers", "method"})
+        if unknown:
+            raise ConfigError(f"{unknown[0]}: unknown field, must be one of {', '.join(texts)}, headers")
+        return cls(texts["from"], texts["to"], texts["port"], texts["http"], tuple(headers))
+
+
+def answer(cluster: Cluster, question: Question, paths: PathRules = STRICT) -> Outcome:
+    """ConfigError when it cannot be said: nobody of that name, no such port, a request that cannot be sent.
+
+    `paths`: how strict the workers are about request targets.
+    """
+    name, protocol = port_and_protocol(question.port)
+    if question.headers and not question.http:
+        raise ConfigError("-H requires --http, as --http 'GET /x'")
+    if question.http and protocol != Protocol.TCP:
+        raise ConfigError("--http requires a TCP port")
+    ways = paths_between(cluster.who(question.source), cluster.targets(question.destination, name, protocol), protocol)
+    host = _host(question.destination, ways[0][1].end.address)
+    request = request_of(question.http, question.headers, host, paths) if question.http else None
+    return worst([trace(cluster, start, target, protocol, request) for start, target in ways])
+
+
+def paths_between(source: End, targets: Sequence[Target], protocol: int) -> list[tuple[End, Target]]:
+    """Both ends at addresses of one family, the first that they share."""
+    found: list[tuple[End, Target]] = []
+    for target in targets:
+        preferred = (family_of(target.end.address),) if target.end.address else ()
+        for family in FAMILIES.get(protocol, (*preferred, 4, 6)):
+            start, end = source.of_family(family), target.end.of_family(family)
+            if start is not None and end is not None:
+                found.append((start, replace(target, end=end)))
+                break
+    if not found:
+        raise ConfigError(
+            f"{source.name} and {targets[0].end.name} have no addresses of the same IP version for this protocol"
+        )
+    return found
+
+
+def _host(destination: str, address: str) -> str:
+    """What a client would send that asks for this destination by name, or by the address that it was given."""
+    if destination.startswith("svc:"):
+        namespace, _, name = destination.removeprefix("svc:").partition("/")
+        return f"{name}.{namespace}"
+    with suppress(ValueError):
+        address = canonical(destination)
+    if not address:
+        return "unnamed"
+    if "/" in destination or is_invented(address):
+        return destination.rpartition("/")[2]
+    return f"[{address}]" if ":" in address else address
+
+
+def trace(
+    cluster: Cluster,
+    source: End,
+    target: Target,
+    protocol: int,
+    request: RequestHead | PeerError | None = None,
+) -> Outcome:
+    """One connection to one backend, and what is asked on it."""
+    shown = 0 if protocol in FAMILIES else target.port  # ICMP's is a type and a code
+    steps = [f"{_named(cluster, source, target.end)} -> {_named(cluster, target.end, source, port=shown)}"]
+    steps[0] += f", {decide.port_name(protocol, target.port)}"
+    if source.address and source.address == target.end.address and source.pod is not None:
+        return Outcome(Judgement(Verdict.FORWARDED, Direction.UNKNOWN), (*steps, "a pod can always reach itself"))
+    egress = _ask(cluster, source, target.end, protocol, target.port, Direction.EGRESS)
+    ingress = _ask(cluster, target.end, source, protocol, target.port, Direction.INGRESS)
+    for direction, end, peer, found in (
+        (Direction.EGRESS, source, target.end, egress),
+        (Direction.INGRESS, target.end, source, ingress),
+    ):
+        steps.append(_step(direction, end, found))
+        steps += _more(cluster, direction, end, peer, found, protocol, target.port)
+    judgement = judge_l4(egress, ingress)
+    if request is not None and judgement.verdict is Verdict.REDIRECTED:
+        judgement = _judge_request(egress, ingress, request, judgement, steps)
+    elif request is not None and judgement.verdict is Verdict.FORWARDED:
+        steps.append("no HTTP rules on this port: requests are not inspected")
+    elif judgement.verdict is Verdict.REDIRECTED:
+        steps.append("HTTP rules decide each request: add --http 'GET /x'")
+    if not _asked(egress) and not _asked(ingress):
+        judgement = Judgement(Verdict.FORWARDED, Direction.UNKNOWN)
+    return Outcome(judgement, tuple(steps))
+
+
+def worst(outcomes: Sequence[Outcome]) -> Outcome:
+    """Of a Service's backends: a client may get any of them, so one refusal is told."""
+    refused = [one for one in outcomes if not one.allowed]
+    chosen = min(outcomes, key=lambda one: _WORST_FIRST.index(one.judgement.verdict))
+    steps = [step for one in outcomes for step in one.steps]
+    if refused and len(refused) < len(outcomes):
+        steps.append(
+            f"{len(refused)} of {len(outcomes)} backends are refused: the verdict depends on which one is selected"
+        )
+    return Outcome(chosen.judgement, tuple(steps))
+
+
+def _judge_request(
+    egress: PortPolicy | None,
+    ingress: PortPolicy | None,
+    request: RequestHead | PeerError,
+    before: Judgement,
+    steps: list[str],
+) -> Judgement:
+    if isinstance(request, PeerError):
+        steps.append(f"the request is answered with {request.status} before rules are evaluated: {request}")
+        return Judgement(
+            Verdict.DROPPED, before.direction, ingress=before.ingress, egress=before.egress, reason=str(request)
+        )
+    host = request.host.decode("latin-1")
+    steps.append(f"request {request.method.decode()} {request.path.decode()}, Host {host}")
+    if request.path != request.target:
+        steps[-1] += f" (normalised from {request.target.decode()})"
+    asked = Request(request.method, request.path, request.host, request.headers)
+    judgement = judge_http(egress, ingress, asked)
+    ref = judgement.ingress if judgement.direction is Direction.INGRESS else judgement.egress
+    steps.append(f"{judgement.direction.word}: {_said(judgement.verdict, ref, judgement.reason)}")
+    if asked.rewrite is not None:
+        steps += [f"forwarded with {edit}" for edit in asked.rewrite.edits]
+        steps += [f"logged in its flow: header missing: {name.decode()}" for name, _ in asked.rewrite.missing]
+    for direction, policy in ((Direction.EGRESS, egress), (Direction.INGRESS, ingress)):
+        if policy is not None:
+            steps += [f"{direction.word}: {said}" for said in explain.moot(policy, asked)]
+    return judgement
+
+
+def _ask(cluster: Cluster, end: End, peer: End, protocol: int, port: int, direction: Direction) -> PortPolicy | None:
+    """None where the end is no pod: nobody's policy is asked."""
+    if end.pod is None:
+        return None
+    node = cluster.node(end.pod.node)
+    endpoint = node.endpoint(end.pod)
+    if endpoint is None:
+        raise ConfigError(f"{end.name}: its address {end.address} is also claimed by another object; see the warnings")
+    return decide.port(node.policies[endpoint.id].direction(direction), node.identity(peer), protocol, port)
+
+
+def _more(
+    cluster: Cluster, direction: Direction, end: End, peer: End, found: PortPolicy | None, protocol: int, port: int
+) -> list[str]:
+    """What a denial missed by the least; what takes the force of HTTP rules."""
+    if found is None or end.pod is None:
+        return []
+    node = cluster.node(end.pod.node)
+    endpoint, identity = node.endpoint(end.pod), node.identity(peer)
+    policy = node.policies[endpoint.id].direction(direction) if endpoint is not None else None
+    said = [*explain.moot(found), *explain.unread(policy, found, identity, protocol, port)]
+    if found.l4.drop_reason is DropReason.POLICY_DENIED:
+        near = explain.nearest(policy, direction, identity, protocol, port)
+        said += [str(near)] if near is not None else []
+    return [f"  {direction.word}: {text}" for text in said]
+
+
+def _asked(policy: PortPolicy | None) -> bool:
+    return policy is not None and policy.enforced
+
+
+def _step(direction: Direction, end: End, policy: PortPolicy | None) -> str:
+    if policy is None:
+        return f"{direction.word}: {end.name} is not a pod: no policy applies"
+    if not policy.enforced:
+        return f"{direction.word} of {end.name}: not selected by any policy: all traffic is allowed"
+    return f"{direction.word} of {end.name}: {_said(policy.l4.verdict, policy.l4.ref, policy.l4.reason)}"
+
+
+def _said(verdict: Verdict, ref: RuleRef | None, reason: str) -> str:
+    by = f" by {ref}" if ref is not None else ""
+    place = f" ({ref.file}:{ref.line})" if ref is not None and ref.file and ref.line else ""
+    return f"{verdict.name}{by}{place}{': ' + reason if reason else ''}"
+
+
+def _named(cluster: Cluster, end: End, peer: End, *, port: int = 0) -> str:
+    """With its address, and the identity that the other end's node gives it."""
+    home = peer.pod.node if peer.pod is not None else peer.node or ""
+    number = cluster.node(home).identity(end)
+    names = hubble.RESERVED_NAMES
+    identity = names[number] if number < len(names) else f"identity {number}"
+    if not end.address or is_invented(end.address):
+        return f"{end.name} ({identity})"
+    where = str(HostPort(end.address, port)) if port else end.address
+    return f"{where} ({identity})" if end.address == end.name else f"{end.name} ({where}, {identity})"

@@ -1,0 +1,174 @@
+"""Kernel events get their rule from the one door, and one connection gives one flow."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from l7proxy.agent.flow_recorder import Judge, Recorder
+from l7proxy.flows.flow import Flow, Lost
+from l7proxy.flows.pack import pack
+from l7proxy.flows.records import HttpRequest
+from l7proxy.flows.ring import Ring
+from l7proxy.flows.template import Shaped
+from l7proxy.model.policy_verdict import Conn, Judgement
+from l7proxy.model.ref import RuleRef
+from l7proxy.model.verdict import Action, Direction, DropReason, Verdict
+from l7proxy.policy.tables import EndpointPolicy, Entry, union
+from tproxy_rules.backend import Suppressed
+from tproxy_rules.marks import Told, Way
+from tproxy_rules.nflog import Event
+
+ALLOW, DENY, L7, OUT = (RuleRef("P", "ns", name) for name in ("allow", "deny", "l7", "out"))
+CLIENT, WEB, OTHER = "10.0.0.6", "10.0.0.5", "10.0.0.7"
+IDENTITIES = {"0.0.0.0/0": 2, f"{CLIENT}/32": 300, f"{WEB}/32": 301, f"{OTHER}/32": 302}
+INGRESS = union(
+    (
+        Entry(Action.DENY, DENY, (300,), 6, 22, 22),
+        Entry(Action.REDIRECT, L7, (300,), 6, 80, 80, http=()),
+        Entry(Action.ALLOW, ALLOW, (300,), 6, 81, 81),
+    ),
+    (ALLOW,),
+)
+EGRESS = union((Entry(Action.ALLOW, OUT, (301, 302)),), (OUT,))
+JUDGE = Judge(IDENTITIES, {WEB: EndpointPolicy(1, INGRESS), CLIENT: EndpointPolicy(2, None, EGRESS)})
+
+
+def event(told: Told, way: Way, port: int, *, source: str = CLIENT, destination: str = WEB, **more: Any) -> Event:
+    return Event(told, way, 1, source, destination, 6, 40000, port, **more)
+
+
+def judged(*args: Any, **more: Any) -> Judgement | None:
+    record = JUDGE.record(event(*args, **more), 1)
+    return record.judgement if record else None
+
+
+def said(judgement: Judgement) -> tuple[Verdict, Direction, RuleRef | None, RuleRef | None]:
+    return judgement.verdict, judgement.direction, judgement.ingress, judgement.egress
+
+
+def test_an_allowed_connection_names_both_directions_rules() -> None:
+    record = JUDGE.record(event(Told.ALLOW, Way.INGRESS, 81, tcp_flags=2), 7)
+    assert record is not None
+    assert (record.time_ns, record.flags) == (7, 2)
+    assert record.conn == Conn(CLIENT, 40000, WEB, 81, 300, 301, 6)
+    assert said(record.judgement) == (Verdict.FORWARDED, Direction.INGRESS, ALLOW, OUT)
+
+
+def test_of_icmp_the_type_and_code_are_asked() -> None:
+    echo = Entry(Action.ALLOW, ALLOW, None, 1, 8 << 8, 8 << 8)
+    judge = Judge(IDENTITIES, {WEB: EndpointPolicy(1, union((echo,), (DENY,)))})
+
+    def rule(told: Told, kind: int, code: int) -> tuple[Verdict, RuleRef | None]:
+        ping = Event(told, Way.INGRESS, 1, CLIENT, WEB, 1, icmp_type=kind, icmp_code=code)
+        record = judge.record(ping, 1)
+        assert record is not None and (record.icmp_type, record.icmp_code) == (kind, code)
+        return record.judgement.verdict, record.judgement.ingress
+
+    assert rule(Told.ALLOW, 8, 0) == (Verdict.FORWARDED, ALLOW)
+    assert rule(Told.NONE, 13, 0) == (Verdict.DROPPED, DENY)
+    assert rule(Told.NONE, 8, 1) == (Verdict.DROPPED, DENY)
+
+
+def test_when_both_directions_are_asked_here_ingress_tells_it() -> None:
+    assert judged(Told.ALLOW, Way.EGRESS, 81) is None
+    assert judged(Told.STEER, Way.EGRESS, 80) is None
+    there = judged(Told.ALLOW, Way.EGRESS, 81, destination=OTHER)
+    assert there is not None
+    assert said(there) == (Verdict.FORWARDED, Direction.EGRESS, None, OUT)
+
+
+def test_a_steered_connection_is_redirected_whichever_direction_tells() -> None:
+    for told in (Told.ALLOW, Told.STEER):
+        found = judged(told, Way.INGRESS, 80)
+        assert found is not None
+        assert (found.verdict, found.ingress, found.egress) == (Verdict.REDIRECTED, L7, OUT)
+
+
+@pytest.mark.parametrize(
+    ("told", "port", "rule", "drop_reason", "reason"),
+    [
+        (Told.DENY, 22, DENY, DropReason.POLICY_DENY, "denied by policy ns/deny"),
+        (Told.NONE, 99, ALLOW, DropReason.POLICY_DENIED, "no rule of policy ns/allow allows identity 300 to 99/TCP"),
+    ],
+)
+def test_a_refusal_names_who_refused_and_why(
+    told: Told, port: int, rule: RuleRef, drop_reason: DropReason, reason: str
+) -> None:
+    found = judged(told, Way.INGRESS, port)
+    assert found is not None
+    assert (found.verdict, found.direction, found.ingress) == (Verdict.DROPPED, Direction.INGRESS, rule)
+    assert found.drop_reason is drop_reason
+    assert found.reason == reason
+
+
+@pytest.mark.parametrize(
+    ("told", "port", "verdict"),
+    [
+        (Told.ALLOW, 22, Verdict.FORWARDED),
+        (Told.STEER, 22, Verdict.REDIRECTED),
+        (Told.STEER, 81, Verdict.REDIRECTED),
+        (Told.DENY, 81, Verdict.DROPPED),
+        (Told.NONE, 80, Verdict.DROPPED),
+    ],
+)
+def test_where_the_picture_has_moved_on_the_kernels_word_is_the_verdict(
+    told: Told, port: int, verdict: Verdict
+) -> None:
+    found = judged(told, Way.INGRESS, port)
+    assert found is not None
+    assert found.verdict is verdict
+    assert bool(found.reason) is (verdict is Verdict.DROPPED)
+    assert DENY not in (found.ingress, found.egress)
+
+
+@pytest.mark.parametrize("told", [Told.SPOOF, Told.GROUP, Told.UNSERVED])
+def test_what_is_refused_before_any_policy_says_so(told: Told) -> None:
+    found = judged(told, Way.EGRESS, 81)
+    assert found is not None
+    assert (found.verdict, found.direction) == (Verdict.DROPPED, Direction.EGRESS)
+    assert found.reason
+
+
+def test_a_packet_that_could_not_be_parsed_is_told_all_the_same() -> None:
+    record = JUDGE.record(Event(Told.SPOOF, Way.EGRESS, 1), 1)
+    assert record is not None
+    assert (record.conn.source, record.conn.source_identity, record.conn.protocol) == ("", 0, 0)
+
+
+def test_an_attacker_cannot_fill_the_memory() -> None:
+    judge = Judge(IDENTITIES, {WEB: EndpointPolicy(1, INGRESS)})
+    for port in range(40_000):
+        judge.record(event(Told.NONE, Way.INGRESS, port), 1)
+    assert len(judge._known) <= 16384
+
+
+def test_records_and_losses_reach_the_ring() -> None:
+    ring = Ring(15)
+    recorder = Recorder(ring, node="n1")
+    request = HttpRequest(
+        1,
+        Conn(CLIENT, 1, WEB, 80, 300, 301),
+        Judgement(Verdict.FORWARDED, Direction.INGRESS),
+        "GET",
+        "http://a/",
+        "HTTP/1.1",
+    )
+    recorder.told(pack((request,), 3))
+    recorder.packets([event(Told.NONE, Way.INGRESS, 99)], lost_so_far=5)
+    recorder.packets([event(Told.ALLOW, Way.EGRESS, 81)], lost_so_far=5)
+    items = [ring.at(number) for number in range(ring.oldest, ring.end)]
+    assert [type(item) for item in items] == [Lost, Shaped, Lost, Flow, Flow]
+    assert (ring.seen, ring.lost) == (3, 8)
+
+
+def test_what_the_kernel_did_not_tell_is_lost_once() -> None:
+    ring = Ring(15)
+    recorder = Recorder(ring, node="n1")
+    flood, other = (Suppressed(source, Told.NONE, Way.INGRESS, 1) for source in (CLIENT, OTHER))
+    for counts in ({}, {flood: 10}, {flood: 10}, {flood: 9}, {flood: 12, other: 1}):
+        recorder.suppressed(counts)
+    assert ring.lost == 13
+    assert recorder.not_told == {flood: 12, other: 1}
+    assert [item.count for item in map(ring.at, range(ring.end)) if isinstance(item, Lost)] == [10, 3]

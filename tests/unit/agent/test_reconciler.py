@@ -1,0 +1,273 @@
+"""The loop that makes the enforced follow the world, with a behaving kernel and the real link."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from l7proxy.agent.dataplane.pod_interfaces import Wires
+from l7proxy.agent.dataplane.reconciler import Published, Reconciler, SourceReport
+from l7proxy.cluster.state import World
+from l7proxy.link import framing
+from l7proxy.link.delta import Opener
+from l7proxy.link.messages import PROTOCOL_VERSION, Applied, Hello, Picture
+from l7proxy.link.server import LinkServer
+from l7proxy.model.resources import Change, Delete, Fact, Node, Pod, PolicyDocument, Synced, Upsert
+from tproxy_rules.desired import Desired, Port, Settings, Verdict
+from tproxy_rules.fake import FakeBackend
+
+WEB = Pod("shop", "web", "n1", ("10.0.1.5",), {"app": "web"})
+L7 = [{"toPorts": [{"ports": [{"port": "80", "protocol": "TCP"}], "rules": {"http": [{"method": "GET"}]}}]}]
+L4 = [{"toPorts": [{"ports": [{"port": "80", "protocol": "TCP"}]}]}]
+REPORT = SourceReport({"a.yaml": 1}, (), True)
+
+
+def policy(ingress: list[Any]) -> PolicyDocument:
+    document = {
+        "apiVersion": "cilium.io/v2",
+        "kind": "CiliumNetworkPolicy",
+        "metadata": {"name": "p", "namespace": "shop"},
+        "spec": {"endpointSelector": {"matchLabels": {"app": "web"}}, "ingress": ingress},
+    }
+    return PolicyDocument("CiliumNetworkPolicy", "shop", "p", document)
+
+
+def said(*facts: Fact) -> list[Change]:
+    return [*(Upsert(fact) for fact in facts), Synced()]
+
+
+async def eventually(holds: Callable[[], bool]) -> None:
+    for _ in range(1000):
+        if holds():
+            return
+        await asyncio.sleep(0.005)
+    raise AssertionError("it did not come to that")
+
+
+class Worker:
+    """The worker's half of the link, by hand: it applies a picture when told to."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._reader = reader
+        self._writer = writer
+        self._decoder, self._opener = framing.from_agent(), Opener()
+        self.pictures: list[Picture] = []
+
+    async def picture(self) -> Picture:
+        async with asyncio.timeout(5):
+            while not self.pictures:
+                self.pictures += map(self._opener.open, self._decoder.feed(await self._reader.read(65536)))
+        return self.pictures.pop(0)
+
+    def applied(self, revision: int) -> None:
+        self._writer.write(framing.encode(Applied(revision)))
+
+    async def obey(self, count: int = 1_000_000) -> None:
+        for _ in range(count):
+            self.applied((await self.picture()).revision)
+
+
+class Stage:
+    """One reconciler with all that it touches."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.link = LinkServer(path, on_flows=lambda flows: None)
+        self.backend = FakeBackend()
+        self.wires = Wires()
+        self.published: list[Published] = []
+        self.reconciler = Reconciler(
+            world=World(),
+            link=self.link,
+            backend=self.backend,
+            node="n1",
+            look=lambda: self.wires,
+            settings=Settings(),
+            on_published=self.published.append,
+            check_every=0.05,
+            patience=0.2,
+        )
+
+    async def submit(self, *changes: Change, report: SourceReport = REPORT) -> None:
+        self.reconciler.submit(changes, report)
+        await self.reconciler.step()
+
+    def installed(self) -> Desired | None:
+        return self.backend.kernel.desired
+
+    @asynccontextmanager
+    async def worker(self, index: int = 0) -> AsyncIterator[Worker]:
+        reader, writer = await asyncio.open_unix_connection(self.path)
+        writer.write(framing.encode(Hello(PROTOCOL_VERSION, 1000 + index, index)))
+        await eventually(lambda: index in [state.worker for state in self.link.workers()])
+        try:
+            yield Worker(reader, writer)
+        finally:
+            writer.close()
+
+
+@pytest.fixture
+async def stage(tmp_path: Path) -> AsyncIterator[Stage]:
+    made = Stage(tmp_path / "link.sock")
+    async with made.link.serving():
+        yield made
+
+
+async def test_nothing_is_touched_before_the_source_has_said_all(stage: Stage) -> None:
+    await stage.submit(Upsert(WEB), Upsert(policy(L4)))
+    assert stage.installed() is None
+    assert (stage.reconciler.revision, stage.published) == (0, [])
+    await stage.submit(Synced())
+    assert stage.installed() is not None
+    assert (stage.reconciler.revision, stage.reconciler.enforced_revision) == (1, 1)
+
+
+async def test_a_revision_is_counted_only_when_a_picture_differs(stage: Stage) -> None:
+    await stage.submit(*said(WEB, policy(L4)))
+    await stage.submit(Upsert(WEB), report=SourceReport({"a.yaml": 2}, (), True))
+    assert (stage.reconciler.revision, stage.backend.applied) == (1, 1)
+    current = stage.reconciler.current
+    assert current is not None
+    assert current.source.files == {"a.yaml": 2}, "what was read is told all the same"
+    await stage.submit(Delete(policy(L4).key))
+    assert (stage.reconciler.revision, stage.backend.applied) == (2, 2)
+
+
+async def test_workers_know_a_picture_before_the_kernel_has_it(stage: Stage) -> None:
+    async with stage.worker() as worker, asyncio.TaskGroup() as tasks:
+        tasks.create_task(stage.submit(*said(WEB, policy(L7))), name="submit")
+        picture = await worker.picture()
+        assert picture.revision == 1
+        assert stage.installed() is None
+        assert stage.reconciler.enforced_revision == 0
+        worker.applied(1)
+    desired = stage.installed()
+    assert desired is not None
+    (endpoint,) = desired.endpoints
+    assert endpoint.ingress is not None
+    assert Verdict.STEER in {entry.verdict for entry in endpoint.ingress.entries}
+
+
+async def test_a_worker_that_does_not_answer_holds_nobody_back_but_is_told(stage: Stage) -> None:
+    async with stage.worker():
+        await stage.submit(*said(WEB, policy(L7)))
+        assert stage.backend.kernel.desired is not None
+        assert (stage.reconciler.revision, stage.reconciler.enforced_revision) == (1, 0)
+
+
+async def test_steering_without_any_worker_is_not_called_enforced(stage: Stage) -> None:
+    await stage.submit(*said(WEB, policy(L7)))
+    assert stage.reconciler.enforced_revision == 0
+    async with stage.worker() as worker:
+        await worker.obey(1)
+        await eventually(lambda: stage.reconciler.enforced_revision == 1)
+
+
+async def test_what_the_kernel_refuses_leaves_the_old_picture_and_is_tried_again(stage: Stage) -> None:
+    await stage.submit(*said(WEB, policy(L4)))
+    before = stage.backend.kernel.desired
+    stage.backend.fails = "no memory"
+    await stage.submit(Delete(policy(L4).key))
+    assert stage.backend.kernel.desired == before
+    assert stage.reconciler.kernel.error == "no memory"
+    assert (stage.reconciler.revision, stage.reconciler.enforced_revision) == (2, 1)
+    stage.backend.fails = ""
+    async with asyncio.TaskGroup() as tasks:
+        running = tasks.create_task(stage.reconciler.run(), name="run")
+        await eventually(lambda: stage.reconciler.enforced_revision == 2)
+        running.cancel()
+    assert stage.reconciler.kernel.error == ""
+
+
+async def test_what_others_remove_is_put_back_and_counted(stage: Stage) -> None:
+    await stage.submit(*said(WEB, policy(L4)))
+    wanted = stage.backend.kernel.desired
+    for damage in (stage.backend.damage, stage.backend.remove):
+        damage()
+        await stage.reconciler.step()
+        assert stage.backend.kernel.intact
+        assert stage.backend.kernel.desired == wanted
+    assert stage.reconciler.kernel.reasserted == 2
+
+
+async def test_another_picture_in_our_place_is_replaced_even_after_a_failure(stage: Stage) -> None:
+    await stage.submit(*said(WEB, policy(L4)))
+    wanted = stage.backend.kernel.desired
+    stranger = FakeBackend(stage.backend.kernel)
+    assert wanted is not None
+    stranger.apply(type(wanted)())
+    stage.backend.fails = "busy"
+    await stage.reconciler.step()
+    stage.backend.fails = ""
+    await stage.reconciler.step()
+    assert stage.backend.kernel.desired == wanted
+
+
+async def test_a_new_cable_makes_a_new_picture(stage: Stage) -> None:
+    await stage.submit(*said(WEB, policy(L4)))
+    stage.wires = Wires({"10.0.1.5": Port("veth1")})
+    await stage.reconciler.step()
+    desired = stage.installed()
+    assert desired is not None
+    assert [endpoint.port for endpoint in desired.endpoints] == [Port("veth1")]
+    assert stage.reconciler.revision == 2
+
+
+async def test_the_agents_own_addresses_are_the_host(stage: Stage) -> None:
+    stage.wires = Wires(local_addresses=frozenset({"10.0.1.1"}))
+    await stage.submit(*said(WEB, Node("n1", ("192.168.0.1",))))
+    desired = stage.installed()
+    assert desired is not None
+    assert ("10.0.1.1/32", 1) in desired.identities
+
+
+async def test_a_flood_of_changes_becomes_few_pictures(stage: Stage) -> None:
+    async with asyncio.TaskGroup() as tasks:
+        running = tasks.create_task(stage.reconciler.run(), name="run")
+        stage.reconciler.submit(said(policy(L4)), REPORT)
+        for number in range(200):
+            stage.reconciler.submit([Upsert(Pod("shop", f"p{number}", "n1", (f"10.0.3.{number}",)))], REPORT)
+            if number % 20 == 0:
+                await asyncio.sleep(0.001)
+        await eventually(lambda: bool(stage.published) and len(stage.published[-1].view.endpoints) == 200)
+        running.cancel()
+    assert stage.reconciler.revision <= 10
+
+
+async def test_what_another_backend_left_goes_once_ours_is_in_force(stage: Stage) -> None:
+    left = FakeBackend()
+    left.apply(Desired())
+    successor = Reconciler(
+        world=World(),
+        link=stage.link,
+        backend=stage.backend,
+        node="n1",
+        look=Wires,
+        settings=Settings(),
+        others=lambda: [left],
+    )
+    stage.backend.fails = "not yet"
+    successor.submit(said(WEB, policy(L4)), REPORT)
+    await successor.step()
+    assert left.kernel.desired == Desired()
+    stage.backend.fails = ""
+    await successor.step()
+    assert left.read() is None
+    assert successor.enforced_revision == 1
+
+
+async def test_a_new_agent_finds_what_the_old_one_left_and_changes_nothing(stage: Stage, tmp_path: Path) -> None:
+    await stage.submit(*said(WEB, policy(L4)))
+    successor = Stage(tmp_path / "next.sock")
+    successor.backend = FakeBackend(stage.backend.kernel)
+    successor.reconciler = Reconciler(
+        world=World(), link=successor.link, backend=successor.backend, node="n1", look=Wires, settings=Settings()
+    )
+    await successor.submit(*said(WEB, policy(L4)))
+    assert successor.backend.applied == 0
+    assert successor.reconciler.enforced_revision == 1

@@ -1,0 +1,35 @@
+"""A node name that nobody speaks of: a slip of the pen must not leave a whole node open without a word."""
+
+from __future__ import annotations
+
+import pytest
+
+from l7proxy.cluster.state import World
+from l7proxy.model.resources import Fact, Node, Pod, Synced, Upsert
+
+N1 = Node("n1", ("192.168.0.1",))
+WEB = Pod("shop", "web", "n1", ("10.0.1.5",))
+
+
+def problems(*facts: Fact, node: str | None) -> list[str]:
+    world = World()
+    world.apply([*map(Upsert, facts), Synced()])
+    return [str(problem) for problem in world.view(node).problems]
+
+
+def test_a_name_that_nobody_speaks_of_is_a_problem() -> None:
+    assert problems(N1, WEB, node="n2") == [
+        "node n2: no Node object has this name and no Pod is on it: nothing is enforced (known nodes: n1)"
+    ]
+    assert problems(node="n2") == [
+        "node n2: no Node object has this name and no Pod is on it: nothing is enforced (known nodes: none)"
+    ]
+
+
+@pytest.mark.parametrize("facts", [(N1,), (WEB,), (N1, WEB)])
+def test_a_node_or_one_pod_on_it_is_enough(facts: tuple[Fact, ...]) -> None:
+    assert problems(*facts, node="n1") == []
+
+
+def test_trace_asks_of_no_node() -> None:
+    assert problems(N1, node=None) == []

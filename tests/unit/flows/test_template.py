@@ -1,0 +1,245 @@
+"""The quick line is the enricher's line, whatever the record; and what crosses the link in batches comes out whole."""
+
+from __future__ import annotations
+
+import json
+import uuid
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from l7proxy.errors import LinkError
+from l7proxy.flows.batch import Flows, Party
+from l7proxy.flows.enrich import Enricher
+from l7proxy.flows.flow import Flow
+from l7proxy.flows.pack import pack
+from l7proxy.flows.records import Connection, HttpRequest, HttpResponse, Malformed, Record
+from l7proxy.flows.ring import Ring
+from l7proxy.flows.template import Shaped, Shaper, Uuids, text
+from l7proxy.model.endpoint import Workload
+from l7proxy.model.policy_verdict import Conn, Judgement
+from l7proxy.model.ref import RuleRef
+from l7proxy.model.verdict import Direction, DropReason, Verdict
+
+
+class Pod:
+    """A pod of this node."""
+
+    id, namespace, name, workload = 101, "default", "client", Workload("client", "Deployment")
+
+
+class Book:
+    """Names, some of them odd: one label holds a mark of shape.py, one what JSON escapes."""
+
+    def pod(self, address: str) -> Pod | None:
+        return Pod() if address == "10.0.0.10" else None
+
+    def identity_labels(self, identity: int) -> Sequence[str]:
+        return {1: ("k8s:app=a",), 2: ('k8s:odd="\\é%s{}\n',), 3: ("k8s:trap=\ue000u",)}.get(identity, ())
+
+    def service(self, address: str, port: int, protocol: int) -> tuple[str, str] | None:
+        return ("default", "web") if port == 80 else None
+
+
+RULES = st.none() | st.builds(RuleRef, st.just("CNP"), st.sampled_from(["", "ns"]), st.sampled_from(["a", 'b"']))
+JUDGEMENTS = st.builds(
+    Judgement,
+    st.sampled_from([Verdict.FORWARDED, Verdict.DROPPED, Verdict.ERROR, Verdict.AUDIT]),
+    st.sampled_from(Direction),
+    RULES,
+    RULES,
+    st.sampled_from(DropReason),
+    st.sampled_from(["", "no rule matched", "é\n"]),
+)
+CONNS = st.builds(
+    Conn,
+    st.sampled_from(["10.0.0.10", "10.0.0.11", "fd00::1"]),
+    st.sampled_from([0, 1, 40000, 65535]),
+    st.sampled_from(["10.0.0.20", "fd00::2"]),
+    st.sampled_from([0, 80, 8080]),
+    st.sampled_from([0, 1, 2, 3]),
+    st.sampled_from([0, 1, 2]),
+    st.sampled_from([6, 6, 6, 17, 132, 1]),
+)
+TIMES = st.sampled_from([0, 1, 1000, 10**9, 1_763_928_000_010_000_000]) | st.integers(0, 2**62)
+METHODS = st.sampled_from(["GET", "POST", "", "X-|~'", "\ue000m"])
+URLS = (
+    st.sampled_from(
+        [
+            "http://a/b",
+            "",
+            "http://a/?q=1",
+            "http://u:p@a/",
+            "http://a/#x",
+            'http://a/"\\',
+            "http://é/",
+            "\ue000t",
+            "9" * 16,
+        ]
+    )
+    | st.text(max_size=20)
+    | st.text('ab:/?#@"\\%&= é', max_size=30).map("http://{}".format)
+)
+PROTOCOLS = st.sampled_from(["HTTP/1.1", "HTTP/2", ""])
+HEADERS = st.sampled_from([(), (("x-id", "1"),), (("x-id", '"'), ("secret", "s"))])
+RECORDS = st.one_of(
+    st.builds(HttpRequest, TIMES, CONNS, JUDGEMENTS, METHODS, URLS, PROTOCOLS, HEADERS),
+    st.builds(
+        HttpResponse, TIMES, CONNS, JUDGEMENTS, METHODS, URLS, PROTOCOLS,
+        st.sampled_from([0, 101, 200, 403, 599]), st.integers(0, 10**10) | st.just(-1), HEADERS,
+    ),
+    st.builds(Connection, TIMES, CONNS, JUDGEMENTS),
+    st.builds(Malformed, TIMES, CONNS, JUDGEMENTS, st.sampled_from([0, 400])),
+)  # fmt: skip
+
+
+def enricher(**options: Any) -> Enricher:
+    return Enricher(Book(), node="n1", cluster="kind", revision=3, headers=frozenset({"x-id"}), **options)
+
+
+def without_uuid(line: bytes) -> Any:
+    found = json.loads(line)
+    assert str(uuid.UUID(found["flow"].pop("uuid")))
+    return found, list(found["flow"])
+
+
+@settings(max_examples=300, deadline=None)  # a batch takes long on a machine that is busy
+@given(st.lists(RECORDS, max_size=12), st.booleans(), st.integers(1, 3))
+def test_the_quick_line_is_the_enrichers_line(records: list[Record], query: bool, remembered: int) -> None:
+    slow = enricher(query=query)
+    shaper = Shaper(enricher(query=query), Uuids(), remembered=remembered)
+    items = shaper.items(pack(records)) + shaper.items(pack(records))
+    for item, record in zip(items, records * 2, strict=True):
+        line = item.line()
+        assert line.endswith(b"}\n") and line.count(b"\n") == 1
+        assert without_uuid(line) == without_uuid(slow.flow(record).line())
+        if isinstance(item, Shaped):
+            assert item.flow().line() == line
+            assert (item.time_ns, item.time) == (record.time_ns, item.flow().time)
+    assert text(items) == b"".join(item.line() for item in items)
+
+
+@given(st.lists(RECORDS, max_size=20), st.integers(0, 5))
+def test_a_batch_is_its_records(records: list[Record], lost: int) -> None:
+    packed = pack(records, lost)
+    assert packed.records() == records
+    assert packed.lost == lost
+    assert msgspec.msgpack.decode(msgspec.msgpack.encode(packed), type=Flows) == packed
+
+
+CONN = Conn("10.0.0.10", 40000, "10.0.0.20", 80, 1, 2)
+ALLOWED = Judgement(Verdict.FORWARDED, Direction.INGRESS, RuleRef("CNP", "ns", "a"))
+
+
+def asked(number: int, conn: Conn = CONN, judgement: Judgement = ALLOWED) -> HttpRequest:
+    return HttpRequest(number, conn, judgement, "GET", f"http://a/{number}", "HTTP/1.1")
+
+
+def test_what_is_shared_is_sent_once() -> None:
+    packed = pack([asked(number) for number in range(9)])
+    assert (len(packed.parties), len(packed.judgements), len(packed.times)) == (1, 1, 9)
+
+
+def test_plain_records_take_the_quick_way_and_have_uuids_of_their_own() -> None:
+    shaper = Shaper(enricher(), Uuids())
+    items = shaper.items(pack([asked(number) for number in range(1000)]))
+    assert all(isinstance(item, Shaped) for item in items)
+    found = [uuid.UUID(json.loads(item.line())["flow"]["uuid"]) for item in items]
+    assert len(set(found)) == 1000
+    assert {each.version for each in found} == {4}
+
+
+def test_the_next_picture_goes_on_counting() -> None:
+    uuids = Uuids()
+    first, second = (Shaper(enricher(), uuids).items(pack([asked(1)])) for _ in range(2))
+    assert first[0].line() != second[0].line()
+
+
+def test_ports_do_not_need_shapes_of_their_own() -> None:
+    asked_for: list[str] = []
+
+    class Counting(Book):
+        def service(self, address: str, port: int, protocol: int) -> tuple[str, str] | None:
+            asked_for.append(address)
+            return None
+
+    shaper = Shaper(Enricher(Counting()), Uuids())
+    made = shaper.items(pack([asked(port, Conn("10.0.0.10", port, "10.0.0.20", 80, 1, 2)) for port in range(1, 500)]))
+    assert len(asked_for) <= 2
+    assert [json.loads(item.line())["flow"]["l4"]["TCP"]["source_port"] for item in made] == list(range(1, 500))
+
+
+def test_a_port_of_zero_has_no_part_in_the_shape_of_others() -> None:
+    """It can be spoofed, and like any zero it is not written."""
+    conns = [Conn("10.0.0.10", port, "10.0.0.20", 80, 1, 2) for port in (0, 40000, 0, 1)]
+    made = Shaper(enricher(), Uuids()).items(pack([asked(1, conn) for conn in conns]))
+    assert [type(item) for item in made] == [Flow, Shaped, Flow, Shaped]
+    for item, conn in zip(made, conns, strict=True):
+        assert without_uuid(item.line()) == without_uuid(enricher().flow(asked(1, conn)).line())
+
+
+def test_forgotten_shapes_are_not_mixed_up() -> None:
+    """More judgements than are remembered, inside one batch and across batches: each flow names its own rule."""
+    shaper = Shaper(enricher(), Uuids(), remembered=3)
+    rules = [Judgement(Verdict.FORWARDED, Direction.INGRESS, RuleRef("CNP", "ns", f"rule-{n}")) for n in range(10)]
+    for order in (rules, rules[::-1], rules[3:] + rules[:3]):
+        items = shaper.items(pack([asked(1, judgement=judgement) for judgement in order]))
+        names = [json.loads(item.line())["flow"]["ingress_allowed_by"][0]["name"] for item in items]
+        assert names == [judgement.ingress.name for judgement in order if judgement.ingress]
+
+
+PARTY = Party(CONN, 0, "GET", "HTTP/1.1")
+
+
+@pytest.mark.parametrize(
+    "flows",
+    [
+        pytest.param(Flows([], [], [1], [0], ["http://a/"], [-1], [0]), id="no such party"),
+        pytest.param(Flows([], [], [1], [-1], [""], [-1], [0]), id="no such whole record"),
+        pytest.param(
+            Flows([Party(CONN, 4, "GET", "HTTP/1.1")], [ALLOWED], [1], [0], ["http://a/"], [200], [1]),
+            id="no such judgement",
+        ),
+    ],
+)
+def test_a_batch_that_refers_to_nothing_is_refused(flows: Flows) -> None:
+    with pytest.raises(LinkError, match="not in its batch"):
+        Shaper(enricher(), Uuids()).items(flows)
+
+
+def test_columns_of_different_length_are_no_batch() -> None:
+    with pytest.raises(ValueError, match="differ in length"):
+        Flows([PARTY], [ALLOWED], [1, 2], [0], ["http://a/"], [200], [1])
+
+
+@pytest.mark.parametrize("method", ["BREW", "get", "X-1"])
+def test_methods_that_a_client_makes_up_make_no_shapes(method: str) -> None:
+    made = Shaper(enricher(), Uuids()).items(pack([HttpRequest(1, CONN, ALLOWED, method, "http://a/", "HTTP/1.1")]))
+    assert [type(item) for item in made] == [Flow]
+    assert json.loads(made[0].line())["flow"]["l7"]["http"]["method"] == method
+
+
+@given(st.sampled_from([1, 3, 7]), st.lists(st.integers(0, 20), max_size=8))
+def test_many_at_once_are_as_many_one_by_one(capacity: int, batches: list[int]) -> None:
+    at_once, single = Ring(capacity), Ring(capacity)
+    flows = [Flow(uuid=str(number)) for number in range(sum(batches))]
+    rest = iter(flows)
+    for count in batches:
+        batch = [next(rest) for _ in range(count)]
+        at_once.extend(batch)
+        for flow in batch:
+            single.append(flow)
+        assert list(at_once.newest_first()) == list(single.newest_first())
+        assert (at_once.end, at_once.oldest, at_once.seen) == (single.end, single.oldest, single.seen)
+
+
+def test_queries_that_may_be_told_take_the_quick_way_too() -> None:
+    record = HttpRequest(1, CONN, ALLOWED, "GET", "http://a/b?c=d", "HTTP/1.1")
+    (told,) = Shaper(enricher(query=True), Uuids()).items(pack([record]))
+    (kept_back,) = Shaper(enricher(), Uuids()).items(pack([record]))
+    assert isinstance(told, Shaped) and b"c=d" in told.line()
+    assert isinstance(kept_back, Flow) and b"c=d" not in kept_back.line()

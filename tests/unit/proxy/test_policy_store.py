@@ -1,0 +1,165 @@
+"""The picture in force: who is where, which policy is asked, and what is closed because it cannot be told."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from l7proxy.errors import LinkError
+from l7proxy.link.messages import LocalEndpoint, Picture
+from l7proxy.model.endpoint import Backend, Frontend
+from l7proxy.model.http import Request
+from l7proxy.model.net import HostPort
+from l7proxy.model.verdict import Direction, Verdict
+from l7proxy.policy.rules import HttpRule
+from l7proxy.policy.tables import DirectionPolicy, EndpointPolicy
+from l7proxy.proxy import policy_store
+from l7proxy.proxy.policy_store import Board, Index, choose
+from tests.unit.proxy.stage import ANYTHING, NOTHING, REF, by_http, gets
+
+GET = Request(b"GET", b"/", b"server", [])
+POST = Request(b"POST", b"/", b"server", [])
+
+
+def endpoint(
+    number: int, *addresses: str, ingress: DirectionPolicy | None = None, egress: DirectionPolicy | None = None
+) -> LocalEndpoint:
+    return LocalEndpoint(number, f"default/pod{number}", addresses, EndpointPolicy(number, ingress, egress))
+
+
+def index(*endpoints: LocalEndpoint, frontends: tuple[Frontend, ...] = ()) -> Index:
+    identities = {"10.0.0.1/32": 300, "10.0.0.2/32": 301, "10.0.0.0/8": 1 << 24, "fd00::/8": 9, "0.0.0.0/0": 2}
+    return Index(Picture(revision=1, endpoints=endpoints, identities=identities, frontends=frontends))
+
+
+def test_identities_by_longest_prefix_and_zero_for_nobody() -> None:
+    asked = index()
+    addresses = ("10.0.0.1", "10.9.9.9", "192.0.2.1", "fd00::1", "2001:db8::1")
+    assert [asked.identity(address) for address in addresses] == [300, 1 << 24, 2, 9, 0]
+
+
+@pytest.mark.parametrize(
+    ("egress", "ingress", "verdict", "direction"),
+    [
+        pytest.param(None, None, Verdict.FORWARDED, Direction.INGRESS, id="no policy"),
+        pytest.param(ANYTHING, NOTHING, Verdict.DROPPED, Direction.INGRESS, id="ingress refuses"),
+        pytest.param(NOTHING, ANYTHING, Verdict.DROPPED, Direction.EGRESS, id="egress refuses"),
+        pytest.param(NOTHING, NOTHING, Verdict.DROPPED, Direction.EGRESS, id="both refuse"),
+        pytest.param(ANYTHING, gets(), Verdict.REDIRECTED, Direction.INGRESS, id="ingress by request"),
+        pytest.param(gets(), None, Verdict.REDIRECTED, Direction.EGRESS, id="egress by request"),
+    ],
+)
+def test_both_sides_are_asked(
+    egress: DirectionPolicy | None, ingress: DirectionPolicy | None, verdict: Verdict, direction: Direction
+) -> None:
+    asked = index(endpoint(1, "10.0.0.1", egress=egress), endpoint(2, "10.0.0.2", ingress=ingress))
+    sides = asked.lookup("10.0.0.1", "10.0.0.2", 80)
+    assert sides.l4.verdict is verdict
+    assert sides.refused is (verdict is Verdict.DROPPED)
+    assert sides.by_request is (verdict is Verdict.REDIRECTED)
+    if verdict is not Verdict.FORWARDED:
+        assert sides.l4.direction is direction
+    assert sides.judge(POST).verdict is (Verdict.FORWARDED if verdict is Verdict.FORWARDED else Verdict.DROPPED)
+
+
+def test_ends_that_are_not_local_have_no_say() -> None:
+    asked = index(endpoint(1, "10.0.0.1", egress=gets(), ingress=NOTHING))
+    out = asked.lookup("10.0.0.1", "192.0.2.1", 80)
+    assert (out.source_identity, out.destination_identity) == (300, 2)
+    assert (out.judge(GET).verdict, out.judge(POST).verdict) == (Verdict.FORWARDED, Verdict.DROPPED)
+    assert asked.lookup("192.0.2.1", "10.0.0.1", 80).refused
+    assert not asked.lookup("192.0.2.1", "192.0.2.2", 80).refused
+
+
+def test_a_pod_may_reach_itself_by_any_of_its_addresses() -> None:
+    asked = index(endpoint(1, "10.0.0.1", "10.0.0.7", egress=NOTHING, ingress=NOTHING))
+    assert not asked.lookup("10.0.0.1", "10.0.0.1", 80).refused
+    assert not asked.lookup("10.0.0.1", "10.0.0.7", 80).refused
+
+
+def test_an_address_of_two_endpoints_is_refused_and_told() -> None:
+    asked = index(endpoint(1, "10.0.0.1", "10.0.0.5"), endpoint(2, "10.0.0.1"), endpoint(3, "10.0.0.1"))
+    assert asked.problems
+    assert "10.0.0.1 is claimed by" in asked.problems[0]
+    assert asked.lookup("10.0.0.1", "192.0.2.1", 80).refused
+    assert asked.lookup("192.0.2.1", "10.0.0.1", 80).refused
+    assert not asked.lookup("10.0.0.5", "192.0.2.1", 80).refused
+
+
+def test_frontends_by_address_and_port_of_tcp() -> None:
+    backends = tuple(Backend(f"10.0.0.{n}", 8080) for n in range(4))
+    service = Frontend("default", "web", "10.96.0.1", 80, 6, backends)
+    asked = index(frontends=(service, Frontend("default", "dns", "10.96.0.1", 53, 17)))
+    assert asked.frontend(HostPort("10.96.0.1", 80)) == service
+    assert asked.frontend(HostPort("10.96.0.1", 53)) is None
+    assert {choose(service) for _ in range(200)} == set(backends)
+
+
+def test_memory_of_answers_is_bounded() -> None:
+    asked = index(endpoint(1, "10.0.0.1", egress=ANYTHING))
+    first = asked.lookup("10.0.0.1", "192.0.2.1", 1)
+    assert asked.lookup("10.0.0.1", "192.0.2.1", 1) is first
+    for port in range(1, 65536):
+        asked.lookup("10.0.0.1", "192.0.2.1", port)
+    assert len(asked._sides) <= policy_store.REMEMBERED
+
+
+class Session:
+    def __init__(self, on: Board) -> None:
+        self.saw: list[int] = []
+        self._on = on
+
+    def policy_changed(self) -> None:
+        assert self._on.index is not None
+        self.saw.append(self._on.index.revision)
+        if len(self.saw) == 2:
+            self._on.leave(self)
+
+    def drain(self) -> None: ...
+
+    def cut(self, reason: str) -> None: ...
+
+
+async def test_every_live_session_hears_of_each_picture_before_it_counts_as_applied() -> None:
+    on = Board()
+    sessions = [Session(on) for _ in range(1000)]
+    for session in sessions:
+        on.join(session)
+    for revision in (1, 2, 3):
+        await on.publish(Picture(revision=revision, endpoints=(), identities={}))
+        assert all(session.saw[-1] == min(revision, 2) for session in sessions)
+    assert len(on) == 0
+    async with asyncio.timeout(1):
+        await on.empty()
+
+
+async def test_rules_by_the_hundred_are_compiled_before_anybody_asks() -> None:
+    on = Board()
+    many = by_http(*(HttpRule(REF, path=f"/{number}/.*") for number in range(policy_store.MANY)))
+    policies = {"10.0.0.1": (None, many), "10.0.0.2": (many, None), "10.0.0.3": (gets("/nobody/asks"), None)}
+    endpoints = tuple(
+        endpoint(number, address, ingress=ingress, egress=egress)
+        for number, (address, (ingress, egress)) in enumerate(policies.items())
+    )
+    await on.publish(Picture(revision=1, endpoints=endpoints, identities={"10.0.0.0/8": 300}))
+    assert on.index is not None
+    for source, destination, ready in (
+        ("10.9.9.9", "10.0.0.2", True),
+        ("10.0.0.1", "10.9.9.9", True),
+        ("10.9.9.9", "10.0.0.3", False),
+    ):
+        sides = on.index.lookup(source, destination, 80)
+        side = sides.ingress if sides.egress is None else sides.egress
+        assert side is not None
+        assert [table.ready for table in side.tables] == [ready]
+
+
+@pytest.mark.parametrize("prefix", ["10.0.0.300/32", "10.0.0.1/8", "pod"])
+async def test_a_picture_that_is_none_leaves_the_one_before_in_force(prefix: str) -> None:
+    on = Board()
+    await on.publish(Picture(revision=1, endpoints=(), identities={}))
+    with pytest.raises(LinkError, match="policy revision 2 cannot be applied"):
+        await on.publish(Picture(revision=2, endpoints=(), identities={prefix: 1}))
+    assert on.index is not None
+    assert on.index.revision == 1

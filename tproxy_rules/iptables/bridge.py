@@ -1,0 +1,201 @@
+"""The bridge half of the iptables picture, in ebtables: who may send a frame, and sending frames up to the IP layer.
+
+The same law as nft/bridge with the means of ebtables, which has no sets worth the name: rules are per port, so their
+number grows with the pods of the node and not with policy. What ebtables cannot see is the target of a neighbour
+advertisement; there a pod can still claim another pod's IPv6 address towards its neighbours. Nor can it see hop limits:
+receivers look at those themselves. Of ports whose pod is not known, packets from addresses of others are marked here
+with the bit of the proxy's own connections, and refused in the raw table, where there are sets; of ARP only the
+addresses of this node and its pods are compared.
+
+bridge-nf-call must be off here (see iptables): the frames are raised to where routed packets are, and br_netfilter
+would lose the proxy's socket on the way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from ipaddress import IPv6Address
+from typing import Final
+
+from tproxy_rules.desired import Desired, Endpoint, Port, Settings
+from tproxy_rules.iptables.rules import IptTable
+from tproxy_rules.marks import CHAIN_PREFIX, LOG_QUEUE, LOG_SNAPLEN, Told, Way, log_prefix
+from tproxy_rules.networks import family
+from tproxy_rules.nft.bridge import link_local
+
+_ICMP6 = "-p IPv6 --ip6-proto ipv6-icmp --ip6-icmp-type"
+_GROUPS = ("-p IPv4 --ip-dst 224.0.0.0/4", "-p IPv4 --ip-dst 255.255.255.255", "-p IPv6 --ip6-dst ff00::/8")
+_LINK = (
+    f"{_ICMP6} 133:133", f"{_ICMP6} 135:136",
+    f"{_ICMP6} 130:132 --ip6-dst ff02::/16", f"{_ICMP6} 143:143 --ip6-dst ff02::/16",
+    "-p IPv4 --ip-proto igmp --ip-dst 224.0.0.0/4",
+)  # fmt: skip
+_LINK_LOCAL: Final = ("-p IPv6 --ip6-dst fe80::/10", "-p IPv6 --ip6-src fe80::/10 --ip6-dst ! ff00::/8")
+"""Unicast to such an address, and from one."""
+_RESERVED: Final = "-d 01:80:c2:00:00:00/ff:ff:ff:ff:ff:f0"
+
+
+def render(desired: Desired) -> tuple[IptTable, ...]:
+    """Tables nat and filter, with nothing in them when there is no bridge."""
+    nat, forward = IptTable("nat"), IptTable("filter")
+    if desired.bridges:
+        pods = [(one, one.port) for one in desired.endpoints if one.port and one.port.bridge]
+        for one, port in pods:
+            nat.chain(f"P{one.id}", _own(one, port))
+        nat.chain("SPOOF", _dropped(desired.settings, Told.SPOOF, Way.EGRESS))
+        nat.chain("LINK", _link_local_unicast(desired.settings, Way.EGRESS))
+        nat.chain("LOCAL", _link_local_from_others(desired, pods))
+        nat.chain("HELD", _foreign(pods))
+        nat.chain("GROUP", _in_group_frames())
+        nat.chain("UNKNOWN", _unknown(desired, pods))
+        nat.chain("UP", _up(pods))
+        known = [f"-i {port.interface} -j {CHAIN_PREFIX}P{one.id}" for one, port in pods]
+        others = [f"-j {CHAIN_PREFIX}{name}" for name in ("HELD", "UNKNOWN", "UP")]
+        nat.base("PREROUTING", "PRE", [*known, *others])
+        forward.chain("CLOSED", [*(f"{link} -j RETURN" for link in ("-p ARP", *_LINK)), "-j DROP"])
+        forward.chain("LINK", _link_local_unicast(desired.settings, Way.INGRESS))
+        forward.chain("PODS", (f"-o {port.interface} -j {CHAIN_PREFIX}LINK" for _, port in pods))
+        forward.chain("SPOOF", _dropped(desired.settings, Told.SPOOF, Way.EGRESS))
+        forward.chain("STRAY", _dropped(desired.settings, Told.STRAY, Way.INGRESS))
+        for one, port in pods:
+            forward.chain(f"T{one.id}", _to(one, port))
+        closed = [f"-o {port.interface} -j {CHAIN_PREFIX}CLOSED" for one, port in pods if one.ingress is not None]
+        local = [f"{match} -j {CHAIN_PREFIX}PODS" for match in _LINK_LOCAL]
+        forward.base("FORWARD", "FWD", [*local, *closed])
+        # A second wall to the guard of the raw table, see iptables/rules: most of these frames come this way.
+        forward.base("INPUT", "IN", [f"{_RESERVED} -p {kind} -j {CHAIN_PREFIX}SPOOF" for kind in ("IPv4", "IPv6")])
+        forward.base("OUTPUT", "OUT", [f"-o {port.interface} -j {CHAIN_PREFIX}T{one.id}" for one, port in pods])
+    return nat, forward
+
+
+def _own(endpoint: Endpoint, port: Port) -> Iterator[str]:
+    """Anti-spoofing of one port: the MAC first, so that a forged one never enters the forwarding table."""
+    up, spoofed = f"-j {CHAIN_PREFIX}UP", f"-j {CHAIN_PREFIX}SPOOF"
+    yield f"-s ! {port.mac} {spoofed}"
+    for address in endpoint.addresses:
+        if family(address) == 4:
+            yield f"-p IPv4 --ip-src {address} {up}"
+            yield f"-p ARP --arp-mac-src {port.mac} --arp-ip-src {address} -j ACCEPT"
+            # RFC 5227: a probe has no sender address. One for another's address has its holder give it up.
+            probe = f"-p ARP --arp-op Request --arp-mac-src {port.mac} --arp-ip-src 0.0.0.0"
+            yield f"{probe} --arp-ip-dst {address} -j ACCEPT"
+    # RFC 6105: hosts are no routers.
+    yield f"{_ICMP6} 134:134 {spoofed}"
+    yield f"{_ICMP6} 137:137 {spoofed}"
+    yield from (f"{match} -j {CHAIN_PREFIX}LINK" for match in _LINK_LOCAL)
+    for address in (*endpoint.addresses, link_local(port.mac)):
+        if family(address) == 6:
+            yield f"-p IPv6 --ip6-src {address} {up}"
+            # RFC 4862, 5.4: duplicate address detection comes from the unspecified address. The target cannot be seen,
+            # but who holds it only hears the group that is made of it (RFC 4291, 2.7.1).
+            yield f"{_ICMP6} 135:135 --ip6-src :: --ip6-dst {_solicited(address)} {up}"
+    yield f"{_ICMP6} 143:143 --ip6-src :: {up}"
+    yield f"-j {CHAIN_PREFIX}SPOOF"
+
+
+def _foreign(pods: list[tuple[Endpoint, Port]]) -> Iterator[str]:
+    """From other ports: nothing that is known to be of a pod of this node."""
+    for one, port in pods:
+        yield from _held(one, port)
+    yield from (f"{match} -j {CHAIN_PREFIX}LOCAL" for match in _LINK_LOCAL)
+
+
+def _held(endpoint: Endpoint, port: Port) -> Iterator[str]:
+    spoofed = f"-j {CHAIN_PREFIX}SPOOF"
+    yield f"-s {port.mac} {spoofed}"
+    for address in endpoint.addresses:
+        if family(address) == 4:
+            yield f"-p IPv4 --ip-src {address} {spoofed}"
+            yield f"-p ARP --arp-ip-src {address} {spoofed}"
+    for address in (*endpoint.addresses, link_local(port.mac)):
+        if family(address) == 6:
+            yield f"-p IPv6 --ip6-src {address} {spoofed}"
+            yield f"{_ICMP6} 135:135 --ip6-src :: --ip6-dst {_solicited(address)} {spoofed}"
+
+
+def _unknown(desired: Desired, pods: list[tuple[Endpoint, Port]]) -> Iterator[str]:
+    """As a pod's that is not known yet: nobody that is known anywhere, and no router."""
+    spoofed, mark = f"-j {CHAIN_PREFIX}SPOOF", f"{desired.settings.mark_upstream:#x}"
+    outward = {*desired.other_ports, *(name for bridge in desired.bridges for name in bridge.uplinks)}
+    yield from (f"-i {name} -j RETURN" for name in sorted(outward))
+    yield from (f"-s {bridge.mac} {spoofed}" for bridge in desired.bridges)
+    for mac in (*(port.mac for _, port in pods), *(bridge.mac for bridge in desired.bridges)):
+        yield f"-p ARP --arp-mac-src {mac} {spoofed}"
+    for address in _of_node(desired, 4):
+        yield f"-p ARP --arp-ip-src {address} {spoofed}"
+    yield "-p ARP -j RETURN"
+    for address in (*_of_node(desired, 6), *(link_local(bridge.mac) for bridge in desired.bridges)):
+        yield f"-p IPv6 --ip6-src {address} {spoofed}"
+        yield f"{_ICMP6} 135:135 --ip6-src :: --ip6-dst {_solicited(address)} {spoofed}"
+    yield f"{_ICMP6} 134:134 {spoofed}"
+    yield f"{_ICMP6} 137:137 {spoofed}"
+    for protocol in ("IPv4", "IPv6"):
+        yield f"-p {protocol} -d Multicast -j {CHAIN_PREFIX}GROUP"
+        yield f"-p {protocol} -j mark --mark-or {mark} --mark-target RETURN"
+    yield f"-j {CHAIN_PREFIX}SPOOF"
+
+
+def _in_group_frames() -> Iterator[str]:
+    """A unicast packet in a frame to a group: receivers do take it, and no rule would raise it."""
+    yield from (f"{group} -j RETURN" for group in _GROUPS)
+    yield f"-j {CHAIN_PREFIX}SPOOF"
+
+
+def _of_node(desired: Desired, version: int) -> Iterator[str]:
+    """The node's own addresses."""
+    for prefix, identity in desired.identities:
+        address, _, length = prefix.partition("/")
+        if identity == desired.host_identity and family(address) == version and length == ("32", "128")[version == 6]:
+            yield address
+
+
+def _link_local_from_others(desired: Desired, pods: list[tuple[Endpoint, Port]]) -> Iterator[str]:
+    """Link-local unicast from ports of no known pod: to pods; and but for other hosts, to the node."""
+    yield from (f"-d {port.mac} -j {CHAIN_PREFIX}LINK" for _, port in pods)
+    yield from (f"-i {name} -j RETURN" for bridge in desired.bridges for name in bridge.uplinks)
+    yield from (f"-d {bridge.mac} -j {CHAIN_PREFIX}LINK" for bridge in desired.bridges)
+
+
+def _link_local_unicast(settings: Settings, way: Way) -> Iterator[str]:
+    """Only what runs the link returns."""
+    yield from (f"{_ICMP6} {types} -j RETURN" for types in ("133:137", "130:132", "143:143"))
+    yield from _dropped(settings, Told.LINK_LOCAL, way)
+
+
+def _to(endpoint: Endpoint, port: Port) -> Iterator[str]:
+    """From the node, or routed by it: to the pod's own addresses, whatever address it gave itself, and to groups."""
+    yield f"-p IPv6 --ip6-dst fe80::/10 -j {CHAIN_PREFIX}LINK"
+    yield "-p IPv6 --ip6-dst fe80::/10 -j RETURN"
+    for version, protocol, destination in ((4, "IPv4", "--ip-dst"), (6, "IPv6", "--ip6-dst")):
+        for address in endpoint.addresses:
+            if family(address) == version:
+                yield f"-p {protocol} {destination} {address} -j RETURN"
+        yield f"-p {protocol} -d {port.mac} -j {CHAIN_PREFIX}STRAY"
+
+
+def _dropped(settings: Settings, told: Told, way: Way) -> Iterator[str]:
+    """ebtables counts its limits per rule, so no pod may be told of more than its share only here, per reason."""
+    share = max(settings.log_rate // 10, 1)
+    yield (
+        f"--limit {share}/sec --limit-burst {share} --nflog-group {settings.nflog_group} "
+        f"--nflog-prefix {log_prefix(told, way, 0)} --nflog-range {LOG_SNAPLEN} --nflog-threshold {LOG_QUEUE} "
+        "-j CONTINUE"
+    )
+    yield "-j DROP"
+
+
+def _solicited(address: str) -> str:
+    """The solicited-node multicast address (RFC 4291, 2.7.1)."""
+    return str(IPv6Address(b"\xff\x02" + bytes(9) + b"\x01\xff" + IPv6Address(address).packed[-3:]))
+
+
+def _up(pods: list[tuple[Endpoint, Port]]) -> Iterator[str]:
+    """The link's own stays on the bridge, and IP of pods goes up: for what a known port sends it always ends here."""
+    yield from (f"{link} -j ACCEPT" for link in _LINK)
+    for group in _GROUPS:
+        yield from (f"{group} -i {port.interface} -j DROP" for one, port in pods if one.egress and one.egress.governed)
+        yield f"{group} -j ACCEPT"
+    for _, port in pods:
+        for protocol in ("IPv4", "IPv6"):
+            yield f"-p {protocol} -i {port.interface} -j redirect --redirect-target ACCEPT"
+            yield f"-p {protocol} -d {port.mac} -j redirect --redirect-target ACCEPT"

@@ -1,0 +1,356 @@
+"""The IP half of the nftables picture: who may send, who may talk to whom, and what goes to the proxy.
+
+  prerouting -300  guard     anti-spoofing, before conntrack
+  prerouting  -90  judge     after Service DNAT (-100): policy sees the pod behind a Service; then TPROXY
+  output     -300  apart     the proxy's own connections are tracked apart from those it serves
+  output      -90  output    the same ingress policy for what the node itself sends; a route chain, so that a packet
+                             marked there is routed anew, over lo, into the proxy
+  input       -90  input     the resets that could not be sent earlier; nobody else reaches the proxy's port
+  postrouting -300 leak      what is marked for the proxy never leaves the node
+  postrouting 100  nat       empty: with it the kernel gives a connection another port where two would have one answer
+  prerouting  min  second    with bridges only: br_netfilter receives a frame twice and loses the socket in between
+
+While a packet is judged its peer's identity is in `meta priority`, which veth zeroes on the way in and the IP layer
+overwrites when forwarding. "To be steered" is the proxy's mark bit. Fragments are whole by then: conntrack and the
+socket match reassemble at -400. Verdicts of both directions are gathered before anything is handed to the proxy, so
+that a refusal in either beats a steering in the other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Final
+
+from tproxy_rules.desired import Desired, Endpoint, Prefixes, Settings, Stage
+from tproxy_rules.marks import CONNTRACK_ZONE, TABLE, Told, Way
+from tproxy_rules.networks import Identities, family, split
+from tproxy_rules.nft import limits as nft_limits
+from tproxy_rules.nft import policy as nft_policy
+from tproxy_rules.nft.bridge import RESERVED, link_local_unicast
+from tproxy_rules.nft.policy import Asked, asked
+from tproxy_rules.nft.table import Chain, Hosts, NftTable, Set, chain, made, named_set
+from tproxy_rules.nft.text import as_bits, identity, log, mark
+
+# Neighbour discovery and group membership run the link, not the pods' business: they pass whatever the policy, as far
+# as the link or the node goes. To a remote address they would be a way around egress policy. RFC 4861: hop limit 255.
+LINK: Final = (
+    "ip6 hoplimit 255 icmpv6 type 133-137 ip6 daddr { fe80::/10, ff02::/16 } accept",
+    "ip6 hoplimit 255 icmpv6 type 133-137 ip6 daddr @homes6 accept",
+    "ip6 daddr ff02::/16 icmpv6 type { 130, 131, 132, 143 } accept",
+    "ip daddr 224.0.0.0/24 ip protocol igmp accept",
+)
+# Where a connection to the proxy would have the very answers of one of the proxy's own (the same client and server, the
+# same ports), the kernel gives it another source port in its input hook. Its socket has that port, and is found by it
+# after that hook, as sockets are that nobody assigns.
+OTHER_PORT: Final = "tcp flags & (fin | syn | rst | ack) != syn ct status snat"
+NEIGHBOUR_OF_NODE: Final = "ip6 hoplimit 255 icmpv6 type 133-137 fib daddr type local accept"
+QUOTED: Final = {4: "ip saddr . @th,192,32", 6: "ip6 saddr . @th,256,128"}
+"""Who sends an ICMP error, and the destination of the packet that it quotes behind the 8 bytes of its own header."""
+# Errors about a flow that was let through: unreachable (with "too big"), time exceeded, parameter problem.
+ERRORS: Final = (
+    "ct state related icmp type { destination-unreachable, time-exceeded, parameter-problem } accept",
+    "ct state related icmpv6 type { destination-unreachable, packet-too-big, time-exceeded, parameter-problem } accept",
+)
+
+
+def table(
+    desired: Desired,
+    ask: Callable[[Stage], Asked] = asked,
+    split_up: Callable[[Prefixes], Mapping[int, Identities]] = split,
+) -> NftTable:
+    """For a canonical picture. `ask` is `asked` and `split_up` is `split`, or what remembers their answers."""
+    nets = split_up(desired.identities)
+    return made(
+        "inet",
+        TABLE,
+        nft_limits.node_limits(desired.settings),
+        (
+            *_address_sets(desired),
+            *nft_limits.by_port(desired.settings),
+            *nft_limits.by_address(desired.settings),
+            *_identity_sets(nets),
+            *_common_chains(desired, nets),
+            *nft_policy.parts(desired, ask),
+            *_verdict_maps(desired),
+            *_base_chains(desired),
+        ),
+    )
+
+
+# --- sets ------------------------------------------------------------------------------------------------------------
+
+
+def _address_sets(desired: Desired) -> Iterator[Set]:
+    cabled = [(one, one.port) for one in desired.endpoints if one.port]
+    for version in (4, 6):
+        kind = f"ipv{version}_addr"
+        cables = [
+            f'"{port.bridge or port.interface}" . {address}'
+            for one, port in cabled
+            for address in _addresses(one, version)
+        ]
+        selves = [
+            f"{source} . {target}"
+            for one in desired.endpoints
+            if one.ingress is not None or one.egress is not None
+            for source in _addresses(one, version)
+            for target in _addresses(one, version)
+        ]
+        yield named_set(f"own{version}", f"ifname . {kind}", cables)
+        yield named_set(f"homes{version}", kind, [a for one, _ in cabled for a in _addresses(one, version)])
+        yield named_set(f"selves{version}", f"{kind} . {kind}", selves)
+        quoted = [f"{address} . {as_bits(address)}" for one, _ in cabled for address in _addresses(one, version)]
+        yield named_set(f"quoted{version}", QUOTED[version], quoted, of="typeof")
+    routed = [f'"{port.interface}"' for _, port in cabled if not port.bridge]
+    yield named_set("ports", "ifname", routed)
+    closed = [f'"{bridge.name}"' for bridge in desired.bridges if not bridge.uplinks]
+    yield named_set("links", "ifname", [*routed, *closed])
+    bridged = {port.interface for _, port in cabled if port.bridge}.union(*(one.ports for one in desired.bridges))
+    yield named_set("bridged", "ifname", [f'"{name}"' for name in sorted(bridged)])
+    if desired.bridges:
+        yield named_set("bridges", "ifname", [f'"{bridge.name}"' for bridge in desired.bridges])
+
+
+def _identity_sets(nets: Mapping[int, Identities]) -> Iterator[Set]:
+    for version, found in nets.items():
+        kind = f"ipv{version}_addr : classid"
+        ranges = [f"{one.first}-{one.last} : {identity(one.identity)}" for one in found.ranges]
+        yield named_set(f"net{version}", kind, ranges, interval=True)
+        yield Set(f"host{version}", kind, Hosts(found.hosts))
+
+
+def _verdict_maps(desired: Desired) -> Iterator[Set]:
+    for way in Way:
+        for version in (4, 6):
+            jumps = [
+                f"{address} : jump {way}_{one.id}"
+                for one in desired.endpoints
+                if way in dict(nft_policy.ways(one))
+                for address in _addresses(one, version)
+            ]
+            yield named_set(f"{way}{version}", f"ipv{version}_addr : verdict", jumps)
+
+
+def _addresses(endpoint: Endpoint, version: int) -> list[str]:
+    return [address for address in endpoint.addresses if family(address) == version]
+
+
+# --- chains that are jumped to ----------------------------------------------------------------------------------------
+
+
+def _common_chains(desired: Desired, nets: Mapping[int, Identities]) -> Iterator[Chain]:
+    settings = desired.settings
+    yield chain("identify_destination", _identify(nets, "daddr"))
+    # No incoming interface: the output hook, so the source is this node, whatever address it uses.
+    here = f"iif 0 meta priority set {identity(desired.host_identity)} return"
+    yield chain("identify_source", [here, *_identify(nets, "saddr")])
+    yield chain("refuse_tcp", _refuse_tcp(desired))
+    yield chain("refuse", _refuse(settings))
+    for way in Way:
+        yield chain(f"link_{way}", link_local_unicast(settings, way))
+    yield chain("link_local", _link_local())
+    yield chain("spoofed", [log(settings, Told.SPOOF, Way.EGRESS, 0), "drop"])
+    yield chain("deliver", _deliver(settings))
+    yield chain("options", ("ip option lsrr exists goto spoofed", "ip option ssrr exists goto spoofed"))
+    yield chain("router", _router())
+    yield chain("icmp_error", _icmp_error())
+    yield chain("segments", ("iifname . ip6 saddr @own6 goto spoofed",))
+
+
+def _identify(nets: Mapping[int, Identities], field: str) -> Iterator[str]:
+    """The longest prefix wins because it is looked up last; a miss leaves what the rule before found."""
+    for version, name in ((4, "ip"), (6, "ip6")):
+        yield f"meta nfproto ipv{version} meta priority set {identity(nets[version].default)}"
+        yield f"meta priority set {name} {field} map @net{version}"
+        yield f"meta priority set {name} {field} map @host{version}"
+
+
+def _refuse_tcp(desired: Desired) -> Iterator[str]:
+    proxy, upstream = desired.settings.mark_proxy, desired.settings.mark_upstream
+    # A reset may inherit the mark (net.ipv4.fwmark_reflect) and would then be routed to ourselves.
+    yield _unmark(proxy)
+    # Not for what conntrack calls invalid, as a late packet out of the window: a reset would kill its connection.
+    reset = "meta l4proto tcp ct state != invalid"
+    if desired.bridges:
+        # Where br_netfilter runs this chain, a reset leaves by the bridge port as it is, with the address of the pod
+        # behind the Service instead of the Service's own, and nobody would heed it. An ICMP error is translated, and
+        # RFC 5461 (2.2) has a SYN's sender give up on it. Later packets go up to the proxy's listener, which knows no
+        # such connection: TCP itself resets it, translated. Where br_netfilter is off, `input` does.
+        translated = "iifname @bridges ct status dnat"
+        yield f"{translated} tcp flags & (fin | syn | rst | ack) == syn reject with icmpx type port-unreachable"
+        yield f"{translated} {reset} {mark(proxy | upstream)} accept"
+    yield f"{reset} reject with tcp reset"
+    yield "drop"
+
+
+def _refuse(settings: Settings) -> Iterator[str]:
+    yield "goto refuse_tcp" if settings.refuse_with_reset else "drop"
+
+
+def _deliver(settings: Settings) -> Iterator[str]:
+    """The mark is there already, and tproxy ends the rule when nobody listens: then the client is told at once."""
+    yield f"{OTHER_PORT} accept"
+    yield f"meta nfproto ipv4 meta l4proto tcp tproxy ip to 127.0.0.1:{settings.proxy_port} accept"
+    yield f"meta nfproto ipv6 meta l4proto tcp tproxy ip6 to [::1]:{settings.proxy_port} accept"
+    yield log(settings, Told.UNSERVED, Way.INGRESS, 0)
+    yield "goto refuse_tcp"
+
+
+# --- base chains ------------------------------------------------------------------------------------------------------
+
+
+def _base_chains(desired: Desired) -> Iterator[Chain]:
+    settings = desired.settings
+    if desired.bridges:
+        yield chain("second", _second(settings), hook="prerouting", priority=-(2**31))
+    yield chain("guard", _guard(), hook="prerouting", priority=-300)
+    yield chain("judge", _judge(settings), hook="prerouting", priority=-90)
+    yield chain("apart", _apart(settings), hook="output", priority=-300)
+    yield chain("nat", (), hook="postrouting", priority=100, kind="nat")
+    yield chain("output", _output(desired), hook="output", priority=-90, kind="route")
+    yield chain("input", _input(settings), hook="input", priority=-90)
+    yield chain("leak", _leak(settings), hook="postrouting", priority=-300)
+
+
+def _second(settings: Settings) -> Iterator[str]:
+    """The second reception of a bridged frame runs this priority only; the mark is all that survived the first."""
+    marked = f"{_is_marked(settings.mark_proxy)} meta l4proto tcp"
+    found = f"{_unmark(settings.mark_upstream)} accept"
+    yield f"{marked} {OTHER_PORT} {found}"
+    yield f"{marked} meta nfproto ipv4 tproxy ip to 127.0.0.1:{settings.proxy_port} {found}"
+    yield f"{marked} meta nfproto ipv6 tproxy ip6 to [::1]:{settings.proxy_port} {found}"
+
+
+def _guard() -> Iterator[str]:
+    """Both ways: an address comes in by its port only, and a port sends from its own addresses only."""
+    yield 'iifname "lo" accept'
+    # RFC 1122, 3.2.1.3. With route_localnet (kube-proxy sets it) a pod could otherwise dial the node's own listeners.
+    yield "ip daddr 127.0.0.0/8 goto spoofed"
+    # What a bridge port gets for the bridge itself (IEEE 802.1Q, 8.6.3) goes up without any hook of the bridge. No IP
+    # is among it, and no IP comes in by a bridge port as such.
+    yield f"{RESERVED} goto spoofed"
+    yield "iifname @bridged goto spoofed"
+    # RFC 4291, 2.5.3 and 2.5.5.2: neither of these is ever on a wire.
+    for field in ("saddr", "daddr"):
+        nowhere = "::1/128 : goto spoofed, ::ffff:0.0.0.0/96 : goto spoofed"
+        yield f"ip6 {field} vmap {{ {nowhere}, fe80::/10 : jump link_local }}"
+    # A route that the sender chose: the address to be judged is only put in after we have judged. Others than pods may
+    # have use for IPv6's, which the node follows only where it is told to.
+    yield "ip hdrlength > 5 jump options"
+    yield "rt seg-left != 0 jump segments"
+    yield "meta l4proto { icmp, ipv6-icmp } jump router"
+    yield "iifname . ip saddr @own4 accept"
+    yield "ip saddr @homes4 goto spoofed"
+    yield "iifname . ip6 saddr @own6 accept"
+    yield "ip6 saddr @homes6 goto spoofed"
+    # Link-local addresses are nobody's in `identities`, so they carry the link's own protocols and nothing else.
+    yield "iifname @ports ip6 saddr { ::, fe80::/10 } icmpv6 type { 130, 131, 132, 133, 135, 136, 143 } accept"
+    yield "iifname @ports goto spoofed"
+
+
+def _router() -> Iterator[str]:
+    """A pod is no router. Conntrack calls an ICMP error related whoever sends it, so a pod could lower the path MTU of
+    connections in which it has no part, or end them. What only routers say is refused (RFC 792; RFC 4443); what hosts
+    say, too, is asked of whom it tells."""
+    yield "ip saddr @homes4 icmp type { source-quench, redirect } goto spoofed"
+    yield "ip saddr @homes4 icmp type destination-unreachable icmp code 4 goto spoofed"
+    yield "ip saddr @homes4 icmp type time-exceeded icmp code 0 goto spoofed"
+    yield "ip6 saddr @homes6 icmpv6 type packet-too-big goto spoofed"
+    yield "ip6 saddr @homes6 icmpv6 type time-exceeded icmpv6 code 0 goto spoofed"
+    yield "ip saddr @homes4 icmp type { destination-unreachable, time-exceeded, parameter-problem } jump icmp_error"
+    yield "ip6 saddr @homes6 icmpv6 type < 128 jump icmp_error"
+
+
+def _icmp_error() -> Iterator[str]:
+    """A host tells of packets that were sent to it: it is the destination of the one it quotes. Here, before conntrack
+    and NAT, both are as the pod has seen them. A packet too short to quote one matches nothing."""
+    for version in (4, 6):
+        yield f"{QUOTED[version]} @quoted{version} return"
+    yield "goto spoofed"
+
+
+def _link_local() -> Iterator[str]:
+    """From a routed pod, or from a bridge that has pods only: the node's own link-local address is no way around."""
+    yield "iifname != @links return"
+    yield "ip6 daddr ff00::/8 return"
+    yield "goto link_egress"
+
+
+def _judge(settings: Settings) -> Iterator[str]:
+    proxy = settings.mark_proxy
+    # From the node to itself; with the mark it is a packet of `output` on its way to the proxy.
+    yield f'iifname "lo" {_is_marked(proxy)} goto deliver'
+    yield 'iifname "lo" accept'
+    yield _unmark(proxy)
+    # Answers to the proxy's own connections, which it makes with the client's address. Both ways to know them are
+    # needed: the socket where conntrack has nothing (ICMP errors), the mark where the connection was translated.
+    # "wildcard" breaks off the rule at a socket in TIME_WAIT: a SYN that meets one is judged and goes to the listener.
+    yield f"ct direction reply {_is_connection_marked(settings.mark_upstream)} {mark(proxy)} accept"
+    yield f"meta l4proto {{ tcp, icmp, ipv6-icmp }} socket transparent 1 socket wildcard 0 {mark(proxy)} accept"
+    yield "ct direction reply accept"
+    yield from ERRORS
+    yield from LINK
+    yield NEIGHBOUR_OF_NODE
+    yield "ip saddr . ip daddr @selves4 accept"
+    yield "ip6 saddr . ip6 daddr @selves6 accept"
+    for way, field in ((Way.EGRESS, "saddr"), (Way.INGRESS, "daddr")):
+        yield f"ip {field} vmap @{way}4"
+        yield f"ip6 {field} vmap @{way}6"
+    yield f"{_is_marked(proxy)} goto deliver"
+
+
+def _apart(settings: Settings) -> Iterator[str]:
+    """In a zone of its own, a connection of ours with the very ports of a client's is another one. Its answers come in
+    without a zone: so only its original direction has one, and the kernel sees to it that the answers differ."""
+    yield f"{_is_marked(settings.mark_upstream)} ct original zone set {CONNTRACK_ZONE}"
+
+
+def _output(desired: Desired) -> Iterator[str]:
+    proxy, upstream = desired.settings.mark_proxy, desired.settings.mark_upstream
+    # Somebody else's use of the bit, or a socket that took it over from the packet that opened it
+    # (net.ipv4.tcp_fwmark_accept), must not send packets back into the proxy.
+    yield _unmark(proxy)
+    yield f"{_is_marked(upstream)} ct mark set ct mark | {upstream:#010x} accept"
+    # The proxy's connection to the node itself: its answers are born here and go back to the proxy over lo.
+    yield f"ct direction reply {_is_connection_marked(upstream)} {mark(proxy | upstream)} accept"
+    yield 'oifname "lo" accept'
+    if desired.bridges:
+        # Steered frames leave by the interface they came from; IPv6 has no switch for the redirects this provokes.
+        yield "oifname @bridges icmpv6 type nd-redirect drop"
+    yield "oifname @links ip6 daddr fe80::/10 jump link_ingress"
+    yield "ct direction reply accept"
+    yield from ERRORS
+    yield from LINK
+    yield "ip daddr vmap @ingress4"
+    yield "ip6 daddr vmap @ingress6"
+    # Both bits: the routing rule of locally made packets, see routes.
+    yield f"{_is_marked(proxy)} {mark(upstream)}"
+
+
+def _input(settings: Settings) -> Iterator[str]:
+    both = settings.mark_proxy | settings.mark_upstream
+    refused = f'iifname != "lo" meta mark & {both:#010x} == {both:#010x}'
+    yield f"{refused} {_unmark(both)} meta l4proto tcp reject with tcp reset"
+    # Steered packets keep their own destination port, so one with the proxy's and no mark was dialled.
+    yield f'iifname != "lo" tcp dport {settings.proxy_port} {_is_not_marked(settings.mark_proxy)} drop'
+
+
+def _leak(settings: Settings) -> Iterator[str]:
+    """If the routing rules are gone, steered packets would be forwarded instead."""
+    yield f'oifname != "lo" {_is_marked(settings.mark_proxy)} drop'
+
+
+def _unmark(bits: int) -> str:
+    return f"meta mark set meta mark & {~bits & 0xFFFF_FFFF:#010x}"
+
+
+def _is_marked(bit: int) -> str:
+    return f"meta mark & {bit:#010x} != 0"
+
+
+def _is_not_marked(bit: int) -> str:
+    return f"meta mark & {bit:#010x} == 0"
+
+
+def _is_connection_marked(bit: int) -> str:
+    return f"ct mark & {bit:#010x} != 0"

@@ -1,0 +1,235 @@
+"""A table of nftables as data: the text that makes it whole, and the text that makes it from another of its name.
+
+Both are for one transaction. What leads from one table to another is as small as the difference: members of sets one
+by one, chains and sets that come or go, and the rules of chains that changed. Names are what tells two sets or chains
+apart, so a name must not change its kind.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from tproxy_rules.nft.text import absent, as_bits, identity
+from tproxy_rules.shapes import Cells
+
+
+class Members(Protocol):
+    """What is in a set: text per member, and the difference to another set's."""
+
+    def __iter__(self) -> Iterator[str]: ...
+
+    def without(self, other: Members) -> Iterable[str]:
+        """The members that the other has not. It is of the same class."""
+
+
+@dataclass(frozen=True, slots=True)
+class Lines:
+    """Members that are texts."""
+
+    lines: frozenset[str]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(sorted(self.lines))
+
+    def without(self, other: Members) -> Iterable[str]:
+        return sorted(self.lines - other.lines) if isinstance(other, Lines) else self
+
+
+@dataclass(frozen=True, slots=True)
+class Hosts:
+    """Addresses and their identities."""
+
+    identities: Mapping[str, int]
+
+    def __iter__(self) -> Iterator[str]:
+        return (f"{address} : {identity(number)}" for address, number in sorted(self.identities.items()))
+
+    def without(self, other: Members) -> Iterable[str]:
+        theirs: Mapping[str, int] = other.identities if isinstance(other, Hosts) else {}
+        if theirs is self.identities:
+            return ()
+        changed = {address for address, _ in self.identities.items() ^ theirs.items()}
+        found = sorted(changed & self.identities.keys())
+        return (f"{address} : {identity(self.identities[address])}" for address in found)
+
+
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """The addresses alone, as text or as the 128 bits of an IPv6 address in a message."""
+
+    identities: Mapping[str, int]
+    as_bits: bool = False
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.without(Listed({})))
+
+    def without(self, other: Members) -> Iterable[str]:
+        theirs: Mapping[str, int] = other.identities if isinstance(other, Listed) else {}
+        found = () if theirs is self.identities else sorted(self.identities.keys() - theirs.keys())
+        return (as_bits(address) if self.as_bits else address for address in found)
+
+
+@dataclass(frozen=True, slots=True)
+class Peers:
+    """Cells of a policy stage. Those of equal peers are not looked into."""
+
+    cells: Cells
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.without(self))
+
+    def without(self, other: Members) -> Iterable[str]:
+        theirs: Cells = other.cells if isinstance(other, Peers) and other is not self else {}
+        if theirs is self.cells:
+            return
+        for cell, peers in sorted(self.cells.items()):
+            known = theirs.get(cell, ())
+            if peers is not known and peers != known:
+                words = [_ports(cell)] if cell[0] >= 0 else []
+                if peers is None:
+                    yield " . ".join(words)
+                for peer in sorted(set(peers or ()).difference(known or ())):
+                    yield " . ".join((identity(peer), *words))
+
+
+def _ports(cell: tuple[int, int, int]) -> str:
+    protocol, first, last = cell
+    if first < 0:
+        return str(protocol)
+    return f"{protocol} . {first}" if first == last else f"{protocol} . {first}-{last}"
+
+
+@dataclass(frozen=True, slots=True)
+class Set:
+    """A set, or with ` : ` in its kind a map. `of` is how the kind is written: by types or by expressions."""
+
+    name: str
+    kind: str
+    members: Members
+    interval: bool = False
+    of: str = "type"
+    dynamic: str = ""
+    """How packets add members to it, in lines of nft; those are no part of the picture."""
+
+    @property
+    def sort(self) -> str:
+        return "map" if " : " in self.kind else "set"
+
+    @property
+    def is_tree(self) -> bool:
+        """Ranges of one field, which abut; one cannot always be taken out alone."""
+        return self.interval and " . " not in self.kind
+
+    def text(self) -> str:
+        flags = "\t\tflags interval\n" if self.interval else self.dynamic
+        joined = ",\n\t\t\t".join(self.members)
+        listed = f"\t\telements = {{\n\t\t\t{joined}\n\t\t}}\n" if joined else ""
+        return f"\t{self.sort} {self.name} {{\n\t\t{self.of} {self.kind}\n{flags}{listed}\t}}\n"
+
+
+@dataclass(frozen=True, slots=True)
+class Chain:
+    """A chain; with a hook, a base chain whose policy is accept: what we refuse, we refuse by rule."""
+
+    name: str
+    rules: tuple[str, ...]
+    hook: str = ""
+    priority: int = 0
+    kind: str = "filter"
+
+    def text(self) -> str:
+        base = [f"type {self.kind} hook {self.hook} priority {self.priority}; policy accept;"] if self.hook else []
+        return f"\tchain {self.name} {{\n" + "".join(f"\t\t{line}\n" for line in (*base, *self.rules)) + "\t}\n"
+
+
+@dataclass(frozen=True, slots=True)
+class NftTable:
+    """`head` is what cannot be changed in place: named limits."""
+
+    family: str
+    name: str
+    head: str
+    sets: Mapping[str, Set] = field(default_factory=dict)
+    chains: Mapping[str, Chain] = field(default_factory=dict)
+
+    def text(self) -> str:
+        """The whole, in the place of whatever bore its name: declare, delete, define.
+
+        Deleting and adding in two transactions leaks packets between them; declaring first makes the deletion succeed
+        when there is nothing yet.
+        """
+        sets, chains = (one.text() for one in self.sets.values()), (one.text() for one in self.chains.values())
+        body = "\n".join((self.head, *sets, *chains))
+        return f"{absent(self.family, self.name)}table {self.family} {self.name} {{\n{body}}}\n"
+
+
+def chain(name: str, rules: Iterable[str], *, hook: str = "", priority: int = 0, kind: str = "filter") -> Chain:
+    """A rule may be several, a line each."""
+    return Chain(name, tuple(line for rule in rules for line in rule.split("\n")), hook, priority, kind)
+
+
+def named_set(name: str, kind: str, elements: Iterable[str], *, interval: bool = False, of: str = "type") -> Set:
+    return Set(name, kind, Lines(frozenset(elements)), interval, of)
+
+
+def dynamic_set(name: str, kind: str, *, seconds: int = 0) -> Set:
+    """A set that rules fill, of so many members as the kernel may hold for us; `seconds`: how long one stays unused."""
+    lines = f"\t\tflags dynamic,timeout\n\t\ttimeout {seconds}s\n" if seconds else "\t\tflags dynamic\n"
+    return Set(name, kind, Lines(frozenset()), dynamic="\t\tsize 65535\n" + lines)
+
+
+def made(family: str, name: str, head: str, parts: Iterable[Set | Chain]) -> NftTable:
+    """A table of these parts."""
+    listed = list(parts)
+    sets = {one.name: one for one in listed if isinstance(one, Set)}
+    chains = {one.name: one for one in listed if isinstance(one, Chain)}
+    return NftTable(family, name, head, sets, chains)
+
+
+def alike(old: NftTable, new: NftTable) -> bool:
+    """Whether `delta` can lead from one to the other: hooks and heads cannot be changed in place."""
+    before, after = (
+        {(chain.name, chain.hook, chain.priority, chain.kind) for chain in one.chains.values() if chain.hook}
+        for one in (old, new)
+    )
+    return (old.family, old.name, old.head) == (new.family, new.name, new.head) and before == after
+
+
+def delta(old: NftTable, new: NftTable) -> str:
+    """What makes `new` of `old`, which are alike.
+
+    References go before what they refer to, and come after it.
+    """
+    at = f"{new.family} {new.name}"
+    changed = [chain for chain in new.chains.values() if old.chains.get(chain.name) != chain]
+    stale_chains = [name for name in old.chains if name not in new.chains]
+    stale_sets = [one for one in old.sets.values() if one.name not in new.sets]
+    fresh_sets = [one for one in new.sets.values() if one.name not in old.sets]
+    differences = [_difference(at, old.sets[one.name], one) for one in new.sets.values() if one.name in old.sets]
+    lines = [f"flush chain {at} {chain.name}" for chain in changed if chain.name in old.chains]
+    lines += [f"flush chain {at} {name}" for name in stale_chains]
+    lines += [gone for gone, _ in differences if gone]
+    lines += [f"delete chain {at} {name}" for name in stale_chains]
+    lines += [f"delete {one.sort} {at} {one.name}" for one in stale_sets]
+    lines += [f"add chain {at} {chain.name}" for chain in changed if chain.name not in old.chains]
+    if fresh_sets:
+        lines.append(f"table {at} {{\n" + "\n".join(one.text() for one in fresh_sets) + "}")
+    lines += [come for _, come in differences if come]
+    lines += [f"add rule {at} {chain.name} {rule}" for chain in changed for rule in chain.rules]
+    return "".join(f"{line}\n" for line in lines)
+
+
+def _difference(at: str, before: Set, one: Set) -> tuple[str, str]:
+    """What takes out of a set what must go, and what puts in what must come."""
+    gone, come = list(before.members.without(one.members)), list(one.members.without(before.members))
+    if one.is_tree and (gone or come):
+        return f"flush {one.sort} {at} {one.name}", _adding(at, one, one.members)
+    keys = ", ".join(member.partition(" : ")[0] for member in gone)
+    return keys and f"delete element {at} {one.name} {{ {keys} }}", _adding(at, one, come)
+
+
+def _adding(at: str, one: Set, members: Iterable[str]) -> str:
+    listed = ", ".join(members)
+    return listed and f"add element {at} {one.name} {{ {listed} }}"
