@@ -104,7 +104,7 @@ def main() -> int:
         if why := peer.missing():
             tell(f"left out: {why}")
     placed = cores.unpinned() if args.unpinned else cores.pinned()
-    facts = machine.facts(placed)
+    resources = machine.resources(placed)
     try:
         with userns.entered(Lab(LAB)), ended_by_signals():
             rows = measure(chosen, QUICK if args.quick else THOROUGH, placed, tell)
@@ -114,16 +114,16 @@ def main() -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     Console(width=None if sys.stdout.isatty() else 150).print(report.table(rows))
-    keep(rows, facts, quick=args.quick, directory=Path(tempfile.mkdtemp()) if args.quick or args.only else RESULTS)
+    keep(rows, resources, quick=args.quick, directory=Path(tempfile.mkdtemp()) if args.quick or args.only else RESULTS)
     return 0
 
 
-def keep(rows: Sequence[Row], facts: dict[str, object], *, quick: bool, directory: Path) -> None:
+def keep(rows: Sequence[Row], resources: dict[str, object], *, quick: bool, directory: Path) -> None:
     directory.mkdir(exist_ok=True)
     today = f"{datetime.now(UTC):%Y-%m-%d}"
-    path = directory / f"{today}-{facts['commit']}.json"
-    path.write_text(report.document(rows, facts, quick=quick))
-    caption = f"{today}, commit {facts['commit']}, {facts['cpu']}, {facts['cores']} cores"
+    path = directory / f"{today}-{resources['commit']}.json"
+    path.write_text(report.document(rows, resources, quick=quick))
+    caption = f"{today}, commit {resources['commit']}, {resources['cpu']}, {resources['cores']} cores"
     (directory / "chart.svg").write_text(chart.chart(rows, caption))
     (directory / "table.md").write_text(report.markdown(rows))
     print(f"written: {path}, chart.svg and table.md beside it", file=sys.stderr)

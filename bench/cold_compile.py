@@ -16,9 +16,9 @@ from pathlib import Path
 
 from bench import big_world
 from bench.cpu import peak_mib, rss_mib
-from l7proxy.agent.dataplane.pod_interfaces import Wires
-from l7proxy.agent.dataplane.render import draw
-from l7proxy.cluster.state import World
+from l7proxy.agent.dataplane.pod_interfaces import PodInterfaces
+from l7proxy.agent.dataplane.render import render
+from l7proxy.cluster.state import ClusterState
 from l7proxy.model.resources import Synced
 from l7proxy.policy.compile import compile_policies
 from l7proxy.sources.files import load
@@ -47,11 +47,11 @@ def main() -> None:
     gc.collect()
     before = rss_mib(os.getpid())
     start = time.perf_counter()
-    world = World()
-    world.apply([*changes, Synced()])
-    view = world.view(NODE)
+    cluster_state = ClusterState()
+    cluster_state.apply([*changes, Synced()])
+    view = cluster_state.view(NODE)
     policies = compile_policies(view.rules, view.endpoints, view.identities)
-    pictures = draw(view, policies, Wires(), settings=Settings(), resolve_services=False)
+    pictures = render(view, policies, PodInterfaces(), settings=Settings(), resolve_services=False)
     spent = time.perf_counter() - start
     told = {
         "read_s": read,

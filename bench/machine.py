@@ -14,7 +14,7 @@ from bench.cores import Cores
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def facts(placed: Cores) -> dict[str, Any]:
+def resources(placed: Cores) -> dict[str, Any]:
     return {
         "cpu": _first(Path("/proc/cpuinfo"), r"^model name\s*: (.*)$") or platform.machine(),
         "cores": os.cpu_count(),

@@ -29,12 +29,12 @@ from l7proxy.gate.clock import Clock
 from l7proxy.link import framing
 from l7proxy.link.outbox import Outbox
 from l7proxy.model.net import HostPort
-from l7proxy.proxy.policy_store import Board
+from l7proxy.proxy.policy_store import PolicyStore
 from l7proxy.proxy.server import listener
-from l7proxy.proxy.server.context import Surroundings
+from l7proxy.proxy.server.context import WorkerContext
 from l7proxy.proxy.server.server import ProxyServer
 from l7proxy.proxy.server.steering import Transparent
-from l7proxy.proxy.server.timer_wheel import Wheel
+from l7proxy.proxy.server.timer_wheel import TimerWheel
 from l7proxy.proxy.worker import GC_THRESHOLDS
 
 CONNECTIONS: Final = 512
@@ -85,14 +85,14 @@ async def bench(rounds: int) -> None:
     with socket.create_server((SERVER, 0), backlog=4096) as upstream:
         server = context.Process(target=serve, args=(upstream,), daemon=True)
         server.start()
-        around = Surroundings(
-            board=Board(),
+        ctx = WorkerContext(
+            policy_store=PolicyStore(),
             steering=Steered(HostPort(*upstream.getsockname())),
-            wheel=Wheel(asyncio.get_running_loop().time()),
+            timers=TimerWheel(asyncio.get_running_loop().time()),
             records=outbox.put,
             clock=Clock(time.time_ns, time.monotonic_ns),
         )
-        proxy = ProxyServer(around, around.steering.listen())
+        proxy = ProxyServer(ctx, ctx.steering.listen())
         assert not await proxy.publish(picture())
         client = context.Process(target=ask, args=((proxy.addresses[0].address, proxy.addresses[0].port), rounds))
         client.start()
@@ -106,13 +106,13 @@ async def bench(rounds: int) -> None:
         after = resource.getrusage(resource.RUSAGE_SELF)
         await proxy.drain(1)
         server.terminate()
-    assert client.exitcode == 0 and around.counts.requests == rounds * CONNECTIONS
-    assert around.counts.errors == around.counts.denied == 0
+    assert client.exitcode == 0 and ctx.counts.requests == rounds * CONNECTIONS
+    assert ctx.counts.errors == ctx.counts.denied == 0
     user, system = (
-        (end - begin) * 1e6 / around.counts.requests
+        (end - begin) * 1e6 / ctx.counts.requests
         for begin, end in ((before.ru_utime, after.ru_utime), (before.ru_stime, after.ru_stime))
     )
-    print(f"{compiled.word()}, {around.counts.requests} connections: user {user:.1f} µs, system {system:.1f} µs each")
+    print(f"{compiled.word()}, {ctx.counts.requests} connections: user {user:.1f} µs, system {system:.1f} µs each")
 
 
 if __name__ == "__main__":

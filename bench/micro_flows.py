@@ -24,7 +24,7 @@ from l7proxy.flows.ring import Reader, Ring
 from l7proxy.flows.sinks.jsonl import JsonLinesFile
 from l7proxy.link import framing
 from l7proxy.link.outbox import Outbox
-from l7proxy.model.policy_verdict import Conn, Judgement
+from l7proxy.model.policy_verdict import Conn, PolicyVerdict
 from l7proxy.model.ref import RuleRef
 from l7proxy.model.verdict import Direction, Verdict
 
@@ -32,7 +32,7 @@ CONNECTIONS = 16
 REQUESTS = 1024
 RULE = RuleRef("CiliumNetworkPolicy", "default", "l7-policy", "spec.ingress[0].toPorts[0].rules.http[0]", "p.yaml", 7)
 OTHER = RuleRef("CiliumNetworkPolicy", "default", "egress-policy", "spec.egress[1]", "p.yaml", 40)
-ALLOWED = Judgement(Verdict.FORWARDED, Direction.INGRESS, ingress=RULE, egress=OTHER)
+ALLOWED = PolicyVerdict(Verdict.FORWARDED, Direction.INGRESS, ingress=RULE, egress=OTHER)
 CONNS = [Conn("10.0.0.1", 40000 + number, "10.0.0.2", 80, 1001, 1002) for number in range(CONNECTIONS)]
 SECOND = 1_763_928_000_000_000_000
 

@@ -16,14 +16,14 @@ from dataclasses import dataclass
 
 from bench.hostile import ATTACKS, RULES, Attack
 from l7proxy import compiled
-from l7proxy.gate.actions import Action, Become, Close, Connect, Gate, ToServer
+from l7proxy.gate.actions import Action, Close, Connect, Gate, SwitchGate, ToServer
 from l7proxy.gate.clock import Clock
-from l7proxy.gate.detect import pick
+from l7proxy.gate.detect import gate_for
 from l7proxy.gate.options import HttpOptions
 from l7proxy.model.http import Request
-from l7proxy.model.policy_verdict import Conn, Judgement
+from l7proxy.model.policy_verdict import Conn, PolicyVerdict
 from l7proxy.model.verdict import Verdict
-from l7proxy.policy.combine import Combined, judge_http
+from l7proxy.policy.combine import VerdictCache, evaluate_http
 from l7proxy.policy.decide import PortPolicy
 from l7proxy.policy.decision import Decision
 from l7proxy.policy.http_table import HttpTable
@@ -53,14 +53,14 @@ class Connection:
 
     def __init__(self, cost: Cost) -> None:
         policy = PortPolicy(Decision(Verdict.REDIRECTED), (HttpTable(RULES), Decision(Verdict.DROPPED, reason="no")))
-        combined = Combined()
+        combined = VerdictCache()
 
-        def judge(request: Request) -> Judgement:
+        def judge(request: Request) -> PolicyVerdict:
             cost.requests += 1
-            return judge_http(None, policy, request, combined)
+            return evaluate_http(None, policy, request, combined)
 
         self.cost = cost
-        self.gate: Gate = pick(
+        self.gate: Gate = gate_for(
             judge, CONN, Clock(time.time_ns, time.monotonic_ns), by_request=True, options=HttpOptions()
         )
         self.over = False
@@ -90,7 +90,7 @@ class Connection:
     def _do(self, actions: list[Action]) -> bytes:
         answers: list[bytes] = []
         for action in actions:
-            if isinstance(action, Become):
+            if isinstance(action, SwitchGate):
                 self.gate = action.gate
             elif isinstance(action, Connect):
                 self.gate.connected()

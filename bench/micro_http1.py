@@ -13,13 +13,13 @@ from collections.abc import Callable
 from l7proxy.gate.http1 import HttpGate
 from l7proxy.gate.options import HttpOptions
 from l7proxy.model.http import Request
-from l7proxy.model.policy_verdict import Conn, Judgement
+from l7proxy.model.policy_verdict import Conn, PolicyVerdict
 from l7proxy.model.verdict import Direction, Verdict
 from l7proxy.wire import http1_fast, http1_strict
 
 CONN = Conn("10.0.0.1", 40000, "10.0.0.2", 80, 1001, 1002)
-ALLOWED = Judgement(Verdict.FORWARDED, Direction.INGRESS)
-DENIED = Judgement(Verdict.DROPPED, Direction.INGRESS, reason="no rule matched")
+ALLOWED = PolicyVerdict(Verdict.FORWARDED, Direction.INGRESS)
+DENIED = PolicyVerdict(Verdict.DROPPED, Direction.INGRESS, reason="no rule matched")
 COUNT = 512
 
 
@@ -39,8 +39,8 @@ def response(number: int) -> bytes:
     ) % (number % 60, len(body), number, body)
 
 
-def through_gate(requests: list[bytes], responses: list[bytes], verdict: Judgement) -> Callable[[], None]:
-    def judge(asked: Request) -> Judgement:
+def through_gate(requests: list[bytes], responses: list[bytes], verdict: PolicyVerdict) -> Callable[[], None]:
+    def judge(asked: Request) -> PolicyVerdict:
         return verdict
 
     gate = HttpGate(judge, CONN, time.time_ns, HttpOptions())

@@ -22,13 +22,13 @@ from l7proxy.gate.clock import Clock
 from l7proxy.gate.http2 import Http2Gate
 from l7proxy.gate.options import HttpOptions
 from l7proxy.model.http import Request
-from l7proxy.model.policy_verdict import Conn, Judgement
+from l7proxy.model.policy_verdict import Conn, PolicyVerdict
 from l7proxy.model.verdict import Direction, Verdict
 from l7proxy.wire import http2_frames as frames
 
 CONN = Conn("10.0.0.1", 40000, "10.0.0.2", 80, 1001, 1002)
-ALLOWED = Judgement(Verdict.FORWARDED, Direction.INGRESS)
-DENIED = Judgement(Verdict.DROPPED, Direction.INGRESS, reason="no rule matched")
+ALLOWED = PolicyVerdict(Verdict.FORWARDED, Direction.INGRESS)
+DENIED = PolicyVerdict(Verdict.DROPPED, Direction.INGRESS, reason="no rule matched")
 COUNT = 512
 
 Fields = list[tuple[bytes, bytes]]
@@ -82,8 +82,8 @@ Step = Callable[[Call], None]
 OPEN = frames.settings([(4, 1 << 20)]) + frames.window_update(0, 1 << 30)
 
 
-def through_gate(verdict: Judgement) -> Step:
-    def judge(asked: Request) -> Judgement:
+def through_gate(verdict: PolicyVerdict) -> Step:
+    def judge(asked: Request) -> PolicyVerdict:
         return verdict
 
     seconds = itertools.count()

@@ -23,11 +23,11 @@ from l7proxy.gate.clock import Clock
 from l7proxy.link import framing
 from l7proxy.link.outbox import Outbox
 from l7proxy.model.net import HostPort
-from l7proxy.proxy.policy_store import Board
-from l7proxy.proxy.server.context import Surroundings
+from l7proxy.proxy.policy_store import PolicyStore
+from l7proxy.proxy.server.context import WorkerContext
 from l7proxy.proxy.server.session import Session
 from l7proxy.proxy.server.steering import Plain
-from l7proxy.proxy.server.timer_wheel import Wheel
+from l7proxy.proxy.server.timer_wheel import TimerWheel
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer as Buffer
@@ -52,9 +52,9 @@ class Wire(socket.socket):
         return "127.0.0.1", 15001
 
 
-def opened(around: Surroundings, port: int, first: bytes) -> tuple[Session, Wire, Wire]:
+def opened(ctx: WorkerContext, port: int, first: bytes) -> tuple[Session, Wire, Wire]:
     """A session whose server is reached, without a connection: its dial is given up and it is handed a Wire."""
-    session, client, server = Session(around, around.shares.of(CLIENT)), Wire(), Wire()
+    session, client, server = Session(ctx, ctx.shares.of(CLIENT)), Wire(), Wire()
     session.accepted(client, HostPort(CLIENT, port))
     session._client.data_received(first)
     session._stop_connecting()
@@ -77,20 +77,20 @@ async def bench(rounds: int) -> None:
     outbox = Outbox()
     gets = [request(number) for number in range(REQUESTS)]
     answers = [response(number) for number in range(REQUESTS)]
-    around = Surroundings(
-        board=Board(),
+    ctx = WorkerContext(
+        policy_store=PolicyStore(),
         steering=Plain(HostPort("127.0.0.1", 0), HostPort(SERVER, 80)),
-        wheel=Wheel(loop.time()),
+        timers=TimerWheel(loop.time()),
         records=outbox.put,
         clock=Clock(time.time_ns, time.monotonic_ns),
     )
-    assert not await around.board.publish(picture())
-    opens = [opened(around, 40000 + number, gets[0]) for number in range(CONNECTIONS)]
+    assert not await ctx.policy_store.publish(picture())
+    opens = [opened(ctx, 40000 + number, gets[0]) for number in range(CONNECTIONS)]
     sessions = [session for session, _, _ in opens]
     for session in sessions:
         session._server.data_received(answers[0])
-    legs = [(session._client, session._server) for session in sessions]
-    work = [(*legs[number % CONNECTIONS], *pair) for number, pair in enumerate(zip(gets, answers, strict=True))]
+    streams = [(session._client, session._server) for session in sessions]
+    work = [(*streams[number % CONNECTIONS], *pair) for number, pair in enumerate(zip(gets, answers, strict=True))]
 
     def exchanges() -> None:
         for client, server, asked, answer in work:
@@ -100,7 +100,7 @@ async def bench(rounds: int) -> None:
             framing.encode(flows)
 
     measure("session: GET and answer, records framed", exchanges, rounds)
-    assert around.counts.errors == 0 and around.counts.denied == 0
+    assert ctx.counts.errors == 0 and ctx.counts.denied == 0
     assert all(client.sent > 1 and server.sent > 1 for _, client, server in opens)
 
 

@@ -19,17 +19,17 @@ from bench.bulk_server import send
 from bench.cpu import Used, used
 from bench.micro_worker import CLIENT, REF, SERVER
 from l7proxy.gate.clock import Clock
-from l7proxy.link.messages import LocalEndpoint, Picture
+from l7proxy.link.messages import LocalEndpoint, PolicySnapshot
 from l7proxy.model.net import HostPort
 from l7proxy.model.verdict import Action
 from l7proxy.policy.rules import HttpRule
 from l7proxy.policy.tables import EndpointPolicy, Entry, union
-from l7proxy.proxy.policy_store import Board
-from l7proxy.proxy.server.context import Surroundings
+from l7proxy.proxy.policy_store import PolicyStore
+from l7proxy.proxy.server.context import WorkerContext
 from l7proxy.proxy.server.pipes import RUNS, Pipes
 from l7proxy.proxy.server.server import ProxyServer
 from l7proxy.proxy.server.steering import Plain
-from l7proxy.proxy.server.timer_wheel import Wheel
+from l7proxy.proxy.server.timer_wheel import TimerWheel
 
 BULK = 18980
 WAYS = {"spliced": RUNS, "ordinary": 0}
@@ -38,7 +38,7 @@ ENOUGH = 1 << 30
 
 
 RULES = union((Entry(Action.REDIRECT, REF, protocol=6, http=(HttpRule(REF, path="/bulk/.*"),)),), (REF,))
-PICTURE = Picture(
+PICTURE = PolicySnapshot(
     revision=1,
     endpoints=(LocalEndpoint(1, "default/server", (SERVER,), EndpointPolicy(1, ingress=RULES)),),
     identities={f"{CLIENT}/32": 300, f"{SERVER}/32": 301},
@@ -47,15 +47,15 @@ PICTURE = Picture(
 
 async def proxy(limit: int) -> None:
     """Serve for ever; the port goes to stdout."""
-    around = Surroundings(
-        board=Board(),
+    ctx = WorkerContext(
+        policy_store=PolicyStore(),
         steering=Plain(HostPort("127.0.0.1", 0), HostPort(SERVER, BULK)),
-        wheel=Wheel(0.0),
+        timers=TimerWheel(0.0),
         records=lambda record: None,
         clock=Clock(lambda: 0, lambda: 0),
     )
-    around.pipes = Pipes(around.poller, limit)
-    server = ProxyServer(around, around.steering.listen())
+    ctx.pipes = Pipes(ctx.poller, limit)
+    server = ProxyServer(ctx, ctx.steering.listen())
     await server.publish(PICTURE)
     print(server.addresses[0].port, flush=True)
     await server.tick()

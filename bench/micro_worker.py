@@ -29,7 +29,7 @@ from l7proxy import compiled
 from l7proxy.agent.flow_recorder import Recorder
 from l7proxy.flows.ring import Ring
 from l7proxy.flows.sinks import jsonl
-from l7proxy.link.messages import LocalEndpoint, Picture
+from l7proxy.link.messages import LocalEndpoint, PolicySnapshot
 from l7proxy.link.server import LinkServer
 from l7proxy.model.net import HostPort
 from l7proxy.model.ref import RuleRef
@@ -90,10 +90,10 @@ def worker(link: Path, listen: int, server: int) -> None:
     run_worker(WorkerSettings(link=link), steering=Plain(HostPort("127.0.0.1", listen), HostPort(SERVER, server)))
 
 
-def picture() -> Picture:
+def picture() -> PolicySnapshot:
     """The server is a pod of ours under HTTP rules."""
     policy = union((Entry(Action.REDIRECT, REF, None, 6, 0, 65535, http=RULES),), (REF,))
-    return Picture(
+    return PolicySnapshot(
         revision=1,
         endpoints=(LocalEndpoint(2, "default/server", (SERVER,), EndpointPolicy(2, policy)),),
         identities={f"{CLIENT}/32": 300, f"{SERVER}/32": 301},

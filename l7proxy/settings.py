@@ -17,9 +17,9 @@ from typing import Any, Final, Literal, get_args, get_origin, get_type_hints
 import msgspec
 
 from l7proxy.cluster.identity_labels import LabelFilter
-from l7proxy.cluster.state import World
+from l7proxy.cluster.state import ClusterState
 from l7proxy.errors import ConfigError, SourceError
-from l7proxy.flows.redaction import Disclosure
+from l7proxy.flows.redaction import FlowRedaction
 from l7proxy.model.verdict import Protocol
 from l7proxy.policy.encapsulation import TUNNEL_PORTS, TUNNEL_PROTOCOLS, no_encapsulation
 from l7proxy.policy.lang.options import Options
@@ -126,8 +126,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         )
 
     @property
-    def disclosure(self) -> Disclosure:
-        return Disclosure(tuple(name.lower() for name in self.flow_headers), self.flow_query, self.deny_header)
+    def redaction(self) -> FlowRedaction:
+        return FlowRedaction(tuple(name.lower() for name in self.flow_headers), self.flow_query, self.deny_header)
 
     @property
     def policy_options(self) -> Options:
@@ -153,9 +153,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
             log_rate=self.log_rate,
         )
 
-    def empty_cluster(self) -> World:
+    def empty_cluster(self) -> ClusterState:
         """State without any resource, that reads policies as an agent with these settings does."""
-        return World(
+        return ClusterState(
             cluster=self.cluster,
             secrets_namespace=self.secrets_namespace,
             audit_all=self.audit,

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Final, Protocol
 
 from tproxy_rules.desired import Desired
-from tproxy_rules.marks import Told, Way
+from tproxy_rules.marks import LogDirection, LogEvent
 
 QUIET: Final = 12
 """Reads without a change in between, after which what takes long may be done: about a minute of an agent's."""
@@ -26,8 +26,8 @@ class Suppressed:
     """
 
     source: str
-    told: Told
-    way: Way
+    told: LogEvent
+    way: LogDirection
     endpoint: int
 
 
@@ -43,7 +43,7 @@ class Installed:
     intact: bool
 
 
-class Alarm(Protocol):
+class RuleMonitor(Protocol):
     """A descriptor to wait for until it is readable, and then to ask."""
 
     def fileno(self) -> int: ...
@@ -71,7 +71,7 @@ class Backend(Protocol):
     def apply(self, desired: Desired) -> None:
         """One transaction. KernelError leaves the previous picture in force."""
 
-    def alarm(self) -> Alarm | None:
+    def alarm(self) -> RuleMonitor | None:
         """Tells at once when rules of ours are taken away; None where only `read` finds out. The caller closes it."""
 
     def suppressed(self) -> Mapping[Suppressed, int]:

@@ -32,7 +32,7 @@ class Connection:
     port: int
 
 
-class Judge:
+class Evaluator:
     """Verdicts of one picture. `local` are this node's own addresses: what they send has the host's identity."""
 
     def __init__(self, desired: Desired, local: Collection[str] = ()) -> None:

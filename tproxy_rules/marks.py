@@ -24,7 +24,7 @@ LOG_QUEUE: Final = 32
 """Events the kernel gathers before it wakes the reader; fewer are flushed by the reader's timeout."""
 
 
-class Told(StrEnum):
+class LogEvent(StrEnum):
     """What an event says of its packet."""
 
     ALLOW = "allow"
@@ -45,44 +45,44 @@ class Told(StrEnum):
     """To be steered, but nobody listens."""
 
 
-PASSED: Final = frozenset((Told.ALLOW, Told.STEER))
-UNVERIFIED: Final = frozenset((Told.SPOOF, Told.GROUP, Told.LINK_LOCAL, Told.STRAY))
+PASSED: Final = frozenset((LogEvent.ALLOW, LogEvent.STEER))
+UNVERIFIED: Final = frozenset((LogEvent.SPOOF, LogEvent.GROUP, LogEvent.LINK_LOCAL, LogEvent.STRAY))
 """What is refused before anybody knows that the source address is the sender's."""
 
 
-class Way(StrEnum):
+class LogDirection(StrEnum):
     """The direction whose policy spoke."""
 
     INGRESS = "ingress"
     EGRESS = "egress"
 
 
-def log_prefix(told: Told, way: Way, endpoint: int) -> str:
+def log_prefix(told: LogEvent, way: LogDirection, endpoint: int) -> str:
     """At most 33 bytes, within the 64 of xt_NFLOG. Endpoint 0 is "no particular one"."""
     return f"l7p:{told.value}:{way.value}:{endpoint}"
 
 
-_KINDS: Final = tuple((told, way) for told in Told for way in Way)
+_KINDS: Final = tuple((told, way) for told in LogEvent for way in LogDirection)
 _ENDPOINT_BITS: Final = 26
 
 
-def log_code(told: Told, way: Way, endpoint: int) -> int:
+def log_code(told: LogEvent, way: LogDirection, endpoint: int) -> int:
     """The same as one 32-bit number, for rules that count; above all identities that agents give."""
     return (_KINDS.index((told, way)) + 1) << _ENDPOINT_BITS | endpoint & (1 << _ENDPOINT_BITS) - 1
 
 
-def read_code(code: int) -> tuple[Told, Way, int] | None:
+def read_code(code: int) -> tuple[LogEvent, LogDirection, int] | None:
     """The parts of a number of ours, or None when it is none."""
     kind = (code >> _ENDPOINT_BITS) - 1
     return (*_KINDS[kind], code & (1 << _ENDPOINT_BITS) - 1) if 0 <= kind < len(_KINDS) else None
 
 
-def read_prefix(prefix: str) -> tuple[Told, Way, int] | None:
+def read_prefix(prefix: str) -> tuple[LogEvent, LogDirection, int] | None:
     """The parts of a prefix of ours, or None when it is somebody else's."""
     match prefix.split(":"):
         case ["l7p", told, way, endpoint] if endpoint.isascii() and endpoint.isdigit():
             try:
-                return Told(told), Way(way), int(endpoint)
+                return LogEvent(told), LogDirection(way), int(endpoint)
             except ValueError:
                 return None
         case _:

@@ -18,7 +18,7 @@ from ipaddress import IPv4Address, IPv6Address
 from typing import Final
 
 from tproxy_rules.backend import KernelError
-from tproxy_rules.marks import LOG_QUEUE, LOG_SNAPLEN, Told, Way, read_prefix
+from tproxy_rules.marks import LOG_QUEUE, LOG_SNAPLEN, LogDirection, LogEvent, read_prefix
 from tproxy_rules.netlink import ACK, ERROR, NETLINK_NETFILTER, REQUEST, attribute, attributes, messages
 
 # <linux/netlink.h>, <linux/netfilter/nfnetlink.h>, <linux/netfilter/nfnetlink_log.h>
@@ -49,11 +49,11 @@ TCP, UDP, SCTP, ICMP, ICMPV6 = 6, 17, 132, 1, 58
 
 
 @dataclass(slots=True)
-class Event:
+class NflogEvent:
     """One packet a rule told of. Addresses are canonical text, "" where the packet is no IP packet or too short."""
 
-    told: Told
-    way: Way
+    told: LogEvent
+    way: LogDirection
     endpoint: int
     """Endpoint number, 0 when the rule speaks of no particular one."""
     source: str = ""
@@ -101,9 +101,9 @@ class NflogReader:
     def __exit__(self, *exc: object) -> None:
         self.close()
 
-    def read(self) -> list[Event]:
+    def read(self) -> list[NflogEvent]:
         """All that is there now; empty when nothing is. Call it when the descriptor is readable."""
-        events: list[Event] = []
+        events: list[NflogEvent] = []
         for _ in range(_MAX_READS):
             try:
                 data = self._socket.recv(_DATAGRAM)
@@ -152,20 +152,20 @@ class NflogReader:
                 if kind == ERROR and len(body) >= 4:
                     return -int(struct.unpack_from("=i", body)[0])
 
-    def _events(self, data: bytes) -> Iterator[Event]:
+    def _events(self, data: bytes) -> Iterator[NflogEvent]:
         for kind, body in messages(data):
             if kind == _PACKET and len(body) >= 4:
                 event = self._event(body[0], dict(attributes(body[4:])))
                 if event is not None:
                     yield event
 
-    def _event(self, family: int, found: dict[int, bytes]) -> Event | None:
+    def _event(self, family: int, found: dict[int, bytes]) -> NflogEvent | None:
         self._count(found.get(_A_SEQ, b""))
         prefix = read_prefix(found.get(_A_PREFIX, b"").rstrip(b"\0").decode("ascii", "replace"))
         if prefix is None:
             self.foreign += 1
             return None
-        event = Event(*prefix, interface=_number(found.get(_A_INDEV, b"")), mark=_number(found.get(_A_MARK, b"")))
+        event = NflogEvent(*prefix, interface=_number(found.get(_A_INDEV, b"")), mark=_number(found.get(_A_MARK, b"")))
         header = found.get(_A_HEADER, b"")
         protocol = struct.unpack_from(">H", header)[0] if len(header) >= 2 else 0
         if family != _AF_BRIDGE or protocol in (_ETH_IPV4, _ETH_IPV6):
@@ -180,7 +180,7 @@ class NflogReader:
             self._next = (number + 1) & 0xFFFF_FFFF
 
 
-def parse_packet(data: bytes, event: Event) -> None:
+def parse_packet(data: bytes, event: NflogEvent) -> None:
     """Fill in what the first bytes of an IP packet tell. Any bytes will do; what is missing stays empty."""
     version = data[0] >> 4 if data else 0
     if version == 4 and len(data) >= 20:
@@ -189,7 +189,7 @@ def parse_packet(data: bytes, event: Event) -> None:
         _ipv6(data, event)
 
 
-def _ipv4(data: bytes, event: Event) -> None:
+def _ipv4(data: bytes, event: NflogEvent) -> None:
     event.length = int.from_bytes(data[2:4], "big")
     event.protocol = data[9]
     event.source, event.destination = str(IPv4Address(data[12:16])), str(IPv4Address(data[16:20]))
@@ -198,7 +198,7 @@ def _ipv4(data: bytes, event: Event) -> None:
         _transport(data[offset:], event)
 
 
-def _ipv6(data: bytes, event: Event) -> None:
+def _ipv6(data: bytes, event: NflogEvent) -> None:
     event.length = 40 + int.from_bytes(data[4:6], "big")
     event.source, event.destination = str(IPv6Address(data[8:24])), str(IPv6Address(data[24:40]))
     header, offset = data[6], 40
@@ -219,7 +219,7 @@ def _ipv6(data: bytes, event: Event) -> None:
     _transport(data[offset:], event)
 
 
-def _transport(data: bytes, event: Event) -> None:
+def _transport(data: bytes, event: NflogEvent) -> None:
     if event.protocol in (TCP, UDP, SCTP) and len(data) >= 4:
         event.source_port, event.destination_port = struct.unpack_from(">HH", data)
         if event.protocol == TCP and len(data) >= 14:

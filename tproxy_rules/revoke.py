@@ -17,7 +17,7 @@ from pyroute2.netlink.exceptions import NetlinkError
 from tproxy_rules.backend import KernelError
 from tproxy_rules.conntrack import Conntrack, Tracked
 from tproxy_rules.desired import Desired, Endpoint, Port, Prefixes, Table, Verdict
-from tproxy_rules.evaluate import Judge, is_wider
+from tproxy_rules.evaluate import Evaluator, is_wider
 from tproxy_rules.validate import TCP
 
 _NOBODY: Final[frozenset[str]] = frozenset()
@@ -90,8 +90,8 @@ def revoke(change: Taken, after: Desired, *, spare: bool) -> Outcome:
     With `spare`, TCP that the proxy served stays: it knew the picture first and ends such connections itself, and what
     it sends for that must still count as an answer. What is left of it goes when asked once more without.
     """
-    judge = Judge(after, _local_addresses())
-    former = Judge(change.before) if change.before is not None else None
+    judge = Evaluator(after, _local_addresses())
+    former = Evaluator(change.before) if change.before is not None else None
     doomed: list[Tracked] = []
     spared = 0
     with Conntrack() as conntrack:
@@ -117,13 +117,13 @@ def _is_lost(entry: Tracked, change: Taken) -> bool:
     return entry.connection.protocol != TCP and not entry.addresses.isdisjoint(change.moved)
 
 
-def _is_refused(entry: Tracked, change: Taken, judge: Judge, upstream: int) -> bool:
+def _is_refused(entry: Tracked, change: Taken, judge: Evaluator, upstream: int) -> bool:
     """The proxy's own connections are for the proxy to end."""
     concerned = change.judged is None or not entry.addresses.isdisjoint(change.judged)
     return concerned and not entry.mark & upstream and judge.of(entry.connection) is Verdict.DENY
 
 
-def _is_served(entry: Tracked, former: Judge | None) -> bool:
+def _is_served(entry: Tracked, former: Evaluator | None) -> bool:
     return entry.connection.protocol == TCP and (former is None or former.of(entry.connection) is Verdict.STEER)
 
 

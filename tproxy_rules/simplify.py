@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 
 from tproxy_rules.desired import MAX_TIERS, Entry, Stage, Table, Tier, Verdict, union
-from tproxy_rules.stages import layered
+from tproxy_rules.stages import pack_stages
 from tproxy_rules.validate import ANY_PROTOCOL
 
 log = logging.getLogger(__name__)
@@ -43,7 +43,7 @@ def simplified(table: Table) -> Table:
 
 
 def _compact(tier: Tier) -> Tier:
-    return _trimmed(Tier(layered(_merged(_trimmed(tier).stages)), tier.closed))
+    return _trimmed(Tier(pack_stages(_merged(_trimmed(tier).stages)), tier.closed))
 
 
 def _shortened(tier: Tier) -> Tier:

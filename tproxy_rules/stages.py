@@ -24,7 +24,7 @@ MAX_WORK: Final = 1_000_000
 """Comparisons: more would hold up what else is to be enforced."""
 
 
-def layered(stages: Sequence[Stage]) -> tuple[Stage, ...]:
+def pack_stages(stages: Sequence[Stage]) -> tuple[Stage, ...]:
     """The fewest stages that say the same of every packet; equal for equal stages.
 
     In the order in which entries win, each goes as far forward as those before it which it overlaps let it: beside

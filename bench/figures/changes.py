@@ -36,7 +36,7 @@ EDIT = "a policy edit that touches 110 endpoints → enforced"
 def measure(place: Stage, effort: Effort, report: Report) -> list[Row]:
     size = big_world.Size()
     changes = 6 if effort.quick else 60
-    with _world(place, size), _servers(place):
+    with _cluster_state(place, size), _servers(place):
         start = time.monotonic()
         with place.proxy(OURS) as running:
             report(f"{size.pods} pods, {size.policies} policies in force after {time.monotonic() - start:.1f} s")
@@ -124,7 +124,7 @@ def _replace(path: Path, document: dict[str, Any]) -> None:
 
 
 @contextlib.contextmanager
-def _world(place: Stage, size: big_world.Size) -> Iterator[None]:
+def _cluster_state(place: Stage, size: big_world.Size) -> Iterator[None]:
     """The big world in the lab's manifest directory, and out of it again."""
     directory = place.lab.store.directory
     pods = {path: path.read_text() for path in directory.glob("pod_default_*.yaml")}

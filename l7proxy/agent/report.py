@@ -9,8 +9,8 @@ from l7proxy import __version__, compiled
 from l7proxy.agent.dataplane.reconciler import KernelState, Published, Reconciler
 from l7proxy.agent.dataplane.revocation import Revoked
 from l7proxy.agent.dataplane.unknown_pods import UnknownPod
-from l7proxy.cluster.policy_status import PolicyState, Reading
-from l7proxy.cluster.state import View
+from l7proxy.cluster.policy_status import PolicyPhase, PolicyStatus
+from l7proxy.cluster.state import NodeView
 from l7proxy.errors import SourceError
 from l7proxy.flows.ring import Ring
 from l7proxy.flows.sinks.sink import Sink
@@ -23,18 +23,23 @@ from l7proxy.model.verdict import Action, Protocol
 from l7proxy.policy.rules import HttpRule
 from l7proxy.policy.tables import DirectionPolicy, EndpointPolicy, Entry, TierPolicy
 from tproxy_rules.backend import Suppressed
-from tproxy_rules.marks import Told
+from tproxy_rules.marks import LogEvent
 
 NOTHING_REVOKED = Revoked()
 RATE_LIMITED: Final = 100
 """Entries of what the kernel did not tell; there may be one for each pair of pods."""
-ANSWERS: Final = {Told.ALLOW: "allowed", Told.STEER: "redirected", Told.DENY: "denied", Told.NONE: "not allowed"}
+ANSWERS: Final = {
+    LogEvent.ALLOW: "allowed",
+    LogEvent.STEER: "redirected",
+    LogEvent.DENY: "denied",
+    LogEvent.NONE: "not allowed",
+}
 STATES = {
-    Reading.ACCEPTED: "enforced",
-    Reading.PARTLY: "partly enforced",
-    Reading.STAGED: "staged",
-    Reading.REFUSED: "refused",
-    Reading.INVALID: "invalid",
+    PolicyPhase.ACCEPTED: "enforced",
+    PolicyPhase.PARTLY: "partly enforced",
+    PolicyPhase.STAGED: "staged",
+    PolicyPhase.REFUSED: "refused",
+    PolicyPhase.INVALID: "invalid",
 }
 
 
@@ -73,7 +78,7 @@ def status(
         "workers": [_worker(worker) for worker in workers],
         "policies": [policy_state(policy, current.view) for policy in current.view.policies] if current else [],
         "endpoints": endpoints(current),
-        "pod_interfaces": {"problems": list(current.wires.problems) if current else []},
+        "pod_interfaces": {"problems": list(current.interfaces.problems) if current else []},
         "unknown_pods": [_unknown(one) for one in current.pictures.unknown] if current else [],
         "flows": {
             "seen": ring.seen,
@@ -120,7 +125,7 @@ def _worker(worker: WorkerState) -> dict[str, Any]:
     }
 
 
-def policy_state(policy: PolicyState, view: View) -> dict[str, Any]:
+def policy_state(policy: PolicyStatus, view: NodeView) -> dict[str, Any]:
     return {
         "kind": policy.kind,
         "namespace": policy.namespace,
@@ -143,7 +148,7 @@ def endpoints(current: Published | None) -> list[dict[str, Any]]:
 
 def _endpoint(endpoint: Endpoint, current: Published) -> dict[str, Any]:
     policy = current.policies[endpoint.id]
-    ports = {current.wires.ports[one] for one in endpoint.addresses if one in current.wires.ports}
+    ports = {current.interfaces.ports[one] for one in endpoint.addresses if one in current.interfaces.ports}
     port = ports.pop() if len(ports) == 1 else None
     return {
         "id": endpoint.id,
@@ -172,7 +177,7 @@ def _rate_limited(not_told: Mapping[Suppressed, int], current: Published | None)
         endpoints: list[Endpoint | UnknownPod] = [*current.view.endpoints, *current.pictures.unknown]
         pods = {one.id: str(one) for one in endpoints}
         names = {address: str(one) for one in endpoints for address in one.addresses}
-        names |= {port.interface: names[one] for one, port in current.wires.ports.items() if one in names}
+        names |= {port.interface: names[one] for one, port in current.interfaces.ports.items() if one in names}
     found = sorted(not_told.items(), key=lambda item: -item[1])[:RATE_LIMITED]
     return [
         {

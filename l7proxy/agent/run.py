@@ -26,7 +26,7 @@ from l7proxy.agent.dataplane import pod_interfaces
 from l7proxy.agent.dataplane.reconciler import Reconciler, SourceReport
 from l7proxy.agent.dataplane.revocation import Revocation
 from l7proxy.agent.flow_recorder import Recorder
-from l7proxy.cluster.state import World
+from l7proxy.cluster.state import ClusterState
 from l7proxy.errors import ConfigError
 from l7proxy.flows.ring import Ring
 from l7proxy.flows.sinks import jsonl
@@ -36,7 +36,7 @@ from l7proxy.settings import KUBERNETES, Settings
 from l7proxy.simulate import trace
 from l7proxy.simulate.cluster import Cluster
 from l7proxy.sources.files import FileSource
-from l7proxy.sources.inotify import Nudge
+from l7proxy.sources.inotify import ChangeNotifier
 from tproxy_rules import detect
 from tproxy_rules.backend import Backend, KernelError
 from tproxy_rules.nflog import NflogReader
@@ -46,7 +46,7 @@ log = logging.getLogger(__name__)
 CANNOT_START: Final = 2
 ALARM_EASE: Final = (1.0, 1.0)
 """Seconds between repairs of what others take away at once, should they do it again and again: at first, at most."""
-CABLES_EASE: Final = (0.1, 0.5)
+INTERFACES_EASE: Final = (0.1, 0.5)
 """The same for looks at cables: pods start by the hundred, and there are several news of each."""
 RESULTS_CHECK: Final = 5.0
 """Seconds after which the watch of CNI results is renewed: their directory may have been made anew."""
@@ -111,19 +111,19 @@ async def _agent(settings: Settings) -> None:
     prepare_run_dir(settings.run_dir)
     backend = await asyncio.to_thread(detect.choose, settings.backend)
     ring = Ring(settings.flow_ring, node_name=settings.node)
-    recorder = Recorder(ring, node=settings.node, cluster=settings.cluster, disclosure=settings.disclosure)
+    recorder = Recorder(ring, node=settings.node, cluster=settings.cluster, redaction=settings.redaction)
     link = LinkServer(settings.link_socket, on_flows=recorder.told)
-    world = settings.empty_cluster()
-    lookout = pod_interfaces.Lookout(settings.cni_results, settings.cni_ignored_networks)
+    cluster_state = settings.empty_cluster()
+    watcher = pod_interfaces.InterfaceWatcher(settings.cni_results, settings.cni_ignored_networks)
     revocation = Revocation()
     reconciler = Reconciler(
-        world=world,
+        cluster_state=cluster_state,
         link=link,
         backend=backend,
         node=settings.node,
-        look=lookout.look,
+        look=watcher.look,
         settings=settings.kernel,
-        disclosure=settings.disclosure,
+        redaction=settings.redaction,
         paths=settings.paths,
         on_published=recorder.published,
         on_enforced=lambda picture, restored: revocation.in_force(picture, doubtful=restored),
@@ -131,7 +131,7 @@ async def _agent(settings: Settings) -> None:
         others=partial(_others, backend.name),
     )
     sink = _flow_log(settings)
-    answers = _answers(settings, source, backend, world, reconciler, revocation, link, ring, recorder, sink)
+    answers = _answers(settings, source, backend, cluster_state, reconciler, revocation, link, ring, recorder, sink)
     api = AgentApi(settings.agent_socket, ring, answers)
     stop = _stop_signal()
     async with (
@@ -144,7 +144,7 @@ async def _agent(settings: Settings) -> None:
             tasks.create_task(_follow(source, reconciler), name="source"),
             tasks.create_task(reconciler.run(), name="reconcile"),
             tasks.create_task(_heed_alarm(backend, reconciler), name="alarm"),
-            tasks.create_task(_heed_links(lookout, reconciler), name="links"),
+            tasks.create_task(_heed_links(watcher, reconciler), name="links"),
             tasks.create_task(_heed_results(settings.cni_results, reconciler), name="CNI results"),
             tasks.create_task(revocation.run(), name="revocation"),
         ]
@@ -172,21 +172,21 @@ async def _heed_alarm(backend: Backend, reconciler: Reconciler) -> None:
         await _heed(alarm, reconciler, Pace(*ALARM_EASE))
 
 
-async def _heed_links(lookout: pod_interfaces.Lookout, reconciler: Reconciler) -> None:
+async def _heed_links(watcher: pod_interfaces.InterfaceWatcher, reconciler: Reconciler) -> None:
     """A new pod's cable is bound to its addresses, and closed while no Pod object has them, before the pod runs."""
-    if lookout.fileno() >= 0:
-        await _heed(lookout, reconciler, Pace(*CABLES_EASE))
+    if watcher.fileno() >= 0:
+        await _heed(watcher, reconciler, Pace(*INTERFACES_EASE))
 
 
 async def _heed_results(results: Path, reconciler: Reconciler) -> None:
     """The runtime writes a pod's addresses after its link is up, so neither news alone is enough."""
-    pace = Pace(*CABLES_EASE)
-    with Nudge() as nudge:
+    pace = Pace(*INTERFACES_EASE)
+    with ChangeNotifier() as notifier:
         while True:
             # Above it, too: it may not be there yet, or be taken away.
-            nudge.watch(next(above for above in results.parents if above.is_dir()))
-            nudge.watch(results)
-            if await nudge.wait(RESULTS_CHECK):
+            notifier.watch(next(above for above in results.parents if above.is_dir()))
+            notifier.watch(results)
+            if await notifier.wait(RESULTS_CHECK):
                 reconciler.look()
                 await pace.rest()
 
@@ -296,7 +296,7 @@ def _answers(
     settings: Settings,
     source: FileSource,
     backend: Backend,
-    world: World,
+    cluster_state: ClusterState,
     reconciler: Reconciler,
     revocation: Revocation,
     link: LinkServer,
@@ -332,7 +332,7 @@ def _answers(
         asked, current = trace.Question.of(question), reconciler.current
         if current is None:
             raise ConfigError("not ready: the source has not been read yet")
-        cluster = Cluster.live(world, current.view, current.policies)
+        cluster = Cluster.live(cluster_state, current.view, current.policies)
         return {"trace": (await asyncio.to_thread(trace.answer, cluster, asked, settings.paths)).to_json()}
 
     return {

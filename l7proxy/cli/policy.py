@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from l7proxy.policy.lang import Options
     from l7proxy.settings import Settings
     from l7proxy.simulate.trace import Question
-    from l7proxy.sources.files import Look
+    from l7proxy.sources.files import DirectoryScan
 
 app = typer.Typer(
     help="Inspect policies enforced on a node (list, get) or in files (validate, test, trace).",
@@ -236,7 +236,7 @@ def _settings(config: Path | None, *, like_cilium: bool) -> Settings:
     return load(config, {"kubernetes_network_policy": "cilium" if like_cilium else None})
 
 
-def _unread(seen: Look) -> list[str]:
+def _unread(seen: DirectoryScan) -> list[str]:
     """The kinds of objects that say nothing to us: other products' policies may be among them."""
     from l7proxy.sources.manifests import NOT_READ
 
@@ -247,17 +247,17 @@ def _documents(changes: Sequence[Change]) -> Iterator[PolicyDocument]:
     from l7proxy.model.resources import PolicyDocument, Upsert
 
     for change in changes:
-        if isinstance(change, Upsert) and isinstance(change.fact, PolicyDocument):
-            yield change.fact
+        if isinstance(change, Upsert) and isinstance(change.resource, PolicyDocument):
+            yield change.resource
 
 
 def _faults(changes: Sequence[Change], documents: Sequence[PolicyDocument], settings: Settings) -> Iterator[Remark]:
     """What no single file is to blame for, and all that is wrong or not supported in each policy."""
     from l7proxy.policy import lang
 
-    world = settings.empty_cluster()
-    world.apply(changes)
-    for problem in world.view(None).problems:
+    cluster_state = settings.empty_cluster()
+    cluster_state.apply(changes)
+    for problem in cluster_state.view(None).problems:
         yield Remark(problem.file, problem.line or None, problem.field, problem.message)
     for document in documents:
         for error in lang.faults(document.document, options=settings.policy_options):
@@ -308,7 +308,7 @@ def _lint(changes: Sequence[Change], documents: Sequence[PolicyDocument], settin
 
 def _selecting_nothing(changes: Sequence[Change], settings: Settings) -> Iterator[Remark]:
     """Only where pods are given: a policy alone cannot be said to select nobody."""
-    from l7proxy.cluster.policy_status import Reading
+    from l7proxy.cluster.policy_status import PolicyPhase
     from l7proxy.simulate.cluster import Cluster
 
     cluster = Cluster.of(changes, settings)
@@ -316,7 +316,7 @@ def _selecting_nothing(changes: Sequence[Change], settings: Settings) -> Iterato
     if not view.endpoints:
         return
     for policy in view.policies:
-        if policy.state in (Reading.ACCEPTED, Reading.PARTLY) and policy.rules and not view.selected(policy):
+        if policy.state in (PolicyPhase.ACCEPTED, PolicyPhase.PARTLY) and policy.rules and not view.selected(policy):
             what = f"{policy.kind} {policy.name} selects none of the given pods"
             yield Remark(policy.file, policy.line or None, "selects-no-pod", what)
 
@@ -352,7 +352,7 @@ def test(
 
     settings = _settings(config, like_cilium=like_cilium)
     try:
-        books = [policy_tests.open_book(path) for path in files]
+        books = [policy_tests.open_test_file(path) for path in files]
         results = {book.file: list(policy_tests.run(book, settings)) for book in books}
     except SourceError as error:
         raise ConfigError(str(error)) from error

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
-from l7proxy.cluster.policy_status import PolicyState, Reading
+from l7proxy.cluster.policy_status import PolicyPhase, PolicyStatus
 from l7proxy.model.labels import LabelSet
 from l7proxy.model.ref import RuleRef
 from l7proxy.model.verdict import Action
@@ -23,7 +23,7 @@ Name = tuple[str, str, str]
 
 
 def too_large(
-    policies: Iterable[PolicyState], endpoints: Iterable[LabelSet], *, of_node: bool = True
+    policies: Iterable[PolicyStatus], endpoints: Iterable[LabelSet], *, of_node: bool = True
 ) -> dict[Name, str]:
     """The policies whose patterns do not fit, and why. `endpoints` are the labels of those that workers judge.
 
@@ -47,12 +47,12 @@ def too_large(
     return found
 
 
-def refusing(policies: Sequence[PolicyState], refused: Mapping[Name, str]) -> tuple[PolicyState, ...]:
+def refusing(policies: Sequence[PolicyStatus], refused: Mapping[Name, str]) -> tuple[PolicyStatus, ...]:
     """The same, those that are refused with their reason and with rules that refuse in place of HTTP rules."""
     return tuple(
         replace(
             policy,
-            state=Reading.PARTLY,
+            state=PolicyPhase.PARTLY,
             reason="; ".join(part for part in (policy.reason, refused[_name(policy)]) if part),
             rules=without_http(policy.rules, refused),
         )
@@ -72,26 +72,26 @@ def without_http(rules: Iterable[Rule], refused: Mapping[Name, str]) -> tuple[Ru
     )
 
 
-def _in_order(policies: Sequence[PolicyState]) -> list[PolicyState]:
+def _in_order(policies: Sequence[PolicyStatus]) -> list[PolicyStatus]:
     of_namespace = Counter[str]()
     for policy in policies:
         of_namespace[policy.namespace] += policy.program
     return sorted(policies, key=lambda one: (of_namespace[one.namespace], one.program, _name(one)))
 
 
-def _selected(policy: PolicyState, kinds: Iterable[LabelSet]) -> list[LabelSet]:
+def _selected(policy: PolicyStatus, kinds: Iterable[LabelSet]) -> list[LabelSet]:
     subjects = {rule.subject for rule in policy.rules if rule.http}
     return [labels for labels in kinds if any(subject.matches(labels) for subject in subjects)]
 
 
-def _reason(policy: PolicyState, already: str, limit: int) -> str:
+def _reason(policy: PolicyStatus, already: str, limit: int) -> str:
     return (
         f"its regular expressions need {policy.program} RE2 instructions, and {already} of the limit of {limit}; "
         "connections that its HTTP rules cover are refused"
     )
 
 
-def _name(policy: PolicyState) -> Name:
+def _name(policy: PolicyStatus) -> Name:
     return policy.kind, policy.namespace, policy.name
 
 

@@ -20,13 +20,13 @@ from l7proxy.model.identity import FIRST_POD_IDENTITY, LOCAL_SCOPE, Identity, al
 from l7proxy.model.ids import IdentityId
 from l7proxy.model.labels import LabelSet
 from l7proxy.model.net import Network, Networks, single, single_text
-from l7proxy.model.resources import Key, Node, Pod, Problem
+from l7proxy.model.resources import Node, Pod, Problem, ResourceKey
 
 _NO_LABELS: Final[Mapping[str, str]] = {}
 
 
 @dataclass(frozen=True)
-class Terms:
+class IdentityInputs:
     """What labels and numbers of pods depend on besides the pods.
 
     The keys that policies ask for, the networks that they mean for pods' own addresses, and the labels of namespaces
@@ -40,39 +40,39 @@ class Terms:
 
 
 @dataclass(frozen=True, slots=True)
-class Card:
+class PodEntry:
     """One pod under the terms.
 
-    `seats` are its addresses ("" for a pod that has none yet), each with the spelling that its number is made from:
-    equal spellings, equal numbers.
+    `identity_keys` are its addresses ("" for a pod that has none yet), each with the spelling that its number is made
+    from: equal spellings, equal numbers.
     """
 
     pod: Pod
     labels: LabelSet
-    seats: Mapping[str, str]
+    identity_keys: Mapping[str, str]
 
 
-class Roster:
+class PodIndex:
     """`put` and `drop` pods, `under` terms, `beside` nodes; then read."""
 
     def __init__(self, *, cluster: str, kept: LabelFilter) -> None:
         self._cluster = cluster
         self._kept = kept
-        self._terms = Terms()
+        self._inputs = IdentityInputs()
         self._inside = Networks(())
-        self._cards: dict[Key, Card] = {}
-        self._claims: dict[str, dict[Key, Pod]] = {}
+        self._entries: dict[ResourceKey, PodEntry] = {}
+        self._claims: dict[str, dict[ResourceKey, Pod]] = {}
         self._spelled: dict[str, int] = {}
         self._meant: dict[str, Identity] = {}
         self._numbers: Mapping[str, int] | None = {}
         self._last: Mapping[str, int] = {}
-        self._on_host: dict[Key, Pod] = {}
+        self._on_host: dict[ResourceKey, Pod] = {}
         self._families = [0, 0]
         self.nodes: dict[str, str] = {}
         self.owned: dict[str, Pod] = {}
         self.contested: dict[str, tuple[Pod, ...]] = {}
-        self.by_node: dict[str, dict[Key, Pod]] = {}
-        self._by_space: dict[str, dict[Key, Pod]] = {}
+        self.by_node: dict[str, dict[ResourceKey, Pod]] = {}
+        self._by_space: dict[str, dict[ResourceKey, Pod]] = {}
         self._stamps: dict[str, object] = {}
         self._identities: dict[str, Identity] = {}
         self._moved: set[str] = set()
@@ -80,8 +80,8 @@ class Roster:
 
     # --- being told
 
-    def put(self, pod: Pod) -> None:
-        self.drop(pod.key)
+    def upsert(self, pod: Pod) -> None:
+        self.delete(pod.key)
         if pod.finished:
             return
         self._by_space.setdefault(pod.namespace, {})[pod.key] = pod
@@ -89,26 +89,26 @@ class Roster:
         if pod.host_network:
             self._on_host[pod.key] = pod
             return
-        self._enter(self._card(pod))
+        self._enter(self._entry(pod))
         self.by_node.setdefault(pod.node, {})[pod.key] = pod
         for address in dict.fromkeys(pod.addresses):
             self._families[":" in address] += 1
             self._claims.setdefault(address, {})[pod.key] = pod
             self._settle(address)
 
-    def drop(self, key: Key) -> None:
+    def delete(self, key: ResourceKey) -> None:
         self._on_host.pop(key, None)
         if self._by_space.get(key.namespace, {}).pop(key, None) is not None:
             self._stamps[key.namespace] = object()
-        card = self._cards.get(key)
-        if card is None:
+        entry = self._entries.get(key)
+        if entry is None:
             return
-        self._leave(card)
-        local = self.by_node[card.pod.node]
+        self._leave(entry)
+        local = self.by_node[entry.pod.node]
         del local[key]
         if not local:
-            del self.by_node[card.pod.node]
-        for address in dict.fromkeys(card.pod.addresses):
+            del self.by_node[entry.pod.node]
+        for address in dict.fromkeys(entry.pod.addresses):
             self._families[":" in address] -= 1
             claims = self._claims[address]
             del claims[key]
@@ -116,23 +116,25 @@ class Roster:
                 del self._claims[address]
             self._settle(address)
 
-    def under(self, terms: Terms) -> None:
+    def set_inputs(self, inputs: IdentityInputs) -> None:
         """Every pod whose labels or networks are others under these terms is read anew."""
-        before = self._terms
-        if terms == before:
+        before = self._inputs
+        if inputs == before:
             return
-        self._terms = terms
-        self._inside = Networks(terms.networks)
-        if (terms.asked, terms.networks) != (before.asked, before.networks):
-            again = list(self._cards.values())
+        self._inputs = inputs
+        self._inside = Networks(inputs.networks)
+        if (inputs.asked, inputs.networks) != (before.asked, before.networks):
+            again = list(self._entries.values())
         else:
-            again = [card for card in self._cards.values() if self._given(card.pod, before) != self._given(card.pod)]
-        for card in again:
-            self._leave(card)
-            self._enter(self._card(card.pod))
-            self._moved.update(card.pod.addresses)
+            again = [
+                entry for entry in self._entries.values() if self._given(entry.pod, before) != self._given(entry.pod)
+            ]
+        for entry in again:
+            self._leave(entry)
+            self._enter(self._entry(entry.pod))
+            self._moved.update(entry.pod.addresses)
 
-    def beside(self, nodes: Iterable[Node], local: Mapping[str, str]) -> list[Problem]:
+    def set_nodes(self, nodes: Iterable[Node], local: Mapping[str, str]) -> list[Problem]:
         """`nodes` sorted by name; `local` are addresses that this node's kernel has, whatever its Node object says."""
         of_nodes, problems = dict(local), []
         for node in nodes:
@@ -155,7 +157,7 @@ class Roster:
 
     @property
     def pods(self) -> Iterable[Pod]:
-        return (card.pod for card in self._cards.values())
+        return (entry.pod for entry in self._entries.values())
 
     def of_space(self, namespace: str) -> list[Pod]:
         """All that have not finished, those of the host's network too, sorted."""
@@ -167,7 +169,7 @@ class Roster:
         return self._stamps.setdefault(namespace, object())
 
     def labels(self, pod: Pod) -> LabelSet:
-        return self._cards[pod.key].labels
+        return self._entries[pod.key].labels
 
     def addresses(self, pod: Pod) -> tuple[str, ...]:
         """Those of the pod's addresses that are the pod's alone."""
@@ -178,7 +180,7 @@ class Roster:
         return frozenset((4, 6)[index] for index, count in enumerate(self._families) if count)
 
     def number(self, pod: Pod, address: str) -> IdentityId:
-        return IdentityId(self._allocated()[self._cards[pod.key].seats[address]])
+        return IdentityId(self._allocated()[self._entries[pod.key].identity_keys[address]])
 
     def identities(self) -> dict[int, Identity]:
         """By number: one for those of the same labels and named ports whose addresses lie in the same networks."""
@@ -194,7 +196,7 @@ class Roster:
             if owner is None:
                 self._prefixes.pop(prefix, None)
             else:
-                self._prefixes[prefix] = numbers[self._cards[owner.key].seats[address]]
+                self._prefixes[prefix] = numbers[self._entries[owner.key].identity_keys[address]]
         self._moved.clear()
         return self._prefixes
 
@@ -217,38 +219,40 @@ class Roster:
             text = f"{address} is claimed by {names}: traffic to and from it is refused until only one claims it"
             yield from (_problem(pod, text) for pod in pods)
 
-    def _given(self, pod: Pod, terms: Terms | None = None) -> tuple[Mapping[str, str], Mapping[str, str]]:
+    def _given(self, pod: Pod, inputs: IdentityInputs | None = None) -> tuple[Mapping[str, str], Mapping[str, str]]:
         """What the terms say of this pod's namespace and account."""
-        terms = terms or self._terms
-        account = terms.accounts.get((pod.namespace, pod.service_account), _NO_LABELS)
-        return terms.spaces.get(pod.namespace, _NO_LABELS), account
+        inputs = inputs or self._inputs
+        account = inputs.accounts.get((pod.namespace, pod.service_account), _NO_LABELS)
+        return inputs.spaces.get(pod.namespace, _NO_LABELS), account
 
-    def _card(self, pod: Pod) -> Card:
+    def _entry(self, pod: Pod) -> PodEntry:
         space, account = self._given(pod)
-        labels = labels_of(pod, space, cluster=self._cluster, asked=self._terms.asked, account=account, kept=self._kept)
+        labels = labels_of(
+            pod, space, cluster=self._cluster, asked=self._inputs.asked, account=account, kept=self._kept
+        )
         text = repr((labels.text, sorted(pod.named_ports)))
-        seats = {}
+        identity_keys = {}
         for address in pod.addresses or ("",):
-            networks = self._inside.holding(single(address)) if address and self._terms.networks else frozenset()
+            networks = self._inside.holding(single(address)) if address and self._inputs.networks else frozenset()
             spelling = text + (repr(sorted(map(str, networks))) if networks else "")
             known = self._meant.get(spelling)
             if known is None:
                 known = self._meant[spelling] = Identity(IdentityId(0), labels, pod.named_ports, networks)
                 self._spelled[spelling] = 0
             labels = known.labels  # one value for all that are equal
-            seats[address] = spelling
-        return Card(pod, labels, seats)
+            identity_keys[address] = spelling
+        return PodEntry(pod, labels, identity_keys)
 
-    def _enter(self, card: Card) -> None:
-        self._cards[card.pod.key] = card
-        for spelling in card.seats.values():
+    def _enter(self, entry: PodEntry) -> None:
+        self._entries[entry.pod.key] = entry
+        for spelling in entry.identity_keys.values():
             self._spelled[spelling] += 1
             if self._spelled[spelling] == 1:
                 self._numbers = None
 
-    def _leave(self, card: Card) -> None:
-        del self._cards[card.pod.key]
-        for spelling in card.seats.values():
+    def _leave(self, entry: PodEntry) -> None:
+        del self._entries[entry.pod.key]
+        for spelling in entry.identity_keys.values():
             self._spelled[spelling] -= 1
             if not self._spelled[spelling]:
                 self._numbers = None

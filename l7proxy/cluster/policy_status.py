@@ -20,7 +20,7 @@ TOLD: Final = 10
 """Parts that are not enforced, of one document, that a state names; the rest are counted."""
 
 
-class Reading(Enum):
+class PolicyPhase(Enum):
     """What we made of a document: REFUSED is valid but not supported, INVALID is wrong. Both deny what they select.
 
     PARTLY: some of its rules are not supported; what those cover is refused, the rest is enforced.
@@ -35,7 +35,7 @@ class Reading(Enum):
 
 
 @dataclass(frozen=True, slots=True)
-class PolicyState:
+class PolicyStatus:
     """One document, and the rules that stand for it, their secrets not filled in.
 
     `audit`: what it would refuse passes, and is told. `program`: RE2 instructions of its patterns together.
@@ -44,7 +44,7 @@ class PolicyState:
     kind: str
     namespace: str
     name: str
-    state: Reading
+    state: PolicyPhase
     reason: str = ""
     file: str = ""
     line: int = 0
@@ -54,7 +54,7 @@ class PolicyState:
     program: int = 0
 
 
-def read(document: PolicyDocument, *, secrets_namespace: str = "", options: lang.Options = DEFAULT) -> PolicyState:
+def read(document: PolicyDocument, *, secrets_namespace: str = "", options: lang.Options = DEFAULT) -> PolicyStatus:
     """Never fails: a document that cannot be honoured gets rules that refuse, unless it is audited only."""
     state = _read(document, secrets_namespace, options)
     wanted, fault = audit.of_document(document.document)
@@ -63,19 +63,19 @@ def read(document: PolicyDocument, *, secrets_namespace: str = "", options: lang
     return replace(state, audit=True, rules=audit.audited(state.rules)) if wanted else state
 
 
-def _read(document: PolicyDocument, secrets_namespace: str, options: lang.Options) -> PolicyState:
+def _read(document: PolicyDocument, secrets_namespace: str, options: lang.Options) -> PolicyStatus:
     if document.fault:
         at = document.fault_at
-        return _refused(document, Reading.INVALID, f"{at}: {document.fault}" if at else document.fault, at)
+        return _refused(document, PolicyPhase.INVALID, f"{at}: {document.fault}" if at else document.fault, at)
     try:
         found = lang.read(document.document, locate=document.locate, options=options)
     except PolicyError as error:
-        state = Reading.REFUSED if error.unsupported else Reading.INVALID
+        state = PolicyPhase.REFUSED if error.unsupported else PolicyPhase.INVALID
         return _refused(document, state, str(error), error.at)
     foreign = foreign_secrets(found.rules, secrets_namespace)
     if foreign is not None:
-        return _refused(document, Reading.REFUSED, str(foreign), foreign.at)
-    return PolicyState(
+        return _refused(document, PolicyPhase.REFUSED, str(foreign), foreign.at)
+    return PolicyStatus(
         document.kind,
         document.namespace,
         document.name,
@@ -89,16 +89,16 @@ def _read(document: PolicyDocument, secrets_namespace: str, options: lang.Option
     )
 
 
-def _state(document: PolicyDocument, found: lang.Read) -> Reading:
+def _state(document: PolicyDocument, found: lang.Read) -> PolicyPhase:
     if lang.is_staged(document.document):
-        return Reading.STAGED
-    return Reading.PARTLY if found.unenforced else Reading.ACCEPTED
+        return PolicyPhase.STAGED
+    return PolicyPhase.PARTLY if found.unenforced else PolicyPhase.ACCEPTED
 
 
-def placed(state: PolicyState, references: References) -> PolicyState:
+def placed(state: PolicyStatus, references: References) -> PolicyStatus:
     """A policy in a tier that does not exist is refused: its rules have no place among the others."""
     for ref, why in without_tier(state.rules, references):
-        return replace(state, state=Reading.REFUSED, reason=why, file=ref.file, line=ref.line)
+        return replace(state, state=PolicyPhase.REFUSED, reason=why, file=ref.file, line=ref.line)
     return state
 
 
@@ -107,7 +107,7 @@ def _together(parts: tuple[PolicyError, ...]) -> str:
     return "; ".join(str(part) for part in parts[:TOLD]) + more
 
 
-def _refused(document: PolicyDocument, state: Reading, reason: str, at: str) -> PolicyState:
+def _refused(document: PolicyDocument, state: PolicyPhase, reason: str, at: str) -> PolicyStatus:
     file, line = document.locate(at)
     rules = lang.refuse(document.document, reason, locate=document.locate)
-    return PolicyState(document.kind, document.namespace, document.name, state, reason, file, line, rules)
+    return PolicyStatus(document.kind, document.namespace, document.name, state, reason, file, line, rules)

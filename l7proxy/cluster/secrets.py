@@ -21,7 +21,7 @@ MAX_VALUE: Final = 65536
 
 
 @dataclass(slots=True)
-class Vault:
+class SecretResolver:
     """The Secrets as they stand. `namespace` is meant where a rule names none; `problems` is what is asked in vain."""
 
     secrets: Mapping[SecretName, Secret]

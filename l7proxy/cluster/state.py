@@ -3,7 +3,7 @@
 `apply` takes changes, `view` says what they amount to for one node. A view depends on the facts alone, never on the
 order they came in (law 4). An address that two pods claim is neither's: every rule that denies somebody means it, and
 it is refused wherever a policy governs one of the two. An address inside a node's pod CIDR that no known pod has is
-`unmanaged`, never `world`: a pod we have not heard of yet must not pass for the outside.
+`unmanaged`, never `cluster_state`: a pod we have not heard of yet must not pass for the outside.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from l7proxy.cluster.frontends import frontends
 from l7proxy.cluster.identity_labels import Asked, LabelFilter
 from l7proxy.cluster.memo import Each, Memory
 from l7proxy.cluster.names import Names
-from l7proxy.cluster.pod_index import Roster, Terms
-from l7proxy.cluster.policy_status import PolicyState
-from l7proxy.cluster.secrets import Vault
+from l7proxy.cluster.pod_index import IdentityInputs, PodIndex
+from l7proxy.cluster.policy_status import PolicyStatus
+from l7proxy.cluster.secrets import SecretResolver
 from l7proxy.model import resources
 from l7proxy.model.endpoint import Endpoint, Frontend
 from l7proxy.model.identity import (
@@ -41,7 +41,7 @@ from l7proxy.model.ids import EndpointId, IdentityId
 from l7proxy.model.labels import CLUSTER_KEY, K8S, NODE, RESERVED, Label, LabelSet, Operator, Requirement, Selector
 from l7proxy.model.net import Network, Networks, family_of, single, single_text
 from l7proxy.model.ref import RuleRef
-from l7proxy.model.resources import Change, Delete, Fact, Key, Pod, PolicyDocument, Problem, Upsert
+from l7proxy.model.resources import Change, Delete, Pod, PolicyDocument, Problem, Resource, ResourceKey, Upsert
 from l7proxy.model.verdict import Action, Direction
 from l7proxy.policy.always import ALWAYS
 from l7proxy.policy.compile import cidrs_of, keys_of
@@ -53,11 +53,11 @@ from l7proxy.policy.tiers import GUARD
 
 ENDPOINT_IDS: Final = 1 << 16
 CONTESTED_KEY: Final = "l7proxy-contested-address"
-F = TypeVar("F", bound=Fact)
+F = TypeVar("F", bound=Resource)
 
 
 @dataclass(frozen=True)
-class View:
+class NodeView:
     """Everything about one node (or, with `node` None, about all) that enforcement, status and flows need."""
 
     node: str | None
@@ -67,13 +67,13 @@ class View:
     rules: tuple[Rule, ...] = ()
     frontends: tuple[Frontend, ...] = ()
     node_addresses: tuple[str, ...] = ()
-    policies: tuple[PolicyState, ...] = ()
+    policies: tuple[PolicyStatus, ...] = ()
     problems: tuple[Problem, ...] = ()
     secret_problems: tuple[Problem, ...] = ()
     """Secrets that rules ask for in vain. What is wrong may lie outside the manifests at hand, so it is no fault."""
     names: Names = field(default_factory=Names)
 
-    def selected(self, policy: PolicyState) -> int:
+    def selected(self, policy: PolicyStatus) -> int:
         """How many of the endpoints a policy selects."""
         subjects = {rule.subject for rule in policy.rules}
         return sum(size for labels, size in self._sizes.items() if any(subject.matches(labels) for subject in subjects))
@@ -84,7 +84,7 @@ class View:
         return Counter(endpoint.labels for endpoint in self.endpoints)
 
 
-class World:
+class ClusterState:
     """The facts as they stand. Single-threaded; a view shares nothing with it that changes.
 
     What is costly is remembered by what it was made from (`agent.memory`, and the roster for pods), so that a view
@@ -113,102 +113,102 @@ class World:
         self._options = options
         self._everywhere = (*(ALWAYS if enforce_always else ()), *everywhere)
         self._cluster = cluster
-        self._new_roster = partial(Roster, cluster=cluster, kept=kept or LabelFilter())
+        self._new_pod_index = partial(PodIndex, cluster=cluster, kept=kept or LabelFilter())
         self._kept = kept or LabelFilter()
-        self._facts: dict[type, dict[Key, Fact]] = {}
-        self._sorted: dict[type, tuple[Fact, ...]] = {}
-        self._read: dict[Key, tuple[PolicyDocument, PolicyState]] = {}
-        self._roster = self._new_roster()
-        self._changed_pods: dict[Key, Pod | None] = {}
+        self._resources: dict[type, dict[ResourceKey, Resource]] = {}
+        self._sorted: dict[type, tuple[Resource, ...]] = {}
+        self._read: dict[ResourceKey, tuple[PolicyDocument, PolicyStatus]] = {}
+        self._pod_index = self._new_pod_index()
+        self._changed_pods: dict[ResourceKey, Pod | None] = {}
         self._memory = Memory()
         self._keys = Each(_keys)
 
     def apply(self, changes: Iterable[Change]) -> None:
         for change in changes:
             match change:
-                case Upsert(fact):
-                    self._forget(fact.key, type(fact))
-                    self._sorted.pop(type(fact), None)
-                    self._facts.setdefault(type(fact), {})[fact.key] = fact
-                    if isinstance(fact, Pod):
-                        self._changed_pods[fact.key] = fact
+                case Upsert(resource):
+                    self._forget(resource.key, type(resource))
+                    self._sorted.pop(type(resource), None)
+                    self._resources.setdefault(type(resource), {})[resource.key] = resource
+                    if isinstance(resource, Pod):
+                        self._changed_pods[resource.key] = resource
                 case Delete(key):
                     self._forget(key)
                     self._read.pop(key, None)
                 case _:
                     self.synced = True
 
-    def _forget(self, key: Key, but: type | None = None) -> None:
+    def _forget(self, key: ResourceKey, but: type | None = None) -> None:
         """A key names one fact, whatever its kind; `but` is the kind that is about to have it again."""
-        for kind, known in self._facts.items():
+        for kind, known in self._resources.items():
             if kind is not but and known.pop(key, None) is not None:
                 self._sorted.pop(kind, None)
                 if kind is Pod:
                     self._changed_pods[key] = None
 
     @property
-    def known(self) -> Iterable[Fact]:
-        return (fact for known in self._facts.values() for fact in known.values())
+    def known(self) -> Iterable[Resource]:
+        return (resource for known in self._resources.values() for resource in known.values())
 
     @property
     def audits_all(self) -> bool:
         """Whether the node is in audit mode."""
         return self._audit
 
-    def copy(self) -> World:
+    def copy(self) -> ClusterState:
         """One that later changes do not touch."""
         other = copy(self)
-        other._facts = {kind: dict(known) for kind, known in self._facts.items()}
+        other._resources = {kind: dict(known) for kind, known in self._resources.items()}
         other._sorted, other._read, other._memory, other._keys = {}, dict(self._read), Memory(), Each(_keys)
-        other._roster = self._new_roster()
+        other._pod_index = self._new_pod_index()
         other._changed_pods = {pod.key: pod for pod in self._all(Pod)}
         return other
 
-    def view(self, node: str | None, *, local_addresses: Iterable[str] = ()) -> View:
+    def view(self, node: str | None, *, local_addresses: Iterable[str] = ()) -> NodeView:
         """`local_addresses` are those that this node's own interfaces have: `host`, as the Node object's are."""
         nodes = self._all(resources.Node)
         policies, rules, secret_problems = self._policies_and_rules()
         asked, reaches = self._memory.of("asked", (rules,), lambda: (self._asked(rules), self._reaches(rules)))
         named = self._memory.of("named", (reaches,), lambda: identities.Named.among(reaches))
-        roster = self._enrol(asked, named)
-        node_problems = roster.beside(nodes, dict.fromkeys(sorted(local_addresses), node or ""))
-        who = self._cast(node, roster, nodes, reaches, named)
-        endpoints = self._with_audit(_endpoints(node, roster))
+        pod_index = self._enrol(asked, named)
+        node_problems = pod_index.set_nodes(nodes, dict.fromkeys(sorted(local_addresses), node or ""))
+        who = self._cast(node, pod_index, nodes, reaches, named)
+        endpoints = self._with_audit(_endpoints(node, pod_index))
         policies, rules = self._that_fit(policies, rules, endpoints, of_node=node is not None)
-        services = self._frontends(roster)
-        return View(
+        services = self._frontends(pod_index)
+        return NodeView(
             node=node,
             endpoints=endpoints,
             identities=who.identities,
             by_prefix=who.by_prefix,
-            rules=(*rules, *_contested_rules(roster, rules)) if roster.contested else rules,
+            rules=(*rules, *_contested_rules(pod_index, rules)) if pod_index.contested else rules,
             frontends=services,
-            node_addresses=tuple(sorted(address for address, name in roster.nodes.items() if name == node)),
+            node_addresses=tuple(sorted(address for address, name in pod_index.nodes.items() if name == node)),
             policies=policies,
             problems=(
                 *self._unknown(node, nodes),
-                *sorted((*node_problems, *roster.problems())),
+                *sorted((*node_problems, *pod_index.problems())),
                 *self._audit_problems(),
             ),
             secret_problems=secret_problems,
-            names=self._names(endpoints, roster, services, who.identities),
+            names=self._names(endpoints, pod_index, services, who.identities),
         )
 
     def _all(self, kind: type[F]) -> tuple[F, ...]:
         """Sorted by name; the same value as long as nothing of this kind has changed."""
         if kind not in self._sorted:
-            known = self._facts.get(kind, {})
+            known = self._resources.get(kind, {})
             order = sorted(known, key=lambda key: (key.kind, key.namespace, key.name))
             self._sorted[kind] = tuple(known[key] for key in order)
         return cast("tuple[F, ...]", self._sorted[kind])
 
-    def _enrol(self, asked: Asked, named: identities.Named) -> Roster:
+    def _enrol(self, asked: Asked, named: identities.Named) -> PodIndex:
         """The roster as of now."""
         spaces, accounts = self._all(resources.Namespace), self._all(resources.ServiceAccount)
-        terms = self._memory.of(
+        inputs = self._memory.of(
             "terms",
             (asked, named, spaces, accounts),
-            lambda: Terms(
+            lambda: IdentityInputs(
                 asked,
                 named.far,
                 {space.name: space.labels for space in spaces},
@@ -218,12 +218,12 @@ class World:
         changed, self._changed_pods = self._changed_pods, {}
         for key, pod in changed.items():
             if pod is None:
-                self._roster.drop(key)
-        self._roster.under(terms)
+                self._pod_index.delete(key)
+        self._pod_index.set_inputs(inputs)
         for pod in changed.values():
             if pod is not None:
-                self._roster.put(pod)
-        return self._roster
+                self._pod_index.upsert(pod)
+        return self._pod_index
 
     def _asked(self, rules: Iterable[Rule]) -> Asked:
         return self._memory.equal("asked keys", Asked.among(frozenset().union(*self._keys.of(rules)), self._kept))
@@ -246,28 +246,28 @@ class World:
         found = (audit.of_namespace(space)[1] for space in self._all(resources.Namespace))
         return [problem for problem in found if problem is not None]
 
-    def _policies_and_rules(self) -> tuple[tuple[PolicyState, ...], tuple[Rule, ...], tuple[Problem, ...]]:
+    def _policies_and_rules(self) -> tuple[tuple[PolicyStatus, ...], tuple[Rule, ...], tuple[Problem, ...]]:
         """What policies there are, their rules with all names resolved, and the secrets that are asked for in vain."""
         documents_, references, secrets = self._all(PolicyDocument), self.references, self._all(resources.Secret)
         return self._memory.of("rules", (documents_, references, secrets), partial(self._resolved, references))
 
     def _resolved(
         self, references: References
-    ) -> tuple[tuple[PolicyState, ...], tuple[Rule, ...], tuple[Problem, ...]]:
+    ) -> tuple[tuple[PolicyStatus, ...], tuple[Rule, ...], tuple[Problem, ...]]:
         policies = tuple(policy_status.placed(policy, references) for policy in self._policies())
-        vault = self._vault()
-        written = (rule for policy in policies for rule in _with_secrets(policy, vault))
+        secret_resolver = self._secret_resolver()
+        written = (rule for policy in policies for rule in _with_secrets(policy, secret_resolver))
         rules = self._memory.equal("resolved", (*resolve(written, references), *self._everywhere))
-        return policies, rules, tuple(dict.fromkeys(vault.problems))
+        return policies, rules, tuple(dict.fromkeys(secret_resolver.problems))
 
     def _that_fit(
         self,
-        policies: tuple[PolicyState, ...],
+        policies: tuple[PolicyStatus, ...],
         rules: tuple[Rule, ...],
         endpoints: tuple[Endpoint, ...],
         *,
         of_node: bool,
-    ) -> tuple[tuple[PolicyState, ...], tuple[Rule, ...]]:
+    ) -> tuple[tuple[PolicyStatus, ...], tuple[Rule, ...]]:
         """Both without the patterns that workers have no room for. Subjects and peers stay as they are."""
         kinds = {endpoint.labels for endpoint in endpoints}
         refused = self._memory.equal("too large patterns", pattern_limits.too_large(policies, kinds, of_node=of_node))
@@ -279,7 +279,7 @@ class World:
             lambda: (pattern_limits.refusing(policies, refused), pattern_limits.without_http(rules, refused)),
         )
 
-    def _policies(self) -> list[PolicyState]:
+    def _policies(self) -> list[PolicyStatus]:
         """Read anew only what is new: reading depends on nothing but the document."""
         found = []
         for document in self._all(PolicyDocument):
@@ -332,41 +332,41 @@ class World:
         named -= {(piece.namespace, piece.service) for piece in slices}
         return tuple(service for service in services if (service.namespace, service.name) in named)
 
-    def _vault(self) -> Vault:
+    def _secret_resolver(self) -> SecretResolver:
         secrets = {SecretName(one.namespace, one.name): one for one in self._all(resources.Secret)}
-        return Vault(secrets, self._secrets_namespace)
+        return SecretResolver(secrets, self._secrets_namespace)
 
     def _cast(
         self,
         node: str | None,
-        roster: Roster,
+        pod_index: PodIndex,
         nodes: tuple[resources.Node, ...],
         reaches: Mapping[Network, Reach],
         named: identities.Named,
-    ) -> Cast:
+    ) -> IPCache:
         """Who is who, and with which number."""
         apiservers = self._memory.equal("apiservers", self._apiservers())
-        of_nodes = self._memory.equal("addresses of nodes", dict(roster.nodes))
+        of_nodes = self._memory.equal("addresses of nodes", dict(pod_index.nodes))
         places, of_places = self._memory.of(
             f"places of {node}",
             (of_nodes, nodes, apiservers, named),
             lambda: identities.of_places(self._places(node, of_nodes, nodes, apiservers, reaches), named),
         )
-        inside = (of_nodes, roster.owned, roster.contested)
+        inside = (of_nodes, pod_index.owned, pod_index.contested)
         outside = self._memory.equal(
             "outside", frozenset(one for one in apiservers if not any(one in known for known in inside))
         )
-        dual = len(roster.families() | self._node_families(nodes)) == 2
+        dual = len(pod_index.families() | self._node_families(nodes)) == 2
         networks = self._memory.of(
             f"networks, dual {dual}", (reaches, outside), lambda: identities.of_networks(reaches, outside, dual=dual)
         )
         host_is_apiserver = any(of_nodes[address] == node for address in apiservers & of_nodes.keys())
         reserved = identities.reserved(dual=dual, host_is_apiserver=host_is_apiserver)
-        if roster.contested:
+        if pod_index.contested:
             reserved[CONTESTED] = Identity(CONTESTED, LabelSet.reserved(CONTESTED_KEY))
-        return Cast(
-            identities=identities.table(reserved, roster.identities(), of_places, networks=networks),
-            by_prefix=self._prefixes(roster, places, networks, dual=dual),
+        return IPCache(
+            identities=identities.table(reserved, pod_index.identities(), of_places, networks=networks),
+            by_prefix=self._prefixes(pod_index, places, networks, dual=dual),
         )
 
     def _node_families(self, nodes: tuple[resources.Node, ...]) -> frozenset[int]:
@@ -379,14 +379,16 @@ class World:
 
     def _prefixes(
         self,
-        roster: Roster,
+        pod_index: PodIndex,
         places: Mapping[Network, IdentityId],
         networks: Mapping[Network, Identity],
         *,
         dual: bool,
     ) -> dict[str, int]:
         """Prefix → identity. Of equal prefixes the later line below has it: what is ours is never the world's."""
-        table: dict[str, int] = {str(world): number for world, number in identities.worlds(dual=dual).items()}
+        table: dict[str, int] = {
+            str(cluster_state): number for cluster_state, number in identities.worlds(dual=dual).items()
+        }
         table |= self._memory.of(
             "prefixes of networks", (networks,), lambda: {str(one): identity.id for one, identity in networks.items()}
         )
@@ -394,9 +396,9 @@ class World:
             "prefixes of places", (places,), lambda: {str(place): number for place, number in places.items()}
         )
         table |= of_places
-        table |= roster.prefixes()
-        table |= {single_text(address): CONTESTED for address in roster.contested}
-        table |= {prefix: of_places[prefix] for prefix in map(single_text, roster.nodes)}
+        table |= pod_index.prefixes()
+        table |= {single_text(address): CONTESTED for address in pod_index.contested}
+        table |= {prefix: of_places[prefix] for prefix in map(single_text, pod_index.nodes)}
         return table
 
     def _places(
@@ -430,15 +432,15 @@ class World:
         found = (piece.addresses for piece in slices if (piece.namespace, piece.service) == ("default", "kubernetes"))
         return frozenset(address for addresses in found for address in addresses)
 
-    def _frontends(self, roster: Roster) -> tuple[Frontend, ...]:
+    def _frontends(self, pod_index: PodIndex) -> tuple[Frontend, ...]:
         """Namespace by namespace: pods matter to the Services of their own."""
         services, slices = self._all(resources.Service), self._all(resources.EndpointSlice)
         by_space = self._memory.of("services by namespace", (services, slices), lambda: _by_space(services, slices))
         found = tuple(
             self._memory.of(
                 f"frontends of {space}",
-                (some, roster.stamp(space)),
-                partial(lambda space, some: frontends(some[0], some[1], roster.of_space(space)), space, some),
+                (some, pod_index.stamp(space)),
+                partial(lambda space, some: frontends(some[0], some[1], pod_index.of_space(space)), space, some),
             )
             for space, some in by_space.items()
         )
@@ -447,7 +449,7 @@ class World:
     def _names(
         self,
         endpoints: tuple[Endpoint, ...],
-        roster: Roster,
+        pod_index: PodIndex,
         services: tuple[Frontend, ...],
         known: Mapping[int, Identity],
     ) -> Names:
@@ -457,7 +459,7 @@ class World:
             lambda: {(one.address, one.port, one.protocol): (one.namespace, one.service) for one in services},
         )
         ids = {(endpoint.namespace, endpoint.name): endpoint.id for endpoint in endpoints}
-        return Names(dict(roster.owned), ids, of_services, dict(roster.nodes), known)
+        return Names(dict(pod_index.owned), ids, of_services, dict(pod_index.nodes), known)
 
     def _unknown(self, node: str | None, nodes: tuple[resources.Node, ...]) -> Iterator[Problem]:
         """A node that nobody speaks of has no pods, so a mistyped name would enforce nothing without a word."""
@@ -473,21 +475,21 @@ def _keys(rule: Rule) -> frozenset[tuple[str, str]]:
 
 
 @dataclass(frozen=True, slots=True)
-class Cast:
+class IPCache:
     """Who is who, and with which number."""
 
     identities: Mapping[int, Identity]
     by_prefix: Mapping[str, int]
 
 
-def _endpoints(node: str | None, roster: Roster) -> tuple[Endpoint, ...]:
+def _endpoints(node: str | None, pod_index: PodIndex) -> tuple[Endpoint, ...]:
     """Local pods that have an address, sorted, and one endpoint of nobody per contested address."""
-    local = {pod.key: pod for pod in roster.pods} if node is None else roster.by_node.get(node, {})
-    here = [local[key] for key in sorted(local) if roster.addresses(local[key])]
-    torn = [address for address, pods in sorted(roster.contested.items()) if any(pod.key in local for pod in pods)]
+    local = {pod.key: pod for pod in pod_index.pods} if node is None else pod_index.by_node.get(node, {})
+    here = [local[key] for key in sorted(local) if pod_index.addresses(local[key])]
+    torn = [address for address, pods in sorted(pod_index.contested.items()) if any(pod.key in local for pod in pods)]
     names = [f"{pod.namespace}/{pod.name}" for pod in here] + torn
     ids = allocate(names, first=1, end=max(ENDPOINT_IDS, 2 * len(names)))
-    found = [_endpoint(EndpointId(ids[f"{pod.namespace}/{pod.name}"]), pod, roster) for pod in here]
+    found = [_endpoint(EndpointId(ids[f"{pod.namespace}/{pod.name}"]), pod, pod_index) for pod in here]
     found += [
         Endpoint(
             EndpointId(ids[address]),
@@ -502,14 +504,14 @@ def _endpoints(node: str | None, roster: Roster) -> tuple[Endpoint, ...]:
     return tuple(found)
 
 
-def _endpoint(number: EndpointId, pod: Pod, roster: Roster) -> Endpoint:
-    addresses = roster.addresses(pod)
+def _endpoint(number: EndpointId, pod: Pod, pod_index: PodIndex) -> Endpoint:
+    addresses = pod_index.addresses(pod)
     return Endpoint(
         id=number,
         namespace=pod.namespace,
         name=pod.name,
-        identity=roster.number(pod, addresses[0]),
-        labels=roster.labels(pod),
+        identity=pod_index.number(pod, addresses[0]),
+        labels=pod_index.labels(pod),
         addresses=addresses,
         named_ports=pod.named_ports,
         workload=pod.workload,
@@ -520,20 +522,20 @@ def _node_labels(node: resources.Node, cluster: str) -> frozenset[Label]:
     return frozenset((Label(K8S, CLUSTER_KEY, cluster), *(Label(NODE, *each) for each in node.labels.items())))
 
 
-def _with_secrets(policy: PolicyState, vault: Vault) -> Iterable[Rule]:
-    return vault.resolve(policy.rules) if policy.needs_secrets else policy.rules
+def _with_secrets(policy: PolicyStatus, secret_resolver: SecretResolver) -> Iterable[Rule]:
+    return secret_resolver.resolve(policy.rules) if policy.needs_secrets else policy.rules
 
 
 def _contested_labels(address: str) -> LabelSet:
     return LabelSet.of([Label(RESERVED, CONTESTED_KEY, address)])
 
 
-def _contested_rules(roster: Roster, rules: Iterable[Rule]) -> list[Rule]:
+def _contested_rules(pod_index: PodIndex, rules: Iterable[Rule]) -> list[Rule]:
     """Deny rules for an address of nobody, in each direction in which a policy governs someone who claims it."""
     found = []
     policies = [rule for rule in rules if rule.level != GUARD]
-    for address, pods in sorted(roster.contested.items()):
-        claims = [roster.labels(pod) for pod in pods]
+    for address, pods in sorted(pod_index.contested.items()):
+        claims = [pod_index.labels(pod) for pod in pods]
         governed = {rule.direction for rule in policies if any(rule.subject.matches(one) for one in claims)}
         subject = Selector((Requirement(RESERVED, CONTESTED_KEY, Operator.IN, (address,)),))
         names = " and ".join(f"{pod.namespace}/{pod.name}" for pod in pods)

@@ -12,7 +12,7 @@ from typing import Annotated, Final, TypeAlias
 import msgspec
 
 from l7proxy.flows.records import Connection, HttpRequest, HttpResponse, Malformed, Record
-from l7proxy.model.policy_verdict import Conn, Judgement
+from l7proxy.model.policy_verdict import Conn, PolicyVerdict
 
 WHOLE: Final = -1
 """In place of a party: a record that crosses as it is. There is one of these per connection."""
@@ -21,7 +21,7 @@ NO_STATUS: Final = -1
 Place: TypeAlias = Annotated[int, msgspec.Meta(ge=0)]
 
 
-class Party(msgspec.Struct, frozen=True, array_like=True, gc=False):
+class FlowContext(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """Between whom, judged how (a place in the batch), and asked in which words."""
 
     conn: Conn
@@ -33,8 +33,8 @@ class Party(msgspec.Struct, frozen=True, array_like=True, gc=False):
 class Flows(msgspec.Struct, frozen=True, tag="flows"):
     """One batch; `lost` counts the records dropped since the last one because the agent did not read."""
 
-    parties: list[Party]
-    judgements: list[Judgement]
+    parties: list[FlowContext]
+    judgements: list[PolicyVerdict]
     times: list[int]
     party: list[int]
     urls: list[str]

@@ -40,7 +40,7 @@ from l7proxy.model import endpoint as model
 from l7proxy.model import verdict as words
 from l7proxy.model.labels import CLUSTER_KEY, K8S
 from l7proxy.model.net import family_of
-from l7proxy.model.policy_verdict import Conn, Judgement
+from l7proxy.model.policy_verdict import Conn, PolicyVerdict
 from l7proxy.model.ref import RuleRef
 from l7proxy.model.secret import REDACTED
 from l7proxy.model.verdict import Direction, DropReason, Verdict
@@ -238,10 +238,10 @@ class Enricher:
             summary=summary,
         )
 
-    def _allowed(self, judgement: Judgement, direction: Direction) -> tuple[Policy, ...]:
+    def _allowed(self, judgement: PolicyVerdict, direction: Direction) -> tuple[Policy, ...]:
         return () if _refuses(judgement, direction) else self._named(_ref(judgement, direction))
 
-    def _denied(self, judgement: Judgement, direction: Direction) -> tuple[Policy, ...]:
+    def _denied(self, judgement: PolicyVerdict, direction: Direction) -> tuple[Policy, ...]:
         return self._named(_ref(judgement, direction)) if _refuses(judgement, direction) else ()
 
     def _named(self, ref: RuleRef | None) -> tuple[Policy, ...]:
@@ -304,12 +304,12 @@ def _words(record: HttpRequest | Malformed | Connection) -> tuple[str, ...]:
     return (reason, *said) if reason else said
 
 
-def _refuses(judgement: Judgement, direction: Direction) -> bool:
+def _refuses(judgement: PolicyVerdict, direction: Direction) -> bool:
     """Whether the rule of this direction is the one that said no (or, in audit, would have)."""
     return judgement.direction is direction and judgement.verdict not in (Verdict.FORWARDED, Verdict.REDIRECTED)
 
 
-def _ref(judgement: Judgement, direction: Direction) -> RuleRef | None:
+def _ref(judgement: PolicyVerdict, direction: Direction) -> RuleRef | None:
     return judgement.ingress if direction is Direction.INGRESS else judgement.egress
 
 
@@ -330,16 +330,16 @@ def _policy(ref: RuleRef, revision: str) -> Policy:
     )
 
 
-def _direction(judgement: Judgement) -> str:
+def _direction(judgement: PolicyVerdict) -> str:
     return judgement.direction.name if judgement.direction is not Direction.UNKNOWN else ""
 
 
-def _drop_reason(judgement: Judgement) -> str:
+def _drop_reason(judgement: PolicyVerdict) -> str:
     dropped = judgement.verdict is Verdict.DROPPED and judgement.drop_reason is not DropReason.UNKNOWN
     return judgement.drop_reason.name if dropped else ""
 
 
-def _match_type(judgement: Judgement) -> int:
+def _match_type(judgement: PolicyVerdict) -> int:
     """Where no policy asks, everything matches; that is `all`, not `none`."""
     unasked = judgement.ingress is None and judgement.egress is None and judgement.verdict is Verdict.FORWARDED
     return judgement.match_type or (MATCH_ALL if unasked else 0)

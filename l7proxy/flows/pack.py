@@ -9,9 +9,9 @@ from collections.abc import Sequence
 
 from msgspec.structs import astuple
 
-from l7proxy.flows.batch import NO_STATUS, WHOLE, Flows, Party
+from l7proxy.flows.batch import NO_STATUS, WHOLE, FlowContext, Flows
 from l7proxy.flows.records import Connection, HttpRequest, HttpResponse, Malformed, Record
-from l7proxy.model.policy_verdict import Conn, Judgement
+from l7proxy.model.policy_verdict import Conn, PolicyVerdict
 
 
 def pack(records: Sequence[Record], lost: int = 0) -> Flows:
@@ -27,7 +27,7 @@ class _Last:
 
     __slots__ = ("judgement", "method", "place", "protocol")
 
-    def __init__(self, judgement: Judgement, method: str, protocol: str, place: int) -> None:
+    def __init__(self, judgement: PolicyVerdict, method: str, protocol: str, place: int) -> None:
         self.judgement = judgement
         self.method = method
         self.protocol = protocol
@@ -38,8 +38,8 @@ class _Batch:
     """One in the making."""
 
     def __init__(self) -> None:
-        self._parties: list[Party] = []
-        self._judgements: list[Judgement] = []
+        self._parties: list[FlowContext] = []
+        self._judgements: list[PolicyVerdict] = []
         self._last: dict[int, _Last] = {}  # by ids, as below: alive as long as the records are
         self._party_places: dict[tuple[int, int, str, str], int] = {}
         self._judgement_places: dict[int, int] = {}
@@ -93,7 +93,7 @@ class _Batch:
         self._statuses.append(status)
         self._latencies.append(latency_ns)
 
-    def _place(self, conn: Conn, judgement: Judgement, method: str, protocol: str) -> int:
+    def _place(self, conn: Conn, judgement: PolicyVerdict, method: str, protocol: str) -> int:
         """Nearly always the party of the connection's last record."""
         last = self._last.get(id(conn))
         if last is not None and last.judgement is judgement and last.method == method and last.protocol == protocol:
@@ -102,15 +102,15 @@ class _Batch:
         self._last[id(conn)] = _Last(judgement, method, protocol, place)
         return place
 
-    def _party_place(self, conn: Conn, judgement: Judgement, method: str, protocol: str) -> int:
+    def _party_place(self, conn: Conn, judgement: PolicyVerdict, method: str, protocol: str) -> int:
         key = (id(conn), id(judgement), method, protocol)
         place = self._party_places.get(key)
         if place is None:
             place = self._party_places[key] = len(self._parties)
-            self._parties.append(Party(conn, self._judgement_place(judgement), method, protocol))
+            self._parties.append(FlowContext(conn, self._judgement_place(judgement), method, protocol))
         return place
 
-    def _judgement_place(self, judgement: Judgement) -> int:
+    def _judgement_place(self, judgement: PolicyVerdict) -> int:
         place = self._judgement_places.get(id(judgement))
         if place is None:
             place = self._judgement_places[id(judgement)] = len(self._judgements)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import msgspec
 
-from l7proxy.model.policy_verdict import Conn, Judgement
+from l7proxy.model.policy_verdict import Conn, PolicyVerdict
 
 
 class HttpRequest(msgspec.Struct, frozen=True, gc=False, array_like=True, tag="q"):
@@ -19,7 +19,7 @@ class HttpRequest(msgspec.Struct, frozen=True, gc=False, array_like=True, tag="q
 
     time_ns: int
     conn: Conn
-    judgement: Judgement
+    judgement: PolicyVerdict
     method: str
     url: str
     protocol: str
@@ -32,7 +32,7 @@ class HttpResponse(msgspec.Struct, frozen=True, gc=False, array_like=True, tag="
 
     time_ns: int
     conn: Conn
-    judgement: Judgement
+    judgement: PolicyVerdict
     method: str
     url: str
     protocol: str
@@ -46,7 +46,7 @@ class Connection(msgspec.Struct, frozen=True, gc=False, array_like=True, tag="c"
 
     time_ns: int
     conn: Conn
-    judgement: Judgement
+    judgement: PolicyVerdict
     flags: int = 2
     icmp_type: int = 0
     icmp_code: int = 0
@@ -57,7 +57,7 @@ class Malformed(msgspec.Struct, frozen=True, gc=False, array_like=True, tag="m")
 
     time_ns: int
     conn: Conn
-    judgement: Judgement
+    judgement: PolicyVerdict
     status: int
     protocol: str = "HTTP/1.1"
 

@@ -7,7 +7,7 @@ from typing import Final
 
 
 @dataclass(frozen=True, slots=True)
-class Disclosure:
+class FlowRedaction:
     """What flows and denied clients may be shown beyond the least."""
 
     headers: tuple[str, ...] = ()
@@ -15,4 +15,4 @@ class Disclosure:
     deny_header: bool = False
 
 
-LEAST: Final = Disclosure()
+LEAST: Final = FlowRedaction()

@@ -12,7 +12,7 @@ from typing import Final, cast
 
 from l7proxy.errors import ConfigError
 from l7proxy.flows.flow import Flow, Lost, everything
-from l7proxy.flows.template import Item, Shaped
+from l7proxy.flows.template import Item, TemplatedFlow
 
 DEFAULT_CAPACITY: Final = 4095
 LARGEST_CAPACITY: Final = 65535
@@ -64,7 +64,7 @@ class Ring:
         self.seen += not isinstance(item, Lost)
         self._arrival.set()
 
-    def extend(self, flows: Sequence[Flow | Shaped]) -> None:
+    def extend(self, flows: Sequence[Flow | TemplatedFlow]) -> None:
         """Many at once: as `append` of each."""
         self.seen += len(flows)
         skipped = max(0, len(flows) - len(self._slots))
@@ -207,7 +207,7 @@ async def _start_of_last(ring: Ring, keep: Keep, count: int, until_ns: int | Non
     return start
 
 
-def _keeps(keep: Keep, item: Flow | Shaped) -> bool:
+def _keeps(keep: Keep, item: Flow | TemplatedFlow) -> bool:
     return keep is everything or keep(item if isinstance(item, Flow) else item.flow())
 
 

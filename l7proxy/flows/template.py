@@ -19,11 +19,11 @@ import msgspec
 
 from l7proxy.errors import LinkError
 from l7proxy.flows import timestamp
-from l7proxy.flows.batch import NO_STATUS, Flows, Party
+from l7proxy.flows.batch import NO_STATUS, FlowContext, Flows
 from l7proxy.flows.enrich import Enricher
 from l7proxy.flows.flow import Flow, Http, Layer4, Layer7, Lost, Ports
 from l7proxy.flows.records import HttpRequest, HttpResponse
-from l7proxy.model.policy_verdict import Judgement
+from l7proxy.model.policy_verdict import PolicyVerdict
 
 REMEMBERED: Final = 12288
 """Shapes kept per picture, some 5 KB each; past that all are forgotten. A pod can choose the keys, and many rules
@@ -46,7 +46,7 @@ _IN_ANSWERED: Final = (
 """Marks of what varies, in the order in which a line has it: a private use character, numbers past any port."""
 
 
-class Shape:
+class FlowTemplate:
     """The pieces of both lines between what varies, and both flows without it: their uuids are mere beginnings."""
 
     __slots__ = ("answered", "asked", "method", "protocol", "request", "response", "server_port")
@@ -70,13 +70,13 @@ class Shape:
         self.protocol = protocol
 
 
-class Shaped:
+class TemplatedFlow:
     """One record with its shape; `status` is NO_STATUS for a request. `number` makes its uuid."""
 
     __slots__ = ("latency_ns", "number", "port", "shape", "status", "time_ns", "url")
 
     def __init__(
-        self, shape: Shape, port: str, time_ns: int, url: str, status: int, latency_ns: int, number: int
+        self, shape: FlowTemplate, port: str, time_ns: int, url: str, status: int, latency_ns: int, number: int
     ) -> None:
         self.shape = shape
         self.port = port
@@ -121,13 +121,15 @@ class Shaped:
         return _filled(model, timestamp.text(self.time_ns), str(self.number), ports, l7, summary)
 
 
-Item: TypeAlias = Flow | Shaped | Lost
+Item: TypeAlias = Flow | TemplatedFlow | Lost
 """What the bus carries."""
 
 
 def text(items: Sequence[Item]) -> bytes:
     """The lines of them all, made in one go: hot in whatever writes many."""
-    return "".join([item.text() if isinstance(item, Shaped) else item.line().decode() for item in items]).encode()
+    return "".join(
+        [item.text() if isinstance(item, TemplatedFlow) else item.line().decode() for item in items]
+    ).encode()
 
 
 class Uuids:
@@ -142,7 +144,7 @@ class Uuids:
 _Key: TypeAlias = tuple[str, int, str, int, int, int, int, str, str]
 
 
-class Shaper:
+class TemplateCache:
     """Makes the items of whole batches, by the names of one picture. Thrown away with it, as its enricher is."""
 
     def __init__(self, enricher: Enricher, uuids: Uuids, *, remembered: int = REMEMBERED) -> None:
@@ -150,11 +152,11 @@ class Shaper:
         self._letters = _QUERY_TOO if enricher.query else _PLAIN
         self._uuids = uuids
         self._remembered = remembered
-        self._shapes: dict[_Key, Shape | None] = {}
-        self._judgements: dict[Judgement, int] = {}
+        self._shapes: dict[_Key, FlowTemplate | None] = {}
+        self._judgements: dict[PolicyVerdict, int] = {}
         self._numbered = 0
 
-    def items(self, flows: Flows) -> list[Flow | Shaped]:
+    def items(self, flows: Flows) -> list[Flow | TemplatedFlow]:
         """One per record, in their order. LinkError when one refers to what is not in the batch."""
         try:
             known = [self._known(judgement) for judgement in flows.judgements]
@@ -163,9 +165,9 @@ class Shaper:
         except LookupError as error:
             raise LinkError("a record refers to an entry that is not in its batch") from error
 
-    def _told(self, flows: Flows, shapes: list[Shape | None]) -> list[Flow | Shaped]:
+    def _told(self, flows: Flows, shapes: list[FlowTemplate | None]) -> list[Flow | TemplatedFlow]:
         """Hot: once per record. Most batches have nothing but plain URLs, which is seen for all of them at once."""
-        made: list[Flow | Shaped] = []
+        made: list[Flow | TemplatedFlow] = []
         ports = [str(party.conn.source_port) for party in flows.parties]
         times, parties, urls, statuses, latencies = (
             flows.times, flows.party, flows.urls, flows.statuses, flows.latencies,
@@ -186,7 +188,7 @@ class Shaper:
                 made.append(self._enricher.flow(flows.record(place)))
                 continue
             number += 1
-            made.append(Shaped(shape, ports[party], times[place], url, status, latency, number))
+            made.append(TemplatedFlow(shape, ports[party], times[place], url, status, latency, number))
         self._uuids.taken = number
         return made
 
@@ -194,7 +196,7 @@ class Shaper:
         """Whether nothing in it needs more than to be filled in."""
         return letters.isascii() and not letters.encode().translate(None, self._letters)
 
-    def _known(self, judgement: Judgement) -> int:
+    def _known(self, judgement: PolicyVerdict) -> int:
         """Hashing a judgement is dear, and a batch has few: a number for each."""
         number = self._judgements.get(judgement)
         if number is None:
@@ -202,7 +204,7 @@ class Shaper:
             number = self._judgements[judgement] = self._numbered
         return number
 
-    def _shape(self, party: Party, judgements: list[Judgement], known: list[int]) -> Shape | None:
+    def _shape(self, party: FlowContext, judgements: list[PolicyVerdict], known: list[int]) -> FlowTemplate | None:
         conn, place = party.conn, party.judgement
         if not conn.source_port:  # a zero is not written at all, and shapes are of all ports
             return None
@@ -228,7 +230,7 @@ class Shaper:
         return shape
 
 
-def cut(enricher: Enricher, uuids: str, party: Party, judgement: Judgement) -> Shape | None:
+def cut(enricher: Enricher, uuids: str, party: FlowContext, judgement: PolicyVerdict) -> FlowTemplate | None:
     """The shape of what the enricher makes of requests and answers of this party; None when a mark is not unique, or
     a client chose a method that would have to be one of very many."""
     conn, method, protocol = party.conn, party.method, party.protocol
@@ -247,7 +249,7 @@ def cut(enricher: Enricher, uuids: str, party: Party, judgement: Judgement) -> S
     )
     if not first or not second:
         return None
-    return Shape(first, second, asked, answered, conn.destination_port, method, protocol)
+    return FlowTemplate(first, second, asked, answered, conn.destination_port, method, protocol)
 
 
 def _of_request(method: str, url: str, protocol: str) -> tuple[Layer7, str]:

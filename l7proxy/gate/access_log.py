@@ -14,7 +14,7 @@ import msgspec
 from l7proxy.flows.records import Connection, HttpRequest, HttpResponse, Malformed
 from l7proxy.gate.options import HttpOptions
 from l7proxy.model.http import Request, Rewrite, edited
-from l7proxy.model.policy_verdict import Conn, Judgement
+from l7proxy.model.policy_verdict import Conn, PolicyVerdict
 from l7proxy.model.secret import REDACTED
 from l7proxy.model.verdict import Direction, Verdict
 from l7proxy.wire.head import Header
@@ -41,7 +41,7 @@ class AccessLog:
         self._options = options
         self._direction = direction
 
-    def request(self, asked: Request, judgement: Judgement, protocol: str) -> HttpRequest:
+    def request(self, asked: Request, judgement: PolicyVerdict, protocol: str) -> HttpRequest:
         """Headers are told as they are forwarded (Cilium semantics)."""
         rewrite = asked.rewrite
         record = HttpRequest(
@@ -75,10 +75,10 @@ class AccessLog:
         )
 
     def malformed(self, status: int, reason: str, protocol: str = HTTP1[1]) -> Malformed:
-        judgement = Judgement(Verdict.DROPPED, self._direction, reason=reason)
+        judgement = PolicyVerdict(Verdict.DROPPED, self._direction, reason=reason)
         return Malformed(self._now_ns(), self.conn, judgement, status, protocol)
 
-    def connection(self, judgement: Judgement) -> Connection:
+    def connection(self, judgement: PolicyVerdict) -> Connection:
         return Connection(self._now_ns(), self.conn, judgement)
 
     def _url(self, asked: Request) -> str:

@@ -84,7 +84,7 @@ class Splice:
     length: int
 
 
-class Become:
+class SwitchGate:
     """Another gate takes the connection over, from the next call on; actions that follow are its own already."""
 
     __slots__ = ("gate",)
@@ -93,7 +93,7 @@ class Become:
         self.gate = gate
 
 
-Action: TypeAlias = ToServer | ToClient | Emit | Connect | Pause | Resume | HalfClose | Close | Splice | Become
+Action: TypeAlias = ToServer | ToClient | Emit | Connect | Pause | Resume | HalfClose | Close | Splice | SwitchGate
 
 
 class Gate(Protocol):

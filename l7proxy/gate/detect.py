@@ -9,26 +9,26 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
-from l7proxy.gate.actions import Action, Become, Gate, Side
+from l7proxy.gate.actions import Action, Gate, Side, SwitchGate
 from l7proxy.gate.clock import Clock
 from l7proxy.gate.http1 import HttpGate
 from l7proxy.gate.http2 import Http2Gate
 from l7proxy.gate.options import HttpOptions
 from l7proxy.gate.tcp import TcpGate
 from l7proxy.model.http import Request
-from l7proxy.model.policy_verdict import Conn, Judgement
+from l7proxy.model.policy_verdict import Conn, PolicyVerdict
 from l7proxy.model.verdict import Direction
 from l7proxy.wire.http2_frames import PREFACE
 
 
-class HttpDoor:
+class ProtocolDetector:
     """Waits for enough bytes to tell HTTP/2 from HTTP/1, and becomes the gate for it. Usually one read tells."""
 
     __slots__ = ("_conn", "_held", "_make_http1", "_make_http2")
 
     def __init__(
         self,
-        judge: Callable[[Request], Judgement],
+        judge: Callable[[Request], PolicyVerdict],
         conn: Conn,
         clock: Clock,
         options: HttpOptions,
@@ -63,7 +63,7 @@ class HttpDoor:
             data = self._held + data
         if data.startswith(PREFACE):
             gate = self._make_http2(self._conn)
-            return [Become(gate), *gate.started(), *gate.from_client(data[len(PREFACE) :])]
+            return [SwitchGate(gate), *gate.started(), *gate.from_client(data[len(PREFACE) :])]
         if PREFACE.startswith(data):
             self._held = data
             return []
@@ -104,11 +104,11 @@ class HttpDoor:
         """It is HTTP/1, or will be refused as that."""
         gate = self._make_http1(self._conn)
         held, self._held = self._held, b""
-        return [Become(gate), *gate.started(), *(gate.from_client(held) if held else ()), *then(gate)]
+        return [SwitchGate(gate), *gate.started(), *(gate.from_client(held) if held else ()), *then(gate)]
 
 
-def pick(
-    judge: Callable[[Request], Judgement],
+def gate_for(
+    judge: Callable[[Request], PolicyVerdict],
     conn: Conn,
     clock: Clock,
     *,
@@ -117,4 +117,4 @@ def pick(
     direction: Direction = Direction.INGRESS,
 ) -> Gate:
     """`by_request`: the connection's policy has HTTP rules."""
-    return HttpDoor(judge, conn, clock, options, direction=direction) if by_request else TcpGate()
+    return ProtocolDetector(judge, conn, clock, options, direction=direction) if by_request else TcpGate()

@@ -26,7 +26,7 @@ from l7proxy.gate.http1_exchange import MORE, WHOLE, Exchange, to_client
 from l7proxy.gate.options import HttpOptions
 from l7proxy.gate.replies import DENIED, printable, reply, sentence
 from l7proxy.model.http import Request
-from l7proxy.model.policy_verdict import Conn, Judgement
+from l7proxy.model.policy_verdict import Conn, PolicyVerdict
 from l7proxy.model.verdict import Direction, Verdict
 from l7proxy.policy.combine import revoked
 from l7proxy.wire import http1_fast, http1_strict, rewrite
@@ -77,7 +77,7 @@ class HttpGate:
 
     def __init__(
         self,
-        judge: Callable[[Request], Judgement],
+        judge: Callable[[Request], PolicyVerdict],
         conn: Conn,
         now_ns: Callable[[], int],
         options: HttpOptions,
@@ -475,7 +475,7 @@ class HttpGate:
         elif exchange.request_body is None:
             self._next(actions)
 
-    def _revoke(self, exchange: Exchange, judgement: Judgement, actions: list[Action]) -> None:
+    def _revoke(self, exchange: Exchange, judgement: PolicyVerdict, actions: list[Action]) -> None:
         """It was allowed and is so no more. A client that has seen nothing of an answer gets 403, else a broken one."""
         if not exchange.answered:
             shown = exchange.response
@@ -533,7 +533,7 @@ class HttpGate:
         actions.append(Emit(self._log.response(exchange.record, status, reason, exchange.response)))
 
 
-def _allows(judgement: Judgement) -> bool:
+def _allows(judgement: PolicyVerdict) -> bool:
     return judgement.verdict is FORWARDED or judgement.verdict is AUDIT
 
 

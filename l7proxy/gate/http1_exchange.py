@@ -22,7 +22,7 @@ from l7proxy.wire.head import UNTIL_CLOSE, RequestHead, ResponseHead
 from l7proxy.wire.lines import HeadLines
 
 
-class Heard(IntEnum):
+class ResponseProgress(IntEnum):
     """What the server's bytes have come to: the answer goes on, is whole, or has switched protocols."""
 
     MORE = 0
@@ -30,9 +30,9 @@ class Heard(IntEnum):
     SWITCHED = 2
 
 
-MORE: Final = Heard.MORE
-WHOLE: Final = Heard.WHOLE
-SWITCHED: Final = Heard.SWITCHED
+MORE: Final = ResponseProgress.MORE
+WHOLE: Final = ResponseProgress.WHOLE
+SWITCHED: Final = ResponseProgress.SWITCHED
 
 
 class Exchange:
@@ -105,7 +105,7 @@ class Exchange:
         """The client may be waiting for 100: it owes its body only after that."""
         return self.head.expect_continue and not self.continued and not self.answered
 
-    def hear(self, data: bytes, actions: list[Action]) -> Heard:
+    def hear(self, data: bytes, actions: list[Action]) -> ResponseProgress:
         """Take the server's next bytes. A PeerError is the server's fault."""
         if self.response is None and not self._held:
             fast = self._responses.read(data, self.head.method)
@@ -145,7 +145,7 @@ class Exchange:
         self._lines = None
         return http1_strict.response_head(lines, bytes(held[:size]), self.head.method)
 
-    def _begin(self, head: ResponseHead, data: bytes, actions: list[Action]) -> Heard:
+    def _begin(self, head: ResponseHead, data: bytes, actions: list[Action]) -> ResponseProgress:
         """`data` begins with `head`. In the common case it ends with the response, too."""
         self.response = head
         size = len(head.raw)
@@ -159,7 +159,7 @@ class Exchange:
             return WHOLE
         return self._take_body(data[size:], actions) if size < len(data) else MORE
 
-    def _take_body(self, data: bytes, actions: list[Action]) -> Heard:
+    def _take_body(self, data: bytes, actions: list[Action]) -> ResponseProgress:
         reader = self._body
         assert reader is not None  # a response without a body was whole at once
         taken = reader.feed(data)

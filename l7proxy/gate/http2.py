@@ -21,11 +21,11 @@ from typing import Final
 from l7proxy.gate.access_log import AccessLog
 from l7proxy.gate.actions import Action, Close, HalfClose, Pause, Resume, Side, ToClient, ToServer
 from l7proxy.gate.clock import Clock
-from l7proxy.gate.http2_stream_table import Exchanges
+from l7proxy.gate.http2_stream_table import StreamTable
 from l7proxy.gate.options import HttpOptions
 from l7proxy.gate.replies import printable
 from l7proxy.model.http import Request
-from l7proxy.model.policy_verdict import Conn, Judgement
+from l7proxy.model.policy_verdict import Conn, PolicyVerdict
 from l7proxy.model.verdict import Direction
 from l7proxy.wire import http2_frames as frames
 from l7proxy.wire.http2_frames import Code, Http2Error
@@ -44,7 +44,7 @@ class Http2Gate:
 
     def __init__(
         self,
-        judge: Callable[[Request], Judgement],
+        judge: Callable[[Request], PolicyVerdict],
         conn: Conn,
         clock: Clock,
         options: HttpOptions,
@@ -52,7 +52,7 @@ class Http2Gate:
         direction: Direction = Direction.INGRESS,
     ) -> None:
         """`direction` is what Malformed records carry: there, no rule has decided."""
-        self._of = Exchanges(judge, AccessLog(conn, clock.now_ns, options, direction), clock.ticks_ns, options)
+        self._of = StreamTable(judge, AccessLog(conn, clock.now_ns, options, direction), clock.ticks_ns, options)
         self._connected = False
         self._client_done = False
         self._paused = False

@@ -12,7 +12,7 @@ MAX_WAITING: Final = CONNECTION_WINDOW >> 1
 streams that have one, else they could never end, and those that wait never begin."""
 
 
-class Waiting:
+class PendingStreams:
     """In the order in which they came."""
 
     __slots__ = ("_streams",)

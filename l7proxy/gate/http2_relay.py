@@ -22,7 +22,7 @@ UNSAID: Final = -1
 
 
 @dataclass(slots=True)
-class Half:
+class StreamHalf:
     """One message of a stream. `window` is what its receiver allows, `allowed` what its sender may still send; `left`
     what its Content-Length still promises. `open`: the receiver knows the stream. `ended`: all has been received;
     `sent`: all has been sent."""
@@ -57,10 +57,10 @@ class Relay:
     def __init__(self, source: Peer, sink: Peer) -> None:
         self._source = source
         self._sink = sink
-        self._blocked: dict[int, Half] = {}
+        self._blocked: dict[int, StreamHalf] = {}
         self.sent: list[int] = []
 
-    def push(self, half: Half, data: bytes, begin: int, end: int, flags: int, flow: int) -> None:
+    def push(self, half: StreamHalf, data: bytes, begin: int, end: int, flags: int, flow: int) -> None:
         """DATA has come: send it on, or keep it until the receiver takes it."""
         self._account(half, flow)
         size = end - begin
@@ -85,19 +85,19 @@ class Relay:
         self._give_back(half, flow - size)
         self.advance(half)
 
-    def discard(self, half: Half, flow: int, *, end: bool) -> None:
+    def discard(self, half: StreamHalf, flow: int, *, end: bool) -> None:
         """DATA that nobody wants any more."""
         self._account(half, flow)
         half.ended = end
         self._source.took(flow)
 
-    def finish(self, half: Half, trailers: FieldBlock | None = None) -> None:
+    def finish(self, half: StreamHalf, trailers: FieldBlock | None = None) -> None:
         """The message has ended otherwise than by DATA."""
         half.ended = True
         half.trailers = trailers
         self.advance(half)
 
-    def speak(self, half: Half, text: bytes) -> None:
+    def speak(self, half: StreamHalf, text: bytes) -> None:
         """A body of our own in the place of whatever was on its way; its head has been sent."""
         self.drop(half)
         if text:
@@ -106,14 +106,14 @@ class Relay:
         half.ended = True
         self.advance(half)
 
-    def drop(self, half: Half) -> None:
+    def drop(self, half: StreamHalf) -> None:
         """Forget what is kept of a message."""
         self._source.took(len(half.queue))
         half.queue.clear()
         half.trailers = None
         self._blocked.pop(half.stream, None)
 
-    def advance(self, half: Half) -> None:
+    def advance(self, half: StreamHalf) -> None:
         """Send of one message what its receiver allows."""
         if half.open and not half.sent:
             while self._step(half):
@@ -130,14 +130,14 @@ class Relay:
                     if self._blocked.pop(half.stream, None):
                         self._blocked[half.stream] = half  # to the end of the queue
 
-    def widen(self, half: Half, increment: int) -> None:
+    def widen(self, half: StreamHalf, increment: int) -> None:
         half.window += increment
         if half.window > MAX_WINDOW:
             raise Http2Error("WINDOW_UPDATE makes the stream window too large", Code.FLOW_CONTROL_ERROR)
         if increment > 0:
             self.advance(half)
 
-    def _step(self, half: Half) -> bool:
+    def _step(self, half: StreamHalf) -> bool:
         """One frame, if there is one to send. True when there may be another."""
         queue, sink = half.queue, self._sink
         if not queue:
@@ -161,24 +161,24 @@ class Relay:
             self._finished(half)
         return not half.sent
 
-    def _end(self, half: Half) -> None:
+    def _end(self, half: StreamHalf) -> None:
         if half.trailers is not None:
             self._sink.send_fields(half.stream, half.trailers, end=True)
         else:
             self._sink.out.append(frames.frame(DATA, END_STREAM, half.stream))
         self._finished(half)
 
-    def _finished(self, half: Half) -> None:
+    def _finished(self, half: StreamHalf) -> None:
         half.sent = True
         self._blocked.pop(half.stream, None)
         self.sent.append(half.stream)
 
-    def _account(self, half: Half, flow: int) -> None:
+    def _account(self, half: StreamHalf, flow: int) -> None:
         half.allowed -= flow
         if half.allowed < 0:
             raise Http2Error("more DATA than the stream's window allows", Code.FLOW_CONTROL_ERROR)
 
-    def _give_back(self, half: Half, count: int) -> None:
+    def _give_back(self, half: StreamHalf, count: int) -> None:
         self._source.took(count)
         if half.ended:
             return

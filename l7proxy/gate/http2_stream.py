@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from l7proxy.flows.records import HttpRequest
-from l7proxy.gate.http2_relay import Half
+from l7proxy.gate.http2_relay import StreamHalf
 from l7proxy.wire.head import Header
 from l7proxy.wire.http2_fields import FieldBlock
 from l7proxy.wire.http2_head import RequestHead, ResponseHead
@@ -22,8 +22,8 @@ class Stream:
     """
 
     id: int
-    up: Half
-    down: Half
+    up: StreamHalf
+    down: StreamHalf
     head: RequestHead | None = None
     judged: Sequence[Header] = ()
     record: HttpRequest | None = None

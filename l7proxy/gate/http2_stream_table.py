@@ -16,15 +16,15 @@ from l7proxy.gate.actions import Action, Connect, Emit
 from l7proxy.gate.http2_budget import DENIED, FINISHED, FRAME, REFUSED, RESET
 from l7proxy.gate.http2_frame_handlers import FromClient, FromServer
 from l7proxy.gate.http2_peer import Peer
-from l7proxy.gate.http2_pending import Waiting
-from l7proxy.gate.http2_relay import Half, Relay
+from l7proxy.gate.http2_pending import PendingStreams
+from l7proxy.gate.http2_relay import Relay, StreamHalf
 from l7proxy.gate.http2_replies import plain, trailers_only
 from l7proxy.gate.http2_stream import Stream
 from l7proxy.gate.options import HttpOptions
 from l7proxy.gate.replies import DENIED as DENIED_TEXT
 from l7proxy.gate.replies import printable, sentence
 from l7proxy.model.http import Request
-from l7proxy.model.policy_verdict import Judgement
+from l7proxy.model.policy_verdict import PolicyVerdict
 from l7proxy.model.verdict import Verdict
 from l7proxy.policy.combine import revoked
 from l7proxy.wire import http2_frames as frames
@@ -43,7 +43,7 @@ _GOODBYE: Final = b"l7proxy!"
 """The PING that asks whether the client has heard that we are leaving."""
 
 
-class Exchanges:
+class StreamTable:
     """`leaving`: the connection ends with its last stream. `parting`: so it will, once the client knows."""
 
     __slots__ = (
@@ -69,7 +69,11 @@ class Exchanges:
     )
 
     def __init__(
-        self, judge: Callable[[Request], Judgement], log: AccessLog, ticks_ns: Callable[[], int], options: HttpOptions
+        self,
+        judge: Callable[[Request], PolicyVerdict],
+        log: AccessLog,
+        ticks_ns: Callable[[], int],
+        options: HttpOptions,
     ) -> None:
         self._judge = judge
         self._options = options
@@ -82,7 +86,7 @@ class Exchanges:
         self.streams: dict[int, Stream] = {}
         self.actions: list[Action] = []
         self._paths: http2_head.Paths = {}
-        self._waiting = Waiting()
+        self._waiting = PendingStreams()
         self._offered = MAX_STREAMS
         self.last = 0  # the client's last stream
         self.promised = MAX_STREAM  # no later one is looked at (GOAWAY)
@@ -182,8 +186,8 @@ class Exchanges:
         self.forward()
 
     def _stream(self, number: int, ended: bool) -> Stream:
-        up = Half(number, ended=ended)
-        down = Half(number, window=self.client.initial, open=True)
+        up = StreamHalf(number, ended=ended)
+        down = StreamHalf(number, window=self.client.initial, open=True)
         stream = self.streams[number] = Stream(number, up, down)
         return stream
 
@@ -437,7 +441,7 @@ class Exchanges:
             if judgement.verdict is not FORWARDED and judgement.verdict is not AUDIT:
                 self._revoke(stream, revoked(judgement))
 
-    def _revoke(self, stream: Stream, judgement: Judgement) -> None:
+    def _revoke(self, stream: Stream, judgement: PolicyVerdict) -> None:
         self._leave_server(stream, Code.CANCEL)
         shown = stream.response
         self._tell(stream, 403 if shown is None else shown.status, judgement.reason)

@@ -138,12 +138,12 @@ def status(
         if output not in {"table", "json"}:
             raise ConfigError(f"-o {output}: must be table or json")
         userns.enter(state.Lab(name))
-        facts = show.gather(state.Lab(name))
+        resources = show.gather(state.Lab(name))
         if output == "json":
-            print(json.dumps(facts, indent=2))
+            print(json.dumps(resources, indent=2))
         else:
-            show.render(facts, show.console())
-        if not facts["up"] or any(node["agent"] and node["agent"]["waiting"] for node in facts["nodes"]):
+            show.render(resources, show.console())
+        if not resources["up"] or any(node["agent"] and node["agent"]["waiting"] for node in resources["nodes"]):
             raise typer.Exit(1)
 
 
@@ -204,9 +204,9 @@ def _again(*arguments: str) -> int:
 
 def _warn(lab: state.Lab) -> None:
     """What the agents could not use of the manifests is said at once, not only when someone asks."""
-    facts = show.gather(lab)
+    resources = show.gather(lab)
     seen: set[str] = set()
-    for node in facts["nodes"]:
+    for node in resources["nodes"]:
         for problem in (node["agent"] or {}).get("problems") or []:
             if (text := show.problem_words(problem)) not in seen:
                 seen.add(text)

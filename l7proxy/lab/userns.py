@@ -78,8 +78,8 @@ def entered(lab: Lab) -> Iterator[None]:
 def _own_directory(directory: Path) -> None:
     """Its name can be guessed and /tmp is everybody's: it must be a directory of ours that nobody else can write."""
     directory.mkdir(mode=0o700, exist_ok=True)
-    facts = directory.lstat()
-    if not directory.is_dir() or directory.is_symlink() or facts.st_uid != os.getuid() or facts.st_mode & 0o077:
+    resources = directory.lstat()
+    if not directory.is_dir() or directory.is_symlink() or resources.st_uid != os.getuid() or resources.st_mode & 0o077:
         raise ConfigError(f"{directory} must be a directory that only you can write: remove it, or set {ROOT_VARIABLE}")
 
 

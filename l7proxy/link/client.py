@@ -17,8 +17,8 @@ from l7proxy.errors import LinkError
 from l7proxy.flows.batch import Flows
 from l7proxy.flows.pack import pack
 from l7proxy.link import framing
-from l7proxy.link.delta import Opener
-from l7proxy.link.messages import MAX_WORKER_FRAME, PROTOCOL_VERSION, Applied, FromWorker, Hello, Load, Picture
+from l7proxy.link.delta import SnapshotDecoder
+from l7proxy.link.messages import MAX_WORKER_FRAME, PROTOCOL_VERSION, Applied, FromWorker, Hello, Load, PolicySnapshot
 from l7proxy.link.outbox import Outbox
 
 log = logging.getLogger(__name__)
@@ -30,7 +30,7 @@ LOAD_SECONDS: Final = 1.0
 FRAMES: Final = 8
 """Batches written at once, at most."""
 
-PictureHandler = Callable[[Picture], Awaitable[tuple[str, ...]]]
+PictureHandler = Callable[[PolicySnapshot], Awaitable[tuple[str, ...]]]
 """Puts a picture in force and returns the problems it found in it."""
 
 
@@ -98,10 +98,10 @@ class LinkClient:
             writer.transport.abort()
 
     async def _read(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        decoder, opener = framing.from_agent(), Opener()
+        decoder, snapshots = framing.from_agent(), SnapshotDecoder()
         while data := await reader.read(READ_SIZE):
             for message in decoder.feed(data):
-                picture = opener.open(message)
+                picture = snapshots.open(message)
                 problems = await self._on_picture(picture)
                 await self._send(writer, Applied(revision=picture.revision, problems=problems))
         decoder.eof()

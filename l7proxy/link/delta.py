@@ -11,26 +11,26 @@ from collections.abc import Iterable, Sequence
 import msgspec
 
 from l7proxy.errors import LinkError
-from l7proxy.link.messages import Delta, LocalEndpoint, PackedEndpoint, Picture, Whole
+from l7proxy.link.messages import FullSnapshot, LocalEndpoint, PackedEndpoint, PolicySnapshot, SnapshotDelta
 from l7proxy.policy.tables import DirectionPolicy, EndpointPolicy
 
 UNGOVERNED = -1
 """The place of no policy."""
 
 
-def whole(picture: Picture) -> Whole:
+def whole(picture: PolicySnapshot) -> FullSnapshot:
     policies, endpoints = _pack(picture.endpoints)
-    return Whole(_head(picture), policies, endpoints, picture.identities)
+    return FullSnapshot(_head(picture), policies, endpoints, picture.identities)
 
 
-def delta(before: Picture, after: Picture) -> Delta:
+def delta(before: PolicySnapshot, after: PolicySnapshot) -> SnapshotDelta:
     """What a worker that has `before` must hear to have `after`."""
     known = {one.id: one for one in before.endpoints}
     changed = [one for one in after.endpoints if not _same(known.pop(one.id, None), one)]
     policies, endpoints = _pack(changed)
     moved = {prefix for prefix, _ in before.identities.items() ^ after.identities.items()}
     come = {prefix: after.identities[prefix] for prefix in moved if prefix in after.identities}
-    return Delta(
+    return SnapshotDelta(
         before.revision,
         _head(after),
         policies,
@@ -41,15 +41,15 @@ def delta(before: Picture, after: Picture) -> Delta:
     )
 
 
-class Opener:
+class SnapshotDecoder:
     """A worker's end: remembers the last picture, which deltas are about."""
 
     def __init__(self) -> None:
-        self._last: Picture | None = None
+        self._last: PolicySnapshot | None = None
 
-    def open(self, message: Whole | Delta) -> Picture:
+    def open(self, message: FullSnapshot | SnapshotDelta) -> PolicySnapshot:
         """LinkError when it does not fit to what came before, or in itself."""
-        if isinstance(message, Whole):
+        if isinstance(message, FullSnapshot):
             endpoints = _unpack(message.endpoints, message.policies)
             picture = _filled(message.head, endpoints, message.identities)
         else:
@@ -57,7 +57,7 @@ class Opener:
         self._last = picture
         return picture
 
-    def _follow(self, message: Delta) -> Picture:
+    def _follow(self, message: SnapshotDelta) -> PolicySnapshot:
         last = self._last
         if last is None or last.revision != message.base:
             known = "none" if last is None else str(last.revision)
@@ -71,12 +71,12 @@ class Opener:
         return _filled(message.head, [endpoints[number] for number in sorted(endpoints)], identities)
 
 
-def _head(picture: Picture) -> Picture:
+def _head(picture: PolicySnapshot) -> PolicySnapshot:
     """All but what grows with the cluster."""
     return msgspec.structs.replace(picture, endpoints=(), identities={})
 
 
-def _filled(head: Picture, endpoints: Iterable[LocalEndpoint], identities: dict[str, int]) -> Picture:
+def _filled(head: PolicySnapshot, endpoints: Iterable[LocalEndpoint], identities: dict[str, int]) -> PolicySnapshot:
     return msgspec.structs.replace(head, endpoints=tuple(endpoints), identities=identities)
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Final
 
 from l7proxy.errors import ConfigError
-from l7proxy.link.messages import Picture
+from l7proxy.link.messages import PolicySnapshot
 
 PUBLISHED: Final = 0
 REQUIRED: Final = 1
@@ -32,7 +32,7 @@ def beside(link: Path) -> Path:
     return link.with_name(NAME)
 
 
-def stamp(picture: Picture) -> int:
+def stamp(picture: PolicySnapshot) -> int:
     return picture.epoch << _EPOCH | picture.revision
 
 
@@ -43,11 +43,11 @@ class Page:
         self._words = _map(path)
         self.epoch = (max(self._words[PUBLISHED], self._words[REQUIRED]) >> _EPOCH) + 1
 
-    def publish(self, picture: Picture) -> None:
+    def publish(self, picture: PolicySnapshot) -> None:
         """Before the picture is sent to anybody."""
         self._words[PUBLISHED] = stamp(picture)
 
-    def require(self, picture: Picture) -> None:
+    def require(self, picture: PolicySnapshot) -> None:
         """From now on, who has not applied this picture serves nobody."""
         self._words[REQUIRED] = max(self._words[REQUIRED], stamp(picture))
 

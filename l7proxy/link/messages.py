@@ -40,7 +40,7 @@ class LocalEndpoint(msgspec.Struct, frozen=True):
     policy: EndpointPolicy
 
 
-class Picture(msgspec.Struct, frozen=True):
+class PolicySnapshot(msgspec.Struct, frozen=True):
     """All that a worker decides by. `identities` maps prefixes (`10.0.0.1/32`) to identity numbers.
 
     `secret_headers` may hold a secret's value: flows never show it.
@@ -72,20 +72,20 @@ class PackedEndpoint(msgspec.Struct, frozen=True, array_like=True):
     egress: int
 
 
-class Whole(msgspec.Struct, frozen=True, tag="whole"):
+class FullSnapshot(msgspec.Struct, frozen=True, tag="whole"):
     """A picture. `head` is all of it but endpoints and identities."""
 
-    head: Picture
+    head: PolicySnapshot
     policies: tuple[DirectionPolicy, ...]
     endpoints: tuple[PackedEndpoint, ...]
     identities: dict[str, int]
 
 
-class Delta(msgspec.Struct, frozen=True, tag="delta"):
+class SnapshotDelta(msgspec.Struct, frozen=True, tag="delta"):
     """What has changed since picture `base`: endpoints and prefixes that are new or other, and those that are gone."""
 
     base: int
-    head: Picture
+    head: PolicySnapshot
     policies: tuple[DirectionPolicy, ...]
     endpoints: tuple[PackedEndpoint, ...]
     gone: tuple[int, ...]
@@ -116,4 +116,4 @@ class Load(msgspec.Struct, frozen=True, tag="load"):
 
 
 FromWorker = Hello | Applied | Flows | Load
-FromAgent = Whole | Delta
+FromAgent = FullSnapshot | SnapshotDelta

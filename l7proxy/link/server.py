@@ -20,7 +20,7 @@ from l7proxy.errors import LinkError
 from l7proxy.flows.batch import Flows
 from l7proxy.link import delta as snapshot_delta
 from l7proxy.link import fence, framing, local
-from l7proxy.link.messages import MAX_WORKER_FRAME, PROTOCOL_VERSION, Applied, FromWorker, Hello, Load, Picture
+from l7proxy.link.messages import MAX_WORKER_FRAME, PROTOCOL_VERSION, Applied, FromWorker, Hello, Load, PolicySnapshot
 
 log = logging.getLogger(__name__)
 
@@ -55,7 +55,7 @@ class LinkServer:
         self._path = path
         self._on_flows = on_flows
         self._connected: set[_Peer] = set()
-        self._picture: Picture | None = None
+        self._picture: PolicySnapshot | None = None
         self._page: fence.Page | None = None
         self._first = True
         self._base = 0
@@ -68,7 +68,7 @@ class LinkServer:
         states = [peer.state for peer in self._connected if peer.state is not None]
         return sorted(states, key=lambda state: (state.worker, state.pid))
 
-    async def publish(self, picture: Picture) -> None:
+    async def publish(self, picture: PolicySnapshot) -> None:
         """Give the picture to every worker, now and to come. Returns before they apply it: see `wait_applied`."""
         before = self._picture
         if self._page is not None:
@@ -182,7 +182,7 @@ def _greeted(message: FromWorker) -> WorkerState:
     return WorkerState(message.pid, message.worker)
 
 
-def _delta(before: Picture, after: Picture) -> bytes:
+def _delta(before: PolicySnapshot, after: PolicySnapshot) -> bytes:
     return framing.encode(snapshot_delta.delta(before, after))
 
 

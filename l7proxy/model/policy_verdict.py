@@ -23,7 +23,7 @@ class Conn(msgspec.Struct, frozen=True, gc=False, array_like=True):
     protocol: int = 6
 
 
-class Judgement(msgspec.Struct, frozen=True, gc=False, array_like=True):
+class PolicyVerdict(msgspec.Struct, frozen=True, gc=False, array_like=True):
     """The answer to one question, both directions together.
 
     `direction` is the deciding one: that which refused, else INGRESS if an ingress policy was asked, else EGRESS.

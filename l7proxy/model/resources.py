@@ -15,7 +15,7 @@ from l7proxy.model.identity import NamedPort
 from l7proxy.model.secret import Sealed
 
 
-class Key(NamedTuple):
+class ResourceKey(NamedTuple):
     """The name of an object: kinds of one group never share it with another's."""
 
     kind: str
@@ -27,7 +27,7 @@ class Key(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True, order=True)
-class Origin:
+class SourceLocation:
     """File and line; empty for facts that came over an API."""
 
     file: str = ""
@@ -54,11 +54,11 @@ class Node:
     addresses: tuple[str, ...] = ()
     pod_cidrs: tuple[str, ...] = ()
     labels: Mapping[str, str] = field(default_factory=dict)
-    origin: Origin = Origin()
+    origin: SourceLocation = SourceLocation()
 
     @property
-    def key(self) -> Key:
-        return Key("Node", "", self.name)
+    def key(self) -> ResourceKey:
+        return ResourceKey("Node", "", self.name)
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,11 +68,11 @@ class Namespace:
     name: str
     labels: Mapping[str, str] = field(default_factory=dict)
     annotations: Mapping[str, str] = field(default_factory=dict)
-    origin: Origin = Origin()
+    origin: SourceLocation = SourceLocation()
 
     @property
-    def key(self) -> Key:
-        return Key("Namespace", "", self.name)
+    def key(self) -> ResourceKey:
+        return ResourceKey("Namespace", "", self.name)
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,11 +82,11 @@ class ServiceAccount:
     namespace: str
     name: str
     labels: Mapping[str, str] = field(default_factory=dict)
-    origin: Origin = Origin()
+    origin: SourceLocation = SourceLocation()
 
     @property
-    def key(self) -> Key:
-        return Key("ServiceAccount", self.namespace, self.name)
+    def key(self) -> ResourceKey:
+        return ResourceKey("ServiceAccount", self.namespace, self.name)
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,11 +97,11 @@ class NetworkSet:
     name: str
     networks: tuple[str, ...] = ()
     labels: Mapping[str, str] = field(default_factory=dict)
-    origin: Origin = Origin()
+    origin: SourceLocation = SourceLocation()
 
     @property
-    def key(self) -> Key:
-        return Key("NetworkSet" if self.namespace else "GlobalNetworkSet", self.namespace, self.name)
+    def key(self) -> ResourceKey:
+        return ResourceKey("NetworkSet" if self.namespace else "GlobalNetworkSet", self.namespace, self.name)
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,11 +111,11 @@ class PolicyTier:
     name: str
     order: float
     passes: bool = False
-    origin: Origin = Origin()
+    origin: SourceLocation = SourceLocation()
 
     @property
-    def key(self) -> Key:
-        return Key("Tier", "", self.name)
+    def key(self) -> ResourceKey:
+        return ResourceKey("Tier", "", self.name)
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,11 +132,11 @@ class Pod:
     host_network: bool = False
     workload: Workload | None = None
     phase: str = ""
-    origin: Origin = Origin()
+    origin: SourceLocation = SourceLocation()
 
     @property
-    def key(self) -> Key:
-        return Key("Pod", self.namespace, self.name)
+    def key(self) -> ResourceKey:
+        return ResourceKey("Pod", self.namespace, self.name)
 
     @property
     def finished(self) -> bool:
@@ -165,11 +165,11 @@ class Service:
     selector: Mapping[str, str] = field(default_factory=dict)
     headless: bool = False
     labels: Mapping[str, str] = field(default_factory=dict)
-    origin: Origin = Origin()
+    origin: SourceLocation = SourceLocation()
 
     @property
-    def key(self) -> Key:
-        return Key("Service", self.namespace, self.name)
+    def key(self) -> ResourceKey:
+        return ResourceKey("Service", self.namespace, self.name)
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,11 +188,11 @@ class EndpointSlice:
     service: str
     addresses: tuple[str, ...] = ()
     ports: tuple[SlicePort, ...] = ()
-    origin: Origin = Origin()
+    origin: SourceLocation = SourceLocation()
 
     @property
-    def key(self) -> Key:
-        return Key("EndpointSlice", self.namespace, self.name)
+    def key(self) -> ResourceKey:
+        return ResourceKey("EndpointSlice", self.namespace, self.name)
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,11 +206,11 @@ class CidrGroup:
     networks: tuple[str, ...] = ()
     labels: Mapping[str, str] = field(default_factory=dict)
     unread: bool = False
-    origin: Origin = Origin()
+    origin: SourceLocation = SourceLocation()
 
     @property
-    def key(self) -> Key:
-        return Key("CiliumCIDRGroup", "", self.name)
+    def key(self) -> ResourceKey:
+        return ResourceKey("CiliumCIDRGroup", "", self.name)
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,11 +228,11 @@ class PolicyDocument:
     lines: Mapping[str, int] = field(default_factory=dict)
     fault: str = ""
     fault_at: str = ""
-    origin: Origin = Origin()
+    origin: SourceLocation = SourceLocation()
 
     @property
-    def key(self) -> Key:
-        return Key(self.kind, self.namespace, self.name)
+    def key(self) -> ResourceKey:
+        return ResourceKey(self.kind, self.namespace, self.name)
 
     def locate(self, path: str) -> tuple[str, int]:
         """Where a field is written: its own line, or that of the nearest field around it."""
@@ -249,14 +249,14 @@ class Secret:
     name: str
     entries: int
     only: Sealed | None = None
-    origin: Origin = Origin()
+    origin: SourceLocation = SourceLocation()
 
     @property
-    def key(self) -> Key:
-        return Key("Secret", self.namespace, self.name)
+    def key(self) -> ResourceKey:
+        return ResourceKey("Secret", self.namespace, self.name)
 
 
-Fact = (
+Resource = (
     Node | Namespace | Pod | Service | EndpointSlice | ServiceAccount | Secret
     | CidrGroup | NetworkSet | PolicyTier | PolicyDocument
 )  # fmt: skip
@@ -266,14 +266,14 @@ Fact = (
 class Upsert:
     """This is now so, whatever was before."""
 
-    fact: Fact
+    resource: Resource
 
 
 @dataclass(frozen=True, slots=True)
 class Delete:
     """This is no more."""
 
-    key: Key
+    key: ResourceKey
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ from typing import Final
 import msgspec
 
 from l7proxy.model.http import Request, edited
-from l7proxy.model.policy_verdict import Judgement
+from l7proxy.model.policy_verdict import PolicyVerdict
 from l7proxy.model.ref import RuleRef
 from l7proxy.model.verdict import Direction, Verdict
 from l7proxy.policy.decide import Decision, PortPolicy
@@ -22,7 +22,7 @@ REMEMBERED: Final = 16384
 refusals have many reasons."""
 
 
-def judge_l4(egress: PortPolicy | None, ingress: PortPolicy | None) -> Judgement:
+def evaluate_l4(egress: PortPolicy | None, ingress: PortPolicy | None) -> PolicyVerdict:
     """On a connection: REDIRECTED as soon as either direction has it judged by HTTP rules."""
     return combine(
         egress.l4 if egress is not None and egress.enforced else None,
@@ -30,7 +30,7 @@ def judge_l4(egress: PortPolicy | None, ingress: PortPolicy | None) -> Judgement
     )
 
 
-class Combined:
+class VerdictCache:
     """`combine`, remembering: the requests of a connection are let through by the same few rules.
 
     A decision is immutable, so the same two make the same judgement. That it is one object, too, keeps the batches
@@ -40,9 +40,9 @@ class Combined:
     __slots__ = ("_known",)
 
     def __init__(self) -> None:
-        self._known: dict[tuple[int, int], tuple[Decision | None, Decision | None, Judgement]] = {}
+        self._known: dict[tuple[int, int], tuple[Decision | None, Decision | None, PolicyVerdict]] = {}
 
-    def of(self, egress: Decision | None, ingress: Decision | None) -> Judgement:
+    def of(self, egress: Decision | None, ingress: Decision | None) -> PolicyVerdict:
         key = (id(egress), id(ingress))  # what is remembered is alive, so its id is nobody else's
         known = self._known.get(key)
         if known is None:
@@ -52,17 +52,17 @@ class Combined:
         return known[2]
 
 
-def judge_http(
+def evaluate_http(
     egress: PortPolicy | None,
     ingress: PortPolicy | None,
     request: Request,
-    combined: Combined | None = None,
-) -> Judgement:
+    combined: VerdictCache | None = None,
+) -> PolicyVerdict:
     """On one request of a connection. A direction that refuses the connection refuses each request of it.
 
     The receiver judges what the sender's policy makes of the request. `request.rewrite` is what both want changed.
     """
-    together = Combined() if combined is None else combined
+    together = VerdictCache() if combined is None else combined
     out = egress.judge(request) if egress is not None and egress.enforced else None
     if out is not None and out.verdict is DROPPED:
         return together.of(out, None)
@@ -75,7 +75,7 @@ def judge_http(
     return together.of(out, let_in)
 
 
-def combine(egress: Decision | None, ingress: Decision | None) -> Judgement:
+def combine(egress: Decision | None, ingress: Decision | None) -> PolicyVerdict:
     """The deciding direction is the one that refused, egress first; else ingress if it was asked, else egress.
 
     What passes only because its refusal is audited is AUDIT, and says why; but a connection that is judged request by
@@ -89,7 +89,7 @@ def combine(egress: Decision | None, ingress: Decision | None) -> Judgement:
     if Verdict.AUDIT in verdicts and Verdict.REDIRECTED not in verdicts:
         return _audited(egress, ingress)
     deciding = egress if ingress is None else ingress
-    return Judgement(
+    return PolicyVerdict(
         Verdict.REDIRECTED if Verdict.REDIRECTED in verdicts else Verdict.FORWARDED,
         Direction.EGRESS if ingress is None else Direction.INGRESS,
         _allower(ingress),
@@ -99,12 +99,12 @@ def combine(egress: Decision | None, ingress: Decision | None) -> Judgement:
     )
 
 
-def revoked(judgement: Judgement) -> Judgement:
+def revoked(judgement: PolicyVerdict) -> PolicyVerdict:
     """A refusal of what is under way and was allowed: its reason says so."""
     return msgspec.structs.replace(judgement, reason=f"policy changed: {judgement.reason}")
 
 
-def _audited(egress: Decision | None, ingress: Decision | None) -> Judgement:
+def _audited(egress: Decision | None, ingress: Decision | None) -> PolicyVerdict:
     """As if it had been refused, but for the verdict."""
     if egress is not None and egress.verdict is Verdict.AUDIT:
         return _refused(egress, Direction.EGRESS, ingress=_allower(ingress), egress=egress.ref)
@@ -112,8 +112,10 @@ def _audited(egress: Decision | None, ingress: Decision | None) -> Judgement:
     return _refused(ingress, Direction.INGRESS, ingress=ingress.ref, egress=_allower(egress))
 
 
-def _refused(decision: Decision, direction: Direction, *, ingress: RuleRef | None, egress: RuleRef | None) -> Judgement:
-    return Judgement(
+def _refused(
+    decision: Decision, direction: Direction, *, ingress: RuleRef | None, egress: RuleRef | None
+) -> PolicyVerdict:
+    return PolicyVerdict(
         decision.verdict,
         direction,
         ingress,

@@ -15,15 +15,15 @@ from typing import Final, Protocol
 from l7proxy.errors import LinkError
 from l7proxy.gate.options import HttpOptions
 from l7proxy.link.fence import Fence, stamp
-from l7proxy.link.messages import LocalEndpoint, Picture
+from l7proxy.link.messages import LocalEndpoint, PolicySnapshot
 from l7proxy.model.endpoint import Backend, Frontend
 from l7proxy.model.http import Request
 from l7proxy.model.identity import FIRST_POD_IDENTITY, LOCAL_SCOPE, UNKNOWN
 from l7proxy.model.net import HostPort, PrefixTable
-from l7proxy.model.policy_verdict import Conn, Judgement
+from l7proxy.model.policy_verdict import Conn, PolicyVerdict
 from l7proxy.model.verdict import Direction, Verdict
 from l7proxy.policy import decide
-from l7proxy.policy.combine import Combined, judge_http, judge_l4
+from l7proxy.policy.combine import VerdictCache, evaluate_http, evaluate_l4
 from l7proxy.policy.decide import PortPolicy
 from l7proxy.policy.http_table import HTTP_TABLES
 
@@ -37,7 +37,7 @@ NUDGED_AT_ONCE: Final = 32
 
 
 @dataclass(frozen=True, slots=True)
-class Sides:
+class ConnectionPolicy:
     """Both ends of a connection by one picture: who they are and what either's policy says.
 
     `egress` is None when the source is no endpoint of this node, `ingress` likewise for the destination.
@@ -47,8 +47,8 @@ class Sides:
     destination_identity: int
     egress: PortPolicy | None
     ingress: PortPolicy | None
-    l4: Judgement
-    combined: Combined = field(default_factory=Combined, compare=False, repr=False)
+    l4: PolicyVerdict
+    combined: VerdictCache = field(default_factory=VerdictCache, compare=False, repr=False)
 
     @property
     def refused(self) -> bool:
@@ -67,8 +67,8 @@ class Sides:
         egress, ingress = self.egress, self.ingress
         return (egress is not None and egress.enforced) or (ingress is not None and ingress.enforced)
 
-    def judge(self, request: Request) -> Judgement:
-        return judge_http(self.egress, self.ingress, request, self.combined)
+    def judge(self, request: Request) -> PolicyVerdict:
+        return evaluate_http(self.egress, self.ingress, request, self.combined)
 
     def conn(self, source: HostPort, destination: HostPort) -> Conn:
         return Conn(
@@ -81,13 +81,13 @@ class Sides:
         )
 
 
-class Index:
+class PolicyIndex:
     """One picture, made ready to be asked. ValueError when it holds an address or prefix that is none.
 
     `before` spares reading what is alike in another.
     """
 
-    def __init__(self, picture: Picture, before: Index | None = None) -> None:
+    def __init__(self, picture: PolicySnapshot, before: PolicyIndex | None = None) -> None:
         self.picture = picture
         self.revision = picture.revision
         self.node_addresses = frozenset(picture.node_addresses)
@@ -103,8 +103,8 @@ class Index:
         self._identities: PrefixTable[int] = PrefixTable(picture.identities, known)
         self._endpoints: dict[str, LocalEndpoint | None] = {}
         self._frontends = {(f.address, f.port): f for f in picture.frontends if f.protocol == TCP}
-        self._sides: dict[tuple[str, str, int], Sides] = {}
-        self._combined = Combined()
+        self._sides: dict[tuple[str, str, int], ConnectionPolicy] = {}
+        self._combined = VerdictCache()
         for endpoint in picture.endpoints:
             for address in endpoint.addresses:
                 self._claim(address, endpoint)
@@ -134,7 +134,7 @@ class Index:
     def frontend(self, destination: HostPort) -> Frontend | None:
         return self._frontends.get((destination.address, destination.port))
 
-    def lookup(self, source: str, destination: str, port: int) -> Sides:
+    def lookup(self, source: str, destination: str, port: int) -> ConnectionPolicy:
         """The answer on a TCP connection between two addresses (canonical), from memory if it was asked before."""
         key = (source, destination, port)
         sides = self._sides.get(key)
@@ -153,17 +153,19 @@ class Index:
         also = f" and {other.name}" if other is not None else ""
         self.problems += (f"{address} is claimed by {endpoint.name}{also}: its traffic is refused",)
 
-    def _judge(self, source: str, destination: str, port: int) -> Sides:
+    def _judge(self, source: str, destination: str, port: int) -> ConnectionPolicy:
         who, whom = self.identity(source), self.identity(destination)
         sender, receiver = self._endpoints.get(source), self._endpoints.get(destination)
         if sender is not None and sender is receiver:
-            return Sides(who, whom, None, None, judge_l4(None, None))  # a pod may always reach itself
+            return ConnectionPolicy(who, whom, None, None, evaluate_l4(None, None))  # a pod may always reach itself
         for address in (source, destination):
             if address in self._endpoints and self._endpoints[address] is None:
-                return Sides(who, whom, None, None, refusal(f"{address} is claimed by more than one endpoint"))
+                return ConnectionPolicy(
+                    who, whom, None, None, refusal(f"{address} is claimed by more than one endpoint")
+                )
         egress = decide.port(sender.policy.egress, whom, TCP, port) if sender is not None else None
         ingress = decide.port(receiver.policy.ingress, who, TCP, port) if receiver is not None else None
-        return Sides(who, whom, egress, ingress, judge_l4(egress, ingress), self._combined)
+        return ConnectionPolicy(who, whom, egress, ingress, evaluate_l4(egress, ingress), self._combined)
 
 
 class Watcher(Protocol):
@@ -179,11 +181,11 @@ class Watcher(Protocol):
         """End now."""
 
 
-class Board:
+class PolicyStore:
     """The index in force, and the sessions that must hear of a new one. A session joins before its first look."""
 
     def __init__(self, fence: Fence | None = None) -> None:
-        self.index: Index | None = None
+        self.index: PolicyIndex | None = None
         self.fence = fence or Fence()
         self._watchers: dict[Watcher, None] = {}
         self._empty = asyncio.Event()
@@ -208,7 +210,7 @@ class Board:
         """Return when no session is left."""
         await self._empty.wait()
 
-    async def publish(self, picture: Picture) -> tuple[str, ...]:
+    async def publish(self, picture: PolicySnapshot) -> tuple[str, ...]:
         """Judge by this picture from now on; returns when every live session was re-judged, with the problems found.
 
         LinkError when the picture cannot be used: the one before stays in force.
@@ -227,8 +229,8 @@ class Board:
         return index.problems
 
 
-def _ready(picture: Picture, before: Index | None) -> Index:
-    index = Index(picture, before)
+def _ready(picture: PolicySnapshot, before: PolicyIndex | None) -> PolicyIndex:
+    index = PolicyIndex(picture, before)
     index.make_ready()
     return index
 
@@ -238,6 +240,8 @@ def choose(frontend: Frontend) -> Backend | None:
     return random.choice(frontend.backends) if frontend.backends else None
 
 
-def refusal(reason: str, *, verdict: Verdict = Verdict.DROPPED, direction: Direction = Direction.INGRESS) -> Judgement:
+def refusal(
+    reason: str, *, verdict: Verdict = Verdict.DROPPED, direction: Direction = Direction.INGRESS
+) -> PolicyVerdict:
     """A judgement of ours rather than of a policy."""
-    return Judgement(verdict, direction, reason=reason)
+    return PolicyVerdict(verdict, direction, reason=reason)

@@ -23,13 +23,13 @@ from l7proxy.gate.clock import Clock
 from l7proxy.link import fence
 from l7proxy.link.client import LinkClient
 from l7proxy.link.outbox import Outbox
-from l7proxy.proxy.policy_store import Board
+from l7proxy.proxy.policy_store import PolicyStore
 from l7proxy.proxy.server import listener, pipes
-from l7proxy.proxy.server.context import Surroundings, Timeouts
+from l7proxy.proxy.server.context import Timeouts, WorkerContext
 from l7proxy.proxy.server.memory import BUDGET, Memory
 from l7proxy.proxy.server.server import ProxyServer
 from l7proxy.proxy.server.steering import Steering, Transparent
-from l7proxy.proxy.server.timer_wheel import Wheel
+from l7proxy.proxy.server.timer_wheel import TimerWheel
 
 log = logging.getLogger(__name__)
 
@@ -93,17 +93,17 @@ async def _serve(settings: WorkerSettings, steering: Steering, bound: Sequence[s
     outbox = Outbox()
     page = fence.Fence.of(fence.beside(settings.link))
     async with asyncio.TaskGroup() as tasks:
-        around = Surroundings(
-            board=Board(page),
+        ctx = WorkerContext(
+            policy_store=PolicyStore(page),
             steering=steering,
-            wheel=Wheel(asyncio.get_running_loop().time()),
+            timers=TimerWheel(asyncio.get_running_loop().time()),
             records=outbox.put,
             clock=Clock(time.time_ns, time.monotonic_ns),
             timeouts=settings.timeouts,
             limit=limit,
             memory=Memory(settings.memory << 20),
         )
-        server = ProxyServer(around, bound)
+        server = ProxyServer(ctx, bound)
         link = LinkClient(settings.link, settings.worker, outbox=outbox, on_picture=server.publish, load=server.load)
         running = [
             tasks.create_task(link.run(), name="link"),

@@ -13,13 +13,13 @@ from functools import cached_property
 from ipaddress import IPv4Network, IPv6Network, ip_address
 from typing import Final
 
-from l7proxy.cluster.state import View, World
+from l7proxy.cluster.state import ClusterState, NodeView
 from l7proxy.errors import ConfigError
 from l7proxy.flows import hubble_constants as hubble
 from l7proxy.model.endpoint import Endpoint
 from l7proxy.model.identity import UNKNOWN
 from l7proxy.model.net import PrefixTable, canonical, family_of
-from l7proxy.model.resources import Change, EndpointSlice, Fact, Node, Pod, Service, Upsert
+from l7proxy.model.resources import Change, EndpointSlice, Node, Pod, Resource, Service, Upsert
 from l7proxy.policy.compile import compile_policies
 from l7proxy.policy.decide import port_name
 from l7proxy.policy.references import References
@@ -61,10 +61,10 @@ class Target:
 
 
 @dataclass(frozen=True)
-class NodeView:
+class SimulatedNode:
     """What one node knows and enforces."""
 
-    view: View
+    view: NodeView
     enforced: Mapping[int, EndpointPolicy] | None = None
     """Set where these are in force already."""
 
@@ -94,39 +94,39 @@ class NodeView:
 class Cluster:
     """The manifests, addressed, and each node's view of them, drawn when it is asked for."""
 
-    facts: list[Fact]
-    _world: World = field(default_factory=World)
-    _views: dict[str, NodeView] = field(default_factory=dict)
+    resources: list[Resource]
+    _cluster_state: ClusterState = field(default_factory=ClusterState)
+    _views: dict[str, SimulatedNode] = field(default_factory=dict)
 
     @classmethod
     def of(cls, changes: Iterable[Change], settings: Settings | None = None) -> Cluster:
         """`settings`: of the agents in it."""
-        facts = list(addressed([change.fact for change in changes if isinstance(change, Upsert)]))
-        cluster = cls(facts, settings.empty_cluster() if settings is not None else World())
-        cluster._world.apply(Upsert(fact) for fact in facts)
+        resources = list(addressed([change.resource for change in changes if isinstance(change, Upsert)]))
+        cluster = cls(resources, settings.empty_cluster() if settings is not None else ClusterState())
+        cluster._cluster_state.apply(Upsert(resource) for resource in resources)
         return cluster
 
     @classmethod
-    def live(cls, world: World, view: View, enforced: Mapping[int, EndpointPolicy]) -> Cluster:
+    def live(cls, cluster_state: ClusterState, view: NodeView, enforced: Mapping[int, EndpointPolicy]) -> Cluster:
         """What an agent knows: its own node as it is in force, the others as they must see it."""
-        known = world.copy()
-        views = {view.node: NodeView(view, enforced)} if view.node is not None else {}
+        known = cluster_state.copy()
+        views = {view.node: SimulatedNode(view, enforced)} if view.node is not None else {}
         return cls(list(known.known), known, views)
 
-    def node(self, name: str) -> NodeView:
+    def node(self, name: str) -> SimulatedNode:
         if name not in self._views:
-            self._views[name] = NodeView(self._world.view(name))
+            self._views[name] = SimulatedNode(self._cluster_state.view(name))
         return self._views[name]
 
     @property
     def references(self) -> References:
         """What the names in policies may mean."""
-        return self._world.references
+        return self._cluster_state.references
 
     @cached_property
-    def everywhere(self) -> View:
+    def everywhere(self) -> NodeView:
         """All pods of all nodes: for what is asked of the manifests as a whole."""
-        return self._world.view(None)
+        return self._cluster_state.view(None)
 
     def who(self, text: str) -> End:
         """ConfigError when there is no such end."""
@@ -155,9 +155,9 @@ class Cluster:
 
     def _pod(self, text: str) -> End:
         namespace, _, name = text.partition("/")
-        for fact in self.facts:
-            if isinstance(fact, Pod) and (fact.namespace, fact.name) == (namespace, name):
-                return self._end_of(fact)
+        for resource in self.resources:
+            if isinstance(resource, Pod) and (resource.namespace, resource.name) == (namespace, name):
+                return self._end_of(resource)
         raise ConfigError(f"no pod {text} in the manifests")
 
     def _end_of(self, pod: Pod) -> End:
@@ -169,20 +169,20 @@ class Cluster:
         return End(name, pod.addresses[0], pod=pod, addresses=pod.addresses)
 
     def _node_named(self, name: str) -> End:
-        for fact in self.facts:
-            if isinstance(fact, Node) and fact.name == name:
-                return End(f"node {name}", fact.addresses[0], node=name, addresses=fact.addresses)
+        for resource in self.resources:
+            if isinstance(resource, Node) and resource.name == name:
+                return End(f"node {name}", resource.addresses[0], node=name, addresses=resource.addresses)
         raise ConfigError(
             f"{name!r} not found: not a node in the manifests and not an address; "
             "must be NS/POD, a node, an address, reserved:NAME or svc:NS/NAME"
         )
 
     def _at(self, address: str) -> End:
-        for fact in self.facts:
-            if isinstance(fact, Pod) and address in fact.addresses and not fact.finished:
-                return replace(self._end_of(fact), address=address, addresses=())
-            if isinstance(fact, Node) and address in fact.addresses:
-                return End(f"node {fact.name}", address, node=fact.name)
+        for resource in self.resources:
+            if isinstance(resource, Pod) and address in resource.addresses and not resource.finished:
+                return replace(self._end_of(resource), address=address, addresses=())
+            if isinstance(resource, Node) and address in resource.addresses:
+                return End(f"node {resource.name}", address, node=resource.name)
         return End(address, address)
 
     def _service(self, text: str) -> Service:
@@ -190,7 +190,7 @@ class Cluster:
         if not slash:
             raise ConfigError(f"{text}: expected svc:NAMESPACE/NAME")
         found = (
-            one for one in self.facts if isinstance(one, Service) and (one.namespace, one.name) == (namespace, name)
+            one for one in self.resources if isinstance(one, Service) and (one.namespace, one.name) == (namespace, name)
         )
         service = next(found, None)
         if service is None:
@@ -205,7 +205,7 @@ class Cluster:
             address = canonical(text)
         except ValueError:
             return None
-        for one in self.facts:
+        for one in self.resources:
             if isinstance(one, Service) and address in one.addresses:
                 number = _number_of(one, port, protocol)
                 if number is not None:
@@ -228,22 +228,22 @@ class Cluster:
         return [Target(self._at(address), number) for address, number in behind]
 
 
-def addressed(facts: Sequence[Fact]) -> Iterator[Fact]:
+def addressed(resources: Sequence[Resource]) -> Iterator[Resource]:
     """The facts, with an address for each that needs one."""
-    having = [fact for fact in facts if isinstance(fact, Pod | Node | Service | EndpointSlice)]
-    taken = {address for fact in having for address in fact.addresses}
+    having = [resource for resource in resources if isinstance(resource, Pod | Node | Service | EndpointSlice)]
+    taken = {address for resource in having for address in resource.addresses}
     family = 6 if taken and all(family_of(address) == 6 for address in taken) else 4
     free = (str(address) for address in NOBODYS[family].hosts() if str(address) not in taken)
-    for fact in facts:
-        match fact:
+    for resource in resources:
+        match resource:
             case Pod(addresses=(), host_network=False, finished=False):
-                yield replace(fact, addresses=(next(free),))
+                yield replace(resource, addresses=(next(free),))
             case Node(addresses=()):
-                yield replace(fact, addresses=(next(free),))
+                yield replace(resource, addresses=(next(free),))
             case Service(addresses=(), headless=False):
-                yield replace(fact, addresses=(next(free),))
+                yield replace(resource, addresses=(next(free),))
             case _:
-                yield fact
+                yield resource
 
 
 def is_invented(address: str) -> bool:

@@ -56,7 +56,7 @@ class Case:
 
 
 @dataclass(frozen=True, slots=True)
-class Book:
+class PolicyTestFile:
     """One file of cases."""
 
     file: str
@@ -73,7 +73,7 @@ class Result:
     steps: tuple[str, ...] = field(default=())
 
 
-def open_book(path: Path) -> Book:
+def open_test_file(path: Path) -> PolicyTestFile:
     """SourceError names file, line and field of whatever is wrong with it. `-` is standard input."""
     try:
         parts = read(_bytes(path))
@@ -97,7 +97,7 @@ def _bytes(path: Path) -> bytes:
         return file.read(MAX_BYTES + 1)
 
 
-def _book(path: Path, document: Document) -> Book:
+def _book(path: Path, document: Document) -> PolicyTestFile:
     lines = document.lines()
     try:
         top = _known(Fields(document.value), BOOK_KEYS)
@@ -110,7 +110,7 @@ def _book(path: Path, document: Document) -> Book:
     except SourceError as error:
         line = lines.get(error.field) or lines.get(error.field.rpartition(".")[0]) or document.line
         raise SourceError(error.message, file=str(path), line=line, field=error.field) from error
-    return Book(str(path), manifests, cases)
+    return PolicyTestFile(str(path), manifests, cases)
 
 
 def _known(fields: Fields, keys: Sequence[str]) -> Fields:
@@ -142,7 +142,7 @@ def _port(fields: Fields) -> str:
     return str(value) if isinstance(value, int) and not isinstance(value, bool) else fields.text("port")
 
 
-def run(book: Book, settings: Settings) -> Iterator[Result]:
+def run(book: PolicyTestFile, settings: Settings) -> Iterator[Result]:
     """Case by case. SourceError when the manifests cannot be used: a test of half of them proves nothing.
 
     `settings`: of the agents that are to enforce it.

@@ -16,11 +16,11 @@ from l7proxy.errors import ConfigError, PeerError
 from l7proxy.flows import hubble_constants as hubble
 from l7proxy.model.http import Request
 from l7proxy.model.net import HostPort, canonical, family_of
-from l7proxy.model.policy_verdict import Judgement
+from l7proxy.model.policy_verdict import PolicyVerdict
 from l7proxy.model.ref import RuleRef
 from l7proxy.model.verdict import Direction, DropReason, Protocol, Verdict
 from l7proxy.policy import decide, explain
-from l7proxy.policy.combine import judge_http, judge_l4
+from l7proxy.policy.combine import evaluate_http, evaluate_l4
 from l7proxy.policy.decide import PortPolicy
 from l7proxy.simulate.cluster import Cluster, End, Target, is_invented
 from l7proxy.wire import http1_strict
@@ -43,7 +43,7 @@ _WORST_FIRST: Final = (Verdict.DROPPED, Verdict.AUDIT, Verdict.REDIRECTED, Verdi
 class Outcome:
     """The answer, and how it came about."""
 
-    judgement: Judgement
+    judgement: PolicyVerdict
     steps: tuple[str, ...]
 
     @property
@@ -190,7 +190,7 @@ def trace(
     steps = [f"{_named(cluster, source, target.end)} -> {_named(cluster, target.end, source, port=shown)}"]
     steps[0] += f", {decide.port_name(protocol, target.port)}"
     if source.address and source.address == target.end.address and source.pod is not None:
-        return Outcome(Judgement(Verdict.FORWARDED, Direction.UNKNOWN), (*steps, "a pod can always reach itself"))
+        return Outcome(PolicyVerdict(Verdict.FORWARDED, Direction.UNKNOWN), (*steps, "a pod can always reach itself"))
     egress = _ask(cluster, source, target.end, protocol, target.port, Direction.EGRESS)
     ingress = _ask(cluster, target.end, source, protocol, target.port, Direction.INGRESS)
     for direction, end, peer, found in (
@@ -199,7 +199,7 @@ def trace(
     ):
         steps.append(_step(direction, end, found))
         steps += _more(cluster, direction, end, peer, found, protocol, target.port)
-    judgement = judge_l4(egress, ingress)
+    judgement = evaluate_l4(egress, ingress)
     if request is not None and judgement.verdict is Verdict.REDIRECTED:
         judgement = _judge_request(egress, ingress, request, judgement, steps)
     elif request is not None and judgement.verdict is Verdict.FORWARDED:
@@ -207,7 +207,7 @@ def trace(
     elif judgement.verdict is Verdict.REDIRECTED:
         steps.append("HTTP rules decide each request: add --http 'GET /x'")
     if not _asked(egress) and not _asked(ingress):
-        judgement = Judgement(Verdict.FORWARDED, Direction.UNKNOWN)
+        judgement = PolicyVerdict(Verdict.FORWARDED, Direction.UNKNOWN)
     return Outcome(judgement, tuple(steps))
 
 
@@ -227,12 +227,12 @@ def _judge_request(
     egress: PortPolicy | None,
     ingress: PortPolicy | None,
     request: RequestHead | PeerError,
-    before: Judgement,
+    before: PolicyVerdict,
     steps: list[str],
-) -> Judgement:
+) -> PolicyVerdict:
     if isinstance(request, PeerError):
         steps.append(f"the request is answered with {request.status} before rules are evaluated: {request}")
-        return Judgement(
+        return PolicyVerdict(
             Verdict.DROPPED, before.direction, ingress=before.ingress, egress=before.egress, reason=str(request)
         )
     host = request.host.decode("latin-1")
@@ -240,7 +240,7 @@ def _judge_request(
     if request.path != request.target:
         steps[-1] += f" (normalised from {request.target.decode()})"
     asked = Request(request.method, request.path, request.host, request.headers)
-    judgement = judge_http(egress, ingress, asked)
+    judgement = evaluate_http(egress, ingress, asked)
     ref = judgement.ingress if judgement.direction is Direction.INGRESS else judgement.egress
     steps.append(f"{judgement.direction.word}: {_said(judgement.verdict, ref, judgement.reason)}")
     if asked.rewrite is not None:

@@ -28,8 +28,8 @@ from pathlib import Path
 from typing import Final
 
 from l7proxy.errors import SourceError
-from l7proxy.model.resources import Change, Delete, Fact, Key, Synced, Upsert
-from l7proxy.sources.inotify import Nudge
+from l7proxy.model.resources import Change, Delete, Resource, ResourceKey, Synced, Upsert
+from l7proxy.sources.inotify import ChangeNotifier
 from l7proxy.sources.manifests import Fault, Manifest, parse
 from l7proxy.sources.yaml_lines import MAX_BYTES
 
@@ -55,26 +55,28 @@ class ReadFile:
     signature: Signature
     mtime_ns: int
     manifest: Manifest
-    good: Mapping[Key, Fact]
-    stand_ins: Mapping[Key, Fact]
+    good: Mapping[ResourceKey, Resource]
+    stand_ins: Mapping[ResourceKey, Resource]
 
 
 @dataclass(frozen=True, slots=True)
-class Look:
+class DirectoryScan:
     """What all files together say."""
 
-    facts: Mapping[Key, Fact] = field(default_factory=dict)
+    resources: Mapping[ResourceKey, Resource] = field(default_factory=dict)
     problems: tuple[SourceError, ...] = ()
     notes: tuple[SourceError, ...] = ()
     files: Mapping[str, int] = field(default_factory=dict)
 
 
-def settle(version: Manifest, before: Mapping[Key, Fact]) -> tuple[dict[Key, Fact], dict[Key, Fact]]:
+def settle(
+    version: Manifest, before: Mapping[ResourceKey, Resource]
+) -> tuple[dict[ResourceKey, Resource], dict[ResourceKey, Resource]]:
     """(good, stand-ins) of a file, given what was last good in it."""
-    good: dict[Key, Fact] = {}
-    stand_ins: dict[Key, Fact] = {}
-    for fact in version.facts:
-        good.setdefault(fact.key, fact)
+    good: dict[ResourceKey, Resource] = {}
+    stand_ins: dict[ResourceKey, Resource] = {}
+    for resource in version.resources:
+        good.setdefault(resource.key, resource)
     for fault in version.faults:
         kept = _meant(fault, before, good)
         if kept is not None:
@@ -82,12 +84,14 @@ def settle(version: Manifest, before: Mapping[Key, Fact]) -> tuple[dict[Key, Fac
         elif fault.stand_in is not None and fault.stand_in.key not in good:
             stand_ins.setdefault(fault.stand_in.key, fault.stand_in)
     if any(fault.blind for fault in version.faults):
-        for key, fact in before.items():
-            good.setdefault(key, fact)
+        for key, resource in before.items():
+            good.setdefault(key, resource)
     return good, stand_ins
 
 
-def _meant(fault: Fault, before: Mapping[Key, Fact], good: Mapping[Key, Fact]) -> Key | None:
+def _meant(
+    fault: Fault, before: Mapping[ResourceKey, Resource], good: Mapping[ResourceKey, Resource]
+) -> ResourceKey | None:
     """The object of the last good version that a fault is about. A policy whose name is torn is one that is missing."""
     named = fault.key or (fault.stand_in.key if fault.stand_in else None)
     if named is None or named in before:
@@ -97,60 +101,62 @@ def _meant(fault: Fault, before: Mapping[Key, Fact], good: Mapping[Key, Fact]) -
     return next((key for key in sorted(before) if key.kind == named.kind and key not in good), None)
 
 
-def gather(files: Mapping[str, ReadFile], troubles: Iterable[SourceError] = ()) -> Look:
+def gather(files: Mapping[str, ReadFile], troubles: Iterable[SourceError] = ()) -> DirectoryScan:
     """All files into one: a pure function of what is in force in each."""
     problems = list(troubles)
     notes: list[SourceError] = []
     for name in sorted(files):
         problems += (fault.error for fault in files[name].manifest.faults)
         notes += files[name].manifest.notes
-    facts = _without_doubles(files.values())
-    if facts is None:
-        facts, doubles = _first_of_doubles(files)
+    resources = _without_doubles(files.values())
+    if resources is None:
+        resources, doubles = _first_of_doubles(files)
         problems += doubles
     problems.sort(key=lambda error: (error.file, error.line or 0, error.field, error.message))
-    return Look(facts, tuple(problems), tuple(notes), {name: read.mtime_ns for name, read in files.items()})
+    return DirectoryScan(
+        resources, tuple(problems), tuple(notes), {name: read.mtime_ns for name, read in files.items()}
+    )
 
 
-def _without_doubles(files: Iterable[ReadFile]) -> dict[Key, Fact] | None:
+def _without_doubles(files: Iterable[ReadFile]) -> dict[ResourceKey, Resource] | None:
     """The common case, at the price of merging dictionaries; None when something is said twice."""
-    facts: dict[Key, Fact] = {}
+    resources: dict[ResourceKey, Resource] = {}
     count = 0
     for read in files:
-        if len(read.manifest.facts) > len(read.good):
+        if len(read.manifest.resources) > len(read.good):
             return None
         for part in (read.stand_ins, read.good):
-            facts.update(part)
+            resources.update(part)
             count += len(part)
-    return facts if len(facts) == count else None
+    return resources if len(resources) == count else None
 
 
-def _first_of_doubles(files: Mapping[str, ReadFile]) -> tuple[dict[Key, Fact], list[SourceError]]:
+def _first_of_doubles(files: Mapping[str, ReadFile]) -> tuple[dict[ResourceKey, Resource], list[SourceError]]:
     """The first file by path has an object; the others are told so."""
-    facts: dict[Key, Fact] = {}
-    claimed: dict[Key, Fact] = {}
+    resources: dict[ResourceKey, Resource] = {}
+    claimed: dict[ResourceKey, Resource] = {}
     problems: list[SourceError] = []
     for name in sorted(files):
         read = files[name]
-        for fact in read.manifest.facts:
-            first = claimed.setdefault(fact.key, fact)
-            if first is not fact:
-                problems.append(_twice(fact, first))
-        for key, fact in {**read.stand_ins, **read.good}.items():
-            facts.setdefault(key, fact)
-            claimed.setdefault(key, fact)
-    return facts, problems
+        for resource in read.manifest.resources:
+            first = claimed.setdefault(resource.key, resource)
+            if first is not resource:
+                problems.append(_twice(resource, first))
+        for key, resource in {**read.stand_ins, **read.good}.items():
+            resources.setdefault(key, resource)
+            claimed.setdefault(key, resource)
+    return resources, problems
 
 
-def _twice(fact: Fact, first: Fact) -> SourceError:
+def _twice(resource: Resource, first: Resource) -> SourceError:
     place = f"{first.origin.file}:{first.origin.line}"
-    message = f"{fact.key} is already defined in {place}, which stays in force"
-    return SourceError(message, file=fact.origin.file, line=fact.origin.line, field="metadata.name")
+    message = f"{resource.key} is already defined in {place}, which stays in force"
+    return SourceError(message, file=resource.origin.file, line=resource.origin.line, field="metadata.name")
 
 
-def differences(before: Mapping[Key, Fact], after: Mapping[Key, Fact]) -> list[Change]:
+def differences(before: Mapping[ResourceKey, Resource], after: Mapping[ResourceKey, Resource]) -> list[Change]:
     """What to say to someone who knows `before`: removals first, in the order of names."""
-    others = [key for key, fact in after.items() if before.get(key) is not fact]
+    others = [key for key, resource in after.items() if before.get(key) is not resource]
     kept = len(after) - sum(key not in before for key in others)
     gone = [key for key in before if key not in after] if kept < len(before) else []
     changed = [key for key in others if before.get(key) != after[key]]
@@ -165,7 +171,7 @@ class FileSource:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.synced = False
-        self._look = Look()
+        self._look = DirectoryScan()
         self._read: dict[str, ReadFile] = {}
         self._moving: dict[str, float] = {}
         self._gone: dict[str, float] = {}
@@ -187,36 +193,36 @@ class FileSource:
 
     async def watch(self) -> AsyncIterator[list[Change]]:
         """Batches of changes, for ever. The first ends with Synced. An empty one: only problems or mtimes moved."""
-        with Nudge() as nudge:
-            look, unsettled = await self._first(nudge)
-            changes = differences({}, look.facts)
+        with ChangeNotifier() as notifier:
+            look, unsettled = await self._first(notifier)
+            changes = differences({}, look.resources)
             self._look, self.synced = look, True
             yield [*changes, Synced()]
             pause = QUIET if unsettled else LOOK_AGAIN
             while True:
-                await nudge.wait(pause)
+                await notifier.wait(pause)
                 began = time.monotonic()
-                look, unsettled = await asyncio.to_thread(self._scan, nudge.watch)
+                look, unsettled = await asyncio.to_thread(self._scan, notifier.watch)
                 # What was seen moving had changed before we began; looking took its time, too.
                 looked = time.monotonic() - began
                 pause = max(QUIET + TICK - looked, 0.0) if unsettled else max(LOOK_AGAIN, LOOK_SHARE * looked)
                 if _same(look, self._look):
                     continue
-                changes = differences(self._look.facts, look.facts)
+                changes = differences(self._look.resources, look.resources)
                 self._look = look
                 yield changes
 
-    async def _first(self, nudge: Nudge) -> tuple[Look, bool]:
+    async def _first(self, notifier: ChangeNotifier) -> tuple[DirectoryScan, bool]:
         """When all is quiet, or each file that was there at first has been or was waited for."""
-        look, unsettled = await asyncio.to_thread(self._scan, nudge.watch)
+        look, unsettled = await asyncio.to_thread(self._scan, notifier.watch)
         began = now = time.monotonic()
         while unsettled and now - began < PATIENCE:
             await asyncio.sleep(QUIET)
             now = time.monotonic()
-            look, unsettled = await asyncio.to_thread(self._scan, nudge.watch)
+            look, unsettled = await asyncio.to_thread(self._scan, notifier.watch)
         return look, unsettled
 
-    def _scan(self, watch: Callable[[Path], None]) -> tuple[Look, bool]:
+    def _scan(self, watch: Callable[[Path], None]) -> tuple[DirectoryScan, bool]:
         """Look at everything; read what is new. True when some file was still moving and is to be read later."""
         now = time.monotonic()
         found, troubles, kept = _list(self.path, watch)
@@ -264,7 +270,7 @@ def _says_less(version: ReadFile | None, before: ReadFile) -> bool:
     return version is not before and (version is None or not _keys(version) >= _keys(before))
 
 
-def _keys(version: ReadFile) -> set[Key]:
+def _keys(version: ReadFile) -> set[ResourceKey]:
     return version.good.keys() | version.stand_ins.keys()
 
 
@@ -346,9 +352,9 @@ def _below(name: str, folder: str) -> bool:
     return not folder or name.startswith(f"{folder}/")
 
 
-def _same(one: Look, other: Look) -> bool:
-    return (one.facts, one.files, [str(error) for error in one.problems], one.notes == other.notes) == (
-        other.facts,
+def _same(one: DirectoryScan, other: DirectoryScan) -> bool:
+    return (one.resources, one.files, [str(error) for error in one.problems], one.notes == other.notes) == (
+        other.resources,
         other.files,
         [str(error) for error in other.problems],
         True,
@@ -364,12 +370,12 @@ def load(paths: Sequence[Path]) -> tuple[list[Change], list[SourceError]]:
     return changes_of(found), list(found.problems)
 
 
-def changes_of(seen: Look) -> list[Change]:
+def changes_of(seen: DirectoryScan) -> list[Change]:
     """What to say to someone who knows nothing."""
-    return [*differences({}, seen.facts), Synced()]
+    return [*differences({}, seen.resources), Synced()]
 
 
-def look(paths: Sequence[Path]) -> Look:
+def look(paths: Sequence[Path]) -> DirectoryScan:
     """The same, with the notes on what is no error."""
     read: dict[str, ReadFile] = {}
     troubles: list[SourceError] = []

@@ -29,7 +29,7 @@ MASK: Final = IN_ATTRIB | IN_CLOSE_WRITE | IN_MOVED | IN_CREATE | IN_DELETE | IN
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
-class Nudge:
+class ChangeNotifier:
     """Use within a running loop, as a context manager. Without inotify it never comes: look now and then."""
 
     def __init__(self) -> None:
@@ -39,7 +39,7 @@ class Nudge:
         if self._fd >= 0:
             self._loop.add_reader(self._fd, self._readable)
 
-    def __enter__(self) -> Nudge:
+    def __enter__(self) -> ChangeNotifier:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:

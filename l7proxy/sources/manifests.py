@@ -13,11 +13,11 @@ from functools import partial
 from typing import Any, Final
 
 from l7proxy.errors import PolicyError, SourceError
-from l7proxy.model.resources import CidrGroup, Fact, Key, Origin, PolicyDocument
+from l7proxy.model.resources import CidrGroup, PolicyDocument, Resource, ResourceKey, SourceLocation
 from l7proxy.policy import lang
 from l7proxy.policy.lang.options import LENIENT
 from l7proxy.sources import objects
-from l7proxy.sources.yaml_lines import Document, Torn, read
+from l7proxy.sources.yaml_lines import Document, UnparsableDocument, read
 
 _TOP_LEVEL = re.compile(r"""^["']?(apiVersion|kind)["']?:\s*["']?([\w./-]+)""", re.MULTILINE)
 _METADATA = re.compile(r"""^metadata:(.*\n(?:[ \t]+.*(?:\n|$)|[ \t]*\n)*)""", re.MULTILINE)
@@ -34,7 +34,7 @@ class Fault:
     """What is wrong, with whom (if that can be told), and who stands in for what was never seen whole."""
 
     error: SourceError
-    key: Key | None = None
+    key: ResourceKey | None = None
     stand_in: PolicyDocument | CidrGroup | None = None
 
     @property
@@ -46,14 +46,14 @@ class Fault:
 class Manifest:
     """All that one file says. `notes` are remarks on what is no error, as a kind that means nothing to us."""
 
-    facts: tuple[Fact, ...] = ()
+    resources: tuple[Resource, ...] = ()
     faults: tuple[Fault, ...] = ()
     notes: tuple[SourceError, ...] = ()
 
 
 def parse(data: bytes, file: str) -> Manifest:
     """Everything in one file, whatever state it is in."""
-    facts: list[Fact] = []
+    resources: list[Resource] = []
     faults: list[Fault] = []
     notes: list[SourceError] = []
     try:
@@ -61,18 +61,18 @@ def parse(data: bytes, file: str) -> Manifest:
     except SourceError as error:
         return Manifest(faults=(Fault(_placed(error, file, 1)),))
     for part in parts:
-        if isinstance(part, Torn):
+        if isinstance(part, UnparsableDocument):
             faults.append(_torn(part, file))
             continue
         for document, line, value in _objects(part):
-            match _one(document, Origin(file, line), value):
+            match _one(document, SourceLocation(file, line), value):
                 case Fault() as fault:
                     faults.append(fault)
                 case SourceError() as note:
                     notes.append(note)
-                case fact:
-                    facts.append(fact)
-    return Manifest(tuple(facts), tuple(faults), tuple(notes))
+                case resource:
+                    resources.append(resource)
+    return Manifest(tuple(resources), tuple(faults), tuple(notes))
 
 
 def _objects(document: Document) -> Iterator[tuple[Document, int, Any]]:
@@ -88,18 +88,18 @@ def _objects(document: Document) -> Iterator[tuple[Document, int, Any]]:
         yield document, document.line, value
 
 
-def _one(document: Document, origin: Origin, value: Any) -> Fact | Fault | SourceError:
+def _one(document: Document, origin: SourceLocation, value: Any) -> Resource | Fault | SourceError:
     if not isinstance(value, dict):
         return Fault(
             SourceError("a manifest must be a mapping with kind and metadata", file=origin.file, line=origin.line)
         )
     lines = partial(document.lines, value)
     try:
-        fact = objects.read(value, origin, lines)
+        resource = objects.read(value, origin, lines)
     except SourceError as error:
-        policy = objects.stand_in(value, origin, lines(), error) if lang.is_policy(value) else None
+        policy = objects.placeholder(value, origin, lines(), error) if lang.is_policy(value) else None
         return Fault(error, objects.key_of(value), policy or objects.unread(value, origin))
-    if fact is None:
+    if resource is None:
         kind, meant = f"{value.get('apiVersion')} {value.get('kind')}", lang.meant(value)
         if meant:
             what, line = f"{kind} does not exist; did you mean {meant}?", lines().get("kind", origin.line)
@@ -107,26 +107,26 @@ def _one(document: Document, origin: Origin, value: Any) -> Fact | Fault | Sourc
             slip = SourceError(what, file=origin.file, line=line, field="kind")
             return Fault(slip, objects.key_of({**value, "apiVersion": version, "kind": name}))
         return SourceError(kind + NOT_READ, file=origin.file, line=origin.line, field="kind")
-    if isinstance(fact, PolicyDocument):
-        return _policy(fact)
-    return fact
+    if isinstance(resource, PolicyDocument):
+        return _policy(resource)
+    return resource
 
 
-def _policy(fact: PolicyDocument) -> Fact | Fault:
+def _policy(resource: PolicyDocument) -> Resource | Fault:
     """A policy that its language calls invalid is a fault of the file, as an API server would refuse it.
 
     One that is valid but not supported is not: it exists, and what it selects is refused.
     """
     try:
-        lang.parse(fact.document, locate=fact.locate, options=LENIENT)
+        lang.parse(resource.document, locate=resource.locate, options=LENIENT)
     except PolicyError as error:
         if not error.unsupported:
-            file, line = fact.locate(error.at)
-            return Fault(SourceError(error.message, file=file, line=line, field=error.at), fact.key, fact)
-    return fact
+            file, line = resource.locate(error.at)
+            return Fault(SourceError(error.message, file=file, line=line, field=error.at), resource.key, resource)
+    return resource
 
 
-def _torn(part: Torn, file: str) -> Fault:
+def _torn(part: UnparsableDocument, file: str) -> Fault:
     """Text that is no YAML. If its first column still says that it is a policy, its whole namespace is refused.
 
     What the reader says of broken text may quote it; where a Secret stands, not a word of it is repeated.
@@ -142,7 +142,7 @@ def _torn(part: Torn, file: str) -> Fault:
     document: Mapping[str, Any] = {**top, "metadata": metadata}
     if not lang.is_policy(document):
         return Fault(error)
-    return Fault(error, None, objects.stand_in(document, Origin(file, part.line), {}, error))
+    return Fault(error, None, objects.placeholder(document, SourceLocation(file, part.line), {}, error))
 
 
 def _placed(error: SourceError, file: str, line: int) -> SourceError:

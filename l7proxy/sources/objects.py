@@ -18,20 +18,20 @@ from l7proxy.model.identity import NamedPort
 from l7proxy.model.resources import (
     CidrGroup,
     EndpointSlice,
-    Fact,
-    Key,
     Namespace,
     NetworkSet,
     Node,
-    Origin,
     Pod,
     PolicyDocument,
     PolicyTier,
+    Resource,
+    ResourceKey,
     Secret,
     Service,
     ServiceAccount,
     ServicePort,
     SlicePort,
+    SourceLocation,
 )
 from l7proxy.model.secret import Sealed
 from l7proxy.policy import lang
@@ -52,7 +52,7 @@ CLUSTER_SCOPED_POLICIES: Final = frozenset(
 _CRON_RUN = re.compile(r"-\d{8,}$")
 
 
-def node(fields: Fields, origin: Origin) -> Node:
+def node(fields: Fields, origin: SourceLocation) -> Node:
     spec, status = fields.inside("spec"), fields.inside("status")
     cidrs = spec.networks("podCIDRs")
     if not cidrs and spec.text("podCIDR", ""):
@@ -66,14 +66,14 @@ def node(fields: Fields, origin: Origin) -> Node:
     return Node(_name(fields), tuple(dict.fromkeys(addresses)), cidrs, metadata.labels("labels"), origin)
 
 
-def namespace(fields: Fields, origin: Origin) -> Namespace:
+def namespace(fields: Fields, origin: SourceLocation) -> Namespace:
     metadata = fields.inside("metadata")
     annotations = metadata.labels("annotations")
     ours = {key: value for key, value in annotations.items() if key.startswith("l7proxy.io/")}
     return Namespace(_name(fields), metadata.labels("labels"), ours, origin)
 
 
-def pod(fields: Fields, origin: Origin) -> Pod:
+def pod(fields: Fields, origin: SourceLocation) -> Pod:
     metadata, spec, status = fields.inside("metadata"), fields.inside("spec"), fields.inside("status")
     addresses = [item.address("ip") for item in status.each("podIPs")]
     if status.text("podIP", ""):
@@ -121,7 +121,7 @@ def _workload(metadata: Fields, labels: Mapping[str, str]) -> Workload | None:
     return None
 
 
-def service(fields: Fields, origin: Origin) -> Service:
+def service(fields: Fields, origin: SourceLocation) -> Service:
     spec = fields.inside("spec")
     headless = spec.text("clusterIP", "") == "None" or "None" in spec.texts("clusterIPs")
     external = spec.text("type", "ClusterIP") == "ExternalName"
@@ -157,7 +157,7 @@ def _service_port(item: Fields) -> ServicePort:
     return ServicePort(port, item.protocol(), number, item.text("name", ""))
 
 
-def endpoint_slice(fields: Fields, origin: Origin) -> EndpointSlice:
+def endpoint_slice(fields: Fields, origin: SourceLocation) -> EndpointSlice:
     family = fields.text("addressType")
     if family not in ("IPv4", "IPv6", "FQDN"):
         raise fields.wrong("addressType", f"must be IPv4, IPv6 or FQDN, not {family!r:.40}")
@@ -179,7 +179,7 @@ def endpoint_slice(fields: Fields, origin: Origin) -> EndpointSlice:
     return EndpointSlice(_namespace(fields), _name(fields), name, tuple(dict.fromkeys(ready)), tuple(ports), origin)
 
 
-def secret(fields: Fields, origin: Origin) -> Secret:
+def secret(fields: Fields, origin: SourceLocation) -> Secret:
     """No message of this reader quotes a value. `stringData` is written over `data`, as the API server does it."""
     coded, plain = fields.inside("data"), fields.inside("stringData")
     values = {name: _decoded(coded, name) for name in coded.value}
@@ -196,30 +196,30 @@ def _decoded(coded: Fields, name: str) -> bytes:
         raise coded.wrong(name, "is not base64") from error
 
 
-def cidr_group(fields: Fields, origin: Origin) -> CidrGroup:
+def cidr_group(fields: Fields, origin: SourceLocation) -> CidrGroup:
     networks = fields.inside("spec").networks("externalCIDRs")
     labels = fields.inside("metadata").labels("labels")
     return CidrGroup(_name(fields), tuple(dict.fromkeys(networks)), labels, origin=origin)
 
 
-def unread(document: Mapping[str, Any], origin: Origin) -> CidrGroup | None:
+def unread(document: Mapping[str, Any], origin: SourceLocation) -> CidrGroup | None:
     """What remains of a group that cannot be read: deny rules may have meant anyone by it."""
     key = key_of(document)
     return CidrGroup(key.name, unread=True, origin=origin) if key is not None and key.kind == CIDR_GROUP else None
 
 
-def service_account(fields: Fields, origin: Origin) -> ServiceAccount:
+def service_account(fields: Fields, origin: SourceLocation) -> ServiceAccount:
     return ServiceAccount(_namespace(fields), _name(fields), fields.inside("metadata").labels("labels"), origin)
 
 
-def network_set(fields: Fields, origin: Origin) -> NetworkSet:
+def network_set(fields: Fields, origin: SourceLocation) -> NetworkSet:
     spaced = fields.text("kind") == "NetworkSet"
     networks = tuple(dict.fromkeys(fields.inside("spec").networks("nets")))
     labels = fields.inside("metadata").labels("labels")
     return NetworkSet(_namespace(fields) if spaced else "", _name(fields), networks, labels, origin)
 
 
-def tier(fields: Fields, origin: Origin) -> PolicyTier:
+def tier(fields: Fields, origin: SourceLocation) -> PolicyTier:
     """Without an order it is the last."""
     spec = fields.inside("spec")
     order = spec.value.get("order", float("inf"))
@@ -231,7 +231,7 @@ def tier(fields: Fields, origin: Origin) -> PolicyTier:
     return PolicyTier(_name(fields), float(order), action == "Pass", origin)
 
 
-KINDS: Final[Mapping[tuple[str, str], Callable[[Fields, Origin], Fact]]] = {
+KINDS: Final[Mapping[tuple[str, str], Callable[[Fields, SourceLocation], Resource]]] = {
     ("v1", "Node"): node,
     ("v1", "Namespace"): namespace,
     ("v1", "Pod"): pod,
@@ -253,17 +253,19 @@ CLUSTER_SCOPED: Final = (
 )
 
 
-def key_of(document: Mapping[str, Any]) -> Key | None:
+def key_of(document: Mapping[str, Any]) -> ResourceKey | None:
     """The name of the object, if so much of it can be read."""
     try:
         fields = Fields(document)
         kind = lang.known_as(document) or fields.text("kind")
-        return Key(kind, "" if kind in CLUSTER_SCOPED else _namespace(fields), _name(fields))
+        return ResourceKey(kind, "" if kind in CLUSTER_SCOPED else _namespace(fields), _name(fields))
     except SourceError:
         return None
 
 
-def read(document: Mapping[str, Any], origin: Origin, lines: Callable[[], Mapping[str, int]]) -> Fact | None:
+def read(
+    document: Mapping[str, Any], origin: SourceLocation, lines: Callable[[], Mapping[str, int]]
+) -> Resource | None:
     """The fact in a document; None for kinds that say nothing to us. SourceError names field and line."""
     fields = Fields(document)
     try:
@@ -277,7 +279,7 @@ def read(document: Mapping[str, Any], origin: Origin, lines: Callable[[], Mappin
         raise SourceError(error.message, file=origin.file, line=line, field=error.field) from error
 
 
-def policy(document: Mapping[str, Any], origin: Origin, lines: Mapping[str, int]) -> PolicyDocument:
+def policy(document: Mapping[str, Any], origin: SourceLocation, lines: Mapping[str, int]) -> PolicyDocument:
     """A policy from outside."""
     fields = Fields(document)
     kind, metadata = lang.known_as(document) or fields.text("kind"), fields.inside("metadata")
@@ -289,8 +291,8 @@ def policy(document: Mapping[str, Any], origin: Origin, lines: Mapping[str, int]
     )
 
 
-def stand_in(
-    document: Mapping[str, Any], origin: Origin, lines: Mapping[str, int], fault: SourceError
+def placeholder(
+    document: Mapping[str, Any], origin: SourceLocation, lines: Mapping[str, int], fault: SourceError
 ) -> PolicyDocument:
     """What remains of a policy whose envelope is broken: a name (where it stands, if it has none), to refuse by."""
     fields = Fields(document)

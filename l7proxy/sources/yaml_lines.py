@@ -64,7 +64,7 @@ class Document:
 
 
 @dataclass(frozen=True, slots=True)
-class Torn:
+class UnparsableDocument:
     """A part of a file between two `---` that is no YAML: what it said, and why it could not be read."""
 
     text: str
@@ -72,7 +72,7 @@ class Torn:
     error: SourceError
 
 
-def read(data: bytes, *, as_json: bool = False) -> list[Document | Torn]:
+def read(data: bytes, *, as_json: bool = False) -> list[Document | UnparsableDocument]:
     """All documents of a file, those that cannot be read among them. SourceError when nothing can be said of any."""
     if len(data) > MAX_BYTES:
         raise SourceError(f"the file has {len(data)} bytes, the limit is {MAX_BYTES}")
@@ -84,12 +84,12 @@ def read(data: bytes, *, as_json: bool = False) -> list[Document | Torn]:
     try:
         return list(_read_json(text) if as_json else _read_yaml(text))
     except SourceError as error:
-        return [Torn(text, 1, error)] if as_json else _read_parts(text)
+        return [UnparsableDocument(text, 1, error)] if as_json else _read_parts(text)
 
 
-def _read_parts(text: str) -> list[Document | Torn]:
+def _read_parts(text: str) -> list[Document | UnparsableDocument]:
     """One broken document shall not hide its neighbours: `---` at a line's start divides even a broken stream."""
-    parts: list[Document | Torn] = []
+    parts: list[Document | UnparsableDocument] = []
     starts = [0, *(match.start() for match in _DIVIDER.finditer(text))]
     if len(starts) > MAX_DOCUMENTS:
         raise SourceError(f"more than {MAX_DOCUMENTS} documents")
@@ -98,7 +98,7 @@ def _read_parts(text: str) -> list[Document | Torn]:
         try:
             parts.extend(_read_yaml(text[start:end], first))
         except SourceError as error:
-            parts.append(Torn(text[start:end], first + 1, error))
+            parts.append(UnparsableDocument(text[start:end], first + 1, error))
     return parts
 
 

@@ -19,7 +19,7 @@ INNOCENT = "127.0.0.9"
 
 async def test_a_client_waits_for_a_few_requests_of_another_however_many_are_there() -> None:
     async with backend(web) as server, stage(server, picture(gets("/allowed"))) as on:
-        on.around.poller.turn = 0
+        on.ctx.poller.turn = 0
         hostile = [await on.dial() for _ in range(HOSTILE)]
         reader, writer = await on.client(INNOCENT)
         for _ in range(5):

@@ -19,8 +19,8 @@ from tests.contract.conftest import BRIDGES, IDENTITY, WORLDS, Pod, World, entry
 from tests.contract.test_frames import KNOWN, heard, mac, send, without_the_stranger
 from tests.support.frames import ARP, EVERYBODY, IPV4, IPV6, PORT, advertisement, checksum, frame, udp, with_source
 from tproxy_rules.desired import Desired, Settings, Verdict, union
-from tproxy_rules.marks import Told
-from tproxy_rules.nflog import Event, NflogReader
+from tproxy_rules.marks import LogEvent
+from tproxy_rules.nflog import NflogEvent, NflogReader
 from tproxy_rules.nft.bridge import link_local
 
 pytestmark = [pytest.mark.lab, pytest.mark.pairwise]
@@ -36,8 +36,8 @@ def reader(world: World) -> Iterator[NflogReader]:
     made.close()
 
 
-def told(reader: NflogReader) -> list[Event]:
-    events: list[Event] = []
+def told(reader: NflogReader) -> list[NflogEvent]:
+    events: list[NflogEvent] = []
     while select.select([reader], [], [], 0.1)[0]:
         events += reader.read()
     return events
@@ -118,7 +118,7 @@ def test_a_link_local_address_of_the_node_is_no_way_around(
     world.apply(picture(world, known=known, families=families))
     told(reader)
     assert at_node(world, 6, lambda: send(world.stranger, *[shot] * 3)) == []
-    assert {(event.told, event.destination) for event in told(reader)} == {(Told.LINK_LOCAL, target)}
+    assert {(event.told, event.destination) for event in told(reader)} == {(LogEvent.LINK_LOCAL, target)}
 
 
 @on_bridges
@@ -139,7 +139,7 @@ def test_a_link_local_address_of_a_pod_is_no_way_around(
     # A unicast packet in a frame to everybody is a forgery, whatever its addresses.
     reasons = {event.told for event in told(reader)}
     assert reasons
-    assert reasons <= ({Told.LINK_LOCAL, Told.SPOOF} if to_everybody else {Told.LINK_LOCAL})
+    assert reasons <= ({LogEvent.LINK_LOCAL, LogEvent.SPOOF} if to_everybody else {LogEvent.LINK_LOCAL})
     world.apply(world.picture())  # nor where nobody has a policy: what no policy can name is not carried
     assert heard(world.server, 6, lambda: send(world.stranger, *[shot] * 3)) == []
 
@@ -283,7 +283,7 @@ def test_a_frame_to_the_bridge_itself_brings_no_packet_to_the_node(
         for source in (world.client.addresses[family], world.stranger.addresses[family], SECOND[family][2]):
             every = [one for last in handed_up for one in shots(last, source)]
             assert at_node(world, family, lambda every=every: send(world.stranger, *every)) == []  # type: ignore[misc]
-            assert {event.told for event in told(reader)} == {Told.SPOOF}
+            assert {event.told for event in told(reader)} == {LogEvent.SPOOF}
             rest = [one for last in {*range(16)} - {*handed_up} for one in shots(last, source)]
             assert at_node(world, family, lambda rest=rest: send(world.stranger, *rest)) == []  # type: ignore[misc]
             told(reader)

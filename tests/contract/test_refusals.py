@@ -10,8 +10,8 @@ import pytest
 
 from tests.contract.conftest import Namespace, World, entry
 from tproxy_rules.desired import Settings, Table, Tier, Verdict, union
-from tproxy_rules.marks import Told, Way
-from tproxy_rules.nflog import Event, NflogReader
+from tproxy_rules.marks import LogDirection, LogEvent
+from tproxy_rules.nflog import NflogEvent, NflogReader
 
 pytestmark = pytest.mark.lab
 
@@ -24,9 +24,9 @@ REFUSALS = Table(
 CLIENT_ID = 1
 
 
-def told(reader: NflogReader) -> list[Event]:
+def told(reader: NflogReader) -> list[NflogEvent]:
     """All events until nothing comes for a while."""
-    events: list[Event] = []
+    events: list[NflogEvent] = []
     while select.select([reader], [], [], 0.25)[0]:
         events += reader.read()
     return events
@@ -72,7 +72,9 @@ def test_refusals_without_a_policy(world: World, family: int, reader: NflogReade
         assert arrives(world, family, GRE, target, namespace)
     assert world.client.connect(world.server.addresses[family], 80).startswith("hello")
     events = told(reader)
-    assert {(event.told, event.way, event.endpoint) for event in events} == {(Told.DENY, Way.EGRESS, CLIENT_ID)}
+    assert {(event.told, event.way, event.endpoint) for event in events} == {
+        (LogEvent.DENY, LogDirection.EGRESS, CLIENT_ID)
+    }
     assert [(event.protocol, event.destination_port) for event in events if event.protocol == UDP] == [
         (UDP, TUNNEL)
     ] * 2

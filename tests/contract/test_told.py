@@ -12,8 +12,8 @@ import pytest
 
 from tests.contract.conftest import IDENTITY, Pod, Proxy, World, entry
 from tproxy_rules.desired import Settings, Verdict, union
-from tproxy_rules.marks import Told, Way
-from tproxy_rules.nflog import Event, NflogReader
+from tproxy_rules.marks import LogDirection, LogEvent
+from tproxy_rules.nflog import NflogEvent, NflogReader
 
 pytestmark = pytest.mark.lab
 
@@ -30,19 +30,19 @@ def reader(world: World) -> Iterator[NflogReader]:
     made.close()
 
 
-def told(reader: NflogReader, *, quiet: float = 0.25) -> list[Event]:
+def told(reader: NflogReader, *, quiet: float = 0.25) -> list[NflogEvent]:
     """All events until nothing comes for a while."""
-    events: list[Event] = []
+    events: list[NflogEvent] = []
     while select.select([reader], [], [], quiet)[0]:
         events += reader.read()
     return events
 
 
-def words(events: list[Event]) -> list[tuple[Told, Way, int]]:
+def words(events: list[NflogEvent]) -> list[tuple[LogEvent, LogDirection, int]]:
     return [(event.told, event.way, event.endpoint) for event in events]
 
 
-def _is_the_first_of(event: Event, source: Pod, target: str, port: int, family: int) -> None:
+def _is_the_first_of(event: NflogEvent, source: Pod, target: str, port: int, family: int) -> None:
     assert (event.source, event.destination) == (source.addresses[family], target)
     assert (event.protocol, event.destination_port, event.tcp_flags) == (6, port, SYN)
     assert event.source_port > 0 and event.length >= 40 and event.interface > 0
@@ -59,7 +59,10 @@ def test_an_allowed_connection_is_told_once_in_each_direction(world: World, fami
             client.sendall(b"more of the same connection")
             client.recv(100)
     events = told(reader)
-    assert words(events) == [(Told.ALLOW, Way.EGRESS, CLIENT_ID), (Told.ALLOW, Way.INGRESS, SERVER_ID)]
+    assert words(events) == [
+        (LogEvent.ALLOW, LogDirection.EGRESS, CLIENT_ID),
+        (LogEvent.ALLOW, LogDirection.INGRESS, SERVER_ID),
+    ]
     for event in events:
         _is_the_first_of(event, world.client, target, 80, family)
     assert (reader.lost, reader.foreign) == (0, 0)
@@ -74,7 +77,10 @@ def test_a_steered_connection_is_told_with_what_each_direction_said(
     with Proxy(world.node, family, SETTINGS) as proxy:
         assert world.client.connect(target, 80).startswith("proxy"), proxy.failures
     events = told(reader)
-    assert words(events) == [(Told.ALLOW, Way.EGRESS, CLIENT_ID), (Told.STEER, Way.INGRESS, SERVER_ID)]
+    assert words(events) == [
+        (LogEvent.ALLOW, LogDirection.EGRESS, CLIENT_ID),
+        (LogEvent.STEER, LogDirection.INGRESS, SERVER_ID),
+    ]
     for event in events:
         _is_the_first_of(event, world.client, target, 80, family)
 
@@ -89,7 +95,10 @@ def test_a_refusal_says_whether_an_entry_or_the_lack_of_one_refuses(
     assert world.client.connect(target, 80) == "refused"
     assert world.client.connect(target, 9000) == "refused"
     events = told(reader)
-    assert words(events) == [(Told.DENY, Way.INGRESS, SERVER_ID), (Told.NONE, Way.INGRESS, SERVER_ID)]
+    assert words(events) == [
+        (LogEvent.DENY, LogDirection.INGRESS, SERVER_ID),
+        (LogEvent.NONE, LogDirection.INGRESS, SERVER_ID),
+    ]
     for event, port in zip(events, (80, 9000), strict=True):
         _is_the_first_of(event, world.client, target, port, family)
 
@@ -99,7 +108,7 @@ def test_a_refused_ping_is_told_with_its_type(world: World, family: int, reader:
     told(reader)
     assert not world.client.ping(world.server.addresses[family])
     (event,) = told(reader)
-    assert (event.told, event.protocol) == (Told.NONE, 1 if family == 4 else 58)
+    assert (event.told, event.protocol) == (LogEvent.NONE, 1 if family == 4 else 58)
     assert (event.icmp_type, event.icmp_code) == (8 if family == 4 else 128, 0)
 
 
@@ -111,7 +120,7 @@ def test_one_event_is_told_in_time(world: World, family: int, reader: NflogReade
     assert world.client.connect(world.server.addresses[family], 80) == "refused"
     assert select.select([reader], [], [], 1)[0]
     assert time.monotonic() - started < 0.5
-    assert words(reader.read()) == [(Told.NONE, Way.INGRESS, SERVER_ID)]
+    assert words(reader.read()) == [(LogEvent.NONE, LogDirection.INGRESS, SERVER_ID)]
 
 
 def test_what_is_over_the_rate_is_refused_and_not_told(world: World, family: int, reader: NflogReader) -> None:
@@ -134,7 +143,11 @@ def test_what_is_not_told_is_counted_through_all_changes(world: World, family: i
 
     def suppressed() -> int:
         counts = world.node.do(world.backend.suppressed)
-        return sum(n for one, n in counts.items() if (one.told, one.way, one.endpoint) == (Told.NONE, Way.INGRESS, 2))
+        return sum(
+            n
+            for one, n in counts.items()
+            if (one.told, one.way, one.endpoint) == (LogEvent.NONE, LogDirection.INGRESS, 2)
+        )
 
     world.apply(pictures[0])
     told(reader)
@@ -146,10 +159,10 @@ def test_what_is_not_told_is_counted_through_all_changes(world: World, family: i
             for _ in range(100):
                 client.sendto(b"refuse me", (world.server.addresses[family], 53))
                 sent += 1
-    events = [event for event in told(reader) if event.told is Told.NONE]
+    events = [event for event in told(reader) if event.told is LogEvent.NONE]
     assert suppressed() - before > sent / 2
     assert len(events) + suppressed() - before == sent
-    sources = {one.source for one in world.node.do(world.backend.suppressed) if one.told is Told.NONE}
+    sources = {one.source for one in world.node.do(world.backend.suppressed) if one.told is LogEvent.NONE}
     assert world.backend.name == "iptables" or world.client.addresses[family] in sources
 
 

@@ -9,7 +9,7 @@ from contextlib import closing
 import pytest
 
 from tests.contract.conftest import Namespace
-from tproxy_rules.nft.watch import Alarm, Watch, generation
+from tproxy_rules.nft.watch import NftMonitor, Watch, generation
 
 pytestmark = pytest.mark.sandbox
 
@@ -55,7 +55,7 @@ def test_any_change_of_ours_is_seen(node: Namespace, change: str) -> None:
 def test_an_alarm_rings_when_ours_is_taken_away_and_for_nothing_of_others(node: Namespace) -> None:
     ours = "table inet l7proxy {\n set s { type ipv4_addr; }\n chain c {\n drop\n }\n}\n"
     node.feed("nft -f -", ours)
-    with closing(node.do(Alarm)) as alarm:
+    with closing(node.do(NftMonitor)) as alarm:
         assert not alarm.rang()
         node.sh(
             "nft add table inet other", "nft delete table inet other", "nft add element inet l7proxy s { 10.0.0.1 }"

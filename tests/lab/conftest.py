@@ -99,8 +99,8 @@ class Cluster:
 
     def agent(self, node: str) -> dict[str, Any]:
         """`l7proxy status` of a node."""
-        facts = json.loads(self.run("status", "-o", "json", check=False).stdout)
-        run_dir = Path(facts["directory"]) / "nodes" / node / "run"
+        resources = json.loads(self.run("status", "-o", "json", check=False).stdout)
+        run_dir = Path(resources["directory"]) / "nodes" / node / "run"
         done = self.exec(
             f"node/{node}", sys.executable, "-m", "l7proxy.cli.main", "status", "-o", "json", "--run-dir", str(run_dir)
         )
@@ -108,8 +108,8 @@ class Cluster:
         return status
 
     def flows(self, node: str, *arguments: str) -> list[dict[str, Any]]:
-        facts = json.loads(self.run("status", "-o", "json", check=False).stdout)
-        run_dir = Path(facts["directory"]) / "nodes" / node / "run"
+        resources = json.loads(self.run("status", "-o", "json", check=False).stdout)
+        run_dir = Path(resources["directory"]) / "nodes" / node / "run"
         done = self.exec(
             f"node/{node}", sys.executable, "-m", "l7proxy.cli.main", "observe", "--run-dir", str(run_dir),
             "--last", "5000", "-o", "jsonpb", *arguments,

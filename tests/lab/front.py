@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from l7proxy.flows.records import Connection, HttpRequest, HttpResponse, Malformed, Record
-from l7proxy.link.messages import LocalEndpoint, Picture
+from l7proxy.link.messages import LocalEndpoint, PolicySnapshot
 from l7proxy.model.verdict import Action
 from l7proxy.policy.rules import HttpRule
 from l7proxy.policy.tables import EndpointPolicy, Entry, union
@@ -35,7 +35,7 @@ class Front:
         """From now on the server's port 80 has these HTTP rules."""
         policy = union((Entry(Action.REDIRECT, REF, None, 6, 80, 80, http=rules),), (REF,))
         self.agent.revision += 1
-        picture = Picture(
+        picture = PolicySnapshot(
             revision=self.agent.revision,
             endpoints=(LocalEndpoint(2, "default/server", tuple(SERVER.values()), EndpointPolicy(2, ingress=policy)),),
             identities={f"{CLIENT[4]}/32": 300, f"{CLIENT[6]}/128": 300},

@@ -208,10 +208,10 @@ def test_a_manifest_that_is_none_makes_no_lab(tmp_path: Path) -> None:
 
 
 def run_directory(lab: Cluster) -> Path:
-    return Path(facts(lab)["directory"]) / "nodes" / "node-1" / "run"
+    return Path(resources(lab)["directory"]) / "nodes" / "node-1" / "run"
 
 
-def facts(lab: Cluster) -> dict[str, Any]:
+def resources(lab: Cluster) -> dict[str, Any]:
     found: dict[str, Any] = json.loads(lab.run("status", "-o", "json", check=False).stdout)
     return found
 

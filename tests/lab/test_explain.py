@@ -34,8 +34,8 @@ metadata: {name: default, annotations: {l7proxy.io/audit: "%s"}}
 
 
 def on_node(cluster: Cluster, *command: str) -> subprocess.CompletedProcess[str]:
-    facts = json.loads(cluster.run("status", "-o", "json", check=False).stdout)
-    run_dir = str(Path(facts["directory"]) / "nodes" / "node-1" / "run")
+    resources = json.loads(cluster.run("status", "-o", "json", check=False).stdout)
+    run_dir = str(Path(resources["directory"]) / "nodes" / "node-1" / "run")
     return cluster.exec("node/node-1", *PROGRAM, *command, "--run-dir", run_dir)
 
 

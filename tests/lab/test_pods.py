@@ -59,13 +59,13 @@ def lab() -> Iterator[Cluster]:
         cluster.run("down")
 
 
-def facts(lab: Cluster) -> dict[str, Any]:
+def resources(lab: Cluster) -> dict[str, Any]:
     found: dict[str, Any] = json.loads(lab.run("status", "-o", "json", check=False).stdout)
     return found
 
 
 def pod(lab: Cluster, name: str) -> dict[str, Any]:
-    (found,) = [each for each in facts(lab)["pods"] if each["name"] == name]
+    (found,) = [each for each in resources(lab)["pods"] if each["name"] == name]
     return dict(found)
 
 
@@ -74,7 +74,7 @@ def nat(lab: Cluster) -> str:
 
 
 def test_a_pod_and_its_service_come_and_go(lab: Cluster, tmp_path: Path) -> None:
-    before = (facts(lab), nat(lab), sorted(Path("/run/netns").glob(f"*_{lab.name}_*")))
+    before = (resources(lab), nat(lab), sorted(Path("/run/netns").glob(f"*_{lab.name}_*")))
     lab.apply(f"{WEB}---{SERVICE}", tmp_path)
     assert lab.curl("frontend", "http://web.late/x") == "200"
     assert lab.curl("frontend-far", "http://web.late.svc.cluster.local/x") == "200"
@@ -82,7 +82,7 @@ def test_a_pod_and_its_service_come_and_go(lab: Cluster, tmp_path: Path) -> None
     assert pod(lab, "late/web")["alive"]
     lab.delete(f"{WEB}---{SERVICE}", tmp_path)
     assert lab.curl("frontend", "http://web.late/x") == "exit 6"
-    assert (facts(lab), nat(lab)) == before[:2]
+    assert (resources(lab), nat(lab)) == before[:2]
     if os.geteuid() == 0:
         assert sorted(Path("/run/netns").glob(f"*_{lab.name}_*")) == before[2]
 
@@ -159,7 +159,7 @@ def test_deleting_what_is_not_there_is_an_error(lab: Cluster, tmp_path: Path) ->
 def test_a_pod_that_died_is_made_anew_by_the_next_apply(lab: Cluster, tmp_path: Path) -> None:
     lab.apply(WEB, tmp_path)
     try:
-        state = json.loads((Path(facts(lab)["directory"]) / "lab.json").read_text())
+        state = json.loads((Path(resources(lab)["directory"]) / "lab.json").read_text())
         os.kill(state["pods"]["late/web"]["process"]["pid"], 9)
         while pod(lab, "late/web")["alive"]:
             pass

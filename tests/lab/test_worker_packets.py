@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 
 from l7proxy.flows.records import Connection, HttpRequest, Record
-from l7proxy.link.messages import LocalEndpoint, Picture
+from l7proxy.link.messages import LocalEndpoint, PolicySnapshot
 from l7proxy.link.server import LinkServer
 from l7proxy.model.ref import RuleRef
 from l7proxy.model.verdict import Action, Verdict
@@ -120,8 +120,8 @@ def net() -> Iterator[Net]:
         namespace.close()
 
 
-def picture(revision: int, ingress: DirectionPolicy) -> Picture:
-    return Picture(
+def picture(revision: int, ingress: DirectionPolicy) -> PolicySnapshot:
+    return PolicySnapshot(
         revision=revision,
         endpoints=(LocalEndpoint(2, "default/server", tuple(SERVER.values()), EndpointPolicy(2, ingress=ingress)),),
         identities={f"{CLIENT[4]}/32": 300, f"{CLIENT[6]}/128": 300, f"{SERVER[4]}/32": 301, f"{SERVER[6]}/128": 301},

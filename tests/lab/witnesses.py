@@ -69,14 +69,14 @@ class Witness:
 
     def _lines(self) -> list[Seen]:
         lines = self._log.read_text("latin-1")[self._read :].split("\n")[:-1]
-        return [_seen(fact) for line in lines if (fact := json.loads(line))["status"] == 200]
+        return [_seen(resource) for line in lines if (resource := json.loads(line))["status"] == 200]
 
 
-def _seen(fact: dict[str, Any]) -> Seen:
-    target = fact["target"]
+def _seen(resource: dict[str, Any]) -> Seen:
+    target = resource["target"]
     if target.lower().startswith("http://"):
         target = "/" + target.split("/", 3)[3]
-    return Seen(fact["method"], target, fact["host"], fact["body"].encode("latin-1"))
+    return Seen(resource["method"], target, resource["host"], resource["body"].encode("latin-1"))
 
 
 @contextlib.asynccontextmanager

@@ -9,7 +9,7 @@ from itertools import product
 from random import Random
 from typing import Any
 
-from l7proxy.cluster.state import World
+from l7proxy.cluster.state import ClusterState
 from l7proxy.model import resources
 from l7proxy.model.http import Request
 from l7proxy.model.net import PrefixTable
@@ -66,10 +66,10 @@ class Difference:
         )
 
 
-def world(documents: list[dict[str, Any]]) -> World:
+def world(documents: list[dict[str, Any]]) -> ClusterState:
     """The oracle's cluster as the agent knows it."""
-    made = World(options=Options(node_selectors=True))
-    everything: list[resources.Fact] = [resources.Namespace(name, labels) for name, labels in SPACES.items()]
+    made = ClusterState(options=Options(node_selectors=True))
+    everything: list[resources.Resource] = [resources.Namespace(name, labels) for name, labels in SPACES.items()]
     everything += [resources.Node(one.name, (one.address,), (f"10.0.{one.name[1]}.0/24",), one.labels) for one in NODES]
     everything += [_pod(one) for one in PODS]
     everything += _named()
@@ -77,13 +77,13 @@ def world(documents: list[dict[str, Any]]) -> World:
         metadata = document["metadata"]
         kind = lang.known_as(document)
         everything.append(PolicyDocument(kind, metadata.get("namespace", ""), metadata["name"], document))
-    made.apply([*(Upsert(fact) for fact in everything), Synced()])
+    made.apply([*(Upsert(resource) for resource in everything), Synced()])
     return made
 
 
-def _named() -> list[resources.Fact]:
+def _named() -> list[resources.Resource]:
     """All that policies know by its name or its labels."""
-    found: list[resources.Fact] = [
+    found: list[resources.Resource] = [
         resources.ServiceAccount(space, name, labels) for (space, name), labels in ACCOUNTS.items()
     ]
     found += [resources.PolicyTier(name, order, passes) for name, (order, passes) in TIERS.items()]

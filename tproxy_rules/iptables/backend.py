@@ -33,7 +33,7 @@ from tproxy_rules.iptables import bridge as ipt_bridge
 from tproxy_rules.iptables import rules as ipt_rules
 from tproxy_rules.iptables.rules import IptTable
 from tproxy_rules.iptables.sets import IpSet
-from tproxy_rules.marks import CHAIN_PREFIX, Told, Way, read_prefix
+from tproxy_rules.marks import CHAIN_PREFIX, LogDirection, LogEvent, read_prefix
 from tproxy_rules.memo import Memo
 from tproxy_rules.nft.probe import sample
 from tproxy_rules.nft.watch import generation
@@ -48,7 +48,7 @@ _COUNTING: Final = ("raw", "filter")
 _COUNTED: Final = re.compile(
     rf'^\[(\d+):\d+\] -A ({CHAIN_PREFIX}\S+) .*--(comment|nflog-prefix) "?(l7p:[a-z:_-]+:\d+)"?', re.MULTILINE
 )
-_Counter = tuple[int, str, Told, Way, int, bool]
+_Counter = tuple[int, str, LogEvent, LogDirection, int, bool]
 """A family, a chain, what its rules tell of, and whether they log or count."""
 _STATE: Final = f"{CHAIN_PREFIX}STATE"
 _SEAL: Final = f"{CHAIN_PREFIX}SEAL"

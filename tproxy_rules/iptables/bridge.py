@@ -19,7 +19,7 @@ from typing import Final
 
 from tproxy_rules.desired import Desired, Endpoint, Port, Settings
 from tproxy_rules.iptables.rules import IptTable
-from tproxy_rules.marks import CHAIN_PREFIX, LOG_QUEUE, LOG_SNAPLEN, Told, Way, log_prefix
+from tproxy_rules.marks import CHAIN_PREFIX, LOG_QUEUE, LOG_SNAPLEN, LogDirection, LogEvent, log_prefix
 from tproxy_rules.networks import family
 from tproxy_rules.nft.bridge import link_local
 
@@ -42,8 +42,8 @@ def render(desired: Desired) -> tuple[IptTable, ...]:
         pods = [(one, one.port) for one in desired.endpoints if one.port and one.port.bridge]
         for one, port in pods:
             nat.chain(f"P{one.id}", _own(one, port))
-        nat.chain("SPOOF", _dropped(desired.settings, Told.SPOOF, Way.EGRESS))
-        nat.chain("LINK", _link_local_unicast(desired.settings, Way.EGRESS))
+        nat.chain("SPOOF", _dropped(desired.settings, LogEvent.SPOOF, LogDirection.EGRESS))
+        nat.chain("LINK", _link_local_unicast(desired.settings, LogDirection.EGRESS))
         nat.chain("LOCAL", _link_local_from_others(desired, pods))
         nat.chain("HELD", _foreign(pods))
         nat.chain("GROUP", _in_group_frames())
@@ -53,10 +53,10 @@ def render(desired: Desired) -> tuple[IptTable, ...]:
         others = [f"-j {CHAIN_PREFIX}{name}" for name in ("HELD", "UNKNOWN", "UP")]
         nat.base("PREROUTING", "PRE", [*known, *others])
         forward.chain("CLOSED", [*(f"{link} -j RETURN" for link in ("-p ARP", *_LINK)), "-j DROP"])
-        forward.chain("LINK", _link_local_unicast(desired.settings, Way.INGRESS))
+        forward.chain("LINK", _link_local_unicast(desired.settings, LogDirection.INGRESS))
         forward.chain("PODS", (f"-o {port.interface} -j {CHAIN_PREFIX}LINK" for _, port in pods))
-        forward.chain("SPOOF", _dropped(desired.settings, Told.SPOOF, Way.EGRESS))
-        forward.chain("STRAY", _dropped(desired.settings, Told.STRAY, Way.INGRESS))
+        forward.chain("SPOOF", _dropped(desired.settings, LogEvent.SPOOF, LogDirection.EGRESS))
+        forward.chain("STRAY", _dropped(desired.settings, LogEvent.STRAY, LogDirection.INGRESS))
         for one, port in pods:
             forward.chain(f"T{one.id}", _to(one, port))
         closed = [f"-o {port.interface} -j {CHAIN_PREFIX}CLOSED" for one, port in pods if one.ingress is not None]
@@ -156,10 +156,10 @@ def _link_local_from_others(desired: Desired, pods: list[tuple[Endpoint, Port]])
     yield from (f"-d {bridge.mac} -j {CHAIN_PREFIX}LINK" for bridge in desired.bridges)
 
 
-def _link_local_unicast(settings: Settings, way: Way) -> Iterator[str]:
+def _link_local_unicast(settings: Settings, way: LogDirection) -> Iterator[str]:
     """Only what runs the link returns."""
     yield from (f"{_ICMP6} {types} -j RETURN" for types in ("133:137", "130:132", "143:143"))
-    yield from _dropped(settings, Told.LINK_LOCAL, way)
+    yield from _dropped(settings, LogEvent.LINK_LOCAL, way)
 
 
 def _to(endpoint: Endpoint, port: Port) -> Iterator[str]:
@@ -173,7 +173,7 @@ def _to(endpoint: Endpoint, port: Port) -> Iterator[str]:
         yield f"-p {protocol} -d {port.mac} -j {CHAIN_PREFIX}STRAY"
 
 
-def _dropped(settings: Settings, told: Told, way: Way) -> Iterator[str]:
+def _dropped(settings: Settings, told: LogEvent, way: LogDirection) -> Iterator[str]:
     """ebtables counts its limits per rule, so no pod may be told of more than its share only here, per reason."""
     share = max(settings.log_rate // 10, 1)
     yield (

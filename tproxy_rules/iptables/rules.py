@@ -32,8 +32,8 @@ from tproxy_rules.marks import (
     LOG_SNAPLEN,
     PASSED,
     UNVERIFIED,
-    Told,
-    Way,
+    LogDirection,
+    LogEvent,
     log_prefix,
 )
 from tproxy_rules.networks import family
@@ -120,10 +120,10 @@ class _Renderer:
     def _own(self, endpoint: Endpoint) -> list[str]:
         return [address for address in endpoint.addresses if family(address) == self.version]
 
-    def _with(self, way: Way) -> Iterator[tuple[Endpoint, Table]]:
+    def _with(self, way: LogDirection) -> Iterator[tuple[Endpoint, Table]]:
         """Those that a policy governs."""
         for endpoint in self.desired.endpoints:
-            one = endpoint.egress if way is Way.EGRESS else endpoint.ingress
+            one = endpoint.egress if way is LogDirection.EGRESS else endpoint.ingress
             if one is not None and one.governed and self._own(endpoint):
                 yield endpoint, one
 
@@ -147,9 +147,9 @@ class _Renderer:
 
     def _raw(self) -> IptTable:
         table = IptTable("raw")
-        table.chain("SPOOF", [self._log(Told.SPOOF, Way.EGRESS, 0), "-j DROP"])
+        table.chain("SPOOF", [self._log(LogEvent.SPOOF, LogDirection.EGRESS, 0), "-j DROP"])
         if self.version == 6:
-            table.chain("LINK", self._link_local_unicast(Way.EGRESS))
+            table.chain("LINK", self._link_local_unicast(LogDirection.EGRESS))
         table.chain("ERROR", self._icmp_error())
         table.base("PREROUTING", "GUARD", self._guard())
         # Only the original direction: answers come in without a zone. See nft_inet.
@@ -224,11 +224,11 @@ class _Renderer:
         members = [f"fe80::/10,{name}" for name in (*routed, *closed)]
         return ip_set("ll", "hash:net,iface", 6, members) if members else None
 
-    def _link_local_unicast(self, way: Way) -> Iterator[str]:
+    def _link_local_unicast(self, way: LogDirection) -> Iterator[str]:
         """Only what runs the link returns: RFC 4861 (hop limit 255), RFC 3810, section 5 (hop limit 1)."""
         for limit, kinds in ((255, (*_ND, 137)), (1, _LISTENER)):
             yield from (f"-p icmpv6 --icmpv6-type {kind} -m hl --hl-eq {limit} -j RETURN" for kind in kinds)
-        yield self._log(Told.LINK_LOCAL, way, 0)
+        yield self._log(LogEvent.LINK_LOCAL, way, 0)
         yield "-j DROP"
 
     # --- nat ----------------------------------------------------------------------------------------------------------
@@ -245,14 +245,20 @@ class _Renderer:
         table = IptTable("filter")
         reset = "-p tcp -m conntrack ! --ctstate INVALID -j REJECT --reject-with tcp-reset"
         table.chain("REFUSE", [*([reset] if self.settings.refuse_with_reset else []), "-j DROP"])
-        for way, letter in ((Way.EGRESS, "E"), (Way.INGRESS, "I")):
+        for way, letter in ((LogDirection.EGRESS, "E"), (LogDirection.INGRESS, "I")):
             for endpoint, one in self._with(way):
                 self._judging(table, f"{letter}{endpoint.id}", endpoint, way, self._asks(one, way))
-        for endpoint, one in self._with(Way.INGRESS):
-            self._judging(table, f"O{endpoint.id}", endpoint, Way.INGRESS, self._asks_host(one))
-        egress = [f"-s {a} -j {CHAIN_PREFIX}E{one.id}" for one, _ in self._with(Way.EGRESS) for a in self._own(one)]
-        ingress = [f"-d {a} -j {CHAIN_PREFIX}I{one.id}" for one, _ in self._with(Way.INGRESS) for a in self._own(one)]
-        host = [f"-d {a} -j {CHAIN_PREFIX}O{one.id}" for one, _ in self._with(Way.INGRESS) for a in self._own(one)]
+        for endpoint, one in self._with(LogDirection.INGRESS):
+            self._judging(table, f"O{endpoint.id}", endpoint, LogDirection.INGRESS, self._asks_host(one))
+        egress = [
+            f"-s {a} -j {CHAIN_PREFIX}E{one.id}" for one, _ in self._with(LogDirection.EGRESS) for a in self._own(one)
+        ]
+        ingress = [
+            f"-d {a} -j {CHAIN_PREFIX}I{one.id}" for one, _ in self._with(LogDirection.INGRESS) for a in self._own(one)
+        ]
+        host = [
+            f"-d {a} -j {CHAIN_PREFIX}O{one.id}" for one, _ in self._with(LogDirection.INGRESS) for a in self._own(one)
+        ]
         marked = f"-m mark --mark {self.proxy}"
         always = [*self._passing(), *self._refusals(table)]
         table.base("FORWARD", "FWD", [f"{marked} -j DROP", *always, *self._governed(), *egress, *ingress])
@@ -279,7 +285,7 @@ class _Renderer:
 
     def _governed(self) -> Iterator[str]:
         """Nobody of ours on either side: two lookups and out."""
-        here = {a for way in Way for one, _ in self._with(way) for a in self._own(one)}
+        here = {a for way in LogDirection for one, _ in self._with(way) for a in self._own(one)}
         one = addresses("gov", self.version, here)
         yield f"{self._not_in(one, 'src')} {self._not_in(one, 'dst')} -j RETURN"
 
@@ -289,7 +295,9 @@ class _Renderer:
         for number, (one, endpoints) in enumerate(self._without_policy().items()):
             chain = f"R{number}"
             refused = [
-                f"{match}-g {CHAIN_PREFIX}{chain}d" for tier in self._asks(one, Way.EGRESS) for match, _ in tier.rules
+                f"{match}-g {CHAIN_PREFIX}{chain}d"
+                for tier in self._asks(one, LogDirection.EGRESS)
+                for match, _ in tier.rules
             ]
             table.chain(chain, ["-p tcp -j RETURN", *refused])
             table.chain(f"{chain}d", [rule for endpoint in endpoints for rule in self._refused(table, endpoint)])
@@ -299,9 +307,9 @@ class _Renderer:
 
     def _refused(self, table: IptTable, endpoint: Endpoint) -> Iterator[str]:
         """What is refused to all is logged in each one's name, but what it sends to itself passes."""
-        name = self._denying(table, f"E{endpoint.id}", Way.EGRESS, endpoint)
+        name = self._denying(table, f"E{endpoint.id}", LogDirection.EGRESS, endpoint)
         for source in self._own(endpoint):
-            yield from (f"-s {source} {itself}" for itself in self._selves(endpoint, Way.EGRESS))
+            yield from (f"-s {source} {itself}" for itself in self._selves(endpoint, LogDirection.EGRESS))
             yield f"-s {source} -g {name}"
 
     def _dialled(self) -> Iterator[str]:
@@ -309,7 +317,7 @@ class _Renderer:
 
     def _to_link_local(self, table: IptTable) -> Iterator[str]:
         if self.version == 6 and (links := self._links()):
-            table.chain("LINK", self._link_local_unicast(Way.INGRESS))
+            table.chain("LINK", self._link_local_unicast(LogDirection.INGRESS))
             yield f"{self._in(links, 'dst,dst')} -j {CHAIN_PREFIX}LINK"
 
     def _redirects(self) -> Iterator[str]:
@@ -317,18 +325,18 @@ class _Renderer:
             for bridge in self.desired.bridges:
                 yield f"-o {bridge.name} -p icmpv6 --icmpv6-type 137 -j DROP"
 
-    def _judging(self, table: IptTable, name: str, endpoint: Endpoint, way: Way, asks: list[Asks]) -> None:
+    def _judging(self, table: IptTable, name: str, endpoint: Endpoint, way: LogDirection, asks: list[Asks]) -> None:
         chain = CHAIN_PREFIX + name
         says = {verdict: f"-g {chain}{letter}" for verdict, letter in _LETTER.items()}
         self._tiers(table, name, self._selves(endpoint, way), asks, says, f"-g {chain}n")
         refuse = f"-g {CHAIN_PREFIX}REFUSE"
-        table.chain(f"{name}n", [self._log(Told.NONE, way, endpoint.id), refuse])
+        table.chain(f"{name}n", [self._log(LogEvent.NONE, way, endpoint.id), refuse])
         self._denying(table, name, way, endpoint)
-        table.chain(f"{name}s", [self._log(Told.UNSERVED, way, endpoint.id), refuse])
-        table.chain(f"{name}a", [f"{FIRST} {self._log(Told.ALLOW, way, endpoint.id)}"])
+        table.chain(f"{name}s", [self._log(LogEvent.UNSERVED, way, endpoint.id), refuse])
+        table.chain(f"{name}a", [f"{FIRST} {self._log(LogEvent.ALLOW, way, endpoint.id)}"])
 
-    def _denying(self, table: IptTable, name: str, way: Way, endpoint: Endpoint) -> str:
-        table.chain(f"{name}d", [self._log(Told.DENY, way, endpoint.id), f"-g {CHAIN_PREFIX}REFUSE"])
+    def _denying(self, table: IptTable, name: str, way: LogDirection, endpoint: Endpoint) -> str:
+        table.chain(f"{name}d", [self._log(LogEvent.DENY, way, endpoint.id), f"-g {CHAIN_PREFIX}REFUSE"])
         return f"{CHAIN_PREFIX}{name}d"
 
     def _tiers(
@@ -341,8 +349,10 @@ class _Renderer:
             end = closed if tier.closed else following
             table.chain(f"{name}t{number}" if number else name, [*([] if number else first), *rules, end])
 
-    def _selves(self, endpoint: Endpoint, way: Way) -> list[str]:
-        return [f"{'-d' if way is Way.EGRESS else '-s'} {address} -j RETURN" for address in self._own(endpoint)]
+    def _selves(self, endpoint: Endpoint, way: LogDirection) -> list[str]:
+        return [
+            f"{'-d' if way is LogDirection.EGRESS else '-s'} {address} -j RETURN" for address in self._own(endpoint)
+        ]
 
     # --- mangle -------------------------------------------------------------------------------------------------------
 
@@ -355,11 +365,11 @@ class _Renderer:
         # It has been given another port, since its answers would be those of a connection of the proxy's: see nft_inet.
         other_port = f"-p tcp ! --syn -m conntrack --ctstate SNAT -j {CHAIN_PREFIX}DIVERT"
         table.chain("TPROXY", [other_port, f"-p tcp -j {self._tproxy()}", "-j DROP"])
-        steering = {a for way in Way for one, t in self._with(way) if t.steers for a in self._own(one)}
+        steering = {a for way in LogDirection for one, t in self._with(way) if t.steers for a in self._own(one)}
         tell: list[str] = []
-        quiet: dict[Way, list[str]] = {way: [] for way in Way}
+        quiet: dict[LogDirection, list[str]] = {way: [] for way in LogDirection}
         if steering:
-            for way, letter, flag in ((Way.EGRESS, "E", "-s"), (Way.INGRESS, "I", "-d")):
+            for way, letter, flag in ((LogDirection.EGRESS, "E", "-s"), (LogDirection.INGRESS, "I", "-d")):
                 for endpoint, one in self._with(way):
                     self._quiet(table, f"Q{letter}{endpoint.id}", endpoint, way, self._asks(one, way))
                     self._telling(table, f"V{letter}{endpoint.id}", endpoint, way, self._asks(one, way))
@@ -367,9 +377,9 @@ class _Renderer:
                         quiet[way].append(f"{flag} {address} -j {CHAIN_PREFIX}Q{letter}{endpoint.id}")
                         tell.append(f"{flag} {address} -j {CHAIN_PREFIX}V{letter}{endpoint.id}")
         host = []
-        for endpoint, one in self._with(Way.INGRESS):
+        for endpoint, one in self._with(LogDirection.INGRESS):
             if one.steers:
-                self._quiet(table, f"QO{endpoint.id}", endpoint, Way.INGRESS, self._asks_host(one))
+                self._quiet(table, f"QO{endpoint.id}", endpoint, LogDirection.INGRESS, self._asks_host(one))
                 host += [f"-d {address} -j {CHAIN_PREFIX}QO{endpoint.id}" for address in self._own(endpoint)]
         table.chain("TELL", tell)
         table.chain("STEER", [f"{FIRST} -j {CHAIN_PREFIX}TELL", f"-j {CHAIN_PREFIX}TPROXY"])
@@ -382,7 +392,7 @@ class _Renderer:
         at = "127.0.0.1" if self.version == 4 else "::1"
         return f"TPROXY --on-ip {at} --on-port {self.settings.proxy_port} --tproxy-mark {self.proxy}"
 
-    def _prerouting(self, steering: set[str], quiet: dict[Way, list[str]]) -> Iterator[str]:
+    def _prerouting(self, steering: set[str], quiet: dict[LogDirection, list[str]]) -> Iterator[str]:
         icmp = "icmp" if self.version == 4 else "icmpv6"
         later = f"-m mark --mark {self.both} -g {CHAIN_PREFIX}LATER"
         yield f"-i lo -m mark --mark {self.proxy} -j {CHAIN_PREFIX}TPROXY"
@@ -399,7 +409,7 @@ class _Renderer:
         if steering:
             one = addresses("st", self.version, steering)
             yield f"{self._not_in(one, 'src')} {self._not_in(one, 'dst')} -j RETURN"
-            for way in (Way.EGRESS, Way.INGRESS):
+            for way in (LogDirection.EGRESS, LogDirection.INGRESS):
                 yield from quiet[way]
                 yield later
             yield f"-m mark --mark {self.proxy} -j {CHAIN_PREFIX}STEER"
@@ -429,25 +439,25 @@ class _Renderer:
         if plain:
             yield f"-p tcp {self._in(ip_set('f', 'hash:ip,port', self.version, plain), 'dst,dst')} -j RETURN"
 
-    def _quiet(self, table: IptTable, name: str, endpoint: Endpoint, way: Way, asks: list[Asks]) -> None:
+    def _quiet(self, table: IptTable, name: str, endpoint: Endpoint, way: LogDirection, asks: list[Asks]) -> None:
         """Marks instead of verdicts. An allowed packet keeps the mark that the other direction gave it."""
         no = f"-g {CHAIN_PREFIX}NO"
         says = {Verdict.DENY: no, Verdict.STEER: f"-g {CHAIN_PREFIX}YES", Verdict.ALLOW: "-j RETURN"}
         self._tiers(table, name, self._selves(endpoint, way), asks, says, no)
 
-    def _telling(self, table: IptTable, name: str, endpoint: Endpoint, way: Way, asks: list[Asks]) -> None:
+    def _telling(self, table: IptTable, name: str, endpoint: Endpoint, way: LogDirection, asks: list[Asks]) -> None:
         """For packets that will be steered: which entry of this direction let them."""
         chain = CHAIN_PREFIX + name
         says = {Verdict.DENY: "-j RETURN", Verdict.STEER: f"-g {chain}s", Verdict.ALLOW: f"-g {chain}a"}
         self._tiers(table, name, [], asks, says, "-j RETURN")
-        table.chain(f"{name}s", [self._log(Told.STEER, way, endpoint.id)])
-        table.chain(f"{name}a", [self._log(Told.ALLOW, way, endpoint.id)])
+        table.chain(f"{name}s", [self._log(LogEvent.STEER, way, endpoint.id)])
+        table.chain(f"{name}a", [self._log(LogEvent.ALLOW, way, endpoint.id)])
 
     # --- entries ------------------------------------------------------------------------------------------------------
 
-    def _asks(self, one: Table, way: Way) -> list[Asks]:
+    def _asks(self, one: Table, way: LogDirection) -> list[Asks]:
         """The peer is the destination of egress and the source of ingress."""
-        side = "dst" if way is Way.EGRESS else "src"
+        side = "dst" if way is LogDirection.EGRESS else "src"
         return [
             Asks(tuple(ask for stage in tier.stages for ask in self._asks_peers(stage, side)), tier.closed)
             for tier in one.tiers
@@ -500,7 +510,7 @@ class _Renderer:
             codes = [""] if last - first == 0xFF else [f"/{code & 0xFF}" for code in range(first, last + 1)]
             yield from (f"-p {name} -m {_MATCHES[name]} --{name}-type {number}{code} " for code in codes)
 
-    def _log(self, told: Told, way: Way, endpoint: int) -> str:
+    def _log(self, told: LogEvent, way: LogDirection, endpoint: int) -> str:
         """What is refused is told under a limit for each sender and one for the rule; a rule before counts all of it,
         so the difference is what was not told. Only the rule has a limit where the sender may be a lie, and where
         packets pass: xt_hashlimit drops those that its table has no room for."""

@@ -28,13 +28,13 @@ from tproxy_rules.nft import bridge as nft_bridge
 from tproxy_rules.nft import inet as nft_inet
 from tproxy_rules.nft import limits as nft_limits
 from tproxy_rules.nft import state as nft_state
-from tproxy_rules.nft.identity_cache import Roll
+from tproxy_rules.nft.identity_cache import IdentityCache
 from tproxy_rules.nft.policy import Asked, asked
 from tproxy_rules.nft.probe import probes, sample
 from tproxy_rules.nft.state import Found
 from tproxy_rules.nft.table import NftTable, alike, delta
 from tproxy_rules.nft.text import absent
-from tproxy_rules.nft.watch import Alarm, Watch, generation
+from tproxy_rules.nft.watch import NftMonitor, Watch, generation
 from tproxy_rules.tally import Tally
 from tproxy_rules.tool import run
 from tproxy_rules.validate import Examined, checked, examined
@@ -77,7 +77,7 @@ class NftablesBackend:
         self._digest: Memo[Table, bytes] = Memo(table_digest)
         self._ask: Memo[Stage, Asked] = Memo(asked)
         self._identities_digest: Memo[Prefixes, bytes] = Memo(identities_digest)
-        self._roll = Roll()
+        self._roll = IdentityCache()
         self._suppressed: dict[str, Tally[Suppressed]] = {}
 
     def check(self) -> None:
@@ -125,8 +125,8 @@ class NftablesBackend:
                 self._put(known, wanted, tables)
         self._fresh = False
 
-    def alarm(self) -> Alarm:
-        return Alarm()
+    def alarm(self) -> NftMonitor:
+        return NftMonitor()
 
     def suppressed(self) -> Mapping[Suppressed, int]:
         for family in self._known.tables if self._known is not None else ():

@@ -15,7 +15,7 @@ from ipaddress import IPv6Address
 from typing import Final
 
 from tproxy_rules.desired import Desired, Endpoint, Prefixes, Settings
-from tproxy_rules.marks import TABLE, Told, Way
+from tproxy_rules.marks import TABLE, LogDirection, LogEvent
 from tproxy_rules.networks import Identities, family, split
 from tproxy_rules.nft import limits as nft_limits
 from tproxy_rules.nft.table import Chain, Listed, NftTable, Set, chain, made, named_set
@@ -99,12 +99,12 @@ def _chains(settings: Settings) -> Iterator[Chain]:
     yield chain("own", _own())
     yield chain("foreign", _foreign())
     yield chain("unknown", _unknown())
-    yield chain("spoofed", (log(settings, Told.SPOOF, Way.EGRESS, 0), "drop"))
-    for way in Way:
+    yield chain("spoofed", (log(settings, LogEvent.SPOOF, LogDirection.EGRESS, 0), "drop"))
+    for way in LogDirection:
         yield chain(f"link_{way}", link_local_unicast(settings, way))
-    yield chain("stray", (log(settings, Told.STRAY, Way.INGRESS, 0), "drop"))
-    yield chain("group_out", (log(settings, Told.GROUP, Way.EGRESS, 0), "drop"))
-    yield chain("group_in", (log(settings, Told.GROUP, Way.INGRESS, 0), "drop"))
+    yield chain("stray", (log(settings, LogEvent.STRAY, LogDirection.INGRESS, 0), "drop"))
+    yield chain("group_out", (log(settings, LogEvent.GROUP, LogDirection.EGRESS, 0), "drop"))
+    yield chain("group_in", (log(settings, LogEvent.GROUP, LogDirection.INGRESS, 0), "drop"))
     yield chain("prerouting", _prerouting(), hook="prerouting", priority=-300)
     yield chain("forward", _forward(), hook="forward", priority=-300)
     yield chain("input", _input(), hook="input", priority=-300)
@@ -169,11 +169,11 @@ def _unknown() -> Iterator[str]:
     yield "ether type ip6 ip6 daddr != ff00::/8 goto spoofed"
 
 
-def link_local_unicast(settings: Settings, way: Way) -> Iterator[str]:
+def link_local_unicast(settings: Settings, way: LogDirection) -> Iterator[str]:
     """Only what runs the link returns: RFC 4861 (hop limit 255), RFC 3810, section 5 (hop limit 1)."""
     yield "ip6 hoplimit 255 icmpv6 type 133-137 return"
     yield "ip6 hoplimit 1 icmpv6 type { 130, 131, 132, 143 } return"
-    yield log(settings, Told.LINK_LOCAL, way, 0)
+    yield log(settings, LogEvent.LINK_LOCAL, way, 0)
     yield "drop"
 
 

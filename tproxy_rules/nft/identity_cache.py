@@ -18,7 +18,7 @@ Nets = Mapping[int, Identities]
 
 
 @dataclass(frozen=True, slots=True)
-class Page:
+class IdentityPage:
     """What prefixes come to: what is wrong with them, or "", and their canonical form, split where nothing is."""
 
     given: Prefixes
@@ -27,18 +27,18 @@ class Page:
     nets: Nets
 
 
-def page(given: Prefixes) -> Page:
+def page(given: Prefixes) -> IdentityPage:
     problem, canonical = examined_identities(given)
-    return Page(given, problem, canonical, {} if problem else split(canonical))
+    return IdentityPage(given, problem, canonical, {} if problem else split(canonical))
 
 
-class Roll:
+class IdentityCache:
     """`page` with a memory of the last one. It never changes an answer (a property test compares them)."""
 
     def __init__(self) -> None:
         self._last = page(())
 
-    def __call__(self, given: Prefixes) -> Page:
+    def __call__(self, given: Prefixes) -> IdentityPage:
         last = self._last
         if given is not last.given and given is not last.canonical:
             self._last = _following(last, given) or page(given)
@@ -52,7 +52,7 @@ class Roll:
         return self(given).nets
 
 
-def _following(last: Page, given: Prefixes) -> Page | None:
+def _following(last: IdentityPage, given: Prefixes) -> IdentityPage | None:
     """The page of prefixes between which and the last ones some hosts came and went, and nothing else; else None."""
     before, most = last.canonical, min(len(last.canonical), len(given))
     start = next(compress(count(), map(is_not, before, given)), most)
@@ -65,7 +65,7 @@ def _following(last: Page, given: Prefixes) -> Page | None:
     left, joined = split(gone), split(come)
     if any(net.ranges or net.default for nets in (left, joined) for net in nets.values()):
         return None
-    return Page(given, "", given, {of: _moved(net, left[of], joined[of]) for of, net in last.nets.items()})
+    return IdentityPage(given, "", given, {of: _moved(net, left[of], joined[of]) for of, net in last.nets.items()})
 
 
 def _moved(net: Identities, left: Identities, joined: Identities) -> Identities:

@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Final
 
 from tproxy_rules.desired import Desired, Endpoint, Prefixes, Settings, Stage
-from tproxy_rules.marks import CONNTRACK_ZONE, TABLE, Told, Way
+from tproxy_rules.marks import CONNTRACK_ZONE, TABLE, LogDirection, LogEvent
 from tproxy_rules.networks import Identities, family, split
 from tproxy_rules.nft import limits as nft_limits
 from tproxy_rules.nft import policy as nft_policy
@@ -120,7 +120,7 @@ def _identity_sets(nets: Mapping[int, Identities]) -> Iterator[Set]:
 
 
 def _verdict_maps(desired: Desired) -> Iterator[Set]:
-    for way in Way:
+    for way in LogDirection:
         for version in (4, 6):
             jumps = [
                 f"{address} : jump {way}_{one.id}"
@@ -146,10 +146,10 @@ def _common_chains(desired: Desired, nets: Mapping[int, Identities]) -> Iterator
     yield chain("identify_source", [here, *_identify(nets, "saddr")])
     yield chain("refuse_tcp", _refuse_tcp(desired))
     yield chain("refuse", _refuse(settings))
-    for way in Way:
+    for way in LogDirection:
         yield chain(f"link_{way}", link_local_unicast(settings, way))
     yield chain("link_local", _link_local())
-    yield chain("spoofed", [log(settings, Told.SPOOF, Way.EGRESS, 0), "drop"])
+    yield chain("spoofed", [log(settings, LogEvent.SPOOF, LogDirection.EGRESS, 0), "drop"])
     yield chain("deliver", _deliver(settings))
     yield chain("options", ("ip option lsrr exists goto spoofed", "ip option ssrr exists goto spoofed"))
     yield chain("router", _router())
@@ -192,7 +192,7 @@ def _deliver(settings: Settings) -> Iterator[str]:
     yield f"{OTHER_PORT} accept"
     yield f"meta nfproto ipv4 meta l4proto tcp tproxy ip to 127.0.0.1:{settings.proxy_port} accept"
     yield f"meta nfproto ipv6 meta l4proto tcp tproxy ip6 to [::1]:{settings.proxy_port} accept"
-    yield log(settings, Told.UNSERVED, Way.INGRESS, 0)
+    yield log(settings, LogEvent.UNSERVED, LogDirection.INGRESS, 0)
     yield "goto refuse_tcp"
 
 
@@ -293,7 +293,7 @@ def _judge(settings: Settings) -> Iterator[str]:
     yield NEIGHBOUR_OF_NODE
     yield "ip saddr . ip daddr @selves4 accept"
     yield "ip6 saddr . ip6 daddr @selves6 accept"
-    for way, field in ((Way.EGRESS, "saddr"), (Way.INGRESS, "daddr")):
+    for way, field in ((LogDirection.EGRESS, "saddr"), (LogDirection.INGRESS, "daddr")):
         yield f"ip {field} vmap @{way}4"
         yield f"ip6 {field} vmap @{way}6"
     yield f"{_is_marked(proxy)} goto deliver"

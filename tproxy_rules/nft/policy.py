@@ -11,7 +11,7 @@ from functools import lru_cache
 from typing import Final
 
 from tproxy_rules.desired import Desired, Endpoint, Settings, Stage, Table, Verdict
-from tproxy_rules.marks import Told, Way
+from tproxy_rules.marks import LogDirection, LogEvent
 from tproxy_rules.nft.table import Chain, Peers, Set, chain
 from tproxy_rules.nft.text import log, mark
 from tproxy_rules.shapes import Cells, Shape, lookups
@@ -43,7 +43,7 @@ _TYPES: Final = {
     "th sport": "inet_service",
 }
 _KINDS: Final = {shape: " . ".join(_TYPES[field] for field in fields.split(" . ")) for shape, fields in _FIELDS.items()}
-_WORDS: Final = {Verdict.DENY: Told.DENY, Verdict.STEER: Told.STEER, Verdict.ALLOW: Told.ALLOW}
+_WORDS: Final = {Verdict.DENY: LogEvent.DENY, Verdict.STEER: LogEvent.STEER, Verdict.ALLOW: LogEvent.ALLOW}
 
 Asked = tuple[tuple[Verdict, Shape, Cells], ...]
 """A stage as the kernel asks it: in this order, and the first hit decides."""
@@ -58,12 +58,12 @@ def asked(stage: Stage) -> Asked:
     return tuple((verdict, *found) for verdict, shapes in lookups(stage).items() for found in shapes.items())
 
 
-def ways(endpoint: Endpoint) -> Iterator[tuple[Way, Table]]:
+def ways(endpoint: Endpoint) -> Iterator[tuple[LogDirection, Table]]:
     """The directions that are governed."""
     if endpoint.egress is not None:
-        yield Way.EGRESS, endpoint.egress
+        yield LogDirection.EGRESS, endpoint.egress
     if endpoint.ingress is not None:
-        yield Way.INGRESS, endpoint.ingress
+        yield LogDirection.INGRESS, endpoint.ingress
 
 
 def parts(desired: Desired, ask: Callable[[Stage], Asked]) -> Iterator[Set | Chain]:
@@ -100,16 +100,16 @@ def _set_name(stage: str, verdict: Verdict, shape: Shape) -> str:
 
 
 @lru_cache(maxsize=4096)
-def _chains(settings: Settings, number: int, way: Way, outline: Outline) -> tuple[Chain, ...]:
+def _chains(settings: Settings, number: int, way: LogDirection, outline: Outline) -> tuple[Chain, ...]:
     """One direction of one endpoint: a chain for each tier, and what follows from each verdict."""
     base = f"{way}_{number}"
     goto = {verdict: f"goto {base}_{word}" for verdict, word in _WORDS.items()}
     chains = []
     for t, (stages, closed) in enumerate(outline or (((), False),)):
         following = f"goto {base}_{t + 1}" if t + 1 < len(outline) else goto[Verdict.ALLOW]
-        rules = [] if t else ["jump identify_destination" if way is Way.EGRESS else "jump identify_source"]
+        rules = [] if t else ["jump identify_destination" if way is LogDirection.EGRESS else "jump identify_source"]
         rules += _lookups(stages, {**goto, Verdict.PASS: following})
-        rules += (log(settings, Told.NONE, way, number), "goto refuse") if closed else (following,)
+        rules += (log(settings, LogEvent.NONE, way, number), "goto refuse") if closed else (following,)
         chains.append(chain(f"{base}_{t}" if t else base, rules))
     used = {rule.rpartition("goto ")[2] for one in chains for rule in one.rules}
     actions = _actions(settings, number, way)
@@ -117,10 +117,10 @@ def _chains(settings: Settings, number: int, way: Way, outline: Outline) -> tupl
 
 
 @lru_cache(maxsize=4096)
-def _refusals(settings: Settings, number: int, way: Way, outline: Outline) -> tuple[Chain, ...]:
+def _refusals(settings: Settings, number: int, way: LogDirection, outline: Outline) -> tuple[Chain, ...]:
     """Of a table without a policy: nobody need be identified, and what it does not refuse just goes on."""
     base = f"{way}_{number}"
-    deny = f"{base}_{Told.DENY}"
+    deny = f"{base}_{LogEvent.DENY}"
     rules = [rule for stages, _ in outline for rule in _lookups(stages, {Verdict.DENY: f"goto {deny}"})]
     return chain(deny, _actions(settings, number, way)[deny]), chain(base, rules)
 
@@ -136,11 +136,11 @@ def _finds_tcp(cells: Cells) -> bool:
     return any(protocol in (ANY_PROTOCOL, TCP) for protocol, _, _ in cells)
 
 
-def _actions(settings: Settings, number: int, way: Way) -> dict[str, tuple[str, ...]]:
-    deny, steer, allow = (log(settings, told, way, number) for told in (Told.DENY, Told.STEER, Told.ALLOW))
+def _actions(settings: Settings, number: int, way: LogDirection) -> dict[str, tuple[str, ...]]:
+    deny, steer, allow = (log(settings, told, way, number) for told in (LogEvent.DENY, LogEvent.STEER, LogEvent.ALLOW))
     base = f"{way}_{number}"
     return {
-        f"{base}_{Told.DENY}": (deny, "goto refuse"),
-        f"{base}_{Told.STEER}": (f"{FIRST} {steer}", mark(settings.mark_proxy), "meta priority set 0:0"),
-        f"{base}_{Told.ALLOW}": (f"{FIRST} {allow}", "meta priority set 0:0"),
+        f"{base}_{LogEvent.DENY}": (deny, "goto refuse"),
+        f"{base}_{LogEvent.STEER}": (f"{FIRST} {steer}", mark(settings.mark_proxy), "meta priority set 0:0"),
+        f"{base}_{LogEvent.ALLOW}": (f"{FIRST} {allow}", "meta priority set 0:0"),
     }

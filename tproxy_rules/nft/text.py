@@ -5,7 +5,7 @@ from __future__ import annotations
 from ipaddress import ip_address
 
 from tproxy_rules.desired import Settings
-from tproxy_rules.marks import LOG_QUEUE, LOG_SNAPLEN, PASSED, UNVERIFIED, Told, Way, log_code, log_prefix
+from tproxy_rules.marks import LOG_QUEUE, LOG_SNAPLEN, PASSED, UNVERIFIED, LogDirection, LogEvent, log_code, log_prefix
 
 
 def absent(family: str, name: str) -> str:
@@ -28,7 +28,7 @@ def mark(bits: int) -> str:
     return f"meta mark set meta mark | {bits:#010x}"
 
 
-def log(settings: Settings, told: Told, way: Way, endpoint: int) -> str:
+def log(settings: Settings, told: LogEvent, way: LogDirection, endpoint: int) -> str:
     """Two rules, a line each: the first asks a chain of `nft/limits` whether the sender may be told of once more.
 
     That chain leaves the code in `meta priority`, or clears it and counts. A condition may be put before the first.

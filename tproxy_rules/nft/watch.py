@@ -111,7 +111,7 @@ class Watch:
                 self._touched = True
 
 
-class Alarm:
+class NftMonitor:
     """Becomes readable when somebody changes nftables, from now on, in the network namespace in which it was made."""
 
     def __init__(self) -> None:

@@ -61,7 +61,7 @@ class Link:
 
 
 @dataclass(frozen=True, slots=True)
-class Ground:
+class HostNetwork:
     """What the kernel says: its links by name, its own addresses, and single-address routes to links."""
 
     links: Mapping[str, Link] = field(default_factory=dict)
@@ -70,7 +70,7 @@ class Ground:
 
 
 @dataclass(frozen=True, slots=True)
-class Cable:
+class CniAttachment:
     """One result: the host's interfaces it names, the pod's MAC, the pod's addresses.
 
     `container` is the runtime's id of the sandbox, equal in the results of all its networks. `pod` is NAMESPACE/NAME
@@ -86,7 +86,7 @@ class Cable:
 
 
 @dataclass(frozen=True, slots=True, order=True)
-class LiveCable:
+class LiveAttachment:
     """A CNI result whose host interface exists: something is plugged in there, whether or not a Pod object says so."""
 
     interface: str
@@ -96,7 +96,7 @@ class LiveCable:
 
 
 @dataclass(frozen=True, slots=True)
-class Wires:
+class PodInterfaces:
     """`ports` by pod address. `live` are the cables of CNI results, sorted. Values compare: equal wires need no new
     picture."""
 
@@ -104,11 +104,11 @@ class Wires:
     bridges: tuple[Bridge, ...] = ()
     local_addresses: frozenset[str] = frozenset()
     problems: tuple[str, ...] = ()
-    live: tuple[LiveCable, ...] = ()
+    live: tuple[LiveAttachment, ...] = ()
     other_ports: tuple[str, ...] = ()
 
 
-class Lookout:
+class InterfaceWatcher:
     """Looks at the cables of this node. One thread at a time; in the network namespace in which it was made.
 
     The kernel's part is listed anew only after it has told of a change, and until a while has passed since: what goes
@@ -121,28 +121,28 @@ class Lookout:
         self._results = results
         self._ignored = frozenset(ignored)
         self._news = _listening()
-        self._ground: Ground | None = None
-        self._cables: Mapping[Path, tuple[Cable, ...]] = {}
+        self._host: HostNetwork | None = None
+        self._cables: Mapping[Path, tuple[CniAttachment, ...]] = {}
         self._told = self._listed = -math.inf
         if self._news is not None:
             weakref.finalize(self, self._news.close)
 
-    def look(self) -> Wires:
+    def look(self) -> PodInterfaces:
         """As they are now. Blocks; never fails: what cannot be listed or read is as it was before, and told. Without
         its ports a pod would not be checked for spoofing."""
         problems: list[str] = []
         now = time.monotonic()
         self.rang()
-        if self._ground is None or self._listed < self._told + SETTLED:
+        if self._host is None or self._listed < self._told + SETTLED:
             try:
-                self._ground, self._listed = survey(), now
+                self._host, self._listed = survey(), now
             except (OSError, NetlinkError) as error:
                 problems.append(f"cannot list the node's network interfaces, retrying: {error}")
-        self._cables = read_cables(self._results, problems, self._cables)
-        if self._ground is None:
-            return Wires(problems=tuple(problems))
-        cables = (one for found in self._cables.values() for one in found if one.network not in self._ignored)
-        return connect(cables, self._ground, problems)
+        self._cables = read_attachments(self._results, problems, self._cables)
+        if self._host is None:
+            return PodInterfaces(problems=tuple(problems))
+        attachments = (one for found in self._cables.values() for one in found if one.network not in self._ignored)
+        return connect(attachments, self._host, problems)
 
     def fileno(self) -> int:
         """To wait for news of the kernel; -1 when it cannot be heard."""
@@ -182,64 +182,66 @@ def _listening() -> socket.socket | None:
     return news
 
 
-def connect(cables: Iterable[Cable], ground: Ground, problems: Iterable[str] = ()) -> Wires:
+def connect(attachments: Iterable[CniAttachment], host: HostNetwork, problems: Iterable[str] = ()) -> PodInterfaces:
     """Pure. An address that two live cables claim has no port."""
     told = list(problems)
     found: dict[str, set[Port]] = {}
-    live: set[LiveCable] = set()
-    for cable in cables:
-        ends = _ends(cable, ground)
-        live.update(LiveCable(end.name, cable.addresses, cable.container, cable.pod) for end in ends)
-        port = _port(cable, ends, ground)
+    live: set[LiveAttachment] = set()
+    for attachment in attachments:
+        ends = _ends(attachment, host)
+        live.update(
+            LiveAttachment(end.name, attachment.addresses, attachment.container, attachment.pod) for end in ends
+        )
+        port = _port(attachment, ends, host)
         if port is not None:
-            for address in cable.addresses:
+            for address in attachment.addresses:
                 found.setdefault(address, set()).add(port)
     ports = {address: next(iter(one)) for address, one in found.items() if len(one) == 1}
     told += (
         f"{address} is assigned to several pod interfaces" for address, many in sorted(found.items()) if len(many) > 1
     )
-    for address, name in ground.routes.items():
-        if address not in found and name in ground.links and ground.links[name].kind == "veth":
+    for address, name in host.routes.items():
+        if address not in found and name in host.links and host.links[name].kind == "veth":
             ports[address] = Port(name)
     names = {port.bridge for port in ports.values() if port.bridge}
-    bridges = tuple(_bridge(ground.links[name], ground) for name in sorted(names) if name in ground.links)
-    others = tuple(sorted(link.name for link in ground.links.values() if _is_port_of_another(link, names, ground)))
-    return Wires(dict(sorted(ports.items())), bridges, ground.addresses, tuple(told), tuple(sorted(live)), others)
+    bridges = tuple(_bridge(host.links[name], host) for name in sorted(names) if name in host.links)
+    others = tuple(sorted(link.name for link in host.links.values() if _is_port_of_another(link, names, host)))
+    return PodInterfaces(dict(sorted(ports.items())), bridges, host.addresses, tuple(told), tuple(sorted(live)), others)
 
 
-def _bridge(bridge: Link, ground: Ground) -> Bridge:
-    ports = sorted(link.name for link in ground.links.values() if link.master == bridge.name)
-    uplinks = tuple(name for name in ports if ground.links[name].kind in UPLINKS)
+def _bridge(bridge: Link, host: HostNetwork) -> Bridge:
+    ports = sorted(link.name for link in host.links.values() if link.master == bridge.name)
+    uplinks = tuple(name for name in ports if host.links[name].kind in UPLINKS)
     return Bridge(bridge.name, bridge.mac, tuple(ports), uplinks)
 
 
-def _is_port_of_another(link: Link, bridges: set[str], ground: Ground) -> bool:
+def _is_port_of_another(link: Link, bridges: set[str], host: HostNetwork) -> bool:
     """Of a bridge that no pod is a port of."""
-    master = ground.links.get(link.master)
+    master = host.links.get(link.master)
     return master is not None and master.kind == "bridge" and master.name not in bridges
 
 
-def _ends(cable: Cable, ground: Ground) -> list[Link]:
+def _ends(attachment: CniAttachment, host: HostNetwork) -> list[Link]:
     """The host interfaces of a result that exist and are no bridges: the rest is left over from dead pods."""
-    here = [ground.links[name] for name in cable.hosts if name in ground.links]
+    here = [host.links[name] for name in attachment.hosts if name in host.links]
     return [link for link in here if link.kind != "bridge"]
 
 
-def _port(cable: Cable, ends: list[Link], ground: Ground) -> Port | None:
+def _port(attachment: CniAttachment, ends: list[Link], host: HostNetwork) -> Port | None:
     """The one end of a cable."""
     if len(ends) != 1:
         return None
     (end,) = ends
-    master = ground.links.get(end.master)
+    master = host.links.get(end.master)
     bridge = master.name if master is not None and master.kind == "bridge" else ""
-    if bridge and not cable.mac:
+    if bridge and not attachment.mac:
         return None
-    return Port(end.name, cable.mac, bridge)
+    return Port(end.name, attachment.mac, bridge)
 
 
-def read_cables(
-    results: Path, problems: list[str], before: Mapping[Path, tuple[Cable, ...]] | None = None
-) -> dict[Path, tuple[Cable, ...]]:
+def read_attachments(
+    results: Path, problems: list[str], before: Mapping[Path, tuple[CniAttachment, ...]] | None = None
+) -> dict[Path, tuple[CniAttachment, ...]]:
     """Every result in the cache, by its file. A file that is none is told, and what it said before stays; a missing
     directory is no cache at all."""
     known = before or {}
@@ -250,21 +252,21 @@ def read_cables(
     except OSError as error:
         problems.append(f"{results}: {error.strerror}")
         return dict(known)
-    cables: dict[Path, tuple[Cable, ...]] = {}
+    attachments: dict[Path, tuple[CniAttachment, ...]] = {}
     for path in paths:
         try:
             if not path.is_file() or path.stat().st_size > MAX_RESULT:
                 continue
-            cables[path] = tuple(parse_result(json.loads(path.read_bytes())))
+            attachments[path] = tuple(parse_result(json.loads(path.read_bytes())))
         except FileNotFoundError:
             continue
         except (OSError, ValueError, RecursionError) as error:
             problems.append(f"{path}: not a valid CNI result: {error}")
-            cables[path] = known.get(path, ())
-    return cables
+            attachments[path] = known.get(path, ())
+    return attachments
 
 
-def parse_result(document: Any) -> Iterator[Cable]:
+def parse_result(document: Any) -> Iterator[CniAttachment]:
     """The cables in a cached result (libcni wraps it in `result`) or a bare one. ValueError when it is neither."""
     result = document.get("result", document) if isinstance(document, dict) else None
     if not isinstance(result, dict):
@@ -286,7 +288,7 @@ def parse_result(document: Any) -> Iterator[Cable]:
         address = canonical(str(ip.get("address", "")).partition("/")[0])
         by_pod.setdefault(mac if _MAC.fullmatch(mac) else "", []).append(address)
     for mac, addresses in by_pod.items():
-        yield Cable(hosts, mac, tuple(addresses), container, _pod(document), network)
+        yield CniAttachment(hosts, mac, tuple(addresses), container, _pod(document), network)
 
 
 def _pod(document: Mapping[str, Any]) -> str:
@@ -305,7 +307,7 @@ def _objects(result: Mapping[str, Any], key: str) -> list[dict[str, Any]]:
     return value
 
 
-def survey(attempts: int = 3) -> Ground:
+def survey(attempts: int = 3) -> HostNetwork:
     """Links, addresses and host routes of this network namespace. What changes while it is listed is listed anew;
     InterruptedError when it never stands still."""
     for _ in range(attempts - 1):
@@ -322,7 +324,7 @@ def whole(messages: Iterable[Message]) -> Iterator[Message]:
         yield message
 
 
-def _survey() -> Ground:
+def _survey() -> HostNetwork:
     with IPRoute() as netlink:
         by_index: dict[int, dict[str, Any]] = {}
         for message in whole(netlink.get_links()):
@@ -355,4 +357,4 @@ def _survey() -> Ground:
             full = 32 if message["family"] == 2 else 128
             if text and message["dst_len"] == full and message.get_attr("RTA_GATEWAY") is None and index in names:
                 routes[canonical(text)] = names[index]
-    return Ground(links, frozenset(addresses), routes)
+    return HostNetwork(links, frozenset(addresses), routes)

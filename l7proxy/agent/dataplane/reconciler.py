@@ -17,12 +17,12 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Final, Protocol
 
-from l7proxy.agent.dataplane.pod_interfaces import Wires
-from l7proxy.agent.dataplane.render import Pictures, Tables, draw
-from l7proxy.cluster.state import View, World
+from l7proxy.agent.dataplane.pod_interfaces import PodInterfaces
+from l7proxy.agent.dataplane.render import DesiredState, Tables, render
+from l7proxy.cluster.state import ClusterState, NodeView
 from l7proxy.errors import LinkError, SourceError
-from l7proxy.flows.redaction import LEAST, Disclosure
-from l7proxy.link.messages import Picture
+from l7proxy.flows.redaction import LEAST, FlowRedaction
+from l7proxy.link.messages import PolicySnapshot
 from l7proxy.link.server import WorkerState
 from l7proxy.model.resources import Change
 from l7proxy.policy.compile import Compiler
@@ -48,7 +48,7 @@ LAST_RETRY: Final = 30.0
 class Link(Protocol):
     """The agent's half of the link, as far as publishing goes."""
 
-    async def publish(self, picture: Picture) -> None: ...
+    async def publish(self, picture: PolicySnapshot) -> None: ...
     async def wait_applied(self, revision: int, timeout: float) -> bool: ...  # noqa: ASYNC109 -- the contract's form
     def require(self) -> None: ...
     def workers(self) -> list[WorkerState]: ...
@@ -68,10 +68,10 @@ class Published:
     """One revision: what it was drawn from and what came of it."""
 
     revision: int
-    view: View
+    view: NodeView
     policies: Mapping[int, EndpointPolicy]
-    pictures: Pictures
-    wires: Wires
+    pictures: DesiredState
+    interfaces: PodInterfaces
     source: SourceReport
 
 
@@ -91,13 +91,13 @@ class Reconciler:
     def __init__(
         self,
         *,
-        world: World,
+        cluster_state: ClusterState,
         link: Link,
         backend: Backend,
         node: str,
-        look: Callable[[], Wires],
+        look: Callable[[], PodInterfaces],
         settings: KernelSettings,
-        disclosure: Disclosure = LEAST,
+        redaction: FlowRedaction = LEAST,
         paths: PathRules = STRICT,
         on_published: Callable[[Published], None] = lambda published: None,
         on_enforced: Callable[[Desired, bool], None] = lambda picture, restored: None,
@@ -106,13 +106,13 @@ class Reconciler:
         check_every: float = CHECK,
         patience: float = PATIENCE,
     ) -> None:
-        self._world = world
+        self._cluster_state = cluster_state
         self._link = link
         self._backend = backend
         self._node = node
         self._look = look
         self._settings = settings
-        self._disclosure = disclosure
+        self._redaction = redaction
         self._paths = paths
         self._on_published = on_published
         self._on_enforced = on_enforced
@@ -177,21 +177,21 @@ class Reconciler:
     async def step(self) -> None:
         """One round: everything that has come in so far is enforced when it ends, or `kernel.error` says why not."""
         changes, self._inbox, report = self._inbox, [], self._report
-        self._world.apply(changes)
-        if not self._world.synced:
+        self._cluster_state.apply(changes)
+        if not self._cluster_state.synced:
             return
-        wires = await asyncio.to_thread(self._look)
+        interfaces = await asyncio.to_thread(self._look)
         current = self.current
-        if current is None or changes or wires != current.wires or report is not current.source:
-            current = await self._draw(current, wires, report)
+        if current is None or changes or interfaces != current.interfaces or report is not current.source:
+            current = await self._draw(current, interfaces, report)
         if self.kernel.revision != current.revision:
             await self._publish(current)
         else:
             await self._check(current)
         await self._count()
 
-    async def _draw(self, before: Published | None, wires: Wires, report: SourceReport) -> Published:
-        view, policies, pictures = await asyncio.to_thread(self._compute, wires)
+    async def _draw(self, before: Published | None, interfaces: PodInterfaces, report: SourceReport) -> Published:
+        view, policies, pictures = await asyncio.to_thread(self._compute, interfaces)
         for problem in (*view.problems, *view.secret_problems):
             if before is None or problem not in (*before.view.problems, *before.view.secret_problems):
                 log.warning("%s", problem)
@@ -199,22 +199,22 @@ class Reconciler:
         revision = self.revision + moved
         if moved:
             HTTP_TABLES.age()
-        self.current = Published(revision, view, policies, pictures.at(revision), wires, report)
+        self.current = Published(revision, view, policies, pictures.at(revision), interfaces, report)
         self._on_published(self.current)
         return self.current
 
-    def _compute(self, wires: Wires) -> tuple[View, dict[int, EndpointPolicy], Pictures]:
-        view = self._world.view(self._node, local_addresses=wires.local_addresses)
+    def _compute(self, interfaces: PodInterfaces) -> tuple[NodeView, dict[int, EndpointPolicy], DesiredState]:
+        view = self._cluster_state.view(self._node, local_addresses=interfaces.local_addresses)
         policies = self._compiler.compile(view.rules, view.endpoints, view.identities)
-        pictures = draw(
+        pictures = render(
             view,
             policies,
-            wires,
+            interfaces,
             settings=self._settings,
             resolve_services=self._backend.steers_before_dnat,
-            disclosure=self._disclosure,
+            redaction=self._redaction,
             paths=self._paths,
-            audit=self._world.audits_all,
+            audit=self._cluster_state.audits_all,
             known=self._tables,
         )
         return view, policies, pictures

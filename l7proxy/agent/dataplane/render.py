@@ -12,12 +12,12 @@ from typing import Final
 import msgspec
 
 import tproxy_rules.desired as kernel
-from l7proxy.agent.dataplane.pod_interfaces import Wires
+from l7proxy.agent.dataplane.pod_interfaces import PodInterfaces
 from l7proxy.agent.dataplane.unknown_pods import UnknownPod, unknown_pods
 from l7proxy.cluster.secrets import headers_of
-from l7proxy.cluster.state import View
-from l7proxy.flows.redaction import LEAST, Disclosure
-from l7proxy.link.messages import LocalEndpoint, Picture
+from l7proxy.cluster.state import NodeView
+from l7proxy.flows.redaction import LEAST, FlowRedaction
+from l7proxy.link.messages import LocalEndpoint, PolicySnapshot
 from l7proxy.model.endpoint import Endpoint, Frontend
 from l7proxy.model.net import PrefixTable
 from l7proxy.model.verdict import Action, Protocol
@@ -37,11 +37,11 @@ VERDICTS: Final = {
 
 
 @dataclass(frozen=True)
-class Pictures:
+class DesiredState:
     """Both halves of one revision, and the pods in them that no Pod object tells of. `steers`: some traffic needs a
     worker."""
 
-    workers: Picture
+    workers: PolicySnapshot
     kernel: kernel.Desired
     unknown: tuple[UnknownPod, ...] = ()
 
@@ -51,39 +51,41 @@ class Pictures:
             table is not None and table.steers for one in self.kernel.endpoints for table in (one.ingress, one.egress)
         )
 
-    def equals(self, other: Pictures | None) -> bool:
+    def equals(self, other: DesiredState | None) -> bool:
         """The same but for the revision."""
         return other is not None and self.kernel == other.kernel and self.workers == _at(other, self.workers.revision)
 
-    def at(self, revision: int) -> Pictures:
+    def at(self, revision: int) -> DesiredState:
         return replace(self, workers=msgspec.structs.replace(self.workers, revision=revision))
 
 
-def _at(pictures: Pictures, revision: int) -> Picture:
+def _at(pictures: DesiredState, revision: int) -> PolicySnapshot:
     return msgspec.structs.replace(pictures.workers, revision=revision)
 
 
-def draw(
-    view: View,
+def render(
+    view: NodeView,
     policies: Mapping[int, EndpointPolicy],
-    wires: Wires,
+    interfaces: PodInterfaces,
     *,
     settings: kernel.Settings,
     resolve_services: bool,
-    disclosure: Disclosure = LEAST,
+    redaction: FlowRedaction = LEAST,
     paths: PathRules = STRICT,
     audit: bool = False,
     known: Tables | None = None,
-) -> Pictures:
+) -> DesiredState:
     """Revision 0: whoever publishes counts. `resolve_services`: the backend steers before Service DNAT. `audit`: the
     node is in audit mode.
 
     `known` spares drawing a policy that is the same value as the last time.
     """
     known = Tables() if known is None else known
-    unknown = unknown_pods(view.endpoints, wires, node=view.node or "", node_addresses=view.node_addresses, audit=audit)
+    unknown = unknown_pods(
+        view.endpoints, interfaces, node=view.node or "", node_addresses=view.node_addresses, audit=audit
+    )
     tables = known.of({**policies, **{one.id: one.policy for one in unknown}})
-    ports = _ports(view.endpoints, wires)
+    ports = _ports(view.endpoints, interfaces)
     endpoints: list[kernel.Endpoint] = []
     for endpoint in view.endpoints:
         ingress, egress = tables[endpoint.id]
@@ -93,11 +95,11 @@ def draw(
         settings=settings,
         identities=known.prefixes(view.by_prefix),
         endpoints=tuple(sorted(endpoints, key=lambda one: (one.id, one.addresses))),
-        bridges=wires.bridges,
-        other_ports=wires.other_ports,
+        bridges=interfaces.bridges,
+        other_ports=interfaces.other_ports,
         frontends=_frontends(view, policies) if resolve_services else (),
     )
-    workers = Picture(
+    workers = PolicySnapshot(
         revision=0,
         endpoints=(
             *(LocalEndpoint(one.id, str(one), one.addresses, policies[one.id]) for one in view.endpoints),
@@ -106,13 +108,13 @@ def draw(
         identities=dict(view.by_prefix),
         frontends=view.frontends if resolve_services else (),
         node_addresses=view.node_addresses,
-        flow_headers=disclosure.headers,
+        flow_headers=redaction.headers,
         secret_headers=tuple(sorted(headers_of(view.rules))),
-        flow_query=disclosure.query,
-        deny_header=disclosure.deny_header,
+        flow_query=redaction.query,
+        deny_header=redaction.deny_header,
         paths=paths,
     )
-    return Pictures(workers, desired, unknown)
+    return DesiredState(workers, desired, unknown)
 
 
 class Tables:
@@ -149,14 +151,14 @@ class Tables:
         return {number: (drawn(policy.ingress), drawn(policy.egress)) for number, policy in policies.items()}
 
 
-def _ports(endpoints: Iterable[Endpoint], wires: Wires) -> Mapping[str, kernel.Port]:
+def _ports(endpoints: Iterable[Endpoint], interfaces: PodInterfaces) -> Mapping[str, kernel.Port]:
     """By address: ports whose interface is one endpoint's. Two pods at one interface could pass for each other."""
     owners: dict[str, set[int]] = {}
     for endpoint in endpoints:
         for address in endpoint.addresses:
-            if address in wires.ports:
-                owners.setdefault(wires.ports[address].interface, set()).add(endpoint.id)
-    return {address: port for address, port in wires.ports.items() if len(owners.get(port.interface, ())) < 2}
+            if address in interfaces.ports:
+                owners.setdefault(interfaces.ports[address].interface, set()).add(endpoint.id)
+    return {address: port for address, port in interfaces.ports.items() if len(owners.get(port.interface, ())) < 2}
 
 
 def _cabled(
@@ -219,7 +221,7 @@ def _number(protocol: int | None) -> int:
     return ANY_PROTOCOL if protocol is None else int(protocol)
 
 
-def _frontends(view: View, policies: Mapping[int, EndpointPolicy]) -> tuple[kernel.Frontend, ...]:
+def _frontends(view: NodeView, policies: Mapping[int, EndpointPolicy]) -> tuple[kernel.Frontend, ...]:
     """Every Service address; `steer` when a connection to some backend behind it may have to be judged by a worker."""
     identities = PrefixTable(view.by_prefix)
     ingress = {address: policies[endpoint.id].ingress for endpoint in view.endpoints for address in endpoint.addresses}

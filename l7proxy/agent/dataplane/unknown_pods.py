@@ -20,7 +20,7 @@ from functools import lru_cache
 from ipaddress import ip_address
 from typing import Final
 
-from l7proxy.agent.dataplane.pod_interfaces import LiveCable, Wires
+from l7proxy.agent.dataplane.pod_interfaces import LiveAttachment, PodInterfaces
 from l7proxy.model.endpoint import Endpoint
 from l7proxy.model.identity import HOST, allocate
 from l7proxy.model.ref import BUILT_IN, RuleRef
@@ -58,41 +58,43 @@ class UnknownPod:
 
 
 def unknown_pods(
-    endpoints: Iterable[Endpoint], wires: Wires, *, node: str, node_addresses: Iterable[str], audit: bool
+    endpoints: Iterable[Endpoint], interfaces: PodInterfaces, *, node: str, node_addresses: Iterable[str], audit: bool
 ) -> tuple[UnknownPod, ...]:
     """`audit`: the node is in audit mode, so what would be refused passes and is told."""
     known = {address for endpoint in endpoints for address in endpoint.addresses}
-    of_known = [cable for cable in wires.live if not known.isdisjoint(cable.addresses)]
-    taken = {cable.interface for cable in of_known}
-    taken |= {port.interface for address, port in wires.ports.items() if address in known}  # by a route
-    containers = {cable.container for cable in of_known if cable.container}
-    suspect = (one for one in wires.live if one.interface in taken or one.container not in containers)
-    closed = _missing(suspect, known.union(wires.local_addresses, node_addresses))
+    of_known = [attachment for attachment in interfaces.live if not known.isdisjoint(attachment.addresses)]
+    taken = {attachment.interface for attachment in of_known}
+    taken |= {port.interface for address, port in interfaces.ports.items() if address in known}  # by a route
+    containers = {attachment.container for attachment in of_known if attachment.container}
+    suspect = (one for one in interfaces.live if one.interface in taken or one.container not in containers)
+    closed = _missing(suspect, known.union(interfaces.local_addresses, node_addresses))
     ids = allocate(closed, first=FIRST_ID, end=2 * FIRST_ID)
     return tuple(
         UnknownPod(
             interface,
             found.addresses,
             found.pod,
-            None if interface in taken else _port(found, wires),
+            None if interface in taken else _port(found, interfaces),
             _closed(ids[interface], found.addresses, node, audit=audit),
         )
         for interface, found in sorted(closed.items())
     )
 
 
-def _missing(live: Iterable[LiveCable], known: set[str]) -> dict[str, LiveCable]:
+def _missing(live: Iterable[LiveAttachment], known: set[str]) -> dict[str, LiveAttachment]:
     """Per interface the addresses that nobody has. One that two interfaces claim is the first one's to close."""
     claimed = set(known)
-    found: dict[str, LiveCable] = {}
-    for cable in live:
-        addresses = tuple(sorted(one for one in cable.addresses if one not in claimed and _is_possible(one)))
+    found: dict[str, LiveAttachment] = {}
+    for attachment in live:
+        addresses = tuple(sorted(one for one in attachment.addresses if one not in claimed and _is_possible(one)))
         claimed.update(addresses)
-        before = found.get(cable.interface)
+        before = found.get(attachment.interface)
         if before is not None:
             addresses = tuple(sorted({*before.addresses, *addresses}))
         if addresses:
-            found[cable.interface] = LiveCable(cable.interface, addresses, cable.container, cable.pod)
+            found[attachment.interface] = LiveAttachment(
+                attachment.interface, addresses, attachment.container, attachment.pod
+            )
     return found
 
 
@@ -102,8 +104,8 @@ def _is_possible(address: str) -> bool:
     return not (parsed.is_unspecified or parsed.is_multicast or parsed.is_loopback)
 
 
-def _port(cable: LiveCable, wires: Wires) -> Port | None:
-    ports = {wires.ports[address] for address in cable.addresses if address in wires.ports}
+def _port(attachment: LiveAttachment, interfaces: PodInterfaces) -> Port | None:
+    ports = {interfaces.ports[address] for address in attachment.addresses if address in interfaces.ports}
     return ports.pop() if len(ports) == 1 else None
 
 

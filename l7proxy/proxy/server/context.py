@@ -8,13 +8,13 @@ from dataclasses import dataclass, field
 from l7proxy.flows.records import Record
 from l7proxy.gate.clock import Clock
 from l7proxy.model.net import HostPort
-from l7proxy.proxy.policy_store import Board
+from l7proxy.proxy.policy_store import PolicyStore
 from l7proxy.proxy.server.memory import Memory
 from l7proxy.proxy.server.pipes import Pipes
 from l7proxy.proxy.server.poller import Poller
 from l7proxy.proxy.server.shares import Shares
 from l7proxy.proxy.server.steering import Steering
-from l7proxy.proxy.server.timer_wheel import Wheel
+from l7proxy.proxy.server.timer_wheel import TimerWheel
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,13 +46,13 @@ class Counts:
 
 
 @dataclass(slots=True)
-class Surroundings:
+class WorkerContext:
     """`own` are our listeners' names; `limit` is the number of sessions at a time, of which one endpoint may have half:
     a pod that opens all it can must not shut the others out."""
 
-    board: Board
+    policy_store: PolicyStore
     steering: Steering
-    wheel: Wheel
+    timers: TimerWheel
     records: Callable[[Record], None]
     clock: Clock
     timeouts: Timeouts = field(default_factory=Timeouts)
@@ -66,5 +66,5 @@ class Surroundings:
     draining: bool = False
 
     def __post_init__(self) -> None:
-        self.poller.fence = self.board.fence
+        self.poller.fence = self.policy_store.fence
         self.pipes = Pipes(self.poller)

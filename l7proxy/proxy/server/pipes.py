@@ -47,7 +47,7 @@ class Pipes:
         self._limit = limit
         self._kept: list[Pipe] = []
         self.used = 0
-        self.readiness = Readiness(poller)
+        self.readiness = PipePoller(poller)
 
     def take(self) -> Pipe | None:
         """An empty pipe; None when all are in use or the descriptors have run out."""
@@ -75,7 +75,7 @@ class Pipes:
         self.readiness.close()
 
 
-class Gathering:
+class ReadCoalescer:
     """Lets a socket's bytes come together before it counts as ready: a wakeup costs much the same for few and for many.
 
     Only while they keep coming: PATIENCE after nobody asked for more any byte counts again, until somebody does.
@@ -118,7 +118,7 @@ class Gathering:
             self._count = count
 
 
-class Readiness:
+class PipePoller:
     """Which sockets can be read or written, by an epoll(7) of our own that the poller watches as one descriptor.
 
     The poller knows one watcher for each descriptor, its leg; and uvloop's way of watching ends without a word when the

@@ -14,10 +14,10 @@ from contextlib import suppress
 from time import monotonic_ns
 from typing import Final
 
-from l7proxy.link.messages import Load, Picture
+from l7proxy.link.messages import Load, PolicySnapshot
 from l7proxy.model.net import HostPort
 from l7proxy.proxy.policy_store import refusal
-from l7proxy.proxy.server.context import Surroundings
+from l7proxy.proxy.server.context import WorkerContext
 from l7proxy.proxy.server.listener import BACKLOG
 from l7proxy.proxy.server.poller import IN
 from l7proxy.proxy.server.session import Session, named, record_refusal
@@ -43,29 +43,31 @@ turn has time for. One takes some ten microseconds: what comes faster fills that
 class ProxyServer:
     """`bound` are what the steering's `listen` gave."""
 
-    def __init__(self, around: Surroundings, bound: Sequence[socket.socket]) -> None:
-        self._around = around
+    def __init__(self, ctx: WorkerContext, bound: Sequence[socket.socket]) -> None:
+        self._ctx = ctx
         self._bound = bound
-        self._doors: list[_Door] = []
+        self._doors: list[_Acceptor] = []
         self.addresses = [named(sock.getsockname()) for sock in self._bound]
-        around.own.update(self.addresses)
+        ctx.own.update(self.addresses)
 
     @property
     def listening(self) -> bool:
         return bool(self._doors)
 
     def load(self) -> Load:
-        counts, memory = self._around.counts, self._around.memory
-        return Load(len(self._around.board), counts.requests, counts.denied, memory.held, memory.refused, memory.ended)
+        counts, memory = self._ctx.counts, self._ctx.memory
+        return Load(
+            len(self._ctx.policy_store), counts.requests, counts.denied, memory.held, memory.refused, memory.ended
+        )
 
-    async def publish(self, picture: Picture) -> tuple[str, ...]:
+    async def publish(self, picture: PolicySnapshot) -> tuple[str, ...]:
         """Put the picture in force; the first one opens the doors. Returns what was wrong in it."""
-        around = self._around
-        if around.board.fence.up():
-            around.poller.hold()  # until every session has been judged anew
-        problems = await around.board.publish(picture)
-        around.poller.go_on()
-        if not self._doors and not self._around.draining:
+        ctx = self._ctx
+        if ctx.policy_store.fence.up():
+            ctx.poller.hold()  # until every session has been judged anew
+        problems = await ctx.policy_store.publish(picture)
+        ctx.poller.go_on()
+        if not self._doors and not self._ctx.draining:
             self._open()
         return problems
 
@@ -74,31 +76,31 @@ class ProxyServer:
         loop = asyncio.get_running_loop()
         while True:
             await asyncio.sleep(RESOLUTION)
-            self._around.wheel.advance(loop.time())
-            self._around.memory.look(loop.time())
+            self._ctx.timers.advance(loop.time())
+            self._ctx.memory.look(loop.time())
 
     async def drain(self, seconds: float) -> None:
         """Accept nobody, let sessions end for `seconds`, then cut them."""
-        self._around.draining = True
+        self._ctx.draining = True
         self._shut()
-        board = self._around.board
-        for session in board:
+        policy_store = self._ctx.policy_store
+        for session in policy_store:
             session.drain()
         with suppress(TimeoutError):
             async with asyncio.timeout(seconds):
-                await board.empty()
+                await policy_store.empty()
                 return
-        log.warning("%d connections did not end within %g s: cut", len(board), seconds)
-        for session in board:
+        log.warning("%d connections did not end within %g s: cut", len(policy_store), seconds)
+        for session in policy_store:
             session.cut("the proxy is stopping")
         with suppress(TimeoutError):
             async with asyncio.timeout(CUT_SECONDS):
-                await board.empty()
+                await policy_store.empty()
 
     def _open(self) -> None:
         for sock in self._bound:
             sock.listen(BACKLOG)
-            self._doors.append(_Door(self._around, sock))
+            self._doors.append(_Acceptor(self._ctx, sock))
         log.info("serving on %s", ", ".join(map(str, self.addresses)))
 
     def _shut(self) -> None:
@@ -108,7 +110,7 @@ class ProxyServer:
             sock.close()
 
 
-class _Door:
+class _Acceptor:
     """A listener at work: each time the poller tells of it, a connection becomes a session. While the worker has more
     to do than it can, many are taken at once, and become sessions when it is their client's turn: so nobody waits
     behind those that another has put in the queue. Taking them costs little, and comes first.
@@ -117,8 +119,8 @@ class _Door:
     system call.
     """
 
-    def __init__(self, around: Surroundings, sock: socket.socket) -> None:
-        self._around = around
+    def __init__(self, ctx: WorkerContext, sock: socket.socket) -> None:
+        self._ctx = ctx
         self._sock = sock
         self.share = Share()
         self._descriptor = sock.fileno()
@@ -128,7 +130,7 @@ class _Door:
 
     def ready(self, events: int) -> None:
         self.share.used = 0
-        poller = self._around.poller
+        poller = self._ctx.poller
         end = monotonic_ns() + poller.turn // ADMITTING
         while self._admit() and poller.crowded and monotonic_ns() < end:
             pass
@@ -142,52 +144,52 @@ class _Door:
         except OSError as error:
             log.error("cannot accept: %s", error.strerror or error)
             # Else it would be told again at once. Not forgotten: to be registered anew may fail, this cannot.
-            self._around.poller.watch(self._descriptor, 0, self)
+            self._ctx.poller.watch(self._descriptor, 0, self)
             self._again = asyncio.get_running_loop().call_later(PAUSE_SECONDS, self._watch)
             return False
         sock, source = socket.socket(self._family, socket.SOCK_STREAM, 0, number), named(name)
         share = self._share_of(source)
-        if share.sessions + share.arriving >= max(1, self._around.limit // 2):
+        if share.sessions + share.arriving >= max(1, self._ctx.limit // 2):
             self._refuse(sock, source)
         else:
             sock.setblocking(False)
-            self._around.poller.begin(_Arrival(self._around, sock, source, share))
+            self._ctx.poller.begin(_Accepted(self._ctx, sock, source, share))
         return True
 
     def _share_of(self, source: HostPort) -> Share:
-        index = self._around.board.index
-        return self._around.shares.of(index.owner(source.address) if index is not None else source.address)
+        index = self._ctx.policy_store.index
+        return self._ctx.shares.of(index.owner(source.address) if index is not None else source.address)
 
     def _refuse(self, sock: socket.socket, source: HostPort) -> None:
         """At once, and for less than a session costs: whoever opens more than the worker can refuse fills the kernel's
         queue, and shuts others out."""
-        around = self._around
-        destination = around.steering.destination(named(sock.getsockname()))
-        around.counts.denied += 1
-        why = f"this client has half of the {around.limit} connections that this worker can carry"
-        record_refusal(around, source, destination, refusal(why))
+        ctx = self._ctx
+        destination = ctx.steering.destination(named(sock.getsockname()))
+        ctx.counts.denied += 1
+        why = f"this client has half of the {ctx.limit} connections that this worker can carry"
+        record_refusal(ctx, source, destination, refusal(why))
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, NO_LINGER)
         sock.close()
 
     def shut(self) -> None:
-        self._around.poller.forget(self._descriptor)
+        self._ctx.poller.forget(self._descriptor)
         if self._again is not None:
             self._again.cancel()
 
     def _watch(self) -> None:
-        self._around.poller.watch(self._descriptor, IN, self)
+        self._ctx.poller.watch(self._descriptor, IN, self)
 
 
-class _Arrival:
+class _Accepted:
     """A client's connection that has not become a session yet."""
 
-    def __init__(self, around: Surroundings, sock: socket.socket, source: HostPort, share: Share) -> None:
+    def __init__(self, ctx: WorkerContext, sock: socket.socket, source: HostPort, share: Share) -> None:
         self.share = share
         share.arriving += 1
-        self._around = around
+        self._ctx = ctx
         self._sock = sock
         self._source = source
 
     def ready(self, events: int) -> None:
         self.share.arriving -= 1
-        Session(self._around, self.share).accepted(self._sock, self._source)
+        Session(self._ctx, self.share).accepted(self._sock, self._source)

@@ -14,7 +14,6 @@ from typing import Any, Final, assert_never
 from l7proxy.flows.records import Connection, HttpRequest, HttpResponse, Record
 from l7proxy.gate.actions import (
     Action,
-    Become,
     Close,
     Connect,
     Emit,
@@ -24,23 +23,24 @@ from l7proxy.gate.actions import (
     Resume,
     Side,
     Splice,
+    SwitchGate,
     ToClient,
     ToServer,
 )
-from l7proxy.gate.detect import pick
+from l7proxy.gate.detect import gate_for
 from l7proxy.model.http import Request
 from l7proxy.model.net import HostPort, canonical
-from l7proxy.model.policy_verdict import Conn, Judgement
+from l7proxy.model.policy_verdict import Conn, PolicyVerdict
 from l7proxy.model.verdict import Verdict
 from l7proxy.policy.combine import revoked
-from l7proxy.proxy.policy_store import Index, Sides, choose, refusal
+from l7proxy.proxy.policy_store import ConnectionPolicy, PolicyIndex, choose, refusal
 from l7proxy.proxy.server import splice
-from l7proxy.proxy.server.context import Surroundings
+from l7proxy.proxy.server.context import WorkerContext
 from l7proxy.proxy.server.shares import Share
-from l7proxy.proxy.server.socket_stream import Hold, Leg
-from l7proxy.proxy.server.splice import Run
+from l7proxy.proxy.server.socket_stream import ReadPause, SocketStream
+from l7proxy.proxy.server.splice import SpliceTransfer
 from l7proxy.proxy.server.timer_wheel import Timer
-from l7proxy.proxy.server.upstream import Dial
+from l7proxy.proxy.server.upstream import UpstreamConnector
 
 log = logging.getLogger(__name__)
 
@@ -49,7 +49,7 @@ HELD_FOR_SERVER: Final = 64 << 10
 NOBODY: Final = HostPort("::", 0)
 RESET_BY_SERVER: Final = "the server reset the connection"
 DROPPED: Final = Verdict.DROPPED
-FENCED: Final = Sides(0, 0, None, None, refusal("this worker does not have the current policy yet"))
+FENCED: Final = ConnectionPolicy(0, 0, None, None, refusal("this worker does not have the current policy yet"))
 TOO_GREEDY: Final = "this connection buffers the most of its client, which is over its share of the worker's memory"
 TOO_LATE: Final = "policy now has HTTP rules for this port, and this connection was opened without them"
 
@@ -57,20 +57,20 @@ TOO_LATE: Final = "policy now has HTTP rules for this port, and this connection 
 class Session:
     """Both legs, the gate between them, and the deadline that applies."""
 
-    def __init__(self, around: Surroundings, share: Share) -> None:
+    def __init__(self, ctx: WorkerContext, share: Share) -> None:
         """`share` is the client's."""
-        self._around = around
+        self._ctx = ctx
         self._share = share
-        self._client = Leg(self, self._from_client)
-        self._server = Leg(self, self._from_server)
+        self._client = SocketStream(self, self._from_client)
+        self._server = SocketStream(self, self._from_server)
         self._client.share = self._server.share = share
         self._gate: Gate | None = None
-        self._index: Index | None = None
-        self._sides: Sides | None = None
+        self._index: PolicyIndex | None = None
+        self._sides: ConnectionPolicy | None = None
         self._source = self._destination = NOBODY
         self._by_service = False
         self._by_request = False
-        self._connecting: Dial | None = None
+        self._connecting: UpstreamConnector | None = None
         self.held = 0
         """Bytes, as the memory counts them."""
         self._held: list[bytes] = []
@@ -81,7 +81,7 @@ class Session:
         self._served = False
         self._waiting = ""
         self._unsent = 0
-        self._runs: list[Run] = []
+        self._transfers: list[SpliceTransfer] = []
         self._over = False
         self._counted = False
         self._deaf = False
@@ -118,47 +118,47 @@ class Session:
         except Exception as error:  # noqa: BLE001 -- likewise
             self._broke(error)
 
-    def finished(self, leg: Leg) -> None:
+    def finished(self, stream: SocketStream) -> None:
         gate = self._gate
         if self._over or gate is None:
-            leg.close()
+            stream.close()
         else:
-            self._guarded(lambda: self._do(gate.client_eof() if leg is self._client else gate.server_eof()))
+            self._guarded(lambda: self._do(gate.client_eof() if stream is self._client else gate.server_eof()))
 
-    def lost(self, leg: Leg, error: Exception | None) -> None:
+    def lost(self, stream: SocketStream, error: Exception | None) -> None:
         for run in self._stop_runs():
             self.spliced(run)
         gate = self._gate
         if not self._over and gate is not None:
-            if leg is self._client:
+            if stream is self._client:
                 self._guarded(lambda: self._gone(gate.client_lost()))
             else:
-                self._client.release(Hold.FULL)  # nothing more will go out to the server
+                self._client.release(ReadPause.FULL)  # nothing more will go out to the server
                 self._guarded(
                     lambda: self._do(gate.server_eof() if error is None else gate.upstream_failed(RESET_BY_SERVER))
                 )
         self._leave_if_done()
 
-    def crowded(self, leg: Leg, *, full: bool) -> None:
-        other = self._server if leg is self._client else self._client
+    def crowded(self, stream: SocketStream, *, full: bool) -> None:
+        other = self._server if stream is self._client else self._client
         if full:
-            other.hold(Hold.FULL)
-            if leg is self._client:
+            other.hold(ReadPause.FULL)
+            if stream is self._client:
                 self._deaf = True
                 self._read_no_more()
             elif self._gate is not None and self._gate.must_read(Side.SERVER) and not self._over:
-                leg.hold(Hold.UNREAD)
+                stream.hold(ReadPause.UNREAD)
         else:
-            other.release(Hold.FULL)
-            leg.release(Hold.UNREAD)
-            if leg is self._client:
+            other.release(ReadPause.FULL)
+            stream.release(ReadPause.UNREAD)
+            if stream is self._client:
                 self._deaf = False
 
     def _read_no_more(self) -> None:
         """A client that does not read is not read, where its protocol allows that: else it could have us answer for
         ever, and hold the answers."""
         if self._gate is not None and self._gate.must_read(Side.CLIENT) and not self._over:
-            self._client.hold(Hold.UNREAD)
+            self._client.hold(ReadPause.UNREAD)
 
     # ---- what is held ----
 
@@ -167,14 +167,14 @@ class Session:
 
     def _account(self) -> None:
         """What this connection holds has changed, or is to be less."""
-        share, memory, gate = self._share, self._around.memory, self._gate
+        share, memory, gate = self._share, self._ctx.memory, self._gate
         self._kept = gate.held if gate is not None and not self._over else 0
         before, self.held = self.held, self._kept + self._client.unsent + self._server.unsent + self._held_bytes
         if before != self.held:
             memory.change(share, self, before)
         if share.full and not self._over and memory.must_stop(share, self):
-            self._client.hold(Hold.MEMORY)
-            self._server.hold(Hold.MEMORY)
+            self._client.hold(ReadPause.MEMORY)
+            self._server.hold(ReadPause.MEMORY)
             share.stopped[self] = None
         elif self in share.stopped:
             del share.stopped[self]
@@ -184,8 +184,8 @@ class Session:
         self._guarded(self._read_on)
 
     def _read_on(self) -> None:
-        self._client.release(Hold.MEMORY)
-        self._server.release(Hold.MEMORY)
+        self._client.release(ReadPause.MEMORY)
+        self._server.release(ReadPause.MEMORY)
 
     def too_greedy(self) -> None:
         self.cut(TOO_GREEDY)
@@ -225,12 +225,12 @@ class Session:
     # ---- the beginning ----
 
     def _begin(self, sock: socket.socket, source: HostPort) -> None:
-        around = self._around
-        around.board.join(self)  # before the first look: from here on no new picture can be missed
+        ctx = self._ctx
+        ctx.policy_store.join(self)  # before the first look: from here on no new picture can be missed
         self._share.sessions += 1
         self._counted = True
-        self._client.open(sock, around.poller)
-        self._source, self._destination = source, around.steering.destination(named(sock.getsockname()))
+        self._client.open(sock, ctx.poller)
+        self._source, self._destination = source, ctx.steering.destination(named(sock.getsockname()))
         why = self._impossible() or self._resolve()
         if why:
             self._refuse(refusal(why))
@@ -241,18 +241,18 @@ class Session:
             return
         self._serve(sides)
 
-    def _serve(self, sides: Sides) -> None:
-        index = self._board_index()
+    def _serve(self, sides: ConnectionPolicy) -> None:
+        index = self._policy_index()
         if self._by_service and sides.governed:
             self._tell(sides.l4)  # the kernel steered by the Service's address, so it could not
         self._by_request = sides.by_request
         if sides.by_request:
             self._client.pace, self._server.pace = self._share.requests, self._share.responses
         conn = sides.conn(self._source, self._destination)
-        self._gate = pick(
+        self._gate = gate_for(
             self._judge,
             conn,
-            self._around.clock,
+            self._ctx.clock,
             by_request=sides.by_request,
             options=index.options,
             direction=sides.l4.direction,
@@ -261,20 +261,20 @@ class Session:
 
     def _impossible(self) -> str:
         """Why this connection cannot be served whatever the policy says; empty when it can."""
-        around, here = self._around, self._destination
-        own_port = any(here.port == own.port for own in around.own)
-        if here in around.own or (own_port and here.address in self._board_index().node_addresses):
+        ctx, here = self._ctx, self._destination
+        own_port = any(here.port == own.port for own in ctx.own)
+        if here in ctx.own or (own_port and here.address in self._policy_index().node_addresses):
             return "the destination is the proxy itself"
-        if len(around.board) > around.limit:
-            return f"this worker has reached its limit of {around.limit} connections"
+        if len(ctx.policy_store) > ctx.limit:
+            return f"this worker has reached its limit of {ctx.limit} connections"
         if self._share.full:
-            around.memory.refused += 1
-            return f"this client's connections buffer more than their share of {around.memory.budget >> 20} MiB"
+            ctx.memory.refused += 1
+            return f"this client's connections buffer more than their share of {ctx.memory.budget >> 20} MiB"
         return ""
 
     def _resolve(self) -> str:
         """A Service address becomes that of one of its backends. The result: why that cannot be."""
-        service = self._board_index().frontend(self._destination)
+        service = self._policy_index().frontend(self._destination)
         if service is None:
             return ""
         backend = choose(service)
@@ -283,23 +283,23 @@ class Session:
         self._destination, self._by_service = HostPort(backend.address, backend.port), True
         return ""
 
-    def _refuse(self, judgement: Judgement) -> None:
-        self._around.counts.denied += 1
+    def _refuse(self, judgement: PolicyVerdict) -> None:
+        self._ctx.counts.denied += 1
         self._tell(judgement)
         self._reset()
 
     # ---- judging ----
 
-    def _board_index(self) -> Index:
-        index = self._around.board.index
+    def _policy_index(self) -> PolicyIndex:
+        index = self._ctx.policy_store.index
         if index is None:
             raise RuntimeError("a connection arrived before the first policy")
         return index
 
-    def _look(self) -> Sides:
+    def _look(self) -> ConnectionPolicy:
         """The answer of the picture in force; asked anew only when that is another one than before."""
-        index, board = self._board_index(), self._around.board
-        if board.fence.up():  # the process was stopped within this very turn
+        index, policy_store = self._policy_index(), self._ctx.policy_store
+        if policy_store.fence.up():  # the process was stopped within this very turn
             return FENCED
         if self._sides is None or index is not self._index:
             self._index = index
@@ -308,7 +308,7 @@ class Session:
                 self._gate.identified(self._sides.conn(self._source, self._destination))
         return self._sides
 
-    def _judge(self, request: Request) -> Judgement:
+    def _judge(self, request: Request) -> PolicyVerdict:
         """What the gate asks of each request, at the moment it takes it up."""
         sides = self._look()
         return sides.judge(request) if sides is not FENCED else FENCED.l4
@@ -316,20 +316,20 @@ class Session:
     def _rejudge(self) -> None:
         sides = self._look()
         if sides.refused:
-            self._around.counts.denied += 1
+            self._ctx.counts.denied += 1
             self._cut_off(revoked(sides.l4))
         elif sides.by_request and not self._by_request:
             self._cut_off(refusal(TOO_LATE, direction=sides.l4.direction))
         elif self._gate is not None:
             self._do(self._gate.policy_changed())
 
-    def _tell(self, judgement: Judgement) -> None:
+    def _tell(self, judgement: PolicyVerdict) -> None:
         """The record of the connection itself."""
-        around, sides = self._around, self._sides
+        ctx, sides = self._ctx, self._sides
         if sides is None:
-            record_refusal(around, self._source, self._destination, judgement)
+            record_refusal(ctx, self._source, self._destination, judgement)
         else:
-            around.records(Connection(around.clock.now_ns(), sides.conn(self._source, self._destination), judgement))
+            ctx.records(Connection(ctx.clock.now_ns(), sides.conn(self._source, self._destination), judgement))
 
     # ---- executing ----
 
@@ -345,9 +345,9 @@ class Session:
             elif isinstance(action, Connect):
                 self._connect()
             elif isinstance(action, Pause):
-                self._leg(action.side).hold(Hold.GATE)
+                self._stream(action.side).hold(ReadPause.GATE)
             elif isinstance(action, Resume):
-                self._leg(action.side).release(Hold.GATE)
+                self._stream(action.side).release(ReadPause.GATE)
             elif isinstance(action, HalfClose):
                 self._half_close(action.side)
             elif isinstance(action, Close):
@@ -356,14 +356,14 @@ class Session:
                 self._end(reset=action.reset)
             elif isinstance(action, Splice):
                 self._splice(action)
-            elif isinstance(action, Become):
+            elif isinstance(action, SwitchGate):
                 self._gate = action.gate
             else:
                 assert_never(action)
         if not self._over:
             self._watch()
 
-    def _leg(self, side: Side) -> Leg:
+    def _stream(self, side: Side) -> SocketStream:
         return self._client if side is Side.CLIENT else self._server
 
     def _to_server(self, data: bytes) -> None:
@@ -376,49 +376,49 @@ class Session:
         self._held_bytes += len(data)
         self._account()
         if self._held_bytes > HELD_FOR_SERVER:
-            self._client.hold(Hold.CONNECTING)
+            self._client.hold(ReadPause.CONNECTING)
 
     def _half_close(self, side: Side) -> None:
         if side is Side.SERVER and not self._server.made:
             self._finish_server = True  # once it is there
         else:
-            self._leg(side).finish()
+            self._stream(side).finish()
 
     def _splice(self, offered: Splice) -> None:
         """Take the offer up if that can be; else the bytes come as ever."""
         if self._connecting is not None:
             return  # what is held for the server goes first
-        source, around = self._leg(offered.source), self._around
+        source, ctx = self._stream(offered.source), self._ctx
         target = self._server if source is self._client else self._client
-        run = splice.start(self, source, target, offered.length, pipes=around.pipes, wheel=around.wheel)
+        run = splice.start(self, source, target, offered.length, pipes=ctx.pipes, timers=ctx.timers)
         if run is not None:
-            self._runs.append(run)
+            self._transfers.append(run)
 
     def moved(self) -> None:
         self._guarded(self._watch)
 
-    def spliced(self, run: Run) -> None:
+    def spliced(self, run: SpliceTransfer) -> None:
         """It has ended, or was stopped."""
-        if run in self._runs:
-            self._runs.remove(run)
+        if run in self._transfers:
+            self._transfers.remove(run)
         gate = self._gate
         if not self._over and gate is not None:
             side = Side.CLIENT if run.source is self._client else Side.SERVER
             self._guarded(lambda: self._do(gate.spliced(side, run.moved)))
 
-    def broken(self, leg: Leg, error: OSError) -> None:
-        self.lost(leg, error)
-        leg.reset()
+    def broken(self, stream: SocketStream, error: OSError) -> None:
+        self.lost(stream, error)
+        stream.reset()
 
-    def _stop_runs(self) -> list[Run]:
+    def _stop_runs(self) -> list[SpliceTransfer]:
         """Before their legs are closed: a descriptor's number may be another connection's next."""
-        runs, self._runs = self._runs, []
+        runs, self._transfers = self._transfers, []
         for run in runs:
             run.stop()
         return runs
 
     def _emit(self, record: Record) -> None:
-        counts = self._around.counts
+        counts = self._ctx.counts
         if type(record) is HttpRequest:  # isinstance costs much where it is not so
             self._taken_up = self._served = True
             counts.requests += 1
@@ -426,7 +426,7 @@ class Session:
                 counts.denied += 1
         elif type(record) is not HttpResponse:
             counts.denied += 1
-        self._around.records(record)
+        self._ctx.records(record)
 
     def _watch(self) -> None:
         """Which deadline applies now. One on a head is not put off by its bytes; one on silence is by every byte."""
@@ -434,23 +434,23 @@ class Session:
         assert gate is not None
         if self._connecting is not None:
             return
-        waiting, around = gate.waiting_for, self._around
+        waiting, ctx = gate.waiting_for, self._ctx
         if waiting != "head":
             if waiting == "tunnel":
                 self._client.pace = self._server.pace = None
-            around.wheel.arm(self._timer, around.timeouts.idle if waiting == "idle" else around.timeouts.stream)
+            ctx.timers.arm(self._timer, ctx.timeouts.idle if waiting == "idle" else ctx.timeouts.stream)
         elif waiting != self._waiting or self._taken_up:
-            around.wheel.arm(self._timer, around.timeouts.head)
+            ctx.timers.arm(self._timer, ctx.timeouts.head)
         self._waiting = waiting
         self._taken_up = False
-        if around.draining and self._served and waiting == "idle":
+        if ctx.draining and self._served and waiting == "idle":
             self.drain()
 
     def _timed_out(self) -> None:
         if self._connecting is not None:
             self._stop_connecting()
             self._failed(
-                f"cannot reach {self._destination}: connection timed out after {self._around.timeouts.connect:g} s"
+                f"cannot reach {self._destination}: connection timed out after {self._ctx.timeouts.connect:g} s"
             )
         elif self._gate is not None:
             self._do(self._gate.timed_out(self._gate.waiting_for))
@@ -460,9 +460,11 @@ class Session:
     def _connect(self) -> None:
         if self._connecting is not None or self._server.made:
             return
-        around = self._around
-        self._connecting = Dial(self, around.poller, around.steering, self._source, self._destination, self._share)
-        around.wheel.arm(self._timer, around.timeouts.connect)
+        ctx = self._ctx
+        self._connecting = UpstreamConnector(
+            self, ctx.poller, ctx.steering, self._source, self._destination, self._share
+        )
+        ctx.timers.arm(self._timer, ctx.timeouts.connect)
 
     def _drop_held(self) -> None:
         """Nothing waits for the server's connection any more."""
@@ -484,12 +486,12 @@ class Session:
     def _connected(self, sock: socket.socket) -> None:
         gate, server = self._gate, self._server
         self._connecting = None
-        server.open(sock, self._around.poller)  # first: whatever fails, it is closed with the leg
+        server.open(sock, self._ctx.poller)  # first: whatever fails, it is closed with the leg
         assert gate is not None
         for data in self._held:
             server.write(data)
         self._drop_held()
-        self._client.release(Hold.CONNECTING)
+        self._client.release(ReadPause.CONNECTING)
         if self._finish_server:
             server.finish()
         self._do(gate.connected())
@@ -499,7 +501,7 @@ class Session:
         assert gate is not None
         self._connecting = None
         self._drop_held()
-        self._client.release(Hold.CONNECTING)
+        self._client.release(ReadPause.CONNECTING)
         self._do(gate.upstream_failed(reason))
 
     # ---- the end ----
@@ -521,12 +523,12 @@ class Session:
             self._client.close()
         else:
             self._client.finish()
-            self._client.release(Hold.GATE | Hold.FULL | Hold.CONNECTING | Hold.UNREAD | Hold.MEMORY)
+            self._client.release(
+                ReadPause.GATE | ReadPause.FULL | ReadPause.CONNECTING | ReadPause.UNREAD | ReadPause.MEMORY
+            )
         self._drop_held()
         self._unsent = self.unsent
-        self._around.wheel.arm(
-            self._timer, self._around.timeouts.stalled if self._unsent else self._around.timeouts.linger
-        )
+        self._ctx.timers.arm(self._timer, self._ctx.timeouts.stalled if self._unsent else self._ctx.timeouts.linger)
 
     def _linger(self) -> None:
         """A deadline after the end: go on waiting while bytes move, else reset."""
@@ -534,8 +536,8 @@ class Session:
         if self._unsent == before:
             self._reset()
         else:
-            timeouts = self._around.timeouts
-            self._around.wheel.arm(self._timer, timeouts.stalled if self._unsent else timeouts.linger)
+            timeouts = self._ctx.timeouts
+            self._ctx.timers.arm(self._timer, timeouts.stalled if self._unsent else timeouts.linger)
 
     def _reset(self) -> None:
         self._over = True
@@ -545,7 +547,7 @@ class Session:
         self._server.reset()
         self._leave_if_done()
 
-    def _cut_off(self, judgement: Judgement) -> None:
+    def _cut_off(self, judgement: PolicyVerdict) -> None:
         """End an open connection for a reason of its own; what was under way in the gate gets its records."""
         gate = self._gate
         self._tell(judgement)
@@ -567,7 +569,7 @@ class Session:
 
     def _broke(self, error: Exception) -> None:
         over, self._over = self._over, True
-        self._around.counts.errors += 1
+        self._ctx.counts.errors += 1
         log.error("session %s > %s failed", self._source, self._destination, exc_info=error)
         try:
             if not over:
@@ -577,15 +579,15 @@ class Session:
                 self._reset()
             except Exception:  # one session's end, however broken, is never the worker's
                 log.exception("session %s > %s cannot be reset", self._source, self._destination)
-                self._around.board.leave(self)
-                self._around.wheel.retire(self._timer)
+                self._ctx.policy_store.leave(self)
+                self._ctx.timers.retire(self._timer)
                 self._uncount()
 
     def _leave_if_done(self) -> None:
         """Both descriptors are closed: nothing knows this session any more."""
         if self._client.gone and (self._server.gone or not self._server.made):
-            self._around.board.leave(self)
-            self._around.wheel.retire(self._timer)
+            self._ctx.policy_store.leave(self)
+            self._ctx.timers.retire(self._timer)
             self._uncount()
             self._gate = None  # it, like the legs, refers to us: what is over shall not wait for a collection of cycles
             self._client.part()
@@ -598,15 +600,15 @@ class Session:
             self._share.stopped.pop(self, None)
             before, self.held = self.held, 0
             if before:
-                self._around.memory.change(self._share, self, before)
+                self._ctx.memory.change(self._share, self, before)
 
 
-def record_refusal(around: Surroundings, source: HostPort, destination: HostPort, judgement: Judgement) -> None:
+def record_refusal(ctx: WorkerContext, source: HostPort, destination: HostPort, judgement: PolicyVerdict) -> None:
     """The record of a connection whose ends nobody has looked up."""
-    index = around.board.index
+    index = ctx.policy_store.index
     who, whom = (index.identity(source.address), index.identity(destination.address)) if index else (0, 0)
     conn = Conn(source.address, source.port, destination.address, destination.port, who, whom)
-    around.records(Connection(around.clock.now_ns(), conn, judgement))
+    ctx.records(Connection(ctx.clock.now_ns(), conn, judgement))
 
 
 def named(sockaddr: tuple[Any, ...]) -> HostPort:

@@ -23,7 +23,7 @@ NO_LINGER: Final = struct.pack("ii", 1, 0)
 """socket(7), SO_LINGER: makes the close a RST."""
 
 
-class Hold:
+class ReadPause:
     """Who stopped the reading, one bit each. Plain numbers: an IntFlag's `|` costs more than a system call."""
 
     GATE: Final = 1
@@ -34,16 +34,16 @@ class Hold:
     MEMORY: Final = 32
 
 
-class Party(Protocol):
+class StreamOwner(Protocol):
     """The session, as a leg sees it. None of these may raise."""
 
-    def finished(self, leg: Leg) -> None:
+    def finished(self, stream: SocketStream) -> None:
         """The other end sends no more."""
 
-    def lost(self, leg: Leg, error: Exception | None) -> None:
+    def lost(self, stream: SocketStream, error: Exception | None) -> None:
         """The connection is gone; its descriptor is closed when this returns: till then, who watches it can let go."""
 
-    def crowded(self, leg: Leg, *, full: bool) -> None:
+    def crowded(self, stream: SocketStream, *, full: bool) -> None:
         """What was written does not go out fast enough (or does again)."""
 
     def holding(self) -> None:
@@ -53,23 +53,23 @@ class Party(Protocol):
 class _Nobody:
     """The party of a leg that has parted from its session."""
 
-    def finished(self, leg: Leg) -> None: ...
-    def lost(self, leg: Leg, error: Exception | None) -> None: ...
-    def crowded(self, leg: Leg, *, full: bool) -> None: ...
+    def finished(self, stream: SocketStream) -> None: ...
+    def lost(self, stream: SocketStream, error: Exception | None) -> None: ...
+    def crowded(self, stream: SocketStream, *, full: bool) -> None: ...
     def holding(self) -> None: ...
 
 
-NOBODY: Final[Party] = _Nobody()
+NOBODY: Final[StreamOwner] = _Nobody()
 NOBODYS: Final = Share()
 
 
 def _unheard(data: bytes) -> None: ...
 
 
-class Leg:
+class SocketStream:
     """Client's or server's. `made` once it has a socket, `gone` once that is closed."""
 
-    def __init__(self, party: Party, received: Callable[[bytes], None]) -> None:
+    def __init__(self, party: StreamOwner, received: Callable[[bytes], None]) -> None:
         """`received` is told of bytes, and must not raise."""
         self._party = party
         self.share = NOBODYS

@@ -11,10 +11,10 @@ from __future__ import annotations
 import os
 from typing import Final, NoReturn, Protocol
 
-from l7proxy.proxy.server.pipes import Gathering, Pipe, Pipes
+from l7proxy.proxy.server.pipes import Pipe, Pipes, ReadCoalescer
 from l7proxy.proxy.server.poller import IN, OUT
-from l7proxy.proxy.server.socket_stream import Hold, Leg
-from l7proxy.proxy.server.timer_wheel import Timer, Wheel
+from l7proxy.proxy.server.socket_stream import ReadPause, SocketStream
+from l7proxy.proxy.server.timer_wheel import Timer, TimerWheel
 from l7proxy.wire.body import ENDLESS
 
 LOOK: Final = 0.5
@@ -32,14 +32,14 @@ class Borrower(Protocol):
     def moved(self) -> None:
         """Bytes went out since the last look: there was no silence."""
 
-    def spliced(self, run: Run) -> None:
+    def spliced(self, run: SpliceTransfer) -> None:
         """The run is over and the legs are as before: `run.moved` bytes are to be told to the gate."""
 
-    def broken(self, leg: Leg, error: OSError) -> None:
+    def broken(self, stream: SocketStream, error: OSError) -> None:
         """The run is over because this leg's connection failed."""
 
 
-class Run:
+class SpliceTransfer:
     """One direction's bytes under way. The wheel looks at it now and then."""
 
     __slots__ = (
@@ -55,15 +55,22 @@ class Run:
         "_sized",
         "_target",
         "_timer",
+        "_timers",
         "_waits",
-        "_wheel",
         "_write",
         "moved",
         "source",
     )
 
     def __init__(
-        self, borrower: Borrower, source: Leg, target: Leg, length: int, pipe: Pipe, pipes: Pipes, wheel: Wheel
+        self,
+        borrower: Borrower,
+        source: SocketStream,
+        target: SocketStream,
+        length: int,
+        pipe: Pipe,
+        pipes: Pipes,
+        timers: TimerWheel,
     ) -> None:
         """It runs from here on; see `start`."""
         self._borrower = borrower
@@ -72,20 +79,20 @@ class Run:
         self._left = length
         self._pipe: Pipe | None = pipe
         self._pipes = pipes
-        self._wheel = wheel
+        self._timers = timers
         self._in, self._out = source.descriptor, target.descriptor
         self._inside = 0  # bytes in the pipe
         self._waits = False  # for room in the target; else for bytes from the source
         self._seen = 0
         self._sized = length < ENDLESS
-        self._gathering = Gathering(source.low_water)
+        self._gathering = ReadCoalescer(source.low_water)
         self._write = target.write
         self.moved = 0
         self._timer = Timer(self._expired)
         pipes.readiness.watch(self._in, IN, self._readable)  # OSError: nothing has been borrowed yet
-        source.hold(Hold.SPLICE)
+        source.hold(ReadPause.SPLICE)
         target.write = _borrowed
-        wheel.arm(self._timer, LOOK)
+        timers.arm(self._timer, LOOK)
 
     def stop(self) -> None:
         """Give everything back; the borrower is not told. What is in the pipe goes out by the target."""
@@ -93,12 +100,12 @@ class Run:
         if pipe is None:
             return
         self._pipes.readiness.forget(*((self._out, OUT) if self._waits else (self._in, IN)))
-        self._wheel.retire(self._timer)
+        self._timers.retire(self._timer)
         self._gathering.end()
         self._target.write = self._write
         self._empty(pipe)
         self._pipes.give(pipe, empty=not self._inside)
-        self.source.release(Hold.SPLICE)
+        self.source.release(ReadPause.SPLICE)
 
     def _expired(self) -> None:
         """Time to look whether this is worth a pipe."""
@@ -109,7 +116,7 @@ class Run:
             self._finish()
             return
         self._seen = self.moved
-        self._wheel.arm(self._timer, LOOK)
+        self._timers.arm(self._timer, LOOK)
 
     def _readable(self) -> None:
         pipe = self._pipe
@@ -203,7 +210,9 @@ class Run:
             self.moved += len(data)
 
 
-def start(borrower: Borrower, source: Leg, target: Leg, length: int, *, pipes: Pipes, wheel: Wheel) -> Run | None:
+def start(
+    borrower: Borrower, source: SocketStream, target: SocketStream, length: int, *, pipes: Pipes, timers: TimerWheel
+) -> SpliceTransfer | None:
     """Move `length` bytes, or all until the source's end, whichever is less. None: it cannot be done now."""
     if source.eof or not source.usable or not target.usable:
         return None
@@ -211,7 +220,7 @@ def start(borrower: Borrower, source: Leg, target: Leg, length: int, *, pipes: P
     if pipe is None:
         return None
     try:
-        return Run(borrower, source, target, length, pipe, pipes, wheel)
+        return SpliceTransfer(borrower, source, target, length, pipe, pipes, timers)
     except OSError:  # no more can be watched (epoll(7), max_user_watches)
         pipes.give(pipe, empty=True)
         return None

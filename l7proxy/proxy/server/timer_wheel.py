@@ -34,7 +34,7 @@ def _never() -> None:
     """Of a timer that is retired."""
 
 
-class Wheel:
+class TimerWheel:
     """Slots by number; slot n fires when `now` reaches n × resolution."""
 
     def __init__(self, now: float, *, resolution: float = RESOLUTION) -> None:

@@ -25,8 +25,9 @@ WORDS: Final = {
 }
 
 
-class Caller(Protocol):
-    """Who wants the connection: told one of these, once, and never before `Dial` has returned. None may raise."""
+class ConnectListener(Protocol):
+    """Who wants the connection: told one of these, once, and never before `UpstreamConnector` has returned. None may
+    raise."""
 
     def reached(self, sock: socket.socket) -> None:
         """Connected; the socket is the caller's, and watched in the name of the dial until somebody else watches it."""
@@ -34,12 +35,12 @@ class Caller(Protocol):
     def unreachable(self, reason: str) -> None: ...
 
 
-class Dial:
+class UpstreamConnector:
     """One connection in the making. Where its port is taken towards this server, another one is tried."""
 
     def __init__(
         self,
-        caller: Caller,
+        caller: ConnectListener,
         poller: Poller,
         steering: Steering,
         client: HostPort,

@@ -18,7 +18,7 @@ from l7proxy.errors import ConfigError
 from l7proxy.flows.pack import pack
 from l7proxy.flows.records import HttpRequest
 from l7proxy.flows.ring import Ring
-from l7proxy.model.policy_verdict import Conn, Judgement
+from l7proxy.model.policy_verdict import Conn, PolicyVerdict
 from l7proxy.model.verdict import Direction, Verdict
 
 
@@ -55,7 +55,7 @@ async def talk(path: Path, *lines: bytes) -> list[Any]:
 
 def record(number: int) -> HttpRequest:
     conn = Conn("10.0.0.6", number, "10.0.0.5", 80, 300, 301)
-    judgement = Judgement(Verdict.FORWARDED, Direction.INGRESS)
+    judgement = PolicyVerdict(Verdict.FORWARDED, Direction.INGRESS)
     return HttpRequest(number, conn, judgement, "GET", f"http://a/{number}", "HTTP/1.1")
 
 

@@ -6,19 +6,19 @@ from typing import Any
 
 import pytest
 
-from l7proxy.agent.flow_recorder import Judge, Recorder
+from l7proxy.agent.flow_recorder import EventEvaluator, Recorder
 from l7proxy.flows.flow import Flow, Lost
 from l7proxy.flows.pack import pack
 from l7proxy.flows.records import HttpRequest
 from l7proxy.flows.ring import Ring
-from l7proxy.flows.template import Shaped
-from l7proxy.model.policy_verdict import Conn, Judgement
+from l7proxy.flows.template import TemplatedFlow
+from l7proxy.model.policy_verdict import Conn, PolicyVerdict
 from l7proxy.model.ref import RuleRef
 from l7proxy.model.verdict import Action, Direction, DropReason, Verdict
 from l7proxy.policy.tables import EndpointPolicy, Entry, union
 from tproxy_rules.backend import Suppressed
-from tproxy_rules.marks import Told, Way
-from tproxy_rules.nflog import Event
+from tproxy_rules.marks import LogDirection, LogEvent
+from tproxy_rules.nflog import NflogEvent
 
 ALLOW, DENY, L7, OUT = (RuleRef("P", "ns", name) for name in ("allow", "deny", "l7", "out"))
 CLIENT, WEB, OTHER = "10.0.0.6", "10.0.0.5", "10.0.0.7"
@@ -32,24 +32,26 @@ INGRESS = union(
     (ALLOW,),
 )
 EGRESS = union((Entry(Action.ALLOW, OUT, (301, 302)),), (OUT,))
-JUDGE = Judge(IDENTITIES, {WEB: EndpointPolicy(1, INGRESS), CLIENT: EndpointPolicy(2, None, EGRESS)})
+JUDGE = EventEvaluator(IDENTITIES, {WEB: EndpointPolicy(1, INGRESS), CLIENT: EndpointPolicy(2, None, EGRESS)})
 
 
-def event(told: Told, way: Way, port: int, *, source: str = CLIENT, destination: str = WEB, **more: Any) -> Event:
-    return Event(told, way, 1, source, destination, 6, 40000, port, **more)
+def event(
+    told: LogEvent, way: LogDirection, port: int, *, source: str = CLIENT, destination: str = WEB, **more: Any
+) -> NflogEvent:
+    return NflogEvent(told, way, 1, source, destination, 6, 40000, port, **more)
 
 
-def judged(*args: Any, **more: Any) -> Judgement | None:
+def judged(*args: Any, **more: Any) -> PolicyVerdict | None:
     record = JUDGE.record(event(*args, **more), 1)
     return record.judgement if record else None
 
 
-def said(judgement: Judgement) -> tuple[Verdict, Direction, RuleRef | None, RuleRef | None]:
+def said(judgement: PolicyVerdict) -> tuple[Verdict, Direction, RuleRef | None, RuleRef | None]:
     return judgement.verdict, judgement.direction, judgement.ingress, judgement.egress
 
 
 def test_an_allowed_connection_names_both_directions_rules() -> None:
-    record = JUDGE.record(event(Told.ALLOW, Way.INGRESS, 81, tcp_flags=2), 7)
+    record = JUDGE.record(event(LogEvent.ALLOW, LogDirection.INGRESS, 81, tcp_flags=2), 7)
     assert record is not None
     assert (record.time_ns, record.flags) == (7, 2)
     assert record.conn == Conn(CLIENT, 40000, WEB, 81, 300, 301, 6)
@@ -58,30 +60,30 @@ def test_an_allowed_connection_names_both_directions_rules() -> None:
 
 def test_of_icmp_the_type_and_code_are_asked() -> None:
     echo = Entry(Action.ALLOW, ALLOW, None, 1, 8 << 8, 8 << 8)
-    judge = Judge(IDENTITIES, {WEB: EndpointPolicy(1, union((echo,), (DENY,)))})
+    judge = EventEvaluator(IDENTITIES, {WEB: EndpointPolicy(1, union((echo,), (DENY,)))})
 
-    def rule(told: Told, kind: int, code: int) -> tuple[Verdict, RuleRef | None]:
-        ping = Event(told, Way.INGRESS, 1, CLIENT, WEB, 1, icmp_type=kind, icmp_code=code)
+    def rule(told: LogEvent, kind: int, code: int) -> tuple[Verdict, RuleRef | None]:
+        ping = NflogEvent(told, LogDirection.INGRESS, 1, CLIENT, WEB, 1, icmp_type=kind, icmp_code=code)
         record = judge.record(ping, 1)
         assert record is not None and (record.icmp_type, record.icmp_code) == (kind, code)
         return record.judgement.verdict, record.judgement.ingress
 
-    assert rule(Told.ALLOW, 8, 0) == (Verdict.FORWARDED, ALLOW)
-    assert rule(Told.NONE, 13, 0) == (Verdict.DROPPED, DENY)
-    assert rule(Told.NONE, 8, 1) == (Verdict.DROPPED, DENY)
+    assert rule(LogEvent.ALLOW, 8, 0) == (Verdict.FORWARDED, ALLOW)
+    assert rule(LogEvent.NONE, 13, 0) == (Verdict.DROPPED, DENY)
+    assert rule(LogEvent.NONE, 8, 1) == (Verdict.DROPPED, DENY)
 
 
 def test_when_both_directions_are_asked_here_ingress_tells_it() -> None:
-    assert judged(Told.ALLOW, Way.EGRESS, 81) is None
-    assert judged(Told.STEER, Way.EGRESS, 80) is None
-    there = judged(Told.ALLOW, Way.EGRESS, 81, destination=OTHER)
+    assert judged(LogEvent.ALLOW, LogDirection.EGRESS, 81) is None
+    assert judged(LogEvent.STEER, LogDirection.EGRESS, 80) is None
+    there = judged(LogEvent.ALLOW, LogDirection.EGRESS, 81, destination=OTHER)
     assert there is not None
     assert said(there) == (Verdict.FORWARDED, Direction.EGRESS, None, OUT)
 
 
 def test_a_steered_connection_is_redirected_whichever_direction_tells() -> None:
-    for told in (Told.ALLOW, Told.STEER):
-        found = judged(told, Way.INGRESS, 80)
+    for told in (LogEvent.ALLOW, LogEvent.STEER):
+        found = judged(told, LogDirection.INGRESS, 80)
         assert found is not None
         assert (found.verdict, found.ingress, found.egress) == (Verdict.REDIRECTED, L7, OUT)
 
@@ -89,14 +91,20 @@ def test_a_steered_connection_is_redirected_whichever_direction_tells() -> None:
 @pytest.mark.parametrize(
     ("told", "port", "rule", "drop_reason", "reason"),
     [
-        (Told.DENY, 22, DENY, DropReason.POLICY_DENY, "denied by policy ns/deny"),
-        (Told.NONE, 99, ALLOW, DropReason.POLICY_DENIED, "no rule of policy ns/allow allows identity 300 to 99/TCP"),
+        (LogEvent.DENY, 22, DENY, DropReason.POLICY_DENY, "denied by policy ns/deny"),
+        (
+            LogEvent.NONE,
+            99,
+            ALLOW,
+            DropReason.POLICY_DENIED,
+            "no rule of policy ns/allow allows identity 300 to 99/TCP",
+        ),
     ],
 )
 def test_a_refusal_names_who_refused_and_why(
-    told: Told, port: int, rule: RuleRef, drop_reason: DropReason, reason: str
+    told: LogEvent, port: int, rule: RuleRef, drop_reason: DropReason, reason: str
 ) -> None:
-    found = judged(told, Way.INGRESS, port)
+    found = judged(told, LogDirection.INGRESS, port)
     assert found is not None
     assert (found.verdict, found.direction, found.ingress) == (Verdict.DROPPED, Direction.INGRESS, rule)
     assert found.drop_reason is drop_reason
@@ -106,41 +114,41 @@ def test_a_refusal_names_who_refused_and_why(
 @pytest.mark.parametrize(
     ("told", "port", "verdict"),
     [
-        (Told.ALLOW, 22, Verdict.FORWARDED),
-        (Told.STEER, 22, Verdict.REDIRECTED),
-        (Told.STEER, 81, Verdict.REDIRECTED),
-        (Told.DENY, 81, Verdict.DROPPED),
-        (Told.NONE, 80, Verdict.DROPPED),
+        (LogEvent.ALLOW, 22, Verdict.FORWARDED),
+        (LogEvent.STEER, 22, Verdict.REDIRECTED),
+        (LogEvent.STEER, 81, Verdict.REDIRECTED),
+        (LogEvent.DENY, 81, Verdict.DROPPED),
+        (LogEvent.NONE, 80, Verdict.DROPPED),
     ],
 )
 def test_where_the_picture_has_moved_on_the_kernels_word_is_the_verdict(
-    told: Told, port: int, verdict: Verdict
+    told: LogEvent, port: int, verdict: Verdict
 ) -> None:
-    found = judged(told, Way.INGRESS, port)
+    found = judged(told, LogDirection.INGRESS, port)
     assert found is not None
     assert found.verdict is verdict
     assert bool(found.reason) is (verdict is Verdict.DROPPED)
     assert DENY not in (found.ingress, found.egress)
 
 
-@pytest.mark.parametrize("told", [Told.SPOOF, Told.GROUP, Told.UNSERVED])
-def test_what_is_refused_before_any_policy_says_so(told: Told) -> None:
-    found = judged(told, Way.EGRESS, 81)
+@pytest.mark.parametrize("told", [LogEvent.SPOOF, LogEvent.GROUP, LogEvent.UNSERVED])
+def test_what_is_refused_before_any_policy_says_so(told: LogEvent) -> None:
+    found = judged(told, LogDirection.EGRESS, 81)
     assert found is not None
     assert (found.verdict, found.direction) == (Verdict.DROPPED, Direction.EGRESS)
     assert found.reason
 
 
 def test_a_packet_that_could_not_be_parsed_is_told_all_the_same() -> None:
-    record = JUDGE.record(Event(Told.SPOOF, Way.EGRESS, 1), 1)
+    record = JUDGE.record(NflogEvent(LogEvent.SPOOF, LogDirection.EGRESS, 1), 1)
     assert record is not None
     assert (record.conn.source, record.conn.source_identity, record.conn.protocol) == ("", 0, 0)
 
 
 def test_an_attacker_cannot_fill_the_memory() -> None:
-    judge = Judge(IDENTITIES, {WEB: EndpointPolicy(1, INGRESS)})
+    judge = EventEvaluator(IDENTITIES, {WEB: EndpointPolicy(1, INGRESS)})
     for port in range(40_000):
-        judge.record(event(Told.NONE, Way.INGRESS, port), 1)
+        judge.record(event(LogEvent.NONE, LogDirection.INGRESS, port), 1)
     assert len(judge._known) <= 16384
 
 
@@ -150,23 +158,23 @@ def test_records_and_losses_reach_the_ring() -> None:
     request = HttpRequest(
         1,
         Conn(CLIENT, 1, WEB, 80, 300, 301),
-        Judgement(Verdict.FORWARDED, Direction.INGRESS),
+        PolicyVerdict(Verdict.FORWARDED, Direction.INGRESS),
         "GET",
         "http://a/",
         "HTTP/1.1",
     )
     recorder.told(pack((request,), 3))
-    recorder.packets([event(Told.NONE, Way.INGRESS, 99)], lost_so_far=5)
-    recorder.packets([event(Told.ALLOW, Way.EGRESS, 81)], lost_so_far=5)
+    recorder.packets([event(LogEvent.NONE, LogDirection.INGRESS, 99)], lost_so_far=5)
+    recorder.packets([event(LogEvent.ALLOW, LogDirection.EGRESS, 81)], lost_so_far=5)
     items = [ring.at(number) for number in range(ring.oldest, ring.end)]
-    assert [type(item) for item in items] == [Lost, Shaped, Lost, Flow, Flow]
+    assert [type(item) for item in items] == [Lost, TemplatedFlow, Lost, Flow, Flow]
     assert (ring.seen, ring.lost) == (3, 8)
 
 
 def test_what_the_kernel_did_not_tell_is_lost_once() -> None:
     ring = Ring(15)
     recorder = Recorder(ring, node="n1")
-    flood, other = (Suppressed(source, Told.NONE, Way.INGRESS, 1) for source in (CLIENT, OTHER))
+    flood, other = (Suppressed(source, LogEvent.NONE, LogDirection.INGRESS, 1) for source in (CLIENT, OTHER))
     for counts in ({}, {flood: 10}, {flood: 10}, {flood: 9}, {flood: 12, other: 1}):
         recorder.suppressed(counts)
     assert ring.lost == 13

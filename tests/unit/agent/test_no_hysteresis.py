@@ -13,12 +13,12 @@ from typing import Any
 
 import pytest
 
-from l7proxy.agent.dataplane.pod_interfaces import Wires
-from l7proxy.agent.dataplane.render import Pictures, Tables, draw
-from l7proxy.cluster.state import View, World
+from l7proxy.agent.dataplane.pod_interfaces import PodInterfaces
+from l7proxy.agent.dataplane.render import DesiredState, Tables, render
+from l7proxy.cluster.state import ClusterState, NodeView
 from l7proxy.model import resources
 from l7proxy.model.net import PrefixTable
-from l7proxy.model.resources import Change, Delete, Fact, Key, PolicyDocument, Synced, Upsert
+from l7proxy.model.resources import Change, Delete, PolicyDocument, Resource, ResourceKey, Synced, Upsert
 from l7proxy.model.secret import Sealed
 from l7proxy.model.verdict import Direction, Verdict
 from l7proxy.policy import decide, lang
@@ -41,25 +41,25 @@ NAMED_PORTS = (("http", 6, 80), ("http", 6, 8080), ("alt", 17, 53), ("alt", 6, 4
 
 
 class Life:
-    """One cluster's: `next` is what happens next, `facts` what is true by then."""
+    """One cluster's: `next` is what happens next, `resources` what is true by then."""
 
     def __init__(self, seed: int) -> None:
         self._dice = Random(seed)
-        self.facts: dict[Key, Fact] = {}
+        self.resources: dict[ResourceKey, Resource] = {}
         self._policies = 0
 
     def next(self) -> Iterator[Change]:
         for _ in range(self._dice.choice((1, 1, 1, 2, 5))):
-            if self.facts and self._dice.random() < 0.25:
-                key = self._dice.choice(sorted(self.facts))
-                del self.facts[key]
+            if self.resources and self._dice.random() < 0.25:
+                key = self._dice.choice(sorted(self.resources))
+                del self.resources[key]
                 yield Delete(key)
             else:
-                fact = self._any()
-                self.facts[fact.key] = fact
-                yield Upsert(fact)
+                resource = self._any()
+                self.resources[resource.key] = resource
+                yield Upsert(resource)
 
-    def _any(self) -> Fact:
+    def _any(self) -> Resource:
         make = self._dice.choice(
             (self._pod,) * 6 + (self._policy,) * 4 + (self._special,) * 3
             + (self._node, self._space, self._service, self._slice, self._group, self._set, self._tier, self._account,
@@ -70,7 +70,7 @@ class Life:
     def _labels(self, *keys: str) -> dict[str, str]:
         return {key: self._dice.choice("abcx") for key in keys or ("app", "tier") if self._dice.random() < 0.6}
 
-    def _pod(self) -> Fact:
+    def _pod(self) -> Resource:
         dice = self._dice
         node, place = dice.choice((1, 1, 2)), dice.randrange(10, 14)
         addresses = dice.choice(
@@ -93,7 +93,7 @@ class Life:
             phase=dice.choice(("Running",) * 9 + ("Succeeded",)),
         )
 
-    def _policy(self) -> Fact:
+    def _policy(self) -> Resource:
         self._policies += 1
         (document,) = writing.some(self._dice, 1)
         document["metadata"]["name"] = f"p{self._dice.randrange(6)}"
@@ -101,7 +101,7 @@ class Life:
             document["metadata"]["name"] = "default"
         return self._read(document)
 
-    def _special(self) -> Fact:
+    def _special(self) -> Resource:
         document = self._dice.choice(SPECIAL)
         kind, spec = document["kind"], document["spec"]
         wide = kind.startswith(("CiliumClusterwide", "Global", "Cluster", "Admin"))
@@ -110,7 +110,7 @@ class Life:
             metadata["namespace"] = self._dice.choice(SPACES)
         return self._read({"apiVersion": document["apiVersion"], "kind": kind, "metadata": metadata, "spec": spec})
 
-    def _read(self, document: dict[str, Any]) -> Fact:
+    def _read(self, document: dict[str, Any]) -> Resource:
         metadata = document["metadata"]
         if self._dice.random() < 0.1:
             metadata["annotations"] = {"l7proxy.io/audit": "true"}
@@ -119,7 +119,7 @@ class Life:
             lang.known_as(document), metadata.get("namespace", ""), metadata["name"], document, fault=fault
         )
 
-    def _node(self) -> Fact:
+    def _node(self) -> Resource:
         number = self._dice.choice((1, 2))
         six = self._dice.random() < 0.5
         return resources.Node(
@@ -129,14 +129,14 @@ class Life:
             self._labels("zone"),
         )
 
-    def _space(self) -> Fact:
+    def _space(self) -> Resource:
         name = self._dice.choice(SPACES)
         annotations = {"l7proxy.io/audit": self._dice.choice(("true", "false", "perhaps"))}
         return resources.Namespace(
             name, {"team": self._dice.choice(SPACES)}, annotations if self._dice.random() < 0.4 else {}
         )
 
-    def _service(self) -> Fact:
+    def _service(self) -> Resource:
         selector = self._labels("app") if self._dice.random() < 0.7 else {}
         ports = (resources.ServicePort(80, 6, self._dice.choice((80, 8080, "http")), "web"),)
         number = self._dice.randrange(1, 4)
@@ -144,28 +144,28 @@ class Life:
             self._dice.choice(SPACES), "svc", (f"10.96.0.{number}",), ports, selector, labels=self._labels("app")
         )
 
-    def _slice(self) -> Fact:
+    def _slice(self) -> Resource:
         dice = self._dice
         space, service = dice.choice((*((space, "svc") for space in SPACES), ("default", "kubernetes")))
         port = resources.SlicePort("web", dice.choice((80, 8080)), 6)
         addresses = dice.choice((("198.51.100.7",), (f"10.0.1.{dice.randrange(10, 14)}",), ("192.168.0.2",), ()))
         return resources.EndpointSlice(space, f"{service}-{dice.randrange(2)}", service, addresses, (port,))
 
-    def _group(self) -> Fact:
+    def _group(self) -> Resource:
         networks = self._dice.choice((("198.51.100.0/24",), ("203.0.113.0/24", "2001:db8::/32"), ()))
         return resources.CidrGroup("group", networks, self._labels("app"), unread=self._dice.random() < 0.2)
 
-    def _set(self) -> Fact:
+    def _set(self) -> Resource:
         networks = self._dice.choice((("198.51.100.0/24",), ("10.0.2.0/24", "fd00:2::/64"), ("0.0.0.0/0",)))
         return resources.NetworkSet(self._dice.choice(("", *SPACES)), "set", networks, self._labels())
 
-    def _tier(self) -> Fact:
+    def _tier(self) -> Resource:
         return resources.PolicyTier("team", self._dice.choice((5.0, 50.0, 5e6)), passes=self._dice.random() < 0.4)
 
-    def _account(self) -> Fact:
+    def _account(self) -> Resource:
         return resources.ServiceAccount(self._dice.choice(SPACES), "ci", self._labels("role"))
 
-    def _secret(self) -> Fact:
+    def _secret(self) -> Resource:
         entries = self._dice.choice((1, 1, 2))
         value = Sealed(self._dice.choice((b"one", b"two", b"bad\nvalue")))
         return resources.Secret(self._dice.choice(SPACES), "token", entries, value if entries == 1 else None)
@@ -231,15 +231,17 @@ class Agent:
     """What an agent remembers between two pictures."""
 
     def __init__(self, **settings: Any) -> None:
-        self.world = World(secrets_namespace="red", options=OPTIONS, everywhere=no_encapsulation(), **settings)
-        self.world.apply([Synced()])
+        self.cluster_state = ClusterState(
+            secrets_namespace="red", options=OPTIONS, everywhere=no_encapsulation(), **settings
+        )
+        self.cluster_state.apply([Synced()])
         self._compiler, self._tables = Compiler(), Tables()
 
-    def draw(self, *, services: bool) -> tuple[View, Mapping[int, Any], Pictures]:
-        view = self.world.view("n1", local_addresses=("169.254.7.7",))
+    def draw(self, *, services: bool) -> tuple[NodeView, Mapping[int, Any], DesiredState]:
+        view = self.cluster_state.view("n1", local_addresses=("169.254.7.7",))
         policies = self._compiler.compile(view.rules, view.endpoints, view.identities)
-        pictures = draw(
-            view, policies, Wires(), settings=kernel.Settings(), resolve_services=services, known=self._tables
+        pictures = render(
+            view, policies, PodInterfaces(), settings=kernel.Settings(), resolve_services=services, known=self._tables
         )
         return view, policies, pictures
 
@@ -255,12 +257,14 @@ def live(seed: int, steps: int) -> None:
     settings = {"audit_all": dice.random() < 0.1, "enforce_always": dice.random() < 0.2}
     agent, services = Agent(**settings), dice.random() < 0.5
     for step in range(steps):
-        agent.world.apply(life.next())
+        agent.cluster_state.apply(life.next())
         if dice.random() < 0.3:
             continue  # several changes, one picture
         view, policies, pictures = agent.draw(services=services)
         fresh = Agent(**settings)
-        fresh.world.apply(Upsert(fact) for fact in dice.sample(list(life.facts.values()), len(life.facts)))
+        fresh.cluster_state.apply(
+            Upsert(resource) for resource in dice.sample(list(life.resources.values()), len(life.resources))
+        )
         new_view, new_policies, new = fresh.draw(services=services)
         where = f"seed {seed}, step {step}"
         assert view.identities == new_view.identities, where
@@ -270,7 +274,7 @@ def live(seed: int, steps: int) -> None:
         _sound(pictures, view, policies, where)
 
 
-def _sound(pictures: Pictures, view: View, policies: Mapping[int, Any], where: str) -> None:
+def _sound(pictures: DesiredState, view: NodeView, policies: Mapping[int, Any], where: str) -> None:
     """The kernel takes the picture, and refuses, steers and passes what `decide` does."""
     checked(pictures.kernel)
     fake = FakeBackend()

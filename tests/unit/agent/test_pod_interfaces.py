@@ -14,15 +14,15 @@ import pytest
 
 from l7proxy.agent.dataplane.pod_interfaces import (
     NLM_F_DUMP_INTR,
-    Cable,
-    Ground,
+    CniAttachment,
+    HostNetwork,
+    InterfaceWatcher,
     Link,
-    LiveCable,
-    Lookout,
-    Wires,
+    LiveAttachment,
+    PodInterfaces,
     connect,
     parse_result,
-    read_cables,
+    read_attachments,
     whole,
 )
 from tproxy_rules.desired import Bridge, Port
@@ -50,7 +50,7 @@ def result(**changes: Any) -> dict[str, Any]:
     }
 
 
-BRIDGED = Ground(
+BRIDGED = HostNetwork(
     {
         "cni0": Link("cni0", "02:00:00:00:00:01", "bridge"),
         "veth1": Link("veth1", "02:00:00:00:00:02", "veth", "cni0"),
@@ -62,14 +62,14 @@ BRIDGED = Ground(
 
 
 def test_a_bridged_pod() -> None:
-    (cable,) = parse_result(result())
-    assert cable == Cable(("cni0", "veth1"), MAC, ("10.0.1.5", "fd00::5"), "c", "default/web", "pods")
-    wires = connect([cable], BRIDGED)
+    (attachment,) = parse_result(result())
+    assert attachment == CniAttachment(("cni0", "veth1"), MAC, ("10.0.1.5", "fd00::5"), "c", "default/web", "pods")
+    interfaces = connect([attachment], BRIDGED)
     port = Port("veth1", MAC, "cni0")
-    assert wires.ports == {"10.0.1.5": port, "fd00::5": port, "10.0.9.9": Port("cali1")}
-    assert wires.bridges == (Bridge("cni0", "02:00:00:00:00:01", ("veth1",)),)
-    assert wires.local_addresses == {"10.0.1.1"}
-    assert wires.live == (LiveCable("veth1", ("10.0.1.5", "fd00::5"), "c", "default/web"),)
+    assert interfaces.ports == {"10.0.1.5": port, "fd00::5": port, "10.0.9.9": Port("cali1")}
+    assert interfaces.bridges == (Bridge("cni0", "02:00:00:00:00:01", ("veth1",)),)
+    assert interfaces.local_addresses == {"10.0.1.1"}
+    assert interfaces.live == (LiveAttachment("veth1", ("10.0.1.5", "fd00::5"), "c", "default/web"),)
 
 
 def test_a_routed_pod_whose_plugin_names_the_host_side_only() -> None:
@@ -78,44 +78,46 @@ def test_a_routed_pod_whose_plugin_names_the_host_side_only() -> None:
 
 
 def test_results_of_dead_pods_say_nothing() -> None:
-    gone = Cable(("cni0", "veth0"), MAC, ("10.0.1.5",))
-    wires = connect([gone], BRIDGED)
-    assert "10.0.1.5" not in wires.ports
-    assert wires.live == ()
+    gone = CniAttachment(("cni0", "veth0"), MAC, ("10.0.1.5",))
+    interfaces = connect([gone], BRIDGED)
+    assert "10.0.1.5" not in interfaces.ports
+    assert interfaces.live == ()
 
 
 def test_networks_of_other_tools_are_left_out(tmp_path: Path) -> None:
     (tmp_path / "r").write_text(json.dumps(result(interfaces=[{"name": "lo"}])))
-    assert len(Lookout(tmp_path).look().live) == 1
-    assert Lookout(tmp_path, ["pods"]).look().live == ()
+    assert len(InterfaceWatcher(tmp_path).look().live) == 1
+    assert InterfaceWatcher(tmp_path, ["pods"]).look().live == ()
 
 
 @pytest.mark.parametrize("arguments", [None, 7, "x", [["K8S_POD_NAME"]], [["K8S_POD_NAME", "web"]], [[]], [{}]])
 def test_a_result_that_names_no_pod_is_a_cable_all_the_same(arguments: object) -> None:
-    (cable,) = parse_result(result() | {"cniArgs": arguments})
-    assert (cable.pod, cable.addresses) == ("", ("10.0.1.5", "fd00::5"))
+    (attachment,) = parse_result(result() | {"cniArgs": arguments})
+    assert (attachment.pod, attachment.addresses) == ("", ("10.0.1.5", "fd00::5"))
 
 
 def test_an_address_of_the_hosts_end_is_not_the_pods() -> None:
     ips = [{"address": "10.0.1.5/24", "interface": 2}, {"address": "10.0.1.1/24", "interface": 0}]
-    (cable,) = parse_result(result(ips=ips))
-    assert cable.addresses == ("10.0.1.5",)
+    (attachment,) = parse_result(result(ips=ips))
+    assert attachment.addresses == ("10.0.1.5",)
 
 
 def test_two_live_cables_with_one_address_are_nobodys() -> None:
-    wires = connect([Cable(("veth1",), MAC, ("10.0.1.5",)), Cable(("cali1",), MAC, ("10.0.1.5",))], BRIDGED)
-    assert "10.0.1.5" not in wires.ports
-    assert wires.problems == ("10.0.1.5 is assigned to several pod interfaces",)
+    interfaces = connect(
+        [CniAttachment(("veth1",), MAC, ("10.0.1.5",)), CniAttachment(("cali1",), MAC, ("10.0.1.5",))], BRIDGED
+    )
+    assert "10.0.1.5" not in interfaces.ports
+    assert interfaces.problems == ("10.0.1.5 is assigned to several pod interfaces",)
 
 
 def test_a_bridge_port_without_a_mac_is_unknown() -> None:
-    assert connect([Cable(("veth1",), "", ("10.0.1.5",))], Ground(BRIDGED.links)).ports == {}
+    assert connect([CniAttachment(("veth1",), "", ("10.0.1.5",))], HostNetwork(BRIDGED.links)).ports == {}
 
 
 @pytest.mark.parametrize("name", ["a b", 'x"; drop', "a" * 16, "", "eth0*"])
 def test_names_that_are_no_plain_names_are_no_links(name: str) -> None:
     strange = result(interfaces=[{"name": name}, {"name": "eth0", "mac": MAC, "sandbox": "s"}])
-    assert [cable.hosts for cable in parse_result(strange)] == [()]
+    assert [attachment.hosts for attachment in parse_result(strange)] == [()]
 
 
 @pytest.mark.parametrize(
@@ -136,21 +138,21 @@ def test_a_file_that_is_no_result_is_told_and_skipped(tmp_path: Path, text: str)
     (tmp_path / "bad").write_text(text)
     (tmp_path / "good").write_text(json.dumps(result()))
     problems: list[str] = []
-    assert [len(cables) for cables in read_cables(tmp_path, problems).values()] == [0, 1]
+    assert [len(attachments) for attachments in read_attachments(tmp_path, problems).values()] == [0, 1]
     assert len(problems) == 1
     assert str(tmp_path / "bad") in problems[0]
 
 
 @pytest.mark.parametrize("index", [-1, 3, "2", None, True])
 def test_an_interface_number_that_points_nowhere_is_harmless(index: object) -> None:
-    (cable,) = parse_result(result(ips=[{"address": "10.0.1.5/24", "interface": index}]))
-    assert cable.addresses == ("10.0.1.5",)
+    (attachment,) = parse_result(result(ips=[{"address": "10.0.1.5/24", "interface": index}]))
+    assert attachment.addresses == ("10.0.1.5",)
 
 
 def test_no_cache_is_no_trouble(tmp_path: Path) -> None:
-    wires = Lookout(tmp_path / "none").look()
-    assert isinstance(wires, Wires)
-    assert wires.problems == ()
+    interfaces = InterfaceWatcher(tmp_path / "none").look()
+    assert isinstance(interfaces, PodInterfaces)
+    assert interfaces.problems == ()
 
 
 @pytest.mark.sandbox
@@ -168,8 +170,8 @@ def test_real_links_are_found(tmp_path: Path) -> None:
     ip route add 10.0.9.9/32 dev cali1
     ip link add kube-ipvs0 type bridge
     ip addr add 10.96.0.1/32 dev kube-ipvs0
-    exec {sys.executable} -c 'from pathlib import Path; from l7proxy.agent.dataplane.pod_interfaces import Lookout
-w = Lookout(Path("{tmp_path}")).look()
+    exec {sys.executable} -c 'from pathlib import Path; from l7proxy.agent.dataplane import pod_interfaces
+w = pod_interfaces.InterfaceWatcher(Path("{tmp_path}")).look()
 print(w.ports["10.0.1.5"].interface, w.ports["10.0.1.5"].bridge, w.ports["10.0.9.9"].interface)
 print([b.name for b in w.bridges], "10.0.1.1" in w.local_addresses, "10.96.0.1" in w.local_addresses, w.problems)'
     """
@@ -213,20 +215,20 @@ def test_who_looks_again_sees_what_one_who_looks_for_the_first_time_sees(tmp_pat
     script = f"""
     import subprocess, time
     from pathlib import Path
-    from l7proxy.agent.dataplane.pod_interfaces import SETTLED, Lookout
+    from l7proxy.agent.dataplane.pod_interfaces import SETTLED, InterfaceWatcher
     results = Path({str(tmp_path)!r})
-    lookout = Lookout(results)
+    watcher = InterfaceWatcher(results)
     subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
     for change in {CHANGES.splitlines()!r}:
         subprocess.run(change.split(), check=True)
-        assert lookout.look() == Lookout(results).look(), change
+        assert watcher.look() == InterfaceWatcher(results).look(), change
     subprocess.run("ip link add br0 type bridge; ip addr add 10.0.2.1/24 dev br0", shell=True, check=True)
-    lookout.look()
+    watcher.look()
     time.sleep(SETTLED)
-    before = lookout.look()
-    assert lookout.look().local_addresses is before.local_addresses  # the very same listing
+    before = watcher.look()
+    assert watcher.look().local_addresses is before.local_addresses  # the very same listing
     subprocess.run("ip addr add 10.0.3.1/24 dev br0", shell=True, check=True)
-    assert lookout.look().local_addresses == before.local_addresses | {{"10.0.3.1"}}
+    assert watcher.look().local_addresses == before.local_addresses | {{"10.0.3.1"}}
     """
     command = ["unshare", "--net", sys.executable, "-c", textwrap.dedent(script)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
@@ -242,25 +244,25 @@ def test_what_cannot_be_listed_stays_as_it_was(tmp_path: Path) -> None:
     import os, resource, subprocess
     from dataclasses import replace
     from pathlib import Path
-    from l7proxy.agent.dataplane.pod_interfaces import Lookout
+    from l7proxy.agent.dataplane.pod_interfaces import InterfaceWatcher
     results = Path({str(tmp_path)!r})
     def run(line): subprocess.run(line.split(), check=True)
     run("ip link add cni0 type bridge")
     run("ip link add veth1 type veth peer name p1")
     run("ip link set veth1 master cni0")
-    lookout = Lookout(results)
-    before = lookout.look()
+    watcher = InterfaceWatcher(results)
+    before = watcher.look()
     assert before.ports["10.0.1.5"].bridge == "cni0" and not before.problems, before
     run("ip link add veth2 type veth peer name p2")
     run("ip link set veth2 master cni0")
     used, (_, hard) = len(os.listdir("/proc/self/fd")), resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (used - 1, hard))
-    during = lookout.look()
+    during = watcher.look()
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     assert replace(during, problems=()) == before, during
     assert len(during.problems) == 2, during.problems
-    after = lookout.look()
-    assert after == Lookout(results).look() and after.bridges[0].ports == ("veth1", "veth2"), after
+    after = watcher.look()
+    assert after == InterfaceWatcher(results).look() and after.bridges[0].ports == ("veth1", "veth2"), after
     """
     command = ["unshare", "--net", sys.executable, "-c", textwrap.dedent(script)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
@@ -270,12 +272,12 @@ def test_what_cannot_be_listed_stays_as_it_was(tmp_path: Path) -> None:
 def test_a_result_that_turned_into_something_else_stays_as_it_was(tmp_path: Path) -> None:
     path, problems = tmp_path / "r", list[str]()
     path.write_text(json.dumps(result()))
-    good = read_cables(tmp_path, problems)
+    good = read_attachments(tmp_path, problems)
     path.write_text("{")
-    assert read_cables(tmp_path, problems, good) == good
+    assert read_attachments(tmp_path, problems, good) == good
     assert len(problems) == 1
     path.unlink()
-    assert read_cables(tmp_path, problems, good) == {}
+    assert read_attachments(tmp_path, problems, good) == {}
 
 
 def test_a_listing_that_was_interrupted_is_none() -> None:
@@ -293,8 +295,8 @@ def test_uplinks_and_the_ports_of_other_bridges_are_told_apart_by_their_kind() -
         "docker0": Link("docker0", "02:00:00:00:00:0b", "bridge"),
         "veth8": Link("veth8", "02:00:00:00:00:0c", "veth", "docker0"),
     }
-    wires = connect(parse_result(result()), Ground({**BRIDGED.links, **more}))
-    (bridge,) = wires.bridges
+    interfaces = connect(parse_result(result()), HostNetwork({**BRIDGED.links, **more}))
+    (bridge,) = interfaces.bridges
     assert bridge.ports == ("eth1", "veth1", "veth9", "vxlan7")
     assert bridge.uplinks == ("eth1", "vxlan7")
-    assert wires.other_ports == ("veth8",)
+    assert interfaces.other_ports == ("veth8",)

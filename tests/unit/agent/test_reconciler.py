@@ -10,14 +10,14 @@ from typing import Any
 
 import pytest
 
-from l7proxy.agent.dataplane.pod_interfaces import Wires
+from l7proxy.agent.dataplane.pod_interfaces import PodInterfaces
 from l7proxy.agent.dataplane.reconciler import Published, Reconciler, SourceReport
-from l7proxy.cluster.state import World
+from l7proxy.cluster.state import ClusterState
 from l7proxy.link import framing
-from l7proxy.link.delta import Opener
-from l7proxy.link.messages import PROTOCOL_VERSION, Applied, Hello, Picture
+from l7proxy.link.delta import SnapshotDecoder
+from l7proxy.link.messages import PROTOCOL_VERSION, Applied, Hello, PolicySnapshot
 from l7proxy.link.server import LinkServer
-from l7proxy.model.resources import Change, Delete, Fact, Node, Pod, PolicyDocument, Synced, Upsert
+from l7proxy.model.resources import Change, Delete, Node, Pod, PolicyDocument, Resource, Synced, Upsert
 from tproxy_rules.desired import Desired, Port, Settings, Verdict
 from tproxy_rules.fake import FakeBackend
 
@@ -37,8 +37,8 @@ def policy(ingress: list[Any]) -> PolicyDocument:
     return PolicyDocument("CiliumNetworkPolicy", "shop", "p", document)
 
 
-def said(*facts: Fact) -> list[Change]:
-    return [*(Upsert(fact) for fact in facts), Synced()]
+def said(*resources: Resource) -> list[Change]:
+    return [*(Upsert(resource) for resource in resources), Synced()]
 
 
 async def eventually(holds: Callable[[], bool]) -> None:
@@ -55,10 +55,10 @@ class Worker:
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._reader = reader
         self._writer = writer
-        self._decoder, self._opener = framing.from_agent(), Opener()
-        self.pictures: list[Picture] = []
+        self._decoder, self._opener = framing.from_agent(), SnapshotDecoder()
+        self.pictures: list[PolicySnapshot] = []
 
-    async def picture(self) -> Picture:
+    async def picture(self) -> PolicySnapshot:
         async with asyncio.timeout(5):
             while not self.pictures:
                 self.pictures += map(self._opener.open, self._decoder.feed(await self._reader.read(65536)))
@@ -79,14 +79,14 @@ class Stage:
         self.path = path
         self.link = LinkServer(path, on_flows=lambda flows: None)
         self.backend = FakeBackend()
-        self.wires = Wires()
+        self.interfaces = PodInterfaces()
         self.published: list[Published] = []
         self.reconciler = Reconciler(
-            world=World(),
+            cluster_state=ClusterState(),
             link=self.link,
             backend=self.backend,
             node="n1",
-            look=lambda: self.wires,
+            look=lambda: self.interfaces,
             settings=Settings(),
             on_published=self.published.append,
             check_every=0.05,
@@ -210,7 +210,7 @@ async def test_another_picture_in_our_place_is_replaced_even_after_a_failure(sta
 
 async def test_a_new_cable_makes_a_new_picture(stage: Stage) -> None:
     await stage.submit(*said(WEB, policy(L4)))
-    stage.wires = Wires({"10.0.1.5": Port("veth1")})
+    stage.interfaces = PodInterfaces({"10.0.1.5": Port("veth1")})
     await stage.reconciler.step()
     desired = stage.installed()
     assert desired is not None
@@ -219,7 +219,7 @@ async def test_a_new_cable_makes_a_new_picture(stage: Stage) -> None:
 
 
 async def test_the_agents_own_addresses_are_the_host(stage: Stage) -> None:
-    stage.wires = Wires(local_addresses=frozenset({"10.0.1.1"}))
+    stage.interfaces = PodInterfaces(local_addresses=frozenset({"10.0.1.1"}))
     await stage.submit(*said(WEB, Node("n1", ("192.168.0.1",))))
     desired = stage.installed()
     assert desired is not None
@@ -243,11 +243,11 @@ async def test_what_another_backend_left_goes_once_ours_is_in_force(stage: Stage
     left = FakeBackend()
     left.apply(Desired())
     successor = Reconciler(
-        world=World(),
+        cluster_state=ClusterState(),
         link=stage.link,
         backend=stage.backend,
         node="n1",
-        look=Wires,
+        look=PodInterfaces,
         settings=Settings(),
         others=lambda: [left],
     )
@@ -266,7 +266,12 @@ async def test_a_new_agent_finds_what_the_old_one_left_and_changes_nothing(stage
     successor = Stage(tmp_path / "next.sock")
     successor.backend = FakeBackend(stage.backend.kernel)
     successor.reconciler = Reconciler(
-        world=World(), link=successor.link, backend=successor.backend, node="n1", look=Wires, settings=Settings()
+        cluster_state=ClusterState(),
+        link=successor.link,
+        backend=successor.backend,
+        node="n1",
+        look=PodInterfaces,
+        settings=Settings(),
     )
     await successor.submit(*said(WEB, policy(L4)))
     assert successor.backend.applied == 0

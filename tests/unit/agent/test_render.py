@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 
-from l7proxy.agent.dataplane.pod_interfaces import Wires
-from l7proxy.agent.dataplane.render import Pictures, draw
-from l7proxy.cluster.state import View, World
+from l7proxy.agent.dataplane.pod_interfaces import PodInterfaces
+from l7proxy.agent.dataplane.render import DesiredState, render
+from l7proxy.cluster.state import ClusterState, NodeView
 from l7proxy.model.ref import RuleRef
-from l7proxy.model.resources import Fact, Node, Pod, PolicyDocument, Service, ServicePort, Upsert
+from l7proxy.model.resources import Node, Pod, PolicyDocument, Resource, Service, ServicePort, Upsert
 from l7proxy.model.verdict import Action
 from l7proxy.policy.compile import compile_policies
 from l7proxy.policy.tables import EndpointPolicy, Entry, union
@@ -43,16 +43,16 @@ def port(number: str, *, http: bool = False) -> dict[str, Any]:
     return cell | ({"rules": {"http": [{"method": "GET"}]}} if http else {})
 
 
-def view(*facts: Fact) -> View:
-    world = World()
-    world.apply([Upsert(fact) for fact in facts])
-    return world.view("n1")
+def view(*resources: Resource) -> NodeView:
+    cluster_state = ClusterState()
+    cluster_state.apply([Upsert(resource) for resource in resources])
+    return cluster_state.view("n1")
 
 
-def pictures(*facts: Fact, wires: Wires | None = None, resolve: bool = False) -> Pictures:
-    found = view(*facts)
+def pictures(*resources: Resource, interfaces: PodInterfaces | None = None, resolve: bool = False) -> DesiredState:
+    found = view(*resources)
     policies = compile_policies(found.rules, found.endpoints, found.identities)
-    drawn = draw(found, policies, wires or Wires(), settings=kernel.Settings(), resolve_services=resolve)
+    drawn = render(found, policies, interfaces or PodInterfaces(), settings=kernel.Settings(), resolve_services=resolve)
     checked(drawn.kernel)  # no kernel would refuse it
     return drawn
 
@@ -65,11 +65,11 @@ def test_pods_without_policy_and_cable_are_not_the_kernels_business() -> None:
 
 
 def test_a_cable_is_watched_even_without_policy() -> None:
-    cable = kernel.Port("veth1", "0a:58:0a:00:01:05", "cni0")
+    attachment = kernel.Port("veth1", "0a:58:0a:00:01:05", "cni0")
     bridge = kernel.Bridge("cni0", "02:00:00:00:00:01")
-    drawn = pictures(NODE, WEB, PLAIN, wires=Wires({"10.0.1.5": cable}, (bridge,)))
+    drawn = pictures(NODE, WEB, PLAIN, interfaces=PodInterfaces({"10.0.1.5": attachment}, (bridge,)))
     (endpoint,) = drawn.kernel.endpoints
-    assert (endpoint.addresses, endpoint.port, endpoint.ingress) == (("10.0.1.5", "fd00::5"), cable, None)
+    assert (endpoint.addresses, endpoint.port, endpoint.ingress) == (("10.0.1.5", "fd00::5"), attachment, None)
     assert drawn.kernel.bridges == (bridge,)
 
 
@@ -111,15 +111,15 @@ def test_only_tcp_can_be_steered_and_nothing_else_gets_in_by_it(protocol: int | 
     policies: dict[int, EndpointPolicy] = {
         number: EndpointPolicy(number, union((entry(Action.REDIRECT, protocol),), (REF,)))
     }
-    drawn = draw(found, policies, Wires(), settings=kernel.Settings(), resolve_services=False)
+    drawn = render(found, policies, PodInterfaces(), settings=kernel.Settings(), resolve_services=False)
     (endpoint,) = drawn.kernel.endpoints
     assert endpoint.ingress is not None
     assert [(one.verdict, one.protocol, one.first, one.last) for one in endpoint.ingress.entries] == steered
 
 
 def test_frontends_are_steered_when_some_backend_behind_them_is_judged() -> None:
-    def steered(*facts: Fact) -> set[tuple[str, int, int]]:
-        drawn = pictures(NODE, WEB, CLIENT, *SERVICES, *facts, resolve=True)
+    def steered(*resources: Resource) -> set[tuple[str, int, int]]:
+        drawn = pictures(NODE, WEB, CLIENT, *SERVICES, *resources, resolve=True)
         assert len(drawn.workers.frontends) == len(drawn.kernel.frontends) == 4
         return {(one.address, one.protocol, one.port) for one in drawn.kernel.frontends if one.steer}
 

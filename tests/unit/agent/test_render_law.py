@@ -7,9 +7,9 @@ from itertools import product
 from hypothesis import given
 from hypothesis import strategies as st
 
-from l7proxy.agent.dataplane.pod_interfaces import Wires
-from l7proxy.agent.dataplane.render import draw
-from l7proxy.cluster.state import World
+from l7proxy.agent.dataplane.pod_interfaces import PodInterfaces
+from l7proxy.agent.dataplane.render import render
+from l7proxy.cluster.state import ClusterState
 from l7proxy.model.ref import RuleRef
 from l7proxy.model.resources import Node, Pod, Upsert
 from l7proxy.model.verdict import Action, Verdict
@@ -21,7 +21,7 @@ from tproxy_rules.validate import checked
 
 REF = RuleRef("P", "ns", "p")
 WEB, ONE, TWO = "10.0.1.5", "10.0.2.1", "10.0.2.2"
-_WORLD = World()
+_WORLD = ClusterState()
 _WORLD.apply(
     [
         Upsert(Node("n1", ("192.168.0.1",))),
@@ -68,7 +68,7 @@ FATES = {
 def test_kernel_and_decide_agree(policy: DirectionPolicy) -> None:
     number = VIEW.endpoints[0].id
     policies: dict[int, EndpointPolicy] = {number: EndpointPolicy(number, policy)}
-    desired = draw(VIEW, policies, Wires(), settings=kernel.Settings(), resolve_services=False).kernel
+    desired = render(VIEW, policies, PodInterfaces(), settings=kernel.Settings(), resolve_services=False).kernel
     checked(desired)
     fake = FakeBackend()
     fake.apply(desired)

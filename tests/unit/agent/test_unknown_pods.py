@@ -9,26 +9,26 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from l7proxy.agent.dataplane.pod_interfaces import Cable, Ground, Link, Wires, connect
+from l7proxy.agent.dataplane.pod_interfaces import CniAttachment, HostNetwork, Link, PodInterfaces, connect
 from l7proxy.agent.dataplane.reconciler import Published, SourceReport
-from l7proxy.agent.dataplane.render import Pictures, draw
+from l7proxy.agent.dataplane.render import DesiredState, render
 from l7proxy.agent.dataplane.unknown_pods import FIRST_ID, UnknownPod, unknown_pods
-from l7proxy.agent.flow_recorder import Judge
-from l7proxy.cluster.state import World
+from l7proxy.agent.flow_recorder import EventEvaluator
+from l7proxy.cluster.state import ClusterState
 from l7proxy.model.net import HostPort
-from l7proxy.model.resources import Fact, Node, Pod, Upsert
+from l7proxy.model.resources import Node, Pod, Resource, Upsert
 from l7proxy.model.verdict import Verdict
 from l7proxy.policy.compile import compile_policies
-from l7proxy.proxy.policy_store import Index
+from l7proxy.proxy.policy_store import PolicyIndex
 from tproxy_rules import desired as kernel
-from tproxy_rules.marks import Told, Way
-from tproxy_rules.nflog import Event
+from tproxy_rules.marks import LogDirection, LogEvent
+from tproxy_rules.nflog import NflogEvent
 from tproxy_rules.validate import checked
 
 NODE = Node("n1", ("192.168.0.1",), pod_cidrs=("10.0.1.0/24",))
 WEB = Pod("shop", "web", "n1", ("10.0.1.5",))
 MACS = {name: f"0a:58:0a:00:01:0{number}" for number, name in enumerate(("veth1", "veth2", "veth3"), 1)}
-GROUND = Ground(
+GROUND = HostNetwork(
     {
         "cni0": Link("cni0", "02:00:00:00:00:01", "bridge"),
         **{name: Link(name, "02:00:00:00:00:02", "veth", "cni0") for name in MACS},
@@ -39,34 +39,36 @@ GROUND = Ground(
 REASON = "unknown pod: no Pod object with address 10.0.1.9 on node n1"
 
 
-def cable(interface: str, *addresses: str, container: str = "", pod: str = "") -> Cable:
-    return Cable(("cni0", interface), MACS[interface], addresses, container or interface, pod)
+def attachment(interface: str, *addresses: str, container: str = "", pod: str = "") -> CniAttachment:
+    return CniAttachment(("cni0", interface), MACS[interface], addresses, container or interface, pod)
 
 
-def plugged(*cables: Cable) -> Wires:
-    return connect(cables, GROUND)
+def plugged(*attachments: CniAttachment) -> PodInterfaces:
+    return connect(attachments, GROUND)
 
 
-def published(*facts: Fact, wires: Wires, audit: bool = False) -> Published:
-    world = World(audit_all=audit)
-    world.apply([Upsert(fact) for fact in (NODE, *facts)])
-    view = world.view("n1", local_addresses=wires.local_addresses)
+def published(*resources: Resource, interfaces: PodInterfaces, audit: bool = False) -> Published:
+    cluster_state = ClusterState(audit_all=audit)
+    cluster_state.apply([Upsert(resource) for resource in (NODE, *resources)])
+    view = cluster_state.view("n1", local_addresses=interfaces.local_addresses)
     policies = compile_policies(view.rules, view.endpoints, view.identities)
-    drawn = draw(view, policies, wires, settings=kernel.Settings(), resolve_services=False, audit=audit)
+    drawn = render(view, policies, interfaces, settings=kernel.Settings(), resolve_services=False, audit=audit)
     checked(drawn.kernel)  # no kernel would refuse it
-    return Published(1, view, policies, drawn, wires, SourceReport())
+    return Published(1, view, policies, drawn, interfaces, SourceReport())
 
 
-def drawn(*facts: Fact, wires: Wires) -> Pictures:
-    return published(*facts, wires=wires).pictures
+def drawn(*resources: Resource, interfaces: PodInterfaces) -> DesiredState:
+    return published(*resources, interfaces=interfaces).pictures
 
 
-def closed(*facts: Fact, wires: Wires) -> dict[str, UnknownPod]:
-    return {one.interface: one for one in drawn(*facts, wires=wires).unknown}
+def closed(*resources: Resource, interfaces: PodInterfaces) -> dict[str, UnknownPod]:
+    return {one.interface: one for one in drawn(*resources, interfaces=interfaces).unknown}
 
 
 def test_it_is_bound_to_its_port_and_closed_but_for_the_node() -> None:
-    pictures = drawn(WEB, wires=plugged(cable("veth1", "10.0.1.5"), cable("veth2", "10.0.1.9", "fd00::9")))
+    pictures = drawn(
+        WEB, interfaces=plugged(attachment("veth1", "10.0.1.5"), attachment("veth2", "10.0.1.9", "fd00::9"))
+    )
     web, unknown = pictures.kernel.endpoints
     assert (web.addresses, web.ingress, web.egress) == (("10.0.1.5",), None, None)
     assert unknown.id >= FIRST_ID
@@ -78,7 +80,9 @@ def test_it_is_bound_to_its_port_and_closed_but_for_the_node() -> None:
 
 
 def test_workers_refuse_it_both_ways() -> None:
-    index = Index(drawn(WEB, wires=plugged(cable("veth1", "10.0.1.5"), cable("veth2", "10.0.1.9"))).workers)
+    index = PolicyIndex(
+        drawn(WEB, interfaces=plugged(attachment("veth1", "10.0.1.5"), attachment("veth2", "10.0.1.9"))).workers
+    )
     for source, destination in (("10.0.1.9", "10.0.1.5"), ("10.0.1.5", "10.0.1.9"), ("8.8.8.8", "10.0.1.9")):
         sides = index.lookup(source, destination, 80)
         assert (sides.refused, sides.l4.reason) == (True, REASON)
@@ -86,68 +90,75 @@ def test_workers_refuse_it_both_ways() -> None:
     assert index.frontend(HostPort("10.0.1.9", 80)) is None
 
 
-@pytest.mark.parametrize("told", list(Told))
-def test_what_the_kernel_tells_of_it_gets_its_reason(told: Told) -> None:
-    judge = Judge.of(published(WEB, wires=plugged(cable("veth2", "10.0.1.9"))), Judge({}, {}))
+@pytest.mark.parametrize("told", list(LogEvent))
+def test_what_the_kernel_tells_of_it_gets_its_reason(told: LogEvent) -> None:
+    judge = EventEvaluator.of(
+        published(WEB, interfaces=plugged(attachment("veth2", "10.0.1.9"))), EventEvaluator({}, {})
+    )
     for number in (0, FIRST_ID + 5, 1 << 31):
-        for source, destination, way in (("10.0.1.9", "10.0.1.5", Way.EGRESS), ("10.0.1.5", "10.0.1.9", Way.INGRESS)):
-            record = judge.record(Event(told, way, number, source, destination, 17, 40000, 53), 1)
+        for source, destination, way in (
+            ("10.0.1.9", "10.0.1.5", LogDirection.EGRESS),
+            ("10.0.1.5", "10.0.1.9", LogDirection.INGRESS),
+        ):
+            record = judge.record(NflogEvent(told, way, number, source, destination, 17, 40000, 53), 1)
             assert record is not None
-            if told in (Told.DENY, Told.NONE):
+            if told in (LogEvent.DENY, LogEvent.NONE):
                 assert (record.judgement.verdict, record.judgement.reason) == (Verdict.DROPPED, REASON)
 
 
 def test_its_pod_opens_it_and_is_bound_to_the_same_port() -> None:
-    wires = plugged(cable("veth2", "10.0.1.9"))
-    (before,) = drawn(wires=wires).kernel.endpoints
-    (after,) = drawn(Pod("shop", "new", "n1", ("10.0.1.9",)), wires=wires).kernel.endpoints
+    interfaces = plugged(attachment("veth2", "10.0.1.9"))
+    (before,) = drawn(interfaces=interfaces).kernel.endpoints
+    (after,) = drawn(Pod("shop", "new", "n1", ("10.0.1.9",)), interfaces=interfaces).kernel.endpoints
     assert (after.port, after.ingress, after.egress) == (before.port, None, None)
     assert after.id < FIRST_ID
 
 
 def test_an_object_of_another_node_or_a_finished_pod_opens_nothing() -> None:
-    wires = plugged(cable("veth2", "10.0.1.9"))
+    interfaces = plugged(attachment("veth2", "10.0.1.9"))
     there = Pod("shop", "moved", "n2", ("10.0.1.9",))
     done = Pod("shop", "done", "n1", ("10.0.1.9",), phase="Failed")
     for pod in (there, done):
-        assert list(closed(pod, wires=wires)) == ["veth2"]
+        assert list(closed(pod, interfaces=interfaces)) == ["veth2"]
 
 
 def test_left_over_results_and_addresses_of_the_node_close_nothing() -> None:
-    gone = Cable(("cni0", "veth9"), MACS["veth1"], ("10.0.1.8",), "gone")
-    assert closed(wires=plugged(gone, cable("veth1", "10.0.1.1"), cable("veth2", "192.168.0.1"))) == {}
+    gone = CniAttachment(("cni0", "veth9"), MACS["veth1"], ("10.0.1.8",), "gone")
+    assert closed(interfaces=plugged(gone, attachment("veth1", "10.0.1.1"), attachment("veth2", "192.168.0.1"))) == {}
 
 
 @pytest.mark.parametrize("address", ["0.0.0.0", "127.0.0.1", "224.0.0.1", "::", "::1", "ff02::1"])
 def test_an_address_that_is_no_pods_does_not_spoil_the_picture(address: str) -> None:
-    found = closed(wires=plugged(cable("veth1", "10.0.1.9", address)))
+    found = closed(interfaces=plugged(attachment("veth1", "10.0.1.9", address)))
     assert [one.addresses for one in found.values()] == [("10.0.1.9",)]
 
 
 def test_another_address_of_a_known_pods_cable_is_closed_without_a_port() -> None:
-    found = closed(WEB, wires=plugged(cable("veth1", "10.0.1.5", "10.0.1.9")))
+    found = closed(WEB, interfaces=plugged(attachment("veth1", "10.0.1.5", "10.0.1.9")))
     assert [(one.addresses, one.port) for one in found.values()] == [(("10.0.1.9",), None)]
 
 
 def test_a_secondary_network_of_a_known_pod_is_left_alone() -> None:
-    wires = plugged(cable("veth1", "10.0.1.5", container="c"), cable("veth2", "192.168.7.9", container="c"))
-    assert closed(WEB, wires=wires) == {}
-    assert list(closed(wires=wires)) == ["veth1", "veth2"]
+    interfaces = plugged(
+        attachment("veth1", "10.0.1.5", container="c"), attachment("veth2", "192.168.7.9", container="c")
+    )
+    assert closed(WEB, interfaces=interfaces) == {}
+    assert list(closed(interfaces=interfaces)) == ["veth1", "veth2"]
 
 
 def test_an_address_at_two_cables_is_closed_once_and_bound_to_neither() -> None:
-    found = closed(wires=plugged(cable("veth1", "10.0.1.9"), cable("veth2", "10.0.1.9")))
+    found = closed(interfaces=plugged(attachment("veth1", "10.0.1.9"), attachment("veth2", "10.0.1.9")))
     assert [(one.interface, one.port) for one in found.values()] == [("veth1", None)]
 
 
 def test_in_audit_mode_it_passes_and_is_told() -> None:
-    found = published(WEB, wires=plugged(cable("veth2", "10.0.1.9")), audit=True)
+    found = published(WEB, interfaces=plugged(attachment("veth2", "10.0.1.9")), audit=True)
     (endpoint,) = (one for one in found.pictures.kernel.endpoints if one.id >= FIRST_ID)
     for table in (endpoint.ingress, endpoint.egress):
         assert table is not None
         assert all(entry.verdict is kernel.Verdict.ALLOW for entry in table.entries)
         assert not any(tier.closed for tier in table.tiers)
-    sides = Index(found.pictures.workers).lookup("10.0.1.9", "10.0.1.5", 80)
+    sides = PolicyIndex(found.pictures.workers).lookup("10.0.1.9", "10.0.1.5", 80)
     assert (sides.l4.verdict, sides.l4.reason) == (Verdict.AUDIT, REASON)
 
 
@@ -155,11 +166,11 @@ ADDRESSES = [f"10.0.1.{number}" for number in range(4, 10)]
 
 
 @st.composite
-def situations(draw: Any) -> tuple[list[Pod], list[Cable]]:
-    cables = draw(
+def situations(render: Any) -> tuple[list[Pod], list[CniAttachment]]:
+    attachments = render(
         st.lists(
             st.builds(
-                lambda interface, addresses, container: cable(interface, *addresses, container=container),
+                lambda interface, addresses, container: attachment(interface, *addresses, container=container),
                 st.sampled_from(sorted(MACS)),
                 st.lists(st.sampled_from(ADDRESSES), max_size=3, unique=True),
                 st.sampled_from(["a", "b", ""]),
@@ -167,28 +178,30 @@ def situations(draw: Any) -> tuple[list[Pod], list[Cable]]:
             max_size=5,
         )
     )
-    owners = draw(st.lists(st.sampled_from(ADDRESSES), max_size=3, unique=True))
-    return [Pod("shop", f"p{address[-1]}", "n1", (address,)) for address in owners], cables
+    owners = render(st.lists(st.sampled_from(ADDRESSES), max_size=3, unique=True))
+    return [Pod("shop", f"p{address[-1]}", "n1", (address,)) for address in owners], attachments
 
 
 @settings(deadline=None)
 @given(situations())
-def test_any_cables_and_pods_make_a_picture_that_kernels_take(situation: tuple[list[Pod], list[Cable]]) -> None:
+def test_any_cables_and_pods_make_a_picture_that_kernels_take(situation: tuple[list[Pod], list[CniAttachment]]) -> None:
     """And every address of a cable is a pod's, closed, or of a secondary network; the order of results is nothing."""
-    pods, cables = situation
+    pods, attachments = situation
     owners = {address for pod in pods for address in pod.addresses}
-    found = published(*pods, wires=plugged(*cables))
-    kept = {one.container for one in found.wires.live if not owners.isdisjoint(one.addresses)}
+    found = published(*pods, interfaces=plugged(*attachments))
+    kept = {one.container for one in found.interfaces.live if not owners.isdisjoint(one.addresses)}
     shut = {address for one in found.pictures.unknown for address in one.addresses}
     assert not shut & owners
-    for one in found.wires.live:
+    for one in found.interfaces.live:
         assert one.container in kept or shut | owners >= {*one.addresses}
-    again = published(*pods, wires=plugged(*reversed(cables)))
+    again = published(*pods, interfaces=plugged(*reversed(attachments)))
     assert again.pictures == found.pictures
 
 
 def test_it_is_the_same_value_as_long_as_nothing_changes() -> None:
     """The kernel's tables are remembered by identity."""
-    wires = plugged(cable("veth2", "10.0.1.9"))
-    one, other = (unknown_pods((), each, node="n1", node_addresses=(), audit=False) for each in (wires, replace(wires)))
+    interfaces = plugged(attachment("veth2", "10.0.1.9"))
+    one, other = (
+        unknown_pods((), each, node="n1", node_addresses=(), audit=False) for each in (interfaces, replace(interfaces))
+    )
     assert one[0].policy is other[0].policy

@@ -44,7 +44,7 @@ def test_nginx_has_one_location_a_path_and_all_methods_of_it() -> None:
 def test_our_policy_is_read_without_a_fault() -> None:
     manifest = parse(policy(rules(1000), http_ports=(80, 81), open_ports=(90,)).encode(), "policy.yaml")
     assert not manifest.faults
-    assert len(manifest.facts) == 1
+    assert len(manifest.resources) == 1
 
 
 def test_the_big_world_is_read_without_a_fault(tmp_path: Path) -> None:
@@ -52,7 +52,7 @@ def test_the_big_world_is_read_without_a_fault(tmp_path: Path) -> None:
     big_world.write(size, tmp_path, "node-1")
     found = [parse(path.read_bytes(), path.name) for path in sorted(tmp_path.glob("*.yaml"))]
     assert not [fault for manifest in found for fault in manifest.faults]
-    kinds = [fact.key.kind for manifest in found for fact in manifest.facts]
+    kinds = [resource.key.kind for manifest in found for resource in manifest.resources]
     assert kinds.count("Pod") == 300
     assert kinds.count("CiliumNetworkPolicy") == 100
 

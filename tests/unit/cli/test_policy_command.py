@@ -238,13 +238,13 @@ def test_a_request_is_one_line_of_ascii(part: str) -> None:
 
 def test_invented_addresses_are_of_the_cluster_s_family_and_nobody_s(tmp_path: Path) -> None:
     (tmp_path / "c.yaml").write_text(CLUSTER)
-    facts: Any = Cluster.of(load([tmp_path / "c.yaml"])[0]).facts
-    addresses = [address for fact in facts for address in fact.addresses]
+    resources: Any = Cluster.of(load([tmp_path / "c.yaml"])[0]).resources
+    addresses = [address for resource in resources for address in resource.addresses]
     assert len(set(addresses)) == len(addresses) > 5
     assert [one for one in addresses if not is_invented(one)] == ["192.168.0.1", "10.2.0.9"]
     (tmp_path / "c.yaml").write_text(CLUSTER.replace("10.2.0.9", "fd00::9").replace("192.168.0.1", "fd00::1"))
-    facts = Cluster.of(load([tmp_path / "c.yaml"])[0]).facts
-    assert all(":" in address for fact in facts for address in fact.addresses)
+    resources = Cluster.of(load([tmp_path / "c.yaml"])[0]).resources
+    assert all(":" in address for resource in resources for address in resource.addresses)
 
 
 BAD = """apiVersion: cilium.io/v2

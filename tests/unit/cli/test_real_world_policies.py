@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from l7proxy.cluster.state import World
+from l7proxy.cluster.state import ClusterState
 from l7proxy.policy import lang
 from l7proxy.policy.compile import compile_policies
 from l7proxy.sources.files import load
@@ -39,7 +39,7 @@ def test_what_we_do_not_enforce_is_told_by_name_and_line(file: Path, run: Run) -
 def test_every_kind_of_policy_that_we_read_is_there() -> None:
     changes, problems = load([FOLDER])
     assert not problems
-    world = World()
+    world = ClusterState()
     world.apply(changes)
     view = world.view(None)
     assert {one.kind for one in view.policies} == {

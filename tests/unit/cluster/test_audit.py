@@ -9,9 +9,9 @@ import pytest
 
 from l7proxy.cluster import policy_status
 from l7proxy.cluster.audit import ANNOTATION
-from l7proxy.cluster.policy_status import Reading
-from l7proxy.cluster.state import View, World
-from l7proxy.model.resources import Fact, Namespace, Node, Pod, PolicyDocument, Synced, Upsert
+from l7proxy.cluster.policy_status import PolicyPhase
+from l7proxy.cluster.state import ClusterState, NodeView
+from l7proxy.model.resources import Namespace, Node, Pod, PolicyDocument, Resource, Synced, Upsert
 
 N1 = Node("n1", ("192.168.0.1",), ("10.0.1.0/24",))
 WEB = Pod("shop", "web", "n1", ("10.0.1.5",), {"app": "web"})
@@ -25,23 +25,23 @@ def document(value: Any, spec: Any = None) -> PolicyDocument:
     return PolicyDocument("CiliumNetworkPolicy", "shop", "p", text)
 
 
-def view(space: Namespace, *, audit_all: bool = False, pods: tuple[Pod, ...] = (WEB, OTHER)) -> View:
-    world = World(audit_all=audit_all)
-    told: list[Fact] = [N1, space, *pods]
-    world.apply([*(Upsert(fact) for fact in told), Synced()])
-    return world.view("n1")
+def view(space: Namespace, *, audit_all: bool = False, pods: tuple[Pod, ...] = (WEB, OTHER)) -> NodeView:
+    cluster_state = ClusterState(audit_all=audit_all)
+    told: list[Resource] = [N1, space, *pods]
+    cluster_state.apply([*(Upsert(resource) for resource in told), Synced()])
+    return cluster_state.view("n1")
 
 
 def test_a_policy_is_audited_by_its_annotation() -> None:
     state = policy_status.read(document("true"))
-    assert (state.state, state.audit, state.reason) == (Reading.ACCEPTED, True, "")
+    assert (state.state, state.audit, state.reason) == (PolicyPhase.ACCEPTED, True, "")
     assert all(rule.audit for rule in state.rules)
     assert not policy_status.read(document("false")).audit
 
 
 def test_a_refused_policy_is_audited_too() -> None:
     state = policy_status.read(document("true", {"endpointSelector": {}, "ingress": [{"nonsense": 1}]}))
-    assert state.state is Reading.INVALID
+    assert state.state is PolicyPhase.INVALID
     assert state.rules
     assert all(rule.audit for rule in state.rules)
 

@@ -9,10 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from l7proxy.cluster.identities import NODE_SCOPE
-from l7proxy.cluster.state import View, World
+from l7proxy.cluster.state import ClusterState, NodeView
 from l7proxy.model.identity import HOST, LOCAL_SCOPE, REMOTE_NODE, UNMANAGED
 from l7proxy.model.net import Networks, PrefixTable, single, within
-from l7proxy.model.resources import Fact, Node, Pod, PolicyDocument, Synced, Upsert
+from l7proxy.model.resources import Node, Pod, PolicyDocument, Resource, Synced, Upsert
 
 N1 = Node("n1", ("192.168.0.1", "fd01::1"), ("10.0.1.0/24",))
 N2 = Node("n2", ("192.168.0.2",), ("10.0.2.0/24",))
@@ -32,13 +32,13 @@ def blocks(*cidrs: str, name: str = "p") -> PolicyDocument:
     return PolicyDocument("NetworkPolicy", "x", name, document)
 
 
-def view(*facts: Fact, node: str = "n1") -> View:
-    world = World()
-    world.apply([*(Upsert(fact) for fact in facts), Synced()])
-    return world.view(node)
+def view(*resources: Resource, node: str = "n1") -> NodeView:
+    cluster_state = ClusterState()
+    cluster_state.apply([*(Upsert(resource) for resource in resources), Synced()])
+    return cluster_state.view(node)
 
 
-def numbers(found: View, *addresses: str) -> list[int | None]:
+def numbers(found: NodeView, *addresses: str) -> list[int | None]:
     table = PrefixTable(found.by_prefix)
     return [table.get(address) for address in addresses]
 
@@ -88,15 +88,15 @@ def test_a_block_is_not_asked_of_cilium_cidrs() -> None:
 
 
 def test_numbers_are_those_of_the_policies_there_are_not_of_those_there_were() -> None:
-    world = World()
-    world.apply([*(Upsert(fact) for fact in (N1, N2, ONE, TWO)), Synced()])
-    before = world.view("n1")
+    cluster_state = ClusterState()
+    cluster_state.apply([*(Upsert(resource) for resource in (N1, N2, ONE, TWO)), Synced()])
+    before = cluster_state.view("n1")
     with_block = blocks("10.0.2.0/24")
-    world.apply([Upsert(with_block)])
-    during = world.view("n1")
+    cluster_state.apply([Upsert(with_block)])
+    during = cluster_state.view("n1")
     assert during.by_prefix == view(with_block, TWO, N2, ONE, N1).by_prefix != before.by_prefix
-    world.apply([Upsert(blocks("10.0.9.0/24"))])
-    after = world.view("n1")
+    cluster_state.apply([Upsert(blocks("10.0.9.0/24"))])
+    after = cluster_state.view("n1")
     assert numbers(after, *EVERYBODY) == numbers(before, *EVERYBODY)
 
 

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from l7proxy.cluster import pattern_limits
-from l7proxy.cluster.policy_status import PolicyState, Reading
-from l7proxy.cluster.state import World
+from l7proxy.cluster.policy_status import PolicyPhase, PolicyStatus
+from l7proxy.cluster.state import ClusterState
 from l7proxy.model.net import PrefixTable
 from l7proxy.model.resources import Change, Node, Pod, PolicyDocument, Upsert
 from l7proxy.model.verdict import Direction, Verdict
@@ -37,17 +37,17 @@ def pod(name: str, place: int, namespace: str = "default") -> Pod:
     return Pod(namespace, name, "n1", (f"10.0.1.{place}",), {"role": name}, phase="Running")
 
 
-def world(changes: Iterable[Change]) -> World:
-    made = World()
+def cluster_state(changes: Iterable[Change]) -> ClusterState:
+    made = ClusterState()
     made.apply([Upsert(Node("n1", ("192.168.0.1",), ("10.0.1.0/24",))), *changes])
     return made
 
 
-def states(found: Iterable[PolicyState]) -> dict[str, str]:
+def states(found: Iterable[PolicyStatus]) -> dict[str, str]:
     return {one.name: one.state.value for one in found}
 
 
-def verdict(made: World, name: str, port: int = 80) -> decide.PortPolicy:
+def verdict(made: ClusterState, name: str, port: int = 80) -> decide.PortPolicy:
     """What a pod lets the outside do."""
     view = made.view("n1")
     policies = compile_policies(view.rules, view.endpoints, view.identities)
@@ -58,7 +58,7 @@ def verdict(made: World, name: str, port: int = 80) -> decide.PortPolicy:
 
 def test_two_fit_on_an_endpoint_and_the_third_refuses_what_it_covers() -> None:
     some = [policy(name, "server", THIRD) for name in ("c", "a", "b")]
-    made = world([Upsert(pod("server", 1)), Upsert(pod("other", 2)), *map(Upsert, some)])
+    made = cluster_state([Upsert(pod("server", 1)), Upsert(pod("other", 2)), *map(Upsert, some)])
     view = made.view("n1")
     assert states(view.policies) == {"a": "accepted", "b": "accepted", "c": "partly"}
     (state,) = (one for one in view.policies if one.name == "c")
@@ -73,7 +73,7 @@ def test_two_fit_on_an_endpoint_and_the_third_refuses_what_it_covers() -> None:
 
 def test_what_selects_nobody_here_takes_nothing() -> None:
     some = [policy(name, "elsewhere", THIRD) for name in "abcdefgh"]
-    view = world([Upsert(pod("server", 1)), *map(Upsert, some)]).view("n1")
+    view = cluster_state([Upsert(pod("server", 1)), *map(Upsert, some)]).view("n1")
     assert set(states(view.policies).values()) == {"accepted"}
 
 
@@ -82,9 +82,9 @@ def test_a_node_holds_so_many_and_the_greediest_namespace_is_refused_first() -> 
     pods = [Upsert(pod(role, place)) for place, role in enumerate(roles, 1)]
     pods.append(Upsert(pod("modest", 99, "zzz")))
     some = [policy(role, role, THIRD) for role in roles]
-    made = world([*pods, *map(Upsert, some), Upsert(policy("modest", "modest", THIRD, "zzz"))])
+    made = cluster_state([*pods, *map(Upsert, some), Upsert(policy("modest", "modest", THIRD, "zzz"))])
     view = made.view("n1")
-    fit = [one for one in view.policies if one.state is Reading.ACCEPTED]
+    fit = [one for one in view.policies if one.state is PolicyPhase.ACCEPTED]
     assert sum(one.program for one in fit) <= MAX_PROGRAM_OF_NODE < sum(one.program for one in fit) + fit[0].program
     assert "modest" in {one.name for one in fit}
     assert verdict(made, "modest").redirects
@@ -97,11 +97,11 @@ def test_the_answer_depends_on_what_there_is_and_not_on_the_way_there() -> None:
     pods = [pod("server", 1), pod("other", 2)]
     some = [policy(f"p{number}", dice.choice(("server", "other")), dice.randint(3, 20)) for number in range(12)]
     whole = [*map(Upsert, pods), *map(Upsert, some)]
-    expected = world(whole).view("n1")
+    expected = cluster_state(whole).view("n1")
     assert {"partly", "accepted"} == set(states(expected.policies).values())
     for _ in range(3):
         dice.shuffle(whole)
-        made = World()
+        made = ClusterState()
         for change in [Upsert(Node("n1", ("192.168.0.1",), ("10.0.1.0/24",))), *whole]:
             made.apply([change])
             made.view("n1")
@@ -121,5 +121,5 @@ def test_few_patterns_are_not_even_counted(count: int, monkeypatch: pytest.Monke
         raise AssertionError("needless work")
 
     monkeypatch.setattr(pattern_limits, "_in_order", never)
-    view = world([Upsert(pod("server", 1)), Upsert(policy("p", "server", min(count, THIRD)))]).view("n1")
+    view = cluster_state([Upsert(pod("server", 1)), Upsert(policy("p", "server", min(count, THIRD)))]).view("n1")
     assert states(view.policies) == {"p": "accepted"}

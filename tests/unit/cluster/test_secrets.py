@@ -11,12 +11,12 @@ import msgspec
 import pytest
 
 from l7proxy.agent import report
-from l7proxy.agent.dataplane.pod_interfaces import Wires
+from l7proxy.agent.dataplane.pod_interfaces import PodInterfaces
 from l7proxy.agent.dataplane.reconciler import Published, SourceReport
-from l7proxy.agent.dataplane.render import draw
-from l7proxy.cluster.policy_status import Reading
-from l7proxy.cluster.state import View, World
-from l7proxy.link.messages import Picture
+from l7proxy.agent.dataplane.render import render
+from l7proxy.cluster.policy_status import PolicyPhase
+from l7proxy.cluster.state import ClusterState, NodeView
+from l7proxy.link.messages import PolicySnapshot
 from l7proxy.model.resources import Upsert
 from l7proxy.policy.compile import compile_policies
 from l7proxy.policy.headers import HeaderRule
@@ -66,8 +66,8 @@ GOOD = secret(f"stringData: {{token: {PLANTED}}}")
 class Seen:
     """What the agent makes of some manifests."""
 
-    view: View
-    picture: Picture
+    view: NodeView
+    picture: PolicySnapshot
     texts: tuple[str, ...]
     """All that it would say of them."""
 
@@ -80,12 +80,12 @@ class Seen:
 
 def see(*texts: str, secrets_namespace: str = "", backwards: bool = False) -> Seen:
     read = manifests.parse("".join((POD, *texts)).encode(), "m.yaml")
-    world = World(secrets_namespace=secrets_namespace)
-    world.apply(Upsert(fact) for fact in (reversed(read.facts) if backwards else read.facts))
-    view = world.view("n1")
+    cluster_state = ClusterState(secrets_namespace=secrets_namespace)
+    cluster_state.apply(Upsert(resource) for resource in (reversed(read.resources) if backwards else read.resources))
+    view = cluster_state.view("n1")
     policies = compile_policies(view.rules, view.endpoints, view.identities)
-    pictures = draw(view, policies, Wires(), settings=Settings(), resolve_services=False)
-    published = Published(1, view, policies, pictures, Wires(), SourceReport())
+    pictures = render(view, policies, PodInterfaces(), settings=Settings(), resolve_services=False)
+    published = Published(1, view, policies, pictures, PodInterfaces(), SourceReport())
     said: list[Any] = [
         report.policies(published),
         [report.policy_state(one, view) for one in view.policies],
@@ -151,10 +151,10 @@ def test_a_secret_of_no_use_matches_nothing_and_is_told(manifest: str, fault: st
 
 
 def test_a_secret_that_comes_later_counts() -> None:
-    world = World()
+    cluster_state = ClusterState()
     for part in (POD + policy(), GOOD):
-        world.apply(Upsert(fact) for fact in manifests.parse(part.encode(), "m.yaml").facts)
-        rules = world.view("n1").rules
+        cluster_state.apply(Upsert(resource) for resource in manifests.parse(part.encode(), "m.yaml").resources)
+        rules = cluster_state.view("n1").rules
     assert rules[0].http is not None
     assert rules[0].http[0].header_matches[0].wanted == PLANTED.encode()
 
@@ -163,7 +163,7 @@ def test_a_tenant_may_not_have_the_secrets_of_another() -> None:
     foreign = secret(f"stringData: {{a: {PLANTED}}}", namespace="vault")
     seen = see(policy("{name: token, namespace: vault}"), foreign)
     (state,) = seen.view.policies
-    assert state.state is Reading.REFUSED
+    assert state.state is PolicyPhase.REFUSED
     assert "policies of namespace shop cannot use secrets of vault, only those of shop" in state.reason
     assert (state.file, state.line) == ("m.yaml", 21)
     assert PLANTED.encode() not in msgspec.msgpack.encode(seen.picture)

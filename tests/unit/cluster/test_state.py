@@ -9,8 +9,8 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from l7proxy.cluster.policy_status import Reading
-from l7proxy.cluster.state import View, World
+from l7proxy.cluster.policy_status import PolicyPhase
+from l7proxy.cluster.state import ClusterState, NodeView
 from l7proxy.model.endpoint import Backend
 from l7proxy.model.identity import CONTESTED, HOST, KUBE_APISERVER, LOCAL_SCOPE, REMOTE_NODE, UNMANAGED, WORLD
 from l7proxy.model.net import PrefixTable
@@ -18,17 +18,17 @@ from l7proxy.model.resources import (
     Change,
     Delete,
     EndpointSlice,
-    Fact,
-    Key,
     Namespace,
     Node,
-    Origin,
     Pod,
     PolicyDocument,
+    Resource,
+    ResourceKey,
     Service,
     ServiceAccount,
     ServicePort,
     SlicePort,
+    SourceLocation,
     Synced,
     Upsert,
 )
@@ -43,15 +43,15 @@ CLIENT = Pod("shop", "client", "n2", ("10.0.2.5",), {"app": "client"})
 PROXY = Pod("kube-system", "kube-proxy", "n1", ("192.168.0.1",), host_network=True)
 
 
-def world(*facts: Fact, **options: Any) -> World:
-    made = World(**options)
-    made.apply([Upsert(fact) for fact in facts])
+def cluster_state(*resources: Resource, **options: Any) -> ClusterState:
+    made = ClusterState(**options)
+    made.apply([Upsert(resource) for resource in resources])
     made.apply([Synced()])
     return made
 
 
-def view(*facts: Fact, node: str | None = "n1") -> View:
-    return world(*facts).view(node)
+def view(*resources: Resource, node: str | None = "n1") -> NodeView:
+    return cluster_state(*resources).view(node)
 
 
 def policy(name: str = "p", *, namespace: str = "shop", **spec: Any) -> PolicyDocument:
@@ -61,17 +61,19 @@ def policy(name: str = "p", *, namespace: str = "shop", **spec: Any) -> PolicyDo
         "metadata": {"name": name, "namespace": namespace},
         "spec": {"endpointSelector": {"matchLabels": {"app": "web"}}, **spec},
     }
-    return PolicyDocument("CiliumNetworkPolicy", namespace, name, document, {"spec": 4}, origin=Origin("p.yaml", 1))
+    return PolicyDocument(
+        "CiliumNetworkPolicy", namespace, name, document, {"spec": 4}, origin=SourceLocation("p.yaml", 1)
+    )
 
 
 FROM_CLIENT = policy(ingress=[{"fromEndpoints": [{"matchLabels": {"app": "client"}}]}])
 
 
-def identity_of(found: View, address: str) -> int | None:
+def identity_of(found: NodeView, address: str) -> int | None:
     return PrefixTable(found.by_prefix).get(address)
 
 
-def text(found: View, address: str) -> tuple[str, ...]:
+def text(found: NodeView, address: str) -> tuple[str, ...]:
     number = identity_of(found, address)
     assert number is not None
     return found.identities[number].labels.text
@@ -108,7 +110,7 @@ def test_without_a_node_all_pods_are_endpoints_and_no_node_is_the_host() -> None
 
 
 def test_addresses_of_this_nodes_own_interfaces_are_the_host() -> None:
-    found = world(N1, WEB).view("n1", local_addresses=["10.0.1.1", "fe80::1"])
+    found = cluster_state(N1, WEB).view("n1", local_addresses=["10.0.1.1", "fe80::1"])
     assert identity_of(found, "10.0.1.1") == HOST
     assert found.node_addresses == ("10.0.1.1", "192.168.0.1", "fe80::1")
     assert identity_of(found, "1.1.1.1") == WORLD, "a link-local address makes no dual stack"
@@ -146,7 +148,7 @@ def test_in_dual_stack_each_family_has_its_own_outside() -> None:
 
 
 def test_the_api_server_has_its_label_wherever_it_runs() -> None:
-    def behind(address: str) -> View:
+    def behind(address: str) -> NodeView:
         return view(N1, N2, EndpointSlice("default", "kubernetes", "kubernetes", (address,)))
 
     assert text(behind("192.168.0.1"), "192.168.0.1") == ("reserved:host", "reserved:kube-apiserver")
@@ -186,7 +188,7 @@ def test_a_finished_pod_has_given_its_address_back() -> None:
 
 
 def test_an_address_that_two_pods_claim_is_nobodys_and_refused_where_a_policy_governs() -> None:
-    thief = Pod("evil", "thief", "n1", ("10.0.1.5", "10.0.1.66"), {"app": "client"}, origin=Origin("t.yaml", 3))
+    thief = Pod("evil", "thief", "n1", ("10.0.1.5", "10.0.1.66"), {"app": "client"}, origin=SourceLocation("t.yaml", 3))
     found = view(N1, WEB, thief, CLIENT, FROM_CLIENT)
     assert identity_of(found, "10.0.1.5") == CONTESTED
     assert {str(one): one.addresses for one in found.endpoints} == {
@@ -235,14 +237,14 @@ def test_each_document_says_what_became_of_it() -> None:
     good, unsupported = FROM_CLIENT, policy("u", ingress=[{"fromNodes": [{}]}])
     wrong = policy("w", ingress=[{"fromEndpoint": [{}]}])
     faulty = PolicyDocument(
-        "CiliumNetworkPolicy", "shop", "f", dict(good.document), fault="torn", origin=Origin("f", 9)
+        "CiliumNetworkPolicy", "shop", "f", dict(good.document), fault="torn", origin=SourceLocation("f", 9)
     )
     found = view(N1, WEB, CLIENT, good, unsupported, wrong, faulty)
     assert [(one.name, one.state, found.selected(one), one.file, one.line) for one in found.policies] == [
-        ("f", Reading.INVALID, 1, "f", 9),
-        ("p", Reading.ACCEPTED, 1, "p.yaml", 1),
-        ("u", Reading.REFUSED, 1, "p.yaml", 4),
-        ("w", Reading.INVALID, 1, "p.yaml", 4),
+        ("f", PolicyPhase.INVALID, 1, "f", 9),
+        ("p", PolicyPhase.ACCEPTED, 1, "p.yaml", 1),
+        ("u", PolicyPhase.REFUSED, 1, "p.yaml", 4),
+        ("w", PolicyPhase.INVALID, 1, "p.yaml", 4),
     ]
     assert "fromNodes" in found.policies[2].reason
     assert "fromEndpoint" in found.policies[3].reason
@@ -258,7 +260,7 @@ def test_a_document_that_cannot_be_honoured_closes_what_it_selects() -> None:
 
 def test_a_policy_that_selects_nobody_is_in_force_for_nobody() -> None:
     found = view(N1, WEB, policy(namespace="empty", ingress=[{}]))
-    assert [(one.state, found.selected(one)) for one in found.policies] == [(Reading.ACCEPTED, 0)]
+    assert [(one.state, found.selected(one)) for one in found.policies] == [(PolicyPhase.ACCEPTED, 0)]
 
 
 def test_rules_are_compiled_into_verdicts() -> None:
@@ -305,7 +307,7 @@ pods = st.builds(
     host_network=st.booleans(),
     phase=st.sampled_from(["Running", "Failed"]),
 )
-others: st.SearchStrategy[Fact] = st.sampled_from(
+others: st.SearchStrategy[Resource] = st.sampled_from(
     [
         N1,
         N2,
@@ -336,31 +338,31 @@ others: st.SearchStrategy[Fact] = st.sampled_from(
 facts_ = st.lists(pods | others, max_size=12)
 
 
-def latest(facts: Iterable[Fact]) -> list[Fact]:
-    return list({fact.key: fact for fact in facts}.values())
+def latest(resources: Iterable[Resource]) -> list[Resource]:
+    return list({resource.key: resource for resource in resources}.values())
 
 
 @settings(deadline=None)
 @given(facts_, st.randoms(use_true_random=False))
-def test_any_order_of_the_same_facts_gives_an_equal_view(facts: list[Fact], random: Any) -> None:
-    facts = latest(facts)
-    shuffled = list(facts)
+def test_any_order_of_the_same_facts_gives_an_equal_view(resources: list[Resource], random: Any) -> None:
+    resources = latest(resources)
+    shuffled = list(resources)
     random.shuffle(shuffled)
     for node in ("n1", None):
-        assert world(*facts).view(node) == world(*shuffled).view(node)
+        assert cluster_state(*resources).view(node) == cluster_state(*shuffled).view(node)
 
 
 @settings(deadline=None)
 @given(facts_, facts_)
-def test_what_came_and_went_leaves_no_trace(stay: list[Fact], go: list[Fact]) -> None:
+def test_what_came_and_went_leaves_no_trace(stay: list[Resource], go: list[Resource]) -> None:
     stay = latest(stay)
-    kept = {fact.key for fact in stay}
-    passing = [fact for fact in latest(go) if fact.key not in kept]
-    made = World()
-    changes: list[Change] = [Upsert(fact) for fact in (*go, *stay)]
+    kept = {resource.key for resource in stay}
+    passing = [resource for resource in latest(go) if resource.key not in kept]
+    made = ClusterState()
+    changes: list[Change] = [Upsert(resource) for resource in (*go, *stay)]
     made.apply(changes)
     made.view("n1")
-    made.apply([Delete(fact.key) for fact in passing])
+    made.apply([Delete(resource.key) for resource in passing])
     assert made.view("n1") == unsynced(stay).view("n1")
 
 
@@ -370,31 +372,31 @@ steps = st.lists(st.tuples(st.lists(pods | others, max_size=3), st.lists(pods | 
 @settings(deadline=None)
 @given(steps, st.sampled_from(["n1", "n2", None]), st.sampled_from([(), ("10.0.1.6", "192.168.0.7")]))
 def test_step_by_step_is_all_at_once(
-    done: list[tuple[list[Fact], list[Fact]]], node: str | None, local: tuple[str, ...]
+    done: list[tuple[list[Resource], list[Resource]]], node: str | None, local: tuple[str, ...]
 ) -> None:
     """What is remembered between views never shows, whichever node's views were drawn in between."""
-    made, known = World(), dict[Key, Fact]()
+    made, known = ClusterState(), dict[ResourceKey, Resource]()
     for place, (come, go) in enumerate(done):
-        made.apply([*(Upsert(fact) for fact in come), *(Delete(fact.key) for fact in go)])
-        known |= {fact.key: fact for fact in come}
-        for fact in go:
-            known.pop(fact.key, None)
+        made.apply([*(Upsert(resource) for resource in come), *(Delete(resource.key) for resource in go)])
+        known |= {resource.key: resource for resource in come}
+        for resource in go:
+            known.pop(resource.key, None)
         asked = ("n1", "n2", None)[place % 3]
         assert made.view(asked) == unsynced(known.values()).view(asked)
     assert made.view(node, local_addresses=local) == unsynced(known.values()).view(node, local_addresses=local)
     assert made.copy().view(node) == made.view(node)
 
 
-def unsynced(facts: Iterable[Fact]) -> World:
-    made = World()
-    made.apply([Upsert(fact) for fact in facts])
+def unsynced(resources: Iterable[Resource]) -> ClusterState:
+    made = ClusterState()
+    made.apply([Upsert(resource) for resource in resources])
     return made
 
 
 @given(facts_)
-def test_every_view_is_sound(facts: list[Fact]) -> None:
+def test_every_view_is_sound(resources: list[Resource]) -> None:
     """Unique numbers, canonical prefixes, each address at one endpoint, and everything compiles."""
-    found = world(*facts).view("n1")
+    found = cluster_state(*resources).view("n1")
     ids = [one.id for one in found.endpoints]
     assert len(set(ids)) == len(ids)
     assert all(1 <= number < 65536 for number in ids)
@@ -407,7 +409,7 @@ def test_every_view_is_sound(facts: list[Fact]) -> None:
 
 def test_who_is_outside_is_not_worked_out_again_for_a_policy_that_names_no_new_prefix() -> None:
     """With tens of thousands of prefixes that took five seconds for every change of any policy."""
-    made = world(N1, WEB, policy(ingress=[{"fromCIDR": ["198.51.100.0/24", "203.0.113.0/24"]}]))
+    made = cluster_state(N1, WEB, policy(ingress=[{"fromCIDR": ["198.51.100.0/24", "203.0.113.0/24"]}]))
     before = made.view("n1").identities
     made.apply([Upsert(policy("other", ingress=[{"fromCIDR": ["203.0.113.0/24"]}]))])
     after = made.view("n1").identities

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import pytest
 
-from l7proxy.cluster.state import World
-from l7proxy.model.resources import Fact, Node, Pod, Synced, Upsert
+from l7proxy.cluster.state import ClusterState
+from l7proxy.model.resources import Node, Pod, Resource, Synced, Upsert
 
 N1 = Node("n1", ("192.168.0.1",))
 WEB = Pod("shop", "web", "n1", ("10.0.1.5",))
 
 
-def problems(*facts: Fact, node: str | None) -> list[str]:
-    world = World()
-    world.apply([*map(Upsert, facts), Synced()])
-    return [str(problem) for problem in world.view(node).problems]
+def problems(*resources: Resource, node: str | None) -> list[str]:
+    cluster_state = ClusterState()
+    cluster_state.apply([*map(Upsert, resources), Synced()])
+    return [str(problem) for problem in cluster_state.view(node).problems]
 
 
 def test_a_name_that_nobody_speaks_of_is_a_problem() -> None:
@@ -26,9 +26,9 @@ def test_a_name_that_nobody_speaks_of_is_a_problem() -> None:
     ]
 
 
-@pytest.mark.parametrize("facts", [(N1,), (WEB,), (N1, WEB)])
-def test_a_node_or_one_pod_on_it_is_enough(facts: tuple[Fact, ...]) -> None:
-    assert problems(*facts, node="n1") == []
+@pytest.mark.parametrize("resources", [(N1,), (WEB,), (N1, WEB)])
+def test_a_node_or_one_pod_on_it_is_enough(resources: tuple[Resource, ...]) -> None:
+    assert problems(*resources, node="n1") == []
 
 
 def test_trace_asks_of_no_node() -> None:

@@ -13,7 +13,7 @@ from l7proxy.flows.enrich import Enricher, Flow
 from l7proxy.flows.flow import Policy
 from l7proxy.flows.records import Connection, HttpRequest, HttpResponse, Malformed, Record
 from l7proxy.model.endpoint import Workload
-from l7proxy.model.policy_verdict import Conn, Judgement
+from l7proxy.model.policy_verdict import Conn, PolicyVerdict
 from l7proxy.model.ref import RuleRef
 from l7proxy.model.verdict import Direction, DropReason, Protocol, Verdict
 
@@ -33,10 +33,10 @@ NAMED = Policy(
     ),
     revision="3",
 )
-ALLOWED = Judgement(Verdict.FORWARDED, Direction.INGRESS, ingress=RULE)
-STEERED = Judgement(Verdict.REDIRECTED, Direction.INGRESS, ingress=RULE)
-AUDITED = Judgement(Verdict.AUDIT, Direction.INGRESS, ingress=RULE)
-DENIED = Judgement(
+ALLOWED = PolicyVerdict(Verdict.FORWARDED, Direction.INGRESS, ingress=RULE)
+STEERED = PolicyVerdict(Verdict.REDIRECTED, Direction.INGRESS, ingress=RULE)
+AUDITED = PolicyVerdict(Verdict.AUDIT, Direction.INGRESS, ingress=RULE)
+DENIED = PolicyVerdict(
     Verdict.DROPPED,
     Direction.INGRESS,
     ingress=RULE,
@@ -88,11 +88,11 @@ def flow_of(record: Record, **options: Any) -> Flow:
     return Enricher(BOOK, **(usual | options)).flow(record)
 
 
-def request(judgement: Judgement = ALLOWED, url: str = "http://backend/v1", **fields: Any) -> HttpRequest:
+def request(judgement: PolicyVerdict = ALLOWED, url: str = "http://backend/v1", **fields: Any) -> HttpRequest:
     return HttpRequest(TIME, CONN, judgement, "GET", url, "HTTP/1.1", **fields)
 
 
-def response(judgement: Judgement = ALLOWED, status: int = 200) -> HttpResponse:
+def response(judgement: PolicyVerdict = ALLOWED, status: int = 200) -> HttpResponse:
     return HttpResponse(TIME, CONN, judgement, "GET", "http://backend/v1", "HTTP/1.1", status, 5_250_000)
 
 
@@ -174,13 +174,13 @@ def test_our_403_is_a_forwarded_response_and_its_denial_is_told_once() -> None:
 
 
 def test_why_the_server_could_not_answer_is_in_the_log() -> None:
-    failed = Judgement(Verdict.FORWARDED, Direction.INGRESS, ingress=RULE, reason="connection refused")
+    failed = PolicyVerdict(Verdict.FORWARDED, Direction.INGRESS, ingress=RULE, reason="connection refused")
     flow = flow_of(response(failed, 503))
     assert (flow.verdict, flow.policy_log) == ("FORWARDED", ("connection refused",))
 
 
 def test_a_malformed_request_is_one_dropped_request_with_its_status() -> None:
-    flow = flow_of(Malformed(TIME, CONN, Judgement(Verdict.DROPPED, Direction.INGRESS, reason="bare LF"), 400))
+    flow = flow_of(Malformed(TIME, CONN, PolicyVerdict(Verdict.DROPPED, Direction.INGRESS, reason="bare LF"), 400))
     assert flow.verdict == "DROPPED"
     assert flow.l7 is not None and flow.l7.http is not None and (flow.l7.type, flow.l7.http.code) == ("REQUEST", 400)
     assert flow.reasons == ("bare LF",)
@@ -192,25 +192,29 @@ def test_a_malformed_request_is_one_dropped_request_with_its_status() -> None:
     [
         pytest.param(ALLOWED, {"type": 5}, "FORWARDED", False, id="allowed"),
         pytest.param(
-            Judgement(Verdict.REDIRECTED, Direction.INGRESS, ingress=RULE),
+            PolicyVerdict(Verdict.REDIRECTED, Direction.INGRESS, ingress=RULE),
             {"type": 5},
             "REDIRECTED",
             False,
             id="steered",
         ),
         pytest.param(
-            Judgement(Verdict.AUDIT, Direction.INGRESS, ingress=RULE), {"type": 5}, "AUDIT", False, id="audited"
+            PolicyVerdict(Verdict.AUDIT, Direction.INGRESS, ingress=RULE), {"type": 5}, "AUDIT", False, id="audited"
         ),
         pytest.param(DENIED, {"type": 1, "sub_type": 133}, "DROPPED", None, id="refused by default"),
         pytest.param(
-            Judgement(Verdict.DROPPED, Direction.EGRESS, egress=RULE, drop_reason=DropReason.POLICY_DENY, reason="x"),
+            PolicyVerdict(
+                Verdict.DROPPED, Direction.EGRESS, egress=RULE, drop_reason=DropReason.POLICY_DENY, reason="x"
+            ),
             {"type": 1, "sub_type": 181},
             "DROPPED",
             None,
             id="refused by a deny rule",
         ),
         pytest.param(
-            Judgement(Verdict.DROPPED, Direction.EGRESS, drop_reason=DropReason.INVALID_SOURCE_IP, reason="spoofed"),
+            PolicyVerdict(
+                Verdict.DROPPED, Direction.EGRESS, drop_reason=DropReason.INVALID_SOURCE_IP, reason="spoofed"
+            ),
             {"type": 1, "sub_type": 132},
             "DROPPED",
             None,
@@ -219,7 +223,7 @@ def test_a_malformed_request_is_one_dropped_request_with_its_status() -> None:
     ],
 )
 def test_a_connection_is_one_verdict_or_one_drop(
-    judgement: Judgement, event: dict[str, int], verdict: str, is_reply: bool | None
+    judgement: PolicyVerdict, event: dict[str, int], verdict: str, is_reply: bool | None
 ) -> None:
     found = flow_of(Connection(TIME, CONN, judgement)).to_json()["flow"]
     assert (found["event_type"], found["verdict"], found.get("is_reply")) == (event, verdict, is_reply)
@@ -269,9 +273,9 @@ def test_packets_of_every_protocol(record: Connection, l4: dict[str, Any] | None
 
 
 def test_where_no_policy_asks_everything_matches() -> None:
-    unasked = Connection(TIME, CONN, Judgement(Verdict.FORWARDED, Direction.EGRESS))
+    unasked = Connection(TIME, CONN, PolicyVerdict(Verdict.FORWARDED, Direction.EGRESS))
     assert flow_of(unasked).policy_match_type == 4
-    asked = Connection(TIME, CONN, Judgement(Verdict.FORWARDED, Direction.INGRESS, ingress=RULE, match_type=2))
+    asked = Connection(TIME, CONN, PolicyVerdict(Verdict.FORWARDED, Direction.INGRESS, ingress=RULE, match_type=2))
     assert flow_of(asked).policy_match_type == 2
 
 

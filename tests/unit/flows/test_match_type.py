@@ -8,7 +8,7 @@ from l7proxy.flows import hubble_constants as hubble
 from l7proxy.model.ref import RuleRef
 from l7proxy.model.verdict import Action, Verdict
 from l7proxy.policy import decide
-from l7proxy.policy.combine import judge_l4
+from l7proxy.policy.combine import evaluate_l4
 from l7proxy.policy.tables import Entry, union
 
 REF = RuleRef("CiliumNetworkPolicy", "default", "p")
@@ -31,13 +31,13 @@ def test_what_a_rule_matched_by(
     action: Action, peers: tuple[int, ...] | None, protocol: int | None, first: int, last: int, said: str
 ) -> None:
     policy = union((Entry(action, REF, peers, protocol, first, last),), (REF,))
-    judgement = judge_l4(None, decide.port(policy, 300, 6, 80))
+    judgement = evaluate_l4(None, decide.port(policy, 300, 6, 80))
     assert judgement.verdict is (Verdict.FORWARDED if action is Action.ALLOW else Verdict.DROPPED)
     assert hubble.MATCH_TYPES[judgement.match_type] == said
-    turned = judge_l4(decide.port(policy, 300, 6, 80), None)
+    turned = evaluate_l4(decide.port(policy, 300, 6, 80), None)
     assert turned.match_type == judgement.match_type
 
 
 def test_what_no_rule_covers_matched_none() -> None:
-    judgement = judge_l4(None, decide.port(union((), (REF,)), 300, 6, 80))
+    judgement = evaluate_l4(None, decide.port(union((), (REF,)), 300, 6, 80))
     assert (judgement.verdict, hubble.MATCH_TYPES[judgement.match_type]) == (Verdict.DROPPED, "none")

@@ -9,23 +9,23 @@ from l7proxy.flows.enrich import Enricher
 from l7proxy.flows.flow import Flow
 from l7proxy.flows.pack import pack
 from l7proxy.flows.records import HttpRequest, HttpResponse
-from l7proxy.flows.template import Shaped, Shaper, Uuids
-from l7proxy.model.policy_verdict import Conn, Judgement
+from l7proxy.flows.template import TemplateCache, TemplatedFlow, Uuids
+from l7proxy.model.policy_verdict import Conn, PolicyVerdict
 from l7proxy.model.verdict import Direction, Verdict
 
 CONN = Conn("10.0.0.1", 40000, "10.0.0.2", 80, 1001, 1002)
-ALLOWED = Judgement(Verdict.FORWARDED, Direction.INGRESS)
+ALLOWED = PolicyVerdict(Verdict.FORWARDED, Direction.INGRESS)
 REMARKS = ("header missing: authorization", "header rejected: x-token: old")
 
 
-def asked(judgement: Judgement = ALLOWED, **more: tuple[object, ...]) -> HttpRequest:
+def asked(judgement: PolicyVerdict = ALLOWED, **more: tuple[object, ...]) -> HttpRequest:
     return HttpRequest(1_000_000_000, CONN, judgement, "GET", "http://h/a", "HTTP/1.1", **more)  # type: ignore[arg-type] # either
 
 
 def shown(enricher: Enricher, record: HttpRequest | HttpResponse) -> Flow:
-    (item,) = Shaper(enricher, Uuids()).items(pack([record]))
-    assert isinstance(item, Flow | Shaped)
-    return item.flow() if isinstance(item, Shaped) else item
+    (item,) = TemplateCache(enricher, Uuids()).items(pack([record]))
+    assert isinstance(item, Flow | TemplatedFlow)
+    return item.flow() if isinstance(item, TemplatedFlow) else item
 
 
 def test_remarks_cross_the_link() -> None:
@@ -40,7 +40,7 @@ def test_remarks_stand_in_the_flows_policy_log() -> None:
 
 
 def test_behind_the_reason_of_an_audited_refusal() -> None:
-    audited = Judgement(Verdict.AUDIT, Direction.INGRESS, reason="would be refused")
+    audited = PolicyVerdict(Verdict.AUDIT, Direction.INGRESS, reason="would be refused")
     assert shown(Enricher(Names()), asked(audited, remarks=REMARKS)).policy_log == ("would be refused", *REMARKS)
 
 

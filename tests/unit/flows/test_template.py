@@ -13,15 +13,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from l7proxy.errors import LinkError
-from l7proxy.flows.batch import Flows, Party
+from l7proxy.flows.batch import FlowContext, Flows
 from l7proxy.flows.enrich import Enricher
 from l7proxy.flows.flow import Flow
 from l7proxy.flows.pack import pack
 from l7proxy.flows.records import Connection, HttpRequest, HttpResponse, Malformed, Record
 from l7proxy.flows.ring import Ring
-from l7proxy.flows.template import Shaped, Shaper, Uuids, text
+from l7proxy.flows.template import TemplateCache, TemplatedFlow, Uuids, text
 from l7proxy.model.endpoint import Workload
-from l7proxy.model.policy_verdict import Conn, Judgement
+from l7proxy.model.policy_verdict import Conn, PolicyVerdict
 from l7proxy.model.ref import RuleRef
 from l7proxy.model.verdict import Direction, DropReason, Verdict
 
@@ -47,7 +47,7 @@ class Book:
 
 RULES = st.none() | st.builds(RuleRef, st.just("CNP"), st.sampled_from(["", "ns"]), st.sampled_from(["a", 'b"']))
 JUDGEMENTS = st.builds(
-    Judgement,
+    PolicyVerdict,
     st.sampled_from([Verdict.FORWARDED, Verdict.DROPPED, Verdict.ERROR, Verdict.AUDIT]),
     st.sampled_from(Direction),
     RULES,
@@ -111,13 +111,13 @@ def without_uuid(line: bytes) -> Any:
 @given(st.lists(RECORDS, max_size=12), st.booleans(), st.integers(1, 3))
 def test_the_quick_line_is_the_enrichers_line(records: list[Record], query: bool, remembered: int) -> None:
     slow = enricher(query=query)
-    shaper = Shaper(enricher(query=query), Uuids(), remembered=remembered)
-    items = shaper.items(pack(records)) + shaper.items(pack(records))
+    templates = TemplateCache(enricher(query=query), Uuids(), remembered=remembered)
+    items = templates.items(pack(records)) + templates.items(pack(records))
     for item, record in zip(items, records * 2, strict=True):
         line = item.line()
         assert line.endswith(b"}\n") and line.count(b"\n") == 1
         assert without_uuid(line) == without_uuid(slow.flow(record).line())
-        if isinstance(item, Shaped):
+        if isinstance(item, TemplatedFlow):
             assert item.flow().line() == line
             assert (item.time_ns, item.time) == (record.time_ns, item.flow().time)
     assert text(items) == b"".join(item.line() for item in items)
@@ -132,10 +132,10 @@ def test_a_batch_is_its_records(records: list[Record], lost: int) -> None:
 
 
 CONN = Conn("10.0.0.10", 40000, "10.0.0.20", 80, 1, 2)
-ALLOWED = Judgement(Verdict.FORWARDED, Direction.INGRESS, RuleRef("CNP", "ns", "a"))
+ALLOWED = PolicyVerdict(Verdict.FORWARDED, Direction.INGRESS, RuleRef("CNP", "ns", "a"))
 
 
-def asked(number: int, conn: Conn = CONN, judgement: Judgement = ALLOWED) -> HttpRequest:
+def asked(number: int, conn: Conn = CONN, judgement: PolicyVerdict = ALLOWED) -> HttpRequest:
     return HttpRequest(number, conn, judgement, "GET", f"http://a/{number}", "HTTP/1.1")
 
 
@@ -145,9 +145,9 @@ def test_what_is_shared_is_sent_once() -> None:
 
 
 def test_plain_records_take_the_quick_way_and_have_uuids_of_their_own() -> None:
-    shaper = Shaper(enricher(), Uuids())
-    items = shaper.items(pack([asked(number) for number in range(1000)]))
-    assert all(isinstance(item, Shaped) for item in items)
+    templates = TemplateCache(enricher(), Uuids())
+    items = templates.items(pack([asked(number) for number in range(1000)]))
+    assert all(isinstance(item, TemplatedFlow) for item in items)
     found = [uuid.UUID(json.loads(item.line())["flow"]["uuid"]) for item in items]
     assert len(set(found)) == 1000
     assert {each.version for each in found} == {4}
@@ -155,7 +155,7 @@ def test_plain_records_take_the_quick_way_and_have_uuids_of_their_own() -> None:
 
 def test_the_next_picture_goes_on_counting() -> None:
     uuids = Uuids()
-    first, second = (Shaper(enricher(), uuids).items(pack([asked(1)])) for _ in range(2))
+    first, second = (TemplateCache(enricher(), uuids).items(pack([asked(1)])) for _ in range(2))
     assert first[0].line() != second[0].line()
 
 
@@ -167,8 +167,10 @@ def test_ports_do_not_need_shapes_of_their_own() -> None:
             asked_for.append(address)
             return None
 
-    shaper = Shaper(Enricher(Counting()), Uuids())
-    made = shaper.items(pack([asked(port, Conn("10.0.0.10", port, "10.0.0.20", 80, 1, 2)) for port in range(1, 500)]))
+    templates = TemplateCache(Enricher(Counting()), Uuids())
+    made = templates.items(
+        pack([asked(port, Conn("10.0.0.10", port, "10.0.0.20", 80, 1, 2)) for port in range(1, 500)])
+    )
     assert len(asked_for) <= 2
     assert [json.loads(item.line())["flow"]["l4"]["TCP"]["source_port"] for item in made] == list(range(1, 500))
 
@@ -176,23 +178,23 @@ def test_ports_do_not_need_shapes_of_their_own() -> None:
 def test_a_port_of_zero_has_no_part_in_the_shape_of_others() -> None:
     """It can be spoofed, and like any zero it is not written."""
     conns = [Conn("10.0.0.10", port, "10.0.0.20", 80, 1, 2) for port in (0, 40000, 0, 1)]
-    made = Shaper(enricher(), Uuids()).items(pack([asked(1, conn) for conn in conns]))
-    assert [type(item) for item in made] == [Flow, Shaped, Flow, Shaped]
+    made = TemplateCache(enricher(), Uuids()).items(pack([asked(1, conn) for conn in conns]))
+    assert [type(item) for item in made] == [Flow, TemplatedFlow, Flow, TemplatedFlow]
     for item, conn in zip(made, conns, strict=True):
         assert without_uuid(item.line()) == without_uuid(enricher().flow(asked(1, conn)).line())
 
 
 def test_forgotten_shapes_are_not_mixed_up() -> None:
     """More judgements than are remembered, inside one batch and across batches: each flow names its own rule."""
-    shaper = Shaper(enricher(), Uuids(), remembered=3)
-    rules = [Judgement(Verdict.FORWARDED, Direction.INGRESS, RuleRef("CNP", "ns", f"rule-{n}")) for n in range(10)]
+    templates = TemplateCache(enricher(), Uuids(), remembered=3)
+    rules = [PolicyVerdict(Verdict.FORWARDED, Direction.INGRESS, RuleRef("CNP", "ns", f"rule-{n}")) for n in range(10)]
     for order in (rules, rules[::-1], rules[3:] + rules[:3]):
-        items = shaper.items(pack([asked(1, judgement=judgement) for judgement in order]))
+        items = templates.items(pack([asked(1, judgement=judgement) for judgement in order]))
         names = [json.loads(item.line())["flow"]["ingress_allowed_by"][0]["name"] for item in items]
         assert names == [judgement.ingress.name for judgement in order if judgement.ingress]
 
 
-PARTY = Party(CONN, 0, "GET", "HTTP/1.1")
+PARTY = FlowContext(CONN, 0, "GET", "HTTP/1.1")
 
 
 @pytest.mark.parametrize(
@@ -201,14 +203,14 @@ PARTY = Party(CONN, 0, "GET", "HTTP/1.1")
         pytest.param(Flows([], [], [1], [0], ["http://a/"], [-1], [0]), id="no such party"),
         pytest.param(Flows([], [], [1], [-1], [""], [-1], [0]), id="no such whole record"),
         pytest.param(
-            Flows([Party(CONN, 4, "GET", "HTTP/1.1")], [ALLOWED], [1], [0], ["http://a/"], [200], [1]),
+            Flows([FlowContext(CONN, 4, "GET", "HTTP/1.1")], [ALLOWED], [1], [0], ["http://a/"], [200], [1]),
             id="no such judgement",
         ),
     ],
 )
 def test_a_batch_that_refers_to_nothing_is_refused(flows: Flows) -> None:
     with pytest.raises(LinkError, match="not in its batch"):
-        Shaper(enricher(), Uuids()).items(flows)
+        TemplateCache(enricher(), Uuids()).items(flows)
 
 
 def test_columns_of_different_length_are_no_batch() -> None:
@@ -218,7 +220,9 @@ def test_columns_of_different_length_are_no_batch() -> None:
 
 @pytest.mark.parametrize("method", ["BREW", "get", "X-1"])
 def test_methods_that_a_client_makes_up_make_no_shapes(method: str) -> None:
-    made = Shaper(enricher(), Uuids()).items(pack([HttpRequest(1, CONN, ALLOWED, method, "http://a/", "HTTP/1.1")]))
+    made = TemplateCache(enricher(), Uuids()).items(
+        pack([HttpRequest(1, CONN, ALLOWED, method, "http://a/", "HTTP/1.1")])
+    )
     assert [type(item) for item in made] == [Flow]
     assert json.loads(made[0].line())["flow"]["l7"]["http"]["method"] == method
 
@@ -239,7 +243,7 @@ def test_many_at_once_are_as_many_one_by_one(capacity: int, batches: list[int]) 
 
 def test_queries_that_may_be_told_take_the_quick_way_too() -> None:
     record = HttpRequest(1, CONN, ALLOWED, "GET", "http://a/b?c=d", "HTTP/1.1")
-    (told,) = Shaper(enricher(query=True), Uuids()).items(pack([record]))
-    (kept_back,) = Shaper(enricher(), Uuids()).items(pack([record]))
-    assert isinstance(told, Shaped) and b"c=d" in told.line()
+    (told,) = TemplateCache(enricher(query=True), Uuids()).items(pack([record]))
+    (kept_back,) = TemplateCache(enricher(), Uuids()).items(pack([record]))
+    assert isinstance(told, TemplatedFlow) and b"c=d" in told.line()
     assert isinstance(kept_back, Flow) and b"c=d" not in kept_back.line()

@@ -28,7 +28,6 @@ from h2.settings import SettingCodes, Settings
 from l7proxy.flows.records import HttpRequest, HttpResponse, Record
 from l7proxy.gate.actions import (
     Action,
-    Become,
     Close,
     Connect,
     Emit,
@@ -37,15 +36,16 @@ from l7proxy.gate.actions import (
     Pause,
     Resume,
     Side,
+    SwitchGate,
     ToClient,
     ToServer,
 )
 from l7proxy.gate.clock import Clock
-from l7proxy.gate.detect import pick
+from l7proxy.gate.detect import gate_for
 from l7proxy.gate.http2_stream_table import MAX_STREAMS
 from l7proxy.gate.options import HttpOptions
 from l7proxy.model.http import Request
-from l7proxy.model.policy_verdict import Judgement
+from l7proxy.model.policy_verdict import PolicyVerdict
 from l7proxy.wire import http2_frames as frames
 from l7proxy.wire.http2_frames import HEAD_SIZE, PREFACE
 from tests.unit.gate.talk import CONN, Split, all_but_deny, words
@@ -160,7 +160,7 @@ class Conversation:
     ) -> None:
         """The server's first SETTINGS allow `takes` streams at a time, and so many bytes of each."""
         self._split = split
-        self.judge: Callable[[Request], Judgement] = all_but_deny
+        self.judge: Callable[[Request], PolicyVerdict] = all_but_deny
         self.client = End(client=True)
         self.server = End(client=False)
         self.records: list[Record] = []
@@ -177,7 +177,7 @@ class Conversation:
         self._held: list[bytes] = []
         self._spoken = False
         self._unheard = b""
-        self.gate: Gate = pick(
+        self.gate: Gate = gate_for(
             self._ask, CONN, Clock(self._wall, self._now), by_request=True, options=options or HttpOptions()
         )
         self.client.h2.initiate_connection()
@@ -289,7 +289,7 @@ class Conversation:
     def _wall(self) -> int:
         return self._now() + self.wall
 
-    def _ask(self, request: Request) -> Judgement:
+    def _ask(self, request: Request) -> PolicyVerdict:
         self.asked.append(request)
         return self.judge(request)
 
@@ -316,7 +316,7 @@ class Conversation:
             case Connect():
                 self.connects += 1
                 assert self.connects == 1
-            case Become(gate=gate):
+            case SwitchGate(gate=gate):
                 self.gate = gate
             case HalfClose(side):
                 self.half_closed.append(side.name.lower())

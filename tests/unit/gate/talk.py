@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from l7proxy.flows.records import Connection, HttpRequest, HttpResponse, Malformed, Record
 from l7proxy.gate.actions import (
     Action,
-    Become,
     Close,
     Connect,
     Emit,
@@ -21,19 +20,20 @@ from l7proxy.gate.actions import (
     Pause,
     Resume,
     Side,
+    SwitchGate,
     ToClient,
     ToServer,
 )
 from l7proxy.gate.clock import Clock
-from l7proxy.gate.detect import pick
+from l7proxy.gate.detect import gate_for
 from l7proxy.gate.options import HttpOptions
 from l7proxy.model.http import Request
-from l7proxy.model.policy_verdict import Conn, Judgement
+from l7proxy.model.policy_verdict import Conn, PolicyVerdict
 from l7proxy.model.verdict import Direction, Verdict
 
 CONN = Conn("10.0.0.1", 40000, "10.0.0.2", 80, 1001, 1002)
-ALLOWED = Judgement(Verdict.FORWARDED, Direction.INGRESS)
-DENIED = Judgement(Verdict.DROPPED, Direction.INGRESS, reason="no rule matched")
+ALLOWED = PolicyVerdict(Verdict.FORWARDED, Direction.INGRESS)
+DENIED = PolicyVerdict(Verdict.DROPPED, Direction.INGRESS, reason="no rule matched")
 
 GET = b"GET /a HTTP/1.1\r\nHost: h\r\n\r\n"
 DENY = b"GET /deny HTTP/1.1\r\nHost: h\r\n\r\n"
@@ -44,7 +44,7 @@ FORBIDDEN_CLOSE = FORBIDDEN.replace(b"\r\n\r\n", b"\r\nconnection: close\r\n\r\n
 Split = Callable[[bytes], Iterable[bytes]]
 
 
-def all_but_deny(request: Request) -> Judgement:
+def all_but_deny(request: Request) -> PolicyVerdict:
     """The policy of most tests: everything but paths that begin with /deny."""
     return DENIED if request.path.startswith(b"/deny") else ALLOWED
 
@@ -76,7 +76,7 @@ class Talk:
     def __init__(self, split: Split) -> None:
         self._split = split
         self.options = HttpOptions()
-        self.judge: Callable[[Request], Judgement] = all_but_deny
+        self.judge: Callable[[Request], PolicyVerdict] = all_but_deny
         self.by_request = True
         self.records: list[Record] = []
         self.asked: list[Request] = []
@@ -93,7 +93,7 @@ class Talk:
     @property
     def gate(self) -> Gate:
         if self._gate is None:
-            self._gate = pick(
+            self._gate = gate_for(
                 self._ask, CONN, Clock(self._now, self._now), by_request=self.by_request, options=self.options
             )
             self._obey(self._gate.started())
@@ -165,7 +165,7 @@ class Talk:
         self._clock += 1000
         return self._clock
 
-    def _ask(self, request: Request) -> Judgement:
+    def _ask(self, request: Request) -> PolicyVerdict:
         self.asked.append(request)
         return self.judge(request)
 
@@ -200,7 +200,7 @@ class Talk:
                 assert self.connects == 1
             case HalfClose(side):
                 seen.fin.append(side.name.lower())
-            case Become(gate=gate):
+            case SwitchGate(gate=gate):
                 self._gate = gate
             case Close(reset, revoked):
                 self.revoked = revoked

@@ -8,7 +8,7 @@ from l7proxy.flows.records import HttpRequest, HttpResponse
 from l7proxy.gate.access_log import LONGEST
 from l7proxy.gate.options import MAX_DENIED, MAX_DRAINED, MAX_HELD, MAX_INTERIM, HttpOptions
 from l7proxy.model.http import Request
-from l7proxy.model.policy_verdict import Judgement
+from l7proxy.model.policy_verdict import PolicyVerdict
 from l7proxy.model.verdict import Direction, Verdict
 from l7proxy.wire.path import PathRules
 from tests.unit.gate.talk import ALLOWED, DENY, FORBIDDEN, FORBIDDEN_CLOSE, GET, OK, Talk, all_but_deny
@@ -120,14 +120,14 @@ def test_the_reason_of_a_denial_is_told_when_options_say_so(talk: Talk) -> None:
 
 def test_a_verdict_that_is_no_verdict_refuses(talk: Talk) -> None:
     verdicts = [Verdict.UNKNOWN, Verdict.ERROR, Verdict.REDIRECTED]
-    talk.judge = lambda request: Judgement(verdicts[len(talk.asked) - 1], Direction.INGRESS)
+    talk.judge = lambda request: PolicyVerdict(verdicts[len(talk.asked) - 1], Direction.INGRESS)
     for verdict in verdicts:
         talk.client(GET)
         talk.expect(client=FORBIDDEN, records=(f"{verdict.name} GET http://h/a", "403 GET http://h/a"))
 
 
 def test_audited_requests_pass(talk: Talk) -> None:
-    talk.judge = lambda request: Judgement(Verdict.AUDIT, Direction.INGRESS)
+    talk.judge = lambda request: PolicyVerdict(Verdict.AUDIT, Direction.INGRESS)
     talk.client(GET)
     talk.expect(server=GET, records=("AUDIT GET http://h/a",))
 

@@ -6,7 +6,7 @@ import pytest
 
 from l7proxy.gate.options import HttpOptions
 from l7proxy.model.http import Request
-from l7proxy.model.policy_verdict import Judgement
+from l7proxy.model.policy_verdict import PolicyVerdict
 from l7proxy.model.verdict import Direction, Verdict
 from tests.unit.gate.talk import ALLOWED, DENIED, DENY, FORBIDDEN, GET, OK, Talk
 
@@ -115,7 +115,7 @@ def test_cve_2023_27491_control_bytes_never_pass(byte: bytes) -> None:
 
 def test_cve_2023_27493_ghsa_w5w5_487h_qv8q_no_value_can_break_out_of_our_header(talk: Talk) -> None:
     talk.options = HttpOptions(deny_header=True)
-    talk.judge = lambda request: Judgement(
+    talk.judge = lambda request: PolicyVerdict(
         Verdict.DROPPED, Direction.INGRESS, reason="no\r\nset-cookie: x\r\n\r\n\x00é"
     )
     talk.client(DENY)

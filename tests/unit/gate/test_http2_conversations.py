@@ -9,7 +9,7 @@ from l7proxy.gate.http1 import HttpGate
 from l7proxy.gate.http2 import Http2Gate
 from l7proxy.gate.options import HttpOptions
 from l7proxy.model.http import EditKind, HeaderEdit, Request, Rewrite
-from l7proxy.model.policy_verdict import Judgement
+from l7proxy.model.policy_verdict import PolicyVerdict
 from l7proxy.wire.http2_frames import PREFACE, Code
 from tests.unit.gate.http2_talk import OK, Conversation, line
 from tests.unit.gate.talk import ALLOWED, DENIED, Talk
@@ -125,7 +125,7 @@ def test_header_rules_change_what_is_forwarded_and_secrets_are_never_indexed(htt
         HeaderEdit(EditKind.REMOVE, b"X-Bad"),
     )
 
-    def judge(request: Request) -> Judgement:
+    def judge(request: Request) -> PolicyVerdict:
         request.rewrite = Rewrite(edits)
         return ALLOWED
 

@@ -16,7 +16,6 @@ from hypothesis import strategies as st
 from l7proxy.flows.records import HttpRequest, HttpResponse, Malformed, Record
 from l7proxy.gate.actions import (
     Action,
-    Become,
     Close,
     Connect,
     Emit,
@@ -24,15 +23,16 @@ from l7proxy.gate.actions import (
     HalfClose,
     Pause,
     Resume,
+    SwitchGate,
     ToClient,
     ToServer,
 )
 from l7proxy.gate.clock import Clock
-from l7proxy.gate.detect import pick
+from l7proxy.gate.detect import gate_for
 from l7proxy.gate.http2_peer import CONNECTION_WINDOW
 from l7proxy.gate.options import HttpOptions
 from l7proxy.model.http import Request
-from l7proxy.model.policy_verdict import Judgement
+from l7proxy.model.policy_verdict import PolicyVerdict
 from l7proxy.model.verdict import Verdict
 from l7proxy.wire import http2_frames as frames
 from tests.unit.gate.talk import CONN, all_but_deny
@@ -148,7 +148,7 @@ class Held:
                     self.records.append(record)
                 case Connect():
                     self.connects += 1
-                case Become(gate=gate):
+                case SwitchGate(gate=gate):
                     self.gate = gate
                 case Pause() | Resume():
                     self.paused = isinstance(action, Pause)
@@ -165,11 +165,11 @@ def hold(steps: list[tuple[str, bytes]], cuts: list[int], *, eager: bool = False
     held = Held()
     clock = iter(range(10**9, 10**10, 1000))
 
-    def judge(asked: Request) -> Judgement:
+    def judge(asked: Request) -> PolicyVerdict:
         held.asked.append(asked)
         return all_but_deny(asked)
 
-    held.gate = pick(
+    held.gate = gate_for(
         judge, CONN, Clock(lambda: next(clock), lambda: next(clock)), by_request=True, options=HttpOptions()
     )
     held.obey(held.gate.started())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from l7proxy.flows.records import Connection, HttpResponse
 from l7proxy.model.http import Request
-from l7proxy.model.policy_verdict import Judgement
+from l7proxy.model.policy_verdict import PolicyVerdict
 from l7proxy.model.verdict import Verdict
 from l7proxy.wire import http2_frames as frames
 from l7proxy.wire.http2_frames import Code
@@ -17,7 +17,7 @@ POST = line("/a", "POST")
 def revoke(http2: Conversation, path: bytes = b"/a") -> None:
     """From now on this path is refused."""
 
-    def judge(request: Request) -> Judgement:
+    def judge(request: Request) -> PolicyVerdict:
         return DENIED if request.path == path else ALLOWED
 
     http2.judge = judge

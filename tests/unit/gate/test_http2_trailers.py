@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from l7proxy.model.http import EditKind, HeaderEdit, Request, Rewrite
-from l7proxy.model.policy_verdict import Judgement
+from l7proxy.model.policy_verdict import PolicyVerdict
 from l7proxy.model.ref import RuleRef
 from l7proxy.policy.headers import HeaderRule, Mismatch
 from l7proxy.policy.match.http import HttpMatcher
@@ -17,7 +17,7 @@ REF = RuleRef("P", "ns", "p")
 POST = line("/a", "POST", ("x-token", "right"))
 
 
-def rewriting(request: Request) -> Judgement:
+def rewriting(request: Request) -> PolicyVerdict:
     request.rewrite = Rewrite((HeaderEdit(EditKind.SET, b"X-Written", b"w", secret=True),))
     return ALLOWED
 
@@ -55,7 +55,7 @@ def test_what_a_rule_deletes_does_not_come_in_the_trailers(http2: Conversation) 
     """The header was not in the head, where it would have been taken out."""
     matcher = HttpMatcher((HttpRule(REF, header_matches=(HeaderRule("X-Admin", "no", Mismatch.DELETE),)),))
 
-    def judge(request: Request) -> Judgement:
+    def judge(request: Request) -> PolicyVerdict:
         request.rewrite = matcher.all_of(request, matcher.candidates(request.method, request.path))[1]
         return ALLOWED
 

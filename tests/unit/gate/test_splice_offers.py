@@ -11,10 +11,10 @@ from l7proxy.flows.records import Record
 from l7proxy.gate.actions import Action, Close, Connect, Emit, Gate, HalfClose, Side, Splice, ToClient, ToServer
 from l7proxy.gate.bulk import IN_BULK, WORTHWHILE
 from l7proxy.gate.clock import Clock
-from l7proxy.gate.detect import pick
+from l7proxy.gate.detect import gate_for
 from l7proxy.gate.options import HttpOptions
 from l7proxy.model.http import Request
-from l7proxy.model.policy_verdict import Conn, Judgement
+from l7proxy.model.policy_verdict import Conn, PolicyVerdict
 from l7proxy.model.verdict import Direction, Verdict
 from l7proxy.wire.body import ENDLESS, body
 from l7proxy.wire.chunked import ChunkedBody
@@ -27,9 +27,9 @@ BULK = random.Random(7).randbytes(2 * WORTHWHILE)
 MORE = WORTHWHILE + 5
 
 
-def judge(request: Request) -> Judgement:
+def judge(request: Request) -> PolicyVerdict:
     verdict = Verdict.DROPPED if request.path.startswith(b"/deny") else Verdict.FORWARDED
-    return Judgement(verdict, Direction.INGRESS)
+    return PolicyVerdict(verdict, Direction.INGRESS)
 
 
 def get(path: str = "/a") -> bytes:
@@ -64,7 +64,7 @@ class Relay:
     over: bool = False
 
     def __post_init__(self) -> None:
-        self.gate: Gate = pick(judge, CONN, STOPPED, by_request=self.by_request, options=HttpOptions())
+        self.gate: Gate = gate_for(judge, CONN, STOPPED, by_request=self.by_request, options=HttpOptions())
         self.waiting = {CLIENT: memoryview(b""), SERVER: memoryview(b"")}
         self.obey(self.gate.started())
 
@@ -213,7 +213,7 @@ def test_only_bulk_is_offered(size: int, offers: bool) -> None:
 
 @pytest.mark.parametrize(("size", "offers"), [(IN_BULK - 1, 0), (IN_BULK, 1)])
 def test_a_tunnel_is_offered_when_it_carries_bulk(size: int, offers: int) -> None:
-    gate = pick(judge, CONN, STOPPED, by_request=False, options=HttpOptions())
+    gate = gate_for(judge, CONN, STOPPED, by_request=False, options=HttpOptions())
     assert gate.started() == [Connect()]
     actions = gate.from_client(BULK[:size])
     assert [action for action in actions if isinstance(action, Splice)] == [Splice(CLIENT, ENDLESS)] * offers

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from l7proxy.errors import LinkError
 from l7proxy.link import delta as snapshot_delta
 from l7proxy.link import framing
-from l7proxy.link.delta import Opener
-from l7proxy.link.messages import Delta, LocalEndpoint, PackedEndpoint, Picture, Whole
+from l7proxy.link.delta import SnapshotDecoder
+from l7proxy.link.messages import FullSnapshot, LocalEndpoint, PackedEndpoint, PolicySnapshot, SnapshotDelta
 from l7proxy.model.ref import RuleRef
 from l7proxy.model.verdict import Action
 from l7proxy.policy.rules import HttpRule
@@ -28,7 +28,7 @@ POLICIES = [
 
 
 @st.composite
-def pictures(draw: st.DrawFn) -> list[Picture]:
+def pictures(draw: st.DrawFn) -> list[PolicySnapshot]:
     """Revisions of one node, one after the other."""
     found = []
     for revision in range(1, draw(st.integers(2, 5))):
@@ -44,22 +44,22 @@ def pictures(draw: st.DrawFn) -> list[Picture]:
         )
         identities = draw(st.dictionaries(st.sampled_from(["10.0.0.1/32", "10.0.0.2/32", "::/0"]), st.integers(1, 3)))
         headers = draw(st.sampled_from([(), ("x-a",)]))
-        found.append(Picture(revision, endpoints, identities, flow_headers=headers))
+        found.append(PolicySnapshot(revision, endpoints, identities, flow_headers=headers))
     return found
 
 
-def sent(message: Whole | Delta) -> Whole | Delta:
+def sent(message: FullSnapshot | SnapshotDelta) -> FullSnapshot | SnapshotDelta:
     """Over the wire."""
     (heard,) = framing.from_agent().feed(framing.encode(message))
     return heard
 
 
 @given(pictures())
-def test_deltas_lead_to_the_same_pictures(some: list[Picture]) -> None:
-    opener = Opener()
+def test_deltas_lead_to_the_same_pictures(some: list[PolicySnapshot]) -> None:
+    snapshots = SnapshotDecoder()
     for before, after in zip([None, *some], some, strict=False):
         message = snapshot_delta.whole(after) if before is None else snapshot_delta.delta(before, after)
-        assert opener.open(sent(message)) == after
+        assert snapshots.open(sent(message)) == after
 
 
 def test_replicas_policies_go_once() -> None:
@@ -67,32 +67,32 @@ def test_replicas_policies_go_once() -> None:
     replicas = tuple(
         LocalEndpoint(number, "ns/p", (f"10.0.0.{number}",), EndpointPolicy(number, policy)) for number in range(1, 101)
     )
-    one = len(framing.encode(snapshot_delta.whole(Picture(1, replicas[:1], {}))))
-    assert len(framing.encode(snapshot_delta.whole(Picture(1, replicas, {})))) < 2 * one
+    one = len(framing.encode(snapshot_delta.whole(PolicySnapshot(1, replicas[:1], {}))))
+    assert len(framing.encode(snapshot_delta.whole(PolicySnapshot(1, replicas, {})))) < 2 * one
 
 
 def test_the_size_of_a_delta_is_that_of_the_change() -> None:
     identities = {f"10.0.{number >> 8}.{number & 255}/32": 7 for number in range(10_000)}
-    before = Picture(1, (), identities)
-    after = Picture(2, (), identities | {"10.0.0.1/32": 8})
+    before = PolicySnapshot(1, (), identities)
+    after = PolicySnapshot(2, (), identities | {"10.0.0.1/32": 8})
     assert len(framing.encode(snapshot_delta.delta(before, after))) < 1000
 
 
 def test_a_delta_that_does_not_fit_is_refused() -> None:
-    before, after, later = (Picture(revision, (), {}) for revision in (1, 2, 3))
+    before, after, later = (PolicySnapshot(revision, (), {}) for revision in (1, 2, 3))
     with pytest.raises(LinkError, match="a delta to policy revision 1, but the current one is none"):
-        Opener().open(snapshot_delta.delta(before, after))
-    opener = Opener()
-    opener.open(snapshot_delta.whole(before))
+        SnapshotDecoder().open(snapshot_delta.delta(before, after))
+    snapshots = SnapshotDecoder()
+    snapshots.open(snapshot_delta.whole(before))
     with pytest.raises(LinkError, match="a delta to policy revision 2, but the current one is 1"):
-        opener.open(snapshot_delta.delta(after, later))
+        snapshots.open(snapshot_delta.delta(after, later))
 
 
 @pytest.mark.parametrize("place", [1, -2, 7])
 def test_a_policy_that_is_not_there_is_refused(place: int) -> None:
     message = msgspec.structs.replace(
-        snapshot_delta.whole(Picture(1, (), {})),
+        snapshot_delta.whole(PolicySnapshot(1, (), {})),
         endpoints=(PackedEndpoint(1, "a", (), place, snapshot_delta.UNGOVERNED),),
     )
     with pytest.raises(LinkError, match="refers to policy"):
-        Opener().open(message)
+        SnapshotDecoder().open(message)

@@ -8,11 +8,11 @@ import pytest
 
 from l7proxy.errors import ConfigError
 from l7proxy.link.fence import Fence, Page, stamp
-from l7proxy.link.messages import Picture
+from l7proxy.link.messages import PolicySnapshot
 
 
-def picture(page: Page, revision: int) -> Picture:
-    return Picture(revision, (), {}, epoch=page.epoch)
+def picture(page: Page, revision: int) -> PolicySnapshot:
+    return PolicySnapshot(revision, (), {}, epoch=page.epoch)
 
 
 def test_it_is_up_only_while_a_required_picture_is_not_applied(tmp_path: Path) -> None:

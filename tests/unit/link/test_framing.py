@@ -13,9 +13,9 @@ from l7proxy.errors import LinkError
 from l7proxy.flows.pack import pack
 from l7proxy.flows.records import Connection, HttpResponse
 from l7proxy.link import delta, framing
-from l7proxy.link.delta import Opener
-from l7proxy.link.messages import Applied, FromWorker, Hello, Load, LocalEndpoint, Picture
-from l7proxy.model.policy_verdict import Conn, Judgement
+from l7proxy.link.delta import SnapshotDecoder
+from l7proxy.link.messages import Applied, FromWorker, Hello, Load, LocalEndpoint, PolicySnapshot
+from l7proxy.model.policy_verdict import Conn, PolicyVerdict
 from l7proxy.model.ref import RuleRef
 from l7proxy.model.verdict import Action, Direction, DropReason, Verdict
 from l7proxy.policy.rules import HeaderMatch, HttpRule
@@ -23,7 +23,7 @@ from l7proxy.policy.tables import DirectionPolicy, EndpointPolicy, Entry, union
 
 REF = RuleRef("CiliumNetworkPolicy", "default", "web", "spec.ingress[0]", "web.yaml", 7)
 CONN = Conn("10.0.0.1", 40000, "10.0.0.2", 80, 300, 301)
-JUDGEMENT = Judgement(Verdict.DROPPED, Direction.INGRESS, REF, None, DropReason.POLICY_DENIED, "no rule matched")
+JUDGEMENT = PolicyVerdict(Verdict.DROPPED, Direction.INGRESS, REF, None, DropReason.POLICY_DENIED, "no rule matched")
 SAID: list[FromWorker] = [
     Hello(version=2, pid=7, worker=0),
     Applied(revision=3, problems=("a rule",)),
@@ -36,7 +36,7 @@ SAID: list[FromWorker] = [
     ),
     Load(connections=1, requests=2, denied=3),
 ]
-PICTURE = Picture(
+PICTURE = PolicySnapshot(
     revision=9,
     endpoints=(
         LocalEndpoint(
@@ -83,7 +83,7 @@ def test_messages_survive_every_split(cuts: list[int]) -> None:
 def test_byte_by_byte_a_picture_arrives_whole() -> None:
     decoder = framing.from_agent()
     sent = framing.encode(delta.whole(PICTURE))
-    heard = [Opener().open(message) for byte in sent for message in decoder.feed(bytes([byte]))]
+    heard = [SnapshotDecoder().open(message) for byte in sent for message in decoder.feed(bytes([byte]))]
     assert heard == [PICTURE]
     assert isinstance(heard[0].endpoints[0].policy.ingress, DirectionPolicy)
 
@@ -143,7 +143,7 @@ def test_a_frame_over_the_limit_is_refused_before_it_is_buffered_and_before_it_i
     decoder = framing.from_worker(max_frame=100)
     with pytest.raises(LinkError, match="101 bytes"):
         list(decoder.feed(struct.pack(">I", 101)))
-    with pytest.raises(LinkError, match="Whole of"):
+    with pytest.raises(LinkError, match="FullSnapshot of"):
         framing.encode(delta.whole(PICTURE), max_frame=50)
 
 

@@ -19,22 +19,22 @@ from l7proxy.flows.batch import Flows
 from l7proxy.flows.records import Connection, HttpResponse, Record
 from l7proxy.link import framing, local
 from l7proxy.link.client import LinkClient
-from l7proxy.link.delta import Opener
-from l7proxy.link.messages import PROTOCOL_VERSION, Hello, Load, Picture
+from l7proxy.link.delta import SnapshotDecoder
+from l7proxy.link.messages import PROTOCOL_VERSION, Hello, Load, PolicySnapshot
 from l7proxy.link.outbox import Outbox
 from l7proxy.link.server import LinkServer
-from l7proxy.model.policy_verdict import Conn, Judgement
+from l7proxy.model.policy_verdict import Conn, PolicyVerdict
 from l7proxy.model.verdict import Direction, Verdict
 from l7proxy.wire.head import MAX_HEAD
 
 
 def record(number: int) -> Connection:
     conn = Conn("10.0.0.1", number % 65536, "10.0.0.2", 80, 300, 301)
-    return Connection(number, conn, Judgement(Verdict.DROPPED, Direction.INGRESS, reason="no"))
+    return Connection(number, conn, PolicyVerdict(Verdict.DROPPED, Direction.INGRESS, reason="no"))
 
 
-def picture(revision: int) -> Picture:
-    return Picture(revision=revision, endpoints=(), identities={"10.0.0.1/32": 300}, epoch=1)
+def picture(revision: int) -> PolicySnapshot:
+    return PolicySnapshot(revision=revision, endpoints=(), identities={"10.0.0.1/32": 300}, epoch=1)
 
 
 async def until(true: Callable[[], bool]) -> None:
@@ -72,10 +72,10 @@ class Worker:
 
     def __init__(self, path: Path, index: int = 0, capacity: int = 1000) -> None:
         self.outbox = Outbox(capacity=capacity)
-        self.pictures: asyncio.Queue[Picture] = asyncio.Queue()
+        self.pictures: asyncio.Queue[PolicySnapshot] = asyncio.Queue()
         self.client = LinkClient(path, index, outbox=self.outbox, on_picture=self.apply, load=lambda: Load(1, 2, 3))
 
-    async def apply(self, picture: Picture) -> tuple[str, ...]:
+    async def apply(self, picture: PolicySnapshot) -> tuple[str, ...]:
         self.pictures.put_nowait(picture)
         return (f"problem of {picture.revision}",)
 
@@ -86,7 +86,7 @@ class Worker:
             yield self
             task.cancel()
 
-    async def gets(self, revision: int) -> Picture:
+    async def gets(self, revision: int) -> PolicySnapshot:
         async with asyncio.timeout(10):
             while (got := await self.pictures.get()).revision != revision:
                 pass
@@ -146,11 +146,11 @@ async def test_waiting_is_bounded_and_ends_when_the_worker_leaves(tmp_path: Path
         assert waiting.result()
 
 
-async def first_picture(reader: asyncio.StreamReader) -> AsyncIterator[Picture]:
+async def first_picture(reader: asyncio.StreamReader) -> AsyncIterator[PolicySnapshot]:
     decoder = framing.from_agent()
     while True:
         for got in decoder.feed(await reader.read(65536)):
-            yield Opener().open(got)
+            yield SnapshotDecoder().open(got)
             return
 
 
@@ -211,12 +211,12 @@ async def test_a_slow_worker_skips_pictures_and_gets_the_newest(tmp_path: Path) 
         writer.write(framing.encode(Hello(PROTOCOL_VERSION, 77, 0)))
         big = {f"10.{n >> 16}.{n >> 8 & 255}.{n & 255}/32": 300 for n in range(60_000)}
         for revision in range(1, 21):
-            await server.publish(Picture(revision=revision, endpoints=(), identities=big))
+            await server.publish(PolicySnapshot(revision=revision, endpoints=(), identities=big))
             await asyncio.sleep(0)
-        decoder, opener = framing.from_agent(), Opener()
+        decoder, snapshots = framing.from_agent(), SnapshotDecoder()
         got: list[int] = []
         while not got or got[-1] != 20:
-            got += [opener.open(message).revision for message in decoder.feed(await reader.read(1 << 20))]
+            got += [snapshots.open(message).revision for message in decoder.feed(await reader.read(1 << 20))]
         assert len(got) < 20
         writer.transport.abort()
 

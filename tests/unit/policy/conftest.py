@@ -15,7 +15,7 @@ from typing import Any, Final
 import pytest
 import yaml
 
-from l7proxy.cluster.state import View, World
+from l7proxy.cluster.state import ClusterState, NodeView
 from l7proxy.model.endpoint import Endpoint
 from l7proxy.model.http import Request
 from l7proxy.model.identity import (
@@ -216,7 +216,7 @@ TOWN: Final = """
 class Town:
     """The whole way from manifests to verdicts. The pod under policy is default/server, on `n1`."""
 
-    view: View
+    view: NodeView
     policies: Mapping[int, EndpointPolicy]
 
     @classmethod
@@ -227,8 +227,8 @@ class Town:
         text = yaml.safe_dump_all(objects, allow_unicode=True)
         read = manifests.parse(text.encode(), "town.yaml")
         assert not read.faults, read.faults
-        world = World(**options)
-        world.apply(Upsert(fact) for fact in read.facts)
+        world = ClusterState(**options)
+        world.apply(Upsert(resource) for resource in read.resources)
         view = world.view("n1")
         return cls(view, compile_policies(view.rules, view.endpoints, view.identities))
 

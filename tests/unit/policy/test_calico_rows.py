@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from l7proxy.model.resources import EndpointSlice, Fact, NetworkSet, PolicyTier, ServiceAccount, SlicePort
+from l7proxy.model.resources import EndpointSlice, NetworkSet, PolicyTier, Resource, ServiceAccount, SlicePort
 from tests.unit.policy.calico import Document, calico
 from tests.unit.policy.town import PEOPLE, Town, check
 
@@ -144,7 +144,7 @@ WHOM = [
         "y/a>x/a:80/TCP",
     ),
 ]
-MORE: list[Fact] = [
+MORE: list[Resource] = [
     ServiceAccount("x", "b", {"role": "ci"}),
     ServiceAccount("x", "c", {"role": "cd"}),
     NetworkSet("x", "partners", ("203.0.113.0/24",), {"kind": "partners"}),
@@ -391,7 +391,7 @@ def test_9_4_order_in_the_default_tier(policies: list[Document], allowed: str, d
     check(Town(*reversed(policies)), allowed, denied)
 
 
-TIERS: list[Fact] = [PolicyTier("early", 5.0), PolicyTier("late", 2e6), PolicyTier("gentle", 6.0, passes=True)]
+TIERS: list[Resource] = [PolicyTier("early", 5.0), PolicyTier("late", 2e6), PolicyTier("gentle", 6.0, passes=True)]
 
 
 @pytest.mark.parametrize(

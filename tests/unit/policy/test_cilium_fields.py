@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from l7proxy.cluster.policy_status import Reading
+from l7proxy.cluster.policy_status import PolicyPhase
 from l7proxy.errors import PolicyError
 from l7proxy.policy import lang
 from l7proxy.policy.compile import Compiler
@@ -35,7 +35,7 @@ def test_1_1_1_other_versions_are_refused_by_name(version: str, bench: Bench) ->
     document = {**bench.cnp("ingress: [{fromEntities: [all]}]"), "apiVersion": version}
     town = bench.town(document)
     (state,) = town.view.policies
-    assert (state.state, town.ingress("a")) == (Reading.REFUSED, "deny")
+    assert (state.state, town.ingress("a")) == (PolicyPhase.REFUSED, "deny")
     assert state.reason == "apiVersion: CiliumNetworkPolicy is supported in version v2 only"
 
 
@@ -208,7 +208,7 @@ def test_what_has_no_gate_yet_is_valid_and_closed(field: str, bench: Bench) -> N
     document = bench.cnp(f"egress: [{{toPorts: [{{ports: [{{port: '443', protocol: TCP}}], {field}}}]}}]")
     town = bench.town(document)
     assert town.egress("outside", port="443/TCP") == "deny"
-    assert town.view.policies[0].state is Reading.PARTLY
+    assert town.view.policies[0].state is PolicyPhase.PARTLY
     assert [fault.at for fault in lang.faults(document)] == [f"spec.egress[0].toPorts[0].{field.split(':')[0]}"]
 
 
@@ -338,7 +338,7 @@ def test_2_3_1_nor_does_what_stands_in_for_one_that_is_refused(bench: Bench) -> 
     document["metadata"]["namespace"] = "other"
     document["spec"]["endpointSelector"] = {"matchLabels": {"io.kubernetes.pod.namespace": "default"}}
     town = bench.town(document)
-    assert town.view.policies[0].state is Reading.REFUSED
+    assert town.view.policies[0].state is PolicyPhase.REFUSED
     assert (town.ingress("a"), town.egress("outside")) == ("allow", "allow")
 
 

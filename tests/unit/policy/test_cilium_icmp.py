@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from l7proxy.cluster.policy_status import Reading
+from l7proxy.cluster.policy_status import PolicyPhase
 from l7proxy.errors import PolicyError
 from l7proxy.policy import lang
 from l7proxy.policy.lang import Options
@@ -124,7 +124,7 @@ def test_1_6_17_there_are_at_most_40_types(bench: Bench) -> None:
 
 def test_switched_off_they_are_refused_and_close(bench: Bench) -> None:
     town = bench.town(fields("{type: 8}"), options=Options(icmp=False))
-    assert town.view.policies[0].state is Reading.REFUSED
+    assert town.view.policies[0].state is PolicyPhase.REFUSED
     assert town.ingress("a") == "deny"
 
 

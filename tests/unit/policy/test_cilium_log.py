@@ -9,10 +9,10 @@ import pytest
 from l7proxy.flows.enrich import Enricher
 from l7proxy.flows.records import Connection, HttpRequest
 from l7proxy.model.identity import HOST
-from l7proxy.model.policy_verdict import Conn, Judgement
+from l7proxy.model.policy_verdict import Conn, PolicyVerdict
 from l7proxy.model.verdict import Direction, Verdict
 from l7proxy.policy import lang
-from l7proxy.policy.combine import judge_http, judge_l4
+from l7proxy.policy.combine import evaluate_http, evaluate_l4
 
 if TYPE_CHECKING:
     from tests.unit.policy.conftest import Bench
@@ -25,7 +25,7 @@ def logged(entries: str, value: str) -> str:
     return f"{{{entries}, log: {{value: '{value}'}}}}"
 
 
-def told(bench: Bench, judgement: Judgement) -> tuple[str, ...]:
+def told(bench: Bench, judgement: PolicyVerdict) -> tuple[str, ...]:
     enricher = Enricher(bench.town().view.names)
     flows = [
         enricher.flow(Connection(0, CONN, judgement)),
@@ -42,7 +42,7 @@ def test_an_allowed_connection_says_what_its_policies_want_said(bench: Bench) ->
         logged("ingress: [{fromEntities: [world]}]", "not of it"),
         "ingress: [{fromEntities: [cluster]}]",
     )
-    judgement = judge_l4(None, land.port("a"))
+    judgement = evaluate_l4(None, land.port("a"))
     assert (judgement.verdict, judgement.log) == (Verdict.FORWARDED, ("one", "two"))
     assert told(bench, judgement) == ("one", "two")
 
@@ -51,16 +51,16 @@ def test_a_denied_one_says_the_reason_first(bench: Bench) -> None:
     land = bench.enforce(
         logged("ingressDeny: [{fromEndpoints: [{}]}]", "no entry"), logged("ingress: [{fromEntities: [all]}]", "moot")
     )
-    judgement = judge_l4(None, land.port("a"))
+    judgement = evaluate_l4(None, land.port("a"))
     assert told(bench, judgement) == ("denied by policy default/p0 spec.ingressDeny[0]", "no entry")
 
 
 def test_where_no_rule_decides_nobody_speaks(bench: Bench) -> None:
     land = bench.enforce(logged("ingress: [{fromEntities: [world]}]", "not of it"))
-    judgement = judge_l4(None, land.port("a"))
+    judgement = evaluate_l4(None, land.port("a"))
     assert judgement.log == ()
     assert len(told(bench, judgement)) == 1
-    assert judge_l4(None, land.port("host")).log == ()
+    assert evaluate_l4(None, land.port("host")).log == ()
 
 
 def test_a_request_says_what_the_policy_of_its_rule_wants_said(bench: Bench) -> None:
@@ -69,10 +69,10 @@ def test_a_request_says_what_the_policy_of_its_rule_wants_said(bench: Bench) -> 
         logged(f"ingress: [{{{HTTP.replace('/a', '/b')}}}]", "by other"),
     )
     policy = land.port("a")
-    assert judge_l4(None, policy).log == ("by path", "by other")
-    assert judge_http(None, policy, bench.request("GET /a")).log == ("by path",)
-    assert judge_http(None, policy, bench.request("GET /b")).log == ("by other",)
-    assert judge_http(None, policy, bench.request("GET /c")).log == ()
+    assert evaluate_l4(None, policy).log == ("by path", "by other")
+    assert evaluate_http(None, policy, bench.request("GET /a")).log == ("by path",)
+    assert evaluate_http(None, policy, bench.request("GET /b")).log == ("by other",)
+    assert evaluate_http(None, policy, bench.request("GET /c")).log == ()
 
 
 def test_both_directions_speak_when_both_let_it_pass(bench: Bench) -> None:
@@ -81,7 +81,7 @@ def test_both_directions_speak_when_both_let_it_pass(bench: Bench) -> None:
         logged("egress: [{toEntities: [all]}]", "out"),
     )
     out, let_in = land.port("a", direction=Direction.EGRESS), land.port("a")
-    assert judge_l4(out, let_in).log == ("same", "out")
+    assert evaluate_l4(out, let_in).log == ("same", "out")
 
 
 @pytest.mark.parametrize("log", ["{}", "{value: ''}"])
@@ -109,4 +109,4 @@ def test_1_2_what_a_log_may_not_say(value: str, bench: Bench) -> None:
 def test_the_local_host_is_let_in_by_no_document(bench: Bench) -> None:
     land = bench.enforce(logged("ingress: [{fromEntities: [world]}]", "w"))
     assert land.who("host") == HOST
-    assert judge_l4(None, land.port("host")).log == ()
+    assert evaluate_l4(None, land.port("host")).log == ()

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from l7proxy.cluster.policy_status import Reading
+from l7proxy.cluster.policy_status import PolicyPhase
 from l7proxy.policy.lang import Options
 from l7proxy.policy.rules import Reach
 
@@ -63,7 +63,7 @@ def test_a_denied_node_is_denied(bench: Bench) -> None:
 def test_1_6_25_nodes_are_refused_while_switched_off(spec: str, bench: Bench) -> None:
     town = bench.town(spec)
     (policy,) = town.view.policies
-    assert policy.state is Reading.REFUSED
+    assert policy.state is PolicyPhase.REFUSED
     assert policy.reason.endswith(FLAG)
     way = town.ingress if "ingress" in spec else town.egress
     assert way("a", "n2") == "deny deny"

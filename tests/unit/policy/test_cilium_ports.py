@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from l7proxy.cluster.policy_status import Reading
+from l7proxy.cluster.policy_status import PolicyPhase
 from l7proxy.errors import PolicyError
 from l7proxy.policy import lang
 from l7proxy.policy.lang import Options
@@ -108,7 +108,7 @@ def test_extended_protocols_switched_off_are_refused_and_close(bench: Bench) -> 
     town = bench.town(ports("{port: '0', protocol: GRE}"))
     (policy,) = town.view.policies
     assert (policy.state, policy.reason) == (
-        Reading.REFUSED,
+        PolicyPhase.REFUSED,
         "spec.ingress[0].toPorts[0].ports[0]: protocol GRE can only be used when extended IP protocols are enabled",
     )
     assert town.ingress("a") == "deny"

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from l7proxy.cluster.state import World
+from l7proxy.cluster.state import ClusterState
 from l7proxy.model.labels import EVERYTHING, Operator, Requirement, Selector
 from l7proxy.model.net import PrefixTable
 from l7proxy.model.ref import RuleRef
-from l7proxy.model.resources import CidrGroup, Delete, EndpointSlice, Node, Origin, Pod, Service, Upsert
+from l7proxy.model.resources import CidrGroup, Delete, EndpointSlice, Node, Pod, Service, SourceLocation, Upsert
 from l7proxy.model.verdict import Action, Direction
 from l7proxy.policy import decide, lint
 from l7proxy.policy.compile import compile_policies
@@ -296,7 +296,7 @@ OUTSIDE = (CidrPeer(ip_network("0.0.0.0/0")), CidrPeer(ip_network("::/0")))
 def test_a_group_that_cannot_be_read_is_a_fault_and_stands_there_unread() -> None:
     (fault,) = manifests.parse(BROKEN, "g.yaml").faults
     assert str(fault.error) == "g.yaml:5: spec.externalCIDRs[1]: '10.0.0.0/99' is not a valid CIDR"
-    assert fault.stand_in == CidrGroup("bad", unread=True, origin=Origin("g.yaml", 1))
+    assert fault.stand_in == CidrGroup("bad", unread=True, origin=SourceLocation("g.yaml", 1))
 
 
 def test_an_unread_group_is_nobody_to_allow_and_anyone_outside_to_deny() -> None:
@@ -339,10 +339,10 @@ def test_rules_follow_the_cluster_and_only_what_is_there_now_counts() -> None:
         Pod("shop", "web", "n1", ("10.1.0.1",), {"app": "web"}),
         Pod("bank", "db", "n1", ("10.1.0.2",), {"app": "db"}),
     )
-    (document,) = manifests.parse(POLICY.encode(), "p.yaml").facts
+    (document,) = manifests.parse(POLICY.encode(), "p.yaml").resources
     service, group = Service("bank", "db", selector={"app": "db"}), CidrGroup("g", ("203.0.113.0/24",))
-    world = World()
-    world.apply(Upsert(fact) for fact in (document, *pods))
+    world = ClusterState()
+    world.apply(Upsert(resource) for resource in (document, *pods))
     assert reached(world) == []
     world.apply([Upsert(service), Upsert(group)])
     assert reached(world) == ["10.1.0.2", "203.0.113.7"]
@@ -350,12 +350,12 @@ def test_rules_follow_the_cluster_and_only_what_is_there_now_counts() -> None:
     assert reached(world) == [], "a Service's pods are of its own namespace"
     world.apply([Upsert(service), Delete(group.key)])
     assert reached(world) == ["10.1.0.2"]
-    fresh = World()
-    fresh.apply(Upsert(fact) for fact in (service, *reversed(pods), document))
+    fresh = ClusterState()
+    fresh.apply(Upsert(resource) for resource in (service, *reversed(pods), document))
     assert fresh.view("n1") == world.view("n1"), "no hysteresis"
 
 
-def reached(world: World) -> list[str]:
+def reached(world: ClusterState) -> list[str]:
     view = world.view("n1")
     policies = compile_policies(view.rules, view.endpoints, view.identities)
     web = next(one for one in view.endpoints if one.name == "web")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from l7proxy.cluster.policy_status import Reading
+from l7proxy.cluster.policy_status import PolicyPhase
 from l7proxy.errors import PolicyError
 from l7proxy.model.verdict import Direction
 from l7proxy.policy import lang
@@ -50,7 +50,7 @@ def test_what_asks_for_more_denies_what_it_covers_and_no_more(item: str, at: str
     assert town.egress("a", "outside", "n2", port="443/TCP") == "deny deny deny"
     assert town.egress("a", "b", port="80/TCP") == "allow allow"
     state = town.view.policies[0]
-    assert state.state is Reading.PARTLY
+    assert state.state is PolicyPhase.PARTLY
     assert f"spec.egress[0].{at}: {CHECKED}" in state.reason
 
 
@@ -82,7 +82,7 @@ def test_a_covered_peer_is_denied_and_no_other(bench: Bench) -> None:
 def test_authentication_that_is_disabled_is_a_plain_allow(bench: Bench) -> None:
     spec = "ingress: [{fromEndpoints: [{matchLabels: {app: a}}], authentication: {mode: disabled}}]"
     town = bench.town(spec)
-    assert (town.ingress("a", "b"), town.view.policies[0].state) == ("allow no rule", Reading.ACCEPTED)
+    assert (town.ingress("a", "b"), town.view.policies[0].state) == ("allow no rule", PolicyPhase.ACCEPTED)
     wide = "ingress: [{fromEndpoints: [{}], authentication: {mode: required}}]"
     assert bench.town(spec, wide).ingress("a") == "deny", "closed, though Cilium would let it pass"
 
@@ -117,7 +117,7 @@ def test_what_only_widens_means_nobody_and_the_rest_holds(item: str, at: str, wh
     assert town.egress("a", "b", "outside", "n2") == "allow no rule no rule no rule"
     assert town.egress("b", "outside", port="53/UDP") == "no rule no rule"
     assert (town.view.policies[0].state, town.view.policies[0].reason) == (
-        Reading.PARTLY,
+        PolicyPhase.PARTLY,
         f"spec.egress[0].{at}: {why}",
     )
 
@@ -163,7 +163,7 @@ def test_without_default_deny_a_check_still_denies_what_it_covers(bench: Bench) 
 )
 def test_what_cannot_be_narrowed_refuses_the_whole_document(spec: str, bench: Bench) -> None:
     town = bench.town(spec, "{ingress: [{fromEntities: [all]}], egress: [{toEntities: [all]}]}")
-    assert town.view.policies[0].state is Reading.REFUSED
+    assert town.view.policies[0].state is PolicyPhase.REFUSED
     assert (town.ingress if "ingress" in spec else town.egress)("a", "outside") == "deny deny"
 
 
@@ -176,7 +176,7 @@ def test_3_11_a_policy_for_nodes_has_no_effect_and_says_so(bench: Bench) -> None
     town = bench.town(document)
     (state,) = town.view.policies
     assert (state.state, state.reason, state.rules) == (
-        Reading.PARTLY,
+        PolicyPhase.PARTLY,
         "spec.nodeSelector: has no effect: host policies are not supported",
         (),
     )

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from l7proxy.model.ref import RuleRef
 from l7proxy.model.verdict import DropReason, Verdict
 from l7proxy.policy import combine as combining
-from l7proxy.policy.combine import Combined, combine
+from l7proxy.policy.combine import VerdictCache, combine
 from l7proxy.policy.decision import Decision
 
 DECISIONS = st.builds(
@@ -22,19 +22,19 @@ DECISIONS = st.builds(
 
 @given(st.lists(st.tuples(st.none() | DECISIONS, st.none() | DECISIONS), max_size=20))
 def test_remembered_is_judged_anew(pairs: list[tuple[Decision | None, Decision | None]]) -> None:
-    combined = Combined()
+    combined = VerdictCache()
     for egress, ingress in pairs * 2:
         assert combined.of(egress, ingress) == combine(egress, ingress)
 
 
 def test_the_same_decisions_give_one_object() -> None:
-    combined, allowed = Combined(), Decision(Verdict.FORWARDED)
+    combined, allowed = VerdictCache(), Decision(Verdict.FORWARDED)
     assert combined.of(None, allowed) is combined.of(None, allowed)
 
 
 def test_decisions_of_a_moment_are_neither_kept_for_ever_nor_mixed_up() -> None:
     """A freed decision's address is soon another's: what is remembered must not be found under it."""
-    combined = Combined()
+    combined = VerdictCache()
     for number in range(1000):
         decision = Decision(Verdict.DROPPED, reason=str(number))
         assert combined.of(None, decision).reason == str(number)

@@ -9,7 +9,7 @@ import pytest
 
 from l7proxy.model.verdict import Direction, DropReason, Verdict
 from l7proxy.policy import decide, lang
-from l7proxy.policy.combine import judge_http, judge_l4
+from l7proxy.policy.combine import evaluate_http, evaluate_l4
 from l7proxy.policy.compile import compile_policies
 from l7proxy.policy.decide import PortPolicy
 from l7proxy.policy.rules import Rule
@@ -45,7 +45,7 @@ def test_what_no_rule_allows_passes_and_is_told(bench: Bench, by: str) -> None:
     assert answer.l4.verdict is Verdict.AUDIT
     assert answer.l4.drop_reason is DropReason.POLICY_DENIED
     assert answer.l4.reason == "no rule of policy default/p allows identity 302 to 80/TCP"
-    judgement = judge_l4(None, answer)
+    judgement = evaluate_l4(None, answer)
     assert (judgement.verdict, judgement.direction) == (Verdict.AUDIT, Direction.INGRESS)
     assert judgement.ingress is not None
     assert judgement.ingress.name == "p"
@@ -55,11 +55,11 @@ def test_requests_that_no_rule_matches_pass_and_are_told_one_by_one(bench: Bench
     answer = asked(bench, rules(bench, R1, audit=True), "a")
     assert answer.l4.verdict is Verdict.REDIRECTED
     good, bad = bench.request("GET /a"), bench.request("POST /b")
-    assert judge_http(None, answer, good).verdict is Verdict.FORWARDED
-    found = judge_http(None, answer, bad)
+    assert evaluate_http(None, answer, good).verdict is Verdict.FORWARDED
+    found = evaluate_http(None, answer, bad)
     assert found.verdict is Verdict.AUDIT
     assert found.reason.startswith("no rule matched; nearest: policy default/p rule 1")
-    assert judge_l4(None, answer).verdict is Verdict.REDIRECTED
+    assert evaluate_l4(None, answer).verdict is Verdict.REDIRECTED
 
 
 def test_an_explicit_deny_is_audited_and_the_rest_is_asked(bench: Bench) -> None:
@@ -87,19 +87,19 @@ def test_what_an_audited_policy_lets_go_a_lower_tier_may_refuse(bench: Bench) ->
     answer = asked(bench, rules(bench, R1, audit=True) + baseline, "b")
     assert answer.l4.verdict is Verdict.DROPPED
     request = asked(bench, rules(bench, R1, audit=True) + baseline, "a")
-    assert judge_http(None, request, bench.request("GET /a")).verdict is Verdict.FORWARDED
-    assert judge_http(None, request, bench.request("POST /b")).verdict is Verdict.DROPPED
+    assert evaluate_http(None, request, bench.request("GET /a")).verdict is Verdict.FORWARDED
+    assert evaluate_http(None, request, bench.request("POST /b")).verdict is Verdict.DROPPED
 
 
 def test_one_direction_audited_and_the_other_refusing_is_refused(bench: Bench) -> None:
     audited = asked(bench, rules(bench, R1, audit=True), "b")
     refused = asked(bench, rules(bench, R1, audit=False), "b")
     passed = asked(bench, rules(bench, "ingress: [{fromEntities: [all]}]", audit=False), "b")
-    assert judge_l4(refused, audited).direction is Direction.EGRESS
-    assert judge_l4(refused, audited).verdict is Verdict.DROPPED
-    assert judge_l4(audited, refused).verdict is Verdict.DROPPED
-    assert judge_l4(passed, audited).verdict is Verdict.AUDIT
-    assert (judge_l4(audited, passed).verdict, judge_l4(audited, passed).direction) == (
+    assert evaluate_l4(refused, audited).direction is Direction.EGRESS
+    assert evaluate_l4(refused, audited).verdict is Verdict.DROPPED
+    assert evaluate_l4(audited, refused).verdict is Verdict.DROPPED
+    assert evaluate_l4(passed, audited).verdict is Verdict.AUDIT
+    assert (evaluate_l4(audited, passed).verdict, evaluate_l4(audited, passed).direction) == (
         Verdict.AUDIT,
         Direction.EGRESS,
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from l7proxy.model.resources import Fact, PolicyTier
+from l7proxy.model.resources import PolicyTier, Resource
 from tests.unit.policy.town import Town
 
 CILIUM_L7 = """
@@ -126,7 +126,7 @@ def test_calico_pass_skips_the_union_in_its_tier() -> None:
 
 
 def test_a_calico_tier_stands_between_admins_and_the_default_tier() -> None:
-    early: list[Fact] = [PolicyTier("security", 2000.0)]
+    early: list[Resource] = [PolicyTier("security", 2000.0)]
     security = calico("tier: security, ingress: [{action: Deny, source: {selector: pod == 'b'}}, {action: Pass}]")
     town = Town(security, kubernetes("{namespaceSelector: {}}"), admin(f"{{action: Allow, from: [{Y}]}}"), more=early)
     assert town.allows("y/b", "x/a", "81/TCP"), "the admin has allowed it"

@@ -14,11 +14,11 @@ from typing import Any
 
 import yaml
 
-from l7proxy.cluster.state import View, World
+from l7proxy.cluster.state import ClusterState, NodeView
 from l7proxy.model import resources
 from l7proxy.model.http import Request
 from l7proxy.model.net import PrefixTable
-from l7proxy.model.resources import Change, Fact, Node, Pod, PolicyDocument, Synced, Upsert
+from l7proxy.model.resources import Change, Node, Pod, PolicyDocument, Resource, Synced, Upsert
 from l7proxy.model.verdict import Direction, Verdict
 from l7proxy.policy import decide, lang
 from l7proxy.policy.compile import compile_policies
@@ -64,22 +64,22 @@ class Town:
     """The cluster under these policies (texts or documents)."""
 
     def __init__(
-        self, *policies: str | Mapping[str, Any], more: Iterable[Fact] = (), options: Options = DEFAULT
+        self, *policies: str | Mapping[str, Any], more: Iterable[Resource] = (), options: Options = DEFAULT
     ) -> None:
-        self._world = World(options=options)
-        everything: list[Fact] = [resources.Namespace(space, {"ns": space}) for space in SPACES]
+        self._world = ClusterState(options=options)
+        everything: list[Resource] = [resources.Namespace(space, {"ns": space}) for space in SPACES]
         everything += [*NODES, *(pod(who) for who in PEOPLE), *more]
         for policy in policies:
             everything += map(self._document, load(policy) if isinstance(policy, str) else [dict(policy)])
-        self._world.apply([*(Upsert(fact) for fact in everything), Synced()])
+        self._world.apply([*(Upsert(resource) for resource in everything), Synced()])
         self._pods = {f"{one.namespace}/{one.name}": one for one in everything if isinstance(one, Pod)}
 
     def change(self, *changes: Change) -> None:
         """The same cluster, later."""
         self._world.apply(changes)
         for change in changes:
-            if isinstance(change, Upsert) and isinstance(change.fact, Pod):
-                self._pods[f"{change.fact.namespace}/{change.fact.name}"] = change.fact
+            if isinstance(change, Upsert) and isinstance(change.resource, Pod):
+                self._pods[f"{change.resource.namespace}/{change.resource.name}"] = change.resource
         for name in ("states", "_views", "_policies", "_prefixes"):
             self.__dict__.pop(name, None)
 
@@ -136,11 +136,11 @@ class Town:
         nodes = {node.name: node.addresses for node in NODES}
         return nodes[name][place] if name in nodes else who
 
-    def view(self, node: str) -> View:
+    def view(self, node: str) -> NodeView:
         return self._views[node]
 
     @cached_property
-    def _views(self) -> dict[str, View]:
+    def _views(self) -> dict[str, NodeView]:
         return {node.name: self._world.view(node.name) for node in NODES}
 
     @cached_property

@@ -11,7 +11,7 @@ import socket
 import struct
 from collections.abc import AsyncIterator
 
-from l7proxy.link.messages import Picture
+from l7proxy.link.messages import PolicySnapshot
 from l7proxy.policy.rules import HttpRule
 from l7proxy.proxy.server.pipes import Pipe, Pipes
 from l7proxy.proxy.server.poller import Poller
@@ -35,11 +35,11 @@ class Watched(Pipes):
 
 
 @contextlib.asynccontextmanager
-async def on_stage(handler: Handler, first: Picture, *, limit: int = 64) -> AsyncIterator[tuple[Stage, Watched]]:
+async def on_stage(handler: Handler, first: PolicySnapshot, *, limit: int = 64) -> AsyncIterator[tuple[Stage, Watched]]:
     """A stage that must be as it was when the test is done: no run, no pipe, no descriptor left."""
     gc.collect()
     async with backend(handler) as server, stage(server, first) as on:
-        pipes = on.around.pipes = Watched(on.around.poller, limit)
+        pipes = on.ctx.pipes = Watched(on.ctx.poller, limit)
         before = descriptors()
         yield on, pipes
         for writer in on.writers:

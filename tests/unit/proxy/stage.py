@@ -17,18 +17,18 @@ from pathlib import Path
 
 from l7proxy.flows.records import Connection, HttpRequest, HttpResponse, Malformed, Record
 from l7proxy.gate.clock import Clock
-from l7proxy.link.messages import LocalEndpoint, Picture
+from l7proxy.link.messages import LocalEndpoint, PolicySnapshot
 from l7proxy.model.endpoint import Frontend
 from l7proxy.model.net import HostPort
 from l7proxy.model.ref import RuleRef
 from l7proxy.model.verdict import Action
 from l7proxy.policy.rules import HttpRule
 from l7proxy.policy.tables import DirectionPolicy, EndpointPolicy, Entry, union
-from l7proxy.proxy.policy_store import Board
-from l7proxy.proxy.server.context import Surroundings, Timeouts
+from l7proxy.proxy.policy_store import PolicyStore
+from l7proxy.proxy.server.context import Timeouts, WorkerContext
 from l7proxy.proxy.server.server import ProxyServer
 from l7proxy.proxy.server.steering import Plain
-from l7proxy.proxy.server.timer_wheel import Wheel
+from l7proxy.proxy.server.timer_wheel import TimerWheel
 
 CLIENT, SERVER = "127.0.0.2", "127.0.0.3"
 REF = RuleRef("CiliumNetworkPolicy", "default", "web", "spec.ingress[0]")
@@ -57,8 +57,8 @@ def picture(
     frontends: tuple[Frontend, ...] = (),
     identities: dict[str, int] | None = None,
     node_addresses: tuple[str, ...] = (),
-) -> Picture:
-    return Picture(
+) -> PolicySnapshot:
+    return PolicySnapshot(
         revision=next(_revisions),
         endpoints=(
             LocalEndpoint(1, "default/client", (CLIENT,), EndpointPolicy(1, egress=egress)),
@@ -74,7 +74,7 @@ def picture(
 class Stage:
     """What a test drives: publish pictures, connect clients, move the clock, read records."""
 
-    around: Surroundings
+    ctx: WorkerContext
     proxy: ProxyServer
     records: list[Record] = field(default_factory=list)
     seconds: float = 0.0
@@ -101,12 +101,12 @@ class Stage:
     def passes(self, seconds: float) -> None:
         """The clock moves on."""
         self.seconds += seconds
-        self.around.wheel.advance(self.seconds)
+        self.ctx.timers.advance(self.seconds)
 
     async def settled(self) -> None:
         """Every session is gone: all their records are here."""
         async with asyncio.timeout(5):
-            await self.around.board.empty()
+            await self.ctx.policy_store.empty()
 
     async def until(self, true: Callable[[], object]) -> None:
         async with asyncio.timeout(5):
@@ -124,28 +124,28 @@ class Stage:
 
 @contextlib.asynccontextmanager
 async def stage(
-    server: HostPort, first: Picture | None = None, *, timeouts: Timeouts = TIMES, limit: int = 1000
+    server: HostPort, first: PolicySnapshot | None = None, *, timeouts: Timeouts = TIMES, limit: int = 1000
 ) -> AsyncIterator[Stage]:
     records: list[Record] = []
     steering = Plain(HostPort("127.0.0.1", 0), server)
-    around = Surroundings(
-        board=Board(),
+    ctx = WorkerContext(
+        policy_store=PolicyStore(),
         steering=steering,
-        wheel=Wheel(0.0),
+        timers=TimerWheel(0.0),
         records=records.append,
         clock=Clock(lambda: 1_000, time.monotonic_ns),
         timeouts=timeouts,
         limit=limit,
     )
-    proxy = ProxyServer(around, steering.listen())
-    made = Stage(around, proxy, records)
+    proxy = ProxyServer(ctx, steering.listen())
+    made = Stage(ctx, proxy, records)
     if first is not None:
         await proxy.publish(first)
     try:
         yield made
     finally:
         await proxy.drain(0)
-        around.poller.close()
+        ctx.poller.close()
         for writer in made.writers:
             writer.transport.abort()
 

@@ -14,8 +14,8 @@ from time import monotonic_ns
 
 import msgspec
 
-from l7proxy.link.messages import Picture
-from l7proxy.proxy.policy_store import Index
+from l7proxy.link.messages import PolicySnapshot
+from l7proxy.proxy.policy_store import PolicyIndex
 from l7proxy.proxy.server.poller import IN, Poller
 from l7proxy.proxy.server.shares import CAREFUL_READ, HALVED, LEAST_READ, LONG, READ, Share, Shares
 from tests.unit.proxy.stage import CLIENT, backend, gets, picture, request, stage, web
@@ -89,11 +89,11 @@ async def test_the_loop_has_its_turn_between_two_of_ours() -> None:
 
 async def test_a_new_connection_does_not_wait_behind_those_of_another_client() -> None:
     async with backend(web) as server, stage(server, picture(gets())) as on:
-        poller = on.around.poller
+        poller = on.ctx.poller
         hostile = [await on.dial() for _ in range(100)]
-        await on.until(lambda: len(on.around.board) == len(hostile))
-        on.around.shares.of(1).age(monotonic_ns())
-        on.around.shares.of(1).used = 1 << 40  # it has had much; the client is endpoint 1
+        await on.until(lambda: len(on.ctx.policy_store) == len(hostile))
+        on.ctx.shares.of(1).age(monotonic_ns())
+        on.ctx.shares.of(1).used = 1 << 40  # it has had much; the client is endpoint 1
         assert poller._epoll is not None
         poller.loop.remove_reader(poller._epoll.fileno())
         poller.turn = 400_000
@@ -102,13 +102,13 @@ async def test_a_new_connection_does_not_wait_behind_those_of_another_client() -
         more = [await on.dial() for _ in range(100)]
         _, writer = await on.client("127.0.0.9")
         writer.write(request())
-        innocent = on.around.shares.of("127.0.0.9")
+        innocent = on.ctx.shares.of("127.0.0.9")
         for _ in range(50):
             poller._poll()
             if innocent.sessions:
                 break
         assert innocent.sessions == 1
-        assert on.around.shares.of(1).arriving >= len(more) // 2
+        assert on.ctx.shares.of(1).arriving >= len(more) // 2
         poller.loop.add_reader(poller._epoll.fileno(), poller._poll)
         await on.until(lambda: not poller._waiting)
         for sock in (*hostile, *more):
@@ -167,14 +167,14 @@ def test_all_addresses_of_a_pod_are_one_share() -> None:
     """The connections of a pod with two families counted twice as many as another's."""
     made = picture()
     first = msgspec.structs.replace(made.endpoints[0], addresses=(CLIENT, "fd00::5"))
-    index, shares = Index(msgspec.structs.replace(made, endpoints=(first, *made.endpoints[1:]))), Shares()
+    index, shares = PolicyIndex(msgspec.structs.replace(made, endpoints=(first, *made.endpoints[1:]))), Shares()
     assert shares.of(index.owner(CLIENT)) is shares.of(index.owner("fd00::5"))
     assert shares.of(index.owner(CLIENT)) is not shares.of(index.owner("127.0.0.3"))
 
 
 def test_who_is_no_pod_of_this_node_is_known_by_address_and_the_world_by_its_64() -> None:
     identities = {"fd00::/16": 2, "fd00:1::7/128": 300, "fd00:1::8/128": 301}
-    index = Index(Picture(1, (), identities))
+    index = PolicyIndex(PolicySnapshot(1, (), identities))
     assert index.owner("fd00::1") == index.owner("fd00::2:0:0:9") == "fd00::/64"
     assert index.owner("fd00:1::7") == "fd00:1::7" != index.owner("fd00:1::8")
     assert index.owner("192.0.2.1") == "192.0.2.1"

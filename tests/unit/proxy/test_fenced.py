@@ -25,7 +25,7 @@ async def test_requests_wait_behind_the_fence_and_are_judged_by_the_new_picture(
         kept[1].write(request())
         assert (await answer(kept[0]))[0] == 200
         newer = picture(gets("/other"))
-        on.around.board.fence._words = (stamp(newer), stamp(newer))
+        on.ctx.policy_store.fence._words = (stamp(newer), stamp(newer))
         for _, writer in (kept, new):
             writer.write(request())
         late = await on.client()
@@ -43,7 +43,7 @@ async def test_what_is_cut_off_by_the_new_picture_moves_nothing_more() -> None:
         writer.write(request())
         assert (await answer(reader))[0] == 200
         newer = picture(NOTHING)
-        on.around.board.fence._words = (stamp(newer), stamp(newer))
+        on.ctx.policy_store.fence._words = (stamp(newer), stamp(newer))
         writer.write(request())
         await asyncio.sleep(QUIET)
         await on.proxy.publish(newer)
@@ -56,7 +56,7 @@ async def test_what_is_cut_off_by_the_new_picture_moves_nothing_more() -> None:
 async def test_a_process_that_stops_within_a_turn_refuses_what_it_had_read() -> None:
     """The page changes between the turn's look at it and the judgement, as when the process was stopped there."""
     async with backend(web) as server, stage(server, picture(gets())) as on:
-        fence, newer = on.around.board.fence, picture(gets())
+        fence, newer = on.ctx.policy_store.fence, picture(gets())
         reader, writer = await on.client()
         writer.write(request())
         assert (await answer(reader))[0] == 200
@@ -76,9 +76,9 @@ async def test_after_a_stall_a_picture_that_is_there_is_read_first() -> None:
         newer = picture(gets("/other"))
         words = [0, 0]
         words[PUBLISHED] = stamp(newer)
-        on.around.board.fence._words = words
+        on.ctx.policy_store.fence._words = words
         assert not words[REQUIRED]
-        on.around.poller._ended -= 1_000_000_000  # the last turn was long ago
+        on.ctx.poller._ended -= 1_000_000_000  # the last turn was long ago
         writer.write(request())
         await asyncio.sleep(QUIET)
         assert not on.records
@@ -89,9 +89,9 @@ async def test_after_a_stall_a_picture_that_is_there_is_read_first() -> None:
 async def test_a_picture_that_never_comes_is_not_waited_for() -> None:
     async with backend(web) as server, stage(server, picture(gets())) as on:
         reader, writer = await on.client()
-        on.around.board.fence._words = (1 << 60, 0)
-        on.around.poller.wait = 0.01
-        on.around.poller._ended -= 1_000_000_000
+        on.ctx.policy_store.fence._words = (1 << 60, 0)
+        on.ctx.poller.wait = 0.01
+        on.ctx.poller._ended -= 1_000_000_000
         writer.write(request())
         assert (await answer(reader))[0] == 200
 

@@ -10,13 +10,13 @@ import pytest
 
 from l7proxy.flows.records import HttpResponse
 from l7proxy.proxy.server import pipes as kernel
-from l7proxy.proxy.server.pipes import Readiness
+from l7proxy.proxy.server.pipes import PipePoller
 from l7proxy.proxy.server.poller import IN, Poller
 from tests.unit.proxy.bulk import ANY, BODY, download, dying, files, on_stage, upload
 from tests.unit.proxy.stage import ANYTHING, answer, echo, picture, request
 
 
-class Counted(Readiness):
+class Counted(PipePoller):
     """How often a source was ready."""
 
     def __init__(self, poller: Poller) -> None:
@@ -39,7 +39,7 @@ def patient(monkeypatch: pytest.MonkeyPatch) -> None:
 
 async def test_a_wakeup_in_a_fast_body_moves_a_pipe_full(patient: None) -> None:
     async with on_stage(files, picture(ANY)) as (on, pipes):
-        seen = pipes.readiness = Counted(on.around.poller)
+        seen = pipes.readiness = Counted(on.ctx.poller)
         reader, writer = await on.client()
         writer.write(upload())
         for at in range(0, len(BODY), 1 << 17):  # 96 pieces

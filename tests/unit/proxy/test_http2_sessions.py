@@ -159,7 +159,7 @@ async def test_cve_2019_9512_a_client_that_never_reads_is_not_read_either() -> N
                 async with asyncio.timeout(1):
                     await loop.sock_sendall(sock, b"".join(get(stream, b"/b", b"HEAD") for stream in streams))
                     await on.until(lambda: len(on.records) >= 2 * sent)  # noqa: B023 -- called at once
-        (session,) = on.around.board
+        (session,) = on.ctx.policy_store
         assert isinstance(session, Session)
         assert sent < 60_000, "it was stopped"
         assert HIGH_WATER < session.unsent <= HIGH_WATER + (64 << 10)
@@ -198,7 +198,7 @@ async def test_drain_says_goodbye_and_waits_for_the_last_stream() -> None:
 async def test_who_first_asks_while_we_drain_is_answered_and_told_goodbye() -> None:
     async with echoing("h2c") as server, stage(server, picture(gets("/a.*"))) as on:
         one = Client(*await on.client())
-        await on.until(lambda: len(on.around.board))
+        await on.until(lambda: len(on.ctx.policy_store))
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(on.proxy.drain(5), name="drain")
             await asyncio.sleep(0)
@@ -290,10 +290,10 @@ async def test_clients_that_leave_while_their_server_is_being_reached_leave_noth
     async with echoing("h2c") as server, stage(server, picture(gets("/a.*"))) as on:
         for _ in range(20):
             await asyncio.gather(*(leave_after(turns, on) for turns in range(40)))
-        await on.until(lambda: all(session._over for session in on.around.board if isinstance(session, Session)))
+        await on.until(lambda: all(session._over for session in on.ctx.policy_store if isinstance(session, Session)))
         on.passes(3)
         await on.settled()
-        assert on.around.counts.errors == 0
+        assert on.ctx.counts.errors == 0
         asked = sum(isinstance(record, HttpRequest) for record in on.records)
         assert asked == sum(isinstance(record, HttpResponse) for record in on.records)
 
@@ -321,7 +321,7 @@ async def test_a_server_that_dies_full_does_not_leave_its_client_unread() -> Non
         one.say(PREFACE + frames.settings([(4, 0)]) + get(1, b"/up", b"POST", end=False) + get(3))
         hearing = loop.create_task(one.until_closed())
         await on.until(lambda: 3 in one.statuses)
-        (session,) = on.around.board
+        (session,) = on.ctx.policy_store
         assert isinstance(session, Session)
         frame = frames.frame(frames.DATA, 0, 1, b"u" * 16384)
         while not session._server.unsent > HIGH_WATER:

@@ -91,7 +91,7 @@ async def test_an_answer_is_heard_though_the_body_is_being_spliced(listener: soc
         client, server = await connected(on, listener, HEAD % BULK)
         loop = asyncio.get_running_loop()
         await loop.sock_sendall(client, bytes(1 << 16))
-        await on.until(lambda: on.around.pipes.used)
+        await on.until(lambda: on.ctx.pipes.used)
         got = 0
         while got < 1 << 16:
             got += len(await loop.sock_recv(server, 1 << 16))
@@ -102,5 +102,5 @@ async def test_an_answer_is_heard_though_the_body_is_being_spliced(listener: soc
         client.close()
         await on.settled()
         assert on.statuses() == [413]
-        assert on.around.pipes.used == 0
-        on.around.pipes.close()
+        assert on.ctx.pipes.used == 0
+        on.ctx.pipes.close()

@@ -15,7 +15,7 @@ from l7proxy.model.net import HostPort
 from l7proxy.proxy.server import listener
 from l7proxy.proxy.server.poller import Poller
 from l7proxy.proxy.server.steering import PORTS, Plain, Transparent
-from l7proxy.proxy.server.upstream import Dial
+from l7proxy.proxy.server.upstream import UpstreamConnector
 from tests.unit.proxy.netns import Namespace
 
 root = pytest.mark.skipif(os.geteuid() != 0, reason="needs CAP_NET_ADMIN")
@@ -116,7 +116,7 @@ def test_a_port_is_used_towards_every_server_and_when_all_are_taken_the_kernel_h
         with socket.create_server((address, 8080), backlog=16) as server:
             callers = [Caller() for _ in range(5)]
             for caller in callers:
-                Dial(caller, poller, way, client, HostPort(address, 8080))
+                UpstreamConnector(caller, poller, way, client, HostPort(address, 8080))
                 async with asyncio.timeout(5):
                     await caller.told.wait()
             server.setblocking(False)

@@ -108,12 +108,12 @@ async def unread(on: Stage) -> list[tuple[asyncio.StreamReader, asyncio.StreamWr
 @pytest.mark.parametrize("splices", [False, True])
 async def test_clients_that_do_not_read_hold_no_more_than_their_share(splices: bool) -> None:
     async with backend(pours) as server, stage(server, picture(gets())) as on:
-        on.around.pipes._limit = 64 if splices else 0
-        memory = on.around.memory = Memory(4 * MIB)
+        on.ctx.pipes._limit = 64 if splices else 0
+        memory = on.ctx.memory = Memory(4 * MIB)
         clients = await unread(on)
         await on.until(lambda: len(on.kinds().replace("s", "")) == CONNECTIONS)
         await asyncio.sleep(0.3)
-        share = on.around.shares.of(1)
+        share = on.ctx.shares.of(1)
         assert share.held <= memory.part + CONNECTIONS * (64 << 10)
         assert memory.held == share.held
         if share.full:
@@ -123,7 +123,7 @@ async def test_clients_that_do_not_read_hold_no_more_than_their_share(splices: b
             assert memory.refused
         other, writer = await on.client("127.0.0.9")
         writer.write(request())
-        await on.until(lambda: on.around.shares.of("127.0.0.9").sessions)
+        await on.until(lambda: on.ctx.shares.of("127.0.0.9").sessions)
         for _, each in (*clients, (other, writer)):
             each.transport.abort()
         await on.settled()
@@ -133,8 +133,8 @@ async def test_clients_that_do_not_read_hold_no_more_than_their_share(splices: b
 
 async def test_a_client_that_reads_slowly_gets_all_of_it() -> None:
     async with backend(pours) as server, stage(server, picture(gets())) as on:
-        on.around.pipes._limit = 0
-        on.around.memory = Memory(1 * MIB)
+        on.ctx.pipes._limit = 0
+        on.ctx.memory = Memory(1 * MIB)
         clients = await unread(on)
         served = clients[: on.kinds().count("q")] or clients[:1]
         await asyncio.sleep(0.1)

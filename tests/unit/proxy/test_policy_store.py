@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from l7proxy.errors import LinkError
-from l7proxy.link.messages import LocalEndpoint, Picture
+from l7proxy.link.messages import LocalEndpoint, PolicySnapshot
 from l7proxy.model.endpoint import Backend, Frontend
 from l7proxy.model.http import Request
 from l7proxy.model.net import HostPort
@@ -15,7 +15,7 @@ from l7proxy.model.verdict import Direction, Verdict
 from l7proxy.policy.rules import HttpRule
 from l7proxy.policy.tables import DirectionPolicy, EndpointPolicy
 from l7proxy.proxy import policy_store
-from l7proxy.proxy.policy_store import Board, Index, choose
+from l7proxy.proxy.policy_store import PolicyIndex, PolicyStore, choose
 from tests.unit.proxy.stage import ANYTHING, NOTHING, REF, by_http, gets
 
 GET = Request(b"GET", b"/", b"server", [])
@@ -28,9 +28,9 @@ def endpoint(
     return LocalEndpoint(number, f"default/pod{number}", addresses, EndpointPolicy(number, ingress, egress))
 
 
-def index(*endpoints: LocalEndpoint, frontends: tuple[Frontend, ...] = ()) -> Index:
+def index(*endpoints: LocalEndpoint, frontends: tuple[Frontend, ...] = ()) -> PolicyIndex:
     identities = {"10.0.0.1/32": 300, "10.0.0.2/32": 301, "10.0.0.0/8": 1 << 24, "fd00::/8": 9, "0.0.0.0/0": 2}
-    return Index(Picture(revision=1, endpoints=endpoints, identities=identities, frontends=frontends))
+    return PolicyIndex(PolicySnapshot(revision=1, endpoints=endpoints, identities=identities, frontends=frontends))
 
 
 def test_identities_by_longest_prefix_and_zero_for_nobody() -> None:
@@ -106,7 +106,7 @@ def test_memory_of_answers_is_bounded() -> None:
 
 
 class Session:
-    def __init__(self, on: Board) -> None:
+    def __init__(self, on: PolicyStore) -> None:
         self.saw: list[int] = []
         self._on = on
 
@@ -122,12 +122,12 @@ class Session:
 
 
 async def test_every_live_session_hears_of_each_picture_before_it_counts_as_applied() -> None:
-    on = Board()
+    on = PolicyStore()
     sessions = [Session(on) for _ in range(1000)]
     for session in sessions:
         on.join(session)
     for revision in (1, 2, 3):
-        await on.publish(Picture(revision=revision, endpoints=(), identities={}))
+        await on.publish(PolicySnapshot(revision=revision, endpoints=(), identities={}))
         assert all(session.saw[-1] == min(revision, 2) for session in sessions)
     assert len(on) == 0
     async with asyncio.timeout(1):
@@ -135,14 +135,14 @@ async def test_every_live_session_hears_of_each_picture_before_it_counts_as_appl
 
 
 async def test_rules_by_the_hundred_are_compiled_before_anybody_asks() -> None:
-    on = Board()
+    on = PolicyStore()
     many = by_http(*(HttpRule(REF, path=f"/{number}/.*") for number in range(policy_store.MANY)))
     policies = {"10.0.0.1": (None, many), "10.0.0.2": (many, None), "10.0.0.3": (gets("/nobody/asks"), None)}
     endpoints = tuple(
         endpoint(number, address, ingress=ingress, egress=egress)
         for number, (address, (ingress, egress)) in enumerate(policies.items())
     )
-    await on.publish(Picture(revision=1, endpoints=endpoints, identities={"10.0.0.0/8": 300}))
+    await on.publish(PolicySnapshot(revision=1, endpoints=endpoints, identities={"10.0.0.0/8": 300}))
     assert on.index is not None
     for source, destination, ready in (
         ("10.9.9.9", "10.0.0.2", True),
@@ -157,9 +157,9 @@ async def test_rules_by_the_hundred_are_compiled_before_anybody_asks() -> None:
 
 @pytest.mark.parametrize("prefix", ["10.0.0.300/32", "10.0.0.1/8", "pod"])
 async def test_a_picture_that_is_none_leaves_the_one_before_in_force(prefix: str) -> None:
-    on = Board()
-    await on.publish(Picture(revision=1, endpoints=(), identities={}))
+    on = PolicyStore()
+    await on.publish(PolicySnapshot(revision=1, endpoints=(), identities={}))
     with pytest.raises(LinkError, match="policy revision 2 cannot be applied"):
-        await on.publish(Picture(revision=2, endpoints=(), identities={prefix: 1}))
+        await on.publish(PolicySnapshot(revision=2, endpoints=(), identities={prefix: 1}))
     assert on.index is not None
     assert on.index.revision == 1

@@ -54,7 +54,7 @@ async def test_a_client_that_does_not_read_stops_the_server_not_the_memory() -> 
             last = poured
             await asyncio.sleep(0.2)
         assert poured < BIG // 2
-        (session,) = on.around.board
+        (session,) = on.ctx.policy_store
         assert buffered(session) <= HIGH_WATER + (1 << 20)
         got = 0
         async with asyncio.timeout(20):
@@ -93,7 +93,7 @@ async def test_a_server_that_does_not_read_stops_the_client() -> None:
         except TimeoutError:
             pass
         assert sent < BIG
-        (session,) = on.around.board
+        (session,) = on.ctx.policy_store
         assert buffered(session) <= HIGH_WATER + (1 << 20)
         go.set()
         sock.close()
@@ -119,7 +119,7 @@ async def test_a_client_that_asks_for_denials_and_reads_none_is_not_read_for_eve
                 except TimeoutError:
                     stuck = True
                 assert asked < BIG // 256, "it is read for ever"
-            (session,) = on.around.board
+            (session,) = on.ctx.policy_store
             assert buffered(session) <= HIGH_WATER + (1 << 20)
             async with asyncio.timeout(5):
                 while len(on.statuses()) < asked:  # it goes on when the client reads
@@ -198,11 +198,11 @@ async def test_no_descriptor_and_no_session_is_left_after_ends_of_every_kind() -
         async with asyncio.timeout(5):
             while descriptors() > before:  # noqa: ASYNC110 -- the backend's ends close a little later
                 await asyncio.sleep(0.01)
-        assert len(on.around.wheel) == 0
+        assert len(on.ctx.timers) == 0
         asked = sum(isinstance(record, HttpRequest) for record in on.records)
         answered = sum(isinstance(record, HttpResponse) for record in on.records)
         assert asked == answered > 50
-        assert on.around.counts.errors == 0
+        assert on.ctx.counts.errors == 0
 
 
 async def one_visit(on: Stage, chance: random.Random) -> None:
@@ -234,7 +234,7 @@ async def test_draining_ends_what_is_idle_waits_for_what_is_not_and_accepts_nobo
             busy_writer.close()
             with pytest.raises(ConnectionRefusedError):
                 await on.client()
-        assert not len(on.around.board)
+        assert not len(on.ctx.policy_store)
         assert on.statuses() == [200, 200]
 
 
@@ -247,7 +247,7 @@ async def test_what_does_not_end_by_the_deadline_is_cut_with_its_records() -> No
         with pytest.raises(ConnectionResetError):
             await reader.read()
         assert sorted(on.kinds()) == ["c", "q", "s"]
-        assert not len(on.around.board)
+        assert not len(on.ctx.policy_store)
 
 
 async def test_many_clients_at_once() -> None:

@@ -74,7 +74,7 @@ async def crowd(on: Stage, listener: socket.socket, dice: random.Random, *, http
 
     accepting = loop.create_task(serve())
     asking = asyncio.gather(*(ask() for _ in range(CLIENTS)))
-    while not asking.done() or len(on.around.board):
+    while not asking.done() or len(on.ctx.policy_store):
         await asyncio.sleep(0.05)
         on.passes(0.25)  # who lingers or stalls is cut in time
     await asyncio.gather(*serving, asking)
@@ -89,10 +89,10 @@ async def test_ends_of_all_kinds_leave_nothing(http: bool) -> None:
         async with stage(HostPort(*listener.getsockname()), policy, timeouts=TIMES) as on, asyncio.timeout(30):
             before = descriptors()
             await crowd(on, listener, random.Random(), http=http)
-            on.around.pipes.close()
-            assert on.around.counts.errors == 0
+            on.ctx.pipes.close()
+            assert on.ctx.counts.errors == 0
             assert on.kinds().count("q") == on.kinds().count("s")
             assert bool(on.records) is http
-            assert len(on.around.wheel) == on.around.pipes.used == on.around.shares.sessions == 0
-            assert len(on.around.poller._watched) == 1, "the door's"
+            assert len(on.ctx.timers) == on.ctx.pipes.used == on.ctx.shares.sessions == 0
+            assert len(on.ctx.poller._watched) == 1, "the door's"
             assert descriptors() <= before

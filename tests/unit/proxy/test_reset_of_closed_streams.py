@@ -8,7 +8,7 @@ import socket
 import pytest
 
 from l7proxy.proxy.server.poller import Poller
-from l7proxy.proxy.server.socket_stream import Leg
+from l7proxy.proxy.server.socket_stream import SocketStream
 
 
 class Party:
@@ -17,13 +17,13 @@ class Party:
     def __init__(self) -> None:
         self.losses = 0
 
-    def finished(self, leg: Leg) -> None:
+    def finished(self, stream: SocketStream) -> None:
         """The test's own end stays open."""
 
-    def lost(self, leg: Leg, error: Exception | None) -> None:
+    def lost(self, stream: SocketStream, error: Exception | None) -> None:
         self.losses += 1
 
-    def crowded(self, leg: Leg, *, full: bool) -> None:
+    def crowded(self, stream: SocketStream, *, full: bool) -> None:
         """Nothing is written."""
 
     def holding(self) -> None: ...
@@ -32,20 +32,20 @@ class Party:
 @pytest.mark.parametrize("act", ["close", "reset"])
 async def test_resetting_what_is_closed_already_is_no_error(act: str) -> None:
     party, poller = Party(), Poller()
-    leg = Leg(party, lambda data: None)
+    stream = SocketStream(party, lambda data: None)
     with socket.create_server(("127.0.0.1", 0)) as server:
         ours = socket.create_connection(server.getsockname())
         theirs, _ = server.accept()
     ours.setblocking(False)
     with theirs:
-        leg.open(ours, poller)
-        getattr(leg, act)()
+        stream.open(ours, poller)
+        getattr(stream, act)()
         for _ in range(5):
-            leg.reset()
+            stream.reset()
             await asyncio.sleep(0)
         with pytest.raises(ConnectionResetError):
             theirs.recv(1)
-    assert leg.gone
+    assert stream.gone
     assert party.losses == 1
     assert ours.fileno() == -1
     poller.close()

@@ -41,7 +41,7 @@ async def test_requests_on_one_connection_are_judged_one_by_one() -> None:
         await on.settled()
         assert on.kinds() == "qsqsqsqs"
         assert on.statuses() == [200, 403, 200, 403]
-        assert (on.around.counts.requests, on.around.counts.denied) == (4, 2)
+        assert (on.ctx.counts.requests, on.ctx.counts.denied) == (4, 2)
         first = on.records[0]
         assert isinstance(first, HttpRequest)
         assert (first.conn.source, first.conn.destination, first.conn.destination_port) == (CLIENT, SERVER, server.port)
@@ -233,7 +233,7 @@ async def test_garbage_is_answered_400_and_read_although_more_is_unread() -> Non
 async def test_a_slow_head_ends_in_408_and_its_bytes_do_not_put_that_off() -> None:
     async with backend(web) as server, stage(server, picture(gets())) as on:
         reader, writer = await on.client()
-        await on.until(lambda: len(on.around.board) == 1)
+        await on.until(lambda: len(on.ctx.policy_store) == 1)
         on.passes(100)  # silence before the first byte is no slow head
         for byte in b"GET / HT":
             writer.write(bytes([byte]))
@@ -269,7 +269,7 @@ async def test_idle_connections_end_quietly_after_an_hour() -> None:
         assert (await answer(reader))[0] == 200
         on.passes(3599)
         await asyncio.sleep(0.01)
-        assert len(on.around.board) == 1
+        assert len(on.ctx.policy_store) == 1
         on.passes(2)
         assert await reader.read() == b""
         writer.close()
@@ -282,7 +282,7 @@ async def test_a_client_that_never_reads_our_last_words_is_cut() -> None:
         sock = await on.dial()
         await asyncio.get_running_loop().sock_sendall(sock, b"\x80\r\n\r\n")
         await on.until(lambda: on.kinds() == "m")
-        assert len(on.around.board) == 1
+        assert len(on.ctx.policy_store) == 1
         on.passes(3)
         await on.settled()
         sock.close()
@@ -323,7 +323,7 @@ async def test_a_connection_that_becomes_forbidden_is_reset_on_both_sides() -> N
 
     async with backend(listen) as server, stage(server, picture(ANYTHING)) as on:
         reader, _ = await on.client()
-        await on.until(lambda: len(on.around.board) == 1)
+        await on.until(lambda: len(on.ctx.policy_store) == 1)
         await asyncio.sleep(0.05)
         await on.proxy.publish(picture(NOTHING))
         with pytest.raises(ConnectionResetError):
@@ -434,7 +434,7 @@ async def test_a_connection_that_is_still_allowed_lives_through_a_new_picture() 
 async def test_dialling_the_proxy_itself_is_refused(policy: object) -> None:
     assert policy is ANYTHING or policy == gets()
     async with stage(HostPort("127.0.0.1", 1), picture(ANYTHING)) as on:
-        on.around.own.add(HostPort("127.0.0.1", 1))
+        on.ctx.own.add(HostPort("127.0.0.1", 1))
         reader, _ = await on.client()
         with pytest.raises(ConnectionResetError):
             await reader.read()
@@ -444,7 +444,7 @@ async def test_dialling_the_proxy_itself_is_refused(policy: object) -> None:
 
 async def test_the_proxys_port_on_an_address_of_the_node_is_refused() -> None:
     async with stage(HostPort("192.0.2.1", 9), picture(ANYTHING, node_addresses=("192.0.2.1",))) as on:
-        on.around.own.add(HostPort("127.0.0.1", 9))
+        on.ctx.own.add(HostPort("127.0.0.1", 9))
         reader, _ = await on.client()
         with pytest.raises(ConnectionResetError):
             await reader.read()
@@ -534,7 +534,7 @@ async def test_one_client_cannot_take_all_connections() -> None:
         for each in on.writers:
             each.close()
         await on.settled()
-        assert on.around.shares.sessions == 0
+        assert on.ctx.shares.sessions == 0
 
 
 async def test_a_fault_in_a_session_ends_it_alone(caplog: pytest.LogCaptureFixture) -> None:
@@ -546,7 +546,7 @@ async def test_a_fault_in_a_session_ends_it_alone(caplog: pytest.LogCaptureFixtu
                 raise RuntimeError("a bug")
             keep(record)
 
-        on.around.records = picky
+        on.ctx.records = picky
         good, good_writer = await on.client()
         bad, bad_writer = await on.client()
         bad_writer.write(request(path="/bad"))
@@ -554,7 +554,7 @@ async def test_a_fault_in_a_session_ends_it_alone(caplog: pytest.LogCaptureFixtu
             await bad.read()
         good_writer.write(request())
         assert (await answer(good))[0] == 200
-        assert on.around.counts.errors == 1
+        assert on.ctx.counts.errors == 1
         assert len([r for r in caplog.records if r.levelname == "ERROR"]) == 1
         assert on.kinds() == "cqs"
         assert on.records[0].judgement.verdict is Verdict.ERROR
@@ -590,6 +590,6 @@ async def test_a_reset_of_the_client_while_connecting_leaves_nothing() -> None:
             await on.settled()
             assert on.kinds() == "qs"
             assert isinstance(on.records[1], HttpResponse)
-            assert len(on.around.wheel) == 0
+            assert len(on.ctx.timers) == 0
         for filler in fillers:
             filler.close()

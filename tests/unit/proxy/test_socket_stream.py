@@ -17,9 +17,9 @@ from l7proxy.errors import UpstreamError
 from l7proxy.model.net import HostPort
 from l7proxy.proxy.server.poller import BROKEN, IN, Poller
 from l7proxy.proxy.server.session import Session, named
-from l7proxy.proxy.server.socket_stream import HIGH_WATER, Hold, Leg
+from l7proxy.proxy.server.socket_stream import HIGH_WATER, ReadPause, SocketStream
 from l7proxy.proxy.server.steering import Plain
-from l7proxy.proxy.server.upstream import Dial
+from l7proxy.proxy.server.upstream import UpstreamConnector
 from tests.unit.proxy.stage import answer, backend, descriptors, gets, picture, request, stage, web
 
 MUCH = random.Random(1).randbytes(8 << 20)
@@ -33,16 +33,16 @@ class Party:
         self.error: Exception | None = None
         self.over = asyncio.Event()
 
-    def finished(self, leg: Leg) -> None:
+    def finished(self, stream: SocketStream) -> None:
         self.told.append("finished")
 
-    def lost(self, leg: Leg, error: Exception | None) -> None:
-        os.fstat(leg.descriptor)  # open: a splice's epoll must still be able to let go of it
+    def lost(self, stream: SocketStream, error: Exception | None) -> None:
+        os.fstat(stream.descriptor)  # open: a splice's epoll must still be able to let go of it
         self.told.append("lost")
         self.error = error
         self.over.set()
 
-    def crowded(self, leg: Leg, *, full: bool) -> None:
+    def crowded(self, stream: SocketStream, *, full: bool) -> None:
         self.told.append("full" if full else "room")
 
     def holding(self) -> None: ...
@@ -53,15 +53,15 @@ class Ends:
 
     def __init__(self, *, held: int = 0) -> None:
         self.party, self.poller, self.read = Party(), Poller(), b""
-        self.leg = Leg(self.party, self._received)
+        self.stream = SocketStream(self.party, self._received)
         with socket.create_server(("127.0.0.1", 0)) as server:
             ours = socket.create_connection(server.getsockname())
             self.theirs, _ = server.accept()
         ours.setblocking(False)
         self.theirs.setblocking(False)
         if held:
-            self.leg.hold(held)
-        self.leg.open(ours, self.poller)
+            self.stream.hold(held)
+        self.stream.open(ours, self.poller)
 
     def _received(self, data: bytes) -> None:
         self.read += data
@@ -83,8 +83,8 @@ class Ends:
             await self.party.over.wait()
         await asyncio.sleep(0)
         with pytest.raises(OSError, match="Bad file descriptor"):
-            os.fstat(self.leg.descriptor)
-        assert self.leg.gone
+            os.fstat(self.stream.descriptor)
+        assert self.stream.gone
         assert self.party.told.count("lost") == 1
         return self.party.error
 
@@ -100,10 +100,10 @@ async def ends() -> Iterator[Ends]:  # type: ignore[misc]
 @pytest.mark.parametrize("end", ["finish", "close"])
 async def test_what_was_written_goes_out_whole_and_then_the_end(ends: Ends, end: str) -> None:
     for start in range(0, len(MUCH), 1 << 18):
-        ends.leg.write(MUCH[start : start + (1 << 18)])
-    assert ends.leg.unsent > HIGH_WATER
+        ends.stream.write(MUCH[start : start + (1 << 18)])
+    assert ends.stream.unsent > HIGH_WATER
     assert ends.party.told == ["full"]
-    getattr(ends.leg, end)()
+    getattr(ends.stream, end)()
     assert await ends.they_read() == MUCH
     if end == "finish":
         assert ends.party.told == ["full", "room"]
@@ -113,33 +113,33 @@ async def test_what_was_written_goes_out_whole_and_then_the_end(ends: Ends, end:
             while "finished" not in ends.party.told:  # noqa: ASYNC110 -- the leg's only sign
                 await asyncio.sleep(0.001)
         assert ends.read == b"still heard"
-        ends.leg.close()
+        ends.stream.close()
     assert await ends.lost() is None
 
 
 async def test_a_write_after_the_end_is_a_fault() -> None:
     ends = Ends()
-    ends.leg.finish()
+    ends.stream.finish()
     with pytest.raises(RuntimeError, match="after its end"):
-        ends.leg.write(b"more")
-    ends.leg.close()
+        ends.stream.write(b"more")
+    ends.stream.close()
     await ends.lost()
     ends.theirs.close()
     ends.poller.close()
 
 
 async def test_a_reset_loses_what_was_not_sent(ends: Ends) -> None:
-    ends.leg.write(MUCH)
-    ends.leg.reset()
-    assert ends.leg.unsent == 0
+    ends.stream.write(MUCH)
+    ends.stream.reset()
+    assert ends.stream.unsent == 0
     await ends.lost()
     with pytest.raises(ConnectionResetError):
         await ends.they_read()
 
 
 async def test_a_reset_by_the_other_end_is_told_while_reading_and_while_only_writing(ends: Ends) -> None:
-    reading, writing = ends, Ends(held=Hold.GATE)
-    writing.leg.write(MUCH)
+    reading, writing = ends, Ends(held=ReadPause.GATE)
+    writing.stream.write(MUCH)
     for one in (reading, writing):
         one.they_reset()
         assert isinstance(await one.lost(), ConnectionResetError | BrokenPipeError)
@@ -149,14 +149,14 @@ async def test_a_reset_by_the_other_end_is_told_while_reading_and_while_only_wri
 @pytest.mark.parametrize("when", ["before it is open", "after"])
 async def test_a_leg_that_waits_for_nothing_is_not_woken_by_a_reset(when: str) -> None:
     """epoll tells of a reset whether asked or not, again and again: the worker would turn in circles."""
-    ends = Ends(held=Hold.GATE if when == "before it is open" else 0)
-    ends.leg.hold(Hold.GATE)
+    ends = Ends(held=ReadPause.GATE if when == "before it is open" else 0)
+    ends.stream.hold(ReadPause.GATE)
     await asyncio.sleep(0.01)
     ends.they_reset()
     await asyncio.sleep(0.05)
     assert ends.poller._epoll is None or ends.poller._epoll.poll(0) == []
     assert ends.party.told == []
-    ends.leg.release(Hold.GATE)
+    ends.stream.release(ReadPause.GATE)
     assert isinstance(await ends.lost(), ConnectionResetError)
     ends.poller.close()
 
@@ -167,8 +167,8 @@ async def test_an_end_that_was_heard_does_not_wake_us_again(ends: Ends) -> None:
     assert ends.party.told == ["finished"]
     assert ends.poller._epoll is not None
     assert ends.poller._epoll.poll(0) == []
-    ends.leg.write(b"and yet")
-    ends.leg.close()
+    ends.stream.write(b"and yet")
+    ends.stream.close()
     assert await ends.they_read() == b"and yet"
     await ends.lost()
 
@@ -199,7 +199,7 @@ class NoSocket(Plain):
 async def test_a_dial_tells_once_and_later_or_nothing_when_cancelled() -> None:
     nobody = HostPort("127.0.0.1", 1)
     poller = Poller()
-    poller.watch((other := socket.socket()).fileno(), 0, Leg(Party(), lambda data: None))  # it is open
+    poller.watch((other := socket.socket()).fileno(), 0, SocketStream(Party(), lambda data: None))  # it is open
     before = descriptors()
     with socket.create_server(("127.0.0.1", 0)) as server:
         there = HostPort(*server.getsockname())
@@ -214,8 +214,8 @@ async def test_a_dial_tells_once_and_later_or_nothing_when_cancelled() -> None:
             ),
         ):
             told, cancelled = Caller(poller), Caller(poller)
-            Dial(told, poller, way, nobody, to)
-            Dial(cancelled, poller, way, nobody, to).cancel()
+            UpstreamConnector(told, poller, way, nobody, to)
+            UpstreamConnector(cancelled, poller, way, nobody, to).cancel()
             assert told.told == []
             await asyncio.sleep(0.05)
             (said,) = told.told
@@ -244,7 +244,7 @@ async def test_without_descriptors_clients_wait_and_are_served_when_there_are_so
             said = len(caplog.records)
             await asyncio.sleep(0.1)
             assert len(caplog.records) == said, "it tries again and again"
-            assert len(on.around.board) == 0
+            assert len(on.ctx.policy_store) == 0
         finally:
             resource.setrlimit(resource.RLIMIT_NOFILE, before)
             for number in held:
@@ -259,19 +259,21 @@ async def test_busy_connections_do_not_shut_new_ones_out() -> None:
     async with backend(web) as server, stage(server, picture(gets())) as on:
         loop = asyncio.get_running_loop()
         busy = [await on.dial() for _ in range(64)]
-        await on.until(lambda: len(on.around.board) == 64)
+        await on.until(lambda: len(on.ctx.policy_store) == 64)
         for sock in busy:
             await loop.sock_sendall(sock, request())
             assert await loop.sock_recv(sock, 4096)
         for sock in busy:
             sock.send(request())
         new = [socket.create_connection((on.address.address, on.address.port)) for _ in range(64)]
-        poller = on.around.poller
+        poller = on.ctx.poller
         poller.turn = 0  # one call in each turn, and one connection that is taken
         for _ in range(len(new) + 4):
             poller._poll()
-        assert len(on.around.board) + sum(map(len, poller._waiting.values())) == 128, "all have left the kernel's queue"
-        await on.until(lambda: len(on.around.board) == 128)
+        assert len(on.ctx.policy_store) + sum(map(len, poller._waiting.values())) == 128, (
+            "all have left the kernel's queue"
+        )
+        await on.until(lambda: len(on.ctx.policy_store) == 128)
         for sock in (*busy, *new):
             sock.close()
 
@@ -287,18 +289,18 @@ async def test_a_reset_that_a_leg_hears_before_the_splice_into_it_leaves_nothing
     async with backend(pours) as server, stage(server, picture(gets())) as on:
         sock = await on.dial()
         await asyncio.get_running_loop().sock_sendall(sock, request())
-        await on.until(lambda: on.around.pipes.used)
-        (session,) = on.around.board
+        await on.until(lambda: on.ctx.pipes.used)
+        (session,) = on.ctx.policy_store
         assert isinstance(session, Session)
-        (run,) = session._runs
+        (run,) = session._transfers
         await on.until(lambda: run._waits)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         sock.close()
         session._client.ready(IN | BROKEN)
         await on.settled()
-        assert on.around.pipes.used == 0
+        assert on.ctx.pipes.used == 0
         assert on.kinds() == "qs"
-        on.around.pipes.close()
+        on.ctx.pipes.close()
 
 
 def test_ends_are_named_as_everywhere_whatever_the_kernel_calls_them() -> None:
@@ -312,7 +314,7 @@ async def test_what_is_accepted_has_the_options_of_its_listener() -> None:
         reader, writer = await on.client()
         writer.write(request())
         await answer(reader)
-        (session,) = on.around.board
+        (session,) = on.ctx.policy_store
         sock = session._client._sock  # type: ignore[attr-defined]
         assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
         assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)

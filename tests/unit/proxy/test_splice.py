@@ -15,7 +15,7 @@ from collections.abc import Callable
 import pytest
 
 from l7proxy.flows.records import HttpResponse
-from l7proxy.proxy.server.pipes import Pipes, Readiness
+from l7proxy.proxy.server.pipes import PipePoller, Pipes
 from l7proxy.proxy.server.poller import Poller
 from tests.unit.proxy.bulk import ANY, BODY, download, dying, files, on_stage, upload
 from tests.unit.proxy.stage import ANYTHING, NOTHING, Stage, answer, echo, gets, picture, request
@@ -230,7 +230,7 @@ async def test_silence_after_bulk_is_timed_out() -> None:
         on.passes(1)  # bytes had moved
         on.passes(1)  # and do no more
         assert pipes.used == 0
-        on.passes(on.around.timeouts.stream + 1)
+        on.passes(on.ctx.timeouts.stream + 1)
         with pytest.raises(ConnectionResetError):
             async with asyncio.timeout(5):
                 await reader.read()
@@ -256,7 +256,7 @@ async def test_bytes_put_the_timeout_off() -> None:
             await reader.readuntil(b"\r\n\r\n")
             for at in range(6):
                 assert await reader.readexactly(1 << 20) == BODY[at << 20 : (at + 1) << 20]
-                on.passes(on.around.timeouts.stream - 1)
+                on.passes(on.ctx.timeouts.stream - 1)
                 writer.write(b"x")
         await on.until(lambda: on.statuses() == [200])
         assert pipes.runs >= 1
@@ -450,10 +450,10 @@ async def test_whatever_happens_no_byte_is_anothers_and_nothing_stays(seed: int)
                     clients.create_task(client(number, on), name=f"client {number}")
             ticking.cancel()
         assert pipes.runs > 5
-        assert on.around.counts.errors == 0
+        assert on.ctx.counts.errors == 0
 
 
-class Blind(Readiness):
+class Blind(PipePoller):
     """A kernel that lets nothing more be watched, after the first so many."""
 
     def __init__(self, poller: Poller, sees: int) -> None:
@@ -470,13 +470,13 @@ class Blind(Readiness):
 @pytest.mark.parametrize("sees", [0, 1, 2, 3])
 async def test_what_cannot_be_watched_goes_the_ordinary_way(sees: int) -> None:
     async with on_stage(echo, picture(ANYTHING)) as (on, pipes):
-        pipes.readiness = Blind(on.around.poller, sees)
+        pipes.readiness = Blind(on.ctx.poller, sees)
         reader, writer = await on.client()
         async with asyncio.timeout(10), asyncio.TaskGroup() as tasks:
             tasks.create_task(_pour(writer), name="pour")
             await asyncio.sleep(0.05)  # long enough for both directions to be full
             assert await reader.read(-1) == BODY
-        assert on.around.counts.errors == 0
+        assert on.ctx.counts.errors == 0
 
 
 async def _pour(writer: asyncio.StreamWriter) -> None:

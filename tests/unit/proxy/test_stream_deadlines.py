@@ -116,7 +116,7 @@ async def test_between_requests_an_hour_is_the_end() -> None:
         writer.write(request())
         assert (await answer(reader))[0] == 200
         await silence(on, 3590)
-        assert len(on.around.board) == 1
+        assert len(on.ctx.policy_store) == 1
         await silence(on, 20)
         assert await reader.read() == b""
         assert writer.can_write_eof()

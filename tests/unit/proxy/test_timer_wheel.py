@@ -8,63 +8,63 @@ import weakref
 from hypothesis import given
 from hypothesis import strategies as st
 
-from l7proxy.proxy.server.timer_wheel import RESOLUTION, Timer, Wheel
+from l7proxy.proxy.server.timer_wheel import RESOLUTION, Timer, TimerWheel
 
 
 class Thing:
-    def __init__(self, wheel: Wheel) -> None:
-        self.wheel = wheel
+    def __init__(self, timers: TimerWheel) -> None:
+        self.timers = timers
         self.fired: list[float] = []
         self.timer = Timer(self.expired)
 
     def expired(self) -> None:
-        self.fired.append(self.wheel.now)
+        self.fired.append(self.timers.now)
 
 
 def test_a_deadline_fires_once_and_not_early() -> None:
-    wheel = Wheel(100.0)
-    thing = Thing(wheel)
-    wheel.arm(thing.timer, 5)
-    wheel.advance(104.99)
+    timers = TimerWheel(100.0)
+    thing = Thing(timers)
+    timers.arm(thing.timer, 5)
+    timers.advance(104.99)
     assert not thing.fired
-    wheel.advance(105 + RESOLUTION)
-    wheel.advance(200)
+    timers.advance(105 + RESOLUTION)
+    timers.advance(200)
     assert thing.fired == [105 + RESOLUTION]
-    assert len(wheel) == 0
+    assert len(timers) == 0
 
 
 def test_arming_again_replaces_the_deadline_in_both_directions() -> None:
-    wheel = Wheel(0.0)
-    later, sooner = Thing(wheel), Thing(wheel)
-    wheel.arm(later.timer, 1)
-    wheel.arm(later.timer, 10)
-    wheel.arm(sooner.timer, 10)
-    wheel.arm(sooner.timer, 1)
-    assert len(wheel) == 2
-    wheel.advance(2)
+    timers = TimerWheel(0.0)
+    later, sooner = Thing(timers), Thing(timers)
+    timers.arm(later.timer, 1)
+    timers.arm(later.timer, 10)
+    timers.arm(sooner.timer, 10)
+    timers.arm(sooner.timer, 1)
+    assert len(timers) == 2
+    timers.advance(2)
     assert (later.fired, sooner.fired) == ([], [2])
-    wheel.advance(11)
+    timers.advance(11)
     assert (later.fired, sooner.fired) == ([11], [2])
 
 
 def test_a_disarmed_thing_leaves_nothing_behind() -> None:
-    wheel = Wheel(0.0)
-    thing = Thing(wheel)
-    wheel.arm(thing.timer, 3600)
-    wheel.disarm(thing.timer)
-    wheel.disarm(thing.timer)
-    assert len(wheel) == 0
-    wheel.advance(4000)
+    timers = TimerWheel(0.0)
+    thing = Thing(timers)
+    timers.arm(thing.timer, 3600)
+    timers.disarm(thing.timer)
+    timers.disarm(thing.timer)
+    assert len(timers) == 0
+    timers.advance(4000)
     assert not thing.fired
 
 
 def test_a_retired_timer_lets_its_owner_go() -> None:
-    wheel = Wheel(0.0)
-    thing = Thing(wheel)
-    wheel.arm(thing.timer, 1)
-    wheel.retire(thing.timer)
-    wheel.advance(4000)
-    assert len(wheel) == 0 and not thing.fired
+    timers = TimerWheel(0.0)
+    thing = Thing(timers)
+    timers.arm(thing.timer, 1)
+    timers.retire(thing.timer)
+    timers.advance(4000)
+    assert len(timers) == 0 and not thing.fired
     gone = weakref.ref(thing)
     gc.disable()
     try:
@@ -75,19 +75,19 @@ def test_a_retired_timer_lets_its_owner_go() -> None:
 
 
 def test_a_thing_may_arm_and_disarm_others_when_it_fires() -> None:
-    wheel = Wheel(0.0)
+    timers = TimerWheel(0.0)
 
     class Bossy(Thing):
         def expired(self) -> None:
             super().expired()
-            self.wheel.disarm(other.timer)
-            self.wheel.arm(self.timer, 1)
+            self.timers.disarm(other.timer)
+            self.timers.arm(self.timer, 1)
 
-    boss, other = Bossy(wheel), Thing(wheel)
-    wheel.arm(boss.timer, 1)
-    wheel.arm(other.timer, 1)
-    wheel.advance(1.5)
-    wheel.advance(3)
+    boss, other = Bossy(timers), Thing(timers)
+    timers.arm(boss.timer, 1)
+    timers.arm(other.timer, 1)
+    timers.advance(1.5)
+    timers.advance(3)
     assert boss.fired == [1.5, 3]
     assert not other.fired
 
@@ -95,21 +95,21 @@ def test_a_thing_may_arm_and_disarm_others_when_it_fires() -> None:
 @given(st.lists(st.tuples(st.integers(0, 3), st.floats(0, 50), st.floats(0, 5)), max_size=60))
 def test_as_a_plain_list_of_deadlines_would(steps: list[tuple[int, float, float]]) -> None:
     """Every thing fires at the first advance that is a slot past its newest deadline, never before it."""
-    wheel = Wheel(0.0)
-    things = [Thing(wheel) for _ in range(3)]
+    timers = TimerWheel(0.0)
+    things = [Thing(timers) for _ in range(3)]
     due: dict[Thing, float] = {}
     now = 0.0
     for which, seconds, passing in steps:
         if which < 3:
-            wheel.arm(things[which].timer, seconds)
+            timers.arm(things[which].timer, seconds)
             due[things[which]] = now + seconds
         before = {thing: len(thing.fired) for thing in things}
         now += passing
-        wheel.advance(now)
+        timers.advance(now)
         for thing in things:
             fired = len(thing.fired) > before[thing]
             if fired:
                 assert due.pop(thing) <= now
             elif thing in due:
                 assert now < due[thing] + 2 * RESOLUTION
-    assert len(wheel) == len(due)
+    assert len(timers) == len(due)

@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 
 from l7proxy.errors import SourceError
-from l7proxy.model.resources import Key, NetworkSet, Origin, PolicyTier, ServiceAccount
+from l7proxy.model.resources import NetworkSet, PolicyTier, ResourceKey, ServiceAccount, SourceLocation
 from l7proxy.sources import objects
 
-HERE = Origin("f.yaml", 3)
+HERE = SourceLocation("f.yaml", 3)
 
 
 def read(version: str, kind: str, name: str = "a", space: str = "", **spec: Any) -> Any:
@@ -55,5 +55,5 @@ def test_two_groups_have_a_network_policy() -> None:
         objects.key_of({"apiVersion": version, "kind": "NetworkPolicy", "metadata": {"name": "a", "namespace": "x"}})
         for version in ("networking.k8s.io/v1", "projectcalico.org/v3", "crd.projectcalico.org/v1")
     ]
-    theirs = Key("CalicoNetworkPolicy", "x", "a")
-    assert keys == [Key("NetworkPolicy", "x", "a"), theirs, theirs]
+    theirs = ResourceKey("CalicoNetworkPolicy", "x", "a")
+    assert keys == [ResourceKey("NetworkPolicy", "x", "a"), theirs, theirs]

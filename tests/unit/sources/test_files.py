@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from l7proxy.model.resources import Change, Delete, Fact, Key, Pod, PolicyDocument, Synced, Upsert
+from l7proxy.model.resources import Change, Delete, Pod, PolicyDocument, Resource, ResourceKey, Synced, Upsert
 from l7proxy.sources.files import QUIET, FileSource, differences, load, settle
 from l7proxy.sources.manifests import parse
 
@@ -38,16 +38,16 @@ def write(path: Path, text: str) -> None:
     temporary.rename(path)
 
 
-def names(facts: Mapping[Key, Fact]) -> list[str]:
-    return sorted(str(key) for key in facts)
+def names(resources: Mapping[ResourceKey, Resource]) -> list[str]:
+    return sorted(str(key) for key in resources)
 
 
 def said(changes: list[Change]) -> list[str]:
     words = []
     for change in changes:
         match change:
-            case Upsert(fact):
-                words.append(f"+{fact.key}")
+            case Upsert(resource):
+                words.append(f"+{resource.key}")
             case Delete(key):
                 words.append(f"-{key}")
             case Synced():
@@ -61,7 +61,7 @@ def said(changes: list[Change]) -> list[str]:
 def test_an_object_that_breaks_keeps_its_last_good_version() -> None:
     before, _ = settle(parse(f"{pod('a')}---\n{pod('b', '10.0.0.6')}".encode(), "f.yaml"), {})
     good, _ = settle(parse(f"{pod('a', 'nonsense')}---\n{pod('b', '10.0.0.7')}".encode(), "f.yaml"), before)
-    addresses = {key.name: fact.addresses for key, fact in good.items() if isinstance(fact, Pod)}
+    addresses = {key.name: resource.addresses for key, resource in good.items() if isinstance(resource, Pod)}
     assert addresses == {"a": ("10.0.0.5",), "b": ("10.0.0.7",)}
 
 
@@ -97,9 +97,9 @@ def test_a_policy_that_breaks_stays_as_it_was() -> None:
     before, _ = settle(parse(POLICY.encode(), "f.yaml"), {})
     for broken in (POLICY.replace("fromEndpoints", "fromEndpoint"), POLICY + "  - x: ["):
         good, stand_ins = settle(parse(broken.encode(), "f.yaml"), before)
-        (fact,) = good.values()
-        assert isinstance(fact, PolicyDocument)
-        assert fact.document["spec"]["ingress"] == [{"fromEndpoints": [{}]}]
+        (resource,) = good.values()
+        assert isinstance(resource, PolicyDocument)
+        assert resource.document["spec"]["ingress"] == [{"fromEndpoints": [{}]}]
         assert good == before
         assert stand_ins == {}
 
@@ -107,7 +107,7 @@ def test_a_policy_that_breaks_stays_as_it_was() -> None:
 def test_an_unsupported_policy_is_no_fault_of_the_file() -> None:
     manifest = parse(POLICY.replace("fromEndpoints: [{}]", "fromNodes: [{}]").encode(), "f.yaml")
     assert manifest.faults == ()
-    assert [str(fact.key) for fact in manifest.facts] == ["CiliumNetworkPolicy shop/p"]
+    assert [str(resource.key) for resource in manifest.resources] == ["CiliumNetworkPolicy shop/p"]
 
 
 def test_differences_name_removals_first() -> None:
@@ -139,8 +139,8 @@ def test_the_first_file_by_path_has_an_object_and_both_places_are_named(tmp_path
     changes, problems = load([tmp_path])
     (upsert, _) = changes
     assert isinstance(upsert, Upsert)
-    assert isinstance(upsert.fact, Pod)
-    assert upsert.fact.addresses == ("10.0.0.5",)
+    assert isinstance(upsert.resource, Pod)
+    assert upsert.resource.addresses == ("10.0.0.5",)
     a, b = tmp_path / "a.yaml", tmp_path / "b.yaml"
     assert [str(one) for one in problems] == [
         f"{a}:6: metadata.name: Pod default/a is already defined in {a}:1, which stays in force",
@@ -157,7 +157,7 @@ class Watching:
     def __init__(self, source: FileSource, batches: AsyncIterator[list[Change]]) -> None:
         self.source = source
         self._batches = batches
-        self.facts: dict[Key, Fact] = {}
+        self.resources: dict[ResourceKey, Resource] = {}
         self.log: list[str] = []
 
     async def next(self) -> list[str]:
@@ -165,14 +165,14 @@ class Watching:
             changes = await anext(self._batches)
         for change in changes:
             if isinstance(change, Upsert):
-                self.facts[change.fact.key] = change.fact
+                self.resources[change.resource.key] = change.resource
             elif isinstance(change, Delete):
-                del self.facts[change.key]
+                del self.resources[change.key]
         self.log += said(changes)
         return said(changes)
 
     async def until_names(self, *expected: str) -> None:
-        while names(self.facts) != sorted(expected):
+        while names(self.resources) != sorted(expected):
             await self.next()
 
 
@@ -217,7 +217,7 @@ async def test_a_mounted_config_map_is_read_once_and_its_swap_is_seen(tmp_path: 
     (tmp_path / "..data").symlink_to("..v1")
     (tmp_path / "a.yaml").symlink_to("..data/a.yaml")
     async with watching(tmp_path) as watch:
-        assert names(watch.facts) == ["Pod default/a"]
+        assert names(watch.resources) == ["Pod default/a"]
         assert watch.source.problems == ()
         write(tmp_path / "..v2" / "a.yaml", pod("b"))
         (tmp_path / "..new").symlink_to("..v2")
@@ -232,7 +232,7 @@ async def test_a_broken_edit_is_reported_and_mended(tmp_path: Path) -> None:
         assert await watch.next() == []
         (problem,) = watch.source.problems
         assert (problem.file, problem.line, problem.field) == ("a.yaml", 4, "status.podIP")
-        assert names(watch.facts) == ["Pod default/a"]
+        assert names(watch.resources) == ["Pod default/a"]
         assert watch.source.files == {"a.yaml": (tmp_path / "a.yaml").stat().st_mtime_ns}
         write(tmp_path / "a.yaml", pod("a", "10.0.0.8"))
         assert await watch.next() == ["+Pod default/a"]
@@ -302,7 +302,7 @@ async def test_files_that_change_for_ever_do_not_keep_us_from_beginning(tmp_path
         write(path, pod(f"m{number}", f"10.0.1.{number}"))
     with restless(*moving):
         async with asyncio.timeout(8), watching(tmp_path) as watch:
-            assert names(watch.facts) == ["Pod default/m0", "Pod default/m1", "Pod default/m2"]
+            assert names(watch.resources) == ["Pod default/m0", "Pod default/m1", "Pod default/m2"]
 
 
 async def test_a_slow_writer_is_waited_for_however_often_we_are_nudged(tmp_path: Path) -> None:
@@ -335,7 +335,7 @@ async def test_many_edits_at_once_are_few_batches(tmp_path: Path) -> None:
         for number in range(100):
             write(tmp_path / f"{number:03}.yaml", pod(f"p{number}", f"10.0.1.{number}"))
         batches = 0
-        while len(watch.facts) < 100:
+        while len(watch.resources) < 100:
             await watch.next()
             batches += 1
         assert batches <= 10
@@ -347,12 +347,12 @@ async def test_a_directory_that_goes_away_keeps_what_was_read(tmp_path: Path) ->
     async with watching(root) as watch:
         root.rename(tmp_path / "elsewhere")
         await watch.next()
-        assert names(watch.facts) == ["Pod default/a"]
+        assert names(watch.resources) == ["Pod default/a"]
         assert "cannot be read" in watch.source.problems[0].message
         (tmp_path / "elsewhere").rename(root)
         while watch.source.problems:
             await watch.next()
-        assert names(watch.facts) == ["Pod default/a"]
+        assert names(watch.resources) == ["Pod default/a"]
 
 
 @pytest.mark.parametrize("make", ["loop", "pipe"])
@@ -365,7 +365,7 @@ async def test_a_file_that_cannot_be_read_keeps_what_was_read(tmp_path: Path, ma
             os.mkfifo(tmp_path / ".new")
         (tmp_path / ".new").rename(tmp_path / "a.yaml")
         await watch.next()
-        assert names(watch.facts) == ["Pod default/a"]
+        assert names(watch.resources) == ["Pod default/a"]
         assert "cannot be read" in watch.source.problems[0].message
 
 
@@ -376,7 +376,7 @@ async def test_a_policy_that_moves_between_files_is_in_force_throughout(tmp_path
         (tmp_path / "a.yaml").unlink()
         while list(watch.source.files) != ["b.yaml"]:
             await watch.next()
-        assert names(watch.facts) == ["CiliumNetworkPolicy shop/p"]
+        assert names(watch.resources) == ["CiliumNetworkPolicy shop/p"]
         assert not [word for word in watch.log if word.startswith("-")]
 
 
@@ -404,7 +404,7 @@ async def test_a_policy_that_is_cut_from_one_file_and_pasted_into_another_is_in_
     async with watching(tmp_path) as watch:
         editor = threading.Thread(target=edit)
         editor.start()
-        while "Pod default/end" not in names(watch.facts):
+        while "Pod default/end" not in names(watch.resources):
             await watch.next()
         editor.join()
         assert in_time.count(True) == 5
@@ -457,7 +457,7 @@ async def test_a_link_that_leads_nowhere_keeps_what_was_read(tmp_path: Path) -> 
         (tmp_path / "..new").symlink_to("..v2")
         (tmp_path / "..new").rename(tmp_path / "..data")
         await watch.next()
-        assert names(watch.facts) == ["CiliumNetworkPolicy shop/p"]
+        assert names(watch.resources) == ["CiliumNetworkPolicy shop/p"]
         assert [str(problem) for problem in watch.source.problems] == [
             "a.yaml: cannot be read: No such file or directory"
         ]

@@ -7,7 +7,17 @@ import textwrap
 import pytest
 
 from l7proxy.model.endpoint import Workload
-from l7proxy.model.resources import EndpointSlice, Fact, Namespace, Node, Origin, Pod, Service, ServicePort, SlicePort
+from l7proxy.model.resources import (
+    EndpointSlice,
+    Namespace,
+    Node,
+    Pod,
+    Resource,
+    Service,
+    ServicePort,
+    SlicePort,
+    SourceLocation,
+)
 from l7proxy.sources.manifests import parse
 
 POD = """
@@ -40,10 +50,10 @@ status:
 """
 
 
-def facts(text: str) -> tuple[Fact, ...]:
+def resources(text: str) -> tuple[Resource, ...]:
     manifest = parse(textwrap.dedent(text).encode(), "a.yaml")
     assert manifest.faults == ()
-    return manifest.facts
+    return manifest.resources
 
 
 def fault(text: str) -> tuple[int | None, str, str]:
@@ -53,7 +63,7 @@ def fault(text: str) -> tuple[int | None, str, str]:
 
 
 def test_a_pod() -> None:
-    assert facts(POD) == (
+    assert resources(POD) == (
         Pod(
             namespace="shop",
             name="web",
@@ -64,14 +74,14 @@ def test_a_pod() -> None:
             service_account="seller",
             workload=Workload("web", "Deployment"),
             phase="Running",
-            origin=Origin("a.yaml", 2),
+            origin=SourceLocation("a.yaml", 2),
         ),
     )
 
 
 def test_a_pod_in_short_lives_in_default() -> None:
-    (pod,) = facts("{apiVersion: v1, kind: Pod, metadata: {name: a}}")
-    assert pod == Pod("default", "a", origin=Origin("a.yaml", 1))
+    (pod,) = resources("{apiVersion: v1, kind: Pod, metadata: {name: a}}")
+    assert pod == Pod("default", "a", origin=SourceLocation("a.yaml", 1))
 
 
 @pytest.mark.parametrize(
@@ -85,7 +95,7 @@ def test_a_pod_in_short_lives_in_default() -> None:
     ],
 )
 def test_the_workload_is_the_controlling_owner(owner: str, workload: Workload | None) -> None:
-    (pod,) = facts(f"{{apiVersion: v1, kind: Pod, metadata: {{name: a, ownerReferences: [{owner}]}}}}")
+    (pod,) = resources(f"{{apiVersion: v1, kind: Pod, metadata: {{name: a, ownerReferences: [{owner}]}}}}")
     assert isinstance(pod, Pod)
     assert pod.workload == workload
 
@@ -107,9 +117,9 @@ def test_a_node_and_a_namespace() -> None:
       kind: Namespace
       metadata: {name: shop, labels: {team: x}, annotations: {l7proxy.io/audit: "true", other: y}}
     """
-    assert facts(text) == (
-        Node("n1", ("192.168.0.1",), ("10.0.0.0/24", "fd00::/64"), {"zone": "a"}, Origin("a.yaml", 5)),
-        Namespace("shop", {"team": "x"}, {"l7proxy.io/audit": "true"}, Origin("a.yaml", 13)),
+    assert resources(text) == (
+        Node("n1", ("192.168.0.1",), ("10.0.0.0/24", "fd00::/64"), {"zone": "a"}, SourceLocation("a.yaml", 5)),
+        Namespace("shop", {"team": "x"}, {"l7proxy.io/audit": "true"}, SourceLocation("a.yaml", 13)),
     )
 
 
@@ -138,23 +148,28 @@ def test_a_service_and_its_slices() -> None:
     - {addresses: [10.0.0.7], conditions: {ready: true}}
     ports: [{name: http, port: 8080}, {name: any}]
     """
-    assert facts(text) == (
+    assert resources(text) == (
         Service(
             "default",
             "web",
             ("10.96.0.1", "203.0.113.9", "203.0.113.10"),
             (ServicePort(80, 6, "http", "http"), ServicePort(81, 6, 8081, "alt"), ServicePort(53, 17, 53, "dns")),
             {"app": "web"},
-            origin=Origin("a.yaml", 2),
+            origin=SourceLocation("a.yaml", 2),
         ),
         EndpointSlice(
-            "default", "web-1", "web", ("10.0.0.5", "10.0.0.7"), (SlicePort("http", 8080, 6),), Origin("a.yaml", 15)
+            "default",
+            "web-1",
+            "web",
+            ("10.0.0.5", "10.0.0.7"),
+            (SlicePort("http", 8080, 6),),
+            SourceLocation("a.yaml", 15),
         ),
     )
 
 
 def test_services_without_an_address_have_none() -> None:
-    headless, external = facts(
+    headless, external = resources(
         """
         {apiVersion: v1, kind: Service, metadata: {name: a}, spec: {clusterIP: None, ports: [{port: 1}]}}
         ---
@@ -262,7 +277,7 @@ def test_a_fault_in_a_list_is_the_items_own() -> None:
     text = "apiVersion: v1\nkind: PodList\nitems:\n- {apiVersion: v1, kind: Pod, metadata: {name: a}}\n"
     text += "- apiVersion: v1\n  kind: Pod\n  metadata: {name: b}\n  status:\n    podIP: x\n"
     manifest = parse(text.encode(), "a.yaml")
-    assert [fact.key.name for fact in manifest.facts] == ["a"]
+    assert [resource.key.name for resource in manifest.resources] == ["a"]
     assert [(one.error.line, one.error.field) for one in manifest.faults] == [(9, "status.podIP")]
     assert manifest.faults[0].key is not None
     assert str(manifest.faults[0].key) == "Pod default/b"
@@ -270,5 +285,5 @@ def test_a_fault_in_a_list_is_the_items_own() -> None:
 
 def test_kinds_that_say_nothing_to_us_are_noted_and_no_fault() -> None:
     manifest = parse(b"apiVersion: apps/v1\nkind: Deployment\nmetadata: {name: a}\n", "a.yaml")
-    assert (manifest.facts, manifest.faults) == ((), ())
+    assert (manifest.resources, manifest.faults) == ((), ())
     assert [note.message for note in manifest.notes] == ["apps/v1 Deployment is not used by l7proxy: ignored"]

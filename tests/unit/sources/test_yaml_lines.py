@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from l7proxy.errors import SourceError
 from l7proxy.sources import yaml_lines
-from l7proxy.sources.yaml_lines import Document, Torn, read
+from l7proxy.sources.yaml_lines import Document, UnparsableDocument, read
 
 
 def value_of(text: str) -> Any:
@@ -24,7 +24,7 @@ def value_of(text: str) -> Any:
 
 def torn(text: str) -> SourceError:
     (part,) = read(text.encode())
-    assert isinstance(part, Torn), part
+    assert isinstance(part, UnparsableDocument), part
     return part.error
 
 
@@ -158,7 +158,7 @@ def test_json_has_lines_too_and_tabs_and_pairs_of_surrogates() -> None:
 )
 def test_json_is_read_as_strictly(text: str, message: str) -> None:
     (part,) = read(text.encode(), as_json=True)
-    assert isinstance(part, Torn)
+    assert isinstance(part, UnparsableDocument)
     assert message in part.error.message
 
 

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tproxy_rules.desired import Desired, Endpoint, Entry, Frontend, Port, Table, Tier, Verdict
-from tproxy_rules.evaluate import Connection, Judge, is_wider
+from tproxy_rules.evaluate import Connection, Evaluator, is_wider
 from tproxy_rules.fake import FakeBackend, Fate, Packet
 from tproxy_rules.revoke import taken
 
@@ -76,7 +76,7 @@ def test_the_judge_says_what_the_law_says(picture: Desired, one: Connection) -> 
     fake.apply(picture)
     interface = "" if one.source == NODE else VETHS.get(one.source, "uplink")
     fate = fake.verdict_of(Packet(one.source, one.destination, one.protocol, one.port, interface))
-    assert Judge(picture, {NODE}).of(one) is MEANING[fate]
+    assert Evaluator(picture, {NODE}).of(one) is MEANING[fate]
 
 
 @given(PICTURES, PICTURES, CONNECTIONS)
@@ -98,7 +98,7 @@ def test_what_one_more_entry_refuses_is_looked_at(before: Desired, number: int, 
 
 
 def _whatever_is_newly_refused_is_looked_at(before: Desired, after: Desired, one: Connection) -> None:
-    refused = [Judge(picture, {NODE}).of(one) is Verdict.DENY for picture in (before, after)]
+    refused = [Evaluator(picture, {NODE}).of(one) is Verdict.DENY for picture in (before, after)]
     if refused == [False, True]:
         assert {one.source, one.destination} & taken(before, after).addresses(after)
 
@@ -112,7 +112,7 @@ def test_a_wider_table_refuses_nothing_more(before: Table, more: Table, one: Con
     for after in (Table(tuple(joined)), more):
         if is_wider(before, after):
             old, new = (
-                Judge(Desired(endpoints=(Endpoint(1, (one.destination,), ingress=table),))).of(one)
+                Evaluator(Desired(endpoints=(Endpoint(1, (one.destination,), ingress=table),))).of(one)
                 for table in (before, after)
             )
             assert old is Verdict.DENY or new is not Verdict.DENY
@@ -121,7 +121,7 @@ def test_a_wider_table_refuses_nothing_more(before: Table, more: Table, one: Con
 def test_a_service_address_is_the_proxys_to_judge() -> None:
     closed = Endpoint(1, (PODS[0],), egress=Table((Tier((), closed=True),)))
     picture = Desired(endpoints=(closed,), frontends=(Frontend("10.96.0.9", 6, 80, steer=True),))
-    judge = Judge(picture)
+    judge = Evaluator(picture)
     assert judge.of(Connection(PODS[0], "10.96.0.9", 6, 80)) is Verdict.STEER
     assert judge.of(Connection(PODS[0], "10.96.0.9", 6, 81)) is Verdict.DENY
 

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tproxy_rules.desired import Prefixes
-from tproxy_rules.nft.identity_cache import Roll, page
+from tproxy_rules.nft.identity_cache import IdentityCache, page
 
 PREFIXES = (
     *(f"10.0.0.{number}/32" for number in range(1, 9)),
@@ -29,7 +29,7 @@ def pictures(pairs: list[tuple[str, int]]) -> st.SearchStrategy[Prefixes]:
 
 @given(st.lists(st.one_of(pictures(GOOD), pictures(GOOD), pictures(PAIRS)), min_size=2, max_size=6))
 def test_whatever_came_before(some: list[Prefixes]) -> None:
-    roll = Roll()
+    roll = IdentityCache()
     for prefixes in some:
         assert roll(prefixes) == page(prefixes)
         assert roll.examined(prefixes) == (page(prefixes).problem, page(prefixes).canonical)
@@ -63,7 +63,7 @@ def having(come: dict[str, int], gone: tuple[str, ...] = ()) -> Prefixes:
     ],
 )
 def test_of_many_one_changes(after: Prefixes) -> None:
-    roll = Roll()
+    roll = IdentityCache()
     assert roll(BASE) == page(BASE)
     assert roll(after) == page(after)
     assert roll(BASE) == page(BASE)

@@ -13,15 +13,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tproxy_rules.marks import Told, Way
-from tproxy_rules.nflog import Event, parse_packet
+from tproxy_rules.marks import LogDirection, LogEvent
+from tproxy_rules.nflog import NflogEvent, parse_packet
 
 
-def event() -> Event:
-    return Event(Told.ALLOW, Way.INGRESS, 7)
+def event() -> NflogEvent:
+    return NflogEvent(LogEvent.ALLOW, LogDirection.INGRESS, 7)
 
 
-def parsed(data: bytes) -> Event:
+def parsed(data: bytes) -> NflogEvent:
     found = event()
     parse_packet(data, found)
     return found
@@ -56,7 +56,7 @@ def test_tcp(version: int) -> None:
     )  # fmt: skip
     assert found.tcp_flags == 0x12
     assert found.length == (40 if version == 4 else 60)
-    assert (found.told, found.way, found.endpoint) == (Told.ALLOW, Way.INGRESS, 7)
+    assert (found.told, found.way, found.endpoint) == (LogEvent.ALLOW, LogDirection.INGRESS, 7)
 
 
 @pytest.mark.parametrize("packet", [ipv4(17, UDP), ipv6(17, UDP), ipv4(17, UDP, options=bytes(8))])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tproxy_rules.marks import Told, Way, log_code, log_prefix, read_code, read_prefix
+from tproxy_rules.marks import LogDirection, LogEvent, log_code, log_prefix, read_code, read_prefix
 from tproxy_rules.tally import Tally
 
 
@@ -24,9 +24,9 @@ def test_counters_that_begin_anew_and_pass_what_they_were() -> None:
 
 
 @pytest.mark.parametrize("endpoint", [0, 1, 65536, (1 << 25) + 7])
-@pytest.mark.parametrize("way", list(Way))
-@pytest.mark.parametrize("told", list(Told))
-def test_codes_and_prefixes_say_the_same(told: Told, way: Way, endpoint: int) -> None:
+@pytest.mark.parametrize("way", list(LogDirection))
+@pytest.mark.parametrize("told", list(LogEvent))
+def test_codes_and_prefixes_say_the_same(told: LogEvent, way: LogDirection, endpoint: int) -> None:
     code = log_code(told, way, endpoint)
     assert read_code(code) == read_prefix(log_prefix(told, way, endpoint)) == (told, way, endpoint)
     assert 3 << 24 < code < 1 << 32, "no identity of an agent's"

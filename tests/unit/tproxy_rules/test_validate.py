@@ -9,7 +9,7 @@ import pytest
 from tproxy_rules.backend import KernelError
 from tproxy_rules.desired import Bridge, Desired, Endpoint, Entry, Frontend, Port, Settings, Table, Tier, Verdict, union
 from tproxy_rules.digest import digest, normalise
-from tproxy_rules.marks import Told, Way, log_prefix, read_prefix
+from tproxy_rules.marks import LogDirection, LogEvent, log_prefix, read_prefix
 from tproxy_rules.validate import checked
 
 MAC = "02:00:00:00:00:01"
@@ -145,9 +145,9 @@ def test_no_policy_and_an_empty_policy_are_two_pictures() -> None:
     assert len({digest(one) for one in pictures}) == len(pictures)
 
 
-@pytest.mark.parametrize("told", Told)
-@pytest.mark.parametrize("way", Way)
-def test_a_prefix_is_read_back(told: Told, way: Way) -> None:
+@pytest.mark.parametrize("told", LogEvent)
+@pytest.mark.parametrize("way", LogDirection)
+def test_a_prefix_is_read_back(told: LogEvent, way: LogDirection) -> None:
     longest = log_prefix(told, way, 0xFFFF_FFFF)
     assert read_prefix(longest) == (told, way, 0xFFFF_FFFF)
     assert len(longest) < 64
