@@ -202,7 +202,7 @@ def faults(document: Mapping[Any, Any], *, options: Options = DEFAULT) -> tuple[
         return (fault,)
     told = (*found.faults, *found.unenforced[:MAX_FAULTS])
     if found.stopped or len(found.unenforced) > MAX_FAULTS:
-        return (*told, PolicyError(f"only {len(told)} faults of this {found.kind} are told, there may be more"))
+        return (*told, PolicyError(f"only the first {len(told)} errors of this {found.kind} are shown"))
     return told
 
 

@@ -317,7 +317,7 @@ def test_of_many_faults_ten_are_told_and_that_there_are_more(run: Run) -> None:
     found = run("policy", "validate", "-", stdin=BAD + "    fromCIDR:\n" + "    - x\n" * 50)
     assert found.returncode == 1
     first, *others = found.stdout.splitlines()
-    assert first == "-:1: only 10 faults of this CiliumNetworkPolicy are told, there may be more"
+    assert first == "-:1: only the first 10 errors of this CiliumNetworkPolicy are shown"
     assert len(others) == 10
 
 

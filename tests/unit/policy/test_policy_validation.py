@@ -677,7 +677,7 @@ def test_a_document_full_of_faults_is_not_read_to_its_end(bench: Bench) -> None:
     document["spec"]["ingress"] = [{"fromCIDR": ["x"]}] * 1000
     *told, last = lang.faults(document)
     assert [fault.at for fault in told] == [f"spec.ingress[{number}].fromCIDR[0]" for number in range(10)]
-    assert str(last) == "only 10 faults of this CiliumNetworkPolicy are told, there may be more"
+    assert str(last) == "only the first 10 errors of this CiliumNetworkPolicy are shown"
     document["spec"]["ingress"] = [{"fromCIDR": ["x"] * 1000}]
     assert len(lang.faults(document)) == 11
     document["spec"]["ingress"] = [{f"wrong{number}": [] for number in range(1000)}]
@@ -689,7 +689,7 @@ def test_parts_that_cannot_be_enforced_are_bounded_too(bench: Bench) -> None:
     document["spec"]["egress"] = [{"toFQDNs": [{"matchName": "a.b"}]}] * 1000
     *told, last = lang.faults(document)
     assert len(told) == 10
-    assert all(fault.unsupported for fault in told) and str(last).startswith("only 10 faults of this")
+    assert all(fault.unsupported for fault in told) and str(last).startswith("only the first 10 errors of this")
 
 
 @pytest.mark.parametrize("count", [MAX_RULES - 1, MAX_RULES, 3 * MAX_RULES])
