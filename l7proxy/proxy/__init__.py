@@ -1,8 +1,8 @@
-"""A worker: takes steered connections and has each judged by a gate, under the policies that the agent sends.
+"""The worker: accepts redirected connections and enforces on each, in a gate, the policies that the agent sends.
 
-worker         one worker put together
-policy_store   the policies in force, and who is at the ends of a connection
-server/        listeners, sessions, streams, timers: all I/O of connections
+worker         the worker process
+policy_store   the active policies, and the identities of a connection's two ends
+server/        listeners, sessions, socket streams, timers: all I/O of connections
 
-Not here: Kubernetes, kernel tables (no import of either), HTTP (wire, gate), verdicts (policy).
+Not here: Kubernetes and kernel tables (neither is imported), HTTP (wire, gate), verdicts (policy).
 """

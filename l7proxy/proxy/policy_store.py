@@ -1,6 +1,6 @@
-"""What a worker judges by: one immutable index of the newest picture, swapped as a whole.
+"""A worker's active policies: one immutable index of the newest policy snapshot, replaced as a whole.
 
-Publishing is that swap, then a nudge to every live session. In between, a session that asks again gets the new answer.
+Publishing replaces the index, then notifies every open session. A session that asks in between gets the new answer.
 """
 
 from __future__ import annotations
@@ -29,18 +29,18 @@ from l7proxy.policy.http_table import HTTP_TABLES
 
 TCP: Final = 6
 REMEMBERED: Final = 16384
-"""Answers an index keeps, by (source, destination, port); past that it forgets all. A pod can choose these keys."""
+"""Most answers an index caches, by (source, destination, port). Above it the cache is cleared: pods choose the keys."""
 MANY: Final = 64
-"""HTTP rules that are compiled before they are asked; fewer take a millisecond."""
+"""Port rules with at least this many HTTP rules are compiled in advance; fewer compile within a millisecond."""
 NUDGED_AT_ONCE: Final = 32
-"""Sessions re-judged before the loop gets to do something else; each may have 100 streams."""
+"""Sessions re-evaluated before other work of the event loop gets a turn; each may have 100 streams."""
 
 
 @dataclass(frozen=True, slots=True)
 class ConnectionPolicy:
-    """Both ends of a connection by one picture: who they are and what either's policy says.
+    """A connection under one policy snapshot: the identities of both ends, and the policy of each.
 
-    `egress` is None when the source is no endpoint of this node, `ingress` likewise for the destination.
+    `egress` is None when the source is not an endpoint of this node; `ingress` likewise for the destination.
     """
 
     source_identity: int
@@ -56,14 +56,14 @@ class ConnectionPolicy:
 
     @property
     def by_request(self) -> bool:
-        """Some direction has the connection judged request by request."""
+        """The policy of at least one direction must be evaluated for each request."""
         egress, ingress = self.egress, self.ingress
         redirects = (egress is not None and egress.redirects) or (ingress is not None and ingress.redirects)
         return redirects and not self.refused
 
     @property
     def governed(self) -> bool:
-        """Some policy was asked."""
+        """At least one direction is enforced: a policy selects its endpoint."""
         egress, ingress = self.egress, self.ingress
         return (egress is not None and egress.enforced) or (ingress is not None and ingress.enforced)
 
@@ -82,9 +82,9 @@ class ConnectionPolicy:
 
 
 class PolicyIndex:
-    """One picture, made ready to be asked. ValueError when it holds an address or prefix that is none.
+    """Lookups in one policy snapshot. ValueError when it has an invalid address or prefix.
 
-    `before` spares reading what is alike in another.
+    `before` is the previous index: what is equal in both is not parsed again.
     """
 
     def __init__(self, picture: PolicySnapshot, before: PolicyIndex | None = None) -> None:
@@ -110,7 +110,7 @@ class PolicyIndex:
                 self._claim(address, endpoint)
 
     def make_ready(self) -> None:
-        """Compile the HTTP rules that come by the hundred: a session that asks first would hold up all others."""
+        """Compile large sets of HTTP rules now: else the first session that needs one would delay all others."""
         for endpoint in self.picture.endpoints:
             for direction in (endpoint.policy.ingress, endpoint.policy.egress):
                 for entry in direction.entries if direction is not None else ():
@@ -123,7 +123,7 @@ class PolicyIndex:
         return self._identities.get(address) or UNKNOWN
 
     def owner(self, address: str) -> int | str:
-        """Whose share a connection from this address is: see `proxy.server.shares`."""
+        """The key of the share that a connection from this address counts against: see `proxy.server.shares`."""
         endpoint = self._endpoints.get(address)
         if endpoint is not None:
             return endpoint.id
@@ -135,7 +135,7 @@ class PolicyIndex:
         return self._frontends.get((destination.address, destination.port))
 
     def lookup(self, source: str, destination: str, port: int) -> ConnectionPolicy:
-        """The answer on a TCP connection between two addresses (canonical), from memory if it was asked before."""
+        """The policy of a TCP connection between two addresses (canonical form). Cached."""
         key = (source, destination, port)
         sides = self._sides.get(key)
         if sides is None:
@@ -145,7 +145,7 @@ class PolicyIndex:
         return sides
 
     def _claim(self, address: str, endpoint: LocalEndpoint) -> None:
-        """Two endpoints with one address: neither's policy can be told to be the right one, so it is refused."""
+        """Two endpoints with the same address: the right policy is unknown, so the address's traffic is refused."""
         other = self._endpoints.setdefault(address, endpoint)
         if other is endpoint:
             return
@@ -169,20 +169,20 @@ class PolicyIndex:
 
 
 class Watcher(Protocol):
-    """A live session. None of these may raise."""
+    """An open session. These methods must not raise."""
 
     def policy_changed(self) -> None:
-        """Another index is in force."""
+        """Another index is active."""
 
     def drain(self) -> None:
-        """The worker stops: end as soon as nothing is under way."""
+        """The worker is stopping: end as soon as no request is in progress."""
 
     def cut(self, reason: str) -> None:
         """End now."""
 
 
 class PolicyStore:
-    """The index in force, and the sessions that must hear of a new one. A session joins before its first look."""
+    """The active index, and the sessions to notify of a new one. A session joins before its first lookup."""
 
     def __init__(self, fence: Fence | None = None) -> None:
         self.index: PolicyIndex | None = None
@@ -207,13 +207,13 @@ class PolicyStore:
             self._empty.set()
 
     async def empty(self) -> None:
-        """Return when no session is left."""
+        """Return when all sessions have left."""
         await self._empty.wait()
 
     async def publish(self, picture: PolicySnapshot) -> tuple[str, ...]:
-        """Judge by this picture from now on; returns when every live session was re-judged, with the problems found.
+        """Make this snapshot active. Returns the problems found, once every open session is re-evaluated.
 
-        LinkError when the picture cannot be used: the one before stays in force.
+        LinkError when the snapshot cannot be used: the previous one stays active.
         """
         try:
             HTTP_TABLES.age()
@@ -236,12 +236,12 @@ def _ready(picture: PolicySnapshot, before: PolicyIndex | None) -> PolicyIndex:
 
 
 def choose(frontend: Frontend) -> Backend | None:
-    """A backend at random, as kube-proxy does; None when the Service has none."""
+    """A random backend, as kube-proxy chooses; None when the Service has no backends."""
     return random.choice(frontend.backends) if frontend.backends else None
 
 
 def refusal(
     reason: str, *, verdict: Verdict = Verdict.DROPPED, direction: Direction = Direction.INGRESS
 ) -> PolicyVerdict:
-    """A judgement of ours rather than of a policy."""
+    """A verdict of the proxy itself, not of a policy."""
     return PolicyVerdict(verdict, direction, reason=reason)

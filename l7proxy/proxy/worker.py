@@ -1,7 +1,7 @@
-"""A worker process: one loop, one set of listeners, one link to the agent. No Kubernetes, no kernel tables.
+"""Runs a worker process: one event loop, one set of listeners, one link to the agent. No Kubernetes, no kernel tables.
 
-SIGTERM drains: no new connections, those open may end in peace until a deadline, flows go out, exit 0. SIGINT does the
-same in a hurry, and so does a second signal.
+SIGTERM drains: no new connections, open ones may finish until a deadline, flow records are sent, exit 0. SIGINT, or a
+second signal, does the same with a deadline of HURRY_SECONDS.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ GC_THRESHOLDS: Final = (20_000, 20, 50)
 
 @dataclass(frozen=True, slots=True)
 class WorkerSettings:
-    """What a worker is told on its command line. No `families` means those this kernel has."""
+    """A worker's command-line settings. Empty `families`: all that this kernel has."""
 
     link: Path = Path("/run/l7proxy/link.sock")
     worker: int = 0
@@ -51,13 +51,13 @@ class WorkerSettings:
     timeouts: Timeouts = field(default_factory=Timeouts)
     drain_seconds: float = 30.0
     max_connections: int = 16384
-    """At most as many as there are descriptors for, two each."""
+    """Limited further by the file descriptors: two for each connection."""
     memory: int = BUDGET >> 20
-    """MiB that are held for clients: see `proxy.server.memory`."""
+    """MiB buffered for clients: see `proxy.server.memory`."""
 
 
 def run_worker(settings: WorkerSettings, *, steering: Steering | None = None) -> int:
-    """Serve until a signal says otherwise. The exit code is 0; ConfigError when it cannot begin."""
+    """Serve until a signal arrives. Returns exit code 0. ConfigError when the worker cannot start."""
     descriptors = listener.take_descriptors()
     way = steering or Transparent(settings.proxy_port, mark_upstream=settings.mark_upstream, families=settings.families)
     bound = way.listen()
@@ -68,7 +68,7 @@ def run_worker(settings: WorkerSettings, *, steering: Steering | None = None) ->
 
 
 class _Stop:
-    """What the signals ask for: `seconds` of patience, less with each of them."""
+    """Stop requests from signals. `seconds` is the time to drain; `hurried` shortens it."""
 
     def __init__(self, drain_seconds: float) -> None:
         self.seconds = drain_seconds
@@ -111,7 +111,7 @@ async def _serve(settings: WorkerSettings, steering: Steering, bound: Sequence[s
         ]
         gc.set_threshold(*GC_THRESHOLDS)
         gc.collect()
-        gc.freeze()  # what is here now stays: modules, tables, code
+        gc.freeze()  # modules, tables and code live as long as the process: the collector skips them
         await stop.asked.wait()
         await _drain(server, stop, tasks)
         if not await link.flush(FLUSH_SECONDS):
@@ -121,7 +121,7 @@ async def _serve(settings: WorkerSettings, steering: Steering, bound: Sequence[s
 
 
 async def _drain(server: ProxyServer, stop: _Stop, tasks: asyncio.TaskGroup) -> None:
-    """Drain for the time given; a signal to hurry cuts it short."""
+    """Drain for `stop.seconds`; a signal to hurry shortens that."""
     if stop.hurried.is_set():
         await server.drain(HURRY_SECONDS)
         return

@@ -1,11 +1,11 @@
-"""Sockets, deadlines and back-pressure: executes what a gate asks for.
+"""Sockets, timeouts and back-pressure: executes the actions of gates.
 
-server, listener, steering   accept; where sockets listen and from which address they connect
-session                      one client connection: events to the gate, the gate's actions to sockets
-socket_stream, upstream      one socket's bytes both ways; the connection to the server
-splice, pipes                bytes that nobody has to read, moved by the kernel
-poller, shares, memory       what is ready, whose turn it is, how much may be held
+server, listener, steering   accept; where sockets listen, and the source address of upstream connections
+session                      one client connection: passes events to the gate, and its actions to the sockets
+socket_stream, upstream      one socket's bytes in both directions; opening the connection to the server
+splice, pipes                bytes that need no inspection, moved by the kernel
+poller, shares, memory       which sockets are ready, in which order they are served, how much may be buffered
 timer_wheel, context         timeouts; what all sessions of a worker share
 
-Not here: any knowledge of HTTP or of policy.
+Not here: HTTP and policy.
 """

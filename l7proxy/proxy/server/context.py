@@ -19,26 +19,25 @@ from l7proxy.proxy.server.timer_wheel import TimerWheel
 
 @dataclass(frozen=True, slots=True)
 class Timeouts:
-    """Seconds. There is none on a request as a whole: how long a poll, a stream or a tunnel lasts is none of our
-    business."""
+    """Seconds. A request as a whole has no timeout: a long poll, a stream or a tunnel may last as long as it likes."""
 
     connect: float = 5.0
     head: float = 30.0
-    """From the first byte of a request to the last of its head."""
+    """From the first byte of a request to the end of its head."""
     idle: float = 3600.0
-    """Between requests, without a byte either way."""
+    """Between requests, without a byte in either direction."""
     stream: float = 86400.0
-    """Within a request, its answer or a tunnel, without a byte either way. Conntrack under kube-proxy forgets a silent
-    connection after as long, so that this ends only what is dead."""
+    """Within a request, its response or a tunnel, without a byte in either direction. Conntrack under kube-proxy drops
+    an idle connection after the same time, so this ends only connections that are dead anyway."""
     linger: float = 2.0
-    """For the client to read our last answer before the connection is cut under it."""
+    """Time for the client to read our last response before the connection is closed."""
     stalled: float = 30.0
-    """Without progress in what is still to be sent on a connection that has ended."""
+    """Without progress in sending the remaining bytes of a connection that has ended."""
 
 
 @dataclass(slots=True)
 class Counts:
-    """Since the worker began. `errors`: sessions that ended by a fault of ours."""
+    """Since the worker started. `errors`: sessions ended by an internal error."""
 
     requests: int = 0
     denied: int = 0
@@ -47,8 +46,8 @@ class Counts:
 
 @dataclass(slots=True)
 class WorkerContext:
-    """`own` are our listeners' names; `limit` is the number of sessions at a time, of which one endpoint may have half:
-    a pod that opens all it can must not shut the others out."""
+    """`own` are the addresses of our listeners; `limit` is the most sessions at a time. One endpoint may have half of
+    them, so that a pod that opens as many as it can does not exclude the others."""
 
     policy_store: PolicyStore
     steering: Steering

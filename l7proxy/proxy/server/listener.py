@@ -1,7 +1,7 @@
-"""Listening sockets: bound here, told to listen by their owner once there is a picture to judge by.
+"""Listening sockets: bound here; their owner calls listen() once there is a policy snapshot to enforce.
 
-TPROXY listeners are on loopback: a pod cannot dial them, only the kernel's steering reaches them. SO_REUSEPORT lets
-the workers share the port, and a successor listen before its predecessor stops.
+TPROXY listeners are on loopback: pods cannot connect to them, only redirected connections reach them. SO_REUSEPORT lets
+workers share the port, and lets a new worker listen before the old one stops.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ MIGRATE: Final = Path("/proc/sys/net/ipv4/tcp_migrate_req")
 
 
 def transparent(port: int, families: tuple[int, ...] = ()) -> list[socket.socket]:
-    """One TPROXY listener for each family; no family named means all that this kernel has."""
+    """One TPROXY listener for each family; empty `families` means all that this kernel has."""
     wanted = families or tuple(family for family in LOOPBACK if has_family(family))
     sockets: list[socket.socket] = []
     try:
@@ -40,14 +40,14 @@ def transparent(port: int, families: tuple[int, ...] = ()) -> list[socket.socket
 
 
 def bound(address: str, port: int, *, see_through: bool = False) -> socket.socket:
-    """A bound TCP socket. ConfigError tells the operator what is in the way."""
+    """A bound TCP socket. ConfigError says why it cannot be bound."""
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     sock = None
     try:
         sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)  # inherited by what is accepted, as is the next
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)  # accepted sockets inherit it, and the next option
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         if family == socket.AF_INET6:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
@@ -62,7 +62,7 @@ def bound(address: str, port: int, *, see_through: bool = False) -> socket.socke
 
 
 def has_family(family: int) -> bool:
-    """Whether loopback of this family can be bound (ipv6.disable=1 and disable_ipv6=1 take it away)."""
+    """Whether the loopback address of this family can be bound (not with ipv6.disable=1 or disable_ipv6=1)."""
     try:
         with socket.socket(socket.AF_INET6 if family == 6 else socket.AF_INET, socket.SOCK_STREAM) as probe:
             probe.bind((LOOPBACK[family], 0))
@@ -72,7 +72,7 @@ def has_family(family: int) -> bool:
 
 
 def take_descriptors() -> int:
-    """Raise our limit to all that we may have. Returns how many that is."""
+    """Raise the limit of open files to the hard limit. Returns the new limit."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     with suppress(ValueError, OSError):
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
@@ -80,7 +80,7 @@ def take_descriptors() -> int:
 
 
 def migrate_queues() -> None:
-    """Have a listener's queue taken over by its siblings when it ends (ip-sysctl: tcp_migrate_req), if we may."""
+    """If permitted, have the kernel move a closed listener's queue to its siblings (ip-sysctl: tcp_migrate_req)."""
     try:
         MIGRATE.write_text("1\n")
     except OSError as error:
@@ -88,8 +88,8 @@ def migrate_queues() -> None:
 
 
 def make_transparent(sock: socket.socket, family: int) -> None:
-    """Addresses that are not ours are fine for this socket, which is of `family` (asking it is dear). EPERM without
-    CAP_NET_ADMIN."""
+    """Let this socket use addresses that are not local. `family` is the socket's: reading it from the socket is slow.
+    EPERM without CAP_NET_ADMIN."""
     if family == socket.AF_INET6:
         sock.setsockopt(socket.IPPROTO_IPV6, IPV6_TRANSPARENT, 1)
     else:

@@ -1,12 +1,12 @@
-"""How many bytes a worker holds for its clients, and who must stop when that is too much.
+"""Limits how many bytes a worker buffers for its clients, and which connections must stop reading above the limit.
 
-Counted where bytes are held: what the kernel has not taken yet (legs), what waits for the server's connection
-(session), and what a gate keeps (unfinished heads, HTTP/2 DATA whose receiver has no window, streams that are open).
+Counted where bytes are buffered: what the kernel has not taken yet (socket streams), what waits for the upstream
+connection (session), and what a gate keeps (unfinished heads, HTTP/2 DATA whose receiver has no window, open streams).
 
-An endpoint may hold a quarter of the worker's budget; while that is used up, an equal part of it for each endpoint that
-holds anything. Beyond that, its connections that hold more than half of an equal part of that are read no more, on both
-legs, and new ones are refused. Where that lasts (PATIENCE) the connections that hold most are ended: what they hold may
-only go away by frames that we do not read.
+The limit of an endpoint is a quarter of the worker's budget; while the budget is used up, an equal part of it for each
+endpoint that holds any bytes. Above the limit, new connections are refused, and those that hold more than half of an
+equal part of the limit are not read, on either socket. If that lasts (PATIENCE) the connections that hold most are
+ended: only frames that we do not read may release what they hold.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from typing import Final
 from l7proxy.proxy.server.shares import Holder, Share
 
 BUDGET: Final = 256 << 20
-"""Bytes per worker, unless the operator says otherwise."""
+"""Bytes per worker; the default."""
 READ_WHEN_FULL: Final = 4 << 10
-"""Bytes per read of those connections that may still be read."""
+"""Bytes per read of the connections that may still be read."""
 PATIENCE: Final = 30.0
-"""Seconds that an endpoint may hold too much without a break."""
+"""Seconds that an endpoint may stay above its limit."""
 
 
 class Memory:
-    """One worker's. `budget` is in bytes. `ended` and `refused` count connections."""
+    """The buffered bytes of one worker. `budget` is in bytes. `ended` and `refused` count connections."""
 
     def __init__(self, budget: int = BUDGET) -> None:
         self.budget = budget
@@ -57,11 +57,11 @@ class Memory:
                 pace.read = min(pace.read, READ_WHEN_FULL)
 
     def must_stop(self, share: Share, holder: Holder) -> bool:
-        """Of an endpoint that holds too much, whether this connection may make that more."""
+        """Whether this connection of an endpoint above its limit must not be read."""
         return holder.held > self._most() // (2 * max(1, share.sessions))
 
     def look(self, now: float) -> None:
-        """Now and then: end what holds most where an endpoint has held too much for long. `now` is in seconds."""
+        """Periodic: end the largest connections of endpoints above the limit for PATIENCE. `now` is in seconds."""
         for share in list(self._shares):
             if not share.full:
                 self._full.pop(share, None)
@@ -71,11 +71,11 @@ class Memory:
             del self._full[share]
 
     def _over(self, share: Share, quarters: int) -> bool:
-        """More than so many quarters of what it may hold."""
+        """Whether it holds more than `quarters`/4 of its limit."""
         return share.held * 4 > self._most() * quarters
 
     def _most(self) -> int:
-        """What one endpoint may hold now."""
+        """The current limit of one endpoint, in bytes."""
         if self.held <= self.budget:
             return self.part
         return min(self.part, self.budget // max(1, len(self._shares)))

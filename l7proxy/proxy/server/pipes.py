@@ -1,4 +1,4 @@
-"""What splicing needs of the kernel: pipes, so many and no more, and to be told which sockets are ready for them."""
+"""Kernel resources for splicing: a limited number of pipes, and readiness events for the spliced sockets."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from l7proxy.proxy.server.poller import BROKEN, IN, OUT, Poller
 from l7proxy.proxy.server.shares import Share
 
 RUNS: Final = 64
-"""At a time, of one worker. The bytes of further ones go the ordinary way."""
+"""Transfers at a time in one worker. Further connections are read and written as usual."""
 KEPT: Final = 8
-"""Empty pipes kept for the next runs."""
+"""Empty pipes kept for the next transfers."""
 DESCRIPTORS: Final = 2 * (RUNS + KEPT) + 1
-"""That all of them may need."""
+"""File descriptors that all of them may need."""
 PIPE: Final = 512 << 10
-"""Bytes: what an ordinary leg may hold, too, since leftovers come back to it; more is no faster. Where the kernel does
-not allow so much (pipe(7), pipe-user-pages-soft) it stays at 64 KiB."""
+"""Bytes in a pipe. Leftovers go to the target's socket stream, which may hold as much; a larger pipe is not faster.
+Where the kernel does not allow it (pipe(7), pipe-user-pages-soft), the size stays 64 KiB."""
 AT_ONCE: Final = 8
-"""Runs that move bytes in one call: the others are next."""
+"""Transfers served in one call; the others come in the next call."""
 PATIENCE: Final = 0.02
-"""Seconds, at most twice over, that bytes in the middle of a body wait for others."""
+"""Seconds; bytes in the middle of a body wait at most twice this for more bytes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +41,7 @@ class Pipe:
 
 
 class Pipes:
-    """The pipes of one worker, `limit` of them in use at most, and what tells when sockets are ready for them."""
+    """The pipes of one worker, at most `limit` in use, and the poller of their sockets."""
 
     def __init__(self, poller: Poller, limit: int = RUNS) -> None:
         self._limit = limit
@@ -50,7 +50,7 @@ class Pipes:
         self.readiness = PipePoller(poller)
 
     def take(self) -> Pipe | None:
-        """An empty pipe; None when all are in use or the descriptors have run out."""
+        """An empty pipe; None when all are in use or the process is out of descriptors."""
         if self.used >= self._limit:
             return None
         try:
@@ -62,7 +62,7 @@ class Pipes:
         return pipe
 
     def give(self, pipe: Pipe, *, empty: bool) -> None:
-        """Back from a run. One with leftovers is closed: they would be the next connection's."""
+        """Return a pipe. One that is not empty is closed: its bytes would go to the next connection."""
         self.used -= 1
         if empty and len(self._kept) < KEPT:
             self._kept.append(pipe)
@@ -76,29 +76,29 @@ class Pipes:
 
 
 class ReadCoalescer:
-    """Lets a socket's bytes come together before it counts as ready: a wakeup costs much the same for few and for many.
+    """Delays a socket's readiness until more bytes have arrived: a wakeup costs about the same for few and many bytes.
 
-    Only while they keep coming: PATIENCE after nobody asked for more any byte counts again, until somebody does.
+    Only while bytes keep coming: PATIENCE after the last `ask`, a single byte makes the socket ready again.
     """
 
     __slots__ = ("_asked", "_count", "_low_water", "_timer")
 
     def __init__(self, low_water: Callable[[int], None]) -> None:
-        """`low_water` tells the kernel how many bytes make the socket ready (1: as ever)."""
+        """`low_water` sets how many bytes make the socket ready (1: the kernel's default)."""
         self._low_water = low_water
         self._count = 1
         self._asked = False
         self._timer: asyncio.TimerHandle | None = None
 
     def ask(self, count: int) -> None:
-        """Be ready when so many are there; the kernel says so earlier at the end, or when its buffer is full."""
+        """Be ready when `count` bytes are there; the kernel reports it earlier at EOF or when its buffer is full."""
         self._asked = True
         self._set(count)
         if self._timer is None:
             self._timer = asyncio.get_running_loop().call_later(PATIENCE, self._look)
 
     def end(self) -> None:
-        """As ever from now on."""
+        """Return to the kernel's default."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -119,21 +119,21 @@ class ReadCoalescer:
 
 
 class PipePoller:
-    """Which sockets can be read or written, by an epoll(7) of our own that the poller watches as one descriptor.
+    """Finds sockets that can be read or written, with its own epoll(7), which the poller watches as one descriptor.
 
-    The poller knows one watcher for each descriptor, its leg; and uvloop's way of watching ends without a word when the
-    connection breaks. Here an error counts as ready: the next splice(2) says what it is.
+    The poller allows one watcher for each descriptor, the socket stream; and uvloop's watchers end silently when the
+    connection breaks. Here an error counts as ready: the next splice(2) returns it.
     """
 
     def __init__(self, poller: Poller) -> None:
         self._epoll: select.epoll | None = None
         self._poller = poller
         self.share = Share()
-        """What is spliced has one of its own, all of it together."""
+        """One share for all spliced bytes together."""
         self._ready: dict[tuple[int, int], Callable[[], None]] = {}
 
     def watch(self, descriptor: int, events: int, ready: Callable[[], None]) -> None:
-        """Call `ready` whenever it can be read (EPOLLIN) or written (EPOLLOUT), until it is forgotten."""
+        """Call `ready` whenever the descriptor can be read (EPOLLIN) or written (EPOLLOUT), until `forget`."""
         before = self._events(descriptor)
         epoll = self.open()
         if before:
@@ -143,9 +143,9 @@ class PipePoller:
         self._ready[descriptor, events] = ready
 
     def forget(self, descriptor: int, events: int) -> None:
-        """Before the descriptor is closed: its number may be another's next."""
+        """Call it before the descriptor is closed: the kernel may reuse the number."""
         if self._ready.pop((descriptor, events), None) is None:
-            return  # it could not be watched
+            return  # `watch` had failed
         rest, epoll = self._events(descriptor), self.open()
         if rest:
             epoll.modify(descriptor, rest)
@@ -162,14 +162,14 @@ class PipePoller:
         return sum(events for events in (IN, OUT) if (descriptor, events) in self._ready)
 
     def open(self) -> select.epoll:
-        """OSError when there is no descriptor left."""
+        """OSError when the process is out of descriptors."""
         if self._epoll is None:
             self._epoll = select.epoll()
             self._poller.watch(self._epoll.fileno(), IN, self)
         return self._epoll
 
     def ready(self, events: int) -> None:
-        """What the poller tells: some of ours are ready."""
+        """Called by the poller: some spliced sockets are ready."""
         if self._epoll is None:
             return
         for descriptor, seen in self._epoll.poll(0, AT_ONCE):

@@ -1,14 +1,14 @@
-"""Which sockets are ready, by an epoll(7) of the worker's own that the loop watches as one descriptor, and who of those
-that wait for them comes first.
+"""Finds ready sockets with the worker's own epoll(7), which the event loop watches as one descriptor, and decides the
+order in which they are served.
 
-A transport of the loop for each leg would cost more than all else that a short connection needs. Descriptors must not
-be closed while `ready` is being told: the number may be another's at once, who would be told of the first one's event.
+A transport of the event loop for each socket would cost more than all the rest of a short connection. A descriptor must
+not be closed inside `ready`: its number may be reused at once, and the new owner would get the old one's event.
 
-A turn is short (TURN): then the loop has its link, its timers and its other tasks. What was not served is ready in the
-next turn again; then the order is by share, who used least lately first. So a client that asks seldom waits for one
-turn and one call, whatever others ask for; who has the worker alone has all of it.
+A turn is short (TURN); then the loop runs its link, timers and other tasks. Sockets not served are ready again in the
+next turn, which goes by share: the share that used least lately comes first. So a client with few requests waits for
+at most one turn and one call, whatever the load of others; a client that is alone gets the whole worker.
 
-Nobody is told of anything while the fence is up (see `link.fence`), nor, after a stall, before a picture that is there
+No events are delivered while the fence is up (see `link.fence`), nor, after a stall, before a published policy snapshot
 has been read.
 """
 
@@ -23,30 +23,30 @@ from typing import Final, Protocol
 from l7proxy.link.fence import Fence
 from l7proxy.proxy.server.shares import HALVED, LONG, Share
 
-IN: Final = 1  # select.EPOLLIN; numbers are folded into compiled code
+IN: Final = 1  # select.EPOLLIN; compiled code inlines plain numbers
 OUT: Final = 4  # EPOLLOUT
-BROKEN: Final = 8 | 16  # EPOLLERR, EPOLLHUP: told whether asked for or not
+BROKEN: Final = 8 | 16  # EPOLLERR, EPOLLHUP: always reported
 TURN: Final = 500_000
-"""Nanoseconds after which a turn ends, with the call that is being made."""
+"""Nanoseconds after which a turn ends; a running call is finished first."""
 STALL: Final = 500_000_000
-"""Nanoseconds without a turn after which a newer picture is read before any socket: the process may have been
+"""Nanoseconds without a turn after which a newer policy snapshot is read before any socket: the process may have been
 stopped."""
 WAIT: Final = 1.0
-"""Seconds that such a picture is waited for: an agent may die before it has sent what it published."""
+"""Most seconds to wait for that snapshot: an agent may die between publishing and sending it."""
 
 
 class Watched(Protocol):
-    """Whoever waits for a socket."""
+    """An object that waits for a socket."""
 
     share: Share
-    """In whose name it does what it does."""
+    """The share that pays for its calls."""
 
     def ready(self, events: int) -> None:
-        """Some of IN, OUT and BROKEN. Told again while it holds. Must not raise."""
+        """`events` are some of IN, OUT and BROKEN. Level-triggered. Must not raise."""
 
 
 class Poller:
-    """One watcher for each descriptor."""
+    """An epoll(7) with one watcher for each descriptor."""
 
     def __init__(self) -> None:
         self.fence = Fence()
@@ -59,13 +59,13 @@ class Poller:
         self._cpu = 0
         self._pressed = False
         self.crowded = False
-        """There is more to do in this turn than it has time for, as in the one before."""
+        """Overloaded: the last turn ended before all ready sockets were served, or some still wait for their turn."""
         self.turn = TURN
         self.wait = WAIT
         self.loop = asyncio.get_running_loop()
 
     def watch(self, descriptor: int, events: int, watched: Watched) -> None:
-        """From now on, by this one. OSError when no more can be watched."""
+        """Deliver `events` to `watched` from now on. OSError when no more descriptors can be watched."""
         epoll = self._epoll or self._open()
         if descriptor in self._watched:
             epoll.modify(descriptor, events)
@@ -74,29 +74,29 @@ class Poller:
         self._watched[descriptor] = watched
 
     def forget(self, descriptor: int) -> None:
-        """No more events; needed before its close, too."""
+        """Deliver no more events. Also required before the descriptor is closed."""
         if self._watched.pop(descriptor, None) is not None and self._epoll is not None:
             self._epoll.unregister(descriptor)
 
     def forget_closing(self, descriptor: int) -> None:
-        """As `forget`, by who closes it before the loop polls again: the kernel forgets what is closed."""
+        """Like `forget`, if the caller closes it before the next poll: the kernel removes closed descriptors."""
         self._watched.pop(descriptor, None)
 
     def begin(self, watched: Watched) -> None:
-        """Tell it once, of no events: now, or when it is its share's turn."""
+        """Call `ready` once, without events: now, or when its share is served."""
         if self.crowded:
             self._waiting.setdefault(watched.share, deque()).append(watched)
         else:
             watched.ready(0)
 
     def hold(self) -> None:
-        """Tell nobody of anything until `go_on`."""
+        """Deliver no events until `go_on`."""
         if not self._held and self._epoll is not None:
             self._held = True
             self.loop.remove_reader(self._epoll.fileno())
 
     def go_on(self) -> None:
-        """Tell again. Where the fence is (still) up, the next turn holds again."""
+        """Deliver events again. If the fence is still up, the next turn calls `hold` again."""
         self._ended = monotonic_ns()
         if self._held and self._epoll is not None:
             self._held = False
@@ -142,8 +142,8 @@ class Poller:
         self._ended = monotonic_ns()
 
     def _share_out(self, ready: list[tuple[int, int]]) -> None:
-        """A turn in which not all may be served: who used least lately comes first, and of its connections those that
-        have begun."""
+        """A turn that may not serve all: the share that used least lately comes first, and within a share the existing
+        connections come before new ones."""
         sorted_out: dict[Share, list[tuple[int, int, Watched]]] = {share: [] for share in self._waiting}
         for descriptor, events in ready:
             watched = self._watched.get(descriptor)
@@ -162,10 +162,10 @@ class Poller:
             self._poll_again()
 
     def _serve(self, share: Share, ready: list[tuple[int, int, Watched]], now: int, end: int) -> int:
-        """Tell those of one share until the turn ends. The time after that."""
+        """Serve one share until the turn ends. Returns the time afterwards."""
         for descriptor, events, watched in ready:
             if self._watched.get(descriptor) is not watched:
-                continue  # it was closed in this turn
+                continue  # closed in this turn
             if now > end or self._must_hold():
                 return now
             now = self._tell(watched, events, now)
@@ -177,14 +177,14 @@ class Poller:
         return now
 
     def _must_hold(self) -> bool:
-        """The process may have been stopped anywhere in here."""
+        """Checked before every call: the process may have been stopped at any point of the turn."""
         if self.fence.up():
             self.hold()
             return True
         return False
 
     def _poll_again(self) -> None:
-        """In the loop's next turn, whether or not a socket is ready then."""
+        """Poll in the loop's next turn even if no socket is ready."""
         if not self._again:
             self._again = True
             self.loop.call_soon(self._poll_now)
@@ -194,7 +194,7 @@ class Poller:
         self._poll()
 
     def _behind(self, now: int) -> bool:
-        """A picture must be read first: this is no turn."""
+        """A policy snapshot must be read first: skip this turn."""
         if self.fence.up():
             self.hold()
             return True
@@ -205,7 +205,7 @@ class Poller:
         return False
 
     def _tell(self, watched: Watched, events: int, before: int) -> int:
-        """Tell it, at its share's cost. The time when that is done."""
+        """Call `ready` and charge the time to its share. Returns the time afterwards."""
         watched.ready(events)
         after = monotonic_ns()
         share = watched.share

@@ -1,7 +1,7 @@
-"""The serving half of a worker: listeners, sessions, their clock, and the way out.
+"""The serving part of a worker: accepts connections, makes them sessions, advances their timers, drains them.
 
-Ports are bound at once, so that the operator hears of a problem at once; nobody is accepted before the first picture:
-until then the kernel refuses what it would have steered here.
+Ports are bound at once, so that the operator sees an error at once. No connection is accepted before the first policy
+snapshot: until then the kernel refuses the connections that it would redirect here.
 """
 
 from __future__ import annotations
@@ -28,20 +28,20 @@ from l7proxy.proxy.server.timer_wheel import RESOLUTION
 log = logging.getLogger(__name__)
 
 CUT_SECONDS: Final = 1.0
-"""For the loop to close what was cut."""
+"""Time for the loop to close the connections that were cut."""
 
 
 PAUSE_SECONDS: Final = 0.5
-"""Before another try when nobody can be accepted: those who wait stay in the kernel's queue."""
+"""Delay after a failed accept: waiting connections stay in the kernel's queue."""
 
 
 ADMITTING: Final = 4
-"""This part of a turn, at most, is for taking connections from the kernel's queue, while there is more to do than a
-turn has time for. One takes some ten microseconds: what comes faster fills that queue."""
+"""Under overload, at most 1/ADMITTING of a turn goes to taking connections from the kernel's queue. One takes some ten
+microseconds: a faster rate fills that queue."""
 
 
 class ProxyServer:
-    """`bound` are what the steering's `listen` gave."""
+    """`bound` are the sockets from the steering's `listen`."""
 
     def __init__(self, ctx: WorkerContext, bound: Sequence[socket.socket]) -> None:
         self._ctx = ctx
@@ -61,10 +61,10 @@ class ProxyServer:
         )
 
     async def publish(self, picture: PolicySnapshot) -> tuple[str, ...]:
-        """Put the picture in force; the first one opens the doors. Returns what was wrong in it."""
+        """Make the policy snapshot active; the first one starts listening. Returns the problems found in it."""
         ctx = self._ctx
         if ctx.policy_store.fence.up():
-            ctx.poller.hold()  # until every session has been judged anew
+            ctx.poller.hold()  # until every session has been re-evaluated
         problems = await ctx.policy_store.publish(picture)
         ctx.poller.go_on()
         if not self._doors and not self._ctx.draining:
@@ -72,7 +72,7 @@ class ProxyServer:
         return problems
 
     async def tick(self) -> None:
-        """Advance the wheel for ever."""
+        """Advance the timer wheel until cancelled."""
         loop = asyncio.get_running_loop()
         while True:
             await asyncio.sleep(RESOLUTION)
@@ -80,7 +80,7 @@ class ProxyServer:
             self._ctx.memory.look(loop.time())
 
     async def drain(self, seconds: float) -> None:
-        """Accept nobody, let sessions end for `seconds`, then cut them."""
+        """Stop accepting, give sessions `seconds` to end, then cut them."""
         self._ctx.draining = True
         self._shut()
         policy_store = self._ctx.policy_store
@@ -111,11 +111,11 @@ class ProxyServer:
 
 
 class _Acceptor:
-    """A listener at work: each time the poller tells of it, a connection becomes a session. While the worker has more
-    to do than it can, many are taken at once, and become sessions when it is their client's turn: so nobody waits
-    behind those that another has put in the queue. Taking them costs little, and comes first.
+    """Accepts from one listener: each event makes one connection a session. Under overload many are accepted at once,
+    and become sessions when their client's share is served, so that no client waits behind the queued connections of
+    another. Accepting costs little, and comes first.
 
-    The standard library's `accept` makes enumerations of the listener's family and type each time; its `_accept` is the
+    The standard library's `accept` builds enum members for family and type on each call; its `_accept` is only the
     system call.
     """
 
@@ -136,14 +136,14 @@ class _Acceptor:
             pass
 
     def _admit(self) -> bool:
-        """One connection. False: there is no other now."""
+        """Accept one connection. False: stop for now."""
         try:
             number, name = self._sock._accept()  # type: ignore[attr-defined]
         except (BlockingIOError, ConnectionAbortedError):
-            return False  # all are in, or a client's reset was faster
+            return False  # the queue is empty, or the client has already reset the connection
         except OSError as error:
             log.error("cannot accept: %s", error.strerror or error)
-            # Else it would be told again at once. Not forgotten: to be registered anew may fail, this cannot.
+            # Else the event repeats at once. Not `forget`: registering again may fail, changing the events cannot.
             self._ctx.poller.watch(self._descriptor, 0, self)
             self._again = asyncio.get_running_loop().call_later(PAUSE_SECONDS, self._watch)
             return False
@@ -161,8 +161,8 @@ class _Acceptor:
         return self._ctx.shares.of(index.owner(source.address) if index is not None else source.address)
 
     def _refuse(self, sock: socket.socket, source: HostPort) -> None:
-        """At once, and for less than a session costs: whoever opens more than the worker can refuse fills the kernel's
-        queue, and shuts others out."""
+        """Refuse at once, cheaper than with a session: a client that opens connections faster than the worker can
+        refuse them fills the kernel's queue and excludes others."""
         ctx = self._ctx
         destination = ctx.steering.destination(named(sock.getsockname()))
         ctx.counts.denied += 1
@@ -181,7 +181,7 @@ class _Acceptor:
 
 
 class _Accepted:
-    """A client's connection that has not become a session yet."""
+    """An accepted connection that is not a session yet."""
 
     def __init__(self, ctx: WorkerContext, sock: socket.socket, source: HostPort, share: Share) -> None:
         self.share = share

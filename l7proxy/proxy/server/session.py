@@ -1,7 +1,7 @@
-"""One client's connection, from accept to its last record: source, destination, L4 judgement, gate, server.
+"""One client connection, from accept to its last record: source, destination, L4 verdict, gate, server.
 
-The session owns both sockets and executes what the gate asks for; it knows no HTTP. Whatever goes wrong in here ends
-this session closed, with a record, and no other. Callbacks only: a session has no task.
+The session owns both sockets and executes the gate's actions; it knows nothing of HTTP. An error in it ends only this
+session: closed, with a record. Callbacks only: a session has no task.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ from l7proxy.proxy.server.upstream import UpstreamConnector
 log = logging.getLogger(__name__)
 
 HELD_FOR_SERVER: Final = 64 << 10
-"""Bytes kept while the connection to the server is in the making; then the client must wait."""
+"""Bytes kept while the upstream connection is being established; above this the client is not read."""
 NOBODY: Final = HostPort("::", 0)
 RESET_BY_SERVER: Final = "the server reset the connection"
 DROPPED: Final = Verdict.DROPPED
@@ -55,10 +55,10 @@ TOO_LATE: Final = "policy now has HTTP rules for this port, and this connection 
 
 
 class Session:
-    """Both legs, the gate between them, and the deadline that applies."""
+    """Both socket streams, the gate between them, and the current timeout."""
 
     def __init__(self, ctx: WorkerContext, share: Share) -> None:
-        """`share` is the client's."""
+        """`share` is that of the client."""
         self._ctx = ctx
         self._share = share
         self._client = SocketStream(self, self._from_client)
@@ -72,7 +72,7 @@ class Session:
         self._by_request = False
         self._connecting: UpstreamConnector | None = None
         self.held = 0
-        """Bytes, as the memory counts them."""
+        """Bytes, as `memory` counts them."""
         self._held: list[bytes] = []
         self._held_bytes = 0
         self._kept = 0
@@ -89,15 +89,15 @@ class Session:
 
     @property
     def unsent(self) -> int:
-        """Bytes that the kernel has not taken yet, both ways."""
+        """Bytes that the kernel has not taken yet, in both directions."""
         return self._client.unsent + self._server.unsent + sum(map(len, self._held))
 
-    # ---- what the legs tell ----
+    # ---- events from the socket streams ----
 
     def _from_client(self, data: bytes) -> None:
         gate = self._gate
         if self._over or gate is None:
-            return  # lingering: what still comes is thrown away
+            return  # lingering: further bytes are discarded
         try:
             self._do(gate.from_client(data))
             if self._deaf:
@@ -133,7 +133,7 @@ class Session:
             if stream is self._client:
                 self._guarded(lambda: self._gone(gate.client_lost()))
             else:
-                self._client.release(ReadPause.FULL)  # nothing more will go out to the server
+                self._client.release(ReadPause.FULL)  # nothing more is sent to the server
                 self._guarded(
                     lambda: self._do(gate.server_eof() if error is None else gate.upstream_failed(RESET_BY_SERVER))
                 )
@@ -155,18 +155,18 @@ class Session:
                 self._deaf = False
 
     def _read_no_more(self) -> None:
-        """A client that does not read is not read, where its protocol allows that: else it could have us answer for
-        ever, and hold the answers."""
+        """Stop reading a client that does not read, where its protocol allows that: else it could make us produce and
+        buffer responses without limit."""
         if self._gate is not None and self._gate.must_read(Side.CLIENT) and not self._over:
             self._client.hold(ReadPause.UNREAD)
 
-    # ---- what is held ----
+    # ---- buffered bytes ----
 
     def holding(self) -> None:
         self._guarded(self._account)
 
     def _account(self) -> None:
-        """What this connection holds has changed, or is to be less."""
+        """The bytes held by this connection have changed, or its share is above the limit."""
         share, memory, gate = self._share, self._ctx.memory, self._gate
         self._kept = gate.held if gate is not None and not self._over else 0
         before, self.held = self.held, self._kept + self._client.unsent + self._server.unsent + self._held_bytes
@@ -190,20 +190,20 @@ class Session:
     def too_greedy(self) -> None:
         self.cut(TOO_GREEDY)
 
-    # ---- what the worker tells ----
+    # ---- calls from the worker ----
 
     def accepted(self, sock: socket.socket, source: HostPort) -> None:
-        """The client's connection: the session's to close from here on."""
+        """Take over the client's connection: from here on the session closes it."""
         self._guarded(lambda: self._begin(sock, source))
 
     def policy_changed(self) -> None:
-        """Judge the open connection by the picture that is now in force."""
+        """Evaluate the open connection under the newly active policy snapshot."""
         if not self._over and self._gate is not None:
             self._guarded(self._rejudge)
 
     def drain(self) -> None:
-        """The worker stops: end now if nothing is under way, else after the exchange that is. A client that has asked
-        nothing yet may still ask once."""
+        """The worker is stopping: end now if no exchange is in progress, else after it. A client that has not sent a
+        request yet may still send one."""
         if self._over or self._gate is None:
             return
         actions = self._gate.draining()
@@ -213,7 +213,7 @@ class Session:
             self._guarded(self._end)
 
     def cut(self, reason: str) -> None:
-        """The worker's patience is over."""
+        """End now: `reason` is recorded."""
         if self._over or self._gate is None:
             self._reset()
         else:
@@ -222,11 +222,11 @@ class Session:
     def _expired(self) -> None:
         self._guarded(self._linger if self._over else self._timed_out)
 
-    # ---- the beginning ----
+    # ---- start ----
 
     def _begin(self, sock: socket.socket, source: HostPort) -> None:
         ctx = self._ctx
-        ctx.policy_store.join(self)  # before the first look: from here on no new picture can be missed
+        ctx.policy_store.join(self)  # before the first lookup, so that no new policy snapshot is missed
         self._share.sessions += 1
         self._counted = True
         self._client.open(sock, ctx.poller)
@@ -244,7 +244,7 @@ class Session:
     def _serve(self, sides: ConnectionPolicy) -> None:
         index = self._policy_index()
         if self._by_service and sides.governed:
-            self._tell(sides.l4)  # the kernel steered by the Service's address, so it could not
+            self._tell(sides.l4)  # the kernel redirected by Service address and cannot record it
         self._by_request = sides.by_request
         if sides.by_request:
             self._client.pace, self._server.pace = self._share.requests, self._share.responses
@@ -260,7 +260,7 @@ class Session:
         self._do(self._gate.started())
 
     def _impossible(self) -> str:
-        """Why this connection cannot be served whatever the policy says; empty when it can."""
+        """Why this connection cannot be served under any policy; empty when it can."""
         ctx, here = self._ctx, self._destination
         own_port = any(here.port == own.port for own in ctx.own)
         if here in ctx.own or (own_port and here.address in self._policy_index().node_addresses):
@@ -273,7 +273,7 @@ class Session:
         return ""
 
     def _resolve(self) -> str:
-        """A Service address becomes that of one of its backends. The result: why that cannot be."""
+        """Replace a Service address by one of its backends. Returns why that fails; empty when it does not."""
         service = self._policy_index().frontend(self._destination)
         if service is None:
             return ""
@@ -288,7 +288,7 @@ class Session:
         self._tell(judgement)
         self._reset()
 
-    # ---- judging ----
+    # ---- policy ----
 
     def _policy_index(self) -> PolicyIndex:
         index = self._ctx.policy_store.index
@@ -297,9 +297,9 @@ class Session:
         return index
 
     def _look(self) -> ConnectionPolicy:
-        """The answer of the picture in force; asked anew only when that is another one than before."""
+        """The connection's policy in the active index; looked up again only when the index has changed."""
         index, policy_store = self._policy_index(), self._ctx.policy_store
-        if policy_store.fence.up():  # the process was stopped within this very turn
+        if policy_store.fence.up():  # the process was stopped during this turn
             return FENCED
         if self._sides is None or index is not self._index:
             self._index = index
@@ -309,7 +309,7 @@ class Session:
         return self._sides
 
     def _judge(self, request: Request) -> PolicyVerdict:
-        """What the gate asks of each request, at the moment it takes it up."""
+        """Called by the gate for each request, when it begins to process it."""
         sides = self._look()
         return sides.judge(request) if sides is not FENCED else FENCED.l4
 
@@ -331,7 +331,7 @@ class Session:
         else:
             ctx.records(Connection(ctx.clock.now_ns(), sides.conn(self._source, self._destination), judgement))
 
-    # ---- executing ----
+    # ---- actions ----
 
     def _do(self, actions: list[Action]) -> None:
         for action in actions:
@@ -380,14 +380,14 @@ class Session:
 
     def _half_close(self, side: Side) -> None:
         if side is Side.SERVER and not self._server.made:
-            self._finish_server = True  # once it is there
+            self._finish_server = True  # once it is connected
         else:
             self._stream(side).finish()
 
     def _splice(self, offered: Splice) -> None:
-        """Take the offer up if that can be; else the bytes come as ever."""
+        """Accept the offer if possible; else the bytes come to the gate as usual."""
         if self._connecting is not None:
-            return  # what is held for the server goes first
+            return  # bytes held for the server go first
         source, ctx = self._stream(offered.source), self._ctx
         target = self._server if source is self._client else self._client
         run = splice.start(self, source, target, offered.length, pipes=ctx.pipes, timers=ctx.timers)
@@ -398,7 +398,7 @@ class Session:
         self._guarded(self._watch)
 
     def spliced(self, run: SpliceTransfer) -> None:
-        """It has ended, or was stopped."""
+        """The transfer has ended or was stopped."""
         if run in self._transfers:
             self._transfers.remove(run)
         gate = self._gate
@@ -411,7 +411,7 @@ class Session:
         stream.reset()
 
     def _stop_runs(self) -> list[SpliceTransfer]:
-        """Before their legs are closed: a descriptor's number may be another connection's next."""
+        """Call it before the sockets are closed: the kernel may reuse a descriptor's number."""
         runs, self._transfers = self._transfers, []
         for run in runs:
             run.stop()
@@ -419,7 +419,7 @@ class Session:
 
     def _emit(self, record: Record) -> None:
         counts = self._ctx.counts
-        if type(record) is HttpRequest:  # isinstance costs much where it is not so
+        if type(record) is HttpRequest:  # isinstance is slow when it is false
             self._taken_up = self._served = True
             counts.requests += 1
             if record.judgement.verdict is DROPPED:
@@ -429,7 +429,7 @@ class Session:
         self._ctx.records(record)
 
     def _watch(self) -> None:
-        """Which deadline applies now. One on a head is not put off by its bytes; one on silence is by every byte."""
+        """Arm the timeout that applies now. Further bytes extend an idle timeout, but not that of a head."""
         gate = self._gate
         assert gate is not None
         if self._connecting is not None:
@@ -467,7 +467,7 @@ class Session:
         ctx.timers.arm(self._timer, ctx.timeouts.connect)
 
     def _drop_held(self) -> None:
-        """Nothing waits for the server's connection any more."""
+        """Forget the bytes held for the server."""
         self._held.clear()
         self._held_bytes = 0
         self._account()
@@ -486,7 +486,7 @@ class Session:
     def _connected(self, sock: socket.socket) -> None:
         gate, server = self._gate, self._server
         self._connecting = None
-        server.open(sock, self._ctx.poller)  # first: whatever fails, it is closed with the leg
+        server.open(sock, self._ctx.poller)  # first: if anything fails, the stream closes it
         assert gate is not None
         for data in self._held:
             server.write(data)
@@ -504,12 +504,12 @@ class Session:
         self._client.release(ReadPause.CONNECTING)
         self._do(gate.upstream_failed(reason))
 
-    # ---- the end ----
+    # ---- end ----
 
     def _end(self, *, reset: bool = False) -> None:
-        """Nothing more is to be done but sending. Without `reset` the client gets what was written, then FIN; what it
-        still sends is read and thrown away for a moment, since closing over unread bytes would reset the connection
-        before it has read our answer (RFC 9112, 9.6)."""
+        """Only sending is left. Without `reset` the client gets the unsent bytes, then FIN; what it still sends is read
+        and discarded for a short time, since closing with unread bytes would reset the connection before the client
+        has read our response (RFC 9112, 9.6)."""
         if self._over:
             return
         if reset:
@@ -531,7 +531,7 @@ class Session:
         self._ctx.timers.arm(self._timer, self._ctx.timeouts.stalled if self._unsent else self._ctx.timeouts.linger)
 
     def _linger(self) -> None:
-        """A deadline after the end: go on waiting while bytes move, else reset."""
+        """A timeout after the end: keep waiting while bytes move, else reset."""
         before, self._unsent = self._unsent, self.unsent
         if self._unsent == before:
             self._reset()
@@ -548,14 +548,14 @@ class Session:
         self._leave_if_done()
 
     def _cut_off(self, judgement: PolicyVerdict) -> None:
-        """End an open connection for a reason of its own; what was under way in the gate gets its records."""
+        """End an open connection with a record of its own; exchanges in progress get theirs from the gate."""
         gate = self._gate
         self._tell(judgement)
         if gate is not None:
             self._gone(gate.client_lost(f"connection closed ({judgement.reason})"))
 
     def _gone(self, actions: list[Action]) -> None:
-        """There is no client to serve any more: of what the gate asks for, only records matter."""
+        """The client is gone: of the gate's actions only records matter."""
         for action in actions:
             if isinstance(action, Emit):
                 self._emit(action.record)
@@ -577,19 +577,19 @@ class Session:
         finally:
             try:
                 self._reset()
-            except Exception:  # one session's end, however broken, is never the worker's
+            except Exception:  # a broken session must not end the worker
                 log.exception("session %s > %s cannot be reset", self._source, self._destination)
                 self._ctx.policy_store.leave(self)
                 self._ctx.timers.retire(self._timer)
                 self._uncount()
 
     def _leave_if_done(self) -> None:
-        """Both descriptors are closed: nothing knows this session any more."""
+        """Once both descriptors are closed: remove every reference to this session."""
         if self._client.gone and (self._server.gone or not self._server.made):
             self._ctx.policy_store.leave(self)
             self._ctx.timers.retire(self._timer)
             self._uncount()
-            self._gate = None  # it, like the legs, refers to us: what is over shall not wait for a collection of cycles
+            self._gate = None  # break the cycles: a closed session must not wait for the garbage collector
             self._client.part()
             self._server.part()
 
@@ -604,7 +604,7 @@ class Session:
 
 
 def record_refusal(ctx: WorkerContext, source: HostPort, destination: HostPort, judgement: PolicyVerdict) -> None:
-    """The record of a connection whose ends nobody has looked up."""
+    """Record the refusal of a connection whose endpoints have not been looked up."""
     index = ctx.policy_store.index
     who, whom = (index.identity(source.address), index.identity(destination.address)) if index else (0, 0)
     conn = Conn(source.address, source.port, destination.address, destination.port, who, whom)
@@ -612,6 +612,6 @@ def record_refusal(ctx: WorkerContext, source: HostPort, destination: HostPort, 
 
 
 def named(sockaddr: tuple[Any, ...]) -> HostPort:
-    """What the kernel says: with IPv6 in four parts. It spells IPv4 canonically; IPv6 may be mapped or have a scope."""
+    """From a kernel address (a 4-tuple for IPv6). IPv4 is canonical already; IPv6 may be mapped or have a scope."""
     address: str = sockaddr[0]
     return HostPort(canonical(address) if ":" in address else address, sockaddr[1])

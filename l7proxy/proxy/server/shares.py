@@ -1,7 +1,7 @@
-"""Who uses a worker how much: a share for each endpoint, whatever addresses it has and however many connections.
+"""Accounts for the use of a worker: one share for each endpoint, over all its addresses and connections.
 
-A source that is no pod of this node has a share for each of its addresses: which addresses a pod of another node has is
-not known here. Of the world's IPv6 addresses those of one /64 have one share together: that is what one host is given.
+A source that is not a pod of this node has one share per address: which addresses belong to the same remote pod is not
+known here. IPv6 addresses outside the cluster have one share per /64: a host usually gets a whole /64.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ READ: Final = 64 << 10
 FIRST_READ: Final = 4 << 10
 LEAST_READ: Final = 64
 LONG: Final = 1_000_000
-"""Nanoseconds that one read and what follows from it shall take at most: then less is read at a time."""
+"""Most nanoseconds for one read and its processing; above this, reads become smaller."""
 SHORT: Final = LONG >> 2
-"""Below this, more is read at a time: twice as much, if all that might be read was."""
+"""Below this, the read size doubles if the last read was full."""
 CAREFUL: Final = 112
-"""Periods (see HALVED: 15 s) after a long call in which no more than CAREFUL_READ bytes are read at a time."""
+"""Periods (see HALVED; 15 s in all) after a long call during which a read is at most CAREFUL_READ bytes."""
 CAREFUL_READ: Final = 4 << 10
 HALVED: Final = 27
-"""What was used counts half each 2**27 ns (134 ms) later."""
+"""Recorded use is halved every 2**27 ns (134 ms), one period."""
 IDLE_SHARES: Final = 4096
-"""Kept of sources that have no connection now: who comes back finds its share as it was."""
+"""Shares kept, including those of sources without connections: a source that reconnects keeps its share."""
 
 
 class Holder(Protocol):
@@ -32,14 +32,14 @@ class Holder(Protocol):
     held: int
 
     def read_on(self) -> None:
-        """There is room again. Must not raise."""
+        """There is room again: resume reading. Must not raise."""
 
     def too_greedy(self) -> None:
-        """End now: it holds most of all of an endpoint that holds too much. Must not raise."""
+        """End now: it holds the most of an endpoint that is above its limit. Must not raise."""
 
 
 class Pace:
-    """How much is read at a time of one direction of an endpoint's connections: `read`, in bytes. `got` were read."""
+    """The read size, `read` in bytes, of one direction of an endpoint's connections. `got` is the last read's size."""
 
     __slots__ = ("careful", "got", "grown", "read")
 
@@ -50,7 +50,7 @@ class Pace:
         self.grown = 0
 
     def took(self, nanoseconds: int, period: int, *, may_grow: bool) -> None:
-        """So long did what was read last have the CPU."""
+        """Processing the last read took `nanoseconds` of CPU."""
         if nanoseconds > LONG:
             self.read = min(self.read, max(LEAST_READ, self.got * LONG // nanoseconds))
             self.careful, self.grown = period + CAREFUL, period
@@ -58,7 +58,7 @@ class Pace:
             self._grow(period)
 
     def _grow(self, period: int) -> None:
-        """Who has sent what takes long may send what takes none, so as to be read in large pieces again."""
+        """Grow slowly after a long call: cheap bytes must not lead to a large read of expensive ones."""
         if period >= self.careful:
             self.read <<= 1
         elif self.read < CAREFUL_READ and period > self.grown:
@@ -67,10 +67,10 @@ class Pace:
 
 
 class Share:
-    """One endpoint's. `used` are the nanoseconds of the loop that it had lately; `requests` and `responses` are how its
-    clients and their servers are read, and `reading` is the one of them that this call has read from; `sessions` are
-    its connections, `arriving` those that wait to become one. `held`, `full` and `stopped` are the memory's: bytes,
-    whether that is too much, and who is not read until it is less."""
+    """The use of one endpoint. `used`: nanoseconds of the loop, recently; `requests` and `responses`: the pace of reads
+    from its clients and from their servers; `reading`: the one of the two that the current call has read from;
+    `sessions`: its connections; `arriving`: those not yet sessions. `held`, `full` and `stopped` belong to `memory`:
+    bytes held, whether they exceed the limit, and the connections that are not read until they do not."""
 
     __slots__ = (
         "arriving",
@@ -98,19 +98,19 @@ class Share:
         self.stopped: dict[Holder, None] = {}
 
     def age(self, now: int) -> None:
-        """What was used counts less with time. `now` is in nanoseconds."""
+        """Halve the recorded use once per period passed. `now` is in nanoseconds."""
         period = now >> HALVED
         if period != self.period:
             self.used >>= min(period - self.period, 63)
             self.period = period
 
     def lately(self, now: int) -> int:
-        """What was used, by now."""
+        """The recent use as of `now`."""
         self.age(now)
         return self.used
 
     def spent(self, nanoseconds: int) -> None:
-        """So long did one call have the CPU."""
+        """One call took `nanoseconds` of CPU."""
         self.used += nanoseconds
         pace, self.reading = self.reading, None
         if pace is not None:
@@ -118,7 +118,7 @@ class Share:
 
 
 class Shares:
-    """The share of each owner: an endpoint's number, or an address or prefix of somebody else."""
+    """The share of each owner: an endpoint's ID, or the address or prefix of another source."""
 
     def __init__(self) -> None:
         self._known: dict[Hashable, Share] = {}
@@ -133,5 +133,5 @@ class Shares:
 
     @property
     def sessions(self) -> int:
-        """Connections of all."""
+        """Connections of all shares."""
         return sum(share.sessions for share in self._known.values())

@@ -1,8 +1,8 @@
-"""One TCP connection of a session: its socket, what is still to be sent, and who holds up its reading.
+"""One TCP connection of a session: its socket, its unsent bytes, and the reasons why its reading is paused.
 
-A leg knows no gate. Reading stops while anybody holds it (the gate, a full buffer on the other leg, a connection in
-the making, a splice) and goes on when the last one lets go. It is told what the kernel can do by the worker's poller;
-the loop's own transports would cost a short connection more than all else that it needs.
+A socket stream does not know the gate. Reading is paused while at least one reason holds (ReadPause: the gate, a full
+buffer on the other stream, a connection being established, a splice, memory). Readiness comes from the worker's poller:
+the event loop's transports would cost more than all the rest of a short connection.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from l7proxy.proxy.server.shares import READ, Pace, Share
 
 HIGH_WATER: Final = 256 << 10
 LOW_WATER: Final = 64 << 10
-"""Bytes not yet taken by the kernel, per leg."""
+"""Bytes not yet taken by the kernel, per socket stream."""
 NO_LINGER: Final = struct.pack("ii", 1, 0)
-"""socket(7), SO_LINGER: makes the close a RST."""
+"""socket(7), SO_LINGER: close() sends a RST."""
 
 
 class ReadPause:
-    """Who stopped the reading, one bit each. Plain numbers: an IntFlag's `|` costs more than a system call."""
+    """Reasons to pause reading, one bit each. Plain numbers: an IntFlag's `|` costs more than a system call."""
 
     GATE: Final = 1
     FULL: Final = 2
@@ -35,23 +35,23 @@ class ReadPause:
 
 
 class StreamOwner(Protocol):
-    """The session, as a leg sees it. None of these may raise."""
+    """The session, as a socket stream sees it. These methods must not raise."""
 
     def finished(self, stream: SocketStream) -> None:
-        """The other end sends no more."""
+        """The peer has sent EOF."""
 
     def lost(self, stream: SocketStream, error: Exception | None) -> None:
-        """The connection is gone; its descriptor is closed when this returns: till then, who watches it can let go."""
+        """The connection is lost. Its descriptor is closed after this returns: other watchers of it must stop now."""
 
     def crowded(self, stream: SocketStream, *, full: bool) -> None:
-        """What was written does not go out fast enough (or does again)."""
+        """`full`: the unsent bytes are above HIGH_WATER; else they are down to LOW_WATER."""
 
     def holding(self) -> None:
-        """`unsent` is another number than it was."""
+        """`unsent` has changed."""
 
 
 class _Nobody:
-    """The party of a leg that has parted from its session."""
+    """The owner of a socket stream that has parted from its session."""
 
     def finished(self, stream: SocketStream) -> None: ...
     def lost(self, stream: SocketStream, error: Exception | None) -> None: ...
@@ -67,18 +67,18 @@ def _unheard(data: bytes) -> None: ...
 
 
 class SocketStream:
-    """Client's or server's. `made` once it has a socket, `gone` once that is closed."""
+    """The client's or the server's connection. `made`: it has a socket. `gone`: the socket is closed."""
 
     def __init__(self, party: StreamOwner, received: Callable[[bytes], None]) -> None:
-        """`received` is told of bytes, and must not raise."""
+        """`received` is called with the bytes read, and must not raise."""
         self._party = party
         self.share = NOBODYS
-        """Until it is opened: then who it is for."""
+        """Replaced by the client's share before the stream is opened."""
         self.pace: Pace | None = None
-        """How much is read at a time: None where what is read costs little, however it is made."""
+        """The read size; None where every byte is cheap to process."""
         self.data_received = received
         self.write: Callable[[bytes], None] = self._write
-        """To be called while `closing` says no."""
+        """To be called only while `closing` is false."""
         self._holds = 0
         self._unsent = bytearray()
         self._full = False
@@ -91,17 +91,17 @@ class SocketStream:
         self.gone = False
 
     def open(self, sock: socket.socket, poller: Poller) -> None:
-        """Take a connected, non-blocking socket over. OSError: it cannot be watched."""
+        """Take over a connected, non-blocking socket. OSError when it cannot be watched."""
         self._sock, self._poller = sock, poller
         self.descriptor = sock.fileno()
         self.made = True
         if self._holds:
-            poller.forget(self.descriptor)  # the dial's, which is over
+            poller.forget(self.descriptor)  # registered by the UpstreamConnector, which is done
         else:
             self._events = IN
             poller.watch(self.descriptor, IN, self)
 
-    # ---- what the poller tells ----
+    # ---- events from the poller ----
 
     def ready(self, events: int) -> None:
         if self._events & IN and events & (IN | BROKEN):
@@ -124,10 +124,10 @@ class SocketStream:
                 self.share.reading = pace
             self.data_received(data)
             return
-        if not self.eof:  # told again after a pause
+        if not self.eof:  # else reported again after a pause
             self.eof = True
             self._party.finished(self)
-        self._watch()  # our direction stays open: who closes is decided elsewhere
+        self._watch()  # our direction stays open: the owner decides when to close
 
     def _flush(self) -> None:
         if self._losing:
@@ -155,7 +155,7 @@ class SocketStream:
         if self._finishing:
             self._shut()
 
-    # ---- what the session asks for ----
+    # ---- calls from the session ----
 
     def _write(self, data: bytes) -> None:
         if self._finishing:
@@ -185,7 +185,7 @@ class SocketStream:
 
     @property
     def usable(self) -> bool:
-        """Made, and neither lost nor being closed."""
+        """It has a socket, which is neither lost nor being closed."""
         return self.made and not self._closing
 
     @property
@@ -193,12 +193,12 @@ class SocketStream:
         return len(self._unsent)
 
     def low_water(self, count: int) -> None:
-        """Nobody is told of fewer bytes than these, but of the end at once (socket(7), SO_RCVLOWAT)."""
+        """Report readable only from `count` bytes on; EOF at once (socket(7), SO_RCVLOWAT)."""
         if self.usable:
             self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, count)
 
     def hold(self, hold: int) -> None:
-        """Stop reading, on behalf of `hold`."""
+        """Pause reading for the reason `hold`."""
         self._holds |= hold
         self._watch()
 
@@ -208,14 +208,14 @@ class SocketStream:
             self._watch()
 
     def finish(self) -> None:
-        """FIN after what was written."""
+        """Send FIN after the unsent bytes."""
         if self.usable and not self._finishing:
             self._finishing = True
             if not self._unsent:
                 self._shut()
 
     def close(self) -> None:
-        """Close both directions after what was written has gone out."""
+        """Close both directions after the unsent bytes are sent."""
         if not self.usable:
             return
         self._closing = True
@@ -225,7 +225,7 @@ class SocketStream:
             self._lose(None)
 
     def reset(self) -> None:
-        """RST, now. What was written and not yet sent is lost."""
+        """Send RST now. Unsent bytes are lost."""
         if not self.made or self.gone:
             return
         with suppress(OSError):
@@ -234,15 +234,15 @@ class SocketStream:
         self._lose(None)
 
     def part(self) -> None:
-        """For good: nobody listens, and nobody's memory is held by this leg."""
+        """Break the references to the session, for good."""
         self._party = NOBODY
         self.data_received = self.write = _unheard
 
     # ---- the socket ----
 
     def _watch(self) -> None:
-        """Have the poller tell what is of use now. With nothing to wait for it is not watched at all, since epoll
-        always tells of a reset: that is heard when somebody reads or writes."""
+        """Register the events needed now. With none, the socket is not watched at all, since epoll always reports a
+        reset; the next read or write finds it."""
         if not self.made or self._losing:
             return
         events = 0 if self._holds or self.eof or self._closing else IN
@@ -262,12 +262,12 @@ class SocketStream:
     def _shut(self) -> None:
         try:
             self._sock.shutdown(socket.SHUT_WR)
-        except OSError as error:  # reset meanwhile
+        except OSError as error:  # the peer has reset the connection
             self._cannot_send(error)
 
     def _cannot_send(self, error: OSError) -> None:
-        """The other end has gone. What it said before may still be here: a server may answer a request that it has not
-        read whole, and close. It is heard in the loop's next turn, since whoever writes cannot be told now."""
+        """The peer is gone. Bytes that it sent before may be unread: a server may answer before it has read the whole
+        request, and close. They are read in the loop's next turn: the caller is writing and expects no callback."""
         if self._closing or self.eof:
             self._fail(error)
             return
@@ -277,7 +277,7 @@ class SocketStream:
         self._poller.loop.call_soon(self._hear_out, error)
 
     def _hear_out(self, error: OSError) -> None:
-        """An end that is read here may be the reset that `error` has told of, so it counts as that."""
+        """Read what is left. An EOF here may be the reset that caused `error`, so it is reported as `error`."""
         while not self._holds and not self._losing:
             try:
                 data = self._sock.recv(READ)
@@ -293,7 +293,7 @@ class SocketStream:
         self._lose(error)
 
     def _lose(self, error: OSError | None) -> None:
-        """Tell the loss in the loop's next turn, and close then: see poller."""
+        """Report the loss and close the socket in the loop's next turn: see `poller`."""
         if self._losing:
             return
         self._losing = True

@@ -1,9 +1,9 @@
-"""Bytes from one leg to the other inside the kernel, through a pipe (splice(2)): none of them comes into this process.
+"""Moves bytes from one socket to the other inside the kernel, through a pipe (splice(2)), without copying them here.
 
-A Run borrows two legs of a session: while it lasts, nobody reads the source or writes to the target. It ends when its
-length has been moved, at the source's end, when it has become too slow to be worth a pipe, or when it is stopped; then
-the legs are as they were, and what was moved is told exactly. What the pipe still holds then is written to the target
-the ordinary way, so a Run may end at any time and nothing is lost.
+A SpliceTransfer borrows both socket streams of a session: while it runs, only it reads the source and writes to the
+target. It ends when its length has been moved, at the source's EOF, when it is too slow to be worth a pipe, or when it
+is stopped. Then bytes left in the pipe are written to the target the usual way, so nothing is lost, the streams work as
+before, and the exact number of bytes moved is reported.
 """
 
 from __future__ import annotations
@@ -18,29 +18,29 @@ from l7proxy.proxy.server.timer_wheel import Timer, TimerWheel
 from l7proxy.wire.body import ENDLESS
 
 LOOK: Final = 0.5
-"""Seconds between looks at a run's speed."""
+"""Seconds between checks of a transfer's speed."""
 WORTHWHILE: Final = 64 << 10
-"""Bytes per look. A slower run gives its pipe back."""
+"""Bytes per LOOK. A slower transfer returns its pipe."""
 MANY: Final = 32 << 10
-"""Bytes that one wakeup brought, half a segment of a fast sender: the next may wait until it fills the pipe."""
+"""Bytes in one wakeup, half a segment of a fast sender: from here on, the next wakeup may wait for a full pipe."""
 FLAGS: Final = os.SPLICE_F_MOVE | os.SPLICE_F_NONBLOCK
 
 
 class Borrower(Protocol):
-    """The session, as a run sees it. None of these may raise."""
+    """The session, as a transfer sees it. These methods must not raise."""
 
     def moved(self) -> None:
-        """Bytes went out since the last look: there was no silence."""
+        """Bytes went out since the last check: the connection is not idle."""
 
     def spliced(self, run: SpliceTransfer) -> None:
-        """The run is over and the legs are as before: `run.moved` bytes are to be told to the gate."""
+        """The transfer has ended and the streams work as before. Report `run.moved` bytes to the gate."""
 
     def broken(self, stream: SocketStream, error: OSError) -> None:
-        """The run is over because this leg's connection failed."""
+        """The transfer has ended because this stream's connection failed."""
 
 
 class SpliceTransfer:
-    """One direction's bytes under way. The wheel looks at it now and then."""
+    """The transfer of one direction. A timer checks its speed."""
 
     __slots__ = (
         "_borrower",
@@ -72,7 +72,7 @@ class SpliceTransfer:
         pipes: Pipes,
         timers: TimerWheel,
     ) -> None:
-        """It runs from here on; see `start`."""
+        """Starts the transfer; see `start`."""
         self._borrower = borrower
         self.source = source
         self._target = target
@@ -82,7 +82,7 @@ class SpliceTransfer:
         self._timers = timers
         self._in, self._out = source.descriptor, target.descriptor
         self._inside = 0  # bytes in the pipe
-        self._waits = False  # for room in the target; else for bytes from the source
+        self._waits = False  # for room in the target; False: for bytes from the source
         self._seen = 0
         self._sized = length < ENDLESS
         self._gathering = ReadCoalescer(source.low_water)
@@ -95,7 +95,7 @@ class SpliceTransfer:
         timers.arm(self._timer, LOOK)
 
     def stop(self) -> None:
-        """Give everything back; the borrower is not told. What is in the pipe goes out by the target."""
+        """Release everything without calling the borrower. Bytes in the pipe are written to the target."""
         pipe, self._pipe = self._pipe, None
         if pipe is None:
             return
@@ -108,7 +108,7 @@ class SpliceTransfer:
         self.source.release(ReadPause.SPLICE)
 
     def _expired(self) -> None:
-        """Time to look whether this is worth a pipe."""
+        """Check whether the speed is worth a pipe."""
         moved = self.moved - self._seen
         if moved:
             self._borrower.moved()
@@ -130,7 +130,7 @@ class SpliceTransfer:
             self._fail(error)
             return
         if not count:
-            self._finish()  # the leg will see the end again, and tell it
+            self._finish()  # the socket stream reads the EOF again and reports it
             return
         self._inside = count
         self._left -= count
@@ -138,27 +138,27 @@ class SpliceTransfer:
         self._drain()
 
     def _gather(self, brought: int, pipe: Pipe) -> None:
-        """The next wakeup shall bring a pipe full: where many came, and only bytes that are promised still, so that
-        neither the last of a body nor what has no known end ever waits."""
+        """Delay the next wakeup until the pipe can be filled, if this one brought many bytes. Only for bytes of a known
+        length still to come: neither the end of a body nor a stream of unknown length ever waits."""
         if self._sized and self._left and brought >= MANY:
             self._gathering.ask(min(self._left, pipe.size))
         else:
             self._gathering.end()
 
     def _drain(self) -> None:
-        """From the pipe to the target, as much as it takes; the rest when it has room again."""
+        """Move from the pipe to the target what it takes; the rest when it has room again."""
         pipe, target = self._pipe, self._target
         if pipe is None or self._ends():
             return
         while self._inside:
             try:
-                if target.unsent:  # what was written before comes first, and is its own to send
+                if target.unsent:  # bytes written earlier come first; the stream sends them itself
                     raise BlockingIOError
                 count = os.splice(pipe.read, self._out, self._inside, flags=FLAGS)
             except BlockingIOError:
                 self._wait_for_room(True)
                 return
-            except OSError:  # what is left shows it to the leg, which has more to hear before it tells
+            except OSError:  # writing the rest reports it to the stream, which first reads what is left
                 self._finish()
                 return
             self._inside -= count
@@ -186,7 +186,7 @@ class SpliceTransfer:
     # ---- the end ----
 
     def _ends(self) -> bool:
-        """A leg that is closing will tell so itself. Its descriptor must not be touched any more."""
+        """End if a stream is closing: it reports that itself, and its descriptor must not be used."""
         if self.source.usable and self._target.usable:
             return False
         self._finish()
@@ -197,12 +197,12 @@ class SpliceTransfer:
         self._borrower.spliced(self)
 
     def _fail(self, error: OSError) -> None:
-        """The source cannot tell that itself: the kernel says it only once."""
+        """Report the source's error: the kernel returns it only once, so the stream cannot see it."""
         self.stop()
         self._borrower.broken(self.source, error)
 
     def _empty(self, pipe: Pipe) -> None:
-        """What is left in the pipe is the target's; if that is gone, nobody's."""
+        """Write what is left in the pipe to the target, if that is still usable."""
         while self._inside and self._target.usable:
             data = os.read(pipe.read, self._inside)
             self._target.write(data)
@@ -213,7 +213,7 @@ class SpliceTransfer:
 def start(
     borrower: Borrower, source: SocketStream, target: SocketStream, length: int, *, pipes: Pipes, timers: TimerWheel
 ) -> SpliceTransfer | None:
-    """Move `length` bytes, or all until the source's end, whichever is less. None: it cannot be done now."""
+    """Move `length` bytes, or all until the source's EOF, whichever is less. None: not possible now."""
     if source.eof or not source.usable or not target.usable:
         return None
     pipe = pipes.take()
@@ -227,5 +227,5 @@ def start(
 
 
 def _borrowed(data: bytes) -> NoReturn:
-    """What writing to the target is while a run lasts: a fault of ours, since the bytes would come out of order."""
+    """`write` of the target during a transfer: a bug, since bytes would be sent out of order."""
     raise RuntimeError("written to while its bytes are spliced")

@@ -1,7 +1,7 @@
-"""How connections reach us and how we go on in their client's name: the one seam between sessions and the kernel.
+"""How connections arrive and which source address upstream connections use: the interface of sessions to the kernel.
 
-`Transparent` is the real thing: TPROXY hands us the client's packets, a socket's own name is where the client wanted
-to go, and the upstream socket bears the client's address. `Plain` needs no privilege: it serves one destination.
+`Transparent` is for production: TPROXY delivers the client's packets, a socket's local address is the client's original
+destination, and the upstream socket uses the client's address. `Plain` needs no privilege: it serves one destination.
 """
 
 from __future__ import annotations
@@ -18,30 +18,30 @@ from l7proxy.proxy.server import listener
 
 IP_BIND_ADDRESS_NO_PORT: Final = 24  # linux/in.h; not in Python's socket module
 PORTS: Final = range(10240, 30000)
-"""Where our own connections take their ports: below Linux's ephemeral range (32768 on), which pods use. With the very
-ports of a client's they are tracked apart, but the kernel must then find one of both another port."""
+"""Source ports of upstream connections: below Linux's ephemeral range (32768 and up), which pods use. With the client's
+own port, conntrack would have to give one of the two connections another port."""
 TRIES: Final = 16
-"""Ports tried before the kernel chooses one: somebody listens there, or it is taken towards that server."""
+"""Ports tried before the kernel chooses one: a port may have a listener, or be in use towards that server."""
 
 
 class Steering(Protocol):
-    """What a session needs of its surroundings."""
+    """What sessions need from the kernel setup."""
 
     def listen(self) -> Sequence[socket.socket]:
-        """Bound, not yet listening. ConfigError when that cannot be."""
+        """Sockets bound, not yet listening. ConfigError when binding fails."""
 
     def destination(self, sockname: HostPort) -> HostPort:
-        """Where the client of a connection with this local name wanted to go."""
+        """The original destination of a connection with this local address."""
 
     def dial(self, client: HostPort, server: HostPort, attempt: int = 0) -> socket.socket:
-        """A non-blocking socket, not yet connected, that will be `client` to `server`. UpstreamError.
+        """A non-blocking, unconnected socket that appears to `server` as `client`. UpstreamError.
 
-        `attempt` counts those before, whose port was not to be had when they connected.
+        `attempt` is the number of earlier attempts, whose port was not available at connect.
         """
 
 
 class Transparent:
-    """TPROXY in, the client's own address out."""
+    """TPROXY listeners; upstream connections use the client's own address."""
 
     def __init__(
         self, port: int, *, mark_upstream: int, families: tuple[int, ...] = (), ports: Sequence[int] = PORTS
@@ -65,7 +65,7 @@ class Transparent:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, self._mark)
             if client.address != server.address:
                 bind_as(sock, socket_family(server), client.address, self._ports if attempt < TRIES else ())
-            # else a pod reaching itself through a Service: it would drop packets from its own address, so the node's
+            # else a pod reaches itself through a Service; it drops packets from its own address: use the node's
         except OSError as error:
             sock.close()
             raise UpstreamError(f"cannot use the source address {client.address}: {error.strerror or error}") from error
@@ -73,7 +73,7 @@ class Transparent:
 
 
 class Plain:
-    """Everything that reaches `listen_on` goes to `server`, from whatever address the kernel chooses."""
+    """Connections to `listen_on` go to `server`, from an address that the kernel chooses."""
 
     def __init__(self, listen_on: HostPort, server: HostPort) -> None:
         self._listen_on = listen_on
@@ -94,21 +94,21 @@ def socket_family(towards: HostPort) -> int:
 
 
 def stream_socket(towards: HostPort) -> socket.socket:
-    """Non-blocking, TCP_NODELAY. UpstreamError when we are out of descriptors."""
+    """A non-blocking socket with TCP_NODELAY. UpstreamError when the process is out of descriptors."""
     try:
         sock = socket.socket(socket_family(towards), socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)  # silent streams: find out that a peer is dead
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)  # detects a dead peer of a silent stream
     except OSError as error:
         raise UpstreamError(f"cannot create a socket: {error.strerror or error}") from error
     return sock
 
 
 def bind_as(sock: socket.socket, family: int, address: str, ports: Sequence[int] = PORTS) -> None:
-    """Bind to an address that need not be ours, and to one of `ports` that need be free only towards one server.
+    """Bind to an address that need not be local, and to one of `ports`, which need be free only towards one server.
 
-    That is what SO_REUSEADDR lets us have: whether it is free the connect tells (EADDRNOTAVAIL). Without any of them
-    the kernel chooses, from its own range (ip(7), IP_BIND_ADDRESS_NO_PORT; an IPPROTO_IP option on IPv6 sockets too).
+    SO_REUSEADDR permits that; connect reports a port that is in use (EADDRNOTAVAIL). If none of them can be bound, the
+    kernel chooses one of its own range (ip(7), IP_BIND_ADDRESS_NO_PORT; an IPPROTO_IP option on IPv6 sockets too).
     """
     listener.make_transparent(sock, family)
     if ports:

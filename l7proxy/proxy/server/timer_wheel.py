@@ -1,8 +1,7 @@
-"""One coarse timer wheel for all connections of a worker. Time is a parameter: whoever owns the wheel advances it.
+"""A coarse timer wheel for all connections of a worker. Time is a parameter: the owner advances the wheel.
 
-Arming again costs two comparisons while the new deadline is not earlier than the slot that the timer already sits in
-(the usual case: an idle timeout that every read renews). A timer is in one slot at most, so that a closed connection
-leaves nothing behind.
+Re-arming costs two comparisons while the new deadline is not earlier than the timer's current slot (the usual case: an
+idle timeout that every read renews). A timer is in at most one slot, so a closed connection leaves nothing behind.
 """
 
 from __future__ import annotations
@@ -13,13 +12,13 @@ from typing import Final
 
 NEVER: Final = math.inf
 RESOLUTION: Final = 0.25
-"""Seconds. Deadlines are late by no more than this (and what the owner's ticks are late)."""
+"""Seconds. Deadlines are late by at most this (plus the delay of the owner's ticks)."""
 
 
 class Timer:
-    """What can be armed. `expired` is called when the deadline has passed; it may arm again, and must not raise.
+    """A timer. `expired` is called when the deadline has passed; it may arm the timer again, and must not raise.
 
-    The rest is the wheel's.
+    `deadline` and `slot` belong to the wheel.
     """
 
     __slots__ = ("deadline", "expired", "slot")
@@ -31,7 +30,7 @@ class Timer:
 
 
 def _never() -> None:
-    """Of a timer that is retired."""
+    """`expired` of a retired timer."""
 
 
 class TimerWheel:
@@ -47,7 +46,7 @@ class TimerWheel:
         return sum(map(len, self._slots.values()))
 
     def arm(self, timer: Timer, seconds: float) -> None:
-        """Call `expired` in `seconds` from now, and not at any deadline before."""
+        """Call `expired` in `seconds` from now. Replaces an earlier deadline."""
         timer.deadline = deadline = self.now + seconds
         held = timer.slot
         if not held or deadline < (held - 1) * self._resolution:
@@ -58,29 +57,29 @@ class TimerWheel:
         self._move(timer, 0)
 
     def retire(self, timer: Timer) -> None:
-        """Disarm for good. Its owner is let go: the two referred to each other."""
+        """Disarm for good, and break the reference cycle with the owner."""
         self.disarm(timer)
         timer.expired = _never
 
     def advance(self, now: float) -> None:
-        """It is `now`: fire what is due."""
+        """Set the time to `now` and fire the timers that are due."""
         self.now = now
         newest = int(now / self._resolution)
         for slot in range(self._fired + 1, newest + 1):
             for timer in list(self._slots.get(slot, ())):
-                if timer.slot == slot:  # else one that fired before it has moved or disarmed it
+                if timer.slot == slot:  # else a timer fired in this loop has moved or disarmed it
                     self._fire(timer)
         self._fired = newest
 
     def _fire(self, timer: Timer) -> None:
-        if timer.deadline > self.now:  # was armed again since, for later
+        if timer.deadline > self.now:  # re-armed for later
             self._move(timer, int(timer.deadline / self._resolution) + 1)
             return
         self.disarm(timer)
         timer.expired()
 
     def _move(self, timer: Timer, slot: int) -> None:
-        """From its slot to another; slot 0 is none."""
+        """Move the timer to another slot; 0 means no slot."""
         if timer.slot:
             held = self._slots[timer.slot]
             del held[timer]

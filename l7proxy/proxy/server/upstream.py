@@ -1,4 +1,4 @@
-"""The connection to the server: made once per session, in the client's name, and every failure told in words."""
+"""Opens the upstream connection: once per session, with the client's address, each failure with a readable reason."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ WORDS: Final = {
 
 
 class ConnectListener(Protocol):
-    """Who wants the connection: told one of these, once, and never before `UpstreamConnector` has returned. None may
-    raise."""
+    """The owner of the connection: exactly one of these is called, once, after `UpstreamConnector()` has returned.
+    They must not raise."""
 
     def reached(self, sock: socket.socket) -> None:
-        """Connected; the socket is the caller's, and watched in the name of the dial until somebody else watches it."""
+        """Connected. The owner takes the socket; the connector stays its watcher until another one is registered."""
 
     def unreachable(self, reason: str) -> None: ...
 
 
 class UpstreamConnector:
-    """One connection in the making. Where its port is taken towards this server, another one is tried."""
+    """A connection being established. If its port is in use towards this server, another port is tried."""
 
     def __init__(
         self,
@@ -47,7 +47,7 @@ class UpstreamConnector:
         server: HostPort,
         share: Share | None = None,
     ) -> None:
-        """`share` is that of who wants it."""
+        """`share` is the client's."""
         self.share = share or Share()
         self._caller = caller
         self._poller = poller
@@ -61,7 +61,7 @@ class UpstreamConnector:
             poller.loop.call_soon(self._fail, str(error))
 
     def cancel(self) -> None:
-        """The caller is told nothing, and no descriptor is left."""
+        """Close the descriptor; the owner is not called."""
         self._cancelled = True
         self._let_go()
 
@@ -89,7 +89,7 @@ class UpstreamConnector:
             self._caller.unreachable(reason)
 
     def _let_go(self) -> None:
-        """Its close is for the loop's next turn: see poller."""
+        """Close the socket in the loop's next turn: see `poller`."""
         sock, self._sock = self._sock, None
         if sock is not None:
             self._poller.forget(sock.fileno())
@@ -97,7 +97,7 @@ class UpstreamConnector:
 
 
 def _begun(steering: Steering, client: HostPort, server: HostPort) -> socket.socket:
-    """A socket that is connecting. UpstreamError."""
+    """A socket that is connecting. UpstreamError when it cannot connect."""
     for attempt in range(TRIES + 1):
         sock = steering.dial(client, server, attempt)
         failed = sock.connect_ex((server.address, server.port))
