@@ -1,12 +1,13 @@
 """The link between the agent and its workers: msgspec frames over a unix socket.
 
-messages   every frame there is
-framing    length-prefixed frames on a stream; garbage ends the connection with a LinkError
-local      a unix socket that only we and root may use
-server     the agent's half: pictures out, records in
-client     a worker's half: dials for ever
-delta      a picture as whole or as the difference to the last one
-outbox     records on their way: bounded, never waits
+messages   all frame types
+framing    length-prefixed frames on a stream; invalid bytes raise LinkError
+local      a unix socket that only our user and root may use
+server     the agent's end: sends policy snapshots, receives records
+client     a worker's end: reconnects for ever
+delta      policy snapshots as full snapshots and as deltas
+fence      keeps a worker with an old policy snapshot from serving
+outbox     records to send: bounded, `put` never waits
 
-Not here: what a picture means. Only the two ends import this.
+Not here: what a policy snapshot means. Only the agent and the workers import this package.
 """

@@ -1,7 +1,7 @@
-"""A worker's half of the link. It dials for ever; while the agent is away the worker keeps serving on what it has.
+"""A worker's end of the link. It reconnects for ever; without an agent the worker keeps serving with the last policy.
 
-Pictures go to `on_picture`, one at a time, each answered with Applied when that returns. Records come from the outbox:
-when the agent does not read, the outbox fills up and counts what it loses, and no session waits.
+Policy snapshots go to `on_picture`, one at a time; Applied is sent when it returns. Records come from the outbox: when
+the agent does not read, the outbox fills up and counts the records it drops; sessions never wait.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ FIRST_RETRY: Final = 0.05
 LAST_RETRY: Final = 2.0
 LOAD_SECONDS: Final = 1.0
 FRAMES: Final = 8
-"""Batches written at once, at most."""
+"""Most batches in one write."""
 
 PictureHandler = Callable[[PolicySnapshot], Awaitable[tuple[str, ...]]]
-"""Puts a picture in force and returns the problems it found in it."""
+"""Makes a policy snapshot active and returns the problems found in it."""
 
 
 class LinkClient:
-    """`await client.run()` in a task of the worker's; cancelling it is the end."""
+    """Run `await client.run()` in a task; cancel the task to stop."""
 
     def __init__(
         self, path: Path, worker: int, *, outbox: Outbox, on_picture: PictureHandler, load: Callable[[], Load]
@@ -52,7 +52,7 @@ class LinkClient:
         return self._writer is not None
 
     async def run(self) -> None:
-        """Dial, serve the connection until it breaks, dial again."""
+        """Connect, serve the connection until it breaks, connect again."""
         retry = FIRST_RETRY
         while True:
             try:
@@ -71,7 +71,7 @@ class LinkClient:
             retry = min(retry * 2, LAST_RETRY)
 
     async def flush(self, seconds: float) -> bool:
-        """Before the process ends: true when every record has left it within `seconds`."""
+        """For the end of the process: true when every record has been sent within `seconds`."""
         try:
             async with asyncio.timeout(seconds):
                 await self._outbox.settled()
@@ -80,9 +80,9 @@ class LinkClient:
         return True
 
     async def _converse(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """One connection, to its end. Never raises for anything the agent did."""
+        """Serve one connection to its end. Nothing that the agent does makes it raise."""
         self._writer = writer
-        writer.transport.set_write_buffer_limits(0)  # so that drain() means: handed to the kernel
+        writer.transport.set_write_buffer_limits(0)  # so that drain() waits until the kernel has the bytes
         try:
             writer.write(framing.encode(Hello(version=PROTOCOL_VERSION, pid=os.getpid(), worker=self._worker)))
             async with asyncio.TaskGroup() as tasks:
@@ -113,8 +113,8 @@ class LinkClient:
             await self._send_some(writer)
 
     async def _send_some(self, writer: asyncio.StreamWriter) -> None:
-        """Frames are small, and sessions have a turn between two: none waits longer than it takes to make one. They
-        are written together: the agent wakes up once."""
+        """Send up to FRAMES batches. Sessions run after each small batch, so none waits longer than encoding one takes.
+        All frames go in one write, so that the agent wakes up once."""
         taken: list[Flows] = []
         frames: list[bytes] = []
         try:
@@ -143,7 +143,7 @@ class LinkClient:
 
 
 def _frames(flows: Flows) -> list[bytes]:
-    """One; of what is too long for one, half and half."""
+    """The batch as one frame; if that is too long, split in halves."""
     try:
         return [framing.encode(flows, max_frame=MAX_WORKER_FRAME)]
     except LinkError:

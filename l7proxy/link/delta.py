@@ -1,7 +1,7 @@
-"""Pictures on their way to workers: packed, so that equal policies go once, and as deltas against the last one.
+"""Encodes policy snapshots for workers: packed, so that a shared policy is sent once, in full or as a delta.
 
-Pure. Laws: opening the whole of p gives p, and opening the delta from p to q when p is known gives q. World and compile
-hand out the same value as long as nothing changed, so that the price of a delta is that of what has.
+Pure. Laws: decoding the full snapshot of p gives p; decoding the delta from p to q after p gives q. ClusterState and
+the policy compiler return the same object while nothing changes, so the cost of a delta is that of the changes.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from l7proxy.link.messages import FullSnapshot, LocalEndpoint, PackedEndpoint, P
 from l7proxy.policy.tables import DirectionPolicy, EndpointPolicy
 
 UNGOVERNED = -1
-"""The place of no policy."""
+"""The index that stands for no policy."""
 
 
 def whole(picture: PolicySnapshot) -> FullSnapshot:
@@ -24,7 +24,7 @@ def whole(picture: PolicySnapshot) -> FullSnapshot:
 
 
 def delta(before: PolicySnapshot, after: PolicySnapshot) -> SnapshotDelta:
-    """What a worker that has `before` must hear to have `after`."""
+    """What turns snapshot `before` into `after`."""
     known = {one.id: one for one in before.endpoints}
     changed = [one for one in after.endpoints if not _same(known.pop(one.id, None), one)]
     policies, endpoints = _pack(changed)
@@ -42,13 +42,13 @@ def delta(before: PolicySnapshot, after: PolicySnapshot) -> SnapshotDelta:
 
 
 class SnapshotDecoder:
-    """A worker's end: remembers the last picture, which deltas are about."""
+    """A worker's decoder: keeps the last snapshot, to which deltas apply."""
 
     def __init__(self) -> None:
         self._last: PolicySnapshot | None = None
 
     def open(self, message: FullSnapshot | SnapshotDelta) -> PolicySnapshot:
-        """LinkError when it does not fit to what came before, or in itself."""
+        """LinkError when the message is inconsistent, or a delta to another snapshot than the last."""
         if isinstance(message, FullSnapshot):
             endpoints = _unpack(message.endpoints, message.policies)
             picture = _filled(message.head, endpoints, message.identities)
@@ -72,7 +72,7 @@ class SnapshotDecoder:
 
 
 def _head(picture: PolicySnapshot) -> PolicySnapshot:
-    """All but what grows with the cluster."""
+    """The snapshot without the fields that grow with the cluster."""
     return msgspec.structs.replace(picture, endpoints=(), identities={})
 
 
@@ -87,7 +87,7 @@ def _same(known: LocalEndpoint | None, other: LocalEndpoint) -> bool:
 
 
 def _pack(endpoints: Iterable[LocalEndpoint]) -> tuple[tuple[DirectionPolicy, ...], tuple[PackedEndpoint, ...]]:
-    """Told apart by identity: replicas have the very same value from compile."""
+    """Policies are compared by `id`: the compiler gives all replicas the same object."""
     policies: list[DirectionPolicy] = []
     places: dict[int, int] = {}
 

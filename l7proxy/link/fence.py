@@ -1,12 +1,12 @@
-"""Keeps a worker that was stopped from judging by an old policy when it continues: one page that agent and workers map.
+"""Keeps a worker that was stopped from enforcing an old policy when it continues: a page that agent and workers map.
 
-The agent writes to it which picture it has published, and, once workers have had the time to apply that, which one is
-required. A worker compares the page with what it has applied before it serves any socket; this is one load, needs no
-message, and holds however long the process (or the machine it is on) was stopped. A worker that is behind what is
-required serves nobody until it has read the link.
+The agent writes to it the published policy snapshot and, once workers have had time to apply that, the required one.
+A worker compares the page with its applied snapshot before it serves any socket. That is one memory load, needs no
+message, and works however long the process (or its machine) was stopped. A worker behind the required snapshot serves
+no connection until it has read the link.
 
-The page is a file that outlives its agent: while there is none, workers go on with what they have; the next agent's
-stamps are greater than all before. A stamp is the agent's epoch in the upper 32 bits, the picture's revision below.
+The page is a file that outlives the agent: without an agent workers keep serving with the last policy; the stamps of a
+new agent are greater than all earlier ones. A stamp is the agent's epoch (upper 32 bits) and the snapshot's revision.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from l7proxy.link.messages import PolicySnapshot
 
 PUBLISHED: Final = 0
 REQUIRED: Final = 1
-"""Places of the two words of 64 bits in the page."""
+"""Indexes of the two 64-bit words in the page."""
 NAME: Final = "fence"
 _EPOCH: Final = 32
 
 
 def beside(link: Path) -> Path:
-    """The page of the agent that has this socket."""
+    """The path of the page of the agent with this socket."""
     return link.with_name(NAME)
 
 
@@ -37,23 +37,23 @@ def stamp(picture: PolicySnapshot) -> int:
 
 
 class Page:
-    """The agent's end. ConfigError when there can be no such page."""
+    """The agent's end. ConfigError when the page cannot be created or mapped."""
 
     def __init__(self, path: Path) -> None:
         self._words = _map(path)
         self.epoch = (max(self._words[PUBLISHED], self._words[REQUIRED]) >> _EPOCH) + 1
 
     def publish(self, picture: PolicySnapshot) -> None:
-        """Before the picture is sent to anybody."""
+        """Call it before the snapshot is sent to any worker."""
         self._words[PUBLISHED] = stamp(picture)
 
     def require(self, picture: PolicySnapshot) -> None:
-        """From now on, who has not applied this picture serves nobody."""
+        """From now on, a worker that has not applied this snapshot serves no connection."""
         self._words[REQUIRED] = max(self._words[REQUIRED], stamp(picture))
 
 
 class Fence:
-    """A worker's end. `applied` is the stamp of the picture that it judges by."""
+    """A worker's end. `applied` is the stamp of its active policy snapshot."""
 
     def __init__(self, words: Sequence[int] = (0, 0)) -> None:
         self._words = words
@@ -61,15 +61,15 @@ class Fence:
 
     @classmethod
     def of(cls, path: Path) -> Fence:
-        """The page of this path. ConfigError when there can be no such page."""
+        """Map the page at this path. ConfigError when it cannot be created or mapped."""
         return cls(_map(path))
 
     def up(self) -> bool:
-        """A newer picture is required than the one applied: nothing may be judged or moved."""
+        """A newer snapshot than the applied one is required: no request may be evaluated, no bytes moved."""
         return self._words[REQUIRED] > self.applied
 
     def behind(self) -> bool:
-        """There is a newer picture than the one applied."""
+        """A newer snapshot than the applied one is published."""
         return self._words[PUBLISHED] > self.applied
 
 
@@ -77,7 +77,7 @@ def _map(path: Path) -> memoryview[int]:
     try:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         try:
-            os.posix_fallocate(descriptor, 0, mmap.PAGESIZE)  # on a full disk a sparse page would fault when written to
+            os.posix_fallocate(descriptor, 0, mmap.PAGESIZE)  # a write to a sparse page fails on a full disk
             return memoryview(mmap.mmap(descriptor, mmap.PAGESIZE)).cast("Q")
         finally:
             os.close(descriptor)

@@ -1,7 +1,7 @@
-"""Frames on a byte stream: a 4-byte big-endian length, then one msgpack value of a known type.
+"""Encodes and decodes frames: a 4-byte big-endian length, then one msgpack value of a known type.
 
-Pure: bytes in, messages out, no socket. Whatever is not one of our frames is a LinkError that says what was wrong; the
-connection it came by is then of no more use, the process is.
+Pure: bytes in, messages out, no socket. An invalid frame is a LinkError with the reason: it ends the connection, not
+the process.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _ENCODER: Final = msgspec.msgpack.Encoder()
 
 
 def encode(message: FromWorker | FromAgent, *, max_frame: int = MAX_FRAME) -> bytes:
-    """One frame. LinkError when it would be longer than the other half accepts."""
+    """One frame. LinkError when it is longer than the other end accepts."""
     body = _ENCODER.encode(message)
     if len(body) > max_frame:
         raise LinkError(f"a {type(message).__name__} of {len(body)} bytes exceeds the frame limit of {max_frame}")
@@ -29,7 +29,7 @@ def encode(message: FromWorker | FromAgent, *, max_frame: int = MAX_FRAME) -> by
 
 
 class FrameDecoder(Generic[M]):
-    """The messages in a stream that arrives in any pieces. After a LinkError it yields nothing more."""
+    """Decodes messages from a stream in pieces of any size. After a LinkError it yields nothing more."""
 
     def __init__(self, decoder: msgspec.msgpack.Decoder[M], *, max_frame: int = MAX_FRAME) -> None:
         self._decoder = decoder
@@ -38,7 +38,7 @@ class FrameDecoder(Generic[M]):
         self._broken = ""
 
     def feed(self, data: bytes) -> Iterator[M]:
-        """Every message that `data` completes. Must be iterated to its end."""
+        """The messages that `data` completes. Must be iterated to the end."""
         if self._broken:
             raise LinkError(self._broken)
         self._buffer += data
@@ -51,7 +51,7 @@ class FrameDecoder(Generic[M]):
             raise
 
     def eof(self) -> None:
-        """The stream ended. LinkError when that was inside a frame."""
+        """The stream has ended. LinkError if that is inside a frame."""
         if self._buffer:
             raise LinkError(f"the stream ended inside a frame, {len(self._buffer)} bytes into it")
 
@@ -76,12 +76,12 @@ class FrameDecoder(Generic[M]):
 
 
 def from_worker(*, max_frame: int = MAX_FRAME) -> FrameDecoder[FromWorker]:
-    """What the agent reads."""
+    """The agent's decoder."""
     decoder: msgspec.msgpack.Decoder[Any] = msgspec.msgpack.Decoder(FromWorker)
     return FrameDecoder(decoder, max_frame=max_frame)
 
 
 def from_agent(*, max_frame: int = MAX_FRAME) -> FrameDecoder[FromAgent]:
-    """What a worker reads."""
+    """A worker's decoder."""
     decoder: msgspec.msgpack.Decoder[Any] = msgspec.msgpack.Decoder(FromAgent)
     return FrameDecoder(decoder, max_frame=max_frame)

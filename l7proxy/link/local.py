@@ -1,4 +1,4 @@
-"""A unix socket that only we and root may use: made without a moment in which others could, and never stolen."""
+"""Listens on a unix socket that is open to our user and root only, at every moment. A socket in use is not replaced."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def listen(path: Path) -> socket.socket:
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
     try:
         listener.bind(os.fspath(path))
-        path.chmod(0o600)  # before listen(): until then nobody can connect
+        path.chmod(0o600)  # before listen(): connecting is not possible until then
         listener.listen(64)
     except OSError as error:
         listener.close()
@@ -31,7 +31,7 @@ def listen(path: Path) -> socket.socket:
 
 
 def is_ours(transport: asyncio.BaseTransport) -> bool:
-    """The kernel's word (SO_PEERCRED) on who dialled: root, or the user that we are."""
+    """Whether the peer is root or our own user, by SO_PEERCRED."""
     credentials = transport.get_extra_info("socket").getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
     _, uid, _ = _UCRED.unpack(credentials)
     return uid in (0, os.geteuid())
@@ -52,7 +52,7 @@ def _clear(path: Path) -> None:
 
 
 def _answers(path: Path) -> bool:
-    """Whether a live process listens there. One with a full backlog counts."""
+    """Whether a live process listens there, even one with a full backlog."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         probe.settimeout(PROBE_SECONDS)
         try:

@@ -1,7 +1,7 @@
-"""Every frame that crosses the link. One frame is a 4-byte big-endian length and one msgpack value.
+"""All messages of the link. A frame is a 4-byte big-endian length and one msgpack value.
 
-A worker says Hello, gets the picture Whole and later Deltas, and answers each with Applied. It sends Flows whenever it
-has some. The agent may vanish and come back: the worker keeps serving on the last picture and says Hello again.
+A worker sends Hello, gets a FullSnapshot and later SnapshotDeltas, and answers each with Applied. It sends Flows when
+it has records. The agent may restart: the worker keeps serving with the last snapshot and sends Hello again.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from l7proxy.wire.path import PathRules
 
 PROTOCOL_VERSION: Final = 4
 MAX_FRAME: Final = 256 << 20
-"""Bytes. A picture of 1 000 endpoints and 10 000 rules is some tens of MB."""
+"""Bytes. A snapshot of 1 000 endpoints and 10 000 rules has some tens of MB."""
 MAX_WORKER_FRAME: Final = 32 << 20
-"""The same for what a worker sends. A batch is far below, unless clients have URLs or headers as long as heads may be:
-then it goes in several frames."""
+"""Bytes, for frames of workers. A batch is far smaller, unless clients send URLs or headers of the maximum length: then
+it takes several frames."""
 
 
 class Hello(msgspec.Struct, frozen=True, tag="hello"):
-    """First frame of a worker."""
+    """The first message of a worker."""
 
     version: int
     pid: int
@@ -32,7 +32,7 @@ class Hello(msgspec.Struct, frozen=True, tag="hello"):
 
 
 class LocalEndpoint(msgspec.Struct, frozen=True):
-    """What a worker must know of a local pod."""
+    """A local pod, for workers."""
 
     id: int
     name: str
@@ -41,11 +41,11 @@ class LocalEndpoint(msgspec.Struct, frozen=True):
 
 
 class PolicySnapshot(msgspec.Struct, frozen=True):
-    """All that a worker decides by. `identities` maps prefixes (`10.0.0.1/32`) to identity numbers.
+    """All inputs of a worker's decisions. `identities` maps prefixes (`10.0.0.1/32`) to identity numbers.
 
-    `secret_headers` may hold a secret's value: flows never show it.
-    `node_addresses` are this node's own: never a destination to dial on a pod's behalf as oneself.
-    `frontends` is filled only when the kernel backend steers before Service DNAT, so that the worker must resolve.
+    `secret_headers` are headers that may contain a secret: flows never show their values.
+    `node_addresses` are this node's own: the proxy must not connect to its own port there.
+    `frontends` is filled only when the kernel redirects before Service DNAT, so that the worker must choose a backend.
     """
 
     revision: int
@@ -59,11 +59,11 @@ class PolicySnapshot(msgspec.Struct, frozen=True):
     deny_header: bool = False
     paths: PathRules = PathRules()
     epoch: int = 0
-    """Of the agent that publishes it: see `fence`."""
+    """Of the agent that publishes the snapshot: see `fence`."""
 
 
 class PackedEndpoint(msgspec.Struct, frozen=True, array_like=True):
-    """A LocalEndpoint whose policies are places in a list that comes with it; -1: no policy."""
+    """A LocalEndpoint whose policies are indexes into the message's `policies`; -1: no policy."""
 
     id: int
     name: str
@@ -73,7 +73,7 @@ class PackedEndpoint(msgspec.Struct, frozen=True, array_like=True):
 
 
 class FullSnapshot(msgspec.Struct, frozen=True, tag="whole"):
-    """A picture. `head` is all of it but endpoints and identities."""
+    """A whole policy snapshot. `head` is the snapshot without endpoints and identities."""
 
     head: PolicySnapshot
     policies: tuple[DirectionPolicy, ...]
@@ -82,7 +82,7 @@ class FullSnapshot(msgspec.Struct, frozen=True, tag="whole"):
 
 
 class SnapshotDelta(msgspec.Struct, frozen=True, tag="delta"):
-    """What has changed since picture `base`: endpoints and prefixes that are new or other, and those that are gone."""
+    """The changes since snapshot `base`: endpoints and prefixes that are new or changed, and those that are gone."""
 
     base: int
     head: PolicySnapshot
@@ -94,17 +94,16 @@ class SnapshotDelta(msgspec.Struct, frozen=True, tag="delta"):
 
 
 class Applied(msgspec.Struct, frozen=True, tag="applied"):
-    """The worker judges by `revision` from now on. `problems` are rules it could not use (refused closed)."""
+    """The worker enforces `revision` from now on. `problems` are rules it cannot use (their traffic is refused)."""
 
     revision: int
     problems: tuple[str, ...] = ()
 
 
 class Load(msgspec.Struct, frozen=True, tag="load"):
-    """What the worker carries, once a second or so: for `status`.
+    """A worker's load, about once a second: for `status`.
 
-    `held` are the bytes that it holds for its clients; `refused` and `ended` count connections of those that held too
-    much.
+    `held`: bytes buffered for clients; `refused` and `ended` count connections of clients above the memory limit.
     """
 
     connections: int

@@ -1,6 +1,6 @@
-"""Records on their way to the agent: a bounded batch. Whoever puts never waits; what has no room is counted as lost.
+"""The bounded queue of records for the agent. `put` never waits; records without room are dropped and counted.
 
-Lives on one loop. `put` is the hot path: an append and two comparisons.
+For use in one event loop. `put` is the hot path: an append and two comparisons.
 """
 
 from __future__ import annotations
@@ -13,15 +13,15 @@ from l7proxy.flows.pack import pack
 from l7proxy.flows.records import Record
 
 BATCH: Final = 256
-"""Records of one frame: making it takes the worker a million instructions, a fraction of a millisecond. What they share
-is sent, and looked up, once per frame."""
+"""Records per frame: encoding it takes a million instructions, a fraction of a millisecond. What its records share is
+sent, and looked up, once per frame."""
 PLENTY: Final = 128
-"""Records that are sent at once. The agent works off in one go what comes at once, and may share a worker's core: this
-many hold requests up for a third of a millisecond."""
+"""This many records are sent without waiting for more. The agent processes them in one go, perhaps on a worker's core:
+this many delay requests by a third of a millisecond."""
 BATCH_SECONDS: Final = 0.02
-"""No record waits longer for others. Much shorter, and where little happens each call pays for turns of both loops."""
+"""Most time that a record waits for others. Much shorter, and at a low rate each request costs turns of both loops."""
 CAPACITY: Final = 1 << 16
-"""Records. At some 300 bytes each 20 MB, when the agent is away or slow; with the longest URLs some hundred MB."""
+"""Records. When the agent is away or slow: 20 MB at some 300 bytes each; some hundred MB with the longest URLs."""
 
 
 class Outbox:
@@ -53,7 +53,7 @@ class Outbox:
             self._plenty.set()
 
     async def filled(self, seconds: float = BATCH_SECONDS) -> None:
-        """Return when there are plenty, or `seconds` after there is a first record."""
+        """Return when there are PLENTY records, or `seconds` after the first one."""
         await self._some.wait()
         try:
             async with asyncio.timeout(seconds):
@@ -62,7 +62,7 @@ class Outbox:
             return
 
     def take(self) -> Flows | None:
-        """The oldest batch; None when there is nothing to tell."""
+        """The oldest batch; None when there are neither records nor losses to report."""
         if not self._records and not self._lost:
             return None
         taken = self._records[: self._batch]
@@ -75,7 +75,7 @@ class Outbox:
         return pack(taken, lost)
 
     def put_back(self, flows: Flows) -> None:
-        """A batch that could not be sent. What has no room any more is lost, the newest first."""
+        """Return a batch that could not be sent. If there is no room, the newest records are dropped."""
         records = [*flows.records(), *self._records]
         self._records = records[: self._capacity]
         self._lost += flows.lost + len(records) - len(self._records)
@@ -83,10 +83,10 @@ class Outbox:
             self._some.set()
 
     def sent(self) -> None:
-        """What was taken has left the process."""
+        """The batches taken have been sent."""
         if not self._records:
             self._settled.set()
 
     async def settled(self) -> None:
-        """Return when every record put so far has left the process."""
+        """Return when every record put so far has been sent."""
         await self._settled.wait()

@@ -1,7 +1,7 @@
-"""The agent's half of the link: a unix socket that workers dial, mode 0600, ours and root's only.
+"""The agent's end of the link: a unix socket for workers, mode 0600, for our user and root only.
 
-Every worker gets the newest picture when it says Hello and whenever there is a newer one: as a delta when it was sent
-the one before, else whole; a slow one skips those in between. What a worker sends that is not a frame of ours ends its
+Every worker gets the newest policy snapshot after Hello and whenever there is a newer one: as a delta if it was sent
+the previous one, else in full. A slow worker skips those in between. An invalid frame from a worker ends its
 connection, never the agent.
 """
 
@@ -26,14 +26,14 @@ log = logging.getLogger(__name__)
 
 HELLO_SECONDS: Final = 5.0
 FIRST_SECONDS: Final = 3.0
-"""For workers of an earlier agent to find this one, before its first picture is required of them."""
+"""Time for workers of an earlier agent to connect, before the first snapshot is required of them."""
 
 FlowsHandler = Callable[[Flows], None]
-"""Called with each batch. LinkError when it makes no sense."""
+"""Called with each batch. LinkError when the batch is invalid."""
 
 
 class WorkerState(msgspec.Struct, frozen=True):
-    """What one connected worker said last. `revision` 0: nothing applied yet. `lost`: records it had to drop."""
+    """The last reported state of a connected worker. `revision` 0: nothing applied yet. `lost`: records dropped."""
 
     pid: int
     worker: int
@@ -49,7 +49,7 @@ class WorkerState(msgspec.Struct, frozen=True):
 
 
 class LinkServer:
-    """`async with server.serving(): …`. Publish as often as you like: the newest picture wins."""
+    """`async with server.serving(): …`. Only the newest published snapshot counts."""
 
     def __init__(self, path: Path, *, on_flows: FlowsHandler) -> None:
         self._path = path
@@ -64,12 +64,12 @@ class LinkServer:
         self._waiting: dict[asyncio.Future[None], int] = {}
 
     def workers(self) -> list[WorkerState]:
-        """Those that said Hello and are connected, by index, then pid (during an upgrade two have one index)."""
+        """Connected workers after Hello, by index, then pid (during an upgrade two workers have the same index)."""
         states = [peer.state for peer in self._connected if peer.state is not None]
         return sorted(states, key=lambda state: (state.worker, state.pid))
 
     async def publish(self, picture: PolicySnapshot) -> None:
-        """Give the picture to every worker, now and to come. Returns before they apply it: see `wait_applied`."""
+        """Send the snapshot to all current and future workers. Returns before they apply it: see `wait_applied`."""
         before = self._picture
         if self._page is not None:
             picture = msgspec.structs.replace(picture, epoch=self._page.epoch)
@@ -81,7 +81,7 @@ class LinkServer:
             self.bring_up(peer)
 
     def bring_up(self, peer: _Peer) -> None:
-        """Send the newest picture to a worker that can take it and has not got it: the difference if that will do."""
+        """Send the newest snapshot to a writable worker that does not have it: as a delta if possible."""
         picture = self._picture
         if picture is None or peer.state is None or not peer.writable or peer.sent == picture.revision:
             return
@@ -94,7 +94,7 @@ class LinkServer:
         peer.transport.write(frame)
 
     async def wait_applied(self, revision: int, timeout: float) -> bool:  # noqa: ASYNC109 -- the contract's form
-        """True when every connected worker judges by `revision` or newer; False when `timeout` seconds were too few."""
+        """True when every connected worker enforces `revision` or newer; False after `timeout` seconds."""
         done = asyncio.get_running_loop().create_future()
         self._waiting[done] = revision
         self._wake()
@@ -108,7 +108,7 @@ class LinkServer:
         return True
 
     def require(self) -> None:
-        """From now on a worker that has not applied the newest picture serves nobody (see `fence`)."""
+        """From now on a worker that has not applied the newest snapshot serves no connection (see `fence`)."""
         page, picture = self._page, self._picture
         if page is None or picture is None:
             return
@@ -120,7 +120,7 @@ class LinkServer:
 
     @asynccontextmanager
     async def serving(self) -> AsyncIterator[None]:
-        """Accept workers. ConfigError when another live agent has the path."""
+        """Accept workers. ConfigError when another live agent uses the path."""
         listener = local.listen(self._path)
         self._page = fence.Page(fence.beside(self._path))
         inode = self._path.stat().st_ino
@@ -132,7 +132,7 @@ class LinkServer:
             for peer in list(self._connected):
                 peer.transport.abort()
             with suppress(FileNotFoundError):
-                if self._path.stat().st_ino == inode:  # a successor may have put its own there
+                if self._path.stat().st_ino == inode:  # else it is the socket of a new agent
                     self._path.unlink()
 
     def joined(self, peer: _Peer) -> None:
@@ -143,7 +143,7 @@ class LinkServer:
         self._wake()
 
     def heard(self, peer: _Peer, message: FromWorker) -> None:
-        """One message of a worker. LinkError when it is out of place."""
+        """Process a worker's message. LinkError when it is not allowed at this point."""
         state = peer.state
         if state is None:
             peer.state = _greeted(message)
@@ -165,7 +165,7 @@ class LinkServer:
                 assert_never(message)
 
     def _wake(self) -> None:
-        """Let go of those whose revision everyone has applied. A worker that left is no longer waited for."""
+        """Resolve the waits whose revision all connected workers have applied."""
         lowest = min((state.revision for state in self.workers()), default=None)
         for done, revision in self._waiting.items():
             if not done.done() and (lowest is None or lowest >= revision):
@@ -187,7 +187,7 @@ def _delta(before: PolicySnapshot, after: PolicySnapshot) -> bytes:
 
 
 class _Peer(asyncio.Protocol):
-    """One connection to the socket. `sent` is the revision of the last picture written to it."""
+    """A connection to the socket. `sent` is the revision of the last snapshot written to it."""
 
     transport: asyncio.Transport  # from connection_made on
 
@@ -203,7 +203,7 @@ class _Peer(asyncio.Protocol):
         return f"worker {self.state.worker} (pid {self.state.pid})" if self.state else "a peer without Hello"
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self.transport = cast(asyncio.Transport, transport)  # uvloop's does not inherit from it
+        self.transport = cast(asyncio.Transport, transport)  # uvloop's transport is not a subclass
         if not local.is_ours(transport):
             log.error("link: refused a peer that is neither root nor the agent's user")
             self.transport.abort()
@@ -228,7 +228,7 @@ class _Peer(asyncio.Protocol):
         self.writable = False
 
     def resume_writing(self) -> None:
-        """It has read what it was sent: what it missed meanwhile is one picture, the newest."""
+        """The worker reads again: send it the newest snapshot, if it is behind."""
         self.writable = True
         self._server.bring_up(self)
 
