@@ -1,5 +1,5 @@
-"""Gates: pure machines that judge one connection's bytes. Bytes in, actions out.
+"""Gates: pure state machines that enforce policy on one connection's bytes. Bytes in, actions out.
 
-A gate owns no socket, no clock, no logger: what it wants done, it asks for (actions.py). One gate serves one client
-connection and is thrown away with it.
+A gate has no socket, clock or logger: it returns actions for the session (actions.py). One gate serves one client
+connection and ends with it.
 """

@@ -1,7 +1,7 @@
-"""The records of one client's HTTP connection: which facts of a request and its answer are told, and which are not.
+"""Builds the records of one client's HTTP connection: decides what they show of a request and its response.
 
-Query strings and header values may hold secrets: they are left out unless the options open them. A header that some
-policy compares with a Secret is never shown with its value.
+Query strings and header values may contain secrets: they are left out unless the options include them. The value of a
+header that a policy compares with a Secret is never shown.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from l7proxy.wire.head import Header
 HTTP1: Final = ("HTTP/1.0", "HTTP/1.1")
 HTTP2: Final = "HTTP/2"
 LONGEST: Final = 4096
-"""Characters of a URL or header value that are told. Records wait by the ten thousand where an agent is away or slow:
-clients could fill a worker's memory with heads of 64 KiB."""
+"""Most characters of a URL or header value in a record. Tens of thousands of records wait while the agent is away or
+slow: without this limit clients could fill a worker's memory with heads of 64 KiB."""
 
 
 class Answered(Protocol):
@@ -35,14 +35,14 @@ class AccessLog:
     __slots__ = ("_direction", "_now_ns", "_options", "conn")
 
     def __init__(self, conn: Conn, now_ns: Callable[[], int], options: HttpOptions, direction: Direction) -> None:
-        """`conn` may be replaced: records to come carry the new one. `direction` is what Malformed records carry."""
+        """`conn` may be replaced, for later records. `direction` is that of Malformed records."""
         self.conn = conn
         self._now_ns = now_ns
         self._options = options
         self._direction = direction
 
     def request(self, asked: Request, judgement: PolicyVerdict, protocol: str) -> HttpRequest:
-        """Headers are told as they are forwarded (Cilium semantics)."""
+        """Headers are recorded as forwarded (Cilium semantics)."""
         rewrite = asked.rewrite
         record = HttpRequest(
             self._now_ns(),
@@ -59,7 +59,7 @@ class AccessLog:
         return msgspec.structs.replace(record, remarks=remarks)
 
     def response(self, asked: HttpRequest, status: int, reason: str = "", head: Answered | None = None) -> HttpResponse:
-        """`reason`: why it is ours, or why it broke off; empty if it is the server's and whole."""
+        """`reason`: why the response is ours or incomplete; empty if it is the server's and complete."""
         judgement = msgspec.structs.replace(asked.judgement, reason=reason) if reason else asked.judgement
         now = self._now_ns()
         return HttpResponse(
@@ -92,7 +92,7 @@ class AccessLog:
         return tuple((name.decode(), self._told(name, value)) for name, value in headers if name in wanted)
 
     def _remarks(self, what: str, headers: Iterable[Header]) -> Iterator[str]:
-        """All of them by name, the values only of those that may be shown."""
+        """All headers by name; values only of those that may be shown."""
         for name, value in headers:
             shown = f": {self._told(name, value)}" if name in self._options.flow_headers else ""
             yield f"header {what}: {name.decode()}{shown}"

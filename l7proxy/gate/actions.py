@@ -1,6 +1,6 @@
-"""The closed set of things a gate can ask its session to do. The session executes them in order.
+"""The actions that a gate can return, and the Gate protocol. The session executes the actions in order.
 
-Plain slots classes, not frozen ones: they are made per read. (On the constructors see wire/head.)
+Slots classes, not frozen: actions are created on every read. (For the constructors see wire/head.)
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ class Side(IntEnum):
 
 @dataclass(slots=True)
 class Connect:
-    """Open the upstream connection, if there is none yet. Bytes for the server may follow: the session holds them."""
+    """Open the upstream connection unless it is open. The session buffers bytes for the server until it is."""
 
 
 @dataclass(init=False, slots=True)
@@ -41,7 +41,7 @@ class ToClient:
 
 @dataclass(slots=True)
 class HalfClose:
-    """Nothing more will be written to this side: send FIN after what was written."""
+    """Send FIN to this side after the bytes written so far; no more will be written."""
 
     side: Side
 
@@ -56,8 +56,8 @@ class Emit:
 
 @dataclass(slots=True)
 class Close:
-    """The connection ends on both sides. `reset`: RST to both; else what was written goes out first, then FIN. With
-    `revoked` the server gets a RST all the same, and nothing of what is still to be sent to it."""
+    """End the connection on both sides. `reset`: RST to both; else the bytes written so far, then FIN. `revoked`: the
+    server gets a RST in any case, and its unsent bytes are dropped."""
 
     reset: bool = False
     revoked: bool = False
@@ -65,7 +65,7 @@ class Close:
 
 @dataclass(slots=True)
 class Pause:
-    """Stop reading from this side: the gate holds as much of it as it may."""
+    """Stop reading from this side: the gate's buffer for it is full."""
 
     side: Side
 
@@ -77,15 +77,15 @@ class Resume:
 
 @dataclass(slots=True)
 class Splice:
-    """The next `length` bytes from this side may go to the other unseen. An offer: the session tells the gate how many
-    went that way (`Gate.spliced`), and the bytes that did not come as ever."""
+    """The next `length` bytes from this side may go to the other without the gate. An offer: the session reports how
+    many did (`Gate.spliced`), and passes the others to the gate as usual."""
 
     source: Side
     length: int
 
 
 class SwitchGate:
-    """Another gate takes the connection over, from the next call on; actions that follow are its own already."""
+    """Another gate takes over the connection from the next call on; the actions after this one come from it."""
 
     __slots__ = ("gate",)
 
@@ -97,28 +97,28 @@ Action: TypeAlias = ToServer | ToClient | Emit | Connect | Pause | Resume | Half
 
 
 class Gate(Protocol):
-    """One connection's judge. The session calls it with what happened and executes the actions in order.
+    """The state machine of one connection. The session passes events to it and executes the returned actions in order.
 
-    `started` comes first, when the client's connection is there. After a Close no call has an effect; the session then
-    reads away what the client still sends, lest a reset destroy our last answer before it is read (RFC 9112 9.6).
-    `client_lost` is for every end that is not the gate's wish: the client's RST, a drain, a policy that changed.
-    `must_read`: this side owes it to read now (in HTTP/2 always, RFC 9113 5.2.2), so one that does not need not be read
-    either, and cannot make us hold the answers to what it sends.
+    `started` is called first, when the client is connected. After a Close, calls have no effect; the session discards
+    what the client still sends, so that no reset destroys our last response before the client reads it (RFC 9112 9.6).
+    `client_lost` is for every end that the gate did not ask for: the client's RST, a drain, a policy change.
+    `must_read`: the protocol obliges this side to read now (in HTTP/2 always, RFC 9113 5.2.2). If it does not, we need
+    not read from it either, so that it cannot make us buffer the responses to what it sends.
     """
 
     def must_read(self, side: Side) -> bool: ...
 
     @property
     def waiting_for(self) -> str:
-        """Which timeout applies now, one of:
+        """The timeout that applies now, one of:
 
-        idle (no request has begun), head (a request's head is incomplete), body (the client owes a body), connect,
-        response (the server owes a head), transfer (a response's body is under way), tunnel (raw bytes), closed.
+        idle (no request has begun), head (a request's head is incomplete), body (the client must send a body), connect,
+        response (the server must send a head), transfer (a response's body is being sent), tunnel (raw bytes), closed.
         """
 
     @property
     def held(self) -> int:
-        """Bytes that are kept for either side, roughly."""
+        """Approximate number of bytes buffered for both sides."""
 
     def started(self) -> list[Action]: ...
 
@@ -129,25 +129,26 @@ class Gate(Protocol):
     def from_server(self, data: bytes) -> list[Action]: ...
 
     def spliced(self, source: Side, count: int) -> list[Action]:
-        """So many bytes of what was offered by Splice have gone from `source` to the other side."""
+        """`count` bytes of those offered by Splice have gone from `source` to the other side."""
 
     def client_eof(self) -> list[Action]: ...
 
     def server_eof(self) -> list[Action]: ...
 
     def client_lost(self, reason: str = "the client closed the connection") -> list[Action]:
-        """`reason` begins the sentence that what is under way is recorded with."""
+        """`reason` begins the reason in the records of the exchanges in progress."""
 
     def upstream_failed(self, reason: str) -> list[Action]: ...
 
     def identified(self, conn: Conn) -> None:
-        """The identities at the ends are those of `conn` from now on: records to come carry it."""
+        """The identities of the connection have changed: later records carry `conn`."""
 
     def policy_changed(self) -> list[Action]:
-        """Another policy is in force: what is under way or waits is judged again, and ends if it is refused now."""
+        """The policy has changed: evaluate requests in progress or waiting again; end those now refused."""
 
     def draining(self) -> list[Action]:
-        """The worker stops: what is under way may end. No action: the session ends it when `waiting_for` is idle."""
+        """The worker is stopping: requests in progress may finish. If this returns no action, the session ends the
+        connection once `waiting_for` is idle."""
 
     def timed_out(self, which: str) -> list[Action]:
-        """`which` is the `waiting_for` that the timer was set for; when that has changed, nothing happens."""
+        """`which` is the `waiting_for` that the timer was set for; no effect if that has changed."""

@@ -1,4 +1,4 @@
-"""The two clocks that a gate is given."""
+"""The two clocks of a gate."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Clock:
-    """`now_ns` is the wall clock, for the times of records only: it may be set at any time, also back. `ticks_ns` never
-    goes back: what is limited by time goes by it."""
+    """`now_ns` is the wall clock, only for the times of records: it may be set at any time, also back. `ticks_ns` is
+    monotonic: rate limits use it."""
 
     now_ns: Callable[[], int]
     ticks_ns: Callable[[], int]

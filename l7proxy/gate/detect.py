@@ -1,7 +1,7 @@
-"""What every gate can be told, and which gate a connection gets.
+"""Chooses the gate of a connection: TCP, or by its first bytes HTTP/1 or HTTP/2.
 
-By its first bytes: who begins with the HTTP/2 preface (prior knowledge, RFC 9113 3.3) means HTTP/2, and nobody else
-can; everything else is HTTP/1, or refused as such.
+A connection that begins with the HTTP/2 preface (prior knowledge, RFC 9113 3.3) is HTTP/2: no HTTP/1 request begins so.
+Everything else is HTTP/1, or refused as invalid HTTP/1.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from l7proxy.wire.http2_frames import PREFACE
 
 
 class ProtocolDetector:
-    """Waits for enough bytes to tell HTTP/2 from HTTP/1, and becomes the gate for it. Usually one read tells."""
+    """Waits for enough bytes to tell HTTP/2 from HTTP/1, then switches to its gate. Usually one read is enough."""
 
     __slots__ = ("_conn", "_held", "_make_http1", "_make_http2")
 
@@ -41,7 +41,7 @@ class ProtocolDetector:
         self._make_http2 = partial(Http2Gate, judge, clock=clock, options=options, direction=direction)
 
     def must_read(self, side: Side) -> bool:
-        """Nothing has been written yet."""
+        """False: nothing has been written yet."""
         return False
 
     @property
@@ -101,7 +101,7 @@ class ProtocolDetector:
         return self._enter(lambda gate: gate.timed_out(which)) if which == self.waiting_for else []
 
     def _enter(self, then: Callable[[HttpGate], list[Action]]) -> list[Action]:
-        """It is HTTP/1, or will be refused as that."""
+        """Switch to HTTP/1, whose gate refuses invalid bytes."""
         gate = self._make_http1(self._conn)
         held, self._held = self._held, b""
         return [SwitchGate(gate), *gate.started(), *(gate.from_client(held) if held else ()), *then(gate)]
@@ -116,5 +116,5 @@ def gate_for(
     options: HttpOptions,
     direction: Direction = Direction.INGRESS,
 ) -> Gate:
-    """`by_request`: the connection's policy has HTTP rules."""
+    """The gate of a new connection. `by_request`: the connection's policy has HTTP rules."""
     return ProtocolDetector(judge, conn, clock, options, direction=direction) if by_request else TcpGate()

@@ -1,14 +1,14 @@
-"""Judges HTTP/1 requests. Bytes in, actions out.
+"""Enforces policy on HTTP/1 requests. Bytes in, actions out.
 
 Laws (property-tested over any bytes, splits and ends):
- 1. Each request is judged when it is taken up: one exchange at a time, pipelined requests wait their turn. While it is
-    under way it is judged again whenever policy changes, and if it is refused then, a Connection record says so.
- 2. Nothing of a request that is not allowed is ever in ToServer, and what is forwarded is what was judged.
+ 1. Each request is evaluated when its exchange begins: one exchange at a time, pipelined requests wait. While it is in
+    progress it is evaluated again whenever policy changes; if it is refused then, a Connection record is emitted.
+ 2. No byte of a request that is not allowed is ever in ToServer; what is forwarded is what was evaluated.
  3. Each HttpRequest record is followed by exactly one HttpResponse record: the server's final status, or ours: 403
-    denied, 400 a broken body, 408/504 too slow, 502/503 upstream trouble, 499 the client left first. What cannot be
-    judged leaves exactly one Malformed record instead. The client sees what is recorded, but for 499 and `_deserted`.
- 4. Server bytes that answer no open exchange are never shown to the client.
-The one clever thing is the common path: a whole head in one read, a whole response in another.
+    denied, 400 invalid body, 408/504 timeout, 502/503 upstream error, 499 the client left first. Bytes that are not a
+    valid request leave exactly one Malformed record. The client sees what is recorded, except for 499 and `_deserted`.
+ 4. Server bytes that belong to no open exchange are never sent to the client.
+The common path is optimised: a whole head in one read, a whole response in another.
 """
 
 from __future__ import annotations
@@ -42,19 +42,19 @@ class _State(IntEnum):
     CLOSED = 2
 
 
-# Final each: compiled code then has them at hand, and does not look them up.
+# Final, so that compiled code needs no look-ups.
 OPEN: Final = _State.OPEN
 TUNNEL: Final = _State.TUNNEL
 CLOSED: Final = _State.CLOSED
 FORWARDED: Final = Verdict.FORWARDED
 AUDIT: Final = Verdict.AUDIT
-"""With FORWARDED the only verdicts that let pass."""
+"""AUDIT and FORWARDED are the only verdicts that allow a request."""
 CLIENT: Final = Side.CLIENT
 SERVER: Final = Side.SERVER
 
 
 class HttpGate:
-    """The gate of one client connection; see pick.Gate for how a session talks to it."""
+    """The gate of one HTTP/1 client connection; see actions.Gate for its methods."""
 
     __slots__ = (
         "_asked",
@@ -84,35 +84,35 @@ class HttpGate:
         *,
         direction: Direction = Direction.INGRESS,
     ) -> None:
-        """`direction` is what Malformed records carry: there, no rule has decided."""
+        """`direction` is that of Malformed records, which no rule has decided."""
         self._judge = judge
         self._options = options
         self._log = AccessLog(conn, now_ns, options, direction)
         self._state = OPEN
         self._exchange: Exchange | None = None
-        self._held = bytearray()  # from the client, not yet taken up
+        self._held = bytearray()  # from the client, not yet processed
         self._request_lines: HeadLines | None = None
         self._responses = http1_fast.Responses()
-        self._asked = False  # for the upstream connection
+        self._asked = False  # Connect has been requested
         self._connected = False
         self._client_done = False
         self._server_done = False
-        self._reused = False  # an answer has come, and the connection was kept for more
-        self._denied = 0  # out of this read
+        self._reused = False  # the upstream connection has served an exchange and stays open
+        self._denied = 0  # requests from the current read
         self._half_closed = False  # the client's FIN has been passed on
         self._paused = False
 
-    # --- what the session asks and tells -----------------------------------------------------------------------------
+    # --- calls from the session --------------------------------------------------------------------------------------
 
     def must_read(self, side: Side) -> bool:
-        """A client, but while the body of an allowed request is under way: many write all of it before they read."""
+        """True for the client, except while it sends an allowed request's body: many send all of it before reading."""
         exchange = self._exchange
         sending = exchange is not None and exchange.allowed and exchange.request_body is not None
         return side is CLIENT and self._state is OPEN and not sending
 
     @property
     def waiting_for(self) -> str:
-        """See pick.Gate."""
+        """See actions.Gate."""
         if self._state is not OPEN:
             return ("open", "tunnel", "closed")[self._state]
         exchange = self._exchange
@@ -126,12 +126,12 @@ class HttpGate:
 
     @property
     def held(self) -> int:
-        """See pick.Gate."""
+        """See actions.Gate."""
         exchange = self._exchange
         return len(self._held) + (exchange.held if exchange is not None else 0)
 
     def started(self) -> list[Action]:
-        """Nothing yet: the server hears of a client only once a request is allowed."""
+        """No action: the upstream connection is opened only for an allowed request."""
         return []
 
     def connected(self) -> list[Action]:
@@ -175,7 +175,7 @@ class HttpGate:
         elif self._state is not OPEN:
             pass
         elif exchange is None or not exchange.allowed or exchange.answered:
-            self._close(actions)  # law 4: nobody asked
+            self._close(actions)  # law 4: no open exchange
         else:
             self._take_response(exchange, data, actions)
         return actions
@@ -224,7 +224,7 @@ class HttpGate:
         return actions
 
     def client_lost(self, reason: str = "the client closed the connection") -> list[Action]:
-        """The session ends for a reason of its own; the client hears nothing more."""
+        """The session ends for a reason of its own; nothing more is sent to the client."""
         actions: list[Action] = []
         exchange = self._exchange
         if self._state is OPEN and exchange is None and self._held.strip(b"\r\n"):
@@ -252,7 +252,7 @@ class HttpGate:
         self._log.conn = conn
 
     def policy_changed(self) -> list[Action]:
-        """The request of what is under way is judged anew, also that of a tunnel: it stays or goes with it."""
+        """Evaluate the request in progress again, or the one that opened a tunnel; if it is refused, end it."""
         actions: list[Action] = []
         exchange = self._exchange
         if exchange is not None and exchange.allowed:
@@ -263,13 +263,13 @@ class HttpGate:
         return actions
 
     def draining(self) -> list[Action]:
-        """There is no goodbye in HTTP/1 but the end of the connection."""
+        """No action: HTTP/1 has no GOAWAY."""
         return []
 
     def timed_out(self, which: str) -> list[Action]:
         actions: list[Action] = []
         if which != self.waiting_for:
-            return actions  # a timer of the past
+            return actions  # a stale timer
         exchange = self._exchange
         if which == "head":
             self._refuse(PeerError("timed out waiting for the request head", status=408), actions)
@@ -283,7 +283,7 @@ class HttpGate:
     # --- the client's bytes ------------------------------------------------------------------------------------------
 
     def _pump(self, actions: list[Action]) -> None:
-        """Work off what the client has sent, as far as it may go now."""
+        """Process the client's buffered bytes as far as possible now."""
         held = self._held
         while self._state is OPEN:
             exchange = self._exchange
@@ -316,12 +316,12 @@ class HttpGate:
             actions.append(Pause(CLIENT) if full else Resume(CLIENT))
 
     def _read_head(self, actions: list[Action]) -> RequestHead | None:
-        """The next head of what is held, or None: it is incomplete, or it was refused."""
+        """The next head in the buffer; None when it is incomplete or was refused."""
         held = self._held
         try:
             if self._request_lines is None:
                 end = held.find(b"\r\n\r\n", 0, MAX_HEAD)
-                # Not all that is held is copied for each head: it may be a long row of requests.
+                # Copy only this head: the buffer may hold many pipelined requests.
                 first = bytes(held[: end + 4]) if end >= 0 else b""
                 fast = http1_fast.request(first, self._options.paths)
                 if isinstance(fast, RequestHead):
@@ -359,7 +359,7 @@ class HttpGate:
         actions.append(ToServer(head.raw if request.rewrite is None else rewrite.head(head.raw, request.rewrite.edits)))
 
     def _take_body(self, exchange: Exchange, reader: Body, data: bytes, actions: list[Action]) -> int:
-        """Pass on (or read away, after a denial) what of `data` is the request's body. Returns how much that is."""
+        """Forward the part of `data` that is the request's body (after a denial, discard it). Returns its length."""
         try:
             taken = reader.feed(data)
         except PeerError as error:
@@ -377,7 +377,7 @@ class HttpGate:
         return taken
 
     def _end_body(self, exchange: Exchange, reader: Body, actions: list[Action]) -> None:
-        """If it has come to its end, or to that of our patience."""
+        """Go on if the body is complete; close if too much of a denied request's body was discarded."""
         if reader.done:
             exchange.request_body = None
             if not exchange.allowed or exchange.answered:
@@ -386,20 +386,20 @@ class HttpGate:
             self._close(actions)
 
     def _next(self, actions: list[Action]) -> None:
-        """The exchange is over on both sides and the connection may go on."""
+        """The exchange is complete on both sides; the connection may stay open."""
         self._exchange = None
         if self._server_done:
             self._close(actions)
 
     def _client_left(self, actions: list[Action]) -> None:
-        """FIN between requests, or inside a head."""
+        """The client's FIN between requests or inside a head."""
         if self._held.strip(b"\r\n"):
             self._refuse(PeerError("incomplete request head"), actions)
         else:
             self._close(actions)
 
     def _abandon(self, exchange: Exchange, reason: str, actions: list[Action]) -> None:
-        """The client gives up. 499, unless the server's status has been shown."""
+        """The client gives up: 499, unless the server's status has already been sent to it."""
         if exchange.allowed and not exchange.answered:
             response = exchange.response
             self._emit_response(exchange, 499 if response is None else response.status, reason, actions)
@@ -419,12 +419,12 @@ class HttpGate:
             self._open_tunnel(exchange, actions)
 
     def _answered(self, exchange: Exchange, actions: list[Action]) -> None:
-        """The response is complete. What came after it answers nothing: whoever sends it is trusted no more."""
+        """The response is complete. Bytes after it belong to no request: a server that sends some is not reused."""
         response = exchange.response
         assert response is not None
         exchange.answered = True
         self._emit_response(exchange, response.status, "", actions)
-        # A client that awaited 100 may send the body or another request: the server may guess otherwise than we do.
+        # A client that waited for 100 may send the body or a new request: server and proxy may read it differently.
         uncertain = exchange.head.expect_continue and not exchange.continued and exchange.request_body is not None
         if exchange.rest or uncertain or not (exchange.head.keep_alive and response.keep_alive):
             self._close(actions)
@@ -435,7 +435,7 @@ class HttpGate:
                 self._pump(actions)
 
     def _open_tunnel(self, exchange: Exchange, actions: list[Action]) -> None:
-        """The server has switched. What the client sent early was held until now."""
+        """The server has switched protocols. Forward what the client sent early, buffered until now."""
         response = exchange.response
         assert response is not None
         self._emit_response(exchange, response.status, "", actions)
@@ -476,7 +476,7 @@ class HttpGate:
             self._next(actions)
 
     def _revoke(self, exchange: Exchange, judgement: PolicyVerdict, actions: list[Action]) -> None:
-        """It was allowed and is so no more. A client that has seen nothing of an answer gets 403, else a broken one."""
+        """Policy now refuses the request. The client gets 403, or a broken response if one has begun."""
         if not exchange.answered:
             shown = exchange.response
             if shown is None:
@@ -489,7 +489,7 @@ class HttpGate:
             self._close(actions, reset=True, revoked=True)
 
     def _refuse(self, error: PeerError, actions: list[Action]) -> None:
-        """Bytes that are no request we could judge: one Malformed record, an answer, the end."""
+        """Bytes that are not a valid request: send an error, emit one Malformed record, close."""
         fields = b"location: %b\r\n" % error.location if isinstance(error, EscapedSlashError) else b""
         lines = self._request_lines
         head_only = lines is not None and lines.start.startswith(b"HEAD ")
@@ -499,7 +499,7 @@ class HttpGate:
         self._close(actions)
 
     def _fail(self, exchange: Exchange, status: int, reason: str, actions: list[Action]) -> None:
-        """An allowed request that cannot be completed: answered by us, or cut where the server's answer broke off."""
+        """An allowed request cannot be completed: send an error, or reset if the server's response has begun."""
         if exchange.response is not None:
             self._emit_response(exchange, exchange.response.status, reason, actions)
             self._close(actions, reset=True)
@@ -510,8 +510,8 @@ class HttpGate:
         self._close(actions)
 
     def _deserted(self, exchange: Exchange, reason: str, actions: list[Action], *, reset: bool = False) -> None:
-        """The server has gone. Where it ends a connection in use just as the next request comes, so does ours, without
-        a word: clients know that race and try again (RFC 9112 9.3.1), and an answer would keep them from it."""
+        """The server is gone. If it closes a reused connection just as the next request comes, close the client's too,
+        without a response: clients know this race and retry (RFC 9112 9.3.1); a response would prevent the retry."""
         if self._reused and exchange.unheard:
             self._emit_response(
                 exchange, 502, f"{reason}; the client connection was closed too, so that the client can retry", actions
@@ -538,7 +538,7 @@ def _allows(judgement: PolicyVerdict) -> bool:
 
 
 def _to_server(actions: list[Action], data: bytes) -> None:
-    """Neighbours are joined: one write, one segment."""
+    """Append to a preceding ToServer: one write, one segment."""
     last = actions[-1] if actions else None
     if isinstance(last, ToServer):
         last.data += data

@@ -1,8 +1,8 @@
-"""One HTTP/1 request and its answer: reads the server's bytes, and shows the client what belongs to this answer.
+"""One HTTP/1 request and its response: reads the server's bytes and sends the client what belongs to the response.
 
-Laws: a response is shown byte for byte as it came; what follows it is kept apart in `rest` and never shown. A switch
-of protocols (101, or 2xx to CONNECT) is shown only if it was asked for, after the whole request. What cannot be read
-is a PeerError, and then nothing of the offending head has been shown.
+Laws: a response is sent byte for byte as it came; bytes after it go to `rest` and are never sent. A protocol switch
+(101, or 2xx to CONNECT) is sent only if the client requested it, and after the whole request. An invalid response is a
+PeerError, raised before any byte of the invalid head is sent.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from l7proxy.wire.lines import HeadLines
 
 
 class ResponseProgress(IntEnum):
-    """What the server's bytes have come to: the answer goes on, is whole, or has switched protocols."""
+    """The state of the response: incomplete, complete, or switched protocols."""
 
     MORE = 0
     WHOLE = 1
@@ -36,7 +36,7 @@ SWITCHED: Final = ResponseProgress.SWITCHED
 
 
 class Exchange:
-    """`request_body` is None once the request has been read whole, `response` the final head once it is there."""
+    """`request_body` is None once the whole request is read; `response` is the final head, once received."""
 
     __slots__ = (
         "_body",
@@ -75,10 +75,10 @@ class Exchange:
         self.continued = False
         self.answered = False
         self.response: ResponseHead | None = None
-        self.rest = b""  # what the server sent after its answer (or after the switch)
+        self.rest = b""  # what the server sent after its response (or after the switch)
         self._interim = 0
         self._body: Body | None = None
-        self._held: bytearray | None = None  # the beginning of a response head
+        self._held: bytearray | None = None  # an unfinished response head
         self._lines: HeadLines | None = None
 
     @property
@@ -88,12 +88,12 @@ class Exchange:
 
     @property
     def transferring(self) -> bool:
-        """The response's body is under way."""
+        """The response's body is being received."""
         return self._body is not None
 
     @property
     def unheard(self) -> bool:
-        """The server has not said a word on this request."""
+        """The server has not sent a byte for this request."""
         return self.response is None and not self._interim and not self._held
 
     @property
@@ -102,11 +102,11 @@ class Exchange:
 
     @property
     def awaits_continue(self) -> bool:
-        """The client may be waiting for 100: it owes its body only after that."""
+        """The client may be waiting for 100 Continue before it sends the body."""
         return self.head.expect_continue and not self.continued and not self.answered
 
     def hear(self, data: bytes, actions: list[Action]) -> ResponseProgress:
-        """Take the server's next bytes. A PeerError is the server's fault."""
+        """Process the server's next bytes. PeerError when they are invalid."""
         if self.response is None and not self._held:
             fast = self._responses.read(data, self.head.method)
             if isinstance(fast, ResponseHead):
@@ -133,7 +133,7 @@ class Exchange:
         return MORE
 
     def _read_head(self, data: bytes) -> ResponseHead | None:
-        """The strict reading of what is held and `data`: both are held then. None while the head is incomplete."""
+        """Add `data` to `_held` and parse it strictly. None while the head is incomplete."""
         if self._held is None:
             self._held = bytearray()
         held = self._held
@@ -146,7 +146,7 @@ class Exchange:
         return http1_strict.response_head(lines, bytes(held[:size]), self.head.method)
 
     def _begin(self, head: ResponseHead, data: bytes, actions: list[Action]) -> ResponseProgress:
-        """`data` begins with `head`. In the common case it ends with the response, too."""
+        """`data` begins with `head`. In the common case it is exactly one whole response."""
         self.response = head
         size = len(head.raw)
         if size + head.framing == len(data):
@@ -161,7 +161,7 @@ class Exchange:
 
     def _take_body(self, data: bytes, actions: list[Action]) -> ResponseProgress:
         reader = self._body
-        assert reader is not None  # a response without a body was whole at once
+        assert reader is not None  # a response without a body is complete in _begin
         taken = reader.feed(data)
         to_client(actions, data if taken == len(data) else data[:taken])
         if not reader.done:
@@ -172,7 +172,7 @@ class Exchange:
         return WHOLE
 
     def skip(self, count: int) -> bool:
-        """So much of the response's body went to the client unseen. True when that was its end."""
+        """`count` bytes of the response's body were spliced to the client. True when the body is complete."""
         reader = self._body
         assert reader is not None
         reader.skip(count)
@@ -189,7 +189,7 @@ class Exchange:
         self.continued |= head.status == 100
 
     def _switches(self, head: ResponseHead) -> bool:
-        """RFC 9110 7.8 and 9.3.6: the connection is a tunnel from here on. Only to what was asked for."""
+        """Whether the connection becomes a tunnel (RFC 9110 7.8, 9.3.6). PeerError if the client did not ask for it."""
         if self.head.method == b"CONNECT" and 200 <= head.status < 300:
             return True
         if head.status != 101:
@@ -204,7 +204,7 @@ class Exchange:
 
 
 def to_client(actions: list[Action], data: bytes) -> None:
-    """Neighbours are joined: one write, one segment."""
+    """Append to a preceding ToClient: one write, one segment."""
     last = actions[-1] if actions else None
     if isinstance(last, ToClient):
         last.data += data

@@ -64,7 +64,7 @@ class Http2Gate:
 
     @property
     def waiting_for(self) -> str:
-        """See pick.Gate."""
+        """See actions.Gate."""
         if self._closed:
             return "closed"
         of, client = self._of, self._of.client

@@ -1,4 +1,4 @@
-"""What an operator can choose about HTTP gates, and the bounds of what one connection may make us hold."""
+"""Options of HTTP gates, and the limits on what one connection can make us buffer or do."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from l7proxy.wire.path import PathRules
 
 @dataclass(frozen=True, slots=True)
 class HttpOptions:
-    """`flow_headers` (lower case names) and `flow_query` open flows to what may hold secrets; `secret_headers` stay
-    shut all the same. `deny_header` tells refused clients why."""
+    """`flow_headers` (lower-case names) and `flow_query` add to flows what may contain secrets; the values of
+    `secret_headers` are never shown. `deny_header`: denied clients get the reason in a header."""
 
     paths: PathRules = field(default_factory=PathRules)
     flow_headers: frozenset[bytes] = frozenset()
@@ -21,14 +21,14 @@ class HttpOptions:
 
 
 MAX_HELD: Final = 64 << 10
-"""Bytes of further requests held while one is answered; more stay in the kernel (Pause)."""
+"""Bytes of further requests buffered while one is in progress; more stay in the kernel (Pause)."""
 
 MAX_DRAINED: Final = 64 << 10
-"""Bytes of a refused request's body that are read away so that its connection can go on."""
+"""Bytes of a denied request's body that are discarded to keep its connection open."""
 
 MAX_DENIED: Final = 64
-"""Requests denied out of one read. Their connection ends with the last: nobody pipelines so much that is refused, and
-each costs us more than it costs the client, with everybody else waiting."""
+"""Requests denied from one read. The last one ends the connection: no honest client pipelines so many denied requests,
+and each costs us more than the client, while all other clients wait."""
 
 MAX_INTERIM: Final = 16
 """1xx responses before the final one."""

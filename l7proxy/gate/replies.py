@@ -1,4 +1,4 @@
-"""The few responses that are our own: refusals and failures. Short, plain text, framed by a length."""
+"""The proxy's own HTTP/1 responses: denials and errors. Short plain text with a Content-Length."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _MAX_REASON: Final = 512
 
 
 def reply(status: int, text: bytes, *, close: bool, head_only: bool = False, fields: bytes = b"") -> bytes:
-    """`fields` are whole header lines. `head_only`: the answer to HEAD, which has the same head."""
+    """`fields` are complete header lines. `head_only`: the response to HEAD, with the same head and no body."""
     return b"HTTP/1.1 %d %b\r\ncontent-length: %d\r\ncontent-type: text/plain\r\n%b%b\r\n%b" % (
         status,
         HTTPStatus(status).phrase.encode(),
@@ -25,7 +25,7 @@ def reply(status: int, text: bytes, *, close: bool, head_only: bool = False, fie
 
 
 def sentence(reason: str) -> bytes:
-    """A reason as a body of its own line. It may quote the peer, so only printable ASCII is kept."""
+    """The reason as a body of one line. It may quote the peer, so only printable ASCII is kept."""
     return printable(reason) + b"\r\n"
 
 

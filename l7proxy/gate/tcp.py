@@ -1,6 +1,6 @@
-"""The gate of connections whose policy has no HTTP rules: bytes pass both ways, and so does each end's FIN.
+"""The gate of connections whose policy has no HTTP rules: passes bytes and FIN in both directions.
 
-It emits nothing: the session has already recorded the connection's one verdict.
+It emits no records: the session has already recorded the connection's verdict.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ class TcpGate:
         self._over = False
 
     def must_read(self, side: Side) -> bool:
-        """Nobody knows what they have agreed on."""
+        """False: the protocol is unknown."""
         return False
 
     @property
@@ -35,7 +35,7 @@ class TcpGate:
         return 0
 
     def started(self) -> list[Action]:
-        """Connect at once: the server may be the one to speak first."""
+        """Connect at once: the server may send first."""
         return [Connect()]
 
     def connected(self) -> list[Action]:
@@ -80,10 +80,10 @@ class TcpGate:
         return self._end(reset=True)
 
     def identified(self, conn: Conn) -> None:
-        """Nothing of it is told by this gate."""
+        """No effect: this gate emits no records."""
 
     def policy_changed(self) -> list[Action]:
-        """The session itself judges connections."""
+        """No action: the session itself evaluates connections."""
         return []
 
     def draining(self) -> list[Action]:
