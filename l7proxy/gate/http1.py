@@ -99,7 +99,7 @@ class HttpGate:
         self._server_done = False
         self._reused = False  # the upstream connection has served an exchange and stays open
         self._denied = 0  # requests from the current read
-        self._half_closed = False  # the client's FIN has been passed on
+        self._half_closed = False  # the client's FIN has been forwarded
         self._paused = False
 
     # --- calls from the session --------------------------------------------------------------------------------------
@@ -529,7 +529,7 @@ class HttpGate:
         actions.append(Close(reset, revoked))
 
     def _emit_response(self, exchange: Exchange, status: int, reason: str, actions: list[Action]) -> None:
-        """The one HttpResponse of an exchange."""
+        """Emit the exchange's only HttpResponse record."""
         actions.append(Emit(self._log.response(exchange.record, status, reason, exchange.response)))
 
 

@@ -1,16 +1,16 @@
-"""Judges HTTP/2: one client connection, at most one server connection, every stream on its own. Bytes in, actions out.
+"""Enforces policy on HTTP/2: one client connection, at most one upstream connection, each stream on its own.
 
 Laws (property-tested over any bytes, splits and ends):
- 1. A request is judged when its header block is complete, and again when policy changes as long as it is under way.
- 2. Nothing of a request that is not allowed reaches the server, and what is forwarded is what was judged. Not one byte
-    of a request goes to a server that has not said that it speaks HTTP/2 (its SETTINGS): another might take a body
-    for requests.
+ 1. A request is evaluated when its header block is complete, and again when policy changes while it is in progress.
+ 2. No byte of a request that is not allowed reaches the server; what is forwarded is what was evaluated. No byte of any
+    request goes to a server before its SETTINGS have arrived: a server that does not speak HTTP/2 might read a body as
+    requests.
  3. Each HttpRequest record is followed by exactly one HttpResponse record: the server's final status, or ours, as in
-    HTTP/1 (http1.py). What cannot be judged leaves one Malformed record instead.
- 4. What the client may make us hold is bounded: windows (http2_relay), MAX_STREAMS, MAX_HELD bytes of heads, and a
-    budget for whatever else it sends (http2_budget).
-The preface has been read when this gate begins (pick.py). Here are the ends of the connection; streams have
-http2_exchanges.py to themselves.
+    HTTP/1 (http1.py). An invalid request leaves one Malformed record instead.
+ 4. What a client can make us buffer is bounded: by windows (http2_relay), MAX_STREAMS, MAX_HELD bytes of heads, and a
+    budget for all other frames (http2_budget).
+The preface has been read before this gate starts (detect.py). This module handles the connection's events;
+http2_stream_table.py handles the streams.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ CLIENT, SERVER = Side.CLIENT, Side.SERVER
 
 
 STREAM: Final = 2048
-"""Bytes that an open stream takes, beside what is kept of its DATA: its head, its record, its windows."""
+"""Bytes of memory of an open stream besides its buffered DATA: head, record, windows."""
 
 
 class Http2Gate:
-    """The gate of one client connection; see pick.Gate for how a session talks to it."""
+    """The gate of one HTTP/2 client connection; see actions.Gate for its methods."""
 
     __slots__ = ("_client_done", "_closed", "_connected", "_of", "_paused")
 
@@ -51,7 +51,7 @@ class Http2Gate:
         *,
         direction: Direction = Direction.INGRESS,
     ) -> None:
-        """`direction` is what Malformed records carry: there, no rule has decided."""
+        """`direction` is that of Malformed records, which no rule has decided."""
         self._of = StreamTable(judge, AccessLog(conn, clock.now_ns, options, direction), clock.ticks_ns, options)
         self._connected = False
         self._client_done = False
@@ -59,7 +59,7 @@ class Http2Gate:
         self._closed = False
 
     def must_read(self, side: Side) -> bool:
-        """Always (RFC 9113 section 5.2.2)."""
+        """Always true (RFC 9113 5.2.2)."""
         return True
 
     @property
@@ -73,17 +73,17 @@ class Http2Gate:
         if of.streams:
             return "transfer" if self._connected or not of.asked else "connect"
         if of.parting:
-            return "transfer"  # nothing is, but the connection is not idle either
+            return "transfer"  # no stream is open, but the connection is not idle either
         return "head" if client.in_frame else "idle"
 
     @property
     def held(self) -> int:
-        """See pick.Gate. A stream that is open counts, too."""
+        """See actions.Gate. Includes STREAM for each open stream."""
         of = self._of
         return of.client.held + of.server.held + STREAM * len(of.streams) if not self._closed else 0
 
     def started(self) -> list[Action]:
-        """Our SETTINGS. The server hears of a client only once a request is allowed."""
+        """Send our SETTINGS. The upstream connection is opened only for an allowed request."""
         return self._flush()
 
     def connected(self) -> list[Action]:
@@ -115,11 +115,11 @@ class Http2Gate:
         return self._flush()
 
     def spliced(self, source: Side, count: int) -> list[Action]:
-        """It is never offered: frames of many streams share the connection."""
+        """Never called: no splice is offered, since the streams share the connection."""
         return []
 
     def client_eof(self) -> list[Action]:
-        """Answers that need nothing more of the client still go out."""
+        """Responses that need nothing more from the client are still sent."""
         if self._closed or self._client_done:
             return []
         self._client_done = self._of.leaving = True
@@ -137,7 +137,7 @@ class Http2Gate:
         return self._flush()
 
     def client_lost(self, reason: str = "the client closed the connection") -> list[Action]:
-        """The session ends for a reason of its own; the client hears nothing more."""
+        """The session ends for a reason of its own; no more responses are sent."""
         if self._closed:
             return []
         if self._of.client.in_block:
@@ -156,14 +156,14 @@ class Http2Gate:
         self._of.log.conn = conn
 
     def policy_changed(self) -> list[Action]:
-        """So that what waits for the server, or runs, ends when it is refused now. Streams to come are judged by it."""
+        """Evaluate open streams again, also those waiting for the server; end those now refused."""
         if self._closed:
             return []
         self._of.judge_again()
         return self._flush()
 
     def draining(self) -> list[Action]:
-        """Clients are told before streams are refused, so that none is lost on its way."""
+        """Send GOAWAY first and refuse streams later, so that no request in transit is lost."""
         of = self._of
         if self._closed or of.leaving or of.parting:
             return []
@@ -173,7 +173,7 @@ class Http2Gate:
     def timed_out(self, which: str) -> list[Action]:
         of = self._of
         if self._closed or which != self.waiting_for:
-            return []  # a timer of the past
+            return []  # a stale timer
         if which == "head":
             self._broken(Http2Error("timed out waiting for the request head", Code.ENHANCE_YOUR_CALM, status=408))
             return self._flush()
@@ -184,10 +184,10 @@ class Http2Gate:
         self._closed = True
         return self._flush()
 
-    # --- what comes of it --------------------------------------------------------------------------------------------
+    # --- output ------------------------------------------------------------------------------------------------------
 
     def _broken(self, error: Http2Error) -> None:
-        """The client cannot be understood, or borne, any more."""
+        """End the connection: the client broke the protocol or exceeded a limit."""
         of = self._of
         of.emit_malformed(error.status, str(error))
         of.tell_all(f"HTTP/2 error of the client ({error})")
@@ -195,7 +195,7 @@ class Http2Gate:
         self._closed = True
 
     def _flush(self) -> list[Action]:
-        """All that this call has come to."""
+        """The actions that result from the current call."""
         of = self._of
         if not self._closed:
             of.settle()

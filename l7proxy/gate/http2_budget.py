@@ -1,8 +1,8 @@
-"""What one HTTP/2 peer may cost us: points, spent by frames that further nothing, refilled by time and by work.
+"""Limits what one HTTP/2 peer may cost us: points, spent on frames without progress, refilled by time and by work.
 
-Frames that carry a message cost nothing: flow control and the number of streams bound those. All others are cheap to
-send and not free to take, and each has been a weapon: resets (CVE-2023-44487), PING, SETTINGS, empty DATA, windows
-opened by the byte, priorities (CVE-2019-9511 to 9518). Well-behaved peers are far below these rates.
+Frames that carry a message cost no points: flow control and the number of streams bound them. All others are cheap to
+send but not to process, and each has been used for an attack: resets (CVE-2023-44487), PING, SETTINGS, empty DATA, tiny
+window updates, priorities (CVE-2019-9511 to 9518). Well-behaved peers stay far below these rates.
 """
 
 from __future__ import annotations
@@ -17,27 +17,27 @@ PER_SECOND: Final = 500
 _NS: Final = 1_000_000_000
 
 FRAME: Final = 1
-"""Any frame that carries nothing of a message."""
+"""Any frame that carries no part of a message."""
 
 REFUSED: Final = 5
-"""A request that is turned away before it is judged."""
+"""A request that is refused before it is evaluated."""
 
 DENIED: Final = 10
-"""A request that policy refuses: as in HTTP/1 (options.MAX_DENIED), it costs us more than it costs its client."""
+"""A request that policy denies: as in HTTP/1 (options.MAX_DENIED), it costs us more than the client."""
 
 RESET: Final = 20
-"""A request that is begun and cancelled, or made such that we must: it was judged, and the server has worked for it."""
+"""A request that the client cancels or makes us cancel: it has cost a policy evaluation and work of the server."""
 
 FINISHED: Final = 20
-"""Earned by each answer of the server's that came to its end, so that cancelling every second request is never a fault.
-Not by ours: a denial costs its client nothing to have, and would pay for the reset of another stream."""
+"""Earned by each complete response of the server, so that cancelling every second request is never an error. Not earned
+by our own responses: a denial is free for the client, and would pay for the reset of another stream."""
 
 DELIVERED: Final = 2
-"""Earned by DATA that went out: its receiver may open two windows for each frame that its own windows did not cut off,
-and for every 4 KiB, as Go's library does when it is read so."""
+"""Earned by DATA sent: its receiver may send two window updates for each frame not cut short by its own windows, and
+for every 4 KiB, as Go's library does when the application reads in such pieces."""
 
 REFRESH: Final = 12
-"""The power of two that 4 KiB are."""
+"""log2 of 4 KiB."""
 
 
 class Budget:
@@ -49,7 +49,7 @@ class Budget:
         self._then = ticks_ns()
 
     def spend(self, points: int, what: str) -> None:
-        """Http2Error when the peer has been too much."""
+        """Http2Error when no points are left."""
         self._left -= points
         if self._left < 0:
             self._refill()

@@ -1,4 +1,4 @@
-"""Whose frames they are: each peer says the same kinds of things (http2_peer.Owner), and they mean other things."""
+"""Frame handlers for each side: both implement http2_peer.Owner, but the same frame has another meaning on each."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class FromClient:
     leaves: Callable[[int], None]
 
     def got_settings(self) -> None:
-        """It may begin."""
+        """No effect: the client needs no permission to begin."""
 
     def got_goaway(self, last: int, code: int) -> None:
         self.leaves(code)
@@ -38,4 +38,4 @@ class FromServer:
     got_goaway: Callable[[int, int], None]
 
     def got_pong(self, payload: bytes) -> None:
-        """We never ask the server."""
+        """No effect: we never send PING to the server."""

@@ -1,8 +1,8 @@
-"""Our end of one HTTP/2 connection: reads frames, keeps the connection's own affairs, tells what concerns streams.
+"""Our end of one HTTP/2 connection: reads frames, handles the connection's own, passes those of streams to its owner.
 
-It answers SETTINGS and PING, keeps the tables of both directions and the windows of the connection, joins
-CONTINUATION, and bounds what the peer may cost. It knows no request: its owner does.
-An Http2Error out of `receive` ends the connection.
+It answers SETTINGS and PING, keeps the HPACK tables of both directions and the connection's windows, joins
+CONTINUATION, and bounds what the peer may cost. It knows frames, not requests: these are the owner's.
+An Http2Error from `receive` ends the connection.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ from l7proxy.wire.http2_frames import (
 
 STREAM_WINDOW: Final = 128 << 10
 CONNECTION_WINDOW: Final = 512 << 10
-"""Bytes of DATA that a peer may send ahead of what the other side takes: the most that we hold of it."""
+"""Bytes of DATA that a peer may send before the other side takes them: the most that we buffer for it."""
 
 DEFAULT_WINDOW: Final = 65535
 MAX_CONTINUATIONS: Final = 16
-"""Per header block; one of MAX_BLOCK bytes needs four (CVE-2024-27316 and its family sent them for ever)."""
+"""Per header block; a block of MAX_BLOCK bytes needs four. Unlimited ones are an attack (CVE-2024-27316)."""
 
 FORGOTTEN: Final = 512
-"""How many streams that we reset are remembered, for what the peer had sent before it knew."""
+"""Number of streams reset by us that are remembered, for frames that the peer sent before it received the reset."""
 
 _SETTING_LIMITS: Final = {
     Setting.ENABLE_PUSH: (0, 1, Code.PROTOCOL_ERROR),
@@ -44,20 +44,20 @@ _SETTING_LIMITS: Final = {
 
 
 class Owner(Protocol):
-    """Who is told what a peer says of streams. `got_settings` comes before anything else: it does speak HTTP/2."""
+    """Receives a peer's frames of streams. `got_settings` is called first: the peer does speak HTTP/2."""
 
     def got_settings(self) -> None:
-        """They are in force: `Peer.streams` may be another number."""
+        """The settings are applied: `Peer.streams` may have changed."""
 
     def got_fields(self, stream: int, block: FieldBlock, end: bool) -> None: ...
 
     def got_data(self, stream: int, data: bytes, begin: int, end: int, flags: int, flow: int) -> None:
-        """The content is `data[begin:end]`; `flow` is what it counts with padding."""
+        """The content is `data[begin:end]`; `flow` is its length with padding, for flow control."""
 
     def got_reset(self, stream: int, code: int) -> None: ...
 
     def got_window(self, stream: int, increment: int) -> None:
-        """Stream 0: the connection's, already counted."""
+        """Stream 0: the connection's window, already increased."""
 
     def got_initial_window(self, difference: int) -> None: ...
 
@@ -67,8 +67,8 @@ class Owner(Protocol):
 
 
 class Peer:
-    """`out` is what is to be written to it. `window` is what it lets us send, `initial` what each new stream begins
-    with, `streams` how many it lets us open. `stopped`: nothing more is read."""
+    """`out`: frames to write to the peer. `window`: bytes that it lets us send; `initial`: the same for a new stream;
+    `streams`: how many it lets us open. `stopped`: no more frames are read."""
 
     __slots__ = (
         "_allowed",
@@ -124,7 +124,7 @@ class Peer:
 
     @property
     def in_block(self) -> bool:
-        """A header block has begun and not ended."""
+        """A header block is incomplete."""
         return self._block is not None or self._frames.begun == frames.HEADERS
 
     @property
@@ -133,7 +133,7 @@ class Peer:
 
     @property
     def held(self) -> int:
-        """Bytes of it that are kept: DATA that the other side has not taken, an unfinished frame and header block."""
+        """Bytes buffered: DATA that the other side has not taken, an unfinished frame and header block."""
         unfinished = len(self._frames.rest) + (len(self._block) if self._block is not None else 0)
         return CONNECTION_WINDOW - self._allowed - self._owed + unfinished
 
@@ -156,7 +156,7 @@ class Peer:
                     take(self, flags, stream, source, begin, end)
 
     def stop(self) -> None:
-        """Nothing more is read; whoever listened is let go of."""
+        """Read no more frames, and break the reference to the owner."""
         self.stopped = True
         del self._owner
 
@@ -170,7 +170,7 @@ class Peer:
         self.out.append(frames.headers(stream, self._writer.write(block), end=end))
 
     def send_reset(self, stream: int, code: int, *, ended: bool) -> None:
-        """`ended`: the peer has said all on that stream, so nothing more will come."""
+        """`ended`: the peer has sent END_STREAM, so no more frames will come."""
         self.out.append(frames.rst_stream(stream, code))
         if not ended:
             self._forgotten[stream] = None
@@ -178,12 +178,12 @@ class Peer:
                 del self._forgotten[next(iter(self._forgotten))]
 
     def was_reset(self, stream: int) -> bool:
-        """By us, with more of it possibly still on its way."""
+        """Reset by us; frames of it may still be in transit."""
         return stream in self._forgotten
 
     def took(self, count: int) -> None:
-        """DATA bytes of it are ours no more: they may come again (RFC 9113 5.2). It is told when that is as much as it
-        still may send: what streams that stand still have of the window must not keep that from the others."""
+        """`count` bytes of DATA are no longer buffered: return them to the window (RFC 9113 5.2). The update is sent
+        once it doubles what the peer may still send, so that stalled streams do not starve the others of window."""
         self._owed += count
         if self._owed >= self._allowed and self._owed > 0:
             self.out.append(frames.window_update(0, self._owed))
@@ -191,8 +191,8 @@ class Peer:
             self._owed = 0
 
     def took_stray(self, stream: int, count: int, last: int) -> None:
-        """DATA on a stream that is no more: what was on its way is thrown away, all else is a fault. `last` is the last
-        stream that there was; with MAX_STREAM none is known."""
+        """DATA on a closed stream: discarded if it may have been in transit, else an error. `last` is the last stream
+        opened; MAX_STREAM: unknown."""
         if stream > last:
             raise Http2Error("DATA on a stream that was never opened")
         if last != frames.MAX_STREAM and not self.was_reset(stream):
@@ -266,7 +266,7 @@ class Peer:
         self._owner.got_window(stream, increment)
 
     def _take_priority(self, flags: int, stream: int, source: bytes, begin: int, end: int) -> None:
-        """Obsolete (RFC 9113 5.3.2): checked and forgotten."""
+        """Obsolete (RFC 9113 5.3.2): checked and ignored."""
         if stream == 0:
             raise Http2Error("PRIORITY on stream 0")
         if end - begin != 5:
@@ -285,7 +285,7 @@ class Peer:
         self.budget.spend(len(pairs), "SETTINGS")
         for name, value in pairs:
             self._check_setting(name, value)
-        for name, value in dict(pairs).items():  # the last of each name: nothing is sent in between
+        for name, value in dict(pairs).items():  # only the last value of each setting counts
             self._set(name, value)
         self.out.append(frames.frame(frames.SETTINGS, ACK, 0))
         self._settled = True

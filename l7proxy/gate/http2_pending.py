@@ -1,4 +1,4 @@
-"""Requests that are allowed and not yet at the server: it is still to be reached, or takes no more streams for now."""
+"""Allowed requests not yet sent: the server is not connected yet, or accepts no more streams for now."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from l7proxy.gate.http2_peer import CONNECTION_WINDOW
 from l7proxy.gate.http2_stream import Stream
 
 MAX_WAITING: Final = CONNECTION_WINDOW >> 1
-"""Bytes of heads and bodies that may wait for a place at the server: the other half of the client's window is for the
-streams that have one, else they could never end, and those that wait never begin."""
+"""Most bytes of heads and bodies of pending requests. The other half of the client's window is for the streams open at
+the server: else these could never finish, and the pending ones never begin."""
 
 
 class PendingStreams:
-    """In the order in which they came."""
+    """Pending streams in order of arrival."""
 
     __slots__ = ("_streams",)
 
@@ -34,18 +34,18 @@ class PendingStreams:
 
     @property
     def heads(self) -> int:
-        """Bytes of heads, the one thing that windows do not bound."""
+        """Bytes of heads, which windows do not bound."""
         return sum(map(_head, self._streams.values())) if self._streams else 0
 
     def first(self, count: int) -> list[Stream]:
-        """The next so many, which wait no more."""
+        """Remove and return the next `count` streams."""
         streams = list(self._streams.values())[: max(0, count)]
         for stream in streams:
             del self._streams[stream.id]
         return streams
 
     def excess(self) -> list[Stream]:
-        """What is too much to be kept, and waits no more: the largest, so that they are few; of equals the last."""
+        """Remove and return streams above MAX_WAITING: the largest, so that they are few; of equal ones the newest."""
         held = sum(map(_held, self._streams.values()))
         streams: list[Stream] = []
         while held > MAX_WAITING:

@@ -1,9 +1,9 @@
-"""DATA on its way from one HTTP/2 peer to another: windows are obeyed and opened here, end to end.
+"""Relays DATA from one HTTP/2 peer to the other, with end-to-end flow control.
 
-Laws: a peer may send again only what the other side has taken, so what we hold of it is never more than the windows we
-gave (http2_peer.STREAM_WINDOW, CONNECTION_WINDOW). A message arrives in order, its trailers last, END_STREAM once.
-The fast path: a frame that may go on at once goes on as it came, head and all, for a stream has one number on both
-sides.
+Laws: a peer gets new window only for what the other side has taken, so we never buffer more than the windows we gave
+(http2_peer.STREAM_WINDOW, CONNECTION_WINDOW). A message is sent in order, trailers last, with END_STREAM once.
+The fast path: a frame that can be sent at once is sent unchanged, header included, since a stream has the same ID on
+both sides.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ UNSAID: Final = -1
 
 @dataclass(slots=True)
 class StreamHalf:
-    """One message of a stream. `window` is what its receiver allows, `allowed` what its sender may still send; `left`
-    what its Content-Length still promises. `open`: the receiver knows the stream. `ended`: all has been received;
+    """One message of a stream, in bytes: `window` that its receiver allows, `allowed` that its sender may still send,
+    `left` to come by its Content-Length. `open`: the stream is open at the receiver. `ended`: all has been received;
     `sent`: all has been sent."""
 
     stream: int
@@ -39,7 +39,7 @@ class StreamHalf:
     trailers: FieldBlock | None = None
 
     def count(self, size: int, *, end: bool) -> None:
-        """PeerError when the message is not as long as it said (RFC 9113 8.1.1)."""
+        """PeerError when the length differs from Content-Length (RFC 9113 8.1.1)."""
         if self.left == UNSAID:
             return
         self.left -= size
@@ -50,7 +50,7 @@ class StreamHalf:
 
 
 class Relay:
-    """`sent` gathers the streams whose message has been sent whole, for the gate to take away."""
+    """`sent` lists the streams whose whole message has been sent; the gate clears it."""
 
     __slots__ = ("_blocked", "_sink", "_source", "sent")
 
@@ -61,7 +61,7 @@ class Relay:
         self.sent: list[int] = []
 
     def push(self, half: StreamHalf, data: bytes, begin: int, end: int, flags: int, flow: int) -> None:
-        """DATA has come: send it on, or keep it until the receiver takes it."""
+        """DATA has arrived: send it on, or buffer it until the receiver takes it."""
         self._account(half, flow)
         size = end - begin
         sink = self._sink
@@ -71,7 +71,7 @@ class Relay:
             if size or ended:
                 half.window -= size
                 sink.window -= size
-                plain = flags <= END_STREAM and data[begin - 4] < 0x80  # no flag, no reserved bit of the peer's
+                plain = flags <= END_STREAM and data[begin - 4] < 0x80  # no other flag, no reserved bit
                 sink.out.append(
                     data[begin - HEAD_SIZE : end] if plain else frames.frame(DATA, ended, half.stream, data[begin:end])
                 )
@@ -86,41 +86,41 @@ class Relay:
         self.advance(half)
 
     def discard(self, half: StreamHalf, flow: int, *, end: bool) -> None:
-        """DATA that nobody wants any more."""
+        """Discard DATA that is not needed any more."""
         self._account(half, flow)
         half.ended = end
         self._source.took(flow)
 
     def finish(self, half: StreamHalf, trailers: FieldBlock | None = None) -> None:
-        """The message has ended otherwise than by DATA."""
+        """The message has ended, but not with a DATA frame."""
         half.ended = True
         half.trailers = trailers
         self.advance(half)
 
     def speak(self, half: StreamHalf, text: bytes) -> None:
-        """A body of our own in the place of whatever was on its way; its head has been sent."""
+        """Send our own body instead of what is buffered; its head has been sent."""
         self.drop(half)
         if text:
-            self._source.took(-len(text))  # given back when it is sent, as if the source had sent it
+            self._source.took(-len(text))  # balanced when it is sent: counted as if it came from the source
             half.queue += text
         half.ended = True
         self.advance(half)
 
     def drop(self, half: StreamHalf) -> None:
-        """Forget what is kept of a message."""
+        """Discard what is buffered of a message."""
         self._source.took(len(half.queue))
         half.queue.clear()
         half.trailers = None
         self._blocked.pop(half.stream, None)
 
     def advance(self, half: StreamHalf) -> None:
-        """Send of one message what its receiver allows."""
+        """Send as much of one message as its receiver allows."""
         if half.open and not half.sent:
             while self._step(half):
                 pass
 
     def advance_all(self) -> None:
-        """The connection's window was opened: a frame for each stream in turn."""
+        """The connection's window has grown: send one frame of each stream in turn."""
         moved = True
         while moved and self._sink.window > 0:
             moved = False
@@ -138,7 +138,7 @@ class Relay:
             self.advance(half)
 
     def _step(self, half: StreamHalf) -> bool:
-        """One frame, if there is one to send. True when there may be another."""
+        """Send one frame if possible. True when there may be another."""
         queue, sink = half.queue, self._sink
         if not queue:
             self._blocked.pop(half.stream, None)

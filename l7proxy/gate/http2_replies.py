@@ -1,7 +1,7 @@
-"""The responses of ours in HTTP/2: as in HTTP/1, and in gRPC's own way to its clients.
+"""The proxy's own HTTP/2 responses: as in HTTP/1, or in gRPC's format for gRPC clients.
 
-gRPC reads its status from trailers (trailers-only: one HEADERS frame with HTTP status 200), so that a denial arrives
-as PERMISSION_DENIED. Records tell the HTTP status all the same: it says more, and is the same for every client.
+gRPC reads its status from trailers (trailers-only: one HEADERS frame with HTTP status 200), so a denial arrives as
+PERMISSION_DENIED. Records show the HTTP status nevertheless: it is more precise, and the same for every client.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from l7proxy.wire.http2_fields import FieldBlock
 INTERNAL: Final = 13
 UNAVAILABLE: Final = 14
 _GRPC_STATUS: Final = {HTTPStatus.FORBIDDEN: 7}
-"""Others: what the server owes is UNAVAILABLE, what the client did wrong INTERNAL (gRPC, http-grpc-status-mapping)."""
+"""Other statuses: UNAVAILABLE for server errors, INTERNAL for client errors (gRPC, http-grpc-status-mapping)."""
 
 _MAX_MESSAGE: Final = 512
 
 
 def plain(status: int, text: bytes, extra: tuple[Header, ...] = ()) -> FieldBlock:
-    """The head of a short text."""
+    """The head of a short text response."""
     fields = [
         (b":status", b"%d" % status),
         (b"content-length", b"%d" % len(text)),
@@ -33,7 +33,7 @@ def plain(status: int, text: bytes, extra: tuple[Header, ...] = ()) -> FieldBloc
 
 
 def trailers_only(status: int, text: bytes, extra: tuple[Header, ...] = ()) -> FieldBlock:
-    """What a gRPC client is told for an HTTP status."""
+    """The gRPC response for an HTTP status."""
     code = _GRPC_STATUS.get(HTTPStatus(status), UNAVAILABLE if status >= 500 or status == 408 else INTERNAL)
     fields = [
         (b":status", b"200"),
@@ -46,5 +46,5 @@ def trailers_only(status: int, text: bytes, extra: tuple[Header, ...] = ()) -> F
 
 
 def _message(text: bytes) -> bytes:
-    """Percent-encoded, as gRPC has it; only printable ASCII is left in it."""
+    """Percent-encoded, as gRPC requires; only printable ASCII is kept."""
     return printable(text.decode("latin-1").strip()[:_MAX_MESSAGE]).replace(b"%", b"%25")

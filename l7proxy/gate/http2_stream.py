@@ -1,4 +1,4 @@
-"""One HTTP/2 stream as the gate sees it: a request, its answer, and who has finished."""
+"""One HTTP/2 stream in the gate: a request, its response, and which sides have finished."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from l7proxy.wire.http2_head import RequestHead, ResponseHead
 
 @dataclass(slots=True)
 class Stream:
-    """It has the same number towards the server. `head` and `record` are None when it is no request we could judge.
+    """It has the same ID on both connections. `head` and `record` are None when the request was invalid.
 
-    `waiting` is the head that is to be forwarded once the server is there. `opened`: it has been. `answered`: by us,
-    so that what else the client says is thrown away. `told`: its HttpResponse has been emitted. `reset` is the code
-    with which the server gave up after its answer. `judged` are the request's fields, and those its policy wrote.
+    `waiting`: the head to forward once the server accepts it; `opened`: forwarded. `answered`: by the proxy; the rest
+    of the request is discarded. `told`: its HttpResponse has been emitted. `reset`: the code of a reset by the server
+    after its response. `judged`: the request's fields that were evaluated, and those that its policy added.
     """
 
     id: int
@@ -38,10 +38,10 @@ class Stream:
 
     @property
     def at_server(self) -> bool:
-        """It counts there among the streams that are open."""
+        """The server counts it as an open stream."""
         return self.opened and not (self.down.ended and self.up.sent)
 
     @property
     def head_only(self) -> bool:
-        """Its answer has no body."""
+        """Its response has no body."""
         return self.head is not None and self.head.method == b"HEAD"

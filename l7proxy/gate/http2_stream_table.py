@@ -1,7 +1,7 @@
-"""All streams of one client's HTTP/2 connection: what each frame means for its request or answer, and how streams end.
+"""All streams of one client's HTTP/2 connection: the effect of each frame on its request or response, and stream ends.
 
-The laws are those of http2.py, whose other half this is: here nothing is known of sockets, their ends or timeouts.
-What is to be done gathers in `actions` and in the `out` of both peers.
+The laws are those of http2.py, to which this module belongs; it knows nothing of sockets, EOF or timeouts.
+Its output collects in `actions` and in the `out` of both peers.
 """
 
 from __future__ import annotations
@@ -35,16 +35,16 @@ from l7proxy.wire.http2_frames import END_STREAM, MAX_STREAM, PREFACE, Code, Htt
 from l7proxy.wire.path import EscapedSlashError
 
 MAX_STREAMS: Final = 100
-"""Of one client at a time (the least that RFC 9113 6.5.2 recommends). A stream counts until its client has been told
-of its end, so that no burst of requests in one read is more than this either."""
+"""Open streams per client (the minimum that RFC 9113 6.5.2 recommends). A stream counts until its end has been sent to
+the client, so a burst of requests in one read cannot exceed this either."""
 
 FORWARDED, AUDIT = Verdict.FORWARDED, Verdict.AUDIT  # every other verdict refuses
 _GOODBYE: Final = b"l7proxy!"
-"""The PING that asks whether the client has heard that we are leaving."""
+"""Payload of the PING after GOAWAY: its ACK shows that the client has received the GOAWAY."""
 
 
 class StreamTable:
-    """`leaving`: the connection ends with its last stream. `parting`: so it will, once the client knows."""
+    """`leaving`: the connection ends with its last stream. `parting`: waits for the ACK of `_GOODBYE`, then leaves."""
 
     __slots__ = (
         "_judge",
@@ -89,9 +89,9 @@ class StreamTable:
         self._waiting = PendingStreams()
         self._offered = MAX_STREAMS
         self.last = 0  # the client's last stream
-        self.promised = MAX_STREAM  # no later one is looked at (GOAWAY)
+        self.promised = MAX_STREAM  # later streams are ignored (GOAWAY)
         self._server_last = MAX_STREAM
-        self.asked = False  # for the upstream connection
+        self.asked = False  # Connect has been requested
         self.server_done = False
         self.leaving = False
         self.parting = False
@@ -120,12 +120,12 @@ class StreamTable:
 
     @property
     def full(self) -> bool:
-        """No more heads can be kept until the server is there. Then nothing stops the client: what it still has to say
-        may be what makes room."""
+        """No more heads can be buffered until the server is ready. Afterwards the client is never paused: its next
+        frames may be those that make room."""
         return not self.server.settled and self._waiting.heads > bounds.MAX_HELD
 
     def end(self) -> None:
-        """Nothing more is read, written or told."""
+        """Stop reading, and drop all streams."""
         self.client.stop()
         self.server.stop()
         self.streams.clear()
@@ -233,7 +233,7 @@ class StreamTable:
     def client_reset(self, number: int, code: int) -> None:
         stream = self.streams.get(number)
         if stream is not None:
-            if not stream.answered:  # else nobody has worked for it
+            if not stream.answered:  # else the server has done no work for it
                 self.client.budget.spend(RESET, "RST_STREAM")
             self.abandon(stream, f"the client reset the stream ({code_name(code)})", code)
         elif number > self.last and number <= self.promised:
@@ -254,7 +254,7 @@ class StreamTable:
             self.down.widen(stream.down, difference)
 
     def client_goaway(self, code: int) -> None:
-        """It will open no more streams; those that it has may end."""
+        """The client will open no more streams; open ones may finish."""
         self.leaving = True
         if self.asked and not self.server_done:
             self.server.out.append(frames.goaway(0, code))
@@ -331,9 +331,9 @@ class StreamTable:
             if number > self.last:
                 raise Http2Error("RST_STREAM on a stream that was never opened")
             return
-        stream.opened = False  # it knows the stream no more
+        stream.opened = False  # the server has closed the stream
         stream.up.open = False
-        if stream.down.ended:  # it has answered, and wants no more of the request
+        if stream.down.ended:  # it has responded, and needs no more of the request
             self.up.drop(stream.up)
             stream.reset = code
             self.down.sent.append(number)
@@ -361,7 +361,7 @@ class StreamTable:
                 self.up.widen(stream.up, difference)
 
     def server_settings(self) -> None:
-        """It begins, or changes its mind. Its client may have no more streams than it takes: the others would wait."""
+        """The server is ready, or has changed its settings. Give the client its limit of streams: more would wait."""
         most = min(self.server.streams, MAX_STREAMS)
         if most != self._offered:
             self._offered = most
@@ -369,7 +369,7 @@ class StreamTable:
         self.forward()
 
     def server_goaway(self, last: int, code: int) -> None:
-        """Streams past its last were not processed and may be tried again elsewhere: the client is told so."""
+        """Reset streams above `last` with REFUSED_STREAM: they were not processed, so the client may retry them."""
         self._server_last = min(last, self._server_last)
         for stream in list(self.streams.values()):
             if stream.id > self._server_last and not stream.answered:
@@ -381,7 +381,7 @@ class StreamTable:
             self.leaving = True
 
     def _opened(self, number: int) -> Stream | None:
-        """The stream that the server speaks of; None when it may not know yet that it is over."""
+        """The open stream of a server's frame; None if we reset it and the server may not know yet."""
         stream = self.streams.get(number)
         if stream is None or not stream.opened:
             if not self.server.was_reset(number):
@@ -394,14 +394,14 @@ class StreamTable:
     # --- forwarding --------------------------------------------------------------------------------------------------
 
     def forward(self) -> None:
-        """Open at the server what waits for it, in order, as far as the server has said it goes."""
+        """Open pending streams at the server, in order, up to the server's limit."""
         if not self.server.settled or self.server_done:
             return
         for stream in self._waiting.first(self._room()):
             self._open(stream)
 
     def _room(self) -> int:
-        """How many more streams the server takes now."""
+        """How many more streams the server accepts now."""
         most = self.server.streams
         if most < MAX_STREAMS:
             most -= sum(stream.at_server for stream in self.streams.values())
@@ -431,8 +431,8 @@ class StreamTable:
         self._tell(stream, 403)
 
     def judge_again(self) -> None:
-        """Policy has changed: streams that are refused now end, at the server by a reset, at the client by 403
-        or, where the server's answer has begun, by a reset."""
+        """Policy has changed: end the streams that are refused now, at the server with a reset, at the client with 403
+        or, if the server's response has begun, with a reset."""
         for stream in list(self.streams.values()):
             head = stream.head
             if head is None or stream.answered:
@@ -452,7 +452,7 @@ class StreamTable:
         self.actions.append(Emit(self.log.connection(judgement)))
 
     def _refuse(self, number: int, error: PeerError, block: FieldBlock, end: bool) -> None:
-        """A header block that is no request we could judge. The other streams go on."""
+        """Refuse a header block that is not a valid request. The other streams continue."""
         self.client.budget.spend(REFUSED, str(error))
         stream = self._stream(number, end)
         stream.grpc = http2_head.is_grpc(block.fields)
@@ -470,7 +470,7 @@ class StreamTable:
         self._tell(stream, status, reason)
 
     def _speak(self, stream: Stream, status: int, text: bytes, extra: tuple[Header, ...] = ()) -> None:
-        """Our answer in the place of the server's, of which nothing has been shown yet."""
+        """Send our own response; nothing of the server's has been sent yet."""
         stream.answered = True
         self._waiting.drop(stream)
         self.up.drop(stream.up)
@@ -485,7 +485,7 @@ class StreamTable:
         self.down.sent.append(stream.id)
 
     def fail(self, stream: Stream, status: int, reason: str) -> None:
-        """An allowed request that cannot be completed: answered by us, or cut where the server's answer broke off."""
+        """An allowed request cannot be completed: send an error, or reset if the server's response has begun."""
         if stream.answered:
             return
         self._leave_server(stream, Code.CANCEL)
@@ -496,12 +496,12 @@ class StreamTable:
             self._forget(stream, Code.INTERNAL_ERROR)
 
     def _fail_by_client(self, stream: Stream, error: PeerError) -> None:
-        """It makes us cancel what the server has begun, which must not be cheaper than to cancel it (CVE-2025-8671)."""
+        """The client makes us cancel a request at the server: this costs as much as a cancel (CVE-2025-8671)."""
         self.client.budget.spend(RESET, str(error))
         self.fail(stream, error.status, str(error))
 
     def abandon(self, stream: Stream, reason: str, code: int = Code.CANCEL) -> None:
-        """The client gives up. 499, unless the server's status has been shown."""
+        """The client gives up: 499, unless the server's status has already been sent to it."""
         self._leave_server(stream, code)
         self._tell(stream, stream.response.status if stream.response else 499, reason)
         self._remove(stream)
@@ -512,7 +512,7 @@ class StreamTable:
         stream.opened = stream.up.open = False
 
     def _forget(self, stream: Stream, code: int) -> None:
-        """End the stream towards the client by a reset."""
+        """Reset the stream at the client and remove it."""
         self.client.send_reset(stream.id, code, ended=stream.up.ended)
         self._remove(stream)
 
@@ -523,8 +523,8 @@ class StreamTable:
         self.streams.pop(stream.id, None)
 
     def settle(self) -> None:
-        """Tell of the answers that have gone out whole, let go of the streams that are over on all sides, and send away
-        what would wait for too much."""
+        """Record the responses that have been sent completely, remove the streams that have ended on both sides, and
+        refuse pending streams above MAX_WAITING."""
         up, down = self.up, self.down
         if self._waiting:
             self.forward()
@@ -546,7 +546,7 @@ class StreamTable:
             if stream.response is not None and not stream.answered:
                 self._tell(stream, stream.response.status)
             if stream.answered and not stream.up.ended:
-                self._forget(stream, Code.NO_ERROR)  # RFC 9113 8.1: the answer does not depend on the rest
+                self._forget(stream, Code.NO_ERROR)  # RFC 9113 8.1: the response does not depend on the rest
             elif stream.reset is not None and not stream.up.ended:
                 self._forget(stream, stream.reset)
             elif stream.answered or stream.up.sent or stream.reset is not None:
@@ -555,13 +555,13 @@ class StreamTable:
     # --- the end of the connection -----------------------------------------------------------------------------------
 
     def part(self, why: bytes) -> None:
-        """Say goodbye, and once that has been heard take no more streams (RFC 9113 6.8)."""
+        """Send GOAWAY; once the client has received it, accept no more streams (RFC 9113 6.8)."""
         self.parting = True
         self.client.out.append(frames.goaway(self.promised, Code.NO_ERROR, why))
         self.client.out.append(frames.frame(frames.PING, 0, 0, _GOODBYE))
 
     def lose_server(self, status: int, reason: str) -> None:
-        """Answers that are whole still go out; all others fail, and the client must come again."""
+        """Complete responses are still sent; all others fail, and the client must reconnect."""
         self.server_done = True
         self.server.stopped = True
         for stream in list(self.streams.values()):
@@ -579,7 +579,7 @@ class StreamTable:
         self.leave(b"the server is gone")
 
     def leave(self, why: bytes) -> None:
-        """No more streams than these."""
+        """Accept no more streams; the connection ends with the last open one."""
         self.parting = False
         self.leaving = True
         if self.promised > self.last:
@@ -593,7 +593,7 @@ class StreamTable:
     # --- records -----------------------------------------------------------------------------------------------------
 
     def _tell(self, stream: Stream, status: int, reason: str = "") -> None:
-        """The one HttpResponse of a stream."""
+        """Emit the stream's only HttpResponse record."""
         if stream.told or stream.record is None:
             return
         stream.told = True

@@ -189,7 +189,7 @@ def _delta(before: PolicySnapshot, after: PolicySnapshot) -> bytes:
 class _Peer(asyncio.Protocol):
     """A connection to the socket. `sent` is the revision of the last snapshot written to it."""
 
-    transport: asyncio.Transport  # from connection_made on
+    transport: asyncio.Transport  # set by connection_made
 
     def __init__(self, server: LinkServer) -> None:
         self.state: WorkerState | None = None

@@ -212,7 +212,7 @@ class Poller:
         if after >> HALVED != share.period:
             share.age(after)
         took = after - before
-        if took > LONG:  # or the process had no CPU meanwhile
+        if took > LONG:  # or the process was not running: count CPU time only
             took = min(took, thread_time_ns() - self._cpu)
         share.spent(took)
         return after

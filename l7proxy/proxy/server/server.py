@@ -36,8 +36,8 @@ PAUSE_SECONDS: Final = 0.5
 
 
 ADMITTING: Final = 4
-"""Under overload, at most 1/ADMITTING of a turn goes to taking connections from the kernel's queue. One takes some ten
-microseconds: a faster rate fills that queue."""
+"""Under overload, at most 1/ADMITTING of a turn goes to accepting connections. Each takes some ten microseconds;
+connections that arrive faster fill the kernel's queue."""
 
 
 class ProxyServer:

@@ -324,7 +324,7 @@ class Session:
             self._do(self._gate.policy_changed())
 
     def _tell(self, judgement: PolicyVerdict) -> None:
-        """The record of the connection itself."""
+        """Emit a record of the connection itself."""
         ctx, sides = self._ctx, self._sides
         if sides is None:
             record_refusal(ctx, self._source, self._destination, judgement)

@@ -10,7 +10,7 @@ from collections.abc import Hashable
 from typing import Final, Protocol
 
 READ: Final = 64 << 10
-"""Bytes per read. From 128 KiB on, malloc would map memory anew for each (mallopt(3), M_MMAP_THRESHOLD)."""
+"""Bytes per read. From 128 KiB on, malloc would call mmap for each one (mallopt(3), M_MMAP_THRESHOLD)."""
 FIRST_READ: Final = 4 << 10
 LEAST_READ: Final = 64
 LONG: Final = 1_000_000
