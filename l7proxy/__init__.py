@@ -1,6 +1,6 @@
 """l7proxy: a per-node, L7 policy-enforcing transparent proxy for Kubernetes.
 
-Where things are: DESIGN.md. Imports between the rooms only go down its floors; `make check` proves it.
+Where things are: DESIGN.md. Imports between packages only go down its layers; `make check` proves it.
 """
 
 from l7proxy import compiled

@@ -1,8 +1,8 @@
-"""The hot modules as machine code (mypyc), when they have been built: all of them, and true to their sources, or none.
+"""Loads the hot modules as machine code (mypyc) if a current build exists: all of them, or none.
 
-The sources are the same, and so is what they do: without a build everything runs as Python. A build is used only by the
-Python that it was made for, and while every source of the rooms that a worker is made of is, byte for byte, what was
-compiled: an edit is never masked by an old build. L7PROXY_PURE=1 leaves it unused. `compiled_build` makes one.
+Compiled and pure Python modules have the same sources and behave the same. A build is used only by the Python that it
+was made for, and only while every source file of the worker's packages is byte for byte what was compiled, so an old
+build never hides an edit. L7PROXY_PURE=1 ignores the build. `compiled_build` makes one.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ ROOMS: Final = ("model", "wire", "gate", "policy", "flows", "link", "proxy")
 
 
 class _Finder:
-    """Finds the compiled modules before the path does."""
+    """Import finder that finds compiled modules before `sys.path` is searched."""
 
     def __init__(self, files: Mapping[str, Path]) -> None:
-        # Imported before this finder is in use: an import from within `find_spec` would ask the finder again.
-        from importlib.util import spec_from_file_location  # costs start-up time, needed only where there is a build
+        # Imported before this finder is installed: an import inside `find_spec` would call the finder again.
+        from importlib.util import spec_from_file_location  # slows start-up, needed only if a build exists
 
         self._files = files
         self._spec = spec_from_file_location
@@ -39,7 +39,7 @@ class _Finder:
 
 
 def use(home: Path = HOME) -> None:
-    """Before any other module of ours is imported: compiled ones know each other's insides."""
+    """Install the finder. Call before any other l7proxy module is imported: compiled modules depend on each other."""
     if (home / MANIFEST).exists() and not os.environ.get("L7PROXY_PURE") and is_true(home):
         suffix = EXTENSION_SUFFIXES[0]
         files = {str(file.relative_to(home)).removesuffix(suffix): file for file in home.rglob(f"*{suffix}")}
@@ -47,13 +47,13 @@ def use(home: Path = HOME) -> None:
 
 
 def word() -> str:
-    """For `--version` and `status`."""
+    """Build kind, for `--version` and `status`."""
     return "compiled" if any(isinstance(finder, _Finder) for finder in sys.meta_path) else "pure Python"
 
 
 def is_true(home: Path) -> bool:
-    """Made by this Python, of these sources."""
-    import json  # of use only where there is a build
+    """Whether the build was made by this Python from the present sources."""
+    import json  # needed only if a build exists
 
     try:
         manifest = json.loads((home / MANIFEST).read_bytes())
@@ -63,8 +63,8 @@ def is_true(home: Path) -> bool:
 
 
 def sources() -> dict[str, str]:
-    """The digest of every file that could have gone into the code: constants of one module are folded into others."""
-    import hashlib  # as above
+    """Source file → digest, for every file that can affect the build: mypyc folds constants across modules."""
+    import hashlib  # needed only if a build exists
 
     files = [PACKAGE / "errors.py", *(file for room in ROOMS for file in (PACKAGE / room).rglob("*.py"))]
     return {str(file.relative_to(PACKAGE)): hashlib.sha256(file.read_bytes()).hexdigest() for file in sorted(files)}

@@ -1,6 +1,6 @@
 """Compiles the hot modules: `python -m l7proxy.compiled_build`. Needs mypy, setuptools and a C compiler.
 
-With `--if-possible` it is no error when there can be no build: everything runs as Python then.
+With `--if-possible` a build that cannot be made is not an error: everything then runs as pure Python.
 """
 
 from __future__ import annotations
@@ -49,13 +49,13 @@ MODULES: Final = (
     "wire/head",
     "wire/http1_fast",
 )
-"""What a request passes through, and its flow. Not among them: msgspec's structs (mypyc drops their class arguments),
-and modules that name, in a dataclass, a type which they import for checking only."""
+"""The path of a request and of its flow. Not included: msgspec structs (mypyc drops their class arguments), and
+modules whose dataclasses use a type that is imported for type checking only."""
 
 
 def build(home: Path = compiled.HOME) -> None:
-    """Compile, then put the build in its place: processes that run keep the files they have open."""
-    from mypyc.build import mypycify  # for builders only
+    """Compile, then replace the build directory. Running processes keep the files they have open."""
+    from mypyc.build import mypycify  # needed only to build
     from setuptools import Distribution  # type: ignore[import-untyped]
 
     package = compiled.PACKAGE
@@ -86,7 +86,7 @@ def build(home: Path = compiled.HOME) -> None:
 
 
 def _prove(made: Path) -> None:
-    """What cannot be imported must not get to where everybody would import it."""
+    """Import every module of the build before it is installed: a broken build must not be used."""
     modules = ", ".join(f"{compiled.PACKAGE.name}.{module.replace('/', '.')}" for module in MODULES)
     script = (
         "import os, sys, pathlib\nfrom l7proxy import compiled\ndel os.environ['L7PROXY_PURE']\n"
@@ -96,7 +96,7 @@ def _prove(made: Path) -> None:
 
 
 def missing() -> str:
-    """What this machine lacks; empty when it can build."""
+    """The missing build tools; "" when the build is possible."""
     needed: dict[str, Callable[[], object]] = {
         "a C compiler (cc)": lambda: shutil.which("cc") or shutil.which("gcc"),
         "mypy (in the extra `dev`)": lambda: _importable("mypyc.build"),

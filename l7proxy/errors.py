@@ -1,32 +1,32 @@
-"""The errors of l7proxy, sorted by who can act on them.
+"""Error classes of l7proxy, grouped by who can fix the cause.
 
 L7ProxyError
 ├── ConfigError      the operator: a flag, the configuration file, privileges, a missing tool
-├── PolicyError      the policy's author: `at` names the field (`spec.ingress[0].toPorts`)
-├── SourceError      whoever writes the manifests: file, line and field
-├── PeerError        the far end of a connection: `status` is the HTTP status it is answered with
+├── PolicyError      the author of the policy: `at` names the field (`spec.ingress[0].toPorts`)
+├── SourceError      the author of the manifests: file, line and field
+├── PeerError        the peer of a connection: `status` is the HTTP status of the response to it
 ├── UpstreamError    the server behind the proxy
-└── LinkError        the other half of l7proxy spoke nonsense
+└── LinkError        the other l7proxy process sent an invalid frame
 
-`tproxy_rules.KernelError` stands alone: that package imports nothing of ours.
+`tproxy_rules.KernelError` is separate: that package imports nothing from l7proxy.
 """
 
 from __future__ import annotations
 
 
 class L7ProxyError(Exception):
-    """Base of all. Messages tell the operator what to look at."""
+    """Base class. The message states what the operator has to check."""
 
 
 class ConfigError(L7ProxyError):
-    """The operator can fix it: a flag, a file, a privilege, a missing tool."""
+    """An error that the operator can fix: a flag, a file, a privilege, a missing tool."""
 
 
 class PolicyError(L7ProxyError):
-    """A policy document that we cannot honour.
+    """A policy document that cannot be enforced.
 
-    `at` is the path of the field inside the document, as `spec.ingress[0].toPorts[1].ports[0].port`.
-    `unsupported` tells a valid document that uses what we do not enforce yet from an invalid one.
+    `at` is the path of the field inside the document, e.g. `spec.ingress[0].toPorts[1].ports[0].port`.
+    `unsupported`: the document is valid but uses a feature that is not enforced yet; else it is invalid.
     """
 
     def __init__(self, message: str, *, at: str = "", unsupported: bool = False) -> None:
@@ -37,7 +37,7 @@ class PolicyError(L7ProxyError):
 
 
 class SourceError(L7ProxyError):
-    """A manifest that cannot be used: where it is and which field is wrong."""
+    """A manifest that cannot be used: its location and the wrong field."""
 
     def __init__(self, message: str, *, file: str = "", line: int | None = None, field: str = "") -> None:
         place = ":".join(str(part) for part in (file, line) if part)
@@ -49,7 +49,7 @@ class SourceError(L7ProxyError):
 
 
 class PeerError(L7ProxyError):
-    """The peer broke the protocol. `status` is what an HTTP client is answered with."""
+    """The peer violated the protocol. `status`: the HTTP status of the response to a client."""
 
     def __init__(self, message: str, *, status: int = 400) -> None:
         super().__init__(message)
@@ -57,8 +57,8 @@ class PeerError(L7ProxyError):
 
 
 class UpstreamError(L7ProxyError):
-    """The server behind the proxy could not be reached or broke the protocol."""
+    """The server behind the proxy could not be reached or violated the protocol."""
 
 
 class LinkError(L7ProxyError):
-    """A frame on the link or the agent socket that is not one of ours."""
+    """An invalid frame on the link or on the agent socket."""

@@ -1,6 +1,6 @@
-"""The kernel's tools live in /usr/sbin, and Debian gives it to the PATH of root's login shell only.
+"""Adds the sbin directories to PATH, so that nft, iptables and other kernel tools are found.
 
-A user with a user namespace, and root by `su` or cron, may run nft and iptables and would not find them.
+Debian has them only in the PATH of root's login shell: not in a user namespace, and not for root by `su` or cron.
 """
 
 from __future__ import annotations
@@ -13,6 +13,6 @@ PLACES: Final = ("/usr/local/sbin", "/usr/sbin", "/sbin")
 
 
 def reach(environment: MutableMapping[str, str] = os.environ) -> None:
-    """Put them last in PATH, where they are not in it: what the user chose goes before."""
+    """Append those that PATH lacks. At the end, so that the user's own directories take precedence."""
     path = environment.get("PATH", os.defpath).split(os.pathsep)
     environment["PATH"] = os.pathsep.join([*path, *(place for place in PLACES if place not in path)])

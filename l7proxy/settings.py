@@ -1,6 +1,6 @@
-"""What the operator may choose, from a YAML file and the command line. Unknown keys and wrong types are named.
+"""Reads the operator's settings from a YAML file and the command line. Errors name unknown keys and wrong types.
 
-Nobody is handed this whole: the composition roots take from it the values that a part needs.
+Settings are not passed around as a whole: the composition roots pass each component only the values that it needs.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def _cores() -> int:
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One node's. In the file, names may be written with `-` as on the command line."""
+    """The settings of one node. In the file, names may be written with `-` as on the command line."""
 
     source: str = KUBERNETES
     """`kubernetes`, or a directory of manifests."""
@@ -88,9 +88,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     deny_header: bool = False
     """Put the reason of a denial in the header x-l7proxy-denied of the 403 response."""
     connect: bool = False
-    """CONNECT is judged, by method and host, instead of refused. What is in its tunnel is not judged."""
+    """Evaluate CONNECT by method and host instead of refusing it. Traffic in its tunnel is not inspected."""
     matrix_parameters: Literal["refuse", "pass"] = "refuse"
-    """Paths with `;`, which servers read in different ways."""
+    """Paths with `;`, which servers parse differently."""
     escaped_slashes: Literal["redirect", "refuse"] = "redirect"
     """Paths with %2F or %5C: sent to their normalised form, or refused."""
     proxy_port: int = 15001
@@ -101,12 +101,12 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     nflog_group: int = 77
     log_rate: int = 1000
     worker_connections: int = 16384
-    """Connections of clients per worker, of which one endpoint may have half."""
+    """Client connections per worker; one endpoint may use half."""
     worker_memory: int = 256
-    """MiB per worker that are held for clients: bytes on their way that somebody does not take. One endpoint may have a
-    quarter. A session takes some 25 KiB beside, and a worker without any 40 MiB."""
+    """MiB per worker for data in transit that the receiver has not read yet. One endpoint may use a quarter. A session
+    takes about 25 KiB on top, and a worker without sessions 40 MiB."""
     drain: float = 30.0
-    """Seconds that a worker's connections have to end when it is stopped."""
+    """Seconds for open connections to finish when a worker is stopped."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
 
     @property
@@ -154,7 +154,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         )
 
     def empty_cluster(self) -> ClusterState:
-        """State without any resource, that reads policies as an agent with these settings does."""
+        """State without resources that reads policies like an agent with these settings."""
         return ClusterState(
             cluster=self.cluster,
             secrets_namespace=self.secrets_namespace,
@@ -166,7 +166,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         )
 
     def dump(self) -> str:
-        """A file that `load` reads as these very settings."""
+        """The content of a file that `load` reads as the same settings."""
         return msgspec.json.encode(self, enc_hook=str).decode() + "\n"
 
 
@@ -192,7 +192,7 @@ _KERNEL_TABLES: Final = (253, 254, 255)  # ip-route(8): default, main, local
 
 
 def load(path: Path | None, overrides: Mapping[str, Any] | None = None) -> Settings:
-    """The file's values, over them those of `overrides` that are not None. ConfigError names what is wrong."""
+    """The file's values, replaced by those of `overrides` that are not None. ConfigError names the wrong setting."""
     values = _file(path) if path is not None else {}
     values |= {key: value for key, value in (overrides or {}).items() if value is not None}
     place = f"{path}: " if path is not None else ""

@@ -1,11 +1,11 @@
-"""The state of a cluster, from resources: who has which address and identity, which policies hold. Pure.
+"""Builds the cluster state from resources: addresses, identities, endpoints, Services, active policies. Pure.
 
-state            resources folded into one view for a node
-pod_index        pods with their labels, addresses and identities, kept from view to view
-identities       numbers for label sets and networks; identity_labels: which labels count
-frontends        Services with their endpoints; names: what flows call an address
-policy_status    policies into rules, and what became of each; secrets, audit, pattern_limits: what is done to them
-memo             answers kept while what they were made from stays
+state            combines all resources into one view per node
+pod_index        pods with their labels, addresses and identities, updated incrementally
+identities       identity numbers for label sets and networks; identity_labels: which labels count
+frontends        Services with their backends; names: names of addresses in flows
+policy_status    reads policies into rules, with a status each; secrets, audit, pattern_limits: later passes over rules
+memo             caches of pure functions
 
-Not here: sockets, files, clocks, the kernel's tables, and anything that one process of ours must tell another.
+Not here: sockets, files, clocks, kernel tables, messages between processes.
 """

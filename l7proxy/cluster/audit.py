@@ -1,8 +1,8 @@
-"""Audit: what policy would refuse is let through and told as AUDIT. For one policy, one namespace, or a whole node.
+"""Audit mode: traffic that policy would refuse passes and is reported as AUDIT. Per policy, namespace or node.
 
-Asked for by the annotation `l7proxy.io/audit: "true"` on a policy or a Namespace (then for the endpoints in it), or by
-the agent's setting. Requests that are no HTTP, spoofed and contested addresses are refused all the same: they are no
-matter of policy.
+Enabled by the annotation `l7proxy.io/audit: "true"` on a policy or a Namespace (for its endpoints), or by the agent's
+setting. Requests that are not valid HTTP, and spoofed or conflicting addresses, are still refused: they do not depend
+on policy.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _SAID: Final = {"true": True, "false": False}
 
 
 def of_document(document: Mapping[str, Any]) -> tuple[bool, str]:
-    """Whether a policy asks to be audited only, and what is wrong with how it says so: then it is enforced."""
+    """(whether the policy is in audit mode, error in the annotation). With an error the policy is enforced."""
     metadata = document.get("metadata")
     annotations = metadata.get("annotations") if isinstance(metadata, Mapping) else None
     value = annotations.get(ANNOTATION, "false") if isinstance(annotations, Mapping) else "false"

@@ -1,6 +1,6 @@
-"""Services into frontends: each address and port of a Service, and who is behind it.
+"""Builds frontends from Services: each address and port of a Service, with its backends.
 
-EndpointSlices say it where there are any; else the pods that the Service selects.
+The backends come from the Service's EndpointSlices if it has any, else from the pods that it selects.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from l7proxy.model.resources import EndpointSlice, Pod, Service, ServicePort
 def frontends(
     services: Iterable[Service], slices: Iterable[EndpointSlice], pods: Iterable[Pod]
 ) -> tuple[Frontend, ...]:
-    """Sorted; a headless Service has none."""
+    """Sorted. A headless Service has no frontend."""
     by_service: dict[tuple[str, str], list[EndpointSlice]] = {}
     for piece in slices:
         by_service.setdefault((piece.namespace, piece.service), []).append(piece)

@@ -1,7 +1,7 @@
-"""Numbers for label sets and for the networks that policies name (Cilium's identities).
+"""Allocates identity numbers to label sets and to the networks that policies name (Cilium identities).
 
-A policy may name addresses that pods and nodes have (`Reach.ANYWHERE`). Then equal labels are not enough: those whose
-addresses lie in different ones of these networks get different numbers, and a pod with two addresses may have two.
+A CIDR in a policy may match pod and node addresses (`Reach.ANYWHERE`). Then addresses with equal labels that lie in
+different networks of this kind get different numbers, and a pod with two addresses may have two identities.
 """
 
 from __future__ import annotations
@@ -28,18 +28,18 @@ from l7proxy.model.net import Network, Networks
 from l7proxy.policy.rules import Reach
 
 NODE_SCOPE: Final = 2 * LOCAL_SCOPE
-"""Where nodes have numbers of their own, as in Cilium: those that a policy tells apart."""
+"""First identity number of nodes that a policy distinguishes, as in Cilium."""
 APISERVER_LABEL: Final = Label(RESERVED, "kube-apiserver")
 
 
 def worlds(*, dual: bool) -> dict[Network, IdentityId]:
-    """The outside of each family. With one family in use both are `world`; in dual stack each has its own."""
+    """The `world` identity of each IP version: `world` for both with one version in use, one each in dual stack."""
     v4, v6 = IPv4Network("0.0.0.0/0"), IPv6Network("::/0")
     return {v4: WORLD_IPV4 if dual else WORLD, v6: WORLD_IPV6 if dual else WORLD}
 
 
 def reserved(*, dual: bool, host_is_apiserver: bool) -> dict[int, Identity]:
-    """Cilium's reserved identities; the local host's also says whether an API server runs on it."""
+    """Cilium's reserved identities; `host` also has the label kube-apiserver if an API server runs on this node."""
     found: dict[int, Identity] = {number: Identity(number, labels) for number, labels in RESERVED_IDENTITIES.items()}
     if dual:
         for network, number in worlds(dual=True).items():
@@ -49,14 +49,14 @@ def reserved(*, dual: bool, host_is_apiserver: bool) -> dict[int, Identity]:
 
 
 def host_labels(*, is_apiserver: bool) -> LabelSet:
-    """What this node is to itself, at each of its addresses."""
+    """Labels of the identity `host`, which all of this node's addresses have on this node."""
     labels = RESERVED_IDENTITIES[HOST].labels
     return LabelSet(labels | {APISERVER_LABEL}) if is_apiserver else LabelSet(labels)
 
 
 @dataclass(frozen=True)
 class Named:
-    """The networks that policies mean for pods' own addresses, and for nodes'."""
+    """The networks that policies match against pod addresses (`far`) and against node addresses (`of_nodes`)."""
 
     far: frozenset[Network]
     of_nodes: Networks
@@ -70,10 +70,10 @@ class Named:
 def of_places(
     places: Mapping[Network, tuple[IdentityId, LabelSet]], named: Named
 ) -> tuple[dict[Network, IdentityId], dict[int, Identity]]:
-    """Addresses of nodes, and what no known pod has of pod CIDRs: each the reserved identity that it comes with.
+    """Identities of node addresses, and of pod CIDRs for addresses without a known pod: the given reserved ones.
 
-    Where networks that policies name hold one, or its labels are more than the reserved ones, it has its own number.
-    The host is 1 at addresses that no policy names.
+    A place inside a network that policies name, or with additional labels, gets its own number instead.
+    The host has number 1 at addresses that no policy names.
     """
     spelled: dict[Network, str] = {}
     meant: dict[str, Identity] = {}
@@ -95,7 +95,7 @@ def _spelling(networks: frozenset[Network]) -> str:
 
 
 def of_networks(networks: Iterable[Network], apiservers: Iterable[str], *, dual: bool) -> dict[Network, Identity]:
-    """Local identities: each network that a policy names, and each address of an API server outside the cluster."""
+    """Local identities: one per network that a policy names, and one per API server address outside the cluster."""
     outside = {ip_network(address) for address in apiservers}
     wanted = {network for network in networks if network.prefixlen} | outside
     numbers = allocate((str(network) for network in wanted), first=LOCAL_SCOPE, end=2 * LOCAL_SCOPE)
@@ -114,7 +114,7 @@ def _world_name(number: IdentityId) -> str:
 
 
 def table(*parts: Mapping[int, Identity], networks: Mapping[Network, Identity]) -> dict[int, Identity]:
-    """All identities by number, ascending."""
+    """Number → identity for all of them, in ascending order."""
     everyone: dict[int, Identity] = {identity.id: identity for identity in networks.values()}
     for part in parts:
         everyone |= part

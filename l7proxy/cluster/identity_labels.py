@@ -1,7 +1,7 @@
-"""Which labels a pod's identity has: Cilium's generated ones and its filter over the pod's own.
+"""Selects the labels of a pod's identity: Cilium's generated labels, and the pod's own labels that pass the filter.
 
-The generated labels say where a pod is and as whom it runs; a pod that could write them itself would be whoever it
-likes, so its own labels under those keys are dropped before anything else.
+The generated labels state a pod's namespace, cluster and ServiceAccount. A pod that could set them could impersonate
+any other pod, so its own labels under those keys are dropped first.
 """
 
 from __future__ import annotations
@@ -52,14 +52,14 @@ IGNORED: Final = (
     r"etcd_node",
     r"topology\.kubernetes\.io",
 )
-"""Cilium's default label filter. Patterns hold from the key's start."""
+"""Cilium's default label filter. Patterns match from the start of the key."""
 
 
 class LabelFilter:
     """Which of a pod's own labels count for its identity.
 
-    `patterns` are those of Cilium's option `labels`, besides the default ones: `PATTERN` includes, `!PATTERN` ignores,
-    either may stand after `k8s:`. As soon as one includes, what none includes is ignored. ConfigError if it is none.
+    `patterns`: those of Cilium's option `labels`, added to the defaults: `PATTERN` includes, `!PATTERN` ignores, both
+    with an optional prefix `k8s:`. If one includes, keys that none includes are ignored. ConfigError if invalid.
     """
 
     def __init__(self, patterns: Iterable[str] = ()) -> None:
@@ -71,7 +71,7 @@ class LabelFilter:
         self._known: dict[str, bool] = {}
 
     def keeps(self, key: str) -> bool:
-        """True for a key that a pod's identity has, when the pod has it; never for one that only we may write."""
+        """Whether a pod label with this key belongs to the pod's identity. Never true for generated keys."""
         found = self._known.get(key)
         if found is None:
             if len(self._known) >= REMEMBERED:
@@ -80,10 +80,10 @@ class LabelFilter:
         return found
 
     def _counts(self, key: str) -> bool:
-        """Nothing ignores it (and it need not be included), or a longer pattern includes it.
+        """Whether no pattern ignores the key (and none has to include it), or a longer pattern includes it.
 
-        A label per pod (`pod-template-hash`) would give each pod an identity of its own; a policy that selects on such
-        a label selects nothing, as with Cilium.
+        A label that differs per pod (`pod-template-hash`) would give each pod its own identity. A policy that selects
+        on an ignored label selects nothing, as with Cilium.
         """
         ignored = _lengths(self._ignored, key)
         if not ignored and not self._only:
@@ -108,13 +108,13 @@ def _lengths(patterns: Iterable[re.Pattern[str]], key: str) -> list[int]:
 
 
 REMEMBERED: Final = 65_536
-"""Keys that a filter remembers its answer for."""
+"""Maximum number of keys in a filter's cache."""
 DEFAULT: Final = LabelFilter()
 
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """Keys of labels beyond these that policies select on: of pods' own labels, and of their ServiceAccounts'."""
+    """Further label keys that policies select on: of pods' own labels, and of their ServiceAccounts."""
 
     own: frozenset[str] = frozenset()
     account: frozenset[str] = frozenset()
@@ -138,9 +138,9 @@ def labels_of(
     account: Mapping[str, str] = _NO_LABELS,
     kept: LabelFilter = DEFAULT,
 ) -> LabelSet:
-    """All labels of a pod's identity. Every namespace has its own name as a label, no other: the API server sees to it.
+    """All labels of a pod's identity. The namespace label `METADATA_NAME` is always set, as by the API server.
 
-    `account` are its ServiceAccount's.
+    `account`: labels of the pod's ServiceAccount.
     """
     labels = {key: value for key, value in pod.labels.items() if kept.keeps(key)}
     for key, value in {**namespace, METADATA_NAME: pod.namespace}.items():

@@ -1,6 +1,6 @@
-"""Answers kept as long as what they were made from stays: the same values, told apart by identity.
+"""Caches results as long as their inputs are the same objects (compared by identity).
 
-Only pure functions of frozen values are remembered here, so that a memory never changes an answer, only its price.
+Only pure functions of frozen values are cached, so a cache never changes a result, only its cost.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ V = TypeVar("V")
 
 
 class Memory:
-    """One answer per name. A name belongs to one call site: that is what makes the answer's type right."""
+    """One cached result per name. Each name is used by one call site only, which keeps the result's type correct."""
 
     def __init__(self) -> None:
         self._made: dict[str, tuple[tuple[object, ...], Any]] = {}
 
     def of(self, name: str, made_from: tuple[object, ...], make: Callable[[], T]) -> T:
-        """`make()`, or what it gave the last time if that was from these very values."""
+        """`make()`, or its last result if that was made from the same objects."""
         known = self._made.get(name)
         if known is not None and same(known[0], made_from):
             kept: T = known[1]
@@ -29,7 +29,7 @@ class Memory:
         return made
 
     def equal(self, name: str, value: T) -> T:
-        """The equal value that this name had before, if it had: what hangs on it is remembered then."""
+        """The previous value of this name if it is equal, else `value`. So results cached by identity stay valid."""
         known = self._made.get(name)
         if known is not None and known[1] == value:
             kept: T = known[1]
@@ -39,14 +39,14 @@ class Memory:
 
 
 class Each(Generic[V, T]):
-    """One answer for each of many values, kept for as long as the value is among those that are asked about."""
+    """One cached result per value, kept as long as the value is in every call of `of`."""
 
     def __init__(self, make: Callable[[V], T]) -> None:
         self._make = make
         self._made: dict[int, tuple[V, T]] = {}
 
     def of(self, values: Iterable[V]) -> list[T]:
-        """By identity: what is remembered is kept alive, so that no identity is used twice."""
+        """Compares by identity. Cached values are kept alive, so that no `id` is reused."""
         before, self._made = self._made, {}
         return [self._one(value, before)[1] for value in values]
 
@@ -56,5 +56,5 @@ class Each(Generic[V, T]):
 
 
 def same(some: Sequence[object], others: Sequence[object]) -> bool:
-    """The very same values, one by one."""
+    """Whether both hold the same objects, in the same order."""
     return len(some) == len(others) and all(one is other for one, other in zip(some, others, strict=True))

@@ -1,4 +1,4 @@
-"""What addresses and identity numbers are called: how flows get their names. One value per view."""
+"""Maps addresses and identity numbers to the names that flows show. One object per view."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from l7proxy.model.resources import Pod
 
 @dataclass(frozen=True, slots=True)
 class NamedPod:
-    """A pod as flows show it; `id` is its endpoint number here, 0 for pods of other nodes."""
+    """A pod as flows show it; `id`: its endpoint number on this node, 0 for pods of other nodes."""
 
     id: int
     namespace: str
@@ -22,7 +22,7 @@ class NamedPod:
 
 @dataclass(frozen=True, slots=True)
 class Names:
-    """`owned`: whose pod's an address is. `ids`: endpoint numbers of local pods, by (namespace, name)."""
+    """`owned`: address → pod. `ids`: (namespace, name) → endpoint number, local pods only."""
 
     owned: Mapping[str, Pod] = field(default_factory=dict)
     ids: Mapping[tuple[str, str], int] = field(default_factory=dict)
@@ -42,7 +42,7 @@ class Names:
         return found.labels.text if found else ()
 
     def service(self, address: str, port: int, protocol: int) -> tuple[str, str] | None:
-        """(namespace, name) of the Service that has this frontend."""
+        """(namespace, name) of the Service with this frontend."""
         return self.services.get((address, port, protocol))
 
     def node(self, address: str) -> str:

@@ -1,8 +1,8 @@
-"""How much memory the patterns of policies may take of the workers, of one endpoint's and of a node's together.
+"""Limits the memory that patterns of policies use in workers, per endpoint and per node.
 
-Each document is bounded by itself, but any number of them may select one pod. Those that do not fit are refused, and
-refuse what their HTTP rules cover. Which these are hangs on what there is, never on what came first: documents are
-admitted by size, those of the namespace with the least first, so that nobody can use up what others need.
+Each document has its own limit, but any number of documents may select one pod. Documents that exceed a limit are
+refused, and deny what their HTTP rules cover. The choice does not depend on the order of arrival: documents are
+admitted by size, those of the namespace with the smallest total first, so that no namespace starves the others.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ Name = tuple[str, str, str]
 def too_large(
     policies: Iterable[PolicyStatus], endpoints: Iterable[LabelSet], *, of_node: bool = True
 ) -> dict[Name, str]:
-    """The policies whose patterns do not fit, and why. `endpoints` are the labels of those that workers judge.
+    """The policies whose patterns exceed a limit, with the reason. `endpoints`: labels of the endpoints.
 
-    `of_node` False: they are those of many nodes, so only the limit of each endpoint is looked at.
+    `of_node` False: the endpoints are on several nodes, so only the limit per endpoint applies.
     """
     asking = [policy for policy in policies if policy.program]
     if sum(policy.program for policy in asking) <= MAX_PROGRAM:
@@ -48,7 +48,7 @@ def too_large(
 
 
 def refusing(policies: Sequence[PolicyStatus], refused: Mapping[Name, str]) -> tuple[PolicyStatus, ...]:
-    """The same, those that are refused with their reason and with rules that refuse in place of HTTP rules."""
+    """The same policies; refused ones get the reason, and rules that deny in place of their HTTP rules."""
     return tuple(
         replace(
             policy,
@@ -63,7 +63,7 @@ def refusing(policies: Sequence[PolicyStatus], refused: Mapping[Name, str]) -> t
 
 
 def without_http(rules: Iterable[Rule], refused: Mapping[Name, str]) -> tuple[Rule, ...]:
-    """Rules in which nothing is judged by patterns that are refused: it is denied."""
+    """The rules, with DENY in place of the HTTP rules of refused policies."""
     return tuple(
         replace(rule, action=Action.DENY, http=None, refusal=refused[_of(rule.ref)])
         if rule.http and _of(rule.ref) in refused

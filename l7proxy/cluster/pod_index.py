@@ -1,12 +1,12 @@
-"""Who is who among pods: whose an address is, which labels a pod has, and which number these give it.
+"""Index of pods: the owner of each address, and each pod's identity labels and identity numbers.
 
-Kept up to date pod by pod, since clusters have many pods and change few at a time. What it tells depends only on the
-pods, the terms and the nodes' addresses as they stand, never on the way there (law 4; a property test compares it with
-one that was told all at once).
+Updated pod by pod, since clusters have many pods and few change at a time. The result depends only on the current pods,
+identity inputs and node addresses, never on the order of updates (law 4; a property test compares it with an index
+built in one step).
 
-An address has one owner, or none: what two pods claim belongs to nobody until one of them gives in. Between a pod and a
-node the node has it, and the claim is reported: such a pod shares its node's network whatever it says. Finished pods
-claim nothing; pods of the host's network have their node's addresses.
+An address has one owner or none: an address that two pods claim has no owner until only one claims it. If a pod and a
+node claim the same address, the node owns it and the pod's claim is reported: such a pod shares its node's network,
+whatever its spec says. Finished pods claim no address; host-network pods have their node's addresses.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ _NO_LABELS: Final[Mapping[str, str]] = {}
 
 @dataclass(frozen=True)
 class IdentityInputs:
-    """What labels and numbers of pods depend on besides the pods.
+    """The inputs besides the pods that determine their labels and identity numbers.
 
-    The keys that policies ask for, the networks that they mean for pods' own addresses, and the labels of namespaces
-    and ServiceAccounts.
+    The label keys that policies select on, the networks that policies match against pod addresses, and the labels of
+    namespaces (`spaces`) and ServiceAccounts (`accounts`).
     """
 
     asked: Asked = NOTHING
@@ -41,10 +41,10 @@ class IdentityInputs:
 
 @dataclass(frozen=True, slots=True)
 class PodEntry:
-    """One pod under the terms.
+    """One pod with its labels under the current identity inputs.
 
-    `identity_keys` are its addresses ("" for a pod that has none yet), each with the spelling that its number is made
-    from: equal spellings, equal numbers.
+    `identity_keys`: address ("" for a pod that has none yet) → the text that its identity number is allocated for.
+    Equal texts get equal numbers.
     """
 
     pod: Pod
@@ -53,7 +53,7 @@ class PodEntry:
 
 
 class PodIndex:
-    """`put` and `drop` pods, `under` terms, `beside` nodes; then read."""
+    """Written by `upsert`, `delete`, `set_inputs` and `set_nodes`; then read."""
 
     def __init__(self, *, cluster: str, kept: LabelFilter) -> None:
         self._cluster = cluster
@@ -78,7 +78,7 @@ class PodIndex:
         self._moved: set[str] = set()
         self._prefixes: dict[str, int] = {}
 
-    # --- being told
+    # --- updates
 
     def upsert(self, pod: Pod) -> None:
         self.delete(pod.key)
@@ -117,7 +117,7 @@ class PodIndex:
             self._settle(address)
 
     def set_inputs(self, inputs: IdentityInputs) -> None:
-        """Every pod whose labels or networks are others under these terms is read anew."""
+        """Recompute every pod whose labels or networks may differ with these inputs."""
         before = self._inputs
         if inputs == before:
             return
@@ -135,7 +135,7 @@ class PodIndex:
             self._moved.update(entry.pod.addresses)
 
     def set_nodes(self, nodes: Iterable[Node], local: Mapping[str, str]) -> list[Problem]:
-        """`nodes` sorted by name; `local` are addresses that this node's kernel has, whatever its Node object says."""
+        """`nodes`: sorted by name. `local`: addresses of this node's own interfaces, in or out of its Node object."""
         of_nodes, problems = dict(local), []
         for node in nodes:
             for address in node.addresses:
@@ -153,42 +153,42 @@ class PodIndex:
                 self._settle(address)
         return problems
 
-    # --- being asked
+    # --- queries
 
     @property
     def pods(self) -> Iterable[Pod]:
         return (entry.pod for entry in self._entries.values())
 
     def of_space(self, namespace: str) -> list[Pod]:
-        """All that have not finished, those of the host's network too, sorted."""
+        """All unfinished pods of the namespace, host-network pods included, sorted."""
         known = self._by_space.get(namespace, {})
         return [known[key] for key in sorted(known)]
 
     def stamp(self, namespace: str) -> object:
-        """Another one whenever a pod of this namespace has changed."""
+        """A cache key: a new object after every change of a pod in this namespace."""
         return self._stamps.setdefault(namespace, object())
 
     def labels(self, pod: Pod) -> LabelSet:
         return self._entries[pod.key].labels
 
     def addresses(self, pod: Pod) -> tuple[str, ...]:
-        """Those of the pod's addresses that are the pod's alone."""
+        """The addresses that this pod owns."""
         return tuple(address for address in pod.addresses if self.owned.get(address) is pod)
 
     def families(self) -> frozenset[int]:
-        """Of pods' addresses: 4, 6."""
+        """IP versions of all pod addresses: 4, 6."""
         return frozenset((4, 6)[index] for index, count in enumerate(self._families) if count)
 
     def number(self, pod: Pod, address: str) -> IdentityId:
         return IdentityId(self._allocated()[self._entries[pod.key].identity_keys[address]])
 
     def identities(self) -> dict[int, Identity]:
-        """By number: one for those of the same labels and named ports whose addresses lie in the same networks."""
+        """Number → identity. Addresses with equal labels, named ports and networks share one."""
         numbers = self._allocated()
         return {number: self._identities[text] for text, number in numbers.items()}
 
     def prefixes(self) -> Mapping[str, int]:
-        """The single-address prefix of every owned address → number. A view: copy what must not change."""
+        """The single-address prefix of every owned address → identity number. A live view: copy it to keep it."""
         numbers = self._allocated()
         for address in self._moved:
             prefix = single_text(address)
@@ -201,10 +201,10 @@ class PodIndex:
         return self._prefixes
 
     def problems(self) -> list[Problem]:
-        """Claims that cannot be granted."""
+        """Address claims that conflict with a node or with another pod."""
         return [*self._against_nodes(), *self._among_pods()]
 
-    # --- within
+    # --- internal
 
     def _against_nodes(self) -> Iterator[Problem]:
         for address in self._claims.keys() & self.nodes.keys():
@@ -220,7 +220,7 @@ class PodIndex:
             yield from (_problem(pod, text) for pod in pods)
 
     def _given(self, pod: Pod, inputs: IdentityInputs | None = None) -> tuple[Mapping[str, str], Mapping[str, str]]:
-        """What the terms say of this pod's namespace and account."""
+        """The labels of this pod's namespace and of its ServiceAccount."""
         inputs = inputs or self._inputs
         account = inputs.accounts.get((pod.namespace, pod.service_account), _NO_LABELS)
         return inputs.spaces.get(pod.namespace, _NO_LABELS), account
@@ -239,7 +239,7 @@ class PodIndex:
             if known is None:
                 known = self._meant[spelling] = Identity(IdentityId(0), labels, pod.named_ports, networks)
                 self._spelled[spelling] = 0
-            labels = known.labels  # one value for all that are equal
+            labels = known.labels  # share one object among equal label sets
             identity_keys[address] = spelling
         return PodEntry(pod, labels, identity_keys)
 
@@ -258,7 +258,7 @@ class PodIndex:
                 self._numbers = None
 
     def _settle(self, address: str) -> None:
-        """Decide anew whose an address is."""
+        """Recompute the owner of an address."""
         claims = self._claims.get(address, {})
         self._moved.add(address)
         self.owned.pop(address, None)
@@ -271,7 +271,7 @@ class PodIndex:
             self.contested[address] = tuple(claims[key] for key in sorted(claims))
 
     def _allocated(self) -> Mapping[str, int]:
-        """Spelling → number: a pure function of the spellings alive. A number that moved moves those who have it."""
+        """Identity key → number, a pure function of the keys in use. If a number changes, all prefixes are updated."""
         if self._numbers is None:
             for spelling in [text for text, count in self._spelled.items() if not count]:
                 del self._spelled[spelling], self._meant[spelling]

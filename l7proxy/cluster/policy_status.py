@@ -1,4 +1,4 @@
-"""Policy documents into rules, and what became of each: accepted, or refused with its reason (law 3)."""
+"""Reads policy documents into rules, each with a status: accepted, or refused with the reason (law 3)."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from l7proxy.policy.references import References, without_tier
 from l7proxy.policy.rules import Rule
 
 TOLD: Final = 10
-"""Parts that are not enforced, of one document, that a state names; the rest are counted."""
+"""Maximum number of unenforced parts of one document that its reason names; the rest are counted."""
 
 
 class PolicyPhase(Enum):
-    """What we made of a document: REFUSED is valid but not supported, INVALID is wrong. Both deny what they select.
+    """State of a document. REFUSED: valid but not supported. INVALID: wrong. Both deny what they select.
 
-    PARTLY: some of its rules are not supported; what those cover is refused, the rest is enforced.
-    STAGED: there to be looked at, never enforced.
+    PARTLY: some of its rules are not supported; traffic that these cover is refused, the rest is enforced.
+    STAGED: for preview only, never enforced.
     """
 
     ACCEPTED = "accepted"
@@ -36,9 +36,9 @@ class PolicyPhase(Enum):
 
 @dataclass(frozen=True, slots=True)
 class PolicyStatus:
-    """One document, and the rules that stand for it, their secrets not filled in.
+    """One document and its rules, without secret values.
 
-    `audit`: what it would refuse passes, and is told. `program`: RE2 instructions of its patterns together.
+    `audit`: traffic that it would refuse passes and is reported. `program`: total RE2 instructions of its patterns.
     """
 
     kind: str
@@ -55,7 +55,7 @@ class PolicyStatus:
 
 
 def read(document: PolicyDocument, *, secrets_namespace: str = "", options: lang.Options = DEFAULT) -> PolicyStatus:
-    """Never fails: a document that cannot be honoured gets rules that refuse, unless it is audited only."""
+    """Never fails: a document that cannot be enforced gets rules that refuse, unless it is in audit mode."""
     state = _read(document, secrets_namespace, options)
     wanted, fault = audit.of_document(document.document)
     if fault:
@@ -96,7 +96,7 @@ def _state(document: PolicyDocument, found: lang.Read) -> PolicyPhase:
 
 
 def placed(state: PolicyStatus, references: References) -> PolicyStatus:
-    """A policy in a tier that does not exist is refused: its rules have no place among the others."""
+    """The status, but refused if the policy's tier does not exist: its rules would have no order."""
     for ref, why in without_tier(state.rules, references):
         return replace(state, state=PolicyPhase.REFUSED, reason=why, file=ref.file, line=ref.line)
     return state

@@ -1,8 +1,8 @@
-"""Secret values into the header rules that name them. Pure; nothing here quotes a value.
+"""Fills Secret values into the header rules that refer to them. Pure; no message contains a secret value.
 
-Cilium semantics: a Secret must hold exactly one entry, whose value counts instead of the rule's own; the rule's own is
-what is left when there is no such Secret, and with neither the item matches no request. A value that no header can hold
-is no value.
+Cilium semantics: a Secret must have exactly one entry, and its value replaces the rule's own value. If the Secret does
+not exist, the rule's own value is used; without one the item matches no request. A value that is not valid in a header
+counts as missing.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ from l7proxy.policy.headers import HeaderRule, SecretName, value_fault
 from l7proxy.policy.rules import HttpRule, Rule
 
 MAX_VALUE: Final = 65536
-"""Bytes. No head of a request is larger."""
+"""Bytes. No request head is larger."""
 
 
 @dataclass(slots=True)
 class SecretResolver:
-    """The Secrets as they stand. `namespace` is meant where a rule names none; `problems` is what is asked in vain."""
+    """The current Secrets. `namespace`: default for rules that name none; `problems`: Secrets that cannot be used."""
 
     secrets: Mapping[SecretName, Secret]
     namespace: str = ""
     problems: list[Problem] = field(default_factory=list)
 
     def resolve(self, rules: Iterable[Rule]) -> Iterator[Rule]:
-        """The same rules, with every secret's value that there is."""
+        """The same rules, with the secret values that exist filled in."""
         for rule in rules:
             if rule.http is None or not any(names_secret(item) for item in rule.http):
                 yield rule
@@ -72,7 +72,7 @@ def names_secret(item: HttpRule) -> bool:
 
 
 def headers_of(rules: Iterable[Rule]) -> frozenset[str]:
-    """The headers (lower case) that some rule compares with a secret: flows must not show their values."""
+    """The headers (lower case) that a rule compares with a secret. Flows must not show their values."""
     return frozenset(
         match.name.lower()
         for rule in rules
@@ -83,7 +83,7 @@ def headers_of(rules: Iterable[Rule]) -> frozenset[str]:
 
 
 def _unfit(value: bytes) -> str:
-    """Why a value can be in no header, "" when it can."""
+    """Why the value is not valid in a header; "" if it is valid."""
     try:
         text = value.decode()
     except UnicodeDecodeError:

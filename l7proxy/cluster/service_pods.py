@@ -1,4 +1,4 @@
-"""The pods behind a Service without EndpointSlices: those that its selector finds, as the slice controller would."""
+"""Finds the pods of a Service without EndpointSlices by its selector, like the EndpointSlice controller."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from l7proxy.model.resources import EndpointSlice, Pod, Service, ServicePort, Sl
 
 
 def selected(service: Service, pods: Iterable[Pod]) -> Iterator[tuple[Pod, Mapping[ServicePort, int]]]:
-    """Each pod with its number for those of the Service's ports that it has.
+    """Each selected pod, with its port numbers for the Service ports that it has.
 
-    A Service without a selector selects nobody: its backends are somebody else's to name.
+    A Service without a selector selects no pod: its EndpointSlices have to be created manually.
     """
     if service.selector:
         for pod in pods:
@@ -19,7 +19,7 @@ def selected(service: Service, pods: Iterable[Pod]) -> Iterator[tuple[Pod, Mappi
 
 
 def slices(service: Service, pods: Iterable[Pod]) -> Iterator[EndpointSlice]:
-    """One for each set of port numbers: pods may differ in what they call a port."""
+    """One slice per set of port numbers: pods may use the same port name for different numbers."""
     by_ports: dict[tuple[SlicePort, ...], list[str]] = {}
     for pod, numbers in selected(service, pods):
         ports = tuple(SlicePort(port.name, number, port.protocol) for port, number in numbers.items())
@@ -29,7 +29,7 @@ def slices(service: Service, pods: Iterable[Pod]) -> Iterator[EndpointSlice]:
 
 
 def _target(port: ServicePort, pod: Pod) -> int | None:
-    """The port number on this pod; a name that the pod does not know has none."""
+    """The port number on this pod; None for a port name that the pod does not define."""
     if isinstance(port.target, int):
         return port.target
     numbers = {name: number for name, protocol, number in pod.named_ports if protocol == port.protocol}

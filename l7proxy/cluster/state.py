@@ -1,9 +1,9 @@
-"""The world: facts folded into one picture of the cluster. Pure: no socket, file or clock.
+"""Combines all resources into the state of the cluster. Pure: no socket, file or clock.
 
-`apply` takes changes, `view` says what they amount to for one node. A view depends on the facts alone, never on the
-order they came in (law 4). An address that two pods claim is neither's: every rule that denies somebody means it, and
-it is refused wherever a policy governs one of the two. An address inside a node's pod CIDR that no known pod has is
-`unmanaged`, never `cluster_state`: a pod we have not heard of yet must not pass for the outside.
+`apply` takes changes, `view` computes their result for one node. A view depends on the resources only, never on the
+order of changes (law 4). An address that two pods claim (a conflicting IP) has no owner: every rule that denies any
+peer matches it, and its traffic is refused in each direction in which a policy selects one of the two pods. An address
+in a node's pod CIDR without a known pod is `unmanaged`, never `world`: an unknown pod must not count as external.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ F = TypeVar("F", bound=Resource)
 
 @dataclass(frozen=True)
 class NodeView:
-    """Everything about one node (or, with `node` None, about all) that enforcement, status and flows need."""
+    """All data about one node (or about all nodes, if `node` is None) that enforcement, status and flows need."""
 
     node: str | None
     endpoints: tuple[Endpoint, ...] = ()
@@ -70,25 +70,25 @@ class NodeView:
     policies: tuple[PolicyStatus, ...] = ()
     problems: tuple[Problem, ...] = ()
     secret_problems: tuple[Problem, ...] = ()
-    """Secrets that rules ask for in vain. What is wrong may lie outside the manifests at hand, so it is no fault."""
+    """Secrets that rules refer to but cannot use. Not errors: the Secret may exist outside the given manifests."""
     names: Names = field(default_factory=Names)
 
     def selected(self, policy: PolicyStatus) -> int:
-        """How many of the endpoints a policy selects."""
+        """The number of endpoints that a policy selects."""
         subjects = {rule.subject for rule in policy.rules}
         return sum(size for labels, size in self._sizes.items() if any(subject.matches(labels) for subject in subjects))
 
     @cached_property
     def _sizes(self) -> Mapping[LabelSet, int]:
-        """Endpoints that share their labels are matched once."""
+        """Label set → number of endpoints, so that endpoints with equal labels are matched once."""
         return Counter(endpoint.labels for endpoint in self.endpoints)
 
 
 class ClusterState:
-    """The facts as they stand. Single-threaded; a view shares nothing with it that changes.
+    """The current resources. Single-threaded; a view shares no mutable data with it.
 
-    What is costly is remembered by what it was made from (`agent.memory`, and the roster for pods), so that a view
-    costs what has changed since the last one.
+    Costly results are cached by their inputs (`cluster.memo`, and PodIndex for pods), so that the cost of a view
+    depends on what has changed since the last one.
     """
 
     def __init__(
@@ -102,10 +102,10 @@ class ClusterState:
         enforce_always: bool = False,
         everywhere: tuple[Rule, ...] = (),
     ) -> None:
-        """Policies may name secrets of `secrets_namespace` besides those of their own. `audit_all`: none
-        of what policy refuses is. `options`: how policies are read. `kept`: which labels of pods count.
-        `enforce_always`: pods that no policy selects are refused everything, too. `everywhere`: further rules that
-        hold whatever policies there are.
+        """`secrets_namespace`: policies may use its Secrets besides those of their own namespace. `audit_all`: the node
+        is in audit mode. `options`: how policies are read. `kept`: which pod labels count.
+        `enforce_always`: all traffic of pods that no policy selects is refused. `everywhere`: further rules that apply
+        independently of policies.
         """
         self.synced = False
         self._secrets_namespace = secrets_namespace
@@ -139,7 +139,7 @@ class ClusterState:
                     self.synced = True
 
     def _forget(self, key: ResourceKey, but: type | None = None) -> None:
-        """A key names one fact, whatever its kind; `but` is the kind that is about to have it again."""
+        """Remove the resource with this key, of any type but `but`: a key identifies one resource of all types."""
         for kind, known in self._resources.items():
             if kind is not but and known.pop(key, None) is not None:
                 self._sorted.pop(kind, None)
@@ -156,7 +156,7 @@ class ClusterState:
         return self._audit
 
     def copy(self) -> ClusterState:
-        """One that later changes do not touch."""
+        """A copy that later changes do not affect."""
         other = copy(self)
         other._resources = {kind: dict(known) for kind, known in self._resources.items()}
         other._sorted, other._read, other._memory, other._keys = {}, dict(self._read), Memory(), Each(_keys)
@@ -165,7 +165,7 @@ class ClusterState:
         return other
 
     def view(self, node: str | None, *, local_addresses: Iterable[str] = ()) -> NodeView:
-        """`local_addresses` are those that this node's own interfaces have: `host`, as the Node object's are."""
+        """`local_addresses`: addresses of this node's own interfaces; `host`, like those of its Node object."""
         nodes = self._all(resources.Node)
         policies, rules, secret_problems = self._policies_and_rules()
         asked, reaches = self._memory.of("asked", (rules,), lambda: (self._asked(rules), self._reaches(rules)))
@@ -195,7 +195,7 @@ class ClusterState:
         )
 
     def _all(self, kind: type[F]) -> tuple[F, ...]:
-        """Sorted by name; the same value as long as nothing of this kind has changed."""
+        """All resources of this type, sorted by name; the same object until one of them changes."""
         if kind not in self._sorted:
             known = self._resources.get(kind, {})
             order = sorted(known, key=lambda key: (key.kind, key.namespace, key.name))
@@ -203,7 +203,7 @@ class ClusterState:
         return cast("tuple[F, ...]", self._sorted[kind])
 
     def _enrol(self, asked: Asked, named: identities.Named) -> PodIndex:
-        """The roster as of now."""
+        """The pod index, brought up to date."""
         spaces, accounts = self._all(resources.Namespace), self._all(resources.ServiceAccount)
         inputs = self._memory.of(
             "terms",
@@ -229,11 +229,11 @@ class ClusterState:
         return self._memory.equal("asked keys", Asked.among(frozenset().union(*self._keys.of(rules)), self._kept))
 
     def _reaches(self, rules: Iterable[Rule]) -> Mapping[Network, Reach]:
-        """The same value while rules name the same prefixes: with thousands of them all that hangs on it is costly."""
+        """The same object while rules name the same prefixes: with thousands, results that depend on it are costly."""
         return self._memory.equal("reaches", cidrs_of(rules))
 
     def _with_audit(self, endpoints: tuple[Endpoint, ...]) -> tuple[Endpoint, ...]:
-        """An address that two pods claim is nobody's, in no namespace: it stays refused."""
+        """The endpoints with audit mode set. A conflicting IP belongs to no namespace, so it stays refused."""
         spaces = {space.name for space in self._all(resources.Namespace) if audit.of_namespace(space)[0]}
         if not self._audit and not spaces:
             return endpoints
@@ -247,7 +247,7 @@ class ClusterState:
         return [problem for problem in found if problem is not None]
 
     def _policies_and_rules(self) -> tuple[tuple[PolicyStatus, ...], tuple[Rule, ...], tuple[Problem, ...]]:
-        """What policies there are, their rules with all names resolved, and the secrets that are asked for in vain."""
+        """All policies, their rules with all references resolved, and problems of the Secrets that they refer to."""
         documents_, references, secrets = self._all(PolicyDocument), self.references, self._all(resources.Secret)
         return self._memory.of("rules", (documents_, references, secrets), partial(self._resolved, references))
 
@@ -268,7 +268,7 @@ class ClusterState:
         *,
         of_node: bool,
     ) -> tuple[tuple[PolicyStatus, ...], tuple[Rule, ...]]:
-        """Both without the patterns that workers have no room for. Subjects and peers stay as they are."""
+        """Both without the patterns that exceed the memory limits of workers. Subjects and peers are unchanged."""
         kinds = {endpoint.labels for endpoint in endpoints}
         refused = self._memory.equal("too large patterns", pattern_limits.too_large(policies, kinds, of_node=of_node))
         if not refused:
@@ -280,7 +280,7 @@ class ClusterState:
         )
 
     def _policies(self) -> list[PolicyStatus]:
-        """Read anew only what is new: reading depends on nothing but the document."""
+        """The policies; only new documents are parsed, since the result depends only on the document."""
         found = []
         for document in self._all(PolicyDocument):
             known = self._read.get(document.key)
@@ -292,7 +292,7 @@ class ClusterState:
 
     @property
     def references(self) -> References:
-        """What the names in policies may mean, as of now."""
+        """The current objects that policies may refer to."""
         parts = (
             self._all(resources.Service),
             self._slices(),
@@ -305,7 +305,7 @@ class ClusterState:
         return self._memory.of("references", parts, lambda: References(*parts))
 
     def _slices(self) -> tuple[resources.EndpointSlice, ...]:
-        """Those there are, and for each Service that has none and is a peer with its endpoints, those of its pods."""
+        """All EndpointSlices, plus slices made from pods for Services without any that policies name as a peer."""
         services, slices, documents_ = (
             self._all(resources.Service),
             self._all(resources.EndpointSlice),
@@ -344,7 +344,7 @@ class ClusterState:
         reaches: Mapping[Network, Reach],
         named: identities.Named,
     ) -> IPCache:
-        """Who is who, and with which number."""
+        """All identities and the prefixes that map to them."""
         apiservers = self._memory.equal("apiservers", self._apiservers())
         of_nodes = self._memory.equal("addresses of nodes", dict(pod_index.nodes))
         places, of_places = self._memory.of(
@@ -370,7 +370,7 @@ class ClusterState:
         )
 
     def _node_families(self, nodes: tuple[resources.Node, ...]) -> frozenset[int]:
-        """Of the addresses that Nodes say they have; link-local ones of the kernel make no dual stack."""
+        """IP versions of addresses in Node objects; the kernel's link-local addresses do not make a dual stack."""
         return self._memory.of(
             "families of nodes",
             (nodes,),
@@ -385,7 +385,7 @@ class ClusterState:
         *,
         dual: bool,
     ) -> dict[str, int]:
-        """Prefix → identity. Of equal prefixes the later line below has it: what is ours is never the world's."""
+        """Prefix → identity. Later updates below override earlier ones: cluster addresses are never `world`."""
         table: dict[str, int] = {
             str(cluster_state): number for cluster_state, number in identities.worlds(dual=dual).items()
         }
@@ -409,9 +409,9 @@ class ClusterState:
         apiservers: frozenset[str],
         named: Iterable[Network],
     ) -> dict[Network, tuple[IdentityId, LabelSet]]:
-        """Nodes' addresses and pod CIDRs: the reserved identity of each, and its labels; nodes' own on demand.
+        """Node addresses and pod CIDRs, each with its reserved identity and labels; node labels if the options say so.
 
-        A prefix that some policy names makes no part of a pod CIDR the outside, to that policy or to others.
+        A prefix that a policy names inside a pod CIDR stays `unmanaged`: no policy may treat it as external.
         """
         others = (one for one in nodes if self._options.node_selectors and one.name != node)
         own = {one.name: _node_labels(one, self._cluster) for one in others}
@@ -427,13 +427,13 @@ class ClusterState:
         return found
 
     def _apiservers(self) -> frozenset[str]:
-        """Cilium's `kube-apiserver` entity: whoever is behind the Service default/kubernetes."""
+        """Addresses of Cilium's `kube-apiserver` entity: the endpoints of the Service default/kubernetes."""
         slices = self._all(resources.EndpointSlice)
         found = (piece.addresses for piece in slices if (piece.namespace, piece.service) == ("default", "kubernetes"))
         return frozenset(address for addresses in found for address in addresses)
 
     def _frontends(self, pod_index: PodIndex) -> tuple[Frontend, ...]:
-        """Namespace by namespace: pods matter to the Services of their own."""
+        """Cached per namespace, since pods affect only the Services of their namespace."""
         services, slices = self._all(resources.Service), self._all(resources.EndpointSlice)
         by_space = self._memory.of("services by namespace", (services, slices), lambda: _by_space(services, slices))
         found = tuple(
@@ -462,7 +462,7 @@ class ClusterState:
         return Names(dict(pod_index.owned), ids, of_services, dict(pod_index.nodes), known)
 
     def _unknown(self, node: str | None, nodes: tuple[resources.Node, ...]) -> Iterator[Problem]:
-        """A node that nobody speaks of has no pods, so a mistyped name would enforce nothing without a word."""
+        """A problem if no Node and no Pod has this node name: a mistyped name would silently enforce nothing."""
         if not node or any(one.name == node for one in nodes) or any(pod.node == node for pod in self._all(Pod)):
             return
         known = ", ".join(sorted({one.name for one in nodes})[:5]) or "none"
@@ -476,14 +476,14 @@ def _keys(rule: Rule) -> frozenset[tuple[str, str]]:
 
 @dataclass(frozen=True, slots=True)
 class IPCache:
-    """Who is who, and with which number."""
+    """All identities by number, and prefix → identity number."""
 
     identities: Mapping[int, Identity]
     by_prefix: Mapping[str, int]
 
 
 def _endpoints(node: str | None, pod_index: PodIndex) -> tuple[Endpoint, ...]:
-    """Local pods that have an address, sorted, and one endpoint of nobody per contested address."""
+    """Local pods that have an address, sorted, and one endpoint without a pod per conflicting IP."""
     local = {pod.key: pod for pod in pod_index.pods} if node is None else pod_index.by_node.get(node, {})
     here = [local[key] for key in sorted(local) if pod_index.addresses(local[key])]
     torn = [address for address, pods in sorted(pod_index.contested.items()) if any(pod.key in local for pod in pods)]
@@ -531,7 +531,7 @@ def _contested_labels(address: str) -> LabelSet:
 
 
 def _contested_rules(pod_index: PodIndex, rules: Iterable[Rule]) -> list[Rule]:
-    """Deny rules for an address of nobody, in each direction in which a policy governs someone who claims it."""
+    """Deny rules for each conflicting IP, in each direction in which a policy selects a pod that claims it."""
     found = []
     policies = [rule for rule in rules if rule.level != GUARD]
     for address, pods in sorted(pod_index.contested.items()):
@@ -554,7 +554,7 @@ def _made(services: Iterable[resources.Service], pods: Iterable[Pod]) -> Iterato
 def _by_space(
     services: Iterable[resources.Service], slices: Iterable[resources.EndpointSlice]
 ) -> dict[str, tuple[list[resources.Service], list[resources.EndpointSlice]]]:
-    """Sorted by namespace."""
+    """Namespace → (Services, EndpointSlices), in namespace order."""
     found: dict[str, tuple[list[resources.Service], list[resources.EndpointSlice]]] = {}
     for service in services:
         found.setdefault(service.namespace, ([], []))[0].append(service)
