@@ -1,9 +1,9 @@
-"""The agent of a node: reads a source, keeps the cluster's state, has it enforced, records and answers.
+"""The agent of a node: reads a source, keeps the cluster state, enforces policies, records flows, serves the local API.
 
-run             the parts put together; supervise keeps agent and workers running
-dataplane/      what is enforced: both pictures, and when they are published
-flow_recorder   workers' records and the kernel's events into the ring of flows
-api, report     the local socket and what it answers
+run             composition root; supervise keeps agent and workers running
+dataplane/      what workers and kernel enforce, and when it is published
+flow_recorder   turns workers' records and kernel events into flows in the ring
+api, report     the local socket and its answers
 
-Not here: what resources mean (cluster), what a policy says (policy), how rules are written (tproxy_rules).
+Not here: meaning of resources (cluster), meaning of policies (policy), text of kernel rules (tproxy_rules).
 """

@@ -1,7 +1,7 @@
-"""The agent's socket: one JSON object per line in, one or many out. Mode 0600, root's and our own user's only.
+"""Serves the agent's Unix socket: one JSON object per line in, one or more out. Mode 0600, only root and our own user.
 
-Whatever comes in is answered or refused with `{"error": "…"}`; no input ends the agent, and no client can hold more
-of it than one bounded line and one place in the ring.
+Every request gets an answer or `{"error": "…"}`. No input stops the agent, and a client can use no more of its memory
+than one bounded line and one read position in the ring.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ log = logging.getLogger(__name__)
 MAX_LINE: Final = 64 << 10
 MAX_CLIENTS: Final = 64
 IDLE: Final = 300.0
-"""Seconds that a client may stay without asking."""
+"""Seconds after which a client that sends no request is disconnected."""
 GONE_CHECK: Final = 2.0
-"""Seconds between looks whether an observer is still there."""
+"""Seconds between checks whether an observer is still connected."""
 
 Answer = Callable[[Mapping[str, Any]], object]
-"""One method: the question in, what `json` can write out (or an awaitable of it).
+"""One API method: takes the request, returns a JSON-serialisable object (or an awaitable of one).
 
-ConfigError is the client's fault, in words for its user.
+ConfigError is an error of the client, with a message for its user.
 """
 
 
@@ -47,7 +47,7 @@ class AgentApi:
 
     @asynccontextmanager
     async def serving(self) -> AsyncIterator[None]:
-        """ConfigError when another live agent has the path."""
+        """ConfigError when another running agent uses the path."""
         listener = local.listen(self._path)
         inode = self._path.stat().st_ino
         writers: set[asyncio.StreamWriter] = set()
@@ -68,11 +68,11 @@ class AgentApi:
             for writer in writers:
                 writer.transport.abort()
             with suppress(FileNotFoundError):
-                if self._path.stat().st_ino == inode:  # a successor may have put its own there
+                if self._path.stat().st_ino == inode:  # a later agent may have created its own socket here
                     self._path.unlink()
 
     async def _client(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """One client until it has no more questions. Its going away is no error."""
+        """Serve one client until it sends no more requests. A disconnect is not an error."""
         if not local.is_ours(writer.transport):
             return
         if self._clients >= MAX_CLIENTS:
@@ -116,7 +116,7 @@ class AgentApi:
         return await said if isinstance(said, Awaitable) else said
 
     async def _observe(self, question: Mapping[str, Any], writer: asyncio.StreamWriter) -> None:
-        """Flows, one per line. A slow reader is waited for here, and loses what the ring cannot keep so long."""
+        """Send flows, one per line. Waits for a slow reader, which loses flows that the ring overwrites meanwhile."""
         items = observer.observe(self._ring, question)
 
         async def pump() -> None:
@@ -134,7 +134,7 @@ class AgentApi:
 
 
 def _gone(writer: asyncio.StreamWriter) -> bool:
-    """True when the other end is closed both ways. Reading cannot tell: clients close their sending half at once."""
+    """True when the client closed both directions. EOF does not show it: clients close their sending half at once."""
     if writer.transport.is_closing():
         return True
     poll = select.poll()

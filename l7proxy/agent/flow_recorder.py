@@ -1,8 +1,8 @@
-"""What was judged, into the ring: the workers' records, and the kernel's events once they have their rule.
+"""Writes flows to the ring: from workers' records, and from kernel events after their rule has been looked up.
 
-The kernel tells which direction's policy spoke and how; the rule behind it comes from the same door that workers ask
-(law 5). Where the two differ, because an event is older than the picture, the kernel's word is the verdict: it is what
-happened. One connection gives one record: when both directions are asked on this node, the ingress event tells it,
+A kernel event contains the direction and the verdict; the rule comes from the same function that workers use (law 5).
+If the two differ, because the event is older than the policy snapshot, the kernel's verdict counts: it is what
+happened. One connection gives one record: if both directions are evaluated on this node, the ingress event gives it,
 since it comes last.
 """
 
@@ -37,7 +37,7 @@ from tproxy_rules.nflog import NflogEvent, NflogReader
 log = logging.getLogger(__name__)
 
 REMEMBERED: Final = 16384
-"""Judgements kept per picture; past that all are forgotten. A pod can choose the keys."""
+"""Maximum number of cached verdicts per revision; a full cache is cleared, since pods can choose the keys."""
 DIRECTIONS: Final = {LogDirection.INGRESS: Direction.INGRESS, LogDirection.EGRESS: Direction.EGRESS}
 PASSED: Final = {LogEvent.ALLOW: Verdict.FORWARDED, LogEvent.STEER: Verdict.REDIRECTED}
 REASONS: Final[Mapping[LogEvent, tuple[DropReason, str]]] = {
@@ -56,11 +56,11 @@ REASONS: Final[Mapping[LogEvent, tuple[DropReason, str]]] = {
     LogEvent.UNSERVED: (DropReason.UNKNOWN, "an L7 rule redirects it to the proxy, but no worker is listening"),
 }
 ASKED: Final = frozenset((LogEvent.ALLOW, LogEvent.STEER, LogEvent.DENY, LogEvent.NONE))
-"""What a policy answered; the rest the kernel refuses before any policy is asked."""
+"""Events with a policy verdict; the others are refused by the kernel before policy is evaluated."""
 
 
 class EventEvaluator:
-    """The answers of one picture on what the kernel saw. `before` spares reading what is alike in another."""
+    """Evaluates kernel events against one revision. Prefixes unchanged since `before` are not parsed again."""
 
     def __init__(
         self,
@@ -83,7 +83,7 @@ class EventEvaluator:
         return cls(published.view.by_prefix, endpoints, before)
 
     def record(self, event: NflogEvent, now_ns: int) -> Connection | None:
-        """The record of one event; None when the other direction's event tells the same."""
+        """The record of one event; None if the event of the other direction gives the same record."""
         passed = PASSED.get(event.told)
         if passed is not None and event.way is LogDirection.EGRESS and self._ingress(event.destination) is not None:
             return None
@@ -128,12 +128,12 @@ class EventEvaluator:
 
 
 def _port(event: NflogEvent) -> int:
-    """What policy calls the port: of ICMP, type and code."""
+    """The port number that policy matches; for ICMP: type * 256 + code."""
     return event.destination_port if event.icmp_type < 0 else event.icmp_type << 8 | max(event.icmp_code, 0)
 
 
 def _agreed(event: NflogEvent, judgement: PolicyVerdict) -> PolicyVerdict:
-    """The rule's answer if it says what the kernel did; else what the kernel did, without a rule."""
+    """The rule's verdict if the kernel's verdict agrees; else the kernel's verdict, without a rule."""
     direction = DIRECTIONS[event.way]
     passed = PASSED.get(event.told)
     if passed is not None:
@@ -149,7 +149,7 @@ def _agreed(event: NflogEvent, judgement: PolicyVerdict) -> PolicyVerdict:
 
 
 class Recorder:
-    """Makes flows and puts them on the ring. Lives in one loop; nothing here waits or fails."""
+    """Makes flows and appends them to the ring. Used by one event loop; never blocks."""
 
     def __init__(self, ring: Ring, *, node: str, cluster: str = "default", redaction: FlowRedaction = LEAST) -> None:
         self.ring = ring
@@ -163,27 +163,27 @@ class Recorder:
         self._lost = 0
         self._suppressed = 0
         self.not_told: Mapping[Suppressed, int] = {}
-        """Packets that the kernel judged and its limits kept it from telling, since the start."""
+        """Packets since the start for which the kernel's rate limits suppressed the event."""
 
     def published(self, published: Published) -> None:
-        """From now on names and rules are those of this picture."""
+        """Use the names and rules of this revision from now on."""
         self._judge = EventEvaluator.of(published, self._judge)
         secret = frozenset(published.pictures.workers.secret_headers)
         self._enricher = self._make(published.view.names, published.revision, secret)
         self._templates = TemplateCache(self._enricher, self._uuids)
 
     def told(self, flows: Flows) -> None:
-        """A batch of a worker. LinkError when it makes no sense."""
+        """Append a batch of a worker. LinkError when it is invalid."""
         self._missed(flows.lost)
         self.ring.extend(self._templates.items(flows))
 
     def _missed(self, count: int, source: str = NOT_DELIVERED) -> None:
-        """So many records were lost on their way here."""
+        """Note in the ring that `count` records were lost before they reached it."""
         if count:
             self.ring.append_lost(count, time=timestamp.text(time.time_ns()), source=source)
 
     def suppressed(self, counts: Mapping[Suppressed, int]) -> None:
-        """`counts` are sums since the start. Counters are not read all at one moment: a sum may dip for a while."""
+        """`counts`: totals since the start. Counters are not read atomically, so a total may decrease for a while."""
         total = sum(counts.values())
         if total > self._suppressed:
             self._missed(total - self._suppressed, RATE_LIMITED)
@@ -191,7 +191,7 @@ class Recorder:
         self.not_told = counts
 
     def packets(self, events: Iterable[NflogEvent], lost_so_far: int = 0) -> None:
-        """Events of the kernel. `lost_so_far` counts what it could not tell us since the start."""
+        """Append kernel events. `lost_so_far`: events since the start that the kernel could not deliver."""
         now_ns = time.time_ns()
         self._missed(lost_so_far - self._lost)
         self._lost = lost_so_far
@@ -201,7 +201,7 @@ class Recorder:
                 self.ring.append(self._enricher.flow(record))
 
     def read(self, reader: NflogReader) -> None:
-        """Everything that the reader has. For `loop.add_reader`."""
+        """Append all events that the reader has. For `loop.add_reader`."""
         self.packets(reader.read(), reader.lost)
 
     def _make(self, names: Names, revision: int, secret_headers: frozenset[str]) -> Enricher:

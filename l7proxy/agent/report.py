@@ -1,4 +1,4 @@
-"""What the agent says of itself, as plain objects: `status` and the lists. Pure functions of what is published."""
+"""Builds the answers of the agent's API as plain objects: `status` and the lists. Pure functions of published data."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from tproxy_rules.marks import LogEvent
 
 NOTHING_REVOKED = Revoked()
 RATE_LIMITED: Final = 100
-"""Entries of what the kernel did not tell; there may be one for each pair of pods."""
+"""Maximum number of entries about rate-limited kernel events; there may be one per pair of pods."""
 ANSWERS: Final = {
     LogEvent.ALLOW: "allowed",
     LogEvent.STEER: "redirected",
@@ -57,7 +57,7 @@ def status(
     not_told: Mapping[Suppressed, int],
     flow_log: Sink | None,
 ) -> dict[str, Any]:
-    """`source` is what revision `revision` was drawn from: nothing newer is told of."""
+    """`source` in the answer is the input of revision `revision`, never a newer one."""
     current = reconciler.current
     return {
         "node": node,
@@ -165,12 +165,12 @@ def _endpoint(endpoint: Endpoint, current: Published) -> dict[str, Any]:
 
 
 def _unknown(pod: UnknownPod) -> dict[str, Any]:
-    """A cable that no Pod object explains: closed, or in audit mode let through and told."""
+    """A pod interface without a Pod object: closed; in audit mode its traffic passes and is reported."""
     return {"id": pod.id, "interface": pod.interface, "addresses": list(pod.addresses), "pod": pod.pod}
 
 
 def _rate_limited(not_told: Mapping[Suppressed, int], current: Published | None) -> list[dict[str, Any]]:
-    """Who sent what the kernel judged without telling of it, the most first: packets by sender, policy and reason."""
+    """Packets without an event because of the kernel's log rate limit, by sender, policy and reason; most first."""
     names: dict[str, str] = {}
     pods: dict[int, str] = {}
     if current is not None:
@@ -194,7 +194,7 @@ def _rate_limited(not_told: Mapping[Suppressed, int], current: Published | None)
 
 
 def _level(policy: DirectionPolicy | None) -> str:
-    """How deep a direction is looked into."""
+    """Inspection level of a direction: open (no policy), l4 or l7."""
     if policy is None or not policy.governed:
         return "open"
     return "l7" if any(entry.action is Action.REDIRECT for entry in policy.entries) else "l4"
@@ -235,7 +235,7 @@ def services(current: Published | None) -> list[dict[str, Any]]:
 
 
 def policies(current: Published | None, wanted: str = "") -> list[dict[str, Any]] | None:
-    """What is enforced on each endpoint, or on the one that `wanted` names: ID, NAME or NAMESPACE/NAME."""
+    """The enforced policy of each endpoint, or of `wanted` (ID, NAME or NAMESPACE/NAME): None if it does not exist."""
     if current is None:
         return [] if not wanted else None
     found = [
@@ -254,7 +254,7 @@ def policies(current: Published | None, wanted: str = "") -> list[dict[str, Any]
 
 
 def _who(policy: EndpointPolicy, known: Mapping[int, Identity]) -> dict[str, list[str]]:
-    """Who the peers are that its entries name by number: labels, and the networks of those outside."""
+    """Identity number → labels and networks, for all peers in the policy's entries."""
     tiers = [tier for one in (policy.ingress, policy.egress) if one is not None for tier in one.tiers]
     entries = [entry for tier in tiers for stage in tier.stages for entry in stage]
     numbers = sorted({number for entry in entries for number in entry.peers or ()} & known.keys())

@@ -1,7 +1,7 @@
-"""The agent, put together: the one place that knows all of its parts, and owns the one TaskGroup.
+"""Runs the agent: the composition root, which connects all of its components and owns the only TaskGroup.
 
-What keeps it from starting (a setting, a privilege, a tool, a kernel feature) is said in one line and exit code 2.
-Stopping leaves the kernel as it is: L4 verdicts stay in force, ports with L7 rules refuse (law 8).
+An error at start (a setting, a privilege, a tool, a kernel feature) is one line on standard error and exit code 2.
+Stopping leaves the kernel rules unchanged: L4 policy stays enforced, ports with L7 rules refuse (law 8).
 """
 
 from __future__ import annotations
@@ -45,22 +45,22 @@ log = logging.getLogger(__name__)
 
 CANNOT_START: Final = 2
 ALARM_EASE: Final = (1.0, 1.0)
-"""Seconds between repairs of what others take away at once, should they do it again and again: at first, at most."""
+"""(first, longest) pause in seconds between repairs, for rules that another program removes repeatedly."""
 INTERFACES_EASE: Final = (0.1, 0.5)
-"""The same for looks at cables: pods start by the hundred, and there are several news of each."""
+"""The same for scans of pod interfaces: pods start by the hundred, with several notifications each."""
 RESULTS_CHECK: Final = 5.0
-"""Seconds after which the watch of CNI results is renewed: their directory may have been made anew."""
+"""Seconds after which the watch of CNI results is renewed: their directory may have been recreated."""
 GC_THRESHOLDS: Final = (50_000, 20, 100)
-"""Thousands of pods are many objects that stay: to walk through all of them now and then delays what is changed."""
+"""Thousands of pods are many long-lived objects: frequent full collections would delay policy updates."""
 
 
 def run_agent(settings: Settings) -> int:
-    """Serve until SIGTERM or SIGINT. The exit code."""
+    """Serve until SIGTERM or SIGINT. Returns the exit code."""
     return exit_code(lambda: asyncio.run(_agent(settings)))
 
 
 def cleanup(settings: Settings) -> list[str]:
-    """Take away every rule, route, table and set that is ours, of every backend. What was done, in lines."""
+    """Remove every rule, route, table and set of l7proxy, of all backends. Returns one line per backend."""
     if _alive(settings.agent_socket):
         raise ConfigError(
             f"an agent is running ({settings.agent_socket}): stop it first, or it would restore its rules"
@@ -75,13 +75,13 @@ def cleanup(settings: Settings) -> list[str]:
             done.append(f"{name}: skipped: {error}")
         else:
             done.append(f"{name}: rules removed")
-    if len(failed) == len(names):  # one of them that cannot be had here has left nothing; but nobody looked at all
+    if len(failed) == len(names):  # an unavailable backend has left no rules, but at least one must be available
         raise ConfigError("cleanup failed: " + "; ".join(failed))
     return done
 
 
 def exit_code(serve: Callable[[], object]) -> int:
-    """Run it; what the operator can mend is one line on standard error, without a traceback."""
+    """Call `serve`. Errors that the operator can fix become one line on standard error, without a traceback."""
     try:
         serve()
     except (ConfigError, KernelError) as error:
@@ -137,7 +137,7 @@ async def _agent(settings: Settings) -> None:
     async with (
         api.serving(),
         link.serving(),
-        _listening(settings.nflog_group, recorder),  # last: "not permitted" from it may only mean another agent
+        _listening(settings.nflog_group, recorder),  # last: its "not permitted" may only mean another running agent
         asyncio.TaskGroup() as tasks,
     ):
         running = [
@@ -164,7 +164,7 @@ def _flow_log(settings: Settings) -> Sink | None:
 
 
 async def _heed_alarm(backend: Backend, reconciler: Reconciler) -> None:
-    """When rules of ours are taken away, they are put back at once: until then what they refused passes."""
+    """Restore removed kernel rules at once: until then, traffic that they refuse passes."""
     alarm = backend.alarm()
     if alarm is None:
         return
@@ -173,17 +173,17 @@ async def _heed_alarm(backend: Backend, reconciler: Reconciler) -> None:
 
 
 async def _heed_links(watcher: pod_interfaces.InterfaceWatcher, reconciler: Reconciler) -> None:
-    """A new pod's cable is bound to its addresses, and closed while no Pod object has them, before the pod runs."""
+    """Bind a new pod interface to its addresses before the pod runs, and close it while no Pod object has them."""
     if watcher.fileno() >= 0:
         await _heed(watcher, reconciler, Pace(*INTERFACES_EASE))
 
 
 async def _heed_results(results: Path, reconciler: Reconciler) -> None:
-    """The runtime writes a pod's addresses after its link is up, so neither news alone is enough."""
+    """Watch CNI results too: the runtime writes a pod's addresses only after its link is up."""
     pace = Pace(*INTERFACES_EASE)
     with ChangeNotifier() as notifier:
         while True:
-            # Above it, too: it may not be there yet, or be taken away.
+            # Its nearest existing parent, too: the directory may not exist yet, or be removed.
             notifier.watch(next(above for above in results.parents if above.is_dir()))
             notifier.watch(results)
             if await notifier.wait(RESULTS_CHECK):
@@ -192,15 +192,15 @@ async def _heed_results(results: Path, reconciler: Reconciler) -> None:
 
 
 class Bell(Protocol):
-    """A descriptor to wait for until it is readable, and then to ask."""
+    """A source of notifications: wait until the descriptor is readable, then call `rang`."""
 
     def fileno(self) -> int: ...
     def rang(self) -> bool: ...
 
 
 class Pace:
-    """How long to rest between looks: `first` seconds, twice as long each time, up to `most`; after a quiet while
-    `first` again. So a single change is looked at at once, and a thousand cost few looks."""
+    """Pauses between scans: `first` seconds, doubled each time up to `most`; `first` again after `most` seconds without
+    a pause. So a single change is handled at once, and a thousand changes need few scans."""
 
     def __init__(self, first: float, most: float) -> None:
         self._first, self._most = first, most
@@ -216,7 +216,7 @@ class Pace:
 
 
 async def _heed(bell: Bell, reconciler: Reconciler, pace: Pace) -> None:
-    """For ever: a look each time it rings, but not more often than the pace allows."""
+    """Loop forever: trigger a scan per notification, but no more often than `pace` allows."""
     while True:
         await _readable(bell.fileno())
         if bell.rang():
@@ -235,7 +235,7 @@ async def _readable(descriptor: int) -> None:
 
 @asynccontextmanager
 async def _listening(group: int, recorder: Recorder) -> AsyncIterator[None]:
-    """The kernel's verdict events go to the recorder."""
+    """Pass the kernel's verdict events (NFLOG) to the recorder."""
     loop = asyncio.get_running_loop()
     with NflogReader(group) as reader:
         loop.add_reader(reader.fileno(), recorder.read, reader)
@@ -246,7 +246,7 @@ async def _listening(group: int, recorder: Recorder) -> AsyncIterator[None]:
 
 
 def _others(ours: str) -> list[Backend]:
-    """The backends that we do not use but an earlier run may have. One that cannot be had here has left nothing."""
+    """The backends that an earlier run may have used, without ours. An unavailable backend has left no rules."""
     found = []
     for name in detect.NAMES:
         if name not in ("auto", ours):
@@ -256,7 +256,7 @@ def _others(ours: str) -> list[Backend]:
 
 
 async def _follow(source: FileSource, reconciler: Reconciler) -> None:
-    """Every batch of the source into the reconciler; problems into the log, each once."""
+    """Submit every batch of the source to the reconciler; log each problem once."""
     told: set[str] = set()
     async for changes in source.watch():
         now = {str(problem) for problem in source.problems}
@@ -278,7 +278,7 @@ def _source(settings: Settings) -> FileSource:
 
 
 def prepare_run_dir(path: Path) -> None:
-    """The directory of the sockets. They are 0600 themselves."""
+    """Create the directory of the sockets. The sockets themselves have mode 0600."""
     try:
         path.mkdir(mode=0o755, parents=True, exist_ok=True)
     except OSError as error:
@@ -304,7 +304,7 @@ def _answers(
     recorder: Recorder,
     flow_log: Sink | None,
 ) -> dict[str, Answer]:
-    """The methods of the agent socket; `observe` is the socket's own."""
+    """The methods of the agent socket, without `observe`, which AgentApi implements."""
 
     def status(question: Mapping[str, Any]) -> object:
         return report.status(

@@ -1,8 +1,8 @@
-"""`l7proxy run`: one agent and its workers as children, restarted when they die.
+"""`l7proxy run`: starts one agent and its workers as child processes, and restarts those that exit.
 
-Knows processes and exit codes, nothing else. A child that says at its first start that it cannot begin (exit code 2: a
-setting, a privilege, a missing tool) ends everything, since trying again would not help; one that dies later is started
-again, after a pause that grows while it keeps dying. Children end when we are killed: an orphan would hold the sockets.
+Knows only processes and exit codes. If a child exits with code 2 at its first start (a setting, a privilege, a missing
+tool), all are stopped, since a retry would not help. A child that exits later is restarted after a pause that grows
+with each failure. Children end when the supervisor is killed: an orphan would keep the sockets.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ log = logging.getLogger(__name__)
 FIRST_PAUSE: Final = 0.2
 LAST_PAUSE: Final = 10.0
 LIVED: Final = 10.0
-"""Seconds after which a child counts as having started: it begins anew with the shortest pause."""
+"""Seconds after which a child counts as started: its next pause is the shortest again."""
 GRACE: Final = 5.0
-"""Seconds beyond the drain that a child has to end before it is killed."""
+"""Seconds after the drain time until a child that has not exited is killed."""
 CONFIG: Final = "run.json"
 _PR_SET_PDEATHSIG: Final = 1
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -38,14 +38,14 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 @dataclass(frozen=True, slots=True)
 class Child:
-    """What to keep running."""
+    """A command to keep running."""
 
     name: str
     argv: tuple[str, ...]
 
 
 def run_all(settings: Settings) -> int:
-    """Until SIGTERM or SIGINT, which the children get too. The exit code."""
+    """Run until SIGTERM or SIGINT, which are passed on to the children. Returns the exit code."""
     return exit_code(lambda: asyncio.run(_run_all(settings)))
 
 
@@ -60,7 +60,7 @@ async def _run_all(settings: Settings) -> None:
 
 
 def children(settings: Settings, config: Path) -> list[Child]:
-    """The agent first: what is wrong with the settings, it says best."""
+    """The agent comes first: its messages about wrong settings are the best."""
     program = (sys.executable, "-m", "l7proxy.cli.main")
     agent = Child("agent", (*program, "agent", "--config", str(config)))
     workers = [
@@ -78,7 +78,7 @@ async def keep_running(
     last_pause: float = LAST_PAUSE,
     lived: float = LIVED,
 ) -> None:
-    """Start all, restart what dies, until a signal. ConfigError when a child cannot start at all."""
+    """Start all and restart those that exit, until a signal. ConfigError when a child cannot start at all."""
     stop = _Stop()
     async with asyncio.TaskGroup() as tasks:
         for child in wanted:
@@ -87,7 +87,7 @@ async def keep_running(
 
 
 class _Stop:
-    """The signals we got: the children get each of them too, so that a second one hurries them."""
+    """Passes each received signal on to the children, also a second one, which makes them exit sooner."""
 
     def __init__(self) -> None:
         self.asked = asyncio.Event()
@@ -138,13 +138,13 @@ class _Keeper:
             pause = min(pause * 2, self._last_pause)
 
     async def _once(self) -> int:
-        """One life of the child, its exit code. Whatever ends this, the child does not outlive it."""
+        """Run the child once; returns its exit code. The child has ended when this returns or raises."""
         process = await asyncio.create_subprocess_exec(*self._child.argv, preexec_fn=_die_with(os.getpid()))
         log.info("%s started, pid %d", self._child.name, process.pid)
         self._process = process
         try:
             async with asyncio.timeout(None) as self._deadline:
-                if self._stop.asked.is_set():  # it came while the child was being made
+                if self._stop.asked.is_set():  # the signal came while the child was being created
                     self._send(signal.SIGTERM)
                 return await process.wait()
         except TimeoutError:
@@ -156,7 +156,7 @@ class _Keeper:
                 await _end(process, self._grace)
 
     def _send(self, number: int) -> None:
-        """Pass a signal on. From the first one on the child's time is counted."""
+        """Pass a signal on. The first one starts the child's grace time."""
         if self._process is None or self._process.returncode is not None:
             return
         with suppress(ProcessLookupError):
@@ -166,7 +166,7 @@ class _Keeper:
 
 
 async def _end(process: asyncio.subprocess.Process, grace: float) -> int:
-    """End it, by force when it takes longer than the grace."""
+    """Terminate the process, and kill it if it has not exited within `grace` seconds."""
     with suppress(ProcessLookupError):
         if grace:
             process.terminate()
@@ -178,11 +178,11 @@ async def _end(process: asyncio.subprocess.Process, grace: float) -> int:
 
 
 def _die_with(parent: int) -> Callable[[], None]:
-    """For the child, before it becomes its program: SIGTERM when the parent is gone (prctl(2), PR_SET_PDEATHSIG)."""
+    """A preexec_fn that requests SIGTERM when the parent exits (prctl(2), PR_SET_PDEATHSIG)."""
 
     def arrange() -> None:
         _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-        if os.getppid() != parent:  # it went before we asked
+        if os.getppid() != parent:  # the parent exited before the prctl call
             os._exit(CANNOT_START)
 
     return arrange

@@ -1,10 +1,10 @@
-"""From the cluster's state to what workers and kernel enforce on this node.
+"""Turns the cluster state into what workers and kernel enforce on this node.
 
-render           a view and its policies into the workers' picture and the kernel's. Pure
-reconciler       when what is published: the one place that knows the order
-pod_interfaces   which host interface belongs to which pod (CNI results, links, routes)
-unknown_pods     interfaces that no Pod explains: closed. Pure
-revocation       what a new picture takes away ends connections that have begun
+render           makes the workers' policy snapshot and the kernel's desired state from a view. Pure
+reconciler       publishes both; the only place that defines the order of publishing
+pod_interfaces   finds the host interface of each pod (CNI results, links, routes)
+unknown_pods     closes pod interfaces without a Pod object. Pure
+revocation       ends open connections that a new desired state refuses
 
-Not here: parsing of resources or policies, the text of rules.
+Not here: parsing of resources or policies, text of kernel rules.
 """

@@ -1,8 +1,8 @@
-"""Where pods' cables end on this node, which bridges they share, and which addresses the node itself has.
+"""Finds the host interface of each pod on this node, the bridges of these interfaces, and the node's own addresses.
 
-Said by libcni's result cache (CNI specification 0.3.1 to 1.1, "Success"; written by root's container runtime for every
-plugin) and checked against the kernel's own links; a pod that has no result is looked for in the main routing table,
-where routed plugins put a route of its own. What neither knows has no port: status says that it is not checked for
+Source: libcni's result cache (CNI specification 0.3.1 to 1.1, "Success"; written by the container runtime as root, for
+every plugin), checked against the kernel's links. For a pod without a result, the main routing table is searched, where
+routed plugins add one route per pod. A pod in neither has no port, and `status` reports that it is not checked for
 spoofing.
 """
 
@@ -32,20 +32,20 @@ MAX_RESULT: Final = 1 << 20
 MAIN_TABLE: Final = 254
 NETLINK_ROUTE: Final = 0
 NLM_F_DUMP_INTR: Final = 0x10
-"""Of a listing: something changed meanwhile, so entries may be missing (linux/netlink.h). pyroute2 does not look."""
+"""Flag of a dump that a change interrupted, so entries may be missing (linux/netlink.h). pyroute2 ignores it."""
 Message = Any
-"""Of pyroute2, which has no types."""
+"""A netlink message of pyroute2, which has no types."""
 NEWS: Final = 0x1 | 0x10 | 0x40 | 0x100 | 0x400
-"""RTMGRP_LINK, and of each family RTMGRP_…_IFADDR and RTMGRP_…_ROUTE."""
+"""RTMGRP_LINK, and RTMGRP_…_IFADDR and RTMGRP_…_ROUTE of both IP versions."""
 SETTLED: Final = 1.0
-"""Seconds after the kernel's last word, after which all is done that it spoke of."""
+"""Seconds after the kernel's last notification until the change that it announced is complete."""
 IPVS_DUMMY: Final = "kube-ipvs0"
-"""kube-proxy's IPVS mode puts every ClusterIP on this link: they are Services, not this node."""
+"""Link on which kube-proxy's IPVS mode puts every ClusterIP: Service addresses, not this node's."""
 UPLINKS: Final = frozenset(
     ("", "bond", "team", "vlan", "macsec", "vxlan", "geneve", "gretap", "ip6gretap", "erspan", "ip6erspan", "batadv")
 )
-"""Kinds of links (IFLA_INFO_KIND; a network card has none) that lead from a bridge to other hosts. A port of any other
-kind, as veth or tun, is taken for a pod's."""
+"""Link kinds (IFLA_INFO_KIND; "" for a network card) of bridge ports that lead to other hosts. A port of any other
+kind, e.g. veth or tun, counts as a pod interface."""
 _NAME = re.compile(r"[A-Za-z0-9_.@-]{1,15}")
 _MAC = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}")
 
@@ -62,7 +62,7 @@ class Link:
 
 @dataclass(frozen=True, slots=True)
 class HostNetwork:
-    """What the kernel says: its links by name, its own addresses, and single-address routes to links."""
+    """The kernel's state: links by name, the node's own addresses, and single-address routes (address → link)."""
 
     links: Mapping[str, Link] = field(default_factory=dict)
     addresses: frozenset[str] = frozenset()
@@ -71,10 +71,10 @@ class HostNetwork:
 
 @dataclass(frozen=True, slots=True)
 class CniAttachment:
-    """One result: the host's interfaces it names, the pod's MAC, the pod's addresses.
+    """One CNI result: the host interfaces that it names, the pod's MAC, the pod's addresses.
 
-    `container` is the runtime's id of the sandbox, equal in the results of all its networks. `pod` is NAMESPACE/NAME
-    as the runtime told the plugins, `network` the name of the CNI network. Each is "" where the result does not say.
+    `container`: the runtime's sandbox id, equal in the results of all its networks. `pod`: NAMESPACE/NAME from the
+    arguments of the plugins. `network`: name of the CNI network. Each is "" if the result does not contain it.
     """
 
     hosts: tuple[str, ...]
@@ -87,7 +87,7 @@ class CniAttachment:
 
 @dataclass(frozen=True, slots=True, order=True)
 class LiveAttachment:
-    """A CNI result whose host interface exists: something is plugged in there, whether or not a Pod object says so."""
+    """A CNI result whose host interface exists, with or without a Pod object."""
 
     interface: str
     addresses: tuple[str, ...]
@@ -97,8 +97,8 @@ class LiveAttachment:
 
 @dataclass(frozen=True, slots=True)
 class PodInterfaces:
-    """`ports` by pod address. `live` are the cables of CNI results, sorted. Values compare: equal wires need no new
-    picture."""
+    """`ports`: pod address → port. `live`: CNI results whose interface exists, sorted. Comparable: if equal, nothing
+    has to be rendered again."""
 
     ports: Mapping[str, Port] = field(default_factory=dict)
     bridges: tuple[Bridge, ...] = ()
@@ -109,15 +109,15 @@ class PodInterfaces:
 
 
 class InterfaceWatcher:
-    """Looks at the cables of this node. One thread at a time; in the network namespace in which it was made.
+    """Scans the pod interfaces of this node. One thread at a time; in the network namespace where it was created.
 
-    The kernel's part is listed anew only after it has told of a change, and until a while has passed since: what goes
-    with a link goes after it, and not all of it is told. Listing takes the longer the more pods there are, and every
-    change of a policy waits for it.
+    Links, addresses and routes are listed again only after a kernel notification, and until SETTLED seconds after it:
+    what depends on a link is removed after the link, partly without a notification. Listing takes longer the more pods
+    there are, and every policy change waits for it.
     """
 
     def __init__(self, results: Path = DEFAULT_RESULTS, ignored: Iterable[str] = ()) -> None:
-        """`ignored`: names of CNI networks whose containers are no pods."""
+        """`ignored`: names of CNI networks whose containers are not pods."""
         self._results = results
         self._ignored = frozenset(ignored)
         self._news = _listening()
@@ -128,8 +128,8 @@ class InterfaceWatcher:
             weakref.finalize(self, self._news.close)
 
     def look(self) -> PodInterfaces:
-        """As they are now. Blocks; never fails: what cannot be listed or read is as it was before, and told. Without
-        its ports a pod would not be checked for spoofing."""
+        """The current pod interfaces. Blocks; never fails: what cannot be listed or read keeps its last known state and
+        is reported, since a pod without its port would not be checked for spoofing."""
         problems: list[str] = []
         now = time.monotonic()
         self.rang()
@@ -145,24 +145,24 @@ class InterfaceWatcher:
         return connect(attachments, self._host, problems)
 
     def fileno(self) -> int:
-        """To wait for news of the kernel; -1 when it cannot be heard."""
+        """Readable when the kernel has sent a notification; -1 if notifications are not available."""
         return self._news.fileno() if self._news is not None else -1
 
     def rang(self) -> bool:
-        """Whether the kernel told something: then the next `look` lists its part anew. Never blocks; any thread."""
+        """Whether the kernel sent a notification: then the next `look` lists again. Never blocks; any thread."""
         changed = self._changed()
         if changed:
             self._told = time.monotonic()
         return changed
 
     def _changed(self) -> bool:
-        """Whether the kernel told something since the last call; also when we cannot hear, or it had no room."""
+        """Whether a notification came since the last call; also True without a socket, or if its queue was full."""
         if self._news is None:
             return True
         changed = False
         while True:
             try:
-                self._news.recv(1)  # what it was is not asked: the rest of the message is dropped
+                self._news.recv(1)  # the content does not matter: the rest of the message is dropped
             except BlockingIOError:
                 return changed
             except OSError as error:
@@ -172,7 +172,7 @@ class InterfaceWatcher:
 
 
 def _listening() -> socket.socket | None:
-    """What the kernel tells of links, addresses and routes (rtnetlink(7))."""
+    """A socket for notifications about links, addresses and routes (rtnetlink(7)); None if it is not available."""
     news = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_NONBLOCK, NETLINK_ROUTE)
     try:
         news.bind((0, NEWS))
@@ -183,7 +183,7 @@ def _listening() -> socket.socket | None:
 
 
 def connect(attachments: Iterable[CniAttachment], host: HostNetwork, problems: Iterable[str] = ()) -> PodInterfaces:
-    """Pure. An address that two live cables claim has no port."""
+    """Assign a port to each address. Pure. An address on two existing interfaces has no port."""
     told = list(problems)
     found: dict[str, set[Port]] = {}
     live: set[LiveAttachment] = set()
@@ -216,19 +216,19 @@ def _bridge(bridge: Link, host: HostNetwork) -> Bridge:
 
 
 def _is_port_of_another(link: Link, bridges: set[str], host: HostNetwork) -> bool:
-    """Of a bridge that no pod is a port of."""
+    """Whether the link is a port of a bridge without pods."""
     master = host.links.get(link.master)
     return master is not None and master.kind == "bridge" and master.name not in bridges
 
 
 def _ends(attachment: CniAttachment, host: HostNetwork) -> list[Link]:
-    """The host interfaces of a result that exist and are no bridges: the rest is left over from dead pods."""
+    """The host interfaces of a result that exist and are not bridges. Others are left over from deleted pods."""
     here = [host.links[name] for name in attachment.hosts if name in host.links]
     return [link for link in here if link.kind != "bridge"]
 
 
 def _port(attachment: CniAttachment, ends: list[Link], host: HostNetwork) -> Port | None:
-    """The one end of a cable."""
+    """The port of a result, if it has exactly one host interface, and a MAC if that is on a bridge."""
     if len(ends) != 1:
         return None
     (end,) = ends
@@ -242,8 +242,8 @@ def _port(attachment: CniAttachment, ends: list[Link], host: HostNetwork) -> Por
 def read_attachments(
     results: Path, problems: list[str], before: Mapping[Path, tuple[CniAttachment, ...]] | None = None
 ) -> dict[Path, tuple[CniAttachment, ...]]:
-    """Every result in the cache, by its file. A file that is none is told, and what it said before stays; a missing
-    directory is no cache at all."""
+    """File → results, for the whole cache. An invalid file is reported and keeps its previous results; a missing
+    directory is an empty cache."""
     known = before or {}
     try:
         paths = sorted(path for path in results.iterdir() if not path.name.startswith("."))
@@ -267,7 +267,7 @@ def read_attachments(
 
 
 def parse_result(document: Any) -> Iterator[CniAttachment]:
-    """The cables in a cached result (libcni wraps it in `result`) or a bare one. ValueError when it is neither."""
+    """The attachments in a cached result (libcni wraps it in `result`) or a bare one. ValueError if it is neither."""
     result = document.get("result", document) if isinstance(document, dict) else None
     if not isinstance(result, dict):
         raise ValueError("not a JSON object")
@@ -283,7 +283,7 @@ def parse_result(document: Any) -> Iterator[CniAttachment]:
         if type(index) is int and 0 <= index < len(everyone):
             owner = everyone[index]
             if inside and not owner.get("sandbox"):
-                continue  # an address of the host's end
+                continue  # an address of the host interface
         mac = str((owner or {}).get("mac", "")).lower() if (owner or {}).get("sandbox") else ""
         address = canonical(str(ip.get("address", "")).partition("/")[0])
         by_pod.setdefault(mac if _MAC.fullmatch(mac) else "", []).append(address)
@@ -292,7 +292,7 @@ def parse_result(document: Any) -> Iterator[CniAttachment]:
 
 
 def _pod(document: Mapping[str, Any]) -> str:
-    """NAMESPACE/NAME from the arguments that Kubernetes' runtimes give to plugins (libcni caches them in pairs)."""
+    """NAMESPACE/NAME from the arguments that Kubernetes runtimes pass to plugins (libcni caches them as pairs)."""
     given = document.get("cniArgs") or ()
     pairs = [one for one in given if isinstance(one, list) and len(one) == 2] if isinstance(given, list) else []
     named = {str(key): str(value) for key, value in pairs}
@@ -308,8 +308,8 @@ def _objects(result: Mapping[str, Any], key: str) -> list[dict[str, Any]]:
 
 
 def survey(attempts: int = 3) -> HostNetwork:
-    """Links, addresses and host routes of this network namespace. What changes while it is listed is listed anew;
-    InterruptedError when it never stands still."""
+    """Links, addresses and host routes of this network namespace. Listed again if they change meanwhile;
+    InterruptedError when they change during every attempt."""
     for _ in range(attempts - 1):
         with suppress(InterruptedError):
             return _survey()
@@ -317,7 +317,7 @@ def survey(attempts: int = 3) -> HostNetwork:
 
 
 def whole(messages: Iterable[Message]) -> Iterator[Message]:
-    """The messages of a listing, or InterruptedError when the kernel says that some may be missing."""
+    """The messages of a dump; InterruptedError if the kernel flags that some may be missing."""
     for message in messages:
         if message["header"]["flags"] & NLM_F_DUMP_INTR:
             raise InterruptedError(errno.EINTR, "they change while they are listed")

@@ -1,11 +1,11 @@
-"""Makes what is enforced follow the world, and says honestly how far it has come.
+"""Keeps workers and kernel in line with the cluster state, and reports which revision is enforced.
 
-One loop: take what changed, look at the cables, draw the pictures, publish. The order of publishing is written here and
-nowhere else: workers first, so that whatever the kernel will steer finds a worker that knows the policy; a worker
-that does not answer in time is fenced (it serves nobody until it has the picture) and does not hold the kernel back.
-When the kernel refuses a picture the one before stays in force and the new one is tried again. A revision is counted
-when a picture differs from the last, and only then. What is in force is told to `on_enforced` at last, with whether it
-was put back after somebody had taken it away: what has begun and may not go on ends there (see revocation).
+One loop: apply changes, scan pod interfaces, render, publish. The order of publishing is defined only here: workers
+first, so that each connection that the kernel redirects finds a worker that knows the policy. A worker that does not
+answer in time is fenced (it serves no client until it has applied the snapshot) and does not delay the kernel. If the
+kernel refuses a new state, the previous one stays enforced and the new one is retried. The revision grows only when the
+rendered state changes. At last `on_enforced` is called with the enforced state, and whether its rules were restored
+after a removal by another program; it ends open connections that are refused now (see revocation).
 """
 
 from __future__ import annotations
@@ -36,17 +36,17 @@ from tproxy_rules.desired import Settings as KernelSettings
 log = logging.getLogger(__name__)
 
 CHECK: Final = 5.0
-"""Seconds between looks at the kernel: others may have removed what is ours."""
+"""Seconds between checks of the kernel rules: other programs may have removed them."""
 COUNT: Final = 1.0
-"""Seconds between looks at the kernel's counters, at least."""
+"""Minimum seconds between reads of the kernel's counters."""
 PATIENCE: Final = 3.0
-"""Seconds that workers have to apply a picture before the kernel gets it all the same."""
+"""Seconds that workers have to apply a snapshot before the kernel is updated anyway."""
 FIRST_RETRY: Final = 0.5
 LAST_RETRY: Final = 30.0
 
 
 class Link(Protocol):
-    """The agent's half of the link, as far as publishing goes."""
+    """The part of the agent's link server that publishing needs."""
 
     async def publish(self, picture: PolicySnapshot) -> None: ...
     async def wait_applied(self, revision: int, timeout: float) -> bool: ...  # noqa: ASYNC109 -- the contract's form
@@ -56,7 +56,7 @@ class Link(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class SourceReport:
-    """What the source said of itself when it yielded its last batch."""
+    """The state of the source when it yielded its last batch."""
 
     files: Mapping[str, int] = field(default_factory=dict)
     problems: tuple[SourceError, ...] = ()
@@ -65,7 +65,7 @@ class SourceReport:
 
 @dataclass(frozen=True)
 class Published:
-    """One revision: what it was drawn from and what came of it."""
+    """One revision: its inputs and its rendered state."""
 
     revision: int
     view: NodeView
@@ -77,7 +77,7 @@ class Published:
 
 @dataclass(frozen=True, slots=True)
 class KernelState:
-    """`revision` is that of the picture in force; `error` why a newer one is not. `reasserted` counts repairs."""
+    """`revision`: the enforced one; `error`: why a newer one is not enforced; `reasserted`: number of repairs."""
 
     revision: int = 0
     installed: Installed | None = None
@@ -86,7 +86,7 @@ class KernelState:
 
 
 class Reconciler:
-    """Lives in one event loop. What blocks (kernel, compiling) runs in a thread, one call at a time."""
+    """Used by one event loop. Blocking work (kernel, compiling) runs in a thread, one call at a time."""
 
     def __init__(
         self,
@@ -139,7 +139,7 @@ class Reconciler:
 
     @property
     def enforced_revision(self) -> int:
-        """The newest revision that everybody enforces: the kernel, each worker, and where we steer at least one."""
+        """The newest revision that kernel and all workers enforce; 0 if traffic is redirected and no worker runs."""
         current = self.current
         if current is None:
             return 0
@@ -149,25 +149,25 @@ class Reconciler:
         return min([self.kernel.revision, *reached])
 
     def submit(self, changes: Iterable[Change], report: SourceReport) -> None:
-        """A batch of the source. Returns at once."""
+        """Queue a batch of the source. Returns at once."""
         self._inbox.extend(changes)
         self._report = report
         self._dirty.set()
 
     def look(self) -> None:
-        """Cables or the kernel's rules may have changed: look now, not only when it is time. Returns at once."""
+        """Check now: pod interfaces or kernel rules may have changed. Returns at once."""
         self._dirty.set()
 
     async def run(self) -> None:
-        """For ever."""
+        """Loop forever."""
         while True:
             await self._wait()
             await self.step()
 
     async def _wait(self) -> None:
-        """Until something changed, or it is time to look at cables and kernel or to try again.
+        """Wait for a change, or until the next check of interfaces and kernel, or the next retry, is due.
 
-        A burst of changes is two pictures: that of the first, which does not wait for the others, and theirs together.
+        A burst of changes makes two revisions: one for the first change, which is not delayed, and one for the rest.
         """
         with suppress(TimeoutError):
             async with asyncio.timeout(self._retry or self._check_every):
@@ -175,7 +175,7 @@ class Reconciler:
         self._dirty.clear()
 
     async def step(self) -> None:
-        """One round: everything that has come in so far is enforced when it ends, or `kernel.error` says why not."""
+        """One round: at its end all changes received so far are enforced, or `kernel.error` is the reason why not."""
         changes, self._inbox, report = self._inbox, [], self._report
         self._cluster_state.apply(changes)
         if not self._cluster_state.synced:
@@ -249,16 +249,16 @@ class Reconciler:
         return installed
 
     def _sweep(self, current: Published) -> None:
-        """Once: what an agent with another backend left would be enforced for ever. Only now that ours is in force."""
+        """Remove rules that an agent with another backend left. Once, and only after our own rules are enforced."""
         for other in self._others():
             if other.read() is not None:
                 other.remove()
                 log.warning("removed the rules of an earlier run with the %s backend", other.name)
-                self._backend.apply(current.pictures.kernel)  # routes are shared, and went with the other's
+                self._backend.apply(current.pictures.kernel)  # the removal also deleted the shared routes
         self._swept = True
 
     async def _check(self, current: Published) -> None:
-        """Put back what somebody took away."""
+        """Restore kernel rules that another program changed or removed."""
         try:
             found = await asyncio.to_thread(self._backend.read)
             if found is None or not found.intact or found.digest != self._digest:
@@ -275,8 +275,8 @@ class Reconciler:
         self._retry = 0.0
 
     async def _count(self) -> None:
-        """How much the kernel did not tell of: seldom, so that no change waits for it. That it cannot be read now does
-        not matter: counts are sums."""
+        """Report the number of suppressed kernel events: rarely, so that changes are not delayed. A failed read does
+        not matter: the counts are totals."""
         now = asyncio.get_running_loop().time()
         if now < self._counted + COUNT:
             return

@@ -1,6 +1,6 @@
-"""A view, its compiled policies and the cables into the two pictures that are enforced. Pure.
+"""Renders a view, its compiled policies and the pod interfaces into what workers and kernel enforce. Pure.
 
-The workers get all of every policy; the kernel gets who may talk to whom on which ports, and which of it to steer.
+The workers get all policies in full; the kernel gets the L3/L4 verdicts, and which traffic to redirect to a worker.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from l7proxy.wire.path import STRICT, PathRules
 from tproxy_rules.simplify import simplified
 
 Both = tuple[kernel.Table | None, kernel.Table | None]
-"""Of one endpoint: ingress, egress."""
+"""(ingress, egress) of one endpoint."""
 ANY_PROTOCOL: Final = -1
 VERDICTS: Final = {
     Action.PASS: kernel.Verdict.PASS,
@@ -38,8 +38,8 @@ VERDICTS: Final = {
 
 @dataclass(frozen=True)
 class DesiredState:
-    """Both halves of one revision, and the pods in them that no Pod object tells of. `steers`: some traffic needs a
-    worker."""
+    """One revision: the workers' snapshot, the kernel's desired state, and the unknown pods in both. `steers`: some
+    traffic is redirected to a worker."""
 
     workers: PolicySnapshot
     kernel: kernel.Desired
@@ -52,7 +52,7 @@ class DesiredState:
         )
 
     def equals(self, other: DesiredState | None) -> bool:
-        """The same but for the revision."""
+        """Whether both are equal, apart from the revision."""
         return other is not None and self.kernel == other.kernel and self.workers == _at(other, self.workers.revision)
 
     def at(self, revision: int) -> DesiredState:
@@ -75,10 +75,10 @@ def render(
     audit: bool = False,
     known: Tables | None = None,
 ) -> DesiredState:
-    """Revision 0: whoever publishes counts. `resolve_services`: the backend steers before Service DNAT. `audit`: the
-    node is in audit mode.
+    """The revision is 0; the publisher sets it. `resolve_services`: the backend redirects before Service DNAT. `audit`:
+    the node is in audit mode.
 
-    `known` spares drawing a policy that is the same value as the last time.
+    `known` caches the kernel tables of policies that are the same objects as last time.
     """
     known = Tables() if known is None else known
     unknown = unknown_pods(
@@ -118,9 +118,9 @@ def render(
 
 
 class Tables:
-    """The kernel's tables of compiled policies, remembered as long as a direction is the very same value.
+    """Caches the kernel tables of compiled policies, as long as a DirectionPolicy is the same object.
 
-    Replicas share theirs, and so get the same table. Equal prefixes, too, are the same value as before.
+    Replicas share a DirectionPolicy, and so a table. Unchanged prefixes are also returned as the same object.
     """
 
     def __init__(self) -> None:
@@ -129,7 +129,7 @@ class Tables:
         self._sorted: kernel.Prefixes = ()
 
     def prefixes(self, by_prefix: Mapping[str, int]) -> kernel.Prefixes:
-        """Sorted. What was in order before need not be sorted again."""
+        """Sorted. Reuses the previous order for unchanged prefixes."""
         changed = {prefix for prefix, _ in self._by_prefix.items() ^ by_prefix.items()}
         if changed:
             kept = [pair for pair in self._sorted if pair[0] not in changed]
@@ -141,7 +141,7 @@ class Tables:
         before, self._drawn = self._drawn, {}
 
         def drawn(policy: DirectionPolicy | None) -> kernel.Table | None:
-            """By identity: what is remembered is kept alive, so that no identity is used twice."""
+            """Cached by `id`; cached objects are kept alive, so that no `id` is reused."""
             if policy is None:
                 return None
             known = self._drawn.get(id(policy)) or before.get(id(policy)) or (policy, _table(policy))
@@ -152,7 +152,7 @@ class Tables:
 
 
 def _ports(endpoints: Iterable[Endpoint], interfaces: PodInterfaces) -> Mapping[str, kernel.Port]:
-    """By address: ports whose interface is one endpoint's. Two pods at one interface could pass for each other."""
+    """Address → port, only for interfaces of a single endpoint: two pods on one interface could spoof each other."""
     owners: dict[str, set[int]] = {}
     for endpoint in endpoints:
         for address in endpoint.addresses:
@@ -168,9 +168,9 @@ def _cabled(
     ingress: kernel.Table | None,
     egress: kernel.Table | None,
 ) -> Iterable[kernel.Endpoint]:
-    """One pod, or nothing when there is neither policy nor a cable to watch.
+    """One kernel endpoint, or none if the pod has neither a policy nor a known interface.
 
-    All its addresses are at the end of one cable; where the cache knows that of some addresses only, it holds for all.
+    All addresses of a pod are on one interface; if the CNI results have only some of them, the port applies to all.
     """
     found = {ports[address] for address in addresses if address in ports}
     port = found.pop() if len(found) == 1 else None
@@ -188,10 +188,10 @@ def _tier(tier: TierPolicy) -> kernel.Tier:
 
 
 def _stages(given: Stage) -> Iterator[set[kernel.Entry]]:
-    """A stage of a policy, in kernel words. Audited denials are left out: what is enforced is that they pass.
+    """One stage of a policy as kernel stages. Audited denials are left out, since their traffic has to pass.
 
-    Only TCP can be steered. What else HTTP rules cover nobody could judge, so it is refused, as strongly as it would
-    have been steered: after what the same stage denies or allows, before what it passes on.
+    Only TCP can be redirected. Other protocols that HTTP rules cover cannot be inspected, so they are denied, with the
+    precedence of the redirect: after DENY and ALLOW entries of the same stage, before its PASS entries.
     """
     enforced = [entry for entry in given if not (entry.audit and entry.action is Action.DENY)]
     unjudged = [entry for entry in enforced if entry.action is Action.REDIRECT and entry.protocol != Protocol.TCP]
@@ -204,7 +204,7 @@ def _stages(given: Stage) -> Iterator[set[kernel.Entry]]:
 
 
 def _entry(entry: Entry) -> kernel.Entry:
-    """Steering every protocol means steering all of TCP."""
+    """A redirect of any protocol becomes a redirect of all TCP."""
     steered_any = entry.action is Action.REDIRECT and entry.protocol is None
     first, last = (entry.first, entry.last) if entry.protocol is not None else (0, 65535)
     return kernel.Entry(
@@ -222,7 +222,7 @@ def _number(protocol: int | None) -> int:
 
 
 def _frontends(view: NodeView, policies: Mapping[int, EndpointPolicy]) -> tuple[kernel.Frontend, ...]:
-    """Every Service address; `steer` when a connection to some backend behind it may have to be judged by a worker."""
+    """Every Service address; `steer` is set if a connection to one of its backends may be redirected to a worker."""
     identities = PrefixTable(view.by_prefix)
     ingress = {address: policies[endpoint.id].ingress for endpoint in view.endpoints for address in endpoint.addresses}
     leaving = {
@@ -254,7 +254,7 @@ def _frontends(view: NodeView, policies: Mapping[int, EndpointPolicy]) -> tuple[
 
 
 def _redirects(entry: Entry, identity: int | None, port: int) -> bool:
-    """True when the entry hands TCP to this port over to a worker, for this peer or (None) for some peer."""
+    """Whether the entry redirects TCP to this port to a worker, for this peer or (None) for at least one peer."""
     if entry.action is not Action.REDIRECT:
         return False
     if identity is None:

@@ -1,8 +1,8 @@
-"""Tracked connections that a picture in force refuses end: the kernel would go on waving their replies through.
+"""Ends tracked connections that the enforced state refuses: otherwise conntrack would let their replies pass.
 
-It comes after a picture, never before: the rules of `Desired` judge what begins, this ends what has begun. To list a
-table of a hundred thousand connections takes a third of a second, so it is done only when a picture takes something
-away, in a thread, and for a fifth of the time at most. What the kernel refuses is tried again and told in `status`.
+Runs after a new state is enforced: the rules of `Desired` decide about new connections, this module ends open ones.
+Listing a conntrack table with 100 000 entries takes a third of a second, so it is done only when a new state revokes
+something, in a thread, and for at most a fifth of the time. Failures are retried and reported in `status`.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from tproxy_rules.revoke import EVERYTHING, Outcome, Taken, taken
 log = logging.getLogger(__name__)
 
 PAUSE: Final = 4.0
-"""Pause after a round, in lengths of that round."""
+"""Pause after a round, in multiples of the duration of that round."""
 RESPITE: Final = 5.0
-"""Seconds in which the proxy ends by itself what it serves and may not any more."""
+"""Seconds for the proxy itself to end sessions that are refused now."""
 RETRY: Final = 10.0
-"""Seconds after which a round that failed is tried again, unless a new picture comes before."""
+"""Seconds after which a failed round is retried, unless a new state arrives earlier."""
 
 
 class Revoke(Protocol):
@@ -38,14 +38,14 @@ class Revoke(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Revoked:
-    """`removed` counts connection tracking entries since the start; `error` is why the last round failed."""
+    """`removed`: conntrack entries removed since the start; `error`: why the last round failed."""
 
     removed: int = 0
     error: str = ""
 
 
 class Revocation:
-    """Lives in one event loop. A fresh one does not know what was in force before, and looks at every connection."""
+    """Used by one event loop. A new instance does not know the previous state, so it checks every connection."""
 
     def __init__(
         self, *, end: Revoke = revoke.revoke, respite: float = RESPITE, clock: Callable[[], float] = time.monotonic
@@ -57,19 +57,19 @@ class Revocation:
         self._came = asyncio.Event()
         self._last: Desired | None = None
         self._owed = Taken()
-        """Changes of which the entries have not been looked at yet."""
+        """Changes whose conntrack entries have not been checked yet."""
         self._again = Taken()
         self._due = 0.0
-        """When those that the proxy was left to end are looked at again."""
+        """When the connections that were left to the proxy are checked again."""
         self.state = Revoked()
 
     def in_force(self, picture: Desired, *, doubtful: bool = False) -> None:
-        """The kernel has it. `doubtful`: for a while it had not, although it should. Returns at once."""
+        """The kernel enforces this state. `doubtful`: its rules were missing for a while. Returns at once."""
         self._pending.append((picture, doubtful))
         self._came.set()
 
     async def run(self) -> None:
-        """For ever."""
+        """Loop forever."""
         while True:
             await self._wait()
             began = self._clock()
@@ -77,7 +77,7 @@ class Revocation:
             await asyncio.sleep((self._clock() - began) * PAUSE)
 
     async def step(self) -> None:
-        """One round: all that is known to be in force, and what is due."""
+        """One round: all states enforced since the last round, and the second check if it is due."""
         pictures, self._pending = self._pending, []
         try:
             removed = await asyncio.to_thread(self._round, pictures)

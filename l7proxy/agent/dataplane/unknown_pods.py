@@ -1,15 +1,15 @@
-"""Cables that the CNI has plugged and no Pod object explains: closed until one does. Pure.
+"""Closes CNI interfaces without a Pod object (unknown pods) until a Pod object has their address. Pure.
 
-A container starts before the API server tells its node of the pod's address, may outlive its Pod object, and may have
-been made by something that is not Kubernetes. Until a Pod of this node has the address, only the node itself (kubelet's
-probes) may connect to it, and nothing but replies leaves it. Tools other than Kubernetes cannot be told apart: podman's
-plugins get the same K8S_POD_NAME, so results are closed whatever their arguments say; the setting
-`cni_ignored_networks` excepts networks by name.
+A container starts before its node receives the pod's address from the API server, may outlive its Pod object, and may
+not belong to Kubernetes at all. Until a Pod of this node has the address, only the node itself (kubelet probes) may
+connect to it, and only replies may leave it. Other container tools cannot be distinguished: podman's plugins get the
+same K8S_POD_NAME, so interfaces are closed whatever the arguments in the CNI result are; the setting
+`cni_ignored_networks` excludes networks by name.
 
 Two kinds of addresses have no Pod object although the pod is known:
-- another address of the very cable that carries a known pod: closed, too;
-- one of another cable of the same container, a secondary network (Multus): policies speak of the pod network only, so
-  it is neither bound to its port nor closed.
+- another address of the interface of a known pod: closed, too;
+- an address of another interface of the same container, i.e. a secondary network (Multus): policies cover the pod
+  network only, so it is neither bound to its port nor closed.
 """
 
 from __future__ import annotations
@@ -31,16 +31,16 @@ from l7proxy.policy.tiers import DEFAULT
 from tproxy_rules.desired import Port
 
 FIRST_ID: Final = 1 << 24
-"""Endpoint numbers of pods are below: twice as many as the node has pods, or 2^16."""
+"""Endpoint numbers of known pods are lower: at most 2^16, or twice the number of pods."""
 UNKNOWN_POD: Final = RuleRef(BUILT_IN, "", "unknown-pod")
 NODE_ONLY: Final = Entry(Action.ALLOW, ALLOW_LOCALHOST, (HOST,))
 
 
 @dataclass(frozen=True, slots=True)
 class UnknownPod:
-    """What is at the end of one cable. `pod` is NAMESPACE/NAME as the container runtime says, or "".
+    """One pod interface without a Pod object. `pod`: NAMESPACE/NAME from the container runtime, or "".
 
-    `port` is None where the interface belongs to a known pod, or no single port can be told.
+    `port` is None if the interface belongs to a known pod, or if its port is ambiguous.
     """
 
     interface: str
@@ -60,7 +60,7 @@ class UnknownPod:
 def unknown_pods(
     endpoints: Iterable[Endpoint], interfaces: PodInterfaces, *, node: str, node_addresses: Iterable[str], audit: bool
 ) -> tuple[UnknownPod, ...]:
-    """`audit`: the node is in audit mode, so what would be refused passes and is told."""
+    """`audit`: the node is in audit mode, so traffic that would be refused passes and is reported."""
     known = {address for endpoint in endpoints for address in endpoint.addresses}
     of_known = [attachment for attachment in interfaces.live if not known.isdisjoint(attachment.addresses)]
     taken = {attachment.interface for attachment in of_known}
@@ -82,7 +82,7 @@ def unknown_pods(
 
 
 def _missing(live: Iterable[LiveAttachment], known: set[str]) -> dict[str, LiveAttachment]:
-    """Per interface the addresses that nobody has. One that two interfaces claim is the first one's to close."""
+    """Interface → its addresses without a pod. An address of two interfaces is closed on the first one."""
     claimed = set(known)
     found: dict[str, LiveAttachment] = {}
     for attachment in live:
@@ -99,7 +99,7 @@ def _missing(live: Iterable[LiveAttachment], known: set[str]) -> dict[str, LiveA
 
 
 def _is_possible(address: str) -> bool:
-    """Whether the kernel's picture can have it as a pod's."""
+    """Whether the kernel's desired state accepts it as a pod address."""
     parsed = ip_address(address)
     return not (parsed.is_unspecified or parsed.is_multicast or parsed.is_loopback)
 
@@ -111,7 +111,7 @@ def _port(attachment: LiveAttachment, interfaces: PodInterfaces) -> Port | None:
 
 @lru_cache(maxsize=1024)
 def _closed(number: int, addresses: tuple[str, ...], node: str, *, audit: bool) -> EndpointPolicy:
-    """The same value for the same pod, so that its kernel tables need not be drawn again."""
+    """Cached, so that the same pod gets the same object and its kernel tables are not rendered again."""
     reason = f"unknown pod: no Pod object with address {' or '.join(addresses)} on node {node}"
     refusing = Entry(Action.DENY, UNKNOWN_POD, refusal=reason, audit=audit)
     return EndpointPolicy(number, ingress=_direction((NODE_ONLY,), (refusing,)), egress=_direction((refusing,)))
