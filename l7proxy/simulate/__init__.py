@@ -1,8 +1,8 @@
-"""Answers without a node: what would this cluster do with that connection or request?
+"""Evaluates policies without a node: what would a cluster do with a given connection or request?
 
-cluster        a cluster of manifests (or of an agent's resources): each node's view and compiled policies
-trace          one question through the same door as enforcement (policy.decide), explained
-policy_tests   questions with expected answers, from YAML files
+cluster        a cluster from manifests (or from an agent's resources): each node's view and compiled policies
+trace          evaluates one connection or request like enforcement (by policy.decide), and explains the verdict
+policy_tests   test cases with expected verdicts, from YAML files
 
-Not here: live state, kernel tables, printing. The agent and the command line ask; nothing below does.
+Not here: live state, kernel tables, printing. Used by the agent and the command line only.
 """

@@ -1,8 +1,8 @@
-"""A cluster as facts tell it: who is who, and what each node knows and enforces.
+"""Simulates a cluster from resources: finds endpoints by name or address, and each node's view and policies.
 
-The facts come from manifests, or are those that an agent has. Pods, nodes and Services that leave their addresses to a
-cluster get some here, from ranges that nobody has: 240.0.0.0/4, which is reserved (RFC 1112 section 4), or 100::/64,
-which only discards (RFC 6666), where all the others are IPv6.
+The resources come from manifests or from an agent. Pods, nodes and Services without an address in the manifests get one
+from a range that is not in use: 240.0.0.0/4, which is reserved (RFC 1112 section 4), or the discard prefix 100::/64
+(RFC 6666) if all other addresses are IPv6.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ NOBODYS: Final[Mapping[int, IPv4Network | IPv6Network]] = {4: IPv4Network("240.0
 
 @dataclass(frozen=True, slots=True)
 class End:
-    """One WHO: a pod, a node, an address outside, or a reserved identity that has no address.
+    """One end of a connection: a pod, a node, an external address, or a reserved identity without an address.
 
-    `addresses`: all that it may be reached by, when none of them was asked for; `address` is then the first.
+    `addresses`: all its addresses, unless the user gave a specific one; `address` is then the first of them.
     """
 
     name: str
@@ -44,7 +44,7 @@ class End:
     addresses: tuple[str, ...] = ()
 
     def of_family(self, family: int) -> End | None:
-        """The same end at an address of this family, if it has one. Who has no address of its own may have any."""
+        """The same end at an address of this IP version, or None. An end without a real address fits any version."""
         if not self.address or is_invented(self.address):
             return self
         found = (one for one in (self.address, *self.addresses) if family_of(one) == family)
@@ -54,7 +54,7 @@ class End:
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """Where the connection ends after Service DNAT, and on which port."""
+    """The destination of the connection after Service DNAT."""
 
     end: End
     port: int
@@ -62,11 +62,11 @@ class Target:
 
 @dataclass(frozen=True)
 class SimulatedNode:
-    """What one node knows and enforces."""
+    """One node's view and compiled policies."""
 
     view: NodeView
     enforced: Mapping[int, EndpointPolicy] | None = None
-    """Set where these are in force already."""
+    """The policies that the node's agent enforces, if known; else they are compiled."""
 
     @cached_property
     def policies(self) -> Mapping[int, EndpointPolicy]:
@@ -79,7 +79,7 @@ class SimulatedNode:
         return PrefixTable(self.view.by_prefix)
 
     def identity(self, end: End) -> int:
-        """As this node sees it: a node is `host` to itself and `remote-node` to the others."""
+        """The identity of `end` on this node: a node is `host` on itself and `remote-node` on the others."""
         if end.identity is not None:
             return end.identity
         found = self.identities.get(end.address)
@@ -92,7 +92,7 @@ class SimulatedNode:
 
 @dataclass
 class Cluster:
-    """The manifests, addressed, and each node's view of them, drawn when it is asked for."""
+    """The resources with their addresses, and each node's view of them, computed on demand."""
 
     resources: list[Resource]
     _cluster_state: ClusterState = field(default_factory=ClusterState)
@@ -100,7 +100,7 @@ class Cluster:
 
     @classmethod
     def of(cls, changes: Iterable[Change], settings: Settings | None = None) -> Cluster:
-        """`settings`: of the agents in it."""
+        """`settings`: those of the agents in the cluster."""
         resources = list(addressed([change.resource for change in changes if isinstance(change, Upsert)]))
         cluster = cls(resources, settings.empty_cluster() if settings is not None else ClusterState())
         cluster._cluster_state.apply(Upsert(resource) for resource in resources)
@@ -108,7 +108,7 @@ class Cluster:
 
     @classmethod
     def live(cls, cluster_state: ClusterState, view: NodeView, enforced: Mapping[int, EndpointPolicy]) -> Cluster:
-        """What an agent knows: its own node as it is in force, the others as they must see it."""
+        """The cluster of a running agent: its own node as enforced, the other nodes computed."""
         known = cluster_state.copy()
         views = {view.node: SimulatedNode(view, enforced)} if view.node is not None else {}
         return cls(list(known.known), known, views)
@@ -120,16 +120,16 @@ class Cluster:
 
     @property
     def references(self) -> References:
-        """What the names in policies may mean."""
+        """The objects that policies may refer to."""
         return self._cluster_state.references
 
     @cached_property
     def everywhere(self) -> NodeView:
-        """All pods of all nodes: for what is asked of the manifests as a whole."""
+        """The view of all nodes, for questions about the manifests as a whole."""
         return self._cluster_state.view(None)
 
     def who(self, text: str) -> End:
-        """ConfigError when there is no such end."""
+        """Parse NS/POD, a node, an address or reserved:NAME. ConfigError if it does not exist."""
         if text.startswith("reserved:"):
             return _reserved(text)
         if "/" in text:
@@ -140,9 +140,9 @@ class Cluster:
             return self._node_named(text)
 
     def targets(self, text: str, port: str, protocol: int) -> list[Target]:
-        """A Service is all of its backends; a name of a port is the Service's, or else the pod's.
+        """A Service gives all of its backends; a port name is the Service's, or the pod's without a Service.
 
-        An address of a Service is the Service, on the ports that it has: policy is asked behind it.
+        A Service address counts as the Service, on the Service's ports: policy is evaluated for its backends.
         """
         if text.startswith("svc:"):
             service = self._service(text)
@@ -200,7 +200,7 @@ class Cluster:
         return service
 
     def _frontend(self, text: str, port: str, protocol: int) -> tuple[Service, int] | None:
-        """The Service that has this address and port, and the port's number."""
+        """The Service with this address and port, and the port number."""
         try:
             address = canonical(text)
         except ValueError:
@@ -213,7 +213,7 @@ class Cluster:
         return None
 
     def _backends(self, service: Service, port: int, protocol: int, *, at: str = "") -> list[Target]:
-        """Who is behind a port of it, at this address or at any."""
+        """The backends of a Service port, for this Service address or ("") for all."""
         behind = sorted(
             {
                 (backend.address, backend.port)
@@ -229,7 +229,7 @@ class Cluster:
 
 
 def addressed(resources: Sequence[Resource]) -> Iterator[Resource]:
-    """The facts, with an address for each that needs one."""
+    """The resources; those that need an address and have none get one."""
     having = [resource for resource in resources if isinstance(resource, Pod | Node | Service | EndpointSlice)]
     taken = {address for resource in having for address in resource.addresses}
     family = 6 if taken and all(family_of(address) == 6 for address in taken) else 4

@@ -1,18 +1,18 @@
-"""`policy test`: unit tests of policies, in YAML, run offline by the code that enforces.
+"""`policy test`: runs unit tests of policies, written in YAML, offline with the code that enforces policies.
 
-A file of cases:
+A test file:
 
     manifests: [manifests/]            # files or directories, relative to this file
     cases:
     - name: the shop may read          # optional
-      from: shop/frontend              # WHO and PORT/PROTO as `policy trace` takes them
+      from: shop/frontend              # WHO and PORT/PROTO as in `policy trace`
       to: svc:shop/backend
       port: 80/TCP
       http: GET /api/items             # optional, with headers: ["X-Token: a"]
       expect: allow                    # allow | deny | redirect | audit
-      because: shop/l7-policy          # optional: the policy (or a part of the reason) that must be behind it
+      because: shop/l7-policy          # optional: the policy (or a part of the reason) that must cause the verdict
 
-`allow` is FORWARDED, and REDIRECTED where no request is given; `redirect` is REDIRECTED only.
+`allow` is FORWARDED, or REDIRECTED if no request is given; `redirect` is REDIRECTED only.
 """
 
 from __future__ import annotations
@@ -38,14 +38,14 @@ EXPECTED: Final[Mapping[str, frozenset[str]]] = {
     "redirect": frozenset(("REDIRECTED",)),
     "audit": frozenset(("AUDIT",)),
 }
-"""What a case may expect → the verdicts that fulfil it."""
+"""Value of `expect` → the verdicts that satisfy it."""
 BOOK_KEYS: Final = ("manifests", "cases")
 CASE_KEYS: Final = ("name", "from", "to", "port", "http", "headers", "expect", "because")
 
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """One expectation, and where it is written."""
+    """One test case, with its location."""
 
     name: str
     question: trace.Question
@@ -57,7 +57,7 @@ class Case:
 
 @dataclass(frozen=True, slots=True)
 class PolicyTestFile:
-    """One file of cases."""
+    """One test file."""
 
     file: str
     manifests: tuple[Path, ...]
@@ -66,7 +66,7 @@ class PolicyTestFile:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What came of a case: `failure` is empty when it is as expected. `steps` are how the answer came about."""
+    """The result of a case. `failure`: "" if it is as expected. `steps`: how the verdict was reached."""
 
     case: Case
     failure: str
@@ -74,7 +74,7 @@ class Result:
 
 
 def open_test_file(path: Path) -> PolicyTestFile:
-    """SourceError names file, line and field of whatever is wrong with it. `-` is standard input."""
+    """SourceError names file, line and field of an error in it. `-` is standard input."""
     try:
         parts = read(_bytes(path))
     except OSError as error:
@@ -90,7 +90,7 @@ def open_test_file(path: Path) -> PolicyTestFile:
 
 
 def _bytes(path: Path) -> bytes:
-    """One more than may be read, if there are so many."""
+    """At most one byte more than the limit, so that `read` detects a larger file."""
     if str(path) == "-":
         return sys.stdin.buffer.read(MAX_BYTES + 1)
     with path.open("rb") as file:
@@ -143,9 +143,9 @@ def _port(fields: Fields) -> str:
 
 
 def run(book: PolicyTestFile, settings: Settings) -> Iterator[Result]:
-    """Case by case. SourceError when the manifests cannot be used: a test of half of them proves nothing.
+    """Run the cases one by one. SourceError if a manifest cannot be used: a test of the rest would prove nothing.
 
-    `settings`: of the agents that are to enforce it.
+    `settings`: those of the agents that will enforce the policies.
     """
     changes, problems = load(book.manifests)
     cluster = Cluster.of(changes, settings)

@@ -1,8 +1,8 @@
-"""`policy trace`: one connection or request through the very code that enforces.
+"""`policy trace`: evaluates one connection or request by the code that enforces policies, and explains the verdict.
 
-From manifests without a node, or asked of a running agent about what it knows. Each end that is a pod is asked on its
-own node: the sender's egress there, the receiver's ingress where it runs. A request goes through the workers' strict
-reader first, so that what is judged is the normalised form.
+Works from manifests without a node, or in a running agent with its resources. Policies of a pod are those of its own
+node: egress of the source's node, ingress of the destination's node. A request passes the workers' strict parser
+first, so that the normalised form is evaluated.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ PROTOCOLS: Final[Mapping[str, int]] = {
     "ICMPV6": Protocol.ICMPV6,
 }
 FAMILIES: Final[Mapping[int, tuple[int, ...]]] = {Protocol.ICMP: (4,), Protocol.ICMPV6: (6,)}
-"""IP protocol → IP versions that carry it, where not both do."""
+"""IP protocol → IP versions that carry it; protocols that both versions carry are not listed."""
 _WORST_FIRST: Final = (Verdict.DROPPED, Verdict.AUDIT, Verdict.REDIRECTED, Verdict.FORWARDED)
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """The answer, and how it came about."""
+    """The verdict, and the steps that led to it."""
 
     judgement: PolicyVerdict
     steps: tuple[str, ...]
@@ -77,14 +77,14 @@ def port_and_protocol(text: str) -> tuple[str, int]:
     if protocol in (Protocol.ICMP, Protocol.ICMPV6):
         if not port.isdigit():
             raise ConfigError(f"--port {text}: expected an ICMP type, as 8/ICMPv4")
-        return str(int(port) << 8), protocol  # as policy counts: type * 256 + code
+        return str(int(port) << 8), protocol  # the port number of ICMP in policies: type * 256 + code
     return port, protocol
 
 
 def request_of(
     text: str, headers: Sequence[str], default_host: str, paths: PathRules = STRICT
 ) -> RequestHead | PeerError:
-    """`GET /x` and `K: V` lines, read as a worker reads them. The error is what a worker would answer with."""
+    """`GET /x` and `K: V` lines, parsed as by a worker. Returns PeerError where a worker would answer with an error."""
     method, _, target = text.strip().partition(" ")
     for part in (text, *headers):
         if not part.isascii() or any(char in part for char in "\r\n\0"):
@@ -107,7 +107,7 @@ def request_of(
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """What people ask, as they write it: WHO, WHO, PORT/PROTOCOL, and perhaps a request."""
+    """The user's input: source, destination, PORT/PROTOCOL, and optionally a request."""
 
     source: str
     destination: str
@@ -117,7 +117,7 @@ class Question:
 
     @classmethod
     def of(cls, asked: Mapping[str, Any]) -> Question:
-        """ConfigError names the key that is wrong: `from`, `to`, `port`, `http`, `headers`."""
+        """Keys: `from`, `to`, `port`, `http`, `headers`. ConfigError names the wrong key."""
         texts = {key: asked.get(key, "") for key in ("from", "to", "port", "http")}
         for key, value in texts.items():
             if not isinstance(value, str) or (not value and key != "http"):
@@ -132,9 +132,9 @@ class Question:
 
 
 def answer(cluster: Cluster, question: Question, paths: PathRules = STRICT) -> Outcome:
-    """ConfigError when it cannot be said: nobody of that name, no such port, a request that cannot be sent.
+    """ConfigError when there is no answer: unknown name, unknown port, a request that cannot be sent.
 
-    `paths`: how strict the workers are about request targets.
+    `paths`: the workers' rules for request targets.
     """
     name, protocol = port_and_protocol(question.port)
     if question.headers and not question.http:
@@ -148,7 +148,7 @@ def answer(cluster: Cluster, question: Question, paths: PathRules = STRICT) -> O
 
 
 def paths_between(source: End, targets: Sequence[Target], protocol: int) -> list[tuple[End, Target]]:
-    """Both ends at addresses of one family, the first that they share."""
+    """Source and target per pair, at addresses of the first IP version that both have."""
     found: list[tuple[End, Target]] = []
     for target in targets:
         preferred = (family_of(target.end.address),) if target.end.address else ()
@@ -165,7 +165,7 @@ def paths_between(source: End, targets: Sequence[Target], protocol: int) -> list
 
 
 def _host(destination: str, address: str) -> str:
-    """What a client would send that asks for this destination by name, or by the address that it was given."""
+    """The Host that a client would send for this destination: its name, or the address that the user gave."""
     if destination.startswith("svc:"):
         namespace, _, name = destination.removeprefix("svc:").partition("/")
         return f"{name}.{namespace}"
@@ -185,8 +185,8 @@ def trace(
     protocol: int,
     request: RequestHead | PeerError | None = None,
 ) -> Outcome:
-    """One connection to one backend, and what is asked on it."""
-    shown = 0 if protocol in FAMILIES else target.port  # ICMP's is a type and a code
+    """Evaluate one connection to one backend, and optionally a request on it."""
+    shown = 0 if protocol in FAMILIES else target.port  # for ICMP it is type and code
     steps = [f"{_named(cluster, source, target.end)} -> {_named(cluster, target.end, source, port=shown)}"]
     steps[0] += f", {decide.port_name(protocol, target.port)}"
     if source.address and source.address == target.end.address and source.pod is not None:
@@ -212,7 +212,7 @@ def trace(
 
 
 def worst(outcomes: Sequence[Outcome]) -> Outcome:
-    """Of a Service's backends: a client may get any of them, so one refusal is told."""
+    """The worst outcome of a Service's backends: a client may get any of them, so one refusal counts."""
     refused = [one for one in outcomes if not one.allowed]
     chosen = min(outcomes, key=lambda one: _WORST_FIRST.index(one.judgement.verdict))
     steps = [step for one in outcomes for step in one.steps]
@@ -253,7 +253,7 @@ def _judge_request(
 
 
 def _ask(cluster: Cluster, end: End, peer: End, protocol: int, port: int, direction: Direction) -> PortPolicy | None:
-    """None where the end is no pod: nobody's policy is asked."""
+    """The policy of `end` for this peer and port; None if `end` is not a pod, so that no policy applies."""
     if end.pod is None:
         return None
     node = cluster.node(end.pod.node)
@@ -266,7 +266,7 @@ def _ask(cluster: Cluster, end: End, peer: End, protocol: int, port: int, direct
 def _more(
     cluster: Cluster, direction: Direction, end: End, peer: End, found: PortPolicy | None, protocol: int, port: int
 ) -> list[str]:
-    """What a denial missed by the least; what takes the force of HTTP rules."""
+    """Further explanations: the rule that comes closest to allowing a denied connection; HTTP rules without effect."""
     if found is None or end.pod is None:
         return []
     node = cluster.node(end.pod.node)
@@ -298,7 +298,7 @@ def _said(verdict: Verdict, ref: RuleRef | None, reason: str) -> str:
 
 
 def _named(cluster: Cluster, end: End, peer: End, *, port: int = 0) -> str:
-    """With its address, and the identity that the other end's node gives it."""
+    """The name of `end` with its address, and its identity on the peer's node."""
     home = peer.pod.node if peer.pod is not None else peer.node or ""
     number = cluster.node(home).identity(end)
     names = hubble.RESERVED_NAMES

@@ -1,7 +1,7 @@
-"""Where resources come from: manifests in files today.
+"""Reads resources from a source: at present from manifest files.
 
-files, inotify        a directory, read anew when it changes; the last good version of what is broken
-manifests, objects    documents into resources; fields, yaml_lines: with the line of every fault
+files, inotify        watch a directory, and keep the last good version of objects in broken files
+manifests, objects    parse documents into resources; fields, yaml_lines: with the line of every error
 
-Not here: what resources mean together (cluster), what a policy says (policy.lang).
+Not here: relations between resources (cluster), parsing of policies (policy.lang).
 """

@@ -1,4 +1,4 @@
-"""A cursor over one document: every field that has the wrong type is a SourceError naming the field."""
+"""Typed access to the fields of a document: a field with a wrong type is a SourceError that names the field."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ PROTOCOLS: Final[Mapping[str, int]] = {
 
 @dataclass(frozen=True, slots=True)
 class Fields:
-    """One mapping of a document, and its path."""
+    """One mapping of a document, with its path."""
 
     value: Mapping[str, Any]
     path: str = ""
@@ -32,7 +32,7 @@ class Fields:
         return SourceError(message, field=self.at(key))
 
     def text(self, key: str, default: str | None = None) -> str:
-        """A text; `default` stands for a field that is missing, null or empty, without one that is an error."""
+        """A string. `default` replaces a missing, null or empty field; without a default such a field is an error."""
         value = self.value.get(key)
         if value is not None and not isinstance(value, str):
             raise self.wrong(key, f"must be a string, not {_kind(value)}")
@@ -61,7 +61,7 @@ class Fields:
         return PROTOCOLS[name]
 
     def inside(self, key: str) -> Fields:
-        """The mapping below `key`; an empty one when it is missing."""
+        """The mapping below `key`; an empty one if it is missing."""
         value = self.value.get(key)
         if value is not None and not isinstance(value, dict):
             raise self.wrong(key, f"must be a mapping, not {_kind(value)}")
@@ -82,7 +82,7 @@ class Fields:
         return items
 
     def labels(self, key: str) -> dict[str, str]:
-        """A mapping of texts. Null stands for the empty text, as `kubectl apply` reads it."""
+        """A mapping of strings. Null becomes the empty string, as in `kubectl apply`."""
         inside = self.inside(key)
         return {name: inside.text(name, "") for name in inside.value}
 
@@ -111,7 +111,7 @@ class Fields:
         return value or []
 
     def _address(self, key: str, text: str) -> str:
-        """Canonical text of an address that a pod, node or Service can really have."""
+        """Canonical text of an address that is valid for a pod, node or Service."""
         try:
             found = canonical(text)
         except ValueError as error:

@@ -1,18 +1,18 @@
-"""A directory of Kubernetes manifests as a source of facts, watched live.
+"""Watches a directory of Kubernetes manifests as a source of resources.
 
-Laws of this room:
-  - A file is read when it has been quiet for a moment, so that a half-written one is never believed; while some file
-    is not quiet nothing disappears that another one said, so that a policy that moves between files is in force
-    throughout. What only a file said that is gone stays for such a moment, too: many editors take the old one away
-    before the new one comes. Whoever is never quiet is waited for no longer than PATIENCE.
-  - A file that breaks is reported, and the last good version of each object in it stays in force; where a fault
-    cannot be given to one object, nothing of that file disappears until it is mended. This is the one place with a
-    memory.
-  - A policy at fault that never was good stands in, to be refused by the world.
-  - One object said twice: the first file by path has it, and both places are named.
-  - A directory that cannot be listed keeps what was last read of it.
-Symbolic links to files are followed, to directories not (they may go round); one that leads nowhere is a file that
-broke. Hidden names are skipped, so that a mounted ConfigMap, whose `..data` link is swapped, is read once.
+Laws:
+  - A file is read when it has not changed for QUIET seconds, so that a partly written file is never used. While a file
+    is changing, no object of another file is removed, so that a policy that moves between files stays enforced. Objects
+    of a deleted file are also kept for QUIET seconds: many editors delete the old file before they create the new one.
+    A file that keeps changing is waited for no longer than PATIENCE.
+  - A broken file is reported, and the last good version of each object in it stays active. If an error cannot be
+    assigned to one object, no object of that file is removed until the file is fixed. This is the only place that
+    depends on earlier inputs (law 4).
+  - A faulty policy that never had a good version gets a placeholder, which the cluster state turns into a refusal.
+  - If an object is defined twice, the first file by path counts, and both locations are reported.
+  - A directory that cannot be listed keeps its last known content.
+Symbolic links to files are followed, links to directories are not (they may form a loop); a dangling link is a broken
+file. Hidden names are skipped, so that a mounted ConfigMap, whose `..data` link is swapped, is read once.
 """
 
 from __future__ import annotations
@@ -35,22 +35,22 @@ from l7proxy.sources.yaml_lines import MAX_BYTES
 
 SUFFIXES: Final = (".yaml", ".yml", ".json")
 QUIET: Final = 0.02
-"""Seconds a file must not have changed before it is read."""
+"""Seconds without a change before a file is read."""
 TICK: Final = 0.001
-"""So much later we look again: clocks have ticks."""
+"""Seconds added before the next scan, because of the clock's resolution."""
 LOOK_AGAIN: Final = 2.0
-"""Seconds between looks when nothing nudges: for file systems without inotify and links that lead elsewhere."""
+"""Seconds between scans without a notification: for file systems without inotify, and links to other directories."""
 LOOK_SHARE: Final = 20
-"""At least so many times as long as a look took: with 100 000 files one takes half a second of a core."""
+"""Minimum pause in multiples of a scan's duration: with 100 000 files one takes half a second of CPU time."""
 PATIENCE: Final = 2.0
-"""Seconds that a file may be moving before it is read as it is, and that others may hold up what is taken away."""
+"""Seconds after which a changing file is read as it is, and for which changing files may delay removals."""
 
 Signature = tuple[int, int, int, int]
 
 
 @dataclass(frozen=True, slots=True)
 class ReadFile:
-    """One version of one file, and what of it is in force: good facts, or the stand-ins of faulty policies."""
+    """One version of a file, and its active objects: good resources, and placeholders of faulty policies."""
 
     signature: Signature
     mtime_ns: int
@@ -61,7 +61,7 @@ class ReadFile:
 
 @dataclass(frozen=True, slots=True)
 class DirectoryScan:
-    """What all files together say."""
+    """The combined content of all files."""
 
     resources: Mapping[ResourceKey, Resource] = field(default_factory=dict)
     problems: tuple[SourceError, ...] = ()
@@ -72,7 +72,7 @@ class DirectoryScan:
 def settle(
     version: Manifest, before: Mapping[ResourceKey, Resource]
 ) -> tuple[dict[ResourceKey, Resource], dict[ResourceKey, Resource]]:
-    """(good, stand-ins) of a file, given what was last good in it."""
+    """(good resources, placeholders) of a file version; `before`: the last good resources of the file."""
     good: dict[ResourceKey, Resource] = {}
     stand_ins: dict[ResourceKey, Resource] = {}
     for resource in version.resources:
@@ -92,7 +92,7 @@ def settle(
 def _meant(
     fault: Fault, before: Mapping[ResourceKey, Resource], good: Mapping[ResourceKey, Resource]
 ) -> ResourceKey | None:
-    """The object of the last good version that a fault is about. A policy whose name is torn is one that is missing."""
+    """The last good object that a fault belongs to. A policy with an unreadable name counts as one that is missing."""
     named = fault.key or (fault.stand_in.key if fault.stand_in else None)
     if named is None or named in before:
         return named
@@ -102,7 +102,7 @@ def _meant(
 
 
 def gather(files: Mapping[str, ReadFile], troubles: Iterable[SourceError] = ()) -> DirectoryScan:
-    """All files into one: a pure function of what is in force in each."""
+    """Combine all files: a pure function of the active objects of each."""
     problems = list(troubles)
     notes: list[SourceError] = []
     for name in sorted(files):
@@ -119,7 +119,7 @@ def gather(files: Mapping[str, ReadFile], troubles: Iterable[SourceError] = ()) 
 
 
 def _without_doubles(files: Iterable[ReadFile]) -> dict[ResourceKey, Resource] | None:
-    """The common case, at the price of merging dictionaries; None when something is said twice."""
+    """Fast path: merge the dictionaries. None if an object is defined twice."""
     resources: dict[ResourceKey, Resource] = {}
     count = 0
     for read in files:
@@ -132,7 +132,7 @@ def _without_doubles(files: Iterable[ReadFile]) -> dict[ResourceKey, Resource] |
 
 
 def _first_of_doubles(files: Mapping[str, ReadFile]) -> tuple[dict[ResourceKey, Resource], list[SourceError]]:
-    """The first file by path has an object; the others are told so."""
+    """The first file by path defines an object; other definitions are reported."""
     resources: dict[ResourceKey, Resource] = {}
     claimed: dict[ResourceKey, Resource] = {}
     problems: list[SourceError] = []
@@ -155,7 +155,7 @@ def _twice(resource: Resource, first: Resource) -> SourceError:
 
 
 def differences(before: Mapping[ResourceKey, Resource], after: Mapping[ResourceKey, Resource]) -> list[Change]:
-    """What to say to someone who knows `before`: removals first, in the order of names."""
+    """The changes from `before` to `after`: removals first, each part sorted by key."""
     others = [key for key, resource in after.items() if before.get(key) is not resource]
     kept = len(after) - sum(key not in before for key in others)
     gone = [key for key in before if key not in after] if kept < len(before) else []
@@ -164,7 +164,7 @@ def differences(before: Mapping[ResourceKey, Resource], after: Mapping[ResourceK
 
 
 class FileSource:
-    """Watches one directory (or one file). What the properties say is as of the batch that `watch` yielded last."""
+    """Watches one directory (or one file). The properties show the state of the last batch that `watch` yielded."""
 
     kind = "files"
 
@@ -176,7 +176,7 @@ class FileSource:
         self._moving: dict[str, float] = {}
         self._gone: dict[str, float] = {}
         self._poor: dict[str, float] = {}
-        """Files that move, are gone, say less while others move: since when."""
+        """File → start time, of files that are changing, deleted, or define fewer objects while others change."""
 
     @property
     def problems(self) -> tuple[SourceError, ...]:
@@ -188,11 +188,11 @@ class FileSource:
 
     @property
     def files(self) -> Mapping[str, int]:
-        """Path below the directory → mtime in nanoseconds of the version that was read."""
+        """Path relative to the directory → mtime in nanoseconds of the version that was read."""
         return self._look.files
 
     async def watch(self) -> AsyncIterator[list[Change]]:
-        """Batches of changes, for ever. The first ends with Synced. An empty one: only problems or mtimes moved."""
+        """Yield batches of changes forever. The first ends with Synced. Empty: only problems or mtimes changed."""
         with ChangeNotifier() as notifier:
             look, unsettled = await self._first(notifier)
             changes = differences({}, look.resources)
@@ -203,7 +203,7 @@ class FileSource:
                 await notifier.wait(pause)
                 began = time.monotonic()
                 look, unsettled = await asyncio.to_thread(self._scan, notifier.watch)
-                # What was seen moving had changed before we began; looking took its time, too.
+                # A changing file had changed before the scan began, so the scan's duration counts as waiting.
                 looked = time.monotonic() - began
                 pause = max(QUIET + TICK - looked, 0.0) if unsettled else max(LOOK_AGAIN, LOOK_SHARE * looked)
                 if _same(look, self._look):
@@ -213,7 +213,7 @@ class FileSource:
                 yield changes
 
     async def _first(self, notifier: ChangeNotifier) -> tuple[DirectoryScan, bool]:
-        """When all is quiet, or each file that was there at first has been or was waited for."""
+        """Scan until no file is changing, for at most PATIENCE seconds."""
         look, unsettled = await asyncio.to_thread(self._scan, notifier.watch)
         began = now = time.monotonic()
         while unsettled and now - began < PATIENCE:
@@ -223,7 +223,7 @@ class FileSource:
         return look, unsettled
 
     def _scan(self, watch: Callable[[Path], None]) -> tuple[DirectoryScan, bool]:
-        """Look at everything; read what is new. True when some file was still moving and is to be read later."""
+        """Scan all files and read changed ones. True if a file was still changing and has to be read later."""
         now = time.monotonic()
         found, troubles, kept = _list(self.path, watch)
         read: dict[str, ReadFile] = {
@@ -243,9 +243,9 @@ class FileSource:
         return gather(self._read, troubles), bool(moving or held)
 
     def _poorer(self, read: Mapping[str, ReadFile], moving: Mapping[str, float], now: float) -> dict[str, ReadFile]:
-        """Files that are gone or say less than they did, as they were, for as long as others move and we are patient.
+        """Old versions of files that are deleted or define fewer objects, while others change, for at most PATIENCE.
 
-        They are read again at the next look. One that moves itself meanwhile has still been waiting.
+        They are read again at the next scan. A file that changes again meanwhile keeps its start time.
         """
         if not moving:
             self._poor = {}
@@ -257,7 +257,7 @@ class FileSource:
         return {name: old for name, old in poorer.items() if name not in late}
 
     def _held(self, read: Mapping[str, ReadFile], now: float) -> dict[str, ReadFile]:
-        """Files that went away a moment ago, and with them what no other says."""
+        """Files deleted less than QUIET seconds ago that define objects which no other file defines."""
         self._gone = {name: self._gone.get(name, now) for name in self._read.keys() - read.keys()}
         fresh = {name: self._read[name] for name, since in self._gone.items() if now - since < QUIET}
         if not fresh:
@@ -275,12 +275,12 @@ def _keys(version: ReadFile) -> set[ResourceKey]:
 
 
 def _version(path: str, name: str, before: ReadFile | None, *, patient: bool) -> tuple[ReadFile | None, bool]:
-    """The version of a file that counts now: while it moves and we are patient, the one before (then also True)."""
+    """(active version of a file, whether it is still changing: then the previous version, if `patient`)."""
     try:
         status = os.stat(path)  # noqa: PTH116 - at every look, of every file
         if before is not None and before.signature == _signature(status):
             return before, False
-        if not stat.S_ISREG(status.st_mode):  # reading a pipe could hold us up for ever
+        if not stat.S_ISREG(status.st_mode):  # reading a pipe could block forever
             raise OSError(0, "not a regular file")
         if patient and 0 <= time.time() - status.st_mtime < QUIET:
             return before, True
@@ -311,9 +311,9 @@ def _signature(status: os.stat_result) -> Signature:
 
 
 def _list(root: Path, watch: Callable[[Path], None]) -> tuple[dict[str, str], list[SourceError], list[str]]:
-    """(name → path of every manifest, troubles, folders that could not be listed). Each folder is watched first.
+    """(name → path of every manifest, errors, folders that could not be listed). Each folder is watched before listing.
 
-    There may be thousands of files, so paths are texts here.
+    Paths are strings here for speed: there may be thousands of files.
     """
     troubles: list[SourceError] = []
     kept: list[str] = []
@@ -364,19 +364,19 @@ def _same(one: DirectoryScan, other: DirectoryScan) -> bool:
 def load(paths: Sequence[Path]) -> tuple[list[Change], list[SourceError]]:
     """Read files and directories once, for `policy test` and `policy trace`. `-` is standard input.
 
-    Files are named in messages as they were given.
+    Messages name the files as the user gave them.
     """
     found = look(paths)
     return changes_of(found), list(found.problems)
 
 
 def changes_of(seen: DirectoryScan) -> list[Change]:
-    """What to say to someone who knows nothing."""
+    """The changes from an empty state to this one."""
     return [*differences({}, seen.resources), Synced()]
 
 
 def look(paths: Sequence[Path]) -> DirectoryScan:
-    """The same, with the notes on what is no error."""
+    """Like `load`, but returns the whole scan, including notes."""
     read: dict[str, ReadFile] = {}
     troubles: list[SourceError] = []
     for root in paths:
@@ -395,7 +395,7 @@ def look(paths: Sequence[Path]) -> DirectoryScan:
 
 
 def _once(path: Path, name: str, *, asked_for: bool) -> ReadFile:
-    """A pipe is read only when it was asked for by its name: nobody may ever write to it."""
+    """Read one file. A pipe is read only if the user named it: otherwise the read might block forever."""
     try:
         if not asked_for and not path.is_file():
             raise OSError(0, "not a regular file")

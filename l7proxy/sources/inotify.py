@@ -1,8 +1,8 @@
-"""A nudge when something in some directories changed. What it was is not asked: the source looks again anyway.
+"""Notifies that something in the watched directories changed. The event itself is ignored: the source scans again.
 
-The kernel's queue may overflow, a watch may come too late, a symbolic link may lead elsewhere (inotify(7),
-limitations): so a nudge is a hint and never the truth, and no event is ever read apart. That leaves three calls, for
-which a library would bring threads of its own.
+The kernel's queue may overflow, a watch may be added too late, a symbolic link may point elsewhere (inotify(7),
+limitations). So a notification is only a hint, and events are not parsed. That needs only three system calls; a library
+would add threads.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 class ChangeNotifier:
-    """Use within a running loop, as a context manager. Without inotify it never comes: look now and then."""
+    """Context manager for use in a running event loop. Without inotify it never notifies: also scan periodically."""
 
     def __init__(self) -> None:
         self._changed = asyncio.Event()
@@ -48,12 +48,12 @@ class ChangeNotifier:
             os.close(self._fd)
 
     def watch(self, directory: Path) -> None:
-        """From now on. Watching twice is fine: the kernel knows the directory. From any thread."""
+        """Start watching. A second call for the same directory has no effect. Any thread."""
         if self._fd >= 0:
             _libc.inotify_add_watch(self._fd, os.fsencode(directory), MASK)
 
     async def wait(self, seconds: float) -> bool:
-        """Until something changed since the last call (True), or the time is out."""
+        """Wait until something has changed since the last call (True), or until the timeout (False)."""
         with suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 await self._changed.wait()

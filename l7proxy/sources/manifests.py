@@ -1,7 +1,7 @@
-"""One file's bytes into facts, faults and notes. Pure: no file is opened here.
+"""Parses the bytes of one file into resources, faults and notes. Pure: no file is opened here.
 
-A fault never takes its neighbours along. When it can be told which object it belongs to it says so (`key`), else it is
-`blind`; a policy that is at fault leaves a stand-in, which the world turns into rules that refuse.
+A fault never affects other objects in the file. `key` names the object it belongs to; if that is unknown the fault is
+`blind`. A faulty policy leaves a placeholder (`stand_in`), which the cluster state turns into rules that refuse.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ _NAMED = re.compile(r"""(?:^|[\s{,])["']?(name|namespace)["']?:\s*["']?([\w./-]+
 
 
 NOT_READ: Final = " is not used by l7proxy: ignored"
-"""How the note on a kind that is none of ours ends."""
+"""End of the note about a kind that l7proxy does not use."""
 
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """What is wrong, with whom (if that can be told), and who stands in for what was never seen whole."""
+    """An error, the object it belongs to (if known), and a placeholder for an object without a valid version."""
 
     error: SourceError
     key: ResourceKey | None = None
@@ -44,7 +44,7 @@ class Fault:
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """All that one file says. `notes` are remarks on what is no error, as a kind that means nothing to us."""
+    """The content of one file. `notes`: remarks that are not errors, e.g. about a kind that is not used."""
 
     resources: tuple[Resource, ...] = ()
     faults: tuple[Fault, ...] = ()
@@ -52,7 +52,7 @@ class Manifest:
 
 
 def parse(data: bytes, file: str) -> Manifest:
-    """Everything in one file, whatever state it is in."""
+    """Parse one file. Never raises: errors are in `faults`."""
     resources: list[Resource] = []
     faults: list[Fault] = []
     notes: list[SourceError] = []
@@ -113,9 +113,9 @@ def _one(document: Document, origin: SourceLocation, value: Any) -> Resource | F
 
 
 def _policy(resource: PolicyDocument) -> Resource | Fault:
-    """A policy that its language calls invalid is a fault of the file, as an API server would refuse it.
+    """An invalid policy is a fault of the file, since an API server would reject it.
 
-    One that is valid but not supported is not: it exists, and what it selects is refused.
+    A policy that is valid but not supported is not a fault: it is kept, and what it selects is refused.
     """
     try:
         lang.parse(resource.document, locate=resource.locate, options=LENIENT)
@@ -127,9 +127,9 @@ def _policy(resource: PolicyDocument) -> Resource | Fault:
 
 
 def _torn(part: UnparsableDocument, file: str) -> Fault:
-    """Text that is no YAML. If its first column still says that it is a policy, its whole namespace is refused.
+    """The fault of text that is not valid YAML. If its top-level keys show a policy, the whole namespace is refused.
 
-    What the reader says of broken text may quote it; where a Secret stands, not a word of it is repeated.
+    Parser messages may quote the text, so they are withheld if it contains a Secret.
     """
     error = _placed(part.error, file, part.line)
     if _SECRET.search(part.text):

@@ -1,7 +1,7 @@
-"""Kubernetes objects into facts: one small reader per kind, and the table of kinds.
+"""Parses Kubernetes objects into resources: one small reader per kind, and the table of kinds.
 
-Reads what enforcement needs and checks the types of that; all else in an object is not ours to judge. Policies are only
-looked at from outside here (name, place); the language room reads them.
+Reads only the fields that enforcement needs and checks their types; other fields are ignored. Of policies only name and
+location are read here; `policy.lang` parses them.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ def pod(fields: Fields, origin: SourceLocation) -> Pod:
 
 
 def _named_ports(spec: Fields) -> frozenset[NamedPort]:
-    """The first of several containers that give one name to a port and protocol has it, as in Kubernetes."""
+    """If several containers use the same port name and protocol, the first one counts, as in Kubernetes."""
     found: dict[tuple[str, int], int] = {}
     sidecars = [item for item in spec.each("initContainers") if item.text("restartPolicy", "") == "Always"]
     for container in [*spec.each("containers"), *sidecars]:
@@ -107,7 +107,7 @@ def _named_ports(spec: Fields) -> frozenset[NamedPort]:
 
 
 def _workload(metadata: Fields, labels: Mapping[str, str]) -> Workload | None:
-    """The controlling owner, seen through the ReplicaSet of a Deployment and the Job of a CronJob."""
+    """The controlling owner; for a ReplicaSet its Deployment, for a Job its CronJob."""
     for owner in metadata.each("ownerReferences"):
         if not owner.flag("controller"):
             continue
@@ -180,7 +180,7 @@ def endpoint_slice(fields: Fields, origin: SourceLocation) -> EndpointSlice:
 
 
 def secret(fields: Fields, origin: SourceLocation) -> Secret:
-    """No message of this reader quotes a value. `stringData` is written over `data`, as the API server does it."""
+    """No message of this reader contains a value. `stringData` overrides `data`, as in the API server."""
     coded, plain = fields.inside("data"), fields.inside("stringData")
     values = {name: _decoded(coded, name) for name in coded.value}
     values |= {name: plain.text(name, "").encode("utf-8", "surrogatepass") for name in plain.value}
@@ -203,7 +203,7 @@ def cidr_group(fields: Fields, origin: SourceLocation) -> CidrGroup:
 
 
 def unread(document: Mapping[str, Any], origin: SourceLocation) -> CidrGroup | None:
-    """What remains of a group that cannot be read: deny rules may have meant anyone by it."""
+    """Placeholder for a CIDR group that cannot be read: in deny rules it may mean any address."""
     key = key_of(document)
     return CidrGroup(key.name, unread=True, origin=origin) if key is not None and key.kind == CIDR_GROUP else None
 
@@ -220,7 +220,7 @@ def network_set(fields: Fields, origin: SourceLocation) -> NetworkSet:
 
 
 def tier(fields: Fields, origin: SourceLocation) -> PolicyTier:
-    """Without an order it is the last."""
+    """A tier without an order is the last."""
     spec = fields.inside("spec")
     order = spec.value.get("order", float("inf"))
     if not isinstance(order, (int, float)) or isinstance(order, bool) or not order > float("-inf"):
@@ -254,7 +254,7 @@ CLUSTER_SCOPED: Final = (
 
 
 def key_of(document: Mapping[str, Any]) -> ResourceKey | None:
-    """The name of the object, if so much of it can be read."""
+    """The key of the object; None if it cannot be read."""
     try:
         fields = Fields(document)
         kind = lang.known_as(document) or fields.text("kind")
@@ -266,7 +266,7 @@ def key_of(document: Mapping[str, Any]) -> ResourceKey | None:
 def read(
     document: Mapping[str, Any], origin: SourceLocation, lines: Callable[[], Mapping[str, int]]
 ) -> Resource | None:
-    """The fact in a document; None for kinds that say nothing to us. SourceError names field and line."""
+    """The resource in a document; None for kinds that are not used. SourceError names field and line."""
     fields = Fields(document)
     try:
         kind, version = fields.text("kind"), fields.text("apiVersion")
@@ -280,7 +280,7 @@ def read(
 
 
 def policy(document: Mapping[str, Any], origin: SourceLocation, lines: Mapping[str, int]) -> PolicyDocument:
-    """A policy from outside."""
+    """A policy with its content unparsed."""
     fields = Fields(document)
     kind, metadata = lang.known_as(document) or fields.text("kind"), fields.inside("metadata")
     name = metadata.text("name", "")
@@ -294,7 +294,7 @@ def policy(document: Mapping[str, Any], origin: SourceLocation, lines: Mapping[s
 def placeholder(
     document: Mapping[str, Any], origin: SourceLocation, lines: Mapping[str, int], fault: SourceError
 ) -> PolicyDocument:
-    """What remains of a policy whose envelope is broken: a name (where it stands, if it has none), to refuse by."""
+    """Placeholder for a policy with broken metadata, to refuse what it may cover. Without a name: FILE:LINE."""
     fields = Fields(document)
     name, space = f"{origin.file}:{origin.line}", "default"
     with suppress(SourceError):

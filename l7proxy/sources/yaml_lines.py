@@ -1,9 +1,9 @@
-"""YAML and JSON into plain values that remember their lines. What two readers could read two ways is refused.
+"""Parses YAML and JSON into plain values with line numbers. Text that two parsers could read differently is refused.
 
-Works on libyaml's events with a stack of its own making, because the composers above it recurse in C without a bound.
-Only JSON's kinds of value exist: a timestamp is its text, a key is text, a tag of any other kind is an error. Repeated
-keys are errors. Bounded: bytes, documents, depth, and values *after* aliases are followed, so a "billion laughs" file
-is refused by arithmetic before anything walks it.
+Uses libyaml's events with a composer of its own, because PyYAML's C composer recurses without a limit. Only the value
+types of JSON exist: a timestamp is text, a key is text, any other tag is an error. Duplicate keys are errors. Limits:
+bytes, documents, depth, and number of values *after* alias expansion, so a "billion laughs" file is refused by
+counting, before the values are walked.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ MAX_DOCUMENTS: Final = 10_000
 MAX_VALUES: Final = 1_000_000
 MAX_DEPTH: Final = 100
 TOO_DEEP: Final = f"nested deeper than {MAX_DEPTH} levels"
-"""libyaml says so, too, in its own words and from 0.2.6 on: it reads ahead of what we have asked it for."""
+"""libyaml has a depth limit of its own since 0.2.6, with another message. It reads ahead, so it may fail first."""
 
 _TAG = "tag:yaml.org,2002:"
 _FALSE = frozenset(("false", "False", "FALSE", "no", "No", "NO", "off", "Off", "OFF"))
@@ -33,14 +33,14 @@ _DIVIDER = re.compile(r"^---(?=\s|$)", re.MULTILINE)
 
 @dataclass(slots=True)
 class Document:
-    """One document: its value, its first line, and the lines of every field, found when asked for."""
+    """One document: its value, its first line, and the line of every field, computed on demand."""
 
     value: Any
     line: int
     marks: dict[int, dict[Any, int]] = field(default_factory=dict)
 
     def lines(self, value: Any = None, prefix: str = "") -> dict[str, int]:
-        """Field path → line, for all that is inside `value` (the whole document when not given)."""
+        """Field path → line, for all fields inside `value` (default: the whole document)."""
         found: dict[str, int] = {}
         self._collect(self.value if value is None else value, prefix, found)
         return found
@@ -65,7 +65,7 @@ class Document:
 
 @dataclass(frozen=True, slots=True)
 class UnparsableDocument:
-    """A part of a file between two `---` that is no YAML: what it said, and why it could not be read."""
+    """A part of a file between two `---` that is not valid YAML: its text and the error."""
 
     text: str
     line: int
@@ -73,7 +73,7 @@ class UnparsableDocument:
 
 
 def read(data: bytes, *, as_json: bool = False) -> list[Document | UnparsableDocument]:
-    """All documents of a file, those that cannot be read among them. SourceError when nothing can be said of any."""
+    """All documents of a file, including unparsable ones. SourceError when the file as a whole cannot be read."""
     if len(data) > MAX_BYTES:
         raise SourceError(f"the file has {len(data)} bytes, the limit is {MAX_BYTES}")
     try:
@@ -88,7 +88,7 @@ def read(data: bytes, *, as_json: bool = False) -> list[Document | UnparsableDoc
 
 
 def _read_parts(text: str) -> list[Document | UnparsableDocument]:
-    """One broken document shall not hide its neighbours: `---` at a line's start divides even a broken stream."""
+    """Parse documents one by one, split at lines that begin with `---`, so that a broken one does not hide others."""
     parts: list[Document | UnparsableDocument] = []
     starts = [0, *(match.start() for match in _DIVIDER.finditer(text))]
     if len(starts) > MAX_DOCUMENTS:
@@ -114,7 +114,7 @@ def _read_yaml(text: str, offset: int = 0) -> Iterator[Document]:
 
 
 def _read_json(text: str) -> Iterator[Document]:
-    """JSON has its own reader; the lines are YAML's, since nearly every JSON text is YAML too."""
+    """JSON has its own parser; line numbers come from the YAML parser, since nearly every JSON text is valid YAML."""
 
     def pairs(items: list[tuple[str, Any]]) -> dict[str, Any]:
         value = dict(items)
@@ -140,7 +140,7 @@ def _read_json(text: str) -> Iterator[Document]:
 
 
 class _Composer:
-    """Builds values out of events. One per stream."""
+    """Builds values from libyaml's events. One instance per stream."""
 
     def __init__(self, text: str, offset: int) -> None:
         self._loader: Any = yaml.CSafeLoader(text)
@@ -233,7 +233,7 @@ class _Composer:
         return items
 
     def _merge(self, items: dict[str, Any], marks: dict[Any, int], value: Any, line: int) -> None:
-        """YAML's merge key `<<`: what the mapping itself says wins, then the earlier of several."""
+        """YAML's merge key `<<`: the mapping's own keys take precedence, then the earlier of several sources."""
         for source in value if isinstance(value, list) else [value]:
             if not isinstance(source, dict):
                 raise SourceError("merge key << must be a mapping or a list of mappings", line=line, field="<<")
@@ -243,7 +243,7 @@ class _Composer:
                     marks[key] = line
 
     def _key(self, event: Any) -> tuple[str, bool]:
-        """A key's text, and whether it is the merge key. A number is its own text; `on`, `~` or `[a]` are no keys."""
+        """(key, whether it is the merge key). A number becomes its text; `on`, `~` and `[a]` are not valid keys."""
         if isinstance(event, yaml.AliasEvent):
             key = self._alias(event)
         elif isinstance(event, yaml.ScalarEvent):
@@ -275,7 +275,7 @@ class _Composer:
                     return None
                 case "bool":
                     return text not in _FALSE
-                case "int" if ":" in text:  # base 60 exists in YAML 1.1 only: Kubernetes reads text
+                case "int" if ":" in text:  # base 60 exists only in YAML 1.1: Kubernetes reads it as text
                     return text
                 case "int":
                     return _integer(text)
