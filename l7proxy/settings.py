@@ -76,7 +76,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     enable_non_default_deny_policies: bool = True
     """Apply enableDefaultDeny of policies; false: ignore it."""
     policy_enforcement_mode: Literal["default", "always"] = "default"
-    """`always`: deny all traffic of pods that no policy selects, too."""
+    """`always`: also deny all traffic of pods that no policy selects."""
     policy_cidr_match_mode: Literal["", "nodes", "nodes,pods"] = ""
     """What CIDRs of Cilium policies match besides external addresses."""
     kubernetes_network_policy: Literal["kubernetes", "cilium"] = "kubernetes"
@@ -92,7 +92,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     matrix_parameters: Literal["refuse", "pass"] = "refuse"
     """Paths with `;`, which servers parse differently."""
     escaped_slashes: Literal["redirect", "refuse"] = "redirect"
-    """Paths with %2F or %5C: sent to their normalised form, or refused."""
+    """Paths with %2F or %5C: redirect to the normalised path, or refuse."""
     proxy_port: int = 15001
     mark_proxy: int = 0x01000000
     mark_upstream: int = 0x02000000

@@ -1,6 +1,6 @@
 """`l7proxy run`: starts one agent and its workers as child processes, and restarts those that exit.
 
-Knows only processes and exit codes. If a child exits with code 2 at its first start (a setting, a privilege, a missing
+Handles processes and exit codes only. If a child exits with code 2 at its first start (setting, privilege, missing
 tool), all are stopped, since a retry would not help. A child that exits later is restarted after a pause that grows
 with each failure. Children end when the supervisor is killed: an orphan would keep the sockets.
 """

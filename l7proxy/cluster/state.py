@@ -409,7 +409,7 @@ class ClusterState:
         apiservers: frozenset[str],
         named: Iterable[Network],
     ) -> dict[Network, tuple[IdentityId, LabelSet]]:
-        """Node addresses and pod CIDRs, each with its reserved identity and labels; node labels if the options say so.
+        """Node addresses and pod CIDRs, each with its reserved identity and labels; node labels if options allow.
 
         A prefix that a policy names inside a pod CIDR stays `unmanaged`: no policy may treat it as external.
         """

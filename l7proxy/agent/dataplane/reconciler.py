@@ -1,7 +1,7 @@
 """Keeps workers and kernel in line with the cluster state, and reports which revision is enforced.
 
 One loop: apply changes, scan pod interfaces, render, publish. The order of publishing is defined only here: workers
-first, so that each connection that the kernel redirects finds a worker that knows the policy. A worker that does not
+first, so that each connection that the kernel redirects finds a worker that has the policy. A worker that does not
 answer in time is fenced (it serves no client until it has applied the snapshot) and does not delay the kernel. If the
 kernel refuses a new state, the previous one stays enforced and the new one is retried. The revision grows only when the
 rendered state changes. At last `on_enforced` is called with the enforced state, and whether its rules were restored
