@@ -1,20 +1,20 @@
-"""Kernel state for a transparent policy proxy: a picture in, rules out.
+"""Renders the desired state of a transparent policy proxy into kernel rules and applies them.
 
-`Desired` is what the kernel shall look like; a `Backend` makes it so in one transaction and can tell whether it still
-is. This package imports nothing of l7proxy and knows no Kubernetes: identities are numbers, endpoints are addresses.
+`Desired` is what the kernel must enforce. A `Backend` applies it in one transaction and can verify that it still holds.
+Nothing here imports l7proxy or depends on Kubernetes: identities are numbers, endpoints are addresses.
 
-desired    the picture (frozen values)
-digest     its canonical form and its name
-validate   what is refused before a tool is started
-marks      the two mark bits, the routing table and the names by which a fresh process knows our state as ours
-backend    the seam: Backend, Installed, KernelError
-simplify   the same table in fewer tiers and stages (stages)
-evaluate   the law of `desired` as a pure function
-nft/       the nftables backend; shapes and networks make the sets of both
-iptables/  the same with iptables-restore and ipset, where nftables is not to be had
-fake       a backend that keeps state and refuses what a kernel would refuse
-routes     the policy routing that hands marked packets to local sockets, through pyroute2
-revoke     what a new picture takes away from tracked connections: what must go (evaluate) and its end (conntrack)
-detect     which backend this machine can have
+desired    the desired state (frozen values)
+digest     its canonical form and its digest
+validate   refuses an invalid desired state before a tool is started
+marks      the two mark bits, the routing table and the names by which a new process recognises our kernel state
+backend    the interface of all backends: Backend, Installed, KernelError
+simplify   an equivalent table with fewer tiers and stages (stages)
+evaluate   the semantics of `desired` as a pure function
+nft/       the nftables backend; shapes and networks build the sets of both backends
+iptables/  the iptables-restore and ipset backend, for nodes without nftables
+fake       an in-memory backend with the validation of the real ones
+routes     the policy routing that delivers marked packets to local sockets, through pyroute2
+revoke     ends tracked connections that a new state refuses: which entries (evaluate), and their deletion (conntrack)
+detect     chooses the backend that this node supports
 nflog      verdict events from the kernel, over raw netlink
 """

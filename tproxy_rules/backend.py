@@ -1,4 +1,4 @@
-"""The seam between the picture and a kernel."""
+"""The interface between the desired state and a kernel."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from tproxy_rules.desired import Desired
 from tproxy_rules.marks import LogDirection, LogEvent
 
 QUIET: Final = 12
-"""Reads without a change in between, after which what takes long may be done: about a minute of an agent's."""
+"""Reads without a change after which expensive work may run: about one minute for the agent."""
 
 
 class KernelError(Exception):
-    """The kernel, or a tool that speaks to it, refused. The message says what to install, load or grant."""
+    """The kernel, or a tool that configures it, refused. The message says what to install, load or grant."""
 
 
 @dataclass(frozen=True, slots=True)
 class Suppressed:
-    """What packets have in common that were judged and not told of: their sender, and what would have been told.
+    """Packets without a flow event because of the rate limits: their sender, and the event they would have had.
 
-    `source` is an address of this node, or the interface that packets came in by whose address may be a lie; "" for
-    senders elsewhere and where a backend does not know. The rest is as in events (see marks).
+    `source` is an address of this node, or the input interface if the source address is unverified; "" for senders
+    elsewhere and if the backend does not know. The other fields are as in events (see marks).
     """
 
     source: str
@@ -33,10 +33,10 @@ class Suppressed:
 
 @dataclass(frozen=True, slots=True)
 class Installed:
-    """What a fresh process finds of ours in the kernel.
+    """What a new process finds of ours in the kernel.
 
-    `digest` is that of the picture which was applied last (by anyone), `intact` tells whether the rules still are as
-    they were applied: false when somebody removed or changed some of them, or when nobody can tell.
+    `digest` is the digest of the last applied state (by any process). `intact` is true if the rules are as they were
+    applied; false if some were removed or changed, or if that cannot be verified.
     """
 
     digest: str
@@ -44,7 +44,7 @@ class Installed:
 
 
 class RuleMonitor(Protocol):
-    """A descriptor to wait for until it is readable, and then to ask."""
+    """A file descriptor to poll; when it is readable, call `rang`."""
 
     def fileno(self) -> int: ...
     def rang(self) -> bool: ...
@@ -52,33 +52,33 @@ class RuleMonitor(Protocol):
 
 
 class Backend(Protocol):
-    """Makes the kernel match a picture. Applying the same picture twice changes nothing.
+    """Makes the kernel match a desired state. Applying the same state twice changes nothing.
 
-    Nothing that passed before and passes after is cut between; nothing that was refused before and is refused after
-    gets through between. State outlives the process: only `remove` takes it away.
+    During a change, connections allowed before and after are not cut, and packets refused before and after do not pass.
+    Kernel state outlives the process: only `remove` deletes it.
     """
 
     name: str
     steers_before_dnat: bool
-    """True when Service addresses reach the proxy untranslated, so that the proxy must resolve them."""
+    """True if packets to Service addresses reach the proxy before DNAT, so that the proxy must resolve them."""
 
     def check(self) -> None:
-        """KernelError naming the first thing that is missing (tool, privilege, kernel feature)."""
+        """Raise KernelError naming the first missing requirement (tool, privilege, kernel feature)."""
 
     def read(self) -> Installed | None:
-        """What is installed, or None. Cheap to the object that applied it, as long as nobody else changes it."""
+        """What is installed, or None. Cheap for the object that applied it while no other program changes the rules."""
 
     def apply(self, desired: Desired) -> None:
-        """One transaction. KernelError leaves the previous picture in force."""
+        """Apply in one transaction. On KernelError the previous state stays active."""
 
     def alarm(self) -> RuleMonitor | None:
-        """Tells at once when rules of ours are taken away; None where only `read` finds out. The caller closes it."""
+        """A monitor for removals of our rules; None where only `read` detects them. The caller closes it."""
 
     def suppressed(self) -> Mapping[Suppressed, int]:
-        """Packets judged and not told of, because of the limits, since this object first put a picture in force.
+        """Packets without an event because of the limits, counted since this object first applied a state.
 
-        Never less than before. Exact but for the moment in which a picture is replaced whole.
+        Never decreases. Exact, except while a state is replaced as a whole.
         """
 
     def remove(self) -> None:
-        """Leave no trace. Removing twice is fine."""
+        """Delete all our kernel state. Idempotent."""

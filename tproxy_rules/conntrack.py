@@ -1,7 +1,7 @@
-"""Entries of the kernel's connection tracking, over raw netlink: listed, and deleted.
+"""Lists and deletes conntrack entries over raw netlink.
 
-pyroute2 has both (NFCTSocket), at a third of a millisecond for each entry that it reads: half a minute for a node with
-100 000. Here the kernel's listing is searched for the addresses in question as bytes, and only what holds one is read.
+pyroute2 (NFCTSocket) needs a third of a millisecond per entry: half a minute for a node with 100 000 entries. This
+module searches the raw dump for the bytes of the addresses and parses only the messages that contain one.
 """
 
 from __future__ import annotations
@@ -46,27 +46,27 @@ _SO_RCVBUFFORCE: Final = 33  # socket(7); not in Python's socket module
 _RECEIVE_BUFFER: Final = 4 << 20
 _DATAGRAM: Final = 1 << 17
 _PATIENCE: Final = 5.0
-"""Seconds to wait for the kernel's next answer."""
+"""Seconds to wait for the kernel's next datagram."""
 _MOST_GROUPS: Final = 256
-"""Of addresses alike but for the last byte: beyond, to read every entry is faster than to search for so many."""
+"""Maximum number of address groups (equal except for the last byte); above it, parsing every entry is faster."""
 
 
 @dataclass(frozen=True, slots=True)
 class Tracked:
-    """An entry. `connection` is its original direction after Service DNAT and before masquerading."""
+    """A conntrack entry. `connection` is its original direction after Service DNAT and before masquerading."""
 
     connection: Connection
     addresses: frozenset[str]
-    """All that it holds, of both directions, in canonical text."""
+    """All addresses of both directions, in canonical text."""
     mark: int
     family: int
     """AF_INET or AF_INET6."""
     key: bytes
-    """The attributes by which the kernel finds this entry and no later one with the same addresses and ports."""
+    """The attributes that identify this entry, and no later entry with the same addresses and ports."""
 
 
 class Conntrack:
-    """A netlink socket in the network namespace of the calling thread. KernelError where the kernel refuses."""
+    """A netlink socket in the network namespace of the calling thread. KernelError if the kernel refuses."""
 
     def __init__(self) -> None:
         try:
@@ -86,9 +86,9 @@ class Conntrack:
         self._socket.close()
 
     def entries(self, addresses: Collection[str] | None = None) -> Iterator[Tracked]:
-        """Those that hold one of the addresses (canonical text), or all; nothing else may be asked until they end.
+        """The entries that contain one of the addresses (canonical text), or all. Exhaust it before the next request.
 
-        The table lives on meanwhile: an entry may come twice, one that is made meanwhile may be missing.
+        The table changes during the dump: an entry may appear twice, a new one may be missing.
         """
         wanted = None if addresses is None else _pattern(addresses)
         for data in self._asked(_GET, DUMP, socket.AF_UNSPEC, b""):
@@ -102,7 +102,7 @@ class Conntrack:
                     yield _read(message)
 
     def delete(self, entry: Tracked) -> bool:
-        """Whether it was there still."""
+        """True if the entry still existed."""
         answer = next(self._asked(_DELETE, ACK, entry.family, entry.key))
         ((_, message),) = messages(answer)
         code = _code(message)
@@ -111,7 +111,7 @@ class Conntrack:
         return code == 0
 
     def _asked(self, kind: int, flags: int, family: int, attributes: bytes) -> Iterator[bytes]:
-        """Datagrams in answer, for ever: the caller knows the last."""
+        """The datagrams of the response, endlessly: the caller must recognise the last one."""
         body = _FAMILY.pack(family, 0, 0) + attributes
         try:
             self._socket.send(_HEADER.pack(16 + len(body), kind, REQUEST | flags, 1, 0) + body)
@@ -141,7 +141,7 @@ _WHY: Final = {
 
 
 def _pattern(addresses: Collection[str]) -> re.Pattern[bytes] | None:
-    """Finds any of them as the kernel writes them; None for too many. Mostly they are alike but for the last byte."""
+    """A pattern that matches any address in network byte order; None if there are too many groups."""
     if not addresses:
         return re.compile(b"(?!)")
     packed = sorted(ip_address(address).packed for address in addresses)
@@ -175,7 +175,7 @@ def _tracked(message: bytes) -> Tracked:
 
 
 def _tuple(data: bytes, *, reverse: bool = False) -> tuple[str, str, int, int]:
-    """Source, destination, protocol, and the destination's port; of a reply's tuple the source's port."""
+    """Source, destination, protocol and destination port; for a reply tuple (`reverse`) the source port."""
     parts = dict(attributes(data))
     addresses = dict(attributes(parts[_IP]))
     transport = dict(attributes(parts[_PROTOCOL]))
@@ -189,7 +189,6 @@ def _tuple(data: bytes, *, reverse: bool = False) -> tuple[str, str, int, int]:
 
 
 def _address(found: dict[int, bytes], kinds: tuple[int, int]) -> str:
-    """The IPv4 one or the IPv6 one."""
     ipv4, ipv6 = kinds
     return _text(found[ipv4] if ipv4 in found else found[ipv6])
 

@@ -1,29 +1,29 @@
-"""The picture: what the kernel of one node shall enforce. Frozen, canonical, backend-neutral.
+"""The desired state: what the kernel of one node must enforce. Frozen, canonical, independent of the backend.
 
-Semantics every backend must give it, for one packet of the original direction:
-  1. From the address of an endpoint that has a port, it must come in by that port with that MAC (anti-spoofing); and a
-     known port sends from its own addresses only, and gets by the bridge what is for them only. Else dropped.
-     IPv6 link-local unicast from or to a pod is nobody's in `identities`: it carries neighbour discovery (RFC 4861, hop
-     limit 255) and group membership (RFC 3810, hop limit 1), else dropped. Router advertisements and redirects never
-     come from a pod, and duplicate address detection only for the pod's own addresses (RFC 4862, RFC 5227).
-     IP in a frame to a reserved bridge address (01:80:c2:00:00:00 to :0f) is dropped: the bridge hands it up from the
-     port itself, past its own hooks. So is all IP whose input interface is a bridge port, and IP from or to loopback
-     and IPv4-mapped addresses.
-     A bridge port that is neither a known pod's, nor an uplink, nor one of `other_ports` is taken for a pod's that is
-     not known yet: it sends ARP, IPv4 and IPv6 only, as no address that `identities` lists as a single one, and it
-     neither claims such an address nor is a router.
-  2. source == destination address of one endpoint: passes.
-  3. identity(address) = the longest prefix in `identities` that holds it.
-  4. If the source is an endpoint with `egress`, that is asked with the destination's identity; if the destination is an
-     endpoint with `ingress`, that is asked with the source's identity. Tiers are walked in order, within a tier its
-     stages. In the first stage that has entries covering (identity, protocol, destination port) the highest `Verdict`
-     of those wins: DENY refuses, STEER steers, ALLOW lets pass, PASS goes on with the next tier. When no stage of a
-     tier covers the packet, `closed` refuses it; else the next tier is asked. What the last tier leaves passes.
-  5. Refused in either: RST or drop as `refuse_with_reset` says. Else, if either said STEER (TCP only): TPROXY to the
-     listener, and a reset when nobody listens. Else it passes. STEER ends the walk: the proxy walks on per request.
-  6. Neighbour discovery, group membership of the link, and errors about flows that were let through pass in any case.
-Replies pass by conntrack's direction. The original direction is judged per packet, so a new picture bites at once; the
-replies to what it refuses, or to the last owner of an address, end by `revoke`, which follows a picture in force.
+Semantics that every backend must implement, for one packet of the original direction:
+  1. Anti-spoofing: a packet from the address of an endpoint with a port must enter by that port, with its MAC. A known
+     port may send only from its own addresses, and receives from the bridge only packets to them. Else drop.
+     IPv6 link-local unicast from or to a pod has no identity in `identities`. It may carry neighbour discovery (RFC
+     4861, hop limit 255) and group membership (RFC 3810, hop limit 1); else drop. A pod may not send router
+     advertisements or redirects, and duplicate address detection only for its own addresses (RFC 4862, RFC 5227).
+     IP in a frame to a reserved bridge address (01:80:c2:00:00:00 to :0f) is dropped: the bridge delivers it on the
+     port itself and skips the bridge hooks. So is all IP whose input interface is a bridge port, and IP from or to
+     loopback and IPv4-mapped addresses.
+     A bridge port that is no known pod's, no uplink and not in `other_ports` is treated as an unknown pod's: it sends
+     ARP, IPv4 and IPv6 only, must not use or claim an address that `identities` lists singly, and is no router.
+  2. If source and destination are addresses of the same endpoint, the packet passes.
+  3. identity(address) = the longest prefix in `identities` that contains it.
+  4. If the source is an endpoint with `egress`, that table is evaluated with the destination's identity. If the
+     destination is an endpoint with `ingress`, that table is evaluated with the source's identity. Tiers are evaluated
+     in order, and the stages of a tier in order. In the first stage with entries that cover (identity, protocol,
+     destination port) the highest `Verdict` wins: DENY refuses, STEER redirects to the proxy, ALLOW accepts, PASS
+     continues with the next tier. If no stage covers the packet, a `closed` tier refuses it; else the next tier
+     follows. After the last tier the packet passes.
+  5. Refused by either table: RST or drop, see `refuse_with_reset`. Else STEER in either (TCP only): TPROXY to the
+     listener, or a reset if nothing listens. Else it passes. After STEER the proxy evaluates each request.
+  6. Neighbour discovery, group membership of the link, and ICMP errors about accepted flows always pass.
+Replies pass by conntrack direction. The original direction is evaluated per packet, so a new state takes effect at
+once. Once a state is applied, `revoke` ends replies to flows that it refuses and to the last owner of an address.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ from enum import IntEnum
 from typing import Final
 
 MAX_TIERS: Final = 11
-"""In a table. Going on from tier to tier nests chains, which the kernel allows to a depth of 16 (too many links)."""
+"""Per table. Each tier adds a nested jump, and the kernel allows a depth of 16 (error: too many links)."""
 
 
 class Verdict(IntEnum):
-    """A higher number beats a lower one of the same stage."""
+    """Within one stage the highest number wins."""
 
     PASS = 0
     ALLOW = 1
@@ -50,9 +50,9 @@ class Verdict(IntEnum):
 class Entry:
     """(peers × protocol × ports) → verdict.
 
-    `peers` are identity numbers, ascending, and empty when `any_peer` says everyone. `protocol` -1 is every protocol.
-    Ports are inclusive; of ICMP and ICMPv6 the port is type · 256 + code, the first 16 bits of the message. Where there
-    are none they are 0–65535. STEER needs protocol 6.
+    `peers` are identity numbers, ascending; empty if `any_peer` is set. `protocol` -1 means every protocol. Ports are
+    inclusive. For ICMP and ICMPv6 the port is type · 256 + code, the first 16 bits of the message. For protocols
+    without ports the range is 0–65535. STEER requires protocol 6.
     """
 
     verdict: Verdict
@@ -64,12 +64,12 @@ class Entry:
 
 
 Stage = tuple[Entry, ...]
-"""Entries of equal standing, sorted and unique."""
+"""Entries of equal precedence, sorted and unique."""
 
 
 @dataclass(frozen=True, slots=True)
 class Tier:
-    """Stages in the order in which they are asked. `closed`: what none of them covers is refused."""
+    """Stages in order of evaluation. `closed`: packets that no stage covers are refused."""
 
     stages: tuple[Stage, ...]
     closed: bool
@@ -79,8 +79,8 @@ class Tier:
 class Table:
     """One direction of one endpoint. Without tiers everything passes.
 
-    `governed` False, for egress only: there is no policy, just refusals that hold for whatever peer, of other protocols
-    than TCP. What they leave passes as if there were no table: it is not logged, and multicast and broadcast pass, too.
+    `governed` False, for egress only: there is no policy, only denials for every peer, of protocols other than TCP. All
+    other packets pass as if there were no table: they are not logged, and multicast and broadcast pass, too.
     """
 
     tiers: tuple[Tier, ...]
@@ -96,16 +96,16 @@ class Table:
 
 
 def union(entries: Iterable[Entry], *, closed: bool = True) -> Table:
-    """A table in which all entries stand equal, as Cilium's and Kubernetes' policies do."""
+    """A table of one stage, as Cilium's and Kubernetes' policies need it: all entries have equal precedence."""
     stage = tuple(entries)
     return Table((Tier((stage,) if stage else (), closed),))
 
 
 @dataclass(frozen=True, slots=True)
 class Port:
-    """The node's side of a pod's cable: the interface the pod's packets come in by, and the pod's MAC.
+    """The node's side of a pod interface: its name, and the pod's MAC.
 
-    `mac` is checked where the interface is a bridge port (`bridge` set); a routed veth is told by its name alone.
+    `mac` is checked on bridge ports (`bridge` set); a routed veth is identified by its name alone.
     """
 
     interface: str
@@ -115,7 +115,7 @@ class Port:
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """A local pod. `ingress`/`egress` None: no policy that way, everything passes."""
+    """A local pod. `ingress`/`egress` None: no policy in that direction, everything passes."""
 
     id: int
     addresses: tuple[str, ...]
@@ -126,9 +126,9 @@ class Endpoint:
 
 @dataclass(frozen=True, slots=True)
 class Bridge:
-    """A Linux bridge that pods are ports of: its frames must be sent up to the IP layer to be judged.
+    """A Linux bridge with pods as ports. Its frames must be handed to the IP layer to be evaluated.
 
-    `ports` are all its ports. `uplinks` are those that lead to other hosts, as a network card or a VXLAN link does.
+    `ports` are all its ports. `uplinks` are those that lead to other hosts, e.g. a network card or a VXLAN interface.
     """
 
     name: str
@@ -139,9 +139,9 @@ class Bridge:
 
 @dataclass(frozen=True, slots=True)
 class Frontend:
-    """A Service address. Only backends that must steer before Service DNAT look at these.
+    """A Service address. Only backends that redirect before Service DNAT use it.
 
-    `steer`: some connection to it may have to be judged by the proxy, so all of them go there.
+    `steer`: some connection to it may need the proxy, so all are redirected.
     """
 
     address: str
@@ -152,7 +152,7 @@ class Frontend:
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """The node-wide facts. Marks are single bits; every use is value/mask."""
+    """Node-wide settings. Marks are single bits, always used as value/mask."""
 
     proxy_port: int = 15001
     mark_proxy: int = 0x01000000
@@ -163,8 +163,8 @@ class Settings:
     families: tuple[int, ...] = (4, 6)
     refuse_with_reset: bool = True
     log_rate: int = 1000
-    """NFLOG events per second: a tenth for each sender, all for what senders elsewhere are refused and for what passes.
-    Packets over a limit are judged the same, and counted instead of told."""
+    """NFLOG events per second. Each sender gets a tenth; refused packets of remote senders share the whole, and so do
+    accepted packets. A limit does not change verdicts: packets over it are counted instead of logged."""
 
 
 Prefixes = tuple[tuple[str, int], ...]
@@ -173,15 +173,15 @@ Prefixes = tuple[tuple[str, int], ...]
 
 @dataclass(frozen=True, slots=True)
 class Desired:
-    """The whole picture. Two equal pictures render equally: that is how `apply` knows there is nothing to do."""
+    """The whole desired state. Equal states render to equal rules, so that `apply` can detect that nothing changed."""
 
     settings: Settings = Settings()
     identities: Prefixes = ()
-    """Sorted. `0.0.0.0/0` and `::/0` give the default; without them it is 0, which no peer is."""
+    """Sorted. `0.0.0.0/0` and `::/0` give the default identity; without them it is 0, which no peer has."""
     endpoints: tuple[Endpoint, ...] = ()
     bridges: tuple[Bridge, ...] = ()
     other_ports: tuple[str, ...] = ()
-    """Ports of bridges that have no pod, as docker0: what they send among themselves is no matter of ours."""
+    """Bridge ports without pods, such as those of docker0; traffic among them is not checked."""
     frontends: tuple[Frontend, ...] = ()
     host_identity: int = 1
-    """Identity of this node itself: the source of packets in OUTPUT that are not the proxy's."""
+    """Identity of this node: the source of packets in OUTPUT that the proxy did not send."""

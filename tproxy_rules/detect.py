@@ -1,4 +1,4 @@
-"""Which backend this machine can have."""
+"""Chooses the backend that this node supports."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ NAMES: Final = ("auto", "nftables", "iptables")
 
 
 def choose(name: str = "auto") -> Backend:
-    """The backend of that name, checked; `auto` prefers nftables. KernelError says what is missing."""
+    """The named backend, checked; `auto` prefers nftables. KernelError says what is missing."""
     if name not in NAMES:
         raise KernelError(f"unknown backend {name!r}: must be one of {', '.join(NAMES)}")
     made = _MAKERS if name == "auto" else {name: _MAKERS[name]}

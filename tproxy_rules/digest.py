@@ -1,4 +1,4 @@
-"""One picture, one canonical form, one digest: how a fresh process tells that the kernel already shows it."""
+"""Canonical form and digest of a desired state, by which a new process sees that it is already applied."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from tproxy_rules.desired import Bridge, Desired, Endpoint, Entry, Prefixes, Set
 
 
 def canonical(table: Table) -> Table:
-    """Without stages that hold nothing and open tiers without stages: they decide nothing."""
+    """Drop empty stages, and open tiers without stages: they decide nothing."""
     tiers = (Tier(tuple(_stage(stage) for stage in tier.stages if stage), tier.closed) for tier in table.tiers)
     return replace(table, tiers=tuple(tier for tier in tiers if tier.closed or tier.stages))
 
 
 def canonical_identities(identities: Prefixes) -> Prefixes:
-    """There may be very many, and mostly they are canonical already. ValueError where a prefix is none."""
+    """Optimised for many prefixes that are already canonical. ValueError on an invalid prefix."""
     given = [prefix for prefix, _ in identities]
     texts = list(map(network, given))
     if texts == given and _ascends(texts):
@@ -35,7 +35,7 @@ def normalise(
     table: Callable[[Table], Table] = canonical,
     identities: Callable[[Prefixes], Prefixes] = canonical_identities,
 ) -> Desired:
-    """The same picture with everything canonical, sorted and unique. ValueError where an address is none."""
+    """The same state, canonical, sorted and unique. ValueError on an invalid address."""
     endpoints = (_endpoint(one, table) for one in desired.endpoints)
     return replace(
         desired,
@@ -54,12 +54,12 @@ def normalise(
 
 
 def digest(desired: Desired) -> str:
-    """SHA-256, in hex, of any form of the picture."""
+    """SHA-256, in hex, of a state in any form."""
     return fingerprint(normalise(desired))
 
 
 def table_digest(table: Table) -> bytes:
-    """SHA-256 of a canonical table: every field at a fixed width, every list after its length."""
+    """SHA-256 of a canonical table: fields of fixed width, lists with their length first."""
     found = hashlib.sha256(struct.pack("<?I", table.governed, len(table.tiers)))
     for tier in table.tiers:
         found.update(struct.pack("<?I", tier.closed, len(tier.stages)))
@@ -73,7 +73,7 @@ def table_digest(table: Table) -> bytes:
 
 
 def identities_digest(identities: Prefixes) -> bytes:
-    """Likewise of canonical identities. No prefix holds a line's end."""
+    """SHA-256 of canonical identities, joined by newlines, which no prefix contains."""
     found = hashlib.sha256(struct.pack("<I", len(identities)))
     found.update("\n".join([prefix for prefix, _ in identities]).encode())
     found.update(array("I", [number for _, number in identities]))
@@ -85,7 +85,7 @@ def fingerprint(
     table: Callable[[Table], bytes] = table_digest,
     identities: Callable[[Prefixes], bytes] = identities_digest,
 ) -> str:
-    """The digest of a canonical picture. Frozen values of numbers and texts: their repr is their text."""
+    """The digest of a canonical state. All values are frozen numbers and strings, so `repr` is stable."""
     tables = [(one.ingress and table(one.ingress), one.egress and table(one.egress)) for one in desired.endpoints]
     bare = tuple(replace(one, ingress=None, egress=None) for one in desired.endpoints)
     told = (replace(desired, identities=(), endpoints=bare), tables, identities(desired.identities))
@@ -122,7 +122,7 @@ def _endpoint(endpoint: Endpoint, table: Callable[[Table], Table]) -> Endpoint:
 
 
 def _stage(stage: Stage) -> Stage:
-    """The stage itself where it is canonical already, which is what callers mostly have."""
+    """The same object if the stage is already canonical, which is the usual case."""
     entries = tuple(canonical_entry(entry) for entry in stage)
     if not _ascends(entries):
         return tuple(sorted(set(entries)))

@@ -1,7 +1,7 @@
-"""The law of `desired` as a pure function: what a picture makes of a connection's original direction.
+"""The semantics of `desired` as a pure function: the verdict on a connection's original direction.
 
-`fake.FakeBackend` reads the same law aloud, packet by packet; this one answers for a hundred thousand connections. Its
-tests compare both.
+`fake.FakeBackend` implements the same semantics for single packets; this module is fast enough for 100 000 connections.
+Tests compare both.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from tproxy_rules.validate import ANY_PROTOCOL, WITH_PORTS
 
 @dataclass(frozen=True, slots=True)
 class Connection:
-    """The original direction as policy sees it: the source before masquerading, the destination behind a Service.
+    """The original direction as policy sees it: source before masquerading, destination after Service DNAT.
 
-    Addresses are canonical text. Of ICMP the port is type · 256 + code.
+    Addresses are canonical text. For ICMP the port is type · 256 + code.
     """
 
     source: str
@@ -33,7 +33,7 @@ class Connection:
 
 
 class Evaluator:
-    """Verdicts of one picture. `local` are this node's own addresses: what they send has the host's identity."""
+    """Verdicts of one desired state. `local` are this node's addresses: packets from them have the host identity."""
 
     def __init__(self, desired: Desired, local: Collection[str] = ()) -> None:
         self._host = desired.host_identity
@@ -46,7 +46,7 @@ class Evaluator:
         self._answers: Final[dict[tuple[int, bool, int, int, int], Verdict]] = {}
 
     def of(self, one: Connection) -> Verdict:
-        """DENY, STEER or ALLOW. Only what the proxy resolves goes to a Service address, and is the proxy's to judge."""
+        """DENY, STEER or ALLOW. STEER for Service addresses, which only the proxy resolves and evaluates."""
         if (one.destination, one.protocol, one.port) in self._frontends:
             return Verdict.STEER
         from_here = one.source in self._local
@@ -65,7 +65,7 @@ class Evaluator:
             yield self._ask(target.id, target.ingress, who, one, egress=False)
 
     def _ask(self, number: int, table: Table, identity: int, one: Connection, *, egress: bool) -> Verdict:
-        """Remembered by endpoint and direction: to hash a table takes longer than to ask it."""
+        """Cached by endpoint and direction, because hashing a table is slower than evaluating it."""
         question = number, egress, identity, one.protocol, one.port
         answer = self._answers.get(question)
         if answer is None:
@@ -79,7 +79,7 @@ class Evaluator:
 
 
 class _Net:
-    """Longest prefix match in one family."""
+    """Longest prefix match in one IP family."""
 
     def __init__(self, found: Identities) -> None:
         self._hosts: Mapping[str, int] = found.hosts
@@ -99,7 +99,7 @@ class _Net:
 
 
 def _ask(table: Table, identity: int, protocol: int, port: int) -> Verdict:
-    """DENY, STEER or ALLOW: tier by tier, in a tier the first stage that covers it, in a stage the strongest."""
+    """DENY, STEER or ALLOW: by tier, then the first stage that covers the packet, then the highest verdict."""
     for tier in table.tiers:
         found = next((one for stage in tier.stages if (one := _strongest(stage, identity, protocol, port)) >= 0), None)
         if found is None and tier.closed:
@@ -110,7 +110,7 @@ def _ask(table: Table, identity: int, protocol: int, port: int) -> Verdict:
 
 
 def _strongest(stage: Stage, identity: int, protocol: int, port: int) -> int:
-    """-1 where no entry covers it."""
+    """The highest verdict, or -1 if no entry covers the packet."""
     return max((int(one.verdict) for one in stage if _covers(one, identity, protocol, port)), default=-1)
 
 
@@ -127,8 +127,8 @@ def _covers(entry: Entry, identity: int, protocol: int, port: int) -> bool:
 
 
 def is_wider(before: Table, after: Table) -> bool:
-    """Whether it can be seen that `after` refuses nothing that `before` let through: the same, and more is allowed or
-    steered."""
+    """True if `after` provably refuses nothing that `before` accepted: equal, except for added ALLOW or STEER
+    entries."""
     return len(before.tiers) == len(after.tiers) and all(map(_is_wider_tier, before.tiers, after.tiers))
 
 

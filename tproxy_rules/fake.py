@@ -1,8 +1,7 @@
-"""A backend without a kernel: keeps the picture and judges packets by the words of `desired`.
+"""A backend without a kernel: keeps the state in memory and evaluates packets by the semantics of `desired`.
 
-It refuses what a kernel refuses (the same checks as the others), forgets nothing between two objects that share a
-`FakeKernel`, and can be damaged like a real one. Its `verdict_of` is written from the law, not from the rules of the
-other backends: that is what makes it their yardstick.
+It runs the same checks as the real backends. Objects that share a `FakeKernel` share its state, which tests can damage.
+`verdict_of` follows the semantics of `desired`, not the rules of the other backends, so that it can verify them.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from tproxy_rules.validate import WITH_PORTS, checked
 
 
 class Fate(Enum):
-    """What becomes of a packet."""
+    """The outcome for a packet."""
 
     PASS = "pass"
     STEER = "steer"
@@ -29,7 +28,7 @@ class Fate(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Packet:
-    """One of the original direction. `interface` is the port it comes in by (of the bridge, where there is one);
+    """A packet of the original direction. `interface` is the port it enters by (the bridge port, if there is a bridge);
     "" is the node itself. `mac` is its source MAC."""
 
     source: str
@@ -42,7 +41,7 @@ class Packet:
 
 @dataclass(slots=True)
 class FakeKernel:
-    """What outlives a backend object."""
+    """State that outlives a backend object."""
 
     desired: Desired | None = None
     intact: bool = True
@@ -57,9 +56,9 @@ class FakeBackend:
     def __init__(self, kernel: FakeKernel | None = None, *, fails: str = "") -> None:
         self.kernel = kernel or FakeKernel()
         self.applied = 0
-        """Pictures that changed something."""
+        """Number of applied states that changed something."""
         self.fails = fails
-        """When set, the kernel refuses everything, in these words."""
+        """If set, every operation fails with this message."""
 
     def check(self) -> None:
         if self.fails:
@@ -81,18 +80,18 @@ class FakeBackend:
             self.applied += 1
 
     def alarm(self) -> None:
-        """Nobody tells."""
+        """The fake has no change notifications."""
 
     def remove(self) -> None:
         self.check()
         self.kernel.desired, self.kernel.intact = None, True
 
     def damage(self) -> None:
-        """Somebody else deletes a rule of ours."""
+        """Simulate another program that deletes one of our rules."""
         self.kernel.intact = False
 
     def verdict_of(self, packet: Packet) -> Fate:
-        """The law of `desired`, read aloud."""
+        """The semantics of `desired`, step by step."""
         picture = self.kernel.desired
         if picture is None:
             return Fate.PASS
@@ -131,7 +130,7 @@ def _identity(picture: Desired, address: str) -> int:
 
 
 def _ask(table: Table, identity: int, packet: Packet) -> Verdict:
-    """DENY, STEER or ALLOW: what is left of the law of tiers when it has been walked to its end."""
+    """DENY, STEER or ALLOW after all tiers."""
     for tier in table.tiers:
         found = next((one for stage in tier.stages if (one := _strongest(stage, identity, packet)) is not None), None)
         if found is None and tier.closed:

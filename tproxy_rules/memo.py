@@ -1,4 +1,4 @@
-"""What was worked out for an object of the last picture need not be worked out for the same object in this one."""
+"""A cache by object identity, kept from one desired state to the next."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ Value = TypeVar("Value")
 
 
 class Memo(Generic[Key, Value]):
-    """A function that remembers its answers about objects, by identity, for as long as they are asked for.
+    """A function that caches its results by object identity, as long as they are requested in each round.
 
-    Keys must be frozen. They are kept alive while they are remembered, so that no identity is used twice.
+    Keys must be frozen. The cache holds a reference to each key, so that its `id` is not reused.
     """
 
     def __init__(self, make: Callable[[Key], Value]) -> None:
@@ -28,5 +28,5 @@ class Memo(Generic[Key, Value]):
         return known[1]
 
     def turn(self) -> None:
-        """A round is over: what was not asked for in it is forgotten."""
+        """End a round: drop the results that were not requested in it."""
         self._before, self._now = self._now, {}

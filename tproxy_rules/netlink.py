@@ -1,4 +1,4 @@
-"""Netlink's framing: messages in a datagram, attributes in a message (RFC 3549, section 2.2; <linux/netlink.h>)."""
+"""Parses netlink: messages in a datagram, attributes in a message (RFC 3549, section 2.2; <linux/netlink.h>)."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Final
 
 NETLINK_NETFILTER: Final = 12
 ERROR, DONE = 2, 3
-"""Types of messages: an acknowledgement, whose first four bytes are minus errno or 0; the end of a listing."""
+"""Message types: an acknowledgement, whose first four bytes are -errno or 0; the end of a dump."""
 REQUEST, ACK, DUMP = 1, 4, 0x300
 NESTED: Final = 0x8000
 _MESSAGE: Final = struct.Struct("=IH")
@@ -17,7 +17,7 @@ _ATTRIBUTE: Final = struct.Struct("=HH")
 
 
 def messages(data: bytes) -> Iterator[tuple[int, bytes]]:
-    """Type and body of each. Any bytes will do: what is cut off is left out."""
+    """Type and body of each message. Accepts any bytes; truncated messages are skipped."""
     at = 0
     while at + _HEADER <= len(data):
         length, kind = _MESSAGE.unpack_from(data, at)
@@ -28,7 +28,7 @@ def messages(data: bytes) -> Iterator[tuple[int, bytes]]:
 
 
 def attributes(data: bytes) -> Iterator[tuple[int, bytes]]:
-    """Kind, without the flags of its highest bits, and value of each. Any bytes will do."""
+    """Type, without the flag bits, and value of each attribute. Accepts any bytes."""
     at = 0
     while at + 4 <= len(data):
         length, kind = _ATTRIBUTE.unpack_from(data, at)

@@ -1,7 +1,7 @@
-"""Longest prefix match as data: nested prefixes become disjoint ranges, which is what interval sets want.
+"""Converts nested prefixes into disjoint ranges, as interval sets need them for longest prefix match.
 
-Pure arithmetic on addresses. Host addresses (/32, /128) and defaults (/0) are kept apart: the first are looked up in a
-hash, the second are constants.
+Pure address arithmetic. Host addresses (/32, /128) and defaults (/0) are separate: hosts are looked up in a hash,
+defaults are constants.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 @dataclass(frozen=True, slots=True)
 class Range:
-    """Addresses `first` to `last`, inclusive, all of one identity."""
+    """Addresses `first` to `last`, inclusive, with one identity."""
 
     first: Address
     last: Address
@@ -26,7 +26,7 @@ class Range:
 
 @dataclass(frozen=True, slots=True)
 class Identities:
-    """One family's addresses, split by how they are looked up."""
+    """Addresses of one IP family, by kind of lookup."""
 
     default: int
     ranges: tuple[Range, ...]
@@ -34,18 +34,18 @@ class Identities:
 
 
 def family(address: str) -> int:
-    """4 or 6, of canonical text."""
+    """IP version, 4 or 6, of an address in canonical text."""
     return 6 if ":" in address else 4
 
 
 def split(identities: Iterable[tuple[str, int]]) -> dict[int, Identities]:
-    """The identities of both IP versions, by version."""
+    """The identities of each IP version, by version."""
     defaults = {4: 0, 6: 0}
     hosts: dict[int, dict[str, int]] = {4: {}, 6: {}}
     prefixes: dict[int, list[tuple[str, int]]] = {4: [], 6: []}
     hosts4, hosts6 = hosts[4], hosts[6]
     for text, identity in identities:
-        if text.endswith("/32") and ":" not in text:  # what nearly all are
+        if text.endswith("/32") and ":" not in text:  # nearly all are host addresses
             hosts4[text[:-3]] = identity
         elif text.endswith("/128"):
             hosts6[text[:-4]] = identity
@@ -60,12 +60,12 @@ def split(identities: Iterable[tuple[str, int]]) -> dict[int, Identities]:
 
 @lru_cache(maxsize=4)
 def _ranges(prefixes: tuple[tuple[str, int], ...]) -> tuple[Range, ...]:
-    """Prefixes change seldom: hosts come and go."""
+    """Cached: prefixes change seldom, hosts often."""
     return tuple(_flatten((ipaddress.ip_network(text), identity) for text, identity in prefixes))
 
 
 def _flatten(prefixes: Iterable[tuple[Network, int]]) -> Iterator[Range]:
-    """One sweep over the address space with the stack of prefixes that are open at each point."""
+    """One sweep over the address space, with a stack of the prefixes open at each point."""
     open_: list[tuple[int, int]] = []  # (last address, identity), outermost first
     make: type[Address] = ipaddress.IPv4Address
     at = 0
@@ -95,7 +95,7 @@ def _flatten(prefixes: Iterable[tuple[Network, int]]) -> Iterator[Range]:
 
 
 def merge(ranges: Iterable[tuple[int, int]]) -> tuple[tuple[int, int], ...]:
-    """The same integers as disjoint, ascending, non-adjacent inclusive ranges."""
+    """The same integers as disjoint, ascending, non-adjacent ranges, inclusive."""
     merged: list[tuple[int, int]] = []
     for first, last in sorted(ranges):
         if merged and first <= merged[-1][1] + 1:

@@ -1,8 +1,8 @@
-"""Verdict events from the kernel, over raw netlink (NFLOG).
+"""Reads verdict events from the kernel over raw netlink (NFLOG).
 
-`NflogReader` is a descriptor to watch and a `read` that never blocks. Events are what rules told (see marks) and the
-first bytes of the packet; what cannot be parsed keeps its prefix and leaves the rest empty. The kernel drops events
-rather than wait for us: gaps in the sequence are counted.
+`NflogReader` has a file descriptor to poll and a non-blocking `read`. An event is the prefix of the rule (see marks)
+and the first bytes of the packet; if these cannot be parsed, the other fields stay empty. When the reader is slow, the
+kernel drops events; they are counted by gaps in the sequence numbers.
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ _ETH_IPV4, _ETH_IPV6 = 0x0800, 0x86DD
 _RECEIVE_BUFFER: Final = 8 << 20
 _DATAGRAM: Final = 1 << 17
 _FLUSH: Final = 5
-"""Hundredths of a second after which the kernel hands over what it gathered: 50 ms."""
+"""Hundredths of a second after which the kernel sends collected events: 50 ms."""
 _MAX_READS: Final = 64
-"""Datagrams per `read`, so that a flood cannot keep the caller from its other work."""
+"""Maximum datagrams per `read`, so that a flood does not starve the caller's other work."""
 
-# RFC 8200, section 4: hop-by-hop, routing and destination options; each tells its length in units of eight bytes.
+# RFC 8200, section 4: hop-by-hop, routing and destination options; their length field counts units of eight bytes.
 _EXTENSIONS: Final = frozenset({0, 43, 60})
 _FRAGMENT, _AUTHENTICATION = 44, 51
 _MAX_EXTENSIONS: Final = 8
@@ -50,12 +50,12 @@ TCP, UDP, SCTP, ICMP, ICMPV6 = 6, 17, 132, 1, 58
 
 @dataclass(slots=True)
 class NflogEvent:
-    """One packet a rule told of. Addresses are canonical text, "" where the packet is no IP packet or too short."""
+    """One logged packet. Addresses are canonical text, "" if the packet is not IP or too short."""
 
     told: LogEvent
     way: LogDirection
     endpoint: int
-    """Endpoint number, 0 when the rule speaks of no particular one."""
+    """Endpoint number; 0 if the rule is not about a particular endpoint."""
     source: str = ""
     destination: str = ""
     protocol: int = -1
@@ -65,21 +65,21 @@ class NflogEvent:
     icmp_type: int = -1
     icmp_code: int = -1
     length: int = 0
-    """Bytes of the IP packet."""
+    """Length of the IP packet in bytes."""
     interface: int = 0
-    """Index of the interface it came in by, 0 for one made here."""
+    """Index of the input interface, 0 for a packet made on this node."""
     mark: int = 0
 
 
 class NflogReader:
-    """The events of one group in the network namespace of the calling thread. One reader per group: the kernel has a
-    group belong to the socket that bound it."""
+    """The events of one NFLOG group in the network namespace of the calling thread. One reader per group: the kernel
+    assigns a group to the socket that bound it."""
 
     def __init__(self, group: int) -> None:
         self.lost = 0
-        """Events the kernel dropped because we were slow, as far as the sequence shows."""
+        """Events that the kernel dropped because the reader was slow, counted by sequence gaps."""
         self.foreign = 0
-        """Packets logged to our group by rules that are not ours."""
+        """Packets that other programs' rules logged to our group."""
         self._group = group
         self._next: int | None = None
         self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, NETLINK_NETFILTER)
@@ -102,7 +102,7 @@ class NflogReader:
         self.close()
 
     def read(self) -> list[NflogEvent]:
-        """All that is there now; empty when nothing is. Call it when the descriptor is readable."""
+        """All pending events; empty if there are none. Call it when the descriptor is readable."""
         events: list[NflogEvent] = []
         for _ in range(_MAX_READS):
             try:
@@ -111,7 +111,7 @@ class NflogReader:
                 break
             except OSError as error:
                 if error.errno == errno.ENOBUFS:
-                    continue  # the gap in the sequence says how many
+                    continue  # the sequence gap gives the number
                 raise
             events.extend(self._events(data))
         return events
@@ -119,7 +119,7 @@ class NflogReader:
     def _open(self) -> None:
         with contextlib.suppress(OSError):
             self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _RECEIVE_BUFFER)
-        with contextlib.suppress(OSError):  # needs CAP_NET_ADMIN, which only buys a larger buffer
+        with contextlib.suppress(OSError):  # optional: without CAP_NET_ADMIN the buffer is smaller
             self._socket.setsockopt(socket.SOL_SOCKET, 33, _RECEIVE_BUFFER)  # SO_RCVBUFFORCE
         self._socket.setsockopt(_SOL_NETLINK, _NETLINK_NO_ENOBUFS, 1)
         self._socket.bind((0, 0))
@@ -146,7 +146,7 @@ class NflogReader:
             raise KernelError(f"NFLOG group {self._group}: {_WHY.get(code, os.strerror(code))}")
 
     def _acknowledged(self) -> int:
-        """errno of the answer, 0 for done. Events may already arrive between the two requests; they are let go."""
+        """errno of the acknowledgement, 0 for success. Events that arrive before the second request are discarded."""
         while True:
             for kind, body in messages(self._socket.recv(_DATAGRAM)):
                 if kind == ERROR and len(body) >= 4:
@@ -181,7 +181,7 @@ class NflogReader:
 
 
 def parse_packet(data: bytes, event: NflogEvent) -> None:
-    """Fill in what the first bytes of an IP packet tell. Any bytes will do; what is missing stays empty."""
+    """Fill in the fields from the first bytes of an IP packet. Accepts any bytes; missing fields stay empty."""
     version = data[0] >> 4 if data else 0
     if version == 4 and len(data) >= 20:
         _ipv4(data, event)
@@ -233,7 +233,7 @@ def _number(raw: bytes) -> int:
 
 
 _WHY: Final = {
-    # The kernel says the same for both, and does not let us look which it is.
+    # EPERM has either cause; the kernel does not let us see which.
     errno.EPERM: "permission denied: run as root, or with CAP_NET_ADMIN in this network namespace; "
     "if another process reads this group, set another nflog_group",
     errno.EBUSY: "another process reads this group: set another nflog_group",

@@ -1,8 +1,8 @@
-"""What a new picture takes away from connections that are tracked already.
+"""Deletes conntrack entries of connections that a new desired state does not allow.
 
-Replies pass by conntrack's direction, and an entry lives on as long as anybody sends. So entries go when their original
-direction is refused, and when an address passes to somebody else: the peers of its last owner may not go on speaking to
-the next. The rules of the new picture must be in force before: else what is deleted is made anew.
+Replies pass by conntrack direction, and an entry lives as long as there is traffic. So an entry is deleted when its
+original direction is refused, and when an address moves to another owner: peers of the old owner must not reach the new
+one. Apply the new state first: under the old rules a deleted entry would be created again.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ _NOBODY: Final[frozenset[str]] = frozenset()
 
 @dataclass(frozen=True, slots=True)
 class Taken:
-    """What changed between two pictures, as far as tracked connections may have to end for it. All is canonical text.
+    """The difference of two desired states that may end tracked connections. All addresses are canonical text.
 
-    `left` are addresses of pods here that went or passed to another pod: all of theirs goes. `moved` are others' host
-    addresses that are somebody else's by identity: of theirs all but TCP goes, which its own peers reset, and whose
-    translation by the node a mere change of labels must not cut. `judged` are addresses whose connections may be
-    refused now, None all. `before` is the picture from which the change began, None where nobody knows.
+    `left` are addresses of local pods that are gone or moved to another pod: all their entries go. `moved` are other
+    host addresses whose identity changed: their entries go except TCP, which its peers reset themselves, and whose NAT
+    must survive a mere change of labels. `judged` are addresses whose connections may be refused now; None means all.
+    `before` is the state before the change, None if unknown.
     """
 
     left: frozenset[str] = _NOBODY
@@ -42,12 +42,12 @@ class Taken:
         return bool(self.left or self.moved) or self.judged is None or bool(self.judged)
 
     def addresses(self, after: Desired) -> frozenset[str]:
-        """All of which entries must be looked at. What nobody governs cannot be refused."""
+        """The addresses whose entries must be checked. Without a policy nothing can be refused."""
         judged = _governed(after) if self.judged is None else self.judged
         return self.left | self.moved | judged
 
     def then(self, later: Taken) -> Taken:
-        """Both, in this order."""
+        """This change followed by `later`."""
         if not self:
             return later
         judged = None if self.judged is None or later.judged is None else self.judged | later.judged
@@ -55,19 +55,19 @@ class Taken:
 
 
 EVERYTHING: Final = Taken(judged=None)
-"""What a fresh process must take to have changed."""
+"""The change that a new process must assume."""
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """`removed` entries are gone. `spared` are refused, too, but the proxy is still about to end them."""
+    """`removed` entries are deleted. `spared` entries are refused, too, but the proxy will end their connections."""
 
     removed: int
     spared: int
 
 
 def taken(before: Desired | None, after: Desired) -> Taken:
-    """Pure. Cheap where little changed: equal parts of two pictures are mostly the same value."""
+    """The difference of two states. Pure. Fast for small changes: equal parts are mostly the same object."""
     if before is None:
         return EVERYTHING
     was, now = _owners(before), _owners(after)
@@ -85,10 +85,10 @@ def taken(before: Desired | None, after: Desired) -> Taken:
 
 
 def revoke(change: Taken, after: Desired, *, spare: bool) -> Outcome:
-    """Delete the entries that go, in the calling thread's network namespace; `after` must be in force. KernelError.
+    """Delete the affected entries in the calling thread's network namespace; `after` must be applied. KernelError.
 
-    With `spare`, TCP that the proxy served stays: it knew the picture first and ends such connections itself, and what
-    it sends for that must still count as an answer. What is left of it goes when asked once more without.
+    With `spare`, TCP connections through the proxy are kept: the proxy got the policy first and ends them itself, and
+    its last packets must still count as replies. Call again without `spare` to delete the rest.
     """
     judge = Evaluator(after, _local_addresses())
     former = Evaluator(change.before) if change.before is not None else None
@@ -107,18 +107,18 @@ def revoke(change: Taken, after: Desired, *, spare: bool) -> Outcome:
     return Outcome(removed, spared)
 
 
-# --- of an entry ------------------------------------------------------------------------------------------------------
+# --- conntrack entries ------------------------------------------------------------------------------------------------
 
 
 def _is_lost(entry: Tracked, change: Taken) -> bool:
-    """Whose address is somebody else's now."""
+    """True if an address of the entry has a new owner."""
     if entry.addresses & change.left:
         return True
     return entry.connection.protocol != TCP and not entry.addresses.isdisjoint(change.moved)
 
 
 def _is_refused(entry: Tracked, change: Taken, judge: Evaluator, upstream: int) -> bool:
-    """The proxy's own connections are for the proxy to end."""
+    """True if the entry is refused. The proxy ends its own connections itself, so they are excluded."""
     concerned = change.judged is None or not entry.addresses.isdisjoint(change.judged)
     return concerned and not entry.mark & upstream and judge.of(entry.connection) is Verdict.DENY
 
@@ -136,7 +136,7 @@ def _local_addresses() -> frozenset[str]:
     return frozenset(address for address in found if address)
 
 
-# --- of a picture -----------------------------------------------------------------------------------------------------
+# --- desired states ---------------------------------------------------------------------------------------------------
 
 _Owner = tuple[int, Port | None]
 
@@ -150,14 +150,14 @@ def _governed(desired: Desired) -> frozenset[str]:
 
 
 def _passed(old: _Owner, new: _Owner) -> bool:
-    """To another pod: by its cable where both are known, which stays as long as the pod, else by its number."""
+    """True if the address moved to another pod: by interface, which a pod keeps, or by id if one is unknown."""
     if old[1] is not None and new[1] is not None:
         return old[1] != new[1]
     return old[0] != new[0]
 
 
 def _gone(absent: Collection[str], identities: Prefixes) -> set[str]:
-    """A pod without policy whose cable nobody knows is not in the picture, but its address is still somebody's."""
+    """Those without an identity: a pod without policy and with unknown interface is no endpoint, but has one."""
     if not absent:
         return set()
     known = {prefix for prefix, _ in identities}
@@ -165,7 +165,7 @@ def _gone(absent: Collection[str], identities: Prefixes) -> set[str]:
 
 
 def _renamed(before: Prefixes, after: Prefixes) -> tuple[set[str], set[str], bool]:
-    """Host addresses of which the identity is another, those of them that had one, and whether ranges changed."""
+    """Host addresses with a changed identity; those of them that had one before; whether a range changed."""
     if before is after:
         return set(), set(), False
     old, new = set(before), set(after)
@@ -184,7 +184,7 @@ def _host(address: str) -> str:
 
 
 def _narrowed(before: Endpoint | None, after: Endpoint) -> Collection[str]:
-    """Its addresses that may be refused what they were not."""
+    """Addresses of the endpoint for which `after` may refuse what `before` accepted."""
     if after.ingress is None and after.egress is None:
         return ()
     if before is None or _is_narrower(before.ingress, after.ingress) or _is_narrower(before.egress, after.egress):

@@ -1,14 +1,14 @@
-"""The policy routing that hands marked packets to local sockets.
+"""The policy routing that delivers marked packets to local sockets.
 
-  priority P-2  fwmark BOTH/BOTH  -> table T    made here (output) and to be proxied
+  priority P-2  fwmark BOTH/BOTH  -> table T    made on this node (output), for the proxy
   priority P-1  iif lo fwmark M/M -> main       IPv4 only; with net.ipv4.conf.*.src_valid_mark=1 the reverse path of a
                                                 marked packet is looked up with its mark, found in T, and refused as
                                                 martian. Only that lookup has iif lo and the proxy's bit alone.
-  priority P    fwmark M/M        -> table T    came in and to be proxied
+  priority P    fwmark M/M        -> table T    received, for the proxy
   table T: local default dev lo
 
-Ours are the rules and routes of protocol 77, whatever their numbers: that is how those of an older configuration are
-found. They go in before the packet rules and out after them.
+Ours are the rules and routes of protocol 77, whatever their numbers, so those of an older configuration are found, too.
+They are added before the packet rules and removed after them.
 """
 
 from __future__ import annotations
@@ -36,8 +36,6 @@ _FR_ACT_TO_TBL: Final = 1
 
 @dataclass(frozen=True, slots=True, order=True)
 class Rule:
-    """An `ip rule` of ours."""
-
     priority: int
     mark: int
     table: int
@@ -45,7 +43,7 @@ class Rule:
 
 
 def wanted(settings: Settings, family: int) -> tuple[Rule, ...]:
-    """The rules of one family, in ascending priority."""
+    """The rules of one IP family, in ascending priority."""
     mark, both = settings.mark_proxy, settings.mark_proxy | settings.mark_upstream
     last = settings.rule_priority
     made_here = Rule(last - 2, both, settings.route_table)
@@ -54,12 +52,12 @@ def wanted(settings: Settings, family: int) -> tuple[Rule, ...]:
 
 
 def ensure(settings: Settings) -> None:
-    """Exactly the wanted rules and routes, whatever ours was there before."""
+    """Make our rules and routes exactly those of `settings`."""
     with _netlink() as netlink:
         for family in (4, 6):
             rules = wanted(settings, family) if family in families(settings) else ()
             found = _rules(netlink, family)
-            # The new ones first: between the two states a marked packet always has its way.
+            # New ones first, so that a marked packet has a route at every moment.
             if rules and settings.route_table not in _tables(netlink, family):
                 _change(netlink, "add", family, settings.route_table)
             for rule in sorted(set(rules) - set(found)):
@@ -73,7 +71,7 @@ def ensure(settings: Settings) -> None:
 
 
 def remove() -> None:
-    """No rule and no route of ours, in either family."""
+    """Delete all our rules and routes, in both IP families."""
     with _netlink() as netlink:
         for family in (4, 6):
             for rule in _rules(netlink, family):
@@ -83,9 +81,9 @@ def remove() -> None:
 
 
 def intact() -> bool:
-    """Whether ours are complete in themselves, as far as can be told without knowing the settings they were made by.
+    """True if our rules and routes are consistent, as far as this can be seen without the settings.
 
-    IPv4 is always there. Its last rule tells the mark and the table, and the others follow from those.
+    IPv4 is always present. Its last rule gives the mark and the table, from which the others follow.
     """
     with _netlink() as netlink:
         for family in (4, 6):
@@ -107,17 +105,17 @@ def _implied(rules: list[Rule], family: int) -> tuple[Rule, ...]:
 
 
 def families(settings: Settings) -> tuple[int, ...]:
-    """Those of the settings that this kernel speaks. Where IPv6 is off nothing of it can be steered, nor need it be."""
+    """The configured IP families that this kernel supports. Where IPv6 is off, nothing of it needs redirecting."""
     return tuple(family for family in settings.families if family == 4 or _has_ipv6())
 
 
 def tune(desired: Desired) -> None:
-    """The sysctls that help. They are left as they are by `remove`.
+    """Set the sysctls that the rules need. `remove` leaves them as they are.
 
-    accept_source_route: a route chosen by the sender leads around policy. It is off unless somebody asked for it, and
-    nftables refuses such packets itself, but iptables has no match for them.
-    tcp_migrate_req: when one worker of a SO_REUSEPORT group dies, those waiting in its queue go to the others.
-    send_redirects: steered frames leave by the interface they came from, which the node would complain about to pods.
+    accept_source_route: a route chosen by the sender could bypass policy. It is off by default; nftables refuses such
+    packets itself, but iptables has no match for them.
+    tcp_migrate_req: when a worker of a SO_REUSEPORT group dies, connections in its accept queue go to the others.
+    send_redirects: redirected frames leave by their input interface; the node would send ICMP redirects to pods for it.
     """
     names = ["net/ipv4/tcp_migrate_req=1", "net/ipv4/conf/all/accept_source_route=0"]
     if desired.bridges:
@@ -165,7 +163,7 @@ def _read_rules(messages: Iterator[Any]) -> Iterator[Rule]:
 
 
 def _tables(netlink: IPRoute, family: int) -> list[int]:
-    """Tables that hold a route of ours."""
+    """Routing tables with a route of ours."""
     found = netlink.get_routes(family=_af(family), proto=ROUTE_PROTOCOL)
     return sorted({dict(one["attrs"]).get("RTA_TABLE", one["table"]) for one in found})
 

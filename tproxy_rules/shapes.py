@@ -1,10 +1,10 @@
-"""A stage as sets to look into: entries sorted by verdict and by which fields they name.
+"""Converts a stage into sets: entries grouped by verdict and by the fields they name.
 
-What is one lookup for a kernel is one `Shape`. Ranges of one peer and protocol are merged, so that nothing overlaps;
-whole port ranges lose the port, single ports go to hashes and only real ranges to interval sets. Type and code of ICMP
-stand elsewhere in a packet than ports, so they have shapes of their own.
+One `Shape` is one lookup in the kernel. Ranges of one peer and protocol are merged, so that they do not overlap. A full
+port range omits the port, single ports go to hash sets, and only true ranges to interval sets. ICMP type and code are
+at another offset than ports, so they have their own shapes.
 
-Work grows with the entries, not with their peers, but for ranges of ports that overlap.
+The work grows with the number of entries, not of peers, except for overlapping port ranges.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from tproxy_rules.validate import ANY_PROTOCOL, ICMP, MAX_PORT
 BY_PRECEDENCE: Final = (Verdict.DENY, Verdict.STEER, Verdict.ALLOW, Verdict.PASS)
 
 Cell = tuple[int, int, int]
-"""Protocol, first and last port; -1 where the shape does not name them."""
+"""Protocol, first and last port; -1 for fields that the shape does not use."""
 Cells = Mapping[Cell, tuple[int, ...] | None]
-"""The peers of each cell, ascending; None is everyone. Cells of one peer and protocol are disjoint."""
+"""The peers of each cell, ascending; None means every peer. Cells of one peer and protocol are disjoint."""
 
 
 class Shape(StrEnum):
-    """The fields an element names, in the order in which they are looked up."""
+    """The fields of a set element, in lookup order."""
 
     ANY = "any"
     PEER = "peer"
@@ -49,7 +49,7 @@ class Shape(StrEnum):
 
 
 _PORTS: Final = {
-    # (anyone, several): of ports, of ICMP's types
+    # (any peer, true range): for ports, for ICMP types
     (True, False): (Shape.PORT, Shape.TYPE),
     (True, True): (Shape.RANGE, Shape.TYPES),
     (False, False): (Shape.PEER_PORT, Shape.PEER_TYPE),
@@ -58,7 +58,7 @@ _PORTS: Final = {
 
 
 def lookups(stage: Stage) -> dict[Verdict, dict[Shape, Cells]]:
-    """Per verdict that there is, by precedence, the non-empty shapes."""
+    """The non-empty shapes of each verdict in use, by precedence."""
     alike: dict[tuple[Verdict, int, bool], list[Entry]] = defaultdict(list)
     for entry in stage:
         if entry.any_peer or entry.peers:
@@ -77,7 +77,7 @@ def lookups(stage: Stage) -> dict[Verdict, dict[Shape, Cells]]:
 
 
 def _disjoint(entries: list[Entry]) -> Iterator[tuple[tuple[int, int], tuple[int, ...]]]:
-    """Ranges and the peers they are for, no two of which overlap for one peer. Everyone is the peer -1 here."""
+    """Ranges with their peers; no two overlap for one peer. Here peer -1 means every peer."""
     group: list[Entry] = []
     end = -1
     for entry in sorted(entries, key=attrgetter("first", "last")):
@@ -90,7 +90,7 @@ def _disjoint(entries: list[Entry]) -> Iterator[tuple[tuple[int, int], tuple[int
 
 
 def _united(touching: list[Entry]) -> Iterable[tuple[tuple[int, int], tuple[int, ...]]]:
-    """The same for entries whose ranges overlap or are neighbours."""
+    """The same for entries with overlapping or adjacent ranges."""
     if len(touching) == 1:
         return [((touching[0].first, touching[0].last), touching[0].peers)]
     ranges: dict[int, list[tuple[int, int]]] = defaultdict(list)

@@ -1,8 +1,8 @@
-"""The same table of the kernel's in fewer tiers and stages: what cannot be reached or decides nothing is left out.
+"""Reduces a table to fewer tiers and stages: drops what is unreachable or has no effect.
 
-The law of `tproxy_rules.desired` is not changed for any packet: the tests compare every result with the table it came
-from. A union stays one tier of one stage, and most sets of ordered rules become a few. Only where more tiers are left
-than a kernel can nest, what nobody can enforce is refused.
+The verdict does not change for any packet: tests compare each result with the original table. A union stays one tier
+with one stage, and most sets of ordered rules become a few stages. If more tiers remain than the kernel can nest, the
+table refuses everything.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 
 
 def simplified(table: Table) -> Table:
-    """Equal for equal tables; applying it twice changes nothing."""
+    """Deterministic: equal tables give equal results. Idempotent."""
     tiers = _reached(_compact(_shortened(tier)) for tier in table.tiers)
     while tiers and not tiers[-1].closed and not tiers[-1].stages:
         tiers.pop()
@@ -28,7 +28,7 @@ def simplified(table: Table) -> Table:
     joined: list[Tier] = []
     for tier in tiers:
         if joined and not joined[-1].closed and not _passes(joined[-1]):
-            joined[-1] = Tier(joined[-1].stages + tier.stages, tier.closed)  # the one always leads to the other
+            joined[-1] = Tier(joined[-1].stages + tier.stages, tier.closed)  # always continues with the next tier
         else:
             joined.append(tier)
     found = tuple(tier for tier in map(_compact, joined) if tier.closed or tier.stages)
@@ -47,7 +47,7 @@ def _compact(tier: Tier) -> Tier:
 
 
 def _shortened(tier: Tier) -> Tier:
-    """Nothing gets beyond a stage that covers everything, so such a tier is never left at its end."""
+    """Cut the tier after a stage that covers everything, because later stages are unreachable."""
     for index, stage in enumerate(tier.stages):
         everything = [entry.verdict for entry in stage if entry.any_peer and entry.protocol == ANY_PROTOCOL]
         if everything:
@@ -59,7 +59,7 @@ def _shortened(tier: Tier) -> Tier:
 
 
 def _reached(tiers: Iterable[Tier]) -> list[Tier]:
-    """Nothing gets beyond a closed tier but by PASS."""
+    """Drop tiers after a closed tier without PASS, because they are unreachable."""
     reached: list[Tier] = []
     for tier in tiers:
         reached.append(tier)
@@ -69,7 +69,7 @@ def _reached(tiers: Iterable[Tier]) -> list[Tier]:
 
 
 def _last(tier: Tier) -> Tier:
-    """Behind the last tier everything passes."""
+    """PASS becomes ALLOW: after the last tier everything passes."""
     return replace(tier, stages=tuple(_allowing(stage) for stage in tier.stages))
 
 
@@ -79,7 +79,7 @@ def _allowing(stage: Stage) -> Stage:
 
 
 def _trimmed(tier: Tier) -> Tier:
-    """What the end of the tier says anyway need not be said before it."""
+    """Drop trailing entries that say the same as the end of the tier."""
     needless = Verdict.DENY if tier.closed else Verdict.PASS
     stages = [stage for stage in tier.stages if stage]
     while stages and {entry.verdict for entry in stages[-1]} == {needless}:
@@ -90,7 +90,7 @@ def _trimmed(tier: Tier) -> Tier:
 
 
 def _merged(stages: Iterable[Stage]) -> tuple[Stage, ...]:
-    """Where nothing in a stage is weaker than anything in the next, the highest of both is what the first would say."""
+    """Join neighbouring stages if no entry of the first is weaker than any of the second: the result is the same."""
     merged: list[set[Entry]] = []
     for stage in stages:
         if merged and min(one.verdict for one in merged[-1]) >= max(one.verdict for one in stage):

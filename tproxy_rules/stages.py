@@ -1,8 +1,7 @@
-"""Stages in as few as their entries' conflicts need: what two stages say of different packets may stand in one.
+"""Packs stages into as few as their conflicts allow: stages that cover different packets can be joined.
 
-Rules of first-match languages make a stage for each run of one action, and the kernel asks stage by stage: a hundred
-exceptions between a hundred allowances would be as many lookups. But the order of two entries only matters where a
-packet is covered by both.
+First-match languages give one stage for each run of equal actions, and each stage costs lookups: a hundred exceptions
+among a hundred allow rules would cost a hundred. But the order of two entries matters only for packets that both cover.
 """
 
 from __future__ import annotations
@@ -17,18 +16,18 @@ from tproxy_rules.validate import ANY_PROTOCOL
 Cell = tuple[int, int, int]
 """Protocol, first and last port."""
 EVERYONE: Final = -1
-"""The peer of entries for everyone."""
+"""Pseudo-peer of entries with `any_peer`."""
 SOMEONE: Final = -2
-"""A peer of every entry."""
+"""Pseudo-peer recorded for every entry."""
 MAX_WORK: Final = 1_000_000
-"""Comparisons: more would hold up what else is to be enforced."""
+"""Maximum comparisons; more would delay other updates."""
 
 
 def pack_stages(stages: Sequence[Stage]) -> tuple[Stage, ...]:
-    """The fewest stages that say the same of every packet; equal for equal stages.
+    """The fewest equivalent stages; equal inputs give equal results.
 
-    In the order in which entries win, each goes as far forward as those before it which it overlaps let it: beside
-    them if it is no stronger, else behind them.
+    Entries are placed in order of precedence, each in the earliest possible stage. An overlapping entry placed before
+    limits this: the new one shares its stage if it is no stronger, else it comes later.
     """
     if len(stages) < 2:
         return tuple(stages)
@@ -58,12 +57,12 @@ def _as_they_win(stages: Iterable[Stage]) -> Iterator[Entry]:
 
 
 def _asked(entry: Entry) -> tuple[int, ...]:
-    """Under which peers there may be something that it overlaps."""
+    """The peers under which an overlapping entry may be recorded."""
     return (SOMEONE,) if entry.any_peer else (EVERYONE, *entry.peers)
 
 
 def _told(entry: Entry) -> tuple[int, ...]:
-    """Under which peers it is found."""
+    """The peers under which this entry is recorded."""
     return (SOMEONE, EVERYONE) if entry.any_peer else (SOMEONE, *entry.peers)
 
 

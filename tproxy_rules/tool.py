@@ -1,4 +1,4 @@
-"""The one place that starts the distribution's tools and turns their failures into KernelError."""
+"""Runs the distribution's tools and converts their failures into KernelError. The only place that does so."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ PACKAGES: Final = {
     "ebtables": "iptables (Debian: ebtables)",
 }
 _TIMEOUT: Final = 120.0
-"""Seconds. A picture of 100 000 entries takes two."""
+"""Seconds. Applying 100 000 entries takes two."""
 _TOLD: Final = 4
-"""Lines of a tool's complaint that are passed on."""
+"""Maximum number of error lines of a tool that are passed on."""
 
 
 def run(command: Sequence[str], text: str = "") -> str:
-    """What the tool printed, or KernelError with the first lines of its complaint."""
+    """The tool's output, or KernelError with the first lines of its error message."""
     tool = command[0]
     try:
         done = subprocess.run(

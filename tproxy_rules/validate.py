@@ -1,6 +1,6 @@
-"""What no kernel could be asked to enforce is refused here, by name, before any tool is started.
+"""Refuses an invalid desired state, with the name of the field, before any tool is started.
 
-Every backend calls `checked` first, so that a bad picture fails alike everywhere and leaves the old one in force.
+Every backend calls `checked` first, so that an invalid state fails alike everywhere and the old state stays active.
 """
 
 from __future__ import annotations
@@ -29,23 +29,23 @@ from tproxy_rules.digest import canonical, canonical_address, canonical_entry, c
 
 TCP: Final = 6
 ICMP: Final = frozenset({1, 58})
-"""The first 16 bits, type and code, are what others call the port."""
+"""Type and code, the first 16 bits of the message, are used as the port."""
 WITH_PORTS: Final = frozenset({TCP, 17, 132}) | ICMP
 ANY_PROTOCOL: Final = -1
 MAX_PORT: Final = 65535
 MAX_NUMBER: Final = 0xFFFF_FFFF
 
-# A trailing * is a wildcard to nft and + to iptables, quotes end a string: only plain names get through.
+# A trailing * is a wildcard in nft, + in iptables, and quotes end a string: only plain names are allowed.
 _INTERFACE: Final = re.compile(r"[A-Za-z0-9_.:@=-]{1,15}")
 _MAC: Final = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}")
 
 
 Examined = tuple[str, Table]
-"""What is wrong with a table, or "", and its canonical form."""
+"""The problem of a table, or "", and its canonical form."""
 
 
 def examined(table: Table) -> Examined:
-    """Pure: a caller may keep it for as long as the table."""
+    """Validate a table. Pure: a caller may cache the result as long as the table."""
     found = canonical(table)
     if len(found.tiers) > MAX_TIERS:
         return f"tiers: {len(found.tiers)} exceeds the limit of {MAX_TIERS}", table
@@ -67,7 +67,7 @@ def _refuses_only(table: Table) -> bool:
 
 
 def examined_identities(identities: Prefixes) -> tuple[str, Prefixes]:
-    """The same of identities."""
+    """Validate identities; same result as `examined`."""
     problem = next(_identities(identities), "")
     return (problem, identities) if problem else ("", canonical_identities(identities))
 
@@ -77,9 +77,9 @@ def checked(
     examine: Callable[[Table], Examined] = examined,
     look_up: Callable[[Prefixes], tuple[str, Prefixes]] = examined_identities,
 ) -> Desired:
-    """The picture in canonical form, or KernelError naming the first thing in it that cannot be.
+    """The state in canonical form, or KernelError with the first problem.
 
-    `examine` is `examined` and `look_up` `examined_identities`, or what remembers their answers.
+    `examine` and `look_up` are `examined` and `examined_identities`, or caches of them.
     """
     for problem in _problems(desired, examine, look_up):
         raise KernelError(f"invalid desired state: {problem}")
@@ -132,7 +132,7 @@ def _settings(settings: Settings) -> Iterator[str]:
 
 
 def _identities(identities: Prefixes) -> Iterator[str]:
-    """There may be very many, and mostly nothing is wrong with any."""
+    """Optimised for many valid identities."""
     try:
         texts = [network(prefix) for prefix, _ in identities]
     except ValueError as error:
@@ -185,7 +185,7 @@ def _endpoint(endpoint: Endpoint, bridges: set[str], examine: Callable[[Table], 
 
 @lru_cache(maxsize=1 << 12)
 def _unfit(address: str) -> str:
-    """Why it cannot be a pod's, or ""."""
+    """Why the address is invalid for a pod, or ""."""
     try:
         parsed = ip_address(address)
     except ValueError as error:
@@ -212,7 +212,7 @@ def _port(port: Port, bridges: set[str]) -> Iterator[str]:
 
 
 def _entry(entry: Entry) -> Iterator[str]:
-    """Of a canonical entry: its peers ascend."""
+    """Problems of a canonical entry, whose peers ascend."""
     if not ANY_PROTOCOL <= entry.protocol <= 255:
         yield f"protocol {entry.protocol} must be between -1 and 255"
     if not 0 <= entry.first <= entry.last <= MAX_PORT:

@@ -1,9 +1,9 @@
-"""The nftables backend: a picture as tables `inet l7proxy` and `bridge l7proxy`.
+"""The nftables backend: renders a desired state as the tables `inet l7proxy` and `bridge l7proxy`.
 
-backend          apply, verify, repair; as the difference to the last picture where that is proved to be in force
-inet, bridge     the two tables; policy, limits: their parts; text, table: how rules and sets are written
-state, watch     what is in the kernel, and who changes it; probe: what this kernel can do
-identity_cache   identities by prefix, kept from picture to picture
+backend          apply, verify, repair; writes only the difference if the last state is verified to be unchanged
+inet, bridge     the two tables; policy, limits: their parts; text, table: the syntax of rules and sets
+state, watch     what is in the kernel, and which commits changed it; probe: what this kernel supports
+identity_cache   identities by prefix, cached between states
 
-Not here: what a picture means (desired, evaluate), routes.
+Not here: the meaning of a desired state (desired, evaluate), and routes.
 """

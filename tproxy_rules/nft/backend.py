@@ -1,11 +1,11 @@
-"""The nftables backend: pictures as text, one transaction to put each in force, and what is known of the last one.
+"""The nftables backend: applies each desired state in one transaction and tracks the last one.
 
-A picture that follows another of ours is written as the difference (see nft/table), as long as the watch proves that
-nobody else has touched our tables in between, or the seal that they are as they were. Else they are replaced whole,
-which is one transaction, too. Both ways lead to the same rules.
+If the last state is ours, only the difference is written (see nft/table), provided that the watch proves that no other
+program changed our tables, or the seal that they are unchanged. Else they are replaced as a whole, also in one
+transaction. Both give the same rules.
 
-A whole picture is sealed at once. After a difference the seal is gone until `read` has found things quiet for a while:
-listing everything takes longer than the difference did. A process that starts in between cannot tell, and replaces all.
+A replaced state is sealed at once. An incremental update removes the seal until `read` has seen no change for a while,
+because listing all rules takes longer than the update. A process that starts in between replaces everything.
 """
 
 from __future__ import annotations
@@ -41,11 +41,11 @@ from tproxy_rules.validate import Examined, checked, examined
 
 _LOG = logging.getLogger(__name__)
 Tables = dict[str, NftTable]
-"""By family."""
+"""Tables by nftables family."""
 
 
 def render(desired: Desired) -> str:
-    """The picture in the nft language: both tables whole, in the place of those of the same names."""
+    """The state in the nft language: both tables, replacing those of the same names."""
     picture = checked(desired)
     tables = [nft_inet.table(picture), *([nft_bridge.table(picture)] if picture.bridges else [])]
     return "".join(one.text() for one in tables)
@@ -53,7 +53,7 @@ def render(desired: Desired) -> str:
 
 @dataclass(slots=True)
 class _Known:
-    """What this process has put in force, as of a generation. `quiet` counts how often it was read since."""
+    """What this process applied last, verified at this generation. `quiet` counts the reads since then."""
 
     picture: str
     tables: Tables
@@ -63,7 +63,7 @@ class _Known:
 
 
 class NftablesBackend:
-    """`Backend` by way of the nft tool."""
+    """`Backend` through the nft tool."""
 
     name = "nftables"
     steers_before_dnat = False
@@ -81,7 +81,7 @@ class NftablesBackend:
         self._suppressed: dict[str, Tally[Suppressed]] = {}
 
     def check(self) -> None:
-        """Nothing is changed: nft has the kernel try each transaction and drop it."""
+        """Raise KernelError if nft or the kernel lacks a feature. `nft -c` only checks, nothing is changed."""
         run(("nft", "--version"))
         run(("nft", "list", "tables"))
         for needs, text in probes(render):
@@ -106,17 +106,17 @@ class NftablesBackend:
     def apply(self, desired: Desired) -> None:
         try:
             self._apply(desired)
-        finally:  # refused ones, too, may come for hours
+        finally:  # rejected states may recur for hours, so they are cached, too
             for memo in (self._examine, self._digest, self._ask, self._identities_digest):
                 memo.turn()
 
     def _apply(self, desired: Desired) -> None:
         picture = checked(desired, self._examine, self._roll.examined)
         wanted = fingerprint(picture, self._digest, self._identities_digest)
-        _ = self._watch  # before the first commit
+        _ = self._watch  # subscribe before the first commit
         known = self._verified()
         if known is None or known.picture == wanted or self._routed != picture.settings:
-            routes.ensure(picture.settings)  # else they stand since the picture before; `read` looks after them
+            routes.ensure(picture.settings)  # otherwise already set; `read` checks them
             self._routed = picture.settings
         if known is None or known.picture != wanted:
             tables = self._draw(picture)
@@ -145,7 +145,7 @@ class NftablesBackend:
 
     @property
     def _watch(self) -> Watch:
-        """Made in the network namespace of whoever first asks for something."""
+        """Created on first use, in the network namespace of the calling thread."""
         if self._watching is None:
             self._watching = Watch()
         return self._watching
@@ -155,13 +155,13 @@ class NftablesBackend:
         return {"inet": nft_inet.table(picture, self._ask, self._roll.split), **bridge}
 
     def _verified(self) -> _Known | None:
-        """What is known, if it still holds: others commit to tables of theirs. When in doubt, the seal decides."""
+        """The last state if verified: by generation, as other programs change their own tables, else by the seal."""
         known, self._known = self._known, None
         if known is None:
             return None
         now = self._watch.followed(known.generation)
         if now is None and known.sealed:
-            before = generation()  # whatever is committed while we look shows next time
+            before = generation()  # read first: a commit during the check is seen next time
             now = before if _is_there(known.picture, known.tables) else None
         if now is not None:
             known.generation = now
@@ -169,7 +169,7 @@ class NftablesBackend:
         return self._known
 
     def _adopted(self, wanted: str, tables: Tables) -> bool:
-        """A fresh process finds what it wants."""
+        """True if a new process finds the wanted state already applied."""
         now = generation()
         if not self._fresh or not _is_there(wanted, tables):
             return False
@@ -191,7 +191,7 @@ class NftablesBackend:
                     self._learn(_Known(wanted, tables, known.generation, sealed=False))
                     return
         if known is not None:
-            with suppress(KernelError):  # somebody took the table away, and its counts with it
+            with suppress(KernelError):  # the table may be gone, and its counters with it
                 self._known = known
                 self.suppressed()
             self._known = None
@@ -204,14 +204,15 @@ class NftablesBackend:
         self._seal(fresh)
 
     def _learn(self, known: _Known) -> None:
-        """After a commit of ours: unless somebody else touched our tables between its generation and now."""
+        """Keep `known` after our commit, unless another program changed our tables since its generation."""
         now = self._watch.followed(known.generation, ours=1)
         if now is not None:
             known.generation = now
             self._known = known
 
     def _seal(self, known: _Known) -> None:
-        """Not when others touched ours before all was listed. What they do later breaks the seal, as it should."""
+        """Seal, unless our tables changed before the listing was complete. A later change breaks the seal, as
+        intended."""
         text = nft_state.seal()
         if self._verified() is known:
             run(("nft", "-f", "-"), text)
@@ -220,12 +221,12 @@ class NftablesBackend:
 
 
 def _is_there(picture: str, tables: Tables) -> bool:
-    """By the seal. This lists everything."""
+    """Verify by the seal. Slow: lists all rules."""
     present = nft_state.families()
     return set(present) == set(tables) and nft_state.look(present) == Found(picture, _writing(), sealed=True)
 
 
 @cache
 def _writing() -> str:
-    """Our way of writing rules, by what it makes of a picture of everything."""
+    """A digest of how this version writes rules: of its rendering of a state with one of everything."""
     return hashlib.sha256(render(sample()).encode()).hexdigest()[:32]

@@ -1,11 +1,11 @@
-"""The bridge half of the nftables picture: who may send a frame, and sending frames up to the IP layer.
+"""Renders the table `bridge l7proxy`: anti-spoofing of frames, and handing frames to the IP layer.
 
-A Linux bridge hands pod-to-pod frames across without any IP hook (or, with bridge-nf-call-iptables=1, through hooks
-where TPROXY cannot deliver). So every unicast IP frame from a pod or to one gets the bridge's own MAC as destination
-and is judged where routed packets are. What stays on the bridge is ARP, neighbour discovery and group traffic.
+A Linux bridge forwards frames between pods without any IP hook (or, with bridge-nf-call-iptables=1, through hooks where
+TPROXY cannot deliver). So every unicast IP frame from or to a pod gets the bridge's own MAC as destination and is
+evaluated like routed packets. Only ARP, neighbour discovery and group traffic stay on the bridge.
 
-Told by port and by MAC, never by bridge: `meta ibrname` is a kernel option that many kernels lack, and without it a
-rule for "frames of this bridge" would also bend those of docker0.
+Rules match ports and MACs, never bridges: many kernels lack `meta ibrname`, and without it a rule for one bridge would
+also affect others such as docker0.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from tproxy_rules.nft import limits as nft_limits
 from tproxy_rules.nft.table import Chain, Listed, NftTable, Set, chain, made, named_set
 from tproxy_rules.nft.text import as_bits, log
 
-# RFC 4861: neighbour discovery is only valid with hop limit 255. RFC 3810 and RFC 2710 for the listener reports.
+# RFC 4861: neighbour discovery requires hop limit 255. RFC 3810 and RFC 2710: listener reports.
 NEIGHBOUR = "ip6 hoplimit 255 icmpv6 type { nd-router-solicit, nd-neighbor-solicit, nd-neighbor-advert }"
 ROUTER = "icmpv6 type { nd-router-advert, nd-redirect }"
 LISTENER = "icmpv6 type { mld-listener-query, mld-listener-report, mld-listener-done, mld2-listener-report }"
@@ -30,23 +30,23 @@ GROUP4 = "ether type ip ip daddr { 224.0.0.0/4, 255.255.255.255 }"
 GROUP6 = "ether type ip6 ip6 daddr ff00::/8"
 TO_LINK_LOCAL: Final = "ip6 daddr fe80::/10"
 FROM_LINK_LOCAL: Final = "ip6 saddr fe80::/10 ip6 daddr != ff00::/8"
-"""Of unicast: a group's packets are judged as such whoever sends them."""
+"""Unicast only: packets to groups are handled as group traffic, whatever their source."""
 RESERVED: Final = "ether daddr & ff:ff:ff:ff:ff:f0 == 01:80:c2:00:00:00"
-"""IEEE 802.1Q, table 8-1: addresses that no bridge forwards."""
+"""IEEE 802.1Q, table 8-1: addresses that bridges do not forward."""
 UNICAST: Final = "ether daddr & 01:00:00:00:00:00 == 00:00:00:00:00:00"
 TARGET = "@th,64,128"
-"""Target address of a neighbour solicitation or advertisement: `icmpv6 taddr` is not in nft before 1.0.8."""
+"""Target address of a neighbour solicitation or advertisement: nft before 1.0.8 has no `icmpv6 taddr`."""
 
 
 def table(desired: Desired, split_up: Callable[[Prefixes], Mapping[int, Identities]] = split) -> NftTable:
-    """For a picture that has bridges. `split_up` is `split`, or what remembers its answers."""
+    """For a state with bridges. `split_up` is `split` or a cache of it."""
     settings = desired.settings
     sets = (*_sets(desired), *_listed(split_up(desired.identities)), *nft_limits.by_port(settings))
     return made("bridge", TABLE, "", (*sets, *_chains(settings)))
 
 
 def link_local(mac: str) -> str:
-    """The address an interface gives itself (RFC 4291, appendix A), which is Linux's default."""
+    """The link-local address that Linux derives from a MAC by default (RFC 4291, appendix A)."""
     octets = bytes.fromhex(mac.replace(":", ""))
     eui64 = bytes((octets[0] ^ 2,)) + octets[1:3] + b"\xff\xfe" + octets[3:]
     return str(IPv6Address(b"\xfe\x80" + bytes(6) + eui64))
@@ -67,7 +67,7 @@ def _sets(desired: Desired) -> Iterator[Set]:
     yield named_set(
         "own6", "ifname . ether_addr . ipv6_addr", [f"{_name(one)} . {_mac(one)} . {address}" for one, address in own6]
     )
-    # The same without the port: what no other port may claim.
+    # Without the port: what other ports may not claim.
     yield named_set("macs", "ether_addr", [_mac(one) for one in pods])
     yield named_set("nodes", "ether_addr", [bridge.mac for bridge in desired.bridges])
     outward = (*desired.other_ports, *(name for bridge in desired.bridges for name in bridge.uplinks))
@@ -89,7 +89,7 @@ def _sets(desired: Desired) -> Iterator[Set]:
 
 
 def _listed(nets: Mapping[int, Identities]) -> Iterator[Set]:
-    """Who is known anywhere: pods, nodes."""
+    """All known addresses, of pods and nodes."""
     yield Set("hosts4", "ipv4_addr", Listed(nets[4].hosts))
     yield Set("hosts6", "ipv6_addr", Listed(nets[6].hosts))
     yield Set("taken", TARGET, Listed(nets[6].hosts, as_bits=True), of="typeof")
@@ -112,30 +112,30 @@ def _chains(settings: Settings) -> Iterator[Chain]:
 
 
 def _own() -> Iterator[str]:
-    """Anti-spoofing of known ports: the MAC first, so that a forged one never enters the forwarding table."""
+    """Anti-spoofing of known ports. The MAC comes first, so that a false one never enters the forwarding table."""
     yield "iifname . ether saddr != @cables goto spoofed"
     yield "ether type arp iifname . arp saddr ether . arp saddr ip @own4 return"
-    # RFC 5227: a probe has no sender address. One for another's address has its holder give it up.
+    # RFC 5227: a probe has no sender address. A probe for another's address would make its owner give it up.
     probe = "ether type arp arp operation request arp saddr ip 0.0.0.0"
     yield f"{probe} iifname . arp saddr ether . arp daddr ip @own4 return"
     yield "ether type ip iifname . ether saddr . ip saddr @own4 return"
-    # RFC 6105: hosts are no routers.
+    # RFC 6105: hosts are not routers.
     yield f"{ROUTER} goto spoofed"
     yield f"icmpv6 type nd-neighbor-advert iifname . {TARGET} != @targets goto spoofed"
     yield f"{TO_LINK_LOCAL} jump link_egress"
     yield f"{FROM_LINK_LOCAL} jump link_egress"
     yield "ether type ip6 iifname . ether saddr . ip6 saddr @own6 return"
-    # RFC 4862, 5.4: duplicate address detection and the joining before it come from the unspecified address. Who
-    # detects another's address denies it to the other.
+    # RFC 4862, 5.4: duplicate address detection, and the group join before it, have the unspecified source address. A
+    # probe for another's address would deny it to its owner.
     yield f"ip6 saddr :: icmpv6 type nd-neighbor-solicit iifname . {TARGET} @targets return"
     yield "ip6 saddr :: icmpv6 type mld2-listener-report return"
-    # All that is left lies or is neither ARP nor IP. A priority-tagged frame (VLAN 0) ends here too: the receiver
-    # would take it as plain IP although no rule of the bridge had seen it as such.
+    # Everything else is spoofed, or neither ARP nor IP. This includes priority-tagged frames (VLAN 0): the receiver
+    # would accept them as plain IP, but the rules of the bridge do not see them as IP.
     yield "goto spoofed"
 
 
 def _foreign() -> Iterator[str]:
-    """From other ports: nothing that is known to be of a pod of this node."""
+    """Frames from other ports must not use MACs or addresses of this node's pods."""
     yield "ether saddr @macs goto spoofed"
     yield "ether type arp arp saddr ip @homes4 goto spoofed"
     yield "ether type ip ip saddr @homes4 goto spoofed"
@@ -149,8 +149,8 @@ def _foreign() -> Iterator[str]:
 
 
 def _unknown() -> Iterator[str]:
-    """As a pod's that is not known yet: nobody that is known anywhere, and no router."""
-    yield "ether type != { arp, ip, ip6 } goto spoofed"  # of a tagged frame no other rule sees what it carries
+    """Ports of unknown pods must not use any known address and must not act as routers."""
+    yield "ether type != { arp, ip, ip6 } goto spoofed"  # other rules cannot see the payload of a tagged frame
     yield "ether saddr @nodes goto spoofed"
     yield "ether type arp arp saddr ip @hosts4 goto spoofed"
     yield "ether type arp arp saddr ether @macs goto spoofed"
@@ -158,19 +158,19 @@ def _unknown() -> Iterator[str]:
     yield "ether type ip ip saddr @hosts4 goto spoofed"
     yield "ether type ip6 ip6 saddr @hosts6 goto spoofed"
     yield f"{ROUTER} goto spoofed"
-    # It may have an address that nobody knows, as routers do: it could tell of the connections of others.
+    # Like a router, it may have an unknown address, and could send errors about other pods' connections.
     yield f"icmp type {ICMP_ERRORS} goto spoofed"
     yield "icmpv6 type < 128 goto spoofed"
     yield f"icmpv6 type nd-neighbor-advert {TARGET} @taken goto spoofed"
     yield f"ip6 saddr :: icmpv6 type nd-neighbor-solicit {TARGET} @taken goto spoofed"
-    # A unicast packet in a frame to a group: receivers do take it, and no rule would raise it.
+    # A unicast packet in a group frame: receivers accept it, but no rule would hand it to the IP layer.
     yield f"{UNICAST} return"
     yield "ether type ip ip daddr != { 224.0.0.0/4, 255.255.255.255 } goto spoofed"
     yield "ether type ip6 ip6 daddr != ff00::/8 goto spoofed"
 
 
 def link_local_unicast(settings: Settings, way: LogDirection) -> Iterator[str]:
-    """Only what runs the link returns: RFC 4861 (hop limit 255), RFC 3810, section 5 (hop limit 1)."""
+    """Returns for link protocols only: RFC 4861 (hop limit 255), RFC 3810, section 5 (hop limit 1)."""
     yield "ip6 hoplimit 255 icmpv6 type 133-137 return"
     yield "ip6 hoplimit 1 icmpv6 type { 130, 131, 132, 143 } return"
     yield log(settings, LogEvent.LINK_LOCAL, way, 0)
@@ -186,19 +186,19 @@ def _prerouting() -> Iterator[str]:
     for group in (GROUP4, GROUP6):
         yield f"{group} iifname @closed_out goto group_out"
         yield f"{group} accept"
-    # A unicast packet in a frame to everybody is judged like any other: receivers do take it.
+    # Unicast packets in broadcast frames are evaluated like any other, because receivers accept them.
     yield "ether type { ip, ip6 } ether daddr set iifname map @up_from meta pkttype set host accept"
     yield "ether type { ip, ip6 } ether daddr set ether daddr map @up_to meta pkttype set host accept"
 
 
 def _forward() -> Iterator[str]:
-    """What is still on the bridge here was not judged; into a pod with an ingress policy only this much may go."""
+    """Frames still on the bridge were not evaluated: a port with an ingress policy gets only those listed here."""
     yield f"oifname @ports {TO_LINK_LOCAL} jump link_ingress"
     yield f"oifname @ports {FROM_LINK_LOCAL} jump link_ingress"
     yield "oifname != @closed_in accept"
-    # With bridge-nf-call a raised frame is judged on the bridge, and one whose destination a Service's DNAT then moved
-    # to a pod of the same bridge comes this way. Only what we raised is "host" here: a frame to the bridge or to the
-    # node's end of a cable is not forwarded, and all others are "other", "broadcast" or "multicast".
+    # With bridge-nf-call a frame handed up is evaluated on the bridge, and passes here if a Service's DNAT then changes
+    # its destination to a pod of the same bridge. Only frames that we handed up have type "host" here: frames to the
+    # bridge or to the node's end of a veth are not forwarded; all others are "other", "broadcast" or "multicast".
     yield "meta pkttype host accept"
     yield "ether type arp accept"
     yield f"{NEIGHBOUR} accept"
@@ -208,12 +208,12 @@ def _forward() -> Iterator[str]:
 
 
 def _input() -> Iterator[str]:
-    """A second wall to the guard of the inet table, see there: most of these frames come this way."""
+    """Repeats a check of `guard` in the inet table (see there): most such frames pass here."""
     yield f"{RESERVED} ether type {{ ip, ip6 }} goto spoofed"
 
 
 def _output() -> Iterator[str]:
-    """From the node, or routed by it: to a pod's own addresses and to groups, whatever address a pod gave itself."""
+    """From the node or routed by it: only to the pod's own addresses, not others it configured, and to groups."""
     yield "oifname != @ports accept"
     yield f"{TO_LINK_LOCAL} goto link_ingress"
     yield f"ether type ip {UNICAST} oifname . ether daddr . ip daddr != @own4 goto stray"

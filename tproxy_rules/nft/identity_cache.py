@@ -1,4 +1,4 @@
-"""Who has which address, from picture to picture: there may be very many prefixes, and few of them change at a time."""
+"""Caches identities by prefix between desired states: there may be many prefixes, of which few change at a time."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from tproxy_rules.networks import Identities, split
 from tproxy_rules.validate import examined_identities
 
 FEW: Final = 256
-"""Prefixes between the first and the last that changed, up to which only these are looked at."""
+"""If the range of changed prefixes is at most this long, only these are parsed."""
 Nets = Mapping[int, Identities]
 
 
 @dataclass(frozen=True, slots=True)
 class IdentityPage:
-    """What prefixes come to: what is wrong with them, or "", and their canonical form, split where nothing is."""
+    """Parsed prefixes: their problem or "", their canonical form, and the split form if there is no problem."""
 
     given: Prefixes
     problem: str
@@ -33,7 +33,7 @@ def page(given: Prefixes) -> IdentityPage:
 
 
 class IdentityCache:
-    """`page` with a memory of the last one. It never changes an answer (a property test compares them)."""
+    """Caches the last result of `page`. Results are always equal to those of `page` (tested as a property)."""
 
     def __init__(self) -> None:
         self._last = page(())
@@ -53,11 +53,11 @@ class IdentityCache:
 
 
 def _following(last: IdentityPage, given: Prefixes) -> IdentityPage | None:
-    """The page of prefixes between which and the last ones some hosts came and went, and nothing else; else None."""
+    """The page derived from the last one if only some host prefixes were added or removed; else None."""
     before, most = last.canonical, min(len(last.canonical), len(given))
     start = next(compress(count(), map(is_not, before, given)), most)
     alike = next(compress(count(), map(is_not, reversed(before), reversed(given))), most)
-    end = min(alike, most - start)  # of a value that is there twice over, both ends tell
+    end = min(alike, most - start)  # a repeated value may match from both ends
     gone, come = before[start : len(before) - end], given[start : len(given) - end]
     around = given[max(start - 1, 0) : len(given) - max(end - 1, 0)]
     if last.problem or len(gone) + len(come) > FEW or examined_identities(around) != ("", around):

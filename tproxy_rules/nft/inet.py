@@ -1,19 +1,19 @@
-"""The IP half of the nftables picture: who may send, who may talk to whom, and what goes to the proxy.
+"""Renders the table `inet l7proxy`: anti-spoofing, policy, and redirection to the proxy.
 
   prerouting -300  guard     anti-spoofing, before conntrack
-  prerouting  -90  judge     after Service DNAT (-100): policy sees the pod behind a Service; then TPROXY
-  output     -300  apart     the proxy's own connections are tracked apart from those it serves
-  output      -90  output    the same ingress policy for what the node itself sends; a route chain, so that a packet
-                             marked there is routed anew, over lo, into the proxy
-  input       -90  input     the resets that could not be sent earlier; nobody else reaches the proxy's port
-  postrouting -300 leak      what is marked for the proxy never leaves the node
-  postrouting 100  nat       empty: with it the kernel gives a connection another port where two would have one answer
+  prerouting  -90  judge     policy, after Service DNAT (-100), so on the backend pod's address; then TPROXY
+  output     -300  apart     puts the proxy's own connections into their own conntrack zone
+  output      -90  output    ingress policy for packets of the node itself; a route chain, so that a packet marked
+                             here is routed again, over lo, into the proxy
+  input       -90  input     resets that could not be sent earlier; only redirected packets reach the proxy's port
+  postrouting -300 leak      packets marked for the proxy never leave the node
+  postrouting 100  nat       empty: makes the kernel change a port if two connections would have equal reply tuples
   prerouting  min  second    with bridges only: br_netfilter receives a frame twice and loses the socket in between
 
-While a packet is judged its peer's identity is in `meta priority`, which veth zeroes on the way in and the IP layer
-overwrites when forwarding. "To be steered" is the proxy's mark bit. Fragments are whole by then: conntrack and the
-socket match reassemble at -400. Verdicts of both directions are gathered before anything is handed to the proxy, so
-that a refusal in either beats a steering in the other.
+During evaluation the peer's identity is in `meta priority`, which veth zeroes on input and the IP layer overwrites when
+forwarding. The proxy's mark bit means "redirect". Fragments are reassembled before: conntrack and the socket match do
+so at -400. Both directions are evaluated before the redirection, so that a refusal by either beats a redirect by the
+other.
 """
 
 from __future__ import annotations
@@ -31,22 +31,22 @@ from tproxy_rules.nft.policy import Asked, asked
 from tproxy_rules.nft.table import Chain, Hosts, NftTable, Set, chain, made, named_set
 from tproxy_rules.nft.text import as_bits, identity, log, mark
 
-# Neighbour discovery and group membership run the link, not the pods' business: they pass whatever the policy, as far
-# as the link or the node goes. To a remote address they would be a way around egress policy. RFC 4861: hop limit 255.
+# Neighbour discovery and group membership serve the link, not pods: they pass under any policy, but only on the link
+# and to the node. To remote addresses they would bypass egress policy. RFC 4861: hop limit 255.
 LINK: Final = (
     "ip6 hoplimit 255 icmpv6 type 133-137 ip6 daddr { fe80::/10, ff02::/16 } accept",
     "ip6 hoplimit 255 icmpv6 type 133-137 ip6 daddr @homes6 accept",
     "ip6 daddr ff02::/16 icmpv6 type { 130, 131, 132, 143 } accept",
     "ip daddr 224.0.0.0/24 ip protocol igmp accept",
 )
-# Where a connection to the proxy would have the very answers of one of the proxy's own (the same client and server, the
-# same ports), the kernel gives it another source port in its input hook. Its socket has that port, and is found by it
-# after that hook, as sockets are that nobody assigns.
+# If a connection to the proxy would have the reply tuple of one of the proxy's own (same client, server and ports), the
+# kernel changes its source port in the input hook. The socket has the new port, so only the normal socket lookup after
+# that hook finds it, without TPROXY.
 OTHER_PORT: Final = "tcp flags & (fin | syn | rst | ack) != syn ct status snat"
 NEIGHBOUR_OF_NODE: Final = "ip6 hoplimit 255 icmpv6 type 133-137 fib daddr type local accept"
 QUOTED: Final = {4: "ip saddr . @th,192,32", 6: "ip6 saddr . @th,256,128"}
-"""Who sends an ICMP error, and the destination of the packet that it quotes behind the 8 bytes of its own header."""
-# Errors about a flow that was let through: unreachable (with "too big"), time exceeded, parameter problem.
+"""Source of an ICMP error, and destination of the packet quoted after its 8-byte header."""
+# Errors about accepted flows: unreachable (with "too big"), time exceeded, parameter problem.
 ERRORS: Final = (
     "ct state related icmp type { destination-unreachable, time-exceeded, parameter-problem } accept",
     "ct state related icmpv6 type { destination-unreachable, packet-too-big, time-exceeded, parameter-problem } accept",
@@ -58,7 +58,7 @@ def table(
     ask: Callable[[Stage], Asked] = asked,
     split_up: Callable[[Prefixes], Mapping[int, Identities]] = split,
 ) -> NftTable:
-    """For a canonical picture. `ask` is `asked` and `split_up` is `split`, or what remembers their answers."""
+    """For a canonical state. `ask` and `split_up` are `asked` and `split`, or caches of them."""
     nets = split_up(desired.identities)
     return made(
         "inet",
@@ -135,13 +135,13 @@ def _addresses(endpoint: Endpoint, version: int) -> list[str]:
     return [address for address in endpoint.addresses if family(address) == version]
 
 
-# --- chains that are jumped to ----------------------------------------------------------------------------------------
+# --- common chains ----------------------------------------------------------------------------------------------------
 
 
 def _common_chains(desired: Desired, nets: Mapping[int, Identities]) -> Iterator[Chain]:
     settings = desired.settings
     yield chain("identify_destination", _identify(nets, "daddr"))
-    # No incoming interface: the output hook, so the source is this node, whatever address it uses.
+    # No input interface means the output hook: the source is this node, whatever address it uses.
     here = f"iif 0 meta priority set {identity(desired.host_identity)} return"
     yield chain("identify_source", [here, *_identify(nets, "saddr")])
     yield chain("refuse_tcp", _refuse_tcp(desired))
@@ -158,7 +158,7 @@ def _common_chains(desired: Desired, nets: Mapping[int, Identities]) -> Iterator
 
 
 def _identify(nets: Mapping[int, Identities], field: str) -> Iterator[str]:
-    """The longest prefix wins because it is looked up last; a miss leaves what the rule before found."""
+    """The longest prefix wins because it is looked up last; a miss keeps the value of the rule before."""
     for version, name in ((4, "ip"), (6, "ip6")):
         yield f"meta nfproto ipv{version} meta priority set {identity(nets[version].default)}"
         yield f"meta priority set {name} {field} map @net{version}"
@@ -167,15 +167,16 @@ def _identify(nets: Mapping[int, Identities], field: str) -> Iterator[str]:
 
 def _refuse_tcp(desired: Desired) -> Iterator[str]:
     proxy, upstream = desired.settings.mark_proxy, desired.settings.mark_upstream
-    # A reset may inherit the mark (net.ipv4.fwmark_reflect) and would then be routed to ourselves.
+    # A reset may inherit the mark (net.ipv4.fwmark_reflect) and would then be routed to this node.
     yield _unmark(proxy)
-    # Not for what conntrack calls invalid, as a late packet out of the window: a reset would kill its connection.
+    # Not for packets that conntrack calls invalid, e.g. late ones outside the window: a reset would end their
+    # connection.
     reset = "meta l4proto tcp ct state != invalid"
     if desired.bridges:
-        # Where br_netfilter runs this chain, a reset leaves by the bridge port as it is, with the address of the pod
-        # behind the Service instead of the Service's own, and nobody would heed it. An ICMP error is translated, and
-        # RFC 5461 (2.2) has a SYN's sender give up on it. Later packets go up to the proxy's listener, which knows no
-        # such connection: TCP itself resets it, translated. Where br_netfilter is off, `input` does.
+        # If br_netfilter runs this chain, a reset leaves by the bridge port untranslated, with the backend pod's
+        # address instead of the Service's, and the client ignores it. An ICMP error is translated, and RFC 5461 (2.2)
+        # lets the sender of a SYN give up on it. Later packets go up to the proxy's listener, which does not know the
+        # connection: TCP resets it, translated. Without br_netfilter, `input` does so.
         translated = "iifname @bridges ct status dnat"
         yield f"{translated} tcp flags & (fin | syn | rst | ack) == syn reject with icmpx type port-unreachable"
         yield f"{translated} {reset} {mark(proxy | upstream)} accept"
@@ -188,7 +189,7 @@ def _refuse(settings: Settings) -> Iterator[str]:
 
 
 def _deliver(settings: Settings) -> Iterator[str]:
-    """The mark is there already, and tproxy ends the rule when nobody listens: then the client is told at once."""
+    """The mark is already set. If nothing listens, tproxy ends its rule, and the client gets a reset at once."""
     yield f"{OTHER_PORT} accept"
     yield f"meta nfproto ipv4 meta l4proto tcp tproxy ip to 127.0.0.1:{settings.proxy_port} accept"
     yield f"meta nfproto ipv6 meta l4proto tcp tproxy ip6 to [::1]:{settings.proxy_port} accept"
@@ -213,7 +214,7 @@ def _base_chains(desired: Desired) -> Iterator[Chain]:
 
 
 def _second(settings: Settings) -> Iterator[str]:
-    """The second reception of a bridged frame runs this priority only; the mark is all that survived the first."""
+    """On the second reception of a bridged frame only this priority runs; of the first, only the mark is left."""
     marked = f"{_is_marked(settings.mark_proxy)} meta l4proto tcp"
     found = f"{_unmark(settings.mark_upstream)} accept"
     yield f"{marked} {OTHER_PORT} {found}"
@@ -222,20 +223,21 @@ def _second(settings: Settings) -> Iterator[str]:
 
 
 def _guard() -> Iterator[str]:
-    """Both ways: an address comes in by its port only, and a port sends from its own addresses only."""
+    """An address may enter only by its port, and a port may send only from its own addresses."""
     yield 'iifname "lo" accept'
-    # RFC 1122, 3.2.1.3. With route_localnet (kube-proxy sets it) a pod could otherwise dial the node's own listeners.
+    # RFC 1122, 3.2.1.3. With route_localnet (set by kube-proxy) a pod could otherwise reach the node's loopback
+    # listeners.
     yield "ip daddr 127.0.0.0/8 goto spoofed"
-    # What a bridge port gets for the bridge itself (IEEE 802.1Q, 8.6.3) goes up without any hook of the bridge. No IP
-    # is among it, and no IP comes in by a bridge port as such.
+    # Frames for the bridge itself (IEEE 802.1Q, 8.6.3) enter by the port without any bridge hook. They never carry IP,
+    # and IP never enters by a bridge port itself.
     yield f"{RESERVED} goto spoofed"
     yield "iifname @bridged goto spoofed"
-    # RFC 4291, 2.5.3 and 2.5.5.2: neither of these is ever on a wire.
+    # RFC 4291, 2.5.3 and 2.5.5.2: neither may appear on a link.
     for field in ("saddr", "daddr"):
         nowhere = "::1/128 : goto spoofed, ::ffff:0.0.0.0/96 : goto spoofed"
         yield f"ip6 {field} vmap {{ {nowhere}, fe80::/10 : jump link_local }}"
-    # A route that the sender chose: the address to be judged is only put in after we have judged. Others than pods may
-    # have use for IPv6's, which the node follows only where it is told to.
+    # Source routes: the real destination appears only after evaluation. Senders that are not pods may use IPv6's, which
+    # the node follows only if configured to.
     yield "ip hdrlength > 5 jump options"
     yield "rt seg-left != 0 jump segments"
     yield "meta l4proto { icmp, ipv6-icmp } jump router"
@@ -243,15 +245,15 @@ def _guard() -> Iterator[str]:
     yield "ip saddr @homes4 goto spoofed"
     yield "iifname . ip6 saddr @own6 accept"
     yield "ip6 saddr @homes6 goto spoofed"
-    # Link-local addresses are nobody's in `identities`, so they carry the link's own protocols and nothing else.
+    # Link-local addresses have no identity in `identities`, so they may carry the link's own protocols only.
     yield "iifname @ports ip6 saddr { ::, fe80::/10 } icmpv6 type { 130, 131, 132, 133, 135, 136, 143 } accept"
     yield "iifname @ports goto spoofed"
 
 
 def _router() -> Iterator[str]:
-    """A pod is no router. Conntrack calls an ICMP error related whoever sends it, so a pod could lower the path MTU of
-    connections in which it has no part, or end them. What only routers say is refused (RFC 792; RFC 4443); what hosts
-    say, too, is asked of whom it tells."""
+    """Conntrack calls an ICMP error related whoever sends it, so a pod could lower the path MTU of other connections,
+    or end them. Errors that only routers send are refused (RFC 792; RFC 4443); errors that hosts send, too, are checked
+    in `icmp_error`."""
     yield "ip saddr @homes4 icmp type { source-quench, redirect } goto spoofed"
     yield "ip saddr @homes4 icmp type destination-unreachable icmp code 4 goto spoofed"
     yield "ip saddr @homes4 icmp type time-exceeded icmp code 0 goto spoofed"
@@ -262,15 +264,15 @@ def _router() -> Iterator[str]:
 
 
 def _icmp_error() -> Iterator[str]:
-    """A host tells of packets that were sent to it: it is the destination of the one it quotes. Here, before conntrack
-    and NAT, both are as the pod has seen them. A packet too short to quote one matches nothing."""
+    """A host reports packets sent to it, so it must be the destination of the quoted packet. Before conntrack and NAT,
+    both are as the pod saw them. A packet too short to quote one matches nothing."""
     for version in (4, 6):
         yield f"{QUOTED[version]} @quoted{version} return"
     yield "goto spoofed"
 
 
 def _link_local() -> Iterator[str]:
-    """From a routed pod, or from a bridge that has pods only: the node's own link-local address is no way around."""
+    """From a routed pod or a bridge with pods only: the node's link-local address must not bypass policy."""
     yield "iifname != @links return"
     yield "ip6 daddr ff00::/8 return"
     yield "goto link_egress"
@@ -278,13 +280,13 @@ def _link_local() -> Iterator[str]:
 
 def _judge(settings: Settings) -> Iterator[str]:
     proxy = settings.mark_proxy
-    # From the node to itself; with the mark it is a packet of `output` on its way to the proxy.
+    # From the node to itself; with the mark, a packet of `output` on its way to the proxy.
     yield f'iifname "lo" {_is_marked(proxy)} goto deliver'
     yield 'iifname "lo" accept'
     yield _unmark(proxy)
-    # Answers to the proxy's own connections, which it makes with the client's address. Both ways to know them are
-    # needed: the socket where conntrack has nothing (ICMP errors), the mark where the connection was translated.
-    # "wildcard" breaks off the rule at a socket in TIME_WAIT: a SYN that meets one is judged and goes to the listener.
+    # Replies to the proxy's own connections, which use the client's address. Both matches are needed: the socket where
+    # conntrack has no entry (ICMP errors), the mark where the connection was translated. "wildcard" does not match
+    # sockets in TIME_WAIT: a SYN that meets one is evaluated and goes to the listener.
     yield f"ct direction reply {_is_connection_marked(settings.mark_upstream)} {mark(proxy)} accept"
     yield f"meta l4proto {{ tcp, icmp, ipv6-icmp }} socket transparent 1 socket wildcard 0 {mark(proxy)} accept"
     yield "ct direction reply accept"
@@ -300,22 +302,22 @@ def _judge(settings: Settings) -> Iterator[str]:
 
 
 def _apart(settings: Settings) -> Iterator[str]:
-    """In a zone of its own, a connection of ours with the very ports of a client's is another one. Its answers come in
-    without a zone: so only its original direction has one, and the kernel sees to it that the answers differ."""
+    """In its own zone, a connection of the proxy with the same ports as a client's is a separate entry. Replies arrive
+    without a zone, so only the original direction has one, and the kernel keeps the reply tuples distinct."""
     yield f"{_is_marked(settings.mark_upstream)} ct original zone set {CONNTRACK_ZONE}"
 
 
 def _output(desired: Desired) -> Iterator[str]:
     proxy, upstream = desired.settings.mark_proxy, desired.settings.mark_upstream
-    # Somebody else's use of the bit, or a socket that took it over from the packet that opened it
-    # (net.ipv4.tcp_fwmark_accept), must not send packets back into the proxy.
+    # Other uses of the bit, or a socket that inherited it from its first packet (net.ipv4.tcp_fwmark_accept), must not
+    # send packets back into the proxy.
     yield _unmark(proxy)
     yield f"{_is_marked(upstream)} ct mark set ct mark | {upstream:#010x} accept"
-    # The proxy's connection to the node itself: its answers are born here and go back to the proxy over lo.
+    # The proxy's connection to the node itself: replies are made here and return to the proxy over lo.
     yield f"ct direction reply {_is_connection_marked(upstream)} {mark(proxy | upstream)} accept"
     yield 'oifname "lo" accept'
     if desired.bridges:
-        # Steered frames leave by the interface they came from; IPv6 has no switch for the redirects this provokes.
+        # Redirected frames leave by their input interface; IPv6 has no sysctl against the ICMP redirects this causes.
         yield "oifname @bridges icmpv6 type nd-redirect drop"
     yield "oifname @links ip6 daddr fe80::/10 jump link_ingress"
     yield "ct direction reply accept"
@@ -323,7 +325,7 @@ def _output(desired: Desired) -> Iterator[str]:
     yield from LINK
     yield "ip daddr vmap @ingress4"
     yield "ip6 daddr vmap @ingress6"
-    # Both bits: the routing rule of locally made packets, see routes.
+    # Both bits select the routing rule for local packets, see routes.
     yield f"{_is_marked(proxy)} {mark(upstream)}"
 
 
@@ -331,12 +333,12 @@ def _input(settings: Settings) -> Iterator[str]:
     both = settings.mark_proxy | settings.mark_upstream
     refused = f'iifname != "lo" meta mark & {both:#010x} == {both:#010x}'
     yield f"{refused} {_unmark(both)} meta l4proto tcp reject with tcp reset"
-    # Steered packets keep their own destination port, so one with the proxy's and no mark was dialled.
+    # Redirected packets keep their destination port, so an unmarked packet to the proxy's port is a direct connection.
     yield f'iifname != "lo" tcp dport {settings.proxy_port} {_is_not_marked(settings.mark_proxy)} drop'
 
 
 def _leak(settings: Settings) -> Iterator[str]:
-    """If the routing rules are gone, steered packets would be forwarded instead."""
+    """Without the routing rules, redirected packets would be forwarded."""
     yield f'oifname != "lo" {_is_marked(settings.mark_proxy)} drop'
 
 

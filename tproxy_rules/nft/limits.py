@@ -1,16 +1,15 @@
-"""How often the kernel tells of packets: a limit for each sender, and exact counts of what is not told.
+"""Rate limits of NFLOG events per sender, and exact counters of packets without an event.
 
-A pod that floods must not hide what others do. So each address of this node that anti-spoofing vouches for has a limit
-of its own, for refusals and for what passes, and nobody else's traffic counts there. Where the address may be a lie
-(spoofing itself, and all of the bridge table) the sender is the interface it came in by. Senders elsewhere, who may be
-very many, have limits of their own under one for all of them.
+A flooding pod must not hide events of others. So each local address verified by anti-spoofing has its own limits, for
+refused and for accepted packets, and only its own packets count. If the address is unverified (spoofing, and all of the
+bridge table) the sender is the input interface. Remote senders, of which there may be many, have a limit each and one
+in common.
 
-There is no limit for all pods of the node together: it would be one that a few could use up. What they can make in sum
-is their number times a tenth of `log_rate`; what the reader cannot take of it, the kernel's queue drops, and the
-reader counts.
+Local pods have no common limit, because a few pods could use it up. Their total rate is at most their number times a
+tenth of `log_rate`; the kernel's queue drops what the reader cannot take, and the reader counts the losses.
 
-Packets that are not told are counted by sender and code (see marks.log_code), as exactly as the kernel counts. The
-counts live as long as their table.
+Packets without an event are counted by sender and code (see marks.log_code), exactly. The counters live as long as
+their table.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ _READ: Final = {
 
 
 def node_limits(settings: Settings) -> str:
-    """What all senders elsewhere share, and all that passes."""
+    """Named limits: one shared by all remote senders, one by all accepted packets."""
     rate = settings.log_rate
     return "".join(
         f"\tlimit {name} {{\n\t\trate {rate}/second burst {rate} packets\n\t}}\n" for name in ("passed", "elsewhere")
@@ -41,7 +40,7 @@ def node_limits(settings: Settings) -> str:
 
 
 def by_address(settings: Settings) -> Iterator[Set | Chain]:
-    """For the inet table: `limit_refused` and `limit_passed`. Needs its sets of homes."""
+    """`limit_refused` and `limit_passed`, for the inet table. They use its sets `homes`."""
     share = _share(settings)
     for version in _ADDRESSES:
         kind = f"ipv{version}_addr"
@@ -68,7 +67,7 @@ def _limit_refused(here: dict[int, str], share: str) -> Iterator[str]:
 
 
 def _suppress(here: dict[int, str]) -> Iterator[str]:
-    """Of senders elsewhere there may be more than any set holds: only the code is counted, as when a set is full."""
+    """Remote senders may outnumber any set, so only their code is counted, as when a set is full."""
     forget = "meta priority set 0:0"
     yield from (
         f"{here[version]} update @suppressed{version} {{ {address} . meta priority counter }} {forget} return"
@@ -79,7 +78,7 @@ def _suppress(here: dict[int, str]) -> Iterator[str]:
 
 
 def by_port(settings: Settings) -> Iterator[Set | Chain]:
-    """For both tables: `limit_port`."""
+    """`limit_port`, for both tables."""
     yield dynamic_set("ports_heard", "ifname", seconds=60)
     yield dynamic_set("suppressed_port", "ifname . classid")
     rules = (
@@ -96,7 +95,7 @@ def _share(settings: Settings) -> str:
 
 
 def read(family: str) -> dict[Suppressed, int]:
-    """Packets that were not told of, as the table counts them since it was made. KernelError when there is none."""
+    """Packets without an event, since the table was created. KernelError if there is no table."""
     found: dict[Suppressed, int] = {}
     for name in _READ[family]:
         listed = json.loads(run(("nft", "-j", "list", "set", family, TABLE, name)))["nftables"]

@@ -1,7 +1,7 @@
-"""The policy half of the nftables picture: stages as named sets, tiers as chains.
+"""Renders policies: stages as named sets, tiers as chains.
 
-A direction of an endpoint is a chain per tier; in it the lookups of its stages in order, each ending in the chain of
-its verdict. A chain has as many lookups as shapes in use, never as many as entries.
+A direction of an endpoint has one chain per tier, with the lookups of its stages in order; each jumps to the chain of
+its verdict. A chain has one lookup per shape in use, not per entry.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from tproxy_rules.nft.text import log, mark
 from tproxy_rules.shapes import Cells, Shape, lookups
 from tproxy_rules.validate import ANY_PROTOCOL, TCP
 
-# Exactly one event per connection: only its first packet is not confirmed yet; repeated SYNs are.
+# One event per connection: only its first packet is unconfirmed; repeated SYNs are confirmed.
 FIRST: Final = "ct state new ct status & confirmed == 0"
 NOT_TCP: Final = "meta l4proto != tcp "
-"""A comparison is much cheaper than a lookup, and most packets are TCP."""
+"""Prefix for lookups that cannot match TCP: a comparison is much cheaper, and most packets are TCP."""
 
 _FIELDS: Final = {
     Shape.PEER: "meta priority",
@@ -35,7 +35,7 @@ _FIELDS: Final = {
     Shape.TYPES: "meta l4proto . th sport",
     Shape.PEER_TYPES: "meta priority . meta l4proto . th sport",
 }
-"""`th sport` is the first 16 bits of whatever follows IP: of ICMP, type and code."""
+"""`th sport` is the first 16 bits after the IP header: for ICMP, type and code."""
 _TYPES: Final = {
     "meta priority": "classid",
     "meta l4proto": "inet_proto",
@@ -46,20 +46,20 @@ _KINDS: Final = {shape: " . ".join(_TYPES[field] for field in fields.split(" . "
 _WORDS: Final = {Verdict.DENY: LogEvent.DENY, Verdict.STEER: LogEvent.STEER, Verdict.ALLOW: LogEvent.ALLOW}
 
 Asked = tuple[tuple[Verdict, Shape, Cells], ...]
-"""A stage as the kernel asks it: in this order, and the first hit decides."""
+"""The lookups of a stage in order; the first match decides."""
 Asking = tuple[str, tuple[tuple[Verdict, Shape, bool], ...]]
-"""A stage without what is in its sets: its name and its lookups, and whether each can find TCP."""
+"""A stage without set members: its name and its lookups, and whether each can match TCP."""
 Outline = tuple[tuple[tuple[Asking, ...], bool], ...]
-"""The tiers of a table likewise: of each its stages, and whether it is closed."""
+"""The tiers of a table in this form: the stages of each, and whether it is closed."""
 
 
 def asked(stage: Stage) -> Asked:
-    """What a stage comes to. Pure: a caller may keep it for as long as the stage."""
+    """The lookups of a stage. Pure: a caller may cache the result as long as the stage."""
     return tuple((verdict, *found) for verdict, shapes in lookups(stage).items() for found in shapes.items())
 
 
 def ways(endpoint: Endpoint) -> Iterator[tuple[LogDirection, Table]]:
-    """The directions that are governed."""
+    """The directions with a table."""
     if endpoint.egress is not None:
         yield LogDirection.EGRESS, endpoint.egress
     if endpoint.ingress is not None:
@@ -69,8 +69,8 @@ def ways(endpoint: Endpoint) -> Iterator[tuple[LogDirection, Table]]:
 def parts(desired: Desired, ask: Callable[[Stage], Asked]) -> Iterator[Set | Chain]:
     """All sets and chains of all endpoints.
 
-    Equal stages share their sets, under the name of the first place that has one: endpoint, way, tier, stage. So a name
-    lives through changes of what is in the sets, and depends on this picture only.
+    Equal stages share their sets, named after the first that uses them: direction, endpoint, tier, stage. So a name
+    survives changes of members and depends on this state only.
     """
     names: dict[Stage, str] = {}
     for endpoint in desired.endpoints:
@@ -101,7 +101,7 @@ def _set_name(stage: str, verdict: Verdict, shape: Shape) -> str:
 
 @lru_cache(maxsize=4096)
 def _chains(settings: Settings, number: int, way: LogDirection, outline: Outline) -> tuple[Chain, ...]:
-    """One direction of one endpoint: a chain for each tier, and what follows from each verdict."""
+    """One direction of one endpoint: a chain per tier, and a chain per verdict in use."""
     base = f"{way}_{number}"
     goto = {verdict: f"goto {base}_{word}" for verdict, word in _WORDS.items()}
     chains = []
@@ -118,7 +118,7 @@ def _chains(settings: Settings, number: int, way: LogDirection, outline: Outline
 
 @lru_cache(maxsize=4096)
 def _refusals(settings: Settings, number: int, way: LogDirection, outline: Outline) -> tuple[Chain, ...]:
-    """Of a table without a policy: nobody need be identified, and what it does not refuse just goes on."""
+    """The chains of a table without a policy: no identity lookup, and packets that it does not refuse just continue."""
     base = f"{way}_{number}"
     deny = f"{base}_{LogEvent.DENY}"
     rules = [rule for stages, _ in outline for rule in _lookups(stages, {Verdict.DENY: f"goto {deny}"})]

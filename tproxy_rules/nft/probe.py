@@ -1,4 +1,4 @@
-"""What the nftables backend needs of a kernel, to be tried one by one, and a picture with one of everything."""
+"""Probes for the kernel features that the nftables backend needs, and a sample state that uses every feature."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tproxy_rules.marks import TABLE
 
 
 def sample() -> Desired:
-    """A picture with one of everything."""
+    """A desired state with one of everything."""
     any_port, peers = (0, 65535), (5,)
     first = (
         Entry(Verdict.DENY, -1, *any_port, any_peer=False, peers=peers),
@@ -34,7 +34,7 @@ def sample() -> Desired:
 
 
 def probes(render: Callable[[Desired], str]) -> tuple[tuple[str, str], ...]:
-    """(what is needed, a transaction that needs it), the most basic first."""
+    """(required feature, a transaction that uses it), the most basic first."""
     rules = render(sample())
     for family in ("inet", "bridge"):
         rules = rules.replace(f"{family} {TABLE}", f"{family} {TABLE}-probe")

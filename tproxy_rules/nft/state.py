@@ -1,9 +1,9 @@
-"""What a fresh process finds of ours in nftables: which picture it is, and whether it still is as it was put there.
+"""Records in nftables which desired state is applied, and detects later changes.
 
-Two chains that nothing jumps to carry it in their comments. `state`: the digest of the picture and that of our way of
-writing, so that a new version of this package that writes other rules for the same picture replaces the old ones.
-`seal`: the digest of what the kernel lists once the rules are in; whoever changes a rule or a set breaks it. Only the
-kernel knows how it lists, so the seal is a transaction of its own.
+Two chains without jumps hold this in their comments. `state`: the digests of the state and of this version's way of
+writing rules, so that a new version with other rules replaces the old ones. `seal`: the digest of the kernel's listing
+after the commit; any change of a rule or set breaks it. Only the kernel knows the listing, so the seal needs a second
+transaction.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ _SEAL: Final = re.compile(r'^\tchain seal \{\n\t\tcomment "([0-9a-f]{64})"\n\t\}
 _BLOCK: Final = re.compile(r"^\t\S.*?\{$.*?^\t\}$\n", re.MULTILINE | re.DOTALL)
 _MEMBERS: Final = re.compile(r"elements = \{([^}]*)\}")
 _FILLED: Final = "\n\t\tflags dynamic"
-"""In sets that packets fill."""
+"""Marks sets that packets fill."""
 _FORGET: Final = f"delete chain inet {TABLE} %s\n"
 
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """What the kernel lists of ours."""
+    """Our state as found in the kernel."""
 
     picture: str
     writing: str
@@ -37,13 +37,13 @@ class Found:
 
 
 def families() -> tuple[str, ...]:
-    """Those in which a table of our name exists."""
+    """The nftables families that have a table of ours."""
     names = {tuple(line.split()[1:3]) for line in run(("nft", "list", "tables")).splitlines()}
     return tuple(family for family in ("inet", "bridge") if (family, TABLE) in names)
 
 
 def look(tables: tuple[str, ...]) -> Found:
-    """Reads the whole listing."""
+    """List our tables and check the seal."""
     listing = _listing(tables)
     state, seal = _STATE.search(listing), _SEAL.search(listing)
     picture, writing = state.groups() if state else ("", "")
@@ -51,17 +51,17 @@ def look(tables: tuple[str, ...]) -> Found:
 
 
 def signed(picture: str, writing: str) -> str:
-    """The text of a transaction's part that says which picture it makes."""
+    """The part of a transaction that records the applied state."""
     return _comment("state", f"l7proxy {picture} {writing}")
 
 
 def unsigned(*, sealed: bool) -> str:
-    """The same for what was said before."""
+    """The part of a transaction that deletes the previous record."""
     return _FORGET % "state" + (_FORGET % "seal" if sealed else "")
 
 
 def seal() -> str:
-    """The text that seals what is listed now. Only to be committed if nobody changed anything before the listing."""
+    """A transaction that seals the present listing. Commit it only if nothing changed since before the listing."""
     return _comment("seal", _hash(_listing(families())))
 
 
@@ -74,9 +74,9 @@ def _listing(tables: tuple[str, ...]) -> str:
 
 
 def _hash(listing: str) -> str:
-    """Of everything but the seal itself, in an order of ours: theirs tells how it came to be and changes by itself.
+    """The digest of everything except the seal, sorted: the kernel's order depends on history and may change by itself.
 
-    What packets have put into sets is no picture's.
+    Members that packets added to sets are excluded.
     """
     open_ = _SEAL.sub("", listing)
     blocks = sorted(_MEMBERS.sub(_ordered, block) for block in _BLOCK.findall(open_) if _FILLED not in block)

@@ -1,8 +1,7 @@
-"""A table of nftables as data: the text that makes it whole, and the text that makes it from another of its name.
+"""An nftables table as data: renders the full text, or the difference from another table of the same name.
 
-Both are for one transaction. What leads from one table to another is as small as the difference: members of sets one
-by one, chains and sets that come or go, and the rules of chains that changed. Names are what tells two sets or chains
-apart, so a name must not change its kind.
+Each text is for one transaction. The difference has only members added or removed, chains and sets added or removed,
+and the rules of changed chains. Sets and chains are identified by name, so a name must not change its kind.
 """
 
 from __future__ import annotations
@@ -16,17 +15,17 @@ from tproxy_rules.shapes import Cells
 
 
 class Members(Protocol):
-    """What is in a set: text per member, and the difference to another set's."""
+    """The members of a set: text per member, and the difference to another set."""
 
     def __iter__(self) -> Iterator[str]: ...
 
     def without(self, other: Members) -> Iterable[str]:
-        """The members that the other has not. It is of the same class."""
+        """The members that `other` lacks. Both must be of the same class."""
 
 
 @dataclass(frozen=True, slots=True)
 class Lines:
-    """Members that are texts."""
+    """Members as text."""
 
     lines: frozenset[str]
 
@@ -39,7 +38,7 @@ class Lines:
 
 @dataclass(frozen=True, slots=True)
 class Hosts:
-    """Addresses and their identities."""
+    """Addresses with identities, for maps."""
 
     identities: Mapping[str, int]
 
@@ -57,7 +56,7 @@ class Hosts:
 
 @dataclass(frozen=True, slots=True)
 class Listed:
-    """The addresses alone, as text or as the 128 bits of an IPv6 address in a message."""
+    """Addresses only, as text or as the 128 bits of an IPv6 address in a message."""
 
     identities: Mapping[str, int]
     as_bits: bool = False
@@ -73,7 +72,7 @@ class Listed:
 
 @dataclass(frozen=True, slots=True)
 class Peers:
-    """Cells of a policy stage. Those of equal peers are not looked into."""
+    """The cells of a policy stage. Cells with equal peers are skipped in a difference."""
 
     cells: Cells
 
@@ -103,7 +102,7 @@ def _ports(cell: tuple[int, int, int]) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Set:
-    """A set, or with ` : ` in its kind a map. `of` is how the kind is written: by types or by expressions."""
+    """A set, or a map if `kind` contains ` : `. `of` says how the kind is written: as types or as expressions."""
 
     name: str
     kind: str
@@ -111,7 +110,7 @@ class Set:
     interval: bool = False
     of: str = "type"
     dynamic: str = ""
-    """How packets add members to it, in lines of nft; those are no part of the picture."""
+    """nft flags of a set that packets fill; its members are not part of the state."""
 
     @property
     def sort(self) -> str:
@@ -119,7 +118,7 @@ class Set:
 
     @property
     def is_tree(self) -> bool:
-        """Ranges of one field, which abut; one cannot always be taken out alone."""
+        """True for adjacent ranges of one field, where removing a single member can fail."""
         return self.interval and " . " not in self.kind
 
     def text(self) -> str:
@@ -131,7 +130,7 @@ class Set:
 
 @dataclass(frozen=True, slots=True)
 class Chain:
-    """A chain; with a hook, a base chain whose policy is accept: what we refuse, we refuse by rule."""
+    """A chain. With a hook it is a base chain with policy accept: refusals are always rules."""
 
     name: str
     rules: tuple[str, ...]
@@ -146,7 +145,7 @@ class Chain:
 
 @dataclass(frozen=True, slots=True)
 class NftTable:
-    """`head` is what cannot be changed in place: named limits."""
+    """`head` holds named limits, which cannot be changed in place."""
 
     family: str
     name: str
@@ -155,10 +154,10 @@ class NftTable:
     chains: Mapping[str, Chain] = field(default_factory=dict)
 
     def text(self) -> str:
-        """The whole, in the place of whatever bore its name: declare, delete, define.
+        """The full text, which replaces any table of this name: declare, delete, define.
 
-        Deleting and adding in two transactions leaks packets between them; declaring first makes the deletion succeed
-        when there is nothing yet.
+        Deleting and adding in two transactions would let packets pass in between. The declaration makes the deletion
+        succeed if there is no table yet.
         """
         sets, chains = (one.text() for one in self.sets.values()), (one.text() for one in self.chains.values())
         body = "\n".join((self.head, *sets, *chains))
@@ -166,7 +165,7 @@ class NftTable:
 
 
 def chain(name: str, rules: Iterable[str], *, hook: str = "", priority: int = 0, kind: str = "filter") -> Chain:
-    """A rule may be several, a line each."""
+    """A rule may hold several, one per line."""
     return Chain(name, tuple(line for rule in rules for line in rule.split("\n")), hook, priority, kind)
 
 
@@ -175,13 +174,12 @@ def named_set(name: str, kind: str, elements: Iterable[str], *, interval: bool =
 
 
 def dynamic_set(name: str, kind: str, *, seconds: int = 0) -> Set:
-    """A set that rules fill, of so many members as the kernel may hold for us; `seconds`: how long one stays unused."""
+    """A set that rules fill, limited to 65535 members; unused members expire after `seconds`."""
     lines = f"\t\tflags dynamic,timeout\n\t\ttimeout {seconds}s\n" if seconds else "\t\tflags dynamic\n"
     return Set(name, kind, Lines(frozenset()), dynamic="\t\tsize 65535\n" + lines)
 
 
 def made(family: str, name: str, head: str, parts: Iterable[Set | Chain]) -> NftTable:
-    """A table of these parts."""
     listed = list(parts)
     sets = {one.name: one for one in listed if isinstance(one, Set)}
     chains = {one.name: one for one in listed if isinstance(one, Chain)}
@@ -189,7 +187,7 @@ def made(family: str, name: str, head: str, parts: Iterable[Set | Chain]) -> Nft
 
 
 def alike(old: NftTable, new: NftTable) -> bool:
-    """Whether `delta` can lead from one to the other: hooks and heads cannot be changed in place."""
+    """True if `delta` can convert one into the other: hooks and heads cannot be changed in place."""
     before, after = (
         {(chain.name, chain.hook, chain.priority, chain.kind) for chain in one.chains.values() if chain.hook}
         for one in (old, new)
@@ -198,9 +196,9 @@ def alike(old: NftTable, new: NftTable) -> bool:
 
 
 def delta(old: NftTable, new: NftTable) -> str:
-    """What makes `new` of `old`, which are alike.
+    """The commands that convert `old` into `new`, if both are `alike`.
 
-    References go before what they refer to, and come after it.
+    References are removed before their targets and added after them.
     """
     at = f"{new.family} {new.name}"
     changed = [chain for chain in new.chains.values() if old.chains.get(chain.name) != chain]
@@ -222,7 +220,7 @@ def delta(old: NftTable, new: NftTable) -> str:
 
 
 def _difference(at: str, before: Set, one: Set) -> tuple[str, str]:
-    """What takes out of a set what must go, and what puts in what must come."""
+    """The commands that remove old members, and those that add new ones."""
     gone, come = list(before.members.without(one.members)), list(one.members.without(before.members))
     if one.is_tree and (gone or come):
         return f"flush {one.sort} {at} {one.name}", _adding(at, one, one.members)

@@ -1,4 +1,4 @@
-"""The words of the nft language that both of our tables are written with. Pure text, no decisions."""
+"""Pieces of nft syntax that both tables use. Pure text, no decisions."""
 
 from __future__ import annotations
 
@@ -9,29 +9,29 @@ from tproxy_rules.marks import LOG_QUEUE, LOG_SNAPLEN, PASSED, UNVERIFIED, LogDi
 
 
 def absent(family: str, name: str) -> str:
-    """No such table."""
+    """Delete the table, whether it exists or not."""
     return f"table {family} {name}\ndelete table {family} {name}\n"
 
 
 def identity(number: int) -> str:
-    """A 32-bit number as the major:minor, in hex, of `meta priority`."""
+    """A 32-bit number as hexadecimal major:minor, for `meta priority`."""
     return f"{number >> 16:x}:{number & 0xFFFF:x}"
 
 
 def as_bits(address: str) -> str:
-    """An address as what raw payload (`@th,…`) is compared with."""
+    """An address as a number, for comparison with raw payload (`@th,…`)."""
     return f"0x{ip_address(address).packed.hex()}"
 
 
 def mark(bits: int) -> str:
-    """Sets them, and leaves the others as they are."""
+    """Set these mark bits, keep the others."""
     return f"meta mark set meta mark | {bits:#010x}"
 
 
 def log(settings: Settings, told: LogEvent, way: LogDirection, endpoint: int) -> str:
-    """Two rules, a line each: the first asks a chain of `nft/limits` whether the sender may be told of once more.
+    """Two rules, one per line: a jump to a limit chain of `nft/limits`, and the log rule, if the limit allows it.
 
-    That chain leaves the code in `meta priority`, or clears it and counts. A condition may be put before the first.
+    That chain keeps the code in `meta priority`, or clears it and counts. A condition may precede the first rule.
     """
     limit = "passed" if told in PASSED else "port" if told in UNVERIFIED else "refused"
     code = identity(log_code(told, way, endpoint))

@@ -1,8 +1,8 @@
-"""Which commits to a namespace's nftables were to our tables: others commit to theirs all the time.
+"""Detects which nftables commits in a network namespace changed our tables; other programs commit to theirs often.
 
-The kernel counts every commit of anybody in one generation, which `generation` asks for: what was known of our tables
-holds for as long as it has not moved. Where it has, `Watch` tells by the kernel's own notifications, each commit's
-closed by its generation, whose tables were touched. What it has not read in full it does not vouch for.
+The kernel counts all commits in one generation number, see `generation`: while it is unchanged, our tables are, too. If
+it changed, `Watch` reads the kernel's notifications, which end with the generation for each commit, and finds the
+tables that were changed. A commit whose notifications were not read completely counts as unknown.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _GEN_ID: Final = 1
 _OURS: Final = frozenset({1, 7})
 """NFPROTO_INET, NFPROTO_BRIDGE"""
 _NAMED: Final = struct.pack("=HH", 4 + len(TABLE) + 1, 1) + TABLE.encode() + b"\0"
-"""The table's name as an attribute: number 1 in every message about a table or what is in one."""
+"""The table name as an attribute: number 1 in every message about a table or its contents."""
 _HEADER: Final = struct.Struct("=IHHII")
 _ATTRIBUTE: Final = struct.Struct("=HH")
 _BODY: Final = _HEADER.size + 4
@@ -42,11 +42,11 @@ _TIMEOUT: Final = 5.0
 _DATAGRAM: Final = 1 << 17
 _ROOM: Final = 8 << 20
 _PATIENCE: Final = 0.01
-"""Seconds: a generation is counted a moment before its notification is sent."""
+"""Seconds. The generation changes shortly before its notification is sent."""
 
 
 def generation() -> int:
-    """The present one, in this thread's network namespace."""
+    """The present nftables generation of this thread's network namespace."""
     try:
         with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_NETFILTER) as asking:
             asking.settimeout(_TIMEOUT)
@@ -61,17 +61,17 @@ def generation() -> int:
 
 
 class Watch:
-    """Hears of every commit from now on, in the network namespace in which it was made."""
+    """Follows all commits from its creation on, in the network namespace in which it was created."""
 
     def __init__(self) -> None:
         self._fd = _listening()
         weakref.finalize(self, os.close, self._fd)
         self._touched = False
         self._commits: dict[int, bool] = {}
-        """Those that were read whole, and whether they touched a table of ours."""
+        """Completely read commits, and whether they changed a table of ours."""
 
     def followed(self, since: int, *, ours: int = 0) -> int | None:
-        """The present generation if of all commits after `since` exactly `ours`, which we made, touched our tables."""
+        """The present generation if exactly `ours` commits after `since`, made by us, changed our tables; else None."""
         for patience in (0, _PATIENCE):
             time.sleep(patience)
             now = generation()
@@ -94,9 +94,9 @@ class Watch:
                 self._read(os.read(self._fd, _DATAGRAM))
             except BlockingIOError:
                 break
-            except OSError:  # ENOBUFS: there was no room for some
+            except OSError:  # ENOBUFS: the receive buffer overflowed
                 lost = True
-        if lost:  # and nobody knows which; one commit's notifications may still be on their way
+        if lost:  # unknown which; one commit's notifications may be incomplete
             self._commits.clear()
             self._touched = True
 
@@ -112,7 +112,7 @@ class Watch:
 
 
 class NftMonitor:
-    """Becomes readable when somebody changes nftables, from now on, in the network namespace in which it was made."""
+    """Becomes readable at any later nftables change, in the network namespace in which it was created."""
 
     def __init__(self) -> None:
         self._fd = _listening()
@@ -124,7 +124,7 @@ class NftMonitor:
         os.close(self._fd)
 
     def rang(self) -> bool:
-        """Whether a table or a rule of ours was taken away since the last call, by whomever, ourselves too."""
+        """True if a table or rule of ours was removed since the last call, by any process including this one."""
         rang = False
         with suppress(BlockingIOError):
             while True:
@@ -133,17 +133,17 @@ class NftMonitor:
                 except OSError as error:
                     if error.errno != errno.ENOBUFS:
                         raise
-                    rang = True  # there was no room for some
+                    rang = True  # the receive buffer overflowed
                 else:
                     rang = rang or any(kind in _REMOVALS and _is_ours(body) for kind, body in _messages(data))
         return rang
 
 
 def _listening() -> int:
-    """A descriptor of the kernel's notifications."""
+    """A socket subscribed to nftables notifications."""
     try:
         with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_NONBLOCK, _NETLINK_NETFILTER) as made:
-            with suppress(OSError):  # without the privilege for more, there is less room
+            with suppress(OSError):  # optional: without CAP_NET_ADMIN the buffer is smaller
                 made.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _ROOM)
             made.bind((0, 0))
             made.setsockopt(_SOL_NETLINK, _ADD_MEMBERSHIP, _GROUP_NFTABLES)
@@ -157,7 +157,7 @@ def _is_ours(body: bytes) -> bool:
 
 
 def _messages(data: bytes) -> Iterator[tuple[int, bytes]]:
-    """Type and body of each; a body begins with the family."""
+    """Type and body of each message; a body begins with the family."""
     at = 0
     while at + _BODY <= len(data):
         length, kind = _HEADER.unpack_from(data, at)[:2]
