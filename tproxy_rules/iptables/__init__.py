@@ -1,6 +1,6 @@
-"""The iptables backend: the same law by iptables-restore, ipset and ebtables, where nftables is not to be had.
+"""The iptables backend: the same semantics through iptables-restore, ipset and ebtables, for nodes without nftables.
 
-backend   apply, verify, repair; rules, bridge, sets: what is written
+backend   apply, verify, repair; rules, bridge, sets: the rules as text
 
-Not here: what a picture means (desired, evaluate). What both backends need of nftables is in `nft`.
+Not here: the meaning of a desired state (desired, evaluate). What both backends need of nftables is in `nft`.
 """

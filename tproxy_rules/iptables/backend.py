@@ -1,16 +1,16 @@
-"""The iptables backend: ipsets, one iptables-restore per family, and ebtables where pods are on a bridge.
+"""The iptables backend: ipsets, one iptables-restore per IP family, and ebtables where pods are on a bridge.
 
-For nodes where nft cannot be had. What is worse than with nftables, and why:
-- TPROXY exists only before Service DNAT (`steers_before_dnat`): the proxy is given Service addresses and resolves them.
-- A picture is one commit per table, not one in all. Between two commits a changed port may be refused, never opened.
-- When no worker listens, TPROXY drops: a steered client waits for its timeout instead of being told.
-- What changes is written as the difference only where iptables works on nf_tables, whose generations prove that nobody
-  came between; and a set whose members change is made anew.
-- net.bridge.bridge-nf-call-* are set to 0 where pods are on a bridge; with it the proxy's socket is lost on the way.
-  Their frames come up to the IP layer anyway, so kube-proxy sees them there. `remove` leaves the switch as it is.
+For nodes without nft. Limitations compared with nftables, and their reasons:
+- TPROXY exists only before Service DNAT (`steers_before_dnat`): the proxy gets Service addresses and resolves them.
+- A change is one commit per table, not one in all. Between two commits a changed port may be refused, never opened.
+- If no worker listens, TPROXY drops: a redirected client times out instead of getting a reset.
+- Differences are written only where iptables uses nf_tables, whose generations prove that no other program committed in
+  between. A set with changed members is recreated.
+- net.bridge.bridge-nf-call-* are set to 0 where pods are on a bridge, because br_netfilter would lose the proxy's
+  socket. Frames reach the IP layer anyway, where kube-proxy sees them. `remove` leaves the sysctls as they are.
 
-Ours are the chains and sets that begin with L7P-. Our jumps must be first in the base chains; others (kube-proxy) put
-theirs before them from time to time, which `read` reports as not intact and `apply` puts right.
+Ours are the chains and sets with the prefix L7P-. Our jumps must be first in the base chains. Others (kube-proxy)
+insert theirs before them from time to time: `read` reports this as not intact, and `apply` repairs it.
 """
 
 from __future__ import annotations
@@ -44,12 +44,12 @@ from tproxy_rules.validate import Examined, checked, examined
 _LOG = logging.getLogger(__name__)
 _TABLES: Final = ("raw", "mangle", "nat", "filter")
 _COUNTING: Final = ("raw", "filter")
-"""The tables in which packets are refused."""
+"""The tables whose rules refuse packets."""
 _COUNTED: Final = re.compile(
     rf'^\[(\d+):\d+\] -A ({CHAIN_PREFIX}\S+) .*--(comment|nflog-prefix) "?(l7p:[a-z:_-]+:\d+)"?', re.MULTILINE
 )
 _Counter = tuple[int, str, LogEvent, LogDirection, int, bool]
-"""A family, a chain, what its rules tell of, and whether they log or count."""
+"""IP family, chain, event, direction, endpoint, and whether the rule logs (True) or only counts (False)."""
 _STATE: Final = f"{CHAIN_PREFIX}STATE"
 _SEAL: Final = f"{CHAIN_PREFIX}SEAL"
 _TEMPORARY: Final = f"{CHAIN_PREFIX}tmp"
@@ -62,7 +62,7 @@ _SAVE: Final = {4: "iptables-save", 6: "ip6tables-save"}
 
 @dataclass(frozen=True, slots=True)
 class Rendering:
-    """A picture in the languages of the three tools."""
+    """A desired state as input for the three tools."""
 
     families: tuple[ipt_rules.Family, ...]
     bridge: tuple[IptTable, ...]
@@ -72,7 +72,7 @@ class Rendering:
         return {one.name: one for family in self.families for one in family.sets}
 
     def text(self) -> str:
-        """All of it on a bare machine, for people and for the digest."""
+        """The full text for a node without our rules, for people and for the digest."""
         parts = [one.text() for one in self.sets.values()]
         parts += [_restore(family.tables, Present({}), note="") for family in self.families]
         return "\n".join((*parts, _restore(self.bridge, Present({}), note="")))
@@ -80,10 +80,10 @@ class Rendering:
 
 @dataclass(slots=True)
 class _Known:
-    """What this process has put in force, as of a generation of nf_tables. `quiet` counts how often it was read since.
+    """What this process applied last, at this generation of nf_tables. `quiet` counts the reads since then.
 
-    `sizes` are the members of each set: nobody counts generations of those. `rules` is the digest of our rules as the
-    tools list them, once somebody has looked: others commit to the same tables, and then it proves that ours stayed.
+    `sizes` is the number of members per set, because sets have no generation. `rules` is the digest of our rules as
+    listed by the tools, "" until first read; it proves that commits of other programs left our rules unchanged.
     """
 
     picture: str
@@ -97,7 +97,7 @@ class _Known:
 
 @dataclass(frozen=True, slots=True)
 class Present:
-    """What a `-save` tool shows: per table its lines."""
+    """The lines of each table in the output of a `-save` tool."""
 
     tables: dict[str, list[str]]
 
@@ -113,7 +113,6 @@ class Present:
         return cls(tables)
 
     def chains(self, table: str) -> list[str]:
-        """Our chains."""
         return [line[1:].split()[0] for line in self.tables.get(table, ()) if line.startswith(f":{CHAIN_PREFIX}")]
 
     def jumps(self, table: str) -> list[tuple[str, str]]:
@@ -127,7 +126,7 @@ class Present:
         return found
 
     def ours(self) -> Iterator[str]:
-        """Every line of ours but the seal, without counters, and the place of each jump in its chain."""
+        """All our lines except the seal, without counters, and for each jump its position in its chain."""
         for table, lines in sorted(self.tables.items()):
             places: dict[str, int] = {}
             for line in lines:
@@ -142,7 +141,7 @@ class Present:
 
 
 class IptablesBackend:
-    """`Backend` by way of iptables, ip6tables, ipset and ebtables."""
+    """`Backend` through iptables, ip6tables, ipset and ebtables."""
 
     name = "iptables"
     steers_before_dnat = True
@@ -181,7 +180,7 @@ class IptablesBackend:
     def apply(self, desired: Desired) -> None:
         try:
             self._apply(desired)
-        finally:  # refused ones, too, may come for hours
+        finally:  # rejected states may recur for hours, so they are cached, too
             for memo in (self._examine, self._digest):
                 memo.turn()
 
@@ -196,7 +195,7 @@ class IptablesBackend:
             self._put(known, wanted, picture)
 
     def suppressed(self) -> Mapping[Suppressed, int]:
-        """By rule: who the senders are, iptables does not count."""
+        """Counted per rule: iptables has no counters per sender."""
         if self._known is not None:
             self._packets.saw(_counted())
         total: Counter[Suppressed] = Counter()
@@ -205,7 +204,7 @@ class IptablesBackend:
         return +total
 
     def alarm(self) -> None:
-        """Others commit to the same tables all the time, and to look takes long."""
+        """None: other programs commit to the same tables often, and checking takes long."""
 
     def remove(self) -> None:
         self._known = None
@@ -219,17 +218,17 @@ class IptablesBackend:
         routes.remove()
 
     def _verified(self) -> _Known | None:
-        """What is known, if it still holds. When in doubt, all is looked at anew."""
+        """The last state if it is verified; in doubt, all rules are listed again."""
         known, self._known = self._known, None
         if known is not None and _sizes() == known.sizes:
             now = generation()
             if now == known.generation or (known.rules and _rules(_present()) == known.rules):
-                known.generation = now  # whatever was committed while we looked shows next time
+                known.generation = now  # a commit during the check is seen next time
                 self._known = known
         return self._known
 
     def _looked(self, known: _Known) -> str:
-        """The digest of our rules, if nobody has committed anything before all was listed."""
+        """The digest of our rules, or "" if there was a commit before the listing was complete."""
         found = _rules(_present())
         return found if generation() == known.generation else ""
 
@@ -268,7 +267,7 @@ class IptablesBackend:
             self._learn(_Known(wanted, rendering, _sizes(), before + committed + 1, sealed=True))
 
     def _change(self, known: _Known, wanted: str, rendering: Rendering, note: str) -> None:
-        """Sets first that are missing, then the chains that are other, then what nobody asks any more."""
+        """Create missing sets, replace changed chains, then delete unused sets."""
         old, new = known.rendering.sets, rendering.sets
         fresh = {name: one.text() for name, one in new.items() if name not in old}
         if fresh:
@@ -284,12 +283,13 @@ class IptablesBackend:
         self._learn(_Known(wanted, rendering, sizes, known.generation + committed, sealed=False))
 
     def _learn(self, known: _Known) -> None:
-        """Only if nobody else has committed anything between what we knew and now."""
+        """Keep `known`, unless another program committed since its generation."""
         if generation() == known.generation and _sizes() == known.sizes:
             self._known = known
 
     def _seal(self, known: _Known) -> None:
-        """Not when others committed before all was listed. What they commit later breaks the seal, as it should."""
+        """Seal, unless there was a commit before the listing was complete. A later change breaks the seal, as
+        intended."""
         self._known = None
         if _seal(known.generation):
             known.generation, known.sealed = known.generation + 1, True
@@ -297,7 +297,7 @@ class IptablesBackend:
 
 
 def render(desired: Desired) -> Rendering:
-    """Pure. Both families always: what the proxy does not serve is judged all the same, and nothing stale is left."""
+    """Pure. Always both IP families: policy holds without a listener, too, and nothing stale is left."""
     return _rendered(checked(desired))
 
 
@@ -308,7 +308,7 @@ def _rendered(picture: Desired) -> Rendering:
 
 @cache
 def _writing() -> str:
-    """Our way of writing rules, by what it makes of a picture of everything."""
+    """A digest of how this version writes rules: of its rendering of a state with one of everything."""
     return hashlib.sha256(render(sample()).text().encode()).hexdigest()[:32]
 
 
@@ -316,9 +316,9 @@ def _writing() -> str:
 
 
 def _restore(tables: Iterable[IptTable], present: Present, *, note: str) -> str:
-    """Input for a `-restore --noflush` tool: our chains anew, our jumps first, our stale chains gone.
+    """Input for a `-restore --noflush` tool: rewrites our chains, puts our jumps first, deletes our stale chains.
 
-    A table that has nothing of ours before or after is left out: naming it would load it.
+    A table without chains of ours before and after is omitted, because naming it would load its kernel module.
     """
     return "".join(_restore_table(table, present, note if table.name == "mangle" else "") for table in tables)
 
@@ -340,7 +340,7 @@ def _restore_table(table: IptTable, present: Present, note: str) -> str:
 
 
 def _difference(before: ipt_rules.Family, after: ipt_rules.Family, note: str, *, sealed: bool) -> str:
-    """The same from what is known to be there: only chains that are other, and the state. The jumps stay."""
+    """The difference from a known state: only changed chains, and the state record. Jumps stay."""
     return "".join(
         _changed(old, new, note if new.name == "mangle" else "", sealed=sealed and after.version == 4)
         for old, new in zip(before.tables, after.tables, strict=True)
@@ -378,7 +378,7 @@ def _present() -> dict[str, Present]:
 
 
 def _run_restore(family: int, text: str) -> int:
-    """How many transactions it was."""
+    """Apply the text; returns the number of transactions."""
     if not text or family not in _families():
         return 0
     run((_RESTORE[family], "-w", "5", "--noflush"), text)
@@ -386,12 +386,12 @@ def _run_restore(family: int, text: str) -> int:
 
 
 def _counts_generations() -> bool:
-    """Whether the tools are those on nf_tables, where each commit of anybody counts."""
+    """True if the tools use nf_tables, where every commit changes the generation."""
     return all("nf_tables" in run((_RESTORE[family], "--version")) for family in _families())
 
 
 def _sizes() -> dict[str, int]:
-    """Our sets and how many members each has."""
+    """Our sets with their number of members."""
     names = re.findall(r"^Name: (\S+)$|^Number of entries: (\d+)$", run(("ipset", "list", "-t")), re.MULTILINE)
     pairs = zip(names[::2], names[1::2], strict=True)
     return {name: int(number) for (name, _), (_, number) in pairs if name.startswith(CHAIN_PREFIX)}
@@ -405,21 +405,21 @@ def _state(present: dict[str, Present]) -> tuple[tuple[str, str] | None, str]:
 
 def _hash(present: dict[str, Present]) -> str:
     members = [line for line in run(("ipset", "save")).splitlines() if line.split()[1].startswith(CHAIN_PREFIX)]
-    # The random part of a set's header differs between two equal ones.
+    # Equal sets may differ in the random parts of their header.
     sets = sorted(re.sub(r" initval \S+| hashsize \d+", "", line) for line in members)
     return hashlib.sha256("\n".join((_rules(present), *sets)).encode()).hexdigest()
 
 
 def _rules(present: dict[str, Present]) -> str:
-    """The digest of our chains, and of where the jumps to them stand, without the seal."""
+    """The digest of our chains and the positions of the jumps to them, without the seal."""
     lines = [f"{tool} {line}" for tool, one in sorted(present.items()) for line in one.ours()]
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
 def _seal(expected: int = -1) -> bool:
-    """The digest of how the tools list what is in force now: whoever changes it breaks it.
+    """Store the digest of what the tools list now; any later change breaks it.
 
-    Not if another generation than the expected shows that it is not only ours.
+    Does nothing and returns False if the generation is not `expected`, which means another program's commit.
     """
     mark = _hash(_present())
     if expected >= 0 and generation() != expected:
@@ -434,7 +434,7 @@ def _set_names() -> set[str]:
 
 
 def _make_sets(sets: Iterable[IpSet], *, trusted: bool) -> None:
-    """Those that are missing. When something was tampered with, the others are filled anew and swapped in."""
+    """Create missing sets. If not `trusted`, also refill the others and swap them in."""
     have = _set_names()
     text = ""
     for one in {one.name: one for one in sets}.values():
@@ -468,7 +468,7 @@ def _present_bridge() -> Present:
 
 
 def _restore_bridge(tables: Iterable[IptTable]) -> int:
-    """How many transactions it was."""
+    """Apply the tables; returns the number of transactions."""
     text = _restore(tables, _present_bridge(), note="")
     if text:
         run(("ebtables-restore", "--noflush"), text.replace(" - [0:0]", " RETURN"))
@@ -476,7 +476,7 @@ def _restore_bridge(tables: Iterable[IptTable]) -> int:
 
 
 def _switched() -> bool:
-    """Whether bridge-nf-call is off, where that is ours to want: with our chains in ebtables."""
+    """True if bridge-nf-call is off, or irrelevant because ebtables has no chains of ours."""
     if not _present_bridge().chains("nat"):
         return True
     return all(_switch(name).read_text(encoding="ascii").strip() == "0" for name in _SWITCHES if _switch(name).exists())
@@ -498,7 +498,7 @@ def _switch(name: str) -> Path:
 
 
 def _counting_anew(before: Rendering, after: Rendering) -> set[tuple[int, str]]:
-    """The chains that count from nothing afterwards: they go or are written anew. Where bridges change, all are."""
+    """Chains whose counters restart at zero: removed or rewritten ones, or all if the bridge rules change."""
     return {
         (old_family.version, name)
         for old_family, new_family in zip(before.families, after.families, strict=True)
@@ -511,7 +511,7 @@ def _counting_anew(before: Rendering, after: Rendering) -> set[tuple[int, str]]:
 
 
 def _counted() -> dict[_Counter, int]:
-    """What our rules have counted: those that log, and before each the one that all of its packets meet."""
+    """Packet counters of our rules: of each log rule, and of the rule before it, which all its packets match."""
     found: Counter[_Counter] = Counter()
     for family in _families():
         for table in _COUNTING:

@@ -1,14 +1,13 @@
-"""The bridge half of the iptables picture, in ebtables: who may send a frame, and sending frames up to the IP layer.
+"""Renders the ebtables rules: anti-spoofing of frames, and handing frames to the IP layer.
 
-The same law as nft/bridge with the means of ebtables, which has no sets worth the name: rules are per port, so their
-number grows with the pods of the node and not with policy. What ebtables cannot see is the target of a neighbour
-advertisement; there a pod can still claim another pod's IPv6 address towards its neighbours. Nor can it see hop limits:
-receivers look at those themselves. Of ports whose pod is not known, packets from addresses of others are marked here
-with the bit of the proxy's own connections, and refused in the raw table, where there are sets; of ARP only the
-addresses of this node and its pods are compared.
+Same semantics as nft/bridge. ebtables has no usable sets, so rules are per port: their number grows with the pods of
+the node, not with policy. ebtables cannot match the target of a neighbour advertisement, so a pod can still claim
+another pod's IPv6 address towards its neighbours; nor hop limits, which receivers check themselves. Packets from ports
+of unknown pods get the mark bit of the proxy's own connections here; the raw table, which has sets, refuses those with
+known addresses. In ARP only the addresses of this node and its pods are compared.
 
-bridge-nf-call must be off here (see iptables): the frames are raised to where routed packets are, and br_netfilter
-would lose the proxy's socket on the way.
+bridge-nf-call must be off (see iptables/backend): frames are handed up to the IP layer, and br_netfilter would lose the
+proxy's socket on the way.
 """
 
 from __future__ import annotations
@@ -31,12 +30,12 @@ _LINK = (
     "-p IPv4 --ip-proto igmp --ip-dst 224.0.0.0/4",
 )  # fmt: skip
 _LINK_LOCAL: Final = ("-p IPv6 --ip6-dst fe80::/10", "-p IPv6 --ip6-src fe80::/10 --ip6-dst ! ff00::/8")
-"""Unicast to such an address, and from one."""
+"""Unicast to and from link-local addresses."""
 _RESERVED: Final = "-d 01:80:c2:00:00:00/ff:ff:ff:ff:ff:f0"
 
 
 def render(desired: Desired) -> tuple[IptTable, ...]:
-    """Tables nat and filter, with nothing in them when there is no bridge."""
+    """The tables nat and filter, empty without a bridge."""
     nat, forward = IptTable("nat"), IptTable("filter")
     if desired.bridges:
         pods = [(one, one.port) for one in desired.endpoints if one.port and one.port.bridge]
@@ -62,39 +61,39 @@ def render(desired: Desired) -> tuple[IptTable, ...]:
         closed = [f"-o {port.interface} -j {CHAIN_PREFIX}CLOSED" for one, port in pods if one.ingress is not None]
         local = [f"{match} -j {CHAIN_PREFIX}PODS" for match in _LINK_LOCAL]
         forward.base("FORWARD", "FWD", [*local, *closed])
-        # A second wall to the guard of the raw table, see iptables/rules: most of these frames come this way.
+        # Repeats a check of the raw table's guard, see iptables/rules: most such frames pass here.
         forward.base("INPUT", "IN", [f"{_RESERVED} -p {kind} -j {CHAIN_PREFIX}SPOOF" for kind in ("IPv4", "IPv6")])
         forward.base("OUTPUT", "OUT", [f"-o {port.interface} -j {CHAIN_PREFIX}T{one.id}" for one, port in pods])
     return nat, forward
 
 
 def _own(endpoint: Endpoint, port: Port) -> Iterator[str]:
-    """Anti-spoofing of one port: the MAC first, so that a forged one never enters the forwarding table."""
+    """Anti-spoofing of one port. The MAC comes first, so that a false one never enters the forwarding table."""
     up, spoofed = f"-j {CHAIN_PREFIX}UP", f"-j {CHAIN_PREFIX}SPOOF"
     yield f"-s ! {port.mac} {spoofed}"
     for address in endpoint.addresses:
         if family(address) == 4:
             yield f"-p IPv4 --ip-src {address} {up}"
             yield f"-p ARP --arp-mac-src {port.mac} --arp-ip-src {address} -j ACCEPT"
-            # RFC 5227: a probe has no sender address. One for another's address has its holder give it up.
+            # RFC 5227: a probe has no sender address. A probe for another's address would make its owner give it up.
             probe = f"-p ARP --arp-op Request --arp-mac-src {port.mac} --arp-ip-src 0.0.0.0"
             yield f"{probe} --arp-ip-dst {address} -j ACCEPT"
-    # RFC 6105: hosts are no routers.
+    # RFC 6105: hosts are not routers.
     yield f"{_ICMP6} 134:134 {spoofed}"
     yield f"{_ICMP6} 137:137 {spoofed}"
     yield from (f"{match} -j {CHAIN_PREFIX}LINK" for match in _LINK_LOCAL)
     for address in (*endpoint.addresses, link_local(port.mac)):
         if family(address) == 6:
             yield f"-p IPv6 --ip6-src {address} {up}"
-            # RFC 4862, 5.4: duplicate address detection comes from the unspecified address. The target cannot be seen,
-            # but who holds it only hears the group that is made of it (RFC 4291, 2.7.1).
+            # RFC 4862, 5.4: duplicate address detection has the unspecified source. ebtables cannot match its target,
+            # but the owner receives only the solicited-node group of the target (RFC 4291, 2.7.1).
             yield f"{_ICMP6} 135:135 --ip6-src :: --ip6-dst {_solicited(address)} {up}"
     yield f"{_ICMP6} 143:143 --ip6-src :: {up}"
     yield f"-j {CHAIN_PREFIX}SPOOF"
 
 
 def _foreign(pods: list[tuple[Endpoint, Port]]) -> Iterator[str]:
-    """From other ports: nothing that is known to be of a pod of this node."""
+    """Frames from other ports must not use MACs or addresses of this node's pods."""
     for one, port in pods:
         yield from _held(one, port)
     yield from (f"{match} -j {CHAIN_PREFIX}LOCAL" for match in _LINK_LOCAL)
@@ -114,7 +113,7 @@ def _held(endpoint: Endpoint, port: Port) -> Iterator[str]:
 
 
 def _unknown(desired: Desired, pods: list[tuple[Endpoint, Port]]) -> Iterator[str]:
-    """As a pod's that is not known yet: nobody that is known anywhere, and no router."""
+    """Ports of unknown pods must not use any known address and must not act as routers."""
     spoofed, mark = f"-j {CHAIN_PREFIX}SPOOF", f"{desired.settings.mark_upstream:#x}"
     outward = {*desired.other_ports, *(name for bridge in desired.bridges for name in bridge.uplinks)}
     yield from (f"-i {name} -j RETURN" for name in sorted(outward))
@@ -136,7 +135,7 @@ def _unknown(desired: Desired, pods: list[tuple[Endpoint, Port]]) -> Iterator[st
 
 
 def _in_group_frames() -> Iterator[str]:
-    """A unicast packet in a frame to a group: receivers do take it, and no rule would raise it."""
+    """A unicast packet in a group frame: receivers accept it, but no rule would hand it to the IP layer."""
     yield from (f"{group} -j RETURN" for group in _GROUPS)
     yield f"-j {CHAIN_PREFIX}SPOOF"
 
@@ -150,20 +149,20 @@ def _of_node(desired: Desired, version: int) -> Iterator[str]:
 
 
 def _link_local_from_others(desired: Desired, pods: list[tuple[Endpoint, Port]]) -> Iterator[str]:
-    """Link-local unicast from ports of no known pod: to pods; and but for other hosts, to the node."""
+    """Link-local unicast from ports without a known pod: to pods, and, except from uplinks, to the node."""
     yield from (f"-d {port.mac} -j {CHAIN_PREFIX}LINK" for _, port in pods)
     yield from (f"-i {name} -j RETURN" for bridge in desired.bridges for name in bridge.uplinks)
     yield from (f"-d {bridge.mac} -j {CHAIN_PREFIX}LINK" for bridge in desired.bridges)
 
 
 def _link_local_unicast(settings: Settings, way: LogDirection) -> Iterator[str]:
-    """Only what runs the link returns."""
+    """Returns for link protocols only."""
     yield from (f"{_ICMP6} {types} -j RETURN" for types in ("133:137", "130:132", "143:143"))
     yield from _dropped(settings, LogEvent.LINK_LOCAL, way)
 
 
 def _to(endpoint: Endpoint, port: Port) -> Iterator[str]:
-    """From the node, or routed by it: to the pod's own addresses, whatever address it gave itself, and to groups."""
+    """From the node or routed by it: only to the pod's own addresses, not others it configured, and to groups."""
     yield f"-p IPv6 --ip6-dst fe80::/10 -j {CHAIN_PREFIX}LINK"
     yield "-p IPv6 --ip6-dst fe80::/10 -j RETURN"
     for version, protocol, destination in ((4, "IPv4", "--ip-dst"), (6, "IPv6", "--ip6-dst")):
@@ -174,7 +173,7 @@ def _to(endpoint: Endpoint, port: Port) -> Iterator[str]:
 
 
 def _dropped(settings: Settings, told: LogEvent, way: LogDirection) -> Iterator[str]:
-    """ebtables counts its limits per rule, so no pod may be told of more than its share only here, per reason."""
+    """Drop with an event. ebtables has limits per rule only, so all ports share one limit per reason."""
     share = max(settings.log_rate // 10, 1)
     yield (
         f"--limit {share}/sec --limit-burst {share} --nflog-group {settings.nflog_group} "
@@ -190,7 +189,7 @@ def _solicited(address: str) -> str:
 
 
 def _up(pods: list[tuple[Endpoint, Port]]) -> Iterator[str]:
-    """The link's own stays on the bridge, and IP of pods goes up: for what a known port sends it always ends here."""
+    """Link protocols stay on the bridge, IP of pods is handed up. Final for packets from known ports."""
     yield from (f"{link} -j ACCEPT" for link in _LINK)
     for group in _GROUPS:
         yield from (f"{group} -i {port.interface} -j DROP" for one, port in pods if one.egress and one.egress.governed)

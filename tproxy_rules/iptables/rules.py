@@ -1,19 +1,19 @@
-"""The IP half of the iptables picture, one family at a time. Pure: a picture in, chains and sets out.
+"""Renders the iptables chains and sets of one IP family. Pure.
 
   raw PREROUTING      L7P-GUARD   anti-spoofing
-  raw OUTPUT          L7P-APART   the proxy's own connections are tracked apart from those it serves
-  mangle PREROUTING   L7P-PRE     what goes to the proxy (iptables has TPROXY only here, before Service DNAT)
-  mangle OUTPUT       L7P-OUT     the same for the node itself, routed anew over lo
-  mangle POSTROUTING  L7P-LEAK    what is marked for the proxy never leaves
-  nat                 L7P-NAT     what is steered keeps its destination
-  filter FORWARD, INPUT, OUTPUT   every other verdict, after DNAT
+  raw OUTPUT          L7P-APART   puts the proxy's own connections into their own conntrack zone
+  mangle PREROUTING   L7P-PRE     redirection to the proxy (TPROXY exists only here, before Service DNAT)
+  mangle OUTPUT       L7P-OUT     the same for packets of the node itself, routed again over lo
+  mangle POSTROUTING  L7P-LEAK    packets marked for the proxy never leave the node
+  nat                 L7P-NAT     redirected packets keep their destination
+  filter FORWARD, INPUT, OUTPUT   all other verdicts, after DNAT
 
-Steering decides quietly: only what no direction refuses and one steers is steered, all else is left to `filter`, which
-sees the pod behind a Service and alone can reset. A Service address of which some backend needs the proxy is steered
-as a whole and the proxy judges. What `filter` finds to be steered came through a translation we were not told of, and
-is refused.
+The mangle chains only decide on redirection: a packet is redirected if one direction says so and neither refuses it.
+All others are left to `filter`, which sees the backend pod of a Service and can send resets. A Service address with any
+backend that needs the proxy is redirected as a whole, and the proxy evaluates the policy. A packet that `filter` finds
+to need redirection was translated by DNAT that is not in the desired state, and is refused.
 
-While the quiet chains run, the proxy's mark bit means "steer" and both bits mean "refused somewhere".
+In the chains that only mark (`_quiet`), the proxy's mark bit means "redirect", both bits mean "refused by a direction".
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ from tproxy_rules.validate import ANY_PROTOCOL, ICMP, MAX_PORT, WITH_PORTS
 FIRST: Final = "-m conntrack --ctstate NEW -m conntrack ! --ctstatus CONFIRMED"
 REPLY: Final = "-m conntrack --ctdir REPLY"
 _MAX_LIMIT: Final = 10_000
-"""Events per second that xt_limit can count."""
+"""Maximum rate that xt_limit supports, per second."""
 _PROTOCOLS: Final = {6: "tcp", 17: "udp", 132: "sctp"}
 _MATCHES: Final = {"icmp": "icmp", "icmpv6": "icmp6"}
 _LETTER: Final = {Verdict.DENY: "d", Verdict.STEER: "s", Verdict.ALLOW: "a"}
@@ -54,7 +54,7 @@ _OF_HOSTS: Final = {4: ("icmp", ("3", "11", "12")), 6: ("icmpv6", ("1", "3", "4"
 """See nft/inet, chain "icmp_error"."""
 _ERRORS: Final = {4: ("icmp", ("3", "4", "5", "11", "12")), 6: ("icmpv6", ("1", "2", "3", "4"))}
 _UNASSIGNED_ERROR: Final = '-m u32 --u32 "3&0xFF=58&&37&0xFF=5:127"'
-"""ICMPv6 directly behind the IPv6 header, of a type that is an error's (RFC 4443, 2.1) but no known one's."""
+"""ICMPv6 directly after the IPv6 header, with an unassigned type of the error range (RFC 4443, 2.1)."""
 _LISTENER: Final = (130, 131, 132, 143)
 _FROM_LINK_LOCAL: Final = (130, 131, 132, 133, 135, 136, 143)
 
@@ -68,7 +68,7 @@ class IptTable:
     jumps: list[tuple[str, str]] = field(default_factory=list)
 
     def chain(self, name: str, rules: Iterable[str]) -> None:
-        """A rule may be several, a line each."""
+        """A rule may hold several, one per line."""
         self.chains[CHAIN_PREFIX + name] = [line for rule in rules for line in rule.split("\n")]
 
     def base(self, hook: str, name: str, rules: Iterable[str]) -> None:
@@ -78,7 +78,7 @@ class IptTable:
 
 @dataclass(frozen=True, slots=True)
 class Asks:
-    """One tier: what to match and what is then said, in order; the first match wins."""
+    """One tier: matches with their verdicts, in order; the first match wins."""
 
     rules: tuple[tuple[str, Verdict], ...]
     closed: bool
@@ -86,7 +86,7 @@ class Asks:
 
 @dataclass(frozen=True, slots=True)
 class Family:
-    """One family's picture. The tables are in the order in which they are put in force."""
+    """The rules of one IP family. Tables are in the order in which they are applied."""
 
     version: int
     tables: tuple[IptTable, ...]
@@ -94,12 +94,12 @@ class Family:
 
 
 def render(desired: Desired, version: int) -> Family:
-    """For a canonical picture."""
+    """For a canonical state."""
     return _Renderer(desired, version).render()
 
 
 class _Renderer:
-    """Gathers sets while the chains are written."""
+    """Collects sets while it renders chains."""
 
     def __init__(self, desired: Desired, version: int) -> None:
         self.desired = desired
@@ -115,20 +115,20 @@ class _Renderer:
         tables = (self._raw(), self._nat(), self._filter(), self._mangle())
         return Family(self.version, tables, (*self.named.values(), *self.peers.made()))
 
-    # --- who is who ---------------------------------------------------------------------------------------------------
+    # --- endpoints ----------------------------------------------------------------------------------------------------
 
     def _own(self, endpoint: Endpoint) -> list[str]:
         return [address for address in endpoint.addresses if family(address) == self.version]
 
     def _with(self, way: LogDirection) -> Iterator[tuple[Endpoint, Table]]:
-        """Those that a policy governs."""
+        """Endpoints with a policy in this direction."""
         for endpoint in self.desired.endpoints:
             one = endpoint.egress if way is LogDirection.EGRESS else endpoint.ingress
             if one is not None and one.governed and self._own(endpoint):
                 yield endpoint, one
 
     def _without_policy(self) -> Mapping[Table, list[Endpoint]]:
-        """Those that have only refusals, by what they have: mostly all the same."""
+        """Endpoints with denials only, by table: mostly one for all."""
         found: dict[Table, list[Endpoint]] = {}
         for endpoint in self.desired.endpoints:
             if endpoint.egress is not None and not endpoint.egress.governed and self._own(endpoint):
@@ -152,12 +152,12 @@ class _Renderer:
             table.chain("LINK", self._link_local_unicast(LogDirection.EGRESS))
         table.chain("ERROR", self._icmp_error())
         table.base("PREROUTING", "GUARD", self._guard())
-        # Only the original direction: answers come in without a zone. See nft_inet.
+        # Only the original direction: replies arrive without a zone, see nft/inet.
         table.base("OUTPUT", "APART", [f"-m mark --mark {self.upstream} -j CT --zone-orig {CONNTRACK_ZONE}"])
         return table
 
     def _guard(self) -> Iterator[str]:
-        """The same law as in the nftables picture; a routed port is told by its name, one rule each."""
+        """Same semantics as `guard` of nft/inet; a routed port is matched by name, with one rule each."""
         cabled = [(one, one.port) for one in self.desired.endpoints if one.port]
         pairs = [f"{a},{port.bridge or port.interface}" for one, port in cabled for a in self._own(one)]
         homes = [address for one, _ in cabled for address in self._own(one)]
@@ -165,7 +165,7 @@ class _Renderer:
         yield "-i lo -j RETURN"
         if self.version == 4:
             yield f"-d 127.0.0.0/8 -g {CHAIN_PREFIX}SPOOF"
-        # See nft_inet. iptables cannot see a frame's destination, but that it was a group's.
+        # See nft/inet. iptables cannot match a frame's destination, only that it is a group.
         addressed = "! -d 224.0.0.0/4" if self.version == 4 else "! -d ff00::/8"
         if self.desired.bridges:
             yield f"-m pkttype --pkt-type multicast {addressed} -g {CHAIN_PREFIX}SPOOF"
@@ -181,7 +181,7 @@ class _Renderer:
         if self.desired.bridges:
             listed = (prefix.partition("/") for prefix, _ in self.desired.identities)
             single = [address for address, _, length in listed if length == ("32" if self.version == 4 else "128")]
-            marked = f"-m mark --mark {self.upstream}"  # by ebtables: the frame of a port whose pod is not known
+            marked = f"-m mark --mark {self.upstream}"  # set by ebtables: a frame from the port of an unknown pod
             yield f"{marked} {self._in(addresses('id', self.version, single), 'src')} -g {CHAIN_PREFIX}SPOOF"
             protocol, kinds = _ERRORS[self.version]
             yield from (f"{marked} -p {protocol} --{protocol}-type {kind} -g {CHAIN_PREFIX}SPOOF" for kind in kinds)
@@ -206,26 +206,26 @@ class _Renderer:
                 yield f"-i {port.interface} -g {CHAIN_PREFIX}SPOOF"
 
     def _icmp_error(self) -> Iterator[str]:
-        """A rule for each address: xt_u32 compares with numbers only."""
+        """One rule per address, because xt_u32 compares with numbers only."""
         for endpoint in self.desired.endpoints:
             if endpoint.port:
                 yield from (f'-s {a} -m u32 --u32 "{_quotes(a)}" -j RETURN' for a in self._own(endpoint))
         yield f"-g {CHAIN_PREFIX}SPOOF"
 
     def _bridged(self) -> list[str]:
-        """Every port of a bridge that has pods."""
+        """All ports of bridges with pods."""
         known = {one.port.interface for one in self.desired.endpoints if one.port and one.port.bridge}
         return sorted(known.union(*(bridge.ports for bridge in self.desired.bridges)))
 
     def _links(self) -> IpSet | None:
-        """Link-local addresses by the links that lead to pods only."""
+        """Link-local addresses on interfaces that lead to pods only."""
         routed = [one.port.interface for one in self.desired.endpoints if one.port and not one.port.bridge]
         closed = [bridge.name for bridge in self.desired.bridges if not bridge.uplinks]
         members = [f"fe80::/10,{name}" for name in (*routed, *closed)]
         return ip_set("ll", "hash:net,iface", 6, members) if members else None
 
     def _link_local_unicast(self, way: LogDirection) -> Iterator[str]:
-        """Only what runs the link returns: RFC 4861 (hop limit 255), RFC 3810, section 5 (hop limit 1)."""
+        """Returns for link protocols only: RFC 4861 (hop limit 255), RFC 3810, section 5 (hop limit 1)."""
         for limit, kinds in ((255, (*_ND, 137)), (1, _LISTENER)):
             yield from (f"-p icmpv6 --icmpv6-type {kind} -m hl --hl-eq {limit} -j RETURN" for kind in kinds)
         yield self._log(LogEvent.LINK_LOCAL, way, 0)
@@ -268,7 +268,7 @@ class _Renderer:
         return table
 
     def _passing(self) -> Iterator[str]:
-        """Replies, errors about what was let through, and the link's own protocols."""
+        """Accepts replies, errors about accepted flows, and link protocols."""
         yield f"{REPLY} -j RETURN"
         if self.version == 4:
             for kind in ("destination-unreachable", "time-exceeded", "parameter-problem"):
@@ -277,20 +277,20 @@ class _Renderer:
             return
         for kind6 in (1, 2, 3, 4):
             yield f"-p icmpv6 --icmpv6-type {kind6} -m conntrack --ctstate RELATED -j RETURN"
-        # RFC 4861: hop limit 255. Forwarding has taken one off already, so this is never a routed packet.
+        # RFC 4861: hop limit 255. Forwarding has already decremented it, so this never matches a routed packet.
         for kind6 in _ND:
             yield f"-p icmpv6 --icmpv6-type {kind6} -m hl --hl-eq 255 -j RETURN"
         for kind6 in _LISTENER:
             yield f"-d ff02::/16 -p icmpv6 --icmpv6-type {kind6} -j RETURN"
 
     def _governed(self) -> Iterator[str]:
-        """Nobody of ours on either side: two lookups and out."""
+        """Returns for packets without a governed pod on either side, after two lookups."""
         here = {a for way in LogDirection for one, _ in self._with(way) for a in self._own(one)}
         one = addresses("gov", self.version, here)
         yield f"{self._not_in(one, 'src')} {self._not_in(one, 'dst')} -j RETURN"
 
     def _refusals(self, table: IptTable) -> list[str]:
-        """The jumps to what is refused to pods that no policy governs: one lookup for all of them."""
+        """Jumps to the denials of pods without policy: one lookup for all of them."""
         jumps = []
         for number, (one, endpoints) in enumerate(self._without_policy().items()):
             chain = f"R{number}"
@@ -306,7 +306,7 @@ class _Renderer:
         return jumps
 
     def _refused(self, table: IptTable, endpoint: Endpoint) -> Iterator[str]:
-        """What is refused to all is logged in each one's name, but what it sends to itself passes."""
+        """Denials for all pods, logged per pod; packets from a pod to itself pass."""
         name = self._denying(table, f"E{endpoint.id}", LogDirection.EGRESS, endpoint)
         for source in self._own(endpoint):
             yield from (f"-s {source} {itself}" for itself in self._selves(endpoint, LogDirection.EGRESS))
@@ -342,7 +342,7 @@ class _Renderer:
     def _tiers(
         self, table: IptTable, name: str, first: list[str], asks: list[Asks], says: dict[Verdict, str], closed: str
     ) -> None:
-        """A chain for each tier: `says` is what follows from a verdict, `closed` from none where a tier is closed."""
+        """A chain per tier. `says` maps verdicts to actions; `closed` is the action at the end of a closed tier."""
         for number, tier in enumerate(asks or [Asks((), closed=False)]):
             following = f"-g {CHAIN_PREFIX}{name}t{number + 1}" if number + 1 < len(asks) else says[Verdict.ALLOW]
             rules = [f"{match}{following if told is Verdict.PASS else says[told]}" for match, told in tier.rules]
@@ -362,7 +362,7 @@ class _Renderer:
         table.chain("LATER", [f"-j MARK --set-xmark 0x0/{_mask(self.both)}"])
         table.chain("NO", [f"-j MARK --set-xmark {self.both}"])
         table.chain("YES", [f"-j MARK --set-xmark {self.proxy}"])
-        # It has been given another port, since its answers would be those of a connection of the proxy's: see nft_inet.
+        # The kernel changed its port, because its reply tuple would equal that of a proxy connection: see nft/inet.
         other_port = f"-p tcp ! --syn -m conntrack --ctstate SNAT -j {CHAIN_PREFIX}DIVERT"
         table.chain("TPROXY", [other_port, f"-p tcp -j {self._tproxy()}", "-j DROP"])
         steering = {a for way in LogDirection for one, t in self._with(way) if t.steers for a in self._own(one)}
@@ -399,8 +399,8 @@ class _Renderer:
         yield "-i lo -j RETURN"
         yield f"-j MARK --set-xmark 0x0/{_mask(self.both)}"
         yield f"{REPLY} -m connmark --mark {self.upstream} -j {CHAIN_PREFIX}DIVERT"
-        # xt_socket finds sockets in TIME_WAIT, too. A SYN that meets one is judged like any other, and TPROXY hands it
-        # to our listener: delivered without, it would open a connection to a socket of the node that has its port.
+        # xt_socket also finds sockets in TIME_WAIT. A SYN that meets one is evaluated, and TPROXY delivers it to our
+        # listener; without TPROXY it could open a connection to a socket of the node with its port.
         yield f"-p tcp ! --syn -m socket --transparent -j {CHAIN_PREFIX}DIVERT"
         yield f"-p {icmp} -m socket --transparent -j {CHAIN_PREFIX}DIVERT"
         yield "! -p tcp -j RETURN"
@@ -416,10 +416,10 @@ class _Renderer:
 
     def _output(self, host: list[str]) -> Iterator[str]:
         yield f"-j MARK --set-xmark 0x0/{_mask(self.proxy)}"
-        # xt_CONNMARK marks and goes on.
+        # xt_CONNMARK does not end the traversal.
         yield f"-m mark --mark {self.upstream} -j CONNMARK --set-xmark {self.upstream}"
         yield f"-m mark --mark {self.upstream} -j RETURN"
-        # The proxy's connection to the node itself: its answers are born here and go back to the proxy over lo.
+        # The proxy's connection to the node itself: replies are made here and return to the proxy over lo.
         yield f"{REPLY} -m connmark --mark {self.upstream} -g {CHAIN_PREFIX}NO"
         yield "-o lo -j RETURN"
         yield "! -p tcp -j RETURN"
@@ -427,7 +427,7 @@ class _Renderer:
         yield from self._frontends(f"-g {CHAIN_PREFIX}NO")
         yield from host
         yield f"-m mark --mark {self.both} -g {CHAIN_PREFIX}LATER"
-        # Both bits: the routing rule of locally made packets, see routes.
+        # Both bits select the routing rule for local packets, see routes.
         yield f"-m mark --mark {self.proxy} -j MARK --set-xmark {self.both}"
 
     def _frontends(self, action: str) -> Iterator[str]:
@@ -440,13 +440,13 @@ class _Renderer:
             yield f"-p tcp {self._in(ip_set('f', 'hash:ip,port', self.version, plain), 'dst,dst')} -j RETURN"
 
     def _quiet(self, table: IptTable, name: str, endpoint: Endpoint, way: LogDirection, asks: list[Asks]) -> None:
-        """Marks instead of verdicts. An allowed packet keeps the mark that the other direction gave it."""
+        """Sets marks instead of verdicts. An allowed packet keeps the mark that the other direction set."""
         no = f"-g {CHAIN_PREFIX}NO"
         says = {Verdict.DENY: no, Verdict.STEER: f"-g {CHAIN_PREFIX}YES", Verdict.ALLOW: "-j RETURN"}
         self._tiers(table, name, self._selves(endpoint, way), asks, says, no)
 
     def _telling(self, table: IptTable, name: str, endpoint: Endpoint, way: LogDirection, asks: list[Asks]) -> None:
-        """For packets that will be steered: which entry of this direction let them."""
+        """Logs, for packets to be redirected, which verdict this direction gave."""
         chain = CHAIN_PREFIX + name
         says = {Verdict.DENY: "-j RETURN", Verdict.STEER: f"-g {chain}s", Verdict.ALLOW: f"-g {chain}a"}
         self._tiers(table, name, [], asks, says, "-j RETURN")
@@ -456,7 +456,7 @@ class _Renderer:
     # --- entries ------------------------------------------------------------------------------------------------------
 
     def _asks(self, one: Table, way: LogDirection) -> list[Asks]:
-        """The peer is the destination of egress and the source of ingress."""
+        """The peer is the destination for egress and the source for ingress."""
         side = "dst" if way is LogDirection.EGRESS else "src"
         return [
             Asks(tuple(ask for stage in tier.stages for ask in self._asks_peers(stage, side)), tier.closed)
@@ -471,7 +471,7 @@ class _Renderer:
                 yield from ((f"{ports}{who}", entry.verdict) for ports in self._ports(entry))
 
     def _asks_host(self, one: Table) -> list[Asks]:
-        """The peer is this node, whatever address it uses."""
+        """The tiers with this node as the peer, whatever address it uses."""
         here = self.desired.host_identity
         return [
             Asks(
@@ -488,7 +488,7 @@ class _Renderer:
         ]
 
     def _ports(self, entry: Entry) -> Iterator[str]:
-        """Which protocol and ports, each with a space at its end when it says anything."""
+        """Matches for protocol and ports, each with a trailing space unless empty."""
         if entry.protocol == ANY_PROTOCOL:
             yield ""
         elif entry.protocol not in WITH_PORTS or (entry.first, entry.last) == (0, MAX_PORT):
@@ -500,7 +500,7 @@ class _Renderer:
             yield f"-p {name} -m {name} --dport {entry.first}:{entry.last} "
 
     def _types(self, entry: Entry) -> Iterator[str]:
-        """Types and codes. The ICMP of the other family is nobody's message: a deny takes all of it, the rest none."""
+        """ICMP type and code matches. Of the other IP family's ICMP, only DENY gets a match, for all of it."""
         name = "icmp" if entry.protocol == 1 else "icmpv6"
         if entry.protocol != (1 if self.version == 4 else 58):
             yield from [f"-p {entry.protocol} "] * (entry.verdict is Verdict.DENY)
@@ -511,9 +511,9 @@ class _Renderer:
             yield from (f"-p {name} -m {_MATCHES[name]} --{name}-type {number}{code} " for code in codes)
 
     def _log(self, told: LogEvent, way: LogDirection, endpoint: int) -> str:
-        """What is refused is told under a limit for each sender and one for the rule; a rule before counts all of it,
-        so the difference is what was not told. Only the rule has a limit where the sender may be a lie, and where
-        packets pass: xt_hashlimit drops those that its table has no room for."""
+        """Refusals have a limit per sender and one per rule. A rule before counts all of them, so the difference is the
+        number without an event. Unverified senders and accepted packets have the limit per rule only: xt_hashlimit
+        drops packets that its table has no room for."""
         rate, prefix = self.settings.log_rate, log_prefix(told, way, endpoint)
         share = min(max(rate // 10, 1), _MAX_LIMIT)
         action = (
@@ -543,7 +543,7 @@ def _member(frontend: Frontend) -> str:
 
 
 def _quotes(address: str) -> str:
-    """For xt_u32: an ICMP error whose quoted packet was sent to this address; IPv6 without extension headers."""
+    """xt_u32 test: an ICMP error whose quoted packet went to this address; IPv6 without extension headers."""
     packed = ip_address(address).packed
     words = [int.from_bytes(packed[at : at + 4], "big") for at in range(0, len(packed), 4)]
     if len(words) == 1:

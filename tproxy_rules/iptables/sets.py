@@ -1,7 +1,7 @@
-"""The ipsets of the iptables picture. Named by content, so that a set in use never changes.
+"""The ipsets of the iptables backend, named by content, so that a set in use never changes.
 
-A picture that needs other members needs another set, and the rules move over to it in one commit. Nothing is swapped,
-added or flushed under live rules: between two sets that change one after the other something could slip through.
+Other members need another set, to which the rules move in one commit. Sets used by rules are never swapped, changed or
+flushed: packets could pass between the changes of two sets.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _MIN_MAXELEM = 65536
 
 @dataclass(frozen=True, slots=True, eq=False)
 class IpSet:
-    """One set: what `ipset restore` is told to make. Members are only worked out when they are asked for."""
+    """One set, as input for `ipset restore`. Members are computed only on demand."""
 
     name: str
     kind: str
@@ -33,7 +33,7 @@ class IpSet:
         return self.make()
 
     def text(self, name: str = "") -> str:
-        """Commands that make it, under another name if one is given."""
+        """Commands that create the set, optionally under another name."""
         name, members = name or self.name, self.members
         inet = "inet" if self.version == 4 else "inet6"
         room = max(_MIN_MAXELEM, len(members))
@@ -43,13 +43,13 @@ class IpSet:
 
 
 def ip_set(role: str, kind: str, version: int, members: Iterable[str]) -> IpSet:
-    """A set under its content's name (ipset allows 31 characters)."""
+    """A set named by a digest of its content (ipset allows 31 characters)."""
     listed = tuple(sorted(set(members)))
     return IpSet(_name(role, kind, version, listed), kind, version, lambda: listed)
 
 
 def addresses(role: str, version: int, members: Iterable[str]) -> IpSet:
-    """A set of host addresses of one family."""
+    """A set of host addresses of one IP family."""
     return ip_set(role, "hash:net", version, (one for one in members if family(one) == version))
 
 
@@ -59,10 +59,10 @@ def _name(role: str, kind: str, version: int, content: Iterable[str]) -> str:
 
 
 class PeerSets:
-    """Sets of the addresses that have one of some identities, longest prefix first.
+    """Sets of the addresses of given identities, by longest prefix.
 
-    `hash:net` looks from the longest prefix to the shortest and stops at an exception (`nomatch`), which is exactly
-    the law of identities: a prefix of another identity inside one of ours is such an exception.
+    `hash:net` searches from the longest prefix to the shortest and stops at an exception (`nomatch`). This is the rule
+    for identities: a prefix of another identity inside one of the given identities is an exception.
     """
 
     def __init__(self, identities: Sequence[tuple[str, int]], version: int) -> None:
@@ -84,7 +84,7 @@ class PeerSets:
             self._of[number].append(one)
 
     def of(self, peers: tuple[int, ...]) -> IpSet | None:
-        """The set of these peers, the same object for the same peers; None when they have no address."""
+        """The set of these peers, the same object for the same peers; None if they have no address."""
         if peers not in self._made:
             known = [self._content(peer) for peer in peers if peer in self._of]
             name = _name("p", "hash:net", self._version, sorted(known))
@@ -96,14 +96,14 @@ class PeerSets:
         return tuple(one for one in self._made.values() if one is not None)
 
     def _content(self, peer: int) -> str:
-        """What one identity brings into a set. Which of it are exceptions follows from whose the others are."""
+        """A digest of one identity's prefixes and those inside them. All peers of a set determine the exceptions."""
         if peer not in self._contents:
             texts = (text for one in self._of[peer] for text in (one.text, *one.texts_inside(), ""))
             self._contents[peer] = hashlib.sha256("\n".join(texts).encode()).hexdigest()
         return self._contents[peer]
 
     def _members(self, peers: frozenset[int]) -> Iterable[str]:
-        """Work grows with the members, not with the identities there are."""
+        """Work grows with the members, not with all identities."""
         found: dict[str, _Prefix] = {}
         waiting = [one for peer in peers for one in self._of.get(peer, ())]
         while waiting:
@@ -112,7 +112,7 @@ class PeerSets:
                 found[one.text] = one
                 waiting += one.inside
         members: dict[str, bool] = {}
-        # The default first: hash:net has no /0, and a /1 of its own overrides the half it is put for.
+        # The default first: hash:net has no /0, so it becomes two /1, which real /1 prefixes override.
         for one in sorted(found.values(), key=lambda one: one.length):
             for part in map(str, ip_network(one.text).subnets()) if one.length == 0 else (one.text,):
                 members[part] = one.identity in peers
@@ -127,7 +127,7 @@ def _parsed(prefix: str) -> tuple[int, int]:
 
 @dataclass(slots=True, eq=False)
 class _Prefix:
-    """A prefix and those directly inside it. `start` is its first `length` bits."""
+    """A prefix and the prefixes directly inside it. `start` is its first `length` bits."""
 
     start: int
     length: int

@@ -251,7 +251,7 @@ def _guard() -> Iterator[str]:
 
 
 def _router() -> Iterator[str]:
-    """Conntrack calls an ICMP error related whoever sends it, so a pod could lower the path MTU of other connections,
+    """Conntrack calls an ICMP error related for any sender, so a pod could lower the path MTU of other connections,
     or end them. Errors that only routers send are refused (RFC 792; RFC 4443); errors that hosts send, too, are checked
     in `icmp_error`."""
     yield "ip saddr @homes4 icmp type { source-quench, redirect } goto spoofed"
