@@ -127,8 +127,7 @@ def _covers(entry: Entry, identity: int, protocol: int, port: int) -> bool:
 
 
 def is_wider(before: Table, after: Table) -> bool:
-    """True if `after` provably refuses nothing that `before` accepted: equal, except for added ALLOW or STEER
-    entries."""
+    """True if `after` provably refuses nothing that `before` accepted: only ALLOW and STEER entries are added."""
     return len(before.tiers) == len(after.tiers) and all(map(_is_wider_tier, before.tiers, after.tiers))
 
 

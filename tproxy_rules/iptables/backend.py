@@ -288,8 +288,7 @@ class IptablesBackend:
             self._known = known
 
     def _seal(self, known: _Known) -> None:
-        """Seal, unless there was a commit before the listing was complete. A later change breaks the seal, as
-        intended."""
+        """Seal, unless there was a commit before the listing was complete. Later changes break the seal."""
         self._known = None
         if _seal(known.generation):
             known.generation, known.sealed = known.generation + 1, True

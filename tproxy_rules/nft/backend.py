@@ -211,8 +211,7 @@ class NftablesBackend:
             self._known = known
 
     def _seal(self, known: _Known) -> None:
-        """Seal, unless our tables changed before the listing was complete. A later change breaks the seal, as
-        intended."""
+        """Seal, unless our tables changed before the listing was complete. Later changes break the seal."""
         text = nft_state.seal()
         if self._verified() is known:
             run(("nft", "-f", "-"), text)
