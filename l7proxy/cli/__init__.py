@@ -1,4 +1,4 @@
-"""What the user types and reads. One module per group of commands; each imports what it needs when it runs.
+"""The command line. One module per group of commands; each command imports what it needs when it runs.
 
-Not here: decisions. A command asks the agent's socket, or cluster and simulate, and prints.
+Not here: decisions. A command queries the agent's socket, or calls cluster and simulate, and prints.
 """

@@ -1,4 +1,4 @@
-"""Asks the agent: one JSON line to its socket, one or many back."""
+"""Client of the agent's socket: sends one JSON line, reads one or many."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from l7proxy.errors import ConfigError, LinkError
 RUN_DIR: Final = Path("/run/l7proxy")
 SOCKET_NAME: Final = "agent.sock"
 PATIENCE: Final = 10.0
-"""Seconds that a question waits for its answer; following waits for ever."""
+"""Seconds to wait for the response; following has no timeout."""
 MAX_LINE: Final = 64 << 20
 
 RunDir = Annotated[
@@ -36,18 +36,18 @@ def path_of(run_dir: Path, server: str = "") -> Path:
 
 
 def ask(path: Path, method: str, **arguments: Any) -> Any:
-    """The one answer. ConfigError when there is no agent, or with the agent's own words when it refuses."""
+    """The single response. ConfigError when there is no agent, or with the agent's message when it refuses."""
     for line in stream(path, {"method": method, **arguments}, patience=PATIENCE):
         return line
     raise LinkError(f"the agent at {path} closed the connection without a response")
 
 
 def stream(path: Path, request: Mapping[str, Any], *, patience: float | None = None) -> Iterator[Any]:
-    """Every line of the answer, decoded."""
+    """Every line of the response, decoded."""
     with closing(_connect(path, patience)) as connection:
         try:
             connection.sendall(json.dumps(request).encode() + b"\n", socket.MSG_NOSIGNAL)
-            connection.shutdown(socket.SHUT_WR)  # no more questions: the agent closes after its last line
+            connection.shutdown(socket.SHUT_WR)  # the request is complete: the agent closes after its last line
             for line in _lines(connection):
                 yield _answer(line)
         except TimeoutError as error:
@@ -87,7 +87,7 @@ def _connect(path: Path, patience: float | None) -> socket.socket:
 
 
 def _why(path: Path, error: OSError) -> str:
-    """What is wrong, and what to do about it."""
+    """What failed, and how to fix it."""
     if isinstance(error, FileNotFoundError):
         return f"no agent at {path}: start it with `l7proxy run`, or set --run-dir or --server"
     if isinstance(error, PermissionError):

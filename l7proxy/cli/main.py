@@ -1,7 +1,7 @@
-"""`l7proxy`: where every command hangs, and what an error looks like.
+"""`l7proxy`: registers all commands and prints errors.
 
 Exit codes: 0 yes or done, 1 no (denied, invalid, not enforced), 2 wrong use, configuration or failure, 130 Ctrl-C.
-A command imports its rooms when it runs, so that `--help` and the small commands start at once.
+A command imports its packages when it runs, so that `--help` and the small commands start fast.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ l7proxy lab up                                   a test cluster of network names
 """
 SETTINGS: Final = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
 QUIET_ON_SIGPIPE: Final = frozenset({"observe", "status", "endpoint", "identity", "service", "policy"})
-"""Commands that end with the pipe they print into, as cat does; the others have more to do than print."""
+"""Commands that only print: SIGPIPE ends them, as it ends cat. The others have more to do than print."""
 
 app = typer.Typer(
     help=HELP, no_args_is_help=True, rich_markup_mode=None, add_completion=False, context_settings=SETTINGS
@@ -80,11 +80,11 @@ def _root(
 
 
 def invoke(arguments: Sequence[str]) -> int:
-    """Run one command line and give its exit code. What is ours to explain is explained in one line."""
+    """Run one command line and return its exit code. Expected errors are printed in one line."""
     from tproxy_rules.backend import KernelError
 
     try:
-        if arguments[:1] == ["lab"]:  # untouched: our own parser would swallow the `--` of `lab exec POD -- COMMAND`
+        if arguments[:1] == ["lab"]:  # not parsed here: this parser would drop the `--` of `lab exec POD -- COMMAND`
             return _lab(arguments[1:])
         return _call(app, _prepared(arguments), "l7proxy")
     except (L7ProxyError, KernelError) as error:
@@ -97,7 +97,7 @@ def invoke(arguments: Sequence[str]) -> int:
 
 
 def _call(command: typer.Typer, arguments: Sequence[str], name: str) -> int:
-    """Wrong use is said by typer itself, which leaves by SystemExit; what commands raise comes through."""
+    """Typer reports wrong use itself and raises SystemExit; exceptions of commands are passed on."""
     typer.main.get_command(command).main(args=list(arguments), prog_name=name)
     return 0
 
@@ -111,7 +111,7 @@ def _command(arguments: Sequence[str]) -> str:
 
 
 def main() -> None:
-    """The console script."""
+    """Entry point of the console script."""
     sbin.reach()
     if _command(sys.argv[1:]) in QUIET_ON_SIGPIPE:
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)

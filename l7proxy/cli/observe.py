@@ -1,4 +1,4 @@
-"""`l7proxy observe`: flows, live from the agent or out of an exported file."""
+"""`l7proxy observe`: shows flows, live from the agent or from an exported file."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Output(StrEnum):
 
 
 def _filter_flags() -> Iterator[inspect.Parameter]:
-    """Every flag of the tables in observe_filters. Those for one end only are told by those for both."""
+    """Every flag of the tables in observe_filters. The help of `--X` also mentions `--from-X` and `--to-X`."""
     for one in observe_filters.PLAIN:
         yield _filter_flag(one.name, one.help + ".", one.short)
     for one in observe_filters.SIDED:
@@ -105,7 +105,7 @@ def _observe(
     for name, value in (("since", since), ("until", until)):
         if value:
             request[name] = timestamp.text(moment(value, option=name))
-    filters.build(request["filters"])  # so that what is wrong is said here, agent or not
+    filters.build(request["filters"])  # checked here, with or without an agent
     style = printer.Style(paint(color), node_name=print_node_name, policy_names=print_policy_names, numeric=numeric)
     if input_file:
         answers = _selected(_from_file(input_file), request)
@@ -121,7 +121,7 @@ observe = with_flags(_observe, "flags", _filter_flags())
 
 
 def show(answers: Iterator[flow.Response], output: Output, style: printer.Style) -> None:
-    """Print as it comes; a table needs to have seen everything first."""
+    """Print each flow as it arrives; a table is printed at the end."""
     if output is Output.TABLE:
         flows, states = _partition(answers)
         _print(states, printer.compact, style)
@@ -133,7 +133,7 @@ def show(answers: Iterator[flow.Response], output: Output, style: printer.Style)
 
 
 def _partition(answers: Iterable[flow.Response]) -> tuple[list[flow.Response], list[flow.Response]]:
-    """(flows and lost events, states of nodes)."""
+    """(flows and lost events, node states)."""
     found: tuple[list[flow.Response], list[flow.Response]] = [], []
     for answer in answers:
         found[answer.node_status is not None].append(answer)
@@ -151,7 +151,7 @@ def _print(
 
 
 def negations(values: Sequence[str]) -> dict[str, list[str]]:
-    """`--not` takes the flag that follows it with its value, as `--verdict=FORWARDED`."""
+    """Each value of `--not` is a flag with its value, as in `--verdict=FORWARDED`."""
     shorts = {one.short: one.name for one in (*observe_filters.PLAIN, *observe_filters.SIDED) if one.short}
     found: dict[str, list[str]] = {}
     for value in values:
@@ -164,7 +164,7 @@ def negations(values: Sequence[str]) -> dict[str, list[str]]:
 
 
 def join_negations(arguments: Sequence[str]) -> list[str]:
-    """`--not --pod x` → `--not --pod=x`: an option can have one value, and this one's is a flag with its own."""
+    """`--not --pod x` → `--not --pod=x`: an option takes one value, and the value of `--not` is a flag with its own."""
     joined: list[str] = []
     rest = iter(arguments)
     for argument in rest:
@@ -179,7 +179,7 @@ def join_negations(arguments: Sequence[str]) -> list[str]:
 
 
 def moment(value: str, *, option: str, now_ns: int | None = None) -> int:
-    """A duration back from now (Go's form: 1h30m), RFC 3339, a day, or an e-mail's date."""
+    """A duration before now (in Go's form: 1h30m), RFC 3339, a day, or an e-mail date."""
     parts = DURATION.findall(value)
     if parts and "".join(number + unit for number, unit in parts) == value:
         back = sum(int(float(number) * UNITS[unit]) for number, unit in parts)
@@ -214,7 +214,7 @@ def _answer(found: Any) -> flow.Response:
 
 
 def _from_file(name: str) -> Iterator[flow.Response]:
-    """Line by line; a line that cannot be read is complained about and passed over."""
+    """Line by line; an invalid line is reported and skipped."""
     try:
         with nullcontext(sys.stdin.buffer) if name == "-" else Path(name).open("rb") as file:
             yield from _from_lines(file, name)
@@ -238,7 +238,7 @@ def _from_lines(file: BinaryIO, name: str) -> Iterator[flow.Response]:
 
 
 def _selected(answers: Iterator[flow.Response], request: dict[str, Any]) -> Iterator[flow.Response]:
-    """What the agent would have chosen; lost events and node states are always told."""
+    """The flows that the agent would select; lost events and node states are always included."""
     keep = filters.build(request["filters"])
     since = timestamp.parse(request["since"]) if "since" in request else None
     until = timestamp.parse(request["until"]) if "until" in request else None

@@ -1,8 +1,8 @@
-"""The flags of `observe` into Hubble's filters, by Hubble's rules.
+"""Turns the flags of `observe` into Hubble's filters, by Hubble's rules.
 
-A flag for both sides (`--pod`) makes two filters, one for the source and one for the destination: either may match. The
-flags for one side (`--from-pod`, `--to-port`) and those for neither (`--verdict`) stand in every filter. What follows
-`--not` makes filters of its own, and flows that those match are left out.
+A flag for both sides (`--pod`) makes two filters, one for the source and one for the destination: either may match.
+Flags for one side (`--from-pod`, `--to-port`) and for neither (`--verdict`) are added to every filter. Flags after
+`--not` make separate filters; flows that match those are excluded.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from l7proxy.flows import hubble_constants as hubble
 
 @dataclass(frozen=True, slots=True)
 class Flag:
-    """One filter flag: the field it sets and what help says of it. `short` is its letter."""
+    """One filter flag: the field it sets and its help text. `short` is its one-letter form."""
 
     name: str
     field: str
@@ -41,7 +41,7 @@ SIDED: Final = (
     Flag("fqdn", "fqdn", "DNS name, with `*` for any part of it"),
     Flag("cluster", "cluster_name", "Cluster name"),
 )
-"""Each exists as --X for either end, --from-X for the source and --to-X for the destination."""
+"""Each flag is --X for either end, --from-X for the source and --to-X for the destination."""
 
 PLAIN: Final = (
     Flag("verdict", "verdict", "Verdict: FORWARDED, DROPPED, REDIRECTED, AUDIT or ERROR"),
@@ -71,14 +71,14 @@ NAMESPACED: Final = ("pod", "service")
 NAMES: Final = frozenset(
     [flag.name for flag in PLAIN] + [f"{prefix}{flag.name}" for flag in SIDED for prefix in ("", "from-", "to-")]
 )
-"""Every flag without its dashes."""
+"""Every flag, without dashes."""
 
 Flags = Mapping[str, Sequence[str]]
-"""Flag without its dashes → the values it was given."""
+"""Flag without dashes → its values."""
 
 
 def request(flags: Flags, negated: Flags) -> dict[str, Any]:
-    """What `filters.build` takes."""
+    """The argument of `filters.build`."""
     lists = {"whitelist": filters(flags), "blacklist": filters(negated)}
     return {name: found for name, found in lists.items() if found}
 
@@ -97,7 +97,7 @@ def filters(flags: Flags) -> list[dict[str, Any]]:
 
 
 def _side(given: Mapping[str, list[str]], side: str, prefix: str) -> dict[str, Any]:
-    """The fields of one side. A namespace is written as the pods in it, or qualifies the names given with it."""
+    """The fields of one side. A namespace alone selects all its pods; with names it qualifies them."""
     found = {
         f"{side}_{flag.field}": _values(flag.name, given[f"{prefix}{flag.name}"])
         for flag in SIDED
@@ -155,7 +155,7 @@ def _event_type(value: str) -> dict[str, Any]:
 
 
 def _identity(value: str) -> int:
-    """A number, or a reserved name as `world` or `reserved:world`."""
+    """A number, or a reserved name such as `world` or `reserved:world`."""
     name = value.removeprefix("reserved:")
     if name in hubble.RESERVED_NAMES:
         return hubble.RESERVED_NAMES.index(name)
@@ -177,7 +177,7 @@ def _header(value: str) -> dict[str, str]:
 
 
 def _check_sides(given: Mapping[str, list[str]]) -> None:
-    """Combinations that would not mean what they say."""
+    """Refuses combinations with an unclear meaning."""
     for flag in SIDED:
         for _, prefix in SIDES:
             if flag.name in given and f"{prefix}{flag.name}" in given:

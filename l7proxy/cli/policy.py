@@ -1,4 +1,4 @@
-"""Policies: what is enforced on a running node, and what files would do, before anybody applies them."""
+"""`l7proxy policy`: shows the policies enforced on a node, and checks policy files before they are applied."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 SHOWN = 30
-"""Peers of one pod that are told by their labels."""
+"""Peers of one pod whose labels are shown."""
 Output = Annotated[Format, typer.Option("--output", "-o", help="Output format.")]
 Config = Annotated[
     Path | None,
@@ -87,7 +87,7 @@ def policy_get(
 
 
 def _show_peers(identities: Mapping[str, Sequence[str]]) -> None:
-    """Who is behind the numbers. What Cilium adds to every identity is left out."""
+    """The labels of the identities. Labels that Cilium adds to every identity are omitted."""
     if not identities:
         return
     print("  peers:")
@@ -152,7 +152,7 @@ def _ports(entry: Mapping[str, Any]) -> str:
 
 
 def _message(number: int) -> str:
-    """ICMP's `8` (every code of the type), or `3.4`."""
+    """An ICMP type: `8` (every code), or with code `3.4`."""
     kind, code = divmod(number, 256)
     return str(kind) if code in (0, 255) else f"{kind}.{code}"
 
@@ -168,7 +168,7 @@ def _headers(rule: Mapping[str, Any]) -> list[Any]:
 
 @dataclass(frozen=True, slots=True)
 class Remark:
-    """Something about a file: a fault, or a note."""
+    """An error, a warning or a note about a file."""
 
     file: str
     line: int | None
@@ -237,7 +237,7 @@ def _settings(config: Path | None, *, like_cilium: bool) -> Settings:
 
 
 def _unread(seen: DirectoryScan) -> list[str]:
-    """The kinds of objects that say nothing to us: other products' policies may be among them."""
+    """The kinds of objects that are not read: they may include policies of other products."""
     from l7proxy.sources.manifests import NOT_READ
 
     return sorted({note.message.removesuffix(NOT_READ) for note in seen.notes})
@@ -252,7 +252,7 @@ def _documents(changes: Sequence[Change]) -> Iterator[PolicyDocument]:
 
 
 def _faults(changes: Sequence[Change], documents: Sequence[PolicyDocument], settings: Settings) -> Iterator[Remark]:
-    """What no single file is to blame for, and all that is wrong or not supported in each policy."""
+    """Errors that belong to no single file, and everything invalid or unsupported in each policy."""
     from l7proxy.policy import lang
 
     cluster_state = settings.empty_cluster()
@@ -262,13 +262,13 @@ def _faults(changes: Sequence[Change], documents: Sequence[PolicyDocument], sett
     for document in documents:
         for error in lang.faults(document.document, options=settings.policy_options):
             if document.fault and document.fault_at in ("", error.at):
-                continue  # told with the file; what stands in for the document has that field made up, or all
+                continue  # reported with the file; the placeholder of an unreadable document has made-up fields
             file, line = document.locate(error.at)
             yield Remark(file, line or None, error.at, error.message)
 
 
 def _notes(documents: Sequence[PolicyDocument], options: Options) -> Iterator[tuple[str, Remark]]:
-    """Each with the code of the warning that it is, or ""."""
+    """Each note with its warning code, or "" if it is not a warning."""
     from l7proxy.policy import lang
 
     for document in documents:
@@ -282,7 +282,7 @@ def _notes(documents: Sequence[PolicyDocument], options: Options) -> Iterator[tu
 
 
 def _lint(changes: Sequence[Change], documents: Sequence[PolicyDocument], settings: Settings) -> Iterator[Remark]:
-    """What is valid but perhaps not meant. More is found where pods are given as well."""
+    """Valid rules that may have an unintended effect. More is checked if pods are given."""
     from l7proxy.policy import lint
     from l7proxy.policy.compile import compile_policies
     from l7proxy.simulate.cluster import Cluster
@@ -307,7 +307,7 @@ def _lint(changes: Sequence[Change], documents: Sequence[PolicyDocument], settin
 
 
 def _selecting_nothing(changes: Sequence[Change], settings: Settings) -> Iterator[Remark]:
-    """Only where pods are given: a policy alone cannot be said to select nobody."""
+    """Policies that select no pod. Only checked if pods are given."""
     from l7proxy.cluster.policy_status import PolicyPhase
     from l7proxy.simulate.cluster import Cluster
 

@@ -1,4 +1,4 @@
-"""How results of policy tests are told: to people, as TAP (version 13), or as JUnit's XML."""
+"""Prints the results of policy tests: as text, as TAP (version 13), or as JUnit XML."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class Report(StrEnum):
-    """What `-o` takes."""
+    """Values of `-o`."""
 
     TABLE = "table"
     TAP = "tap"
@@ -22,7 +22,7 @@ class Report(StrEnum):
 
 
 def lines(results: Mapping[str, list[Result]], report: Report) -> Iterator[str]:
-    """`results` by file."""
+    """The lines of the report; `results` by file."""
     match report:
         case Report.TAP:
             return _tap([one for found in results.values() for one in found])

@@ -1,6 +1,6 @@
-"""Flows as text, in the very form of Hubble's command line; denials are followed by their reason, which is ours.
+"""Prints flows exactly as the Hubble CLI does; in addition, a denial is followed by its reason.
 
-Identities, and the order of the ends of an answer, are the compact form's alone:
+Only the compact form shows identities and swaps the ends of a reply:
 `TIME[ [NODE]]: SOURCE (ID) ARROW DESTINATION (ID) TYPE VERDICT (SUMMARY)[ reason: …]`
 """
 
@@ -34,11 +34,11 @@ JUDGED: Final = {
     "ERROR": "DENIED",
     "AUDIT": "AUDITED",
 }
-"""A policy verdict's words for a verdict."""
+"""Verdict → its name in a policy verdict event."""
 TOLD: Final = ("NODE_UNAVAILABLE", "NODE_ERROR")
-"""States of nodes that are told; others are for debugging."""
+"""Node states that are printed; the others are for debugging."""
 PADDING: Final = 3
-"""Blanks between the columns of a table, at least."""
+"""Minimum number of blanks between two table columns."""
 MAX_NAMES: Final = 50
 
 
@@ -54,7 +54,7 @@ class Style:
 
 @dataclass(frozen=True, slots=True)
 class Columns:
-    """The parts of one flow, or of lost events, as every form of output arranges them."""
+    """The parts of one flow, or of lost events, for every output format."""
 
     time: str
     node: str
@@ -67,7 +67,7 @@ class Columns:
 
 
 def compact(response: Response, style: Style) -> str | None:
-    """One line, or None for what compact output does not show. Of an answer the arrow turns, not the ends."""
+    """One line, or None for what compact output omits. A reply shows the client first, too, with the arrow reversed."""
     flow = response.flow
     if flow is None:
         return _other(response)
@@ -100,7 +100,7 @@ def columns(flow: Flow, style: Style) -> Columns:
 
 
 def _columns_of(response: Response, style: Style) -> Columns | None:
-    """As the table and the blocks show it; None for what they do not."""
+    """The columns for the table and the blocks; None for what they omit."""
     if response.flow is not None:
         return columns(response.flow, style)
     lost = response.lost_events
@@ -118,7 +118,7 @@ def _columns_of(response: Response, style: Style) -> Columns | None:
 
 
 def clock(value: str) -> str:
-    """`Nov  3 20:00:00.000`, in UTC; N/A when there is none."""
+    """`Nov  3 20:00:00.000`, in UTC; N/A if missing or invalid."""
     try:
         nanos = timestamp.parse(value)
     except ValueError:
@@ -129,11 +129,11 @@ def clock(value: str) -> str:
 
 
 MONTHS: Final = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
-"""Not strftime's: those follow the locale."""
+"""Not strftime's names, which depend on the locale."""
 
 
 def blocks() -> Callable[[Response, Style], str | None]:
-    """One `KEY: value` per line, without identities; flows are set apart from the second on."""
+    """One `KEY: value` per line, without identities; a separator line before each flow but the first."""
     separators = chain([""], repeat("------------\n"))
 
     def block(response: Response, style: Style) -> str | None:
@@ -174,12 +174,12 @@ def _status_block(response: Response) -> list[tuple[str, str]]:
 
 
 def line(response: Response, _: Style) -> str:
-    """The exported object: what --input-file reads."""
+    """The exported object, as --input-file reads it."""
     return response.line().decode().rstrip("\n")
 
 
 def table(responses: Iterable[Response], style: Style) -> Iterator[str]:
-    """The lines of the table, without identities; none where there is nothing to show, the headers neither."""
+    """The lines of the table, without identities; no lines at all, not even headers, if there is nothing to show."""
     headers = Columns("TIMESTAMP", "NODE", "SOURCE", "DESTINATION", "TYPE", "VERDICT", "SUMMARY")
     found = [parts for response in responses if (parts := _columns_of(response, style)) is not None]
     rows = [_row(parts, style) for parts in (headers, *found)] if found else []
@@ -325,7 +325,7 @@ def _status(status: NodeStatus, response: Response) -> str | None:
 
 
 def _names(status: NodeStatus) -> str:
-    """The first names, as many as fit in some 50 characters but one at least, and how many more there are."""
+    """The first names, at least one and up to about 50 characters, and the number of the others."""
     lengths = accumulate(len(name) + len(", ") for name in status.node_names)
     shown = max(1, sum(length <= MAX_NAMES for length in lengths))
     more = len(status.node_names) - shown

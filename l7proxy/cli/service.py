@@ -1,4 +1,4 @@
-"""The commands that run on a node: all of it, the agent alone, one worker alone; and taking everything away again."""
+"""Commands that run on a node: agent and workers, the agent alone, one worker alone, and cleanup."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ FLAGS: Final[Mapping[str, tuple[type, str, str]]] = {
     "drain": (float, "SECONDS", "Time for open connections to finish when a worker stops [default: 30]."),
     "log-level": (str, "LEVEL", "Log level: debug, info, warning or error [default: info]."),
 }
-"""Settings that have a flag: their type, what stands for the value, and what help says. All settings fit the file."""
+"""Settings with a flag: type, metavar and help. The configuration file accepts all settings."""
 
 MARKS: Final = ("mark_proxy", "mark_upstream")
 
@@ -91,7 +91,7 @@ def _flags() -> Iterator[inspect.Parameter]:
 
 
 def _settings(config: Path | None, chosen: Mapping[str, Any]) -> Settings:
-    """File and flags, checked. Marks may be written as 0x…"""
+    """Settings from file and flags, checked. Marks may be written as 0x…"""
     from l7proxy.settings import load
 
     values = {name: _number(name, value) if name in MARKS else value for name, value in chosen.items()}
@@ -167,9 +167,9 @@ def _proxy(
 
 
 def _become_worker(settings: Settings, worker: int) -> NoReturn:
-    """Reading settings loads what a worker must not carry (YAML, kernel tables): start afresh with the few it needs.
+    """Loading the settings imports modules that a worker does not need (YAML, kernel tables), so exec a new program.
 
-    The process stays the same to whoever started it, and so does the signal it asked for at its parent's death.
+    The pid stays the same for the parent process, and so does the signal requested for the parent's death.
     """
     wanted = {
         "worker": worker,

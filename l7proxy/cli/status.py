@@ -1,4 +1,4 @@
-"""What a running node says of itself: status, endpoints, identities, Services. Read from the agent's socket."""
+"""`l7proxy status` and lists of endpoints, identities and Services of a running node, from the agent's socket."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ identity = typer.Typer(help="Security identities known to this node.", no_args_i
 services = typer.Typer(help="Services known to this node.", no_args_is_help=True, rich_markup_mode=None)
 
 SHOWN: Final = 10
-"""Lines of a list that grows with what happens; all of it is in the JSON."""
+"""Maximum lines printed of a list that can grow; the JSON has all of them."""
 Output = Annotated[Format, typer.Option("--output", "-o", help="Output format.")]
 
 
@@ -38,7 +38,7 @@ def status(output: Output = Format.TABLE, run_dir: RunDir = agent_socket.RUN_DIR
 
 
 def troubles(found: Mapping[str, Any]) -> Iterable[str]:
-    """Everything that keeps the node from enforcing all that it was given, in words. Nothing means all is well."""
+    """Everything that keeps the node from enforcing all policies, in words. Empty if all are enforced."""
     source, kernel = _object(found.get("source") or {}), _object(found.get("kernel") or {})
     if not source.get("synced"):
         yield "source: not fully read yet"
@@ -66,7 +66,7 @@ def troubles(found: Mapping[str, Any]) -> Iterable[str]:
 
 
 def located(problem: Mapping[str, Any]) -> str:
-    """`FILE:LINE: field: message`, what is known of it."""
+    """`FILE:LINE: field: message`, without the parts that are unknown."""
     place = ":".join(str(problem[key]) for key in ("file", "line") if problem.get(key))
     return ": ".join(str(part) for part in (place, problem.get("field"), problem.get("message")) if part)
 
@@ -116,20 +116,20 @@ def _show_status(found: Mapping[str, Any], complaints: list[str]) -> None:
 
 
 def _flow_log(log: Mapping[str, Any]) -> str:
-    """What it lost and why; nothing while all is well."""
+    """Lines lost and the reason; empty if there is no problem."""
     lost = f"{log['lost']} lines lost" if log.get("lost") else ""
     return ": ".join(filter(None, (lost, str(log.get("problem") or ""))))
 
 
 def _rate_limited(one: Mapping[str, Any]) -> str:
-    """Packets of one sender that had one answer."""
+    """Packets of one sender with the same verdict."""
     sender = one.get("pod") or one.get("source") or "other senders"
     policy = f" by {one.get('direction')} policy of {one['policy_of']}" if one.get("policy_of") else ""
     return f"{one.get('packets')} packets from {sender}: {one.get('reason')}{policy}"
 
 
 def _unknown(one: Mapping[str, Any], *, audit: bool) -> str:
-    """A cable that the CNI has plugged, but that belongs to no Pod we know."""
+    """A pod interface that the CNI has attached but that belongs to no known Pod."""
     whose = f" of {one['pod']}" if one.get("pod") else ""
     state = "allowed (audit)" if audit else "traffic refused"
     return (
@@ -138,7 +138,7 @@ def _unknown(one: Mapping[str, Any], *, audit: bool) -> str:
 
 
 def _audit(found: Mapping[str, Any]) -> str:
-    """What is let through although policy refuses it: never to be overlooked."""
+    """Traffic that is allowed although policy refuses it: must not be overlooked."""
     if found.get("audit"):
         return "node: nothing is refused by policy, verdicts are reported as AUDIT"
     policies = [policy_name(one) for one in found.get("policies") or [] if one.get("audit")]
@@ -155,7 +155,7 @@ def _kernel(kernel: Mapping[str, Any]) -> str:
 
 
 def _texts(found: Mapping[str, Any], *names: str) -> list[str]:
-    """Those of these fields that say something."""
+    """The non-empty ones of these fields."""
     return [str(found[name]) for name in names if found.get(name)]
 
 
@@ -206,7 +206,7 @@ def endpoint_get(
 
 
 def pick(endpoints: list[dict[str, Any]], which: str) -> dict[str, Any]:
-    """The endpoint that is called so; ConfigError names those there are."""
+    """The endpoint with this ID or name; ConfigError lists the known ones."""
     wanted = which if "/" in which else f"default/{which}"
     for one in endpoints:
         if str(one.get("id")) == which or _pod(one) == wanted:
@@ -226,7 +226,7 @@ def identity_list(output: Output = Format.TABLE, run_dir: RunDir = agent_socket.
 
 
 def _labels(one: Mapping[str, Any]) -> str:
-    """Equal labels may be several identities, where policies name networks that some of their addresses are in."""
+    """Several identities can have equal labels, if policies name CIDRs that contain only some of their addresses."""
     networks = one.get("networks")
     return " ".join(one.get("labels") or []) + (f" (in {', '.join(networks)})" if networks else "")
 
@@ -260,7 +260,7 @@ def _pod(one: Mapping[str, Any]) -> str:
 
 
 def _port(one: Mapping[str, Any]) -> str:
-    """Where the pod's cable ends; without that its source addresses are not checked."""
+    """The pod's interface on the node; without it the pod's source addresses are not checked."""
     port = one.get("port")
     return str(port.get("interface")) if isinstance(port, Mapping) else "unknown"
 
@@ -274,7 +274,7 @@ def _object(found: Any) -> Mapping[str, Any]:
 
 
 def listed(found: Any, name: str) -> list[dict[str, Any]]:
-    """A list, or an object that holds it under its name."""
+    """The list, or the one in an object under this name."""
     items = found.get(name) if isinstance(found, Mapping) else found
     if not isinstance(items, list):
         raise ConfigError(

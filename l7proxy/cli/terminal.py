@@ -1,4 +1,4 @@
-"""What a terminal is shown. Nothing that a pod or a manifest said may steer it: control characters are spelled out."""
+"""Terminal output. Text from pods and manifests cannot control the terminal: control characters are escaped."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ COLOURS: Final = {"bold": "1", "red": "31", "green": "32", "yellow": "33", "blue
 
 
 class Format(StrEnum):
-    """What `-o` takes where there is a table and its JSON."""
+    """Values of `-o` for commands with a table and JSON."""
 
     TABLE = "table"
     JSON = "json"
 
 
 class When(StrEnum):
-    """When to colour."""
+    """When to use colours."""
 
     AUTO = "auto"
     ALWAYS = "always"
@@ -29,7 +29,7 @@ class When(StrEnum):
 
 
 class Paint:
-    """Colours text, or does not."""
+    """Colours text if `on`."""
 
     def __init__(self, *, on: bool) -> None:
         self._on = on
@@ -39,21 +39,21 @@ class Paint:
 
 
 def paint(when: When = When.AUTO, stream: TextIO | None = None) -> Paint:
-    """In a pipe, in a file and under NO_COLOR (no-color.org) there are no colours unless asked for."""
+    """Without `--color always`: no colours in a pipe, in a file or under NO_COLOR (no-color.org)."""
     stream = stream or sys.stdout
     able = stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
     return Paint(on=when is When.ALWAYS or (when is When.AUTO and able))
 
 
 def plain(text: str) -> str:
-    """Without anything that moves a cursor, turns the writing direction or ends the line."""
+    """Escapes everything that moves the cursor, changes the writing direction or ends the line."""
     if text.isprintable():
         return text
     return "".join(char if char.isprintable() else char.encode("unicode_escape").decode("ascii") for char in text)
 
 
 def table(headers: Sequence[str], rows: Iterable[Sequence[object]], *, empty: str = "") -> None:
-    """Columns as wide as they need to be, two blanks apart; `empty` instead when there are no rows."""
+    """Prints columns as wide as needed, separated by two blanks; prints `empty` if there are no rows."""
     cells = [[plain(str(cell)) for cell in row] for row in rows]
     if not cells and empty:
         print(empty)
@@ -73,7 +73,7 @@ def show_json(value: Any) -> None:
 
 
 def complain(text: str) -> None:
-    """One line on standard error, as all our errors are."""
+    """Prints an error as one line on standard error."""
     print(f"{paint(stream=sys.stderr)('error:', 'red')} {plain(text)}", file=sys.stderr)
 
 

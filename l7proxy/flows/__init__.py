@@ -1,12 +1,12 @@
-"""Flows: one record per judged thing, in Hubble's shape.
+"""Flows: one record per evaluated connection or request, in the format of Hubble.
 
-records   what the judging places write: small, named by address, made on the hot path
-enrich    a flow as Hubble knows it, made by the agent with names and labels
-ring      the ring every flow passes and every reader reads
-template  lines of JSON with what varies filled in
-redaction what flows may show beyond the least
+records   what workers and the NFLOG reader record on the hot path: small, addresses instead of names
+enrich    makes a Hubble flow of a record, in the agent, with names and labels
+ring      the ring buffer: every flow is written to it, every reader reads from it
+template  JSON lines made from templates
+redaction what flows may show in addition to the minimum
 filters   Hubble's filters, one function each
-sinks/    where flows go: JSON lines, …
+sinks/    where flows are written: JSON lines, …
 
-Not here: verdicts, and what a cluster knows: names are handed in.
+Not here: verdicts and cluster state. Names are passed in.
 """

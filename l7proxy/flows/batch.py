@@ -1,8 +1,8 @@
-"""A worker's records as they cross the link: in columns, and what many of them share is sent once per batch.
+"""A batch of a worker's records on the link: stored in columns, with shared values sent once per batch.
 
-The records of one connection share both ends and, as a rule, judgement, method and protocol; by these they refer to a
-Party of their batch. What nearly every record has is a column; what few have stands beside them, by place. Law:
-`pack(records).records()` are the records, in their order.
+The records of one connection share both ends and usually verdict, method and protocol. These are stored once, in a
+FlowContext that the records refer to. Fields that nearly every record has are columns; rare fields are dicts keyed by
+the record's position. Law: `pack(records).records()` equals `records`, in order.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from l7proxy.flows.records import Connection, HttpRequest, HttpResponse, Malform
 from l7proxy.model.policy_verdict import Conn, PolicyVerdict
 
 WHOLE: Final = -1
-"""In place of a party: a record that crosses as it is. There is one of these per connection."""
+"""Value of `party` for a record that is sent whole, without a FlowContext. There is one per connection."""
 NO_STATUS: Final = -1
-"""In place of a status: the record is of a request."""
+"""Value of `statuses` for a request record, which has no status."""
 Place: TypeAlias = Annotated[int, msgspec.Meta(ge=0)]
 
 
 class FlowContext(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """Between whom, judged how (a place in the batch), and asked in which words."""
+    """Shared by several records: connection, verdict (position in the batch), method and protocol."""
 
     conn: Conn
     judgement: Place
@@ -31,7 +31,7 @@ class FlowContext(msgspec.Struct, frozen=True, array_like=True, gc=False):
 
 
 class Flows(msgspec.Struct, frozen=True, tag="flows"):
-    """One batch; `lost` counts the records dropped since the last one because the agent did not read."""
+    """One batch. `lost` counts the records dropped since the previous batch because the agent did not read."""
 
     parties: list[FlowContext]
     judgements: list[PolicyVerdict]
@@ -51,11 +51,11 @@ class Flows(msgspec.Struct, frozen=True, tag="flows"):
             raise ValueError("the columns of a batch differ in length")
 
     def records(self) -> list[Record]:
-        """What was packed. LookupError when a record refers to what is not in the batch."""
+        """The packed records. LookupError when a record refers to an entry that is not in the batch."""
         return [self.record(place) for place in range(len(self.times))]
 
     def record(self, place: int) -> Record:
-        """One of them, whole again."""
+        """The record at this position."""
         if self.party[place] < 0:
             return self.whole[place]
         party = self.parties[self.party[place]]

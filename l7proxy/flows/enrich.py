@@ -1,11 +1,11 @@
-"""Makes a flow of a record: numbers become names, a judgement becomes Hubble's fields.
+"""Makes a flow of a record: adds names to addresses and numbers, and sets Hubble's fields from the verdict.
 
-One record gives one flow. Who allowed or refused is named for L7 too (Hubble names policies for L3/L4 only), and a
-default deny names the policies that caused it. An enricher belongs to one picture of the world: it may remember what it
-looked up, and is thrown away with the picture.
+One record gives one flow. The policy that allowed or denied is named for L7 too (Hubble names policies for L3/L4 only),
+and a default deny names the policies that caused it. An enricher belongs to one policy snapshot: it caches lookups and
+is discarded with the snapshot.
 
-Nothing secret gets out: user information never, queries and header values only where the configuration says so. The
-workers hold themselves to that too; this is the second lock.
+Secrets are never exported: user information never, queries and header values only where the configuration allows it.
+The workers redact too; this is the second check.
 """
 
 from __future__ import annotations
@@ -53,11 +53,11 @@ VERDICT_EVENT: Final = CiliumEventType(type=hubble.EventType.POLICY_VERDICT)
 MATCH_ALL: Final = hubble.MATCH_TYPES.index("all")
 L7_EVENT: Final = CiliumEventType(type=hubble.EventType.L7)
 REMEMBERED: Final = 65_536
-"""Ends of connections that an enricher keeps: beyond, it forgets all. A scan of the world must not eat the agent."""
+"""Connection ends cached by an enricher. The cache is cleared when full, so that a scan cannot exhaust memory."""
 
 
 class PodName(Protocol):
-    """What a pod is called. `id` is its endpoint number on this node, 0 elsewhere."""
+    """The names of a pod. `id` is its endpoint ID on this node, 0 on other nodes."""
 
     @property
     def id(self) -> int: ...
@@ -70,20 +70,20 @@ class PodName(Protocol):
 
 
 class Names(Protocol):
-    """What addresses and numbers are called, in one picture of the world."""
+    """Names of addresses and numbers, in one policy snapshot."""
 
     def pod(self, address: str) -> PodName | None:
-        """The pod of this or another node that has the address for its own."""
+        """The pod on this or another node with this pod IP."""
 
     def identity_labels(self, identity: int) -> Sequence[str]:
         """Sorted `source:key=value`; empty for an unknown number."""
 
     def service(self, address: str, port: int, protocol: int) -> tuple[str, str] | None:
-        """(namespace, name) of the Service that has this very frontend."""
+        """(namespace, name) of the Service with exactly this frontend."""
 
 
 class Enricher:
-    """`flow(record)` for every record. `revision` is that of the picture by which the records were judged."""
+    """Makes a flow of each record. `revision` is that of the policy snapshot the records were evaluated with."""
 
     def __init__(
         self,
@@ -110,7 +110,7 @@ class Enricher:
         self._policies: dict[RuleRef, Policy] = {}
 
     def flow(self, record: Record) -> Flow:
-        """One flow, complete."""
+        """The complete flow of a record."""
         if isinstance(record, HttpRequest):
             return self._request(record)
         if isinstance(record, HttpResponse):
@@ -126,10 +126,10 @@ class Enricher:
         return self._l7_request(record, http=http, summary=f"{record.protocol} {record.method} {url}")
 
     def _response(self, record: HttpResponse) -> Flow:
-        """Source and destination swapped: the answer goes the other way.
+        """Source and destination are swapped: the response goes the other way.
 
-        The answer itself is let through, also when it is our own 403 (as Envoy's are in Hubble); it was the request
-        that was refused. So a refusal is told, with its policy and its reason, by exactly one flow.
+        The response itself is forwarded, even when it is the proxy's own 403 (as Envoy's are in Hubble); it was the
+        request that was refused. So exactly one flow reports a refusal, with its policy and its reason.
         """
         url = self._url(record.url)
         http = Http(
@@ -166,13 +166,13 @@ class Enricher:
         )
 
     def _malformed(self, record: Malformed) -> Flow:
-        """A request we could not judge has no method and no URL, but it was answered: its status is shown."""
+        """A request that could not be parsed has no method and no URL, but the status of its response is shown."""
         answer = f"answered {record.status}" if record.status else "closed"
         http = Http(code=record.status, protocol=record.protocol)
         return self._l7_request(record, http=http, summary=f"{record.protocol} malformed request, {answer}")
 
     def _connection(self, record: Connection) -> Flow:
-        """A policy verdict for what may pass, a drop for what may not; whether a dropped packet replies, none knows."""
+        """A policy verdict event if allowed, a drop event if not. Whether a dropped packet is a reply is unknown."""
         judgement = record.judgement
         dropped = judgement.verdict in (Verdict.DROPPED, Verdict.ERROR)
         return self._judged(
@@ -209,7 +209,7 @@ class Enricher:
         match_type: int = 0,
         summary: str,
     ) -> Flow:
-        """What was asked and what was said. Hubble leaves an L7 drop reason empty; ours says which kind it was."""
+        """A flow with its verdict. Hubble leaves the drop reason of an L7 flow empty; here it is set."""
         judgement, conn = record.judgement, record.conn
         return Flow(
             time=timestamp.text(record.time_ns),
@@ -262,7 +262,7 @@ class Enricher:
         return end
 
     def _look_up(self, address: str, identity: int) -> Endpoint:
-        """The identity is the one judged by, whatever the address is called by now."""
+        """The identity is the one the verdict used, even if the address belongs to another pod now."""
         labels = tuple(self._names.identity_labels(identity))
         pod = self._names.pod(address)
         workload = pod.workload if pod else None
@@ -284,7 +284,7 @@ class Enricher:
         return _redacted(url, query=self.query) if "@" in url or "?" in url or "#" in url else url
 
     def _header_list(self, headers: Sequence[tuple[str, str]]) -> tuple[Header, ...]:
-        """Those that the configuration lets out, spelled and sorted as Go's clients expect them."""
+        """The headers that the configuration allows, in Go's canonical spelling, sorted."""
         if not headers or not self._headers:
             return ()
         allowed = sorted((_canonical(name), self._told(name, value)) for name, value in headers if self._opened(name))
@@ -305,7 +305,7 @@ def _words(record: HttpRequest | Malformed | Connection) -> tuple[str, ...]:
 
 
 def _refuses(judgement: PolicyVerdict, direction: Direction) -> bool:
-    """Whether the rule of this direction is the one that said no (or, in audit, would have)."""
+    """Whether the rule of this direction refused (or, in audit, would have refused)."""
     return judgement.direction is direction and judgement.verdict not in (Verdict.FORWARDED, Verdict.REDIRECTED)
 
 
@@ -314,7 +314,7 @@ def _ref(judgement: PolicyVerdict, direction: Direction) -> RuleRef | None:
 
 
 def _policy(ref: RuleRef, revision: str) -> Policy:
-    """The labels are those of a Cilium rule, and one of ours that names the rule inside the policy."""
+    """The labels are those of a Cilium rule, and `l7proxy:rule`, which names the rule inside the policy."""
     labels = {
         "k8s:io.cilium.k8s.policy.derived-from": ref.kind,
         "k8s:io.cilium.k8s.policy.name": ref.name,
@@ -340,7 +340,7 @@ def _drop_reason(judgement: PolicyVerdict) -> str:
 
 
 def _match_type(judgement: PolicyVerdict) -> int:
-    """Where no policy asks, everything matches; that is `all`, not `none`."""
+    """Without a policy everything matches, so the match type is `all`, not `none`."""
     unasked = judgement.ingress is None and judgement.egress is None and judgement.verdict is Verdict.FORWARDED
     return judgement.match_type or (MATCH_ALL if unasked else 0)
 
@@ -396,9 +396,9 @@ def _packet_summary(record: Connection) -> str:
 
 
 def _redacted(url: str, *, query: bool) -> str:
-    """Without user information (RFC 3986 section 3.2.1), and without query and fragment unless they are wanted.
+    """Without user information (RFC 3986 section 3.2.1), and without query and fragment unless `query` is set.
 
-    A request target may be no URL at all (`*`, `host:443`, a path): only what stands between `//` and the path is an
+    A request target need not be a URL (`*`, `host:443`, a path): only the part between `//` and the path is an
     authority.
     """
     if not query:

@@ -1,8 +1,8 @@
-"""Which flows are wanted: Hubble's FlowFilter, field by field.
+"""Which flows to show: Hubble's FlowFilter, field by field.
 
-A filter is an object of fields. Inside a field any value may match; between the fields of a filter all must; between
-the filters of a whitelist any; a flow that a filter of the blacklist matches is out. An empty field is as good as none,
-so an empty filter matches everything. Regular expressions are RE2 and search anywhere in the text.
+A filter is an object of fields. A field matches if any of its values matches; a filter if all of its fields match; a
+whitelist if any of its filters matches. A flow that matches a blacklist filter is excluded. An empty field counts as
+absent, so an empty filter matches everything. Regular expressions are RE2 and match anywhere in the text.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ Take: TypeAlias = Callable[[Flow], Any]
 
 SOURCE, DESTINATION = "source", "destination"
 MAX_VALUES: Final = 1024
-"""Of one field. Filters come over a socket, and every flow walks through them."""
+"""Limit per field. Filters come from a socket, and every flow is checked against all values."""
 
 
 def build(request: Mapping[str, Any] | None) -> Predicate:
-    """A predicate of `{"whitelist": [filter…], "blacklist": [filter…]}`. ConfigError names the field at fault."""
+    """A predicate of `{"whitelist": [filter…], "blacklist": [filter…]}`. ConfigError names the invalid field."""
     request = _object({} if request is None else request, "filters")
     for key in request:
         if key not in ("whitelist", "blacklist"):
@@ -63,7 +63,7 @@ def one(fields: Mapping[str, Any]) -> Predicate:
 
 
 def _check_http(fields: Mapping[str, Any]) -> None:
-    """A filter on HTTP that asks for other events only can match nothing: surely not what was meant."""
+    """Refuses an HTTP filter combined with other event types only: it could match nothing."""
     asked = [name for name in fields if name.startswith("http_") and fields[name]]
     types = [_object(value, "event_type") for value in _list(fields.get("event_type"), "event_type")]
     if asked and types and not any(kind.get("type", 0) == hubble.EventType.L7 for kind in types):
@@ -71,11 +71,11 @@ def _check_http(fields: Mapping[str, Any]) -> None:
         raise ConfigError(f"filtering by {what} requires the event type filter to only match 'l7' events")
 
 
-# One function per kind of field: it checks the values when it is built and answers for a flow afterwards.
+# One function per kind of field: it checks the values when it is built, and matches flows later.
 
 
 def _equal(take: Take) -> Callable[[str, list[Any]], Predicate]:
-    """The flow's value is one of them."""
+    """The flow's value is one of the given values."""
 
     def make(name: str, values: list[Any]) -> Predicate:
         wanted = frozenset(_text(name, value) for value in values)
@@ -85,7 +85,7 @@ def _equal(take: Take) -> Callable[[str, list[Any]], Predicate]:
 
 
 def _word(words: tuple[str, ...], take: Take) -> Callable[[str, list[Any]], Predicate]:
-    """An enum's value. One that the flow does not say is the enum's zero."""
+    """An enum's value. A flow without one has the enum's zero value."""
 
     def make(name: str, values: list[Any]) -> Predicate:
         wanted = frozenset(_enum(name, words, value) for value in values)
@@ -95,7 +95,7 @@ def _word(words: tuple[str, ...], take: Take) -> Callable[[str, list[Any]], Pred
 
 
 def _address(side: str) -> Callable[[str, list[Any]], Predicate]:
-    """An address as text, or a prefix that holds it; host bits in a prefix are allowed."""
+    """An address as text, or a prefix that contains it; host bits in a prefix are allowed."""
 
     def make(name: str, values: list[Any]) -> Predicate:
         exact, prefixes = set(), []
@@ -252,7 +252,7 @@ def _node_name(name: str, values: list[Any]) -> Predicate:
 
 
 def _protocol(name: str, values: list[Any]) -> Predicate:
-    """By what the flow holds: a request over HTTP is both `tcp` and `http`."""
+    """By the layers that the flow has: an HTTP request is both `tcp` and `http`."""
     wanted = [_text(name, value).lower() for value in values]
     for word in wanted:
         if word not in PROTOCOLS:
@@ -261,7 +261,7 @@ def _protocol(name: str, values: list[Any]) -> Predicate:
 
 
 def _status(name: str, values: list[Any]) -> Predicate:
-    """`404` exactly, or a prefix as `4+` and `40+`. Only what has a status matches."""
+    """`404` exactly, or a prefix such as `4+` and `40+`. A flow without a status does not match."""
     exact, prefixes = set(), []
     for value in values:
         text = str(value)
@@ -285,7 +285,7 @@ def _method(name: str, values: list[Any]) -> Predicate:
 
 
 def _pattern(what: str, take: Callable[[Flow], str | None]) -> Callable[[str, list[Any]], Predicate]:
-    """Found anywhere in the text; a flow without the text does not match."""
+    """Matches anywhere in the text; a flow without the text does not match."""
 
     def make(name: str, values: list[Any]) -> Predicate:
         patterns = [_regex(what, _text(name, value)) for value in values]
@@ -311,7 +311,7 @@ def _header(name: str, values: list[Any]) -> Predicate:
 
 
 def _event_type(name: str, values: list[Any]) -> Predicate:
-    """Type 0 is any; the sub type counts only where `match_sub_type` says so, because 0 is one too."""
+    """Type 0 is any. The sub type is compared only if `match_sub_type` is set, because 0 is a valid sub type."""
     wanted = []
     for value in values:
         item = _object(value, name)
@@ -328,7 +328,7 @@ def _event_type(name: str, values: list[Any]) -> Predicate:
 
 
 def _tcp_flags(name: str, values: list[Any]) -> Predicate:
-    """All that a filter names must be set; more may be."""
+    """All flags named in a filter must be set; others may be set too."""
     wanted = [{flag.lower() for flag, on in _object(value, name).items() if on} for value in values]
     known = {flag.lower() for flag, _ in hubble.TCP_FLAGS}
     for flags in wanted:
@@ -348,7 +348,7 @@ def _drop_reason(name: str, values: list[Any]) -> Predicate:
 
 
 def _reply(name: str, values: list[Any]) -> Predicate:
-    """A dropped packet is counted as no reply: older readers ask for `false` and mean these too."""
+    """A dropped packet counts as not a reply: older clients send `false` and expect dropped packets too."""
     wanted = frozenset(bool(value) for value in values)
 
     def matches(flow: Flow) -> bool:
@@ -358,7 +358,7 @@ def _reply(name: str, values: list[Any]) -> Predicate:
     return matches
 
 
-# What a flow holds.
+# Values read from a flow.
 
 
 def _end(flow: Flow, side: str) -> Endpoint | None:
@@ -394,7 +394,7 @@ def _url(flow: Flow) -> str | None:
 
 
 def _path(flow: Flow) -> str | None:
-    """Of the URL, without the query; None when it has none that can be read."""
+    """The path of the URL, without the query; None without a valid URL."""
     url = _url(flow)
     if not url:
         return None
@@ -465,7 +465,7 @@ FIELDS: Final[Mapping[str, Callable[[str, list[Any]], Predicate]]] = {
 
 @lru_cache(maxsize=4096)
 def _label_set(labels: tuple[str, ...]) -> LabelSet:
-    """Of `source:key=value` texts. The same few ends come again and again."""
+    """Parses `source:key=value` texts. Cached: the same few ends occur again and again."""
     found = []
     for text in labels:
         source, colon, rest = text.partition(":")
@@ -478,7 +478,7 @@ def _split(text: str) -> tuple[str, str]:
     return key, value
 
 
-# Values as they come from a socket.
+# Values from a socket.
 
 
 def _object(value: Any, where: str) -> Mapping[str, Any]:
@@ -536,7 +536,7 @@ def _regex(what: str, pattern: str) -> Any:
 
 
 def _fqdn_pattern(name: str, text: str) -> Any:
-    """RE2 again: stars are cheap to write and must be cheap to match."""
+    """An RE2 pattern: a client may send many stars, and matching must stay linear."""
     wanted = text.strip().lower().removesuffix(".")
     if not wanted or not re.fullmatch(r"[a-z0-9._*-]+", wanted) or wanted.endswith("."):
         raise ConfigError(f"invalid {name} filter: {text!r} is not a DNS name (letters, digits, . - _ and *)")

@@ -1,9 +1,9 @@
 """A flow, field for field as Hubble's exporter writes it.
 
 The structs *are* protobuf's JSON mapping of `flow.Flow`: enums by name, 64-bit numbers as text, times as RFC 3339, zero
-values left out, the API's own capitals (`IP`, `Type`, `Summary`, `ID`, `TCP`…). Encoding one is therefore the whole
-export, and there is no second place where a field could be named differently.
-`is_reply` has three states: None is unknown, as it is for packets that were dropped.
+values omitted, the API's own capitals (`IP`, `Type`, `Summary`, `ID`, `TCP`…). So encoding a struct is all of the
+export, and field names are defined in one place only.
+`is_reply` has three states: None is unknown, as for dropped packets.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from l7proxy.flows import timestamp
 
 
 class Message(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """What every message has in common: immutable, by keyword, without zero values in its JSON."""
+    """Base of all messages: immutable, keyword-only, zero values omitted in JSON."""
 
 
 class Workload(Message, frozen=True):
@@ -30,7 +30,7 @@ class Workload(Message, frozen=True):
 
 
 class Endpoint(Message, frozen=True):
-    """One end: `ID` is set for pods of this node only, `labels` are sorted `source:key=value`."""
+    """One end of a connection: `ID` is set for pods of this node only, `labels` are sorted `source:key=value`."""
 
     id: int = msgspec.field(default=0, name="ID")
     identity: int = 0
@@ -55,7 +55,7 @@ class IP(Message, frozen=True):
 
 
 class Flags(Message, frozen=True):
-    """Those of a TCP segment, by their names in hubble.TCP_FLAGS."""
+    """TCP flags, named as in hubble.TCP_FLAGS."""
 
     fin: bool = msgspec.field(default=False, name="FIN")
     syn: bool = msgspec.field(default=False, name="SYN")
@@ -134,7 +134,7 @@ class CiliumEventType(Message, frozen=True):
 
 
 class Policy(Message, frozen=True):
-    """A policy that allowed or denied. Its labels tell where it is from, and which of its rules it was."""
+    """A policy that allowed or denied. Its labels name its source and the rule inside it."""
 
     name: str = ""
     namespace: str = ""
@@ -149,7 +149,7 @@ class Emitter(Message, frozen=True):
 
 
 class Flow(Message, frozen=True):
-    """One judged thing. `policy_log` says in words why it was denied."""
+    """One evaluated connection, packet, request or response. `policy_log` says in words why it was denied."""
 
     time: str = ""
     uuid: str = ""
@@ -187,12 +187,12 @@ class Flow(Message, frozen=True):
 
     @property
     def time_ns(self) -> int:
-        """The event's time, 0 when it says none that can be read."""
+        """The event's time, 0 if missing or invalid."""
         return _moment(self.time)
 
     @property
     def reasons(self) -> tuple[str, ...]:
-        """Why it was refused, or would have been but for audit, in words; empty for what is allowed."""
+        """Why it was refused, or would have been without audit, in words; empty if allowed."""
         return self.policy_log if self.verdict in TOLD else ()
 
     def response(self) -> Response:
@@ -203,17 +203,17 @@ class Flow(Message, frozen=True):
         return self.response().to_json()
 
     def line(self) -> bytes:
-        """The same, encoded, with its line end."""
+        """The same, encoded, with a line end."""
         return self.response().line()
 
 
 def everything(_: Flow) -> bool:
-    """The filter of who does not filter: known by name, so that no flow is made only to be kept."""
+    """The filter that keeps all. Compared by identity, so that no flow is made only to be filtered."""
     return True
 
 
 class LostEvents(Message, frozen=True):
-    """Flows that were not told: how many, and when."""
+    """Flows that were lost: how many, and when."""
 
     source: str = ""
     num_events_lost: str = ""
@@ -223,7 +223,7 @@ class LostEvents(Message, frozen=True):
 
 
 class NodeStatus(Message, frozen=True):
-    """A relay's word about nodes: only in files that a relay's client wrote."""
+    """Node status from a Hubble relay: only in files written by a relay's client."""
 
     state_change: str = ""
     node_names: tuple[str, ...] = ()
@@ -231,7 +231,7 @@ class NodeStatus(Message, frozen=True):
 
 
 class Response(Message, frozen=True):
-    """One line of an export file, one answer of an observer: exactly one of the three is set."""
+    """One line of an export file or of an observer's response: exactly one of the first three fields is set."""
 
     flow: Flow | None = None
     node_status: NodeStatus | None = None
@@ -241,7 +241,7 @@ class Response(Message, frozen=True):
 
     @property
     def time_ns(self) -> int:
-        """What since and until compare: the answer's time, else the flow's; 0 when neither can be read."""
+        """The time that since and until compare: the response's time, else the flow's; 0 if missing or invalid."""
         return _moment(self.time or (self.flow.time if self.flow else ""))
 
     def to_json(self) -> dict[str, Any]:
@@ -253,7 +253,7 @@ class Response(Message, frozen=True):
 
 @dataclass(frozen=True, slots=True)
 class Lost:
-    """Flows that a reader did not get, or that did not get here: counted and told in their place."""
+    """Flows that a reader or this ring missed: counted, and reported at their position in the stream."""
 
     count: int
     source: str
@@ -279,8 +279,8 @@ _ENCODER: Final = msgspec.json.Encoder()
 def from_json(text: str | bytes) -> Response:
     """Read one exported line. SourceError says what is wrong with it.
 
-    As protobuf's JSON reader: names as in the API or in camelCase, enums by name or number, numbers also as text.
-    Unknown fields are passed over: newer servers have more of them.
+    Accepts what protobuf's JSON reader accepts: names as in the API or in camelCase, enums by name or number, numbers
+    also as text. Unknown fields are ignored: newer servers have more of them.
     """
     try:
         found = msgspec.json.decode(text)
@@ -290,7 +290,7 @@ def from_json(text: str | bytes) -> Response:
 
 
 def of_object(found: Any) -> Response:
-    """The same, of JSON that is decoded already."""
+    """The same, from decoded JSON."""
     if not isinstance(found, dict):
         raise SourceError(f"expected a JSON object, not {type(found).__name__}")
     try:
@@ -317,7 +317,7 @@ _NUMBERED: Final[Mapping[tuple[type[Message], str], tuple[str, ...]]] = {
 
 
 def _canonical(message: type[Message], value: dict[str, Any]) -> dict[str, Any]:
-    """The fields that `message` has, under the API's names and in the form that our own lines have."""
+    """The fields of `message`, with the API's names, and values in the form that this module writes."""
     found: dict[str, Any] = {}
     for name, kind, inner in _shape(message):
         raw = value.get(name, value.get(_camel(name)))
@@ -341,7 +341,7 @@ def _word(message: type[Message], name: str, number: int) -> str:
 
 @cache
 def _shape(message: type[Message]) -> tuple[tuple[str, Any, type[Message] | None], ...]:
-    """(name, type, message inside) of each field of a message."""
+    """(name, type, nested message) of each field of a message."""
     shape = []
     for one in msgspec.structs.fields(message):
         inside = [

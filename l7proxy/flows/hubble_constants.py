@@ -1,6 +1,6 @@
-"""The words and numbers of Hubble's flow API that more than one module needs.
+"""The names and numbers of Hubble's flow API that more than one module needs.
 
-Names are the API's own (github.com/cilium/cilium, api/v1/flow/flow.proto); the texts are those its command line prints.
+Names are the API's own (github.com/cilium/cilium, api/v1/flow/flow.proto); texts are those that the Hubble CLI prints.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class EventType(IntEnum):
 
 
 EVENT_NAMES: Final[Mapping[str, int]] = {kind.name.lower().replace("_", "-"): kind.value for kind in EventType}
-"""As `--type` spells them: drop, policy-verdict, l7…"""
+"""As spelled in `--type`: drop, policy-verdict, l7…"""
 
 VERDICTS: Final = (
     "VERDICT_UNKNOWN",
@@ -63,10 +63,10 @@ TRACE_POINTS: Final = (
     "from-crypto",
     "to-crypto",
 )
-"""By `event_type.sub_type` of a trace."""
+"""Indexed by `event_type.sub_type` of a trace."""
 
 MATCH_TYPES: Final = ("none", "L3-Only", "L3-L4", "L4-Only", "all", "L3-Proto", "Proto-Only")
-"""By `policy_match_type`."""
+"""Indexed by `policy_match_type`."""
 
 DROP_TEXTS: Final[Mapping[int, str]] = {
     130: "Invalid source mac",
@@ -88,7 +88,7 @@ DROP_TEXTS: Final[Mapping[int, str]] = {
     203: "Endpoint policy program not available",
     205: "Punt to proxy",
 }
-"""By drop reason: what a drop event is called. Others are shown by number."""
+"""Drop reason → text of the drop event. Others are shown by number."""
 
 RESERVED_NAMES: Final = (
     "unknown",
@@ -103,7 +103,7 @@ RESERVED_NAMES: Final = (
     "world-ipv4",
     "world-ipv6",
 )
-"""By identity number."""
+"""Indexed by identity number."""
 
 TCP_FLAGS: Final = (
     ("SYN", 0x02),
@@ -116,7 +116,7 @@ TCP_FLAGS: Final = (
     ("CWR", 0x80),
     ("NS", 0x100),
 )
-"""In the order a summary lists them, with their bit in the TCP header (RFC 9293 section 3.1)."""
+"""In the order of a summary, with their bit in the TCP header (RFC 9293 section 3.1)."""
 
 ICMPV4_TYPES: Final[Mapping[int, str]] = {
     0: "EchoReply",

@@ -1,7 +1,7 @@
-"""What an observer may ask of the bus, as one object from a socket: checked here, answered event by event.
+"""Observe requests: one JSON object from a socket, checked here and answered with flows from the ring.
 
 `{"last": 20, "first": 0, "since": "2025-11-23T20:00:00Z", "until": …, "follow": true, "filters": {…}}`, all optional;
-`filters` as in `filters.build`. The answer to nothing at all is the whole ring.
+`filters` as in `filters.build`. An empty request returns the whole ring.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Request:
 
 
 def parse(request: Mapping[str, Any]) -> Request:
-    """ConfigError names the field that is wrong."""
+    """ConfigError names the invalid field."""
     unknown = sorted(str(name) for name in request if name not in FIELDS)
     if unknown:
         raise ConfigError(f"observe: unknown field {unknown[0]!r}")
@@ -49,7 +49,7 @@ def parse(request: Mapping[str, Any]) -> Request:
 
 
 def observe(ring: flow_ring.Ring, request: Mapping[str, Any]) -> AsyncIterator[Item]:
-    """The events asked for. Errors in the request are raised here, before the first event."""
+    """The requested events. Errors in the request are raised here, before the first event."""
     asked = parse(request)
     return flow_ring.observe(
         ring,

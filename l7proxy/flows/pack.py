@@ -1,6 +1,6 @@
-"""Records into a batch: what a worker does for each of them before it is sent, so it is compiled.
+"""Packs records into a batch: runs in the worker for each record, so it is compiled.
 
-Sharing is by identity: two equal judgements that are two objects cost bytes, nothing else.
+Shared values are found by identity: two equal verdicts that are two objects only cost bytes.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from l7proxy.model.policy_verdict import Conn, PolicyVerdict
 
 
 def pack(records: Sequence[Record], lost: int = 0) -> Flows:
-    """`lost` is that of the batch."""
+    """`lost` is the batch's `lost`."""
     batch = _Batch()
     for place, record in enumerate(records):
         batch.add(place, record)
@@ -23,7 +23,7 @@ def pack(records: Sequence[Record], lost: int = 0) -> Flows:
 
 
 class _Last:
-    """What the last record of a connection said."""
+    """The shared values of a connection's last record."""
 
     __slots__ = ("judgement", "method", "place", "protocol")
 
@@ -35,12 +35,12 @@ class _Last:
 
 
 class _Batch:
-    """One in the making."""
+    """A batch under construction."""
 
     def __init__(self) -> None:
         self._parties: list[FlowContext] = []
         self._judgements: list[PolicyVerdict] = []
-        self._last: dict[int, _Last] = {}  # by ids, as below: alive as long as the records are
+        self._last: dict[int, _Last] = {}  # keyed by id(), as below: valid as long as the records live
         self._party_places: dict[tuple[int, int, str, str], int] = {}
         self._judgement_places: dict[int, int] = {}
         self._times: list[int] = []
@@ -68,8 +68,8 @@ class _Batch:
         )
 
     def add(self, place: int, record: Record) -> None:
-        """Hot. Types are compared, and fields taken all at once, because isinstance() and each field of a struct cost
-        a search."""
+        """Hot. Types are compared with `is`, and all fields are taken at once: isinstance() and each struct field cost
+        a lookup."""
         if type(record) is HttpRequest:
             time_ns, conn, judgement, method, url, protocol, headers, remarks = astuple(record)
             if remarks:
@@ -94,7 +94,7 @@ class _Batch:
         self._latencies.append(latency_ns)
 
     def _place(self, conn: Conn, judgement: PolicyVerdict, method: str, protocol: str) -> int:
-        """Nearly always the party of the connection's last record."""
+        """Nearly always the FlowContext of the connection's last record."""
         last = self._last.get(id(conn))
         if last is not None and last.judgement is judgement and last.method == method and last.protocol == protocol:
             return last.place

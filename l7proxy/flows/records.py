@@ -1,7 +1,7 @@
-"""What a worker (or the NFLOG reader) writes of each judged thing: addresses, numbers and the rule, no names.
+"""What a worker (or the NFLOG reader) records: addresses, numbers and the rule, no names.
 
-The agent makes Hubble flows of them. msgspec arrays: these cross the link in batches, thousands a second.
-gc=False: none of them is part of a cycle, and there are many.
+The agent makes Hubble flows of them. msgspec arrays: these cross the link in batches, thousands per second.
+gc=False: none of them is part of a reference cycle, and there are many.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from l7proxy.model.policy_verdict import Conn, PolicyVerdict
 
 
 class HttpRequest(msgspec.Struct, frozen=True, gc=False, array_like=True, tag="q"):
-    """One judged HTTP request. `time_ns` is wall clock. Headers only when configuration asks for them.
+    """One evaluated HTTP request. `time_ns` is wall clock time. `headers` only if the configuration asks for them.
 
-    `remarks` are what header rules found wanting in a request that they let pass, in words.
+    `remarks` say in words which header rules an allowed request did not satisfy.
     """
 
     time_ns: int
@@ -28,7 +28,7 @@ class HttpRequest(msgspec.Struct, frozen=True, gc=False, array_like=True, tag="q
 
 
 class HttpResponse(msgspec.Struct, frozen=True, gc=False, array_like=True, tag="s"):
-    """The final response of one request, ours (403, 502…) or the server's. Allowed or not, each request has one."""
+    """The final response of one request, from the proxy (403, 502…) or the server. Each request has exactly one."""
 
     time_ns: int
     conn: Conn
@@ -42,7 +42,7 @@ class HttpResponse(msgspec.Struct, frozen=True, gc=False, array_like=True, tag="
 
 
 class Connection(msgspec.Struct, frozen=True, gc=False, array_like=True, tag="c"):
-    """An L3/L4 verdict: a new connection allowed or steered, or a packet refused. `flags` are TCP's, bit 0 FIN."""
+    """An L3/L4 verdict: a new connection allowed or redirected, or a packet refused. `flags` are TCP's, bit 0 FIN."""
 
     time_ns: int
     conn: Conn
@@ -53,7 +53,7 @@ class Connection(msgspec.Struct, frozen=True, gc=False, array_like=True, tag="c"
 
 
 class Malformed(msgspec.Struct, frozen=True, gc=False, array_like=True, tag="m"):
-    """Bytes on an L7 port that are no request we could judge: refused, with what was wrong. `status` was answered."""
+    """Bytes on an L7 port that are not a valid request: refused, with the reason. `status` is that of the response."""
 
     time_ns: int
     conn: Conn

@@ -1,4 +1,4 @@
-"""What flows and denied clients may be shown beyond the least. Everything else is left out where it is recorded."""
+"""What flows and denied clients may be shown in addition to the minimum. The rest is removed when it is recorded."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Final
 
 @dataclass(frozen=True, slots=True)
 class FlowRedaction:
-    """What flows and denied clients may be shown beyond the least."""
+    """What flows and denied clients may be shown in addition to the minimum."""
 
     headers: tuple[str, ...] = ()
     query: bool = False

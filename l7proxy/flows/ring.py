@@ -1,7 +1,7 @@
-"""The bus: a ring of the newest flows, one writer that never waits, many readers that each have their own place.
+"""The flow ring: a buffer of the newest flows, with one writer that never waits and many readers.
 
-A reader that the writer overtakes loses the oldest events; how many is told in their place, as an event of its own.
-Lives in one event loop; what blocks (files, terminals) reads from it in a thread of its own.
+Each reader has its own position. A reader that the writer overtakes loses the oldest events and gets one event with
+their number instead. Lives in one event loop; blocking readers (files, terminals) run in a thread of their own.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ LARGEST_CAPACITY: Final = 65535
 OVERTAKEN: Final = "HUBBLE_RING_BUFFER"
 NOT_DELIVERED: Final = "OBSERVER_EVENTS_QUEUE"
 RATE_LIMITED: Final = "PERF_EVENT_RING_BUFFER"
-"""Hubble's word for events that the kernel had and the agent did not get: ours are over the limit of their sender."""
+"""Hubble's source for events that the kernel had but the agent did not get: here, those over the rate limit."""
 BATCH: Final = 256
-"""Events that a reader gets at once: between two batches the loop has a turn."""
+"""Events that a reader gets at once; between two batches the event loop runs other tasks."""
 
 Keep = Callable[[Flow], bool]
 
 
 class Ring:
-    """Holds the newest `capacity` events: 2ⁿ-1 of them, n from 1 to 16, as Hubble's does."""
+    """Holds the newest `capacity` events: 2ⁿ-1 with n from 1 to 16, as in Hubble."""
 
     def __init__(self, capacity: int = DEFAULT_CAPACITY, *, node_name: str = "") -> None:
         if not 1 <= capacity <= LARGEST_CAPACITY or capacity & (capacity + 1):
@@ -39,7 +39,7 @@ class Ring:
         self.seen = 0
         """Flows written since the start."""
         self.lost = 0
-        """Flows that some reader, or this ring itself, did not get."""
+        """Flows that a reader, or this ring itself, missed."""
         self._slots: list[Item | None] = [None] * (capacity + 1)
         self._written = 0
         self._arrival = asyncio.Event()
@@ -49,23 +49,23 @@ class Ring:
 
     @property
     def oldest(self) -> int:
-        """The number of the oldest event held. Events are numbered from 0 in the order they came."""
+        """The number of the oldest event held. Events are numbered from 0 in order of arrival."""
         return max(0, self._written - self.capacity)
 
     @property
     def end(self) -> int:
-        """The number that the next event will have."""
+        """The number of the next event."""
         return self._written
 
     def append(self, item: Item) -> None:
-        """Never waits and never fails: whoever reads too slowly finds out by itself."""
+        """Never waits and never fails: a slow reader detects its own losses."""
         self._slots[self._written & self.capacity] = item
         self._written += 1
         self.seen += not isinstance(item, Lost)
         self._arrival.set()
 
     def extend(self, flows: Sequence[Flow | TemplatedFlow]) -> None:
-        """Many at once: as `append` of each."""
+        """Appends many at once."""
         self.seen += len(flows)
         skipped = max(0, len(flows) - len(self._slots))
         start = (self._written + skipped) & self.capacity
@@ -77,42 +77,42 @@ class Ring:
         self._arrival.set()
 
     def append_lost(self, count: int, *, time: str, source: str = NOT_DELIVERED) -> None:
-        """Flows that were lost on the way here. `time` is RFC 3339, `source` one of Hubble's LostEventSource."""
+        """Report flows lost before the ring. `time` is RFC 3339, `source` one of Hubble's LostEventSource."""
         if count > 0:
             self.lost += count
             self.append(Lost(count, source, time, time, self.node_name))
 
     def at(self, number: int) -> Item:
-        """The event of that number, which must be held."""
+        """The event with this number, which must be held."""
         item = self._slots[number & self.capacity]
         if not self.oldest <= number < self._written or item is None:
             raise IndexError(number)
         return item
 
     def between(self, start: int, end: int) -> list[Item]:
-        """The events from number `start` up to `end`, all of which must be held."""
+        """The events from number `start` up to `end` (exclusive), all of which must be held."""
         if not self.oldest <= start <= end <= self._written:
             raise IndexError(start, end)
         first, last = start & self.capacity, end & self.capacity
         found = self._slots[first:last] if first <= last else self._slots[first:] + self._slots[:last]
-        return cast(list[Item], found)  # those that are held are set
+        return cast(list[Item], found)  # the entries of held events are set
 
     def newest_first(self) -> Iterator[tuple[int, Item]]:
-        """Ends early where the writer has overtaken it."""
+        """Ends early if the writer has overtaken it."""
         for number in range(self._written - 1, self.oldest - 1, -1):
             if number < self.oldest:
                 return
             yield number, self.at(number)
 
     async def more(self, number: int) -> None:
-        """Wait until there is an event of that number."""
+        """Wait until the event with this number exists."""
         while self._written <= number:
             self._arrival.clear()
             await self._arrival.wait()
 
 
 class Reader:
-    """One place in the ring. `batch()` what is there, or `await next_batch()` for more."""
+    """A position in the ring. `batch()` returns what is available, `await next_batch()` waits for more."""
 
     def __init__(self, ring: Ring, *, start: int | None = None) -> None:
         self._ring = ring
@@ -120,11 +120,11 @@ class Reader:
 
     @property
     def position(self) -> int:
-        """The number of the event it reads next."""
+        """The number of the next event to read."""
         return self._next
 
     def batch(self, limit: int = BATCH) -> list[Item]:
-        """What has come since, oldest first, at most `limit` events; first of all, what was lost."""
+        """The new events, oldest first, at most `limit`; preceded by the number of lost events, if any."""
         ring = self._ring
         found: list[Item] = []
         if self._next < ring.oldest:
@@ -157,11 +157,11 @@ async def observe(
     until_ns: int | None = None,
     follow: bool = False,
 ) -> AsyncIterator[Item]:
-    """The events that an observer asked for, in the order they came.
+    """The events that an observer asked for, in order of arrival.
 
-    As Hubble's: `last` N means the newest N that are kept; `since` says where to begin and leaves `last` a mere limit;
-    following alone begins with what comes next; `until` ends it, also when following. Lost events are told whenever
-    met and count as nobody's.
+    As in Hubble: `last` N means the newest N matching events; with `since`, reading starts there and `last` is only a
+    limit; `follow` alone starts with the next event; `until` ends the stream, also with `follow`. Lost events are
+    always reported, and do not count for `last` and `first`.
     """
     if first and follow:
         raise ConfigError("first cannot be combined with follow")
@@ -193,7 +193,7 @@ async def observe(
 
 
 async def _start_of_last(ring: Ring, keep: Keep, count: int, until_ns: int | None) -> int:
-    """Where the newest `count` kept flows begin."""
+    """The number of the oldest of the newest `count` matching flows."""
     start, found = ring.end, 0
     for number, item in ring.newest_first():
         if found >= count:

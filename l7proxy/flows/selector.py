@@ -1,4 +1,4 @@
-"""Kubernetes' label selectors as text, over labels with a source or any: `app=web`, `k8s:app in (a,b)`, `!canary`."""
+"""Parses Kubernetes label selectors over labels with or without a source: `app=web`, `k8s:app in (a,b)`, `!canary`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from l7proxy.errors import ConfigError
 from l7proxy.model.labels import ANY, Operator, Requirement, Selector
 
 LONGEST: Final = 4096
-"""Characters. Selectors come over a socket, and reading one that is mostly blanks takes time by the square."""
+"""Characters. Selectors come from a socket, and parsing one that is mostly blanks takes quadratic time."""
 
 _TERM: Final = re.compile(
     r"\s*(?:(?P<absent>!)\s*(?P<gone>[^\s,=!()]+)"
@@ -19,7 +19,7 @@ _TERM: Final = re.compile(
 
 
 def selector(text: str, *, what: str = "label") -> Selector:
-    """Kubernetes' selector syntax over labels with sources: `app=web`, `k8s:app in (a,b)`, `!reserved:world`."""
+    """Parse a selector over labels with sources: `app=web`, `k8s:app in (a,b)`, `!reserved:world`."""
     if len(text) > LONGEST:
         raise ConfigError(f"invalid {what.replace('_', ' ')} filter: longer than {LONGEST} characters")
     requirements = []

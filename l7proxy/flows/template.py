@@ -1,12 +1,12 @@
-"""Flows of HTTP in waiting: a line is written only when somebody wants it, and then by filling in a shape.
+"""HTTP flows from templates: a JSON line is made only when it is read, by filling in a template.
 
-All requests (or all answers) between the same ends, judged alike, of one method and protocol, give flows that differ in
-a few things: time, uuid, the client's port, URL and, for answers, status and latency. A Shape is the line of one such
-flow, as the enricher makes it, with these cut out. Law: the line of a Shaped is the line of the flow that the enricher
-makes of its record, the uuid aside. What does not fit (headers, a query, a letter that JSON escapes, a method that
-servers do not know) goes the enricher's way.
+The flows of all requests (or all responses) with the same ends, verdict, method and protocol differ in a few fields
+only: time, uuid, the client's port, URL and, for responses, status and latency. A FlowTemplate is the enricher's line
+of one such flow with these fields cut out. Law: the line of a TemplatedFlow equals that of the flow that the enricher
+makes of its record, except for the uuid. Records that do not fit (headers, a query, a character that JSON escapes, an
+unknown method) go through the enricher.
 
-uuids are of version 4 in form: random bits of this process, and a number that grows.
+uuids have the form of version 4: random bits of this process, and a counter.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ from l7proxy.flows.records import HttpRequest, HttpResponse
 from l7proxy.model.policy_verdict import PolicyVerdict
 
 REMEMBERED: Final = 12288
-"""Shapes kept per picture, some 5 KB each; past that all are forgotten. A pod can choose the keys, and many rules
-make many shapes."""
+"""Templates cached per policy snapshot, about 5 KB each; the cache is cleared when full. A pod can choose the keys,
+and many rules make many templates."""
 METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "DELETE", "CONNECT", "OPTIONS", "TRACE", "PATCH"})
 PROTOCOLS: Final = frozenset({"HTTP/1.0", "HTTP/1.1", "HTTP/2"})
-"""What has shapes: a client that makes up methods does not make shapes."""
+"""Only these have templates, so that a client cannot create templates by inventing methods."""
 
 _PLAIN: Final = bytes(letter for letter in range(0x21, 0x7F) if letter not in b'"\\@?#')
-"""What an URL may have: nothing that JSON escapes (" and \\) or an enricher cuts off (after @, ? and #)."""
+"""Characters of a URL that need neither JSON escapes (" and \\) nor redaction by the enricher (@, ? and #)."""
 _QUERY_TOO: Final = _PLAIN + b"?"
-"""The same for an enricher that leaves queries in."""
+"""The same for an enricher that keeps queries."""
 _PORT: Final = 9_007_199_254_740_881
 _STATUS: Final = 9_007_199_254_740_847
 _TIME, _UUID, _LATENCY, _MILLISECONDS, _URL = (f"\ue000{mark}" for mark in "tulmp")
@@ -43,11 +43,11 @@ _IN_ASKED: Final = (_TIME, _UUID, str(_PORT), _URL, _URL, _TIME)
 _IN_ANSWERED: Final = (
     _TIME, _UUID, str(_PORT), _LATENCY, str(_STATUS), _URL, str(_STATUS), _MILLISECONDS, _URL, _TIME,
 )  # fmt: skip
-"""Marks of what varies, in the order in which a line has it: a private use character, numbers past any port."""
+"""Placeholders of the varying fields, in line order: a private use character, or a number above any port."""
 
 
 class FlowTemplate:
-    """The pieces of both lines between what varies, and both flows without it: their uuids are mere beginnings."""
+    """The fixed pieces of both lines, and both flows without the varying fields: their uuids are only prefixes."""
 
     __slots__ = ("answered", "asked", "method", "protocol", "request", "response", "server_port")
 
@@ -71,7 +71,7 @@ class FlowTemplate:
 
 
 class TemplatedFlow:
-    """One record with its shape; `status` is NO_STATUS for a request. `number` makes its uuid."""
+    """One record with its template; `status` is NO_STATUS for a request. `number` is the end of its uuid."""
 
     __slots__ = ("latency_ns", "number", "port", "shape", "status", "time_ns", "url")
 
@@ -95,7 +95,7 @@ class TemplatedFlow:
         return self.text().encode()
 
     def text(self) -> str:
-        """The line before it is encoded. Hot."""
+        """The line as text. Hot."""
         time, url, port = timestamp.text(self.time_ns), self.url, self.port
         if self.status == NO_STATUS:
             a, b, c, d, e, f, g = self.shape.asked
@@ -108,7 +108,7 @@ class TemplatedFlow:
         )
 
     def flow(self) -> Flow:
-        """The flow that `line` is the line of."""
+        """The flow that `line` encodes."""
         shape, status, latency = self.shape, self.status, self.latency_ns
         if status == NO_STATUS:
             model, ports = shape.request, Ports(source_port=int(self.port), destination_port=shape.server_port)
@@ -122,19 +122,19 @@ class TemplatedFlow:
 
 
 Item: TypeAlias = Flow | TemplatedFlow | Lost
-"""What the bus carries."""
+"""What the ring holds."""
 
 
 def text(items: Sequence[Item]) -> bytes:
-    """The lines of them all, made in one go: hot in whatever writes many."""
+    """All lines, joined and encoded once: hot for writers of many lines."""
     return "".join(
         [item.text() if isinstance(item, TemplatedFlow) else item.line().decode() for item in items]
     ).encode()
 
 
 class Uuids:
-    """Numbers of flows, and what stands before them in a uuid. They have twelve decimal digits: hexadecimal ones, too,
-    and the quickest to write."""
+    """The uuid prefix and the counter of flows. The counter has twelve decimal digits: they are valid hexadecimal
+    digits, and the fastest to write."""
 
     def __init__(self) -> None:
         self.prefix = str(uuid.uuid4())[:-12]
@@ -145,7 +145,7 @@ _Key: TypeAlias = tuple[str, int, str, int, int, int, int, str, str]
 
 
 class TemplateCache:
-    """Makes the items of whole batches, by the names of one picture. Thrown away with it, as its enricher is."""
+    """Makes the ring items of whole batches, with the names of one policy snapshot. Discarded with the enricher."""
 
     def __init__(self, enricher: Enricher, uuids: Uuids, *, remembered: int = REMEMBERED) -> None:
         self._enricher = enricher
@@ -157,7 +157,7 @@ class TemplateCache:
         self._numbered = 0
 
     def items(self, flows: Flows) -> list[Flow | TemplatedFlow]:
-        """One per record, in their order. LinkError when one refers to what is not in the batch."""
+        """One per record, in order. LinkError when a record refers to an entry that is not in the batch."""
         try:
             known = [self._known(judgement) for judgement in flows.judgements]
             shapes = [self._shape(party, flows.judgements, known) for party in flows.parties]
@@ -166,7 +166,7 @@ class TemplateCache:
             raise LinkError("a record refers to an entry that is not in its batch") from error
 
     def _told(self, flows: Flows, shapes: list[FlowTemplate | None]) -> list[Flow | TemplatedFlow]:
-        """Hot: once per record. Most batches have nothing but plain URLs, which is seen for all of them at once."""
+        """Hot: once per record. Most batches have only plain URLs, so all URLs are checked at once first."""
         made: list[Flow | TemplatedFlow] = []
         ports = [str(party.conn.source_port) for party in flows.parties]
         times, parties, urls, statuses, latencies = (
@@ -182,7 +182,7 @@ class TemplateCache:
                 shape is None
                 or not url
                 or not (plain or self._plain(url))
-                or (status != NO_STATUS and (status <= 0 or latency <= 0))  # a zero is not written at all
+                or (status != NO_STATUS and (status <= 0 or latency <= 0))  # a zero is omitted from the JSON
                 or (special and place in special)
             ):
                 made.append(self._enricher.flow(flows.record(place)))
@@ -193,20 +193,20 @@ class TemplateCache:
         return made
 
     def _plain(self, letters: str) -> bool:
-        """Whether nothing in it needs more than to be filled in."""
+        """Whether the text can be inserted as it is."""
         return letters.isascii() and not letters.encode().translate(None, self._letters)
 
     def _known(self, judgement: PolicyVerdict) -> int:
-        """Hashing a judgement is dear, and a batch has few: a number for each."""
+        """A number for each verdict: hashing a verdict is slow, and a batch has few."""
         number = self._judgements.get(judgement)
         if number is None:
-            self._numbered += 1  # never used again: a key may outlive the forgetting
+            self._numbered += 1  # never reused: a key may outlive a cleared cache
             number = self._judgements[judgement] = self._numbered
         return number
 
     def _shape(self, party: FlowContext, judgements: list[PolicyVerdict], known: list[int]) -> FlowTemplate | None:
         conn, place = party.conn, party.judgement
-        if not conn.source_port:  # a zero is not written at all, and shapes are of all ports
+        if not conn.source_port:  # a zero is omitted from the JSON, and templates serve all ports
             return None
         key: _Key = (
             conn.source,
@@ -231,8 +231,8 @@ class TemplateCache:
 
 
 def cut(enricher: Enricher, uuids: str, party: FlowContext, judgement: PolicyVerdict) -> FlowTemplate | None:
-    """The shape of what the enricher makes of requests and answers of this party; None when a mark is not unique, or
-    a client chose a method that would have to be one of very many."""
+    """The template of the flows of this context. None when a placeholder is not unique, or the client chose a method or
+    protocol without templates."""
     conn, method, protocol = party.conn, party.method, party.protocol
     if method not in METHODS or protocol not in PROTOCOLS:
         return None
@@ -253,7 +253,7 @@ def cut(enricher: Enricher, uuids: str, party: FlowContext, judgement: PolicyVer
 
 
 def _of_request(method: str, url: str, protocol: str) -> tuple[Layer7, str]:
-    """Layer 7 of its flow, and the summary."""
+    """Layer 7 and summary of a request's flow."""
     http = Http(method=method, url=url, protocol=protocol)
     return Layer7(type="REQUEST", http=http), f"{protocol} {method} {url}"
 
@@ -261,7 +261,7 @@ def _of_request(method: str, url: str, protocol: str) -> tuple[Layer7, str]:
 def _of_response(
     method: str, url: str, protocol: str, status: int, latency_ns: str, milliseconds: str
 ) -> tuple[Layer7, str]:
-    """Likewise."""
+    """Layer 7 and summary of a response's flow."""
     http = Http(code=status, method=method, url=url, protocol=protocol)
     layer7 = Layer7(type="RESPONSE", latency_ns=latency_ns, http=http)
     return layer7, f"{protocol} {status} {milliseconds}ms ({method} {url})"
@@ -274,7 +274,7 @@ def _filled(model: Flow, time: str, number: str, ports: Ports, l7: Layer7, summa
 
 
 def _pieces(flow: Flow, ports: Ports, l7: Layer7, summary: str, marks: tuple[str, ...]) -> tuple[str, ...]:
-    """The line of `flow` cut at the marks; nothing when a label, say, holds one."""
+    """The line of `flow` cut at the placeholders; empty when another field, such as a label, contains one."""
     rest = _filled(flow, _TIME, _UUID, ports, l7, summary).line().decode()
     if any(rest.count(mark) != marks.count(mark) for mark in marks):
         return ()

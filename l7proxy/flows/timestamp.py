@@ -1,4 +1,4 @@
-"""Times as flows carry them: RFC 3339 text in UTC, down to the nanosecond, in the form of protobuf's JSON mapping."""
+"""Timestamps of flows: RFC 3339 text in UTC with nanoseconds, in the form of protobuf's JSON mapping."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Final
 SECOND: Final = 1_000_000_000
 REMEMBERED: Final = 16
 _SECONDS: Final[dict[int, str]] = {}
-"""The newest seconds and their texts, for any thread."""
+"""The newest seconds and their texts, shared by all threads."""
 
 RFC3339: Final = re.compile(
     r"(\d{4}-\d\d-\d\d)[Tt ](\d\d:\d\d:\d\d)(?:\.(\d{1,9})\d*)?(?:[Zz]|([+-])(\d\d):?(\d\d))\Z", re.ASCII
@@ -18,11 +18,11 @@ RFC3339: Final = re.compile(
 
 
 def text(time_ns: int) -> str:
-    """As protobuf writes it: no fraction, or 3, 6 or 9 digits of it."""
+    """As protobuf writes it: no fraction, or 3, 6 or 9 digits."""
     seconds, nanos = time_ns // SECOND, time_ns % SECOND
-    fraction = str(SECOND + nanos)[1:]  # with its leading zeros, which a format would write more slowly
+    fraction = str(SECOND + nanos)[1:]  # with leading zeros; faster than a format
     if nanos % 1000:
-        return f"{_second(seconds)}.{fraction}Z"  # nearly always: clocks tell nanoseconds
+        return f"{_second(seconds)}.{fraction}Z"  # the usual case: clocks have nanoseconds
     if not nanos:
         return f"{_second(seconds)}Z"
     while fraction.endswith("000"):
@@ -31,7 +31,7 @@ def text(time_ns: int) -> str:
 
 
 def parse(value: str) -> int:
-    """Nanoseconds since 1970. ValueError when it is no RFC 3339 time."""
+    """Nanoseconds since 1970. ValueError if the text is not an RFC 3339 time."""
     found = RFC3339.match(value)
     if found is None:
         raise ValueError(f"not an RFC 3339 time: {value!r}")
@@ -42,7 +42,7 @@ def parse(value: str) -> int:
 
 
 def _second(seconds: int) -> str:
-    """Flows come in bursts: the part down to the second is the same for many of them."""
+    """Cached: flows come in bursts, and many share the same second."""
     known = _SECONDS.get(seconds)
     if known is None:
         if len(_SECONDS) >= REMEMBERED:
