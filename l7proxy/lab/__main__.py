@@ -1,4 +1,4 @@
-"""`python -m l7proxy.lab` is `l7proxy lab`."""
+"""`python -m l7proxy.lab` runs `l7proxy lab`."""
 
 from l7proxy.lab.cli import main
 

@@ -1,4 +1,4 @@
-"""The real agent of each node: how it is started, and asking it whether all that was applied is in force."""
+"""Starts the real agent of each node, and waits until everything that was applied is enforced."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def _configuration(lab: Lab, settings: Settings, node: str) -> Path:
 
 
 def ask(lab: Lab, node: str, question: Mapping[str, Any], *, seconds: float = 5.0) -> Iterator[dict[str, Any]]:
-    """The answers of a node's agent: one JSON object per line. ConfigError when it answers with an error."""
+    """The responses of a node's agent: one JSON object per line. ConfigError when it responds with an error."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
         sock.settimeout(seconds)
         sock.connect(str(lab.run_directory(node) / SOCKET))
@@ -59,7 +59,7 @@ def ask(lab: Lab, node: str, question: Mapping[str, Any], *, seconds: float = 5.
 
 
 def status(lab: Lab, node: str) -> dict[str, Any] | None:
-    """The agent's own status, or None while it does not answer."""
+    """The agent's own status, or None while it does not respond."""
     try:
         return next(ask(lab, node, {"method": "status"}), None)
     except (OSError, ValueError):
@@ -67,9 +67,9 @@ def status(lab: Lab, node: str) -> dict[str, Any] | None:
 
 
 def wait_enforced(lab: Lab, nodes: list[str], report: Callable[[str], None], *, seconds: float = 30.0) -> None:
-    """Return when every node enforces every file of the manifest directory as it is now.
+    """Return when every node enforces every file of the manifest directory in its present state.
 
-    ConfigError when time is out or an agent ended: it says which node, what it waits for, and the end of its log.
+    ConfigError on timeout or if an agent ended: names the node, what is still missing, and the end of its log.
     """
     deadline = time.monotonic() + seconds
     for node in nodes:
@@ -82,7 +82,7 @@ def wait_enforced(lab: Lab, nodes: list[str], report: Callable[[str], None], *, 
 
 
 def not_enforced(lab: Lab, node: str) -> str | None:
-    """What this node still lacks, or None when all is in force."""
+    """What this node does not enforce yet, or None when it enforces all."""
     answer = status(lab, node)
     if answer is None:
         return "the agent does not respond yet"
@@ -104,7 +104,7 @@ def not_enforced(lab: Lab, node: str) -> str | None:
 
 
 def _ended(seen: Status) -> str:
-    """Why the agent is not there any more; empty while it runs (or is not started yet)."""
+    """Why the agent ended; empty while it runs (or is not started yet)."""
     if seen.error:
         return seen.error
     return next(

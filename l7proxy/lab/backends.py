@@ -1,4 +1,4 @@
-"""Who is behind a Service: its EndpointSlices, or without any the pods that its selector names. Pure."""
+"""The backends of a Service: its EndpointSlices, or without any the pods that its selector matches. Pure."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class Backend:
 
 
 def backends(cluster: Cluster, service: Service, port: ServicePort, family: int) -> tuple[Backend, ...]:
-    """Where connections to this port of the Service go, sorted."""
+    """The backends of this port of the Service, sorted."""
     slices = [s for s in cluster.slices if (s.namespace, s.service) == (service.namespace, service.name)]
     if slices:
         found = [Backend(a, s.ports[port.name]) for s in slices if port.name in s.ports for a in s.addresses]
@@ -30,7 +30,7 @@ def backends(cluster: Cluster, service: Service, port: ServicePort, family: int)
 
 
 def selected(cluster: Cluster, service: Service) -> list[Pod]:
-    """The pods that the Service's selector names; a Service without selector names none."""
+    """The pods that the Service's selector matches; none if the Service has no selector."""
     return [
         pod
         for pod in cluster.pods
@@ -45,7 +45,7 @@ def _number(pod: Pod, port: ServicePort) -> int | None:
 
 
 def addresses_of(cluster: Cluster, service: Service) -> tuple[str, ...]:
-    """What the Service's name resolves to: its ClusterIPs, or when headless every backend."""
+    """The addresses of the Service's name: its ClusterIPs, or every backend if it is headless."""
     if not service.headless:
         return service.addresses
     slices = [s for s in cluster.slices if (s.namespace, s.service) == (service.namespace, service.name)]

@@ -1,4 +1,4 @@
-"""`l7proxy lab …`: the command line. Every command is a few lines over `lifecycle`, `execute`, `show`, `scenario`."""
+"""`l7proxy lab …`: the command line, a thin layer over `lifecycle`, `execute`, `show` and `scenario`."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ Files = Annotated[list[Path], typer.Option("-f", "--filename", help="File or dir
 
 @contextlib.contextmanager
 def told() -> Iterator[None]:
-    """Our errors become one line and exit code 2; SIGTERM ends a command as Ctrl-C does, clearing up included."""
+    """Prints expected errors in one line with exit code 2; SIGTERM ends a command as Ctrl-C does, with cleanup."""
 
     def interrupt(_number: int, _frame: FrameType | None) -> NoReturn:
         raise KeyboardInterrupt
@@ -54,7 +54,7 @@ def told() -> Iterator[None]:
 
 @contextlib.contextmanager
 def reporting(title: str) -> Iterator[lifecycle.Report]:
-    """Steps on a terminal's last line; where there is no terminal, one line each."""
+    """Shows steps in the terminal's last line; without a terminal, one line each."""
     if not _progress.is_terminal:
         yield lambda text: _progress.print(text, markup=False, highlight=False, soft_wrap=True)
         return
@@ -198,12 +198,12 @@ def down(
 
 
 def _again(*arguments: str) -> int:
-    """Another command of ours, in a process of its own: each lab may be in another user namespace."""
+    """Run another lab command in its own process: each lab may be in another user namespace."""
     return subprocess.run([sys.executable, "-m", "l7proxy.lab", *arguments], check=False).returncode
 
 
 def _warn(lab: state.Lab) -> None:
-    """What the agents could not use of the manifests is said at once, not only when someone asks."""
+    """Print at once what the agents could not use of the manifests."""
     resources = show.gather(lab)
     seen: set[str] = set()
     for node in resources["nodes"]:

@@ -1,7 +1,7 @@
-"""What the lab's manifests say, as frozen values: nodes, pods, Services. Reads documents, decides nothing.
+"""The lab's manifests as frozen values: nodes, pods, Services. Reads documents, decides nothing.
 
-Fields that the lab would have to honour and cannot (init containers, another restart of the world) are refused by name;
-those that only matter to a real cluster (images, resources, probes, volumes) are not looked at.
+Fields that the lab would have to implement but does not (init containers, other restart policies) are refused by name;
+those that only matter in a real cluster (images, resources, probes, volumes) are ignored.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class Listener:
 
 @dataclass(frozen=True, slots=True)
 class Container:
-    """`argv` is empty when the image would have said what to run: then the container idles."""
+    """`argv` is empty when the image would define the command: then the container idles."""
 
     name: str
     argv: tuple[str, ...]
@@ -95,7 +95,7 @@ class Service:
 
 @dataclass(frozen=True, slots=True)
 class Slice:
-    """An EndpointSlice: addresses that are ready, and the ports that a Service's port names stand for."""
+    """An EndpointSlice: ready addresses, and the port numbers of a Service's port names."""
 
     namespace: str
     service: str
@@ -224,7 +224,7 @@ def _listeners(manifest: Manifest) -> tuple[Listener, ...]:
 
 
 def parse_listener(text: str) -> Listener:
-    """`http:8080` → Listener. ValueError with what would be right."""
+    """`http:8080` → Listener. ValueError names what is accepted."""
     kind, _, port = text.partition(":")
     if kind not in SERVED or not port.isdigit() or not 0 < int(port) < 65536:
         raise ValueError(f"{shlex.quote(text)} must be KIND:PORT with KIND one of {', '.join(SERVED)}")
@@ -272,12 +272,12 @@ def slice_of(manifest: Manifest) -> Slice:
 
 
 def of_family(addresses: tuple[str, ...], families: tuple[int, ...]) -> tuple[str, ...]:
-    """Those that the lab's address families have, sorted 4 before 6 or as the families say."""
+    """The addresses of the lab's address families, IPv4 first or in the order of `families`."""
     return tuple(address for family in families for address in addresses if family_of(address) == family)
 
 
 def read_cluster(manifests: list[Manifest]) -> Cluster:
-    """All objects that the lab acts on. SourceError names the first that cannot be honoured."""
+    """All objects that the lab uses. SourceError names the first one that is not supported."""
     for manifest in manifests:
         if (manifest.key.group, manifest.key.kind) in WORKLOADS:
             raise manifest.error("the lab has no controllers: define the pods instead", "kind")

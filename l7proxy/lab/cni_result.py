@@ -1,4 +1,4 @@
-"""What libcni would have cached of a pod's wiring (CNI spec 1.0.0, "ADD Success"): the agent reads it. Pure."""
+"""The CNI result of a pod, as libcni caches it for the agent to read (CNI spec 1.0.0, "ADD Success"). Pure."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def container_id(pod: Pod) -> str:
 
 
 def cached(pod: Pod, node: Node, cable: Cable, cni: Cni, namespace: str) -> dict[str, Any]:
-    """The cache file's content."""
+    """The content of the cache file."""
     interfaces = [
         {"name": cable.host_interface, "mac": cable.host_mac},
         {"name": "eth0", "mac": cable.pod_mac, "sandbox": str(path_of(namespace))},
@@ -42,6 +42,6 @@ def cached(pod: Pod, node: Node, cable: Cable, cni: Cni, namespace: str) -> dict
 
 
 def _prefix(address: str, node: Node, cni: Cni) -> int:
-    """A bridged pod has its node's prefix, a routed one its address alone."""
+    """The prefix length of a pod address: the node's on a bridge, that of a single address if routed."""
     networks = [ip_network(cidr) for cidr in node.pod_cidrs if family_of(cidr) == family_of(address)]
     return networks[0].prefixlen if cni is Cni.BRIDGE else networks[0].max_prefixlen

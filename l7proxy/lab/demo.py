@@ -1,6 +1,6 @@
-"""`make demo`: the README's cluster and policy, some requests, what was expected, what was seen, and the flows.
+"""`make demo`: the README's cluster and policy, some requests with expected and actual result, and their flows.
 
-Exit code 0 when every verdict is as the policy says, 1 when one is not, 2 when the lab could not come up.
+Exit code 0 if every verdict is as the policy says, 1 if one is not, 2 if the lab could not start.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ def _short(case: Case) -> str:
 
 
 def _flows(lab: Lab, out: Console) -> None:
-    """What the agents recorded, as `l7proxy observe` shows it."""
+    """The flows that the agents recorded, as `l7proxy observe` prints them."""
     for node in lab.load().nodes:
         command = ["observe", "--last", "200", "--run-dir", str(lab.run_directory(node))]
         done = subprocess.run(

@@ -1,11 +1,11 @@
-"""The built-in servers of pods: they tell what they received and from whom.
+"""The built-in servers of pods: they answer with what they received and from which address.
 
 http, https   JSON: method, path, headers in order, body length, peer address
 h2c           the same JSON over HTTP/2 with prior knowledge (echo_http2.py)
 grpc          the service echo.Echo (echo_grpc.py)
-ws            the WebSocket handshake (RFC 6455), then every message back; anything else is answered as by http
-tcp, udp      one line with the peer's address, then what came in
-They are test equipment, not servers: sizes are bounded, but nobody is kept from being slow.
+ws            the WebSocket handshake (RFC 6455), then every message is echoed; anything else is answered as by http
+tcp, udp      one line with the peer's address, then the received data
+They are test equipment, not real servers: sizes are limited, but slow clients are not.
 """
 
 from __future__ import annotations
@@ -44,13 +44,13 @@ Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]
 
 
 class Server(Protocol):
-    """What has been started; it ends with its process, if not before."""
+    """A started server; it ends with its process at the latest."""
 
     def close(self) -> None: ...
 
 
 async def start(listener: Listener, server_name: str) -> Server:
-    """Open one listener on every address of the namespace. ConfigError when the port is taken."""
+    """Open one listener on every address of the namespace. ConfigError when the port is in use."""
     try:
         if listener.kind == "udp":
             return await _start_udp(listener.port)
@@ -68,7 +68,7 @@ async def start(listener: Listener, server_name: str) -> Server:
 
 
 def _socket(port: int, kind: socket.SocketKind) -> socket.socket:
-    """Dual-stack, or plain IPv4 where the kernel has no IPv6."""
+    """Dual-stack, or IPv4 only if the kernel has no IPv6."""
     family = socket.AF_INET6 if socket.has_dualstack_ipv6() else socket.AF_INET
     sock = socket.socket(family, kind | socket.SOCK_NONBLOCK)
     try:
@@ -87,7 +87,7 @@ def _socket(port: int, kind: socket.SocketKind) -> socket.socket:
 
 
 class _Http:
-    """One echo server; `server_name` tells pods behind one Service apart."""
+    """One echo server; `server_name` identifies the pod behind a Service."""
 
     def __init__(self, server_name: str) -> None:
         self.server_name = server_name
@@ -102,7 +102,7 @@ class _Http:
             await writer.wait_closed()
 
     async def _exchange(self, connection: Any, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
-        """Answer one request; False when the connection is over."""
+        """Answer one request; False when the connection ends."""
         request, length = None, 0
         while True:
             event = connection.next_event()
@@ -141,7 +141,7 @@ class _Http:
     def _answer(self, connection: Any, writer: asyncio.StreamWriter, body: bytes) -> None:
         headers = [("content-type", "application/json"), ("content-length", str(len(body)))]
         writer.write(connection.send(h11.Response(status_code=200, headers=headers)))
-        writer.write(connection.send(h11.Data(data=body)) or b"")  # b"" to HEAD
+        writer.write(connection.send(h11.Data(data=body)) or b"")  # empty for HEAD
         writer.write(connection.send(h11.EndOfMessage()))
 
 
@@ -150,7 +150,7 @@ def _wants_websocket(request: Any) -> bool:
 
 
 async def _websocket(request: Any, ahead: bytes, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    """Shake hands and send every frame back unmasked, control frames as RFC 6455 §5.5 has them."""
+    """Do the handshake and echo every frame unmasked; control frames as in RFC 6455 §5.5."""
     key = dict(request.headers).get(b"sec-websocket-key", b"")
     accept = base64.b64encode(hashlib.sha1(key + _WS_GUID, usedforsecurity=False).digest())
     writer.write(
@@ -177,7 +177,7 @@ async def _websocket(request: Any, ahead: bytes, reader: asyncio.StreamReader, w
 
 
 class _Ahead:
-    """A reader with bytes that someone else has read already."""
+    """A reader that first returns bytes that were already read from the stream."""
 
     def __init__(self, ahead: bytes, reader: asyncio.StreamReader) -> None:
         self.ahead = ahead
@@ -195,7 +195,7 @@ def _ws_length(length: int) -> bytes:
 
 
 def _self_made_certificate(name: str) -> ssl.SSLContext:
-    """A fresh certificate of our own for `name`: clients must not verify it."""
+    """A new self-signed certificate for `name`: clients must not verify it."""
     if not shutil.which("openssl"):
         raise ConfigError("https: openssl is not installed, it is required for the certificate: install openssl")
     with tempfile.TemporaryDirectory() as directory:
@@ -220,7 +220,7 @@ def _handler(kind: str, server_name: str) -> Handler:
 
 
 def _http2(server_name: str) -> Handler:
-    from l7proxy.lab.echo_http2 import Http2Echo  # only pods that serve it pay for h2
+    from l7proxy.lab.echo_http2 import Http2Echo  # h2 is loaded only in pods that serve it
 
     echo = Http2Echo(server_name)
 
@@ -244,7 +244,7 @@ async def _tcp(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> No
 
 
 async def _start_udp(port: int) -> asyncio.DatagramTransport:
-    """One socket for all addresses: a pod has one of each family, so the answer's source is the one that was asked."""
+    """One socket for all addresses: a pod has one per family, so the response comes from the address that was used."""
     loop = asyncio.get_running_loop()
     transport, _ = await loop.create_datagram_endpoint(_Udp, sock=_socket(port, socket.SOCK_DGRAM))
     return transport
@@ -252,7 +252,7 @@ async def _start_udp(port: int) -> asyncio.DatagramTransport:
 
 class _Udp(asyncio.DatagramProtocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self.transport = cast(asyncio.DatagramTransport, transport)  # in 3.11 the real one is of another class
+        self.transport = cast(asyncio.DatagramTransport, transport)  # in 3.11 the actual type is another class
 
     def datagram_received(self, data: bytes, addr: tuple[str | Any, int]) -> None:
         self.transport.sendto(f"{host_port(addr).address}\n".encode() + data, addr)

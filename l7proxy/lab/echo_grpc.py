@@ -1,11 +1,11 @@
 """The built-in gRPC server of pods: service `echo.Echo`, one method of each kind, messages are plain bytes.
 
-Unary         the message back
-ServerStream  the message as often as the metadata `x-count` says (3)
-ClientStream  how many messages and bytes came, as JSON
-Bidi          every message back as it comes
+Unary         the message itself
+ServerStream  the message, repeated as often as the metadata `x-count` says (default 3)
+ClientStream  the number of messages and bytes received, as JSON
+Bidi          every message, as it arrives
 Each call's trailing metadata names the pod (`x-server`) and the client's address (`x-peer`). With the metadata `x-fail`
-the call ends with that status. It is grpcio's own server, in threads: a real peer, and no dependency of l7proxy.
+the call ends with that status. It is grpcio's own server, in threads: a real peer, and not a dependency of l7proxy.
 """
 
 from __future__ import annotations
@@ -21,21 +21,21 @@ from l7proxy.model.net import canonical
 
 SERVICE: Final = "echo.Echo"
 THREADS: Final = 64
-"""Calls at a time; more wait."""
+"""Concurrent calls; further calls wait."""
 
 _OPTIONS: Final = [
     ("grpc.max_receive_message_length", -1),
     ("grpc.max_send_message_length", -1),
-    ("grpc.so_reuseport", 0),  # a port that is taken is an error
+    ("grpc.so_reuseport", 0),  # a port in use is an error
 ]
 
 
 class GrpcEcho:
-    """One echo server, serving when it has been made. ConfigError when it cannot."""
+    """One echo server, which serves once constructed. ConfigError when it cannot."""
 
     def __init__(self, port: int, server_name: str) -> None:
         try:
-            import grpc  # only pods that serve gRPC need it
+            import grpc  # loaded only in pods that serve gRPC
         except ImportError as error:
             raise ConfigError(
                 "grpc: grpcio is not installed, it is required for the server: run `pip install grpcio`"
@@ -57,7 +57,7 @@ class GrpcEcho:
         self._server.start()
 
     def close(self) -> None:
-        """Calls under way are cut."""
+        """Cancels calls in progress."""
         self._server.stop(None)
 
     def _unary(self, message: bytes, context: Any) -> bytes:
@@ -81,7 +81,7 @@ class GrpcEcho:
         yield from messages
 
     def _begin(self, context: Any) -> dict[str, str]:
-        """The client's metadata; a call that is to fail ends here."""
+        """The client's metadata; aborts a call that asked to fail."""
         asked = {str(key): str(value) for key, value in context.invocation_metadata()}
         context.set_trailing_metadata((("x-server", self._name), ("x-peer", _address(context.peer()))))
         if "x-fail" in asked:

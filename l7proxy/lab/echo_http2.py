@@ -1,7 +1,7 @@
-"""The built-in server of pods that speaks HTTP/2 with prior knowledge: like the HTTP echo, it tells what it received.
+"""The built-in HTTP/2 server of pods (prior knowledge): like the HTTP echo, it answers with what it received.
 
-The library h2 is the judge of what reaches it: a connection that breaks a rule ends. Pseudo-headers are told among the
-headers, in their order. With `trailers` in TE the answer carries the trailer `x-echo`.
+The library h2 checks the protocol: a connection that breaks a rule ends. Pseudo-headers are listed among the headers,
+in order. With `trailers` in TE the response has the trailer `x-echo`.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class _Request:
 
 
 class Http2Echo:
-    """One echo server; `server_name` tells pods behind one Service apart."""
+    """One echo server; `server_name` identifies the pod behind a Service."""
 
     def __init__(self, server_name: str) -> None:
         self.server_name = server_name
@@ -71,7 +71,7 @@ class Http2Echo:
                 self._answer(connection, event.stream_id, requests.pop(event.stream_id), peer)
 
     def _answer(self, connection: h2.connection.H2Connection, stream: int, request: _Request, peer: HostPort) -> None:
-        """A small body: the window of a new stream takes it whole."""
+        """A small body: it fits into the window of a new stream."""
         body = json.dumps(self._told(request, peer)).encode() + b"\n"
         head = dict(request.headers)
         connection.send_headers(

@@ -1,4 +1,4 @@
-"""`lab exec`: become a process inside a pod or node. Input, terminal, signals and exit code are the command's own."""
+"""`lab exec`: replaces this process with a command in a pod or node: its terminal, signals and exit code are used."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from l7proxy.lab.state import Box, Lab, State
 
 NODE_PREFIX = "node/"
 NOT_FOUND, NOT_EXECUTABLE = 127, 126
-"""Exit codes of a command that is not there, or cannot be run (POSIX, sh)."""
+"""Exit codes of a command that is not found, or not executable (POSIX, sh)."""
 
 
 def find(state: State, target: str) -> tuple[str, Box]:

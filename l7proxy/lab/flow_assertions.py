@@ -1,7 +1,7 @@
-"""Looks in the agents' flows for what a scenario did: who judged it, how, by which policy and for what reason.
+"""Checks the agents' flows of a scenario's requests: verdict, node, policy and reason.
 
-A request is known by its client's address and port, which the flows of both directions carry. Flows arrive a little
-after the fact, so they are waited for; then there must be exactly as many as the account says.
+A request is identified by its client's address and port, which the flows of both directions carry. Flows arrive with a
+short delay, so they are waited for; then there must be exactly as many as the account requires.
 """
 
 from __future__ import annotations
@@ -23,26 +23,26 @@ Flow = dict[str, Any]
 
 
 class Account(StrEnum):
-    """Which flows there must be of one request."""
+    """The flows that one request must have."""
 
     L7_ALLOWED = "l7-allowed"
     """One request, one response, nothing dropped."""
     L7_DENIED = "l7-denied"
     """One dropped request that names policy and reason, one response."""
     L4_DENIED = "l4-denied"
-    """One dropped packet (more, where the client tries again) that names policy and reason."""
+    """One dropped packet (more if the client retries) that names policy and reason."""
     ANY = "any"
-    """None is asked for, but nothing dropped."""
+    """No flow is required, but nothing may be dropped."""
 
 
 def account(lab: Lab, nodes: Sequence[str], sent: Sequence[tuple[HostPort | None, Account]]) -> list[list[str]]:
-    """For each request what is wrong with its flows. Waits until all are right, or a few seconds."""
+    """What is wrong with the flows of each request. Waits until all are right, or a few seconds."""
     deadline = time.monotonic() + WAIT
     while any(faults := _look(lab, nodes, sent)) and time.monotonic() < deadline:
         time.sleep(0.1)
     if any(faults):
         return faults
-    time.sleep(SETTLE)  # one flow too many comes late, too
+    time.sleep(SETTLE)  # a surplus flow may arrive late
     return _look(lab, nodes, sent)
 
 
@@ -55,13 +55,13 @@ def _look(lab: Lab, nodes: Sequence[str], sent: Sequence[tuple[HostPort | None, 
 
 
 def flows(lab: Lab, node: str) -> list[Flow]:
-    """What this node's agent remembers, oldest first."""
+    """The flows that this node's agent holds, oldest first."""
     answers = agents.ask(lab, node, {"method": "observe", "last": _ENOUGH})
     return [answer["flow"] for answer in answers if isinstance(answer.get("flow"), dict)]
 
 
 def client_of(flow: Flow) -> HostPort | None:
-    """The end that opened the connection: the source, or of a reply the destination."""
+    """The end that opened the connection: the source, or the destination of a reply."""
     side, port = ("destination", "destination_port") if flow.get("is_reply") else ("source", "source_port")
     layer = flow.get("l4") or {}
     ports = layer.get("TCP") or layer.get("UDP") or {}
@@ -94,7 +94,7 @@ def faults_of(found: Sequence[Flow], wanted: Account) -> list[str]:
 
 
 def _told(flow: Flow) -> str:
-    """A dropped flow in a few words: to which port, and why."""
+    """A dropped flow in a few words: its port and the reason."""
     layer = flow.get("l4") or {}
     ports = ", ".join(f"{ends.get('destination_port')}/{name}" for name, ends in layer.items())
     return f"{ports} {flow.get('Summary', '')}: {reason_of(flow)}"

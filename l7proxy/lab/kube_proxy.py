@@ -1,7 +1,7 @@
-"""Services as kube-proxy's iptables mode makes them, in the node's namespace. Rendering is pure text.
+"""Services as in kube-proxy's iptables mode, in the node's namespace. Rendering is pure text.
 
-The rules keep kube-proxy's shape on purpose (chain names, mark 0x4000, jumps put first): what runs on the node beside
-it must get along with the real one. `--noflush`: other tables and chains on the node are not ours.
+The rules have kube-proxy's form on purpose (chain names, mark 0x4000, jumps inserted first): the agent on the node must
+work next to the real one. `--noflush`: other tables and chains on the node are kept.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def render(cluster: Cluster, node: Node, family: int, stale: frozenset[str] = fr
                     continue
                 chain = _chain("KUBE-SVC", service, port)
                 rules.append(f"-A KUBE-SERVICES {match} -j {chain}")
-                if cidr:  # only the node's own pods are known to come back this way
+                if cidr:  # only the node's own pods are known to return this way
                     rules.append(f"-A {chain} ! -s {cidr} {match} -j KUBE-MARK-MASQ")
                 chains.append(chain)
                 for index, target in enumerate(targets):
@@ -84,13 +84,13 @@ def _share(left: int) -> str:
 
 
 def _chain(kind: str, service: Service, port: ServicePort, *more: str) -> str:
-    """kube-proxy's form: the prefix and 16 letters of a hash."""
+    """A chain name in kube-proxy's form: a prefix and 16 letters of a hash."""
     text = ":".join([str(service), port.name, port.protocol, str(port.port), *more])
     return f"{kind}-{base64.b32encode(hashlib.sha256(text.encode()).digest()).decode()[:16]}"
 
 
 def sync(namespace: str, cluster: Cluster, node: Node, families: tuple[int, ...]) -> None:
-    """Make the node's rules those of the cluster's Services."""
+    """Update the node's rules to the cluster's Services."""
     for family in families:
         stale = frozenset(_existing(namespace, family))
         _run(namespace, [f"{TOOL[family]}-restore", "--noflush", "-w", "5"], render(cluster, node, family, stale))

@@ -1,8 +1,8 @@
-"""up, apply, delete, down: the order in which a lab comes and goes. The only file that does all of it.
+"""up, apply, delete, down: the order in which a lab is built, changed and removed. The only file that does all of it.
 
-Up: names are written down, then the wire, nodes and cables, then the manifests, then agents and pods, and it returns
-when every agent says that all is enforced. Down: processes, then namespaces (with them go links, routes and rules),
-then files. Any failure of `up`, Ctrl-C included, ends in down.
+Up: save the names, make the underlay, the nodes and the pod interfaces, apply the manifests, start agents and pods, and
+return when every agent reports that all is enforced. Down: end processes, remove namespaces (with their links, routes
+and rules), then files. Any failure of `up`, Ctrl-C included, runs down.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def silent(_: str) -> None:
 
 
 def manifests_of(paths: Sequence[Path]) -> list[Manifest]:
-    """What `-f` names, or the demo."""
+    """The manifests given by `-f`, or the demo's."""
     if not paths and not DEMO.is_dir():
         raise ConfigError("-f is required: the demo's manifests (deploy/demo) are not part of this installation")
     return read(paths or [DEMO])
@@ -48,7 +48,7 @@ def manifests_of(paths: Sequence[Path]) -> list[Manifest]:
 
 
 def up(settings: Settings, given: Sequence[Manifest], report: Report = silent) -> Lab:
-    """Bring a lab up. Whatever a crashed one of this name left is cleared away first."""
+    """Start a lab. The remains of a crashed one of this name are removed first."""
     lab = Lab(settings.name)
     if settings.overlay is not Overlay.HOST_GW:
         raise ConfigError(f"--overlay {settings.overlay.value}: not supported yet, must be host-gw")
@@ -72,12 +72,12 @@ def _clear_stale(lab: Lab, report: Report) -> None:
     if lab.directory.exists():
         report(f"removing the remains of an earlier lab {lab.name!r}")
         _clear(lab)
-    if strangers := _namespaces(lab):  # nobody of this directory made them: they are not ours to remove
+    if strangers := _namespaces(lab):  # not created from this directory, so not removed
         raise ConfigError(f"the network namespace {strangers[0]} already exists: set another --name")
 
 
 def is_up(lab: Lab) -> bool:
-    """True when it came up whole and something of it still runs. A damaged lab.json is that of a stale lab."""
+    """True when it came up completely and a part of it still runs. A damaged lab.json counts as a stale lab."""
     try:
         state = lab.load()
     except ConfigError:
@@ -107,7 +107,7 @@ def _build(lab: Lab, settings: Settings, planned: Plan, report: Report) -> None:
 
 
 def _follow(lab: Lab, state: State, planned: Plan, report: Report) -> None:
-    """Make pods, names, Services and agents those of the plan; return when all is enforced."""
+    """Update pods, names, Services and agents to the plan; return when all is enforced."""
     cluster = planned.cluster
     wanted = {str(pod): pod for pod in cluster.pods}
     specs = {name: _pod_spec(lab, state, pod) for name, pod in wanted.items()}
@@ -187,12 +187,12 @@ def _node_spec(lab: Lab, state: State, node: str) -> Spec:
 
 
 def _fingerprint(pod: Pod, spec: Spec) -> str:
-    """What a running pod cannot change."""
+    """Everything that cannot change in a running pod."""
     return msgspec.json.encode((pod.node, pod.addresses, spec)).decode()
 
 
 def _write_hosts(lab: Lab, cluster: Cluster) -> None:
-    """In place: the files are bind-mounted in the pods, a renamed one would not be seen there."""
+    """Written in place: the files are bind-mounted in the pods, which would not see a replaced file."""
     for pod in cluster.pods:
         lab.pod_directory(pod).mkdir(mode=0o755, parents=True, exist_ok=True)
         (lab.pod_directory(pod) / "hosts").write_text(names.hosts_file(cluster, pod))
@@ -214,7 +214,7 @@ def _start(spec: Spec) -> processes.Process:
             stderr=log,
             start_new_session=True,
         )
-    child.returncode = 0  # it outlives this command, which must not warn about that
+    child.returncode = 0  # it outlives this command; this suppresses Popen's warning
     return processes.identify(child.pid)
 
 
@@ -234,14 +234,14 @@ def _wait_ready(directories: Iterable[Path]) -> None:
 
 
 def apply(lab: Lab, given: Sequence[Manifest], report: Report = silent) -> None:
-    """As `kubectl apply`: what is there already changes, what is not is made."""
+    """As `kubectl apply`: existing objects are changed, new ones are created."""
     with lab.locked():
         state = _loaded(lab)
         _change(lab, state, merged(lab.store.load(), given), report)
 
 
 def delete(lab: Lab, keys: Sequence[Key], report: Report = silent) -> None:
-    """As `kubectl delete`; naming what is not there is an error."""
+    """As `kubectl delete`; deleting an object that does not exist is an error."""
     with lab.locked():
         state = _loaded(lab)
         stored = lab.store.load()
@@ -270,7 +270,7 @@ def _change(lab: Lab, state: State, manifests: list[Manifest], report: Report) -
 
 
 def down(lab: Lab, report: Report = silent) -> None:
-    """Leave nothing behind. A lab that is not there is fine."""
+    """Remove everything. It is not an error if the lab does not exist."""
     with lab.locked():
         if lab.directory.exists():
             report(f"removing {lab.name}")
@@ -278,7 +278,7 @@ def down(lab: Lab, report: Report = silent) -> None:
 
 
 def _clear(lab: Lab) -> None:
-    left = _namespaces(lab)  # also those of a damaged lab.json
+    left = _namespaces(lab)  # also for a damaged lab.json
     boxes: list[Box] = []
     with contextlib.suppress(ConfigError):
         state = lab.load()
@@ -288,7 +288,7 @@ def _clear(lab: Lab) -> None:
     inodes = netns.inodes(left)
     for namespace in left:
         netns.remove(namespace)
-    # Who was on the way in while we looked, or is so new (an `up` that was interrupted) that it is not there yet.
+    # A process that entered meanwhile, or one of an interrupted `up` that is too new to be in its namespace yet.
     processes.end([*processes.inside(inodes), *processes.running(SANDBOX, lab.directory)], grace=0.5)
     lab.remove()
 
@@ -299,7 +299,7 @@ def _namespaces(lab: Lab) -> list[str]:
 
 
 def _end(boxes: Sequence[Box], namespaces: Sequence[str]) -> None:
-    """End what we started, then whatever else still lives in these namespaces."""
+    """End the lab's processes, then all others in these namespaces."""
     processes.end([box.process for box in boxes if box.process], grace=7.0)
     processes.end(processes.inside(netns.inodes(namespaces)), grace=0.5)
 
@@ -312,5 +312,5 @@ def _remove_tree(directory: Path) -> None:
 
 
 def cluster_of(lab: Lab) -> Cluster:
-    """The lab's objects as they are now."""
+    """The lab's objects in their present state."""
     return read_cluster(list(lab.store.load().values()))

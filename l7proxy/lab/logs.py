@@ -1,4 +1,4 @@
-"""`lab logs`: the log files of pods and nodes, each line after the name of who wrote it; `-f` goes on as they grow."""
+"""`lab logs`: prints the logs of pods and nodes, each line with the name of its writer; `-f` follows them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _POLL = 0.2
 
 
 def directories(lab: Lab, target: str | None) -> dict[str, Path]:
-    """name → where its logs are. Without a target, everyone's."""
+    """name → its log directory. All of them without a target."""
     state = lab.load()
     pods = {name: lab.directory / "pods" / name.replace("/", "_") for name in state.pods}
     nodes = {f"node/{name}": lab.node_directory(name) for name in state.nodes}
@@ -25,7 +25,7 @@ def directories(lab: Lab, target: str | None) -> dict[str, Path]:
 
 
 def lines(sources: dict[str, Path], *, follow: bool) -> Iterator[str]:
-    """Whole lines, in the order of the files; while following, as they come."""
+    """Complete lines, in the order of the files; when following, as they are written."""
     read: dict[Path, int] = {}
     while True:
         for name, directory in sources.items():
@@ -38,7 +38,7 @@ def lines(sources: dict[str, Path], *, follow: bool) -> Iterator[str]:
 
 
 def _from(path: Path, offset: int) -> tuple[str, int]:
-    """The whole lines after `offset`, and where they end."""
+    """The complete lines after `offset`, and the offset of their end."""
     with path.open("rb") as log:
         log.seek(offset)
         data = log.read()

@@ -1,7 +1,7 @@
-"""Kubernetes manifests as the lab reads and keeps them: one object, one file in the lab's manifest directory.
+"""Kubernetes manifests as the lab reads and stores them: one object, one file in the lab's manifest directory.
 
-Only what every object has is looked at here (kind, name, namespace); `cluster` reads the kinds that the lab acts on.
-Policies are kept word for word, faults included: judging them is the agent's work, and it must see what was written.
+Only fields that every object has are read here (kind, name, namespace); `cluster` reads the kinds that the lab uses.
+Policies are stored unchanged, errors included: checking them is the agent's task, and it must see the original text.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ CLUSTER_SCOPED: Final = frozenset(
 )
 SUFFIXES: Final = (".yaml", ".yml", ".json")
 _NAME = re.compile(r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?\Z")
-"""DNS subdomain (RFC 1123), as Kubernetes asks of names; it also keeps `/` and `..` out of our file names."""
+"""DNS subdomain (RFC 1123), as Kubernetes requires of names; also keeps `/` and `..` out of file names."""
 _KIND = re.compile(r"[A-Za-z]{1,63}\Z")
 
 Document = dict[str, Any]
@@ -33,7 +33,7 @@ Document = dict[str, Any]
 
 @dataclass(frozen=True, slots=True, order=True)
 class Key:
-    """Names one object. `group` tells Calico's NetworkPolicy from Kubernetes' own."""
+    """Identifies one object. `group` distinguishes Calico's NetworkPolicy from Kubernetes' own."""
 
     kind: str
     group: str
@@ -50,7 +50,7 @@ class Key:
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """One object: the parsed document and the text it is kept as."""
+    """One object: the parsed document and its stored text."""
 
     key: Key
     document: Document
@@ -67,7 +67,7 @@ class Manifest:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.2 §3.2.1.1 wants keys unique; PyYAML would silently keep the last."""
+    """YAML 1.2 §3.2.1.1 requires unique keys; PyYAML would silently keep the last."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         seen: set[Hashable] = set()
@@ -80,7 +80,7 @@ class _Loader(yaml.SafeLoader):
 
 
 def read(paths: Iterable[Path]) -> list[Manifest]:
-    """The objects of these files and directories, in order. SourceError at the first that cannot be read."""
+    """The objects of these files and directories, in order. SourceError at the first invalid one."""
     found: list[Manifest] = []
     for path in paths:
         for file in _files(path):
@@ -110,7 +110,7 @@ def parse(text: str, file: str) -> list[Manifest]:
     try:
         while loader.check_node():
             node = loader.get_node()
-            assert node is not None  # as check_node said
+            assert node is not None  # ensured by check_node
             document = loader.construct_document(node)
             if document is None:
                 continue
@@ -169,7 +169,7 @@ def _unique(manifests: list[Manifest]) -> list[Manifest]:
 
 
 class Store:
-    """The lab's manifest directory: what each node's agent watches."""
+    """The lab's manifest directory, which each node's agent watches."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
@@ -179,7 +179,7 @@ class Store:
         return {manifest.key: manifest for manifest in found}
 
     def save(self, manifests: Iterable[Manifest]) -> None:
-        """Make the directory hold exactly these. Files that would not change are left alone; each change is atomic."""
+        """Make the directory contain exactly these. Unchanged files are not written; each change is atomic."""
         wanted = {manifest.key.file: manifest.text for manifest in manifests}
         for name, text in wanted.items():
             path = self.directory / name

@@ -1,6 +1,6 @@
-"""Names instead of DNS: what each pod's /etc/hosts says (as `svc`, `svc.ns`, `svc.ns.svc.cluster.local` would resolve).
+"""Names without DNS: the content of each pod's /etc/hosts (as `svc`, `svc.ns`, `svc.ns.svc.cluster.local` resolve).
 
-Pure. A short name is one of the pod's own namespace, as a cluster's search path has it; a Service goes before a pod.
+Pure. A short name is looked up in the pod's own namespace, as by a cluster's search path; Services precede pods.
 """
 
 from __future__ import annotations

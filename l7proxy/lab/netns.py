@@ -1,8 +1,8 @@
-"""Network namespaces: making them, being inside them, removing them.
+"""Network namespaces: creating, entering and removing them.
 
 A thread may be in another network namespace than its process, and a socket stays in the one it was made in (setns(2),
-network_namespaces(7)). So work inside a namespace is a function run in a thread of its own that goes away afterwards.
-Named ones are bind mounts in /run/netns, where ip-netns(8) finds them.
+network_namespaces(7)). So work inside a namespace is a function run in a separate thread, which then ends. Named
+namespaces are bind mounts in /run/netns, where ip-netns(8) finds them.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def _checked(result: int, what: str) -> None:
 
 
 def unshare(flags: int) -> None:
-    """Give the calling thread namespaces of its own (unshare(2))."""
+    """Move the calling thread into new namespaces (unshare(2))."""
     _checked(_libc.unshare(flags), "unshare")
 
 
@@ -64,7 +64,7 @@ def unmount(target: Path | str) -> None:
 
 
 def in_thread(function: Callable[[], T]) -> T:
-    """Run `function` in a thread that dies afterwards, whatever namespace it ended in."""
+    """Run `function` in a thread that ends afterwards, because it may have changed its namespace."""
     results: list[T] = []
     failures: list[BaseException] = []
 
@@ -87,7 +87,7 @@ def path_of(name: str) -> Path:
 
 
 def inside(name: str, function: Callable[[], T]) -> T:
-    """What `function` gives when it runs in the named namespace. Its sockets stay there."""
+    """The result of `function`, run in the named namespace. Its sockets stay there."""
 
     def body() -> T:
         enter(path_of(name), CLONE_NEWNET)
@@ -97,7 +97,7 @@ def inside(name: str, function: Callable[[], T]) -> T:
 
 
 def create(name: str) -> None:
-    """A new named network namespace."""
+    """Create a named network namespace."""
     path = path_of(name)
     NETNS_DIR.mkdir(mode=0o755, exist_ok=True)
     path.touch(mode=0o444, exist_ok=False)
@@ -119,7 +119,7 @@ def create(name: str) -> None:
 
 
 def remove(name: str) -> None:
-    """Remove a named namespace; one that is gone already is fine. It lives on while a process is inside."""
+    """Remove a named namespace, if it exists. The namespace itself lives on while a process is inside."""
     path = path_of(name)
     _uncover(path)
     try:
@@ -131,18 +131,18 @@ def remove(name: str) -> None:
 
 
 def _uncover(path: Path) -> None:
-    """Unmount whatever is mounted there, as often as it is."""
-    with contextlib.suppress(OSError):  # EINVAL: nothing is; ENOENT: nor is there such a file
+    """Unmount everything that is mounted there."""
+    with contextlib.suppress(OSError):  # EINVAL: nothing is mounted; ENOENT: no such file
         while True:
             unmount(path)
 
 
 def _remove_covered(path: Path) -> None:
-    """Remove a file on which something is still mounted, out of reach: below a mount that covers its directory.
+    """Remove a file that has a mount which cannot be reached, because another mount covers its directory.
 
-    ip-netns(8) mounts the directory over itself the first time that it adds a name, so what was mounted in it before is
-    there twice, and the lower one has no path. Unlinking takes away a file's mounts in all other mount namespaces
-    (mount_namespaces(7), "Restrictions on mount namespaces"), so it is done in one where nothing covers it.
+    ip-netns(8) mounts the directory over itself when it adds its first name. Earlier mounts in it then exist twice, and
+    the lower one has no path. Unlinking a file removes its mounts in all other mount namespaces
+    (mount_namespaces(7), "Restrictions on mount namespaces"), so it is done in a new one with nothing on top.
     """
     unshare(CLONE_NEWNS)
     mount("none", "/", None, MS_REC | MS_PRIVATE)
@@ -152,10 +152,10 @@ def _remove_covered(path: Path) -> None:
 
 
 def inodes(names: Iterable[str]) -> set[int]:
-    """The numbers that tell which processes are inside (compare /proc/PID/ns/net)."""
+    """Inode numbers of the namespaces, to find the processes inside (compare /proc/PID/ns/net)."""
     return {path_of(name).stat().st_ino for name in names if path_of(name).exists()}
 
 
 def set_sysctl(key: str, value: int | str) -> None:
-    """/proc/sys/net shows the namespace of whoever looks: call it inside. The path's parts are joined by `/`."""
+    """/proc/sys/net shows the namespace of the reader: call this inside. The parts of `key` are joined by `/`."""
     Path("/proc/sys", key).write_text(f"{value}")

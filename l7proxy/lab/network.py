@@ -1,9 +1,9 @@
-"""Links, addresses and routes: the wire between nodes, and the cable of each pod as the CNI would lay it.
+"""Links, addresses and routes: the underlay between nodes, and each pod interface as the CNI would make it.
 
-`bridge`: cni0 with the node's pod network on it, pods as its ports (bridge plugin, as Flannel has it).
-`ptp`: no bridge; a /32 (/128) per pod, routed to a veth that answers ARP for 169.254.1.1 (as Calico has it).
-Every link is made inside the lab's namespaces: the machine's own never sees one. Addresses skip duplicate address
-detection (RFC 4862 §5.4), which would only cost two seconds on links where we hand out all addresses.
+`bridge`: cni0 with the node's pod network on it, pods are its ports (bridge plugin, as with Flannel).
+`ptp`: no bridge; a /32 (/128) per pod, routed to a veth that answers ARP for 169.254.1.1 (as with Calico).
+Every link is made inside the lab's namespaces, never in the machine's own. Addresses skip duplicate address
+detection (RFC 4862 §5.4), which would only cost two seconds: the lab assigns all addresses itself.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _LINK_SCOPE: Final = 253
 
 @dataclass(frozen=True, slots=True)
 class Cable:
-    """Both ends of a pod's cable, as the CNI result tells them."""
+    """Both ends of a pod's veth pair, as in the CNI result."""
 
     host_interface: str
     host_mac: str
@@ -46,7 +46,7 @@ class Cable:
 
 
 def make_wire(namespace: str, settings: Settings) -> None:
-    """The switch that joins the nodes; it also is their router, and the outside world as far as the lab has one."""
+    """The switch between the nodes; it is also their router and acts as the outside world."""
     netns.create(namespace)
 
     def body() -> None:
@@ -62,7 +62,7 @@ def make_wire(namespace: str, settings: Settings) -> None:
 
 
 def make_node(namespace: str, wire: str, node: Node, index: int, settings: Settings) -> None:
-    """A node on the wire, ready for pods."""
+    """A node on the underlay, ready for pods."""
     netns.create(namespace)
     port = f"node{index}"
 
@@ -82,7 +82,7 @@ def make_node(namespace: str, wire: str, node: Node, index: int, settings: Setti
             for address in node.addresses:
                 prefix = UNDERLAY[family_of(address)].prefixlen
                 _address(ipr, "eth0", f"{address}/{prefix}")
-                _default(ipr, _af(address), _router(family_of(address)))  # proxy_arp answers only where a route leads
+                _default(ipr, _af(address), _router(family_of(address)))  # proxy_arp answers only if there is a route
             if settings.cni is Cni.BRIDGE:
                 _pod_bridge(ipr, node, settings)
 
@@ -112,7 +112,7 @@ def _pod_bridge(ipr: Any, node: Node, settings: Settings) -> None:
 
 
 def route_nodes(namespace: str, node: Node, others: list[Node], settings: Settings) -> None:
-    """How this node reaches the others' pods. The seam of the overlay: host-gw routes now."""
+    """Routes from this node to the pods of the others: host-gw routes. An overlay would be added here."""
     if settings.overlay is not Overlay.HOST_GW:
         raise ConfigError(f"--overlay {settings.overlay.value}: not supported yet, must be host-gw")
 
@@ -127,7 +127,7 @@ def route_nodes(namespace: str, node: Node, others: list[Node], settings: Settin
 
 
 def plug_pod(node_namespace: str, namespace: str, node: Node, pod: Pod, settings: Settings) -> Cable:
-    """Make the pod's namespace and lay its cable."""
+    """Create the pod's namespace and its interface."""
     netns.create(namespace)
     name = host_interface(pod, settings)
     lay = _lay_bridged if settings.cni is Cni.BRIDGE else _lay_routed
@@ -155,7 +155,7 @@ def plug_pod(node_namespace: str, namespace: str, node: Node, pod: Pod, settings
 
 
 def unplug_pod(node_namespace: str, namespace: str, interface: str) -> None:
-    """Take the cable away; its other end goes with it."""
+    """Delete the pod's interface; its peer is deleted with it."""
 
     def body() -> None:
         with IPRoute() as ipr:
@@ -179,14 +179,14 @@ def host_interface(pod: Pod, settings: Settings) -> str:
 def _lay_bridged(ipr: Any, name: str, pod: Pod) -> None:
     index = _index(ipr, name)
     ipr.link("set", index=index, master=_index(ipr, POD_BRIDGE), state="up")
-    ipr.brport("set", index=index, mode=1)  # hairpin: a pod may reach itself through its Service
+    ipr.brport("set", index=index, mode=1)  # hairpin: a pod can reach itself through its Service
     _forget_neighbours(ipr, pod)
 
 
 def _forget_neighbours(ipr: Any, pod: Pod) -> None:
-    """The node may still know the MAC of the last pod with the address; the new one announces itself later or never."""
+    """The node may still know the MAC of the last pod with this address; the new one announces itself late or never."""
     for address in pod.addresses:
-        with suppress(NetlinkError):  # it knows none
+        with suppress(NetlinkError):  # no entry
             ipr.neigh("del", dst=address, ifindex=_index(ipr, POD_BRIDGE))
 
 
@@ -261,7 +261,7 @@ def _address(ipr: Any, name: str, text: str) -> None:
 
 
 def _quiet_ipv6() -> None:
-    """No duplicate address detection and no router advertisements on any link made from now on."""
+    """No duplicate address detection and no router advertisements on any link created later."""
     for scope in ("all", "default"):
         try:
             netns.set_sysctl(f"net/ipv6/conf/{scope}/accept_dad", 0)
@@ -277,7 +277,7 @@ def _read_mac(name: str) -> str:
 
 
 def _mac(text: str) -> str:
-    """A locally administered address, always the same for the same text."""
+    """A locally administered address, derived from the text."""
     digest = hashlib.sha256(text.encode()).digest()
     return ":".join(f"{byte:02x}" for byte in (0x02, *digest[:5]))
 

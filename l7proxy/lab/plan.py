@@ -1,8 +1,8 @@
-"""Gives every object its place: nodes their networks, pods a node and addresses, Services their ClusterIPs.
+"""Assigns networks to nodes, nodes and addresses to pods, and ClusterIPs to Services.
 
-Pure. What a manifest already says (in spec or status) is kept; the rest is handed out in the order of the manifests, so
-that the same manifests always give the same lab. The answer is the manifests again, with spec and status filled in as
-the control plane of a real cluster would, and the `Cluster` read from them.
+Pure. Values that a manifest already has (in spec or status) are kept; the others are assigned in the order of the
+manifests, so that the same manifests always give the same lab. The result is the manifests with spec and status filled
+in, as a real cluster's control plane would do, and the `Cluster` read from them.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from l7proxy.model.net import family_of
 
 DEFAULT_NODES: Final = ("node-1", "node-2")
 UNDERLAY: Final = {4: ip_network("172.18.0.0/16"), 6: ip_network("fd00:172:18::/64")}
-"""The wire's networks. They may be the same in every lab: each lab's wire is a namespace of its own."""
+"""The underlay networks. They can be the same in every lab: each lab's underlay is in its own namespace."""
 POD_NETWORK: Final = {4: ip_network("10.244.0.0/16"), 6: ip_network("fd00:10:244::/48")}
 POD_PREFIX: Final = {4: 24, 6: 64}
 SERVICE_NETWORK: Final = {4: ip_network("10.96.0.0/16"), 6: ip_network("fd00:10:96::/112")}
 FIRST: Final = 10
-"""Host numbers below are left for gateways and for manifests that choose addresses themselves."""
+"""First host number to assign: those below are for gateways and for manifests with fixed addresses."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +35,7 @@ class Plan:
 
 
 def plan(manifests: Iterable[Manifest], families: tuple[int, ...]) -> Plan:
-    """The whole lab, placed. SourceError when it cannot be: two pods with one address, an unknown node."""
+    """The plan of the whole lab. SourceError when there is none: two pods with one address, an unknown node."""
     given = [*manifests]
     given = [*_missing_nodes(given), *_missing_namespaces(given), *given]
     cluster = read_cluster(given)
@@ -52,7 +52,7 @@ def _missing_nodes(manifests: list[Manifest]) -> Iterator[Manifest]:
 
 
 def _missing_namespaces(manifests: list[Manifest]) -> Iterator[Manifest]:
-    """A namespace that objects are in exists, as if someone had created it first."""
+    """Namespaces that objects are in but that no manifest defines."""
     known = {manifest.key.name for manifest in manifests if manifest.key.kind == "Namespace"}
     used = dict.fromkeys(manifest.key.namespace for manifest in manifests if manifest.key.namespace)
     yield from (_object("Namespace", name) for name in used if name not in known)
@@ -166,18 +166,18 @@ def _place_services(services: tuple[Service, ...], families: tuple[int, ...]) ->
 
 
 def _free(network: IPv4Network | IPv6Network, taken: set[str], start: int) -> str:
-    """The first address from the `start`-th on that nobody has."""
+    """The first unused address, starting with the `start`-th."""
     for number in range(start, min(network.num_addresses - 1, start + 65536)):
         if (address := str(network.network_address + number)) not in taken:
             return address
     raise SourceError(f"{network} has no free address")
 
 
-# Back into documents
+# Writing the plan into the documents
 
 
 def _written(manifest: Manifest, cluster: Cluster) -> Manifest:
-    """The manifest with its place written in."""
+    """The manifest with its assigned values."""
     if manifest.key.group:
         return manifest
     document = copy.deepcopy(manifest.document)
@@ -222,7 +222,7 @@ def _section(document: Document, name: str) -> Document:
 
 
 def merged(stored: dict[Key, Manifest], new: Iterable[Manifest]) -> list[Manifest]:
-    """What the lab holds after `apply`: an object keeps its place unless the new one names another."""
+    """All objects after `apply`: an object keeps its assigned values unless the new manifest sets others."""
     result = dict(stored)
     for manifest in new:
         old = stored.get(manifest.key)

@@ -1,7 +1,7 @@
-"""Requests from inside a pod: what a client there would see, and the address and port it came from.
+"""Requests from inside a pod: what a client there would see, and the address and port it used.
 
-A probe is a thread in the pod's network namespace with plain sockets, so that a refusal is seen as the kernel gives it
-and hundreds of probes cost no process each. What was seen is one word: a status code, `ok`, `reset`, `timeout`…
+A probe is a thread in the pod's network namespace with plain sockets, so that it sees a refusal as the kernel reports
+it, and hundreds of probes need no processes. The result is one word: a status code, `ok`, `reset`, `timeout`…
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ OK: Final = "ok"
 RESET: Final = "reset"
 TIMEOUT: Final = "timeout"
 CLOSED: Final = "closed"
-"""The words besides status codes. A refused connect and a reset are one word: both are an RST (RFC 9293 §3.10.7)."""
+"""The results besides status codes. A refused connect and a reset give one word: both are an RST (RFC 9293 §3.10.7)."""
 
 SOURCE_PORTS: Final = range(10_000, 32_768)
-"""Below Linux's ephemeral ports (ip_local_port_range), which the kernel would hand out twice."""
+"""Below Linux's ephemeral ports (ip_local_port_range), which the kernel could assign as well."""
 _source_port: Final = itertools.cycle(SOURCE_PORTS)
 _RESETS: Final = frozenset({errno.ECONNREFUSED, errno.ECONNRESET, errno.EPIPE})
 _REQUEST = re.compile(r"(?P<method>[A-Z]+) http://(?P<host>\[[^]]+\]|[^/:]+)(:(?P<port>\d+))?(?P<path>/\S*)\Z")
@@ -36,7 +36,7 @@ _L4 = re.compile(r"(?P<kind>tcp|udp) (?P<host>\[[^]]+\]|[^/:]+):(?P<port>\d+)\Z"
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """`method` is `tcp` or `udp` for the echo of those. `headers` are sent as they are, after Host."""
+    """`method` is `tcp` or `udp` for those echo servers. `headers` are sent unchanged, after Host."""
 
     method: str
     host: str
@@ -52,7 +52,7 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """What became of a request. `source`: the client's address as the server saw it, if it answered."""
+    """The result of a request. `source`: the client's address as the server saw it, if it answered."""
 
     word: str
     source: str = ""
@@ -78,7 +78,7 @@ def parse(text: str, headers: dict[str, str] | None = None, body: str = "") -> R
 
 
 def send(namespace: str, own: str, request: Request, address: str, *, seconds: float) -> Seen:
-    """Send it to `address` (which `request.host` stands for) from inside the namespace, whose address is `own`."""
+    """Send it to `address` (that of `request.host`) from inside the namespace, whose address is `own`."""
     return netns.inside(namespace, lambda: _send(own, request, address, seconds))
 
 
@@ -99,7 +99,7 @@ def _send(own: str, request: Request, address: str, seconds: float) -> Seen:
 
 
 def _bind(sock: socket.socket, address: str) -> int:
-    """A source port no other probe had lately: flows are told apart by it, also those of a client nobody answered."""
+    """A source port that no recent probe used: it identifies the flows, also of a request without a response."""
     for _ in range(len(SOURCE_PORTS)):
         port = next(_source_port)
         try:

@@ -1,4 +1,4 @@
-"""Processes that the lab started: told apart from strangers that got the same number later by their start time."""
+"""Processes that the lab started. Their start time distinguishes them from later processes with the same pid."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pathlib import Path
 
 @dataclass(frozen=True, slots=True)
 class Process:
-    """A pid and the clock tick of boot time at which it started (field 22 of /proc/PID/stat, proc(5))."""
+    """A pid and its start time in clock ticks since boot (field 22 of /proc/PID/stat, proc(5))."""
 
     pid: int
     started: int
@@ -23,14 +23,14 @@ class Process:
         return started(self.pid) == self.started
 
     def kill(self, number: signal.Signals) -> None:
-        """Send a signal if it still is that process."""
+        """Send a signal if the pid is still the same process."""
         if self.alive:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self.pid, number)
 
 
 def started(pid: int) -> int | None:
-    """When `pid` started, or None if it is gone (a zombie is)."""
+    """The start time of `pid`, or None if it does not exist or is a zombie."""
     try:
         text = Path(f"/proc/{pid}/stat").read_text()
     except OSError:
@@ -44,7 +44,7 @@ def identify(pid: int) -> Process:
 
 
 def inside(namespaces: Collection[int]) -> list[Process]:
-    """Every process whose network namespace is one of these inodes, but not ourselves."""
+    """Every other process whose network namespace is one of these inodes."""
     found = []
     for entry in _others():
         with contextlib.suppress(OSError):
@@ -54,7 +54,7 @@ def inside(namespaces: Collection[int]) -> list[Process]:
 
 
 def running(module: str, below: Path) -> list[Process]:
-    """Every process that runs this Python module (`-m`) on a file below a directory, but not ourselves."""
+    """Every other process that runs this Python module (`-m`) on a file below a directory."""
     found = []
     for entry in _others():
         with contextlib.suppress(OSError):
@@ -65,14 +65,14 @@ def running(module: str, below: Path) -> list[Process]:
 
 
 def _others() -> Iterator[Path]:
-    """Every process but ourselves, as /proc shows it."""
+    """Every other process in /proc."""
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit() and int(entry.name) != os.getpid():
             yield entry
 
 
 def end(processes: Iterable[Process], *, grace: float) -> None:
-    """Ask them to stop, then make them."""
+    """SIGTERM, then SIGKILL after `grace` seconds."""
     waiting = [process for process in processes if process.alive]
     for process in waiting:
         process.kill(signal.SIGTERM)

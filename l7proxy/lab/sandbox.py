@@ -1,8 +1,8 @@
-"""One process per pod and per node: it holds the namespaces, runs what the pod runs, and writes down what became of it.
+"""One process per pod and per node: holds its namespaces, runs its containers, and writes their status to a file.
 
-Started as `python -m l7proxy.lab.sandbox SPEC.json` with the namespaces still to be entered. It enters the network
-namespace, takes a mount and a host name of its own (/etc/hosts, /etc/resolv.conf, /sys), starts the containers and the
-built-in servers, and keeps `status.json` true until SIGTERM. Its children die with it (PR_SET_PDEATHSIG, prctl(2)).
+Started as `python -m l7proxy.lab.sandbox SPEC.json`, outside the namespaces. It enters the network namespace, creates
+its own mount and UTS namespace (/etc/hosts, /etc/resolv.conf, /sys), starts the containers and the built-in servers,
+and keeps `status.json` up to date until SIGTERM. Its children die with it (PR_SET_PDEATHSIG, prctl(2)).
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from l7proxy.lab import netns
 from l7proxy.lab.cluster import Container, Listener
 
 GRACE: Final = 5.0
-"""Seconds between SIGTERM and SIGKILL for what runs inside."""
+"""Seconds between SIGTERM and SIGKILL for the containers."""
 _PR_SET_PDEATHSIG: Final = 1
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
 class Spec(msgspec.Struct, frozen=True):
-    """What to run and where. `directory` takes `status.json` and one log per container."""
+    """What to run and where. `directory` gets `status.json` and one log per container."""
 
     name: str
     namespace: str
@@ -54,7 +54,7 @@ class ContainerStatus(msgspec.Struct, omit_defaults=True):
 
 
 class Status(msgspec.Struct):
-    """What `status.json` holds. `ready`: everything was started; `error`: why nothing was."""
+    """The content of `status.json`. `ready`: everything is started; `error`: why nothing is."""
 
     ready: bool = False
     error: str = ""
@@ -74,12 +74,12 @@ def _isolate(spec: Spec) -> None:
     netns.unshare(netns.CLONE_NEWNS | netns.CLONE_NEWUTS)
     netns.mount(
         "none", "/", None, netns.MS_SLAVE | netns.MS_REC
-    )  # our mounts are ours, the machine's unmounts reach us
+    )  # mounts made here stay here; the machine's unmounts propagate
     socket.sethostname(spec.name[:64])
     netns.mount(spec.hosts, "/etc/hosts", None, netns.MS_BIND)
     resolver = Path(spec.directory, "resolv.conf")
     resolver.write_text("# names are in /etc/hosts; there is no DNS in the lab\noptions attempts:1 timeout:1\n")
-    with contextlib.suppress(OSError):  # no such file on this machine
+    with contextlib.suppress(OSError):  # the machine has no such file
         netns.mount(str(resolver), Path("/etc/resolv.conf").resolve(strict=True), None, netns.MS_BIND)
     with contextlib.suppress(OSError):  # refused in some containers: /sys/class/net then shows the machine's links
         netns.mount("sysfs", "/sys", "sysfs", netns.MS_NOSUID_NOEXEC_NODEV)
@@ -90,7 +90,7 @@ def _die_with_parent() -> None:
 
 
 class Sandbox:
-    """Runs one spec until told to stop."""
+    """Runs one spec until SIGTERM."""
 
     def __init__(self, spec: Spec) -> None:
         self.spec = spec
@@ -104,7 +104,7 @@ class Sandbox:
             asyncio.get_running_loop().add_signal_handler(number, stop.set)
         servers = []
         for listener in self.spec.listeners:
-            from l7proxy.lab import echo  # only pods that serve pay for ssl and h11
+            from l7proxy.lab import echo  # ssl and h11 are loaded only in pods that serve
 
             servers.append(await echo.start(listener, self.spec.name))
             self.status.listeners.append(f"{listener.kind}:{listener.port}")

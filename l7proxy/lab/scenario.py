@@ -1,17 +1,17 @@
-"""`lab run`: a scenario file says which cluster, in which variants, and what must come of which request.
+"""`lab run`: runs a scenario file, which defines a cluster, its variants, and the expected result of each request.
 
     manifests: [../../deploy/demo, {apiVersion: v1, kind: Namespace, metadata: {name: extra}}]
     dimensions: {cni: [bridge, ptp], bridge-nf-call: [0, 1], backend: [nftables, iptables], ip-family: ["4", "6"]}
     cases:
     - from: [frontend, frontend-far]            # one row for each
-      via: [service, pod]                       # by its name, or by the address of each pod behind it
+      via: [service, pod]                       # by its name, or by the address of each of its backend pods
       request: GET http://backend/api/x         # or: tcp backend:9000, udp backend:53
       headers: {X-Token: secret}
       expect: 200                               # or: ok, reset, timeout, closed
       flows: l7-allowed                         # what the agents must have recorded (default: by `expect`)
 
-The lab comes up once for each combination of dimensions and returns when all is enforced. From then on each request is
-sent once: a wrong answer is a failure at once, not something to try again. Paths are relative to the scenario's file.
+One lab is started for each combination of dimensions; when all is enforced, each request is sent once: a wrong result
+is a failure at once, and is not retried. Paths are relative to the scenario's file.
 """
 
 from __future__ import annotations
@@ -39,11 +39,11 @@ from l7proxy.model.net import family_of
 
 T = TypeVar("T")
 SECONDS: Final = 5.0
-"""How long a request may take; what is expected to time out is waited for as long as `timeout` in the scenario says."""
+"""Time limit of a request; one that is expected to time out waits for `timeout` of the scenario."""
 
 
 class Case(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """One line of the file; several rows of the table."""
+    """One entry of the file; several rows of the table."""
 
     from_: tuple[str, ...] | str = msgspec.field(name="from")
     request: str
@@ -53,7 +53,7 @@ class Case(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     body: str = ""
     name: str = ""
     sees_source: bool = msgspec.field(name="sees-source", default=True)
-    """The server must have seen the client pod's own address, where it answered."""
+    """If the server answered, it must have seen the client pod's own address."""
     flows: Account | None = None
 
     @property
@@ -62,7 +62,7 @@ class Case(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
 
     @property
     def account(self) -> Account:
-        """Which flows must tell of it, by what is expected."""
+        """The flows it must have, by the expected result."""
         if self.flows is not None:
             return self.flows
         word = str(self.expect)
@@ -92,7 +92,7 @@ class Scenario(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 @dataclass(frozen=True, slots=True)
 class Only:
-    """What the command line leaves of the dimensions; empty leaves all."""
+    """The dimensions selected on the command line; empty selects all."""
 
     cni: tuple[Cni, ...] = ()
     bridge_nf_call: tuple[int, ...] = ()
@@ -102,7 +102,7 @@ class Only:
 
 @dataclass(slots=True)
 class Row:
-    """One request of one pod in one lab, and what became of it."""
+    """One request of one pod in one lab, and its result."""
 
     where: str
     case: Case
@@ -122,7 +122,7 @@ class Row:
 
 
 def load(path: Path) -> Scenario:
-    """ConfigError names the file and the field that is wrong."""
+    """ConfigError names the file and the invalid field."""
     try:
         scenario = msgspec.convert(yaml.safe_load(path.read_text()), Scenario)
     except OSError as error:
@@ -143,7 +143,7 @@ def load(path: Path) -> Scenario:
 
 
 def variants(scenario: Scenario, only: Only, name: str) -> list[Settings]:
-    """One lab for each combination; bridge-nf-call says nothing where there is no bridge."""
+    """One lab for each combination; bridge-nf-call has no effect without a bridge."""
     dimensions = scenario.dimensions
     found: dict[tuple[object, ...], Settings] = {}
     for cni, call, backend, family, workers in itertools.product(
@@ -162,7 +162,7 @@ def variants(scenario: Scenario, only: Only, name: str) -> list[Settings]:
 
 
 def _narrowed(values: Sequence[T], only: Sequence[T]) -> list[T]:
-    """A value asked for on the command line is used even if the file does not have it."""
+    """A value given on the command line is used even if the file does not have it."""
     return list(only) or list(values)
 
 
@@ -172,7 +172,7 @@ def describe(settings: Settings) -> str:
 
 
 def rows(scenario: Scenario, settings: Settings, cluster: Cluster) -> Iterator[Row]:
-    """Every case from every pod it names, by every way, in every address family of the lab."""
+    """Every case, for each of its pods, each `via`, and each address family of the lab."""
     for case in scenario.cases:
         for name, via, family in itertools.product(case.pods, case.via, settings.families):
             pod = _pod(cluster, name)
@@ -196,7 +196,7 @@ def _pod(cluster: Cluster, name: str) -> Pod:
 
 
 def _targets(cluster: Cluster, pod: Pod, request: probe.Request, via: str, family: int) -> list[tuple[str, str, int]]:
-    """(host to name, address, port): the Service's, or those of each pod behind it."""
+    """(host name, address, port): those of the Service, or of each of its backend pods."""
     if via == "service":
         address = names.resolve(cluster, pod.namespace, request.host, family)
         if address is None:
@@ -220,7 +220,7 @@ def _node_of(cluster: Cluster, address: str) -> str | None:
 
 
 def _backend_nodes(cluster: Cluster, pod: Pod, request: probe.Request) -> set[str]:
-    """Where the pods behind a Service are (one node, in a scenario that tells near from far)."""
+    """The nodes of a Service's backend pods (one node, in a scenario that separates near from far)."""
     found = set()
     for service in cluster.services:
         if request.host.partition(".")[0] == service.name:
@@ -236,7 +236,7 @@ def _backend_nodes(cluster: Cluster, pod: Pod, request: probe.Request) -> set[st
 
 
 def run(scenario: Scenario, only: Only, name: str, out: Console, progress: Console) -> bool:
-    """Every variant, one after the other. True when every row holds."""
+    """Runs every variant, one after the other. True if no row fails."""
     done: list[Row] = []
     for settings in variants(scenario, only, name):
         progress.print(f"{scenario.name}: {describe(settings)}, IP {settings.ip_family.value}", highlight=False)
@@ -250,7 +250,7 @@ def run(scenario: Scenario, only: Only, name: str, out: Console, progress: Conso
 
 
 def check(lab: Lab, scenario: Scenario) -> list[Row]:
-    """Send every request once, then look for the flows."""
+    """Send every request once, then check the flows."""
     state, cluster = lab.load(), lifecycle.cluster_of(lab)
     found = list(rows(scenario, state.settings, cluster))
     for row in found:
@@ -273,7 +273,7 @@ def _faults(row: Row, seen: probe.Seen) -> Iterator[str]:
 
 
 def render(done: Sequence[Row], out: Console) -> None:
-    """All rows, and a line with the sum."""
+    """Prints all rows, and a line with the total."""
     table = show.table("LAB", "IP", "FROM", "TO", "REQUEST", "EXPECTED", "RESULT", "")
     for row in done:
         word = row.seen.word if row.seen else "-"

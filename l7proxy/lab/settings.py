@@ -1,4 +1,4 @@
-"""How a lab is built: chosen at `up`, kept with the lab, the same for all that follows."""
+"""How a lab is built: chosen at `up`, stored with the lab, and constant from then on."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import msgspec
 
 
 class Cni(StrEnum):
-    """How pods are wired: `bridge` as Flannel does, `ptp` as Calico does."""
+    """The CNI plugin: `bridge` as with Flannel, `ptp` as with Calico."""
 
     BRIDGE = "bridge"
     PTP = "ptp"
@@ -37,7 +37,7 @@ class Families(StrEnum):
 
 
 class Refuse(StrEnum):
-    """How the kernel refuses: at once, or by silence."""
+    """How the kernel refuses: with an error at once, or by dropping silently."""
 
     RESET = "reset"
     DROP = "drop"
@@ -47,7 +47,7 @@ DEFAULT_NAME: Final = "lab"
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
-    """`agent` False leaves the nodes without l7proxy: plain CNI and kube-proxy, nothing enforced. `flow_logs` is a
+    """`agent` False leaves the nodes without l7proxy: only CNI and kube-proxy, nothing enforced. `flow_logs` is a
     directory: each agent writes its flows to NODE.jsonl there."""
 
     name: str = DEFAULT_NAME

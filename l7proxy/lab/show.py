@@ -1,4 +1,4 @@
-"""What `lab status` shows: facts gathered into one plain value (its JSON form), and a table made of that value."""
+"""`lab status`: collects the state into one plain value (the JSON output), and makes a table of it."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def _contents(status: Status) -> dict[str, Any]:
 
 
 def _agent(lab: Lab, node: str) -> dict[str, Any]:
-    """The parts of the agent's own status that tell whether the node enforces."""
+    """The parts of the agent's own status that show whether the node enforces."""
     answer = agents.status(lab, node)
     if answer is None:
         return {"answers": False, "waiting": "the agent does not respond"}
@@ -84,7 +84,7 @@ def _agent(lab: Lab, node: str) -> dict[str, Any]:
 
 
 WIDE: Final = 220
-"""Columns where nobody's terminal says how many there are: files and pipes have room."""
+"""Columns when there is no terminal (files and pipes)."""
 
 
 def console() -> Console:
@@ -94,7 +94,7 @@ def console() -> Console:
 
 
 def table(*columns: str) -> Table:
-    """A plain one. On a narrow terminal words are folded, never cut off."""
+    """A plain table. On a narrow terminal text is wrapped, never truncated."""
     return Table(*columns, box=box.SIMPLE_HEAD, pad_edge=False)
 
 
@@ -122,7 +122,7 @@ def render(facts: dict[str, Any], out: Console) -> None:
 
 
 def problem_words(problem: Mapping[str, Any]) -> str:
-    """`FILE:LINE: FIELD: MESSAGE`, as everywhere."""
+    """`FILE:LINE: FIELD: MESSAGE`, as in all other output."""
     place = ":".join(str(problem[part]) for part in ("file", "line") if problem.get(part))
     return ": ".join(part for part in (place, problem.get("field"), problem.get("message")) if part)
 

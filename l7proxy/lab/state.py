@@ -1,6 +1,6 @@
-"""The lab's directory: what is written down so that any later command, and the next `up` after a crash, finds it.
+"""The lab's directory: what is saved for later commands, and for the next `up` after a crash.
 
-Intentions are saved before they are carried out: a name that is in `lab.json` may exist, one that is not does not.
+Names are saved before they are created: a name in `lab.json` may exist, one that is not there does not.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _NAME: Final = re.compile(r"[a-z0-9]([-a-z0-9]{0,38}[a-z0-9])?")
 
 
 class Box(msgspec.Struct):
-    """A node or a pod: its namespace and the process that holds it. `spec` tells whether a pod must be made anew."""
+    """A node or a pod: its namespace and the process that holds it. `spec` shows whether a pod must be recreated."""
 
     namespace: str
     node: str = ""
@@ -37,7 +37,7 @@ class Box(msgspec.Struct):
 
 
 class State(msgspec.Struct):
-    """`lab.json`. `up` is set when the lab came up whole."""
+    """`lab.json`. `up` is set when the lab has come up completely."""
 
     settings: Settings
     wire: str
@@ -53,7 +53,7 @@ class State(msgspec.Struct):
 
 
 def root() -> Path:
-    """Where labs are kept: /run for root; elsewhere for a user, whose /run is another inside the user namespace."""
+    """The directory of all labs: /run for root; another one for users, whose /run differs inside the user namespace."""
     if chosen := os.environ.get(ROOT_VARIABLE):
         return Path(chosen)
     return Path("/run/l7proxy-lab") if os.geteuid() == 0 else Path(f"/tmp/l7proxy-lab-{os.getuid()}")
@@ -77,7 +77,7 @@ class Lab:
         return self.directory / "pods" / f"{pod.namespace}_{pod.name}"
 
     def run_directory(self, node: str) -> Path:
-        """The agent's: short, because a unix socket's path has 107 bytes (unix(7))."""
+        """The agent's run directory: short, because a unix socket's path is limited to 107 bytes (unix(7))."""
         return self.node_directory(node) / "run"
 
     def cni_directory(self, node: str) -> Path:
@@ -117,7 +117,7 @@ class Lab:
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
-        """One command changes a lab at a time. The lock goes with its holder, however that ends (flock(2))."""
+        """Only one command changes a lab at a time. The kernel releases the lock when its holder ends (flock(2))."""
         self.directory.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
         path = self.directory.parent / f".{self.name}.lock"
         with path.open("w") as lock:
@@ -133,5 +133,5 @@ class Lab:
 
 
 def names() -> list[str]:
-    """Every lab that has a directory."""
+    """The names of all labs with a `lab.json`."""
     return sorted(path.parent.name for path in root().glob("*/lab.json"))

@@ -1,7 +1,7 @@
-"""The lab without root: a user namespace in which we are root, with network and mount namespaces of its own.
+"""The lab without root: a user namespace in which this user is root, with its own network and mount namespaces.
 
-unshare(1) makes it and a sleeping process holds it; each command executes itself again inside (nsenter(1)). /run is a
-tmpfs there, so named network namespaces can be mounted. Files are the user's own, pids are the machine's.
+unshare(1) creates it and a sleeping process holds it; each command executes itself again inside (nsenter(1)). /run is
+a tmpfs there, so named network namespaces can be mounted. Files belong to the user, and pids are the machine's.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ _HELP: Final = (
 
 
 def enter(lab: Lab, *, create: bool = False) -> None:
-    """As root: nothing. Else this process becomes the same command inside the lab's user namespace.
+    """As root: does nothing. Otherwise executes the same command again inside the lab's user namespace.
 
-    Returns without root only where the lab has no holder and `create` is not wanted: then there is nothing to enter.
+    Returns without root only if the lab has no holder and `create` is False: then there is nothing to enter.
     """
     sbin.reach()
     if os.geteuid() == 0:
@@ -53,9 +53,9 @@ def enter(lab: Lab, *, create: bool = False) -> None:
 
 
 def leave(lab: Lab) -> None:
-    """When the lab is down, or never came up: its holder may go, and with it all namespaces.
+    """When the lab is down, or did not come up: end its holder, and with it all namespaces.
 
-    Under the lab's lock: whoever else holds it is at work in there.
+    Takes the lab's lock: another command that holds it is still working inside.
     """
     if (holder := _read(lab)) is None:
         return
@@ -67,7 +67,7 @@ def leave(lab: Lab) -> None:
 
 @contextlib.contextmanager
 def entered(lab: Lab) -> Iterator[None]:
-    """Inside, made if need be. Ends with the holder gone when no lab is left in it, however the command ended."""
+    """Enter the user namespace, creating it if needed. At the end, also on errors, end its holder if no lab is left."""
     enter(lab, create=True)
     try:
         yield
@@ -76,7 +76,7 @@ def entered(lab: Lab) -> Iterator[None]:
 
 
 def _own_directory(directory: Path) -> None:
-    """Its name can be guessed and /tmp is everybody's: it must be a directory of ours that nobody else can write."""
+    """Its name can be guessed and all users can write /tmp: it must belong to this user, writable by no other."""
     directory.mkdir(mode=0o700, exist_ok=True)
     resources = directory.lstat()
     if not directory.is_dir() or directory.is_symlink() or resources.st_uid != os.getuid() or resources.st_mode & 0o077:
