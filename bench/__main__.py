@@ -1,10 +1,10 @@
-"""`make bench`: every figure in one run, ours beside the peers', as a table, as JSON and as a chart.
+"""`make bench`: measures every figure in one run, l7proxy and its peers, as a table, as JSON and as a chart.
 
     python -m bench [--only NAME…] [--quick] [--unpinned] [--list]
 
 The table goes to standard output, progress to standard error. Written: bench/results/DATE-COMMIT.json and chart.svg
-(with --quick or --only to a temporary directory instead: they are no results). A peer that is not installed is named
-and left out. Whatever ends it, the lab goes down with it.
+(with --quick or --only to a temporary directory, because they are not results). A peer that is not installed is named
+and skipped. The lab is always removed at the end, also on errors.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ LAB = "bench"
 
 
 def measure(chosen: Sequence[Figure], effort: Effort, placed: Cores, tell: Report) -> list[Row]:
-    """The rows in the table's order. A figure that fails says so in its row; the others go on."""
+    """The rows in the table's order. A figure that fails says so in its row; the others continue."""
     rows: list[Row] = []
     on_stage = [one for one in chosen if isinstance(one, OnStage)]
     if on_stage:
@@ -73,7 +73,7 @@ def arguments() -> argparse.Namespace:
 
 @contextlib.contextmanager
 def ended_by_signals() -> Iterator[None]:
-    """SIGTERM clears up as Ctrl-C does; and Ctrl-C does so also where a shell had it ignored in the background."""
+    """SIGTERM cleans up as Ctrl-C does; Ctrl-C also works if a shell ignores it for background jobs."""
 
     def interrupt(_number: int, _frame: FrameType | None) -> None:
         raise KeyboardInterrupt

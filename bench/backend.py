@@ -1,4 +1,4 @@
-"""The cheapest HTTP/1.1 server that answers, so that the proxy is what is measured: python -m bench.backend PORT"""
+"""The cheapest HTTP/1.1 server, so that only the proxy is measured: python -m bench.backend PORT"""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ RESPONSE = b"HTTP/1.1 200 OK\r\ncontent-type: text/plain\r\ncontent-length: 13\r
 
 
 class Server(asyncio.Protocol):
-    """Answers each head; requests of the load client have no body."""
+    """Answers each request head; requests of the load client have no body."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self.transport = cast("asyncio.Transport", transport)  # uvloop's transports are no subclass of asyncio's
+        self.transport = cast("asyncio.Transport", transport)  # uvloop's transports are not subclasses of asyncio's
         self.held = b""
 
     def data_received(self, data: bytes) -> None:

@@ -1,8 +1,8 @@
-"""A cluster on paper: nodes, pods and policies by the thousand, as manifests. Deterministic.
+"""Generates the manifests of a big cluster: thousands of nodes, pods and policies. Deterministic.
 
-Pods have an app and a version; there are 50 namespaces of 20 apps, so some 2 000 identities. Each policy selects one
-app of its namespace and lets two others and one of another namespace in, on a port or two; every tenth has HTTP rules.
-The node under test has `local` pods, which are labelled `where: here`.
+Pods have an app and a version; there are 50 namespaces of 20 apps, so about 2 000 identities. Each policy selects one
+app of its namespace and allows two others and one of another namespace, on one or two ports; every tenth has HTTP
+rules. The node under test has `local` pods, which are labelled `where: here`.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class Size:
 
 
 def write(size: Size, directory: Path, node: str) -> None:
-    """Files of a hundred objects each, below names that begin with `big-`."""
+    """Writes files of a hundred objects each; their names start with `big-`."""
     every = [*nodes(size), *pods(size, node), *policies(size)]
     for start in range(0, len(every), PER_FILE):
         lines = (json.dumps(document) for document in every[start : start + PER_FILE])

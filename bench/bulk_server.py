@@ -1,6 +1,6 @@
-"""Sends and takes bodies as fast as it can, without looking at them: python -m bench.bulk_server PORT
+"""Sends and receives bodies as fast as possible, without parsing them: python -m bench.bulk_server PORT
 
-GET /bulk/N answers with N bytes; POST is answered when its whole body (with a length) is there.
+GET /bulk/N is answered with N bytes; POST is answered after its whole body (with a Content-Length) has arrived.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ ANSWER = b"HTTP/1.1 200 OK\r\ncontent-type: application/octet-stream\r\ncontent-
 
 
 def serve(sock: socket.socket) -> None:
-    """Until the client goes, however it goes."""
+    """Serves until the client closes or resets the connection."""
     with contextlib.suppress(ConnectionError):
         _exchanges(sock)
 
@@ -51,7 +51,7 @@ def send(sock: socket.socket, size: int) -> None:
 
 
 def take(sock: socket.socket, held: bytes, size: int, into: bytearray) -> bytes:
-    """Read a body; what is already there of it, and of what follows, is `held`."""
+    """Read a body; `held` are the bytes already read of it and of what follows."""
     left = size - len(held)
     while left > 0:
         got = sock.recv_into(into, min(left, len(into)))

@@ -1,6 +1,6 @@
-"""The rows that have a ratio as a drawing: a bar each, on a logarithmic scale on which better is always shorter.
+"""Draws the rows that have a ratio: one bar each, on a logarithmic scale where shorter is always better.
 
-Plain SVG with colours that can be read on white and on black. For a figure where more is better the bar is peer ÷ ours.
+Plain SVG with colours that are readable on white and on black. If more is better, the bar is peer ÷ ours.
 """
 
 from __future__ import annotations
@@ -47,13 +47,13 @@ def more_is_better(row: Row) -> bool:
 
 
 def cost(row: Row) -> float:
-    """The ratio, turned so that less is better."""
+    """The ratio, inverted if more is better."""
     ratio = row.ratio or 1.0
     return 1 / ratio if more_is_better(row) else ratio
 
 
 def position(ratio: float) -> float:
-    """Where a ratio is on the axis, those beyond its ends on them."""
+    """The x position of a ratio, limited to the axis."""
     low, high = math.log(DECADE[0]), math.log(DECADE[-1])
     part = (math.log(min(max(ratio, DECADE[0]), DECADE[-1])) - low) / (high - low)
     return LABEL + part * (WIDTH - LABEL - RIGHT)
@@ -82,7 +82,7 @@ def _bar(row: Row, y: int) -> str:
 
 
 def _goal(row: Row, y: int) -> str:
-    """A mark at the goal, where the goal is one of the ratio."""
+    """A mark at the goal, if the goal is a ratio."""
     if not row.goal or "×" not in row.goal:
         return ""
     value = float(row.goal.split()[1])

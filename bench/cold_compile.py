@@ -1,7 +1,7 @@
-"""The cold compile of a big world, in a process of its own: python -m bench.cold_compile PODS POLICIES LOCAL
+"""The cold compile of a big cluster, in its own process: python -m bench.cold_compile PODS POLICIES LOCAL
 
-Reads the manifests first (that is the source's work, told apart), then measures from facts to both pictures: what the
-workers get and what the kernel gets. Prints one JSON object: read_s, compile_s, before_mib, peak_mib and what was made.
+Reads the manifests first (timed separately), then measures from resources to both results: the PolicySnapshot of the
+workers and the Desired state of the kernel. Prints one JSON object: read_s, compile_s, before_mib, peak_mib and counts.
 """
 
 from __future__ import annotations

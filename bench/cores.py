@@ -1,6 +1,6 @@
-"""Who runs where. The proxy, with all that belongs to it, has one core; client and server have the others.
+"""CPU pinning. The proxy, with its agent, has one core; client and server have the others.
 
-On a machine with one core everybody shares it.
+On a machine with one core all share it.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ class Cores:
 
 
 def pinned() -> Cores:
-    """Of those that we may use."""
+    """Chosen from the cores that this process may use."""
     usable = sorted(os.sched_getaffinity(0))
     return Cores(tuple(usable[:1]), tuple(usable[1:] or usable))
 
 
 def unpinned() -> Cores:
-    """Everybody anywhere: on a machine that others use, too, a core of one's own may be a busy one."""
+    """No pinning: if other programs use the machine, a pinned core may be a busy one."""
     usable = tuple(sorted(os.sched_getaffinity(0)))
     return Cores(usable, usable)
 
 
 def _pinned(where: tuple[int, ...], command: list[str]) -> list[str]:
-    """By taskset(1): what the command starts stays there, too."""
+    """Uses taskset(1): children of the command stay on these cores, too."""
     return ["taskset", "--cpu-list", ",".join(map(str, where)), *command]

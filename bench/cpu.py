@@ -1,4 +1,4 @@
-"""What processes use: CPU time, memory, descriptors, from /proc (proc(5))."""
+"""Resource use of processes: CPU time, memory, descriptors, from /proc (proc(5))."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ TICK = os.sysconf("SC_CLK_TCK")
 
 @dataclass(frozen=True, slots=True)
 class Used:
-    """Seconds of CPU, in the program's code and in the kernel on its behalf."""
+    """Seconds of CPU in user mode and in the kernel."""
 
     user: float = 0.0
     system: float = 0.0
@@ -29,7 +29,7 @@ class Used:
 
 
 def used(*pids: int) -> Used:
-    """What these processes have used together, all threads; ended children not."""
+    """The total of these processes, all threads, without ended children."""
     user = system = 0
     for pid in pids:
         fields = _stat(pid)
@@ -45,7 +45,7 @@ def rss_mib(pid: int) -> float:
 
 
 def peak_mib(pid: int) -> float:
-    """The most that was ever resident (VmHWM)."""
+    """Peak resident memory (VmHWM)."""
     lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:")) / 1024
 
@@ -55,7 +55,7 @@ def alive(pid: int) -> bool:
 
 
 def open_files(pid: int) -> list[str]:
-    """What is behind each descriptor: a path, or `socket`, `pipe`, `anon_inode…` without its number."""
+    """The target of each descriptor: a path, or `socket`, `pipe`, `anon_inode…` without its number."""
     found = []
     for entry in Path(f"/proc/{pid}/fd").iterdir():
         with contextlib.suppress(FileNotFoundError):
@@ -64,7 +64,7 @@ def open_files(pid: int) -> list[str]:
 
 
 def children(pid: int) -> list[int]:
-    """Direct children, by the parent that each process names."""
+    """Direct children, found by their parent pid."""
     found = []
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
@@ -72,10 +72,10 @@ def children(pid: int) -> list[int]:
                 if int(_stat(int(entry.name))[1]) == pid:
                     found.append(int(entry.name))
             except (FileNotFoundError, ProcessLookupError):
-                continue  # it ended while we looked
+                continue  # it ended meanwhile
     return found
 
 
 def _stat(pid: int) -> list[str]:
-    """Fields of /proc/PID/stat from the third on; the second, the name, may hold anything."""
+    """Fields of /proc/PID/stat from the third on; the second, the name, can contain any character."""
     return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()

@@ -1,9 +1,9 @@
-"""Sends one of bench.hostile's inputs on many connections, as fast as they take it: from a pod of the bench's lab.
+"""Sends one of bench.hostile's inputs on many connections, as fast as they accept it, from a pod of the bench's lab.
 
     python -m bench.flood HOST PORT "h1 escapes" --connections 20
 
-`connections` in the place of an input opens connections and resets them, as many as that at a time. It answers `ready`
-on standard output once all are open, and ends when its standard input does.
+`connections` instead of an input opens and resets connections, that number at a time. Prints `ready` on standard
+output when all are open, and ends when standard input does.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ RESET = struct.pack("ii", 1, 0)
 
 
 class Connection:
-    """One that is opened anew whenever it ends. What is answered is read and thrown away."""
+    """A connection that is reopened whenever it ends. Responses are read and discarded."""
 
     def __init__(self, address: tuple[str, int], name: str) -> None:
         self._address = address
@@ -43,7 +43,7 @@ class Connection:
         self._open()
 
     def send(self) -> bool:
-        """False: the input has come to its end."""
+        """False at the end of the input."""
         self._left = self._left or next(self._reads, b"")
         if not self._left:
             return False
@@ -92,7 +92,7 @@ def main() -> None:
     parser.add_argument("name", choices=[*ATTACKS, CONNECTIONS])
     parser.add_argument("--connections", type=int, default=20)
     args = parser.parse_args()
-    os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))  # it takes no CPU from who is measured
+    os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))  # takes no CPU from the measured processes
     flood((args.host, args.port), args.name, args.connections)
 
 

@@ -22,7 +22,7 @@ PAYLOAD = b"x" * 100
 
 
 class AnyMethod(grpc.GenericRpcHandler):  # type: ignore[misc] # grpcio has no types
-    """Takes calls of every service and method: a soak gives each call a name of its own."""
+    """Takes calls of every service and method: each soak call has its own method name."""
 
     def __init__(self) -> None:
         async def echo(request: bytes, _: grpc.aio.ServicerContext[bytes, bytes]) -> bytes:

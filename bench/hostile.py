@@ -1,7 +1,7 @@
-"""What an attacker's client sends to make a worker work: each hostile input as the reads of one connection, for ever.
+"""Input of attacking clients that costs a worker much CPU: each as the endless reads of one connection.
 
-Used by micro_hostile (CPU per received byte, no socket) and by the figure that floods a worker with them. All are made
-for a policy that lets `GET /api/.*` and `POST /api/.*` pass and refuses everything else (`RULES`).
+Used by micro_hostile (CPU per received byte, no socket) and by the figure that floods a worker. All inputs are made for
+a policy that allows `GET /api/.*` and `POST /api/.*` and refuses everything else (`RULES`).
 Protocols: HTTP/1.1 (RFC 9112), HTTP/2 with prior knowledge (RFC 9113), HPACK (RFC 7541).
 """
 
@@ -24,18 +24,18 @@ RULES: Final = (
     HttpRule(REF, method="GET|POST", path="/api/.*"),
 )
 READ: Final = 64 << 10
-"""Bytes of one read, at most: what the worker takes at once."""
+"""Maximum bytes of one read, as in the worker."""
 HOST: Final = b"Host: backend.shop\r\n"
 
 
 @dataclass(frozen=True, slots=True)
 class Attack:
-    """`reads` gives what one connection sends, in pieces of at most READ bytes; when it ends, connect anew."""
+    """`reads` yields what one connection sends, in pieces of at most READ bytes; at its end, connect again."""
 
     name: str
     reads: Callable[[], Iterator[bytes]]
     ordinary: bool = False
-    """Not hostile: what the others are compared with."""
+    """Not hostile: the baseline for the others."""
 
 
 # --- HTTP/1 ----------------------------------------------------------------------------------------------------------
@@ -51,7 +51,7 @@ def again(data: bytes) -> Callable[[], Iterator[bytes]]:
 
 
 def row(data: bytes) -> Callable[[], Iterator[bytes]]:
-    """As many of the same request in one read as there is room for."""
+    """As many of the same request in one read as fit."""
     return again(data * (READ // len(data)))
 
 
@@ -142,7 +142,7 @@ def indexed(index: int) -> bytes:
 
 
 def stored(name: bytes | int, value: bytes) -> bytes:
-    """A literal that enters the table; its name may be that of an index."""
+    """A literal that is added to the dynamic table; the name is text or an index."""
     return b"\x40" + text(name) + text(value) if isinstance(name, bytes) else integer(name, 6, 0x40) + text(value)
 
 
@@ -155,11 +155,11 @@ HOST_FIELD: Final = stored(AUTHORITY, b"backend.shop")
 START: Final = frames.PREFACE + frames.settings([(4, 1 << 20)]) + frames.window_update(0, 1 << 30)
 LINE: Final = METHOD_GET + SCHEME
 Numbered = Callable[[int], bytes]
-"""The frames that belong to one stream number."""
+"""Stream number → its frames."""
 
 
 def streams(each: Numbered, *, first: bytes = b"", at_once: int = 90) -> Callable[[], Iterator[bytes]]:
-    """`first` is the header block of stream 1, if any; then the frames of so many streams in each read."""
+    """`first` is the path field of stream 1, if any; each read has the frames of `at_once` streams."""
 
     def reads() -> Iterator[bytes]:
         numbers = itertools.count(3, 2)
@@ -173,7 +173,7 @@ def streams(each: Numbered, *, first: bytes = b"", at_once: int = 90) -> Callabl
 
 
 def frames_for_ever(data: bytes) -> Callable[[], Iterator[bytes]]:
-    """These, on a connection with one stream that has no end."""
+    """These frames again and again, on a connection with one open stream."""
 
     def reads() -> Iterator[bytes]:
         yield START + frames.headers(1, METHOD_POST + SCHEME + HOST_FIELD + literal(PATH, b"/api/"), end=False)
@@ -187,13 +187,13 @@ def whole(block: bytes) -> Numbered:
 
 
 def varied(block: bytes) -> Numbered:
-    """A block that is never the same twice."""
+    """A header block that differs in every stream."""
     return lambda number: frames.headers(number, block + literal(b"n", b"%d" % number), end=True)
 
 
 LONG_PATH: Final = b"/api/" + b"%C3%A9" * 660
 FIRST_LONG: Final = stored(PATH, LONG_PATH)
-"""It drives the host out of the table."""
+"""It evicts the host from the dynamic table."""
 HOST_AGAIN: Final = literal(AUTHORITY, b"h")
 BIG: Final = literal(PATH, b"/api/") + stored(b"x", b"a" * 3_000)
 TINY: Final = LINE + indexed(NEWEST) + literal(PATH, b"/api/")
@@ -205,7 +205,7 @@ GRPC_CALL: Final = (
 
 
 def split_block(number: int) -> bytes:
-    """A block in as many CONTINUATION frames as are allowed."""
+    """A header block in the maximum number of CONTINUATION frames."""
     block = TINY + literal(b"x", b"a" * 15)
     parts = [frames.frame(frames.HEADERS, frames.END_STREAM, number, block[:1])]
     parts += [frames.frame(frames.CONTINUATION, 0, number, block[place : place + 1]) for place in range(1, 16)]
@@ -231,7 +231,7 @@ def with_trailers(number: int) -> bytes:
 
 
 def late_headers(number: int) -> bytes:
-    """Again and again on a stream that was turned away or answered, whose number is old."""
+    """HEADERS on an old stream number, whose stream was already refused or answered, again and again."""
     return frames.headers(3, TINY, end=True) * 50
 
 

@@ -1,4 +1,4 @@
-"""Connections that have carried one request and now wait: python -m bench.idle HOST PORT COUNT
+"""Opens connections that carry one request each and then idle: python -m bench.idle HOST PORT COUNT
 
 Prints `ready` when all were answered, and holds them until its standard input ends.
 """

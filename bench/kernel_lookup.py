@@ -1,8 +1,8 @@
-"""What a packet costs on its way through a node with 10 and with 100 000 policy entries, and with rules in a line.
+"""Cost of a packet's path through a node with 10 and with 100 000 policy entries, and with a linear chain of rules.
 
-Three namespaces: a client, a node that forwards, a server. The node has our real nftables picture for the server as an
-endpoint (or, for the contrast, one iptables chain with a rule for each entry); the client sends UDP packets that are
-allowed, by an entry in the midst of all. Beginning and end are checked: the packets do arrive, and others do not.
+Three namespaces: a client, a forwarding node, a server. The node has our real nftables rules with the server as an
+endpoint (or, for comparison, an iptables chain with one rule per entry); the client sends UDP packets that an entry in
+the middle allows. Before and after, a check proves that allowed packets arrive and others do not.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ PORTS_PER_PEER: Final = 50
 
 @dataclass(frozen=True, slots=True)
 class Ground:
-    """The three namespaces, joined."""
+    """The three connected namespaces."""
 
     def on_node(self, *command: str, text: str = "") -> None:
         def run() -> None:
@@ -44,19 +44,19 @@ class Ground:
         netns.inside(NODE, run)
 
     def ns_per_packet(self, seconds: float, core: int) -> float:
-        """One core sends, once it is certain that what should arrive does and what should not does not."""
+        """One core sends, after a check that allowed packets arrive and others do not."""
         if (self.arrives(PORT), self.arrives(REFUSED_PORT)) != (True, False):
             raise SystemExit("the node does not judge packets as it should")
 
         def send() -> float:
-            os.sched_setaffinity(0, {core})  # of this thread, which ends with the measurement
+            os.sched_setaffinity(0, {core})  # only for this thread, which ends with the measurement
             sender = Sender((SERVER_ADDRESS, PORT))
             try:
                 return sender.ns_per_packet(seconds)
             finally:
                 sender.close()
 
-        with netns.inside(SERVER, partial(_bound, PORT)):  # nobody reads: what finds its buffer full is dropped
+        with netns.inside(SERVER, partial(_bound, PORT)):  # not read: when its buffer is full, packets are dropped
             return netns.inside(CLIENT, send)
 
     def arrives(self, port: int) -> bool:
@@ -70,7 +70,7 @@ class Ground:
 
 @contextlib.contextmanager
 def ground() -> Iterator[Ground]:
-    """Make the namespaces; they go away again whatever happens. Some of a run that was killed are cleared first."""
+    """Creates the namespaces and always removes them at the end. Leftovers of a killed run are removed first."""
     if shutil.which("ip") is None:
         raise SystemExit("ip is not installed (package iproute2)")
     _clear()
@@ -97,7 +97,7 @@ def ground() -> Iterator[Ground]:
 
 
 def picture(entries: int) -> Desired:
-    """Identities × ports; the client's own entry is one of them. Every identity has an address."""
+    """Identities × ports; one entry is the client's. Every identity has an address."""
     peers = max(1, entries // PORTS_PER_PEER)
     ports = entries // peers
     numbers = tuple(sorted({CLIENT_IDENTITY, *(10_000 + number for number in range(peers - 1))}))
@@ -113,7 +113,7 @@ def picture(entries: int) -> Desired:
 
 
 def in_force(place: Ground, entries: int) -> float:
-    """Our rules on the node; the seconds that it took."""
+    """Applies our rules on the node and returns the seconds needed."""
     start = time.monotonic()
     netns.inside(NODE, lambda: NftablesBackend().apply(picture(entries)))
     return time.monotonic() - start
@@ -124,7 +124,7 @@ def without_ours() -> None:
 
 
 def linear(place: Ground, rules: int) -> None:
-    """The same policy as a chain of iptables rules, one an entry, the client's in the midst."""
+    """The same policy as a chain of iptables rules, one per entry, with the client's in the middle."""
     lines = ["*filter", ":FORWARD DROP [0:0]", "-A FORWARD -m conntrack --ctdir REPLY -j ACCEPT"]
     for number in range(rules):
         source = (

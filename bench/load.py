@@ -1,4 +1,4 @@
-"""The loads, run in the client pod: wrk as fast as it goes, and `bench.paced` at a fixed rate."""
+"""The loads, run in the client pod: wrk at full speed, and `bench.paced` at a fixed rate."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ CONNECTIONS: Final = 16
 
 
 class Place(Protocol):
-    """Where a load comes from, and the address that it goes to."""
+    """The source of a load, and its target address."""
 
     server: str
 
@@ -22,7 +22,7 @@ class Place(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """What a load saw, latencies in microseconds."""
+    """The result of a load, latencies in microseconds."""
 
     requests: int
     seconds: float
@@ -43,7 +43,7 @@ def full_rate(
     close: bool = False,
     connections: int = CONNECTIONS,
 ) -> Seen:
-    """As fast as it goes. Every request must be answered with 200."""
+    """As many requests as possible. Every one must be answered with 200."""
     command = ["wrk", "-t1", f"-c{connections}", f"-d{_duration(seconds)}", "--timeout", "10s", "-s", str(SCRIPT)]
     command += [f"http://{place.server}:{port}", "--", str(count), "close" if close else "keep"]
     told = json.loads(place.from_client(*command, seconds=seconds + 30).rstrip().rpartition("\n")[2])
@@ -53,7 +53,7 @@ def full_rate(
 
 
 def fixed_rate(place: Place, *, rate: float, seconds: float, count: int = 10, port: int = 80) -> Seen:
-    """Requests that fall due by the clock, whether or not the answers keep up."""
+    """Sends requests at a fixed rate, even if responses are late."""
     command = [sys.executable, "-m", "bench.paced", place.server, str(port), "--rate", f"{rate:.0f}"]
     command += ["--seconds", str(seconds), "--rules", str(count), "--connections", str(CONNECTIONS)]
     told = json.loads(place.from_client(*command, seconds=seconds + 30))
@@ -63,5 +63,5 @@ def fixed_rate(place: Place, *, rate: float, seconds: float, count: int = 10, po
 
 
 def _duration(seconds: float) -> str:
-    """wrk takes whole seconds."""
+    """wrk accepts whole seconds only."""
     return f"{max(1, round(seconds))}s"

@@ -1,4 +1,4 @@
-"""What the figures were taken on: they compare within one run, on one machine."""
+"""The machine of a run. Figures compare only within one run on one machine."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ TOOLS = {
 
 
 def commit() -> str:
-    """Short, with a `+` when files differ from it."""
+    """Short hash, with a `+` if there are uncommitted changes."""
     name = _out("git", "rev-parse", "--short", "HEAD").strip()
     if not re.fullmatch("[0-9a-f]+", name):
         return "unknown"

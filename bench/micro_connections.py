@@ -1,9 +1,9 @@
-"""CPU µs of a worker per request that has a connection of its own: connect, GET, answer, close. No agent, no
+"""CPU µs of a worker per request with its own connection: connect, GET, answer, close. No agent, no
 kernel rules.
 
-The worker's serving half runs in this process on uvloop, its connections upstream bound and marked as with TPROXY;
-client and server are processes of their own. `valgrind --tool=callgrind` counts this one alone: the difference of two
-numbers of rounds is its instructions per connection. Needs root.
+The worker's serving half runs in this process on uvloop; its upstream connections are bound and marked as with TPROXY.
+Client and server are separate processes. `valgrind --tool=callgrind` counts this one alone: the difference between
+two numbers of rounds gives the instructions per connection. Needs root.
 
 Run: .venv/bin/python -m bench.micro_connections [ROUNDS]
 """
@@ -44,7 +44,7 @@ CLOSING: Final = ANSWER.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n", 1
 
 
 class Steered(Transparent):
-    """As with TPROXY, but that every connection is for `server`."""
+    """As with TPROXY, but the destination of every connection is `server`."""
 
     def __init__(self, server: HostPort) -> None:
         super().__init__(0, mark_upstream=0x2000000)
@@ -80,7 +80,7 @@ def ask(address: tuple[str, int], rounds: int) -> None:
 
 
 async def bench(rounds: int) -> None:
-    context = multiprocessing.get_context("spawn")  # what is forked would go on under valgrind
+    context = multiprocessing.get_context("spawn")  # a forked process would also run under valgrind
     outbox = Outbox()
     with socket.create_server((SERVER, 0), backlog=4096) as upstream:
         server = context.Process(target=serve, args=(upstream,), daemon=True)

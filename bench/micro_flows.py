@@ -1,7 +1,7 @@
-"""µs of the flow path per request (two records): what the worker pays to send them, and the agent to log them.
+"""µs of the flow path per request (two records): the worker's cost to send them, and the agent's to log them.
 
-The worker's half is the outbox and the frame; the agent's is decoding, naming and JSON lines, with and without a file
-to write them to. 16 connections take turns, paths vary, two rules name their policies.
+The worker's half is the outbox and the frame; the agent's is decoding, names and JSON lines, with and without writing
+them to a file. 16 connections take turns, paths vary, two rules name their policies.
 
 Run: .venv/bin/python -m bench.micro_flows [ROUNDS]
 """
@@ -38,7 +38,7 @@ SECOND = 1_763_928_000_000_000_000
 
 
 def records() -> list[Record]:
-    """As a gate makes them: the response shares the text of its request."""
+    """As a gate makes them: the response shares the strings of its request."""
     made: list[Record] = []
     for number in range(REQUESTS):
         conn = CONNS[number % CONNECTIONS]
@@ -101,7 +101,7 @@ async def bench(rounds: int) -> None:
 
         def into_file() -> None:
             logging.take(frames)
-            path.write_bytes(b"")  # truncated: it must not fill the disk
+            path.write_bytes(b"")  # truncated, so that it does not fill the disk
 
         measure("agent: into the ring and a file", into_file, rounds)
 

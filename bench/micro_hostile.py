@@ -1,8 +1,8 @@
 """CPU of the gates per received byte, for ordinary requests and for each hostile input of bench/hostile.py.
 
-The real gates, readers and rules; no socket, no records on their way. A server that costs nothing answers each request
-that reaches it. Columns: ns per received byte, that against the dearest ordinary request, ms of the longest single
-read, and connections opened meanwhile (a gate that had enough of its client ended it).
+The real gates, readers and rules; no sockets, records are not sent. A server without cost answers each request that
+reaches it. Columns: ns per received byte, its ratio to the most expensive ordinary request, ms of the longest single
+read, and connections opened (a gate that ended its connection needs a new one).
 
 Run: .venv/bin/python -m bench.micro_hostile [SECONDS PER LINE] [WORDS IN ITS NAME…]
 """
@@ -70,7 +70,7 @@ class Connection:
         self.gate.started()
 
     def client(self, data: bytes) -> None:
-        """One read, and whatever the server says to it."""
+        """One read, and the server's response to it."""
         spent, actions = self._timed(self.gate.from_client, data)
         self.cost.size += len(data)
         heard = self._do(actions)

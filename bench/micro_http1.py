@@ -1,4 +1,4 @@
-"""µs of the HTTP/1 gate alone (wire included, no socket, no policy) per request and response, paths and headers varied.
+"""µs of the HTTP/1 gate alone (with l7proxy.wire, no socket, no policy) per request and response; varied requests.
 
 Run: .venv/bin/python bench/micro_http1.py [ROUNDS]
 """

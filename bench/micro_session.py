@@ -1,7 +1,7 @@
-"""µs of a worker's own work per request, from a leg's data_received to the frames for the agent: no socket, no kernel.
+"""µs of a worker's own work per request, from SocketStream.data_received to the frames for the agent: no kernel.
 
-Everything is the real thing (session, gate, policy, outbox, frames) but the two sockets, which only count. Compare
-with bench/micro_worker.py, which has uvloop and the kernel in it. What the parts cost is in the other lines.
+Everything is real (session, gate, policy, outbox, frames) except for the two sockets, which only count. Compare with
+bench/micro_worker.py, which includes uvloop and the kernel. The other lines show the cost of the parts.
 
 Run: .venv/bin/python -m bench.micro_session [ROUNDS]
 """
@@ -37,7 +37,7 @@ CONNECTIONS = 16
 
 
 class Wire(socket.socket):
-    """A socket that takes everything at once, and is never ready for more."""
+    """A socket that accepts all data at once, and is never readable or writable."""
 
     def __init__(self) -> None:
         mine, self.other = socket.socketpair()
@@ -53,7 +53,7 @@ class Wire(socket.socket):
 
 
 def opened(ctx: WorkerContext, port: int, first: bytes) -> tuple[Session, Wire, Wire]:
-    """A session whose server is reached, without a connection: its dial is given up and it is handed a Wire."""
+    """A session with an upstream but no connection: its connect is cancelled and it gets a Wire instead."""
     session, client, server = Session(ctx, ctx.shares.of(CLIENT)), Wire(), Wire()
     session.accepted(client, HostPort(CLIENT, port))
     session._client.data_received(first)

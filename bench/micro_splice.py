@@ -1,4 +1,4 @@
-"""CPU of a worker per GB of bodies, spliced and not, in turns within one run: loopback, one connection, real sessions.
+"""CPU of a worker per GB of bodies, with and without splice, alternating: loopback, one connection, real sessions.
 
 Run: .venv/bin/python -m bench.micro_splice [MB PER BODY] [ROUNDS]
 """
@@ -46,7 +46,7 @@ PICTURE = PolicySnapshot(
 
 
 async def proxy(limit: int) -> None:
-    """Serve for ever; the port goes to stdout."""
+    """Serve forever; prints the port on stdout."""
     ctx = WorkerContext(
         policy_store=PolicyStore(),
         steering=Plain(HostPort("127.0.0.1", 0), HostPort(SERVER, BULK)),
@@ -72,7 +72,7 @@ def child(*argv: str) -> Iterator[subprocess.Popen[str]]:
 
 
 def transfer(port: int, size: int, *, up: bool) -> None:
-    """Bodies of `size` bytes, one after the other on one connection, ENOUGH of them."""
+    """Transfers ENOUGH bytes in bodies of `size` bytes, one after the other on one connection."""
     into = memoryview(bytearray(1 << 20))
     with socket.create_connection(("127.0.0.1", port), source_address=(CLIENT, 0)) as sock:
         for _ in range(max(1, ENOUGH // size)):

@@ -1,8 +1,8 @@
-"""CPU µs per request of a worker and of the agent's flow log, on loopback: no lab, no kernel rules, no privilege.
+"""CPU µs per request of a worker and of the agent's flow log, on loopback: no lab, no kernel rules, no privileges.
 
-The worker is the real one (policy with HTTP rules, two records per request, the link), the agent its recorder with a
-JSON lines file; a bare server answers, wrk asks over 16 keep-alive connections. Only CPU time of our two processes is
-counted, so what else the machine does matters little; compare figures of the same minutes.
+The worker is the real one (policy with HTTP rules, two records per request, the link), the agent is its flow recorder
+with a JSON lines file; a minimal server answers, wrk sends on 16 keep-alive connections. Only CPU time of worker and
+agent is counted, so other load matters little; compare only figures taken within a few minutes.
 
 Run: .venv/bin/python -m bench.micro_worker [--seconds S] [--connections N] [--idle N]
 """
@@ -68,10 +68,10 @@ end
 
 
 class Backend(asyncio.Protocol):
-    """Answers each read: the load does not pipeline."""
+    """Answers each read: the load client does not pipeline."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self.transport = cast(asyncio.Transport, transport)  # uvloop's does not inherit from it
+        self.transport = cast(asyncio.Transport, transport)  # uvloop's transport is not a subclass
 
     def data_received(self, data: bytes) -> None:
         close = b"Connection: close" in data
@@ -91,7 +91,7 @@ def worker(link: Path, listen: int, server: int) -> None:
 
 
 def picture() -> PolicySnapshot:
-    """The server is a pod of ours under HTTP rules."""
+    """The server is a local pod with HTTP rules."""
     policy = union((Entry(Action.REDIRECT, REF, None, 6, 0, 65535, http=RULES),), (REF,))
     return PolicySnapshot(
         revision=1,
@@ -133,7 +133,7 @@ def answers(port: int) -> bool:
 
 
 def ask(port: int, script: Path, seconds: float, connections: int) -> int:
-    """Requests answered."""
+    """The number of answered requests."""
     argv = ["wrk", "-t1", f"-c{connections}", f"-d{seconds:g}s", "-s", str(script), f"http://127.0.0.1:{port}"]
     said = subprocess.run(argv, capture_output=True, text=True, check=True).stdout
     if "Non-2xx" in said or "Socket errors" in said:
@@ -187,7 +187,7 @@ def rss(pid: int) -> float:
 
 
 def idle(connections: int) -> None:
-    """Memory of the worker: after some load, and with so many connections that have asked once and now wait."""
+    """Memory of the worker: after some load, and with this number of connections that sent one request and now idle."""
     with running() as (pids, port, script), contextlib.ExitStack() as held:
         ask(port, script, 1, 16)
         before = rss(pids["worker"])

@@ -1,11 +1,11 @@
-"""An open-loop load: requests fall due at a fixed rate, and a latency counts from when its request was due.
+"""An open-loop load: requests are due at a fixed rate, and a latency counts from when its request was due.
 
     python -m bench.paced HOST PORT --rate 5000 --seconds 5 [--connections 16] [--rules 10]
 
-So a proxy that stalls is charged for every request that had to wait, not for the one that was under way (what is known
-as coordinated omission). A connection carries one request at a time; when all are busy the due ones wait for the first
-that is free. select(2) has deadlines in microseconds, where uvloop's timers are milliseconds; the timer slack of 50 µs
-is taken away (prctl(2), PR_SET_TIMERSLACK). Prints one JSON object.
+So a stall of the proxy counts for every request that had to wait, not only for the one in progress (coordinated
+omission). A connection carries one request at a time; when all are busy, due requests wait for the first free one.
+select(2) has deadlines in microseconds, uvloop's timers in milliseconds; the timer slack of 50 µs is removed
+(prctl(2), PR_SET_TIMERSLACK). Prints one JSON object.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class Paced:
         self.latencies: list[float] = []
         self.errors = 0
         self.unexpected = ""
-        """The first answer that is none of the expected ones; b'' is the connection's end."""
+        """The first unexpected response; b'' is the end of the connection."""
         self.sent = 0
 
     def run(self, rate: float, seconds: float) -> None:
@@ -79,7 +79,7 @@ class Paced:
         if data.endswith(END) and data.startswith(b"HTTP/1.1 200"):
             self.latencies.append(time.monotonic() - self.due.pop(sock))
             self.free.append(sock)
-        else:  # refused, cut, or in pieces, which none of these small answers is
+        else:  # refused, cut, or split, which these small responses never are
             self.unexpected = self.unexpected or f"after {len(self.latencies)} answers: {data[:300]!r}"
             del self.due[sock]
             sock.close()

@@ -1,4 +1,4 @@
-"""Small UDP packets as fast as one core sends them, by sendmmsg(2): 64 packets a call, nothing between.
+"""Sends small UDP packets as fast as one core can, with sendmmsg(2): 64 packets per call, without pause.
 
 The path through a veth pair, a forwarding namespace and another pair runs in the sender's own context, softirq
 included, so the time of the call is the time of the packets.
@@ -34,13 +34,13 @@ class _Header(ctypes.Structure):
 
 
 class _Message(ctypes.Structure):
-    """`struct mmsghdr`: and how much of it was sent."""
+    """`struct mmsghdr`: with the number of bytes sent."""
 
     _fields_ = (("header", _Header), ("sent", ctypes.c_uint))
 
 
 class Sender:
-    """A connected UDP socket and its 64 packets of 32 bytes. Made inside the namespace that it sends from."""
+    """A connected UDP socket with 64 packets of 32 bytes. Create it inside the namespace that sends."""
 
     def __init__(self, address: tuple[str, int]) -> None:
         self._socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
@@ -53,7 +53,7 @@ class Sender:
             message.header.vector_count = 1
 
     def ns_per_packet(self, seconds: float) -> float:
-        """Wall time per packet of the quickest tenth of the calls: what interrupts us is not the path's."""
+        """Wall time per packet of the fastest tenth of the calls, because interrupts are not part of the path."""
         send, descriptor, messages = _libc.sendmmsg, self._socket.fileno(), self._messages
         clock = time.perf_counter_ns
         taken: list[int] = []

@@ -1,8 +1,8 @@
-"""Watches what is enforced, from inside a pod: python -m bench.probe HOST
+"""Waits until a policy is enforced, from inside a pod: python -m bench.probe HOST
 
 Each line of standard input says what to wait for: `STATE PORT [PATH]…` is `open 91`, `closed 91`, `200 80 /api/x`,
-`403 80 /api/x`; several are joined by `;` and must hold together. It tries again and again, on a fresh connection each
-time, and answers with the moment at which all held: nanoseconds of the monotonic clock, which all processes share.
+`403 80 /api/x`; several are joined by `;` and must hold together. It retries on a new connection each time, and prints
+when all held: nanoseconds of the monotonic clock, which all processes share.
 """
 
 from __future__ import annotations

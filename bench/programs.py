@@ -1,6 +1,6 @@
-"""The programs of others that the bench starts, and where they are.
+"""The external programs that the bench starts, and their paths.
 
-`make bench` and `make test` unpack those that this machine lacks beside the interpreter (deploy/setup/programs.sh).
+`make bench` and `make test` unpack those that this machine lacks next to the interpreter (deploy/setup/programs.sh).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ BESIDE = str(Path(sys.executable).parent)
 
 
 def reach() -> None:
-    """Put them first in PATH, and the kernel's tools last."""
+    """Put the unpacked programs first in PATH, and the kernel's tools last."""
     path = os.environ.get("PATH", os.defpath).split(os.pathsep)
     if BESIDE not in path:
         os.environ["PATH"] = os.pathsep.join([BESIDE, *path])
@@ -26,10 +26,10 @@ def reach() -> None:
 
 
 def missing(names: Iterable[str]) -> list[str]:
-    """Those of the programs that are not there."""
+    """Those of the programs that are not installed."""
     return [name for name in names if shutil.which(name) is None]
 
 
 def nginx_paths(directory: Path) -> str:
-    """Directives for nginx's http block: its temporary files, which are below /var else, stay in `directory`."""
+    """Directives for nginx's http block: keep its temporary files in `directory` instead of below /var."""
     return " ".join(f"{name}_temp_path {directory}/{name};" for name in NGINX_PATHS)

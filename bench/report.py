@@ -1,4 +1,4 @@
-"""The rows as a table to read, as JSON to keep."""
+"""Formats the rows as a table, as JSON and as Markdown."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ MET = {None: "", True: "yes", False: "no"}
 
 
 def table(rows: Sequence[Row]) -> Table:
-    """One line a row; what there is to say of a row follows below it, small."""
+    """One line per row; the note of a row follows below it in small text."""
     shown = Table("figure", "unit", "ours", "peer", "against", "ratio", "goal", "met", title_justify="left")
     for column in shown.columns[2:4]:
         column.justify = "right"
@@ -35,7 +35,7 @@ def table(rows: Sequence[Row]) -> Table:
 
 
 def number(value: float | None) -> str:
-    """Three or four digits that matter."""
+    """Three or four significant digits."""
     if value is None:
         return "–"
     if value >= 1000:

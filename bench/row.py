@@ -1,4 +1,4 @@
-"""One line of the table: ours beside a peer's, their ratio, and whether the goal is met. Pure arithmetic."""
+"""One row of the table: our value, the peer's, their ratio, and whether the goal is met. Pure arithmetic."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class Goal:
-    """At least or at most `value`: of the ratio ours ÷ peer, or (`absolute`) of our own figure."""
+    """At least or at most `value`: of the ratio ours ÷ peer, or (`absolute`) of our value."""
 
     value: float
     at_least: bool = False
@@ -29,7 +29,7 @@ class Goal:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """`ours` None: not measured, and `note` says why. `peer` is the figure of `against`."""
+    """`ours` None: not measured, and `note` gives the reason. `peer` is the value of `against`."""
 
     name: str
     unit: str
@@ -55,7 +55,7 @@ def compared(
     goal: Goal | None = None,
     note: str = "",
 ) -> Row:
-    """Medians of the turns. The ratio is the median of each turn's own, so that one noisy turn does not decide it."""
+    """Medians of the turns. The ratio is the median of the turns' ratios, so that one noisy turn does not decide it."""
     mine = statistics.median(ours)
     theirs = statistics.median(peer) if peer else None
     ratio = statistics.median(a / b for a, b in zip(ours, peer, strict=True)) if peer else None
@@ -73,12 +73,12 @@ def compared(
 
 
 def not_measured(name: str, unit: str, why: str, *, against: str = "", goal: Goal | None = None) -> Row:
-    """A figure that could not be had here: it is named all the same, and counts as neither met nor missed."""
+    """A figure that cannot be measured here: it is listed, and counts neither as met nor as missed."""
     return Row(name, unit, against=against, goal=str(goal) if goal else None, note=f"not measured: {why}")
 
 
 def percentile(values: Sequence[float], part: float) -> float:
-    """The smallest value that at least this part of all are not above (nearest rank)."""
+    """The smallest value that at least this part of all values do not exceed (nearest rank)."""
     ordered = sorted(values)
     return ordered[max(0, -(-len(ordered) * round(part * 1000) // 1000) - 1)]
 

@@ -1,6 +1,6 @@
-"""The HTTP rules of the bench: one list, said in every proxy's language, and the paths that it allows.
+"""The HTTP rules of the bench: one list, which is translated to every proxy's language, and the paths that it allows.
 
-Rule i lets `GET /api/s{i}/users/{number}/…` through; every fifth wants an `X-Token` header as well.
+Rule i allows `GET /api/s{i}/users/{number}/…`; every fifth also requires an `X-Token` header.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """`path` is a regular expression over the whole path; `header` must be present unless it is empty."""
+    """`path` is a regular expression for the whole path; `header` must be present unless it is empty."""
 
     method: str
     path: str
@@ -19,7 +19,7 @@ class Rule:
 
 
 BULK = (Rule("GET", "/bulk/.*"), Rule("POST", "/bulk/.*"), Rule("POST", "/bench.Echo/.*"))
-"""What the bulk and gRPC figures ask for, in every list."""
+"""The requests of the bulk and gRPC figures, part of every list."""
 
 
 def rules(count: int) -> tuple[Rule, ...]:
@@ -31,7 +31,7 @@ def rules(count: int) -> tuple[Rule, ...]:
 
 
 def policy(chosen: tuple[Rule, ...], *, http_ports: tuple[int, ...], open_ports: tuple[int, ...]) -> str:
-    """As a CiliumNetworkPolicy for the server pod (JSON is YAML)."""
+    """A CiliumNetworkPolicy for the server pod (JSON is YAML)."""
     http = [
         {"method": rule.method, "path": rule.path} | ({"headers": [rule.header]} if rule.header else {})
         for rule in chosen

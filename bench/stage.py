@@ -1,8 +1,8 @@
-"""Where it is measured: a lab of one node, and one proxy at a time behind the same TPROXY rules.
+"""The test bed: a lab of one node, and one proxy at a time with the same TPROXY rules.
 
-The lab comes up without an agent. Ours is `l7proxy run`, started as the others are; the kernel's rules, which it
-leaves in force when it is stopped, steer the same connections to the same port for whoever listens there then.
-The server pod serves on HTTP (and BULK, GRPC) behind the proxy, and on DIRECT without.
+The lab starts without an agent. Ours is `l7proxy run`, started as the peers are; its kernel rules, which stay enforced
+after it stops, redirect the same connections to the same port for the proxy that listens there next.
+The server pod serves on HTTP (and BULK, GRPC) through the proxy, and on DIRECT without.
 """
 
 from __future__ import annotations
@@ -48,8 +48,8 @@ PEERS: Final[tuple[Peer, ...]] = (Envoy(), HAProxy(), Nginx())
 STOP_SECONDS: Final = 15.0
 ENFORCED_SECONDS: Final = 30.0
 
-# HAProxy and nginx cannot mark their upstream sockets. What leaves this node by a socket of its own with an address
-# that is not the node's can only be a proxy's connection to a server, so it is marked before our rules look.
+# HAProxy and nginx cannot mark their upstream sockets. A packet from a local socket with an address that is not the
+# node's can only be a proxy's connection to a server, so it is marked before our rules evaluate it.
 MARK_FOR_PEERS: Final = f"""
 table inet bench {{
   chain output {{
@@ -58,13 +58,13 @@ table inet bench {{
   }}
 }}
 """
-# New connections by the ten thousand need many ports; the client's and those that proxies take in its name must not be
-# the same: two connections with the same four numbers would be one to conntrack.
+# Tens of thousands of new connections need many ports. The client's and those that proxies use on its behalf must
+# differ: conntrack would take two connections with the same addresses and ports for one.
 PORT_RANGES: Final = {"client": f"{PORTS.stop} 65535", "proxy": f"{PORTS.start} {PORTS.stop - 1}"}
 CHOSEN: Final = "60000-64999"
-"""Ports of clients that choose them."""
+"""Source ports of clients that choose them."""
 REUSE_WAITING: Final = {"net/ipv4/tcp_tw_reuse": "1"}
-"""Where a connection is made for each request: ports that wait are used again."""
+"""For a connection per request: ports in TIME_WAIT are reused."""
 SERVER_CONFIG: Final = """user root; worker_processes 1; daemon off; error_log stderr error; pid {directory}/server.pid;
 events {{ worker_connections 8192; }}
 http {{
@@ -81,7 +81,7 @@ http {{
 
 @dataclass(frozen=True, slots=True)
 class Running:
-    """One proxy that serves. `beside` is what else of it works: our agent."""
+    """A running proxy. `beside` are its other processes: our agent."""
 
     name: str
     proxy: int
@@ -94,7 +94,7 @@ class Running:
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """CPU of one stretch of load: the proxy itself, and what is beside it."""
+    """CPU of one stretch of load: of the proxy, and of its other processes."""
 
     proxy: Used
     beside: Used
@@ -105,7 +105,7 @@ class Cost:
 
 
 class Stage:
-    """A lab that is up. Use `stage()`."""
+    """A running lab. Use `stage()`."""
 
     def __init__(self, lab: Lab, directory: Path, cores: Cores) -> None:
         self.lab = lab
@@ -118,7 +118,7 @@ class Stage:
     # what runs where
 
     def inside(self, where: str, *argv: str) -> list[str]:
-        """A command in a pod or on the node. It becomes that command: the pid stays."""
+        """A command for a pod or the node. The starting process execs it, so the pid stays the same."""
         return [sys.executable, "-m", "l7proxy.cli.main", "lab", "exec", "--name", self.lab.name, where, "--", *argv]
 
     def start(self, where: str, *argv: str, **options: Any) -> subprocess.Popen[bytes]:
@@ -138,7 +138,7 @@ class Stage:
         return out.decode()
 
     def from_client(self, *argv: str, seconds: float) -> str:
-        """The output of a load, run on the cores that are not the proxy's."""
+        """The output of a load, run on the cores that the proxy does not use."""
         return self.ask("client", *self.cores.pin_other(list(argv)), seconds=seconds)
 
     @contextlib.contextmanager
@@ -165,7 +165,7 @@ class Stage:
     @contextlib.contextmanager
     def proxy(self, name: str, *, count: int = 10) -> Iterator[Running]:
         """A proxy by its name, with `count` rules, once it answers."""
-        if name != OURS and not self._steers:  # the packets' way to whoever listens is one that we lay
+        if name != OURS and not self._steers:  # peers need the redirect rules that l7proxy installs
             with self.proxy(OURS):
                 pass
         chosen = rules(count)
@@ -186,7 +186,7 @@ class Stage:
             child = self.start(f"node/{NODE}", *self.cores.pin_proxy(command), stdout=out, stderr=err)
         try:
             self._answers(child, scratch / "err.log", name)
-            workers = children(child.pid)  # nginx: the master only watches
+            workers = children(child.pid)  # nginx: the master only supervises
             yield Running(name, workers[0] if workers else child.pid)
         finally:
             _stop(child)
@@ -220,7 +220,7 @@ class Stage:
             _stop(child)
 
     def _enforced(self, child: subprocess.Popen[bytes], log: Path) -> None:
-        """Wait until our agent says that all is in force."""
+        """Wait until our agent reports that all is enforced."""
         end = time.monotonic() + ENFORCED_SECONDS
         while (missing := agents.not_enforced(self.lab, NODE)) is not None:
             _alive(child, log)
@@ -229,7 +229,7 @@ class Stage:
             time.sleep(0.05)
 
     def write_policy(self, chosen: tuple[Rule, ...], ports: tuple[int, ...] = (HTTP, BULK, GRPC)) -> None:
-        """Into the manifest directory that our agent watches."""
+        """Writes to the manifest directory that our agent watches."""
         text = policy(chosen, http_ports=ports, open_ports=(DIRECT,))
         path = self.lab.store.directory / "l7-policy.yaml"
         fresh = path.with_suffix(".new")
@@ -240,7 +240,7 @@ class Stage:
         return agents.status(self.lab, NODE) or {}
 
     def _answers(self, child: subprocess.Popen[bytes], log: Path, name: str) -> None:
-        """It lets an allowed path through and refuses another: so it is in the way, and its rules are in force."""
+        """An allowed path passes and another is refused: traffic goes through the proxy and its rules are enforced."""
 
         def look() -> bool | None:
             _alive(child, log)
@@ -254,7 +254,7 @@ class Stage:
         return subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, check=False).stdout
 
     def _warm(self) -> None:
-        """What is allocated and compiled at first use shall not be counted."""
+        """Allocations and compilations of the first use are not counted."""
         from bench import load
 
         load.full_rate(self, seconds=0.5)
@@ -270,7 +270,7 @@ class Stage:
 
 
 def cost(running: Running, work: Callable[[], T]) -> tuple[T, Cost]:
-    """What the work's result was, and what CPU the proxy took for it."""
+    """The result of `work`, and the CPU that the proxy used for it."""
     proxy, beside = used(running.proxy), used(*running.beside)
     result = work()
     return result, Cost(used(running.proxy) - proxy, used(*running.beside) - beside)
@@ -284,7 +284,7 @@ def stage(
     cores: Cores | None = None,
     sysctls: Mapping[str, str] = REUSE_WAITING,
 ) -> Iterator[Stage]:
-    """Bring the bench's lab up, and down again whatever happens."""
+    """Starts the bench's lab, and always removes it at the end."""
     if absent := programs.missing(("wrk", "nginx", "taskset")):
         raise SystemExit(f"the bench's load and server need {', '.join(absent)}: apt-get install wrk nginx-light")
     with tempfile.TemporaryDirectory(prefix="l7proxy-bench-") as directory:
@@ -310,8 +310,8 @@ def _prepare(lab: Lab, sysctls: Mapping[str, str]) -> None:
 
 
 def _pin_pods(lab: Lab, cores: Cores) -> None:
-    """The servers that the lab has started in pods, with all their threads, take no CPU from what is measured: neither
-    from the proxy nor from the client and the server that the figures are about, which share a core."""
+    """Moves the servers that the lab has started in pods, with all threads, so that they take no CPU from what is
+    measured: neither from the proxy nor from the figures' client and server, which share a core."""
     namespaces = netns.inodes(pod.namespace for pod in lab.load().pods.values())
     for process in processes.inside(namespaces):
         for thread in Path(f"/proc/{process.pid}/task").iterdir():
@@ -339,7 +339,7 @@ def _alive(child: subprocess.Popen[bytes], log: Path) -> None:
 
 
 def _stop(child: subprocess.Popen[bytes]) -> None:
-    """SIGTERM, and the end by force when that is not heeded."""
+    """SIGTERM, then SIGKILL if it does not end."""
     if child.poll() is None:
         child.send_signal(signal.SIGTERM)
         try:
@@ -350,7 +350,7 @@ def _stop(child: subprocess.Popen[bytes]) -> None:
 
 
 def until(look: Callable[[], T | None], what: str, seconds: float = 20.0) -> T:
-    """Ask until it answers something other than None."""
+    """Call `look` until it returns something other than None."""
     end = time.monotonic() + seconds
     while (answer := look()) is None:
         if time.monotonic() > end:

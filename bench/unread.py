@@ -1,7 +1,7 @@
-"""Who asks for much and reads nothing, and the server for that.
+"""A client that requests much and reads nothing, and its server.
 
-    python -m bench.unread ask HOST PORT COUNT     so many connections; `ready` when all have asked or were refused
-    python -m bench.unread serve PORT              answers each request with a body that has no end
+    python -m bench.unread ask HOST PORT COUNT     COUNT connections; `ready` when all have asked or were refused
+    python -m bench.unread serve PORT              answers each request with an endless body
 
 Both end with their standard input, or when they are killed.
 """
@@ -25,7 +25,7 @@ def ask(host: str, port: int, count: int) -> None:
         sock = socket.socket()
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         sock.settimeout(10)
-        with contextlib.suppress(OSError):  # refused: that is one way to be bounded
+        with contextlib.suppress(OSError):  # refused: also a valid limit
             sock.connect((host, port))
             sock.sendall(REQUEST)
         held.append(sock)

@@ -1,6 +1,6 @@
-"""The figures, a module each: what is measured, against whom, and the goal.
+"""The figures, one module each: what is measured, against which peer, and the goal.
 
-A figure is measured on the stage (a lab with one proxy at a time), or on ground of its own.
+A figure is measured on the stage (a lab with one proxy at a time) or in its own environment.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class OnStage:
 
 @dataclass(frozen=True, slots=True)
 class Alone:
-    """Measured on ground that it makes itself."""
+    """Measured in an environment that it creates itself."""
 
     key: str
     about: str

@@ -1,4 +1,4 @@
-"""CPU per gigabyte in bodies of 100 MB, down and up. curl is the client."""
+"""CPU per gigabyte in bodies of 100 MB, download and upload. The client is curl."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def measure(place: Stage, effort: Effort, report: Report) -> list[Row]:
     count = 3 if effort.quick else 10
     body = place.directory / "body"
     with body.open("wb") as file:
-        file.truncate(BODY)  # a hole: read from no disk
+        file.truncate(BODY)  # a sparse file: no disk reads
     url = f"http://{place.server}:{BULK}/bulk"
     curl = ["curl", "-s", "-f", "-m", "60", "-H", "Expect:"]
     down = [*curl, *(part for _ in range(count) for part in ("-o", "/dev/null", f"{url}/{BODY}"))]

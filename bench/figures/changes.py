@@ -1,7 +1,7 @@
-"""From a file's change to its enforcement, in a big world: the real agent, a real worker, real nftables, real packets.
+"""Time from a file's change to its enforcement, in a big cluster: real agent, worker, nftables and packets.
 
-A pod's probe asks again and again on fresh connections; the time ends when both the kernel and the worker answer by the
-new state. It begins when the new file is in its place, so the source's own wait for files to be quiet is in it.
+A pod's probe keeps trying on new connections; the time ends when both the kernel and the worker answer by the new
+state. It starts when the new file is in place, so it includes the source's wait until files are quiet.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ EDITED_PORTS = (91, 92)
 LABEL_PORT = 93
 SETTLE_SECONDS = 0.3
 BUDGET_SECONDS = 45.0
-"""What the changes of one kind may take together: then there are fewer of them, and the row says how many."""
+"""Time limit for all changes of one kind; when it is reached, fewer are made, and the row says how many."""
 Labels = dict[str, str]
 LABEL = "a pod's label change → enforced"
 EDIT = "a policy edit that touches 110 endpoints → enforced"
@@ -58,7 +58,7 @@ def _rows(name: str, found: list[float], goal: Goal, note: str) -> list[Row]:
 def _timed(
     place: Stage, count: int, change: Callable[[int], None], wanted: Callable[[int], str], report: Report
 ) -> list[float]:
-    """Milliseconds from each change to the moment at which what is wanted of it holds."""
+    """Milliseconds from each change until the wanted result is seen."""
     found = []
     with place.start(
         "client", sys.executable, "-m", "bench.probe", place.server, stdin=subprocess.PIPE, stdout=subprocess.PIPE
@@ -70,7 +70,7 @@ def _timed(
                 break
             probe.stdin.write(f"{wanted(number)}\n".encode())
             probe.stdin.flush()
-            if number:  # the first makes sure of the state before
+            if number:  # the first one only sets the initial state
                 time.sleep(SETTLE_SECONDS)
             change(number)
             start = time.monotonic_ns()
@@ -99,7 +99,7 @@ def _write_label(place: Stage, value: str) -> None:
 
 
 def _admitted(number: int) -> str:
-    """The worker must know the new identity, and so must the kernel, which alone judges the other port."""
+    """The new identity must reach the worker, and the kernel, which alone evaluates the other port."""
     return f"200 {HTTP} /label/x;open {LABEL_PORT}" if number % 2 else f"403 {HTTP} /label/x;closed {LABEL_PORT}"
 
 
@@ -108,7 +108,7 @@ def _policy_edit(place: Stage) -> Callable[[int], None]:
 
 
 def _edited(number: int) -> str:
-    """One path and one port in the one state, others in the other."""
+    """One path and one port are allowed in one state, others in the other."""
     now, other = number % 2, 1 - number % 2
     paths = f"200 {HTTP} /edit/{now}/x;403 {HTTP} /edit/{other}/x"
     return f"{paths};open {EDITED_PORTS[now]};closed {EDITED_PORTS[other]}"
@@ -120,12 +120,12 @@ def _replace(path: Path, document: dict[str, Any]) -> None:
     fresh.replace(path)
 
 
-# the world
+# the cluster
 
 
 @contextlib.contextmanager
 def _cluster_state(place: Stage, size: big_world.Size) -> Iterator[None]:
-    """The big world in the lab's manifest directory, and out of it again."""
+    """Writes the big cluster to the lab's manifest directory, and removes it at the end."""
     directory = place.lab.store.directory
     pods = {path: path.read_text() for path in directory.glob("pod_default_*.yaml")}
     try:
@@ -145,7 +145,7 @@ def _cluster_state(place: Stage, size: big_world.Size) -> Iterator[None]:
 
 
 def _everywhere(state: int) -> dict[str, Any]:
-    """Selects every pod of this node. It comes when labels have been measured: it would make theirs touch all, too."""
+    """Selects every pod of this node. Added after the label changes, which would otherwise affect all pods, too."""
     return _policy("edit", {"where": "here"}, {"asks": "yes"}, _admits(f"/edit/{state}/.*", EDITED_PORTS[state]))
 
 
@@ -175,7 +175,7 @@ def _port(number: int) -> dict[str, str]:
 
 @contextlib.contextmanager
 def _servers(place: Stage) -> Iterator[None]:
-    """Somebody who takes connections on the ports that are judged by the kernel alone."""
+    """Accept connections on the ports that only the kernel evaluates."""
     with contextlib.ExitStack() as stack:
         for port in (*EDITED_PORTS, LABEL_PORT):
             stack.enter_context(place.serving(port, sys.executable, "-m", "bench.bulk_server", str(port)))

@@ -1,4 +1,4 @@
-"""The first compile of a big world: from facts to what workers and kernel get, in a process of its own."""
+"""The first compile of a big cluster: from resources to the results for workers and kernel, in its own process."""
 
 from __future__ import annotations
 

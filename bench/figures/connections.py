@@ -1,4 +1,4 @@
-"""A new connection for each request. A rate per core is requests per second of CPU that the proxy used, so that it does
+"""A new connection for each request. The rate per core is requests per second of CPU of the proxy, so that it does
 not depend on how fast the client's core can open connections."""
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
-"""Through the L7 path against a port without HTTP rules, which only the kernel judges. Client and server share the
-cores that are not the proxy's, in both."""
+"""The L7 path against a port without HTTP rules, which only the kernel evaluates. In both, client and server share
+the cores that the proxy does not use."""
 
 from __future__ import annotations
 

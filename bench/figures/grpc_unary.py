@@ -1,4 +1,4 @@
-"""CPU per gRPC unary call, grpcio on both ends, eight calls at a time on one HTTP/2 connection."""
+"""CPU per gRPC unary call, grpcio on both ends, eight concurrent calls on one HTTP/2 connection."""
 
 from __future__ import annotations
 

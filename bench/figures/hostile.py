@@ -1,8 +1,8 @@
-"""What another pod's flood costs an innocent one: its p99, and the time until an edit of policy is in force meanwhile.
+"""The effect of another pod's flood on an innocent client: its p99, and the time until a policy edit is enforced.
 
-The innocent client asks at a modest fixed rate, open loop; a hostile pod, let through by a policy of its own, sends
-each input of FLOODS on many connections at once. The edit takes one path away from the innocent client and gives it
-another one; the time is from the file's change to the first answer by the new policy, on a fresh connection.
+The innocent client sends at a modest fixed rate, open loop; a hostile pod, allowed by a policy of its own, sends each
+input of FLOODS on many connections at once. The edit denies the innocent client one path and allows another one; the
+time is from the file's change to the first response by the new policy, on a new connection.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ RATE = 100
 CONNECTIONS = 4
 SETTLE_SECONDS = 0.7
 H2C = 84
-"""Where the server pod speaks HTTP/2 without TLS."""
+"""The port on which the server pod serves HTTP/2 without TLS."""
 EDITS = 3
 AUTOGROUP = Path("/proc/sys/kernel/sched_autogroup_enabled")
 
 
 @dataclass(frozen=True, slots=True)
 class Flood:
-    """An input of bench.hostile (or `connections`) on so many connections."""
+    """An input of bench.hostile (or `connections`) on this number of connections."""
 
     name: str
     connections: int
@@ -116,15 +116,15 @@ def _edits(place: Stage) -> Iterator[float]:
             moment = int(probe.stdout.readline())
             if not moment:
                 raise SystemExit(f"edit {number} was not enforced")
-            if number:  # the first makes sure of the state before
+            if number:  # the first one only sets the initial state
                 yield (moment - start) / 1e6
         probe.stdin.close()
 
 
 @contextlib.contextmanager
 def _one_scheduling_group() -> Iterator[None]:
-    """The flood and its server are SCHED_IDLE so that the innocent client and its server, on the same core, need not
-    wait for them. That says nothing across groups, and the kernel makes one of each session (sched(7), autogroup)."""
+    """The flood and its server are SCHED_IDLE, so that the innocent client and its server, on the same core, do not
+    wait for them. This works only within a scheduling group; the kernel makes one per session (sched(7), autogroup)."""
     before = AUTOGROUP.read_text()
     AUTOGROUP.write_text("0")
     try:
@@ -151,7 +151,7 @@ def _flooding(place: Stage, flood: Flood) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _policies(place: Stage) -> Iterator[None]:
-    """What the hostile pod may ask for, and what is edited."""
+    """The hostile pod's policy, and the one that is edited."""
     assert all(flood.name in (*ATTACKS, "connections") for flood in FLOODS)
     directory = _directory(place)
     _write(directory / "hostile.yaml", _policy("hostile", "hostile", "/api/.*", HTTP, H2C))

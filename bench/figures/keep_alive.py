@@ -1,4 +1,4 @@
-"""CPU per request on connections that stay: policy, two flows per request and counters on; peers with their logs on."""
+"""CPU per request on keep-alive connections, with policy, two flows per request and counters; peers log, too."""
 
 from __future__ import annotations
 

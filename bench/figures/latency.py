@@ -1,4 +1,4 @@
-"""Latency at half of the rate that Envoy reaches, the same for all, open loop: waiting is counted."""
+"""Latency at half of Envoy's maximum rate, the same for all proxies, open loop: waiting time is included."""
 
 from __future__ import annotations
 

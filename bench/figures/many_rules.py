@@ -1,4 +1,4 @@
-"""10 000 HTTP rules on the port against 10: requests over all of them, per second of CPU."""
+"""10 000 HTTP rules on the port against 10: requests that use all of them, per second of CPU."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Resident memory with 1 000 keep-alive connections that idle."""
+"""Resident memory with 1 000 idle keep-alive connections."""
 
 from __future__ import annotations
 

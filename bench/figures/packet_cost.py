@@ -1,5 +1,5 @@
-"""The kernel's half: a packet's way through the node with few and with very many policy entries, in hash sets as ours
-are and in a line of rules as they would be in iptables."""
+"""Kernel forwarding cost: a packet's path through the node with few and with very many policy entries, in hash sets
+(as l7proxy has them) and as a linear chain of rules (as in iptables)."""
 
 from __future__ import annotations
 

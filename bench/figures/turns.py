@@ -1,4 +1,4 @@
-"""Every proxy in turn, again and again: what all figures on the stage do."""
+"""Measures every proxy in alternating turns, for all figures on the stage."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from bench.row import Goal, Row, compared, not_measured
 from bench.stage import OURS, PEERS, Running, Stage
 
 Turns = dict[str, list[float]]
-"""A figure of each proxy, one value a turn."""
+"""The values of one figure, by proxy, one per turn."""
 
 
 def take(
@@ -20,7 +20,7 @@ def take(
     *,
     peers: Sequence[str] = ("envoy", "haproxy", "nginx"),
 ) -> dict[str, Turns]:
-    """figure → proxy → values. Turns alternate, so that what else the machine does falls on all alike."""
+    """figure → proxy → values. Turns alternate, so that other load on the machine affects all proxies alike."""
     here = [OURS, *(peer.name for peer in place.peers() if peer.name in peers)]
     found: dict[str, Turns] = {}
     for turn in range(1, effort.turns + 1):
@@ -43,7 +43,7 @@ def against(
     goal: Goal | None = None,
     note: str = "",
 ) -> Row:
-    """A row of ours beside one peer; where the peer is not installed, that is what the row says."""
+    """A row of our value and one peer's; if the peer is not installed, the row says so."""
     if peer not in turns:
         return not_measured(name, unit, _why(peer), against=peer, goal=goal)
     return compared(name, unit, (ours or turns)[OURS], turns[peer], against=peer, goal=goal, note=note)

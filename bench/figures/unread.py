@@ -1,4 +1,4 @@
-"""Resident memory of a worker with 10 000 connections of one pod that asks for much and reads nothing."""
+"""Resident memory of a worker with 10 000 connections of one pod that sends many requests and reads nothing."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from bench.stage import BULK, OURS, Stage
 CONNECTIONS = 10_000
 SETTLE_SECONDS = 3.0
 GOAL = Goal(400, absolute=True)
-"""MiB: 64 for one endpoint's bytes, 25 KiB for each connection that is let in, and the worker itself."""
+"""MiB: 64 for one endpoint's bytes, 25 KiB for each accepted connection, and the worker itself."""
 
 
 def measure(place: Stage, effort: Effort, report: Report) -> list[Row]:

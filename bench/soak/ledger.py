@@ -1,5 +1,5 @@
-"""Each request against its flows: one that was answered has exactly one request flow and one response flow, one that
-the client gave up on at most one of each, and no flow names a request that was never sent. Pure."""
+"""Compares requests with flows: an answered request has exactly one request flow and one response flow, one that the
+client gave up at most one of each, and no flow names a request that was never sent. Pure."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from dataclasses import dataclass, field
 from typing import Final
 
 GIVEN_UP, ANSWERED, WRONG = b"?.x"
-"""What the client says of a request: it went away on purpose, all went well, or it got what it should not have got."""
+"""The client's result of a request: given up on purpose, answered as expected, or answered wrongly."""
 EXAMPLES: Final = 3
 
 Outcomes = Mapping[str, bytes]
-"""kind → one byte for each request, by number."""
+"""kind → one byte per request, indexed by number."""
 
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """What the flows say: kind → number → how many of each. `verdicts` counts them by kind and verdict."""
+    """Counted flows: kind → number → how many of each. `verdicts` counts them by kind and verdict."""
 
     requests: dict[str, dict[int, int]] = field(default_factory=dict)
     responses: dict[str, dict[int, int]] = field(default_factory=dict)
@@ -37,7 +37,7 @@ class Line:
 
 
 def faults(outcomes: Outcomes, seen: Seen, *, answerless: frozenset[str] = frozenset()) -> list[str]:
-    """What does not add up, in words. `answerless` kinds have no response flow: their refusal is told by one."""
+    """What does not match, in words. `answerless` kinds have no response flow: one flow reports their refusal."""
     found: list[str] = []
     for kind, told in outcomes.items():
         found += _of_kind(f"{kind}: requests", told, seen.requests.get(kind, {}))
@@ -78,7 +78,7 @@ def lines(outcomes: Outcomes, seen: Seen) -> list[Line]:
 
 
 def total(tables: Iterable[Iterable[Line]]) -> list[Line]:
-    """The sum over all bursts."""
+    """The sum of all bursts."""
     sums: dict[str, Line] = {}
     for line in (line for table in tables for line in table):
         old = sums.get(line.kind, Line(line.kind, 0, 0, 0, 0, 0))

@@ -1,7 +1,7 @@
-"""One connection of each kind of traffic. A kind opens a connection, says what it has to say, notes what came of each
-request in the book, and ends; `traffic` calls it again and again.
+"""One connection of each kind of traffic. A kind opens a connection, sends its requests, records each result in the
+Book, and ends; `traffic` calls it again and again.
 
-Whoever is cut off without having asked for it raises, and the requests under way are noted as gone wrong.
+A connection that is closed unexpectedly raises, and its requests in progress are recorded as wrong.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ NOT_HTTP: Final = (
 
 @dataclass
 class Book:
-    """What became of each request: kind → a byte each. `examples` says of the first wrong ones what was wrong."""
+    """The result of each request: kind → one byte each. `examples` describes the first wrong ones."""
 
     burst: int
     host: str
@@ -87,7 +87,7 @@ class Line:
     writer: asyncio.StreamWriter
 
     async def answer(self) -> int:
-        """Read one whole response with a length; its status."""
+        """Read one whole response with a Content-Length and return its status."""
         head = await self.reader.readuntil(b"\r\n\r\n")
         fields = head.lower().split(b"\r\n")
         length = next((int(one.partition(b":")[2]) for one in fields if one.startswith(b"content-length:")), 0)
@@ -102,7 +102,7 @@ class Line:
         return data
 
     def abort(self) -> None:
-        """Away at once, with a reset (unless the other end was quicker)."""
+        """Close at once, with a reset (unless the other end was faster)."""
         if (sock := self.writer.get_extra_info("socket")) is not None:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self.writer.transport.abort()
@@ -142,7 +142,7 @@ async def keep(book: Book) -> None:
 
 
 async def deny(book: Book) -> None:
-    """Refused again and again, on a connection that stays."""
+    """Refused requests, one after the other, on a connection that stays open."""
     async with line(book.host, HTTP) as one:
         for _ in range(book.rng.randrange(1, 20)):
             number = book.new("deny")
@@ -151,7 +151,7 @@ async def deny(book: Book) -> None:
 
 
 async def flip(book: Book) -> None:
-    """What the policy edits allow and refuse in turn: either is right, once. What is under way at a refusal is cut."""
+    """Requests that the policy edits allow and refuse in turn: either is right. A refusal cuts requests in progress."""
     async with line(book.host, HTTP) as one:
         with suppress(asyncio.IncompleteReadError, ConnectionError):
             await _flip_on(book, one)
@@ -166,7 +166,7 @@ async def _flip_on(book: Book, one: Line) -> None:
 
 
 async def pipe(book: Book) -> None:
-    """Many requests in one write, answers in their order; some of them refused."""
+    """Many requests in one write, responses in order; some are refused."""
     async with line(book.host, HTTP) as one:
         for _ in range(book.rng.randrange(1, 10)):
             kinds = [book.rng.choice(("pipe", "pipe", "pipe", "deny")) for _ in range(book.rng.randrange(2, 17))]
@@ -177,7 +177,7 @@ async def pipe(book: Book) -> None:
 
 
 async def down(book: Book) -> None:
-    """Bodies from nothing to megabytes."""
+    """Response bodies from zero bytes to megabytes."""
     async with line(book.host, BULK) as one:
         for _ in range(book.rng.randrange(1, 5)):
             number = book.new("down")
@@ -203,7 +203,7 @@ def _size(book: Book) -> int:
 
 
 async def chunked(book: Book) -> None:
-    """Bodies without a length, their chunks cut anywhere."""
+    """Bodies without a length, with chunks split at any byte."""
     async with line(book.host, WS) as one:
         for _ in range(book.rng.randrange(1, 4)):
             number = book.new("chunked")
@@ -219,7 +219,7 @@ async def chunked(book: Book) -> None:
 
 
 async def ws(book: Book) -> None:
-    """A WebSocket: some messages there and back, and an orderly end (RFC 6455)."""
+    """A WebSocket: some messages in both directions, and a clean close (RFC 6455)."""
     async with line(book.host, WS) as one:
         number = book.new("ws")
         key = base64.b64encode(book.rng.randbytes(16)).decode()
@@ -241,7 +241,7 @@ async def ws(book: Book) -> None:
 
 
 async def slow(book: Book) -> None:
-    """A head in drops, then a body in drops."""
+    """A head in small pieces, then a body in small pieces."""
     async with line(book.host, BULK) as one:
         number = book.new("slow")
         text = book.head("slow", number, "POST", "Content-Length: 40\r\n") + bytes(40)
@@ -257,7 +257,7 @@ def _pieces(book: Book, data: bytes, most: int) -> list[bytes]:
 
 
 async def http2(book: Book) -> None:
-    """Streams side by side on one connection with prior knowledge (RFC 9113), one in five refused."""
+    """Concurrent streams on one connection with prior knowledge (RFC 9113), one in five refused."""
     async with line(book.host, H2C) as one:
         wire = h2.connection.H2Connection(h2.config.H2Configuration(client_side=True))
         wire.initiate_connection()
@@ -290,7 +290,7 @@ async def http2(book: Book) -> None:
 
 
 async def abort(book: Book) -> None:
-    """Away at a random point: in the head, before the answer, in a body up or down; politely or with a reset."""
+    """Closes at a random point: in the head, before the response, in a body up or down; with FIN or with a reset."""
     async with line(book.host, BULK) as one:
         number = book.new("abort")
         point = book.rng.randrange(4)
@@ -311,7 +311,7 @@ async def abort(book: Book) -> None:
 
 
 async def malformed(book: Book) -> None:
-    """What is no request: an error in return, and the end. Told from others by its source port."""
+    """Invalid requests: an error response, then the end. Identified by their source port."""
     if len(book.outcomes.get(MALFORMED, b"")) >= MALFORMED_PORTS:
         await asyncio.sleep(1)
         return

@@ -1,9 +1,9 @@
-"""All kinds of traffic at once, for a while, from inside the client pod:
+"""Runs all kinds of traffic at once for some time, inside the client pod:
 
     python -m bench.soak.traffic HOST BURST SECONDS DIRECTORY
 
-Leaves a file for each kind in DIRECTORY, a byte for each request (`ledger`), and prints one JSON object: the first
-examples of what went wrong, and how many connections broke off.
+Writes a file for each kind to DIRECTORY, one byte per request (`ledger`), and prints one JSON object: the first
+examples of wrong results, and the number of broken connections.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ MIX: tuple[tuple[Kind, int, float], ...] = (
     (talk.abort, 3, 0.01),
     (talk.malformed, 1, 0.01),
 )
-"""What, how many at a time, and the pause after each."""
+"""Kind, concurrent connections, and the pause after each."""
 GRPC_CALLERS = 2
 
 
@@ -61,13 +61,13 @@ class Traffic:
         while time.monotonic() < self.end:
             try:
                 await kind(self.book)
-            except (OSError, TimeoutError, asyncio.IncompleteReadError, RuntimeError) as error:  # uvloop: a closed line
-                if kind is not talk.abort:  # which is only ever cut off because it wanted to be
+            except (OSError, TimeoutError, asyncio.IncompleteReadError, RuntimeError) as error:  # uvloop: when closed
+                if kind is not talk.abort:  # it closes its own connections
                     self.broken.append(f"{getattr(kind, '__name__', kind)}: {error!r:.100}")
             await asyncio.sleep(pause)
 
     async def _grpc(self) -> None:
-        """Unary calls with real gRPC, on connections that come and go."""
+        """Unary calls with real gRPC, on new connections again and again."""
         while time.monotonic() < self.end:
             target = f"{self.book.host}:{talk.GRPC}"
             options = [("grpc.enable_http_proxy", 0), ("grpc.use_local_subchannel_pool", 1)]

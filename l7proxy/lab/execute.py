@@ -1,4 +1,4 @@
-"""`lab exec`: replaces this process with a command in a pod or node: its terminal, signals and exit code are used."""
+"""`lab exec`: replaces this process with a command in a pod or node, which gets the terminal, signals and exit code."""
 
 from __future__ import annotations
 
