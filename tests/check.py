@@ -1,7 +1,7 @@
-"""`make check`: format, lint, types, import contracts and the unit tests, side by side, in under a minute.
+"""`make check`: format, lint, types, import contracts and the unit tests, in parallel, in under a minute.
 
 python -m tests.check              all of them
-python -m tests.check --no-tests   all but the tests (what `make test` runs first)
+python -m tests.check --no-tests   all except the tests (what `make test` runs first)
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""Which tests of the labs run in one process under `pytest -n 2 --dist loadgroup`: those that share a lab.
+"""Groups lab tests for `pytest -n 2 --dist loadgroup`: tests that share a lab run in one process.
 
-Attacks by their combination of CNI, backend and families, all others by their module.
+Attack tests are grouped by their combination of CNI, backend and families, all other tests by module.
 """
 
 from __future__ import annotations

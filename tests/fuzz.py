@@ -1,10 +1,10 @@
-"""Coverage-guided fuzzing of the laws that hypothesis checks: libFuzzer looks for inputs by the code that they reach.
+"""Coverage-guided fuzzing of the properties that hypothesis checks: libFuzzer searches for inputs that reach new code.
 
     pip install atheris
-    python -m tests.fuzz http1-gate [CORPUS_DIRECTORY] [-max_total_time=600] [libFuzzer's other options]
+    python -m tests.fuzz http1-gate [CORPUS_DIRECTORY] [-max_total_time=600] [other libFuzzer options]
 
-Heads are raw bytes, seeded with tests/corpus; the other targets are what hypothesis makes of the bytes.
-A counter-example ends the run and is left in a file `crash-…`; named on the command line, that is tried again.
+Heads are raw bytes, seeded with tests/corpus; for the other targets hypothesis builds the input from the bytes.
+A counter-example ends the run and is saved in a file `crash-…`; with that file as argument, the run repeats it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
-os.environ["L7PROXY_PURE"] = "1"  # only Python's own code shows what it reaches
+os.environ["L7PROXY_PURE"] = "1"  # coverage is measured for Python code only, not for compiled modules
 
 Target = Callable[[bytes], object]
 CORPUS: Final = Path(__file__).parent / "corpus" / "http"
@@ -30,12 +30,12 @@ LAWS: Final = {
     "chunked": "unit.wire.test_chunked:test_cuts_change_nothing",
     "path": "unit.wire.test_path:test_once_is_enough_and_nothing_hides",
 }
-"""Of what hypothesis makes of the bytes."""
+"""Targets whose input hypothesis builds from the bytes."""
 HEADS: Final = ("requests", "responses")
 
 
 def heads(which: str) -> Target:
-    """The first byte chooses the options, the others are the head."""
+    """The first byte selects the options, the rest is the head."""
     differential = importlib.import_module("tests.unit.wire.test_differential")
     if which == "responses":
         methods = differential.METHODS
@@ -51,7 +51,7 @@ def law(name: str) -> Target:
 
 
 def seeds(directory: Path) -> None:
-    """The corpus, each message with a first byte before it."""
+    """The corpus, each message with a first byte (the options) in front."""
     for path in CORPUS.rglob("*.http"):
         (directory / f"{path.parent.name}-{path.name}").write_bytes(b"\0" + path.read_bytes())
 

@@ -1,6 +1,6 @@
-"""The parts of the documentation that are made from the code: the settings table and the import layers.
+"""The parts of the documentation that are generated from the code: the settings table and the import layers.
 
-python -m tests.pages              write them anew
+python -m tests.pages              writes them
 tests/unit/test_pages.py           compares them with the code
 """
 
@@ -32,21 +32,21 @@ TEXTS: Final[Mapping[str, str]] = {
     "enable_icmp_rules": "Policies may have `icmps`.",
     "log_rate": "Flow events per second of the kernel. One sender may cause a tenth of them.",
 }
-"""Of settings that have neither a flag nor a docstring."""
+"""Descriptions of settings that have neither a flag nor a docstring."""
 
 UNITS: Final[Mapping[str, str]] = {"MIB": " MiB", "SECONDS": " s"}
-"""What a flag's help calls its value → the unit."""
+"""The metavar in a flag's help → the unit."""
 
 
 def settings_table() -> str:
-    """One row for each setting, in the order of their definition."""
+    """One row for each setting, in order of definition."""
     texts = {**_docstrings(), **TEXTS, **{name.replace("-", "_"): text for name, (_, _, text) in FLAGS.items()}}
     rows = [_row(field, texts[field.name]) for field in msgspec.structs.fields(Settings)]
     return _table(("setting", "flag", "values", "default", "meaning"), rows)
 
 
 def import_layers() -> str:
-    """The layers of the import contract, from the top down, as one fenced block."""
+    """The layers of the import contract, top first, as one fenced block."""
     contracts = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
     (layers,) = (contract["layers"] for contract in contracts if contract["name"] == "Floors: imports only go down")
     return "\n".join(["```", *layers, "```"])
@@ -56,11 +56,11 @@ PARTS: Final[Mapping[tuple[str, str], Callable[[], str]]] = {
     ("docs/settings.md", "settings"): settings_table,
     ("DESIGN.md", "layers"): import_layers,
 }
-"""(page, name of the part) → what makes it."""
+"""(page, name of the part) → the function that generates it."""
 
 
 def with_part(page: str, name: str, text: str) -> str:
-    """The page with what stands between the two marks of that part replaced. ValueError when they are not there."""
+    """The page with the text between the two markers of that part replaced. ValueError when the markers are missing."""
     begin, end = f"<!-- begin {name}: made by `{COMMAND}` -->", f"<!-- end {name} -->"
     before, first, rest = page.partition(begin)
     _, second, after = rest.partition(end)
@@ -105,7 +105,7 @@ def _value(name: str, default: Any) -> str:
 
 
 def _docstrings() -> dict[str, str]:
-    """The strings that stand below fields of Settings."""
+    """The docstrings of the fields of Settings."""
     (found,) = ast.parse(inspect.getsource(settings.Settings)).body
     assert isinstance(found, ast.ClassDef)
     texts = {}

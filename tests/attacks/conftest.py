@@ -1,7 +1,7 @@
-"""One lab per combination, up once for all tests of it. `pytest tests/attacks -k ptp-iptables-6` runs one of them.
+"""One lab per combination, shared by all its tests. `pytest tests/attacks -k ptp-iptables-6` runs one combination.
 
-    @pytest.mark.where(cni="bridge", family=6)     only on such combinations; the test says why not on the others
-    @pytest.mark.once                              on one combination: what is attacked does not depend on it
+    @pytest.mark.where(cni="bridge", family=6)     only on such combinations; the skip message gives the reason
+    @pytest.mark.once                              on one combination: the attack does not depend on it
 
 A test leaves the lab as it found it.
 """
@@ -37,7 +37,7 @@ def lab(request: pytest.FixtureRequest) -> Iterator[AttackLab]:
 
 @pytest.fixture
 def family(request: pytest.FixtureRequest) -> int:
-    """4 or 6: a test that takes it runs for each family that its lab has."""
+    """4 or 6: a test that uses it runs once for each family of its lab."""
     return int(request.param)
 
 

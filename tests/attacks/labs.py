@@ -1,6 +1,6 @@
-"""A lab to attack: real pods, the real agent, and what an attacker with root and CAP_NET_RAW in a pod can do.
+"""A lab to attack: real pods, the real agent, and an attacker with root and CAP_NET_RAW in a pod.
 
-What arrived is judged at the victim, by what its interface or its sockets receive, never by our own flows:
+Arrival is measured at the victim, on its interface or its sockets, never by the product's flows:
 
     attacker, victim = lab.pod("free"), lab.pod("victim")
     forbidden = token()
@@ -8,8 +8,8 @@ What arrived is judged at the victim, by what its interface or its sockets recei
         attacker.send(ethernet(attacker.mac, victim.mac) / internet(a, b) / UDP(sport=1, dport=9000) / forbidden)
         assert not seen.arrived(forbidden)
 
-Give each attack its control: the same packet to a pod that may be reached (`open`) must arrive, or a frame that is
-broken would pass for one that was refused. The roles of the pods are written in cluster.yaml.
+Give each attack a control: the same packet to a pod that may be reached (`open`) must arrive. Without it a malformed
+frame would look like a refused one. cluster.yaml defines the roles of the pods.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ Flow = dict[str, Any]
 
 MANIFESTS: Final = Path(__file__).with_name("cluster.yaml")
 QUIET: Final = 0.25
-"""Seconds without a packet after which nothing more is expected: a frame crosses a lab in less than a millisecond."""
+"""Seconds without a packet after which no more are expected: a frame crosses a lab in less than a millisecond."""
 _ETH_P_ALL: Final = 0x0003
 _SO_RCVBUFFORCE: Final = 33
 _RECEIVE_BUFFER: Final = 32 << 20
@@ -53,7 +53,7 @@ _PACKET_OUTGOING: Final = 4
 
 @dataclass(frozen=True, order=True)
 class Combination:
-    """One way to build the lab. With `dual`, bridge-nf-call is 1 (as kubeadm sets it), else 0."""
+    """One way to build the lab. `dual` means bridge-nf-call is 1 (as kubeadm sets it), else 0."""
 
     cni: str
     backend: str
@@ -72,7 +72,7 @@ class Combination:
         )
 
     def fits(self, cni: str = "", backend: str = "", family: int = 0) -> bool:
-        """Whether this is such a combination; what is not given is any."""
+        """Whether the combination matches; an omitted argument matches any value."""
         return (
             cni in {"", self.cni} and backend in {"", self.backend} and (not family or family in self.address_families)
         )
@@ -89,7 +89,7 @@ COMBINATIONS: Final = tuple(
     for backend in ("nftables", "iptables")
 )
 PAIRWISE: Final = frozenset(c for c in COMBINATIONS if c.families == "dual") | {Combination("bridge", "nftables", "4")}
-"""What `make test` runs; `make test-all` runs them all."""
+"""The combinations of `make test`; `make test-all` runs all."""
 
 
 @dataclass(frozen=True)
@@ -103,18 +103,18 @@ class Place:
     interface: str = "eth0"
 
     def do(self, action: Callable[[], Result]) -> Result:
-        """The action's result, or its exception, from a thread inside; sockets made there stay there."""
+        """The action's result or exception, from a thread inside the namespace; sockets created there stay there."""
         return netns.inside(self.namespace, action)
 
     @property
     def link_local(self) -> str:
-        """The fe80 address that its interface makes of its MAC."""
+        """The fe80 address derived from the interface's MAC."""
         return link_local(self.mac)
 
     # Sending
 
     def send(self, *frames: Packet | bytes) -> None:
-        """Raw frames out of the interface, as they are."""
+        """Sends raw frames unchanged from the interface."""
 
         def put() -> None:
             with socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as raw:
@@ -127,13 +127,13 @@ class Place:
     def open_socket(
         self, family: int, kind: int = socket.SOCK_STREAM, protocol: int = 0, *, seconds: float = 1.0
     ) -> socket.socket:
-        """A socket of this namespace, with a timeout."""
+        """A socket in this namespace, with a timeout."""
         made = self.do(lambda: socket.socket(socket.AF_INET if family == 4 else socket.AF_INET6, kind, protocol))
         made.settimeout(seconds)
         return made
 
     def connect(self, address: str, port: int, data: bytes = b"hello\n", *, seconds: float = 1.0) -> str:
-        """What a TCP server says first; or `closed`, `refused`, `reset`, `timeout`, `error: …`."""
+        """The first data of a TCP server; or `closed`, `refused`, `reset`, `timeout`, `error: …`."""
         with self.open_socket(family_of(address), seconds=seconds) as client:
             try:
                 client.connect(self.scoped(address, port))
@@ -151,14 +151,14 @@ class Place:
     def http(
         self, address: str, target: str = "/public", *, method: str = "GET", port: int = 80, seconds: float = 2.0
     ) -> str:
-        """The status code of one request on a connection of its own, or what `connect` says when there is none."""
+        """The status code of one request on a new connection, or the result of `connect` if there is no connection."""
         host = f"[{address}]" if ":" in address else address
         head = f"{method} {target} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n"
         answer = self.connect(address, port, head.encode(), seconds=seconds)
         return answer.split()[1] if answer.startswith("HTTP/") else answer
 
     def datagram(self, address: str, port: int, data: bytes = b"hello", *, seconds: float = QUIET) -> bytes | None:
-        """What a UDP server answers, or None when nothing comes. An ICMP error is an OSError."""
+        """The answer of a UDP server, or None without one. An ICMP error raises OSError."""
         with self.open_socket(family_of(address), socket.SOCK_DGRAM, seconds=seconds) as client:
             client.connect(self.scoped(address, port))
             client.send(data)
@@ -168,7 +168,7 @@ class Place:
                 return None
 
     def ping(self, address: str, *, seconds: float = QUIET) -> bool:
-        """An echo request is answered."""
+        """Whether an echo request is answered."""
         family = family_of(address)
         protocol, kind = (socket.IPPROTO_ICMP, 8) if family == 4 else (socket.IPPROTO_ICMPV6, 128)
         self.write("net/ipv4/ping_group_range", "0 2147483647")
@@ -179,13 +179,13 @@ class Place:
         return False
 
     def scoped(self, address: str, port: int) -> tuple[Any, ...]:
-        """A socket address; one that is link-local is of this interface."""
+        """A socket address; a link-local one is scoped to this interface."""
         if not address.startswith("fe80:"):
             return (address, port)
         return (address, port, 0, self.do(lambda: socket.if_nametoindex(self.interface)))
 
     def write(self, sysctl: str, value: str | int) -> None:
-        """A sysctl of this namespace, as `net/ipv4/ip_forward`."""
+        """Sets a sysctl of this namespace, such as `net/ipv4/ip_forward`."""
         self.do(lambda: netns.set_sysctl(sysctl, value))
 
     def sh(self, *lines: str) -> str:
@@ -196,7 +196,7 @@ class Place:
 
     @contextlib.contextmanager
     def capture(self) -> Iterator[Capture]:
-        """Every frame that arrives at the interface from now on."""
+        """Captures every frame that arrives at the interface."""
 
         def listen() -> socket.socket:
             raw = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(_ETH_P_ALL))
@@ -209,7 +209,7 @@ class Place:
 
     @contextlib.contextmanager
     def receiver(self, port: int, family: int, *, kind: int = socket.SOCK_DGRAM) -> Iterator[socket.socket]:
-        """A socket bound to a port on every address, listening when it is TCP."""
+        """A socket bound to a port on every address; it listens if it is TCP."""
         with self.open_socket(family, kind) as made:
             made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             made.bind(("0.0.0.0" if family == 4 else "::", port))
@@ -220,7 +220,7 @@ class Place:
 
 @dataclass(frozen=True)
 class Pod(Place):
-    """`port` is the node's end of its cable; `gateway_mac` answers for the node there."""
+    """`port` is the node's end of the pod interface; `gateway_mac` is the node's MAC on it."""
 
     node: str = ""
     port: str = ""
@@ -229,26 +229,26 @@ class Pod(Place):
 
 @dataclass(frozen=True)
 class Node(Place):
-    """`gateways` are the addresses that its pods have as their gateway."""
+    """`gateways` are the gateway addresses of its pods."""
 
     gateways: dict[int, str] = field(default_factory=dict)
 
 
 @dataclass
 class Capture:
-    """What arrives at one interface. Frames that it sends itself are left out."""
+    """The frames that arrive at one interface, without those that it sends itself."""
 
     raw: socket.socket
     frames: list[bytes] = field(default_factory=list)
 
     def arrived(self, *tokens: bytes, quiet: float = QUIET) -> set[bytes]:
-        """Those of the tokens that some received frame carries. Waits until all are there, or nothing more comes."""
+        """The tokens that arrived in some frame. Waits until all have arrived or no more frames come."""
         while not self._carried(tokens) >= {*tokens} and self._receive(quiet):
             pass
         return self._carried(tokens)
 
     def packets(self, *, quiet: float = QUIET) -> list[bytes]:
-        """Every frame, once nothing more comes."""
+        """All frames, once no more come."""
         while self._receive(quiet):
             pass
         return self.frames
@@ -257,7 +257,7 @@ class Capture:
         return {token for token in tokens if any(token in frame for frame in self.frames)}
 
     def _receive(self, quiet: float) -> bool:
-        """One more frame, within `quiet` seconds of now."""
+        """Whether one more frame arrives within `quiet` seconds."""
         deadline = time.monotonic() + quiet
         while (left := deadline - time.monotonic()) > 0:
             self.raw.settimeout(left)
@@ -272,7 +272,7 @@ class Capture:
 
 
 class AttackLab:
-    """One lab that is up."""
+    """One running lab."""
 
     def __init__(self, name: str, combination: Combination, *, flow_logs: str = "") -> None:
         self.combination = combination
@@ -297,7 +297,7 @@ class AttackLab:
         return self.combination.address_families
 
     def pod(self, name: str) -> Pod:
-        """A pod of the namespace `default`, or `namespace/name`."""
+        """A pod, by name in namespace `default` or as `namespace/name`."""
         full = name if "/" in name else f"default/{name}"
         box = self._state.pods[full]
         pod = next(pod for pod in self._cluster.pods if str(pod) == full)
@@ -322,7 +322,7 @@ class AttackLab:
 
     @contextlib.contextmanager
     def plugged(self, name: str, node: str, *, announced: bool = True) -> Iterator[Pod]:
-        """A pod as the CNI leaves it, of which no object tells: cable, addresses and (if announced) the CNI result."""
+        """A pod as the CNI leaves it, without a Pod object: interface, addresses and (if announced) the CNI result."""
         namespace, _, own = name.partition("/")
         networks = [ip_network(cidr) for cidr in self._cluster.node(node).pod_cidrs]
         pod = ClusterPod(namespace, own, node, tuple(str(network.network_address + 200) for network in networks))
@@ -342,25 +342,25 @@ class AttackLab:
     # Policy
 
     def apply(self, manifests: str) -> None:
-        """As `kubectl apply`; returns when the change is in force on every node."""
+        """As `kubectl apply`; returns when every node enforces the change."""
         lifecycle.apply(self.lab, parse(manifests, "(the test)"))
         self._look()
 
     def delete(self, manifests: str) -> None:
-        """As `kubectl delete`; returns when the change is in force on every node."""
+        """As `kubectl delete`; returns when every node enforces the change."""
         lifecycle.delete(self.lab, [manifest.key for manifest in parse(manifests, "(the test)")])
         self._look()
 
     @contextlib.contextmanager
     def applied(self, manifests: str) -> Iterator[None]:
-        """Objects that are new to the lab, there for a while. One of cluster.yaml is applied and applied back."""
+        """Applies objects for a while. New ones are deleted afterwards, those of cluster.yaml are restored."""
         self.apply(manifests)
         try:
             yield
         finally:
             self.delete(manifests)
 
-    # What the product itself says
+    # Output of the product
 
     def status(self, node: str) -> dict[str, Any]:
         """`l7proxy status -o json` of a node."""
@@ -369,14 +369,14 @@ class AttackLab:
         return answer
 
     def flows(self, node: str, since: int = 0, **filters: Any) -> list[Flow]:
-        """What a node's agent recorded since a moment (time.time_ns()), oldest first. They come up to 50 ms late."""
+        """The flows that a node's agent recorded since a time (time.time_ns()), oldest first. They lag by ≤ 50 ms."""
         question = {"method": "observe", "last": 100_000, "since": since} | filters
         return [
             answer["flow"] for answer in agents.ask(self.lab, node, question) if isinstance(answer.get("flow"), dict)
         ]
 
     def flow(self, node: str, since: int, matches: Callable[[Flow], bool], *, seconds: float = 6.0) -> Flow | None:
-        """The first such flow, waited for; None when none comes."""
+        """The first matching flow, waited for; None when none comes."""
         deadline = time.monotonic() + seconds
         while True:
             if found := next(filter(matches, self.flows(node, since)), None):

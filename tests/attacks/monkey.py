@@ -1,15 +1,15 @@
-"""A randomised attacker: policies, connections, requests and hostile frames drawn from a seed, and three laws checked.
+"""A randomised attacker: draws policies, connections, requests and hostile frames from a seed and checks three laws.
 
     python -m tests.attacks.monkey --seconds 600 --seed 7 --cni ptp --backend iptables
 
 1. Nothing forbidden arrived.  2. Nothing allowed was refused.  3. Every verdict has its flow.
 
-What arrived is read at the interfaces of all pods and the sockets of both nodes: each thing sent carries a token of its
-own. What may arrive is said by `monkey_policy`, a model that shares no code with the product. What is drawn depends on
-the seed alone; the same seed does the same again, up to the timing of threads and what is open by then.
+Arrivals are read at the interfaces of all pods and the sockets of both nodes; every item sent carries its own token.
+`monkey_policy` defines what may arrive: a model that shares no code with the product. The draws depend on the seed
+alone; a run repeats with the same seed, except for thread timing and the connections open at the time.
 
-Steps: a batch of moves under the policies in force, and a smaller one while they change (what one of the two allows
-may arrive or not). Progress is on stderr. The exit code is 1 when a law was broken.
+Steps: a batch of moves under the enforced policies, and a smaller batch while they change (what only one of the two
+sets allows may arrive or not). Progress goes to stderr. The exit code is 1 when a law was broken.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ QUIET: Final = 0.15
 
 @dataclass
 class Outcome:
-    """What the sender saw. `client` is (address, port) of a socket, by which flows are found."""
+    """What the sender observed. `client` is the (address, port) of a socket, by which flows are found."""
 
     said: str = ""
     client: tuple[str, int] | None = None
@@ -57,7 +57,7 @@ class Outcome:
 
 @dataclass
 class Move:
-    """One thing sent. `may` and `must` are the receivers; none of `must` is required when it is empty, else one."""
+    """One item sent. Only receivers in `may` may get it; one of `must` has to get it, unless `must` is empty."""
 
     what: str
     source: str
@@ -66,14 +66,14 @@ class Move:
     must: frozenset[str]
     act: Callable[[], Outcome]
     answered: bool = False
-    """The sender must also see its token, or 200, come back, if anybody must receive it."""
+    """If some receiver must get it, the sender must also receive its token back, or status 200."""
     owed: str = ""
-    """The flow that must tell of it: `dropped`, `passed`, `request forwarded`, `request dropped`; empty for none."""
+    """The flow that must record it: `dropped`, `passed`, `request forwarded`, `request dropped`; empty for none."""
     outcome: Outcome = field(default_factory=Outcome)
 
 
 class Witness:
-    """Reads every interface and socket in a thread, and keeps who received which token."""
+    """Reads every interface and socket in a thread, and records which receiver got which token."""
 
     def __init__(self, pods: dict[str, Pod], nodes: dict[str, Node]) -> None:
         self.arrivals: dict[bytes, set[str]] = defaultdict(set)
@@ -106,7 +106,7 @@ class Witness:
         while True:
             data, address = sock.recvfrom(1 << 16)
             if frames and address[2] not in {PACKET_HOST, PACKET_BROADCAST, PACKET_MULTICAST}:
-                continue  # its own, or flooded to everybody because a bridge does not know where the addressee is
+                continue  # sent by itself, or flooded because the bridge does not know the addressee's port
             for token in TOKEN.findall(data):
                 self.arrivals[token].add(name)
                 self.last = time.monotonic()
@@ -120,7 +120,7 @@ class Witness:
 
 
 class World:
-    """The lab, its pods and nodes by name, and what the model says of them."""
+    """The lab, its pods and nodes by name, and the model's answers about them."""
 
     def __init__(self, lab: AttackLab) -> None:
         self.lab = lab
@@ -132,14 +132,14 @@ class World:
         return model.NODE if name in self.nodes else name.removeprefix("far-")
 
     def next_hop(self, pod: Pod, target: Place) -> str:
-        """The MAC by which a pod reaches another honestly."""
+        """The MAC to which a pod sends legitimate packets for another."""
         near = isinstance(target, Pod) and target.node == pod.node and self.lab.cni == "bridge"
         return target.mac if near else pod.gateway_mac
 
 
 @dataclass
 class Open:
-    """Something that was opened in an earlier step and is used again, whatever policy has become."""
+    """A connection opened in an earlier step and used again under the current policies."""
 
     kind: str
     source: str
@@ -150,7 +150,7 @@ class Open:
 
 
 class Monkey:
-    """Draws and checks. `faults` are the laws that were broken, as text."""
+    """Draws moves and checks the results. `faults` are the broken laws, as text."""
 
     def __init__(self, lab: AttackLab, seed: int, *, progress: bool = False) -> None:
         self.seed, self.random = seed, Random(seed)
@@ -166,7 +166,7 @@ class Monkey:
     # The loop
 
     def run(self, seconds: float, *, keep_going: bool = False) -> None:
-        """Until time is out or, unless `keep_going`, a law is broken. Afterwards the lab has its own policies again."""
+        """Runs until the time is up or, unless `keep_going`, a law is broken. Then restores the lab's own policies."""
         deadline = time.monotonic() + seconds
         lab = self.world.lab
         with without_policies(lab), contextlib.ExitStack() as stack:
@@ -184,7 +184,7 @@ class Monkey:
                 self.policies = ()
 
     def _change(self) -> None:
-        """Another set of policies, with traffic while it comes into force."""
+        """Applies another set of policies, with traffic during the change."""
         after = {policy.name: policy for policy in self.policies}
         for _ in range(self.random.randrange(1, 4)):
             name = f"monkey-{self.random.randrange(5)}"
@@ -257,7 +257,7 @@ class Monkey:
         port: int,
         request: tuple[str, str] | None = None,
     ) -> tuple[bool, bool]:
-        """(some of the policies allow it, all of them do)"""
+        """(some of the policy sets allow it, all of them allow it)"""
         roles = self.world.role(source), self.world.role(target)
         verdicts = [model.allows(each, *roles, protocol, port, request) for each in policies]
         return any(verdicts), all(verdicts)
@@ -343,7 +343,7 @@ class Monkey:
         sock = self.world.pods[source].open_socket(family, socket.SOCK_DGRAM, seconds=0.5)
         opened = Open("UDP", source, target, family, sock, ("", 0))
         outcome = self._converse(sock, opened, address, 9000, token, keep)
-        if outcome.said != "answered" and not keep:  # a datagram may be lost; not two
+        if outcome.said != "answered" and not keep:  # one datagram may be lost, two may not
             sock = self.world.pods[source].open_socket(family, socket.SOCK_DGRAM, seconds=1)
             outcome = self._converse(sock, opened, address, 9000, token, keep)
         return outcome
@@ -351,7 +351,7 @@ class Monkey:
     def _converse(
         self, sock: socket.socket, opened: Open, address: str, port: int, token: bytes, keep: bool
     ) -> Outcome:
-        """Connects, sends the token and reads until it is echoed. Whether the socket is kept or closed."""
+        """Connects, sends the token and reads until it is echoed. The socket is kept open or closed."""
         outcome = Outcome()
         try:
             sock.connect((address, port))
@@ -399,7 +399,7 @@ class Monkey:
     def _send_http(
         self, source: str, target: str, family: int, method: str, path: str, keep: bool, before: int
     ) -> Outcome:
-        """One request, after some others (that nobody looks for) on the same connection."""
+        """One request, after some others (not checked) on the same connection."""
         address = self.world.pods[target].addresses[family]
         sock = self.world.pods[source].open_socket(family, seconds=3)
         outcome = Outcome()
@@ -421,7 +421,7 @@ class Monkey:
         return outcome
 
     def _trick(self, policies: tuple[Policies, ...]) -> Move:
-        """A request that two servers could read two ways. It may arrive only where anything may."""
+        """A request that two servers could read in two ways. It may arrive only where every request may."""
         source, target, family = self._pair()
         token = self._token()
         build = self.random.choice(TRICKS)
@@ -457,7 +457,7 @@ class Monkey:
         return Move(f"UDP {source} > {name} {address}:{NODE_PORT}", source, token, may, must, act)
 
     def _again(self, policies: tuple[Policies, ...]) -> Move:
-        """Uses what an earlier step opened, or answers on it as its server would."""
+        """Uses a connection of an earlier step, or answers on it as its server."""
         if not self._open:
             return self._udp(policies)
         opened = self._open[self.random.randrange(len(self._open))]
@@ -490,7 +490,7 @@ class Monkey:
         return any(model.exchanges(each, *roles, opened.client[1], same_node=near) for each in policies)
 
     def _reply(self, policies: tuple[Policies, ...], opened: Open, token: bytes) -> Move:
-        """From the server of a UDP exchange to its client: passes only while the client may ask."""
+        """From the server of a UDP exchange to its client: passes only while the client may send requests."""
         server = self.world.pods[opened.target]
         client = self.world.pods[opened.source]
         some = self._exchanges(policies, opened)
@@ -506,7 +506,7 @@ class Monkey:
         what = f"UDP reply {opened.target} > {opened.source} {opened.client}"
         return Move(what, opened.target, token, may, frozenset(), act)
 
-    # Doing and checking
+    # Execution and checks
 
     def _perform(self, moves: list[Move]) -> None:
         def one(move: Move) -> None:
@@ -566,7 +566,7 @@ class Monkey:
 
 
 def tells(flow: Flow, move: Move) -> bool:
-    """This flow is the one that the move is owed."""
+    """Whether this is the flow that the move requires."""
     assert move.outcome.client is not None
     layer = flow.get("l4", {}).get("UDP" if move.what.startswith("UDP") else "TCP", {})
     if (flow.get("IP", {}).get("source"), layer.get("source_port")) != move.outcome.client:
@@ -578,7 +578,7 @@ def tells(flow: Flow, move: Move) -> bool:
 
 
 def ask(sock: socket.socket, method: str, path: str) -> int:
-    """The status of one request on a connection that goes on. OSError when it ends instead."""
+    """The status of one request on a kept-alive connection. OSError when the connection ends."""
     body = "Content-Length: 2\r\n\r\nhi" if method == "POST" else "\r\n"
     sock.sendall(f"{method} {path} HTTP/1.1\r\nHost: monkey\r\n{body}".encode())
     data = b""
@@ -592,7 +592,7 @@ def ask(sock: socket.socket, method: str, path: str) -> int:
         data += more
 
 
-# Requests with two readings: the token is in what only one of them would serve.
+# Requests with two readings: only one of the readings contains the token in a request.
 
 
 def both_lengths(token: bytes) -> bytes:
@@ -631,7 +631,7 @@ TRICKS: Final = (both_lengths, odd_coding, bare_line_feed, space_before_colon, t
 
 @contextlib.contextmanager
 def without_policies(lab: AttackLab) -> Iterator[None]:
-    """The lab without its own policies, for a while."""
+    """Removes the lab's own policies for a while."""
     policies = "---\n".join(
         manifest.text for manifest in lab.lab.store.load().values() if manifest.key.kind.endswith("NetworkPolicy")
     )

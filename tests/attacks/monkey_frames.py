@@ -1,7 +1,7 @@
-"""Hostile frames, drawn at random. Each says at most when its addressee may receive it (`Limit`).
+"""Hostile frames, drawn at random. Each has a `Limit`: the most that its addressee may receive.
 
-A frame that is odd in a way may be refused whatever policy says; it may never do more than the plain packet of the same
-sender to the same receiver could, and never reach anybody else.
+A malformed frame may be refused whatever the policy allows. It may never do more than the plain packet of the same
+sender to the same receiver, and never reach another receiver.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from tests.attacks.packets import BROADCAST, Packet, ethernet, internet, multica
 
 
 class Limit(Enum):
-    """Who may receive a frame at most: its addressee where …"""
+    """The condition under which the addressee may receive a frame. No other receiver ever may."""
 
     UDP = "UDP 9000 is allowed"
     RAW = "TCP 9000 is allowed"
@@ -53,7 +53,7 @@ class Limit(Enum):
 
 @dataclass(frozen=True)
 class Shot:
-    """One sender, one addressee, and somebody else whom the frame may pretend to be or aim at."""
+    """One sender, one addressee, and a third party whose address the frame may forge or target."""
 
     random: Random
     family: int
@@ -61,7 +61,7 @@ class Shot:
     target: Place
     other: Pod
     mac: str
-    """Where the frame goes on the link."""
+    """The destination MAC of the frame."""
     payload: bytes
 
     @property
@@ -148,7 +148,7 @@ def in_a_broadcast_frame(s: Shot) -> Built:
 
 
 def reserved_group(s: Shot) -> Built:
-    """IEEE 802.1D table 7-10: a bridge does not forward these, its port hands them up."""
+    """IEEE 802.1D table 7-10: a bridge does not forward these; its port delivers them locally."""
     source = s.random.choice((s.source, s.other.addresses[s.family]))
     mac = f"01:80:c2:00:00:{s.random.randrange(16):02x}"
     limit = Limit.UDP if source == s.source else Limit.NEVER
@@ -208,7 +208,7 @@ def fragments(s: Shot) -> Built:
 
 
 def overlapping_fragments(s: Shot) -> Built:
-    """The first says port 9000; a later one would write another port over it."""
+    """The first fragment has port 9000; a later one would overwrite it with another port."""
     number, good = s.random.randrange(1, 1 << 16), bytes(UDP(sport=7, dport=9000, len=40) / s.payload.ljust(32, b"."))
     bad = bytes(UDP(sport=7, dport=53, len=40))
     if s.family == 4:
@@ -253,7 +253,7 @@ def extension_headers(s: Shot) -> Built:
 
 
 def source_route(s: Shot) -> Built:
-    """Addressed to the target, to be sent on to the other."""
+    """Addressed to the target, with the other as the next hop."""
     onward = s.other.addresses[s.family]
     if s.family == 4:
         option = s.random.choice((IPOption_LSRR, IPOption_SSRR))(routers=[onward])
@@ -263,7 +263,7 @@ def source_route(s: Shot) -> Built:
 
 
 def segment(s: Shot) -> Built:
-    """A TCP segment of no connection, with data."""
+    """A TCP segment with data that belongs to no connection."""
     flags = "".join(s.random.sample("FSRPAUEC", s.random.randrange(0, 5)))
     port, limit = s.random.choice(((9000, Limit.RAW), (80, Limit.WEB)))
     body = TCP(sport=s.port, dport=port, flags=flags, seq=s.random.randrange(1 << 32)) / s.payload
@@ -271,7 +271,7 @@ def segment(s: Shot) -> Built:
 
 
 def icmp_error(s: Shot) -> Built:
-    """An error about a packet that was never sent, from the target to the sender or to somebody else."""
+    """An ICMP error about a packet that was never sent, from the target to the sender or to the third party."""
     about = s.random.choice((s.source, s.other.addresses[s.family]))
     inner = internet(s.destination, about) / UDP(sport=9000, dport=s.port) / s.payload
     if s.family == 4:
@@ -306,7 +306,7 @@ def lying_lengths(s: Shot) -> Built:
 
 
 def poisoned_neighbours(s: Shot) -> Built:
-    """Claims the other's address; who it works on is shown by the plain traffic that follows."""
+    """Claims the other's address; the plain traffic that follows shows the effect."""
     address = s.other.addresses[s.family]
     if s.family == 4:
         claim = ARP(

@@ -1,4 +1,4 @@
-"""Policies as the monkey draws them, and what they mean: a small model of its own, without code of the product.
+"""Policies as the monkey draws them, and their meaning: a small independent model without code of the product.
 
 Subjects and peers are roles (the label `role` of cluster.yaml). A policy is written as a CiliumNetworkPolicy or, where
 it has neither HTTP rules nor denials, as a NetworkPolicy of Kubernetes: the meaning is the same.
@@ -17,12 +17,12 @@ PORTS: Final = (("TCP", 80), ("TCP", 9000), ("UDP", 9000))
 METHODS: Final = ("GET", "POST")
 PREFIXES: Final = ("/public", "/secret")
 NODE: Final = "node"
-"""The role of a node: no drawn rule names it, so that only a pod without egress policy may reach one."""
+"""The role of a node. No drawn rule selects it, so only a pod without egress policy may reach a node."""
 
 
 @dataclass(frozen=True)
 class Rule:
-    """`ports` empty is every protocol and port; `requests` empty is no HTTP rule (else method and path prefix)."""
+    """Empty `ports`: every protocol and port; empty `requests`: no HTTP rule (else method and path prefix)."""
 
     peers: frozenset[str]
     ports: tuple[tuple[str, int], ...] = ()
@@ -33,7 +33,7 @@ class Rule:
         return peer in self.peers and (not self.ports or (protocol, port) in self.ports)
 
     def admits(self, request: tuple[str, str] | None) -> bool:
-        """`request` is method and path; None is anything that is no HTTP request."""
+        """`request` is method and path; None is any traffic other than an HTTP request."""
         return not self.requests or (
             request is not None and any(request[0] == m and request[1].startswith(p) for m, p in self.requests)
         )
@@ -41,7 +41,7 @@ class Rule:
 
 @dataclass(frozen=True)
 class Policy:
-    """None is a direction that the policy does not speak of."""
+    """None is a direction that the policy does not cover."""
 
     name: str
     role: str
@@ -62,17 +62,17 @@ Policies = tuple[Policy, ...]
 def allows(
     policies: Policies, source: str, target: str, protocol: str, port: int, request: tuple[str, str] | None = None
 ) -> bool:
-    """Whether `source` may send this to `target` (roles): both its egress and the target's ingress admit it."""
+    """Whether `source` may send this to `target` (roles): its egress and the target's ingress must both allow it."""
     return _admits(policies, "egress", source, target, protocol, port, request) and _admits(
         policies, "ingress", target, source, protocol, port, request
     )
 
 
 def exchanges(policies: Policies, client: str, server: str, port: int, *, same_node: bool) -> bool:
-    """Whether datagrams may pass between a client's port and UDP 9000 of a server that it once asked, either way.
+    """Whether datagrams may pass in either direction between a client's port and UDP 9000 of a server that it queried.
 
-    As a flow of the client's, or as one that the server began by itself. Each node judges its own pod and tracks by
-    itself: between nodes the two may take it for different ones.
+    Either as a flow of the client or as one that the server started. Each node evaluates its own pod and has its own
+    conntrack: between nodes the two may see different flows.
     """
     asks = _admits(policies, "egress", client, server, "UDP", 9000, None)
     asked = _admits(policies, "ingress", server, client, "UDP", 9000, None)
@@ -88,7 +88,7 @@ def isolated(policies: Policies, direction: str, role: str) -> bool:
 
 
 def judged(policies: Policies, source: str, target: str) -> bool:
-    """Whether any policy has a say, so that a flow is owed."""
+    """Whether any policy applies, so that a flow is required."""
     return isolated(policies, "egress", source) or isolated(policies, "ingress", target)
 
 
@@ -151,7 +151,7 @@ def _cilium(policy: Policy) -> dict[str, Any]:
 
 
 def _directions(policy: Policy) -> Iterator[tuple[str, str, tuple[Rule, ...]]]:
-    """(direction, `from` or `to`, rules) where the policy speaks of it."""
+    """(direction, `from` or `to`, rules) for each direction that the policy covers."""
     for direction, word in (("ingress", "from"), ("egress", "to")):
         if (rules := policy.rules(direction)) is not None:
             yield direction, word, rules

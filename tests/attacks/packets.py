@@ -1,4 +1,4 @@
-"""Frames for attackers: small builders over scapy. Every address is written by hand, so scapy looks nothing up.
+"""Frames for attackers: small builders on top of scapy. All addresses are explicit, so scapy resolves nothing.
 
 The layers themselves (IP, UDP, GRE, VXLAN, …) are scapy's: `ethernet(mac, mac) / internet(a, b) / UDP(...) / token()`.
 """
@@ -24,33 +24,33 @@ conf.verb = 0
 
 
 def token() -> bytes:
-    """16 bytes that no other packet carries: the payload by which an arrival is known at the victim."""
+    """16 bytes that are in no other packet: the payload that identifies a packet at the victim."""
     return f"{_RUN}{next(_numbers):08x}".encode()
 
 
 def ethernet(source: str, destination: str) -> Packet:
-    """Ethernet header; scapy sets the type by what follows."""
+    """Ethernet header; scapy sets the type from the next layer."""
     return Ether(src=source, dst=destination)
 
 
 def internet(source: str, destination: str, **fields: Any) -> Packet:
-    """IPv4 or IPv6 header, by the addresses."""
+    """IPv4 or IPv6 header, depending on the addresses."""
     return (IPv6 if ":" in destination else IP)(src=source, dst=destination, **fields)
 
 
 def arp_reply(mac: str, address: str, target_mac: str, target: str) -> Packet:
-    """ "`address` is at `mac`", to one host (RFC 826)."""
+    """An ARP reply to one host: `address` is at `mac` (RFC 826)."""
     return ethernet(mac, target_mac) / ARP(op=2, hwsrc=mac, psrc=address, hwdst=target_mac, pdst=target)
 
 
 def neighbour_advertisement(mac: str, address: str, target_mac: str, target: str) -> Packet:
-    """ "`address` is at `mac`", override set, to one host (RFC 4861 section 4.4)."""
+    """A neighbour advertisement to one host, override set: `address` is at `mac` (RFC 4861 section 4.4)."""
     body = ICMPv6ND_NA(tgt=address, R=0, S=1, O=1) / ICMPv6NDOptDstLLAddr(lladdr=mac)
     return ethernet(mac, target_mac) / IPv6(src=address, dst=target, hlim=255) / body
 
 
 def neighbour_solicitation(mac: str, source: str, target: str) -> Packet:
-    """Who has `target`? From `::` it is duplicate address detection (RFC 4862 section 5.4.2)."""
+    """A neighbour solicitation for `target`. From `::` it is duplicate address detection (RFC 4862 section 5.4.2)."""
     group = solicited_node(target)
     option = ICMPv6NDOptSrcLLAddr(lladdr=mac) if source != "::" else b""
     return (
@@ -69,7 +69,7 @@ def multicast_mac(group: str) -> str:
 
 
 def link_local(mac: str) -> str:
-    """The address that an interface makes of its MAC (modified EUI-64, RFC 4291 appendix A)."""
+    """The link-local address derived from a MAC (modified EUI-64, RFC 4291 appendix A)."""
     octets = bytes.fromhex(mac.replace(":", ""))
     identifier = bytes((octets[0] ^ 2, *octets[1:3], 0xFF, 0xFE, *octets[3:]))
     return str(IPv6Address(bytes((0xFE, 0x80, 0, 0, 0, 0, 0, 0)) + identifier))

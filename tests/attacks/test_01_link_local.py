@@ -1,6 +1,6 @@
-"""Finding 1. IPv6 link-local addresses, which no policy can name, go around none: to a pod, to the node, and back.
+"""Finding 1. IPv6 link-local addresses, which no policy can name, bypass no policy: between pods, to and from the node.
 
-Also where the cluster has IPv4 only: every interface has such an address all the same.
+Also on clusters with IPv4 only: every interface has a link-local address there, too.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def _sources(pod: Pod) -> list[str]:
 @pytest.mark.where(cni="bridge")
 @pytest.mark.parametrize("who", ["free", "locked"])
 def test_to_a_pod(lab: AttackLab, who: str) -> None:
-    """Raw frames, and an ordinary client that only knows the MAC in its neighbour table."""
+    """Neither raw frames nor an ordinary client with a neighbour entry for the MAC get through."""
     attacker, victim, started = lab.pod(who), lab.pod("victim"), time.time_ns()
     attacks = {source: token() for source in _sources(attacker)}
     with victim.capture() as seen:
@@ -54,7 +54,7 @@ def test_to_the_node(lab: AttackLab, who: str) -> None:
 
 @pytest.mark.where(family=6)
 def test_neighbours_are_still_found(lab: AttackLab) -> None:
-    """What runs the link goes on: a pod asks for its node's link-local address, and gets the answer."""
+    """Neighbour discovery still works: a pod resolves its node's link-local address."""
     pod = lab.pod("free")
     there = _gateway_link_local(lab, pod)
     with pod.capture() as seen:
@@ -65,7 +65,7 @@ def test_neighbours_are_still_found(lab: AttackLab) -> None:
 
 @pytest.mark.where(cni="bridge")
 def test_from_the_node(lab: AttackLab) -> None:
-    """A process in the network of the node, as of a hostNetwork pod, reaches a pod by addresses that policy knows."""
+    """A process in the node's network (a hostNetwork pod) reaches a pod only by addresses that policy can name."""
     pod, node = lab.pod("open"), lab.node("node-1")
     sender = Place("node", node.namespace, {}, "", "cni0")
     with pod.capture() as seen:
@@ -73,7 +73,7 @@ def test_from_the_node(lab: AttackLab) -> None:
             sender.datagram(address, PORT, allowed := token())
             assert seen.arrived(allowed), "where there is no policy, it arrives"
         forbidden = token()
-        with contextlib.suppress(PermissionError):  # a refusal in the output hook
+        with contextlib.suppress(PermissionError):  # refused in the output hook
             sender.datagram(pod.link_local, PORT, forbidden)
         assert not seen.arrived(forbidden)
 

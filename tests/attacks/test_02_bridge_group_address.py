@@ -1,4 +1,4 @@
-"""Finding 2. Frames to 01:80:c2:00:00:0x, which a bridge hands up past its prerouting hook, bring no packet in."""
+"""Finding 2. Frames to 01:80:c2:00:00:0x, which a bridge delivers up past its prerouting hook, bring no packet in."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ NOBODY = {4: "192.0.2.1", 6: "2001:db8::1"}
 
 
 def test_no_frame_to_the_bridge_itself_brings_a_packet(lab: AttackLab, family: int) -> None:
-    """From a pod that may send nothing, with its own address, another pod's and nobody's."""
+    """A pod that may send nothing sends from its own address, another pod's and an unused one."""
     attacker, node, started = lab.pod("locked"), lab.node("node-1"), time.time_ns()
     sources = (attacker.addresses[family], lab.pod("friend").addresses[family], NOBODY[family])
     with node.receiver(PORT, family) as listening:

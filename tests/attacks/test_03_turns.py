@@ -1,6 +1,6 @@
-"""Finding 3: who was ready was served in one turn, all of them, so a client waited for all sockets of another.
+"""Finding 3: clients take turns, so no client waits for all sockets of another.
 
-Not timed: turns make one call, and what counts is how much of the hostile client's came before the innocent one's.
+Not timed: turns run in one call. The test counts the hostile client's requests served before the innocent one's.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ from l7proxy.flows.records import HttpRequest
 from tests.unit.proxy.stage import CLIENT, Stage, backend, gets, picture, request, stage, web
 
 HOSTILE = 64
-"""Connections, each with a request whenever the innocent client has one."""
+"""Hostile connections, each with a request whenever the innocent client has one."""
 BEFORE = 8
-"""Requests of theirs that may be taken up before its own."""
+"""Hostile requests that may be served before the innocent one."""
 INNOCENT = "127.0.0.9"
 
 

@@ -1,6 +1,6 @@
-"""Finding 3: bytes that cost a worker far more than it costs to send them. Here what is refused, and with which reason.
+"""Finding 3: bytes that cost a worker far more than the sender are refused. This tests which, and the reasons.
 
-What the inputs of bench/hostile.py cost is a figure (bench), not a test.
+The bench, not a test, measures the cost of the inputs of bench/hostile.py.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ TOO_MUCH = {
 
 
 def told(lab: AttackLab, since: int, reason: str) -> bool:
-    """A DROPPED flow gives this reason."""
+    """A DROPPED flow has this reason."""
     return bool(lab.flow("node-1", since, lambda flow: flow.get("verdict") == "DROPPED" and reason in json.dumps(flow)))
 
 
@@ -54,7 +54,7 @@ def test_what_is_too_long_is_refused_with_the_limit_it_passes(lab: AttackLab, wh
 
 @pytest.mark.once
 def test_blanks_in_a_header_do_not_stop_the_worker(lab: AttackLab) -> None:
-    """60 KB of them took 27 s. Others wait for as long."""
+    """60 KB of them once took 27 s of a worker, while all other clients waited."""
     friend, victim = lab.pod("friend"), lab.pod("victim").addresses[4]
     with friend.open_socket(4) as attacker:
         attacker.connect((victim, 80))
@@ -63,7 +63,7 @@ def test_blanks_in_a_header_do_not_stop_the_worker(lab: AttackLab) -> None:
 
 
 def received(lab: AttackLab, blocks: list[bytes]) -> bytes:
-    """What a client of HTTP/2 gets for these requests, sent one by one, until its connection ends or all are sent."""
+    """What an HTTP/2 client receives for these requests, sent one by one until the connection ends or all are sent."""
     got = bytearray()
     with lab.pod("friend").open_socket(4, seconds=5) as client:
         client.connect((lab.pod("victim").addresses[4], 80))

@@ -32,7 +32,7 @@ spec:
 
 @contextlib.contextmanager
 def overlay(node: Node, family: int) -> Iterator[None]:
-    """The node is part of a VXLAN overlay, as Flannel's and Cilium's are."""
+    """The node is part of a VXLAN overlay, as with Flannel and Cilium."""
     local, inet = node.addresses[family], f"ipv{family}/conf/{DEVICE}"
     node.sh(
         f"ip link add {DEVICE} address {DEVICE_MAC} type vxlan id {VNI} dstport {VXLAN_PORT} local {local}",
@@ -47,7 +47,7 @@ def overlay(node: Node, family: int) -> Iterator[None]:
 
 
 def in_vxlan(lab: AttackLab, family: int, data: bytes) -> bytes:
-    """From `free` to its node; inside, as if from a friend on the other node, to the victim."""
+    """From `free` to its node; the inner packet, to the victim, claims to come from a friend on the other node."""
     attacker, node = lab.pod("free"), lab.node("node-1")
     friend, victim = lab.pod("far-friend").addresses[family], lab.pod("victim").addresses[family]
     inner = ethernet("02:77:00:00:00:02", DEVICE_MAC) / internet(friend, victim) / UDP(sport=4000, dport=9000) / data
@@ -79,7 +79,7 @@ def refused(flow: Flow, source: str) -> bool:
 
 @pytest.mark.parametrize("where", ["node", "pod", "far-node", "far-pod"])
 def test_no_tunnel_leaves_a_pod(lab: AttackLab, family: int, where: str) -> None:
-    """Each port and each protocol, to nodes and pods that it may reach otherwise."""
+    """Tries each port and each protocol, to nodes and pods that it may otherwise reach."""
     attacker = lab.pod("free")
     targets = {
         "node": lab.node("node-1"),
@@ -95,7 +95,7 @@ def test_no_tunnel_leaves_a_pod(lab: AttackLab, family: int, where: str) -> None
 
 
 def arrived(attacker: Place, target: Place, family: int, packets: list[tuple[int, int]]) -> list[tuple[int, int]]:
-    """Those of the (protocol, port) whose packet a socket of the target gets."""
+    """The (protocol, port) pairs whose packet reached a socket of the target."""
     tokens = {packet: token() for packet in packets}
     with contextlib.ExitStack() as sockets:
         listening = {

@@ -1,6 +1,6 @@
-"""Finding 5: a pod whose cable the CNI has plugged and whose Pod object nobody has seen was under no policy.
+"""Finding 5: a pod whose interface exists but whose Pod object is unknown is isolated.
 
-So is every pod in the time between its network and its Pod's address, and one whose object is gone before its sandbox.
+This is every pod between the setup of its network and its Pod's address, and one whose object goes before its sandbox.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from tests.attacks.packets import ethernet, internet, token
 
 NAME = "default/unknown"
 SOON = 3.0
-"""Seconds within which a new cable must be closed; the agent looks every 5 s without being told."""
+"""Seconds within which a new interface must be isolated; without an event the agent checks every 5 s."""
 POD = """
 apiVersion: v1
 kind: Pod
@@ -38,7 +38,7 @@ def wait_for(met: Callable[[], bool], seconds: float = SOON) -> None:
 
 @contextlib.contextmanager
 def unknown_pod(lab: AttackLab) -> Iterator[Pod]:
-    """One that is closed; afterwards it is gone for the agent, too: the next test's has the same names."""
+    """An isolated interface; the agent forgets it afterwards, because the next test uses the same names."""
     with lab.plugged(NAME, "node-1") as pod:
         wait_for(lambda: is_closed(lab, pod))
         yield pod
@@ -46,7 +46,7 @@ def unknown_pod(lab: AttackLab) -> Iterator[Pod]:
 
 
 def is_closed(lab: AttackLab, pod: Pod) -> bool:
-    """The cable is listed as unknown, by its name, and the revision that says so is in force."""
+    """Status lists the interface as unknown, by name, and the revision with it is enforced."""
     status = lab.status("node-1")
     named = any(one["interface"] == pod.port and one["pod"] == NAME for one in status.get("unknown_pods", []))
     return named and status["revision"] == status["enforced_revision"]
@@ -87,7 +87,7 @@ def test_nothing_leaves_it_and_only_the_node_enters(lab: AttackLab, family: int)
 
 
 def test_it_cannot_take_the_address_of_another(lab: AttackLab, family: int) -> None:
-    """Not even of a pod of the other node, which no port of this one has."""
+    """Nor may it forge the address of a pod of the other node, which has no interface on this node."""
     victim, impersonated = lab.pod("open"), lab.pod("far-friend").addresses[family]
     with unknown_pod(lab) as unknown:
         forbidden, to = token(), victim.mac if lab.cni == "bridge" else unknown.gateway_mac
@@ -103,7 +103,7 @@ def test_it_cannot_take_the_address_of_another(lab: AttackLab, family: int) -> N
 
 @pytest.mark.where(family=4)
 def test_it_opens_when_its_pod_comes_and_closes_when_it_goes(lab: AttackLab) -> None:
-    """The object alone comes and goes; the cable stays."""
+    """Only the Pod object comes and goes; the interface stays."""
     other = lab.pod("open").addresses
     store = lab.lab.store.directory
     with unknown_pod(lab) as unknown:

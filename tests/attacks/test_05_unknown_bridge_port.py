@@ -1,4 +1,4 @@
-"""Finding 5, on bridges: a port that no CNI result and no Pod explains speaks as nobody else, and is no router."""
+"""Finding 5, on bridges: a port without CNI result and Pod cannot forge another address and is no router."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ MAC = "02:bb:00:00:00:01"
 
 @pytest.fixture
 def rogue(lab: AttackLab) -> Iterator[Place]:
-    """The far end of a cable that somebody has just put into the bridge of node-1."""
+    """The far end of an interface that was just added to the bridge of node-1."""
     node = lab.node("node-1")
     node.sh(
         f"ip link add rogue0 type veth peer name rogue1 address {MAC}",
@@ -40,7 +40,7 @@ def rogue(lab: AttackLab) -> Iterator[Place]:
 
 
 def _unused(lab: AttackLab, family: int) -> str:
-    """An address of the pod network of node-1 that nobody has."""
+    """An unused address of the pod network of node-1."""
     return str(ip_network(f"{lab.node('node-1').gateways[family]}/{24 if family == 4 else 64}", strict=False)[250])
 
 

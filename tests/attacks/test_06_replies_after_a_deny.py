@@ -1,4 +1,4 @@
-"""Finding 6: who has been asked once went on speaking over UDP after the deny, and to the address's next owner.
+"""Finding 6: a deny also stops the UDP replies of a server that was queried before, also to the address's next owner.
 
 Conntrack takes every datagram of a known pair for a reply, and each one keeps its entry alive.
 """
@@ -69,9 +69,9 @@ Answer = tuple[socket.socket, tuple[str, int]]
 
 @contextlib.contextmanager
 def talk(asker: Place, server: Place, family: int) -> Iterator[tuple[socket.socket, Answer]]:
-    """The asker's socket, and how the server answers it: the asker has asked, and an answer has come."""
+    """The client's socket and the server's reply function, after one query and one answer."""
     with asker.receiver(ASKER, family) as listening, server.receiver(PORT, family) as speaking:
-        for _ in range(10):  # what the last owner of its address had goes a moment after it
+        for _ in range(10):  # traffic of the address's previous owner ends a moment after the owner
             listening.sendto(b"question", (server.addresses[family], PORT))
             _, peer = speaking.recvfrom(100)
             answer = (speaking, peer[:2])
@@ -85,7 +85,7 @@ def heard(listening: socket.socket, answer: Answer) -> bool:
     """Whether a datagram that the server sends now arrives."""
     speaking, peer = answer
     sent = token()
-    with contextlib.suppress(OSError):  # an ICMP error for one before
+    with contextlib.suppress(OSError):  # an ICMP error for an earlier datagram
         speaking.sendto(sent, peer)
     listening.settimeout(0.15)
     with contextlib.suppress(TimeoutError):
@@ -96,7 +96,7 @@ def heard(listening: socket.socket, answer: Answer) -> bool:
 
 
 def assert_silence(listening: socket.socket, answer: Answer) -> None:
-    """Within a second of the change the last one has been heard, and no more come although the server goes on."""
+    """Replies end within a second of the change, although the server keeps sending."""
     deadline = time.monotonic() + 1
     while heard(listening, answer):
         assert time.monotonic() < deadline, "the server still speaks to it"

@@ -1,4 +1,4 @@
-"""Finding 7: what is under way when policy starts to refuse it. It ends on both sides, and a flow says why."""
+"""Finding 7: traffic in progress when policy starts to refuse it ends on both sides, and a flow gives the reason."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ spec:
 """
 ALLOWED, REFUSED = POLICY.format(path="/public.*"), POLICY.format(path="/other")
 END = 10.0
-"""Seconds after which nothing ends any more: half of what a slow machine needs would do."""
+"""Seconds after which nothing more is expected to end: twice what a slow machine needs."""
 
 
 @contextlib.contextmanager
 def serving(lab: AttackLab, family: int, serve: Callable[[socket.socket], None]) -> Iterator[list[str]]:
-    """A server of one connection in the victim, and how that ended: `eof` or `reset`."""
+    """A server of one connection in the victim, and how the connection ended: `eof` or `reset`."""
     ends: list[str] = []
 
     def run(listening: socket.socket) -> None:
@@ -58,7 +58,7 @@ def serving(lab: AttackLab, family: int, serve: Callable[[socket.socket], None])
 
 
 def pour(connection: socket.socket) -> None:
-    """A response that has no end."""
+    """A response without an end."""
     connection.recv(65536)
     connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 1000000000000\r\n\r\n")
     while True:

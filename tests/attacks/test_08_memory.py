@@ -1,4 +1,4 @@
-"""Finding 8: each connection whose client does not read cost a worker a third of a megabyte, without any limit."""
+"""Finding 8: connections whose client does not read cost a worker bounded memory."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.unit.proxy.test_worker import Agent, worker
 
 CONNECTIONS = 1000
 EACH = 128 << 10
-"""Bytes of a worker's memory for each, at most: a quarter of 256 MiB for all, and what a session is."""
+"""Bytes of worker memory per connection, at most: its part of the buffers (256 MiB / 4) plus the session itself."""
 
 
 async def test_a_thousand_connections_that_are_not_read_are_bounded_together(tmp_path: Path) -> None:
@@ -59,7 +59,7 @@ def _resident(pid: int) -> int:
 
 
 async def _steady(pid: int) -> None:
-    """It grows no more."""
+    """Worker memory stops growing."""
     last = 0
     while (now := _resident(pid)) > last + (1 << 20):
         last = now

@@ -1,4 +1,4 @@
-"""Finding 9: a worker that was stopped judged what had queued up meanwhile by the policy that it knew."""
+"""Finding 9: a worker that was stopped does not evaluate queued traffic by an old policy."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ spec:
     toPorts: [{ports: [{port: "80", protocol: TCP}]}]
 """
 KEPT = 8
-"""Connections, so that every worker has some."""
+"""Connections, enough for every worker to have some."""
 
 
 def test_what_queued_up_for_a_stopped_worker_is_judged_by_the_present_policy(lab: AttackLab, family: int) -> None:
@@ -36,7 +36,7 @@ def test_what_queued_up_for_a_stopped_worker_is_judged_by_the_present_policy(lab
         client.sendall(request(allowed))
         assert client.recv(65536).startswith(b"HTTP/1.1 200")
     with victim.capture() as seen:
-        applying = threading.Thread(target=lab.apply, args=(REVOKED,))  # it returns when workers have applied it
+        applying = threading.Thread(target=lab.apply, args=(REVOKED,))  # returns when workers have applied the change
         before = lab.status("node-1")["kernel"]["digest"]
         with stopped(lab, "node-1"):
             applying.start()
@@ -57,7 +57,7 @@ def request(mark: bytes) -> bytes:
 
 @contextmanager
 def stopped(lab: AttackLab, node: str) -> Iterator[None]:
-    """The workers of a node stand still."""
+    """Stops the workers of a node (SIGSTOP)."""
     pids = [worker["pid"] for worker in lab.status(node)["workers"]]
     assert pids
     for pid in pids:

@@ -1,4 +1,4 @@
-"""Finding 10: while one pod flooded, most refusals of another were not told, and what was not told was not counted."""
+"""Finding 10: while one pod floods, the refusals of another are still recorded, and suppressed flows are counted."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.attacks.packets import ethernet, internet
 SPACED = 40
 """Refusals of the innocent pod, one every 40 ms."""
 FLOOD = 4000
-"""Packets of the other in the same time, in bursts."""
+"""Packets of the flooding pod in the same time, in bursts."""
 
 
 def paced(send: Callable[[int], object], count: int, burst: int, seconds: float) -> None:
@@ -46,9 +46,9 @@ def told(lab: AttackLab, since: int, source: str, target: str) -> int:
 
 
 def counted(lab: AttackLab) -> dict[tuple[str, str, str], int]:
-    """Packets without a flow, by sender, whose policy refused them, and reason."""
-    time.sleep(1.05)  # it counts at most once a second
-    (lab.lab.cni_directory("node-1") / "look").touch()  # the agent looks at once, and counts
+    """Refused packets without a flow, by sender, refusing policy and reason."""
+    time.sleep(1.05)  # counted at most once a second
+    (lab.lab.cni_directory("node-1") / "look").touch()  # makes the agent check and count at once
     (lab.lab.cni_directory("node-1") / "look").unlink()
     time.sleep(0.3)
     found: dict[tuple[str, str, str], int] = {}
@@ -70,7 +70,7 @@ def test_the_innocent_are_told_and_the_flood_is_counted(lab: AttackLab, family: 
     sender = flooder.addresses[family] if lab.backend == "nftables" else ""  # iptables counts by rule
     key = (sender, "default/victim", "not allowed")
     suppressed, deadline = 0, time.monotonic() + 15
-    while suppressed <= FLOOD / 2 and time.monotonic() < deadline:  # a busy agent looks later
+    while suppressed <= FLOOD / 2 and time.monotonic() < deadline:  # a busy agent counts later
         suppressed = counted(lab).get(key, 0) - before.get(key, 0)
     assert suppressed > FLOOD / 2
     assert told(lab, began, flooder.addresses[family], target) + suppressed == FLOOD
@@ -79,7 +79,7 @@ def test_the_innocent_are_told_and_the_flood_is_counted(lab: AttackLab, family: 
 
 @pytest.mark.where(backend="nftables")
 def test_a_pod_that_lies_in_many_names_hides_only_its_own_lies(lab: AttackLab, family: int) -> None:
-    """The limit is its port's, since its source addresses mean nothing."""
+    """The limit is per interface, since forged source addresses mean nothing."""
     flooder, innocent, victim = lab.pod("free"), lab.pod("open"), lab.pod("victim")
     target, lie = victim.addresses[family], lab.pod("friend").addresses[family]
 

@@ -1,4 +1,4 @@
-"""Finding 11: a pod with two addresses had two shares, and so all of the connections that a worker can carry."""
+"""Finding 11: a pod with two addresses has one share, not two, of the connections that a worker can carry."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Finding 12. Duplicate address detection by a pod denies nobody an address: it is for the pod's own only."""
+"""Finding 12. A pod cannot deny an address to others by duplicate address detection: only its own is allowed."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def test_no_detection_of_anothers_address(lab: AttackLab) -> None:
 
 
 def test_no_arp_probe_for_anothers_address(lab: AttackLab) -> None:
-    """RFC 5227, 2.1.1: two that probe for one address at once both give it up."""
+    """RFC 5227, 2.1.1: two hosts that probe for one address at the same time both give it up."""
     if 4 not in lab.families:
         pytest.skip("no IPv4 here")
     attacker, victim = lab.pod("free"), lab.pod("victim")

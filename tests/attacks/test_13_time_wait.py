@@ -1,7 +1,7 @@
-"""Finding 13: a SYN on a port for which the proxy's socket is in TIME_WAIT was delivered without TPROXY.
+"""Finding 13: a SYN on a port for which the proxy's socket is in TIME_WAIT still goes through TPROXY.
 
-The kernel then looked for a listener of the packet's own destination port, and found the node's: a pod that may speak
-HTTP to one pod reached whatever its node has on that port, without a verdict.
+Without it the kernel looks for a listener of the packet's destination port and finds the node's: a pod that may speak
+HTTP to one pod would reach the node's own ports, without a verdict.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def test_a_syn_that_meets_time_wait_goes_to_the_proxy(lab: AttackLab, family: in
 
 
 def _status(pod: Place, family: int, address: str, target: str) -> int:
-    """Of one request from one and the same client port, its connection read to the end: the proxy closes first."""
+    """The status of one request from a fixed client port, read to the end: the proxy closes first."""
     with pod.open_socket(family) as client:
         client.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         client.bind((pod.addresses[family], PORT))

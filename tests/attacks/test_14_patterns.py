@@ -1,4 +1,4 @@
-"""Regular expressions of many small policies: what they take of every worker is bounded in sum."""
+"""Regular expressions of many small policies: their total memory in every worker is bounded."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from tests.attacks.labs import AttackLab
 
 PATTERNS_PER_POLICY = 20
 POLICIES = {"open": 1, "free": 1, "friend": 1, "locked": 6, "victim": 6}
-"""How many for each role."""
+"""Policies per role."""
 MOST_GROWTH = 100 << 20
-"""Bytes. The node's limit is 80 MiB of programs; without one these 15 policies of 1 KB take some 140 MiB."""
+"""Bytes. The node's limit is 80 MiB of programs; without it these 15 policies of 1 KB take some 140 MiB."""
 
 
 def hostile(role: str, number: int) -> str:
-    """Each pattern is of 30 bytes and some 9600 RE2 instructions, just below the limit of one."""
+    """Each pattern has 30 bytes and some 9600 RE2 instructions, just below the limit for one pattern."""
     http = [{"method": "GET", "path": f"/{role}{number}/{place}/\\pL{{1,8}}"} for place in range(PATTERNS_PER_POLICY)]
     allow = {"toPorts": [{"ports": [{"port": "80", "protocol": "TCP"}], "rules": {"http": http}}]}
     return yaml.safe_dump(
@@ -31,7 +31,7 @@ def hostile(role: str, number: int) -> str:
 
 
 def resident(pid: int) -> int:
-    """Bytes, proc_pid_statm(5)."""
+    """Resident memory in bytes, proc_pid_statm(5)."""
     return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * 4096
 
 

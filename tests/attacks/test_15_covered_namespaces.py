@@ -1,6 +1,6 @@
-"""Finding 15: after somebody's `ip netns add` a lab that was up could not be taken down (EBUSY), and left its names.
+"""Finding 15: a running lab can be taken down completely, without EBUSY, after another process ran `ip netns add`.
 
-In a mount namespace of its own: the machine's /run/netns may hold the labs of others.
+Runs in its own mount namespace: the machine's /run/netns may hold other labs.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A pod that fills the node's table of tracked connections: nothing forbidden passes, and the others come back."""
+"""A pod fills the node's conntrack table: nothing forbidden passes, and other pods recover."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from tests.attacks.test_pressure import verdicts_hold
 
 MAX, COUNT = (Path(f"/proc/sys/net/netfilter/nf_conntrack_{name}") for name in ("max", "count"))
 LIMIT = 20_000
-"""Of each network namespace of the machine, for the time of the test: far more than anything else here tracks."""
+"""Limit for each network namespace of the machine during the test: far above what all else here tracks."""
 UDP_TIMEOUT = "net/netfilter/nf_conntrack_udp_timeout"
 
 
 @pytest.fixture
 def small_table() -> Iterator[None]:
-    """The limit is the machine's, and only its first namespace may set it."""
+    """The limit is machine-wide, and only the initial network namespace may set it."""
     before = MAX.read_text()
     if int(COUNT.read_text()) * 2 > LIMIT:
         pytest.skip("this machine itself tracks too many connections for the limit of the test")
@@ -38,7 +38,7 @@ def small_table() -> Iterator[None]:
 
 
 def fill(attacker: Pod, address: str, family: int) -> None:
-    """One empty datagram from every port: a tracked connection each."""
+    """One empty datagram from every port: one conntrack entry each."""
     with attacker.open_socket(family, socket.SOCK_RAW, socket.IPPROTO_UDP) as raw:
         if family == 6:
             raw.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_CHECKSUM, 6)

@@ -1,4 +1,4 @@
-"""A disk without room for the flow log: traffic and policy go on, and status says what was lost."""
+"""A full disk for the flow log: traffic and policy continue, and status reports the lost flows."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ ROOM = 256 << 10
 
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of its own, with little room."""
+    """A separate, small file system."""
     if reason := missing() or ("" if os.geteuid() == 0 else "a file system is mounted: run as root"):
         unable(reason)
     subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={ROOM}", "tmpfs", tmp_path], check=True)
@@ -48,13 +48,13 @@ def fill(path: Path) -> None:
 
 
 def flow_log(lab: AttackLab, fits: Callable[[dict[str, Any]], bool], *, seconds: float = 10) -> dict[str, Any]:
-    """What status says of the log, as soon as it fits or time is out."""
+    """The log section of status, as soon as the condition holds or the time is up."""
     deadline = time.monotonic() + seconds
     while True:
         log: dict[str, Any] = lab.status("node-1")["flows"]["log"]
         if fits(log) or time.monotonic() > deadline:
             return log
-        verdicts_hold(lab)  # flows, which are to be written
+        verdicts_hold(lab)  # produces flows to be written
 
 
 def test_a_full_disk_stops_nobody_and_is_told(logging_lab: AttackLab, disk: Path) -> None:

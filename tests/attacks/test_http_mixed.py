@@ -1,4 +1,4 @@
-"""Several protocols on one connection, each hoping to be read by nobody but the server."""
+"""Several protocols on one connection, each meant to be understood by the server but not by the proxy."""
 
 from __future__ import annotations
 

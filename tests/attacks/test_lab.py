@@ -1,4 +1,4 @@
-"""The lab itself: what is allowed arrives and what is forbidden does not. Also the pattern for an attack."""
+"""The lab itself: allowed traffic arrives and forbidden traffic does not. Also a template for an attack test."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An agent that stands still, sockets full of garbage, workers without descriptors, policies without measure."""
+"""A stopped agent, sockets full of garbage, workers without file descriptors, policies of excessive size."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.attacks.packets import token
 
 
 def agent(lab: AttackLab, node: str) -> int:
-    """The agent's process: whoever holds the agent's socket."""
+    """The agent's process: the one that has the agent's socket open."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as client:
         client.connect(str(lab.lab.run_directory(node) / "agent.sock"))
         credentials = client.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
@@ -54,7 +54,7 @@ def talkers(path: Path, messages: list[bytes]) -> Iterator[list[socket.socket]]:
             client = stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
             client.settimeout(1)
             client.connect(str(path))
-            with contextlib.suppress(OSError):  # hung up on, or not read: both are fine
+            with contextlib.suppress(OSError):  # closed or not read: both are fine
                 client.sendall(message)
             made.append(client)
         yield made
@@ -115,7 +115,7 @@ def deny_everything(name: str, role: str) -> dict[str, object]:
 @pytest.mark.once
 @pytest.mark.parametrize("pattern", ["/" + "a" * 1_000_000, "/(" + "a|" * 300_000 + "b)", "/(a{900}){900}"])
 def test_a_pattern_without_measure_admits_nothing(lab: AttackLab, pattern: str) -> None:
-    """It is refused by name, and what it would cover stays shut; everybody else is served."""
+    """The policy is refused by name, what it covers is denied, and all other traffic is served."""
     policy = {
         "apiVersion": "cilium.io/v2",
         "kind": "CiliumNetworkPolicy",

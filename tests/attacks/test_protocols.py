@@ -1,4 +1,4 @@
-"""Protocols that policy seldom names, and packets that lie about where they belong."""
+"""Protocols that policies rarely name, and packets that forge their connection."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def test_fast_open_requests_are_judged(lab: AttackLab, family: int) -> None:
 
 
 def test_a_simultaneous_open_needs_the_side_that_may_open(lab: AttackLab, family: int) -> None:
-    """`locked` may not open to `free`; `free` may open to `locked`. A SYN of `locked` is refused until `free` asks."""
+    """`locked` may not connect to `free`; `free` may to `locked`. A SYN of `locked` needs an earlier one of `free`."""
     locked, free = lab.pod("locked"), lab.pod("free")
     addresses = locked.addresses[family], free.addresses[family]
     early, late = token(), token()
@@ -86,11 +86,11 @@ def test_a_simultaneous_open_needs_the_side_that_may_open(lab: AttackLab, family
             with contextlib.suppress(OSError):
                 client.connect((addresses[0], 5050))
             cross(late)
-            seen.arrived(late)  # a reply now: may arrive, as any answer to a connection that is allowed
+            seen.arrived(late)  # now a reply: may arrive, like any answer on an allowed connection
 
 
 def test_forged_icmp_errors_do_not_reach_a_policed_server(lab: AttackLab, family: int) -> None:
-    """About a connection that exists, from a pod that has no part in it; the server keeps its path MTU."""
+    """Errors about an existing connection from a pod outside it are refused; the server keeps its path MTU."""
     free, friend, victim = lab.pod("free"), lab.pod("friend"), lab.pod("victim")
     ours, theirs = victim.addresses[family], friend.addresses[family]
     with friend.open_socket(family) as client:
@@ -109,7 +109,7 @@ def test_forged_icmp_errors_do_not_reach_a_policed_server(lab: AttackLab, family
 
 
 def test_forged_unreachables_do_not_arrive(lab: AttackLab, family: int) -> None:
-    """About a connection of others they are refused; a pod may tell of what was sent to it."""
+    """Errors about connections of others are refused; a pod may report errors about packets sent to it."""
     free, friend, victim = lab.pod("free"), lab.pod("friend"), lab.pod("victim")
     ours, theirs = victim.addresses[family], friend.addresses[family]
     with friend.open_socket(family, seconds=2) as client:

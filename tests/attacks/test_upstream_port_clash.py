@@ -1,6 +1,6 @@
-"""A pod takes the very port that the proxy's connection in its name has, to the same server.
+"""A pod uses the same source port as the proxy's connection on its behalf, to the same server.
 
-Both were one entry of connection tracking: the pod was never answered, and marks and translations were shared.
+If both shared one conntrack entry, the pod would get no answer, and marks and translations would be shared.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def connection(pod: Place, family: int, address: str, port: int = 0) -> Iterator
 
 
 def status(client: socket.socket, target: str) -> int:
-    """Of one request on a connection that stays open."""
+    """The status of one request on a connection that stays open."""
     client.sendall(f"GET {target} HTTP/1.1\r\nHost: victim\r\n\r\n".encode())
     answer = b""
     while b"\r\n\r\n" not in answer:
@@ -57,7 +57,7 @@ def status(client: socket.socket, target: str) -> int:
 
 
 def upstream_ports(node: Place, source: str) -> list[int]:
-    """Those that the proxy's open connections in the name of `source` have, as the kernel lists them."""
+    """The ports of the proxy's open connections on behalf of `source`, as the kernel lists them."""
     listed = node.sh("cat /proc/net/nf_conntrack").splitlines()
     found = [match for line in listed if "ESTABLISHED" in line and (match := ENTRY.search(line))]
     return [

@@ -1,4 +1,4 @@
-"""Ways to a pod that are no address of its own: node ports and external addresses, as kube-proxy makes them."""
+"""Access to a pod by addresses that are not its own: node ports and external addresses, as kube-proxy provides them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ EXTERNAL = {4: "203.0.113.7", 6: "2001:db8::7"}
 
 @pytest.fixture
 def forwarded(lab: AttackLab, family: int) -> Iterator[str]:
-    """Node port 30080 and 30900 of node-1, and the external address, are forwarded to the victim."""
+    """Node ports 30080 and 30900 of node-1, and the external address, are forwarded to the victim."""
     node, victim = lab.node("node-1"), lab.pod("victim").addresses[family]
     own, kind = node.addresses[family], "ip" if family == 4 else "ip6"
     place = victim if family == 4 else f"[{victim}]"

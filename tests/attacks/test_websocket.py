@@ -1,4 +1,4 @@
-"""WebSocket frames that are cut and piled up as nobody would: before the answer, over it, across a deny."""
+"""WebSocket frames split and merged in unusual ways: before the answer, across it, across a deny."""
 
 from __future__ import annotations
 
@@ -36,19 +36,19 @@ def handshake(path: str, protocol: str = "websocket") -> bytes:
 
 
 def frame(payload: bytes, opcode: int = TEXT, *, last: bool = True) -> bytes:
-    """As a client sends it: masked, with a mask that changes nothing (RFC 6455, 5.2)."""
+    """A client frame: masked, with a mask that changes nothing (RFC 6455, 5.2)."""
     return bytes((last << 7 | opcode, 0x80 | len(payload))) + bytes(4) + payload
 
 
 def in_fragments(payload: bytes) -> bytes:
-    """A message in three frames, with a ping in the middle of it."""
+    """A message in three frames, with a ping between them."""
     first, then, rest = payload[:5], payload[5:9], payload[9:]
     ping = frame(b"GET /secret HTTP/1.1", PING)
     return frame(first, last=False) + frame(then, MORE, last=False) + ping + frame(rest, MORE)
 
 
 def received(client: socket.socket, wanted: bytes = b"no such bytes") -> bytes:
-    """What comes until these bytes have, or nothing more does."""
+    """The received bytes, until the expected ones are there or no more come."""
     got = b""
     with contextlib.suppress(OSError):
         while wanted not in got and (data := client.recv(65536)):
@@ -71,7 +71,7 @@ def send(client: socket.socket, data: bytes, size: int) -> None:
 
 
 def stream(seen: Capture) -> bytes:
-    """What TCP segments carried to the victim, however it was cut."""
+    """The TCP payload that reached the victim, however it was segmented."""
     packets = (Ether(one) for one in seen.packets())
     return b"".join(bytes(packet[TCP].payload) for packet in packets if TCP in packet)
 

@@ -1,12 +1,12 @@
-"""Real namespaces with real packets for the backends, and nothing left behind.
+"""Real network namespaces with real packets for the backends; nothing is left behind.
 
-A `Namespace` has no name: it lives as long as its descriptor, so even a killed test run leaves nothing. Work is done in
-one by a thread that enters it; sockets made there stay there and can be used from anywhere.
+A `Namespace` has no name: it lives as long as its file descriptor, so even a killed test run leaves nothing. A thread
+enters it to do work there; sockets created there stay there and can be used from anywhere.
 
     @pytest.mark.pairwise    `make test` runs rows of its product that hold every pair of values, `make test-all` all
 
-Backend and family count as one value beside backend and topology, so every case meets each backend on each kind of
-link and in each family. Tests without the mark run in full.
+Backend and family count as one value, next to backend and topology, so every case runs with each backend on each
+kind of link and in each family. Tests without the mark run in full.
 """
 
 from __future__ import annotations
@@ -57,11 +57,11 @@ class Namespace:
 
     @property
     def path(self) -> str:
-        """For `ip link set … netns`."""
+        """A path for `ip link set … netns`."""
         return f"/proc/{os.getpid()}/fd/{self.fd}"
 
     def do(self, action: Callable[[], Result]) -> Result:
-        """The action's result, or its exception, from inside."""
+        """The action's result, or its exception, run inside the namespace."""
 
         def enter() -> Result:
             if _LIBC.setns(self.fd, _CLONE_NEWNET):
@@ -81,7 +81,7 @@ class Namespace:
         return out
 
     def feed(self, command: str, text: str) -> str:
-        """The output of a command that reads `text`."""
+        """The output of a command that gets `text` on stdin."""
         done = self.do(lambda: subprocess.run(shlex.split(command), input=text, capture_output=True, text=True))
         if done.returncode:
             raise RuntimeError(f"{command}: {done.stderr}")
@@ -127,7 +127,7 @@ def _in_thread(action: Callable[[], Result]) -> Result:
 
 @dataclass(frozen=True)
 class Pod:
-    """A namespace on a cable, with an address of each family."""
+    """A namespace with one interface and an address of each family."""
 
     name: str
     namespace: Namespace
@@ -135,7 +135,7 @@ class Pod:
     port: Port | None
 
     def connect(self, address: str, port: int, *, timeout: float = 1.5) -> str:
-        """`refused`, `timeout`, `reset`, or what the server says first."""
+        """`refused`, `timeout`, `reset`, or the server's first data."""
         family = 6 if ":" in address else 4
         with self.namespace.socket(family) as client:
             client.settimeout(timeout)
@@ -152,7 +152,7 @@ class Pod:
                 return f"error: {error}"
 
     def datagram(self, address: str, port: int, *, timeout: float = 0.5) -> str:
-        """What a UDP server answers, or `silence`."""
+        """The answer of a UDP server, or `silence`."""
         family = 6 if ":" in address else 4
         with self.namespace.socket(family, socket.SOCK_DGRAM) as client:
             client.settimeout(timeout)
@@ -163,7 +163,7 @@ class Pod:
                 return "silence"
 
     def ping(self, address: str, *, timeout: float = 0.7) -> bool:
-        """An echo request is answered."""
+        """Whether an echo request is answered."""
         family = 6 if ":" in address else 4
         proto, kind = (socket.IPPROTO_ICMP, 8) if family == 4 else (socket.IPPROTO_ICMPV6, 128)
         self.namespace.write("/proc/sys/net/ipv4/ping_group_range", "0 2147483647")
@@ -177,7 +177,7 @@ class Pod:
 
 
 class Server(threading.Thread):
-    """Greets each TCP connection with the client's address, then sends back what it gets."""
+    """Greets each TCP connection with the client's address, then echoes."""
 
     def __init__(self, pod_namespace: Namespace, family: int, port: int) -> None:
         super().__init__(name=f"server-{port}", daemon=True)
@@ -209,7 +209,7 @@ class Server(threading.Thread):
 
 
 class Proxy(threading.Thread):
-    """The smallest transparent proxy: connects onward from the client's address and passes on the greeting."""
+    """A minimal transparent proxy: connects to the server from the client's address and passes on the greeting."""
 
     def __init__(self, node: Namespace, family: int, settings: Settings) -> None:
         super().__init__(name="proxy", daemon=True)
@@ -218,7 +218,7 @@ class Proxy(threading.Thread):
         """(client, original destination, its port)"""
         self.failures: list[str] = []
         self.resolves: dict[str, tuple[str, int]] = {}
-        """Service addresses and what is behind them, as a worker knows them."""
+        """Service addresses and their backends, as a worker knows them."""
         self._listener = node.socket(family)
         self._listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         _transparent(self._listener, family)
@@ -266,7 +266,7 @@ def _transparent(made: socket.socket, family: int) -> None:
 
 
 class World:
-    """One node, three pods on it (client, server, stranger) and a host outside, cabled as a CNI would."""
+    """One node, three pods on it (client, server, stranger) and a host outside, connected as a CNI would."""
 
     def __init__(self, topology: str, backend: str) -> None:
         self.topology = topology
@@ -338,7 +338,7 @@ class World:
         return Pod(name, namespace, addresses, Port(veth, mac, "cni0" if self.bridge else ""))
 
     def _outside(self) -> Pod:
-        """A host of another network, as a pod of another node is seen from here."""
+        """A host of another network, which looks like a pod of another node."""
         namespace = Namespace()
         self._close_later(namespace)
         namespace.write("/proc/sys/net/ipv6/conf/default/accept_dad", "0")
@@ -365,11 +365,11 @@ class World:
 
     @property
     def unserved(self) -> str:
-        """What a steered client sees when no proxy listens: xt_TPROXY drops, nft goes on to the next rule."""
+        """What a redirected client sees when no proxy listens: xt_TPROXY drops, nft goes on to the next rule."""
         return "timeout" if self.backend.name == "iptables" else "refused"
 
     def warm(self) -> None:
-        """Neighbours know one another before the first measured packet."""
+        """Fills the neighbour caches before the first measured packet."""
         for pod in (*self.pods, self.outside):
             for family in (4, 6):
                 answer = pod.connect(self.node_address(family), 7000)
@@ -380,7 +380,7 @@ class World:
         return "10.1.0.1" if family == 4 else "fd00:1::1"
 
     def picture(self, *, settings: Settings | None = None, **policies: Table | None) -> Desired:
-        """Everybody has a port and an identity; `server_ingress=union(…)` and the like give policies."""
+        """Each pod has an interface and an identity; `server_ingress=union(…)` and the like set policies."""
         endpoints = tuple(
             Endpoint(
                 index,
@@ -422,14 +422,14 @@ IDENTITY = {"client": 1001, "server": 1002, "stranger": 70_003}
 def entry(
     verdict: Verdict, port: int | range = range(65536), *, protocol: int = 6, peers: tuple[int, ...] | None = None
 ) -> Entry:
-    """An entry in few words."""
+    """A short way to write an entry."""
     first, last = (port, port) if isinstance(port, int) else (port[0], port[-1])
     return Entry(verdict, protocol, first, last, any_peer=peers is None, peers=peers or ())
 
 
 @pytest.fixture(scope="session")
 def sandbox() -> None:
-    """Skips, or under CI fails, where no network namespace can be made."""
+    """Skips, or with CI set fails, where no network namespace can be made."""
     try:
         Namespace().close()
     except (OSError, RuntimeError) as error:
@@ -439,7 +439,7 @@ def sandbox() -> None:
         pytest.skip(reason)
 
 
-@pytest.hookimpl(tryfirst=True)  # before `-m` is looked at
+@pytest.hookimpl(tryfirst=True)  # before `-m` is evaluated
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     products: dict[object, list[pytest.Function]] = defaultdict(list)
     for item in items:
@@ -460,7 +460,7 @@ def _row(item: pytest.Function) -> Row:
 WORLDS = [f"{backend}/{topology}" for backend in BACKENDS for topology in ("routed", "bridge-nf-0", "bridge-nf-1")]
 BRIDGES = [name for name in WORLDS if "/bridge" in name]
 on_bridges = pytest.mark.parametrize("world", BRIDGES, indirect=True)
-"""For what routed pods, which share no link, cannot try."""
+"""For attacks that routed pods cannot make, because they share no link."""
 
 
 @pytest.fixture(scope="module", params=WORLDS)

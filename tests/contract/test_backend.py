@@ -1,6 +1,6 @@
-"""What every backend owes its caller, whatever the rules: the same state from every history, and no trace at the end.
+"""What every backend guarantees, whatever the rules: the same state after every history, and nothing left at the end.
 
-The state is what the kernel's own tools list. The fake is held to the same words, with its picture as the listing.
+The state is what the kernel's own tools list. The fake has the same guarantees, with its desired state as the listing.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ PICTURES = {
 
 
 class Kernel:
-    """A kernel of our own, and how to look at it without the backend."""
+    """A separate kernel state, and a way to inspect it without the backend."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -92,7 +92,7 @@ class Kernel:
         self.namespace.sh("ip link add cni0 address 02:aa:00:00:00:01 type bridge")
 
     def fresh(self) -> Backend:
-        """A backend that knows nothing, as in a restarted process."""
+        """A backend without memory, as in a restarted process."""
         return self._make()
 
     def do(self, action: Callable[[], Result]) -> Result:
@@ -108,11 +108,11 @@ class Kernel:
         self.do(lambda: self.fresh().remove())
 
     def listing(self) -> list[str]:
-        """Everything rules, sets and routes can hold, line by line; each line says where it belongs."""
+        """All rules, sets and routes, line by line; each line includes its location."""
         return [*self._nft(), *self._xtables(), *self._ipsets(), *self._routing()]
 
     def handles(self) -> str:
-        """With the numbers the kernel gave: what is made anew looks different."""
+        """With the handles that the kernel assigned: a recreated object looks different."""
         return self.namespace.sh("nft -a list ruleset", "ipset save")
 
     def _nft(self) -> Iterator[str]:
@@ -123,7 +123,7 @@ class Kernel:
                 yield from sorted(f"nft {line}: {one}" for one in _blocks(self.namespace.sh(f"nft list {line}")))
 
     def _xtables(self) -> Iterator[str]:
-        """Chains and rules. The built-in chains are made by looking at them, so they tell nothing."""
+        """Chains and rules, without the built-in chains, because listing creates them."""
         for tool in ("iptables-save", "ip6tables-save", "ebtables-save"):
             table, rules, chains = "", [], []
             for line in self.namespace.sh(tool).splitlines():
@@ -134,11 +134,11 @@ class Kernel:
                 elif line.startswith("-A"):
                     rules.append(f"{tool} {table} {line}")
             yield from sorted(chains)
-            # The order of chains is theirs, that of rules in a chain is ours.
+            # The order of chains is iptables', that of rules in a chain is ours.
             yield from sorted(rules, key=lambda rule: rule.split()[1:4])
 
     def _ipsets(self) -> list[str]:
-        """Without what differs between two equal sets."""
+        """Without fields that differ between two equal sets."""
         saved = self.namespace.sh("ipset save").splitlines()
         return sorted(re.sub(r" initval \S+| hashsize \d+| bucketsize \d+", "", line) for line in saved)
 
@@ -157,7 +157,7 @@ _BUILT_IN = ("PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING")
 
 
 def _blocks(listing: str) -> Iterator[str]:
-    """Sets, chains and the like. The order in which they stand says nothing, nor that of a set's members."""
+    """Sets, chains and the like. Their order is ignored, and that of a set's members."""
     for block in re.findall(r"^\t\S.*?\{$.*?^\t\}$", listing, re.MULTILINE | re.DOTALL):
         yield re.sub(r"elements = \{([^}]*)\}", lambda found: _sorted(found[1]), block)
 
@@ -217,7 +217,7 @@ def real(request: pytest.FixtureRequest, make: Callable[[str], Kernel]) -> Kerne
 
 @pytest.mark.parametrize("last", PICTURES)
 def test_any_picture_may_follow_any_other(kernel: Kernel, make: Callable[[str], Kernel], last: str) -> None:
-    """What is there afterwards is what the last one alone would have made."""
+    """The result is what the last apply alone would make."""
     clean = make(kernel.name)
     clean.apply(PICTURES[last])
     wanted = clean.listing()
@@ -307,7 +307,7 @@ def test_what_is_not_ours_stays(real: Kernel, name: str) -> None:
 
 
 def test_as_many_tiers_as_may_be_can_be_nested(real: Kernel) -> None:
-    """In every direction and family, with a refusal at the very end."""
+    """In every direction and family, with a refusal as the last rule."""
     peers, ports = (7,), range(80, 90)
     tier = Tier(((entry(PASS, ports, peers=peers),), (entry(DENY, 91), entry(STEER, 92, peers=peers))), closed=False)
     deep = Table((*(tier,) * (MAX_TIERS - 1), Tier(((entry(STEER, 80),),), closed=True)))
@@ -341,7 +341,7 @@ def test_a_bad_picture_leaves_the_old_one_in_force(kernel: Kernel, name: str) ->
 
 
 def test_what_the_kernel_refuses_leaves_the_old_picture_in_force(real: Kernel) -> None:
-    """Somebody else's route has the very place ours needs."""
+    """A foreign route occupies the place that ours needs."""
     real.apply(PICTURES["rich"])
     real.namespace.sh("ip route add local default dev lo table 7778")
     before = [line for line in real.listing() if not line.startswith("rule") and not line.startswith("route")]
@@ -428,7 +428,7 @@ for number in range(most):
 @pytest.mark.parametrize("topology", ["routed", "bridge-nf-0"])
 @pytest.mark.parametrize("name", BACKENDS)
 def test_nothing_leaks_and_nothing_is_cut_while_pictures_change(sandbox: None, name: str, topology: str) -> None:
-    """A bounded flood of the forbidden, 30 pictures in a row, and the allowed asked between each."""
+    """A bounded flood of forbidden packets during 30 updates in a row, with an allowed packet between each."""
     world = World(topology, name)
     try:
         _changes_under_flood(world)
@@ -445,7 +445,7 @@ def _changes_under_flood(world: World) -> None:
     world.apply(pictures[-1])
     with world.server.namespace.socket(4, socket.SOCK_DGRAM) as served:
         served.bind((target, 5000))
-        # The forbidden port is the one the client may use: only the identity tells them apart.
+        # The forbidden port is the one that the client may use: only the identity differs.
         leaked: list[str] = []
         flood = world.stranger.namespace.do(
             lambda: subprocess.Popen([sys.executable, "-c", _FLOOD, target, "5000", "20000"], env=dict(os.environ))
@@ -471,7 +471,7 @@ def _changes_under_flood(world: World) -> None:
 
 
 def _until(served: socket.socket, word: bytes) -> list[str]:
-    """Everything that arrives before the word; the word must arrive."""
+    """Everything that arrives before the marker; the marker must arrive."""
     other: list[str] = []
     ends = time.monotonic() + 2
     while time.monotonic() < ends:

@@ -1,4 +1,4 @@
-"""What goes wrong at the edges of the kernel is said in words that help."""
+"""Kernel errors are reported in messages that help."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_routes_need_lo_and_say_so() -> None:
 
 @pytest.mark.parametrize("name", BACKENDS)
 def test_this_kernel_has_what_the_backend_needs(name: str) -> None:
-    """And looking at it leaves nothing behind."""
+    """Checking leaves nothing behind."""
     namespace = Namespace()
     try:
         namespace.sh("iptables-save", "ip6tables-save", "ebtables-save")

@@ -1,7 +1,7 @@
-"""An attacker in a pod who writes frames byte by byte. On a bridge no frame may go around the IP layer.
+"""An attacker in a pod sends frames built byte by byte. On a bridge no frame may bypass the IP layer.
 
-Each attack is first seen to work while nothing of ours is installed: a test that cannot fail proves nothing. Receivers
-are ordinary UDP sockets, so what counts is what the victim's own stack takes for a packet to it.
+Each attack is first shown to work without our rules: a test that cannot fail proves nothing. Receivers are
+ordinary UDP sockets, so only a packet that the victim's own stack accepts counts.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ GROUPS = {4: ("224.0.0.251", "01:00:5e:00:00:fb"), 6: ("ff02::fb", "33:33:00:00:
 def bridged(request: pytest.FixtureRequest, sandbox: None) -> Iterator[World]:
     backend, _, topology = request.param.partition("/")
     made = World(topology, backend)
-    # Neighbour entries may be overwritten at once: what is tested is the bridge, not the victim's patience.
+    # Neighbour entries may be overwritten at once: the test is about the bridge, not about the victim's timers.
     made.server.namespace.write("/proc/sys/net/ipv4/neigh/eth0/locktime", "0")
     yield made
     made.close()
 
 
-# --- sending and hearing ----------------------------------------------------------------------------------------------
+# --- sending and receiving --------------------------------------------------------------------------------------------
 
 
 def mac(pod: Pod) -> str:
@@ -53,7 +53,7 @@ def send(pod: Pod, *frames: bytes) -> None:
 
 
 def heard(pod: Pod, family: int, shoot: Callable[[], None]) -> list[bytes]:
-    """What a datagram socket of the pod gets while the frames fly."""
+    """What a UDP socket of the pod receives while the frames are sent."""
     with pod.namespace.socket(family, socket.SOCK_DGRAM) as listening:
         listening.bind(("", PORT))
         group, _ = GROUPS[family]
@@ -92,13 +92,13 @@ def plain(world: World, source: Pod, target: Pod, family: int) -> bytes:
 
 
 def to_everybody(world: World, source: Pod, target: Pod, family: int) -> bytes:
-    """The victim's own address in a frame for all: its stack takes it."""
+    """The victim's own address in a broadcast frame: its stack accepts it."""
     packet = udp(source.addresses[family], target.addresses[family])
     return frame(mac(source), EVERYBODY, _kind(family), packet)
 
 
 def in_vlan_0(world: World, source: Pod, target: Pod, family: int) -> bytes:
-    """A priority tag: to the victim a plain packet, to a careless bridge rule no IP at all."""
+    """A priority tag (VLAN 0): the victim sees a plain packet, a careless bridge rule sees no IP."""
     packet = udp(source.addresses[family], target.addresses[family])
     return frame(mac(source), mac(target), _kind(family), packet, tag=0)
 
@@ -119,7 +119,7 @@ def with_the_clients_address(world: World, source: Pod, target: Pod, family: int
 
 
 def as_the_client(world: World, source: Pod, target: Pod, family: int) -> bytes:
-    """Address and MAC: only the port is not the client's."""
+    """Forges address and MAC: only the bridge port is not the client's."""
     packet = udp(world.client.addresses[family], target.addresses[family])
     return frame(mac(world.client), mac(target), _kind(family), packet)
 
@@ -138,7 +138,7 @@ def names(attack: Attack) -> str:
 
 
 def bare(world: World) -> None:
-    """Nothing of ours, and the bridge does not call iptables: pods just talk."""
+    """Without our rules, and the bridge does not call iptables: pods just talk."""
     world.node.do(world.backend.remove)
 
 
@@ -157,7 +157,7 @@ def test_no_frame_goes_around_an_ingress_policy(bridged: World, family: int, att
 
 @pytest.mark.parametrize("attack", AROUND, ids=names)
 def test_no_frame_goes_around_an_egress_policy(bridged: World, family: int, attack: Attack) -> None:
-    """To a pod without any policy, so that only the sender's own can stop it."""
+    """To a pod without policy, so that only the sender's own policy can stop it."""
     source, target = bridged.stranger, bridged.server
     shot = attack(bridged, source, target, family)
     bare(bridged)
@@ -175,7 +175,7 @@ def test_refusals_without_a_policy_leave_groups_alone(bridged: World, family: in
 
 
 def without_the_stranger(picture: Desired) -> Desired:
-    """As long as nobody has told us of a pod that is on the bridge already."""
+    """While a pod on the bridge is still unknown to the agent."""
     endpoints = tuple(one for one in picture.endpoints if one.port and one.port.interface != "vethstranger")
     identities = tuple(one for one in picture.identities if one[1] != IDENTITY["stranger"])
     return replace(picture, endpoints=endpoints, identities=identities)
@@ -196,7 +196,7 @@ def test_a_pod_that_is_not_known_yet_is_nobody_else(bridged: World, family: int,
 
 
 def _believed(pod: Pod, address: str) -> str:
-    """The MAC at which the pod thinks the address is."""
+    """The MAC in the pod's neighbour entry for the address."""
     words = pod.namespace.sh(f"ip neigh show {address} dev eth0").split()
     return words[words.index("lladdr") + 1] if "lladdr" in words else ""
 
@@ -204,7 +204,7 @@ def _believed(pod: Pod, address: str) -> str:
 def _knows_the_client(world: World, family: int) -> None:
     address = world.client.addresses[family]
     world.server.namespace.sh(f"ip neigh replace {address} lladdr {mac(world.client)} nud reachable dev eth0")
-    time.sleep(0.05)  # an entry of this very tick is not overwritten
+    time.sleep(0.05)  # an entry of the current tick is not overwritten
 
 
 KNOWN = pytest.mark.parametrize("known", [True, False], ids=["known pod", "unknown pod"])
@@ -230,7 +230,7 @@ def test_arp_for_another_pods_address_is_not_heard(bridged: World, known: bool) 
 @KNOWN
 @pytest.mark.parametrize(
     ("bridged", "honest_source"),
-    # ebtables cannot look at the target of an advertisement (see ipt_bridge).
+    # ebtables cannot match the target of an advertisement (see ipt_bridge).
     [(name, False) for name in BRIDGES] + [(name, True) for name in BRIDGES if "nftables" in name],
     indirect=["bridged"],
     scope="module",
@@ -257,14 +257,14 @@ def test_an_advertisement_of_another_pods_address_is_not_heard(
 
 @KNOWN
 def test_a_stolen_mac_does_not_move_the_victims_traffic(bridged: World, known: bool) -> None:
-    """The bridge learns where a MAC is from any frame: a forged one must end before that."""
+    """The bridge learns MACs from any frame: a forged one must be dropped before that."""
 
     def port_of_the_client() -> str:
         lines = bridged.node.sh("bridge fdb show br cni0").splitlines()
         return next((one.split()[2] for one in lines if one.startswith(mac(bridged.client)) and "master" in one), "")
 
     assert bridged.client.port and bridged.stranger.port
-    shot = frame(mac(bridged.client), EVERYBODY, 0x88B5, b"\0" * 46)  # IEEE's type for experiments
+    shot = frame(mac(bridged.client), EVERYBODY, 0x88B5, b"\0" * 46)  # the EtherType for experiments (IEEE 802)
     honest = plain(bridged, bridged.client, bridged.server, 4)
     bare(bridged)
     send(bridged.client, honest)

@@ -1,4 +1,4 @@
-"""Ports behind extension headers and in fragments are found: no wrapping of a datagram dodges a rule about ports."""
+"""Ports behind extension headers and in fragments are found: no encoding of a datagram evades a rule about ports."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def v6(source: str, target: str, kind: int, payload: bytes) -> bytes:
 
 
 def padding(following: int) -> bytes:
-    """A hop-by-hop or destination options header with nothing in it."""
+    """An empty hop-by-hop or destination options header."""
     return bytes((following, 0, 1, 4, 0, 0, 0, 0))
 
 
@@ -34,7 +34,7 @@ def fragment(following: int, number: int, *, at: int = 0, more: bool = False) ->
 
 
 def wrapped(source: str, target: str) -> dict[str, list[bytes]]:
-    """The same datagram in all the ways that a receiver takes."""
+    """The same datagram in all encodings that a receiver accepts."""
     plain = udp(source, target)
     if ip_address(source).version == 4:
         return {"two fragments": [v4_fragment(plain, 0, 8, more=True), v4_fragment(plain, 8, 999, more=False)]}

@@ -1,4 +1,4 @@
-"""ICMP errors: a pod may tell of packets that were sent to it, never of the connections of others."""
+"""ICMP errors: a pod may send errors about packets that were sent to it, never about connections of others."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ ENDING = {
 
 
 def picture(world: World) -> Desired:
-    """The client may ask the server; nobody may speak to the client. The stranger is under no policy."""
+    """The client may send to the server; no other pod may send to the client. The stranger is under no policy."""
     return world.picture(
         server_ingress=table(entry(ALLOW, ASKED, protocol=UDP, peers=(IDENTITY["client"],))), client_ingress=NOBODY
     )
@@ -50,10 +50,10 @@ def about(sender: socket.socket, receiver: tuple[str, int]) -> bytes:
 
 
 def tell(teller: Pod, target: str, kind: tuple[int, int], packet: bytes) -> None:
-    """An ICMP error with this packet in it, from the teller's own address."""
+    """An ICMP error with this packet in it, from the reporter's own address."""
     family = 6 if ":" in target else 4
     body = struct.pack(">BBHI", *kind, 0, 0) + packet
-    if family == 4:  # an IPv6 socket sums it up itself
+    if family == 4:  # the kernel fills in the checksum on an IPv6 socket
         body = body[:2] + struct.pack(">H", checksum(body)) + body[4:]
     with teller.namespace.socket(family, socket.SOCK_RAW, ICMP[family]) as raw:
         raw.sendto(body, (target, 0))
@@ -61,7 +61,7 @@ def tell(teller: Pod, target: str, kind: tuple[int, int], packet: bytes) -> None
 
 @contextmanager
 def connected(world: World, family: int) -> Iterator[tuple[socket.socket, socket.socket]]:
-    """Client and server that have spoken over UDP and hear of errors: their sockets are connected."""
+    """Client and server that have exchanged UDP and receive errors: their sockets are connected."""
     with talk(world, family) as talking:
         talking.ask(world.server.addresses[family])
         yield ends(talking)
@@ -76,7 +76,7 @@ def ends(talking: Talk) -> tuple[socket.socket, socket.socket]:
 
 
 def failed(one: socket.socket) -> bool:
-    """Whether the socket was told of an error."""
+    """Whether the socket received an error."""
     one.settimeout(0.15)
     try:
         one.recv(100)
@@ -116,7 +116,7 @@ def test_a_port_whose_pod_is_not_known_ends_no_connection(world: World, family: 
 
 
 def test_either_end_may_tell_the_other(world: World, family: int) -> None:
-    """Whoever asked first: of a question to a port that is closed, and of an answer to one that is."""
+    """In both directions: about a query to a closed port, and about an answer to a closed one."""
     world.apply(picture(world))
     with world.client.namespace.socket(family, socket.SOCK_DGRAM) as client:
         client.connect((world.server.addresses[family], ASKED))

@@ -1,6 +1,6 @@
-"""Addresses that no table lists: link-local above all, and frames that the bridge hands up past its own hooks.
+"""Addresses that no table lists: mainly link-local, and frames that the bridge delivers up past its own hooks.
 
-As in test_frames, each attack is first seen to work while nothing of ours is installed.
+As in test_frames, each attack is first shown to work without our rules.
 """
 
 from __future__ import annotations
@@ -45,13 +45,13 @@ def told(reader: NflogReader) -> list[NflogEvent]:
 
 def bare(world: World) -> None:
     world.node.do(world.backend.remove)
-    if world.topology == "bridge-nf-1":  # the iptables backend has switched it off
+    if world.topology == "bridge-nf-1":  # the iptables backend has disabled it
         for name in ("iptables", "ip6tables"):
             world.node.write(f"/proc/sys/net/bridge/bridge-nf-call-{name}", "1")
 
 
 def node_mac(world: World, pod: Pod | None = None) -> str:
-    """Of the node's interface that the pod (the stranger) has as its gateway."""
+    """The MAC of the node's interface that is the pod's (the stranger's) gateway."""
     port = (pod or world.stranger).port
     assert port
     words = world.node.sh(f"ip -o link show {port.bridge or port.interface}").split()
@@ -59,7 +59,7 @@ def node_mac(world: World, pod: Pod | None = None) -> str:
 
 
 def at_node(world: World, family: int, shoot: Callable[[], None]) -> list[bytes]:
-    """What a datagram socket of the node gets while the frames fly."""
+    """What a UDP socket of the node receives while the frames are sent."""
     with world.node.socket(family, socket.SOCK_DGRAM) as listening:
         listening.bind(("", PORT))
         listening.settimeout(0.15)
@@ -80,7 +80,7 @@ def _eventually(holds: Callable[[], bool]) -> bool:
 
 
 def picture(world: World, *, known: bool, families: tuple[int, ...] = (4, 6)) -> Desired:
-    """The stranger may send nothing, if it is known; nobody but the client may send to the server."""
+    """The stranger, if known, may send nothing; only the client may send to the server."""
     made = world.picture(
         settings=Settings(nflog_group=78, families=families), server_ingress=CLOSED, stranger_egress=SHUT
     )
@@ -99,7 +99,7 @@ def _source(pod: Pod, *, local: bool) -> str:
 
 @pytest.mark.parametrize(
     ("world", "known"),
-    # A routed cable that nobody has told us of is no port of ours.
+    # A routed interface unknown to the agent is not one of our ports.
     [*((name, True) for name in WORLDS), *((name, False) for name in BRIDGES)],
     indirect=["world"],
     scope="module",
@@ -136,11 +136,11 @@ def test_a_link_local_address_of_a_pod_is_no_way_around(
     world.apply(picture(world, known=known))
     told(reader)
     assert heard(world.server, 6, lambda: send(world.stranger, *[shot] * 3)) == []
-    # A unicast packet in a frame to everybody is a forgery, whatever its addresses.
+    # A unicast packet in a broadcast frame is a forgery, whatever its addresses.
     reasons = {event.told for event in told(reader)}
     assert reasons
     assert reasons <= ({LogEvent.LINK_LOCAL, LogEvent.SPOOF} if to_everybody else {LogEvent.LINK_LOCAL})
-    world.apply(world.picture())  # nor where nobody has a policy: what no policy can name is not carried
+    world.apply(world.picture())  # also without any policy: traffic that no policy can name is dropped
     assert heard(world.server, 6, lambda: send(world.stranger, *[shot] * 3)) == []
 
 
@@ -150,20 +150,20 @@ def test_to_a_pods_link_local_address_the_node_sends_the_links_own_only(world: W
     def knock() -> None:
         with world.node.socket(6, socket.SOCK_DGRAM) as client:
             scope = world.node.do(lambda: socket.if_nametoindex(device))
-            with contextlib.suppress(PermissionError):  # a refusal in the output hook
+            with contextlib.suppress(PermissionError):  # refused in the output hook
                 client.sendto(b"knock", (target, PORT, 0, scope))
 
     bare(world)
     assert heard(world.server, 6, knock) == [b"knock"], "it works without us"
     world.apply(picture(world, known=True))
     assert heard(world.server, 6, knock) == []
-    # Neighbour discovery of it goes on.
+    # Neighbour discovery of it still works.
     world.node.sh(f"ip neigh replace {target} lladdr {mac(world.server)} dev {device} nud probe")
     assert _eventually(lambda: "REACHABLE" in world.node.sh(f"ip -6 neigh show {target} dev {device}"))
 
 
 def test_link_local_neighbours_are_still_found(world: World) -> None:
-    """What a pod's own stack asks of its node, cold, in all kinds of sources."""
+    """What a pod's own stack asks of its node with an empty cache, from all kinds of source addresses."""
     world.apply(picture(world, known=True))
     target = link_local(node_mac(world, world.server))
     for source in (link_local(mac(world.server)), world.server.addresses[6]):
@@ -185,7 +185,7 @@ SECOND = {4: ("169.254.7.7", "10.1.0.77", "192.0.2.7"), 6: ("fec0::7", "fd00:1::
 @on_bridges
 @KNOWN
 def test_an_address_that_a_pod_gave_itself_is_no_way_in(world: World, family: int, known: bool) -> None:
-    """Even where the node believes that it is there."""
+    """Even where the node believes that the address is there."""
     target, kind, bits = world.server, IPV4 if family == 4 else IPV6, 32 if family == 4 else 128
     target.namespace.sh(*(f"ip addr add {one}/{bits} dev eth0" for one in SECOND[family]))
     shots = [
@@ -222,7 +222,7 @@ SOURCES_OF_NOBODY = {
 def test_from_an_address_that_is_not_its_own_a_pod_sends_nothing(
     world: World, family: int, source: str, to: str
 ) -> None:
-    """Where the kernel itself takes it for a Martian there is nothing to be seen without us."""
+    """Where the kernel itself drops it as a Martian, the attack does not work without our rules either."""
     kind = IPV4 if family == 4 else IPV6
     address = world.node_address(family) if to == "node" else world.server.addresses[family]
     there = {"pod": mac(world.server), "node": node_mac(world), "everybody": EVERYBODY}[to]
@@ -263,7 +263,7 @@ def test_to_an_address_that_is_on_no_wire_nothing_goes(world: World, target: str
 def test_a_frame_to_the_bridge_itself_brings_no_packet_to_the_node(
     world: World, family: int, stp: int, known: bool, reader: NflogReader
 ) -> None:
-    """IEEE 802.1Q, 8.6.3. The bridge hands some of these up before its prerouting hook, some without any hook."""
+    """IEEE 802.1Q, 8.6.3. The bridge delivers some of these up before its prerouting hook, some without any hook."""
 
     def shots(last: int, source: str) -> list[bytes]:
         packet = udp(source, world.node_address(family), b"%x" % last)
@@ -317,14 +317,14 @@ def group_mac(address: bytes) -> str:
 
 
 def _tentative(pod: Pod, address: str) -> str:
-    """The state of an address that the pod detects while somebody else does."""
+    """The state of an address that the pod probes while another pod does."""
     return pod.namespace.sh(f"ip -6 -o addr show dev eth0 to {address}")
 
 
 @KNOWN
 @pytest.mark.parametrize(
     ("world", "answer"),
-    # ebtables cannot look at the target of an advertisement (see ipt_bridge).
+    # ebtables cannot match the target of an advertisement (see ipt_bridge).
     [(name, "solicitation") for name in BRIDGES] + [(n, "advertisement") for n in BRIDGES if "nftables" in n],
     indirect=["world"],
     scope="module",
@@ -337,7 +337,7 @@ def test_duplicate_detection_by_a_pod_denies_nobody_an_address(world: World, kno
     shot = frame(mac(world.stranger), group_mac(packet[24:40]), IPV6, packet)
 
     def detected() -> str:
-        """The victim gives itself its address anew while the attacker says that it is taken."""
+        """The victim sets its address again while the attacker claims that it is taken."""
         victim.namespace.sh(f"ip addr del {address}/64 dev eth0")
         victim.namespace.sh(f"ip addr add {address}/64 dev eth0")
         for _ in range(12):
@@ -359,7 +359,7 @@ def test_duplicate_detection_by_a_pod_denies_nobody_an_address(world: World, kno
 
 
 def probe(sender: Pod, target: str) -> bytes:
-    """RFC 5227, 2.1.1: who has the target, asks nobody."""
+    """RFC 5227, 2.1.1: a probe for the target, without a sender address."""
     own = bytes.fromhex(mac(sender).replace(":", ""))
     body = struct.pack(">HHBBH", 1, IPV4, 6, 4, 1) + own + bytes(4) + bytes(6) + ip_address(target).packed
     return frame(mac(sender), EVERYBODY, ARP, body)
@@ -368,7 +368,7 @@ def probe(sender: Pod, target: str) -> bytes:
 @on_bridges
 @pytest.mark.parametrize(("whose", "passes"), [("own", True), ("another's", False)])
 def test_an_arp_probe_asks_for_ones_own_address_only(world: World, whose: str, passes: bool) -> None:
-    """Two that probe for one address at once both give it up."""
+    """Two pods that probe for one address at the same time both give it up."""
     shot = probe(world.stranger, (world.stranger if whose == "own" else world.server).addresses[4])
 
     def arrived() -> bool:
@@ -392,11 +392,11 @@ def test_an_arp_probe_asks_for_ones_own_address_only(world: World, whose: str, p
 
 
 def test_a_pod_detects_its_own_addresses(world: World) -> None:
-    """An address of the pod, cold, with duplicate address detection on: nothing of it is refused."""
+    """An address of the pod, with an empty cache and duplicate address detection: nothing of it is refused."""
     world.apply(world.picture())
     pod, address = world.stranger, world.stranger.addresses[6]
     for namespace in (world.node, world.server.namespace, pod.namespace):
-        namespace.sh("ip -6 neigh flush all")  # forged by attacks that were shown to work without our rules
+        namespace.sh("ip -6 neigh flush all")  # entries forged by the attacks shown to work without our rules
     pod.namespace.write("/proc/sys/net/ipv6/conf/eth0/accept_dad", "1")
     bits = 64 if world.bridge else 128
     try:

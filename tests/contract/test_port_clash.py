@@ -1,4 +1,4 @@
-"""A client and the proxy's connection in its name may have the very same ports: two connections, not one."""
+"""A client and the proxy's connection on its behalf may have the same ports: two connections, not one."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ pytestmark = [pytest.mark.lab, pytest.mark.pairwise]
 STEER = Verdict.STEER
 PATIENCE = 1.5
 PORTS = itertools.count(20_001)
-"""Each is used by one test only: conntrack remembers for a while what was reset, its translation, too."""
+"""Each is used by one test only: conntrack keeps a reset connection and its translation for a while."""
 
 
 class Relay(threading.Thread):
-    """A transparent proxy that takes a given port for its connections, and passes bytes both ways until the end."""
+    """A transparent proxy that uses a given source port upstream, and passes bytes both ways until the end."""
 
     def __init__(self, node: Namespace, family: int) -> None:
         super().__init__(name="relay", daemon=True)
@@ -74,7 +74,7 @@ def _pump(source: socket.socket, sink: socket.socket) -> None:
 
 @contextlib.contextmanager
 def connected(world: World, family: int, own: int, server: str) -> Iterator[socket.socket]:
-    """The client, from a port of its own."""
+    """The client, from its own source port."""
     with world.client.namespace.socket(family) as client:
         client.settimeout(PATIENCE)
         client.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -99,7 +99,7 @@ def echoes(client: socket.socket) -> bool:
 
 @pytest.fixture(params=["the server pod", "the outside", "the outside, masqueraded"])
 def server(request: pytest.FixtureRequest, world: World, family: int) -> Iterator[tuple[str, str]]:
-    """Where to, and as whom the server sees the client."""
+    """The destination, and the client's address as the server sees it."""
     world.apply(world.picture(client_egress=table(entry(STEER, 80))))
     client, tool = world.client.addresses[family], "iptables" if family == 4 else "ip6tables"
     if request.param == "the server pod":
@@ -124,7 +124,7 @@ def test_the_proxy_takes_the_clients_port(world: World, family: int, server: tup
 
 
 def test_a_client_takes_the_proxys_port(world: World, family: int, server: tuple[str, str]) -> None:
-    """All four go on: the two of the client, and the proxy's for each."""
+    """All four go on: the client's two, and the proxy's upstream one for each."""
     address, seen = server
     with Relay(world.node, family) as relay:
         relay.port = port = next(PORTS)

@@ -1,4 +1,4 @@
-"""Protocols beside TCP and UDP: by number, SCTP by port, ICMP by type and code."""
+"""Protocols other than TCP and UDP: by number, SCTP by port, ICMP by type and code."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ WORD = b"l7proxy contract"
 
 
 def arrives(world: World, source: Pod, family: int, protocol: int, payload: bytes, *, timeout: float = 0.15) -> bool:
-    """Whether the server's raw socket sees this payload of this client."""
+    """Whether the server's raw socket receives this payload from this client."""
     address = world.server.addresses[family]
     with world.server.namespace.socket(family, socket.SOCK_RAW, protocol) as server:
         server.settimeout(timeout)
@@ -37,7 +37,7 @@ def arrives(world: World, source: Pod, family: int, protocol: int, payload: byte
 
 
 def icmp(kind: int, code: int) -> bytes:
-    """A message of that type; an IPv6 socket sums it up itself."""
+    """A message of that type; the kernel fills in the checksum on an IPv6 socket."""
     head = struct.pack(">BBHHH", kind, code, 0, 7, 1)
     message = head + WORD
     total = sum(struct.unpack(f">{len(message) // 2}H", message))
@@ -45,7 +45,7 @@ def icmp(kind: int, code: int) -> bytes:
     return struct.pack(">BBHHH", kind, code, ~total & 0xFFFF, 7, 1) + WORD
 
 
-# In IPv6 AH is an extension header: what it protects is judged.
+# In IPv6 AH is an extension header: the protocol behind it is evaluated.
 @pytest.mark.parametrize(
     ("family", "protocol"),
     [(4, one) for one in (IPIP, IPV6, GRE, ESP, AH, VRRP)] + [(6, one) for one in (IPIP, IPV6, GRE, ESP, VRRP)],
@@ -97,7 +97,7 @@ def test_icmp_by_type_and_code(world: World, family: int) -> None:
 
 
 def test_ports_and_types_do_not_stand_for_one_another(world: World, family: int) -> None:
-    """An echo request's type and code, read as a port, is 2048 or 32768: no TCP gets in by it, nor the reverse."""
+    """An echo request's type and code, read as a port, is 2048 or 32768: it must not allow TCP, nor the reverse."""
     protocol, echo = ICMP[family], ECHO[family] << 8
     world.apply(world.picture(server_ingress=union((entry(ALLOW, echo, protocol=protocol),))))
     with world.client.namespace.socket(family) as client:
@@ -110,7 +110,7 @@ def test_ports_and_types_do_not_stand_for_one_another(world: World, family: int)
 
 
 def test_no_policy_cuts_neighbour_discovery_or_errors_of_what_passes(world: World, family: int) -> None:
-    """Even one that denies ICMP by name. The error: nobody listens on the UDP port that policy lets through."""
+    """Even one that denies ICMP by name. The error: no socket listens on the UDP port that policy allows."""
     protocol = ICMP[family]
     deny = entry(DENY, protocol=protocol)
     table = union((deny, entry(ALLOW, protocol=17), entry(ALLOW, 80)))

@@ -1,4 +1,4 @@
-"""What is refused to a pod that no policy governs, and only that: all else passes unseen, as without any table."""
+"""What is refused to a pod without policy, and only that: all else passes, as without any table."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ CLIENT_ID = 1
 
 
 def told(reader: NflogReader) -> list[NflogEvent]:
-    """All events until nothing comes for a while."""
+    """All events until no more come for a while."""
     events: list[NflogEvent] = []
     while select.select([reader], [], [], 0.25)[0]:
         events += reader.read()
@@ -40,7 +40,7 @@ def reader(world: World) -> Iterator[NflogReader]:
 
 
 def arrives(world: World, family: int, protocol: int, target: str, namespace: Namespace, port: int = 0) -> bool:
-    """Whether a packet of the client's to `target` is seen by a raw or UDP socket of `namespace`."""
+    """Whether a raw or UDP socket of `namespace` receives a packet from the client to `target`."""
     kind = socket.SOCK_DGRAM if protocol == UDP else socket.SOCK_RAW
     number = 0 if protocol == UDP else protocol
     with (
@@ -81,7 +81,7 @@ def test_refusals_without_a_policy(world: World, family: int, reader: NflogReade
 
 
 def test_others_are_not_concerned(world: World, family: int) -> None:
-    """A neighbour without a table, and the receiver's own policy."""
+    """The neighbour has no table; the receiver has its own policy."""
     server = world.server.addresses[family]
     world.apply(world.picture(stranger_egress=REFUSALS, server_ingress=union((entry(Verdict.ALLOW, protocol=UDP),))))
     assert arrives(world, family, UDP, server, world.server.namespace, TUNNEL)

@@ -1,4 +1,4 @@
-"""A client port that is used again while the proxy's socket of its last use is in TIME_WAIT (RFC 9293, 3.6.1)."""
+"""A client port is reused while the proxy's socket of its last use is in TIME_WAIT (RFC 9293, 3.6.1)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SETTINGS = Settings(nflog_group=78)
 
 
 def from_port(world: World, family: int, own: int, port: int) -> str:
-    """What the client is told, read to the end: it is the other side that closes first and keeps TIME_WAIT."""
+    """What the client receives, read to the end: the other side closes first and keeps TIME_WAIT."""
     with world.client.namespace.socket(family) as client:
         client.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         client.bind((world.client.addresses[family], own))
@@ -32,7 +32,7 @@ def from_port(world: World, family: int, own: int, port: int) -> str:
 
 
 def test_a_syn_that_meets_time_wait_goes_to_the_proxy_and_not_to_the_node(world: World, family: int) -> None:
-    """The node has a listener of the same port number, which a packet delivered locally without TPROXY would reach."""
+    """The node has a listener on the same port number, which a packet delivered locally without TPROXY would reach."""
     steered = world.picture(server_ingress=union((entry(STEER, 7300),)))
     refused = world.picture(server_ingress=union(()))
     greeting = f"proxy hello {world.client.addresses[family]}"

@@ -1,4 +1,4 @@
-"""What conntrack would go on waving through as a reply, although another picture refuses what it answers."""
+"""What conntrack would still pass as a reply, although new rules refuse the original direction."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ ASKED, ANSWERED = 5301, 5302
 
 
 class Talk:
-    """A client and a server that have spoken over UDP; `reply` is what the client hears when the server goes on."""
+    """A client and a server that have exchanged UDP; `reply` is what the client receives when the server sends more."""
 
     def __init__(self, world: World, family: int) -> None:
         self.client = world.client.namespace.socket(family, socket.SOCK_DGRAM)
@@ -63,7 +63,7 @@ def talk(world: World, family: int) -> Iterator[Talk]:
 
 
 def change(world: World, before: Desired | None, after: Desired, *, spare: bool = False) -> Outcome:
-    """As an agent does it: the rules, then the entries."""
+    """As the agent does it: first the rules, then the conntrack entries."""
     world.apply(after)
     return world.node.do(lambda: revoke(taken(before, after), after, spare=spare))
 
@@ -82,7 +82,7 @@ def nothing_tracked(world: World) -> None:
 
 
 def open_picture(world: World) -> Desired:
-    """The client may ask; nobody may speak to it."""
+    """The client may send queries; no other pod may send to it."""
     return world.picture(server_ingress=table(entry(ALLOW, ASKED, protocol=UDP, peers=CLIENT)), client_ingress=NOBODY)
 
 
@@ -110,7 +110,7 @@ def test_replies_end_when_a_fresh_agent_finds_them_refused(world: World, family:
 
 
 def test_replies_do_not_pass_to_the_next_owner_of_an_address(world: World, family: int) -> None:
-    """The next one may ask the same server, but it did not."""
+    """The address's next owner may query the same server, but did not."""
     before = open_picture(world)
     here = world.client.addresses[4]
     others = [replace(one, id=9, port=None) if here in one.addresses else one for one in before.endpoints]
@@ -125,7 +125,7 @@ def test_replies_do_not_pass_to_the_next_owner_of_an_address(world: World, famil
 
 
 def test_what_is_still_allowed_is_not_cut(world: World, family: int) -> None:
-    """Another identity for the same pod, and other rules beside: TCP and UDP go on, through a Service, too."""
+    """The same pod gets another identity and other rules: TCP and UDP go on, also through a Service."""
     before = world.picture(
         server_ingress=table(entry(ALLOW, ASKED, protocol=UDP), entry(ALLOW, 8080)),
         client_ingress=NOBODY,
@@ -169,7 +169,7 @@ def test_what_came_through_a_service_is_judged_by_the_pod_behind_it(world: World
 
 
 def test_the_proxys_connections_are_the_proxys_to_end(world: World, family: int) -> None:
-    """What it has served stays in the first round, its own connection to the server always."""
+    """With `spare`, the client's connections to the proxy stay; the proxy's upstream connections always stay."""
     before = world.picture(server_ingress=table(entry(STEER, 80)), client_ingress=NOBODY, server_egress=NOBODY)
     after = world.picture(server_ingress=NOBODY, client_ingress=NOBODY, server_egress=NOBODY)
     world.apply(before)
@@ -183,7 +183,7 @@ def test_the_proxys_connections_are_the_proxys_to_end(world: World, family: int)
 
 
 def test_all_of_an_address_that_went_goes(world: World, family: int) -> None:
-    """As client and as server, over every protocol, the proxy's own connections in its name, too."""
+    """As client and as server, over every protocol, and the proxy's own connections on its behalf."""
     before = world.picture(server_ingress=table(entry(STEER, 80), entry(ALLOW, protocol=-1)))
     world.apply(before)
     with Proxy(world.node, family, SETTINGS), talk(world, family) as talking:
@@ -206,7 +206,7 @@ def test_all_of_an_address_that_went_goes(world: World, family: int) -> None:
 
 
 def test_entries_of_any_zone_go(world: World, family: int) -> None:
-    """Others may keep theirs apart (a CNI, Open vSwitch): an entry is found by its zone, too."""
+    """Other software (a CNI, Open vSwitch) may use conntrack zones: an entry is found by its zone, too."""
     before, after = open_picture(world), world.picture(server_ingress=NOBODY, client_ingress=NOBODY)
     world.apply(before)
     world.node.feed(
@@ -232,7 +232,7 @@ def test_nothing_is_listed_for_nobody(world: World, family: int) -> None:
 
 
 def wait_until_closed(world: World) -> None:
-    """The FIN of a connection whose entry has gone would be tracked as one of its own (nf_conntrack_tcp_loose)."""
+    """The FIN of a connection without entry would create a new entry (nf_conntrack_tcp_loose)."""
     places = (world.node, *(pod.namespace for pod in world.pods))
     deadline = time.monotonic() + 5
     while left := "".join(place.sh("ss -tanH state connected exclude time-wait") for place in places):
@@ -241,7 +241,7 @@ def wait_until_closed(world: World) -> None:
 
 
 def tracked(world: World) -> list[Tracked]:
-    """Without what the kernel sends by itself: IGMP, and of ICMPv6 all but echo requests."""
+    """Without packets that the kernel sends by itself: IGMP, and all of ICMPv6 but echo requests."""
 
     def wanted(connection: Connection) -> bool:
         return connection.protocol != IGMP and (connection.protocol != ICMPV6 or connection.port >> 8 == 128)

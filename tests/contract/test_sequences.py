@@ -1,7 +1,7 @@
-"""One backend object through many pictures, each a small change of the one before, as an agent's life is.
+"""One backend object through many desired states, each a small change of the previous one, as in a long-lived agent.
 
-What the kernel lists after each is what that picture alone would have made of a bare machine: differences leave no
-trace of the way, neither in what is there nor in what is said of it.
+After each, the kernel lists what that state alone would produce on a fresh machine: incremental updates leave no
+trace of the history, neither in the kernel nor in reports.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def make(request: pytest.FixtureRequest, sandbox: None) -> Iterator[Callable[[],
 
 
 class Life:
-    """Random pictures, each a few steps from the last."""
+    """Random desired states, each a few changes from the previous one."""
 
     def __init__(self, seed: int) -> None:
         self._dice = random.Random(seed)
@@ -59,7 +59,7 @@ class Life:
         return self.picture
 
     def _identity(self, one: Desired) -> Desired:
-        """An address or a prefix comes, goes or gets another identity."""
+        """An address or a prefix is added, removed or gets another identity."""
         dice, known = self._dice, dict(one.identities)
         prefix = dice.choice(
             (
@@ -76,7 +76,7 @@ class Life:
         return replace(one, identities=tuple(known.items()))
 
     def _peers(self, one: Desired) -> Desired:
-        """One peer enters or leaves some entries everywhere: what a new pod does."""
+        """One peer is added to or removed from entries everywhere, as by a new pod."""
         peer = self._dice.choice(PEERS)
 
         def entered(found: Entry) -> Entry:
@@ -109,7 +109,7 @@ class Life:
         return replace(one, endpoints=tuple(endpoints))
 
     def _endpoint(self, one: Desired) -> Desired:
-        """A pod comes, goes, or changes its cable."""
+        """A pod is added, removed, or changes its interface."""
         number = self._dice.randrange(1, 6)
         rest = tuple(each for each in one.endpoints if each.id != number)
         if len(rest) < len(one.endpoints) and self._dice.random() < 0.6:
@@ -126,7 +126,7 @@ class Life:
         return replace(one, endpoints=(*rest, fresh))
 
     def _rare(self, one: Desired) -> Desired:
-        """What a node does once a month."""
+        """Rare changes of the node itself."""
         match self._dice.randrange(4):
             case 0:
                 bridges = () if one.bridges else (BRIDGE,)
@@ -141,7 +141,7 @@ class Life:
                 return replace(one, host_identity=self._dice.choice((1, *PEERS)))
 
     def _any_egress(self) -> Table:
-        """Of a policy, or what is refused without one."""
+        """Log entries of a policy, or of refusals without a policy."""
         if self._dice.random() < 0.7:
             return self._any_table()
         refused = [entry(Verdict.DENY, protocol=each) for each in self._dice.sample((4, 47, 50), 2)]
@@ -194,7 +194,7 @@ def test_small_changes_lead_where_each_picture_alone_leads(
 
 
 def test_a_small_change_leaves_the_rest_alone(make: Callable[[], Kernel]) -> None:
-    """By the numbers that the kernel gives: a rule made anew has another."""
+    """With kernel handles: a recreated rule has another handle."""
     kernel = make()
     backend = kernel.do(kernel.fresh)
     old = PICTURES["rich"]
@@ -237,7 +237,7 @@ _OURS = {
 
 
 def test_what_others_do_is_told_from_what_they_do_to_ours(make: Callable[[], Kernel]) -> None:
-    """Differences all the same while others commit theirs; but who touches ours among them is noticed."""
+    """Updates stay incremental while other programs commit; but a foreign change of our tables is detected."""
     kernel = make()
     backend, old = kernel.do(kernel.fresh), PICTURES["rich"]
     kernel.do(lambda: backend.apply(old))
@@ -262,7 +262,7 @@ def test_what_others_do_is_told_from_what_they_do_to_ours(make: Callable[[], Ker
 
 
 def _told(kernel: Kernel, backend: Backend) -> list[Installed | None]:
-    """Until all is as it stays."""
+    """Waits until the state is stable."""
     return kernel.do(lambda: [backend.read() for _ in range(QUIET)])
 
 
@@ -271,7 +271,7 @@ def _handles(kernel: Kernel) -> set[str]:
 
 
 def test_a_difference_is_recognised_by_the_next_process_once_it_was_quiet(make: Callable[[], Kernel]) -> None:
-    """Before that it says that it cannot tell, and puts the whole picture there again."""
+    """Until then it reports that it cannot know, and writes the whole state again."""
     kernel = make()
     backend, old = kernel.do(kernel.fresh), PICTURES["rich"]
     grown = replace(old, identities=(*old.identities, ("10.3.0.9/32", 7)))

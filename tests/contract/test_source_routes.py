@@ -1,4 +1,4 @@
-"""Packets that say by which way they want to go: the address that is judged must be the one they get to."""
+"""Source-routed packets: the evaluated address must be the one that they reach."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ ONLY_THE_CLIENT = union((entry(Verdict.ALLOW, protocol=-1, peers=(IDENTITY["clie
 
 
 def in_ipv4(option: int, source: str, via: str, target: str) -> bytes:
-    """A datagram to `via` with the wish to be sent on to the target (RFC 791, 3.1)."""
+    """A datagram to `via` with a source route to the target (RFC 791, 3.1)."""
     one, node, other = (ip_address(address).packed for address in (source, via, target))
     datagram = struct.pack(">HHHH", PORT, PORT, 14, 0) + b"attack"
     head = struct.pack(">BBHHHBBH", 0x47, 0, 28 + len(datagram), 1, 0, 64, 17, 0) + one + node
@@ -37,7 +37,7 @@ def in_ipv6(source: str, via: str, target: str) -> bytes:
 
 
 def arrived(world: World, packet: bytes) -> list[bytes]:
-    """What the server hears when the stranger hands this to the node."""
+    """What the server receives when the stranger sends this to the node."""
     device = world.bridge.name if world.bridge else "vethstranger"
     words = world.node.sh(f"ip -o link show {device}").split()
     version, kind = (4, IPV4) if packet[0] >> 4 == 4 else (6, IPV6)

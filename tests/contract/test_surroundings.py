@@ -1,4 +1,4 @@
-"""Other people's settings of the node: what must work beside them, and what must stay closed because of them."""
+"""Node settings of other software: what must work with them, and what must stay closed despite them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SETTINGS = Settings(nflog_group=78)
 
 @contextmanager
 def sysctls(node: Namespace, **values: str) -> Iterator[None]:
-    """IPv4 settings of the node, dots as double underscores, put back afterwards."""
+    """IPv4 settings of the node (a dot is a double underscore), restored afterwards."""
     paths = {f"/proc/sys/net/ipv4/{name.replace('__', '/')}": value for name, value in values.items()}
     before = {path: node.sh(f"cat {path}").strip() for path in paths}
     for path, value in paths.items():
@@ -32,7 +32,7 @@ def sysctls(node: Namespace, **values: str) -> Iterator[None]:
 
 
 def test_strict_reverse_paths_with_marks(world: World) -> None:
-    """As WireGuard sets them: the way back of a marked packet is looked up with its mark."""
+    """As WireGuard sets them: the reverse path of a marked packet is looked up with its mark."""
     target, client = world.server.addresses[4], world.client.addresses[4]
     node = replace(world.outside, namespace=world.node)
     with sysctls(world.node, conf__all__rp_filter="1", conf__all__src_valid_mark="1"):
@@ -46,7 +46,7 @@ def test_strict_reverse_paths_with_marks(world: World) -> None:
 
 @pytest.mark.parametrize("who", ["client", "outside", "node"])
 def test_without_the_routing_rules_nothing_steered_gets_past_the_proxy(world: World, family: int, who: str) -> None:
-    """systemd-networkd, for one, takes away rules it does not know."""
+    """systemd-networkd, for example, removes rules it does not know."""
     target = world.server.addresses[family]
     source = replace(world.outside, namespace=world.node) if who == "node" else getattr(world, who)
     world.apply(world.picture(server_ingress=union((entry(STEER, 80),))))
@@ -63,7 +63,7 @@ def test_without_the_routing_rules_nothing_steered_gets_past_the_proxy(world: Wo
 
 
 def test_loopback_addresses_do_not_come_in_by_a_cable(world: World) -> None:
-    """kube-proxy sets route_localnet, and then a pod could dial what the node believes to be its own."""
+    """kube-proxy sets route_localnet, so a pod could reach addresses that the node treats as its own."""
     with _loopback_elsewhere(world.client.namespace), sysctls(world.node, conf__all__route_localnet="1"):
         server = Server(world.node, 4, 7100)
         try:
@@ -77,7 +77,7 @@ def test_loopback_addresses_do_not_come_in_by_a_cable(world: World) -> None:
 
 @contextmanager
 def _loopback_elsewhere(pod: Namespace) -> Iterator[None]:
-    """A pod with a network of its own making: for it, 127.0.0.9 is behind the node."""
+    """A pod with its own network setup: it routes 127.0.0.9 to the node."""
     pod.sh(
         "ip route add 127.0.0.9/32 via 10.1.0.1 dev eth0 src 10.1.0.11",
         "ip rule add to 127.0.0.9/32 lookup main priority 1",
@@ -97,7 +97,7 @@ def _loopback_elsewhere(pod: Namespace) -> Iterator[None]:
 
 
 def test_another_mark_survives(world: World, family: int) -> None:
-    """kube-proxy marks before we judge and reads the mark after: our bits are ours, all others are not."""
+    """kube-proxy sets marks before our rules and reads them after: we change our bits only."""
     tool = "iptables" if family == 4 else "ip6tables"
     target = world.server.addresses[family]
     marking = "PREROUTING -p tcp --dport 8080 -j MARK --set-xmark 0x4000/0x4000"

@@ -1,4 +1,4 @@
-"""Tables of random tiers and stages: what real packets meet is what the fake reads out of the law."""
+"""Tables of random tiers and stages: real packets get the verdict that the fake derives from the semantics."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ ECHO = {4: (1, 8 << 8), 6: (58, 128 << 8)}
 
 
 def tables(seed: int, family: int) -> Iterator[Table]:
-    """For ever. Small enough to be decided in every possible place, now here and now there."""
+    """Endless. Small enough that every possible position decides some flows."""
     dice = random.Random(seed)
     while True:
         yield Table(tuple(_tier(dice, family) for _ in range(dice.randint(0, 4))))

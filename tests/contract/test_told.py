@@ -1,4 +1,4 @@
-"""What the kernel tells of each verdict, with real packets: once per connection, once per refusal, and in time."""
+"""What the kernel logs for each verdict, with real packets: once per connection, once per refusal, and in time."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def reader(world: World) -> Iterator[NflogReader]:
 
 
 def told(reader: NflogReader, *, quiet: float = 0.25) -> list[NflogEvent]:
-    """All events until nothing comes for a while."""
+    """All events until no more come for a while."""
     events: list[NflogEvent] = []
     while select.select([reader], [], [], quiet)[0]:
         events += reader.read()
@@ -113,7 +113,7 @@ def test_a_refused_ping_is_told_with_its_type(world: World, family: int, reader:
 
 
 def test_one_event_is_told_in_time(world: World, family: int, reader: NflogReader) -> None:
-    """The kernel gathers events; a lonely one must not wait for company."""
+    """The kernel batches events; a single one must not wait for more."""
     world.apply(world.picture(server_ingress=union(())))
     told(reader)
     started = time.monotonic()
@@ -124,7 +124,7 @@ def test_one_event_is_told_in_time(world: World, family: int, reader: NflogReade
 
 
 def test_what_is_over_the_rate_is_refused_and_not_told(world: World, family: int, reader: NflogReader) -> None:
-    quiet = replace(SETTINGS, log_rate=40 + 5 * family)  # another picture for each: buckets start full
+    quiet = replace(SETTINGS, log_rate=40 + 5 * family)  # another desired state for each: buckets start full
     world.apply(world.picture(settings=quiet, server_ingress=union(())))
     told(reader)
     answers = {world.client.connect(world.server.addresses[family], 80) for _ in range(60)}
@@ -133,7 +133,7 @@ def test_what_is_over_the_rate_is_refused_and_not_told(world: World, family: int
 
 
 def test_what_is_not_told_is_counted_through_all_changes(world: World, family: int, reader: NflogReader) -> None:
-    """A difference, a table made anew (other settings) and one that somebody else takes away after it was counted."""
+    """Incremental update, recreated table (other settings), and a table that is deleted externally after the count."""
     quiet = replace(SETTINGS, log_rate=50 + family)
     pictures = (
         world.picture(settings=quiet, server_ingress=union(())),

@@ -1,7 +1,7 @@
-"""Real packets against the written semantics, for every backend, cabling and family.
+"""Real packets against the written semantics, for every backend, topology and family.
 
 The pods: `client` and `stranger` talk to `server`, which listens on TCP 80, 8080 and 9000; `outside` is another node's
-pod. A steered connection is recognised by the proxy's word before the server's greeting.
+pod. A redirected connection is recognised by the proxy's marker before the server's greeting.
 """
 
 from __future__ import annotations
@@ -197,7 +197,7 @@ def test_a_pod_may_talk_to_itself(world: World, family: int) -> None:
 
 
 def test_a_foreign_source_address_does_not_get_in(world: World, family: int) -> None:
-    """The stranger takes the client's address; the client's own policy would let it pass."""
+    """The stranger forges the client's address; the client's own policy would let it pass."""
     world.apply(world.picture(server_ingress=table(entry(ALLOW, protocol=-1, peers=CLIENT))))
     forged, target = world.client.addresses[family], world.server.addresses[family]
     bits = 32 if family == 4 else 128
@@ -249,7 +249,7 @@ def test_a_service_is_judged_by_the_pod_behind_it(world: World, family: int) -> 
 
 
 def test_a_service_is_steered_to_the_pod_behind_it(world: World, family: int) -> None:
-    """After DNAT where the kernel lets us; else the whole Service address goes to the proxy, which resolves it."""
+    """After DNAT where the kernel allows it; else the whole Service address goes to the proxy, which resolves it."""
     with service(world, family) as (address, target):
         early = world.backend.steers_before_dnat
         picture = world.picture(server_ingress=table(entry(STEER, 8080)))
@@ -262,8 +262,8 @@ def test_a_service_is_steered_to_the_pod_behind_it(world: World, family: int) ->
             proxy.resolves[address] = (target, 8080)
             assert world.client.connect(address, 80) == f"proxy hello {world.client.addresses[family]}", proxy.failures
             assert proxy.seen == [(world.client.addresses[family], *((address, 80) if early else (target, 8080)))]
-        # On a bridge the client is told by ICMP. Over a veth that may come while connect() still holds the socket; the
-        # kernel then heeds it only with the answer to the second SYN, a second later.
+        # On a bridge the client gets an ICMP error. Over a veth it may arrive while connect() holds the socket; the
+        # kernel then handles it only with the answer to the second SYN, a second later.
         assert world.client.connect(address, 80, timeout=1.8) == world.unserved, "nobody listens: closed"
 
 

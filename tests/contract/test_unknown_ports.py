@@ -1,4 +1,4 @@
-"""A bridge port whose pod is not known: it speaks as nobody else, claims nobody's address, and is no router."""
+"""A bridge port of an unknown pod: it cannot forge another sender, claim another's address, or act as a router."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def bridged(request: pytest.FixtureRequest, sandbox: None) -> Iterator[World]:
 
 
 def picture(world: World, *, uplink: bool = False) -> Desired:
-    """The stranger's port is an uplink, or nobody knows it. A pod of another node is known. No policy refuses."""
+    """The stranger's port is an uplink, or unknown. A pod of another node is known. No policy refuses."""
     made = without_the_stranger(world.picture(server_ingress=OPEN))
     assert world.bridge
     ports = ("vethclient", "vethserver", "vethstranger")
@@ -60,7 +60,7 @@ def bare(world: World) -> None:
 
 
 def received(pod: Pod, *shots: bytes, sender: Pod) -> list[bool]:
-    """Which of these frames arrive at the pod's interface just as they are."""
+    """Which of these frames arrive unchanged at the pod's interface."""
     with pod.namespace.do(lambda: socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(3))) as raw:
         raw.bind(("eth0", 3))
         send(sender, *shots)
@@ -103,7 +103,7 @@ def test_by_an_uplink_packets_of_pods_of_other_nodes_come(bridged: World, family
 
 
 def router(sender: Pod, kind: int) -> bytes:
-    """A router advertisement with a lifetime (RFC 4861, 4.2), or a redirect, to everybody."""
+    """A router advertisement with a lifetime (RFC 4861, 4.2), or a redirect, to all hosts."""
     source, group = ip_address(link_local(mac(sender))).packed, ip_address("ff02::1").packed
     body = struct.pack(">BBH", kind, 0, 0) + (struct.pack(">BBHII", 64, 0, 1800, 0, 0) if kind == 134 else bytes(36))
     body = body[:2] + struct.pack(">H", checksum(pseudo_header(source, group, 58, body))) + body[4:]
@@ -112,7 +112,7 @@ def router(sender: Pod, kind: int) -> bytes:
 
 
 def claims(world: World) -> dict[str, bytes]:
-    """Frames to the server by which the stranger would be taken for others."""
+    """Frames to the server with the forged sender of another pod."""
     liar, target = world.stranger, world.server
     own, there = mac(liar), mac(target)
     return {
@@ -156,14 +156,14 @@ def test_it_claims_nobodys_address_and_is_no_router(bridged: World) -> None:
         ),
     )
     assert received(bridged.server, honest, sender=bridged.stranger) == [True], "its own it may"
-    desired = picture(bridged, uplink=True)  # and no policy: under one, group traffic does not come in
+    desired = picture(bridged, uplink=True)  # without policy, because under one multicast is not received
     bridged.apply(replace(desired, endpoints=tuple(replace(one, ingress=None) for one in desired.endpoints)))
     assert received(bridged.server, attacks["router"], sender=bridged.stranger) == [True], "a router may be there"
 
 
 @pytest.mark.parametrize("listed", [True, False], ids=["listed", "not listed yet"])
 def test_bridges_without_pods_are_left_alone(bridged: World, listed: bool) -> None:
-    """Two containers on docker0: link-local unicast goes on; once its ports are listed, whatever they say."""
+    """Two containers on docker0: link-local unicast passes; once its ports are listed, all traffic does."""
     made = [Namespace(), Namespace()]
     macs = [f"02:dd:00:00:00:0{number}" for number in range(2)]
     bridged.node.sh("ip link add docker0 address 02:dd:00:00:00:99 type bridge", "ip link set docker0 up")
@@ -180,7 +180,7 @@ def test_bridges_without_pods_are_left_alone(bridged: World, listed: bool) -> No
         bridged.apply(desired)
         local = frame(macs[0], macs[1], IPV6, udp(link_local(macs[0]), link_local(macs[1])))
         as_node = frame(macs[0], macs[1], IPV4, udp(REMOTE_POD[4], "172.17.0.2"))
-        # ebtables refuses addresses of others only on their way to pods and to the node (see ipt_bridge).
+        # ebtables refuses forged addresses only on the way to pods and to the node (see ipt_bridge).
         passes = listed or bridged.backend.name == "iptables"
         assert received(second, local, as_node, sender=first) == [True, passes]
     finally:
@@ -190,7 +190,7 @@ def test_bridges_without_pods_are_left_alone(bridged: World, listed: bool) -> No
 
 
 def test_a_new_port_is_closed_before_anybody_lists_it(bridged: World) -> None:
-    """No list has it, so it is taken for a pod's."""
+    """It is in no list, so it is treated as a pod's."""
     assert bridged.bridge
     desired = replace(picture(bridged), bridges=(Bridge(bridged.bridge.name, bridged.bridge.mac),))
     bridged.apply(desired)

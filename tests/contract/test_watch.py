@@ -1,4 +1,4 @@
-"""Who touched our tables: told right or not at all."""
+"""External changes of our tables: reported correctly or not at all."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def test_an_alarm_rings_when_ours_is_taken_away_and_for_nothing_of_others(node: 
 
 
 def test_what_was_lost_is_not_vouched_for(node: Namespace) -> None:
-    """More at once than there is room for, and somewhere in it a change of ours."""
+    """More events at once than the buffer holds, with one of our own changes among them."""
     watch, since = node.do(Watch), node.do(generation)
     elements = ", ".join(f"10.{n >> 16}.{n >> 8 & 255}.{n & 255}" for n in range(300_000))
     flood = f"table inet other {{\n set s {{\n type ipv4_addr\n elements = {{ {elements} }}\n }}\n}}\n"

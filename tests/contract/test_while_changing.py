@@ -1,6 +1,6 @@
-"""Who is known by a prefix stays who they are while other prefixes come and go under traffic.
+"""A peer identified by a prefix keeps its identity while other prefixes change under traffic.
 
-Ranges are taken out and put in again as a whole, in one transaction: no packet may fall between.
+Ranges are removed and added again as a whole, in one transaction: no packet may see the state between.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ ALLOW, DENY = Verdict.ALLOW, Verdict.DENY
 PORT = 5001
 SO_RCVBUFFORCE = 33  # socket(7); not in Python's socket module
 ROOM = 16 << 20
-"""Bytes: what arrives must not be lost in here while the listener waits for its turn."""
+"""Bytes: large enough that nothing is lost here while the listener waits to run."""
 _NUMBERED = """
 import socket, sys, time
 target, port = sys.argv[1], int(sys.argv[2])
@@ -41,7 +41,7 @@ while True:
 
 @contextmanager
 def numbered_from_outside(world: World, family: int) -> Iterator[list[int]]:
-    """The numbers that arrive, of datagrams that the host outside keeps sending."""
+    """The sequence numbers that arrive from the datagrams of the outside host."""
     target, arrived = world.server.addresses[family], list[int]()
     with world.server.namespace.socket(family, socket.SOCK_DGRAM) as server:
         server.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, ROOM)

@@ -1,6 +1,6 @@
 """Labs for tests, driven by the command line only, as a user would: with root, or in a user namespace.
 
-Where neither is to be had the tests are skipped with the reason; with CI set they fail instead.
+Without either the tests are skipped with the reason; with CI set they fail instead.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ programs.reach()
 
 
 def need(*names: str) -> None:
-    """Skips the test where these programs are not there; with CI set it fails instead."""
+    """Skips the test when these programs are missing; with CI set it fails instead."""
     if absent := programs.missing(names):
         unable(f"not installed: {', '.join(absent)}")
 
@@ -35,7 +35,7 @@ def unable(reason: str) -> None:
 
 
 def missing() -> str:
-    """Why no lab can come up here; empty when one can."""
+    """The reason why no lab can be started here; empty when one can."""
     if absent := programs.missing(TOOLS):
         return f"not installed: {', '.join(absent)}"
     if os.geteuid() == 0:
@@ -51,7 +51,7 @@ def able() -> None:
 
 
 class Cluster:
-    """One lab by its name. Every method is a command line."""
+    """One lab by its name. Every method runs a command line."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -81,7 +81,7 @@ class Cluster:
         return done.stdout if done.returncode == 0 else f"exit {done.returncode}"
 
     def talk(self, pod: str, script: str) -> subprocess.Popen[str]:
-        """A Python script in a pod that answers one line for each line it gets."""
+        """A Python script in a pod that writes one line of output for each line of input."""
         return subprocess.Popen(
             self.argv("exec", "--name", self.name, pod, "--", sys.executable, "-u", "-c", script),
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT,

@@ -1,4 +1,4 @@
-"""A real worker behind TPROXY in front of a server of the test's own: HTTP rules on port 80, records as they come."""
+"""A real worker behind TPROXY in front of a test server: HTTP rules on port 80, records as they arrive."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Front:
         return self.agent.records
 
     async def publish(self, *rules: HttpRule, paths: PathRules | None = None) -> None:
-        """From now on the server's port 80 has these HTTP rules."""
+        """Applies these HTTP rules to the server's port 80."""
         policy = union((Entry(Action.REDIRECT, REF, None, 6, 80, 80, http=rules),), (REF,))
         self.agent.revision += 1
         picture = PolicySnapshot(
@@ -78,7 +78,7 @@ def _word(record: Record) -> str:
 
 @contextlib.asynccontextmanager
 async def front(net: Net, place: Path, *rules: HttpRule, family: int = 4) -> AsyncIterator[Front]:
-    """`rules` in force, one worker serving."""
+    """A front with `rules` enforced and one worker serving."""
     async with agent(net, place) as on:
         made = Front(net, on, family)
         await made.publish(*rules)
@@ -91,7 +91,7 @@ async def front(net: Net, place: Path, *rules: HttpRule, family: int = 4) -> Asy
 
 
 def bound(net: Net, family: int = 4) -> socket.socket:
-    """Port 80 of the server's namespace."""
+    """A listener on port 80 of the server's namespace."""
     sock = net.server.socket(socket.AF_INET6 if family == 6 else socket.AF_INET)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     sock.bind((SERVER[family], 80))
@@ -100,14 +100,14 @@ def bound(net: Net, family: int = 4) -> socket.socket:
 
 @contextlib.asynccontextmanager
 async def serving(net: Net, handler: Handler, family: int = 4) -> AsyncIterator[None]:
-    """Each connection is the handler's; its failures are the test's."""
+    """Passes each connection to the handler; its failures fail the test."""
     faults: list[BaseException] = []
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
             await handler(reader, writer)
         except (ConnectionError, asyncio.IncompleteReadError):
-            pass  # the client's end is no failure
+            pass  # the client's disconnect is no failure
         except Exception as fault:  # noqa: BLE001 -- told below
             faults.append(fault)
         writer.transport.abort() if writer.is_closing() else writer.close()

@@ -83,19 +83,19 @@ def http2_lab(which: str, directory: Path) -> Iterator[Cluster]:
 
 
 def python(lab: Cluster, pod: str, script: str, *arguments: str) -> Any:
-    """What a Python script prints as JSON in a pod."""
+    """The JSON output of a Python script run in a pod."""
     done = lab.exec(pod, sys.executable, "-c", script, *arguments)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 
 
 def flows(lab: Cluster, *arguments: str) -> list[dict[str, Any]]:
-    """What node-1, where the server is, saw."""
+    """The flows of node-1, where the server is."""
     return lab.flows("node-1", *arguments)
 
 
 def until(found: Callable[[], list[Any]], count: int) -> list[Any]:
-    """Flows take a moment; exactly as many as awaited must be there, and stay so."""
+    """Waits for the flows, which arrive late; the number must be exact and stay the same."""
     deadline = time.monotonic() + 5
     while len(seen := found()) < count and time.monotonic() < deadline:
         time.sleep(0.05)

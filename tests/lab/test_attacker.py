@@ -1,4 +1,4 @@
-"""An attacker in a pod, and the neighbours that must not be mistaken for one: on both CNIs and both kernel backends."""
+"""An attacker in a pod, and legitimate neighbours that must not be affected: on both CNIs and both kernel backends."""
 
 from __future__ import annotations
 

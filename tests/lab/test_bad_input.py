@@ -1,4 +1,4 @@
-"""What a stranger, a slip of the pen or an attacker in a pod may send: each is answered, told, and opens nothing."""
+"""Wrong input of a stranger, a user's typo or an attacker in a pod: each is answered, reported, and opens nothing."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ except ConnectionResetError:
     pass
 print(answer.decode("latin-1"))
 """
-"""Sends raw bytes and prints all that comes back until the proxy hangs up. A connection left open is a failure."""
+"""Sends raw bytes and prints the response until the proxy closes. A connection left open is a failure."""
 
 TLS_HELLO = bytes.fromhex("16030100 2f01 00002b 0303") + bytes(32) + bytes.fromhex("00 0002 1301 0100 0000")
 
 
 @pytest.fixture(scope="module")
 def lab() -> Iterator[Cluster]:
-    """A lab of its own: these tests leave it as it was, but fill its flow log with nonsense."""
+    """A separate lab: these tests leave its state unchanged, but fill its flow log with nonsense."""
     cluster = Cluster(f"bad{os.getpid()}")
     cluster.run("up")
     try:
@@ -48,12 +48,12 @@ def lab() -> Iterator[Cluster]:
 
 
 def reasons(lab: Cluster) -> list[str]:
-    """Why node-1 dropped what it dropped."""
+    """The drop reasons of node-1's flows."""
     return [" ".join(flow.get("policy_log", ())) for flow in lab.flows("node-1", "--verdict", "DROPPED")]
 
 
 def until_told(lab: Cluster, word: str, before: int) -> None:
-    """One flow more than `before` that says `word`."""
+    """Waits for one more flow than `before` that contains `word`."""
     deadline = time.monotonic() + 5
     while (found := sum(word in reason for reason in reasons(lab))) <= before:
         assert time.monotonic() < deadline, f"no new flow says {word!r}: {reasons(lab)[-3:]}"
@@ -217,7 +217,7 @@ def resources(lab: Cluster) -> dict[str, Any]:
 
 
 def on_node(lab: Cluster, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """`l7proxy …` on node-1."""
+    """Runs `l7proxy …` on node-1."""
     return subprocess.run(
         [*lab.argv("exec", "--name", lab.name, "node/node-1", "--"), sys.executable, "-m", "l7proxy", *arguments],
         capture_output=True, text=True, timeout=60, cwd=ROOT, check=False,

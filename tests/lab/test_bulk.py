@@ -1,4 +1,4 @@
-"""Bulk on real packets: large bodies and tunnels arrive whole, are told once, and leave nothing open."""
+"""Bulk data on real packets: large bodies and tunnels arrive whole, are recorded once, and leave nothing open."""
 
 from __future__ import annotations
 
@@ -166,7 +166,7 @@ def test_a_changed_policy_cuts_it_and_nothing_stays_open(bulk: Bulk, tmp_path: P
         pouring.communicate(timeout=10)
         assert pouring.returncode != 0
         deadline = time.monotonic() + 5
-        # a few empty pipes are kept for the next
+        # a few empty pipes are kept for reuse
         while len(list(Path(f"/proc/{bulk.worker()}/fd").iterdir())) > before + 16:
             assert time.monotonic() < deadline, "descriptors stay open"
             time.sleep(0.1)

@@ -1,4 +1,4 @@
-"""ICMP rules on real packets; and what a policy wants logged, in the flows of packets and of requests."""
+"""ICMP rules on real packets; and a policy's log value in the flows of packets and of requests."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Nodes and CIDR groups as peers on real packets: a node by its labels, nodes by CIDR, and the local host let in."""
+"""Nodes and CIDR groups as peers on real packets: nodes by labels and by CIDR, and the local host is allowed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""On a live node: trace asks the agent, get shows what is enforced, audit lets through and tells."""
+"""On a live node: trace queries the agent, get shows what is enforced, audit allows and reports."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a newcomer tries first: requests with curl, the flow behind each, status, and who the backend saw."""
+"""What a new user tries first: requests with curl, the flow of each, status, and the client address at the backend."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""gRPC over real packets: grpcio's client in one pod, grpcio's server in another, the policy between."""
+"""gRPC over real packets: grpcio's client in one pod, grpcio's server in another, with a policy for the server."""
 
 from __future__ import annotations
 

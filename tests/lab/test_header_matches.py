@@ -1,4 +1,4 @@
-"""headerMatches on real packets: a secret header that the policy writes and the backend sees, and that nothing shows.
+"""headerMatches on real packets: the policy writes a secret header, the backend sees it, and no output shows it.
 
 The sender's own policy writes the header on its node (as in the egress example of Cilium's connectivity tests); the
 backend refuses requests without it by an ingress policy of its own.
@@ -78,7 +78,7 @@ spec:
 
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    """The demo's pods under policies of our own."""
+    """The demo's pods under policies of this test."""
     made = Cluster(f"hm{os.getpid()}")
     file = tmp_path_factory.mktemp("header-matches") / "policies.yaml"
     file.write_text(MANIFEST)
@@ -91,7 +91,7 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 
 
 def headers(lab: Cluster, pod: str, path: str, *arguments: str) -> dict[str, list[str]]:
-    """What the backend saw, by lower case name."""
+    """The headers that the backend saw, by lower case name."""
     done = lab.exec(pod, "curl", "-s", "-m", "5", *arguments, f"http://backend.default{path}")
     found: dict[str, list[str]] = {}
     for name, value in json.loads(done.stdout)["headers"]:
@@ -131,7 +131,7 @@ def test_11_47_a_missing_secret_matches_nothing_and_status_says_so(lab: Cluster)
 
 
 def test_an_allowed_host_changes_no_destination(lab: Cluster) -> None:
-    """Host is judged, never followed: the request goes where its packets went."""
+    """Host is evaluated but does not route: the request goes to its packets' destination."""
     answer = lab.exec("frontend", "curl", "-s", "-m", "5", "-H", "Host: elsewhere.example", "http://backend/secret/1")
     seen = json.loads(answer.stdout)
     assert seen["server"] == "backend"
@@ -160,7 +160,7 @@ def test_a_changed_secret_is_used_at_once(lab: Cluster, tmp_path: Path) -> None:
 
 
 def test_nothing_shows_the_secret(lab: Cluster) -> None:
-    """All that l7proxy says, after all of the above: flows, policies, status, endpoints, trace, logs, files."""
+    """All output of l7proxy after all of the above: flows, policies, status, endpoints, trace, logs, files."""
     marker = f"/secret/{time.monotonic_ns()}"
     assert lab.curl("frontend", f"http://backend{marker}") == "200"
     assert lab.curl("stranger", "-H", f"Authorization: Bearer {PLANTED}x", f"http://backend{marker}x") == "403"

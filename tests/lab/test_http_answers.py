@@ -1,4 +1,4 @@
-"""The corpus of answers through the real worker: a client sees what the server sent, byte for byte, or our 502."""
+"""The response corpus through the real worker: a client sees what the server sent, byte for byte, or our 502."""
 
 from __future__ import annotations
 

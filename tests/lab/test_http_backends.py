@@ -1,8 +1,8 @@
-"""The corpus through the real worker, in front of two servers that are not ours: what was judged is what they saw.
+"""The corpus through the real worker to two independent servers: they see exactly what was evaluated.
 
 Every message of tests/corpus/http goes whole, byte by byte and pipelined through TPROXY to nginx (IPv4) and to aiohttp
-(IPv6). What the worker recorded as forwarded is what the server wrote down: as many requests, in the same order, with
-the same method, path, authority and body. Of what is invalid or ambiguous no server ever sees a whole request.
+(IPv6). What the worker recorded as forwarded is what the server logged: as many requests, in the same order, with
+the same method, path, authority and body. No server ever sees a whole request of an invalid or ambiguous message.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from tests.unit.wire.corpus import Valid
 pytestmark = pytest.mark.lab
 
 BYTEWISE: Final = 600
-"""So many bytes of a message go one by one, and so many at its end; what is between them goes in one piece."""
+"""This many bytes of a message go one by one, and this many at its end; those between go in one piece."""
 
 ANY = HttpRule(REF)
 NO_POSTS = HttpRule(REF, method="[^P].*")
@@ -55,7 +55,7 @@ REFUSED_BY: Final = {
     },
     "aiohttp": {"method-lower-case", "method-long", "method-with-every-token-character"},
 }
-"""Valid messages that this server answers with an error all the same: it sees no request, and the client its answer."""
+"""Valid messages that this server answers with an error: it logs no request, and the client gets its answer."""
 
 
 @dataclass
@@ -64,19 +64,19 @@ class Stage:
     witness: Witness
 
     async def say(self, pieces: Iterator[bytes], methods: list[str]) -> list[int]:
-        """One connection: all `pieces`, then the statuses that came back, one for each method or fewer at an end."""
+        """One connection: sends all `pieces`, then returns the statuses, one per method or fewer if it ends early."""
         with contextlib.closing(await self.front.dial()) as sock:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             loop = asyncio.get_running_loop()
             async with asyncio.timeout(20), asyncio.TaskGroup() as tasks:
                 heard = tasks.create_task(_statuses(sock, methods), name="hear")
-                with contextlib.suppress(OSError):  # refused before all was said
+                with contextlib.suppress(OSError):  # refused before all was sent
                     for piece in pieces:
                         await loop.sock_sendall(sock, piece)
             return heard.result()
 
     async def records(self, count: int) -> list[Record]:
-        """The records since the last call: `count` that end something, or however many there are after a while."""
+        """The records since the last call: waits for `count` final ones, or until a timeout."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(5):
                 while sum(isinstance(each, HttpResponse | Malformed) for each in self.front.records) < count:  # noqa: ASYNC110
@@ -171,7 +171,7 @@ def statuses(records: list[Record]) -> list[int]:
 
 
 def unlike(wanted: list[Seen], seen: list[Seen]) -> list[tuple[Seen, Seen]]:
-    """Where they differ. An HTTP/1.0 message may name its host in the target only: then a server tells none."""
+    """The differences. An HTTP/1.0 message may have its host in the target only: then a server logs none."""
     pairs = zip(wanted, seen, strict=True)
     return [(one, other) for one, other in pairs if other not in (one, replace(one, host=""))]
 
@@ -206,7 +206,7 @@ async def test_corpus_of_smuggling_nothing_invalid_or_ambiguous_is_seen_whole(
     which: str,
     split: str,
 ) -> None:
-    """Each is followed by a request that would be allowed: nothing behind a fault may be taken for one."""
+    """Each is followed by an allowed request: no bytes behind a fault may be read as a request."""
     paths = corpus.files("invalid") + corpus.files("ambiguous")
     async with stage(net, which, tmp_path) as on:
         answers = [await on.say(SPLITS[split](path.read_bytes() + BEHIND), ["GET", "GET"]) for path in paths]
@@ -220,12 +220,12 @@ async def test_corpus_of_smuggling_nothing_invalid_or_ambiguous_is_seen_whole(
 
 @pytest.mark.parametrize("which", ["nginx", "aiohttp"])
 async def test_corpus_pipelined_allowed_and_denied_in_any_order(net: Net, tmp_path: Path, which: str) -> None:  # noqa: F811
-    """Many connections at once, each a random row of messages with a fault at its end; no POST is allowed.
-    Every fault ends one row, and every message that leaves its connection open is in one at least."""
+    """Many connections at once, each a random sequence of messages with a fault at its end; no POST is allowed.
+    Every fault ends one sequence, and every message that leaves its connection open is in at least one."""
     lines = rows(random.Random(which), REFUSED_BY[which])
     async with stage(net, which, tmp_path) as on:
         await on.front.publish(NO_POSTS)
-        await on.say(iter([BEHIND]), ["GET"])  # the worker's first connection is the first in the log
+        await on.say(iter([BEHIND]), ["GET"])  # makes the worker's first connection the first in the log
         async with asyncio.timeout(60):
             said = [on.say(iter([each.data]), each.methods) for each in lines]
             answers = await asyncio.gather(*said)
@@ -238,12 +238,12 @@ async def test_corpus_pipelined_allowed_and_denied_in_any_order(net: Net, tmp_pa
 
 
 ENDS: Final = re.compile(rb"\r\n(?:expect|upgrade|connection|proxy-connection):", re.IGNORECASE)
-"""Behind such a message a server may close (llhttp takes Proxy-Connection for Connection)."""
+"""After such a message a server may close (llhttp reads Proxy-Connection as Connection)."""
 
 
 @dataclass
 class Line:
-    """What one client pipelines, and what it should hear."""
+    """What one client pipelines, and the expected responses."""
 
     data: bytes
     methods: list[str]
@@ -251,7 +251,7 @@ class Line:
 
 
 def rows(dice: random.Random, without: set[str]) -> list[Line]:
-    """The corpus, dealt out."""
+    """The corpus, split over the clients."""
     faults = corpus.files("invalid") + corpus.files("ambiguous")
     cases = [case for case in corpus.valid() if case.name not in without and stays_open(case)]
     dealt = [case for _ in range(4) for case in dice.sample(cases, len(cases))]
@@ -277,14 +277,14 @@ def line(cases: list[Valid], fault: Path) -> Line:
 
 
 def is_read(data: bytes) -> bool:
-    """The head is good: the fault is in the body, and all such are POSTs."""
+    """The head is valid: the fault is in the body, and all such messages are POSTs."""
     with contextlib.suppress(PeerError):
         return isinstance(http1_strict.request(data), RequestHead)
     return False
 
 
 async def test_smuggling_trafficserver_7348_host_never_chooses_the_destination(net: Net, tmp_path: Path) -> None:  # noqa: F811
-    """Host and absolute targets are the client's words: judged, forwarded, never dialled."""
+    """Host and absolute targets are client input: evaluated, forwarded, never used as an address."""
     lies = [
         b"GET /a HTTP/1.1\r\nHost: 10.9.1.2\r\n\r\n",
         b"GET http://example.com/a HTTP/1.1\r\nHost: example.com\r\n\r\n",

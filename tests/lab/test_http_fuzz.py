@@ -1,4 +1,4 @@
-"""Bent messages through the real worker to two servers that are not ours: each sees what was judged, and no more.
+"""Mutated messages through the real worker to two independent servers: each sees what was evaluated, and no more.
 
 The mutants are those of the differential test between our two readers; here nginx and llhttp are the other readers.
 """
@@ -26,7 +26,7 @@ pytestmark = pytest.mark.lab
 MUTANTS: Final = int(os.environ.get("L7PROXY_MUTANTS", "1200"))
 AT_ONCE: Final = 150
 SILENCE: Final = 1.0
-"""Seconds after which a connection is taken to be waiting for more."""
+"""Seconds of silence after which a connection counts as waiting for more input."""
 
 
 async def say(on: Stage, data: bytes) -> None:
@@ -40,7 +40,7 @@ async def say(on: Stage, data: bytes) -> None:
 
 
 def answered(records: list[Record], *statuses: int) -> Counter[tuple[str, str]]:
-    """(method, path) of what was let through and came to one of these."""
+    """(method, path) of the requests that were allowed and reached one of these servers."""
     asked: dict[Conn, HttpRequest] = {}
     found = []
     for record in records:
@@ -67,7 +67,7 @@ async def test_corpus_of_smuggling_mutants_are_seen_as_they_were_judged(
             await asyncio.gather(*[say(on, data) for data in said[begin : begin + AT_ONCE]])
         await asyncio.sleep(1)
         records = list(on.front.records)
-        # A client that loses patience is a 499; or, when its server closes on its FIN (aiohttp does), a 502.
+        # A client that times out is a 499; or, when its server closes on its FIN (as aiohttp does), a 502.
         wanted, left = answered(records, 200), answered(records, 499, 502)
         seen = Counter((each.method, each.target) for each in await on.witness.seen(wanted.total()))
     assert wanted <= seen <= wanted + left

@@ -1,4 +1,4 @@
-"""What a node's configuration says about HTTP is what clients of its pods see; WebSockets live as policy lets them."""
+"""HTTP settings of a node apply to the clients of its pods; WebSockets live as long as policy allows them."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ def test_matrix_parameters_pass(lab: Cluster) -> None:
 
 
 def test_connect_is_judged(lab: Cluster) -> None:
-    """By rules that let GET through only: 403, where without the setting it would be 405."""
+    """By rules that allow GET only: 403, where without the setting it would be 405."""
     words = ("curl", "-s", "-m", "5", "-o", "/dev/null", "-w", "%{http_connect}", "-p", "-x", "http://server:8080")
     assert lab.exec("client", *words, "http://elsewhere:443/").stdout == "403"
 

@@ -1,4 +1,4 @@
-"""`lab run` itself: a wrong expectation fails, names what was seen, and leaves no lab behind."""
+"""`lab run` itself: a wrong expectation fails, the output names the actual result, and no lab is left behind."""
 
 from __future__ import annotations
 

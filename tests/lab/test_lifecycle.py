@@ -1,4 +1,4 @@
-"""Labs come and go: side by side, after a crash, after Ctrl-C; and nothing of them is left."""
+"""Labs start and stop: side by side, after a crash, after Ctrl-C; nothing of them is left."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ pytestmark = pytest.mark.lab
 
 
 def traces(name: str) -> list[str]:
-    """What is left of a lab: files, namespaces, and processes that speak of it."""
+    """The remains of a lab: files, namespaces, and processes that name it."""
     found = [str(path) for path in root().glob(f"{name}*")]
     found += [str(path) for path in Path("/run/netns").glob(f"l7lab_{name}*")]
     for entry in Path("/proc").iterdir():
@@ -53,11 +53,11 @@ def test_two_labs_side_by_side_do_not_know_each_other() -> None:
         two.run("down")
     assert (traces(one.name), traces(two.name)) == ([], [])
     assert links() == before
-    assert one.run("down").returncode == 0  # once more is fine
+    assert one.run("down").returncode == 0  # repeating it is fine
 
 
 def starting(lab: Cluster) -> subprocess.Popen[bytes]:
-    """`lab up`, caught in the middle: some of its namespaces are there."""
+    """`lab up`, interrupted in the middle: some of its namespaces exist."""
     process = subprocess.Popen(
         Cluster.argv("up", "--name", lab.name), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )

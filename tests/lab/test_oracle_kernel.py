@@ -1,7 +1,7 @@
-"""Random policy sets of all languages on real packets: what gets through is what the oracle says, both directions.
+"""Random policy sets of all languages on real packets: the oracle predicts what gets through, in both directions.
 
-Each pod asks each of its questions over a connection of its own; an HTTP port also gets a request. TCP only: a refused
-datagram cannot be told from a lost one.
+Each pod sends each of its queries over a new connection; an HTTP port also gets a request. TCP only: a refused
+datagram looks like a lost one.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ SEED = int(os.environ.get("ORACLE_SEED", "1"))
 KINDS = frozenset(os.environ.get("ORACLE_KINDS", "").split())
 POLICY_SETS = int(os.environ.get("ORACLE_SETS", "10"))
 FLOWS = 100
-"""Questions per policy set, so that a run asks POLICY_SETS times as many."""
+"""Queries per policy set: a run makes POLICY_SETS times as many."""
 PORTS = (80, 8080, 443)
 PROBE = """
 import http.client, json, sys
@@ -59,18 +59,18 @@ class Question:
     ask: Ask
 
     def is_read(self, documents: list[dict[str, Any]]) -> bool:
-        """Whether HTTP rules of either end judge what is asked."""
+        """Whether HTTP rules of either end apply to the query."""
         return "http" in (judge(documents, flow, None) for flow in self._flows())
 
     def _flows(self) -> tuple[Flow, Flow]:
-        """As the sender's policy is asked, and the receiver's."""
+        """The query as seen by the sender's policy, and by the receiver's."""
         out = Flow(self.source, self.target, "egress", "TCP", self.port)
         return out, Flow(self.target, self.source, "ingress", "TCP", self.port)
 
     def expected(self, documents: list[dict[str, Any]]) -> int | str:
         """What the client sees: its answer, 403 where HTTP rules of either end refuse, or a refused connection.
 
-        A proxy on the sender's node has accepted before the other node refuses: then the server cannot be reached, 503.
+        A proxy on the sender's node has accepted before the other node refuses: then the server is unreachable, 503.
         """
         out, into = self._flows()
         leaving, arriving = judge(documents, out, None), judge(documents, into, None)
@@ -123,7 +123,7 @@ def land(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
 
 def placed(lab: Cluster) -> list[Who]:
-    """The cast, with the addresses that the lab gave them."""
+    """The cast, with the addresses that the lab assigned."""
     found = []
     for pod in PODS:
         shown = lab.exec(f"{pod.space}/{pod.name}", "ip", "-4", "-o", "addr", "show", "dev", "eth0").stdout
@@ -158,7 +158,7 @@ def _every_way(pods: list[Who]) -> list[Question]:
 
 
 def _question(dice: Random, pods: list[Who], read: list[Question]) -> Question:
-    """Any; every other one where requests are judged, if that is so anywhere."""
+    """Any query; every other one has its requests evaluated, if there are such queries."""
     if read and dice.random() < 0.5:
         return replace(dice.choice(read), ask=dice.choice(ASKS))
     source, target = dice.sample(pods, 2)
@@ -170,7 +170,7 @@ def _headers(ask: Ask) -> list[tuple[str, str]]:
 
 
 def _answers(asking: dict[str, subprocess.Popen[str]], questions: list[Question]) -> list[int | str]:
-    """In the order of the questions; every pod is at work at the same time."""
+    """In the order of the queries; all pods run at the same time."""
     own = {name: [one for one in questions if one.source.name == name] for name in asking}
     for name, process in asking.items():
         assert process.stdin is not None

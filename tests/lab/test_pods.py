@@ -1,4 +1,4 @@
-"""Pods and Services while the lab is up: made, changed and deleted as by kubectl; what runs in them and how it ends."""
+"""Pods and Services while the lab is up: created, changed and deleted as by kubectl; their processes and exits."""
 
 from __future__ import annotations
 

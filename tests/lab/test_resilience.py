@@ -1,4 +1,4 @@
-"""What stays true when processes die and policies change: nothing forbidden passes, nothing allowed at L4 is cut."""
+"""While processes die and policies change, nothing forbidden passes and nothing allowed at L4 is cut."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def ask(process: Any, line: str) -> str:
 
 @contextlib.contextmanager
 def talking(cluster: Cluster, pod: str, script: str) -> Iterator[Callable[[str], str]]:
-    with cluster.talk(pod, script) as process:  # on the way out its input ends, and so does the script
+    with cluster.talk(pod, script) as process:  # on exit its stdin closes, and the script ends
         yield lambda line: ask(process, line)
 
 
@@ -108,7 +108,7 @@ def backend_address(cluster: Cluster) -> str:
 
 @pytest.fixture
 def raw(cluster: Cluster, tmp_path: Path) -> Iterator[None]:
-    """The frontend may also speak plain TCP to port 9000."""
+    """The frontend may also use plain TCP to port 9000."""
     cluster.apply(RAW, tmp_path)
     yield
     cluster.run("delete", "-f", str(tmp_path / "manifest.yaml"), check=False)

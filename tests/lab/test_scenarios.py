@@ -1,4 +1,4 @@
-"""Every scenario file in every combination of its dimensions: identical verdicts, all as written in the file."""
+"""Every scenario file in every combination of its dimensions: identical verdicts, all as the file expects."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""The soak for three quarters of a minute: all kinds of traffic while policy is edited, every request accounted for by
-exactly one verdict, nothing left open, nothing grown. (`python -m bench.soak --minutes 10` is the long one.)"""
+"""The soak for 45 seconds: all kinds of traffic while policy is edited, exactly one verdict for every request, nothing
+left open, nothing grown. (`python -m bench.soak --minutes 10` is the long run.)"""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Streams through the real worker: what one end says the other hears at once, and each end's end as well.
+"""Streams through the real worker: data and end of one side reach the other side at once.
 
-Every step waits for the other side to have seen the one before: anything kept back anywhere would hang the test.
+Every step waits until the other side has seen the previous one: any byte held back would hang the test.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ async def exactly(reader: Reader, wanted: bytes) -> None:
 
 
 async def end(reader: Reader) -> bytes:
-    """What is left, and the end of it, at once."""
+    """The remaining data and the end, at once."""
     async with asyncio.timeout(AT_ONCE):
         return await reader.read()
 
@@ -69,7 +69,7 @@ async def test_events_arrive_one_by_one(net: Net, tmp_path: Path) -> None:  # no
             await exactly(reader, b"8\r\ndata:%2d\n\r\n" % number)
         seen.release()
         await exactly(reader, b"0\r\n\r\n")
-        writer.write(ask("GET", "/b"))  # and the connection is judged on
+        writer.write(ask("GET", "/b"))  # and the connection is still evaluated
         assert (await reader.readline()).startswith(b"HTTP/1.1 403 ")
         await on.until_told("FORWARDED GET http://server/a/events", "200", "DROPPED GET http://server/b", "403")
 
@@ -138,7 +138,7 @@ async def test_an_early_answer_is_told_while_the_upload_goes_on(net: Net, tmp_pa
 
 
 async def test_the_clients_half_close_reaches_the_server_at_once(net: Net, tmp_path: Path) -> None:  # noqa: F811
-    """Before the server has said anything; and its whole answer still comes back."""
+    """Before the server has sent anything; its whole answer still arrives."""
 
     async def wait_for_fin(reader: Reader, writer: Writer) -> None:
         await reader.readuntil(b"\r\n\r\n")
@@ -156,7 +156,7 @@ async def test_the_clients_half_close_reaches_the_server_at_once(net: Net, tmp_p
 
 
 async def test_the_servers_close_reaches_the_client_at_once(net: Net, tmp_path: Path) -> None:  # noqa: F811
-    """After an answer that would let the connection go on: a client must not send into what is closed."""
+    """After an answer that allows keep-alive: a client must not send into a closed connection."""
 
     async def once(reader: Reader, writer: Writer) -> None:
         await reader.readuntil(b"\r\n\r\n")
@@ -249,7 +249,7 @@ async def test_a_pool_never_uses_a_connection_that_its_server_has_closed(net: Ne
 
 @contextlib.asynccontextmanager
 async def pooled(on: Front) -> AsyncIterator[aiohttp.ClientSession]:
-    """A client whose connections begin in the client's namespace."""
+    """A client whose connections start in the client's namespace."""
 
     def made(_info: object) -> socket.socket:
         sock = on.net.client.socket()

@@ -1,4 +1,4 @@
-"""Upgrades and CONNECT through the real worker: WebSockets of real clients and servers, and what is no tunnel."""
+"""Upgrades and CONNECT through the real worker: WebSockets of real clients and servers, and requests without tunnel."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ async def websockets(net: Net) -> AsyncIterator[None]:  # noqa: F811
 
 @contextlib.asynccontextmanager
 async def clients(on: Front) -> AsyncIterator[aiohttp.ClientSession]:
-    """A client whose connections begin in the client's namespace."""
+    """A client whose connections start in the client's namespace."""
 
     def made(_info: object) -> socket.socket:
         sock = on.net.client.socket()
@@ -128,7 +128,7 @@ async def test_an_open_websocket_ends_when_its_request_is_no_longer_allowed(
 ) -> None:
     async with websockets(net), front(net, tmp_path, SOCKETS) as on, clients(on) as session:
         talk = await session.ws_connect(url("/ws"))
-        await on.publish(SOCKETS, OTHERS)  # another policy under which it stays
+        await on.publish(SOCKETS, OTHERS)  # a different policy that still allows it
         await talk.send_str("still here")
         assert await talk.receive_str() == "still here"
         await on.publish(OTHERS)
@@ -155,7 +155,7 @@ async def end(reader: Reader) -> bytes:
 
 
 async def switch(reader: Reader, writer: Writer) -> None:
-    """Says what came before it switched, then echoes, and says goodbye after the client's FIN."""
+    """Reports the bytes received before the switch, then echoes, and sends a last message after the client's FIN."""
     await reader.readuntil(b"\r\n\r\n")
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(0.2):
@@ -183,7 +183,7 @@ async def test_a_tunnel_full_of_bytes_ends_when_its_request_is_no_longer_allowed
     net: Net,  # noqa: F811
     tmp_path: Path,
 ) -> None:
-    """Whoever moves the bytes, at full speed both ways: the tunnel is cut, and nothing more arrives."""
+    """With session or kernel moving bytes at full speed both ways: the tunnel is cut, and nothing more arrives."""
     received = 0
 
     async def flood(reader: Reader, writer: Writer) -> None:

@@ -1,6 +1,6 @@
-"""A real worker process behind real TPROXY rules, between a client's and a server's namespace. The agent is this test.
+"""A real worker process behind real TPROXY rules, between a client's and a server's namespace. The test is the agent.
 
-The rules here are the least that steers port 80; those of the product are tested elsewhere.
+The rules here are the minimum that redirects port 80; those of the product are tested elsewhere.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ class Net:
     server: Namespace
 
     def dial(self, family: int, address: str, port: int) -> socket.socket:
-        """A connected client socket (blocking until it is, 5 s at most)."""
+        """A connected client socket (blocks until connected, 5 s at most)."""
         sock = self.client.socket(socket.AF_INET6 if family == 6 else socket.AF_INET)
         sock.settimeout(5)
         try:
@@ -131,7 +131,7 @@ def picture(revision: int, ingress: DirectionPolicy) -> PolicySnapshot:
 
 @dataclass
 class Agent:
-    """The other half: publishes pictures, keeps records, starts workers in the node's namespace."""
+    """The agent's side: publishes policy snapshots, keeps records, starts workers in the node's namespace."""
 
     net: Net
     link: Path
@@ -146,7 +146,7 @@ class Agent:
         assert await self.server.wait_applied(self.revision, 10)
 
     async def worker(self, drain: float = 5) -> asyncio.subprocess.Process:
-        """A worker that has applied the picture and listens."""
+        """A worker that has applied the policy snapshot and listens."""
         before = len(self.server.workers())
         words = self.net.node.command(f"{sys.executable} -c")
         process = await asyncio.create_subprocess_exec(*words, WORKER, os.fspath(self.link), str(drain))
@@ -181,7 +181,7 @@ async def agent(net: Net, place: Path) -> AsyncIterator[Agent]:
 
 @contextlib.asynccontextmanager
 async def web(net: Net, family: int) -> AsyncIterator[None]:
-    """Answers with the address it sees."""
+    """Answers with the client address it sees."""
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with contextlib.suppress(OSError, asyncio.IncompleteReadError):
@@ -306,12 +306,12 @@ async def test_a_worker_drains_while_its_successor_takes_over(net: Net, tmp_path
         assert (await ask(idle))[0] == 200
         await on.worker()
         old.send_signal(signal.SIGTERM)
-        assert await asyncio.get_running_loop().sock_recv(idle, 1) == b""  # it had been served: its end is a FIN
+        assert await asyncio.get_running_loop().sock_recv(idle, 1) == b""  # it was served: its end is a FIN
         for _ in range(20):
             sock = await dial(net, 4)
             assert (await ask(sock))[0] == 200
             sock.close()
-        assert (await ask(fresh))[0] == 200  # nobody who was accepted is left without an answer
+        assert (await ask(fresh))[0] == 200  # every accepted connection is answered
         idle.close()
         fresh.close()
         async with asyncio.timeout(10):
@@ -320,7 +320,7 @@ async def test_a_worker_drains_while_its_successor_takes_over(net: Net, tmp_path
 
 
 async def test_our_own_connections_take_no_port_that_clients_take(net: Net, tmp_path: Path) -> None:
-    """With the very ports of a client's connection ours would share its conntrack entry."""
+    """If the upstream connection had the client's ports, both would share one conntrack entry."""
     async with agent(net, tmp_path) as on, web(net, 4):
         second = "10.9.2.3"
         net.server.run(f"ip addr add {second}/24 dev eth0")

@@ -1,4 +1,4 @@
-"""Two HTTP servers that are not ours and write down every request as they understood it: nginx, and aiohttp (llhttp).
+"""Two independent HTTP servers that log every request as they parsed it: nginx, and aiohttp (llhttp).
 
 Each runs in a namespace of its test, on port 80 of one address; aiohttp's server is this file, run as a program.
 """
@@ -47,7 +47,7 @@ class Seen:
 
 
 class Witness:
-    """A server that keeps a log. Only requests that it read to their end and answered with 200 are `seen`."""
+    """A server that keeps a log. Only requests that it read completely and answered with 200 are `seen`."""
 
     def __init__(self, name: str, address: str, log: Path) -> None:
         self.name = name
@@ -56,12 +56,12 @@ class Witness:
         self._read = 0
 
     async def seen(self, count: int) -> list[Seen]:
-        """What came since the last call, `count` of them or however many there are after a while."""
+        """The requests since the last call: waits for `count` of them, or until a timeout."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(3):
                 while len(self._lines()) < count:  # noqa: ASYNC110
                     await asyncio.sleep(0.02)
-        await asyncio.sleep(0.1)  # one too many would come late
+        await asyncio.sleep(0.1)  # an extra one would come late
         text = self._log.read_text("latin-1")
         found = self._lines()
         self._read = len(text)
@@ -98,7 +98,7 @@ async def llhttp(where: Namespace, address: str, place: Path) -> AsyncIterator[W
 
 @contextlib.asynccontextmanager
 async def _running(where: Namespace, command: list[str], address: str) -> AsyncIterator[None]:
-    """The server as a process, from when it listens."""
+    """Starts the server as a process and waits until it listens."""
     process = await asyncio.create_subprocess_exec(*where.command(""), *command, cwd=ROOT)
     try:
         async with asyncio.timeout(20):

@@ -1,10 +1,10 @@
-"""The oracle: what policies mean, read straight from their languages' documentation, as slowly and plainly as can be.
+"""The oracle: an independent, slow and simple evaluator of policies, written from their languages' documentation.
 
 It shares no code with `l7proxy.policy`: documents in, an answer out.
 
     python -m tests.oracle PAIRS [SEED] [KIND…]     compare both; exit code 1 with the differences found
 
-cast        who there is            selectors, documents    random policies of every language
+cast        pods, nodes, addresses  selectors, documents    random policies of every language
 evaluate    the slow evaluator      compare                 one policy set through both
 """
 

@@ -1,4 +1,4 @@
-"""Who there is in the oracle's cluster: few, and alike enough that most selectors meet somebody."""
+"""The pods, nodes and addresses of the oracle's cluster: few and similar, so that most selectors match something."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ SPACES = {"red": {"team": "red", "kubernetes.io/metadata.name": "red"},
 
 @dataclass(frozen=True)
 class Who:
-    """A pod (`space` set), a node (`node` only), an outsider, or a `stray`: of a pod CIDR, and no known pod's."""
+    """A pod (`space` set), a node (`node` only), an outsider, or a `stray`: in a pod CIDR, but of no known pod."""
 
     name: str
     address: str
@@ -74,13 +74,13 @@ PORTS = (
     ("TCP", 80), ("TCP", 80), ("TCP", 8080), ("TCP", 443), ("UDP", 53), ("UDP", 80), ("SCTP", 80),
     ("ICMP", 8 << 8), ("ICMP", 13 << 8 | 1), ("GRE", 0),
 )  # fmt: skip
-"""Of ICMP the number is type · 256 + code."""
+"""For ICMP the number is type · 256 + code."""
 WITH_PORTS = ("TCP", "UDP", "SCTP")
 
 
 @dataclass(frozen=True)
 class Service:
-    """`parts`: who is behind it, and on which ports; a `selector` says whom Cilium means by it."""
+    """`parts`: the backends and their ports; `selector`: the pods that Cilium selects for it."""
 
     space: str
     name: str
@@ -91,7 +91,7 @@ class Service:
 
 @dataclass(frozen=True)
 class Nets:
-    """Prefixes that have a name and labels: a CIDR group, or a network set (a global one in no namespace)."""
+    """Prefixes with a name and labels: a CIDR group, or a network set (a global one has no namespace)."""
 
     name: str
     prefixes: tuple[str, ...]
@@ -122,4 +122,4 @@ SETS = (
     Nets("set", ("203.0.113.0/24",), {"app": "c"}),
 )
 TIERS = {"early": (500.0, False), "between": (5000.0, True), "last": (2e6, False)}
-"""Name → (order, what no policy of it decides passes on)."""
+"""Name → (order, whether undecided traffic passes to the next tier)."""

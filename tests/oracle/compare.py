@@ -1,4 +1,4 @@
-"""One random policy set through both: the product (documents → world → compile → decide) and the oracle."""
+"""One random policy set through both: the product (documents → cluster state → compile → decide) and the oracle."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ ASKS = (
 
 @dataclass(frozen=True)
 class Difference:
-    """What the two say, and all that it takes to see it again."""
+    """The two answers, and everything needed to reproduce them."""
 
     seed: int
     flow: Flow
@@ -82,7 +82,7 @@ def world(documents: list[dict[str, Any]]) -> ClusterState:
 
 
 def _named() -> list[resources.Resource]:
-    """All that policies know by its name or its labels."""
+    """All objects that policies reference by name or labels."""
     found: list[resources.Resource] = [
         resources.ServiceAccount(space, name, labels) for (space, name), labels in ACCOUNTS.items()
     ]
@@ -107,7 +107,7 @@ def _pod(who: Who) -> resources.Pod:
 
 
 class Product:
-    """The real thing on node n1."""
+    """The product's state on node n1."""
 
     def __init__(self, documents: list[dict[str, Any]]) -> None:
         view = world(documents).view("n1")
@@ -136,7 +136,7 @@ def _flow(dice: Random) -> Flow:
 
 
 def _read(documents: list[dict[str, Any]]) -> list[Flow]:
-    """The flows whose requests are looked at: by chance alone they are one in two hundred."""
+    """The flows whose requests are evaluated: by chance alone they are one in two hundred."""
     ports = sorted({port for protocol, port in PORTS if protocol == "TCP"})
     every = product(LOCAL, EVERYBODY, ("ingress", "egress"), ports)
     flows = [Flow(me, peer, way, "TCP", port) for me, peer, way, port in every if me is not peer]
@@ -144,10 +144,10 @@ def _read(documents: list[dict[str, Any]]) -> list[Flow]:
 
 
 def differences(seed: int, pairs: int, kinds: frozenset[str] = frozenset()) -> Iterator[Difference | None]:
-    """`pairs` questions about the policy set of this seed: None where both agree.
+    """`pairs` queries about the policy set of this seed: None where both agree.
 
-    Every other question is about a flow whose requests are judged, where there is one. `kinds`: only policies of these
-    (names of the makers in `documents`); none: of all.
+    Every other query is about a flow whose requests are evaluated, if there is one. `kinds`: only policies of these
+    (names of the makers in `documents`); empty: of all.
     """
     dice = writing.Names(seed)
     documents = writing.some(dice, dice.randint(1, 5), kinds)

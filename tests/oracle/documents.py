@@ -1,6 +1,6 @@
-"""Random policy documents of every language, as people write them. A Calico selector comes with its tree.
+"""Random policy documents of every language, as people write them. A Calico selector comes with its parse tree.
 
-`Names` dice also write what only the rest of the cluster tells: Services, groups, sets, nodes, accounts, tiers.
+With `Names` they also use references into the cluster: Services, groups, sets, nodes, accounts, tiers.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ CALICOS_OWN = (
 )
 """Labels that Calico adds to a pod's own, and their values."""
 TREES: dict[str, Tree] = {}
-"""Text of a Calico selector → what it was written from."""
+"""Text of a Calico selector → the tree that it was written from."""
 
 
 class Names(Random):
-    """Dice for the whole of the oracle's cluster; any others know its pods and nodes only."""
+    """Random choices that use the whole oracle cluster; with a plain Random, policies use pods and nodes only."""
 
 
 def _named(dice: Random, chance: float) -> bool:
@@ -36,7 +36,7 @@ def _named(dice: Random, chance: float) -> bool:
 
 
 def some(dice: Random, count: int, kinds: frozenset[str] = frozenset()) -> list[dict[str, Any]]:
-    """Policies, their names unique; at most one is the baseline."""
+    """Policies with unique names; at most one is the baseline."""
     makers = [
         make
         for make in (cilium, cilium, cilium, kubernetes, calico, calico, admin, baseline, cluster)
@@ -331,7 +331,7 @@ def baseline(dice: Random, name: str) -> dict[str, Any]:
 
 
 def cluster(dice: Random, name: str) -> dict[str, Any]:
-    """One version later."""
+    """ClusterNetworkPolicy, the successor of AdminNetworkPolicy."""
     spec = _admin_spec(dice, ("Accept", "Deny", "Pass"), _later_port)
     spec |= {"priority": int(name[1:]), "tier": dice.choice(("Admin", "Admin", "Baseline"))}
     return _document("policy.networking.k8s.io/v1alpha2", "ClusterNetworkPolicy", name, "", spec)

@@ -1,7 +1,7 @@
-"""What policies say of one flow at one end, and of a request in it. Plain loops, in the words of each language.
+"""Evaluates policies for one flow at one end, and for a request in it. Plain loops, in the terms of each language.
 
-A way in (or out) of a pod is a list of tiers; a tier is a list of steps in order. A step is what one rule, or one union
-of policies, says of this flow: "allow", "deny", "pass", "http" with a test of the request, or nothing.
+A direction of a pod is a list of tiers; a tier is a list of steps in order. A step is the result of one rule, or of one
+union of policies, for this flow: "allow", "deny", "pass", "http" with a test of the request, or nothing.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ CALICO_UNION = 1000.0
 
 @dataclass(frozen=True)
 class Ask:
-    """The bytes of a request that rules look at."""
+    """The bytes of a request that rules match."""
 
     method: str
     path: str
@@ -31,7 +31,7 @@ class Ask:
 
 @dataclass(frozen=True)
 class Flow:
-    """Seen from `me`, whose policy is asked. `port` is the destination's."""
+    """A flow as seen from `me`, whose policy is evaluated. `port` is the destination's."""
 
     me: Who
     peer: Who
@@ -83,11 +83,11 @@ def _tiers(documents: Sequence[Document], flow: Flow) -> list[Tier]:
 
 
 def _is_local_host(flow: Flow) -> bool:
-    """The kubelet of the pod's own node gets in wherever nobody says no to it."""
+    """The kubelet of the pod's own node is allowed unless a rule denies it."""
     return flow.way == "ingress" and flow.peer.is_host()
 
 
-# The default tier: Calico's policies by order, and at 1000 the union of Cilium's and Kubernetes'. And Calico's others.
+# The default tier: Calico's policies by order, and at 1000 the union of Cilium's and Kubernetes'. Other Calico tiers.
 
 
 def _default(documents: Sequence[Document], flow: Flow) -> Tier:
@@ -111,7 +111,7 @@ def _in_order(placed: list[tuple[float, str, list[Step]]]) -> list[Step]:
 
 
 def _calico_placed(documents: Sequence[Document], flow: Flow, tier: str) -> list[tuple[float, str, list[Step]]]:
-    """Of the policies of a tier that select: the order, the name and what they say."""
+    """For the policies of a tier that select the pod: order, name and result."""
     return [
         (float(one["spec"].get("order", float("inf"))), one["metadata"]["name"], _calico_steps(one, flow))
         for one in documents
@@ -300,7 +300,7 @@ def _kubernetes_port(port: Mapping[str, Any], flow: Flow) -> bool:
 
 @dataclass(frozen=True)
 class Known:
-    """What a selector of Calico's may select: a pod, or a network set."""
+    """What a Calico selector may select: a pod, or a network set."""
 
     space: str
     labels: Mapping[str, str]
@@ -317,7 +317,7 @@ def _as_pod(who: Who) -> Known:
 
 
 def _known(who: Who) -> list[Known]:
-    """All that this address is to Calico."""
+    """All entities that this address is for Calico."""
     found = [_as_pod(who)] if who.is_pod else []
     for one in SETS:
         if any(who.within(prefix) for prefix in one.prefixes):
@@ -400,10 +400,10 @@ def _calico_covers(document: Document, rule: Mapping[str, Any], flow: Flow) -> b
 
 
 def _calico_entity(document: Document, entity: Mapping[str, Any], known: list[Known]) -> bool:
-    """Positive terms want one that they all hold for, a negative one wants none that it holds for."""
+    """Positive terms need one entity that matches all of them, a negative term needs that none matches."""
     positive = entity.keys() & {"selector", "namespaceSelector", "serviceAccounts"}
     if "namespace" in document["metadata"]:
-        positive |= entity.keys() & {"notSelector"}  # it, too, is of the policy's own namespace
+        positive |= entity.keys() & {"notSelector"}  # it is also limited to the policy's own namespace
     if positive and not any(_calico_selected(document, entity, one) for one in known):
         return False
     return "notSelector" not in entity or not any(holds(TREES[entity["notSelector"]], one.labels) for one in known)
@@ -428,7 +428,7 @@ def _calico_icmp(kind: Mapping[str, int], flow: Flow) -> bool:
 
 
 def _calico_service(reference: Mapping[str, str], flow: Flow) -> bool:
-    """As a destination with the ports it has there, as a source whoever is behind it."""
+    """As a destination with its ports there, as a source all its backends."""
     (service,) = [one for one in SERVICES if (one.space, one.name) == (reference["namespace"], reference["name"])]
     behind = [ports for addresses, ports in service.parts if flow.peer.address in addresses]
     if flow.way == "ingress":

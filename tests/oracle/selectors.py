@@ -1,4 +1,4 @@
-"""Selectors of Kubernetes (a mapping) and of Calico (a tree that is written as text), and what they match."""
+"""Selectors of Kubernetes (a mapping) and of Calico (a tree, written as text), and what they match."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Pairwise selection: the rows of a product in which every two values that occur together still do."""
+"""Pairwise selection: a subset of the rows of a product that still contains every pair of values."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ Row = Mapping[str, Hashable]
 
 
 def cover(rows: Sequence[Row]) -> list[int]:
-    """The indices of rows, in order, whose pairs of values are the pairs of all rows. Greedy, so few and not fewest."""
+    """The indices of rows, in order, that contain every pair of values of all rows. Greedy: few, not the fewest."""
     pairs = [frozenset(combinations(sorted(row.items(), key=lambda item: item[0]), 2)) for row in rows]
     missing = frozenset[object]().union(*pairs)
     chosen: list[int] = []

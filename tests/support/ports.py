@@ -1,4 +1,4 @@
-"""Ports for servers of tests, several runs of which share the machine."""
+"""Ports for test servers, when several test runs share the machine."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from contextlib import contextmanager
 
 @contextmanager
 def reserved_port() -> Iterator[int]:
-    """A TCP port that the kernel gives to nobody else meanwhile, on any address.
+    """A TCP port that the kernel reserves on every address for the duration.
 
-    A server that sets SO_REUSEADDR may listen on it: the socket that holds it does not listen.
+    A server that sets SO_REUSEADDR may listen on it, because the socket that reserves it does not listen.
     """
     dual = socket.has_dualstack_ipv6()
     with socket.socket(socket.AF_INET6 if dual else socket.AF_INET) as held:
