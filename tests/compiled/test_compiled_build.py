@@ -1,4 +1,4 @@
-"""A build, made for real: used while it is true to its sources and never else; it does what the Python does."""
+"""A real build: it is used only while it matches its sources, and behaves like the Python code."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ REPOSITORY = compiled.PACKAGE.parent
 
 
 def python(where: Path, *argv: str, **environment: str) -> str:
-    """What a Python says that finds l7proxy in `where`."""
+    """The output of a Python process that imports l7proxy from `where`."""
     env = {**os.environ, "PYTHONPATH": str(where), **environment}
     done = subprocess.run(
         [sys.executable, *argv], cwd=where, env=env, capture_output=True, text=True, timeout=280, check=False
@@ -27,7 +27,7 @@ def python(where: Path, *argv: str, **environment: str) -> str:
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of the package with a build of its own: the tree itself stays as it is."""
+    """A copy of the package with its own build: the source tree stays unchanged."""
     where = tmp_path_factory.mktemp("compiled")
     rooms = [f"tests/unit/{room}" for room in ("flows", "gate", "proxy", "wire")]
     for name in ("l7proxy", "tproxy_rules", "tests/corpus", *rooms):

@@ -1,4 +1,4 @@
-"""What counts as a build. That one works: tests/compiled."""
+"""Which builds are accepted. tests/compiled tests that a build works."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def test_every_module_that_is_compiled_is_watched() -> None:
 
 
 def test_a_build_is_found_where_importlib_util_was_not_imported_before(tmp_path: Path) -> None:
-    """`python -S`, as in a container image without site packages: the finder itself must not need an import."""
+    """`python -S`, as in a container image without site packages: the finder itself must work without site."""
     (tmp_path / compiled.MANIFEST).write_text(json.dumps({"python": sys.version, "sources": compiled.sources()}))
     script = """
 import sys

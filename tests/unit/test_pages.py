@@ -1,4 +1,4 @@
-"""Documentation that is made from the code says what the code says."""
+"""Documentation that is generated from the code matches the code."""
 
 from __future__ import annotations
 

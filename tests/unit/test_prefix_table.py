@@ -1,4 +1,4 @@
-"""A table that follows another answers as one that was made of the same entries alone."""
+"""A table derived from another answers like one built from the same entries alone."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ Entries = dict[str, int]
 
 
 def longest(entries: Entries, address: str) -> int | None:
-    """Slow and obvious."""
+    """The longest-prefix match, computed in a slow, obvious way."""
     holding = [text for text in entries if ip_address(address) in ip_network(text)]
     return entries[max(holding, key=lambda text: ip_network(text).prefixlen)] if holding else None
 

@@ -1,4 +1,4 @@
-"""Each package has a signpost, and no module is part of an import circle."""
+"""Each package has a module docstring, and no module is part of an import cycle."""
 
 from __future__ import annotations
 

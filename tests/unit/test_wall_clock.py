@@ -1,4 +1,4 @@
-"""Nothing that is waited for, limited or decided hangs on the wall clock, which may be set at any time."""
+"""No wait, limit or decision depends on the wall clock, which may be set at any time."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ USES = {
 
 
 def calls(tree: ast.AST) -> Iterator[str]:
-    """Dotted names that are read, as `time.time`, and names that are imported from `time`, alike."""
+    """Dotted names that are read, such as `time.time`, and the same names imported from `time`."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
             yield f"{node.value.id}.{node.attr}"

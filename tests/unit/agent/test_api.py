@@ -1,4 +1,4 @@
-"""The agent's socket: answers, and that nothing sent to it does harm."""
+"""The agent's socket: answers, and no input to it does harm."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ async def path(tmp_path: Path, ring: Ring) -> AsyncIterator[Path]:
 
 
 async def talk(path: Path, *lines: bytes) -> list[Any]:
-    """Everything that is answered until the other side closes, having said all we have."""
+    """Sends everything, then returns all answers until the other side closes."""
     reader, writer = await asyncio.open_unix_connection(path)
     try:
         writer.write(b"".join(lines))

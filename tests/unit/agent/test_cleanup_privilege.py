@@ -1,4 +1,4 @@
-"""`l7proxy cleanup` that may not even look must not say that all is clean."""
+"""`l7proxy cleanup` without the privilege to inspect the kernel must not report that all is clean."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Kernel events get their rule from the one door, and one connection gives one flow."""
+"""Kernel events get their rule from the one verdict function, and one connection gives one flow."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""Law 4 from end to end: however a cluster came to be as it is, both pictures are those of an agent that starts now.
+"""Law 4 end to end: whatever the history, snapshot and desired state are those of an agent that starts now.
 
-A random life: pods, nodes, namespaces, Services, secrets and policies of every language come, change and go, and one
-agent's memories (World, Compiler, Tables) live through it. After every few changes what they make is compared with what
-new ones make of the facts alone, and the kernel's table with what `decide` says to every peer.
+A random history: pods, nodes, namespaces, Services, secrets and policies of every language are added, changed and
+deleted, and one agent's state (ClusterState, Compiler, Tables) lives through it. After every few changes its output is
+compared with that of a fresh agent with the same resources, and the kernel table with `decide` for every peer.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ NAMED_PORTS = (("http", 6, 80), ("http", 6, 8080), ("alt", 17, 53), ("alt", 6, 4
 
 
 class Life:
-    """One cluster's: `next` is what happens next, `resources` what is true by then."""
+    """Generates changes of one cluster: `next` is the next change, `resources` the current objects."""
 
     def __init__(self, seed: int) -> None:
         self._dice = Random(seed)
@@ -228,7 +228,7 @@ SPECIAL: tuple[dict[str, Any], ...] = (
 
 
 class Agent:
-    """What an agent remembers between two pictures."""
+    """The state that an agent keeps between two renders."""
 
     def __init__(self, **settings: Any) -> None:
         self.cluster_state = ClusterState(
@@ -252,14 +252,14 @@ def test_no_life_leaves_a_trace(seed: int) -> None:
 
 
 def live(seed: int, steps: int) -> None:
-    """The first difference fails."""
+    """Fails at the first difference."""
     dice, life = Random(-seed - 1), Life(seed)
     settings = {"audit_all": dice.random() < 0.1, "enforce_always": dice.random() < 0.2}
     agent, services = Agent(**settings), dice.random() < 0.5
     for step in range(steps):
         agent.cluster_state.apply(life.next())
         if dice.random() < 0.3:
-            continue  # several changes, one picture
+            continue  # several changes, one render
         view, policies, pictures = agent.draw(services=services)
         fresh = Agent(**settings)
         fresh.cluster_state.apply(
@@ -275,7 +275,7 @@ def live(seed: int, steps: int) -> None:
 
 
 def _sound(pictures: DesiredState, view: NodeView, policies: Mapping[int, Any], where: str) -> None:
-    """The kernel takes the picture, and refuses, steers and passes what `decide` does."""
+    """The kernel accepts the desired state, and refuses, redirects and passes as `decide` says."""
     checked(pictures.kernel)
     fake = FakeBackend()
     fake.apply(pictures.kernel)

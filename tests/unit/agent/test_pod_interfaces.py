@@ -1,4 +1,4 @@
-"""Cables: libcni's results, checked against the node's links; real links in a namespace of their own."""
+"""Pod interfaces: libcni's results, checked against the node's links; real links in a separate namespace."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ MAC = "0a:58:0a:00:01:05"
 
 
 def result(**changes: Any) -> dict[str, Any]:
-    """What the bridge plugin leaves, as libcni caches it."""
+    """The result of the bridge plugin, as libcni caches it."""
     inner: dict[str, Any] = {
         "cniVersion": "1.0.0",
         "interfaces": [
@@ -210,7 +210,7 @@ ip link del cni0"""
 @pytest.mark.sandbox
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root for a network namespace")
 def test_who_looks_again_sees_what_one_who_looks_for_the_first_time_sees(tmp_path: Path) -> None:
-    """And the kernel is not asked again as long as nothing has changed."""
+    """The kernel is not queried again while nothing has changed."""
     (tmp_path / "r").write_text(json.dumps(result()))
     script = f"""
     import subprocess, time
@@ -238,7 +238,7 @@ def test_who_looks_again_sees_what_one_who_looks_for_the_first_time_sees(tmp_pat
 @pytest.mark.sandbox
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root for a network namespace")
 def test_what_cannot_be_listed_stays_as_it_was(tmp_path: Path) -> None:
-    """Without descriptors neither links nor results can be read: no pod loses its port by that."""
+    """Without file descriptors neither links nor results can be read: every pod keeps its port."""
     (tmp_path / "r").write_text(json.dumps(result()))
     script = f"""
     import os, resource, subprocess
@@ -266,7 +266,7 @@ def test_what_cannot_be_listed_stays_as_it_was(tmp_path: Path) -> None:
     """
     command = ["unshare", "--net", sys.executable, "-c", textwrap.dedent(script)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
-    assert done.returncode == 0, done.stderr  # asyncio complains of a loop that it could not make
+    assert done.returncode == 0, done.stderr  # asyncio reports an event loop that it could not create
 
 
 def test_a_result_that_turned_into_something_else_stays_as_it_was(tmp_path: Path) -> None:

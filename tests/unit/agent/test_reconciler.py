@@ -1,4 +1,4 @@
-"""The loop that makes the enforced follow the world, with a behaving kernel and the real link."""
+"""The loop that makes the enforced state follow the cluster state, with the fake kernel and the real link."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ async def eventually(holds: Callable[[], bool]) -> None:
 
 
 class Worker:
-    """The worker's half of the link, by hand: it applies a picture when told to."""
+    """The worker's side of the link: it applies a policy snapshot only when the test calls for it."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._reader = reader
@@ -73,7 +73,7 @@ class Worker:
 
 
 class Stage:
-    """One reconciler with all that it touches."""
+    """One reconciler with everything it uses."""
 
     def __init__(self, path: Path) -> None:
         self.path = path

@@ -1,4 +1,4 @@
-"""A view into the two pictures that are enforced."""
+"""Renders a node view into the policy snapshot and the desired kernel state."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def pictures(*resources: Resource, interfaces: PodInterfaces | None = None, reso
     found = view(*resources)
     policies = compile_policies(found.rules, found.endpoints, found.identities)
     drawn = render(found, policies, interfaces or PodInterfaces(), settings=kernel.Settings(), resolve_services=resolve)
-    checked(drawn.kernel)  # no kernel would refuse it
+    checked(drawn.kernel)  # every kernel accepts it
     return drawn
 
 

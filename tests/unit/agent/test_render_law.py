@@ -1,4 +1,4 @@
-"""What the kernel is told of a policy, and what `decide` says of the same policy, are one law: for random policies."""
+"""The rendered kernel state and `decide` give the same verdicts for the same policy: for random policies."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def test_kernel_and_decide_agree(policy: DirectionPolicy) -> None:
             verdict = decide.port(policy, IDENTITY[source], protocol, port).l4.verdict
             fate = fake.verdict_of(Packet(source, WEB, protocol, port, "eth0"))
             if verdict is Verdict.REDIRECTED and protocol != 6:
-                # Nobody can judge it. It is not steered, and passes only where its own stage allows it as well.
+                # No gate can evaluate it. It is not redirected, and passes only if its own stage allows it as well.
                 allowed = any(
                     entry.action is Action.ALLOW and entry.covers(IDENTITY[source], protocol, port)
                     for entry in policy.entries

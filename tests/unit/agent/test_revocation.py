@@ -1,4 +1,4 @@
-"""When tracked connections are looked at, what is looked at, and what happens when the kernel refuses."""
+"""When conntrack entries are checked, which ones, and what happens when the kernel refuses."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ WIDER = Desired(
 
 
 class Kernel:
-    """A kernel's connection table as seen from above: it notes what it was asked, and refuses when told to."""
+    """A stand-in for conntrack: it records the requests, and refuses on demand."""
 
     def __init__(self) -> None:
         self.asked: list[tuple[Taken, bool]] = []

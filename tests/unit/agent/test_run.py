@@ -1,4 +1,4 @@
-"""The agent put together: what keeps it from starting is one line and exit code 2; and one real start to stop."""
+"""The agent as a whole: a failed start gives one line and exit code 2; and one real run from start to stop."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ IN_NAMESPACE = ("unshare", "--net", "bash", "-c", 'ip link set lo up; exec "$0" 
 
 
 def script(path: Path, text: str, *, argv: tuple[str, ...] = IN_NAMESPACE) -> subprocess.CompletedProcess[str]:
-    """Run Python in a network namespace of its own."""
+    """Runs Python in a separate network namespace."""
     prelude = f"""
     import asyncio, json, os, signal, socket, sys, threading, time
     from pathlib import Path
@@ -149,7 +149,7 @@ def test_one_agent_from_start_to_stop_and_what_it_leaves(tmp_path: Path) -> None
 @pytest.mark.sandbox
 @needs_root
 def test_what_others_take_away_is_put_back_when_it_happens(tmp_path: Path) -> None:
-    """Looking now and then is put off for an hour."""
+    """The periodic check is an hour away."""
     (tmp_path / "src").mkdir()
     (tmp_path / "src" / "a.yaml").write_text(POD)
     done = script(

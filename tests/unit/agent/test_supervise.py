@@ -1,4 +1,4 @@
-"""The supervisor with real children: small programs that die, refuse, or will not."""
+"""The supervisor with real children: small programs that die, exit with an error, or do not stop."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from l7proxy.settings import Settings
 
 
 def program(path: Path, name: str, text: str) -> Child:
-    """A child that first writes a line with its pid to its log."""
+    """A child that first appends a line with its pid to its log."""
     file = path / f"{name}.py"
     log = path / f"{name}.log"
     start = f"import os, signal, sys, time\nopen({str(log)!r}, 'a').write(f'{{os.getpid()}}\\n')\n"

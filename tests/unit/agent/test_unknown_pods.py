@@ -1,4 +1,4 @@
-"""Cables that no Pod object explains: which are closed, what that means at every door, and that nothing else is hit."""
+"""Pod interfaces without a Pod object: which are isolated, what that means, and that nothing else is affected."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def published(*resources: Resource, interfaces: PodInterfaces, audit: bool = Fal
     view = cluster_state.view("n1", local_addresses=interfaces.local_addresses)
     policies = compile_policies(view.rules, view.endpoints, view.identities)
     drawn = render(view, policies, interfaces, settings=kernel.Settings(), resolve_services=False, audit=audit)
-    checked(drawn.kernel)  # no kernel would refuse it
+    checked(drawn.kernel)  # every kernel accepts it
     return Published(1, view, policies, drawn, interfaces, SourceReport())
 
 
@@ -185,7 +185,7 @@ def situations(render: Any) -> tuple[list[Pod], list[CniAttachment]]:
 @settings(deadline=None)
 @given(situations())
 def test_any_cables_and_pods_make_a_picture_that_kernels_take(situation: tuple[list[Pod], list[CniAttachment]]) -> None:
-    """And every address of a cable is a pod's, closed, or of a secondary network; the order of results is nothing."""
+    """Every address of an interface is a pod's, isolated, or of a secondary network, in any order of results."""
     pods, attachments = situation
     owners = {address for pod in pods for address in pod.addresses}
     found = published(*pods, interfaces=plugged(*attachments))
@@ -199,7 +199,7 @@ def test_any_cables_and_pods_make_a_picture_that_kernels_take(situation: tuple[l
 
 
 def test_it_is_the_same_value_as_long_as_nothing_changes() -> None:
-    """The kernel's tables are remembered by identity."""
+    """The kernel tables are cached by object identity."""
     interfaces = plugged(attachment("veth2", "10.0.1.9"))
     one, other = (
         unknown_pods((), each, node="n1", node_addresses=(), audit=False) for each in (interfaces, replace(interfaces))

@@ -1,4 +1,4 @@
-"""One list of rules, the same in every proxy's language and in the paths that the loads ask for."""
+"""One list of rules: the same in every proxy's language and in the paths that the load generators request."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The chart is an SVG that can be read: a bar for each ratio, on one scale, coloured by what became of the goal."""
+"""The chart is a readable SVG: a bar for each ratio, on one scale, with a colour for met and missed goals."""
 
 from __future__ import annotations
 

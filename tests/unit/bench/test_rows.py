@@ -1,4 +1,4 @@
-"""The arithmetic of the table: ratios, goals, percentiles, and what is said when there is nothing to compare."""
+"""The arithmetic of the table: ratios, goals, percentiles, and the text when there is nothing to compare."""
 
 from __future__ import annotations
 

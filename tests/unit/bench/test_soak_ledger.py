@@ -1,4 +1,4 @@
-"""What the client did against what the flows say: each kind of difference is found, and none where there is none."""
+"""Client log against flows: each kind of difference is found, and none where there is none."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def flow(kind: str, url: str, verdict: str = "FORWARDED", *, port: int = 40000, 
 
 
 def read(*written: bytes) -> FlowReader:
-    """A reader that has read these lines, of burst 4."""
+    """A reader that has read these lines, with a burst of 4."""
     into, out = os.pipe()
     reader = FlowReader(os.fdopen(into, "rb"))
     reader.expect(4)

@@ -22,7 +22,7 @@ Answer = Callable[[Mapping[str, Any]], Iterator[Any]]
 
 
 class Agent:
-    """Answers by what it is told to: lines that are bytes go out as they are. Remembers what it was asked."""
+    """A fake agent: answers as configured (lines of type bytes go out unchanged), and records the requests."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -76,7 +76,7 @@ WIDTH = {"COLUMNS": "120"}
 
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
-    """`run("status", …)`: one command line, asking the fake agent of this test. In this process, for speed."""
+    """`run("status", …)`: one command line against the fake agent of this test, in this process for speed."""
     for name in [name for name in os.environ if name.startswith(("L7PROXY_", "NO_COLOR"))]:
         monkeypatch.delenv(name)
 
@@ -93,7 +93,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
 
 @pytest.fixture
 def process(tmp_path: Path) -> Run:
-    """The same as its users start it: a process of its own."""
+    """The same as users start it: in a separate process."""
 
     def process(*arguments: str, stdin: str = "", **extra: str) -> subprocess.CompletedProcess[str]:
         clean = {key: value for key, value in os.environ.items() if not key.startswith(("L7PROXY_", "NO_COLOR"))}

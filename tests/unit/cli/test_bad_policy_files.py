@@ -1,4 +1,4 @@
-"""Bad policy files: `policy validate` names file, line and field in a line each, and never takes long."""
+"""Bad policy files: `policy validate` reports file, line and field, one line per error, and never takes long."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def test_bytes_that_are_no_text(run: Run, tmp_path: Path) -> None:
 
 
 def test_aliases_that_multiply_are_bounded(run: Run, tmp_path: Path) -> None:
-    """A hundred bytes of YAML that would be gigabytes."""
+    """A hundred bytes of YAML that would expand to gigabytes."""
     lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x, x]"]
     lines += [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]" for n in range(1, 12)]
     (tmp_path / "p.yaml").write_text("\n".join(lines))

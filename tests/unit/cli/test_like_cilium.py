@@ -1,4 +1,4 @@
-"""Whose reading of Kubernetes' NetworkPolicy holds: a setting of the agent, and a flag where files are asked."""
+"""How Kubernetes' NetworkPolicy is read, ours or Cilium's: an agent setting, and a flag for commands on files."""
 
 from __future__ import annotations
 

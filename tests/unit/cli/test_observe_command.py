@@ -1,4 +1,4 @@
-"""`l7proxy observe` as a process: out of files and from an agent's socket."""
+"""`l7proxy observe` as a process: from files and from an agent's socket."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ LOST, RELAY = PRINTED[-2:]
 
 
 def picked(*numbers: int) -> list[str]:
-    """Lines of the sample output, by number from 1; lost events are always told."""
+    """Lines of the sample output, by number from 1; lost events are always reported."""
     return [PRINTED[number - 1] for number in numbers] + [LOST]
 
 

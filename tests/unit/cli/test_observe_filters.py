@@ -1,4 +1,4 @@
-"""Flags into filters, as Hubble's command line makes them."""
+"""Flags become filters, as in Hubble's command line."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Odd input to `policy validate`, `trace` and `test`: what is no policy, no file, no end, or no such thing."""
+"""Odd input to `policy validate`, `trace` and `test`: not a policy, not a file, endless, or not existing."""
 
 from __future__ import annotations
 

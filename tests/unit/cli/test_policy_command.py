@@ -1,4 +1,4 @@
-"""Policies in files: validate and trace, which stand on the code that enforces."""
+"""Policies in files: validate and trace use the code that enforces."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`--config`: files are read as the agent with these settings reads them."""
+"""`--config`: files are read as by the agent with these settings."""
 
 from __future__ import annotations
 

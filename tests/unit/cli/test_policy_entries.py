@@ -1,4 +1,4 @@
-"""How `policy get` writes the ports of an entry, and ICMP's types and codes, which are ports to the tables."""
+"""How `policy get` writes the ports of an entry, and ICMP types and codes, which tables store as ports."""
 
 from __future__ import annotations
 

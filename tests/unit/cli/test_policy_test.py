@@ -1,4 +1,4 @@
-"""`policy test`: what passes, what fails and how it is told, and what is wrong with a file of cases."""
+"""`policy test`: what passes, what fails and how it is reported, and errors in a test file."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The printed lines are Hubble's own, to the letter."""
+"""The printed lines are exactly Hubble's."""
 
 from __future__ import annotations
 
@@ -125,7 +125,7 @@ LOST += ["CPU(0) - 42 (first: Nov 23 20:00:00.080, last: Nov 23 20:00:00.090)"]
 
 
 def cells(line: str) -> list[str]:
-    """What a table of Hubble's has where its compact output, which turns answers round, has this line."""
+    """The cells of Hubble's table for a compact line; compact output swaps the ends of replies."""
     match = COMPACT.fullmatch(line)
     assert match is not None, line
     ends = [match["left"], match["right"]]

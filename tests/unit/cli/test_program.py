@@ -47,7 +47,7 @@ def test_wrong_use_is_exit_code_2(run: Run, command: str) -> None:
 
 
 def test_help_needs_none_of_the_rooms() -> None:
-    """What is imported to say `--help` is waited for by everybody who types a command."""
+    """Everyone who types a command waits for what `--help` imports."""
     code = "import sys; from l7proxy.cli import main; main.invoke(['--help']); print(*sys.modules, file=sys.stderr)"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
     loaded = set(found.stderr.split())

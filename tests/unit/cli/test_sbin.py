@@ -1,4 +1,4 @@
-"""A user's PATH on Debian has no sbin, and the kernel's tools are there."""
+"""The kernel's tools are found although a user's PATH on Debian lacks sbin."""
 
 from __future__ import annotations
 

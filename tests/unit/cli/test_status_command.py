@@ -1,4 +1,4 @@
-"""Status and lists, against a fake agent that answers what the real one's contract says."""
+"""Status and lists, against a fake agent that answers as the real one's contract defines."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ WELL: dict[str, Any] = {
 
 
 def with_(path: str, value: Any) -> dict[str, Any]:
-    """WELL with one thing changed, at a path as `kernel.intact`."""
+    """WELL with one value changed, at a path such as `kernel.intact`."""
     found = copy.deepcopy(WELL)
     *way, last = path.split(".")
     inner: Any = found

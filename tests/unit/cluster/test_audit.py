@@ -1,4 +1,4 @@
-"""Who is audited: by the policy's annotation, by the namespace's, by the agent's setting; and what is said wrongly."""
+"""Audit mode: by the policy's annotation, by the namespace's, by the agent's setting; and invalid values."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Services and who is behind them."""
+"""Services and their backends."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Identities where policies mean addresses that pods and nodes have: who is told apart, and who is not."""
+"""Identities when policies name addresses of pods and nodes: which get their own identity, and which do not."""
 
 from __future__ import annotations
 

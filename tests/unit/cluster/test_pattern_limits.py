@@ -1,4 +1,4 @@
-"""How many patterns workers have room for: per document, per endpoint, per node; the rest refuses, by name."""
+"""Limits for patterns in workers: per document, per endpoint, per node; policies above a limit deny, by name."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from l7proxy.policy.match.pattern import MAX_PROGRAM, MAX_PROGRAM_OF_NODE, check
 LARGE = r"\pL{1,8}"
 SIZE = check(f"/x/{LARGE}")
 THIRD = MAX_PROGRAM // SIZE * 2 // 5
-"""Patterns that take two fifths of what an endpoint may have."""
+"""Patterns that take two fifths of an endpoint's limit."""
 
 
 def policy(name: str, role: str, count: int, namespace: str = "default") -> PolicyDocument:
@@ -48,7 +48,7 @@ def states(found: Iterable[PolicyStatus]) -> dict[str, str]:
 
 
 def verdict(made: ClusterState, name: str, port: int = 80) -> decide.PortPolicy:
-    """What a pod lets the outside do."""
+    """The verdict of a pod for traffic from outside."""
     view = made.view("n1")
     policies = compile_policies(view.rules, view.endpoints, view.identities)
     (number,) = (one.id for one in view.endpoints if one.name == name)

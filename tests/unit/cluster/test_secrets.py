@@ -1,4 +1,4 @@
-"""Secrets of header rules: who may name which, what is no value, and that nothing the agent says shows one."""
+"""Secrets of header rules: who may reference which, which values are invalid, and that no output shows one."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ class Seen:
     view: NodeView
     picture: PolicySnapshot
     texts: tuple[str, ...]
-    """All that it would say of them."""
+    """All texts that the agent would output about them."""
 
     @property
     def match(self) -> HeaderRule:

@@ -1,4 +1,4 @@
-"""The world: who is who, who is nobody, and that only the facts count, never their order."""
+"""The cluster state: identities, unidentified addresses, and that only the objects count, never their order."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def text(found: NodeView, address: str) -> tuple[str, ...]:
     return found.identities[number].labels.text
 
 
-# Who is who
+# Identities
 
 
 def test_pods_nodes_and_the_outside() -> None:
@@ -123,7 +123,7 @@ def test_a_pod_we_have_not_heard_of_is_not_the_outside() -> None:
 
 
 def test_nor_does_it_become_so_by_a_policy_that_names_its_address() -> None:
-    """One namespace's policy must not make others take it for the outside."""
+    """One namespace's policy must not make other policies treat it as outside the cluster."""
     narrow = [{"toCIDRSet": [{"cidr": "10.0.2.64/26", "except": ["10.0.2.77/32"]}]}]
     found = view(N1, N2, WEB, policy(egress=narrow))
     assert identity_of(found, "10.0.2.77") == identity_of(found, "10.0.2.78") == UNMANAGED
@@ -184,7 +184,7 @@ def test_a_finished_pod_has_given_its_address_back() -> None:
     assert found.problems == ()
 
 
-# Who is nobody
+# Addresses without an owner
 
 
 def test_an_address_that_two_pods_claim_is_nobodys_and_refused_where_a_policy_governs() -> None:
@@ -292,7 +292,7 @@ def test_frontends_and_names() -> None:
     assert found.names.identity_labels(999) == ()
 
 
-# No hysteresis
+# No dependence on history
 
 addresses = st.sampled_from(["10.0.1.5", "10.0.1.6", "10.0.2.5", "192.168.0.1", "fd00::5"])
 names_ = st.sampled_from(["a", "b", "c"])
@@ -374,7 +374,7 @@ steps = st.lists(st.tuples(st.lists(pods | others, max_size=3), st.lists(pods | 
 def test_step_by_step_is_all_at_once(
     done: list[tuple[list[Resource], list[Resource]]], node: str | None, local: tuple[str, ...]
 ) -> None:
-    """What is remembered between views never shows, whichever node's views were drawn in between."""
+    """Caches between views never show, whichever node's views were rendered in between."""
     made, known = ClusterState(), dict[ResourceKey, Resource]()
     for place, (come, go) in enumerate(done):
         made.apply([*(Upsert(resource) for resource in come), *(Delete(resource.key) for resource in go)])
@@ -408,7 +408,7 @@ def test_every_view_is_sound(resources: list[Resource]) -> None:
 
 
 def test_who_is_outside_is_not_worked_out_again_for_a_policy_that_names_no_new_prefix() -> None:
-    """With tens of thousands of prefixes that took five seconds for every change of any policy."""
+    """With tens of thousands of prefixes this would cost five seconds for every change of any policy."""
     made = cluster_state(N1, WEB, policy(ingress=[{"fromCIDR": ["198.51.100.0/24", "203.0.113.0/24"]}]))
     before = made.view("n1").identities
     made.apply([Upsert(policy("other", ingress=[{"fromCIDR": ["203.0.113.0/24"]}]))])

@@ -1,4 +1,4 @@
-"""A node name that nobody speaks of: a slip of the pen must not leave a whole node open without a word."""
+"""A node name that no object mentions: a typo must not silently leave a whole node open."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What becomes of each record."""
+"""The flow that results from each record."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class NamedPod:
 
 @dataclass
 class Book:
-    """Names, and how often they were asked for."""
+    """Names, and the number of lookups."""
 
     pods: Mapping[str, NamedPod] = field(default_factory=dict)
     labels: Mapping[int, tuple[str, ...]] = field(default_factory=dict)

@@ -1,4 +1,4 @@
-"""Hubble's filters, one row per rule of theirs. `BASE` is an HTTP request from default/client to shop/cart-7d-x1."""
+"""Hubble's filters, one row per rule. `BASE` is an HTTP request from default/client to shop/cart-7d-x1."""
 
 from __future__ import annotations
 
@@ -189,7 +189,7 @@ NOTHING = Flow()
         ("http_header", [{"key": "x-a", "value": "b"}], BASE, False),
         ("dns_query", ["example"], DNS, True),
         ("dns_query", [".*"], BASE, False),
-        # protocols by what the flow holds
+        # protocols, derived from the flow's content
         ("protocol", ["TCP"], BASE, True),
         ("protocol", ["http"], BASE, True),
         ("protocol", ["udp"], BASE, False),
@@ -206,12 +206,12 @@ NOTHING = Flow()
         ("tcp_flags", [{"SYN": True}], DROP, True),
         ("tcp_flags", [{"SYN": True, "RST": True}], DROP, False),
         ("tcp_flags", [{"SYN": True}], BASE, False),
-        # ends
+        # either end
         ("source_identity", [1234], BASE, True),
         ("source_identity", [0], NOTHING, False),
         ("destination_identity", ["5678", 1], BASE, True),
         ("uuid", ["u-1"], BASE, True),
-        # replies: unknown is no reply for what was dropped only
+        # replies: a dropped flow with unknown direction is not a reply
         ("reply", [False], BASE, True),
         ("reply", [True], ANSWER, True),
         ("reply", [False], DROP, True),
@@ -284,7 +284,7 @@ def test_a_wrong_filter_is_refused_with_its_fault(fields: dict[str, Any], fault:
 
 
 def test_an_expensive_pattern_is_cheap() -> None:
-    """Backtracking would take for ever over these."""
+    """Backtracking would take exponential time on these."""
     keep = filters.build({"whitelist": [{"http_url": ["(a*)*b"], "destination_fqdn": ["*" * 40 + "b"]}]})
     url, name = "http://x/" + "a" * 5000, "a" * 250
     assert not keep(msgspec.structs.replace(BASE, l7=Layer7(http=Http(url=url)), destination_names=(name,)))

@@ -1,4 +1,4 @@
-"""The exported form of a flow, against samples that Hubble's own command line prints."""
+"""The exported form of a flow, against samples printed by Hubble's own command line."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from l7proxy.flows.flow import Flow, Lost, from_json
 
 SAMPLES = (Path(__file__).parents[2] / "data/flows/hubble_samples.jsonl").read_text().splitlines()
 NOT_OURS = ("trace_context",)
-"""Fields of Hubble's that we neither fill nor show."""
+"""Hubble fields that we neither fill nor show."""
 
 
 def without_zeros(value: Any) -> Any:

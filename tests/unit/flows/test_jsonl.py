@@ -1,4 +1,4 @@
-"""The flow log: whole lines, bounded files, and trouble that is told and counted instead of raised."""
+"""The flow log: whole lines, bounded files, and errors that are reported and counted instead of raised."""
 
 from __future__ import annotations
 
@@ -157,7 +157,7 @@ def test_a_pipe_or_a_directory_under_that_name_is_refused_and_holds_nobody_up(tm
 
 
 def test_a_full_disk_costs_lines_but_never_half_of_one(tmp_path: Path) -> None:
-    """RLIMIT_FSIZE makes the kernel refuse as a full disk does: in the middle of a write."""
+    """RLIMIT_FSIZE makes the kernel fail like a full disk: in the middle of a write."""
     clock = Clock()
     path = tmp_path / "flows.jsonl"
     sink = JsonLinesFile(path, clock=clock)

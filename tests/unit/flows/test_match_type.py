@@ -1,4 +1,4 @@
-"""What matched at L3/L4 is told from the rule to the printed line."""
+"""The L3/L4 match type goes from the rule to the printed line."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What comes over the socket is checked before anything is answered."""
+"""Requests on the socket are validated before they are answered."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What header rules found wanting reaches the flow, by batches and past shapes; values of secret headers do not."""
+"""Remarks of header rules reach the flow, in batches and with cached templates; secret values do not."""
 
 from __future__ import annotations
 

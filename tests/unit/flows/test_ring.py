@@ -1,4 +1,4 @@
-"""The ring: nothing waits for a reader, and nothing is lost without being counted."""
+"""The ring: no writer waits for a reader, and every lost flow is counted."""
 
 from __future__ import annotations
 

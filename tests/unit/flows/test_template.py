@@ -1,4 +1,4 @@
-"""The quick line is the enricher's line, whatever the record; and what crosses the link in batches comes out whole."""
+"""The template's line equals the enricher's for any record; and records that cross the link in batches stay whole."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Pod:
 
 
 class Book:
-    """Names, some of them odd: one label holds a mark of shape.py, one what JSON escapes."""
+    """Names, some of them odd: one label contains a marker of template.py, one characters that JSON escapes."""
 
     def pod(self, address: str) -> Pod | None:
         return Pod() if address == "10.0.0.10" else None
@@ -107,7 +107,7 @@ def without_uuid(line: bytes) -> Any:
     return found, list(found["flow"])
 
 
-@settings(max_examples=300, deadline=None)  # a batch takes long on a machine that is busy
+@settings(max_examples=300, deadline=None)  # a batch takes long on a busy machine
 @given(st.lists(RECORDS, max_size=12), st.booleans(), st.integers(1, 3))
 def test_the_quick_line_is_the_enrichers_line(records: list[Record], query: bool, remembered: int) -> None:
     slow = enricher(query=query)
@@ -185,7 +185,7 @@ def test_a_port_of_zero_has_no_part_in_the_shape_of_others() -> None:
 
 
 def test_forgotten_shapes_are_not_mixed_up() -> None:
-    """More judgements than are remembered, inside one batch and across batches: each flow names its own rule."""
+    """More verdicts than are cached, in one batch and across batches: each flow names its own rule."""
     templates = TemplateCache(enricher(), Uuids(), remembered=3)
     rules = [PolicyVerdict(Verdict.FORWARDED, Direction.INGRESS, RuleRef("CNP", "ns", f"rule-{n}")) for n in range(10)]
     for order in (rules, rules[::-1], rules[3:] + rules[:3]):

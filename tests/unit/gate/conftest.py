@@ -1,4 +1,4 @@
-"""The splits in which every conversation is held."""
+"""The splits in which every conversation runs."""
 
 from __future__ import annotations
 

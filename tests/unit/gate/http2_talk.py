@@ -1,7 +1,7 @@
-"""A conversation over HTTP/2 through a gate: h2 is the client and the server, a reader that is not ours judges it all.
+"""An HTTP/2 conversation through a gate: h2 is the client and the server; an independent reader checks all of it.
 
-What a test says as the client or the server goes through the gate in the splits of that test, back and forth until all
-is quiet. `say` speaks raw bytes in the client's place, `reply` in the server's.
+What a test sends as the client or the server goes through the gate in the splits of that test, back and forth until no
+more bytes come. `say` sends raw bytes in the client's place, `reply` in the server's.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ OK: Fields = [(b":status", b"200"), (b"x-from", b"server")]
 
 @dataclass
 class Message:
-    """A request or response as its receiver has it. `reset` is the code of RST_STREAM."""
+    """A request or response as its receiver got it. `reset` is the code of RST_STREAM."""
 
     fields: Fields = field(default_factory=list)
     interim: list[Fields] = field(default_factory=list)
@@ -79,7 +79,7 @@ class Message:
 
 
 class End:
-    """One of the two peers. `raw`: a test speaks in its place, in frames that h2 knows nothing of."""
+    """One of the two peers. `raw`: the test sends frames in its place that h2 does not track."""
 
     def __init__(self, *, client: bool) -> None:
         config = H2Configuration(
@@ -98,7 +98,7 @@ class End:
         self.unacknowledged: list[DataReceived] = []
 
     def hear(self, data: bytes) -> None:
-        """Frame by frame: h2 takes a GOAWAY for the end of everything, but streams that are open go on."""
+        """Frame by frame: h2 ends everything at a GOAWAY, but open streams go on."""
         self._heard += data
         while size := self._next():
             piece, self._heard = self._heard[:size], self._heard[size:]
@@ -116,7 +116,7 @@ class End:
             self.goaways.append(frames.read_goaway(frame, HEAD_SIZE, len(frame)))
 
     def _next(self) -> int:
-        """How long the next whole frame (or the preface) is; 0 when there is none."""
+        """The size of the next whole frame (or the preface); 0 if none is complete."""
         if self._heard.startswith(PREFACE[:3]):
             size = len(PREFACE)
         else:
@@ -124,7 +124,7 @@ class End:
         return size if len(self._heard) >= max(size, HEAD_SIZE) else 0
 
     def acknowledge(self) -> None:
-        """Open the windows by what has been read."""
+        """Opens the windows by what has been read."""
         for event in self.unacknowledged:
             self.h2.acknowledge_received_data(event.flow_controlled_length or 0, event.stream_id or 0)
         self.unacknowledged.clear()
@@ -158,7 +158,7 @@ class Conversation:
     def __init__(
         self, split: Split, *, options: HttpOptions | None = None, takes: int = MAX_STREAMS, window: int = 65535
     ) -> None:
-        """The server's first SETTINGS allow `takes` streams at a time, and so many bytes of each."""
+        """The server's first SETTINGS allow `takes` streams at a time, with `window` bytes each."""
         self._split = split
         self.judge: Callable[[Request], PolicyVerdict] = all_but_deny
         self.client = End(client=True)
@@ -186,7 +186,7 @@ class Conversation:
         self.server.h2.initiate_connection()
         self._obey(self.gate.started())
 
-    # --- what a test does --------------------------------------------------------------------------------------------
+    # --- test actions ------------------------------------------------------------------------------------------------
 
     def get(self, stream: int, fields: Fields | None = None, *, end: bool = True) -> None:
         self.client.h2.send_headers(stream, fields or line(), end_stream=end)
@@ -199,7 +199,7 @@ class Conversation:
         self.run()
 
     def run(self) -> None:
-        """Carry bytes until nobody has anything to say."""
+        """Carries bytes until neither side has more to send."""
         quiet = False
         while not quiet:
             quiet = True
@@ -224,7 +224,7 @@ class Conversation:
                     self.reply(data)
 
     def say(self, data: bytes) -> None:
-        """Raw bytes in the client's place, after what it has said."""
+        """Raw bytes in the client's place, after what it has sent."""
         self.run()
         for piece in self._split(data):
             self._tell_client(piece)
@@ -258,17 +258,17 @@ class Conversation:
     def timed_out(self) -> None:
         self._obey(self.gate.timed_out(self.gate.waiting_for))
 
-    # --- what came of it ---------------------------------------------------------------------------------------------
+    # --- results -----------------------------------------------------------------------------------------------------
 
     def end(self) -> str:
-        """How the gate ended it, "close" or "reset"; empty while it goes on."""
+        """How the gate ended the connection, "close" or "reset"; empty while it is open."""
         return self._closed
 
     def is_paused(self) -> bool:
         return self._paused
 
     def told(self) -> list[str]:
-        """The records since the last look, in words."""
+        """The records since the last call, as text."""
         seen, self.records = [words(record) for record in self.records], []
         return seen
 
@@ -276,11 +276,11 @@ class Conversation:
         return [record.judgement.reason for record in self.records]
 
     def pairs(self) -> bool:
-        """Each request has its one answer."""
+        """Whether each request has exactly one answer."""
         asked = sum(isinstance(record, HttpRequest) for record in self.records)
         return asked == sum(isinstance(record, HttpResponse) for record in self.records)
 
-    # --- how ---------------------------------------------------------------------------------------------------------
+    # --- internals ---------------------------------------------------------------------------------------------------
 
     def _now(self) -> int:
         self.clock += 1000

@@ -1,4 +1,4 @@
-"""A conversation with a gate, as its session would hold it: actions are obeyed, and what came out is compared.
+"""A conversation with a gate, as a session runs it: actions are executed, and the output is compared.
 
 One `Talk` splits every read in its own way; the fixture `talk` (conftest.py) runs each test in all of them.
 """
@@ -51,7 +51,7 @@ def all_but_deny(request: Request) -> PolicyVerdict:
 
 @dataclass
 class Seen:
-    """What came out since the last look."""
+    """The output since the last call."""
 
     server: bytes = b""
     client: bytes = b""
@@ -139,13 +139,13 @@ class Talk:
         fin: tuple[str, ...] = (),
         end: str = "",
     ) -> None:
-        """All that came out since the last look, and nothing else. `end` is "close" or "reset"."""
+        """Expects exactly this output since the last call. `end` is "close" or "reset"."""
         seen, self._seen = self._seen, Seen()
         assert (seen.server, seen.client) == (server, client)
         assert (seen.records, seen.fin, seen.end) == (list(records), list(fin), end)
 
     def expect_refusal(self, status: int, why: str, *, records: tuple[str, ...] = ()) -> None:
-        """Our own answer with `status`, naming `why`; a Malformed record unless others are given; the end."""
+        """Expects our own answer with `status`, naming `why`; a Malformed record unless others are given; the close."""
         seen, self._seen = self._seen, Seen()
         assert seen.client.startswith(b"HTTP/1.1 %d " % status), seen.client
         head, _, text = seen.client.partition(b"\r\n\r\n")
@@ -215,6 +215,6 @@ class Talk:
                 self._read_client_soon()
 
     def _read_client_soon(self) -> None:
-        """A loop would read in its next turn; here, what waits is joined to what is being read."""
+        """An event loop would read in its next turn; here the waiting bytes are added to the current read."""
         if self._waiting and self._gate is not None and not self._over:
             self._read_client()

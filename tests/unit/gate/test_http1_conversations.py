@@ -1,4 +1,4 @@
-"""The HTTP/1 gate as conversations, each held whole, byte by byte and in random splits (fixture `talk`)."""
+"""The HTTP/1 gate as conversations, each run whole, byte by byte and in random splits (fixture `talk`)."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_a_connection_serves_many_requests_one_upstream(talk: Talk) -> None:
 
 
 def test_one_read_full_of_denied_requests_ends_the_connection() -> None:
-    """Each of them costs a worker more than its client, and all others wait meanwhile."""
+    """Each costs a worker more than its client, and all other clients wait meanwhile."""
     talk = Talk(lambda data: [data])
     talk.client(DENY * (MAX_DENIED - 1))
     talk.expect(client=FORBIDDEN * (MAX_DENIED - 1), records=(REFUSED, ANSWERED_403) * (MAX_DENIED - 1))
@@ -79,7 +79,7 @@ def test_denied_head_request_gets_no_body(talk: Talk) -> None:
 def test_denied_request_with_a_small_body_keeps_the_connection(talk: Talk) -> None:
     talk.client(b"POST /deny HTTP/1.1\r\nHost: h\r\nContent-Length: 28\r\n\r\n" + GET)
     talk.expect(client=FORBIDDEN, records=("DROPPED POST http://h/deny", "403 POST http://h/deny"))
-    assert len(GET) == 28  # the body looked like a request, and was none
+    assert len(GET) == 28  # the body that looks like a request
     talk.client(GET)
     talk.expect(server=GET, records=(PASSED,))
 
@@ -132,13 +132,13 @@ def test_audited_requests_pass(talk: Talk) -> None:
     talk.expect(server=GET, records=("AUDIT GET http://h/a",))
 
 
-# --- pipelining: a verdict belongs to one request --------------------------------------------------------------------
+# --- pipelining: each request gets its own verdict -------------------------------------------------------------------
 
 
 def test_pipelined_requests_are_judged_one_by_one_allowed_first(talk: Talk) -> None:
     talk.client(GET + DENY + GET)
     talk.expect(server=GET, records=(PASSED,))
-    assert len(talk.asked) == 1  # the others wait for their own moment
+    assert len(talk.asked) == 1  # the others are evaluated when their turn comes
     talk.server(OK)
     talk.expect(client=OK + FORBIDDEN, server=GET, records=(ANSWERED, REFUSED, ANSWERED_403, PASSED))
     talk.server(OK)
@@ -251,7 +251,7 @@ def test_an_early_answer_lets_the_body_go_on(talk: Talk) -> None:
 
 
 def test_smuggling_by_100_continue_an_early_answer_without_the_expected_100_ends_the_connection(talk: Talk) -> None:
-    """The client may now send the body or a next request: the server could guess otherwise than we do."""
+    """The client may now send the body or a next request: server and proxy could read it differently."""
     talk.client(b"POST /a HTTP/1.1\r\nHost: h\r\nContent-Length: 28\r\nExpect: 100-continue\r\n\r\n")
     assert talk.gate.waiting_for in ("connect", "response")
     talk.take()
@@ -335,11 +335,11 @@ def test_http_10_response_without_keep_alive_ends(talk: Talk) -> None:
     talk.expect(server=GET, client=answer, records=(PASSED, ANSWERED), end="close")
 
 
-# --- what servers may not do -----------------------------------------------------------------------------------------
+# --- invalid responses ------------------------------------------------------------------------------------------------
 
 
 def test_bytes_behind_a_response_answer_nothing() -> None:
-    """Response splitting: what looks like a second answer must not be the answer to the next request."""
+    """Response splitting: bytes that look like a second response must not answer the next request."""
     talk = Talk(lambda data: [data])
     talk.client(GET + GET)
     talk.take()
@@ -387,7 +387,7 @@ def test_a_broken_chunk_of_a_response_cuts_the_client_off(talk: Talk) -> None:
     assert (seen.records, seen.end) == ([ANSWERED], "reset")
 
 
-# --- paths: what is judged is what is forwarded ----------------------------------------------------------------------
+# --- paths: what is evaluated is what is forwarded -------------------------------------------------------------------
 
 
 def test_a_normalised_path_changes_the_request_line_and_nothing_else(talk: Talk) -> None:

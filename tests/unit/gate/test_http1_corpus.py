@@ -1,4 +1,4 @@
-"""The corpus through the gate, in every split: what passes passes whole, what is refused leaves one record."""
+"""The corpus through the gate, in every split: allowed messages pass whole, refused ones leave one record."""
 
 from __future__ import annotations
 

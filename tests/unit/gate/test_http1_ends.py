@@ -200,7 +200,7 @@ def test_a_timer_of_the_past_changes_nothing(talk: Talk) -> None:
 
 @pytest.mark.parametrize("how", ["fin", "reset"])
 def test_a_server_that_leaves_as_the_next_request_comes_is_left_to_the_client(talk: Talk, how: str) -> None:
-    """As without us: the client sees its connection end without a word, and may try again on another."""
+    """As without the proxy: the client sees its connection end without a response, and may retry on another."""
     talk.client(GET)
     talk.server(OK)
     talk.client(GET)

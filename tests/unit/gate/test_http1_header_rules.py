@@ -1,4 +1,4 @@
-"""Header rules on HTTP/1: what the server reads is the request as rewritten, and no record shows a secret."""
+"""Header rules on HTTP/1: the server reads the rewritten request, and no record shows a secret."""
 
 from __future__ import annotations
 
@@ -135,7 +135,7 @@ def test_values_are_told_where_the_configuration_opens_them(talk: Talk) -> None:
 )
 @pytest.mark.parametrize("opened", [False, True])
 def test_a_planted_secret_is_in_no_record(talk: Talk, mismatch: Mismatch, line: bytes, opened: bool) -> None:
-    """Not even when it is the client that sent it, and headers are opened to the flow log."""
+    """Not even if the client sent it and the setting opens headers to the flow log."""
     talk.options = HttpOptions(
         flow_headers=frozenset({b"authorization", b"x"} if opened else ()),
         secret_headers=frozenset({b"authorization"}),
@@ -151,7 +151,7 @@ def test_a_planted_secret_is_in_no_record(talk: Talk, mismatch: Mismatch, line: 
 
 
 def test_a_session_older_than_the_secret_does_not_show_what_was_written(talk: Talk) -> None:
-    """Its options do not know yet that the header is secret."""
+    """Its options do not list the header as secret yet."""
     talk.options = HttpOptions(flow_headers=frozenset({b"authorization"}))
     talk.judge = policy(sealed())
     talk.client(post())
@@ -172,7 +172,7 @@ def chunked(*trailers: bytes, lines: tuple[bytes, ...] = ()) -> bytes:
 def test_a_trailer_cannot_say_a_written_header_again(
     talk: Talk, mismatch: Mismatch, sent: tuple[bytes, ...], trailer: bytes
 ) -> None:
-    """RFC 9110 6.5.2: some servers merge trailers into the head; they would see another value than was judged."""
+    """RFC 9110 6.5.2: some servers merge trailers into the head; they would see another value than was evaluated."""
     talk.judge = policy(HeaderRule("X-Token", "right", mismatch))
     talk.client(chunked(trailer, lines=sent))
     seen = talk.take()

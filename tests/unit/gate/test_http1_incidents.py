@@ -1,4 +1,4 @@
-"""What went wrong elsewhere, one test an incident: interpretation of requests, framing, smuggling, upgrades."""
+"""Known incidents of other proxies, one test each: interpretation of requests, framing, smuggling, upgrades."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def test_cve_2026_73511_cve_2026_73553_cve_2026_39852_cve_2026_50559_matrix_para
 
 
 def test_cve_2026_73552_bytes_past_ascii_in_a_header_are_judged_as_they_are_forwarded(talk: Talk) -> None:
-    """Whatever the engine makes of them, the judge sees the very bytes; and a judge that cannot say yes refuses."""
+    """Policy sees the exact bytes, whatever the regex engine makes of them; without an allow it refuses."""
     talk.judge = lambda request: ALLOWED if request.joined(b"x-token") == b"good" else DENIED
     talk.client(asking(b"/a", b"X-Token: good\xff"))
     assert talk.asked[0].joined(b"x-token") == b"good\xff"
@@ -128,7 +128,7 @@ def test_cve_2023_27493_ghsa_w5w5_487h_qv8q_no_value_can_break_out_of_our_header
 
 @pytest.mark.parametrize("end", [b"XX", b"\n\n", b"\r\r", b"\n", b"0\r"])
 def test_cve_2025_43859_ghsa_vqfr_h8mv_ghfj_nothing_but_crlf_ends_a_chunk(talk: Talk, end: bytes) -> None:
-    """The advisory's shape: two bytes swallowed after a chunk make one reader see a request in the other's body."""
+    """As in the advisory: two bytes skipped after a chunk make one reader see a request in the other's body."""
     talk.client(CHUNKED + b"5\r\nAAAAA" + end + b"2\r\n45\r\n0\r\n\r\n" + DENY)
     seen = talk.take()
     assert seen.records == ["FORWARDED POST http://h/a", "400 POST http://h/a"]
@@ -137,7 +137,7 @@ def test_cve_2025_43859_ghsa_vqfr_h8mv_ghfj_nothing_but_crlf_ends_a_chunk(talk: 
 
 
 def test_cve_2021_39214_a_request_in_a_body_is_a_body(talk: Talk) -> None:
-    """As many requests at the server as were judged: the body is framed once, for both."""
+    """The server gets as many requests as were evaluated: the body is framed once, for both."""
     post = b"POST /a HTTP/1.1\r\nHost: h\r\nContent-Length: 31\r\n\r\n" + DENY
     talk.client(post + GET)
     talk.expect(server=post, records=("FORWARDED POST http://h/a",))
@@ -277,7 +277,7 @@ def test_tls_on_a_plain_port_is_named_and_refused(talk: Talk) -> None:
 
 
 def test_the_judge_is_asked_about_what_the_server_reads(talk: Talk) -> None:
-    """The absolute form names its host twice; only agreement passes, so there is nothing to choose."""
+    """The absolute form names its host twice; it passes only if both agree."""
     talk.client(asking(b"http://h/x/../a"))
     assert [(type(request), request.host, request.path) for request in talk.asked] == [(Request, b"h", b"/a")]
     assert talk.take().server == asking(b"http://h/a")

@@ -1,6 +1,6 @@
 """The laws of the HTTP/1 gate over any conversation: bytes in any splits, ends and failures in any order.
 
-Two readers that are not ours judge the outcome: h11 as the server reads what was forwarded, h11 as the client reads
+Two independent readers check the result: h11 as the server reads what was forwarded, h11 as the client reads
 what was answered.
 """
 
@@ -95,7 +95,7 @@ STEPS = st.one_of(
 
 
 def hold(talk: Talk, steps: list[tuple[str, bytes]]) -> tuple[bytes, bytes]:
-    """The whole conversation, to its end. What the server (until a tunnel opens) and the client got."""
+    """Runs the whole conversation, to its end. Returns what the server (until a tunnel opens) and the client got."""
     server, client = b"", b""
     for what, data in [*steps, ("client_lost", b"")]:
         if talk.gate.waiting_for == "closed":
@@ -126,7 +126,7 @@ def hold(talk: Talk, steps: list[tuple[str, bytes]]) -> tuple[bytes, bytes]:
 
 
 def change_policy(talk: Talk) -> None:
-    """From now on nothing is allowed: what is under way ends with the one record of that, all else goes on."""
+    """Denies everything from now on: a request in progress ends with one record of that, all else goes on."""
     open_tunnel, asked, before = talk.gate.waiting_for == "tunnel", len(talk.asked), len(talk.records)
     talk.judge = lambda request: DENIED
     talk.policy_changed()
@@ -149,7 +149,7 @@ def opens(record: HttpResponse) -> bool:
 
 
 def pieces(cuts: list[int], data: bytes) -> Iterator[bytes]:
-    """Some of `cuts` as lengths, over and over."""
+    """Pieces of `data`, with the lengths `cuts` repeated."""
     at, turn = 0, 0
     while at < len(data):
         step = cuts[turn % len(cuts)]
@@ -172,9 +172,9 @@ def read_as_server(data: bytes) -> list[tuple[str, str]]:
 
 
 def read_as_client(data: bytes, methods: list[str]) -> list[int]:
-    """The final statuses a client sees that asked with `methods`."""
+    """The final statuses that a client sees after requests with `methods`."""
     found: list[int] = []
-    for method in [*methods, "GET"]:  # what was malformed is answered too
+    for method in [*methods, "GET"]:  # a malformed request is answered too
         if not data:
             break
         connection = h11.Connection(h11.CLIENT, max_incomplete_event_size=1 << 20)
@@ -196,7 +196,7 @@ def read_as_client(data: bytes, methods: list[str]) -> list[int]:
 
 
 def _rest(connection: h11.Connection) -> bytes:
-    """What follows the message whose head has been read; nothing if it has not ended."""
+    """The bytes after the message whose head has been read; empty if the message has not ended."""
     event = connection.next_event()
     while isinstance(event, h11.Data):
         event = connection.next_event()
@@ -216,9 +216,9 @@ def test_laws(steps: list[tuple[str, bytes]], cuts: list[int], connect: bool) ->
     responses = [record for record in talk.records if isinstance(record, HttpResponse)]
     malformed = [record for record in talk.records if isinstance(record, Malformed)]
 
-    # law 1: each request is judged once
+    # law 1: each request is evaluated once
     assert len(requests) == len(talk.asked)
-    # law 2: a server that is not ours reads exactly the allowed requests, as they were judged
+    # law 2: an independent server reads exactly the allowed requests, as they were evaluated
     allowed = [
         (asked.method.decode(), (asked.path or asked.host).decode())
         for asked, record in zip(talk.asked, requests, strict=True)
@@ -232,16 +232,16 @@ def test_laws(steps: list[tuple[str, bytes]], cuts: list[int], connect: bool) ->
     assert pairs == [HttpRequest, HttpResponse] * len(requests)
     assert len(malformed) <= 1
     assert not malformed or talk.records[-1] is malformed[0]
-    # and the client saw what the records say
+    # and the client saw what the records state
     statuses = [record.status for record in responses] + [record.status for record in malformed]
     told = [status for status in statuses if status != 499]
     if responses and "can retry" in responses[-1].judgement.reason and talk.records[-1] is responses[-1]:
-        told.pop()  # a server that ends a connection in use is left to the client
+        told.pop()  # a server that ends a connection in use: the client may retry
     shown = read_as_client(client, [record.method for record in requests])
     assert shown == told or (steps_end_lost(talk) and shown == told[:-1])
 
 
 def steps_end_lost(talk: Talk) -> bool:
-    """A client that left inside a head leaves a Malformed record and is told nothing."""
+    """A client that left inside a head leaves a Malformed record and gets no answer."""
     last = talk.records[-1]
     return isinstance(last, Malformed) and "closed the connection" in last.judgement.reason

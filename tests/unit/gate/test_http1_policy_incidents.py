@@ -1,4 +1,4 @@
-"""What went wrong elsewhere between parser and rules: the gate and real HTTP rules together, one test an incident."""
+"""Known incidents between parser and rules: the gate and real HTTP rules together, one test per incident."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def get(path: str = "/a", *fields: bytes, host: str = "h") -> bytes:
 
 
 def passes(talk: Talk, message: bytes) -> bool:
-    """Whether it reached the server whole; nothing of it if not."""
+    """Whether the message reached the server whole; otherwise none of it did."""
     talk.client(message)
     seen = talk.take()
     assert seen.server in (b"", message)
@@ -51,7 +51,7 @@ def test_cve_2021_39155_a_host_rule_fails_closed_on_other_spellings(talk: Talk, 
 BOTH_READINGS = [
     ("/admin;.jpg", r"/.*\.jpg", False),
     ("/public;/../admin", "/public.*", False),
-    ("/;public/admin", "/;?public/.*|/[^/]*/admin", True),  # the rule says `;` itself
+    ("/;public/admin", "/;?public/.*|/[^/]*/admin", True),  # the rule itself contains `;`
     ("/;public/admin", "/[^/]*/admin", False),
     ("/admin%3B.jpg?q", r"/.*\.jpg.*", False),
     ("/api/x;v=1/y;w?a;b", "/api/x[^/]*/y.*", True),
@@ -125,5 +125,5 @@ EVIL = ["/(a+)+", "/(a|aa)+", "/(a|a?)+", "/(.*a){20}", "/([a-z]+)*x", "/(a*)*b"
 
 @pytest.mark.parametrize("pattern", EVIL)
 def test_redos_cve_class_cilium_41314_evil_patterns_take_linear_time(talk: Talk, pattern: str) -> None:
-    """An engine that backtracks would not come back from any of these."""
+    """A backtracking engine would take exponential time on these."""
     assert not passes(ruled(talk, HttpRule(REF, path=pattern)), get("/" + "a" * 8_000 + "!"))

@@ -1,6 +1,6 @@
 """Tunnels of the HTTP/1 gate: upgrades and CONNECT, what opens them, what they may carry, and when they end.
 
-Each conversation is held whole, byte by byte and in random splits (fixture `talk`).
+Each conversation runs whole, byte by byte and in random splits (fixture `talk`).
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ def test_101_to_another_protocol_is_a_bad_response(talk: Talk) -> None:
 
 @pytest.mark.parametrize("protocol", [b"h2c", b"HTTP/2.0", b"TLS/1.2", b"H2C", b"h3"])
 def test_no_tunnel_for_protocols_that_carry_requests(talk: Talk, protocol: bytes) -> None:
-    """The server is not even offered it; one that switches all the same is cut off."""
+    """It is not offered to the server; a server that switches anyway is cut off."""
     talk.client(UPGRADE.replace(b"WebSocket", protocol) + b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n")
     talk.expect(server=GET, records=(PASSED,))
     talk.server(SWITCHED.replace(b"websocket", protocol))
@@ -124,7 +124,7 @@ def test_a_tunnel_whose_request_is_no_longer_allowed_is_reset(talk: Talk) -> Non
     assert [request.path for request in talk.asked] == [b"/a"] * 3
 
 
-# --- what is under way when policy changes ---------------------------------------------------------------------------
+# --- requests in progress when policy changes ------------------------------------------------------------------------
 
 
 def revoke(talk: Talk) -> None:

@@ -20,7 +20,7 @@ def whole() -> Conversation:
 
 
 def upload(http2: Conversation, stream: int, size: int) -> int:
-    """As much of a body as the windows take. The result: how much was sent."""
+    """Sends as much of a body as the windows allow. Returns how much was sent."""
     sent = 0
     while sent < size:
         room = min(http2.client.h2.local_flow_control_window(stream), 16384, size - sent)
@@ -169,7 +169,7 @@ def test_streams_share_a_small_window_in_turn() -> None:
     assert min(first, second) > 16384, "neither starves"
 
 
-# --- how many at a time ----------------------------------------------------------------------------------------------
+# --- concurrent streams ----------------------------------------------------------------------------------------------
 
 
 def test_a_stream_too_many_is_refused_with_a_record_and_may_be_tried_again(http2: Conversation) -> None:
@@ -188,7 +188,7 @@ def test_a_stream_too_many_is_refused_with_a_record_and_may_be_tried_again(http2
 def test_streams_wait_for_a_server_that_takes_few_at_a_time(http2: Conversation) -> None:
     http2.server.h2.update_settings({STREAMS: 2})
     http2.get(1)
-    http2.client.h2.remote_settings[STREAMS] = MAX_STREAMS  # these are on their way when it hears of that
+    http2.client.h2.remote_settings[STREAMS] = MAX_STREAMS  # sent before the client receives the new limit
     http2.client.h2.remote_settings.acknowledge()
     for stream in (3, 5, 7):
         http2.client.h2.send_headers(stream, line(), end_stream=True)
@@ -220,7 +220,7 @@ def test_heads_that_wait_for_the_server_stop_the_client() -> None:
 
 
 def test_nothing_of_a_request_goes_to_a_server_that_has_not_said_it_speaks_http_2(http2: Conversation) -> None:
-    """CVE-2021-39214 in our shape: an HTTP/1 server might find a request in a body."""
+    """Like CVE-2021-39214: an HTTP/1 server might find a request in a body."""
     http2.reachable = False
     hidden = b"GET /deny HTTP/1.1\r\nHost: h\r\n\r\n"
     http2.get(1, line("/a", "POST"), end=False)
@@ -350,7 +350,7 @@ def test_a_client_that_says_goodbye_gets_its_answers(http2: Conversation) -> Non
     http2.say(frames.goaway(0, Code.NO_ERROR))
     assert http2.server.goaways == [(0, Code.NO_ERROR)]
     assert not http2.end()
-    http2.server.h2.send_headers(1, OK, end_stream=True)  # h2 forbids itself to, after a GOAWAY; servers do
+    http2.server.h2.send_headers(1, OK, end_stream=True)  # h2 refuses to send this after a GOAWAY; real servers do
     assert http2.pairs() is False
 
 
@@ -416,7 +416,7 @@ def test_a_head_that_does_not_end_is_408(http2: Conversation, begun: bytes) -> N
     if begun:
         http2.say(begun)
     else:
-        http2._obey(http2.gate.from_client(PREFACE))  # and no SETTINGS
+        http2._obey(http2.gate.from_client(PREFACE))  # without SETTINGS
     assert http2.gate.waiting_for == "head"
     http2.timed_out()
     assert http2.told() == ["malformed 408"]

@@ -113,7 +113,7 @@ def test_answers_without_a_body_may_say_how_long_it_would_be(
 
 @pytest.mark.parametrize(("sent", "seen"), [("/x/../a//b", "/a/b"), ("/%61?q=/../", "/a?q=/../"), ("/x\\a", "/x/a")])
 def test_a_path_is_judged_and_forwarded_in_its_normal_form(http2: Conversation, sent: str, seen: str) -> None:
-    for stream in (1, 3):  # the second time it is remembered
+    for stream in (1, 3):  # the second time it comes from the cache
         http2.get(stream, line(sent))
         assert http2.asked[-1].path == seen.encode()
         assert dict(http2.server.messages[stream].fields)[b":path"] == seen.encode()
@@ -197,7 +197,7 @@ def test_no_reset_when_the_request_ended_with_the_read_that_began_it() -> None:
     assert (http2.client.messages[1].ended, http2.client.messages[1].reset) == (True, None)
 
 
-# --- what is no request ----------------------------------------------------------------------------------------------
+# --- malformed requests ----------------------------------------------------------------------------------------------
 
 BROKEN = {
     "upper case": ([*line(), (b"X-Up", b"1")], 400, "lower-case"),

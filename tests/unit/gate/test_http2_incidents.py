@@ -1,4 +1,4 @@
-"""HTTP/2's known attacks, each by its number: what the client is told, what goes to the server, what is recorded."""
+"""HTTP/2's known attacks, by CVE number: what the client and the server receive, and what is recorded."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ GET = b"\x82\x86\x84\x41\x01h"
 DENY = b"\x82\x86\x04\x05/deny\x41\x01h"
 SECOND = 1_000_000_000
 MOST_RESETS = budget.CAPACITY // (budget.RESET - budget.DELIVERED) + 1
-"""In no time, with an answer of ours to each: its DATA lets the client open windows."""
+"""The most resets at one instant, each after our own answer: its DATA lets the client open windows."""
 
 
 def headers(stream: int, block: bytes = GET, *, end: bool = True) -> bytes:
@@ -26,7 +26,7 @@ def headers(stream: int, block: bytes = GET, *, end: bool = True) -> bytes:
 
 
 def flood(http2: Conversation, frame: bytes, *, most: int = 4 * budget.CAPACITY) -> int:
-    """The same frame until it is too much. The result: how often it was borne."""
+    """Sends the same frame until the budget is spent. Returns how often it was accepted."""
     for count in range(most):
         if http2.end():
             return count
@@ -102,7 +102,7 @@ def test_denied_uploads_that_their_client_cancels_are_borne_for_ever(quick: Conv
 
 
 def test_denied_requests_one_by_one_spend_the_budget(quick: Conversation) -> None:
-    """Each costs more to judge, to tell and to answer than to send; a policy does not make its rate fall."""
+    """Evaluating, recording and answering each costs more than sending it; a policy must not amplify this."""
     quick.client.raw = True
     for stream in range(1, 20_000, 2):
         quick._obey(quick.gate.from_client(headers(stream, DENY)))
@@ -115,7 +115,7 @@ def test_denied_requests_one_by_one_spend_the_budget(quick: Conversation) -> Non
 
 
 def test_headers_on_a_stream_that_we_reset_spend_the_budget(quick: Conversation) -> None:
-    """They are read for HPACK's sake, and nobody wants them."""
+    """They are read only to keep HPACK's state; nothing uses them."""
     quick.client.raw = True
     quick._obey(quick.gate.from_client(headers(1, DENY, end=False)))
     assert flood(quick, headers(1)) <= budget.CAPACITY
@@ -123,7 +123,7 @@ def test_headers_on_a_stream_that_we_reset_spend_the_budget(quick: Conversation)
 
 
 def test_of_one_settings_frame_a_window_is_set_once(quick: Conversation) -> None:
-    """If each setting of it moved the windows of all streams, 12 KB could move 100 windows 2000 times."""
+    """If each setting in it moved the windows of all streams, 12 KB could move 100 windows 2000 times."""
     quick.client.acknowledges = False
     quick.get(1)
     quick.server.h2.send_headers(1, OK)
@@ -165,7 +165,7 @@ def test_a_burst_of_cancellations_now_and_then_is_borne(quick: Conversation) -> 
 
 
 def test_a_wall_clock_that_is_set_back_costs_nobody_a_connection(quick: Conversation) -> None:
-    """And no exchange has taken less than no time."""
+    """And no exchange has a negative duration."""
     stream = -1
     for _ in range(20):
         for _ in range(50):
@@ -212,7 +212,7 @@ UNFIT = {
     "trailers that frame": (b"", headers(1, b"\x0f\x0d\x013")),
     "trailers that say the head again": (b"\x00\x01x\x01y", headers(1, b"\x00\x01x\x01z")),
 }
-"""More of a head, and what then comes and does not fit it: the request, which is at the server, is cancelled."""
+"""More of a head, and an unexpected continuation: the request, already at the server, is cancelled."""
 
 
 @pytest.mark.parametrize("name", UNFIT)
@@ -245,7 +245,7 @@ def test_cve_2025_8671_malformed_requests_cannot_be_sent_for_ever(quick: Convers
 
 @pytest.mark.parametrize("payload", [b"", b"\0", b"x" * 16384])
 def test_cve_2024_27316_endless_continuation_ends_the_connection(http2: Conversation, payload: bytes) -> None:
-    """And its family: CVE-2023-45288, CVE-2024-28182, CVE-2024-30255, CVE-2024-31309."""
+    """Also CVE-2023-45288, CVE-2024-28182, CVE-2024-30255, CVE-2024-31309."""
     http2.say(frames.frame(frames.HEADERS, 0, 1, GET))
     assert flood(http2, frames.frame(frames.CONTINUATION, 0, 1, payload)) <= 17
     assert http2.told() == ["malformed 431"]
@@ -291,7 +291,7 @@ def test_cve_2016_6581_a_bomb_of_indices_is_stopped_while_it_is_read(http2: Conv
 
 
 def test_cve_2016_6581_a_small_bomb_is_refused_and_not_forwarded(http2: Conversation) -> None:
-    """60 KB of one entry for 20 bytes, again and again, fit what a head may be."""
+    """60 KB of one entry, repeated for 20 bytes, fit the limit of a head."""
     http2.client.raw = True
     http2.say(headers(1, GET + b"\x40\x01x" + b"\x7f\xb9\x16" + b"y" * 3000))
     http2.say(headers(3, b"\x82\x86\x84\xbf" + b"\xbe" * 20))
@@ -310,7 +310,7 @@ def test_what_the_table_holds_may_be_said_once_by_each_request(http2: Conversati
 
 
 def cpu_of_paths(path: bytes) -> float:
-    """Seconds for 80 requests whose path is in HPACK's table."""
+    """CPU seconds for 80 requests whose path is in HPACK's table."""
     http2 = Conversation(lambda data: [data])
     http2.run()
     http2.reachable = False
@@ -326,7 +326,7 @@ def cpu_of_paths(path: bytes) -> float:
 
 
 def test_a_path_in_the_table_is_normalised_once_not_by_each_request(quick: Conversation) -> None:
-    """25 bytes cost 2 ms each."""
+    """Otherwise 25 bytes would cost 2 ms each."""
     escaped, plain = b"/" + b"%c3%A9" * 660, b"/" + b"A" * 3960
     assert min(cpu_of_paths(escaped) for _ in range(3)) < 5 * min(cpu_of_paths(plain) for _ in range(3))
 
@@ -390,7 +390,7 @@ def test_cve_2021_39214_a_body_that_looks_like_frames_is_a_body(http2: Conversat
 
 
 def test_a_denied_block_still_counts_for_the_tables(http2: Conversation) -> None:
-    """A refused request's headers enter the client's table: leaving them out would give later ones another meaning."""
+    """A refused request's headers enter the client's table: without them later indices would mean other headers."""
     encoder = Encoder()
     http2.run()
     http2.client.raw = True
@@ -399,7 +399,7 @@ def test_a_denied_block_still_counts_for_the_tables(http2: Conversation) -> None
     assert (b"x-role", b"guest") in http2.server.messages[3].fields
 
 
-# --- floods of what furthers nothing ---------------------------------------------------------------------------------
+# --- floods without progress -----------------------------------------------------------------------------------------
 
 FLOODS = {
     "CVE-2019-9512 PING": frames.frame(frames.PING, 0, 0, bytes(8)),
@@ -476,7 +476,7 @@ def test_the_servers_floods_end_its_streams_with_502(quick: Conversation) -> Non
     assert quick.pairs()
 
 
-# --- frames that break the rules -------------------------------------------------------------------------------------
+# --- invalid frames --------------------------------------------------------------------------------------------------
 
 BROKEN = {
     "too long": b"\x00\x40\x01\x00\x00\x00\x00\x00\x01",

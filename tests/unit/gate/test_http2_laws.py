@@ -1,6 +1,6 @@
 """The laws of the HTTP/2 gate over any conversation: frames good and bad in any order, splits, ends and failures.
 
-What comes out is read by a reader of its own (frames by hand, blocks by hpack) and compared with what was judged.
+A separate reader (frames by hand, blocks by hpack) reads the output and compares it with what was evaluated.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ ACK = frames.frame(frames.SETTINGS, frames.ACK, 0)
 
 
 def literal(name: bytes, value: bytes) -> bytes:
-    """A field that touches no table (RFC 7541 6.2.2)."""
+    """A literal field without indexing (RFC 7541 6.2.2)."""
     return b"\0" + bytes([len(name)]) + name + bytes([len(value)]) + value
 
 
@@ -122,7 +122,7 @@ STEPS = st.one_of(
 
 @dataclass
 class Held:
-    """Everything that came out of one gate."""
+    """All output of one gate."""
 
     server: bytes = b""
     client: bytes = b""
@@ -161,7 +161,7 @@ class Held:
 
 
 def hold(steps: list[tuple[str, bytes]], cuts: list[int], *, eager: bool = False) -> Held:
-    """`eager`: the server is there and has spoken as soon as it is wanted."""
+    """`eager`: the server is connected and has sent its preface as soon as it is needed."""
     held = Held()
     clock = iter(range(10**9, 10**10, 1000))
 
@@ -242,7 +242,7 @@ def pieces(cuts: list[int], data: bytes) -> Iterator[bytes]:
         turn += 1
 
 
-# --- a reader of its own ---------------------------------------------------------------------------------------------
+# --- an independent reader -------------------------------------------------------------------------------------------
 
 
 @dataclass
@@ -256,7 +256,7 @@ class Seen:
 
 
 def read(data: bytes, *, window: int) -> dict[int, Seen]:
-    """Frames as a strict peer reads them; it has opened its windows by `window` bytes in all."""
+    """Frames as a strict peer reads them; its windows are opened by `window` bytes in all."""
     decoder = Decoder()
     streams: dict[int, Seen] = {}
     while data:
@@ -284,7 +284,7 @@ def read(data: bytes, *, window: int) -> dict[int, Seen]:
 
 
 def opened(steps: list[tuple[str, bytes]], who: str) -> int:
-    """How far that side has opened the connection's window, at most."""
+    """The most by which that side has opened the connection's window."""
     updates = [data for what, data in steps if what == who and data[3:4] == bytes([frames.WINDOW_UPDATE])]
     return 65535 + sum(int.from_bytes(data[9:13], "big") for data in updates if data[5:9] == bytes(4))
 
@@ -301,9 +301,9 @@ def test_laws(steps: list[tuple[str, bytes]], cuts: list[int], eager: bool) -> N
     requests = [record for record in held.records if isinstance(record, HttpRequest)]
     responses = [record for record in held.records if isinstance(record, HttpResponse)]
 
-    # law 1: each request is judged once
+    # law 1: each request is evaluated once
     assert len(requests) == len(held.asked)
-    # law 2: the server sees exactly requests that were allowed, as they were judged, and none before it has spoken
+    # law 2: the server sees exactly the allowed requests, as they were evaluated, and none before its preface
     server = read(held.server.removeprefix(frames.PREFACE), window=opened(steps, "server"))
     allowed = Counter(
         asked.path
@@ -314,7 +314,7 @@ def test_laws(steps: list[tuple[str, bytes]], cuts: list[int], eager: bool) -> N
     assert forwarded <= allowed
     assert held.spoken or not server
     assert held.connects <= 1
-    # law 3: each request has one answer, after it, by the same name
+    # law 3: each request has one answer, after it, with the same name
     waiting: Counter[tuple[str, str]] = Counter()
     for record in held.records:
         if isinstance(record, HttpRequest):
@@ -324,7 +324,7 @@ def test_laws(steps: list[tuple[str, bytes]], cuts: list[int], eager: bool) -> N
             assert waiting[record.method, record.url] >= 0
     assert len(responses) == len(requests)
     assert not +waiting
-    # and the client saw of each stream one final head at most, and nothing that was denied
+    # and the client saw at most one final head of each stream, and nothing that was denied
     client = read(held.client, window=opened(steps, "client"))
     for seen in client.values():
         final = [head for head in seen.heads if head.get(b":status", b"100") >= b"200"]
@@ -351,7 +351,7 @@ def test_mutated_bytes_end_in_records_not_in_faults(parts: list[bytes], noise: b
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.tuples(STREAM, st.integers(1, 16384)), min_size=1, max_size=60))
 def test_what_one_client_makes_us_hold_is_bounded(uploads: list[tuple[int, int]]) -> None:
-    """The server takes nothing: whatever the client sends, within its windows or not."""
+    """The server reads nothing: whatever the client sends, within its windows or not."""
     steps = [("client", frames.headers(1, request(b"/a"), end=False))] * 5
     steps += [("client", frames.frame(frames.DATA, 0, stream, bytes(size))) for stream, size in uploads]
     held = hold(steps, [1 << 20])

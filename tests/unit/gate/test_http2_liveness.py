@@ -1,8 +1,8 @@
-"""Law, over any sizes, windows, limits and orders: what two well-behaved ends say to each other arrives whole, though
-some of their streams stand still.
+"""Law, over any sizes, windows, limits and orders: what two well-behaved ends send to each other arrives whole, though
+some of their streams are stalled.
 
-h2 is both ends. They read what arrives when they like, but not what is asleep, until all else is done. What the server
-has no place for may be refused.
+h2 is both ends. They read at random times, and stalled streams only after all others. Requests above the server's
+stream limit may be refused.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from tests.unit.gate.http2_talk import OK, Conversation, End, line
 
 @dataclass
 class Sending:
-    """A body on its way from one end."""
+    """A body being sent by one end."""
 
     end: H2Connection
     stream: int
     left: int
 
     def step(self) -> None:
-        """One frame, if the window is open."""
+        """Sends one frame, if the window is open."""
         if self.left < 0:
             return
         room = min(self.end.local_flow_control_window(self.stream), self.end.max_outbound_frame_size, self.left)
@@ -47,7 +47,7 @@ def done(http2: Conversation, stream: int) -> bool:
 
 @dataclass
 class Reading:
-    """What one end has taken off the wire, and its application from it: not what is asleep."""
+    """What one end has received, and what its application has read: not from stalled streams."""
 
     end: End
     kept: Counter[int] = field(default_factory=Counter)
@@ -68,10 +68,10 @@ SIZES = st.sampled_from([0, 1000, 70_000, 300_000, 300_000])
 WINDOWS = st.sampled_from([5000, 65_535, 300_000])
 BODIES = st.one_of(
     st.lists(st.tuples(SIZES, SIZES), min_size=1, max_size=8),
-    st.sampled_from([[(300_000, 0)] * 6, [(0, 300_000)] * 6]),  # more than the windows take, all one way
+    st.sampled_from([[(300_000, 0)] * 6, [(0, 300_000)] * 6]),  # more than the windows allow, all in one direction
 )
 READS = st.lists(st.sampled_from(["client", "server", "both", ""]), max_size=12)
-PLACES = st.one_of(  # those that wait and those that are asleep share the window
+PLACES = st.one_of(  # waiting and stalled streams share the window
     st.tuples(st.integers(1, 4), st.just(set[int]())),
     st.tuples(st.integers(2, 4), st.sets(st.integers(0, 5), max_size=1)),
     st.tuples(st.just(10), st.sets(st.integers(0, 5), max_size=3)),
@@ -107,7 +107,7 @@ def test_all_arrives(
     for turn in range(2000):
         http2.run()
         http2.reachable = http2.reachable or turn > 20
-        for one in reversed(sending):  # those that wait first
+        for one in reversed(sending):  # waiting streams first
             if http2.client.of(one.stream).reset is None:
                 one.step()
         for stream, message in list(http2.server.messages.items()):

@@ -1,4 +1,4 @@
-"""HTTP/2 streams under way, or waiting, when policy changes: what is refused now ends on both sides, and is told."""
+"""HTTP/2 streams open, or waiting, when policy changes: those now refused end on both sides, and are recorded."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ POST = line("/a", "POST")
 
 
 def revoke(http2: Conversation, path: bytes = b"/a") -> None:
-    """From now on this path is refused."""
+    """Refuses this path from now on."""
 
     def judge(request: Request) -> PolicyVerdict:
         return DENIED if request.path == path else ALLOWED
@@ -25,7 +25,7 @@ def revoke(http2: Conversation, path: bytes = b"/a") -> None:
 
 
 def told(http2: Conversation) -> tuple[int, str]:
-    """The status and the reason of the last stream that was revoked; its two records stand together."""
+    """The status and the reason of the last revoked stream; its two records are adjacent."""
     answer, dropped = http2.records[-2:]
     assert isinstance(answer, HttpResponse)
     assert isinstance(dropped, Connection)

@@ -1,4 +1,4 @@
-"""Streams that stand still, over HTTP/2: whoever is slow, none of them holds the others or grows beyond its window."""
+"""Stalled HTTP/2 streams: none of them blocks the others or buffers more than its window, whichever end is slow."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from tests.unit.gate.http2_talk import OK, Conversation, line
 
 
 def few(streams: int) -> Conversation:
-    """The server will take so many streams at a time; it is not there yet."""
+    """The server will allow this many streams at a time; it is not connected yet."""
     http2 = Conversation(lambda data: [data], takes=streams)
     http2.reachable = False
     return http2
 
 
 def send(http2: Conversation, end: H2Connection, stream: int, size: int) -> int:
-    """As much of a body as the windows let through; if that is all, it has ended. The result: how much."""
+    """Sends as much of a body as the windows allow, and ends it if that is all. Returns how much was sent."""
     sent = 0
     while room := min(end.local_flow_control_window(stream), 16384, size - sent):
         sent += room
@@ -138,14 +138,14 @@ def test_a_reader_that_opens_both_windows_for_every_4_kib_is_borne() -> None:
     body = frames.frame(frames.DATA, 0, 1, bytes(16384))
     opened = (frames.window_update(0, 4096) + frames.window_update(1, 4096)) * 4
     for _ in range(budget.CAPACITY // 2):
-        http2.to_client = b""  # it is of no interest, and would be copied again and again
+        http2.to_client = b""  # not needed, and would be copied again and again
         http2._obey(http2.gate.from_server(body))
         http2._obey(http2.gate.from_client(opened))
         assert not http2.end()
 
 
 STALLED = range(1, 2 * (CONNECTION_WINDOW // STREAM_WINDOW) - 1, 2)
-"""All that there is room for, but one."""
+"""As many streams as have room, minus one."""
 
 
 def test_answers_that_nobody_takes_leave_the_next_one_its_way() -> None:

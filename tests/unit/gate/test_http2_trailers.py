@@ -1,4 +1,4 @@
-"""Request trailers over HTTP/2 must not say again what was judged in the head."""
+"""Request trailers over HTTP/2 must not repeat a header that was evaluated in the head."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_other_trailers_pass(http2: Conversation) -> None:
 
 
 def test_what_a_rule_deletes_does_not_come_in_the_trailers(http2: Conversation) -> None:
-    """The header was not in the head, where it would have been taken out."""
+    """The header was not in the head, where it would have been removed."""
     matcher = HttpMatcher((HttpRule(REF, header_matches=(HeaderRule("X-Admin", "no", Mismatch.DELETE),)),))
 
     def judge(request: Request) -> PolicyVerdict:

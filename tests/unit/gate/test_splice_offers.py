@@ -1,4 +1,4 @@
-"""Offers to splice: a session that takes some of them, wholly or in part, shows both ends and the log the same."""
+"""Offers to splice: whichever a session accepts, wholly or in part, both ends and the log see the same."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def chunked(*sizes: int) -> bytes:
 
 @dataclass
 class Relay:
-    """A session: bytes wait in order at both ends; `take` says how much of an offer goes unseen."""
+    """A session: bytes wait in order at both ends; `take` decides how much of an offer bypasses the gate."""
 
     dice: random.Random
     takes: float

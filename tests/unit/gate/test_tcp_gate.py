@@ -1,4 +1,4 @@
-"""The TCP gate: a pipe with two ends, and nothing said about it."""
+"""The TCP gate: a pipe with two ends, without records."""
 
 from __future__ import annotations
 

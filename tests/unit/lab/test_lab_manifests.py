@@ -1,4 +1,4 @@
-"""Manifests: one object is one file, kept word for word; what cannot be read is named by file, line and field."""
+"""Manifests: one object is one file, stored unchanged; unreadable input is reported by file, line and field."""
 
 from __future__ import annotations
 

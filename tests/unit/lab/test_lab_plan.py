@@ -1,4 +1,4 @@
-"""The plan: the same manifests give the same lab; what has a place keeps it; what cannot be placed is named."""
+"""The plan: the same manifests give the same lab; placed pods keep their node; what cannot be placed is named."""
 
 from __future__ import annotations
 

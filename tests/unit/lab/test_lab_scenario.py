@@ -1,4 +1,4 @@
-"""Scenarios: what the file says becomes rows; what it must not say is named; flows are counted to one."""
+"""Scenarios: the file becomes rows; invalid content is named; flows are counted exactly."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Who is behind a Service, which names there are, and the rules that kube-proxy would write."""
+"""The backends of a Service, the DNS names, and the rules that kube-proxy would write."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Parcels: what is packed is what is opened, whole or as a delta; equal policies go once."""
+"""Full snapshots and deltas: the decoded snapshot equals the encoded one; equal policies are sent once."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ POLICIES = [
 
 @st.composite
 def pictures(draw: st.DrawFn) -> list[PolicySnapshot]:
-    """Revisions of one node, one after the other."""
+    """Consecutive revisions of one node."""
     found = []
     for revision in range(1, draw(st.integers(2, 5))):
         ids = draw(st.lists(st.integers(1, 5), unique=True).map(sorted))
@@ -49,7 +49,7 @@ def pictures(draw: st.DrawFn) -> list[PolicySnapshot]:
 
 
 def sent(message: FullSnapshot | SnapshotDelta) -> FullSnapshot | SnapshotDelta:
-    """Over the wire."""
+    """Encodes and decodes, as over the link."""
     (heard,) = framing.from_agent().feed(framing.encode(message))
     return heard
 

@@ -1,4 +1,4 @@
-"""The page by which a worker that was stopped learns, before it serves anybody, that it has to read a picture first."""
+"""The shared page that makes a stopped worker apply the required policy snapshot before it serves again."""
 
 from __future__ import annotations
 

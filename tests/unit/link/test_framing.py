@@ -1,4 +1,4 @@
-"""Frames survive any split; what is no frame of ours is a LinkError that says so."""
+"""Frames survive any split; an invalid frame raises a LinkError that says so."""
 
 from __future__ import annotations
 

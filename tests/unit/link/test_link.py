@@ -1,4 +1,4 @@
-"""Agent and workers over a real socket: pictures out, records in, and either side gone and back."""
+"""Agent and workers over a real socket: policy snapshots out, records in, and either side restarting."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ async def until(true: Callable[[], bool]) -> None:
 
 
 class Agent:
-    """A LinkServer and what it heard."""
+    """A LinkServer and the records it received."""
 
     def __init__(self, path: Path) -> None:
         self.records: list[Record] = []
@@ -68,7 +68,7 @@ class Agent:
 
 
 class Worker:
-    """A LinkClient and the pictures it got."""
+    """A LinkClient and the policy snapshots it received."""
 
     def __init__(self, path: Path, index: int = 0, capacity: int = 1000) -> None:
         self.outbox = Outbox(capacity=capacity)
@@ -112,7 +112,7 @@ async def test_a_picture_is_applied_and_records_come_back(tmp_path: Path) -> Non
 
 
 async def test_records_as_long_as_they_can_be_come_through(tmp_path: Path) -> None:
-    """URLs and headers of whole heads, which the other side of a connection may choose: more than fits one frame."""
+    """URLs and headers of maximum size, which the remote side may choose: more than fits one frame."""
     agent, worker = Agent(tmp_path / "link.sock"), Worker(tmp_path / "link.sock")
     conn, judgement = record(1).conn, record(1).judgement
     url, headers = "http://a/" + "b" * MAX_HEAD, (("x-id", "\xff" * MAX_HEAD),)
@@ -194,7 +194,7 @@ async def test_an_agent_that_does_not_read_costs_counted_records_and_no_waiting(
             worker.outbox.put(record(number))
             if number % 500 == 0:
                 await asyncio.sleep(0)
-        assert len(worker.outbox) == 1000  # full: the socket's buffer took some, the rest was counted
+        assert len(worker.outbox) == 1000  # full: the socket's buffer took some, the rest was counted as lost
         deaf.close()
         path.unlink()
         agent = Agent(path)
@@ -309,7 +309,7 @@ async def test_another_user_is_refused_even_when_the_file_lets_him() -> None:
 
 
 async def test_records_that_could_not_be_handed_over_go_to_the_next_agent_in_their_order(tmp_path: Path) -> None:
-    """The agent goes away again and again while records are made: those that a dead link had not taken come later."""
+    """The agent restarts repeatedly while records are produced: those that a dead link did not take are sent later."""
     path = tmp_path / "link.sock"
     worker = Worker(path, capacity=100_000)
     got: list[int] = []

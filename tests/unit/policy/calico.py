@@ -1,4 +1,4 @@
-"""Calico policies in few words."""
+"""A short way to write Calico policies."""
 
 from __future__ import annotations
 

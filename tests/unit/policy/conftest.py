@@ -1,7 +1,7 @@
-"""A small cluster to ask policies in: one server under policy, and everyone who may want to talk to it.
+"""A small cluster for policy tests: one server under policy, and all kinds of peers.
 
-Who is who: `server` is the endpoint (namespace `default`). Peers are pods, reserved identities by Cilium's names, or
-outside addresses, which get their identity by longest prefix as in the agent.
+`server` is the endpoint (namespace `default`). Peers are pods, reserved identities by Cilium's names, or outside
+addresses, which get their identity by longest prefix as in the agent.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ PODS: Mapping[str, tuple[int, LabelSet, frozenset[NamedPort]]] = {
 
 @dataclass(frozen=True)
 class Land:
-    """Policies in force, ready to be asked."""
+    """Compiled policies, ready for queries."""
 
     rules: tuple[Rule, ...]
     identities: Mapping[int, Identity]
@@ -90,7 +90,7 @@ class Land:
         return word(self.port(peer, port, Direction.EGRESS))
 
     def http(self, peer: str, line: str, *headers: str, port: str = "80/TCP", host: str = "server") -> str:
-        """ "allow" or "deny" for a request that reached the proxy."""
+        """Returns "allow" or "deny" for a request that reached the proxy."""
         policy = self.port(peer, port)
         assert policy.l4.verdict is Verdict.REDIRECTED, word(policy)
         return "deny" if policy.judge(request(line, *headers, host=host)).verdict is Verdict.DROPPED else "allow"
@@ -108,7 +108,7 @@ def request(line: str, *headers: str, host: str = "server") -> Request:
 
 
 def word(policy: decide.PortPolicy) -> str:
-    """What L4 says: `allow`, `proxy` (judged by HTTP rules), `proxy, all allowed`, `deny` (by a rule), `no rule`."""
+    """The L4 result: `allow`, `proxy` (HTTP rules decide), `proxy, all allowed`, `deny` (by a rule), `no rule`."""
     if policy.l4.verdict is Verdict.DROPPED:
         return "deny" if policy.l4.drop_reason.name == "POLICY_DENY" else "no rule"
     if policy.l4.verdict is Verdict.REDIRECTED:
@@ -121,7 +121,7 @@ def load(text: str) -> Any:
 
 
 def cnp(spec: str, *, namespace: str = "default", name: str = "p", subject: str | None = "app: server") -> Any:
-    """A CiliumNetworkPolicy whose spec is `spec`, for the server unless it says otherwise."""
+    """A CiliumNetworkPolicy with this `spec`; it selects the server unless the spec has a selector."""
     body = load(spec) or {}
     if subject is not None and "endpointSelector" not in body:
         body["endpointSelector"] = {"matchLabels": load(subject)}
@@ -209,12 +209,12 @@ TOWN: Final = """
 - {apiVersion: cilium.io/v2alpha1, kind: CiliumCIDRGroup, metadata: {name: office, labels: {trust: full}},
    spec: {externalCIDRs: [192.0.2.0/24, 10.1.0.0/16]}}
 """
-"""Three nodes, `n1` being ours, an API server on `n3` and one outside, and who may be named in policies."""
+"""Three nodes (`n1` is the local one), an API server on `n3` and one outside, and the peers that policies may name."""
 
 
 @dataclass(frozen=True)
 class Town:
-    """The whole way from manifests to verdicts. The pod under policy is default/server, on `n1`."""
+    """The whole path from manifests to verdicts. The pod under policy is default/server, on `n1`."""
 
     view: NodeView
     policies: Mapping[int, EndpointPolicy]
@@ -261,14 +261,14 @@ WHO: Final = {
 
 
 def _port_number(text: str) -> int:
-    """A number, or ICMP's type.code."""
+    """A port number, or ICMP's type.code."""
     kind, dot, code = text.partition(".")
     return int(kind) << 8 | int(code) if dot else int(text)
 
 
 @dataclass(frozen=True)
 class Bench:
-    """What tests use, in one fixture: with importlib mode a test cannot import its neighbours."""
+    """The helpers of the tests, in one fixture: with importlib mode a test cannot import its neighbours."""
 
     @staticmethod
     def enforce(*documents: Any, dual: bool = True) -> Land:

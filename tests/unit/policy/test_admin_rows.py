@@ -269,7 +269,7 @@ UNKNOWN = [
 
 @pytest.mark.parametrize(("rules", "reason"), UNKNOWN)
 def test_10_what_is_not_known_fails_closed(rules: str, reason: str) -> None:
-    """Accept accepts nobody; Deny and Pass deny. The rest of the policy is enforced."""
+    """Accept allows nothing; Deny and Pass deny. The rest of the policy is enforced."""
     accept = Town(cnp(rules % "Accept"), knp("policyTypes: [Egress]"))
     assert accept.states["cnp"].startswith(f"partly {reason}")
     check(accept, "x/b>y/a:80/TCP", "x/a>y/a:80/TCP x/a>8.8.8.8:80/TCP")

@@ -1,4 +1,4 @@
-"""What Calico's policies name comes, changes and goes: the next view means it so, as if it had always been."""
+"""References of Calico policies are added, changed and deleted: the next view is the same as after a fresh start."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What of Calico's policies is refused: with which words, at which field, and that it stays closed."""
+"""Refused parts of Calico policies: the message, the field, and that the covered traffic is denied."""
 
 from __future__ import annotations
 
@@ -257,7 +257,7 @@ def test_9_2_policies_of_host_endpoints_are_refused_by_name(field: str) -> None:
 
 
 def test_a_refused_policy_stands_where_it_would_have_stood() -> None:
-    """What an earlier policy decides, it does not take back; what came after it, it closes."""
+    """It does not revoke what an earlier policy decides; it denies what later ones would decide."""
     broken = calico(f"{A}order: 500, ingress: [{{action: Allow, protocol: tcp}}]", "broken")
     early = calico(f"{A}order: 1, ingress: [{{action: Allow, protocol: UDP}}]", "early")
     check(Town(broken, early, KNP), "y/a>x/a:80/UDP n1>x/a:80/TCP", "y/a>x/a:80/TCP")

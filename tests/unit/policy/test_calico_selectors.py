@@ -1,4 +1,4 @@
-"""Calico's selector grammar: what each form means, on which labels, and the words of each error."""
+"""Calico's selector grammar: the meaning of each form, the labels it sees, and the text of each error."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The fields of a Cilium policy, row by row: what each means, from manifests to verdicts."""
+"""The fields of a Cilium policy, row by row: the meaning of each, from manifests to verdicts."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ P80 = "toPorts: [{ports: [{port: '80', protocol: TCP}]}]"
 
 
 def met(way: str, spec: str, bench: Bench, port: str = "80/TCP") -> str:
-    """Those whom rules of this direction let pass; the local host gets in whatever they say."""
+    """The peers that rules of this direction allow; the local host is always allowed."""
     town = bench.town(spec, options=Options(node_selectors=True))
     asked = town.ingress if way == "ingress" else town.egress
     return " ".join(who for who in EVERYONE if asked(who, port=port) == "allow")
@@ -274,7 +274,7 @@ def test_operators_and_their_values(term: str, message: str, bench: Bench) -> No
     assert caught.value.message == message
 
 
-# --- a tenant stays in its namespace, and its pods are who they are
+# --- a tenant stays in its namespace, and its pods keep their identities
 
 FORGED = [
     "io.kubernetes.pod.namespace",
@@ -353,7 +353,7 @@ def test_2_4_4_an_empty_list_of_peers_is_nobody(bench: Bench) -> None:
     assert met("egress", f"egress: [{{toEndpoints: [], {P80}}}]", bench) == ""
 
 
-# --- an address that two pods claim is neither's
+# --- an address that two pods claim belongs to neither
 
 TWO = """
 - {apiVersion: v1, kind: Pod, metadata: {name: x, namespace: default, labels: {app: x}},

@@ -1,4 +1,4 @@
-"""`log.value` of a policy: in the flows that its rules decide, beside the reason of a denial."""
+"""`log.value` of a policy: in the flows that its rules decide, next to the reason of a denial."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Several rules on one flow: both directions, unions, levels, merges, and what has no gate yet among them."""
+"""Several rules on one flow: both directions, unions, levels, merges, and rules without a gate yet."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ NO_GATE = {
 
 @pytest.mark.parametrize("kind", NO_GATE)
 def test_3_3_what_would_be_steered_elsewhere_beats_a_plain_allow_however_specific(kind: str, bench: Bench) -> None:
-    """Redirect beats allow; where the redirect goes has no gate yet, so that nothing passes."""
+    """Redirect beats allow; the redirect has no gate yet, so nothing passes."""
     town = bench.town(f"egress: [{{toPorts: [{{{NO_GATE[kind]}}}]}}]", to_a(P443))
     assert town.egress("a", "b", port="443/TCP") == "deny deny"
 

@@ -1,4 +1,4 @@
-"""Nodes as peers: by their labels where that is switched on, and by CIDR where nodes are matched by it."""
+"""Nodes as peers: by their labels if that is enabled, and by CIDR if nodes are matched by CIDR."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_to_nodes(selector: str, expected: str, bench: Bench) -> None:
 
 @pytest.mark.parametrize(("selector", "expected"), [row[1:] for row in NODES], ids=[row[0] for row in NODES])
 def test_from_nodes(selector: str, expected: str, bench: Bench) -> None:
-    """The rule does not match the local host, which is let in all the same."""
+    """The rule does not match the local host, which is allowed anyway."""
     town = bench.town(f"ingress: [{{fromNodes: [{selector}]}}]", options=ON)
     assert " ".join(who for who in EVERYONE if town.ingress(who) == "allow") == f"n1 {expected}".strip()
 

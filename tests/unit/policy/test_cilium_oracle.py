@@ -1,6 +1,6 @@
-"""Random Cilium policies over the town, against an evaluator that reads them the slow, obvious way.
+"""Random Cilium policies over the town, against an evaluator that reads them in the slow, obvious way.
 
-It knows who is who by a table of its own and shares no code with the product.
+It has its own table of identities and shares no code with the product.
 """
 
 from __future__ import annotations
@@ -199,7 +199,7 @@ def is_port(one: dict[str, Any], flow: str) -> bool:
 def means(kind: str, one: Any, who: Who, wide: bool) -> bool:
     match kind:
         case "Endpoints":
-            # a selector without a namespace is of the policy's; with one it is of any cluster's pod
+            # without a namespace a selector is limited to the policy's own; with one it selects pods of any
             labels = who.labels | {"io.kubernetes.pod.namespace": who.space}
             own = "io.kubernetes.pod.namespace" in str(one) or who.space == "default"
             return who.kind == "pod" and own and selects(one, labels)

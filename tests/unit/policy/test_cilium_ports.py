@@ -1,4 +1,4 @@
-"""Ports and protocols of a toPorts item, at their edges."""
+"""Ports and protocols of a toPorts item: edge cases."""
 
 from __future__ import annotations
 

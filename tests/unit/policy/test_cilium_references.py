@@ -1,4 +1,4 @@
-"""Services and CIDR groups in rules: who is meant by a name, and that a name which nobody has means nobody."""
+"""Services and CIDR groups in rules: what a name refers to; a name that does not exist matches nothing."""
 
 from __future__ import annotations
 
@@ -185,7 +185,7 @@ def test_cidr_groups(peer: str, expected: dict[str, str], bench: Bench) -> None:
     ways = {"egress": f"egress: [{{toCIDRSet: [{peer}]}}]", "ingress": f"ingress: [{{fromCIDRSet: [{peer}]}}]"}
     out, let_in = bench.town(ways["egress"]), bench.town(ways["ingress"])
     assert {who: out.egress(who) for who in expected} == expected
-    # the local host is let in by every ingress policy
+    # every ingress policy allows the local host
     assert {who: let_in.ingress(who) for who in expected if who != "n1"} == {
         who: answer for who, answer in expected.items() if who != "n1"
     }

@@ -1,8 +1,8 @@
-"""What we cannot enforce yet: it is told by name, the rest of the document holds, and nothing more may pass for it.
+"""Unenforceable parts are reported by name, the rest of the document holds, and nothing more passes because of it.
 
-An allow rule that only widens (toFQDNs, rules.dns, groups of a cloud) means nobody. One that asks for more than to be
-let through (server names, TLS, a listener, authentication) denies what it covers: a plain rule of another policy must
-not let pass unchecked what Cilium would have checked.
+An allow rule that only widens (toFQDNs, rules.dns, groups of a cloud) matches nothing. One that demands more than an
+allow (server names, TLS, a listener, authentication) denies what it covers: a plain rule of another policy must not
+let unchecked traffic pass that Cilium would check.
 """
 
 from __future__ import annotations

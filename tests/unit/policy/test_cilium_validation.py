@@ -1,4 +1,4 @@
-"""Cilium's validation, row by row: its words, at the file and line of the field."""
+"""Cilium's validation, row by row: its messages, with the file and line of the field."""
 
 from __future__ import annotations
 
@@ -262,7 +262,7 @@ ROWS = [
 
 
 def line_of(text: str, path: str) -> int:
-    """The line on which a field's key (or, in a list, its item) is written, found by PyYAML."""
+    """The line of a field's key (or, in a list, of its item), found by PyYAML."""
     node = yaml.compose(text)
     line = 1
     for part in re.findall(r"[^.\[\]]+", path):
@@ -458,7 +458,7 @@ def test_1_2_deny_rules_are_for_addresses_and_ports_only(bench: Bench) -> None:
     [("toServices", "{k8sServiceSelector: {selector: {}}}"), ("toCIDRSet", "{cidrGroupSelector: {}}")],
 )
 def test_references_by_label_are_not_without_end(name: str, item: str, bench: Bench) -> None:
-    """Each may mean every Service of the cluster: a tenant's document must not keep a node busy for minutes."""
+    """Each may match every Service of the cluster: a tenant's document must not keep a node busy for minutes."""
     assert lang.parse(bench.cnp(f"egress: [{{{name}: [{', '.join([item] * 100)}]}}]"))
     with pytest.raises(PolicyError, match="too many references by label in one document, the max is 100"):
         lang.parse(bench.cnp(f"egress: [{{{name}: [{', '.join([item] * 101)}]}}]"))

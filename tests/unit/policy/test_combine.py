@@ -1,4 +1,4 @@
-"""Two directions' decisions into one judgement."""
+"""Combines the decisions of both directions into one verdict."""
 
 from __future__ import annotations
 

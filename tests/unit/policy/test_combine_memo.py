@@ -1,4 +1,4 @@
-"""What is remembered of judgements is what would be judged anew, however many there are."""
+"""Cached verdicts equal freshly computed ones, however many there are."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_the_same_decisions_give_one_object() -> None:
 
 
 def test_decisions_of_a_moment_are_neither_kept_for_ever_nor_mixed_up() -> None:
-    """A freed decision's address is soon another's: what is remembered must not be found under it."""
+    """The memory address of a freed decision is reused: the cache must not return the old verdict for it."""
     combined = VerdictCache()
     for number in range(1000):
         decision = Decision(Verdict.DROPPED, reason=str(number))

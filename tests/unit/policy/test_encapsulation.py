@@ -1,4 +1,4 @@
-"""Tunnels of pods: refused to whatever destination, unless a policy allows exactly that port or protocol."""
+"""Tunnels of pods: refused to any destination, unless a policy allows exactly that port or protocol."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def town(bench: Any, *policies: Any, **options: Any) -> Any:
 
 
 def to(bench: Any, *policies: str, port: str = "8472/UDP", **options: Any) -> str:
-    """What becomes of a packet to this port, of the server's, to each of WHERE."""
+    """The verdict of a packet from the server to this port, for each destination of WHERE."""
     return str(town(bench, *policies, **options).egress(*WHERE, port=port))
 
 

@@ -1,4 +1,4 @@
-"""`headerMatches`: the table of what absent, right and wrong headers come to, secrets, and what cannot be written."""
+"""`headerMatches`: the results for absent, right and wrong headers, secrets, and headers that cannot be written."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def judge(asked: Request, *rules: HeaderRule | HttpRule) -> Decision:
 
 
 def forwarded(decision: Decision, asked: Request) -> Pairs:
-    """The headers that go on to the server, Host aside."""
+    """The headers that go to the server, without Host."""
     assert decision.allowed, decision.reason
     edits = decision.rewrite.edits if decision.rewrite is not None else ()
     return tuple(edited(asked.headers, edits)[1:])
@@ -76,12 +76,12 @@ TABLE: list[tuple[str, Mismatch, str | None, Pairs, Pairs | None, Pairs, Pairs]]
     ("no pattern: literal only", Mismatch.FAIL, ".*", ((NAME, b"x"),), None, (), ()),
     ("presence, ADD: an empty one", Mismatch.ADD, None, (), ((NAME, b""),), ((NAME, b""),), ()),
     ("presence, DELETE: no effect", Mismatch.DELETE, None, (WRONG,), (WRONG,), (), ()),
-    # CGI, WSGI and PHP read X_Token as X-Token: the other spelling must neither satisfy nor survive
+    # CGI, WSGI and PHP read X_Token as X-Token: the other spelling must neither satisfy the rule nor pass
     ("_ for - does not satisfy", Mismatch.FAIL, None, ((b"x_token", b"right"),), None, (), ()),
     ("_ for - beside the right one is wrong", Mismatch.FAIL, "right", (RIGHT, (b"x_token", b"right")), None, (), ()),
     ("_ for - is replaced", Mismatch.REPLACE, "right", ((b"x_token", b"w"),), (RIGHT,), (RIGHT,), ((NAME, b"w"),)),
     ("_ for - is deleted", Mismatch.DELETE, "right", ((b"x_token", b"w"),), (), (), ((NAME, b"w"),)),
-    # lighttpd reads any other mark so, and of X-Token and X.Token the last
+    # lighttpd reads other punctuation the same way, and of X-Token and X.Token it takes the last
     (". for - does not satisfy", Mismatch.FAIL, None, ((b"x.token", b"right"),), None, (), ()),
     (". for - beside the right one is wrong", Mismatch.FAIL, "right", (RIGHT, (b"x.token", b"right")), None, (), ()),
     ("! for - is replaced", Mismatch.REPLACE, "right", ((b"x!token", b"w"),), (RIGHT,), (RIGHT,), ((NAME, b"w"),)),
@@ -145,7 +145,7 @@ def test_plain_matchers_hold_first() -> None:
 
 
 def test_the_actions_of_several_rules_accumulate() -> None:
-    """When any rule has header matches, the first match does not end the search."""
+    """When any rule has header matches, the first match does not end the evaluation."""
     asked = request((b"x-old", b"1"))
     decision = judge(
         asked,
@@ -181,7 +181,7 @@ REQUIRING = [
 
 @pytest.mark.parametrize("rule", REQUIRING)
 def test_what_is_required_must_reach_the_server(rule: HttpRule) -> None:
-    """Not a header that the next proxy takes out (RFC 9110 7.6.1), nor one whose twin some servers read instead."""
+    """Not a header that the next proxy removes (RFC 9110 7.6.1), nor one with a variant that some servers read."""
     assert judge(request(RIGHT), rule).allowed
     assert judge(request(RIGHT, (b"connection", b"keep-alive")), rule).allowed
     assert not judge(request(RIGHT, (b"connection", b"keep-alive, X-Token")), rule).allowed
@@ -207,7 +207,7 @@ def test_what_one_rule_deletes_and_another_adds_a_third_deletes_again() -> None:
 
 
 def test_a_request_is_judged_by_itself_alone() -> None:
-    """What one request needed changed says nothing of the next one with the same line."""
+    """The rewrite of one request does not affect the next one with the same request line."""
     table = HttpTable((HttpRule(REF, path="/", header_matches=(HeaderRule("X-Token", "v", Mismatch.REPLACE),)),))
     first, second = table.judge(request()), table.judge(request((NAME, b"v")))
     assert first.rewrite is not None
@@ -217,7 +217,7 @@ def test_a_request_is_judged_by_itself_alone() -> None:
 @pytest.mark.parametrize("option", [b"x-token", b"close, X-Token", b"x_token", b"keep-alive ,\tx-Token"])
 @pytest.mark.parametrize("mismatch", [Mismatch.ADD, Mismatch.REPLACE])
 def test_what_connection_names_cannot_be_written(mismatch: Mismatch, option: bytes) -> None:
-    """RFC 9110 7.6.1: the next proxy would strip it, and the server see a request without the header."""
+    """RFC 9110 7.6.1: the next proxy would remove it, and the server would see a request without the header."""
     rule = HeaderRule("X-Token", "right", mismatch)
     for sent in ((), (RIGHT,)):
         decision = judge(request((b"connection", option), *sent), rule)
@@ -236,14 +236,14 @@ def test_the_receiver_judges_what_the_sender_makes_of_it() -> None:
     assert evaluate_http(egress, side(needs), asked).verdict is Verdict.FORWARDED
     assert asked.rewrite is not None
     assert edited(asked.headers, asked.rewrite.edits)[1:] == [RIGHT, (b"x-b", b"b")]
-    assert asked.headers[1] == WRONG  # what was asked stays what was asked
+    assert asked.headers[1] == WRONG  # the original request stays unchanged
     alone = request(WRONG)
     assert evaluate_http(None, side(needs), alone).verdict is Verdict.DROPPED
     assert alone.rewrite is None
 
 
 def test_a_plain_allow_lets_all_pass_and_header_rules_still_act(bench: Bench) -> None:
-    """Cilium semantics: rules with header actions run for their effect although anything passes."""
+    """As in Cilium: rules with header actions run for their effect although any request passes."""
     http = "rules: {http: [{path: /a, headerMatches: [{name: X-Token, value: right, mismatch: REPLACE}]}]}"
     land = bench.enforce(
         f"ingress: [{{toPorts: [{{ports: [{{port: '80', protocol: TCP}}], {http}}}]}}]",
@@ -365,13 +365,13 @@ def test_an_ordinary_item_is_not_remarked_upon(bench: Bench) -> None:
     assert not lang.notes(bench.cnp(http("{name: X-A, value: right-1.2, mismatch: REPLACE}")))
 
 
-# --- incidents of others ---------------------------------------------------------------------------------------------
+# --- incidents of other proxies
 
 
 @pytest.mark.parametrize("first", [b"right", b"wrong"])
 @pytest.mark.parametrize("mismatch", [Mismatch.FAIL, Mismatch.REPLACE])
 def test_cve_2020_25017_and_cve_2026_26308_every_repeat_counts(mismatch: Mismatch, first: bytes) -> None:
-    """Envoy looked at the first of repeated headers only: the right one in front of (or behind) a wrong one let both
+    """Envoy checked only the first of repeated headers: the right one before (or after) a wrong one let both
     pass. Here both together are the value."""
     second = b"wrong" if first == b"right" else b"right"
     for sent in (((NAME, first), (NAME, second)), ((NAME, first + b", " + second),)):
@@ -385,7 +385,7 @@ def test_cve_2020_25017_and_cve_2026_26308_every_repeat_counts(mismatch: Mismatc
 
 @pytest.mark.parametrize("value", [b"\xff", b"right\x80", b"\xc0\xaf", b"r\xefght", "ríght".encode()])
 def test_cve_2026_73552_obs_text_never_satisfies(value: bytes) -> None:
-    """Envoy's pattern on a header failed open on bytes past ASCII."""
+    """Envoy's pattern on a header failed open on non-ASCII bytes."""
     asked = request((NAME, value))
     assert not judge(asked, HeaderRule("X-Token", "right")).allowed
     assert forwarded(judge(asked, HeaderRule("X-Token", "right", Mismatch.REPLACE)), asked) == (RIGHT,)
@@ -394,7 +394,7 @@ def test_cve_2026_73552_obs_text_never_satisfies(value: bytes) -> None:
 
 @pytest.mark.parametrize("value", ["a\r\nX-Admin: 1", "a\nX-Admin: 1", "a\rX-Admin: 1", "a\0"])
 def test_cve_2023_27493_no_written_value_ends_its_line(value: str, bench: Bench) -> None:
-    """Envoy wrote values into headers without looking at them. Ours come from policies and Secrets alone, checked."""
+    """Envoy wrote values into headers unchecked. Ours come from policies and Secrets only, and are checked."""
     written = value.replace("\r", "\\r").replace("\n", "\\n").replace("\0", "\\0")
     for mismatch in ("ADD", "REPLACE"):
         with pytest.raises(PolicyError, match="the value contains a line break or a NUL"):

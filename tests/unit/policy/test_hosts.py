@@ -1,6 +1,6 @@
-"""Host rules: the authority as sent, by case and with its port; whatever spelling a client finds is judged as such.
+"""Host rules: the authority as sent, by case and with its port; every spelling is evaluated as sent.
 
-CVE-2021-39155 was a Host compared by case where servers do not: a denial that could be spelled around. Our rules only
+CVE-2021-39155 was a Host compared by case where servers ignore it: another spelling evaded a denial. Our rules only
 allow, so another spelling can only be refused more.
 """
 
@@ -39,7 +39,7 @@ ROWS = [
 
 
 def heads(raw: bytes) -> list[RequestHead]:
-    """By the fast reader, if it takes it, and the strict one."""
+    """By the fast reader, if it accepts it, and the strict one."""
     found = [head for head in (http1_fast.request(raw), http1_strict.request(raw)) if isinstance(head, RequestHead)]
     assert found
     return found
@@ -59,7 +59,7 @@ def table(bench: Bench, host: str) -> HttpTable:
 @pytest.mark.parametrize(("rule", "host", "passes"), [row[1:] for row in ROWS], ids=[row[0] for row in ROWS])
 @pytest.mark.parametrize("form", ["origin", "absolute", "absolute, HTTP/1.0"])
 def test_a_host(rule: str, host: str, passes: bool, form: str, bench: Bench) -> None:
-    """In whatever form the target comes: an absolute one is the authority (RFC 9112 3.2.2)."""
+    """For every form of the target: in the absolute form it contains the authority (RFC 9112 3.2.2)."""
     target = "/x" if form == "origin" else f"http://{host}/x"
     host_line = f"Host: {host}\r\n" if "1.0" not in form else ""
     raw = f"GET {target} HTTP/1.{0 if '1.0' in form else 1}\r\n{host_line}\r\n".encode()

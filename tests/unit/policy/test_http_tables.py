@@ -1,4 +1,4 @@
-"""The memory of compiled HTTP rules: who shares a table, what is forgotten, and that asking costs little."""
+"""The cache of compiled HTTP rules: who shares a table, what is evicted, and that lookups cost little."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_rules_that_never_come_again_are_not_held() -> None:
 
 
 def test_rules_that_were_asked_for_are_not_read_again() -> None:
-    """However many they are: a worker looks them up for each new pair of addresses, with everybody waiting."""
+    """However many they are: a worker looks them up for each new pair of addresses, while all clients wait."""
 
     class Watched(tuple[HttpRule, ...]):
         read = 0

@@ -1,8 +1,8 @@
-"""Whole truth tables: nine pods to nine pods on six ports, for each way to write a NetworkPolicy, against plain loops.
+"""Whole truth tables: nine pods to nine pods on six ports, for each form of a NetworkPolicy, against plain loops.
 
-The ways are those that the conformance suites of the field go through: targets, rules that are absent, empty or `[{}]`,
-pod selectors × namespace selectors, blocks of pods' addresses, ports in every form, policies against each other, and
-changes of policies, pods and namespaces one after the other. A pod calling itself is left out: nothing can stop it.
+The forms are those of the common conformance suites: targets, rules that are absent, empty or `[{}]`, pod selectors ×
+namespace selectors, blocks of pods' addresses, ports in every form, policies against each other, and successive
+changes of policies, pods and namespaces. A pod calling itself is left out: no policy can stop it.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ ADDRESSES = {who: pod(who).addresses[0] for who in PEOPLE}
 
 
 class Oracle:
-    """Labels as they are now, and policies as (namespace, spec)."""
+    """The current labels, and policies as (namespace, spec)."""
 
     def __init__(self) -> None:
         self.pods = {who: {"pod": who[2]} for who in PEOPLE}
@@ -103,7 +103,7 @@ def compare(town: Town, oracle: Oracle) -> None:
     assert not wrong, wrong[:10]
 
 
-# The ways
+# The forms
 
 
 A: Spec = {"matchLabels": {"pod": "a"}}

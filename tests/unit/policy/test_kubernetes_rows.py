@@ -1,4 +1,4 @@
-"""Kubernetes NetworkPolicy row by row: what each construct means, and what the API server would not take."""
+"""Kubernetes NetworkPolicy row by row: the meaning of each construct, and what the API server would reject."""
 
 from __future__ import annotations
 

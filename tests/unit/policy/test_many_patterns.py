@@ -1,4 +1,4 @@
-"""Thousands of patterns are still one set: what a request costs must not grow with the rules of its port."""
+"""Thousands of patterns are still one set: the cost of a request must not grow with the rules of its port."""
 
 from __future__ import annotations
 

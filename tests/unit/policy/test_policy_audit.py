@@ -1,4 +1,4 @@
-"""Audit: what would be refused passes, is told why and by whom, and nothing else changes."""
+"""Audit: traffic that would be refused passes and is reported with reason and policy; nothing else changes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Wildcards that are not wildcards: what is missing, what is empty, and what holds an empty item."""
+"""Fields that are no wildcards: what is missing, what is empty, and what contains an empty item."""
 
 from __future__ import annotations
 
@@ -169,7 +169,7 @@ BOTH_WAYS = [
 
 @pytest.mark.parametrize(("name", "way"), BOTH_WAYS, ids=[row[0] for row in BOTH_WAYS])
 def test_empty_is_not_absent_for_any_peer_list(name: str, way: str, bench: Bench) -> None:
-    """An empty list that got lost on the way would turn "nobody" into "everyone"."""
+    """If an empty list were dropped on the way, "no peer" would become "every peer"."""
     ports = "toPorts: [{ports: [{port: '80'}]}]"
     empty, absent = bench.enforce(f"{way}: [{{{name}: [], {ports}}}]"), bench.enforce(f"{way}: [{{{ports}}}]")
     direction = Direction.INGRESS if way == "ingress" else Direction.EGRESS

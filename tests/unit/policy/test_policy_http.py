@@ -1,4 +1,4 @@
-"""HTTP rules against requests: what each field matches, what a denial says, and what odd bytes cannot do."""
+"""HTTP rules against requests: what each field matches, the reason of a denial, and what odd bytes cannot do."""
 
 from __future__ import annotations
 
@@ -164,7 +164,7 @@ def test_text_beyond_ascii_matches_by_character() -> None:
     assert ask(HttpRule(REF, path="/caf[éè]"), b"GET", "/café".encode()) is Verdict.FORWARDED
     assert ask(HttpRule(REF, path="/café"), b"GET", "/café".encode()) is Verdict.FORWARDED
     assert ask(HttpRule(REF, path="/café"), b"GET", "/café".encode("latin-1")) is Verdict.DROPPED
-    assert ask(HttpRule(REF, path="/caf\\C"), b"GET", b"/caf\xe9") is Verdict.FORWARDED  # \C asks for a byte
+    assert ask(HttpRule(REF, path="/caf\\C"), b"GET", b"/caf\xe9") is Verdict.FORWARDED  # \C matches one byte
 
 
 def test_obs_text_counts_as_present_and_as_itself_only() -> None:
@@ -173,7 +173,7 @@ def test_obs_text_counts_as_present_and_as_itself_only() -> None:
     assert ask(HttpRule(REF, headers=(HeaderMatch("x-token", "é"),)), b"GET", b"/", odd) is Verdict.DROPPED
 
 
-# A rule that the worker cannot use must never be an allow.
+# A rule that the worker cannot use must never allow.
 
 
 @pytest.mark.parametrize("broken", ["(", "a" * 9000 + ".", "\\pL{1000}("])
@@ -194,7 +194,7 @@ def test_patterns_too_big_for_one_set_are_tried_one_by_one() -> None:
     assert table.judge(Request(b"GET", b"/60/" + b"a" * 1900, b"h", [])).verdict is Verdict.DROPPED
 
 
-# What a denial says.
+# The reason of a denial.
 
 REASONS = [
     ("method differs", "{method: GET, path: /a}", "PUT /a", [], "path /a matched, method does not match GET"),
@@ -271,7 +271,7 @@ def test_an_allowed_request_names_its_rule(bench: Bench) -> None:
     assert (decision.verdict, decision.ref.rule) == (Verdict.FORWARDED, "spec.ingress[0].toPorts[0].rules.http[1]")
 
 
-# Remembered answers.
+# Cached answers.
 
 
 def test_answers_do_not_depend_on_what_was_asked_before(bench: Bench) -> None:

@@ -1,4 +1,4 @@
-"""Lint: each code on the smallest policy that earns it, and silence on the one that does not."""
+"""Lint: each code on the smallest policy that triggers it, and no finding on a similar one that does not."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_paths_that_look_like_something_else(bench: Bench, path: str, code: str)
         ("[{method: GET|HEAD, path: /a}]", []),
         ("[{path: /a}]", []),
         ("[{method: POST, path: /a}]", []),
-        ("[{method: GET, path: /a}, {method: GET, path: /b}]", ["get-without-head"]),  # once for a document
+        ("[{method: GET, path: /a}, {method: GET, path: /b}]", ["get-without-head"]),  # once per document
     ],
 )
 def test_get_without_head(bench: Bench, items: str, codes: list[str]) -> None:

@@ -1,4 +1,4 @@
-"""Whom selectors mean: label sources, set operators, and the namespace that is silently added."""
+"""What selectors select: label sources, set operators, and the namespace that is added implicitly."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Random policy sets of all languages: the product against the oracle, which reads the same documents another way.
+"""Random policy sets of all languages: the product against the oracle, an independent evaluator of the same documents.
 
 The long run is `python -m tests.oracle 100000`.
 """
@@ -10,7 +10,7 @@ import pytest
 from tests.oracle.compare import differences
 
 SETS = 20
-"""Policy sets of one test."""
+"""Policy sets per test."""
 PAIRS = 25
 
 

@@ -33,7 +33,7 @@ ENTITIES = [
     ("3.6.10 cluster is nodes, pods and ours, not the world", "cluster", CLUSTER),
     ("3.6.11 cluster-mesh is the same in one cluster", "cluster-mesh", CLUSTER),
     ("3.6.12 all is everyone", "all", " ".join(EVERYONE)),
-    # `world` itself is the outside where one family is in use; nobody has that number in dual stack
+    # with one family `world` is the outside; in dual stack no address has that number
     ("3.6.13 world-ipv4 is that family", "world-ipv4", "world world-ipv4 192.0.2.1"),
     ("3.6.13 world-ipv6 is that family", "world-ipv6", "world world-ipv6 2001:db8::1"),
 ]
@@ -332,7 +332,7 @@ def test_3_9_1_replicas_may_have_other_numbers_under_one_name(bench: Bench) -> N
 
 
 def test_thousands_of_prefixes_compile_in_no_time(bench: Bench) -> None:
-    """A block list: the price is not prefixes times prefixes (which would be minutes here)."""
+    """A block list: the cost is not prefixes times prefixes (which would be minutes here)."""
     document = bench.cnp("egress: [{}]")
     prefixes = [f"10.{a}.{b}.0/24" for a in range(40) for b in range(250)]
     document["spec"]["egress"] = [{"toCIDRSet": [{"cidr": each, "except": [each[:-2] + "32"]} for each in prefixes]}]

@@ -1,4 +1,4 @@
-"""Default deny, and which of several rules on one flow counts."""
+"""Default deny, and which of several rules on one flow decides."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ POST_B = "rules: {http: [{method: POST, path: /b}]}"
 
 
 def allow(peer: str = "", *ports: str) -> str:
-    """One ingress policy of one item."""
+    """One ingress policy with one item."""
     cell = [f"toPorts: [{{{', '.join(ports)}}}]"] if ports else []
     parts = ", ".join([peer, *cell] if peer else cell)
     return f"ingress: [{{{parts}}}]"
@@ -175,7 +175,7 @@ def test_3_4_3_http_rules_of_two_policies_are_one_union(bench: Bench) -> None:
 def test_3_4_3_equal_http_rules_count_once(bench: Bench) -> None:
     land = bench.enforce(allow(A, TCP_80, "rules: {http: [{path: /a}, {path: /a}]}"))
     table = land.port("a").tables[0]
-    assert [rule.number for rule in table.rules] == [1, 2]  # two written rules, told apart by where they stand
+    assert [rule.number for rule in table.rules] == [1, 2]  # two written rules, distinguished by their position
     assert land.http("a", "GET /a") == "allow"
 
 

@@ -1,7 +1,7 @@
-"""Laws of any policy: order does not matter, deny beats allow, decide agrees with the obvious, parse is safe.
+"""Laws of any policy: order does not matter, deny beats allow, decide equals a simple evaluator, parse is safe.
 
-The evaluators here are written straight from the semantics, one rule at a time, without compiling anything: slow, and
-hard to get wrong.
+The evaluators here follow the semantics directly, one rule at a time, without compiling anything: slow, and hard to
+get wrong.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from l7proxy.policy.rules import CidrPeer, HeaderMatch, HttpRule, Peer, PortMatc
 if TYPE_CHECKING:
     from tests.unit.policy.conftest import Bench
 
-# A small universe, so that rules meet often.
+# A small universe, so that rules often overlap.
 
 KEYS, VALUES = ("a", "b"), ("1", "2")
 PORTS, PROTOCOLS = (79, 80, 81, 443), (6, 17)
@@ -61,7 +61,7 @@ def identity_tables(draw: st.DrawFn) -> dict[int, Identity]:
     table = {1: identity(1, {"host": ""}, "reserved"), 6: identity(6, {"remote-node": ""}, "reserved")}
     for number, network in enumerate(NETWORKS, 1000):
         table[number] = identity(number, {f"world-ipv{network.version}": ""}, "reserved", cidr=network)
-    table[7] = identity(7, {"kube-apiserver": ""}, "reserved", cidr=NETWORKS[3])  # an address, but no outside one
+    table[7] = identity(7, {"kube-apiserver": ""}, "reserved", cidr=NETWORKS[3])  # an address, but not an outside one
     for number, (labels, ports) in enumerate(draw(st.lists(pods, max_size=5)), 300):
         table[number] = identity(number, labels, named_ports=ports)
     return table
@@ -221,7 +221,7 @@ def obvious(
     port: int,
     request: Request,
 ) -> tuple[str, bool]:
-    """(what L4 says, whether the request passes), from the semantics one sentence after the other."""
+    """(the L4 result, whether the request passes), directly from the semantics, sentence by sentence."""
     governing = [rule for rule in all_rules if rule.direction is direction and rule.subject.matches(own.labels)]
     default_deny = any(rule.default_deny for rule in governing)
     covering = [rule for rule in governing if covers(rule, own, who, protocol, port)]
@@ -320,7 +320,7 @@ def test_another_allow_never_takes_anything_away_under_default_deny(
 def test_a_compiler_with_a_memory_answers_like_a_new_one(
     worlds: list[tuple[list[Rule], list[Endpoint], dict[int, Identity]]], data: st.DataObject
 ) -> None:
-    """Each step changes rules, endpoints or identities, or all; what is equal to before is the same value."""
+    """Each step changes rules, endpoints or identities, or all; equal values stay the same object."""
     compiler = Compiler()
     rules, local, identities = worlds[0]
     for step in worlds[1:]:
@@ -358,7 +358,7 @@ def test_tables_are_canonical(all_rules: list[Rule], local: list[Endpoint], iden
 @given(st.lists(http_rules, min_size=1, max_size=8), st.lists(requests, min_size=1, max_size=6))
 def test_a_table_agrees_with_one_rule_after_the_other(some: list[HttpRule], asked: list[Request]) -> None:
     table = decide.HttpTable(tuple(some))
-    for request in [*asked, *asked]:  # the second round is answered from memory
+    for request in [*asked, *asked]:  # the second round is answered from the cache
         decision = table.judge(request)
         assert decision.allowed is any(request_matches(rule, request) for rule in some)
         assert decision.allowed or decision.reason.startswith("no rule matched; nearest: policy ns/p rule ")
@@ -516,7 +516,7 @@ def test_the_good_document_is_good(bench: Bench) -> None:
 
 @pytest.mark.parametrize("extra", ["x", "Ports", "httpp", "from", ""])
 def test_an_unknown_key_is_refused_in_every_mapping_of_a_document(extra: str, bench: Bench) -> None:
-    """Wherever keys are ours to know; below matchLabels they are the author's, and metadata's labels are anyone's."""
+    """In mappings with defined keys; below matchLabels and in metadata.labels any key is allowed."""
     good = bench.cnp(FULL)
     mappings = [path for path in places(good) if path[-1:] != ("matchLabels",) and isinstance(at(good, path), dict)]
     assert len(mappings) > 20

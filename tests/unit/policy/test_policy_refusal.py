@@ -1,4 +1,4 @@
-"""What stands in for a document that cannot be honoured: rules that refuse for whom it selects."""
+"""The replacement of a document that cannot be enforced: rules that deny for the endpoints it selects."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ NS = "io.kubernetes.pod.namespace"
 
 
 def refused(document: Any, bench: Bench, *, namespace: str = "default", app: str = "server") -> str:
-    """Which ways are refused for a pod: "in", "out", "in out" or ""."""
+    """Which directions are denied for a pod: "in", "out", "in out" or ""."""
     rules = lang.refuse(document, "because")
     labels = LabelSet.of([Label("k8s", NS, namespace), Label("k8s", "app", app)])
     endpoint = Endpoint(EndpointId(1), namespace, "x", IdentityId(999), labels, ())

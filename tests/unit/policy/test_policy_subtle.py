@@ -1,4 +1,4 @@
-"""Cases that a naive implementation gets wrong, by their numbers."""
+"""Cases that a naive implementation gets wrong, by number."""
 
 from __future__ import annotations
 

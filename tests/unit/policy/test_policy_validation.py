@@ -1,4 +1,4 @@
-"""What Cilium's validation refuses, in its words; what it does not refuse; and what we refuse beside it."""
+"""What Cilium's validation refuses, with its messages; what it accepts; and what we refuse in addition."""
 
 from __future__ import annotations
 
@@ -657,7 +657,7 @@ def test_a_good_document_has_no_faults(bench: Bench) -> None:
 
 
 def expensive(count: int) -> list[dict[str, str]]:
-    """Patterns that RE2 takes one by one, each of some 8 000 instructions."""
+    """Patterns that RE2 accepts one by one, each of some 8 000 instructions."""
     return [{"path": f"/{place}.{{1000}}"} for place in range(count)]
 
 
@@ -694,7 +694,7 @@ def test_parts_that_cannot_be_enforced_are_bounded_too(bench: Bench) -> None:
 
 @pytest.mark.parametrize("count", [MAX_RULES - 1, MAX_RULES, 3 * MAX_RULES])
 def test_a_document_has_so_many_rules_and_no_more(bench: Bench, count: int) -> None:
-    """One that has more is read no further: nobody else's policy waits for its end."""
+    """Reading stops at the limit: policies of others do not wait for a document's end."""
     document = bench.cnp("ingress: [{}]")
     document["spec"]["ingress"] = [{"fromEntities": ["world"]}] * count
     found = lang.faults(document)
@@ -706,7 +706,7 @@ def test_a_document_has_so_many_rules_and_no_more(bench: Bench, count: int) -> N
 
 
 def test_header_values_that_are_compiled_in_vain_count_as_well(bench: Bench) -> None:
-    """Each is taken as a literal, but took RE2 a tenth of a second: any number of them would stop the agent."""
+    """Each is used as a literal, but takes RE2 0.1 s to compile: without a limit they would stop the agent."""
     document = bench.cnp("ingress: [{toPorts: [{ports: [{port: '80', protocol: TCP}], rules: {http: [{}]}}]}]")
     rules = document["spec"]["ingress"][0]["toPorts"][0]["rules"]
     in_vain = {"headers": ["X-A: " + r"\pL{1,9}" * 20]}

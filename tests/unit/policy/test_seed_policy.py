@@ -1,4 +1,4 @@
-"""The policy of the demo, unchanged, with the verdicts that are expected of it."""
+"""The policy of the demo, unchanged, with its expected verdicts."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ ROWS = [
 
 
 def land(bench: Bench, namespace: str = "default") -> decide.PortPolicy:
-    """What the policy says to app=frontend of a namespace on port 80 of app=backend."""
+    """The verdict for app=frontend of a namespace on port 80 of app=backend."""
     document = yaml.safe_load(POLICY.read_text())
     rules = lang.parse(document)
     frontend = bench.pod(700, namespace, app="frontend")

@@ -1,4 +1,4 @@
-"""Endpoints that the same policies select share one answer, whatever else tells them apart: a thousand pods under ten
+"""Endpoints that the same policies select share one compiled policy, whatever else differs: a thousand pods under ten
 thousand HTTP rules are compiled once, and cross the link once."""
 
 from __future__ import annotations

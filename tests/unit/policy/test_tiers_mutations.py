@@ -1,6 +1,6 @@
-"""Policies as people write them, with something in them replaced by nonsense: read, or refused and closed.
+"""Realistic policies with a part replaced by nonsense: accepted, or refused and denied.
 
-Whatever is made of a document, it can be compiled and asked, and no document that is refused lets its pods be reached.
+Whatever the result, it can be compiled and evaluated, and no refused document lets its pods be reached.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def mutants(draw: st.DrawFn) -> dict[str, Any]:
                 place = place[key]
             place[path[-1]] = draw(st.sampled_from(NONSENSE))
         except (KeyError, IndexError, TypeError):
-            continue  # an earlier mutation has taken the place away
+            continue  # an earlier mutation removed the place
     return mutant
 
 

@@ -1,4 +1,4 @@
-"""Policies of several languages on one pod: one written order, and requests that go through it step by step."""
+"""Policies of several languages on one pod: one defined order, which requests pass step by step."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""A cluster to ask policies of all languages in: three namespaces, three pods in each, two nodes, both IP families.
+"""A cluster for policies of all languages: three namespaces, three pods in each, two nodes, both IP families.
 
-`x/a` is pod a of namespace x at its IPv4 address, `x/a@6` at its IPv6 one; a node is `n1`, anybody else an address.
+`x/a` is pod a of namespace x at its IPv4 address, `x/a@6` at its IPv6 one; a node is `n1`, any other peer an address.
 x and y are on n1, z is on n2. Pods serve 80 and 81 under the names `serve-80-tcp`, `serve-81-udp` and so on. A flow is
-allowed when the client's egress and the server's ingress both let it pass, as their own nodes decide.
+allowed when the client's egress and the server's ingress both allow it, each evaluated for its own node.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ PEOPLE = tuple(f"{space}/{name}" for space in SPACES for name in "abc")
 
 
 def pod(who: str, **labels: str) -> Pod:
-    """One of the nine."""
+    """One of the nine pods."""
     space, name = who.split("/")
     node, place = (2 if space == "z" else 1), 10 * SPACES.index(space) + "abc".index(name) + 11
     return Pod(
@@ -75,7 +75,7 @@ class Town:
         self._pods = {f"{one.namespace}/{one.name}": one for one in everything if isinstance(one, Pod)}
 
     def change(self, *changes: Change) -> None:
-        """The same cluster, later."""
+        """Applies changes to the same cluster."""
         self._world.apply(changes)
         for change in changes:
             if isinstance(change, Upsert) and isinstance(change.resource, Pod):
@@ -85,7 +85,7 @@ class Town:
 
     @staticmethod
     def document(text: str) -> PolicyDocument:
-        """One policy, as a source tells it."""
+        """One policy, as a source delivers it."""
         (found,) = load(text)
         return Town._document(found)
 
@@ -96,15 +96,15 @@ class Town:
 
     @cached_property
     def states(self) -> dict[str, str]:
-        """Name of a policy → its state, and why."""
+        """Name of a policy → its state, with the reason."""
         return {one.name: f"{one.state.value} {one.reason}".strip() for one in self.view("n1").policies}
 
     def allows(self, client: str, server: str, port: str = "80/TCP") -> bool:
-        """Whether the connection comes about; a port with HTTP rules counts as open."""
+        """Whether the connection is allowed; a port with HTTP rules counts as open."""
         return all(policy.l4.verdict is not Verdict.DROPPED for policy in self._both(client, server, port))
 
     def http(self, client: str, server: str, line: str, port: str = "80/TCP") -> bool:
-        """Whether a request gets through."""
+        """Whether a request is allowed."""
         method, _, path = line.partition(" ")
         request = Request(method.encode(), path.encode(), b"s", [(b"host", b"s")])
         return all(policy.judge(request).allowed for policy in self._both(client, server, port))
@@ -155,7 +155,7 @@ class Town:
 
 
 def check(town: Town, allowed: str, denied: str) -> None:
-    """Both are `CLIENT>SERVER:PORT` with blanks between."""
+    """Both are `CLIENT>SERVER:PORT`, separated by blanks."""
     for text, wanted in ((allowed, True), (denied, False)):
         for flow in text.split():
             ends, _, port = flow.rpartition(":")

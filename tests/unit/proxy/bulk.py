@@ -1,4 +1,4 @@
-"""What the tests of bulk have in common: a stage that counts runs, a body, and servers of it."""
+"""Helpers of the bulk tests: a stage that counts splice transfers, a body, and servers of it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ ANY = by_http(HttpRule(REF))
 
 
 class Watched(Pipes):
-    """Counts the runs that there were."""
+    """Counts the transfers."""
 
     def __init__(self, poller: Poller, limit: int) -> None:
         super().__init__(poller, limit)
@@ -36,7 +36,7 @@ class Watched(Pipes):
 
 @contextlib.asynccontextmanager
 async def on_stage(handler: Handler, first: PolicySnapshot, *, limit: int = 64) -> AsyncIterator[tuple[Stage, Watched]]:
-    """A stage that must be as it was when the test is done: no run, no pipe, no descriptor left."""
+    """A stage that must be clean when the test is done: no transfer, no pipe, no file descriptor left."""
     gc.collect()
     async with backend(handler) as server, stage(server, first) as on:
         pipes = on.ctx.pipes = Watched(on.ctx.poller, limit)
@@ -59,7 +59,7 @@ def upload(size: int = len(BODY)) -> bytes:
 
 
 async def files(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    """GET /N answers the first N bytes of BODY, POST with the digest of what came."""
+    """GET /N answers the first N bytes of BODY, POST with the digest of the received body."""
     while head := await reader.readuntil(b"\r\n\r\n"):
         method, target = head.split()[:2]
         if method == b"GET":
@@ -73,7 +73,7 @@ async def files(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> N
 
 
 def dying(*, reset: bool) -> Handler:
-    """A server that promises a length, sends BODY and ends, with a RST or with a FIN."""
+    """A server that announces a length, sends BODY and ends, with a RST or with a FIN."""
 
     async def dies(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")

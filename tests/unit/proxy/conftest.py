@@ -1,4 +1,4 @@
-"""These tests run on both loops: what holds on asyncio's own must hold on uvloop, which the workers use."""
+"""These tests run on both event loops: asyncio's own and uvloop, which the workers use."""
 
 from __future__ import annotations
 

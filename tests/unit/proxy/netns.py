@@ -1,6 +1,6 @@
-"""Network namespaces without names: they live as long as a descriptor, so that a killed test run leaves nothing.
+"""Network namespaces without names: they live as long as a file descriptor, so a killed test run leaves nothing.
 
-A thread goes in to do something there; a socket made there stays there and can be used from anywhere.
+A thread enters one to work there; a socket created there stays there and can be used from anywhere.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 class Namespace:
-    """PermissionError from the constructor where none may be made."""
+    """The constructor raises PermissionError where no namespace may be made."""
 
     def __init__(self) -> None:
-        with ThreadPoolExecutor(1) as thread:  # a thread of its own: the others stay where they are
+        with ThreadPoolExecutor(1) as thread:  # in a separate thread: the other threads keep their namespace
             self._fd = thread.submit(self._make).result()
         self.run("ip link set lo up")
 
@@ -42,7 +42,7 @@ class Namespace:
         os.close(self._fd)
 
     def do(self, action: Callable[[], Result]) -> Result:
-        """What `action` returns, done inside."""
+        """The result of `action`, run inside."""
 
         def inside() -> Result:
             if _libc.setns(self._fd, CLONE_NEWNET):
@@ -53,7 +53,7 @@ class Namespace:
             return thread.submit(inside).result()
 
     def run(self, *commands: str, text: str = "") -> str:
-        """Each command inside; what the last one said."""
+        """Runs each command inside; returns the output of the last one."""
         out = ""
         for command in commands:
             done = subprocess.run(self.command(command), input=text, text=True, capture_output=True, check=False)
@@ -62,7 +62,7 @@ class Namespace:
         return out
 
     def command(self, command: str) -> list[str]:
-        """The words that run a command inside."""
+        """The argument list that runs a command inside."""
         return ["nsenter", f"--net={self.path}", *shlex.split(command)]
 
     def socket(self, family: int = socket.AF_INET) -> socket.socket:

@@ -1,6 +1,6 @@
-"""A worker's serving half on loopback, without privilege: real sockets, a clock in the test's hand, records in a list.
+"""A worker's proxy server on loopback, without privilege: real sockets, a clock set by the test, records in a list.
 
-The client is 127.0.0.2 (identity 300), the server 127.0.0.3 (identity 301); policies are compiled tables of their own.
+The client is 127.0.0.2 (identity 300), the server 127.0.0.3 (identity 301); policies are compiled tables of the test.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ def picture(
 
 @dataclass
 class Stage:
-    """What a test drives: publish pictures, connect clients, move the clock, read records."""
+    """Test actions: publish policy snapshots, connect clients, advance the clock, read records."""
 
     ctx: WorkerContext
     proxy: ProxyServer
@@ -91,7 +91,7 @@ class Stage:
         return reader, writer
 
     async def dial(self) -> socket.socket:
-        """A raw client, for those that misbehave."""
+        """A raw client socket, for misbehaving clients."""
         sock = socket.socket()
         sock.setblocking(False)
         sock.bind((CLIENT, 0))
@@ -99,12 +99,12 @@ class Stage:
         return sock
 
     def passes(self, seconds: float) -> None:
-        """The clock moves on."""
+        """Advances the clock."""
         self.seconds += seconds
         self.ctx.timers.advance(self.seconds)
 
     async def settled(self) -> None:
-        """Every session is gone: all their records are here."""
+        """Waits until every session has ended: then all records are there."""
         async with asyncio.timeout(5):
             await self.ctx.policy_store.empty()
 
@@ -152,7 +152,7 @@ async def stage(
 
 @contextlib.asynccontextmanager
 async def backend(handler: Handler) -> AsyncIterator[HostPort]:
-    """A server on 127.0.0.3; the handler's own end is no failure of the test."""
+    """A server on 127.0.0.3; a connection that ends its handler does not fail the test."""
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with contextlib.suppress(OSError, asyncio.IncompleteReadError):

@@ -1,6 +1,6 @@
-"""Who comes first when there is more to do than time: who used least lately, however many sockets the others have.
+"""Under load the client with the least recent use is served first, however many sockets the others have.
 
-A turn of 0 ns makes one call: what is served in which turn is then certain, whatever the machine.
+A turn of 0 ns makes one call: the order of service is then deterministic on any machine.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ TURNS = 6
 
 
 class Asker:
-    """A socket that is always ready; tells in whose name it was served."""
+    """A socket that is always ready; records the share it was served for."""
 
     def __init__(self, share: Share, served: list[Share], cost: int) -> None:
         self.share, self._served, self._cost = share, served, cost
@@ -37,7 +37,7 @@ class Asker:
 
 @asynccontextmanager
 async def polled(*crowd: tuple[Share, int, int]) -> AsyncIterator[tuple[Poller, list[Share]]]:
-    """A poller whose turns make one call, with (share, so many ready sockets, what a call costs in ns) each."""
+    """A poller with one call per turn, for (share, number of ready sockets, cost of a call in ns) each."""
     poller, served = Poller(), list[Share]()
     poller.turn = 0
     pairs = []
@@ -66,7 +66,7 @@ async def test_who_asks_for_little_waits_for_one_call_of_whoever_asks_for_much()
     async with polled((heavy, 100, 50_000_000), (light, 1, 0)) as (poller, served):
         for _ in range(TURNS):
             poller._poll()
-        assert served[0] is heavy  # nobody knew yet
+        assert served[0] is heavy  # nothing was known yet
         assert served[1:] == [light] * (TURNS - 1)
 
 
@@ -93,7 +93,7 @@ async def test_a_new_connection_does_not_wait_behind_those_of_another_client() -
         hostile = [await on.dial() for _ in range(100)]
         await on.until(lambda: len(on.ctx.policy_store) == len(hostile))
         on.ctx.shares.of(1).age(monotonic_ns())
-        on.ctx.shares.of(1).used = 1 << 40  # it has had much; the client is endpoint 1
+        on.ctx.shares.of(1).used = 1 << 40  # it has used much; the client is endpoint 1
         assert poller._epoll is not None
         poller.loop.remove_reader(poller._epoll.fileno())
         poller.turn = 400_000
@@ -121,7 +121,7 @@ async def test_what_takes_long_is_read_in_smaller_pieces() -> None:
         read(share, 40 * LONG)
     share.age(1 << HALVED)
     assert share.requests.read == LEAST_READ
-    for _ in range(20):  # a call that reads nothing, or less than it might, is no sign
+    for _ in range(20):  # a call that reads nothing, or less than allowed, gives no information
         share.spent(LONG // 10)
         read(share, LONG // 10, LEAST_READ - 1)
     assert share.requests.read == LEAST_READ
@@ -137,7 +137,7 @@ async def test_what_takes_long_is_read_in_smaller_pieces() -> None:
 
 
 def read(share: Share, nanoseconds: int, count: int | None = None) -> None:
-    """As a leg reads: all that it may, where `count` says nothing else."""
+    """Reads like a socket stream: as much as allowed, unless `count` is given."""
     share.reading = share.requests
     share.requests.got = share.requests.read if count is None else count
     share.spent(nanoseconds)
@@ -164,7 +164,7 @@ async def test_what_was_used_is_forgotten_with_time() -> None:
 
 
 def test_all_addresses_of_a_pod_are_one_share() -> None:
-    """The connections of a pod with two families counted twice as many as another's."""
+    """A pod with two families must not get twice the share of another."""
     made = picture()
     first = msgspec.structs.replace(made.endpoints[0], addresses=(CLIENT, "fd00::5"))
     index, shares = PolicyIndex(msgspec.structs.replace(made, endpoints=(first, *made.endpoints[1:]))), Shares()

@@ -1,4 +1,4 @@
-"""A worker behind a required picture serves nobody, loses nothing, and goes on by that picture."""
+"""A worker whose policy snapshot is outdated serves nothing, loses nothing, and continues with the required one."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.unit.proxy.stage import NOTHING, answer, backend, gets, picture, requ
 from tests.unit.proxy.test_worker import Agent, client, get, worker
 
 QUIET = 0.1
-"""Seconds in which a worker that serves would have answered many times over."""
+"""Seconds in which a serving worker would answer many times."""
 
 
 async def test_requests_wait_behind_the_fence_and_are_judged_by_the_new_picture() -> None:
@@ -54,13 +54,13 @@ async def test_what_is_cut_off_by_the_new_picture_moves_nothing_more() -> None:
 
 
 async def test_a_process_that_stops_within_a_turn_refuses_what_it_had_read() -> None:
-    """The page changes between the turn's look at it and the judgement, as when the process was stopped there."""
+    """The page changes between the turn's check and the verdict, as if the process had been stopped there."""
     async with backend(web) as server, stage(server, picture(gets())) as on:
         fence, newer = on.ctx.policy_store.fence, picture(gets())
         reader, writer = await on.client()
         writer.write(request())
         assert (await answer(reader))[0] == 200
-        looks = iter([False, False])  # of the turn, of the socket; the judgement is next
+        looks = iter([False, False])  # the turn's check, then the socket's; the verdict is next
         fence.up = lambda: next(looks, True)  # type: ignore[method-assign]
         writer.write(request())
         assert (await answer(reader))[0] == 403

@@ -1,7 +1,7 @@
-"""What is over is forgotten at once: no cycle of references keeps a session until the collector looks for cycles.
+"""A finished session is freed at once: no reference cycle keeps it until the garbage collector runs.
 
-The collector looks seldom at what has lived for a while. Where each session waited for that, a worker under steady
-traffic grew by what it had served.
+The collector rarely checks old objects. If sessions waited for it, a worker under steady traffic would grow with
+the number of sessions served.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def no_collector() -> Iterator[None]:
 
 
 def cyclic() -> Counter[str]:
-    """What of a session only the collector can find."""
+    """The objects of a session that only the collector can free."""
     gc.set_debug(gc.DEBUG_SAVEALL)
     gc.collect()
     gc.set_debug(0)
@@ -100,7 +100,7 @@ async def changes_policy(on: Stage) -> None:
 
 
 async def streams(on: Stage) -> None:
-    """HTTP/2, reset with two streams under way; one path is normalised, the other is not."""
+    """HTTP/2, reset with two open streams; one path is normalised, the other is not."""
     sock = await on.dial()
     fields = FieldWriter()
     sent = PREFACE + frames.settings([])
@@ -149,7 +149,7 @@ async def test_nothing_of_a_session_waits_for_the_collector(case: str) -> None:
         await talk(on)
         await on.settled()
         on.records.clear()
-        await asyncio.sleep(0.01)  # the loop lets go of its last callbacks
+        await asyncio.sleep(0.01)  # the loop releases its last callbacks
         assert not cyclic()
 
 

@@ -1,4 +1,4 @@
-"""Bytes of a fast body come together in the kernel before they wake us: the last never wait, no others long."""
+"""Bytes of a fast body accumulate in the kernel before a wakeup: the last ones never wait, others only briefly."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.unit.proxy.stage import ANYTHING, answer, echo, picture, request
 
 
 class Counted(PipePoller):
-    """How often a source was ready."""
+    """Counts how often a source was ready."""
 
     def __init__(self, poller: Poller) -> None:
         super().__init__(poller)
@@ -33,7 +33,7 @@ class Counted(PipePoller):
 
 @pytest.fixture
 def patient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Bytes that wait for others wait for longer than any test does."""
+    """Coalesced bytes wait for longer than any test takes."""
     monkeypatch.setattr(kernel, "PATIENCE", 60.0)
 
 
@@ -52,7 +52,7 @@ async def test_a_wakeup_in_a_fast_body_moves_a_pipe_full(patient: None) -> None:
 
 @pytest.mark.parametrize("last", [1, 1000, 100_000, 700_000])
 async def test_the_last_bytes_of_a_body_wait_for_no_others(patient: None, last: int) -> None:
-    """Nor do those of what follows it: the socket is as it was."""
+    """Nor do the bytes that follow the body: the socket's setting is restored."""
 
     async def pauses(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")
@@ -87,7 +87,7 @@ async def test_what_has_no_known_end_waits_for_no_others(patient: None) -> None:
 
 
 async def test_bytes_in_the_middle_of_a_body_wait_for_a_moment_only() -> None:
-    """And none at all where few come at a time: a dialogue within bodies keeps its pace."""
+    """And not at all where few bytes come at a time: a dialogue within bodies is not delayed."""
 
     async def talks(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")
@@ -158,7 +158,7 @@ async def test_a_run_that_gives_up_leaves_the_socket_as_it_was(patient: None) ->
             await asyncio.sleep(0.1)
             for _ in range(3):
                 on.passes(1)
-            only = pipes.take()  # so there is no other run
+            only = pipes.take()  # so no other transfer is possible
             assert only is not None
             assert await reader.readexactly(len(BODY) // 2) == BODY[len(BODY) // 2 :]
             more.set()

@@ -1,4 +1,4 @@
-"""HTTP/2 through a real session: sockets that do not read, drains, policies that change, and real gRPC peers."""
+"""HTTP/2 through a real session: sockets that are not read, drains, policies that change, and real gRPC peers."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ async def echoing(kind: str) -> AsyncIterator[HostPort]:
 
 
 class Client:
-    """Frames by hand on a real connection."""
+    """Hand-made frames on a real connection."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._reader = reader
@@ -139,12 +139,12 @@ async def test_a_changed_policy_judges_the_next_stream_and_a_dropped_connection_
 
 
 async def test_cve_2019_9512_a_client_that_never_reads_is_not_read_either() -> None:
-    """Answers without a body are bounded by no window: without a stop they would be by our memory."""
+    """No window bounds answers without a body: without back-pressure only the worker's memory would."""
     at_once = 100
     heads = by_http(HttpRule(REF, method="HEAD", path="/b"))
     async with echoing("h2c") as server, stage(server, picture(heads)) as on:
         for listening in on.proxy._bound:
-            listening.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 14)  # little is hidden in the kernel
+            listening.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 14)  # the kernel buffers little
         loop = asyncio.get_running_loop()
         sock = socket.socket()
         sock.setblocking(False)
@@ -278,7 +278,7 @@ async def test_a_cancelled_call_is_499_and_the_server_hears_of_it() -> None:
 
 
 async def test_clients_that_leave_while_their_server_is_being_reached_leave_nothing() -> None:
-    """A loop has a few turns between the connection and its transport; whoever leaves in each of them is let go."""
+    """A loop needs a few turns from the connection to its transport; a client that leaves in any of them is freed."""
 
     async def leave_after(turns: int, on: Stage) -> None:
         _, writer = await on.client()
@@ -299,7 +299,7 @@ async def test_clients_that_leave_while_their_server_is_being_reached_leave_noth
 
 
 async def test_a_server_that_dies_full_does_not_leave_its_client_unread() -> None:
-    """Stream 1 fills the server, which then is gone; the answer to stream 3 is there, and waits for its window."""
+    """Stream 1 fills the server, which then dies; the answer to stream 3 is there, and waits for its window."""
     loop = asyncio.get_running_loop()
     answer = b"d" * 1000
     full = asyncio.Event()

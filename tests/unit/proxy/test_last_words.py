@@ -1,4 +1,4 @@
-"""A server may answer before it has read all, and go: what it said comes to the client, whatever we hear of first."""
+"""A server may answer and close before it has read all: its answer reaches the client, in any order of events."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def says_and_resets(server: socket.socket, answer: bytes = TOO_LARGE) -> None:
 
 
 async def connected(on: Stage, listener: socket.socket, sent: bytes) -> tuple[socket.socket, socket.socket]:
-    """A client and the server it has come to, which has read `sent`."""
+    """A client and the server it is connected to, which has read `sent`."""
     loop = asyncio.get_running_loop()
     client = await on.dial()
     await loop.sock_sendall(client, sent)
@@ -39,7 +39,7 @@ async def connected(on: Stage, listener: socket.socket, sent: bytes) -> tuple[so
 
 
 async def heard(client: socket.socket) -> bytes:
-    """All that comes, to the end of whatever kind."""
+    """Everything received, until any kind of end."""
     got = b""
     async with asyncio.timeout(5):
         try:
@@ -62,7 +62,7 @@ async def test_an_answer_is_heard_though_the_next_bytes_to_the_server_fail(liste
     sent = HEAD % 100_000 + bytes(1000) if then == "more body" else WHOLE
     async with stage(HostPort(*listener.getsockname()), picture(ANY_REQUEST)) as on:
         client, server = await connected(on, listener, sent)
-        if then == "more body":  # both are there when the worker looks, the client's first
+        if then == "more body":  # both are there when the worker polls, the client's first
             client.send(bytes(1000))
         else:
             client.shutdown(socket.SHUT_WR)

@@ -1,4 +1,4 @@
-"""What stands in the way of listening is told in words an operator can act on."""
+"""Errors that prevent listening are reported in words an operator can act on."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def test_a_transparent_socket_bears_the_clients_address_but_never_the_servers_ow
 
 
 class Caller:
-    """Of a dial that succeeds."""
+    """Gets the socket of a successful connect."""
 
     def __init__(self) -> None:
         self.told = asyncio.Event()

@@ -1,4 +1,4 @@
-"""What a worker holds for its clients is bounded: who holds too much is read no more, then refused, then ended."""
+"""A worker's memory for its clients is bounded: above the limits a client is not read, then refused, then closed."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ CONNECTIONS = 40
 
 
 class Connection:
-    """As the memory sees it."""
+    """A connection as the memory accounting sees it."""
 
     def __init__(self, memory: Memory, share: Share) -> None:
         self._memory, self._share = memory, share
@@ -93,7 +93,7 @@ async def pours(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> N
 
 
 async def unread(on: Stage) -> list[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
-    """Clients that ask for much and read nothing."""
+    """Clients that request much and read nothing."""
     found = []
     for _ in range(CONNECTIONS):
         with contextlib.suppress(OSError):  # it is refused already

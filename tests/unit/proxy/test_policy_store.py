@@ -1,4 +1,4 @@
-"""The picture in force: who is where, which policy is asked, and what is closed because it cannot be told."""
+"""The active policy snapshot: endpoint of an address, policy of a connection, and what is denied as undecidable."""
 
 from __future__ import annotations
 

@@ -101,11 +101,11 @@ async def test_a_server_that_does_not_read_stops_the_client() -> None:
 
 
 async def test_a_client_that_asks_for_denials_and_reads_none_is_not_read_for_ever() -> None:
-    """Each answer is ours to hold until it is taken: so whoever takes none may not ask for more."""
+    """We buffer each answer until it is read: a client that reads none may not send more requests."""
     async with backend(echo) as server, stage(server, picture(gets("/allowed"))) as on:
         sock = await on.dial()
         loop = asyncio.get_running_loop()
-        few = MAX_DENIED // 8  # a read full of them would end the connection
+        few = MAX_DENIED // 8  # more in one read would end the connection
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 16)
         with contextlib.closing(sock):
             asked, stuck = 0, False
@@ -122,7 +122,7 @@ async def test_a_client_that_asks_for_denials_and_reads_none_is_not_read_for_eve
             (session,) = on.ctx.policy_store
             assert buffered(session) <= HIGH_WATER + (1 << 20)
             async with asyncio.timeout(5):
-                while len(on.statuses()) < asked:  # it goes on when the client reads
+                while len(on.statuses()) < asked:  # it continues when the client reads
                     assert await loop.sock_recv(sock, 1 << 20)
         await on.settled()
 
@@ -190,7 +190,7 @@ async def test_no_descriptor_and_no_session_is_left_after_ends_of_every_kind() -
             await one_visit(on, chance)
             if number % 50 == 0:
                 await on.proxy.publish(picture(gets()))
-        for _ in range(40):  # what lingers is cut by the clock
+        for _ in range(40):  # the clock ends lingering connections
             on.passes(100)
             await asyncio.sleep(0.01)
         await on.settled()

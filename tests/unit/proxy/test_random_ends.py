@@ -1,5 +1,5 @@
-"""Clients and servers that end, half-close, reset and stall at random: each request has one answer's record, and when
-all have gone nothing of them is left."""
+"""Clients and servers end, half-close, reset and stall at random: each request has exactly one response record, and
+afterwards nothing of them is left."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def ends(sock: socket.socket, dice: random.Random) -> None:
 
 
 async def tries(sock: socket.socket, dice: random.Random, said: list[bytes]) -> None:
-    """Says one thing after another, hears a little in between, and ends somehow."""
+    """Sends the pieces, reads a little in between, and ends in a random way."""
     loop = asyncio.get_running_loop()
     if dice.random() < 0.3:
         sock.setsockopt(socket.SOL_SOCKET, dice.choice((socket.SO_RCVBUF, socket.SO_SNDBUF)), 8192)
@@ -76,7 +76,7 @@ async def crowd(on: Stage, listener: socket.socket, dice: random.Random, *, http
     asking = asyncio.gather(*(ask() for _ in range(CLIENTS)))
     while not asking.done() or len(on.ctx.policy_store):
         await asyncio.sleep(0.05)
-        on.passes(0.25)  # who lingers or stalls is cut in time
+        on.passes(0.25)  # lingering and stalled connections end in time
     await asyncio.gather(*serving, asking)
     accepting.cancel()
 

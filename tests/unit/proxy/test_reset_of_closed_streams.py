@@ -1,4 +1,4 @@
-"""A leg may be reset at any moment, also between its close and the word that it is lost."""
+"""A socket stream may be reset at any moment, also between its close and the `lost` callback."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from l7proxy.proxy.server.socket_stream import SocketStream
 
 
 class Party:
-    """Counts how often the loss was told."""
+    """Counts the `lost` callbacks."""
 
     def __init__(self) -> None:
         self.losses = 0

@@ -1,4 +1,4 @@
-"""Sessions on real sockets: requests, refusals, ends of every kind, and policy that changes under them."""
+"""Sessions on real sockets: requests, refusals, ends of every kind, and policy changes while they are open."""
 
 from __future__ import annotations
 
@@ -137,7 +137,7 @@ async def test_a_refused_upstream_is_503_and_a_record() -> None:
 
 
 async def test_a_server_that_does_not_answer_the_connect_is_503_in_time() -> None:
-    with socket.socket() as full:  # a backlog that is full drops SYNs
+    with socket.socket() as full:  # a full backlog drops SYNs
         full.bind((SERVER, 0))
         full.listen(0)
         name = full.getsockname()
@@ -177,7 +177,7 @@ async def test_a_server_that_dies_in_the_middle_resets_the_client() -> None:
 
 
 async def test_a_reset_by_the_server_is_never_a_clean_end() -> None:
-    """A response that ends with the connection must not look whole when the connection was reset."""
+    """A response that ends with the connection must not look complete when the connection was reset."""
 
     async def torn(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")
@@ -218,7 +218,7 @@ async def test_a_client_that_leaves_before_the_answer_is_recorded_as_499() -> No
 
 
 async def test_garbage_is_answered_400_and_read_although_more_is_unread() -> None:
-    """Closing over unread bytes would reset the connection and destroy the answer."""
+    """Closing with unread bytes would reset the connection and destroy the answer."""
     async with backend(web) as server, stage(server, picture(gets())) as on:
         reader, writer = await on.client()
         writer.write(b"\x80garbage\r\n\r\n")
@@ -234,7 +234,7 @@ async def test_a_slow_head_ends_in_408_and_its_bytes_do_not_put_that_off() -> No
     async with backend(web) as server, stage(server, picture(gets())) as on:
         reader, writer = await on.client()
         await on.until(lambda: len(on.ctx.policy_store) == 1)
-        on.passes(100)  # silence before the first byte is no slow head
+        on.passes(100)  # silence before the first byte does not count as a slow head
         for byte in b"GET / HT":
             writer.write(bytes([byte]))
             await asyncio.sleep(0.01)
@@ -353,7 +353,7 @@ async def test_what_is_under_way_when_a_connection_becomes_forbidden_gets_its_re
 
 
 async def test_a_download_that_becomes_forbidden_is_reset_on_both_sides() -> None:
-    """It is spliced by then: no byte of it passes the gate."""
+    """It is spliced by then: its bytes bypass the gate."""
     ends: list[OSError] = []
 
     async def pour(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -1,4 +1,4 @@
-"""A leg and its socket: what is written arrives whole and in order, ends come after it, and nothing spins."""
+"""A socket stream: written bytes arrive whole and in order, ends come after them, and nothing spins."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ MUCH = random.Random(1).randbytes(8 << 20)
 
 
 class Party:
-    """Notes what a leg tells."""
+    """Records the callbacks of a stream."""
 
     def __init__(self) -> None:
         self.told: list[str] = []
@@ -37,7 +37,7 @@ class Party:
         self.told.append("finished")
 
     def lost(self, stream: SocketStream, error: Exception | None) -> None:
-        os.fstat(stream.descriptor)  # open: a splice's epoll must still be able to let go of it
+        os.fstat(stream.descriptor)  # still open: a splice's epoll must be able to remove it
         self.told.append("lost")
         self.error = error
         self.over.set()
@@ -49,7 +49,7 @@ class Party:
 
 
 class Ends:
-    """A leg of ours and, at the other end of its connection, a socket of the test's."""
+    """A socket stream and, at the other end of its connection, a socket of the test."""
 
     def __init__(self, *, held: int = 0) -> None:
         self.party, self.poller, self.read = Party(), Poller(), b""
@@ -71,7 +71,7 @@ class Ends:
         self.theirs.close()
 
     async def they_read(self) -> bytes:
-        """All, to the end."""
+        """All bytes, to the end."""
         loop, got = asyncio.get_running_loop(), bytearray()
         async with asyncio.timeout(10):
             while data := await loop.sock_recv(self.theirs, 1 << 20):
@@ -148,7 +148,7 @@ async def test_a_reset_by_the_other_end_is_told_while_reading_and_while_only_wri
 
 @pytest.mark.parametrize("when", ["before it is open", "after"])
 async def test_a_leg_that_waits_for_nothing_is_not_woken_by_a_reset(when: str) -> None:
-    """epoll tells of a reset whether asked or not, again and again: the worker would turn in circles."""
+    """epoll reports a reset even when not asked, again and again: the worker would spin."""
     ends = Ends(held=ReadPause.GATE if when == "before it is open" else 0)
     ends.stream.hold(ReadPause.GATE)
     await asyncio.sleep(0.01)
@@ -174,7 +174,7 @@ async def test_an_end_that_was_heard_does_not_wake_us_again(ends: Ends) -> None:
 
 
 class Caller:
-    """Notes how a dial came out."""
+    """Records the result of a connect."""
 
     def __init__(self, poller: Poller) -> None:
         self._poller = poller
@@ -190,7 +190,7 @@ class Caller:
 
 
 class NoSocket(Plain):
-    """As when no descriptor is left."""
+    """As when no file descriptor is left."""
 
     def dial(self, client: HostPort, server: HostPort, attempt: int = 0) -> socket.socket:
         raise UpstreamError(f"no socket: {os.strerror(errno.EMFILE)}")
@@ -199,7 +199,7 @@ class NoSocket(Plain):
 async def test_a_dial_tells_once_and_later_or_nothing_when_cancelled() -> None:
     nobody = HostPort("127.0.0.1", 1)
     poller = Poller()
-    poller.watch((other := socket.socket()).fileno(), 0, SocketStream(Party(), lambda data: None))  # it is open
+    poller.watch((other := socket.socket()).fileno(), 0, SocketStream(Party(), lambda data: None))  # opens the poller
     before = descriptors()
     with socket.create_server(("127.0.0.1", 0)) as server:
         there = HostPort(*server.getsockname())

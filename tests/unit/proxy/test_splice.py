@@ -1,4 +1,4 @@
-"""Bulk that moves inside the kernel: the same bytes, exactly counted, and every end as without it."""
+"""Bulk that moves inside the kernel: the same bytes, exactly counted, and the same ends as without it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tests.unit.proxy.stage import ANYTHING, NOTHING, Stage, answer, echo, gets,
 
 
 async def swallow(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    """Reads, slower than anybody sends."""
+    """Reads more slowly than any sender writes."""
     while await reader.read(1 << 16):  # noqa: ASYNC110 -- there is no event to wait for
         await asyncio.sleep(0.001)
 
@@ -76,7 +76,7 @@ async def test_both_directions_of_a_tunnel_at_once_in_any_rhythm(seed: int) -> N
                 received += data
                 if dice.random() < 0.1:
                     await asyncio.sleep(0.002)
-                    on.passes(1.0)  # slow runs give up in the middle
+                    on.passes(1.0)  # slow transfers stop in the middle
         assert received == BODY
         assert pipes.runs >= 2
         assert on.kinds() == ""
@@ -169,7 +169,7 @@ async def test_without_descriptors_bytes_go_the_ordinary_way() -> None:
 
 
 async def test_a_client_that_stops_reading_stops_the_server() -> None:
-    """Back-pressure through the kernel: what nobody reads stays with the sender."""
+    """Back-pressure through the kernel: unread bytes stay with the sender."""
     sent = 0
 
     async def endless(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -228,7 +228,7 @@ async def test_silence_after_bulk_is_timed_out() -> None:
         async with asyncio.timeout(5):
             await reader.readexactly(len(BODY))
         on.passes(1)  # bytes had moved
-        on.passes(1)  # and do no more
+        on.passes(1)  # and no more do
         assert pipes.used == 0
         on.passes(on.ctx.timeouts.stream + 1)
         with pytest.raises(ConnectionResetError):
@@ -311,7 +311,7 @@ async def test_a_client_that_leaves_in_a_run_is_told_of(kind: str, reset: bool) 
 
 @pytest.mark.parametrize("reset", [False, True], ids=["FIN", "RST"])
 async def test_a_server_that_dies_in_a_run_resets_the_client(reset: bool) -> None:
-    """A length that was promised and not kept must not look kept."""
+    """A response shorter than its announced length must not look complete."""
 
     async with on_stage(dying(reset=reset), picture(ANY)) as (on, pipes):
         reader, writer = await on.client()
@@ -330,7 +330,7 @@ async def test_a_server_that_dies_in_a_run_resets_the_client(reset: bool) -> Non
 
 @pytest.mark.parametrize("reset", [False, True], ids=["FIN", "RST"])
 async def test_a_response_without_length_cut_off_in_a_run(reset: bool) -> None:
-    """FIN is its end; RST is not, and must not look like it (splice(2) takes the error off the socket)."""
+    """A FIN is its end; a RST is not, and must not look like it (splice(2) takes the error off the socket)."""
 
     async def dies(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")
@@ -402,7 +402,7 @@ async def test_a_pipe_with_leftovers_is_not_used_again() -> None:
 
 @pytest.mark.parametrize("seed", range(2))
 async def test_whatever_happens_no_byte_is_anothers_and_nothing_stays(seed: int) -> None:
-    """Clients and servers that leave at any moment, few pipes, a restless clock: each sees its own bytes only."""
+    """Clients and servers that leave at any moment, few pipes, a jumping clock: each sees its own bytes only."""
     dice = random.Random(seed)
 
     async def moody(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -454,7 +454,7 @@ async def test_whatever_happens_no_byte_is_anothers_and_nothing_stays(seed: int)
 
 
 class Blind(PipePoller):
-    """A kernel that lets nothing more be watched, after the first so many."""
+    """A kernel that refuses further epoll watches after `sees` of them."""
 
     def __init__(self, poller: Poller, sees: int) -> None:
         super().__init__(poller)

@@ -1,4 +1,4 @@
-"""How long silence may last, by the wheel's clock: a day within a request, its answer or a tunnel, an hour between."""
+"""Limits of silence, by the timer wheel's clock: a day within a request, its answer or a tunnel, an hour between."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ Client = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
 @contextlib.asynccontextmanager
 async def before(handler: Handler, *, by_request: bool = True) -> AsyncIterator[tuple[Stage, Client]]:
-    """The defaults that workers have, and one client."""
+    """A stage with the default timeouts of workers, and one client."""
     policy = picture(gets() if by_request else ANYTHING)
     async with backend(handler) as server, stage(server, policy, timeouts=Timeouts()) as on:
         yield on, await on.client()
 
 
 async def silence(on: Stage, seconds: float) -> None:
-    """Time passes as it does: in steps, with the loop running in between."""
-    await asyncio.sleep(0.02)  # what was sent has been read
+    """Time passes in steps, with the loop running in between."""
+    await asyncio.sleep(0.02)  # everything sent has been read
     for _ in range(10):
         on.passes(seconds / 10)
         await asyncio.sleep(0)
@@ -71,7 +71,7 @@ async def test_an_event_stream_may_be_silent_for_hours_between_events() -> None:
             assert await reader.readexactly(11) == b"6\r\ndata:%d\r\n" % number
         events.put_nowait(b"")
         with contextlib.suppress(ConnectionResetError):
-            assert await reader.read() == b""  # the stream broke off: it may not look whole
+            assert await reader.read() == b""  # the stream broke off: it may not look complete
         await on.settled()
         assert on.statuses() == [200]
 

@@ -1,4 +1,4 @@
-"""Deadlines by a clock in the test's hand."""
+"""Deadlines, with a clock set by the test."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def test_a_thing_may_arm_and_disarm_others_when_it_fires() -> None:
 
 @given(st.lists(st.tuples(st.integers(0, 3), st.floats(0, 50), st.floats(0, 5)), max_size=60))
 def test_as_a_plain_list_of_deadlines_would(steps: list[tuple[int, float, float]]) -> None:
-    """Every thing fires at the first advance that is a slot past its newest deadline, never before it."""
+    """Every timer fires at the first advance that is a slot past its newest deadline, never before it."""
     timers = TimerWheel(0.0)
     things = [Thing(timers) for _ in range(3)]
     due: dict[Thing, float] = {}

@@ -53,7 +53,7 @@ class Agent:
         self.revision = 0
 
     async def publish(self) -> None:
-        """A picture in which GET is allowed, applied by the one worker."""
+        """A policy snapshot that allows GET, applied by the one worker."""
         made = picture(gets())
         await self.server.publish(made)
         await until(lambda: [state.revision for state in self.server.workers()] == [made.revision])
@@ -97,7 +97,7 @@ async def test_it_serves_on_without_its_agent_and_tells_the_next_one(tmp_path: P
             async with client(port) as talk:
                 assert await get(*talk) == 200
         async with client(port) as talk:
-            assert await get(*talk) == 200  # nobody is listening to its records now
+            assert await get(*talk) == 200  # no agent receives its records now
             second = Agent(path)
             async with second.server.serving():
                 await until(lambda: second.records)

@@ -1,4 +1,4 @@
-"""The settings that say how policies are read."""
+"""The settings that control how policies are read."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Settings: file, flags, and each wrong one named."""
+"""Settings: file, flags, and an error that names each wrong one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Questions to `policy trace` in which the addresses matter: of Services, of both IP versions, of several backends."""
+"""`policy trace` queries in which the addresses matter: of Services, of both IP versions, of several backends."""
 
 from __future__ import annotations
 

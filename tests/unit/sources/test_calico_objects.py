@@ -1,4 +1,4 @@
-"""Objects that policies of other languages name, and policies of two groups whose kind has one name."""
+"""Objects that policies of other languages reference, and policies of two API groups with the same kind."""
 
 from __future__ import annotations
 

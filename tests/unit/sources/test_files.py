@@ -1,4 +1,4 @@
-"""The directory of manifests: last good versions, duplicates, stand-ins, and live watching of real files."""
+"""The directory of manifests: last good versions, duplicates, placeholders, and live watching of real files."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def pod(name: str, address: str = "10.0.0.5", extra: str = "") -> str:
 
 
 def write(path: Path, text: str) -> None:
-    """As a careful writer does: whole, by rename, and old enough to be believed at once."""
+    """Writes like a careful editor: whole, by rename, and old enough to be read at once."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.new")
     temporary.write_text(text)
@@ -55,7 +55,7 @@ def said(changes: list[Change]) -> list[str]:
     return words
 
 
-# What one file leaves in force
+# What one file contributes
 
 
 def test_an_object_that_breaks_keeps_its_last_good_version() -> None:
@@ -152,7 +152,7 @@ def test_the_first_file_by_path_has_an_object_and_both_places_are_named(tmp_path
 
 
 class Watching:
-    """A source being watched; `until` folds batches until something holds."""
+    """A watched source; `until` applies batches until a condition holds."""
 
     def __init__(self, source: FileSource, batches: AsyncIterator[list[Change]]) -> None:
         self.source = source
@@ -255,7 +255,7 @@ async def test_a_file_written_bit_by_bit_is_never_believed_half(tmp_path: Path) 
 
 
 class Writer:
-    """Does the same over and over in a thread of its own, until it is told to stop."""
+    """Repeats an action in a separate thread until stopped."""
 
     def __init__(self, work: Callable[[int], None], seconds: float) -> None:
         self._over = threading.Event()
@@ -276,7 +276,7 @@ class Writer:
 
 
 def restless(*paths: Path) -> Writer:
-    """Files that begin to change one after the other, and from then on are never quiet."""
+    """Files that begin to change one after the other, and from then on keep changing."""
     return Writer(lambda number: os.utime(paths[number % min(len(paths), 1 + number // 50)]), QUIET / 5)
 
 
@@ -395,7 +395,7 @@ async def test_a_policy_that_is_cut_from_one_file_and_pasted_into_another_is_in_
             there.write_text(f"{POLICY}# {number}\n")
             in_time.append(time.monotonic() - start < QUIET)
             time.sleep(QUIET / 2)
-            write(tmp_path / "nudge.yaml", pod("nudge"))  # has us look when the first is quiet and the second is not
+            write(tmp_path / "nudge.yaml", pod("nudge"))  # triggers a scan when only the first is quiet
             time.sleep(3 * QUIET)
         write(tmp_path / "end.yaml", pod("end"))
 
@@ -418,7 +418,7 @@ async def test_an_editor_that_puts_the_old_file_aside_takes_nothing_out_of_force
         for number in range(10):
             start = time.monotonic()
             (tmp_path / "a.yaml").rename(tmp_path / "a.yaml~")
-            time.sleep(QUIET / 3)  # somebody looks in between
+            time.sleep(QUIET / 3)  # a scan happens in between
             (tmp_path / "a.yaml").write_text(f"{POLICY}# {number}\n")
             too_slow.extend([number] * (time.monotonic() - start > QUIET))  # on a busy machine
             (tmp_path / "a.yaml~").unlink()
@@ -448,7 +448,7 @@ async def test_a_renamed_file_is_not_said_twice(tmp_path: Path) -> None:
 
 
 async def test_a_link_that_leads_nowhere_keeps_what_was_read(tmp_path: Path) -> None:
-    """As in a ConfigMap from which one key was taken, until its link is taken, too."""
+    """As in a ConfigMap with one key removed, until its link is removed, too."""
     write(tmp_path / "..v1" / "a.yaml", POLICY)
     (tmp_path / "..v2").mkdir()
     (tmp_path / "..data").symlink_to("..v1")

@@ -1,4 +1,4 @@
-"""Kubernetes objects into facts; each wrong field is named with its line."""
+"""Kubernetes objects become resources; each wrong field is reported with its line."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""YAML with lines: what is read, what is refused, and that no file can hurt the reader."""
+"""YAML with lines: what is read, what is refused, and that no file can harm the reader."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The judge of tracked connections against the law as the fake reads it, and what a change of pictures must look at."""
+"""Evaluation of conntrack entries against the fake's semantics, and which ones a new desired state must recheck."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ ENTRIES = st.builds(
     st.sampled_from(Verdict),
     st.sampled_from((-1, 6, 17, 1, 47)),
     st.tuples(PORTS, PORTS),
-    st.lists(IDENTITIES, max_size=2),  # in any order: nothing says that a picture is canonical
+    st.lists(IDENTITIES, max_size=2),  # in any order: a desired state need not be canonical
 )
 STAGES = st.lists(ENTRIES, max_size=3).map(tuple)
 TABLES = st.builds(
@@ -86,7 +86,7 @@ def test_what_a_change_refuses_is_looked_at(before: Desired, after: Desired, one
 
 @given(PICTURES, st.integers(0, 2), ENTRIES, CONNECTIONS)
 def test_what_one_more_entry_refuses_is_looked_at(before: Desired, number: int, more: Entry, one: Connection) -> None:
-    """A small change, which is mostly not enough to look at everything."""
+    """A small change, which usually does not need a check of all entries."""
     changed = before.endpoints[number]
     if changed.ingress is None or not changed.ingress.tiers or not changed.ingress.tiers[0].stages:
         return
@@ -131,7 +131,7 @@ KNOWN = (("10.1.0.11/32", 11), ("10.1.0.12/32", 12), ("10.2.0.5/32", 25))
 
 
 def test_whose_address_is_somebody_elses() -> None:
-    """A pod's that went, passed to another pod, or has another cable; not that of one whose labels changed."""
+    """The pod is gone, or its address has another pod or interface; a pod with changed labels does not count."""
     before = Desired(identities=KNOWN, endpoints=(A, B))
 
     def left(after: Desired) -> set[str]:

@@ -1,4 +1,4 @@
-"""The law of `desired`, row by row, as the fake reads it: the yardstick for every kernel."""
+"""The semantics of `desired`, row by row, as the fake implements them: the reference for every kernel backend."""
 
 from __future__ import annotations
 

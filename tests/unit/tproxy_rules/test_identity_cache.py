@@ -1,4 +1,4 @@
-"""Identities that follow others come to what they come to alone: a memory never changes an answer."""
+"""Incremental identities equal those built from scratch: the cache never changes the result."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ PREFIXES = (
     *(f"10.0.0.{number}/32" for number in range(1, 9)),
     *("0.0.0.0/0", "10.0.0.0/8", "10.0.0.0/30", "10.1.0.0/16"),
     *("::/0", "fd00::/8", "fd00::/32", "fd00::1/128", "fd00::2/128"),
-    *("FD00::3/128", "10.0.0.1/8", "pods"),  # not canonical, and none at all
+    *("FD00::3/128", "10.0.0.1/8", "pods"),  # not canonical, and not a prefix at all
 )
 PAIRS = [(prefix, number) for prefix in PREFIXES for number in (0, 7, 8, 1 << 32)]
-"""The same objects from picture to picture, as callers have them."""
+"""The same objects in each desired state, as callers have them."""
 GOOD = [pair for pair in PAIRS if pair[1] < 1 << 32 and pair[0] not in ("FD00::3/128", "10.0.0.1/8", "pods")]
 
 
 def pictures(pairs: list[tuple[str, int]]) -> st.SearchStrategy[Prefixes]:
-    """In order mostly, as callers have them; one prefix twice now and then."""
+    """Mostly in order, as callers have them; sometimes one prefix twice."""
     some = st.lists(st.sampled_from(pairs), max_size=12)
     unique = some.map(lambda found: tuple(sorted({pair[0]: pair for pair in found}.values())))
     return st.one_of(unique, unique, some.map(tuple))

@@ -1,4 +1,4 @@
-"""What is read out of NFLOG messages, whole or cut off anywhere. Packets are built here byte by byte from the RFCs."""
+"""Parses NFLOG messages, whole or cut off anywhere. Packets are built here byte by byte from the RFCs."""
 
 from __future__ import annotations
 

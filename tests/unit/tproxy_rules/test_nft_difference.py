@@ -1,4 +1,4 @@
-"""What leads from one table to another: no more than the difference, and in an order that the kernel takes."""
+"""The commands that change one table into another: only the difference, in an order that the kernel accepts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The sets of iptables hold exactly the addresses of their identities, as `hash:net` looks: longest member wins."""
+"""The sets of iptables hold exactly the addresses of their identities, with `hash:net` lookup: longest member wins."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Pictures that a backend refuses, which may be many: changes go on while nothing can be applied."""
+"""Desired states that a backend refuses, possibly many: changes continue while nothing can be applied."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tproxy_rules.iptables.backend import IptablesBackend
 from tproxy_rules.nft.backend import NftablesBackend
 
 NONE = Frontend("10.96.0.1", 300, 80, steer=False)
-"""What no kernel takes."""
+"""No kernel accepts it."""
 
 
 def refused(port: int) -> Desired:

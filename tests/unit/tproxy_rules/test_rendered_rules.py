@@ -1,4 +1,4 @@
-"""The rules as text. The golden files are read by people in review: `L7PROXY_WRITE_GOLDEN=1` writes them anew."""
+"""The rules as text. The golden files are for review by people: `L7PROXY_WRITE_GOLDEN=1` rewrites them."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def test_nft_cost_does_not_grow_with_the_entries() -> None:
 
 
 def test_nft_names_fit_and_lookups_of_nothing_are_not_made() -> None:
-    """NFT_SET_MAXNAMELEN and NFT_CHAIN_MAXNAMELEN are 256; older kernels took 32 for sets and 128 for chains."""
+    """NFT_SET_MAXNAMELEN and NFT_CHAIN_MAXNAMELEN are 256; older kernels allow 32 for sets and 128 for chains."""
     for picture in (*PICTURES.values(), crowded(3)):
         text = nftables.render(picture)
         made = re.findall(
@@ -114,14 +114,14 @@ def test_marks_of_others_are_kept(render: Callable[[Desired], str]) -> None:
     for statement in re.findall(r"mark set (?!meta mark [|&] 0x[0-9a-f]{8}|ct mark \| 0x[0-9a-f]{8}).*", text):
         pytest.fail(f"overwrites: {statement}")
     assert not re.search(r"--set-mark|--or-mark|-j (CONN)?MARK (?!--set-xmark 0x[0-9a-f]+/0x[0-9a-f]+)", text)
-    # Equal value and mask set our bits; zero clears them; anything else would write into another's bits.
+    # Equal value and mask set our bits; zero clears them; anything else would write into foreign bits.
     for value, mask in re.findall(r"--set-xmark (0x[0-9a-f]+)/(0x[0-9a-f]+)", text):
         assert value in ("0x0", mask)
         assert int(mask, 16) | 0x80000001 == 0x80000001
 
 
 def test_iptables_names_fit() -> None:
-    """ipset takes 31 characters, iptables 28 for a chain; ebtables-restore the same."""
+    """ipset allows 31 characters, iptables 28 for a chain; ebtables-restore the same."""
     rendering = iptables.render(crowded(3))
     names = [name for family in rendering.families for table in family.tables for name in table.chains]
     names += [name for table in rendering.bridge for name in table.chains]
@@ -137,7 +137,7 @@ def test_iptables_has_one_rule_per_entry_whatever_the_peers() -> None:
         text = iptables.render(Desired(identities=nets, endpoints=(replace(ROUTED, ingress=table),))).text()
         return len(re.findall(r"^-A", text, re.MULTILINE))
 
-    # Without 1: that is the node, which is asked in chains of its own.
+    # Without 1: that is the node, which has its own chains.
     assert rules((5,)) == rules(tuple(range(2, 200)))
 
 

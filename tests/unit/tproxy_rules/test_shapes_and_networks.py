@@ -1,4 +1,4 @@
-"""Tables as sets to look into, prefixes as disjoint ranges: both must say what the entries said, for every input."""
+"""Tables as lookup sets, prefixes as disjoint ranges: both must give the results of the entries, for every input."""
 
 from __future__ import annotations
 

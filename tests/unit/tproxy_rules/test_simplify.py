@@ -1,4 +1,4 @@
-"""A simplified table says of every packet what the table it came from says, and is not longer."""
+"""A simplified table gives every packet the verdict of the original table, and is not longer."""
 
 from __future__ import annotations
 

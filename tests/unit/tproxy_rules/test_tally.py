@@ -1,4 +1,4 @@
-"""Sums of counters that begin anew."""
+"""Sums of counters that restart from zero."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every refusal says what is wrong and where; what is right passes unchanged but for its order."""
+"""Every refusal names the error and its location; valid input passes unchanged except for its order."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A machine that cannot do it is told what to install or grant, in one line."""
+"""On a machine without the requirements, one line says what to install or grant."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ except KernelError as error:
 
 
 def complaint(name: str, *, path: str | None = None, uid: str = "") -> str:
-    """What a process of its own says, with that PATH and that user."""
+    """The error message of a separate process, with that PATH and that user."""
     environment = dict(os.environ, PATH=path if path is not None else "/usr/sbin:/usr/bin:/sbin:/bin")
     done = subprocess.run(
         [sys.executable, "-c", _CHECK, name, uid], env=environment, capture_output=True, text=True, timeout=60

@@ -1,4 +1,4 @@
-"""The raw messages of tests/corpus/http and what is expected of each."""
+"""The raw messages of tests/corpus/http and the expected result of each."""
 
 from __future__ import annotations
 
@@ -37,14 +37,14 @@ def valid() -> list[Valid]:
 
 
 def files(directory: str) -> list[Path]:
-    """Sorted by name; an empty directory would be tests that cannot fail."""
+    """Sorted by name; an empty directory would make tests that cannot fail."""
     found = sorted((ROOT / directory).glob("*.http"))
     assert found
     return found
 
 
 def forwarded(data: bytes) -> bytes:
-    """Of what is forwarded, the coding alone is spelled anew: `chunked`."""
+    """The forwarded message differs only in the coding's spelling: `chunked`."""
     return re.sub(rb"(\r\nTransfer-Encoding: )(?i:chunked)\r\n", rb"\1chunked\r\n", data, count=1)
 
 

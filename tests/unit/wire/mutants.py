@@ -1,4 +1,4 @@
-"""Requests and responses for fuzzing: mostly plain, some odd, some bent. For hypothesis and for the long run."""
+"""Requests and responses for fuzzing: mostly plain, some odd, some mutated. For hypothesis and for the long run."""
 
 from __future__ import annotations
 
@@ -162,7 +162,7 @@ def _message(pick: Pick, line: bytes, fields: list[bytes]) -> bytes:
 
 
 def _bent(pick: Pick, data: bytes) -> bytes:
-    """A byte or two set, put in or taken out."""
+    """One or two bytes set, inserted or removed."""
     bent = bytearray(data)
     for _ in range(1 + pick(2)):
         at = pick(len(bent) + 1)

@@ -1,4 +1,4 @@
-"""The chunked coding: any cut gives the same end, and h11 reads the same data where both accept."""
+"""The chunked coding: any split gives the same end, and h11 reads the same data where both accept."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from l7proxy.wire.chunked import MAX_EXTENSIONS, MAX_LINE, MAX_TRAILERS, Chunked
 from l7proxy.wire.head import Header
 
 Outcome = int | str
-"""Where the body ended; -1 if it has not; or why it was refused."""
+"""Where the body ended; -1 if it has not; or the reason of the refusal."""
 
 
 def read(data: bytes, cuts: list[int]) -> Outcome:
-    """What becomes of `data` when it is fed in the pieces between `cuts`."""
+    """The outcome when `data` is fed in the pieces between `cuts`."""
     reader = ChunkedBody()
     taken = 0
     places = [0, *sorted(cut % (len(data) + 1) for cut in cuts), len(data)]
@@ -40,7 +40,7 @@ def read(data: bytes, cuts: list[int]) -> Outcome:
 
 @st.composite
 def coded(draw: st.DrawFn) -> bytes:
-    """A chunked body, sometimes bent, with something behind it."""
+    """A chunked body, sometimes mutated, followed by other bytes."""
     parts = []
     for data in draw(st.lists(st.binary(min_size=1, max_size=20), max_size=4)):
         extension = draw(st.sampled_from([b"", b"", b"", b";a", b";a=b", b';a="b c"', b"; a", b" "]))
@@ -77,7 +77,7 @@ def test_h11_finds_the_same_end(data: bytes) -> None:
 
 @pytest.mark.parametrize("line", [b"1" * 17, b"5;" + b"a" * MAX_LINE, b"5" + b" " * MAX_LINE])
 def test_a_line_without_end_is_refused_before_it_ends(line: bytes) -> None:
-    """An attacker may send a size line for ever; it is not kept for ever."""
+    """An attacker may send an endless size line; it is not buffered without limit."""
     reader = ChunkedBody()
     with pytest.raises(PeerError):
         for _ in range(MAX_LINE):
@@ -110,7 +110,7 @@ def test_a_trailer_does_not_repeat_a_field_of_the_head(trailer: bytes) -> None:
 
 
 def test_many_trailers_behind_a_head_of_many_fields_cost_linear_work() -> None:
-    """Each trailer compared with each field would be half a million comparisons for 10 kB of request."""
+    """Comparing each trailer with each field would be half a million comparisons for 10 kB of request."""
 
     class Read(list[Header]):
         times = 0

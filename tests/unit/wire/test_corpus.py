@@ -1,4 +1,4 @@
-"""The corpus through both readers, in every cut."""
+"""The corpus through both readers, in every split."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Law: whenever the fast reader gives a head, the strict reader gives the same one.
+"""Law: whenever the fast reader returns a head, the strict reader returns the same one.
 
 Hypothesis looks for counter-examples here; the long run is `python -m tests.unit.wire.test_differential RUNS [SEED]`.
 """
@@ -30,7 +30,7 @@ METHODS = (b"GET", b"HEAD", b"POST", b"CONNECT")
 
 
 def same_request(data: bytes, rules: PathRules) -> str:
-    """Asserts the law on one input; says what became of it."""
+    """Asserts the law on one input; returns which reader gave a result."""
     fast = http1_fast.request(data, rules)
     if isinstance(fast, RequestHead):
         assert http1_strict.request(data, rules) == fast, data
@@ -40,7 +40,7 @@ def same_request(data: bytes, rules: PathRules) -> str:
     except PeerError:
         return "refused"
     if fast is Miss.ODD:
-        assert isinstance(strict, RequestHead), data  # odd means complete: strict must come to an end with it
+        assert isinstance(strict, RequestHead), data  # odd means complete: strict must finish with it
     return "strict" if isinstance(strict, RequestHead) else "more"
 
 
@@ -73,7 +73,7 @@ def test_requests(data: bytes, rules: PathRules) -> None:
 @settings(max_examples=600, deadline=None)
 @given(mutant(), st.sampled_from(RULES))
 def test_what_is_forwarded_is_read_as_it_was_judged(data: bytes, rules: PathRules) -> None:
-    """Also where the head was written anew: its path normalised, its upgrades taken out."""
+    """Also where the head was rewritten: its path normalised, its upgrades removed."""
     with contextlib.suppress(PeerError):
         head = http1_strict.request(data, rules)
         if isinstance(head, RequestHead):
@@ -125,7 +125,7 @@ def test_the_fuzzer_reaches_every_outcome() -> None:
 
 
 def long_run(runs: int, seed: int) -> Counter[str]:
-    """`runs` random mutants, cheaply made; refusals by the fast reader alone cost no h11."""
+    """`runs` random mutants, cheap to make; inputs that the fast reader refuses do not run h11."""
     dice = random.Random(seed)
     seen: Counter[str] = Counter()
     for run in range(runs):

@@ -1,4 +1,4 @@
-"""HPACK against the library hpack: what either writes the other reads, over tables that live long, and damaged."""
+"""HPACK against the library hpack: each reads what the other writes, over long-lived tables, and damaged input."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_what_we_write_hpack_reads(blocks: list[tuple[list[tuple[bytes, bytes]],
             decoder.max_allowed_table_size = max(size, 4096)
         hidden = frozenset(place for place in secret if place < len(fields))
         block = FieldBlock(fields, secret=hidden)
-        for _ in range(3):  # the third comes from memory, if any does
+        for _ in range(3):  # the third comes from the cache, if any does
             read = list(decoder.decode(writer.write(block), raw=True))
             assert [tuple(field) for field in read] == fields
             assert {place for place, field in enumerate(read) if not field.indexable} == hidden
@@ -109,7 +109,7 @@ def test_a_remembered_block_is_forgotten_when_the_table_changes() -> None:
     assert reader.read(newest) is reader.read(newest)
     reader.read(encoder.encode([(b"x", b"4")]))
     assert reader.read(newest).fields == [(b"x", b"4")]
-    reader.read(b"\x20\x3f\xe1\x1f")  # emptied, and as large as before
+    reader.read(b"\x20\x3f\xe1\x1f")  # emptied, then as large as before
     with pytest.raises(Http2Error):
         reader.read(newest)
 

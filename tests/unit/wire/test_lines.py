@@ -1,4 +1,4 @@
-"""Line discipline: the first fault of the stream is reported, whatever the cuts, with linear work."""
+"""Line parsing: the first fault of the stream is reported, for any split, with linear work."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_a_head_of_the_largest_size_is_read_and_one_byte_more_is_not() -> None:
 
 
 def test_a_head_that_drips_in_costs_linear_work() -> None:
-    """64 KiB byte by byte: a reader that began anew each time would look at two billion bytes."""
+    """64 KiB byte by byte: a reader that restarted each time would scan two billion bytes."""
     data = bytearray()
     lines = HeadLines(lambda line: None, skip_empty=True)
     for byte in b"GET / HTTP/1.1\r\nA: " + b"b" * 65000:
@@ -58,7 +58,7 @@ def test_a_head_that_drips_in_costs_linear_work() -> None:
 
 
 def cpu_of_heads(count: int, behind: int) -> float:
-    """Seconds for so many heads, each with so many bytes behind it in the buffer."""
+    """CPU seconds for `count` heads, each with `behind` more bytes in the buffer."""
     data = bytearray(b"GET / HTTP/1.1\r\nHost: h\r\n\r\n" + b"a" * behind)
     begin = time.process_time()
     for _ in range(count):
@@ -67,7 +67,7 @@ def cpu_of_heads(count: int, behind: int) -> float:
 
 
 def test_a_head_costs_no_more_for_what_is_behind_it() -> None:
-    """Else a row of pipelined requests, each looking through all the others, would cost its square."""
+    """Otherwise pipelined requests, each scanning all the others, would have quadratic cost."""
     assert min(cpu_of_heads(300, MAX_HEAD) for _ in range(3)) < 10 * min(cpu_of_heads(300, 0) for _ in range(3))
 
 
@@ -79,7 +79,7 @@ def cpu_of_value(value: bytes) -> float:
 
 
 def test_a_header_value_of_blanks_costs_no_more_than_one_of_letters() -> None:
-    """A lazy expression would try to end the value at each blank, and look through all the others each time."""
+    """A lazy regular expression would try to end the value at each blank, and scan the rest each time."""
     blanks, letters = b"b" + b" " * 8000 + b"b", b"b" * 8002
     assert min(cpu_of_value(blanks) for _ in range(3)) < 20 * min(cpu_of_value(letters) for _ in range(3))
 

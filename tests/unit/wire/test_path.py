@@ -1,4 +1,4 @@
-"""The normaliser of paths: its forms, its refusals, and that once is enough."""
+"""Path normalisation: its forms, its refusals, and that it is idempotent."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def test_refusals(path: str, why: str) -> None:
     "path", ["/a/..;/b", "/a/..;x=y/b", "/.;/b", "/a/%2e%2E%3b/b", "/a\\..;\\b", "/a%2f..;%5Cb", "/..;"]
 )
 def test_dot_segments_have_no_matrix_parameters_where_these_pass(path: str) -> None:
-    """Tomcat goes up at `/..;/`; who does not cut parameters off sees a segment like any other."""
+    """Tomcat reads `/..;/` as a parent; servers that keep parameters see an ordinary segment."""
     with pytest.raises(PeerError, match="dot segment"):
         normalise(path.encode(), LENIENT)
     assert normalise(b"/a;..;b/..a;", LENIENT) == b"/a;..;b/..a;"

@@ -1,4 +1,4 @@
-"""A head that is not read again says what it would say if it were."""
+"""A cached head equals a freshly parsed one."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ PLAIN = b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n"
 
 @given(st.lists(st.tuples(st.integers(0, 40), st.sampled_from([b"GET", b"HEAD", b"POST", b"CONNECT"])), max_size=12))
 def test_any_row_of_answers_is_read_as_each_alone(row: list[tuple[int, bytes]]) -> None:
-    """Few seeds, so that answers come again: also with another body, cut off, or to another method."""
+    """Few seeds, so that answers repeat: also with another body, cut off, or to another method."""
     responses = Responses()
     for seed, method in row:
         data = mutants.response(random.Random(seed // 2).randrange) + b"x" * (seed % 2)

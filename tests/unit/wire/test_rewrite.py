@@ -1,4 +1,4 @@
-"""A head with its headers changed: the bytes say what the edited list says, and all else is as it came."""
+"""A head with edited headers: the bytes match the edited list, and all else is unchanged."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ EDITS = st.lists(st.builds(HeaderEdit, st.sampled_from(EditKind), TOKENS, VALUES
 
 @given(LINES, EDITS)
 def test_bytes_and_lists_are_edited_alike(lines: list[tuple[bytes, bytes, bytes]], edits: list[HeaderEdit]) -> None:
-    """Law: reading the rewritten head gives the edited headers of the head as it was; nothing else differs."""
+    """Law: reading the rewritten head gives the edited headers of the original head; nothing else differs."""
     raw = b"GET /p HTTP/1.1\r\nHost: h\r\n" + b"".join(n + colon + v + b"\r\n" for n, v, colon in lines) + b"\r\n"
     before, after = http1_strict.request(raw), http1_strict.request(rewrite.head(raw, edits))
     assert isinstance(before, RequestHead)

@@ -1,4 +1,4 @@
-"""Offers of upgrades that carry requests are taken out of a head; all else stays byte for byte."""
+"""Offers of upgrades to protocols that carry requests are removed from a head; all else stays byte for byte."""
 
 from __future__ import annotations
 
