@@ -54,7 +54,7 @@ def test_what_is_too_long_is_refused_with_the_limit_it_passes(lab: AttackLab, wh
 
 @pytest.mark.once
 def test_blanks_in_a_header_do_not_stop_the_worker(lab: AttackLab) -> None:
-    """60 KB of them once took 27 s of a worker, while all other clients waited."""
+    """With quadratic parsing 60 KB of them take 27 s of a worker, while all other clients wait."""
     friend, victim = lab.pod("friend"), lab.pod("victim").addresses[4]
     with friend.open_socket(4) as attacker:
         attacker.connect((victim, 80))

@@ -199,7 +199,7 @@ def is_port(one: dict[str, Any], flow: str) -> bool:
 def means(kind: str, one: Any, who: Who, wide: bool) -> bool:
     match kind:
         case "Endpoints":
-            # without a namespace a selector is limited to the policy's own; with one it selects pods of any
+            # without a namespace a selector is limited to the policy's own; with one it selects in that one
             labels = who.labels | {"io.kubernetes.pod.namespace": who.space}
             own = "io.kubernetes.pod.namespace" in str(one) or who.space == "default"
             return who.kind == "pod" and own and selects(one, labels)
