@@ -1,4 +1,4 @@
-"""The words everything else speaks: addresses, labels, identities, endpoints, verdicts.
+"""The vocabulary of all other packages: addresses, labels, identities, endpoints, verdicts.
 
-Values only. No module here knows a socket, a clock, a file or Kubernetes' API.
+Values only. No module here uses a socket, a clock, a file or the Kubernetes API.
 """

@@ -19,9 +19,9 @@ class Workload:
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """A pod of this node: where it is, who it is, and its own named ports.
+    """A pod of this node: its addresses, its identity and its named ports.
 
-    `audit`: whatever policy would refuse it is let through and told as AUDIT.
+    `audit`: traffic that policy would deny is allowed, and reported with verdict AUDIT.
     """
 
     id: EndpointId
@@ -48,7 +48,7 @@ class Backend:
 
 @dataclass(frozen=True, slots=True)
 class Frontend:
-    """One address and port of a Service, and who is behind it. `protocol` is an IP protocol number."""
+    """One address and port of a Service, with its backends. `protocol` is an IP protocol number."""
 
     namespace: str
     service: str

@@ -1,6 +1,6 @@
-"""Predicates over labels put together: what a selector with `&&`, `||`, `!` and parentheses says.
+"""Composed predicates over labels: selectors with `&&`, `||`, `!` and parentheses.
 
-The leaves are requirements (`model.labels`) and substrings. Values: equal when they say the same in the same order.
+The leaves are requirements (`model.labels`) and substrings. Values: equal when they have equal terms in the same order.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from l7proxy.model.labels import LabelSet, Requirement, Selector, Selects
 
 @dataclass(frozen=True, slots=True)
 class AllOf:
-    """Conjunction; empty, everything."""
+    """Conjunction. Without terms it matches everything."""
 
     terms: tuple[Selects, ...] = ()
 
@@ -27,7 +27,7 @@ class AllOf:
 
 @dataclass(frozen=True, slots=True)
 class AnyOf:
-    """Disjunction; empty, nothing."""
+    """Disjunction. Without terms it matches nothing."""
 
     terms: tuple[Selects, ...] = ()
 
@@ -40,7 +40,7 @@ class AnyOf:
 
 @dataclass(frozen=True, slots=True)
 class Not:
-    """The opposite."""
+    """Negation."""
 
     term: Selects
 
@@ -52,7 +52,7 @@ class Not:
 
 
 class Part(Enum):
-    """Where in a value a text is looked for."""
+    """Where the text must be found in the value."""
 
     ANYWHERE = "contains"
     START = "starts with"
@@ -61,7 +61,7 @@ class Part(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Holds:
-    """A label whose value holds `text`. Without the label it is false."""
+    """True when the value of the label contains `text`. False when the label is absent."""
 
     source: str
     key: str
@@ -85,7 +85,7 @@ class Holds:
 
 
 def keys(selects: Selects) -> Iterator[tuple[str, str]]:
-    """(source, key) of every label that the predicate asks for."""
+    """(source, key) of every label that the predicate reads."""
     match selects:
         case Selector(requirements):
             yield from ((each.source, each.key) for each in requirements)

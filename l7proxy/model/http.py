@@ -1,4 +1,4 @@
-"""A request as policy sees it, and what policy wants changed in its headers: the HTTP words that both floors share."""
+"""A request as policy sees it, and the header changes that policy asks for: shared by `policy`, `wire` and `gate`."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from typing import Protocol
 from l7proxy.model.secret import REDACTED
 
 Headers = list[tuple[bytes, bytes]]
-"""In order; names lower case."""
+"""In the order received; names in lower case."""
 
 
 class EditKind(Enum):
-    """ADD appends; REMOVE takes all of a name away; SET puts one in the place of the first, and removes the others."""
+    """ADD appends a header. REMOVE removes all headers of the name. SET replaces the first and removes the others."""
 
     ADD = "add"
     REMOVE = "remove"
@@ -23,7 +23,7 @@ class EditKind(Enum):
 
 @dataclass(frozen=True, slots=True)
 class HeaderEdit:
-    """`name` as it is to be written on the wire. The value of a `secret` one may be sent, and shown nowhere."""
+    """`name` is spelled as it is sent. If `secret`, the value is sent but never shown."""
 
     kind: EditKind
     name: bytes
@@ -32,7 +32,7 @@ class HeaderEdit:
 
     @property
     def shown(self) -> HeaderEdit:
-        """The same as it may be told."""
+        """The same edit, with a secret value redacted."""
         return replace(self, value=REDACTED.encode()) if self.secret else self
 
     def __str__(self) -> str:
@@ -44,10 +44,10 @@ class HeaderEdit:
 
 @dataclass(frozen=True, slots=True)
 class Rewrite:
-    """What header rules want done with a request that they let pass, and told of it.
+    """What header rules change in a request that they allow, and what they report about it.
 
-    `missing` are the headers that should have been there, `rejected` those that were there and should not, each with
-    its value (a secret's is redacted already).
+    `missing` are required headers that were absent, `rejected` headers that were present but must not be, each with
+    its value (secret values are already redacted).
     """
 
     edits: tuple[HeaderEdit, ...] = ()
@@ -55,26 +55,26 @@ class Rewrite:
     rejected: tuple[tuple[bytes, bytes], ...] = ()
 
     def then(self, other: Rewrite | None) -> Rewrite:
-        """Both, this one first."""
+        """This rewrite followed by `other`."""
         if other is None:
             return self
         return Rewrite(self.edits + other.edits, self.missing + other.missing, self.rejected + other.rejected)
 
 
 class Fields(Protocol):
-    """A head whose headers can be had."""
+    """A head that can return its headers."""
 
     @property
     def headers(self) -> Headers: ...
 
 
 class Request:
-    """One HTTP request, already normalised: what is judged is what is forwarded.
+    """One HTTP request, already normalised: what is evaluated is what is forwarded.
 
-    `path` is the request target's path with its query string; `host` the authority as sent, port and case included;
-    `headers` in order, names lower case, values without surrounding blanks; given may be the head that has them, which
-    is asked when a rule asks. Not frozen: made per request. `rewrite` is what the judge leaves there when it lets the
-    request pass with changes: whoever forwards it makes them.
+    `path` is the path of the request target with its query string. `host` is the authority as sent, with port and case.
+    `headers` are in order, names in lower case, values without surrounding whitespace. They may be given as a head: its
+    headers are parsed only when a rule reads them. Not frozen, because one is made per request. Evaluation sets
+    `rewrite` when it allows the request with changes; the gate that forwards the request applies them.
     """
 
     __slots__ = ("_headers", "host", "method", "path", "rewrite")
@@ -95,16 +95,16 @@ class Request:
         self._headers = headers
 
     def judged(self) -> Headers:
-        """All headers that were decided on, what the judge wants written among them: trailers must repeat none."""
+        """All headers that were evaluated, with those of the rewrite. Trailers must repeat none of them."""
         edits = self.rewrite.edits if self.rewrite is not None else ()
         return [*self.headers, *((edit.name.lower(), edit.value) for edit in edits)]
 
     def having(self, headers: Headers) -> Request:
-        """The same request with other headers, not judged yet."""
+        """The same request with other headers, not evaluated yet."""
         return Request(self.method, self.path, self.host, headers)
 
     def joined(self, name: bytes) -> bytes | None:
-        """The value of a header, repeats joined by a comma (as Envoy matches them); None when absent."""
+        """The value of a header, repeated values joined by a comma (as Envoy does); None when absent."""
         values = [value for key, value in self.headers if key == name]
         return b",".join(values) if values else None
 
@@ -113,13 +113,13 @@ _ALIKE = bytes(byte if byte > 0x7F or chr(byte).isalnum() else ord("-") for byte
 
 
 def alike(name: bytes) -> bytes:
-    """What a lower-case name is to servers that make a variable of it: to CGI and its kin X_User is X-User, too
-    (RFC 3875 4.1.18), and lighttpd reads any other mark so: X.User, X!User."""
+    """The form in which servers that map headers to variables compare a lower-case name. For CGI, X_User equals X-User
+    (RFC 3875 4.1.18). lighttpd treats any other punctuation the same: X.User, X!User."""
     return name.translate(_ALIKE)
 
 
 def edited(headers: Headers, edits: Iterable[HeaderEdit]) -> Headers:
-    """The headers after the edits, one by one. The order of all others stays; names that are alike go together."""
+    """The headers after all edits, applied in order. Other headers keep their order. Names are compared by `alike`."""
     for edit in edits:
         name = edit.name.lower()
         line = (name, edit.value)

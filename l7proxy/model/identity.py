@@ -1,7 +1,7 @@
 """Identities: one number for one set of labels.
 
-Numbers are a pure function of the label sets alive (no store, no counter): every node of a cluster that sees the same
-objects gives the same numbers, and an agent that restarts gives them again (law 4, no hysteresis).
+Numbers are a pure function of the current label sets (no store, no counter): nodes that see the same objects compute
+the same numbers, and so does a restarted agent (law 4, no hysteresis).
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ INGRESS: Final = IdentityId(8)
 WORLD_IPV4: Final = IdentityId(9)
 WORLD_IPV6: Final = IdentityId(10)
 CONTESTED: Final = IdentityId(255)
-"""An address that several pods claim. It may be any of them, so whatever denies somebody means it, and what lets
-somebody pass does not. Ours: Cilium leaves 128 to 255 to its users."""
+"""An address that several pods claim. It may belong to any of them, so deny rules for any peer match it and allow
+rules do not. Our own number: Cilium reserves 128 to 255 for users."""
 
 RESERVED_IDENTITIES: Final[Mapping[IdentityId, LabelSet]] = {
     HOST: LabelSet.reserved("host"),
@@ -50,15 +50,15 @@ LOCAL_SCOPE: Final = 1 << 24
 """Identities of CIDRs have this bit set, as in Cilium; those of pods are below it."""
 
 NamedPort = tuple[str, int, int]
-"""(name, protocol, port) of a container port: part of what makes an identity, since egress rules may name it."""
+"""(name, protocol, port) of a container port. Part of the identity, because egress rules may name it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """A number, its labels, and for pods the named ports that everyone with this number has.
+    """A number, its labels, and for pods the named ports that all pods with this number have.
 
-    `networks` are those of the prefixes that policies mean for any address (`Reach.ANYWHERE`, for nodes also `NODES`)
-    which hold the addresses of this number: what tells pods of equal labels apart where a policy names addresses.
+    `networks` are the prefixes in policies that match any address (`Reach.ANYWHERE`, for nodes also `NODES`) and
+    contain the addresses of this number. They distinguish pods with equal labels when a policy names addresses.
     """
 
     id: IdentityId
@@ -66,11 +66,11 @@ class Identity:
     named_ports: frozenset[NamedPort] = field(default_factory=frozenset)
     networks: frozenset[IPv4Network | IPv6Network] = field(default_factory=frozenset)
     cidr: IPv4Network | IPv6Network | None = None
-    """Set for the identity of a CIDR that some policy names; its labels then hold `reserved:world…` too."""
+    """Set for the identity of a CIDR that a policy names; its labels then include `reserved:world…`."""
 
 
 def cidr_labels(network: IPv4Network | IPv6Network, world: str) -> LabelSet:
-    """The labels of a CIDR identity: its prefix (colons written `-`) and the world it lies in."""
+    """The labels of a CIDR identity: its prefix (with `-` for colons) and its world label."""
     text = f"{network.network_address}".replace(":", "-")
     return LabelSet.of([Label(CIDR, f"{text}/{network.prefixlen}"), Label(RESERVED, world)])
 
@@ -90,5 +90,5 @@ def allocate(keys: Iterable[str], *, first: int, end: int) -> dict[str, int]:
 
 @lru_cache(maxsize=1 << 14)
 def _hash(key: str) -> int:
-    """The same in every process. All keys are asked for again whenever one comes or goes."""
+    """The same in every process. Cached, because all keys are hashed again whenever one is added or removed."""
     return int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big")

@@ -1,4 +1,4 @@
-"""Numbers that must not be swapped have different types."""
+"""Distinct types for numeric identifiers, so that a type checker catches a swap."""
 
 from __future__ import annotations
 
@@ -8,4 +8,4 @@ IdentityId = NewType("IdentityId", int)
 """The number of a label set, as in Cilium: 1 host, 2 world, 6 remote-node, 256 and up pods."""
 
 EndpointId = NewType("EndpointId", int)
-"""The number of a local pod, 1 to 65535, the same for the same pod on every run."""
+"""The number of a local pod, 1 to 65535, the same for a pod on every run."""

@@ -2,9 +2,9 @@
 
 A label is `source:key=value`. A selector key without a source means `any`: the key under every source.
 
-Cilium keeps some labels out of identities (one per pod would make as many identities); Kubernetes and Calico select on
-any. Such labels have the sources `OWN` and `ACCOUNT`, are there only when a policy asks for their keys, and Cilium's
-selectors never see them: those cannot spell the sources, and `any` leaves them out.
+Cilium excludes some labels from identities (a label unique to each pod would make one identity per pod); Kubernetes and
+Calico select on any label. Excluded labels get the sources `OWN` and `ACCOUNT` and are added only when a policy uses
+their keys. Cilium's selectors never match them: they cannot name these sources, and `any` excludes them.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ CIDR = "cidr"
 CIDR_GROUP = "cidrgroup"
 NODE = "node"
 OWN = "k8s-pod"
-"""In selectors: a label that the pod itself carries, and nothing that was generated for it."""
+"""In selectors: a label of the pod object itself, not one generated for it."""
 ACCOUNT = "k8s-account"
 """A label of the pod's ServiceAccount."""
 
@@ -31,7 +31,7 @@ NAMESPACE_LABELS_PREFIX = "io.cilium.k8s.namespace.labels."
 SERVICE_ACCOUNT_KEY = "io.cilium.k8s.policy.serviceaccount"
 CLUSTER_KEY = "io.cilium.k8s.policy.cluster"
 GENERATED = ("io.cilium.k8s.", NAMESPACE_KEY)
-"""Keys under `k8s` that begin so are never the pod's own."""
+"""Prefixes of `k8s` keys that are generated, never the pod's own."""
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -48,7 +48,7 @@ class Label:
 
 @dataclass(frozen=True)
 class LabelSet:
-    """An immutable set of labels, indexed for selectors. Equal sets are equal values."""
+    """An immutable set of labels, indexed for selectors."""
 
     labels: frozenset[Label]
 
@@ -67,7 +67,7 @@ class LabelSet:
 
     @cached_property
     def any_source(self) -> Mapping[str, frozenset[str]]:
-        """key → every value it has under any source."""
+        """key → all values under any source, without `OWN` and `ACCOUNT`."""
         found: dict[str, set[str]] = {}
         for label in self.labels:
             if label.source not in (OWN, ACCOUNT):
@@ -75,7 +75,7 @@ class LabelSet:
         return {key: frozenset(values) for key, values in found.items()}
 
     def values(self, source: str, key: str) -> frozenset[str]:
-        """The values of a key under `source`, or under all of them when it is `any`; empty when absent."""
+        """The values of a key under `source`, or under all sources when it is `any`; empty when absent."""
         if source == ANY:
             return self.any_source.get(key, frozenset())
         value = self.by_key.get((source, key))
@@ -88,7 +88,7 @@ class LabelSet:
 
     @cached_property
     def text(self) -> tuple[str, ...]:
-        """The sorted spelling that flows and `identity list` show."""
+        """Sorted text form, as flows and `identity list` show it."""
         return tuple(sorted(str(label) for label in self.labels))
 
     def __hash__(self) -> int:
@@ -96,7 +96,7 @@ class LabelSet:
 
 
 class Operator(Enum):
-    """Kubernetes' four set operators. NotIn and DoesNotExist hold when the key is missing."""
+    """The four set operators of Kubernetes. NotIn and DoesNotExist are true when the key is absent."""
 
     IN = "In"
     NOT_IN = "NotIn"
@@ -104,7 +104,7 @@ class Operator(Enum):
     DOES_NOT_EXIST = "DoesNotExist"
 
     __hash__ = object.__hash__
-    """Enum's own is written in Python, and selectors are looked up all the time."""
+    """Enum's own hash is written in Python and too slow: selectors are looked up very often."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,7 +144,7 @@ class Requirement:
 
 
 class Selects(Protocol):
-    """A predicate over labels: a value, equal and hashable by what it says. `str()` is how people read it."""
+    """A predicate over labels: a hashable value with equality by content. `str()` is for people."""
 
     def matches(self, labels: LabelSet) -> bool: ...
 
@@ -153,11 +153,11 @@ class Selects(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Selector:
-    """A conjunction of requirements; without any it selects everything."""
+    """A conjunction of requirements. Without requirements it selects everything."""
 
     requirements: tuple[Requirement, ...] = ()
     _hash: int = field(init=False, repr=False, compare=False)
-    """Worked out once: selectors are what policies are looked up by."""
+    """Computed once, because selectors are lookup keys of policies."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "_hash", hash(self.requirements))

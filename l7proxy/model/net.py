@@ -1,4 +1,4 @@
-"""Addresses and prefixes. At every border an address is its canonical text: `str(ip_address(x))`."""
+"""Addresses and prefixes. Interfaces between modules use an address's canonical text: `str(ip_address(x))`."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ Address = IPv4Address | IPv6Address
 Network = IPv4Network | IPv6Network
 V = TypeVar("V")
 FEW: Final = 256
-"""Changes up to which a table is made of another: to read one prefix apart costs as much as thirty all together."""
+"""Up to this many changes a table is derived from another: one change costs as much as 30 entries of a rebuild."""
 _OCTET: Final = r"(?:25[0-5]|2[0-4][0-9]|1[0-9][0-9]|[1-9]?[0-9])"
 _SINGLE: Final = re.compile(rf"{_OCTET}(?:\.{_OCTET}){{3}}/32")
-"""One IPv4 address: what nearly all prefixes are, told without the price of a parser."""
+"""A single IPv4 address, as nearly all prefixes are; matched by expression because parsing is slower."""
 
 
 def canonical(text: str) -> str:
-    """The one spelling of an address. An IPv4-mapped IPv6 address is the IPv4 address it maps. ValueError if none."""
+    """The canonical text of an address. An IPv4-mapped IPv6 address becomes IPv4. ValueError for other text."""
     address = ip_address(text)
     mapped = address.ipv4_mapped if isinstance(address, IPv6Address) else None
     return str(mapped or address)
@@ -31,7 +31,7 @@ def family_of(text: str) -> int:
 
 
 def within(inner: Network, outer: Network) -> bool:
-    """True when `inner` lies in `outer`; different families never do."""
+    """True when `outer` contains `inner`; False for different families."""
     if isinstance(inner, IPv4Network) and isinstance(outer, IPv4Network):
         return inner.subnet_of(outer)
     if isinstance(inner, IPv6Network) and isinstance(outer, IPv6Network):
@@ -40,17 +40,17 @@ def within(inner: Network, outer: Network) -> bool:
 
 
 def single(address: str) -> Network:
-    """The prefix that holds this address and no other."""
+    """The prefix that contains only this address."""
     return ip_network(address)
 
 
 def single_text(address: str) -> str:
-    """The same of a canonical address, as text."""
+    """The same for a canonical address, as text."""
     return f"{address}/{128 if ':' in address else 32}"
 
 
 class Networks:
-    """A set of prefixes that knows which of them hold another."""
+    """A set of prefixes that finds which of them contain a given prefix."""
 
     def __init__(self, networks: Iterable[Network]) -> None:
         self._found: dict[tuple[int, int], dict[int, Network]] = {}
@@ -60,7 +60,7 @@ class Networks:
             self._found.setdefault((network.version, network.prefixlen), {})[key] = network
 
     def holding(self, inner: Network) -> frozenset[Network]:
-        """Those that the whole of `inner` lies in."""
+        """The prefixes that contain all of `inner`."""
         number = int(inner.network_address)
         return frozenset(
             table[key]
@@ -83,10 +83,10 @@ class HostPort:
 
 
 class PrefixTable(Generic[V]):
-    """Longest-prefix match: exact addresses by hash, the few real prefixes by length, longest first.
+    """Longest-prefix match: single addresses by hash, the few shorter prefixes by length, longest first.
 
-    Prefixes are canonical text, `10.0.0.1/32`, and entries never change. What a `known` table of other entries says
-    alike is not read again.
+    Prefixes are canonical text (`10.0.0.1/32`), and entries never change. Entries that a `known` table also has are not
+    parsed again.
     """
 
     def __init__(self, entries: Mapping[str, V], known: PrefixTable[V] | None = None) -> None:
@@ -97,7 +97,7 @@ class PrefixTable(Generic[V]):
             self._read()
 
     def _follow(self, known: PrefixTable[V]) -> bool:
-        """Take over from another table, where single addresses are all that differs, as they mostly are."""
+        """Copy `known` with the changes. False when too many entries changed, or any that is not a single address."""
         changed = {text for text, _ in known._entries.items() ^ self._entries.items()}
         if len(changed) > FEW:
             return False
@@ -130,7 +130,7 @@ class PrefixTable(Generic[V]):
             self._by_length[version] = sorted(lengths.items(), reverse=True)
 
     def get(self, address: str) -> V | None:
-        """The value of the most specific prefix that holds `address` (canonical text), or None."""
+        """The value of the longest prefix that contains `address` (canonical text), or None."""
         value = self._exact.get(address)
         if value is not None:
             return value

@@ -1,6 +1,6 @@
-"""A connection as policy sees it, and the verdict of both directions on one thing it carries.
+"""A connection as policy sees it, and the verdict of both directions on the connection or on one request of it.
 
-msgspec arrays: they cross the link in batches, thousands a second. gc=False: none of them is part of a cycle.
+msgspec arrays: they cross the link in batches, thousands per second. gc=False: they are never part of a cycle.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from l7proxy.model.verdict import Direction, DropReason, Verdict
 
 
 class Conn(msgspec.Struct, frozen=True, gc=False, array_like=True):
-    """A client's connection as the policy sees it: the real pod addresses, after Service DNAT. Ports are numbers."""
+    """A client's connection as policy sees it: the pod addresses after Service DNAT."""
 
     source: str
     source_port: int
@@ -24,13 +24,13 @@ class Conn(msgspec.Struct, frozen=True, gc=False, array_like=True):
 
 
 class PolicyVerdict(msgspec.Struct, frozen=True, gc=False, array_like=True):
-    """The answer to one question, both directions together.
+    """The combined verdict of both directions.
 
-    `direction` is the deciding one: that which refused, else INGRESS if an ingress policy was asked, else EGRESS.
-    `ingress` and `egress` name the rules that allowed (or, on the deciding direction, refused); None where no policy
-    asks. `reason` is for humans and set on every denial. `match_type` is Hubble's policy_match_type of the rule that
-    decided at L3/L4: 1 L3-Only, 2 L3-L4, 3 L4-Only, 4 all, 5 L3-Proto, 6 Proto-Only; 0 none, or not said. `log` are
-    the words that the policies of the rules which decided want in the flow (Cilium's `log.value`).
+    `direction` is the deciding one: the one that denied, else INGRESS if an ingress policy applied, else EGRESS.
+    `ingress` and `egress` name the rules that allowed (or, for the deciding direction, denied); None where no policy
+    applies. `reason` is for people and set on every denial. `match_type` is Hubble's policy_match_type of the deciding
+    L3/L4 rule: 1 L3-Only, 2 L3-L4, 3 L4-Only, 4 all, 5 L3-Proto, 6 Proto-Only; 0 none or unknown. `log` are the texts
+    that the policies of the deciding rules add to the flow (Cilium's `log.value`).
     """
 
     verdict: Verdict

@@ -6,15 +6,15 @@ from dataclasses import dataclass
 from typing import Final
 
 BUILT_IN: Final = "built-in"
-"""The kind of rules that no document wrote."""
+"""The kind of rules that are not written in any document."""
 
 
 @dataclass(frozen=True, slots=True)
 class RuleRef:
-    """Where a rule was written; it follows the rule into every verdict and flow.
+    """Where a rule is written; part of every verdict and flow that the rule decides.
 
-    `rule` is the path of the field in the document (`spec.ingress[0].toPorts[0].rules.http[1]`); `file` and `line`
-    are set when the document came from a file.
+    `rule` is the path of the field in the document (`spec.ingress[0].toPorts[0].rules.http[1]`). `file` and `line`
+    are set when the document comes from a file.
     """
 
     kind: str

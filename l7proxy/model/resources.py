@@ -1,7 +1,7 @@
-"""Facts: what a source says the cluster is. Frozen, plain, and nothing that enforcement does not need.
+"""Cluster resources as a source reads them: frozen, plain, with only the fields that enforcement needs.
 
-A source turns documents into facts and yields changes of them; the world folds changes into one picture. Addresses are
-canonical text, protocols IP protocol numbers. `origin` tells where a fact was written, for messages only.
+A source turns documents into resources and yields their changes; ClusterState applies the changes. Addresses are
+canonical text, protocols IP protocol numbers. `origin` is where the resource is written, for messages only.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from l7proxy.model.secret import Sealed
 
 
 class ResourceKey(NamedTuple):
-    """The name of an object: kinds of one group never share it with another's."""
+    """Identifies an object. Kinds of different API groups never share a key."""
 
     kind: str
     namespace: str
@@ -28,7 +28,7 @@ class ResourceKey(NamedTuple):
 
 @dataclass(frozen=True, slots=True, order=True)
 class SourceLocation:
-    """File and line; empty for facts that came over an API."""
+    """File and line; empty for resources that come from an API."""
 
     file: str = ""
     line: int = 0
@@ -36,7 +36,7 @@ class SourceLocation:
 
 @dataclass(frozen=True, slots=True, order=True)
 class Problem:
-    """Something wrong among facts that are each fine alone, as two pods with one address."""
+    """A conflict between resources that are each valid alone, such as two pods with one address."""
 
     file: str
     line: int
@@ -63,7 +63,7 @@ class Node:
 
 @dataclass(frozen=True, slots=True)
 class Namespace:
-    """`annotations` are only those of ours, `l7proxy.io/…`."""
+    """`annotations` holds only `l7proxy.io/…`."""
 
     name: str
     labels: Mapping[str, str] = field(default_factory=dict)
@@ -77,7 +77,7 @@ class Namespace:
 
 @dataclass(frozen=True, slots=True)
 class ServiceAccount:
-    """Only for its labels: which account a pod has, the pod says."""
+    """Used only for its labels: the Pod object names its account."""
 
     namespace: str
     name: str
@@ -91,7 +91,7 @@ class ServiceAccount:
 
 @dataclass(frozen=True, slots=True)
 class NetworkSet:
-    """Calico's: networks with labels, which its selectors select beside pods. `namespace` is "" for a global one."""
+    """Calico's NetworkSet: labelled networks that selectors match as they match pods. `namespace` is "" if global."""
 
     namespace: str
     name: str
@@ -106,7 +106,7 @@ class NetworkSet:
 
 @dataclass(frozen=True, slots=True)
 class PolicyTier:
-    """Calico's Tier. `passes`: what no policy of it decides goes on to the next tier, and is not denied."""
+    """Calico's Tier. `passes`: traffic that no policy of the tier decides goes to the next tier; else it is denied."""
 
     name: str
     order: float
@@ -120,7 +120,7 @@ class PolicyTier:
 
 @dataclass(frozen=True, slots=True)
 class Pod:
-    """`host_network` pods have no identity of their own: their addresses are their node's."""
+    """`host_network` pods have no identity of their own: they use their node's addresses."""
 
     namespace: str
     name: str
@@ -140,13 +140,13 @@ class Pod:
 
     @property
     def finished(self) -> bool:
-        """A finished pod has given its addresses back: another may carry them."""
+        """A finished pod has released its addresses: another pod may use them."""
         return self.phase in ("Succeeded", "Failed")
 
 
 @dataclass(frozen=True, slots=True)
 class ServicePort:
-    """`target` is a number, or the name of a container port; pods may differ in what they call so."""
+    """`target` is a number, or the name of a container port, which may be a different number in each pod."""
 
     port: int
     protocol: int
@@ -156,7 +156,7 @@ class ServicePort:
 
 @dataclass(frozen=True, slots=True)
 class Service:
-    """`addresses` are all that it is reached by: ClusterIPs, external and load balancer addresses."""
+    """`addresses` are all addresses of the Service: ClusterIPs, external and load balancer addresses."""
 
     namespace: str
     name: str
@@ -197,9 +197,9 @@ class EndpointSlice:
 
 @dataclass(frozen=True, slots=True)
 class CidrGroup:
-    """Prefixes outside the cluster that policies name together (CiliumCIDRGroup).
+    """Prefixes outside the cluster that policies name as a group (CiliumCIDRGroup).
 
-    `unread`: it exists, but what is in it cannot be told.
+    `unread`: the object exists, but its content cannot be read.
     """
 
     name: str
@@ -215,10 +215,10 @@ class CidrGroup:
 
 @dataclass(frozen=True, slots=True)
 class PolicyDocument:
-    """A policy of any language, unread: the languages are the policy room's.
+    """A policy document of any language, not parsed: `policy.lang` does that.
 
     `lines` maps field paths to lines. `fault` is set when the source already knows that the document cannot be
-    honoured: it stands here all the same so that what it selects is refused, not forgotten.
+    enforced. The document is kept, so that traffic of the endpoints it selects is denied.
     """
 
     kind: str
@@ -235,7 +235,7 @@ class PolicyDocument:
         return ResourceKey(self.kind, self.namespace, self.name)
 
     def locate(self, path: str) -> tuple[str, int]:
-        """Where a field is written: its own line, or that of the nearest field around it."""
+        """(file, line) of a field, or of the nearest enclosing field."""
         while path and path not in self.lines:
             path = path[: max(path.rfind("."), path.rfind("["), 0)]
         return self.origin.file, self.lines.get(path, self.origin.line)
@@ -243,7 +243,7 @@ class PolicyDocument:
 
 @dataclass(frozen=True, slots=True)
 class Secret:
-    """Of use is only one that holds one thing: then `only` has it. Of others not even the values are kept."""
+    """Only a Secret with exactly one entry is usable; `only` is its value. Values of others are not kept."""
 
     namespace: str
     name: str
@@ -264,21 +264,21 @@ Resource = (
 
 @dataclass(frozen=True, slots=True)
 class Upsert:
-    """This is now so, whatever was before."""
+    """The object exists with this content."""
 
     resource: Resource
 
 
 @dataclass(frozen=True, slots=True)
 class Delete:
-    """This is no more."""
+    """The object does not exist."""
 
     key: ResourceKey
 
 
 @dataclass(frozen=True, slots=True)
 class Synced:
-    """The source has said all there was at its start: what has not been said does not exist."""
+    """The source has yielded all objects that exist at its start: all others do not exist."""
 
 
 Change = Upsert | Delete | Synced

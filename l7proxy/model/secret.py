@@ -1,4 +1,4 @@
-"""A value that is used and never shown."""
+"""Values that are used but never shown."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from typing import Final
 
 REDACTED: Final = "[redacted]"
-"""What is shown in the place of a secret value."""
+"""Shown in place of a secret value."""
 
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Sealed:
-    """It crosses the link to workers, and goes out on the wire where a policy says so; printed, it shows nothing."""
+    """A secret value. It crosses the link to workers and is sent where a policy says so. Printing does not show it."""
 
     value: bytes
 

@@ -1,4 +1,4 @@
-"""What can be said of a packet, a connection or a request, in Hubble's words and numbers."""
+"""Verdicts, directions and drop reasons for packets, connections and requests, with Hubble's names and numbers."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from enum import IntEnum
 
 
 class Verdict(IntEnum):
-    """flow.Verdict of Hubble's API; the numbers are the wire's."""
+    """flow.Verdict of Hubble's API, with the protobuf numbers."""
 
     UNKNOWN = 0
     FORWARDED = 1
@@ -17,7 +17,7 @@ class Verdict(IntEnum):
 
 
 class Direction(IntEnum):
-    """flow.TrafficDirection: seen from the endpoint whose policy is asked."""
+    """flow.TrafficDirection, seen from the endpoint whose policy is evaluated."""
 
     UNKNOWN = 0
     INGRESS = 1
@@ -29,9 +29,9 @@ class Direction(IntEnum):
 
 
 class Action(IntEnum):
-    """What a compiled entry does. A higher number wins over a lower one (Cilium's precedence byte).
+    """What a compiled entry does. The higher number takes precedence (Cilium's precedence byte).
 
-    PASS leaves the tier undecided (admin policies, Calico).
+    PASS leaves the decision to the next tier (admin policies, Calico).
     """
 
     PASS = 0
@@ -41,7 +41,7 @@ class Action(IntEnum):
 
 
 class DropReason(IntEnum):
-    """flow.DropReason: the few of Hubble's numbers that a policy proxy uses."""
+    """flow.DropReason: the subset of Hubble's numbers that a policy proxy uses."""
 
     UNKNOWN = 0
     INVALID_SOURCE_MAC = 130

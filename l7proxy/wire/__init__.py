@@ -1,5 +1,5 @@
-"""The wire: protocols as values. Bytes in, heads and body extents out.
+"""Protocol parsers and writers: bytes in, heads and body lengths out.
 
-One strict reading of HTTP/1 (RFC 9112): what two servers could read two ways is refused with its reason, as PeerError.
-Nothing here knows a policy, a connection or a clock.
+One strict reading of HTTP/1 (RFC 9112): input that two servers could parse differently is rejected with PeerError.
+No module here uses a policy, a connection or a clock.
 """

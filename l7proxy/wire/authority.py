@@ -1,7 +1,7 @@
-"""Authorities (Host, and the authority of absolute targets) that every server reads the same way (RFC 3986 3.2).
+"""Checks authorities (Host, and the authority of absolute targets; RFC 3986 3.2) that all servers parse the same.
 
-A name or an address with an optional port. Refused although the grammar has them: userinfo, percent-encoding and
-sub-delimiters (a comma has made two hosts of one).
+A name or an address with an optional port. Rejected although the grammar allows them: userinfo, percent-encoding and
+sub-delimiters (some servers split a host at a comma).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ MAX_AUTHORITY: Final = 260
 """Bytes: a DNS name is at most 253, a port 6."""
 
 PLAIN: Final = rb"(?:[A-Za-z0-9._~-]++|\[[0-9A-Fa-f:.]++\])(?::[0-9]{1,5}+)?+"
-"""Of any length."""
+"""Without a limit of length."""
 
 _PLAIN = re.compile(PLAIN)
 
@@ -25,5 +25,5 @@ def is_plain(authority: bytes) -> bool:
 
 @lru_cache(maxsize=512)
 def _known(authority: bytes) -> bool:
-    """Clients name few hosts, and a look-up is cheaper than a match. Bounded: it is filled by strangers."""
+    """Cached: clients name few hosts, and a lookup is cheaper than a match. Bounded: untrusted clients fill it."""
     return _PLAIN.fullmatch(authority) is not None

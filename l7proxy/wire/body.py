@@ -1,4 +1,4 @@
-"""Bodies: how many bytes of the input belong to a message, and whether it has ended. The bytes themselves pass by."""
+"""Tracks message bodies: how many bytes of the input belong to a body, and whether it has ended. Copies nothing."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from l7proxy.wire.chunked import ChunkedBody
 from l7proxy.wire.head import CHUNKED, UNTIL_CLOSE, Header
 
 ENDLESS: Final = 1 << 62
-"""More bytes than will ever come."""
+"""More bytes than any connection carries."""
 
 
 class Body(Protocol):
-    """`feed` says how many bytes of `data` are the body's; when `done`, the rest is not. PeerError on a fault.
+    """`feed` returns how many bytes of `data` belong to the body; once `done`, no more do. PeerError on a fault.
 
-    `plain` of the bytes to come are the body's whatever they are; so many, or fewer, may be passed on unseen: `skip`.
+    The next `plain` bytes belong to the body whatever they are. Up to that many may be forwarded unread: call `skip`.
     """
 
     done: bool
@@ -51,7 +51,7 @@ class LengthBody:
 
 
 class OpenBody:
-    """A response that ends when its connection does."""
+    """A response body that ends when the connection closes."""
 
     __slots__ = ("done",)
 
@@ -66,11 +66,11 @@ class OpenBody:
         return ENDLESS
 
     def skip(self, count: int) -> None:
-        """There is no end to come nearer to."""
+        """Nothing to count: the length is not known."""
 
 
 def body(framing: int, head: Sequence[Header] = ()) -> Body | None:
-    """The reader of a body, or None when there is none. Trailers must not repeat a field of `head`."""
+    """The reader for a body; None when the message has no body. Trailers must not repeat a field of `head`."""
     if framing == 0:
         return None
     if framing == CHUNKED:

@@ -1,8 +1,8 @@
-"""The chunked coding, exactly as RFC 9112 7.1 writes it, read incrementally. Bytes are counted, not copied.
+"""Parses the chunked coding incrementally, exactly as RFC 9112 7.1 defines it. Bytes are counted, not copied.
 
-Refused: sizes that are not 1 to 16 hex digits, anything but CRLF at a line's end, blanks around extensions, long
-extensions, more than a few trailers, and trailers that frame or route the message or repeat a field that was judged:
-recipients may merge trailers into the head (RFC 9110 6.5.2), and would see another value than we did.
+Rejected: sizes that are not 1 to 16 hex digits, line ends other than CRLF, whitespace around extensions, long
+extensions, long trailers, and trailers that frame or route the message or repeat a field that policy evaluated:
+recipients may merge trailers into the head (RFC 9110 6.5.2), and would see a value that policy did not.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _NOT_IN_TRAILERS: Final = frozenset(
     b"keep-alive max-forwards proxy-authorization proxy-connection range set-cookie te trailer transfer-encoding "
     b"upgrade www-authenticate".split()
 )
-"""RFC 9110 6.5.1: fields that frame, route, authenticate or change the reading of a message."""
+"""RFC 9110 6.5.1: fields that frame, route or authenticate a message, or change how it is processed."""
 
 
 class _At(IntEnum):
@@ -55,13 +55,13 @@ class ChunkedBody:
     __slots__ = ("_at", "_extensions", "_head", "_judged", "_left", "_line", "_trailers", "done")
 
     def __init__(self, head: Sequence[Header] = ()) -> None:
-        """`head` are the fields that were judged: trailers must not say one of them again."""
+        """`head` are the fields that policy evaluated: trailers must not repeat one of them."""
         self.done = False
         self._head = head
-        self._judged: frozenset[bytes] | None = None  # the names in the head, once there are trailers
+        self._judged: frozenset[bytes] | None = None  # names in the head, computed at the first trailer
         self._at = SIZE
         self._left = 0
-        self._line = bytearray()  # the beginning of a line whose end has not come
+        self._line = bytearray()  # an incomplete line
         self._extensions = 0
         self._trailers = 0
 
@@ -85,7 +85,7 @@ class ChunkedBody:
 
     @property
     def plain(self) -> int:
-        """The rest of the chunk that is under way."""
+        """The rest of the current chunk."""
         return self._left if self._at is DATA else 0
 
     def skip(self, count: int) -> None:
@@ -95,7 +95,7 @@ class ChunkedBody:
             self._at = DATA_END
 
     def _take_plain(self, data: bytes, match: re.Match[bytes]) -> int:
-        """The common chunk: a size line in one piece, and often all of the chunk behind it."""
+        """The common case: a complete size line, often with the whole chunk after it."""
         size = int(match[1], 16)
         begin = match.end()
         if size == 0:
@@ -108,7 +108,7 @@ class ChunkedBody:
         return begin
 
     def _take_line(self, data: bytes, at: int) -> int:
-        """Complete the current line from `data`, read it, and return where it ended."""
+        """Complete the current line from `data` and parse it. Returns where it ends."""
         end = data.find(b"\n", at)
         stop = len(data) if end < 0 else end + 1
         self._demand_room(stop - at)

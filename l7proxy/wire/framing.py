@@ -1,7 +1,7 @@
-"""What headers say about the message around them: where its body ends, whether the connection goes on, upgrades.
+"""Derives message framing from headers: the length of the body, connection persistence, upgrades.
 
-RFC 9112 6.3 without its leniencies: a length said twice, both a length and a coding, a coding other than `chunked`
-alone, and a coding in HTTP/1.0 are refused, never repaired. Only the case of `chunked` may vary (RFC 9112 7).
+RFC 9112 6.3 without its leniencies: two lengths, both a length and a coding, a coding other than `chunked`
+alone, and a coding in HTTP/1.0 are rejected, never repaired. Only the case of `chunked` may vary (RFC 9112 7).
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from l7proxy.wire.head import CHUNKED, UNTIL_CLOSE, Header
 from l7proxy.wire.lines import TOKEN
 
 LENGTH: Final = rb"(?:0|[1-9][0-9]{0,17})"
-"""Digits only, no leading zeros (some servers read octal), and never past 2**63."""
+"""Digits only, no leading zeros (some servers parse octal), and less than 2**63."""
 
 _LENGTH = re.compile(LENGTH)
 _TOKEN = re.compile(TOKEN)
 _PROTOCOL = re.compile(TOKEN + rb"(?:/" + TOKEN + rb")?")
 _CODING = re.compile(rb"(\r\n(?i:transfer-encoding): *+)(?i:chunked)(?= *+\r\n)")
 MAX_ITEMS: Final = 64
-"""Items of all Connection headers of a message, and of all Upgrade headers. Real ones have one to five."""
+"""Items in all Connection headers of a message, and in all Upgrade headers. Real messages have one to five."""
 
 _NEVER_NOMINATED = frozenset({b"host", b"content-length", b"transfer-encoding"})
 
@@ -54,18 +54,18 @@ def declared(headers: list[Header], minor: int) -> int | None:
 
 
 def canonical(raw: bytes) -> bytes:
-    """A checked head with its coding spelled `chunked`, as every receiver reads it. Its length stays."""
+    """A checked head with its coding spelled `chunked`, which every recipient accepts. The length does not change."""
     return _CODING.sub(rb"\1chunked", raw, count=1)
 
 
 def response_framing(headers: list[Header], minor: int, status: int, method: bytes) -> int:
-    """RFC 9112 6.3, items 1 to 8, for an answer to `method`."""
+    """RFC 9112 6.3, items 1 to 8, for a response to `method`."""
     said = declared(headers, minor)
     if status < 200 or status == 204:
         if said:
             raise PeerError(f"a {status} response must not have a body")
         return 0
-    if method == b"CONNECT" and status < 300:  # RFC 9110 9.3.6: a tunnel; a length here would be two readings
+    if method == b"CONNECT" and status < 300:  # RFC 9110 9.3.6: a tunnel; a length here is ambiguous
         if said:
             raise PeerError("a response that opens a tunnel must not have a body")
         return 0
@@ -87,7 +87,7 @@ def keep_alive(options: frozenset[bytes], minor: int) -> bool:
 
 
 def upgrade(headers: list[Header], options: frozenset[bytes], minor: int) -> tuple[bytes, ...]:
-    """The protocols of Upgrade, lower case, if Connection stands by it (RFC 9110 7.8: else ignored, as in 1.0)."""
+    """The protocols of Upgrade, lower case, if Connection lists `upgrade` (RFC 9110 7.8: else ignored, as in 1.0)."""
     if b"upgrade" not in options or minor == 0:
         return ()
     return tuple(_listed(headers, b"upgrade", _PROTOCOL))

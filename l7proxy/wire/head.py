@@ -1,10 +1,10 @@
-"""Heads of HTTP/1 messages as values, and the one number that frames a body. No parsing here.
+"""Heads of HTTP/1 messages as values, with body framing as one number. No parsing here.
 
 Both readers (http1_fast, http1_strict) make these. `raw` is what is forwarded: the bytes received, except that the
-request line is written anew when its path had to be normalised, and `chunked` in lower case.
+request line is rewritten when its path had to be normalised, and `chunked` is in lower case.
 
-Plain slots classes, made per message. Their `__init__` is written out, here and elsewhere on the hot path: that of a
-dataclass stays interpreted when the module is compiled, and costs ten times as much (0.47 µs for 0.04).
+`__init__` is written out, here and elsewhere on the hot path: the one that dataclass generates stays interpreted when
+the module is compiled, and takes ten times as long (0.47 µs instead of 0.04).
 """
 
 from __future__ import annotations
@@ -15,19 +15,19 @@ from typing import Final
 
 CHUNKED: Final = -1
 UNTIL_CLOSE: Final = -2
-"""Framing is the body's length in bytes, 0 for none, or one of these two."""
+"""Framing is the body's length in bytes (0: no body), CHUNKED or UNTIL_CLOSE."""
 
 MAX_HEAD: Final = 64 << 10
-"""Bytes of a head, with its start line and its blank line."""
+"""Bytes of a head, with its start line and its empty line."""
 
 MAX_HEADERS: Final = 256
 
 Header = tuple[bytes, bytes]
-"""(lower case name, value without surrounding blanks)."""
+"""(lower-case name, value without surrounding whitespace)."""
 
 
 class Miss(Enum):
-    """Why a reader gives no head: the bytes end too early, or they are not the plain case (fast reader only)."""
+    """Why a reader returns no head: it is incomplete, or not a common case (fast reader only)."""
 
     NEED_MORE = "need more"
     ODD = "odd"
@@ -35,10 +35,10 @@ class Miss(Enum):
 
 @dataclass(init=False, slots=True)
 class RequestHead:
-    """`path` is what is judged and forwarded: normalised, with its query. `size` counts the bytes taken from the input.
+    """`path` is what is evaluated and forwarded: normalised, with its query. `size` is the bytes taken from the input.
 
     `host` is the authority: that of an absolute-form target, else the Host header, else empty (HTTP/1.0).
-    `upgrade` holds the protocols asked for, lower case, only if `Connection: upgrade` stands with them.
+    `upgrade` holds the requested protocols, lower case, only if `Connection: upgrade` is present.
     """
 
     method: bytes
@@ -83,7 +83,7 @@ class RequestHead:
 
     @property
     def headers(self) -> list[Header]:
-        """As they are forwarded, read when they are asked for: few rules look at headers."""
+        """As they are forwarded. Parsed on first use, because few rules match headers."""
         if self._headers is None:
             self._headers = headers_of(self.raw)
         return self._headers
@@ -91,7 +91,7 @@ class RequestHead:
 
 @dataclass(init=False, slots=True)
 class ResponseHead:
-    """`framing` already knows the request's method: 0 for an answer to HEAD. `raw` has the length received."""
+    """`framing` takes the request's method into account: 0 for a response to HEAD. `raw` is as long as received."""
 
     status: int
     minor: int

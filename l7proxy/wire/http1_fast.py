@@ -1,8 +1,8 @@
-"""The fast reading of HTTP/1 heads: only the unambiguous common case, by regular expressions.
+"""Parses HTTP/1 heads fast: only the common, unambiguous cases, by regular expressions.
 
-One knows the usual head as a whole and takes out of it at once all that is needed; another knows what is less usual
-and still plain, and its headers are looked through. Neither guesses nor repairs: a head, NEED_MORE, or ODD, and on ODD
-the same bytes go to http1_strict. Law: whenever this gives a head, http1_strict gives the same one.
+One expression matches the most common head and extracts all values; another matches less common, unambiguous heads,
+whose headers are then examined. Neither guesses nor repairs. The result is a head, NEED_MORE or ODD; on ODD the caller
+gives the same bytes to http1_strict. Law: whenever this returns a head, http1_strict returns the same one.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from l7proxy.wire import authority
 from l7proxy.wire.head import CHUNKED, MAX_HEAD, MAX_HEADERS, UNTIL_CLOSE, Header, Miss, RequestHead, ResponseHead
 from l7proxy.wire.path import MAX_PATH, MAX_TARGET, QUERY, SEGMENTS, STRICT, PathRules, normalise
 
-# No mark in names but the hyphen (some are confusable), no tab and no byte past ASCII in values, no blank at their end:
-# the strict reader has those.
+# Names without punctuation except the hyphen (some servers equate others with it); values in ASCII, without tabs and
+# without a space at the end. The strict reader handles the rest.
 _LINE: Final = rb"[\-0-9A-Za-z]++:[ -~]*+(?<! )\r\n"
 _REQUEST_LINE: Final = rb"([A-Z]{1,16}+) ((" + SEGMENTS + rb")(?:" + QUERY + rb")?+) HTTP/1\.1\r\n"
 _STATUS_LINE: Final = rb"HTTP/1\.1 ([2-5][0-9]{2})(?: [ -~]*+)?+\r\n"
 
-# Nearly every head: the headers that matter to us once, in an order that clients and servers like, spelled as they do;
-# others anywhere. (The lookahead shuts out all that could be one of those, by first letters and tails: it is quick.)
+# Nearly every head: each relevant header at most once, in the order and spelling that clients and servers use; other
+# headers anywhere. (The lookahead excludes the relevant names, by first letter and rest, because that is fast.)
 _OTHERS: Final = (
     rb"(?:(?![CEHTUcehtu](?i:onnection|ontent-length|xpect|ost|ransfer-encoding|pgrade):)" + _LINE + rb")*+"
 )
@@ -40,7 +40,7 @@ _USUAL_RESPONSE: Final = re.compile(
     + (rb"(?:" + _CONNECTION + rb")?+\r\n")
 )
 
-# The rest of what is unambiguous.
+# Less common, still unambiguous heads.
 _REQUEST: Final = re.compile(_REQUEST_LINE + rb"((?:" + _LINE + rb")*+)\r\n")
 _RESPONSE: Final = re.compile(_STATUS_LINE + rb"((?:" + _LINE + rb")*+)\r\n")
 _FIELD: Final = re.compile(rb"([^:]++): *+([^\r]*+)\r\n")
@@ -49,13 +49,13 @@ _KEEP_ALIVE: Final = {None: True, b"keep-alive": True, b"Keep-Alive": True, b"cl
 _RARE: Final = frozenset({b"transfer-encoding", b"connection", b"expect", b"upgrade"})
 _SINGLE: Final = _RARE | {b"host", b"content-length"}
 _CROWDED: Final = 4 * MAX_HEADERS
-"""Fewer bytes than this cannot hold too many headers."""
+"""A head of at most this many bytes cannot contain too many headers."""
 
 _DOUBTFUL: Final = re.compile(rb"/[/.]")
-"""In a path: there may be something to normalise."""
+"""A path that matches may need normalisation."""
 _ZERO: Final = ord("0")
 _KEPT_HEAD: Final = 1024
-"""Bytes of a response's head that is kept, at most: an idle connection shall not hold much."""
+"""Bytes of the largest response head that is cached: limits the memory of idle connections."""
 
 
 def request(data: bytes, rules: PathRules = STRICT) -> RequestHead | Miss:
@@ -126,7 +126,7 @@ def response(data: bytes, method: bytes) -> ResponseHead | Miss:
 
 
 class Responses:
-    """The answers on one connection. Many begin with the very bytes of the head before: that one is not read again."""
+    """Parses the responses of one connection. Caches the last head, because many responses repeat it byte by byte."""
 
     __slots__ = ("_last", "_method")
 
@@ -135,7 +135,7 @@ class Responses:
         self._method = b""
 
     def read(self, data: bytes, method: bytes) -> ResponseHead | Miss:
-        """What `response` gives, which hangs on the method and on the bytes up to the head's end alone."""
+        """Like `response`, whose result depends only on the method and on the bytes of the head."""
         last = self._last
         if last is not None and data.startswith(last.raw) and method == self._method:
             return last
@@ -155,7 +155,7 @@ def _unusual_response(data: bytes, method: bytes) -> ResponseHead | Miss:
     named = dict(found)
     if len(named) != len(found):
         return Miss.ODD
-    if b"transfer-encoding" in named and block.count(b"chunked") != lower.count(b"chunked"):  # is it spelled so?
+    if b"transfer-encoding" in named and block.count(b"chunked") != lower.count(b"chunked"):  # not in lower case
         return Miss.ODD
     size = match.end()
     body = _body(named, data, size, UNTIL_CLOSE)
@@ -175,7 +175,7 @@ def _response(
 
 
 def _number(digits: bytes) -> int:
-    """As int() does, which makes a text of them first."""
+    """Like int(), which is slower because it converts to text first."""
     number = 0
     for digit in digits:
         number = number * 10 + digit - _ZERO
@@ -187,18 +187,18 @@ def _miss(data: bytes) -> Miss:
 
 
 def _too_much(data: bytes, size: int) -> bool:
-    """More bytes or more headers than a head may have. Of its lines two are none: the first, and the empty one."""
+    """More bytes or headers than allowed. The start line and the empty line are not headers."""
     return size > MAX_HEAD or data.count(b"\n", 0, size) - 2 > MAX_HEADERS
 
 
 def _repeats(headers: list[Header]) -> bool:
-    """True when one stands twice that may stand only once."""
+    """True when a header that may occur only once is repeated."""
     single = [name for name, _ in headers if name in _SINGLE]
     return len(single) != len(set(single))
 
 
 def _body(named: dict[bytes, bytes], data: bytes, size: int, framing: int) -> tuple[int, bool] | None:
-    """(framing, keep_alive), `framing` as given when the headers say nothing. None when anything is odd."""
+    """(framing, keep_alive). `framing` is the default without framing headers. None when anything is uncommon."""
     if size > _CROWDED and _too_much(data, size):
         return None
     length = named.get(b"content-length")

@@ -1,8 +1,8 @@
-"""The strict reading of HTTP/1 heads: our line discipline, what the head means, and h11 as arbiter of its syntax.
+"""Parses HTTP/1 heads strictly: our line checks, our semantic checks, and h11 as a second opinion on the syntax.
 
-All must agree before a head exists: lines.py, the checks below (RFC 9110, RFC 9112), and h11, asked after them because
-our reasons are better to read. What fails is a PeerError that names the fault; its status is what a client is answered
-(a server's fault becomes 502 in the gate). The path comes last: only an impeccable request is redirected.
+A head must pass all of lines.py, the checks below (RFC 9110, RFC 9112) and h11, which is last because our messages are
+clearer. A failure is a PeerError that names the fault; its status is the one sent to a client (a server's fault becomes
+502 in the gate). The path is checked last: only an otherwise valid request is redirected.
 """
 
 from __future__ import annotations
@@ -26,18 +26,18 @@ _ABSOLUTE = re.compile(rb"((?i:http)://)([^/?#]*)(.*)")
 _PROBE: Final = h11.Request(
     method=b"GET", target=b"/", headers=[(b"host", b"probe"), (b"connection", b"upgrade"), (b"upgrade", b"any")]
 )
-"""h11 reads a response only after a request; this one allows every kind of answer."""
+"""h11 parses a response only after a request; this one allows every kind of response."""
 
 
 def request(data: bytes, rules: PathRules = STRICT) -> RequestHead | Miss:
-    """The head at the front of `data`, or NEED_MORE. PeerError if it is refused."""
+    """The head at the start of `data`, or NEED_MORE. PeerError if it is rejected."""
     lines = request_lines()
     size = refuse_tls(data) and lines.feed(data)
     return request_head(lines, data[lines.begin : size], rules) if size else Miss.NEED_MORE
 
 
 def response(data: bytes, method: bytes) -> ResponseHead | Miss:
-    """The head at the front of `data` as an answer to `method`, or NEED_MORE. PeerError if it is refused."""
+    """The head of the response to `method` at the start of `data`, or NEED_MORE. PeerError if it is rejected."""
     lines = response_lines()
     size = lines.feed(data)
     return response_head(lines, data[:size], method) if size else Miss.NEED_MORE
@@ -52,7 +52,7 @@ def response_lines() -> HeadLines:
 
 
 def refuse_tls(data: bytes | bytearray) -> bool:
-    """PeerError on a TLS handshake record (RFC 8446 5.1); False while too few bytes are there to tell."""
+    """PeerError on a TLS handshake record (RFC 8446 5.1); False while there are too few bytes to decide."""
     if data[:1] != b"\x16":
         return True
     if data[:2] == b"\x16\x03":
@@ -61,7 +61,7 @@ def refuse_tls(data: bytes | bytearray) -> bool:
 
 
 def request_head(lines: HeadLines, raw: bytes, rules: PathRules) -> RequestHead:
-    """The meaning of a complete head. `raw` is the head without an empty line before it."""
+    """Interpret a complete head. `raw` is the head without an empty line before it."""
     method, target, minor = _request_line(lines.start)
     headers = lines.headers
     if method == b"CONNECT" and not rules.allow_connect:
@@ -148,7 +148,7 @@ def _check_status_line(line: bytes) -> None:
     _status_line(line)
 
 
-# --- h11, the arbiter ------------------------------------------------------------------------------------------------
+# --- h11, the second opinion -----------------------------------------------------------------------------------------
 
 
 def _ask_h11_request(raw: bytes, method: bytes, target: bytes, headers: list[Header]) -> None:
@@ -177,14 +177,14 @@ def _next_event(connection: h11.Connection, raw: bytes) -> object:
 
 
 def _demand_same(event: h11.Request | h11.Response | h11.InformationalResponse, headers: list[Header]) -> None:
-    """h11 gives what we read, or there are two readings. It tidies the framing headers; ours are judged untidied."""
+    """PeerError when h11 parsed other headers than we did. Framing headers are not compared: h11 normalises them."""
     tidied = (b"content-length", b"transfer-encoding")
     theirs = [(bytes(name), bytes(value)) for name, value in event.headers if name not in tidied]
     if theirs != [header for header in headers if header[0] not in tidied]:
         raise PeerError("ambiguous headers")
 
 
-# --- what a request's head means ------------------------------------------------------------------------------------
+# --- semantics of a request head -------------------------------------------------------------------------------------
 
 
 def _host(headers: list[Header], minor: int) -> bytes:
@@ -201,7 +201,7 @@ def _host(headers: list[Header], minor: int) -> bytes:
 
 
 def _target_form(method: bytes, target: bytes, host: bytes, headers: list[Header]) -> tuple[bytes, bytes, bytes]:
-    """RFC 9112 3.2: (what stands before the path, authority, path and query). CONNECT has no path."""
+    """RFC 9112 3.2: (prefix before the path, authority, path with query). CONNECT has no path."""
     if method == b"CONNECT":
         return target, _tunnel_target(target, headers), b""
     if target.startswith(b"/"):
@@ -221,7 +221,7 @@ def _target_form(method: bytes, target: bytes, host: bytes, headers: list[Header
 
 
 def _tunnel_target(target: bytes, headers: list[Header]) -> bytes:
-    """RFC 9112 3.2.3: the authority that CONNECT names, always with its port."""
+    """RFC 9112 3.2.3: the authority that CONNECT names, with its mandatory port."""
     if not _WITH_PORT.search(target) or not authority.is_plain(target):
         raise PeerError("the target of CONNECT is not a name or address with a port")
     if framing.declared(headers, 1):

@@ -1,9 +1,9 @@
-"""Header blocks of HTTP/2 (HPACK, RFC 7541): bytes to fields and back, with what was read once remembered.
+"""Encodes and decodes header blocks of HTTP/2 (HPACK, RFC 7541), with caches for repeated blocks.
 
-A long-lived connection says the same again and again, and then a block is a few table indices. Such a block means the
-same as long as the table does not change, so its reading is kept (and so is its writing) until it does.
-Work is linear in the bytes of a block. What a peer marked as never to be indexed stays so on the next hop (7.1.3).
-The Huffman code and the static table are those of the library `hpack`, which the tests compare all of this with.
+A long-lived connection repeats its header blocks, which are then a few table indices. Such a block means the same until
+the table changes, so its decoded and encoded forms are cached until then.
+Work is linear in the bytes of a block. Fields that a peer marked never-indexed stay so on the next hop (7.1.3).
+The Huffman code and the static table come from the library `hpack`; the tests compare this module with it.
 """
 
 from __future__ import annotations
@@ -21,21 +21,21 @@ from l7proxy.wire.head import MAX_HEAD, Header
 from l7proxy.wire.http2_frames import Code, Http2Error
 
 TABLE_SIZE: Final = 4096
-"""Bytes of a dynamic table: the default, which we neither raise nor let a peer raise for us."""
+"""Bytes of a dynamic table: the default, which neither side of a connection raises."""
 
 MAX_BLOCK: Final = MAX_HEAD
-"""Bytes of a block as sent."""
+"""Bytes of an encoded block."""
 
 MAX_FIELDS: Final = 2 * MAX_HEAD
-"""Decoding stops there, and the connection with it. Between MAX_HEAD and this a request is answered 431."""
+"""A larger block ends decoding and the connection. Between MAX_HEAD and this a request gets status 431."""
 
 MAX_INFLATION: Final = 3 * TABLE_SIZE
-"""How much more than twice the bytes sent (Huffman's code saves less) the fields of a block may be: the static table's
-and the dynamic one's, each said once, are less. What repeats the same entry is an attack on memory and time
+"""How far the fields of a block may exceed twice its encoded bytes (the Huffman code saves less). All entries of the
+static and the dynamic table, each once, are smaller. A block that repeats the same entry attacks memory and CPU time
 (CVE-2016-6581, the "HPACK bomb")."""
 
 ENTRY: Final = 32
-"""What each field counts besides its bytes (RFC 7541 4.1)."""
+"""Overhead that is counted for each field (RFC 7541 4.1)."""
 
 STATIC: Final[tuple[Header, ...]] = HeaderTable.STATIC_TABLE
 
@@ -46,33 +46,33 @@ _MOST_KNOWN: Final = 64
 _LONGEST_KNOWN: Final = 1024
 _MAX_INTEGER: Final = 1 << 24
 _VOLATILE: Final = frozenset({b"content-length", b"date", b"etag", b"grpc-timeout", b"if-none-match", b"x-request-id"})
-"""Seldom said twice with one value: a place in the table would cost one that is."""
+"""Values that rarely repeat: an entry in the table would evict a more useful one."""
 
 
 @dataclass(slots=True, eq=False)
 class FieldBlock:
-    """Fields in order; `size` as RFC 9113 10.5.1 counts it; `secret` are the positions never to be indexed.
+    """Fields in order; `size` as RFC 9113 10.5.1 counts it; `secret` are the positions of never-indexed fields.
 
-    The rest are notes of those who read and write the block, so that they need not twice.
+    The other attributes are caches of the code that reads and writes the block.
     """
 
     fields: list[Header]
     size: int = 0
     secret: frozenset[int] = frozenset()
     inflated: bool = False
-    """Larger than MAX_INFLATION allows: it must be refused."""
+    """Larger than MAX_INFLATION allows: the message must be rejected."""
 
     reading: Any = None
-    """What wire/http2_head made of it."""
+    """The result of wire/http2_head."""
 
     written: bytes = b""
     writer: Any = None
     changes: int = -1
-    """As `writer` wrote it last, when its table had changed so often."""
+    """`written` is what `writer` wrote last, when its table's `changes` had this value."""
 
 
 class _Table:
-    """A dynamic table: the newest entry has index 62. `changes` counts what makes indices mean something else."""
+    """A dynamic table: the newest entry has index 62. `changes` counts the changes that invalidate indices."""
 
     __slots__ = ("changes", "entries", "limit", "size")
 
@@ -108,7 +108,7 @@ def _bad(what: str) -> Http2Error:
 
 
 class FieldReader:
-    """The receiving half of one direction. Every block must be read, in order, also those nobody wants."""
+    """Decodes the blocks of one direction. Every block must be decoded, in order, even when it is not needed."""
 
     __slots__ = ("_known", "_table")
 
@@ -154,7 +154,7 @@ class FieldReader:
                     raise _bad("a table size update exceeds the limit")
                 self._table.resize(limit)
                 continue
-            else:  # a literal: to be indexed, not to be, or never to be
+            else:  # a literal: with, without or never with indexing
                 index, at = _integer(data, at, 0x3F if first & 0x40 else 0x0F)
                 if index:
                     name = self._entry(index)[0]
@@ -182,7 +182,7 @@ class FieldReader:
 
 
 def _integer(data: bytes, at: int, mask: int) -> tuple[int, int]:
-    """RFC 7541 5.1: (number, where it ended)."""
+    """RFC 7541 5.1: (number, where it ends)."""
     number = data[at] & mask
     at += 1
     if number < mask:
@@ -219,14 +219,14 @@ def _huffman(text: bytes) -> bytes:
 
 
 _short_huffman = lru_cache(maxsize=1024)(_huffman)
-"""Bounded: it is filled by strangers."""
+"""Bounded: untrusted peers fill it."""
 
 
 # --- writing ---------------------------------------------------------------------------------------------------------
 
 
 class FieldWriter:
-    """The sending half of one direction. No Huffman code: it would cost more than the bytes it saves in a node."""
+    """Encodes the blocks of one direction. No Huffman code: inside a node it costs more than the saved bytes."""
 
     __slots__ = ("_added", "_numbers", "_resized", "_table")
 
@@ -241,7 +241,7 @@ class FieldWriter:
         limit = min(limit, TABLE_SIZE)
         if limit != self._table.limit:
             self._numbers.clear()
-            self._table.resize(0)  # emptied on both sides: nobody need keep two books
+            self._table.resize(0)  # empties the table on both sides: simplest to keep in step
             self._table.resize(limit)
             self._resized = True
 
@@ -288,7 +288,7 @@ class FieldWriter:
         return _STATIC_SIZE + 1 + age if age < len(self._table.entries) else 0
 
     def _forget(self) -> None:
-        """Leave out what has been evicted."""
+        """Remove evicted entries from `_numbers`."""
         oldest = self._added - len(self._table.entries)
         self._numbers = {field: number for field, number in self._numbers.items() if number > oldest}
 

@@ -1,8 +1,8 @@
-"""HTTP/2 frames (RFC 9113 4 and 6): bytes to frames in any split, and frames to bytes. No stream, no state but a rest.
+"""Parses and writes HTTP/2 frames (RFC 9113 4 and 6), in any split. The only state is an incomplete frame.
 
-An Http2Error ends the connection: GOAWAY with its code. Where RFC 9113 leaves the choice between an error of the
-stream and one of the connection, a broken frame is always the latter: what resets streams at the peer's wish while
-work goes on behind them is a weapon (CVE-2025-8671).
+An Http2Error ends the connection: GOAWAY with its code. Where RFC 9113 allows a stream error or a connection error, a
+malformed frame is a connection error: a peer that can make us reset streams while the server works on them can
+overload it (CVE-2025-8671).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from l7proxy.errors import PeerError
 PREFACE: Final = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 HEAD_SIZE: Final = 9
 MAX_FRAME: Final = 16384
-"""Bytes of a payload: the default of SETTINGS_MAX_FRAME_SIZE, which everybody must take and we do not raise."""
+"""Bytes of a payload: the default of SETTINGS_MAX_FRAME_SIZE, which all peers must accept and we do not raise."""
 
 MAX_WINDOW: Final = (1 << 31) - 1
 MAX_STREAM: Final = (1 << 31) - 1
@@ -64,7 +64,7 @@ def code_name(code: int) -> str:
 
 
 class Http2Error(PeerError):
-    """The peer broke HTTP/2 itself: nothing more of this connection can be understood, or borne."""
+    """A connection error: the rest of the connection cannot be parsed, or exceeds a limit."""
 
     def __init__(self, message: str, code: Code = Code.PROTOCOL_ERROR, *, status: int = 400) -> None:
         super().__init__(message, status=status)
@@ -72,7 +72,7 @@ class Http2Error(PeerError):
 
 
 Frame = tuple[int, int, int, bytes, int, int]
-"""(type, flags, stream, data, begin, end): the payload is `data[begin:end]`, its head the nine bytes before it."""
+"""(type, flags, stream, data, begin, end): the payload is `data[begin:end]`, the frame header the 9 bytes before it."""
 
 _HEAD = Struct(">HBBBL")
 _SETTING = Struct(">HL")
@@ -81,7 +81,7 @@ _GOAWAY = Struct(">LL")
 
 
 class FrameReader:
-    """Splits what is fed into frames; an incomplete one waits for the next feeding."""
+    """Splits input into frames and keeps an incomplete frame until more bytes are fed."""
 
     __slots__ = ("rest",)
 
@@ -89,7 +89,7 @@ class FrameReader:
         self.rest = b""
 
     def feed(self, data: bytes) -> Iterator[Frame]:
-        """Frames as they end in `data`. To be read to the end, unless nothing is to be fed any more."""
+        """Frames that end in `data`. Exhaust the iterator before feeding more."""
         if self.rest:
             data = self.rest + data
         at, size = 0, len(data)
@@ -108,7 +108,7 @@ class FrameReader:
 
     @property
     def begun(self) -> int:
-        """The type of the incomplete frame, or -1."""
+        """The type of the incomplete frame; -1 when not known."""
         return self.rest[3] if len(self.rest) > 3 else -1
 
 
@@ -118,7 +118,7 @@ def frame(kind: int, flags: int, stream: int, payload: bytes = b"") -> bytes:
 
 
 def headers(stream: int, block: bytes, *, end: bool) -> bytes:
-    """HEADERS, and as many CONTINUATION as the block needs."""
+    """HEADERS, and as many CONTINUATION frames as the block needs."""
     flags = END_STREAM if end else 0
     if len(block) <= MAX_FRAME:
         return frame(HEADERS, flags | END_HEADERS, stream, block)
@@ -162,7 +162,7 @@ def unpadded(flags: int, data: bytes, begin: int, end: int) -> tuple[int, int]:
 
 
 def long_at(what: str, data: bytes, begin: int, end: int) -> int:
-    """The one number of a RST_STREAM or WINDOW_UPDATE."""
+    """The 32-bit payload of a RST_STREAM or WINDOW_UPDATE frame."""
     if end - begin != 4:
         raise Http2Error(f"a {what} frame is not 4 bytes long", Code.FRAME_SIZE_ERROR)
     number: int = _LONG.unpack_from(data, begin)[0]

@@ -1,8 +1,8 @@
-"""What the fields of an HTTP/2 message mean (RFC 9113 8): strict, and for policy the same as in HTTP/1.
+"""Checks and interprets the fields of an HTTP/2 message (RFC 9113 8): strictly, for policy the same as in HTTP/1.
 
-Laws: what is judged is what is forwarded, in the order received, nothing added, only `:path` in its normal form. What
-HTTP/1 refuses is refused here for the same reason and with the same status. A PeerError concerns the one message; its
-status is what a client is answered (a server's fault becomes 502 in the gate).
+Laws: what is evaluated is what is forwarded, in the order received, nothing added, only `:path` in its normal form.
+What HTTP/1 rejects is rejected here with the same reason and status. A PeerError concerns only the one message; its
+status is the one sent to a client (a server's fault becomes 502 in the gate).
 """
 
 from __future__ import annotations
@@ -36,13 +36,13 @@ _NO_TRAILERS: Final = frozenset(
     b"authorization content-encoding content-length content-range content-type cookie expect host max-forwards "
     b"proxy-authorization range set-cookie te trailer www-authenticate".split()
 )
-"""What frames, routes or authorises a message is read before its content (RFC 9110 6.5.1)."""
+"""Fields that frame, route or authorise a message must come before its content (RFC 9110 6.5.1)."""
 
 Paths = dict[bytes, bytes]
-"""Targets of one connection that had to be normalised → their normal forms."""
+"""Normalised targets of one connection: as received → normal form."""
 
 MOST_PATHS: Final = 4
-"""That are kept; HPACK's table holds no more of the long ones, which are those that cost."""
+"""Entries kept. HPACK's table cannot hold more long targets, and only long ones are expensive."""
 
 _LONG_NAME: Final = 64
 _PSEUDO: Final = frozenset({b":method", b":scheme", b":authority", b":path"})
@@ -51,9 +51,9 @@ _GRPC: Final = re.compile(rb"application/grpc(?:[+;].*)?", re.IGNORECASE | re.DO
 
 @dataclass(slots=True)
 class RequestHead:
-    """`headers` is what policy sees: `host` is the authority, the crumbs of Cookie are joined (RFC 9113 8.2.3).
-    `instead` is forwarded where the path has been normalised. Nothing here refers to the block that was read: that
-    remembers this head, and a cycle would live until it is looked for."""
+    """`headers` is what policy sees: `host` is the authority, split Cookie fields are joined (RFC 9113 8.2.3).
+    `instead` is forwarded when the path was normalised. The head must not refer to the block it was read from: the
+    block caches the head, and only the garbage collector would free the cycle."""
 
     method: bytes
     path: bytes
@@ -72,7 +72,7 @@ class ResponseHead:
 
 
 def request(block: FieldBlock, rules: PathRules, paths: Paths | None = None) -> RequestHead:
-    """Remembered with the block, which must always be given the same rules. `paths`: those of its connection."""
+    """Cached in the block, which must always be read with the same rules. `paths`: those of its connection."""
     known = block.reading
     if known.__class__ is RequestHead:
         head: RequestHead = known
@@ -104,7 +104,7 @@ def check_trailers(block: FieldBlock) -> None:
 
 
 def check_repeats(trailers: FieldBlock, judged: Iterable[Header]) -> None:
-    """As in HTTP/1: recipients may merge trailers into the head (RFC 9110 6.5.2), and would see another value."""
+    """PeerError when a trailer repeats a header: recipients may merge trailers into the head (RFC 9110 6.5.2)."""
     names = {alike(name) for name, _ in judged}
     for name, _ in trailers.fields:
         if alike(name) in names:
@@ -112,7 +112,7 @@ def check_repeats(trailers: FieldBlock, judged: Iterable[Header]) -> None:
 
 
 def rewritten(block: FieldBlock, rewrite: Rewrite) -> FieldBlock:
-    """The block with its headers changed; a secret among them is never indexed."""
+    """The block with its headers edited. Secret headers are never indexed."""
     pseudo = [field for field in block.fields if field[0][:1] == b":"]
     hidden = {block.fields[place] for place in block.secret}
     hidden.update((edit.name.lower(), edit.value) for edit in rewrite.edits if edit.secret)
@@ -121,7 +121,7 @@ def rewritten(block: FieldBlock, rewrite: Rewrite) -> FieldBlock:
 
 
 def is_grpc(fields: list[Header]) -> bool:
-    """Also of fields that nobody has checked."""
+    """Also safe for fields that are not checked yet."""
     return any(name == b"content-type" and _GRPC.fullmatch(value) for name, value in fields)
 
 
@@ -153,7 +153,7 @@ def _request(block: FieldBlock, rules: PathRules, paths: Paths) -> RequestHead:
 
 
 def _normal(target: bytes, rules: PathRules, paths: Paths) -> bytes:
-    """A path that HPACK's table holds is said again by one byte: it must not be normalised for each."""
+    """Cached: a path in HPACK's table can be repeated with one byte, and must not be normalised each time."""
     known = paths.get(target) if paths else None
     if known is not None:
         return known
@@ -166,7 +166,7 @@ def _normal(target: bytes, rules: PathRules, paths: Paths) -> bytes:
 
 
 def _pseudo(fields: list[Header]) -> tuple[dict[bytes, bytes], int]:
-    """The pseudo-headers of a request, and where the others begin."""
+    """The pseudo-headers of a request, and the index of the first other field."""
     found: dict[bytes, bytes] = {}
     for place, (name, value) in enumerate(fields):
         if name[:1] != b":":
@@ -249,7 +249,7 @@ def _check_size(block: FieldBlock) -> None:
 
 
 def _special(headers: Headers) -> dict[bytes, list[bytes]]:
-    """Check all regular fields, and gather the values of those that mean something here."""
+    """Check all regular fields, and collect the values of those in _WATCHED."""
     special: dict[bytes, list[bytes]] = {}
     for name, value in headers:
         _check(name, value)
@@ -268,7 +268,7 @@ def _check(name: bytes, value: bytes) -> None:
 
 @lru_cache(maxsize=512)
 def _fault_of(name: bytes) -> str:
-    """What is wrong with a field of this name; empty if nothing. Bounded: it is filled by strangers."""
+    """What is wrong with a field of this name; empty if nothing. Bounded: untrusted peers fill it."""
     shown = repr(name[:40].decode("latin-1").encode("ascii", "backslashreplace").decode())
     if name[:1] == b":":
         return f"the pseudo-header {shown} follows a regular header"

@@ -1,8 +1,8 @@
-"""Line discipline of HTTP/1 heads and trailers: what a line may hold, checked before anybody gives it a meaning.
+"""Splits HTTP/1 heads and trailers into lines and checks their bytes before they are interpreted.
 
-RFC 9112 lets a recipient be lenient about bare LF, folded lines and blanks before a colon; every such leniency has
-been a smuggling hole between two recipients, so none is granted here. Control bytes are refused too.
-Work is linear in the bytes fed, in any split, and the first fault of the stream is the one reported.
+RFC 9112 allows leniency about bare LF, folded lines and whitespace before a colon; each has been a smuggling hole
+between two recipients, so all are rejected here. Control bytes are rejected too.
+Work is linear in the bytes fed, in any split. The first fault in the stream is the one reported.
 """
 
 from __future__ import annotations
@@ -23,20 +23,20 @@ _TABLESS = _FRAMING | {b"host"}
 
 
 def field(line: bytes) -> Header:
-    """One field line, already free of control bytes, as (lower case name, value)."""
+    """One field line, already free of control bytes, as (lower-case name, value)."""
     match = _NAME.match(line)
     if match is None:
         raise PeerError(_what_is_wrong(line))
     name = match[1].lower()
     if passes_for_framing(name):
         raise PeerError(f"header {name.decode()} is read as a framing header by some servers")
-    if name in _TABLESS and b"\t" in line:  # RFC 9110 allows it around a value; nginx takes it for a part of the value
+    if name in _TABLESS and b"\t" in line:  # RFC 9110 allows it around a value; for nginx it is part of the value
         raise PeerError(f"tab in header {name.decode()}")
     return name, line[match.end() :].strip(b" \t")
 
 
 def passes_for_framing(name: bytes) -> bool:
-    """Whether some servers take a header of this lower-case name for one that frames the message, which it is not."""
+    """Whether some servers treat this lower-case name, which is not a framing header, as one."""
     return alike(name) in _FRAMING and name not in _FRAMING
 
 
@@ -65,9 +65,9 @@ def fault_name(byte: bytes) -> str:
 
 
 class HeadLines:
-    """Finds the end of a head, byte by byte if need be, and keeps its checked lines.
+    """Finds the end of a head, in any split, and keeps its checked lines.
 
-    `start` checks the start line as soon as it is there. `skip_empty` tolerates one empty line before it
+    `check_start` checks the start line as soon as it is complete. `skip_empty` allows one empty line before it
     (RFC 9112 2.2: requests only).
     """
 
@@ -77,19 +77,19 @@ class HeadLines:
         self._check_start = check_start
         self._may_skip = skip_empty
         self._next = 0  # where the first unread line begins
-        self._seen = 0  # before here there is no fault
+        self._seen = 0  # there is no fault before this
         self.begin = 0
         self.start = b""
         self.headers: list[Header] = []
 
     def feed(self, data: bytes | bytearray) -> int:
-        """All bytes from the head's first one on, each time. Returns where the head ends, or 0 while it does not."""
+        """`data` is always all bytes from the start of the head. Returns where the head ends; 0 if incomplete."""
         end_of_head = data.find(b"\r\n\r\n", max(self._seen - 3, 0), MAX_HEAD)
-        limit = MAX_HEAD if end_of_head < 0 else end_of_head + 4  # what is behind it is for the next one to look at
+        limit = MAX_HEAD if end_of_head < 0 else end_of_head + 4  # later bytes belong to the next reader
         fault = _FAULT.search(data, self._seen, limit)
         stop = fault.start() if fault else min(len(data), limit)
         end = data.find(b"\r\n", self._seen, stop)
-        self._seen = max(stop - 1, 0)  # a CR at the very end is judged with what follows it
+        self._seen = max(stop - 1, 0)  # a CR at the end is checked with the next byte
         while end >= 0:
             line = bytes(data[self._next : end])
             self._next = end + 2
@@ -106,7 +106,7 @@ class HeadLines:
         return 0
 
     def _take(self, line: bytes) -> bool:
-        """One line. True when it ends the head."""
+        """Process one line. True when it ends the head."""
         if self.start:
             if not line:
                 return True

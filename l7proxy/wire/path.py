@@ -1,10 +1,10 @@
-"""The one normaliser of request paths: what it returns is judged and forwarded.
+"""Normalises request paths: the result is what is evaluated and forwarded. There is no other normaliser.
 
-Cilium semantics: `#` is refused; escaped slashes (%2F, %5C) are answered by a redirect to the normalised form; then
-RFC 3986 normalisation (dot segments, also spelled %2e; needless escapes; upper-case hex), `\\` read as `/`, and
-slashes merged. The query is not touched. Beyond Cilium, matrix parameters (`;`, %3B) are refused by default: servlet
-containers cut them off, others do not, so that two servers see two paths. Where they are let through, rules are asked
-about both (policy.match.http), and no dot segment has any: `/..;/` leads up for some servers only.
+Cilium semantics: `#` is rejected; escaped slashes (%2F, %5C) get a redirect to the normalised form; then
+RFC 3986 normalisation (dot segments, also as %2e; needless escapes; upper-case hex), `\\` read as `/`, and
+slashes merged. The query is not changed. Beyond Cilium, matrix parameters (`;`, %3B) are rejected by default: servlet
+containers remove them, other servers do not, so two servers see two paths. Where they are allowed, rules are matched
+against both paths (policy.match.http), but dot segments with one are rejected: `/..;/` goes up on some servers only.
 Law: normalise(normalise(x)) == normalise(x).
 """
 
@@ -17,7 +17,7 @@ from typing import Final
 from l7proxy.errors import PeerError
 
 SEGMENTS: Final = rb"/[!\"$&-:<=>@-\[\]-~]*+"
-"""Paths of bytes that stand for themselves everywhere: visible ASCII but # % ; ? \\ (dot segments aside)."""
+"""Paths of bytes without special meaning: visible ASCII except # % ; ? \\ (may contain dot segments)."""
 
 QUERY: Final = rb"\?[!\"$-~]*+"
 
@@ -36,32 +36,32 @@ _BYTES: Final = {
     for first in "0123456789abcdefABCDEF"
     for second in "0123456789abcdefABCDEF"
 }
-"""What each spelling of an escape stands for."""
+"""Each spelling of an escape → its byte."""
 _PLAINEST: Final = {escape: byte if byte[0] in _UNRESERVED else escape.upper() for escape, byte in _BYTES.items()}
-"""Each spelling of an escape in normal form: needless ones undone, hex in upper case (RFC 3986 6.2.2)."""
+"""Each spelling of an escape → its normal form: needless escapes decoded, hex in upper case (RFC 3986 6.2.2)."""
 
 MAX_PATH: Final = 8 << 10
-"""Bytes of a path as sent, without its query: nginx and Apache httpd take no longer request lines by default."""
+"""Bytes of a path as sent, without its query: nginx and Apache httpd reject longer request lines by default."""
 
 MAX_TARGET: Final = 32 << 10
-"""Bytes of a path with its query, which costs less to read."""
+"""Bytes of a path with its query. Larger, because a query is cheaper to process."""
 
 
 @dataclass(frozen=True, slots=True)
 class PathRules:
-    """How strict to be about request targets. The defaults are Cilium's, and stricter about `;`."""
+    """How strictly request targets are checked. The defaults are Cilium's, but stricter about `;`."""
 
     allow_matrix: bool = False
     redirect_escaped_slashes: bool = True
     allow_connect: bool = False
-    """CONNECT may be judged at all; what is in its tunnel is not."""
+    """CONNECT requests are evaluated, not rejected. The content of the tunnel is never evaluated."""
 
 
 STRICT: Final = PathRules()
 
 
 class EscapedSlashError(PeerError):
-    """The path hides a slash in an escape. The client is sent to `location`, the normalised form."""
+    """The path contains an escaped slash. The client is redirected to `location`, the normalised form."""
 
     def __init__(self, location: bytes) -> None:
         super().__init__("the path contains an escaped slash; redirected to the normalised path", status=307)
@@ -102,7 +102,7 @@ def normalise(target: bytes, rules: PathRules = STRICT) -> bytes:
 
 
 def _plainest(path: bytes) -> bytes:
-    """Its escapes in normal form. No Python is run for each: a path may consist of them."""
+    """Normalise escapes. Runs no Python code per escape, because a path may consist of them."""
     if _BARE_PERCENT.search(path):
         raise PeerError("the path contains a % without two hex digits")
     if _ESCAPED_CONTROL.search(path):
@@ -113,7 +113,7 @@ def _plainest(path: bytes) -> bytes:
 
 
 def _demand_utf8(path: bytes) -> None:
-    """Overlong and broken UTF-8 (%C0%AE for a dot) is decoded by some servers and refused by others."""
+    """PeerError on overlong or invalid UTF-8 (%C0%AE for a dot): some servers decode it, others reject it."""
     try:
         path.decode()
     except UnicodeDecodeError as error:

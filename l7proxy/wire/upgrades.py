@@ -1,8 +1,8 @@
-"""Takes out of a request's head the upgrades that are never let through: to what carries further requests.
+"""Removes from a request head the upgrades that are never allowed: to protocols that carry further requests.
 
-After a switch to HTTP/2, HTTP/3, another HTTP or TLS the connection would hold requests nobody judges. Upgrade is a
-matter of one hop (RFC 9110 7.8), and this hop does not know these: the server is not offered them, and answers in
-HTTP/1. All else in the head stays byte for byte. (RFC 9113 has withdrawn the upgrade to h2c.)
+After an upgrade to HTTP/2, HTTP/3, another HTTP version or TLS, requests on the connection would not be evaluated.
+Upgrade is hop-by-hop (RFC 9110 7.8), and this hop does not support these protocols: the server never sees the offer and
+answers in HTTP/1. All other bytes of the head stay the same. (RFC 9113 deprecates the upgrade to h2c.)
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ def offers_carrier(headers: list[Header]) -> bool:
 
 
 def without_carriers(raw: bytes) -> bytes:
-    """A checked head without those offers, and without the Connection options that stood for them."""
+    """A checked head without these upgrades, and without their Connection options."""
     start, *lines = raw[:-4].split(b"\r\n")
     stays = any(not _NEVER.match(item) for line in lines if _name(line) == b"upgrade" for item in _items(_value(line)))
     kept = (_reduced(line, stays) for line in lines)
@@ -28,7 +28,7 @@ def without_carriers(raw: bytes) -> bytes:
 
 
 def _reduced(line: bytes, stays: bool) -> bytes:
-    """One line as it is forwarded; empty when nothing of it is. `stays`: some upgrade is still offered."""
+    """One line as it is forwarded; empty when it is dropped. `stays`: another upgrade is still offered."""
     match _name(line):
         case b"upgrade":
             return _filtered(line, [item for item in _items(_value(line)) if not _NEVER.match(item)])
