@@ -1,6 +1,6 @@
-"""Cilium's policy-enforcement-mode `always`: every pod is in default deny both ways, selected by a policy or not.
+"""Cilium's policy-enforcement-mode `always`: every pod is in default deny in both directions, even without a policy.
 
-Its mode `never` is not offered: audit lets everything through as well, and tells what would have been refused.
+Mode `never` is not supported: audit allows everything too, and reports what would have been denied.
 """
 
 from __future__ import annotations
@@ -18,4 +18,4 @@ _EVERY_POD: Final = Selector((Requirement(K8S, NAMESPACE_KEY, Operator.EXISTS),)
 ALWAYS: Final = tuple(
     Rule(MODE, _EVERY_POD, direction, Action.ALLOW, peers=()) for direction in (Direction.INGRESS, Direction.EGRESS)
 )
-"""Rules that allow nobody, and so close both directions."""
+"""Rules that allow no peer, and so put both directions into default deny."""

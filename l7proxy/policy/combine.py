@@ -1,7 +1,7 @@
-"""The two directions' decisions on one thing, made into one judgement.
+"""Combines the egress and the ingress decision into one verdict.
 
-A flow passes when the egress policy of its source and the ingress policy of its destination both let it. None stands
-for a direction that is not ours to ask: that end is no endpoint of this node.
+A flow is allowed when the egress policy of its source and the ingress policy of its destination both allow it. A
+direction is None when its pod is not an endpoint of this node.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from l7proxy.policy.decide import Decision, PortPolicy
 
 DROPPED: Final = Verdict.DROPPED
 REMEMBERED: Final = 16384
-"""Judgements kept, some 400 bytes each; past that all are forgotten. Thousands of rules give thousands of them, and
-refusals have many reasons."""
+"""Cached verdicts, about 400 bytes each; when full, the cache is cleared. Thousands of rules make thousands of
+verdicts, and denials have many reasons."""
 
 
 def evaluate_l4(egress: PortPolicy | None, ingress: PortPolicy | None) -> PolicyVerdict:
-    """On a connection: REDIRECTED as soon as either direction has it judged by HTTP rules."""
+    """The verdict on a connection: REDIRECTED when HTTP rules of either direction apply to its requests."""
     return combine(
         egress.l4 if egress is not None and egress.enforced else None,
         ingress.l4 if ingress is not None and ingress.enforced else None,
@@ -31,10 +31,10 @@ def evaluate_l4(egress: PortPolicy | None, ingress: PortPolicy | None) -> Policy
 
 
 class VerdictCache:
-    """`combine`, remembering: the requests of a connection are let through by the same few rules.
+    """A cache for `combine`: the requests of a connection are allowed by the same few rules.
 
-    A decision is immutable, so the same two make the same judgement. That it is one object, too, keeps the batches
-    small in which records travel.
+    Decisions are immutable, so the same two give the same verdict. It is also the same object, which keeps batches of
+    flow records small.
     """
 
     __slots__ = ("_known",)
@@ -43,7 +43,7 @@ class VerdictCache:
         self._known: dict[tuple[int, int], tuple[Decision | None, Decision | None, PolicyVerdict]] = {}
 
     def of(self, egress: Decision | None, ingress: Decision | None) -> PolicyVerdict:
-        key = (id(egress), id(ingress))  # what is remembered is alive, so its id is nobody else's
+        key = (id(egress), id(ingress))  # cached decisions are alive, so their ids are unique
         known = self._known.get(key)
         if known is None:
             if len(self._known) >= REMEMBERED:
@@ -58,9 +58,9 @@ def evaluate_http(
     request: Request,
     combined: VerdictCache | None = None,
 ) -> PolicyVerdict:
-    """On one request of a connection. A direction that refuses the connection refuses each request of it.
+    """The verdict on one request. A direction that denies the connection denies each of its requests.
 
-    The receiver judges what the sender's policy makes of the request. `request.rewrite` is what both want changed.
+    The ingress policy evaluates the request as the egress policy rewrites it. `request.rewrite` gets both rewrites.
     """
     together = VerdictCache() if combined is None else combined
     out = egress.judge(request) if egress is not None and egress.enforced else None
@@ -76,10 +76,10 @@ def evaluate_http(
 
 
 def combine(egress: Decision | None, ingress: Decision | None) -> PolicyVerdict:
-    """The deciding direction is the one that refused, egress first; else ingress if it was asked, else egress.
+    """The deciding direction is the one that denied, egress first; else ingress if it has a policy, else egress.
 
-    What passes only because its refusal is audited is AUDIT, and says why; but a connection that is judged request by
-    request is REDIRECTED, since each request will say it for itself.
+    Traffic that is allowed only because its denial is audited is AUDIT, with the reason. A connection with HTTP rules
+    is REDIRECTED instead, because each request gets its own verdict.
     """
     if egress is not None and egress.verdict is Verdict.DROPPED:
         return _refused(egress, Direction.EGRESS, ingress=_allower(ingress), egress=egress.ref)
@@ -100,12 +100,12 @@ def combine(egress: Decision | None, ingress: Decision | None) -> PolicyVerdict:
 
 
 def revoked(judgement: PolicyVerdict) -> PolicyVerdict:
-    """A refusal of what is under way and was allowed: its reason says so."""
+    """The denial of an open connection or request that was allowed; the reason says that the policy changed."""
     return msgspec.structs.replace(judgement, reason=f"policy changed: {judgement.reason}")
 
 
 def _audited(egress: Decision | None, ingress: Decision | None) -> PolicyVerdict:
-    """As if it had been refused, but for the verdict."""
+    """Like a denial, but with verdict AUDIT."""
     if egress is not None and egress.verdict is Verdict.AUDIT:
         return _refused(egress, Direction.EGRESS, ingress=_allower(ingress), egress=egress.ref)
     assert ingress is not None, "one of the two is AUDIT"
@@ -128,6 +128,6 @@ def _refused(
 
 
 def _allower(decision: Decision | None) -> RuleRef | None:
-    """The rule that allowed; a refusal of the direction that did not decide is not one."""
+    """The rule that allowed; None when the decision is a denial or AUDIT."""
     passed = decision is not None and decision.verdict not in (Verdict.DROPPED, Verdict.AUDIT)
     return decision.ref if decision is not None and passed else None

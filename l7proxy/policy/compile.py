@@ -1,7 +1,7 @@
-"""Rules × endpoints × identities → one EndpointPolicy per endpoint. Pure: any order of equal inputs, equal tables.
+"""Compiles rules × endpoints × identities into one EndpointPolicy per endpoint. Pure, and independent of input order.
 
-Peers become identity numbers, port names become numbers, entities and CIDRs are selectors like others (Cilium
-semantics), and each rule goes to the tier and stage of its level. What resolves to nobody or to no port gives no entry,
+Peers become identity numbers, port names become numbers, entities and CIDRs are ordinary selectors (Cilium semantics),
+and each rule goes to the tier and stage of its level. A rule whose peers or ports resolve to nothing gives no entry,
 but still puts its direction into default deny.
 """
 
@@ -26,9 +26,9 @@ from l7proxy.policy.tables import DirectionPolicy, EndpointPolicy, Entry, Stage,
 from l7proxy.policy.tiers import GUARD, Level, Tier
 
 REMEMBERED: Final = 1 << 14
-"""References whose spellings are kept: every endpoint that a rule selects asks for the same."""
+"""Cached sort keys of references: every endpoint that a rule selects needs the same ones."""
 ALLOW_LOCALHOST: Final = RuleRef(BUILT_IN, "", "allow-localhost")
-"""Ingress from this node itself: kubelet's probes. Any explicit deny beats it."""
+"""Ingress from this node itself: kubelet's probes. Any explicit deny overrides it."""
 _LOCALHOST: Final = Rule(
     ALLOW_LOCALHOST,
     EVERYTHING,
@@ -36,7 +36,7 @@ _LOCALHOST: Final = Rule(
     peers=(SelectorPeer(Selector((Requirement(RESERVED, "host", Operator.EXISTS),))),),
     default_deny=False,
 )
-"""The node may have several identities, where policies name some of its addresses."""
+"""A selector, because the node has several identities when policies name some of its addresses."""
 
 
 def compile_policies(
@@ -47,13 +47,13 @@ def compile_policies(
 
 
 Kind = tuple[frozenset[Selects], frozenset[NamedPort], bool]
-"""All that an endpoint's policy hangs on: the subjects that select it, its named ports, audit. Those that are alike in
-this share one answer: replicas, and whoever else the same policies select."""
+"""All that an endpoint's policy depends on: the subjects that select it, its named ports, audit. Endpoints that are
+equal in these share one result, such as replicas."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Compiled:
-    """An answer, and what it was made from: as long as these are the same values it holds."""
+    """A result with its inputs: valid as long as the inputs are the same objects."""
 
     rules: list[Rule]
     resolved: list[object]
@@ -61,9 +61,9 @@ class _Compiled:
 
 
 class Compiler:
-    """`compile` as above, with a memory: a change costs what depends on it, and an equal answer is the same value.
+    """Incremental `compile_policies`: a change recompiles what depends on it, and an equal result is the same object.
 
-    What it remembers never changes an answer (a property test compares it with a new one).
+    Caching never changes a result (a property test compares it with a new compiler).
     """
 
     def __init__(self) -> None:
@@ -89,7 +89,7 @@ class Compiler:
         return {number: policy for number, (_, policy) in self._policies.items()}
 
     def _group(self, rules: Iterable[Rule]) -> None:
-        """Rules by their subject; what endpoints are selected by loses and gains the subjects that went and came."""
+        """Group rules by subject, and update the subjects that select each label set."""
         if rules is self._rules and isinstance(rules, tuple):
             return
         self._rules = rules
@@ -116,7 +116,7 @@ class Compiler:
         return _Compiled(rules, self._resolved(rules), policy)
 
     def _resolved(self, rules: Iterable[Rule]) -> list[object]:
-        """All that rules get out of the resolver."""
+        """All values that rules get from the resolver."""
         found: list[object] = [self._resolver.peers(_LOCALHOST)]
         for rule in rules:
             found.append(self._resolver.peers(rule))
@@ -136,9 +136,9 @@ def _same(some: Sequence[object], others: Sequence[object]) -> bool:
 
 
 def cidrs_of(rules: Iterable[Rule]) -> Mapping[Network, Reach]:
-    """Every prefix that rules name, excepts included, and the widest reach it is named with.
+    """Every prefix in rules, including excepts, with its widest reach.
 
-    Each needs an identity of its own outside; where it reaches further, pods (nodes) in it need to be told apart too.
+    Each needs its own identity for addresses outside. With a wider reach, pods (nodes) in it need distinct identities.
     """
     found: dict[Network, Reach] = {}
     for rule in rules:
@@ -209,7 +209,7 @@ def _is_guard(rule: Rule) -> bool:
 def _guard(
     guards: list[Rule], policies: tuple[TierPolicy, ...], endpoint: Endpoint, resolver: Resolver
 ) -> Iterator[TierPolicy]:
-    """The tier in front of all policies: it refuses, but not what an entry of a policy allows by naming just that."""
+    """The tier before all policies: it denies, except what a policy entry allows for exactly this port or protocol."""
     refusing = _stage(guards, endpoint, resolver)
     if not refusing:
         return
@@ -243,7 +243,7 @@ def _tiers(direction: Direction, rules: list[Rule], endpoint: Endpoint, resolver
 def _tier(
     direction: Direction, tier: Tier, levels: list[list[Rule]], endpoint: Endpoint, resolver: Resolver
 ) -> TierPolicy:
-    """The local host comes in where only a default deny would keep it out: allowed at the end of the last stage."""
+    """Allow ingress from the local host at the end of the last stage, where only default deny would block it."""
     stages = [_stage(rules, endpoint, resolver) for rules in levels]
     closing = [rule for rules in levels for rule in rules if rule.default_deny]
     denied_by = _policies(rule for rule in closing if not _audited(rule, endpoint))
@@ -289,7 +289,7 @@ def _entries(rule: Rule, endpoint: Endpoint, resolver: Resolver) -> Iterator[Ent
 def _named(
     cell: Entry, match: PortMatch, direction: Direction, endpoint: Endpoint, resolver: Resolver
 ) -> Iterator[Entry]:
-    """Ingress: the name is the endpoint's own. Egress: each destination pod's, so one name may be many numbers."""
+    """Ingress: the endpoint's own named port. Egress: each destination pod's, so one name may be many numbers."""
     if direction is Direction.INGRESS:
         for protocol, number in numbers(match, endpoint.named_ports):
             yield replace(cell, protocol=protocol, first=number, last=number)
@@ -305,7 +305,7 @@ def _policy_ref(ref: RuleRef) -> RuleRef:
     return replace(ref, rule="", line=0)
 
 
-# Canonical order: keys spell out every field that tells two values apart.
+# Canonical order: keys contain every field that can differ between two values.
 
 
 @lru_cache(maxsize=REMEMBERED)
@@ -315,7 +315,7 @@ def _ref_key(ref: RuleRef) -> tuple[object, ...]:
 
 
 def _entry_key(entry: Entry) -> tuple[object, ...]:
-    """Strongest action first, then by document, so that what is shown first is what is named first."""
+    """Strongest action first, then by document: the first entry is the one that verdicts name."""
     return (
         -entry.action,
         _ref_key(entry.ref),

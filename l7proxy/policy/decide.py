@@ -1,13 +1,13 @@
-"""The one door for verdicts: what a direction's policy says of an identity on a port, and of a request there.
+"""Gives all verdicts: how one direction's policy decides on an identity and port, and on a request there.
 
-Asked by the workers, by `policy trace` and when a kernel event is given its rule, so explanation and enforcement cannot
-differ. Everything returned is immutable (a table remembers answers, which changes none), so callers may keep it as long
-as they keep the policy.
+Used by the workers, by `policy trace` and to attribute kernel events to rules, so explanation and enforcement cannot
+differ. Everything returned is immutable (tables cache results, which does not change them), so callers may keep it as
+long as they keep the policy.
 
-A direction is walked as `policy.tiers` says. Within a stage Cilium's semantics hold: a deny beats everything, a
-redirect beats a plain allow at L4, but a plain allow that covers the flow lets every request pass, and HTTP rules of
-all covering entries are one union. A request that no HTTP rule of a stage matches goes on to the next stage.
-What only audited rules refuse goes on too, and the answer is AUDIT in place of FORWARDED.
+Tiers and levels are evaluated as in `policy.tiers`. Within a stage Cilium's semantics apply: a deny overrides
+everything, a redirect overrides a plain allow at L4, but a plain allow that covers the flow allows every request, and
+the HTTP rules of all covering entries are one union. A request that no HTTP rule of a stage matches goes to the next
+stage. So does traffic that only audited rules deny; its verdict is AUDIT instead of FORWARDED.
 """
 
 from __future__ import annotations
@@ -28,21 +28,21 @@ __all__ = ["NO_DEFAULT_DENY", "UNGOVERNED", "Decision", "HttpTable", "PortPolicy
 AUDIT: Final = Verdict.AUDIT
 DROPPED: Final = Verdict.DROPPED
 NAMED: Final = 3
-"""Policies that a denial names; the rest are counted."""
+"""Policies that the reason of a denial names; the rest are counted."""
 NO_DEFAULT_DENY: Final = RuleRef(BUILT_IN, "", "no-default-deny")
-"""What allows where policies speak of a direction but none decides and none is in default deny."""
+"""The rule that allows when policies cover a direction, but none decides and none sets default deny."""
 
 Step = HttpTable | Decision
-"""What a request meets on its way: HTTP rules that may let it pass; an AUDIT decision: who would have refused it here;
-any other decision ends the way."""
+"""One step of the evaluation of a request: HTTP rules that may allow it; an AUDIT decision: the audited denial at this
+step; any other decision ends the evaluation."""
 
 
 @dataclass(frozen=True, slots=True)
 class PortPolicy:
-    """The answer for one (identity, protocol, port).
+    """The result for one (identity, protocol, port).
 
-    `l4` is the connection's: REDIRECTED when HTTP rules judge its requests. `steps` are what they meet, empty where
-    `l4` is all there is to say. `enforced` is False where no policy governs.
+    `l4` is the decision on the connection: REDIRECTED when HTTP rules apply to its requests. `steps` are evaluated for
+    each request; empty when `l4` decides alone. `enforced` is False when no policy applies.
     """
 
     l4: Decision
@@ -59,12 +59,12 @@ class PortPolicy:
 
     @property
     def rest(self) -> Decision:
-        """On what no HTTP rule matches: the last word."""
+        """The decision on requests that no HTTP rule matches."""
         last = self.steps[-1] if self.steps else self.l4
         return last if isinstance(last, Decision) else self.l4
 
     def judge(self, request: Request) -> Decision:
-        """The decision on one request of this flow. What L4 refuses is refused here, too."""
+        """The decision on one request of this flow. A denial at L4 denies every request."""
         audit: Decision | None = None
         unmatched: Decision | None = None
         for step in self.steps:
@@ -87,7 +87,7 @@ UNDECIDED: Final = Decision(Verdict.FORWARDED, NO_DEFAULT_DENY)
 
 
 def port(policy: DirectionPolicy | None, identity: int, protocol: int, number: int) -> PortPolicy:
-    """What `policy` says of a peer with `identity` on a port; the port is the destination's in both directions."""
+    """How `policy` decides on a peer with `identity` and a port: the destination port in both directions."""
     if policy is None:
         return UNGOVERNED
     met = tuple(_walk(policy, identity, protocol, number))
@@ -110,7 +110,7 @@ class _Redirect:
 
 
 def _walk(policy: DirectionPolicy, identity: int, protocol: int, number: int) -> Iterator[_Redirect | Decision]:
-    """What a flow meets, in order: redirects, AUDIT decisions, and last the one decision that ends the way."""
+    """The steps for a flow, in order: redirects, AUDIT decisions, and last the one final decision."""
     for tier in policy.tiers:
         for stage in tier.stages:
             covering = [entry for entry in stage if entry.covers(identity, protocol, number)]
@@ -130,7 +130,7 @@ def _walk(policy: DirectionPolicy, identity: int, protocol: int, number: int) ->
 
 
 def _stage(covering: Stage | list[Entry]) -> Iterator[_Redirect | Decision]:
-    """What the entries of one stage that cover a flow have to say; a last word, if any, comes last."""
+    """The steps of the covering entries of one stage. A final decision, if any, comes last."""
     audited = [entry for entry in covering if _is_audited(entry)]
     if audited:
         yield _audited(_denied(audited))
@@ -160,7 +160,7 @@ def _audited(decision: Decision) -> Decision:
 
 
 def _nearest(refusal: Decision, unmatched: Decision | None) -> Decision:
-    """Why a request was refused at the end of its way: by an explicit deny, else by the HTTP rules that it missed."""
+    """The decision that explains a denied request: an explicit deny, else the HTTP rules that did not match."""
     return refusal if unmatched is None or refusal.drop_reason is DropReason.POLICY_DENY else unmatched
 
 

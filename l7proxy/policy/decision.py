@@ -1,4 +1,4 @@
-"""One direction's answer to one question, and how it names what it speaks of."""
+"""The decision of one direction, and the text form of policies and ports in its reason."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from l7proxy.model.verdict import DropReason, Protocol, Verdict
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """A verdict and who is answerable for it.
+    """A verdict and the rule behind it.
 
-    `ref` is the rule that allowed or denied; when nothing allowed, the policy that refuses by default or, for a
-    request, the rule that came nearest. None when no policy governs. `also` are others that said the same.
-    `reason` is for humans and set on every denial, audited ones included. `match_type` is that of the entry that
-    decided, 0 if none did. `log` are the words that the deciding rules' policies want in the flow log. `rewrite` is
-    what the rules that let a request pass want changed in it.
+    `ref` is the rule that allowed or denied; when no rule matched, the policy that denies by default or, for a
+    request, the rule that came nearest; None when no policy applies. `also` are other rules with the same result.
+    `reason` is for people and set on every denial, also audited ones. `match_type` is that of the deciding entry,
+    0 if none. `log` are the texts that the policies of the deciding rules add to the flow log. `rewrite` are the
+    changes that the allowing rules make to a request.
     """
 
     verdict: Verdict
@@ -39,7 +39,7 @@ def policy_name(ref: RuleRef) -> str:
 
 
 def port_name(protocol: int, number: int) -> str:
-    """`80/TCP`, `8/ICMPv4` (the type; `3.4/ICMPv4` with a code), `protocol 89` (one that policies do not name)."""
+    """`80/TCP`, `8/ICMPv4` (the type; `3.4/ICMPv4` with a code), `protocol 89` (without a name in policies)."""
     if protocol in (Protocol.ICMP, Protocol.ICMPV6):
         kind, code = divmod(number, 256)
         family = "ICMPv4" if protocol == Protocol.ICMP else "ICMPv6"

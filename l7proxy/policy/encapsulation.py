@@ -1,13 +1,13 @@
-"""Packets in packets: refused to pods, to whatever destination, unless a policy allows that very port or protocol.
+"""Denies encapsulated packets from pods, to any destination, unless a policy allows exactly this port or protocol.
 
-Policy judges the outer packet. A node that is part of an overlay unpacks what comes to its tunnel port and delivers
-the packet inside, with whatever source that names, and nobody judges it; the peers of a tunnel between pods carry
-anything on one port. An entry that allows every port, or a range, does not mean tunnels; one for exactly this UDP port
-or this IP protocol does.
+Policy evaluates only the outer packet. A node that is part of an overlay decapsulates packets to its tunnel port and
+delivers the inner packet, with any source address, without policy; a tunnel between pods carries any traffic on one
+port. An entry that allows every port, or a range, does not allow tunnels; an entry for exactly this UDP port or IP
+protocol does.
 
-WireGuard's ports (51820, and Cilium's 51871) are not among the defaults: without a key that the node knows it unpacks
-nothing, and pods that are clients of a VPN are common. In IPv6 AH is an extension header: there what follows it is
-judged, with and without it.
+WireGuard's ports (51820, and Cilium's 51871) are not in the defaults: the node decapsulates nothing without a key that
+it knows, and VPN clients in pods are common. In IPv6, AH is an extension header: policy evaluates the header after it,
+with or without AH.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from l7proxy.policy.tiers import GUARD
 
 NO_ENCAPSULATION: Final = RuleRef(BUILT_IN, "", "no-encapsulation")
 TUNNEL_PORTS: Final = (8472, 4789, 6081, 5555, 6080)
-"""UDP: VXLAN (Linux' default, then IANA's), Geneve, FOU (as in ip-fou(8)), GUE."""
+"""UDP: VXLAN (the Linux default, then IANA's), Geneve, FOU (as in ip-fou(8)), GUE."""
 TUNNEL_PROTOCOLS: Final = (4, 41, 47, 50, 51, 97, 115)
 """IPv4 and IPv6 in IP, GRE, ESP, AH, EtherIP, L2TPv3 (IANA's numbers)."""
 _WHY: Final = "is a tunnel: pods may use it only if a policy allows exactly this UDP port or IP protocol"
@@ -32,9 +32,9 @@ _WHY: Final = "is a tunnel: pods may use it only if a policy allows exactly this
 def no_encapsulation(
     ports: Iterable[int] = TUNNEL_PORTS, protocols: Iterable[int] = TUNNEL_PROTOCOLS
 ) -> tuple[Rule, ...]:
-    """The rule that refuses these UDP ports and IP protocols to every pod; () when there are none.
+    """The rule that denies these UDP ports and IP protocols to every pod; () when there are none.
 
-    Audit does not soften it: like a forged source address, an inner packet is out of policy's sight.
+    Audit mode does not apply to it: like a forged source address, an inner packet escapes policy.
     """
     matches = [PortMatch(frozenset((Protocol.UDP,)), port, port) for port in sorted(set(ports))]
     matches += [PortMatch(frozenset((protocol,))) for protocol in sorted(set(protocols))]

@@ -1,6 +1,6 @@
-"""Why, in more words than a verdict has: the rule that came nearest to allowing, and rules that others make moot.
+"""Explains verdicts in more detail: the rule that came nearest to allowing, and rules without effect.
 
-Nothing here decides: it reads the same tables that `decide` reads, for people who ask.
+Decides nothing: it reads the same tables as `decide`, for people.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ ADMITTING = (Action.ALLOW, Action.REDIRECT)
 
 @dataclass(frozen=True, slots=True)
 class Nearest:
-    """A rule that would have allowed but for one clause."""
+    """A rule that would allow except for what `failed` says."""
 
     entry: Entry
     failed: str
@@ -32,7 +32,7 @@ class Nearest:
 def nearest(
     policy: DirectionPolicy | None, direction: Direction, identity: int, protocol: int, number: int
 ) -> Nearest | None:
-    """Of the rules that admit anyone, that which fails by the least: the port alone, then the peer alone."""
+    """The allow rule that is nearest to a match: first those where only the port differs, then only the peer."""
     found: tuple[int, Nearest] | None = None
     for entry in policy.entries if policy is not None else ():
         if entry.action not in ADMITTING or entry.ref.kind == "built-in":
@@ -68,7 +68,7 @@ def ports(entry: Entry) -> str:
 
 
 def moot(policy: PortPolicy, request: Request | None = None) -> Iterator[str]:
-    """HTTP rules that another rule takes the force of: it lets in what they do not match."""
+    """HTTP rules without effect, because another rule allows the requests that they do not match."""
     rest = policy.rest
     if not policy.redirects or rest.verdict is not Verdict.FORWARDED or rest.ref is None:
         return
@@ -82,7 +82,7 @@ def moot(policy: PortPolicy, request: Request | None = None) -> Iterator[str]:
 def unread(
     policy: DirectionPolicy | None, found: PortPolicy, identity: int, protocol: int, number: int
 ) -> Iterator[str]:
-    """HTTP rules that are never asked: a rule before them lets the connection in as it is."""
+    """HTTP rules that are never evaluated, because an earlier rule allows the connection at L4."""
     if policy is None or found.redirects or found.l4.verdict is not Verdict.FORWARDED or found.l4.ref is None:
         return
     entries = (entry for tier in policy.tiers for stage in tier.stages for entry in stage)

@@ -1,6 +1,6 @@
-"""What a policy demands of one header, and what is done about it when that is not so (Cilium's `headerMatches`).
+"""Requirements on one header, and the action on a mismatch (Cilium's `headerMatches`).
 
-A rule names a Secret; its value comes in later, from the agent, and is sealed: nothing that prints a rule shows it.
+A rule names a Secret. The agent adds its value later as a `Sealed`, so that printing a rule does not show it.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from l7proxy.model.secret import REDACTED, Sealed
 
 
 class Mismatch(Enum):
-    """What happens when the header is not as it should be. All but FAIL let the request pass."""
+    """The action when the header does not match. All but FAIL allow the request."""
 
     FAIL = ""
     LOG = "LOG"
@@ -24,7 +24,7 @@ class Mismatch(Enum):
 
 
 WRITING: Final = frozenset((Mismatch.ADD, Mismatch.REPLACE))
-"""Those that put the right header into the request."""
+"""Actions that write the required header into the request."""
 CHANGING: Final = WRITING | {Mismatch.DELETE}
 
 FRAMING: Final = frozenset(
@@ -42,12 +42,12 @@ FRAMING: Final = frozenset(
         "upgrade",
     )
 )
-"""Headers that frame, route or end the message: with another value it would be another message than the one judged."""
+"""Headers that frame, route or end the message: changing one would change the message that was evaluated."""
 
 
 @dataclass(frozen=True, slots=True, order=True)
 class SecretName:
-    """`namespace` is empty where the policy has none and names none: then the agent's own for secrets is meant."""
+    """`namespace` is empty when neither the policy nor the reference has one: then the agent's secrets namespace."""
 
     namespace: str
     name: str
@@ -58,9 +58,9 @@ class SecretName:
 
 @dataclass(frozen=True, slots=True)
 class HeaderRule:
-    """One item of `headerMatches`. `name` as written; `value` None and no secret: the header must be there.
+    """One item of `headerMatches`. `name` as written; with `value` None and no secret the header must be present.
 
-    `sealed` is the value of `secret` once the agent has found it, and counts instead of `value`.
+    `sealed` is the value of `secret` once the agent has resolved it; it takes precedence over `value`.
     """
 
     name: str
@@ -71,18 +71,18 @@ class HeaderRule:
 
     @property
     def wanted(self) -> bytes | None:
-        """What the value must be; None when the header need only be there."""
+        """The required value; None when the header need only be present."""
         if self.sealed is not None:
             return self.sealed.value
         return None if self.value is None else self.value.encode()
 
     @property
     def unresolved(self) -> bool:
-        """There is nothing to compare with: the item never matches."""
+        """There is no value to compare with: the item never matches."""
         return self.secret is not None and self.sealed is None and self.value is None
 
     def __str__(self) -> str:
-        """As people read it; a secret by its name."""
+        """For people; a secret is shown by its name."""
         if self.secret is not None:
             wanted = f": {REDACTED} (secret {self.secret})" + (" or its value" if self.value is not None else "")
         else:
@@ -91,7 +91,7 @@ class HeaderRule:
 
 
 def value_fault(text: str) -> str:
-    """Why `text` cannot be a header's value, empty when it can. Never quotes it: it may be a secret."""
+    """Why `text` is not a valid header value; empty when it is. Never quotes it: it may be a secret."""
     if any(char in text for char in "\r\n\0"):
         return "contains a line break or a NUL, which is not allowed in a header value"
     if any((char < " " and char != "\t") or char == "\x7f" for char in text):
@@ -100,7 +100,7 @@ def value_fault(text: str) -> str:
 
 
 def writing_fault(name: str, text: str) -> str:
-    """Why this header cannot be written into a request, empty when it can."""
+    """Why this header cannot be written into a request; empty when it can."""
     if alike(name.lower().encode()).decode() in FRAMING:
         return f"{name} is used for framing or routing of the request and cannot be changed"
     if text != text.strip(" \t"):

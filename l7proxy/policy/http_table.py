@@ -1,6 +1,6 @@
-"""The HTTP rules that govern one flow, compiled: does one of them let this request pass, or which came nearest.
+"""Compiled HTTP rules of one flow: decides whether a rule allows a request, and which rule came nearest.
 
-Answers are remembered by method and path where these alone decide; that changes no answer.
+Results are cached by method and path when these alone decide. Caching never changes a result.
 """
 
 from __future__ import annotations
@@ -16,21 +16,21 @@ from l7proxy.policy.match.http import HttpMatcher
 from l7proxy.policy.rules import HttpRule
 
 REMEMBERED: Final = 1024
-"""Answers one table keeps by (method, path). Beyond that it forgets all of them and starts again."""
+"""Results that one table caches by (method, path). When full, the cache is cleared."""
 REMEMBERED_PATH: Final = 512
-"""Bytes. Longer paths are judged anew each time, so that a client cannot make a table hold much."""
+"""Bytes. Longer paths are not cached, so that a client cannot make a table use much memory."""
 TABLES: Final = 1024
-"""Compiled tables that one generation of `HttpTables` may hold."""
+"""Limit of tables that one generation of `HttpTables` finds by the ids of their rules."""
 KEPT: Final = 4096
-"""Rules whose tables outlive changes of policy, so that one which comes back finds them."""
+"""Rules whose tables are kept over policy changes, so that rules that return find them."""
 KEPT_TABLES: Final = 64
-"""And no more tables than this: each remembers up to REMEMBERED answers."""
+"""Tables kept over policy changes: each caches up to REMEMBERED results."""
 
 
 class HttpTable:
-    """The HTTP rules that govern one flow. At least one must match a request, or it is refused.
+    """The HTTP rules of one flow. A request that no rule matches is denied.
 
-    Compiled when it is first asked, or by `make_ready`: who only wants to know of connections need not pay for it.
+    Compiled on first use or by `make_ready`: evaluating connections alone does not need it.
     """
 
     __slots__ = ("_allowed", "_compiled", "_final", "_refusals", "_seen", "rules")
@@ -49,19 +49,19 @@ class HttpTable:
         return self._compiled is not None
 
     def make_ready(self) -> HttpMatcher:
-        """Compile. Thousands of rules take a quarter of a second, most of it without Python's global lock."""
+        """Compile. Thousands of rules take 0.25 s, mostly without holding the GIL."""
         if self._compiled is None:
             matcher = HttpMatcher(self.rules)
             self._allowed = tuple(
                 Decision(Verdict.FORWARDED, rule.ref, log=(rule.log,) if rule.log else ()) for rule in self.rules
             )
             self._final = matcher.by_line_only
-            self._compiled = matcher  # last: another thread may be asking
+            self._compiled = matcher  # last: another thread may be reading
         return self._compiled
 
     @property
     def problems(self) -> tuple[str, ...]:
-        """Patterns that could not be used; the rules that hold them match nothing."""
+        """Patterns that RE2 cannot use; their rules match nothing."""
         return tuple(self.make_ready().broken)
 
     def judge(self, request: Request) -> Decision:
@@ -76,7 +76,7 @@ class HttpTable:
         return seen if isinstance(seen, Decision) else self._rest(request, seen)
 
     def _look(self, request: Request) -> Decision | int:
-        """All that method and path tell: the decision when it hangs on nothing else, else the rules left."""
+        """The decision when method and path alone decide, else the mask of the rules that they match."""
         matcher = self.make_ready()
         candidates = matcher.candidates(request.method, request.path)
         settled = matcher.settled(candidates)
@@ -113,11 +113,11 @@ Rules = tuple[HttpRule, ...]
 
 
 class HttpTables:
-    """Tables by the rules that they are made of: flows of many identities under the same rules share one.
+    """Tables by their rules: flows of many identities with the same rules share one table.
 
-    Two generations are kept, and a new one begins when policy changes while KEPT rules, or KEPT_TABLES, are held: what
-    none of the two asked for is forgotten. To compile thousands of rules takes a quarter of a second, and to compare
-    them milliseconds; so rules that are the very same values as before are known by their ids. Any thread may ask: at
+    Two generations are kept. A new one begins when policy changes while at least KEPT rules or KEPT_TABLES tables are
+    held; tables that neither generation used are dropped. Compiling thousands of rules takes 0.25 s, and comparing them
+    milliseconds, so rules that are the same objects are found by their ids. Threads may call this at the same time: at
     worst a table is made twice.
     """
 
@@ -127,17 +127,17 @@ class HttpTables:
         self._same: dict[tuple[int, ...], tuple[tuple[Rules, ...], HttpTable]] = {}
 
     def of(self, *parts: Rules) -> HttpTable:
-        """The table of all these rules together, doubles dropped."""
+        """The table of all these rules, without duplicates."""
         key = tuple(map(id, parts))
         known = self._same.get(key)
         if known is None:
             if len(self._same) >= TABLES:
                 self._renew()
             known = self._same[key] = parts, self._equal(tuple(dict.fromkeys(chain.from_iterable(parts))))
-        return known[1]  # the parts are alive as long as their ids are here
+        return known[1]  # `_same` keeps the parts alive, so their ids stay unique
 
     def age(self) -> None:
-        """Policy has changed."""
+        """Call when policy has changed."""
         self._same = {}
         if len(self._young) >= KEPT_TABLES or sum(map(len, self._young)) >= KEPT:
             self._renew()
@@ -152,4 +152,4 @@ class HttpTables:
 
 
 HTTP_TABLES: Final = HttpTables()
-"""Those of this process."""
+"""The tables of this process."""

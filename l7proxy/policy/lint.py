@@ -1,7 +1,7 @@
-"""Lint: rules that are valid and enforced as written, but perhaps not what their author meant.
+"""Lint: finds rules that are valid and enforced as written, but perhaps not what their author meant.
 
-`of_document` and `of_rules` look at what is written, `of_peers` and `of_tables` at what it comes to among the endpoints
-at hand. A finding never changes a verdict. Each has a code, so that people can look it up and scripts can choose.
+`of_document` and `of_rules` check the text, `of_peers` and `of_tables` its effect on the given endpoints. A finding
+never changes a verdict. Each has a code, for documentation and for filters in scripts.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from l7proxy.policy.tables import DirectionPolicy, EndpointPolicy, Entry
 from l7proxy.policy.tiers import UNPLACED
 
 _INNER_ANY: Final = re.compile(r"(?<!\\)\.[*+](?=.*/)")
-"""`.*` or `.+` with a slash somewhere behind it: it may match slashes, too."""
+"""`.*` or `.+` with a slash somewhere after it: it may match slashes too."""
 _ENDS_OPEN: Final = re.compile(r"(?:\.[*+]|\$|\))$")
 _PEER_LISTS: Final = tuple(
     f"{way}{what}" for way in ("from", "to") for what in ("Endpoints", "Entities", "CIDR", "CIDRSet", "Nodes")
@@ -45,7 +45,7 @@ class Finding:
 
 @dataclass(frozen=True, slots=True)
 class FieldFinding:
-    """The same about a field of a document, which may hold no rule at all. `at` is its path."""
+    """A finding about a field of a document, which may contain no rule. `at` is the path of the field."""
 
     code: str
     at: str
@@ -53,7 +53,7 @@ class FieldFinding:
 
 
 def of_document(document: Mapping[Any, Any]) -> Iterator[FieldFinding]:
-    """What a document's fields suggest before they are rules: where `[]` is not what its author thinks of it."""
+    """Findings in the fields of a document: places where `[]` may not mean what its author thinks."""
     if str(document.get("apiVersion", "")).startswith("networking.k8s.io/"):
         for at, item in _items("spec", document.get("spec"), ("ingress", "egress")):
             yield from _empty(
@@ -80,7 +80,7 @@ def of_document(document: Mapping[Any, Any]) -> Iterator[FieldFinding]:
 
 
 def _specs(document: Mapping[Any, Any]) -> Iterator[tuple[str, Mapping[Any, Any]]]:
-    """Of Cilium's policies."""
+    """The specs of a Cilium policy, each with its path."""
     if not str(document.get("apiVersion", "")).startswith("cilium.io/"):
         return
     specs = document.get("specs")
@@ -116,9 +116,9 @@ def _ports(at: str, cell: Mapping[Any, Any]) -> Iterator[FieldFinding]:
 
 
 def of_names_learned(documents: Iterable[Mapping[Any, Any]]) -> Iterator[tuple[int, FieldFinding]]:
-    """toFQDNs lives on what a dns rule has seen: without one in any of the documents no name has an address.
+    """toFQDNs needs the names that a dns rule learns: without a dns rule in any document no name has an address.
 
-    With each the number of its document.
+    Each finding comes with the index of its document.
     """
     egress = [
         (number, at, item)
@@ -136,7 +136,7 @@ def of_names_learned(documents: Iterable[Mapping[Any, Any]]) -> Iterator[tuple[i
 
 
 def of_rules(rules: Iterable[Rule]) -> Iterator[Finding]:
-    """What the text of one document's rules suggests."""
+    """Findings in the rules of one document."""
     rules = list(rules)
     for rule in rules:
         for http in rule.http or ():
@@ -146,9 +146,9 @@ def of_rules(rules: Iterable[Rule]) -> Iterator[Finding]:
 
 
 def of_peers(rules: Iterable[Rule], identities: Mapping[int, Identity]) -> Iterator[Finding]:
-    """Selectors that match nobody of those at hand. Reserved labels are left out: they need no pod.
+    """Selectors that match none of the given pods. Selectors with reserved labels are skipped: they need no pod.
 
-    Of Calico's, which also mean network sets, only those that mean no such set either: then no address is left of it.
+    Calico's selectors also match network sets: reported only when they match neither a pod nor a network set.
     """
     everybody = [identity.labels for identity in identities.values()]
     known: dict[Selects, bool] = {}
@@ -177,7 +177,7 @@ def of_peers(rules: Iterable[Rule], identities: Mapping[int, Identity]) -> Itera
 
 
 def _alternatives(peers: tuple[Peer, ...]) -> Iterator[tuple[Peer, ...]]:
-    """Of Calico's entities: the peers of which one must be met."""
+    """For Calico's entities: lists of peers of which at least one must match."""
     if any(isinstance(peer, SelectorPeer) and not isinstance(peer.selector, Selector) for peer in peers):
         yield peers
     for peer in peers:
@@ -187,13 +187,13 @@ def _alternatives(peers: tuple[Peer, ...]) -> Iterator[tuple[Peer, ...]]:
 
 
 def of_names(rules: Iterable[Rule], references: References) -> Iterator[Finding]:
-    """Services, groups and nodes that rules name and nobody has, among those at hand."""
+    """Services, CIDR groups and nodes that rules name but that do not exist."""
     for ref, name in dict.fromkeys(unknown(rules, references)):
         yield Finding("unknown-reference", ref, f"{name} does not exist, so this matches no peer")
 
 
 def of_pairs(rules: Iterable[Rule]) -> Iterator[Finding]:
-    """The same as `of_tables` where no pods are given: only what is void for whoever the pods may be."""
+    """Like `of_tables` when no pods are given: only HTTP rules that have no effect for any pods."""
     plain = [rule for rule in rules if rule.action is Action.ALLOW and rule.http is None and not rule.refusal]
     for judged in rules:
         for other in plain if judged.http is not None and judged.action is Action.ALLOW else ():
@@ -205,7 +205,7 @@ def of_pairs(rules: Iterable[Rule]) -> Iterator[Finding]:
 
 
 def _makes_void(plain: Rule, judged: Rule) -> bool:
-    """Whether it covers all that the other does on some of its ports, and its tier is not asked after the other's."""
+    """Whether `plain` covers all of `judged` on some of its ports, and its tier is not evaluated later."""
     tiers = plain.level.tier, judged.level.tier
     if plain.direction is not judged.direction or tiers[0] > tiers[1] or UNPLACED in (tier.order for tier in tiers):
         return False
@@ -223,7 +223,7 @@ def _makes_void(plain: Rule, judged: Rule) -> bool:
 
 
 def _terms(selector: Selector) -> frozenset[tuple[object, ...]]:
-    """What must hold, however the label's source is written: all mean the pod's own labels."""
+    """The requirements, with equal sources for all spellings of the pod's own labels."""
     return frozenset(
         ("" if one.source in (ANY, OWN, K8S) else one.source, one.key, one.operator, one.values)
         for one in selector.requirements
@@ -231,7 +231,7 @@ def _terms(selector: Selector) -> frozenset[tuple[object, ...]]:
 
 
 def _holds(peer: Peer, other: Peer | None) -> bool:
-    """Whether a peer means all that the other means, who is everyone when None: by what is written."""
+    """Whether `peer` covers `other` (None is every peer), compared by their text."""
     if isinstance(peer, SelectorPeer) and isinstance(peer.selector, Selector):
         if peer.selector == EVERYTHING:
             return True
@@ -247,7 +247,7 @@ def _meet(one: PortMatch, other: PortMatch) -> bool:
 
 
 def of_tables(policies: Mapping[int, EndpointPolicy], endpoints: Iterable[Endpoint]) -> Iterator[Finding]:
-    """L4 rules that take the force of L7 rules: each pair of rules once, with a pod where it is so."""
+    """L4 rules that leave L7 rules without effect: each pair of rules once, with one pod as example."""
     told: set[tuple[RuleRef, RuleRef]] = set()
     for endpoint in endpoints:
         policy = policies.get(endpoint.id)
@@ -282,7 +282,7 @@ def _path(http: HttpRule) -> Iterator[Finding]:
 
 
 def _get_without_head(rules: Iterable[Rule]) -> Iterator[Finding]:
-    """Once for a document: a rule for GET, and no rule for the same path that HEAD matches."""
+    """At most once per document: a rule for GET without a rule that allows HEAD on the same path."""
     by_path: dict[str | None, list[HttpRule]] = {}
     for rule in rules:
         for http in rule.http or ():
@@ -307,8 +307,8 @@ def _is_of_reserved(selector: Selects) -> bool:
 
 
 def _voided(table: DirectionPolicy) -> Iterator[tuple[Entry, Entry]]:
-    """Entries with HTTP rules, each with one that lets every request in: asked before them, beside them, or after them
-    in their tier, for what no HTTP rule matches goes on."""
+    """Entries with HTTP rules, each with an entry that allows every request: evaluated before, with or after them in
+    their tier, because a request that no HTTP rule matches goes to the next stage."""
     plain: list[Entry] = []
     for tier in table.tiers:
         entries = [entry for stage in tier.stages for entry in stage]

@@ -1,8 +1,8 @@
-"""What rules name that only the rest of the cluster tells: Services, CIDR groups, network sets, nodes, Calico's tiers.
+"""Resolves references of rules to other objects: Services, CIDR groups, network sets, nodes, Calico's tiers.
 
-Pure: rules and the facts they may name in, rules with peers that compile knows out. A name that nobody has means
-nobody, never everybody, and its rule still puts its direction into default deny. A rule in a tier that does not exist
-has no place among the others: it refuses whatever it may have been about.
+Pure: takes rules and the objects they may name, returns rules with peers that compile supports. A name that does not
+exist matches no peer, never every peer, and its rule still puts its direction into default deny. A rule in a tier that
+does not exist has no place in the order: it denies all traffic that it could cover.
 """
 
 from __future__ import annotations
@@ -52,14 +52,14 @@ METADATA_NAME: Final = "kubernetes.io/metadata.name"
 _NOT_THE_HOST: Final = SelectorPeer(Selector((Requirement(RESERVED, "host", Operator.DOES_NOT_EXIST),)))
 _EVERYWHERE: Final = ("0.0.0.0/0", "::/0")
 NamePeer = ServicePeer | CidrGroupPeer | NodePeer | ServicePortPeer
-"""Peers of whom it is worth telling when nobody has the name."""
+"""Peers that are reported when no object has the name."""
 _PLAIN: Final = (SelectorPeer, CidrPeer)
-"""What most rules are made of: no name in them."""
+"""Peers of most rules: they contain no references."""
 
 
 @dataclass(frozen=True)
 class References:
-    """What there is to be named, as the sources tell it."""
+    """The objects that rules may name, as the sources read them."""
 
     services: tuple[Service, ...] = ()
     slices: tuple[EndpointSlice, ...] = ()
@@ -77,7 +77,7 @@ class References:
         return {service: sorted(addresses) for service, addresses in found.items()}
 
     def of_services(self, peer: ServicePeer) -> Iterator[Peer]:
-        """A Service that selects pods means those, by their labels; any other means addresses outside."""
+        """A Service with a selector means its pods, by their labels; any other means addresses outside."""
         for service, labels in self._labelled_services.get(peer.name, ()):
             if peer.namespace not in ("", service.namespace) or not peer.selector.matches(labels):
                 continue
@@ -89,7 +89,7 @@ class References:
 
     @cached_property
     def _labelled_services(self) -> Mapping[str, list[tuple[Service, LabelSet]]]:
-        """By name, and all of them under ""."""
+        """By name; all of them under ""."""
         found: dict[str, list[tuple[Service, LabelSet]]] = {}
         for service in self.services:
             labelled = service, _labels(K8S, service.labels)
@@ -98,7 +98,7 @@ class References:
         return found
 
     def of_groups(self, peer: CidrGroupPeer, *, deny: bool = False) -> Iterator[Peer]:
-        """A group that cannot be read is nobody to those who allow, and anyone outside to those who `deny`."""
+        """An unreadable group matches no peer in allow rules, and every address outside in `deny` rules."""
         for group, labels in self._labelled_groups:
             if peer.name in ("", group.name) and (group.unread or peer.selector.matches(labels)):
                 networks = group.networks if not group.unread else _EVERYWHERE if deny else ()
@@ -115,7 +115,7 @@ class References:
 
     @cached_property
     def _labelled_sets(self) -> list[tuple[NetworkSet, LabelSet]]:
-        """A network set has its own labels, and those of its namespace as a pod there has them."""
+        """A network set has its own labels, and inherits those of its namespace like a pod."""
         spaces = {space.name: space.labels for space in self.namespaces}
         found = []
         for one in self.network_sets:
@@ -133,7 +133,7 @@ class References:
                 yield from (CidrPeer(single(address), reach=Reach.NODES) for address in node.addresses)
 
     def of_service_ports(self, peer: ServicePortPeer) -> Iterator[tuple[tuple[Peer, ...], tuple[PortMatch, ...]]]:
-        """(who, on which ports) of each part of the Service."""
+        """(peers, ports) of each EndpointSlice of the Service."""
         for piece in self.slices:
             if (piece.namespace, piece.service) != (peer.namespace, peer.name) or not piece.addresses:
                 continue
@@ -147,7 +147,7 @@ class References:
 
 
 def resolve(rules: Iterable[Rule], references: References) -> tuple[Rule, ...]:
-    """The rules, each name in them replaced by whom it means now."""
+    """The rules, with each reference replaced by the peers that it currently means."""
     known: dict[tuple[tuple[Peer, ...], bool], tuple[Peer, ...]] = {}
 
     def resolved(rule: Rule) -> Rule:
@@ -162,7 +162,7 @@ def resolve(rules: Iterable[Rule], references: References) -> tuple[Rule, ...]:
 
 
 def _by_ports(rule: Rule, references: References) -> Iterator[Rule]:
-    """A Service may have one port here and another there: one rule for each. Without any the rule means nobody."""
+    """The ports of a Service may differ between EndpointSlices: one rule for each. Without any, no peer matches."""
     match rule.peers:
         case (ServicePortPeer() as peer,):
             parts = list(references.of_service_ports(peer))
@@ -173,7 +173,7 @@ def _by_ports(rule: Rule, references: References) -> Iterator[Rule]:
 
 
 def _served(rule: Rule, ports: tuple[PortMatch, ...]) -> tuple[PortMatch, ...]:
-    """Of a Service's ports those of the protocols that the rule names."""
+    """The ports of a Service with the protocols that the rule names."""
     if rule.ports is None:
         return ports
     named = frozenset(number for match in rule.ports for number in match.protocols)
@@ -192,7 +192,7 @@ def _placed(rule: Rule, references: References) -> Rule:
 
 
 def _whom(rule: Rule) -> tuple[Peer, ...] | None:
-    """Everyone, but for this node itself on the way in: kubelet's probes."""
+    """Every peer, except this node itself on ingress: kubelet's probes."""
     return (_NOT_THE_HOST,) if rule.direction is Direction.INGRESS else None
 
 
@@ -201,7 +201,7 @@ def _no_tier(tier: Tier) -> str:
 
 
 def unknown(rules: Iterable[Rule], references: References) -> Iterator[tuple[RuleRef, str]]:
-    """The names that mean nobody, each after the rule it stands in."""
+    """(rule, name) for each name that matches no peer."""
     for rule in rules:
         for peer in _names(rule.peers or ()):
             if not _means(peer, references):
@@ -209,7 +209,7 @@ def unknown(rules: Iterable[Rule], references: References) -> Iterator[tuple[Rul
 
 
 def _means(peer: NamePeer, references: References) -> bool:
-    """True for a name that somebody has."""
+    """True for a name that matches a peer."""
     if isinstance(peer, ServicePortPeer):
         return any(True for _ in references.of_service_ports(peer))
     return any(True for _ in _all((peer,), False, references))
@@ -230,7 +230,7 @@ def _called(peer: NamePeer) -> str:
 
 
 def without_tier(rules: Iterable[Rule], references: References) -> Iterator[tuple[RuleRef, str]]:
-    """The rules that refuse because their tier does not exist, and why."""
+    """The rules that deny because their tier does not exist, with the reason."""
     for rule in rules:
         tier = rule.level.tier
         if tier.order == UNPLACED and tier.name not in references.placed:
@@ -270,7 +270,7 @@ def _all(peers: Iterable[Peer], deny: bool, references: References) -> Iterator[
 
 
 def _each(peers: Iterable[Peer], deny: bool, references: References) -> tuple[Peer, ...]:
-    """One for one: in a conjunction a name that means several, or nobody, stays one term."""
+    """One peer for each: in a conjunction a name stays one term, also if it means several peers or none."""
     found = (tuple(_all((peer,), deny, references)) for peer in peers)
     return tuple(some[0] if len(some) == 1 else AnyPeer(some) for some in found)
 

@@ -1,8 +1,7 @@
-"""Peers and port names → identity numbers, kept up to date as identities come and go.
+"""Resolves peers and port names to identity numbers, incrementally as identities change.
 
-What a peer means is computed when it is asked for, and brought up to date from the last answer when only a few
-identities have changed. An answer that has not changed is the very same value as before: that is how `compile` knows
-what it need not do again.
+A peer is resolved on demand, and its last result is updated when only a few identities have changed. An unchanged
+result is the same object as before: `compile` uses this to skip work.
 """
 
 from __future__ import annotations
@@ -18,15 +17,15 @@ from l7proxy.model.verdict import Action
 from l7proxy.policy.rules import AnyPeer, CidrPeer, EveryPeer, Peer, PortMatch, Reach, Rule, SelectorPeer
 
 Peers = tuple[int, ...] | None
-"""Ascending identity numbers; None is everyone."""
+"""Ascending identity numbers; None is every peer."""
 Ports = Mapping[tuple[int, int], tuple[int, ...]]
 """(protocol, number) → identities."""
 MOST: Final = 100_000
-"""Answers kept before those of rules that are no more are forgotten."""
+"""Cached results; above this the caches are cleared, to drop those of deleted rules."""
 
 
 class Resolver:
-    """`update` tells of all identities; the rest asks. An answer is kept with the age of the identities it is for."""
+    """`update` sets the identities; the other methods resolve. Results are cached with the age of the identities."""
 
     def __init__(self) -> None:
         self._age = 0
@@ -39,7 +38,7 @@ class Resolver:
         self._index({})
 
     def update(self, identities: Mapping[int, Identity]) -> None:
-        """These and no others there are."""
+        """Set all identities."""
         if len(self._peers) > MOST or len(self._unions) > MOST:
             self._peers, self._unions, self._ports = {}, {}, {}
         come = [one for number, one in identities.items() if not _equal(self._known.get(number), one)]
@@ -55,7 +54,7 @@ class Resolver:
             self._everyone = frozenset(self._known)
 
     def _index(self, known: Mapping[int, Identity]) -> None:
-        """What CIDRs are looked up in: the outside by address, and who has addresses in named networks."""
+        """Build the lookup tables for CIDRs: identities outside by address, and pods and nodes by named networks."""
         self._outside = {version: _by_address(known.values(), version) for version in (4, 6)}
         self._inside: dict[Network, set[int]] = {}
         for identity in known.values():
@@ -66,7 +65,7 @@ class Resolver:
         self._world = {each.id for each in known.values() if (RESERVED, "world") in each.labels.by_key}
 
     def peers(self, rule: Rule) -> Peers:
-        """None is everyone, () is nobody."""
+        """None is every peer, () is no peer."""
         if rule.peers is None:
             return None
         asked = rule.peers, rule.action is Action.DENY
@@ -79,7 +78,7 @@ class Resolver:
         return known
 
     def by_port(self, match: PortMatch, action: Action) -> Ports:
-        """(protocol, number) → identities under which `match.name` means that to a rule with this action."""
+        """(protocol, number) → identities for which `match.name` has this meaning in a rule with this action."""
         asked = match, action is Action.DENY
         age, known = self._ports.get(asked, (-1, {}))
         if age != self._age:
@@ -89,7 +88,7 @@ class Resolver:
         return known
 
     def _with_contested(self, found: frozenset[int], *, deny: bool) -> frozenset[int]:
-        """Nobody can tell whose a contested address is: it is denied with anyone, and let in with everyone only."""
+        """The owner of a conflicting IP is unknown: it matches every deny rule, but only allow rules for every peer."""
         if CONTESTED not in self._known:
             return found
         return found | {CONTESTED} if deny and found else found - {CONTESTED}
@@ -100,7 +99,7 @@ class Resolver:
         for identity in self._known.values():
             for key in set(numbers(match, identity.named_ports)):
                 found.setdefault(key, []).append(identity.id)
-        return {key: (*contested, *ids) for key, ids in found.items()}  # pods have higher numbers
+        return {key: (*contested, *ids) for key, ids in found.items()}  # ascending: pods have higher numbers
 
     def _any(self, peers: Iterable[Peer]) -> frozenset[int] | None:
         union: set[int] = set()
@@ -124,7 +123,7 @@ class Resolver:
         return found
 
     def _followed(self, peer: SelectorPeer, before: frozenset[int]) -> frozenset[int]:
-        """From the answer before the last update."""
+        """Update the result from before the last `update`."""
         matching = {one.id for one in self._come if peer.selector.matches(one.labels)}
         return (before - self._gone) | matching if matching or not before.isdisjoint(self._gone) else before
 
@@ -157,10 +156,10 @@ class Resolver:
         return found
 
     def _in(self, network: Network, reach: Reach) -> set[int]:
-        """Whom a prefix means: the outside, and as far as it reaches those whose own addresses lie in it."""
+        """The identities that a prefix matches: outside, and within its reach those with addresses in it."""
         outside = self._within(network)
         if network.prefixlen == 0 and reach is not Reach.ANYWHERE:
-            # With one family in use the whole of either is the world (Cilium semantics); in dual stack that is nobody.
+            # In single stack, /0 of either family is the world (Cilium semantics). In dual stack, _world is empty.
             outside = outside | self._world
         if reach is Reach.OUTSIDE:
             return outside
@@ -168,7 +167,7 @@ class Resolver:
         return outside | (inside if reach is Reach.ANYWHERE else inside & self._nodes)
 
     def _within(self, network: Network) -> set[int]:
-        """Identities whose whole prefix lies in `network`: a run of the sorted table, less the wider ones in it."""
+        """Identities whose prefix `network` contains: a range of the sorted table, without wider prefixes."""
         starts, found = self._outside[network.version]
         low = bisect_left(starts, int(network.network_address))
         high = bisect_right(starts, int(network.broadcast_address))
@@ -176,10 +175,10 @@ class Resolver:
 
 
 def _by_address(identities: Iterable[Identity], version: int) -> tuple[list[int], list[tuple[int, int]]]:
-    """The outside by first address: all starts, and (prefix length, identity) beside each.
+    """Identities outside, sorted by first address: all first addresses, and (prefix length, identity) for each.
 
-    Only what has a `world` label is outside: a CIDR never matches a pod or a node. The single-stack world has no prefix
-    of its own: it is the rest of either family.
+    Only identities with a `world` label are outside: there a CIDR never matches a pod or a node. The single-stack world
+    has no prefix: it is the rest of either family.
     """
     rows = [
         (int(each.cidr.network_address), each.cidr.prefixlen, each.id)

@@ -1,8 +1,8 @@
-"""Neutral rules: what a policy document says, whatever language it was written in.
+"""Neutral rules: the content of a policy document, independent of its language.
 
 A language module turns one document into a tuple of frozen `Rule`s. One rule is one (peers × ports) cell: each
-`toPorts` item of a document becomes a rule of its own, because its L7 rules bind to its own ports and peers only.
-Emptiness is significant everywhere: None means "not said, so any", an empty tuple means "nobody" or "no port".
+`toPorts` item of a document becomes its own rule, because its L7 rules apply only to its own ports and peers.
+None and empty differ everywhere: None means "not given, so any", an empty tuple means "no peer" or "no port".
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from l7proxy.policy.tiers import UNION, Level
 
 @dataclass(frozen=True, slots=True)
 class SelectorPeer:
-    """Everyone whose identity's labels match. Entities are selectors over `reserved:` labels."""
+    """All peers whose identity labels match. Entities are selectors over `reserved:` labels."""
 
     selector: Selects
 
 
 class Reach(Enum):
-    """Whom a CIDR can mean. Cilium: addresses outside, by choice nodes too; Kubernetes and Calico: any address."""
+    """Which addresses a CIDR matches. Cilium: outside, optionally also nodes; Kubernetes and Calico: any address."""
 
     OUTSIDE = "outside"
     NODES = "nodes"
@@ -35,7 +35,7 @@ class Reach(Enum):
 
 @dataclass(frozen=True, slots=True)
 class CidrPeer:
-    """Addresses in `network` but in none of `excepts`, as far as `reach` goes."""
+    """Addresses in `network` but in none of `excepts`, within `reach`."""
 
     network: Network
     excepts: tuple[Network, ...] = ()
@@ -44,7 +44,7 @@ class CidrPeer:
 
 @dataclass(frozen=True, slots=True)
 class EveryPeer:
-    """Those that every one of `all_of` means (everyone, if there is none), less those that one of `none_of` means."""
+    """Peers that match all of `all_of` (every peer, if empty) and none of `none_of`."""
 
     all_of: tuple[Peer, ...] = ()
     none_of: tuple[Peer, ...] = ()
@@ -52,16 +52,16 @@ class EveryPeer:
 
 @dataclass(frozen=True, slots=True)
 class AnyPeer:
-    """Those that one of `any_of` means."""
+    """Peers that match at least one of `any_of`."""
 
     any_of: tuple[Peer, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class ServicePeer:
-    """Whoever is behind the Services of this name and namespace (any, when "") that `selector` selects.
+    """The backends of the Services with this name and namespace ("" is any) that `selector` selects.
 
-    Only the rest of the cluster tells who that is: `policy.references` puts them in place before rules are compiled.
+    They depend on other objects: `policy.references` resolves them before rules are compiled.
     """
 
     namespace: str
@@ -72,7 +72,7 @@ class ServicePeer:
 
 @dataclass(frozen=True, slots=True)
 class CidrGroupPeer:
-    """The addresses of CIDR groups, named or selected as `ServicePeer` does it, but for those in `excepts`."""
+    """The addresses of CIDR groups, by name or selector as in `ServicePeer`, without those in `excepts`."""
 
     name: str = ""
     selector: Selects = EVERYTHING
@@ -82,7 +82,7 @@ class CidrGroupPeer:
 
 @dataclass(frozen=True, slots=True)
 class NetworkSetPeer:
-    """Whoever has an address in one of Calico's network sets that `selector` selects."""
+    """Peers with an address in a Calico network set that `selector` selects."""
 
     selector: Selects
 
@@ -96,7 +96,7 @@ class NodePeer:
 
 @dataclass(frozen=True, slots=True)
 class ServicePortPeer:
-    """Whoever is behind this Service, and `on_ports` only on those that it has there. It stands alone in its rule."""
+    """The backends of this Service; with `on_ports` only on their Service ports. The only peer of its rule."""
 
     namespace: str
     name: str
@@ -127,8 +127,8 @@ class PortMatch:
 class HeaderMatch:
     """One required header. `name` is lower case.
 
-    Without `value` the header must be present. With one, the header's value (repeats joined by a comma) must equal it;
-    when `pattern` is set too, a whole-string RE2 match of it counts as well.
+    Without `value` the header must be present. With `value`, the header's value (repeated headers joined by a comma)
+    must equal it, or match `pattern` (whole-string RE2) if that is set.
     """
 
     name: str
@@ -141,10 +141,10 @@ class HeaderMatch:
 
 @dataclass(frozen=True, slots=True)
 class HttpRule:
-    """One item of `rules.http`: all that is set must hold. method, path and host are whole-string RE2 patterns.
+    """One item of `rules.http`: all set fields must match. method, path and host are whole-string RE2 patterns.
 
-    `header_matches` are asked when all else holds; they may change the request instead of refusing it.
-    `number` counts the HTTP rules of one document from 1, in its order: how people name them. `log` is `Rule.log`.
+    `header_matches` are evaluated last; they may change the request instead of denying it.
+    `number` counts the HTTP rules of one document from 1, in its order, for messages. `log` is `Rule.log`.
     """
 
     ref: RuleRef
@@ -164,13 +164,13 @@ class HttpRule:
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """One cell of a policy: for whom, which way, whom with, on which ports, and what then.
+    """One cell of a policy: subject, direction, action, peers and ports.
 
     `http` None means plain L4; an empty tuple never occurs (it means the same, so languages write None).
-    `default_deny` tells whether this rule puts its direction into default deny for those it selects.
-    `refusal` is set on the rules that stand in for a document we could not honour: why it was refused.
-    `level` is where it stands among the others (`policy.tiers`). `audit`: what it would refuse is let through and told.
-    `log` is what its policy wants to read in the flows it decides.
+    `default_deny`: this rule puts its direction into default deny for the endpoints it selects.
+    `refusal` is set on rules that replace a document or part that cannot be enforced: the reason.
+    `level` is its place in the order (`policy.tiers`). `audit`: what it would deny is allowed, and reported as AUDIT.
+    `log` is the text that its policy adds to the flows it decides.
     """
 
     ref: RuleRef

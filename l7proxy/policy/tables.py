@@ -1,7 +1,7 @@
-"""What compile makes: one value per endpoint, with identities resolved and ports as numbers.
+"""The result of compile: one value per endpoint, with resolved identities and numeric ports.
 
-The same value goes to the workers (over the link), into the kernel picture, and to `policy get`. It is plain data:
-equal inputs give equal values.
+The same value goes to the workers (over the link), into the kernel's desired state, and to `policy get`. It is plain
+data: equal inputs give equal values.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ PROTO_ONLY: Final = 6
 class Entry:
     """(peers × protocol × ports) → action.
 
-    `peers` are identity numbers, ascending; None is everyone. `protocol` None is every protocol on all
-    ports; ICMP's port is type · 256 + code. `http` is set exactly when `action` is REDIRECT. An entry with `audit`
-    that denies lets through and is told.
+    `peers` are identity numbers, ascending; None is every peer. `protocol` None is every protocol on all
+    ports; ICMP's port is type · 256 + code. `http` is set exactly when `action` is REDIRECT. A DENY entry with `audit`
+    allows the traffic and reports it as AUDIT.
     """
 
     action: Action
@@ -46,7 +46,7 @@ class Entry:
 
     @property
     def match_type(self) -> int:
-        """Hubble's policy_match_type: by what the entry tells flows apart, peers, protocol and ports."""
+        """Hubble's policy_match_type: which of peers, protocol and ports the entry restricts."""
         if self.protocol is None:
             return ALL if self.peers is None else L3_ONLY
         if (self.first, self.last) == (0, 65535):
@@ -66,15 +66,15 @@ class Entry:
 
 
 Stage = tuple[Entry, ...]
-"""Entries of equal standing, in a canonical order: of those that cover a flow the highest action wins."""
+"""Entries of one level, in a canonical order: of those that cover a flow the highest action wins."""
 
 
 @dataclass(frozen=True, slots=True)
 class TierPolicy:
     """The stages of one tier, in order; the first with a covering entry decides, and PASS leaves the tier.
 
-    `denied_by` names the policies that put the direction into default deny: they are who refuses when no stage decides.
-    `audited_by` are those that would, but are only audited. Without either the next tier is asked.
+    `denied_by` names the policies that put the direction into default deny: they deny when no stage decides.
+    `audited_by` are those that would, but are only audited. Without either the next tier is evaluated.
     """
 
     name: str
@@ -85,10 +85,10 @@ class TierPolicy:
 
 @dataclass(frozen=True, slots=True)
 class DirectionPolicy:
-    """All tiers that speak of one direction, in order. What the last one leaves undecided passes.
+    """All tiers that cover one direction, in order. Traffic that no tier decides is allowed.
 
-    `governed` False: no policy speaks of it, there are only built-in refusals. What they leave passes as if there were
-    none: it names no policy and is not logged.
+    `governed` False: there are only built-in deny rules and no policy. Traffic that they do not deny is allowed as if
+    there were no rules: its verdict names no policy and is not logged.
     """
 
     tiers: tuple[TierPolicy, ...]
@@ -104,13 +104,13 @@ class DirectionPolicy:
 
 
 def union(entries: tuple[Entry, ...], denied_by: tuple[RuleRef, ...] = ()) -> DirectionPolicy:
-    """A direction in which all entries stand equal: what Cilium's and Kubernetes' policies make."""
+    """A direction with all entries in one stage, as for Cilium's and Kubernetes' policies."""
     return DirectionPolicy((TierPolicy(DEFAULT.name, (entries,), denied_by),))
 
 
 @dataclass(frozen=True, slots=True)
 class EndpointPolicy:
-    """What is enforced on one endpoint. A direction that nothing speaks of is None: everything passes."""
+    """The policy of one endpoint. A direction without rules is None: everything is allowed."""
 
     endpoint: int
     ingress: DirectionPolicy | None = None

@@ -1,7 +1,7 @@
-"""One header against what a rule demands of it.
+"""Matches one header against the requirement of a rule.
 
-Repeats are joined by a comma first. Bytes that are not UTF-8 match no pattern (RE2 in UTF-8 mode; CVE-2026-73552 was a
-pattern that failed open on them). Values are compared in constant time where they may be secret.
+Repeated headers are joined by a comma first. Bytes that are not UTF-8 match no pattern (RE2 in UTF-8 mode;
+CVE-2026-73552 was a pattern that failed open on them). Values that may be secret are compared in constant time.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from l7proxy.policy.rules import HeaderMatch
 
 _OF_A_CONNECTION: Final = frozenset(name.encode() for name in FRAMING)
 NEEDED: Final = WRITING | {Mismatch.FAIL}
-"""Those that see to it that the header arrives."""
+"""Actions that ensure that the server receives the header."""
 MISSING: Final = "missing"
 DIFFERS: Final = "differs"
 NOMINATED: Final = "is listed in Connection, so the next proxy would remove it"
@@ -25,9 +25,9 @@ UNRESOLVED: Final = "is compared with a secret that does not exist"
 
 
 def nominated(headers: Headers, name: bytes) -> bool:
-    """Whether Connection names this header (`alike`), so that the next proxy takes it out (RFC 9110 7.6.1).
+    """Whether Connection lists this header (`alike`), so that the next proxy removes it (RFC 9110 7.6.1).
 
-    Those that are of one connection anyway it must name.
+    False for hop-by-hop headers, which Connection must list anyway.
     """
     if name in _OF_A_CONNECTION:
         return False
@@ -40,7 +40,7 @@ def nominated(headers: Headers, name: bytes) -> bool:
 class HeaderTest:
     """One required header. `used` is the mask of the rules that require it.
 
-    It must be there for whoever reads the request: not one that goes on the way, nor beside another that passes for it.
+    The server must see it unambiguously: no proxy may remove it, and no header with an `alike` name may be present.
     """
 
     __slots__ = ("_alike", "_name", "_pattern", "_value", "match", "used")
@@ -58,7 +58,7 @@ class HeaderTest:
         return self.match.name
 
     def problem(self, request: Request) -> str:
-        """ "" when the request satisfies it; else why not."""
+        """ "" when the request has the header as required; else why not."""
         value = request.joined(self._name)
         if value is None:
             return MISSING
@@ -76,9 +76,9 @@ class HeaderTest:
 
 
 class HeaderAction:
-    """One item of `headerMatches`. `problem` refuses; `change` is what happens to a request that is not refused.
+    """One item of `headerMatches`. `problem` denies the request; `change` is the rewrite when it is allowed.
 
-    Names that some servers read as this one (`_` for `-`) never satisfy it, but count as other values of it.
+    Names that some servers read as this one (`_` for `-`) never match, but count as additional values of the header.
     """
 
     __slots__ = ("_alike", "_name", "_wanted", "rule", "used")
@@ -95,7 +95,7 @@ class HeaderAction:
         return self.rule.name
 
     def problem(self, request: Request) -> str:
-        """ "" unless the rule fails by it; else why."""
+        """ "" unless the rule does not match because of this item; else why."""
         if self.rule.unresolved:
             return UNRESOLVED
         if self.rule.mismatch is Mismatch.FAIL and (fault := self._mismatch(self._found(request.headers))):
@@ -105,7 +105,7 @@ class HeaderAction:
         return ""
 
     def change(self, headers: Headers) -> Rewrite | None:
-        """What is to be done and told because of a mismatch; None when there is none. `problem` has been asked."""
+        """The changes and reports because of a mismatch; None when there is none. Call `problem` first."""
         found = self._found(headers)
         problem = self._mismatch(found)
         if not problem:
@@ -115,7 +115,7 @@ class HeaderAction:
             case Mismatch.DELETE:
                 return Rewrite(
                     (self._edit(EditKind.REMOVE),), rejected=wrong
-                )  # absent, too: trailers must not bring it
+                )  # also when absent: trailers must not add it
             case Mismatch.REPLACE:
                 return Rewrite((self._edit(EditKind.SET),), self._lacking(), wrong)
             case Mismatch.ADD:
@@ -123,7 +123,7 @@ class HeaderAction:
         return Rewrite(missing=self._lacking())
 
     def _found(self, headers: Headers) -> Headers:
-        """Its header, and those that pass for it."""
+        """The headers with this name or one `alike` to it."""
         return [header for header in headers if alike(header[0]) == self._alike]
 
     def _mismatch(self, found: Headers) -> str:

@@ -1,8 +1,8 @@
-"""The HTTP rules that govern one flow against one request: which rule lets it pass, or which one came nearest.
+"""Matches one request against the HTTP rules of a flow: which rule allows it, or which one came nearest.
 
-Rules are told apart by bit masks, bit i for rule i. Method, path and host each give the mask of the rules they satisfy
-by one set lookup, so the price of a request does not grow with the number of rules. Headers are looked at last, and
-only for the rules that are left. Where a rule may change headers, all rules that match have their say (`all_of`).
+Sets of rules are bit masks, bit i for rule i. Method, path and host each give the mask of the rules they satisfy by one
+set lookup, so the cost of a request does not grow with the number of rules. Headers are matched last, and only for the
+remaining rules. If a rule may change headers, all matching rules are applied (`all_of`).
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from l7proxy.policy.rules import HttpRule
 _PARAMETERS: Final = re.compile(rb"(?:;|%3B)[^/]*")
 _PARAMETRIC: Final = re.compile(r";|%3[Bb]")
 EXPLAINED_HEADERS: Final = 64
-"""Required headers looked at to explain a denial: the first so many. A denial must not cost more the more rules are."""
+"""At most this many required headers are examined to explain a denial, whose cost must not grow with the rules."""
 EXPLANATIONS: Final = 1024
-"""Explanations kept, by the rule and what of it held: past that all are forgotten."""
+"""Cached explanations, by the rule and its results. When full, the cache is cleared."""
 
 
 class Clause:
-    """One field of all rules: what each rule demands of it, and the mask of those that a value satisfies.
+    """One field of all rules: the pattern of each rule, and the mask of the rules that a value satisfies.
 
-    `used` is the mask of the rules that demand anything.
+    `used` is the mask of the rules that have a pattern.
     """
 
     __slots__ = ("_free", "_masks", "_set", "used")
@@ -56,14 +56,14 @@ class Clause:
 
 
 def without_parameters(path: bytes) -> bytes:
-    """The path as servers see it that cut off matrix parameters (`;x=y` in a segment)."""
+    """The path without matrix parameters (`;x=y` in a segment), as some servers see it."""
     plain, mark, query = path.partition(b"?")
     cut = _PARAMETERS.sub(b"", plain)
     return path if cut == plain else re.sub(b"//+", b"/", cut) + mark + query
 
 
 class HttpMatcher:
-    """Compiled rules. `first` answers, or `all_of` where one of them `acts`; `nearest` explains. Knows no verdicts."""
+    """Compiled rules. `first` finds the match, or `all_of` if a rule `acts`; `nearest` explains. Gives no verdicts."""
 
     __slots__ = (
         "_actions",
@@ -105,22 +105,22 @@ class HttpMatcher:
 
     @property
     def by_line_only(self) -> bool:
-        """True when method and path alone decide, so that an answer may be remembered by them."""
+        """True when method and path alone decide, so that results may be cached by them."""
         return not self._host.used and not any(self._headers)
 
     @property
     def broken(self) -> list[str]:
-        """Patterns that RE2 could not use: their rules match nothing."""
+        """Patterns that RE2 cannot use: their rules match nothing."""
         return [*self._method.broken, *self._path.broken, *self._host.broken]
 
     def candidates(self, method: bytes, path: bytes) -> int:
-        """The mask of the rules whose method and path hold."""
+        """The mask of the rules whose method and path match."""
         mask = self._satisfied_by_path(path)
         return mask and mask & self._method.satisfied(method)
 
     def _satisfied_by_path(self, path: bytes) -> int:
-        """Matrix parameters make two paths of one, and which one its server sees we do not know: a rule must hold for
-        both, unless it speaks of parameters itself."""
+        """With matrix parameters a server may see one of two paths, and we do not know which: a rule must match both,
+        unless its own pattern contains parameters."""
         mask = self._path.satisfied(path)
         if path.find(b";") < 0 and path.find(b"%3") < 0:
             return mask
@@ -128,17 +128,17 @@ class HttpMatcher:
         return mask if cut == path else mask & (self._path.satisfied(cut) | self._parametric)
 
     def first(self, request: Request, candidates: int) -> int | None:
-        """The index of the first rule among the candidates whose host and headers hold too."""
+        """The index of the first candidate whose host and headers match too."""
         return next(self._matching(request, candidates), None)
 
     def settled(self, candidates: int) -> int | None:
-        """What `first` gives for any request with these candidates; None when host or headers have a say in it."""
+        """The result of `first` for any request with these candidates; None when it depends on host or headers."""
         index = (candidates & -candidates).bit_length() - 1
         return None if index < 0 or self._host.used or self.acts or self._headers[index] else index
 
     def all_of(self, request: Request, candidates: int) -> tuple[int | None, Rewrite | None]:
-        """The first rule that matches, and what all that match want changed: each sees what those before it made of
-        the request, and one that fails by a header has changed nothing."""
+        """The first rule that matches, and the changes of all that match. Each rule sees the request as earlier rules
+        changed it. A rule that fails because of a header changes nothing."""
         seen = request.having(request.headers)
         first: int | None = None
         done: Rewrite | None = None
@@ -148,7 +148,7 @@ class HttpMatcher:
                 change = action.change(seen.headers)
                 made = done is not None and change is not None and change.edits and change.edits[0] in done.edits
                 if change is None or (made and not change.rejected):
-                    continue  # none, or another rule has made it and nothing has come after
+                    continue  # no change, or another rule made it and no wrong value was added since
                 seen.headers = edited(seen.headers, change.edits)
                 done = change if done is None else done.then(change)
         return first, done
@@ -165,7 +165,7 @@ class HttpMatcher:
             mask ^= lowest
 
     def nearest(self, request: Request) -> tuple[HttpRule, str]:
-        """The rule with most of its clauses satisfied, then with fewest not, and what came of them, in words."""
+        """The rule with the most clauses satisfied, then with the fewest failed, and the results as text."""
         good: list[int] = []
         bad: list[int] = []
         for clause, satisfied in (
@@ -182,8 +182,8 @@ class HttpMatcher:
         return self.rules[index], self._told(index, request, [bool(each >> index & 1) for each in good[:3]])
 
     def _told(self, index: int, request: Request, line: list[bool]) -> str:
-        """The first clause that held, if any, and all that did not. Only what the rule says is quoted: a request's
-        query string or header values have no place in a log line."""
+        """The first clause that matched, if any, and all that did not. Quotes only the rule: query strings and header
+        values of requests must not be logged."""
         problems = [test.problem(request) for test in self._headers[index]]
         key = (index, *line, *problems)
         words = self._words.get(key)
@@ -210,7 +210,7 @@ class HttpMatcher:
 
 
 def _most(among: int, masks: Iterable[int]) -> int:
-    """The rules of `among` that stand in most of the masks."""
+    """The rules of `among` that are in the most masks."""
     for plane in _counted(masks):
         among = among & plane or among
     return among
@@ -223,9 +223,9 @@ def _fewest(among: int, masks: Iterable[int]) -> int:
 
 
 def _counted(masks: Iterable[int]) -> list[int]:
-    """How many masks each rule stands in, as binary digits: mask k has digit k of every rule's count; highest first.
+    """How many masks contain each rule, in binary: mask k has digit k of every rule's count; highest digit first.
 
-    All rules are counted at once, so a denial under thousands of rules costs about what it costs under one.
+    All rules are counted at once, so a denial costs about the same with thousands of rules as with one.
     """
     planes: list[int] = []
     for mask in masks:
@@ -238,11 +238,11 @@ def _counted(masks: Iterable[int]) -> list[int]:
 
 
 def printable(text: str, limit: int = 80) -> str:
-    """A pattern as it may stand in a log line: short, and without control characters."""
+    """A pattern in a form for logs: short, and without control characters."""
     shown = "".join(char if char.isprintable() else f"\\x{ord(char):02x}" for char in text[:limit])
     return shown + "…" if len(text) > limit else shown
 
 
 def header_name(name: str) -> str:
-    """`x-token` as people write it: `X-Token`."""
+    """`x-token` in the usual spelling: `X-Token`."""
     return printable("-".join(part.capitalize() for part in name.split("-")))

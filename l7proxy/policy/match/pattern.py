@@ -1,8 +1,8 @@
-r"""RE2 patterns: which ones are usable, and many of them against one text for the price of one.
+r"""Checks RE2 patterns, and matches many of them against one text for the cost of one.
 
-Patterns match whole strings, case-sensitively, in RE2's UTF-8 mode (as Envoy does it): `.` and classes stand for one
-Unicode character, so `/café/.` means what it says, and bytes that RE2 cannot read as UTF-8 (it lets encoded surrogates
-pass) match nothing but `\C`. All our HTTP rules allow, so matching nothing is the closed answer.
+Patterns match whole strings, case-sensitively, in RE2's UTF-8 mode (as in Envoy): `.` and classes stand for one
+Unicode character, so `/café/.` works, and bytes that are not UTF-8 for RE2 (it accepts encoded surrogates) match
+only `\C`. All our HTTP rules allow, so a pattern that matches nothing fails closed.
 """
 
 from __future__ import annotations
@@ -14,22 +14,22 @@ from typing import Any, Final
 import re2
 
 MAX_PATTERN: Final = 8192
-"""Bytes of one pattern. Real ones are below 1 KiB; a longer one is a mistake or an attack on the node's memory."""
+"""Bytes of one pattern. Real patterns are below 1 KiB; longer ones are mistakes or attacks on the node's memory."""
 PATTERN_MEMORY: Final = 1 << 20
-"""RE2's budget for one pattern: some 10 000 instructions. Bounds what `(x{1000}){1000}` may cost in time, too."""
+"""RE2's memory budget for one pattern: about 10 000 instructions. Also bounds the CPU time of `(x{1000}){1000}`."""
 SET_MEMORY: Final = (8 << 20, 32 << 20, 64 << 20, 128 << 20)
-"""RE2's budgets for one set, its state cache included: what a client can make us hold by sending ever new paths. A set
-gets the first that it fits: thousands of patterns, which one by one would cost milliseconds, need more."""
+"""RE2's memory budgets for one set with its state cache, which a client can fill by sending many different paths. A set
+gets the first one that is large enough: thousands of patterns need more, and one by one would take milliseconds."""
 MAX_PROGRAM: Final = 1 << 19
-"""RE2 instructions in all patterns that one endpoint may be judged by, and so in those of one document. An instruction
-of a set takes some 80 bytes of each worker, so this is 40 MiB, and a quarter of a second to compile. An ordinary path
-makes 20 to 100: ten thousand of them fit."""
+"""RE2 instructions in all patterns that apply to one endpoint, and so in those of one document. An instruction of a set
+takes about 80 bytes in each worker, so this is 40 MiB, and 0.25 s to compile. An ordinary path has 20 to 100
+instructions: ten thousand paths fit."""
 MAX_PROGRAM_OF_NODE: Final = 1 << 20
-"""The same of all endpoints of a node together: 80 MiB of each worker."""
+"""The same for all endpoints of a node together: 80 MiB in each worker."""
 
 METACHARACTERS: Final = frozenset("\\^$.|?*+()[]{}")
 _SHOWN: Final = 200
-"""Characters of a pattern that a message repeats."""
+"""Characters of a pattern that a message quotes."""
 _IN_GO: Final[Mapping[str, str]] = {
     "missing ]": "missing closing ]",
     "missing )": "missing closing )",
@@ -40,15 +40,15 @@ _IN_GO: Final[Mapping[str, str]] = {
     "invalid perl operator": "invalid or unsupported Perl syntax",
     "invalid named capture group": "invalid named capture",
 }
-"""RE2's words → those of Go's regexp, which users of Cilium know; the other words are the same."""
+"""RE2's error texts → those of Go's regexp, which users of Cilium know; the other texts are equal."""
 
 
 _TOO_LARGE: Final = "pattern too large"
-"""So RE2 begins what it says of a pattern that it has compiled up to its budget: in up to 0.1 s."""
+"""Start of RE2's error for a pattern that exceeds the budget while compiling, which takes up to 0.1 s."""
 
 
 class PatternError(ValueError):
-    """RE2 cannot use this pattern; the text says why. `costly`: it was compiled in vain."""
+    """RE2 cannot use this pattern; the text says why. `costly`: RE2 compiled it up to its budget first."""
 
     def __init__(self, what: str, *, costly: bool = False) -> None:
         super().__init__(what)
@@ -61,9 +61,9 @@ def is_literal(pattern: str) -> bool:
 
 
 def check(pattern: str) -> int:
-    """The size of the program RE2 makes of `pattern`; PatternError unless RE2 can use it within our limits.
+    """The size of RE2's program for `pattern`. PatternError unless RE2 can use it within our limits.
 
-    0 for a literal: no program is made of it.
+    0 for a literal, which is not compiled.
     """
     try:
         size = len(pattern.encode())
@@ -80,10 +80,10 @@ def check(pattern: str) -> int:
 
 
 class PatternSet:
-    """Many patterns against one text. `find` gives the indices, in the order given, of those that match all of it.
+    """Matches many patterns against one text. `find` returns the indices of those that match the whole text.
 
-    Literals are looked up in a dict. The rest is one RE2 Set, whose cost does not grow with their number; should it not
-    fit its budget, they are tried one by one. A pattern that RE2 cannot use matches nothing (`broken` has it).
+    Literals are looked up in a dict. The rest is one RE2 Set, whose cost does not grow with their number; if it exceeds
+    its budget, they are tried one by one. A pattern that RE2 cannot use matches nothing, and is listed in `broken`.
     """
 
     __slots__ = ("_literals", "_set", "_set_index", "_singles", "broken", "patterns")
@@ -116,7 +116,7 @@ class PatternSet:
             self._try_one_by_one()
 
     def _roomier(self) -> Any:
-        """The set within the next budgets, or None. RE2 has used up one that did not compile."""
+        """The set within the next larger budgets, or None. A set that failed to compile cannot be reused."""
         for memory in SET_MEMORY[1:]:
             roomy: Any = re2.Set.FullMatchSet(_options(memory))
             if all(_add(roomy, self.patterns[index].encode()) for index in self._set_index) and _compiled(roomy):
@@ -125,7 +125,7 @@ class PatternSet:
 
     @property
     def one_by_one(self) -> bool:
-        """True when no budget had room for a set, so that a lookup costs the more the more patterns there are."""
+        """True when the set fits no budget, so that the cost of a lookup grows with the number of patterns."""
         return bool(self._singles)
 
     def _try_one_by_one(self) -> None:
@@ -146,7 +146,7 @@ class PatternSet:
 
 
 def _compiled(patterns: Any) -> Any:
-    """The same set, ready, or None when it needs more than its budget."""
+    """The set, compiled; None when it exceeds its budget."""
     try:
         patterns.Compile()
     except re2.error:
@@ -166,12 +166,12 @@ def _add(patterns: Any, text: bytes) -> bool:
 def _options(memory: int) -> Any:
     options = re2.Options()
     options.max_mem = memory
-    options.log_errors = False  # else RE2 writes to our stderr
+    options.log_errors = False  # otherwise RE2 writes to stderr
     return options
 
 
 def _as_go_says_it(error: Exception) -> str:
-    """As Go's regexp would have refused the pattern; what is only our limit RE2 says without a piece of it."""
+    """The error text of Go's regexp. RE2's errors about our limits do not quote a piece of the pattern."""
     what, _, piece = _text(error).partition(": ")
     if not piece and what not in _IN_GO:
         return f"error parsing regexp: {what}"
