@@ -1,17 +1,17 @@
-"""Policy languages: one document in one language → neutral rules, or a PolicyError that names the field.
+"""Parses policy documents: one document in one language → neutral rules, or a PolicyError that names the field.
 
-A language knows nothing of the others, of identities or of kernels. Which language a document is in, its API group and
-kind tell. Kinds that we know to be policies but do not enforce yet are refused by name: never silently ignored.
+A language module does not depend on the others, on identities or on the kernel. API group and kind of a document
+determine its language. Known kinds that are not enforced yet are rejected by name, never silently ignored.
 
-cilium                          Cilium's, whole; entries: one of its rules
-selectors, peers, cidrs,        the parts of an entry: who,
-services, ports, icmp, http     on what, and what may be asked;
-dns, tls                        what is read but has no gate yet
+cilium                          Cilium's policies; entries: one entry of a policy
+selectors, peers, cidrs,        the parts of an entry: peers,
+services, ports, icmp, http     ports, and allowed requests;
+dns, tls                        fields that are parsed but have no gate yet
 admin                           admin, baseline and cluster network policies
-calico, calico_…                Calico's, with the parts of its rules
-kubernetes                      NetworkPolicy; envelope: names and selectors as all of Kubernetes has them
-refusal                         what stands in for a document that we cannot honour
-fields, document, options       reading values with their paths; the document being read; what may be switched
+calico, calico_…                Calico's policies, with the parts of its rules
+kubernetes                      NetworkPolicy; envelope: names and selectors of all Kubernetes objects
+refusal                         deny rules in place of a document that cannot be enforced
+fields, document, options       values with their paths; the document being parsed; the operator's options
 """
 
 from __future__ import annotations
@@ -49,9 +49,9 @@ Parse = Callable[[Mapping[Any, Any], Locate | None, Options], tuple[Document, tu
 
 @dataclass(frozen=True, slots=True)
 class Language:
-    """How a kind of document is read, if it is, and how it is refused.
+    """How a kind of document is parsed, and how it is replaced when it cannot be enforced. `parse` None: not supported.
 
-    `staged`: read and reported, never enforced. `known_as`: its name with us, where another group has the same kind.
+    `staged`: parsed and reported, never enforced. `known_as`: our name for it if another group has the same kind.
     """
 
     version: str = ""
@@ -116,28 +116,28 @@ LANGUAGES: Final[Mapping[tuple[str, str], Language]] = {
         )
     },
 }
-"""(API group, kind) → language, in whatever version."""
+"""(API group, kind) → language, for all versions."""
 
 
 _OURS: Final = frozenset(("v1", "policy", *(group for group, _ in LANGUAGES)))
-"""API groups in which we know all kinds of network policies; `v1` is that of Pods, which has no name."""
+"""API groups of which we know all network policy kinds; `v1` stands for the core group, which has no name."""
 _LIKE: Final = 0.85
-"""How alike two kinds must be for one to be a slip of the other (difflib's ratio)."""
+"""How similar two kinds must be for one to be a typo of the other (difflib's ratio)."""
 
 
 def is_policy(document: object) -> bool:
-    """True for a document of a kind that decides who may talk to whom, whether or not we can honour it."""
+    """True for a document of a network policy kind, whether or not we can enforce it."""
     return _language(document) is not None
 
 
 def is_staged(document: object) -> bool:
-    """True for a policy that is there to be looked at, and not to be enforced."""
+    """True for a policy that is reported but never enforced."""
     language = _language(document)
     return language is not None and language.staged
 
 
 def known_as(document: object) -> str:
-    """What a policy's kind is called with us: two groups have a NetworkPolicy. "" for what is no policy."""
+    """Our name for a policy's kind: two groups have a NetworkPolicy. "" for other documents."""
     language = _language(document)
     if language is None or not isinstance(document, Mapping):
         return ""
@@ -145,9 +145,9 @@ def known_as(document: object) -> str:
 
 
 def meant(document: object) -> str:
-    """What a document that is no policy was perhaps meant to be, as `networking.k8s.io/v1 NetworkPolicy`; or "".
+    """The policy kind that another document may be a typo of, as `networking.k8s.io/v1 NetworkPolicy`; or "".
 
-    Only what Kubernetes would refuse is taken for a slip: the groups of other products have policies of their own.
+    Only kinds that Kubernetes rejects count as typos: API groups of other products have policies of their own.
     """
     if not isinstance(document, Mapping) or is_policy(document):
         return ""
@@ -167,13 +167,13 @@ def _written(group: str, kind: str) -> str:
 
 
 def parse(document: Mapping[Any, Any], *, locate: Locate | None = None, options: Options = DEFAULT) -> tuple[Rule, ...]:
-    """The rules of one policy document. PolicyError names the field; `unsupported` if it is only we who cannot."""
+    """The rules of one policy document. PolicyError names the field; `unsupported` if it is valid, but not for us."""
     return read(document, locate=locate, options=options).rules
 
 
 @dataclass(frozen=True, slots=True)
 class Read:
-    """The rules of a document, and which parts of it we cannot enforce: there, what their rules cover is refused.
+    """The rules of a document, and its parts that cannot be enforced: traffic that their rules cover is denied.
 
     `program` is the size of all its patterns, in RE2 instructions.
     """
@@ -184,7 +184,7 @@ class Read:
 
 
 def read(document: Mapping[Any, Any], *, locate: Locate | None = None, options: Options = DEFAULT) -> Read:
-    """As `parse`; of several faults one that makes the document invalid is told before one that is only ours."""
+    """Like `parse`. Raises one of several faults: one that makes the document invalid before an unsupported one."""
     found, rules = _read(document, locate, options)
     for fault in sorted(found.faults, key=lambda one: one.unsupported):
         raise fault
@@ -192,9 +192,9 @@ def read(document: Mapping[Any, Any], *, locate: Locate | None = None, options: 
 
 
 def faults(document: Mapping[Any, Any], *, options: Options = DEFAULT) -> tuple[PolicyError, ...]:
-    """All that is wrong with a document, as far as it can be told at once. () when good.
+    """All faults of a document that one pass finds; () when it is valid.
 
-    At most MAX_FAULTS faults, and as many parts that we cannot enforce; a last one says so when there may be more.
+    At most MAX_FAULTS faults, and as many parts that cannot be enforced; a last item is added if there may be more.
     """
     try:
         found = _read(document, None, options)[0]
@@ -207,12 +207,12 @@ def faults(document: Mapping[Any, Any], *, options: Options = DEFAULT) -> tuple[
 
 
 def notes(document: Mapping[Any, Any], *, options: Options = DEFAULT) -> tuple[Note, ...]:
-    """Remarks on a document: what its author may not expect. PolicyError when nothing of it can be read."""
+    """Notes on a document: what its author may not expect. PolicyError when nothing of it can be parsed."""
     return tuple(dict.fromkeys(_read(document, None, options)[0].notes))
 
 
 def refuse(document: Mapping[Any, Any], reason: str, *, locate: Locate | None = None) -> tuple[Rule, ...]:
-    """The rules that stand in for a document we cannot honour. Never raises; no rules for what is no policy."""
+    """Deny rules in place of a document that cannot be enforced. Never raises; () for documents of other kinds."""
     language = _language(document)
     if language is None or language.staged:
         return ()

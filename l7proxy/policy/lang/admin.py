@@ -1,9 +1,9 @@
-"""AdminNetworkPolicy, BaselineAdminNetworkPolicy (v1alpha1) and ClusterNetworkPolicy (v1alpha2).
+"""Parses AdminNetworkPolicy, BaselineAdminNetworkPolicy (v1alpha1) and ClusterNetworkPolicy (v1alpha2).
 
-Admin policies are asked before all others, by priority, and baseline ones after all others; in a policy the first rule
-that covers a flow decides, and Pass leaves it to whoever comes after the tier. They isolate nobody: what no rule covers
-goes on. Networks mean addresses, whoever has them. A peer or a port of a kind that we do not know fails closed, as the
-API demands: its rule accepts nobody, or denies everybody, and the rest of the policy is enforced.
+Admin policies are evaluated before all others, by priority, and baseline policies after all others. In a policy the
+first rule that covers a flow decides, and Pass skips the rest of the tier. They do not isolate pods: a flow that no
+rule covers goes to the next tier. Networks match any address, also pods'. A peer or port of an unknown kind fails
+closed, as the API requires: its rule accepts no peer, or denies every peer; the rest of the policy is enforced.
 """
 
 from __future__ import annotations
@@ -42,12 +42,12 @@ _EVERYONE_ELSE: Final[Mapping[Direction, tuple[Peer, ...] | None]] = {
     Direction.INGRESS: (SelectorPeer(Selector((Requirement(RESERVED, "host", Operator.DOES_NOT_EXIST),))),),
     Direction.EGRESS: None,
 }
-"""Whom a rule that fails closed denies: kubelet's probes are none of its business."""
+"""The peers that a rule denies when it fails closed: all except kubelet's probes."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Edition:
-    """How one kind writes what all of them say."""
+    """The syntax of one kind."""
 
     actions: Mapping[str, Action]
     ports: str
@@ -56,7 +56,7 @@ class _Edition:
 
 
 def parse(root: Mapping[object, object], locate: Locate | None, options: Options) -> tuple[Document, tuple[Rule, ...]]:
-    """The document with its notes and faults, and its rules, which only count when there are no faults."""
+    """The document with its notes and faults, and its rules, which are valid only without faults."""
     document, found = opened(root, locate, options, namespaced=False)
     if document.kind == BASELINE_KIND and document.name != "default":
         Field(None, "metadata.name").fail(f"{BASELINE_KIND} must be named default")
@@ -77,13 +77,13 @@ def _spec(spec: Field, document: Document) -> Iterator[Rule]:
         for item in items:
             for rule in document.collect(partial(_rule, item, direction, whom, document)):
                 if last not in (None, rule.action):
-                    index += 1  # rules in a row with one action are one level: which of them it is changes nothing
+                    index += 1  # consecutive rules with one action are one level: their order has no effect
                 last = rule.action
                 yield replace(rule, level=replace(place, index=index))
 
 
 def level(spec: Field, document: Document) -> Level:
-    """Where the policy stands. Of equal priorities, which the API leaves undefined, the name decides."""
+    """The level of the policy. The API leaves the order of equal priorities undefined; here the name decides."""
     found = spec.mapping(None)
     name = f"{document.name} {document.kind}"
     if document.kind == BASELINE_KIND:
@@ -102,7 +102,7 @@ def level(spec: Field, document: Document) -> Level:
 
 
 def subject(spec: Field, document: Document) -> Selector:
-    """Whom the policy is for; pods in the network of their node are none of them."""
+    """The pods that the policy selects; never pods in the host network."""
     found = spec.mapping(None)
     if "subject" not in found:
         spec.fail("subject is required")
@@ -112,7 +112,7 @@ def subject(spec: Field, document: Document) -> Selector:
 
 
 def directions(spec: Field) -> tuple[Direction, ...]:
-    """Those that have rules."""
+    """The directions with rules."""
     found = spec.mapping(None)
     return tuple(one for one in _BOTH if one.word in found)
 
@@ -146,7 +146,7 @@ def _rule(item: Field, direction: Direction, whom: Selector, document: Document)
 
 
 def _closed(rule: Rule, fault: PolicyError) -> Rule:
-    """A rule that speaks of what we do not know: Accept accepts nobody, Deny and Pass deny."""
+    """A rule with an unknown peer or port, failing closed: Accept accepts no peer, Deny and Pass deny."""
     if rule.action is Action.ALLOW:
         return replace(rule, refusal=str(fault))
     return replace(rule, action=Action.DENY, peers=_EVERYONE_ELSE[rule.direction], refusal=str(fault))
@@ -162,7 +162,7 @@ def _action(item: Field, found: Mapping[str, Field], edition: _Edition) -> Actio
 
 
 def _listed(item: Field, found: Mapping[str, Field], direction: Direction, edition: _Edition) -> tuple[Field, Field]:
-    """The lists of peers and of ports, neither too long."""
+    """The lists of peers and of ports, with their lengths checked."""
     name = _PEERS[direction]
     peers, ports = (found.get(one, Field([], item.key(one))) for one in (name, edition.ports))
     if not peers.items(most=edition.most, too_many=f"too many peers, the max is {edition.most}"):
@@ -172,7 +172,7 @@ def _listed(item: Field, found: Mapping[str, Field], direction: Direction, editi
 
 
 def _only(field: Field, known: tuple[str, ...]) -> tuple[str, Field]:
-    """The one thing that a field chooses; what is none of `known` may be of a later version of the API."""
+    """The only key of a mapping, with its value. A key not in `known` may come from a later version of the API."""
     found = field.mapping(None)
     if len(found) > 1:
         field.fail(f"must have exactly one field, not {' and '.join(sorted(found)[:2])}")

@@ -1,11 +1,11 @@
-"""Calico's NetworkPolicy and GlobalNetworkPolicy (projectcalico.org/v3, crd.projectcalico.org/v1), and staged ones.
+"""Parses Calico's NetworkPolicy and GlobalNetworkPolicy (projectcalico.org/v3, crd.projectcalico.org/v1), also staged.
 
-Rules are asked one after the other, policies by their order, tiers by theirs: the first that covers a flow decides,
-Pass leaves the tier, and at its end what is undecided is denied (unless the Tier says Pass). Rules that follow each
-other with one action have one level: which of them it is changes nothing (but a plain Allow before one with http keeps
-its connections from being read). Log decides nothing, and every verdict is told as a flow anyway. Calico never polices
-what a node sends to its own pods: it is let in ahead of the tier. A staged policy is read and reported, and never
-enforced. What is about host endpoints is refused by name.
+Rules are evaluated in sequence, policies and tiers by their order: the first rule that covers a flow decides, Pass
+leaves the tier, and at its end an undecided flow is denied (unless the Tier says Pass). Consecutive rules with one
+action share a level, because their order has no effect (but a plain Allow before one with http has its own level, so
+that its connections are not redirected). Log decides nothing, and every verdict is logged as a flow anyway. Calico
+never applies policy to traffic from a node to its own pods: it is allowed at the start of the tier. A staged policy is
+parsed and reported, never enforced. Fields for host endpoints are rejected by name.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from l7proxy.policy.tiers import ADMIN, BASELINE, DEFAULT, UNPLACED, Level, Tier
 VERSIONS: Final[Mapping[str, str]] = {"projectcalico.org": "v3", "crd.projectcalico.org": "v1"}
 NAMESPACED: Final = "NetworkPolicy"
 KNOWN_AS: Final = "CalicoNetworkPolicy"
-"""Its name with us: Kubernetes has a NetworkPolicy, too."""
+"""Our name for it, because Kubernetes has a NetworkPolicy too."""
 GLOBAL: Final = "GlobalNetworkPolicy"
 STAGED: Final = "StagedNetworkPolicy"
 STAGED_GLOBAL: Final = "StagedGlobalNetworkPolicy"
@@ -54,7 +54,7 @@ _SPEC: Final = (
 _GLOBAL_SPEC: Final = ("namespaceSelector", "applyOnForward", "doNotTrack", "preDNAT")
 _TIER: Final = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 _PASSING: Final = (ADMIN, BASELINE)
-"""Tiers that have Pass as their default action."""
+"""Tiers with default action Pass."""
 _NAMED: Final[Mapping[str, Tier]] = {
     **{tier.name: tier for tier in (ADMIN, DEFAULT, BASELINE)},
     "adminnetworkpolicy": ADMIN,
@@ -62,11 +62,11 @@ _NAMED: Final[Mapping[str, Tier]] = {
 }
 _HOST: Final = SelectorPeer(Selector((Requirement(RESERVED, "host", Operator.EXISTS),)))
 LOCAL_HOST: Final = RuleRef("built-in", "", "allow-localhost")
-"""Who lets this node itself in where Calico would not have asked."""
+"""The rule that allows ingress from this node itself, to which Calico does not apply policy."""
 
 
 def parse(root: Mapping[object, object], locate: Locate | None, options: Options) -> tuple[Document, tuple[Rule, ...]]:
-    """The document with its notes and faults, and its rules, which only count when there are no faults."""
+    """The document with its notes and faults, and its rules, which are valid only without faults."""
     namespaced = root.get("kind") == NAMESPACED
     document, found = opened(root, locate, options, namespaced=namespaced)
     if namespaced:
@@ -78,7 +78,7 @@ def parse(root: Mapping[object, object], locate: Locate | None, options: Options
 def parse_staged(
     root: Mapping[object, object], locate: Locate | None, options: Options
 ) -> tuple[Document, tuple[Rule, ...]]:
-    """The same, without any rule that is enforced."""
+    """Like `parse`, but never returns rules."""
     document, found = opened(root, locate, options, namespaced=root.get("kind") == STAGED)
     document.collect(partial(_spec, found.get("spec", Field({}, "spec")), document, staged=True))
     return document, ()
@@ -96,7 +96,7 @@ def parse_staged_kubernetes(
 
 @dataclass(frozen=True, slots=True)
 class _Scope:
-    """What every rule of one policy shares. Its levels are `level` with an index."""
+    """What all rules of one policy share. Their levels are `level` with an index."""
 
     document: Document
     subject: Selects
@@ -144,7 +144,7 @@ def _spec(spec: Field, document: Document, *, staged: bool) -> Iterator[Rule]:
 
 
 def subject(spec: Field, document: Document) -> Selects:
-    """Whom the policy is for: pods of its namespace, or of the cluster."""
+    """The pods that the policy selects, in its namespace or in the cluster."""
     found = spec.mapping(None)
     terms: list[Selects] = [selectors.in_namespace(document.namespace) if document.namespace else selectors.IS_POD]
     if "selector" in found:
@@ -161,7 +161,7 @@ def subject(spec: Field, document: Document) -> Selects:
 
 
 def directions(spec: Field) -> tuple[Direction, ...]:
-    """Those that the policy is about. PolicyError when that cannot be read."""
+    """The directions that the policy covers. PolicyError when they cannot be parsed."""
     found = spec.mapping(None)
     items = {one: found[one.word].items() if one.word in found else [] for one in _BOTH}
     types = _types(found.get("types"), items)
@@ -169,12 +169,12 @@ def directions(spec: Field) -> tuple[Direction, ...]:
 
 
 def level(spec: Field, document: Document) -> Level:
-    """Where the policy stands. PolicyError when that cannot be read."""
+    """The level of the policy. PolicyError when it cannot be parsed."""
     return _level(spec.mapping(None), document)
 
 
 def _level(found: Mapping[str, Field], document: Document) -> Level:
-    """Of policies with one order the name decides, then namespace and kind."""
+    """Policies of equal order are sorted by name, then namespace and kind."""
     name = found["tier"].text() if "tier" in found else ""
     if name and not _TIER.fullmatch(name):
         found["tier"].fail(f"{quoted(name)} is not the name of a tier")
@@ -184,7 +184,7 @@ def _level(found: Mapping[str, Field], document: Document) -> Level:
 
 
 def _order(field: Field | None) -> float:
-    """Without an order a policy comes last."""
+    """A policy without an order is last."""
     if field is None:
         return float("inf")
     if not isinstance(field.value, (int, float)) or isinstance(field.value, bool) or field.value != field.value:
@@ -193,7 +193,7 @@ def _order(field: Field | None) -> float:
 
 
 def _types(field: Field | None, items: Mapping[Direction, list[Field]]) -> frozenset[Direction]:
-    """Not said: the directions that have rules, or ingress when none has."""
+    """Without `types`: the directions that have rules, or ingress when there are none."""
     listed = field.items() if field is not None else []
     if not listed:
         return frozenset(one for one in _BOTH if items[one]) or frozenset((Direction.INGRESS,))
@@ -214,7 +214,7 @@ def _type(field: Field) -> Direction:
 
 
 def _direction(items: list[Field], direction: Direction, scope: _Scope) -> Iterator[Rule]:
-    """The rules of one direction, in levels: a new one wherever the action changes, or whether it asks for requests."""
+    """The rules of one direction, with a new level where the action changes, or between plain and http rules."""
     index, last = 0, None
     for item in items:
         for rule in scope.document.collect(partial(_rule, item, direction, scope)):
@@ -226,7 +226,7 @@ def _direction(items: list[Field], direction: Direction, scope: _Scope) -> Itera
 
 
 def _let_the_host_in(scope: _Scope) -> Rule:
-    """Ahead of all that is in the tier."""
+    """Before all other rules of the tier."""
     first = Level(scope.level.tier, float("-inf"))
     return Rule(LOCAL_HOST, scope.subject, Direction.INGRESS, peers=(_HOST,), default_deny=False, level=first)
 
@@ -284,7 +284,7 @@ def _version(found: Mapping[str, Field]) -> int | None:
 
 
 def _check_entities(entities: Mapping[str, Mapping[str, Field]], direction: Direction, own: str) -> None:
-    """What no rule may say, and what we cannot tell: from which port somebody calls, at which address a pod is."""
+    """Reject invalid combinations, and what is not supported: source ports, and nets for the pod's own addresses."""
     for name in ("ports", "notPorts"):
         if name in entities["source"] and entities["source"][name].items():
             entities["source"][name].fail("source ports are not supported yet", unsupported=True)
@@ -302,7 +302,7 @@ def _check_entities(entities: Mapping[str, Mapping[str, Field]], direction: Dire
 
 
 def _narrowed(scope: _Scope, entity: dict[str, Field]) -> Selects:
-    """An entity may also speak of the pod that the policy is for."""
+    """The subject of a rule. The entity on the pod's own side may narrow it."""
     wanted, unwanted = calico_peers.chosen(entity, scope.document), calico_peers.unwanted(entity)
     terms = [scope.subject]
     if wanted is not None:
@@ -327,7 +327,7 @@ def _http(
 
 
 def _numbered(rules: list[Rule]) -> Iterator[Rule]:
-    """HTTP rules counted through the document from 1: the number that denials name."""
+    """Number the HTTP rules of the document from 1, as denials name them."""
     count = 0
     for rule in rules:
         if rule.http is not None:

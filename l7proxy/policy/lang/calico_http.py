@@ -1,8 +1,8 @@
-"""The `http` of a Calico rule: methods and paths, as whole-string patterns over the path that we match and forward.
+"""Parses `http` of a Calico rule: methods and paths become whole-string patterns over the path that we forward.
 
-Calico compares with the path decoded and without its query; our normal form keeps needful escapes. So a character of
-the policy stands for itself, and, where the normal form escapes it, for its escape. A prefix ends where a segment ends:
-`/pub` is `/pub` and `/pub/x`, never `/public`.
+Calico matches the decoded path without its query; our normal form keeps necessary escapes. So a character of the
+policy matches itself and, if the normal form escapes it, its escape. A prefix ends at the end of a segment:
+`/pub` matches `/pub` and `/pub/x`, never `/public`.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ def _spelled(text: str) -> str:
 
 
 def _character(each: str) -> str:
-    """As it may stand in a normalised path: by itself if it is visible ASCII, or as the escape of its UTF-8."""
+    """A character as a normalised path may contain it: itself if visible ASCII, or the escape of its UTF-8."""
     if _PLAIN.fullmatch(each):
         return each
     escape = "".join(f"%{byte:02X}" for byte in each.encode())

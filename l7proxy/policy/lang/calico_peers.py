@@ -1,8 +1,8 @@
-"""Whom a Calico rule speaks of: the entities `source` and `destination`.
+"""Parses the peers of a Calico rule: the entities `source` and `destination`.
 
-All that an entity says must hold. Selectors select pods and network sets, never bare addresses; networks mean
-addresses, whoever has them. In a namespaced policy a selector means its own namespace unless a namespaceSelector says
-otherwise. Calico sees labels that Cilium does not: all of a pod's own, its namespace's and its ServiceAccount's.
+All fields of an entity must match. Selectors select pods and network sets, never bare addresses; networks match any
+address, also pods'. In a namespaced policy a selector applies to its own namespace unless a namespaceSelector is given.
+Calico sees labels that Cilium does not: all labels of a pod, of its namespace and of its ServiceAccount.
 """
 
 from __future__ import annotations
@@ -54,11 +54,11 @@ _NAME: Final = "projectcalico.org/name"
 _OF_NAMESPACE: Final = "pcns."
 _OF_ACCOUNT: Final = "pcsa."
 _IS_IN_KUBERNETES: Final = Requirement(K8S, CLUSTER_KEY, Operator.EXISTS)
-"""Every pod, and no network set."""
+"""Matches every pod and no network set."""
 
 
 def of_pods(term: Requirement | Holds) -> Selects:
-    """A term of a selector of endpoints."""
+    """A term of a selector for endpoints."""
     key = term.key
     if key == _NAMESPACE:
         return replace(term, source=K8S, key=NAMESPACE_KEY)
@@ -86,7 +86,7 @@ def of_accounts(term: Requirement | Holds) -> Selects:
 
 
 def _orchestrated(term: Requirement | Holds) -> Selects:
-    """Pods have this label with the value `k8s`, whatever they say themselves."""
+    """Every pod has this label with the value `k8s`, whatever its own labels are."""
     term = replace(term, source=K8S)
     on_pods = term.matches(LabelSet.of((Label(K8S, _ORCHESTRATOR, "k8s"),)))
     elsewhere = term.matches(LabelSet.of(()))
@@ -96,7 +96,7 @@ def _orchestrated(term: Requirement | Holds) -> Selects:
 
 
 def selector(field: Field, leaf: Leaf) -> Selects:
-    """The predicate that a selector means."""
+    """The predicate for a selector."""
     try:
         return calico_selector.parse(field.text(), leaf)
     except calico_selector.SelectorError as error:
@@ -104,14 +104,14 @@ def selector(field: Field, leaf: Leaf) -> Selects:
 
 
 def namespaces(field: Field) -> Selects:
-    """`all()`: whoever is in some namespace; `global()`: whoever is in none."""
+    """`all()`: everything in a namespace; `global()`: everything outside all namespaces."""
     if calico_selector.is_global(field.text()):
         return Not(selectors.IS_POD)
     return AllOf((selectors.IS_POD, selector(field, of_namespaces)))
 
 
 def accounts(field: Field) -> Selects | None:
-    """`serviceAccounts`: names and selector, both. None when it says neither: then it asks for nothing."""
+    """`serviceAccounts`: names and selector must both match. None when it has neither: then it requires nothing."""
     found = field.mapping(("names", "selector"))
     terms: list[Selects] = []
     names = found["names"].items() if "names" in found else []
@@ -123,7 +123,7 @@ def accounts(field: Field) -> Selects | None:
 
 
 def chosen(entity: dict[str, Field], document: Document) -> Selects | None:
-    """What selector, namespaceSelector and serviceAccounts say together; None when they say nothing."""
+    """The conjunction of selector, namespaceSelector and serviceAccounts; None when all are absent."""
     said = {name: field for name, field in entity.items() if name in SELECTORS and field.value != ""}
     of_whom = accounts(said.pop("serviceAccounts")) if "serviceAccounts" in said else None
     terms: list[Selects] = []
@@ -139,7 +139,7 @@ def chosen(entity: dict[str, Field], document: Document) -> Selects | None:
 
 
 def unwanted(entity: dict[str, Field]) -> Selects | None:
-    """What notSelector says."""
+    """The predicate for notSelector; None when absent."""
     if "notSelector" not in entity or not entity["notSelector"].text():
         return None
     return selector(entity["notSelector"], of_pods)
@@ -148,9 +148,9 @@ def unwanted(entity: dict[str, Field]) -> Selects | None:
 def entity_peers(
     entity: dict[str, Field], document: Document, *, version: int | None, on_ports: bool
 ) -> tuple[Peer, ...] | None:
-    """The peers that an entity means; None when it says nothing of whom.
+    """The peers of an entity; None when it names none.
 
-    `version`: of IP, when the rule names one. `on_ports`: a Service is meant with its ports.
+    `version`: the IP version, if the rule names one. `on_ports`: a Service matches only with its ports.
     """
     if "services" in entity:
         return (replace(_service(entity, document, version), on_ports=on_ports),)
@@ -202,7 +202,7 @@ def _not_nets(field: Field, version: int | None) -> Iterator[CidrPeer]:
 
 
 def _network(field: Field) -> Network:
-    """A prefix, or an address."""
+    """A prefix or an address."""
     text = field.text()
     if "/" not in text:
         text += "/128" if ":" in text else "/32"

@@ -1,7 +1,7 @@
-"""Which protocol and ports a Calico rule speaks of: protocol, notProtocol, icmp, notICMP, ports and notPorts.
+"""Parses protocol and ports of a Calico rule: protocol, notProtocol, icmp, notICMP, ports and notPorts.
 
-What a `not` field leaves is spelled out: numbers are few enough. A port that has a name has whichever numbers the
-destination pods give it; the opposite of that has no spelling, so it is refused.
+A `not` field is expanded to the numbers that it leaves. A port name means the numbers that the destination pods give
+it; its negation cannot be expressed, so it is rejected.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _WITH_PORTS: Final = frozenset((Protocol.TCP.value, Protocol.UDP.value, Protocol
 _IP_VERSION: Final[Mapping[int, int]] = {Protocol.ICMP.value: 4, Protocol.ICMPV6.value: 6}
 _ICMP: Final = frozenset(_IP_VERSION)
 _EVERY: Final = frozenset(range(1, 256))
-"""0 is no transport protocol, and to iptables it is every one."""
+"""Without 0, which is not a transport protocol, and means every protocol to iptables."""
 _NUMBER: Final = re.compile(r"[0-9]{1,5}")
 _RANGE: Final = re.compile(r"([0-9]{1,5}):([0-9]{1,5})")
 _NAME: Final = re.compile(r"[a-zA-Z0-9_.-]{1,128}")
@@ -40,7 +40,7 @@ Span = tuple[int, int]
 
 
 def matches(rule: Mapping[str, Field], destination: Mapping[str, Field]) -> tuple[PortMatch, ...] | None:
-    """None is every protocol, () is none."""
+    """The ports that a rule matches. None is every protocol, () is none."""
     protocols = _protocols(rule)
     wanted, unwanted = (_ports(destination[name]) if name in destination else [] for name in ("ports", "notPorts"))
     found = tuple(_icmp(rule, protocols)) if "icmp" in rule or "notICMP" in rule else None
@@ -52,7 +52,7 @@ def matches(rule: Mapping[str, Field], destination: Mapping[str, Field]) -> tupl
 
 
 def check_version(rule: Mapping[str, Field], version: int | None) -> None:
-    """Each ICMP is of one IP version."""
+    """Each ICMP protocol belongs to one IP version."""
     for name in ("protocol", "notProtocol"):
         wanted = _IP_VERSION.get(_protocol(rule[name])) if name in rule else None
         if wanted is not None and version not in (None, wanted):
@@ -120,7 +120,7 @@ def _with_ports(
 
 
 def _without(spans: Iterable[Span], holes: Iterable[Span]) -> list[Span]:
-    """What the spans keep when the holes are taken out of them."""
+    """The spans without the holes."""
     left = list(spans)
     for low, high in holes:
         left = [

@@ -1,4 +1,4 @@
-"""Calico's selector grammar: a text in, a predicate over labels out, or a SelectorError with what was expected where.
+"""Parses Calico's selectors: text → predicate over labels, or a SelectorError that says what was expected where.
 
     or      = and { "||" and }
     and     = unary { "&&" unary }
@@ -6,8 +6,8 @@
     primary = "(" or ")" | "all()" | "global()" | "has(" LABEL ")" | LABEL operator
     operator = ("==" | "!=" | "contains" | "starts with" | "ends with") STRING | ("in" | "not in") "{" STRINGS "}"
 
-`""` is `all()`. A label that is missing equals nothing, so `!=` and `not in` hold for it. Where a label stands in the
-label sets of identities differs: whoever asks says so (`Leaf`).
+`""` is `all()`. An absent label equals nothing, so `!=` and `not in` are true for it. The caller's `Leaf` maps label
+keys to the label sets of identities.
 """
 
 from __future__ import annotations
@@ -24,19 +24,19 @@ from l7proxy.policy.lang.fields import quoted
 MAX_LENGTH: Final = 1024
 MAX_LABEL: Final = 512
 MAX_DEPTH: Final = 100
-"""Parentheses within parentheses: nobody writes so many, and reading them takes a stack."""
+"""Limit of nested parentheses, because the parser is recursive."""
 
 
 class SelectorError(ValueError):
-    """The text is no selector."""
+    """The text is not a valid selector."""
 
 
 Leaf = Callable[[Requirement | Holds], Selects]
-"""A term whose key is as written (its source is "") → the predicate that it means."""
+"""A term with its key as written (source "") → its predicate over the labels of identities."""
 
 
 def parse(text: str, leaf: Leaf) -> Selects:
-    """The predicate that a selector means."""
+    """The predicate for a selector."""
     if len(text) > MAX_LENGTH:
         raise SelectorError(f"selector is longer than {MAX_LENGTH} characters")
     tokens = list(_tokens(text))
@@ -49,13 +49,13 @@ def parse(text: str, leaf: Leaf) -> Selects:
 
 
 def is_global(text: str) -> bool:
-    """`global()`, whole: what is in no namespace. Calico knows it in namespaceSelector only."""
+    """Whether the whole text is `global()`: outside all namespaces. Calico allows it only in namespaceSelector."""
     return re.fullmatch(r"[ \t]*global\([ \t]*\)[ \t]*", text) is not None
 
 
 @dataclass(frozen=True, slots=True)
 class _Token:
-    """`kind` is the sign itself, or one of label, string, all, global, has, end."""
+    """`kind` is the operator or bracket itself, or one of label, string, all, global, has, end."""
 
     kind: str
     text: str
@@ -80,7 +80,7 @@ _HOLDS: Final = {"contains": Part.ANYWHERE, "startswith": Part.START, "endswith"
 
 
 def _tokens(text: str) -> Iterator[_Token]:
-    """A word after a label is an operator; everywhere else it is a label."""
+    """Split into tokens. A word after a label is an operator; everywhere else it is a label."""
     place, after_label = 0, False
     while True:
         word = _OPERATOR.match(text, place) if after_label else None
@@ -125,7 +125,7 @@ def _stuck(text: str, place: int, *, after_label: bool) -> str:
 
 
 class _Reader:
-    """Recursive descent over the tokens."""
+    """A recursive descent parser over the tokens."""
 
     def __init__(self, tokens: list[_Token], leaf: Leaf) -> None:
         self._tokens = tokens

@@ -1,4 +1,4 @@
-"""CIDRs of Cilium documents: prefixes, prefixes with exceptions, and groups of them by name or label."""
+"""Parses CIDRs of Cilium documents: prefixes, prefixes with exceptions, and CIDR groups by name or label."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def cidr(field: Field, document: Document) -> CidrPeer:
 
 
 def cidr_set(field: Field, document: Document) -> CidrPeer | CidrGroupPeer:
-    """An item of fromCIDRSet or toCIDRSet. Exceptions from a group need not lie in it."""
+    """An item of fromCIDRSet or toCIDRSet. Exceptions from a CIDR group need not be inside it."""
     found = field.mapping((*_CHOICES, "except"))
     chosen = [name for name in _CHOICES if name in found and found[name].value != ""]
     if not chosen:
@@ -51,7 +51,7 @@ def cidr_set(field: Field, document: Document) -> CidrPeer | CidrGroupPeer:
 
 
 def prefix(field: Field, what: str = "CIDR:") -> Network:
-    """A prefix with its length in figures; bits of the host part are dropped, a bare address is refused."""
+    """A prefix with a numeric length. Host bits are cleared; an address without a length is rejected."""
     text = field.text()
     head = f"unable to parse {what} {quoted(text)}"
     try:

@@ -1,8 +1,8 @@
-"""CiliumNetworkPolicy and CiliumClusterwideNetworkPolicy (cilium.io/v2), with Cilium's semantics and messages.
+"""Parses CiliumNetworkPolicy and CiliumClusterwideNetworkPolicy (cilium.io/v2), with Cilium's semantics and messages.
 
-`spec` and every one of `specs` count, as if they were policies of their own under one name. Emptiness: a missing list
-is "any", an empty one "none", `[{}]` an entry that matches nothing; any entry puts its direction into default deny
-unless `enableDefaultDeny` says otherwise. Policies for nodes are read, and have no effect.
+`spec` and all of `specs` are enforced, like separate policies with one name. An absent list is "any", an empty one
+"none", `[{}]` an entry that matches nothing; any entry puts its direction into default deny unless `enableDefaultDeny`
+says otherwise. Policies for nodes are parsed and have no effect.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _LISTS: Final[Mapping[str, tuple[Direction, Action]]] = {
 
 
 def parse(root: Mapping[object, object], locate: Locate | None, options: Options) -> tuple[Document, tuple[Rule, ...]]:
-    """The document with its notes and faults, and its rules, which only count when there are no faults."""
+    """The document with its notes and faults, and its rules, which are valid only without faults."""
     namespaced = root.get("kind") == NAMESPACED
     document, found = envelope.opened(root, locate, options, namespaced=namespaced, more=("specs",))
     specs = [found["spec"]] if "spec" in found else []
@@ -82,7 +82,7 @@ def _subject(spec: Field, found: dict[str, Field], document: Document) -> Select
 def _default_deny(
     found: dict[str, Field], lists: dict[str, list[Field]], document: Document
 ) -> Mapping[Direction, bool]:
-    """Each direction that has an entry, unless the author says otherwise. Without an entry it has no effect."""
+    """Whether entries of a direction set default deny: unless enableDefaultDeny is false. No effect without entries."""
     said = found["enableDefaultDeny"].mapping(("ingress", "egress")) if "enableDefaultDeny" in found else {}
     result = {Direction.INGRESS: True, Direction.EGRESS: True}
     for direction in result:
@@ -98,7 +98,7 @@ def _default_deny(
 
 
 def _bookkeeping(found: dict[str, Field]) -> None:
-    """Fields without meaning to the verdict: only their shape is looked at."""
+    """Fields that do not affect verdicts: only their types are checked."""
     if "description" in found:
         found["description"].text()
     for label in found["labels"].items() if "labels" in found else ():
@@ -108,7 +108,7 @@ def _bookkeeping(found: dict[str, Field]) -> None:
 
 
 def _log(field: Field) -> str:
-    """What the flows that this policy decides shall say."""
+    """The text that is added to the flows that this policy decides."""
     found = field.mapping(("value",))
     text = found["value"].text() if "value" in found else ""
     if len(text) > MAX_LOG or any(category(char).startswith("C") for char in text):
@@ -117,7 +117,7 @@ def _log(field: Field) -> str:
 
 
 def _numbered(rules: list[Rule]) -> Iterator[Rule]:
-    """HTTP rules counted through the document from 1: the number that denials name."""
+    """Number the HTTP rules of the document from 1, as denials name them."""
     count = 0
     for rule in rules:
         if rule.http is None:

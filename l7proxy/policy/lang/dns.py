@@ -1,7 +1,7 @@
-"""Names of DNS: the items of `toFQDNs` and of `rules.dns`. Read and checked whole; there is no gate for them yet.
+"""Checks DNS names: the items of `toFQDNs` and of `rules.dns`. Nothing else yet: there is no DNS gate.
 
-A name stands for itself. In a pattern `*` stands for letters, digits, `-` and `_` within one label, a leading `**.` for
-whole labels, and `*` alone for every name (Cilium semantics).
+A name matches itself. In a pattern `*` matches letters, digits, `-` and `_` within one label, a leading `**.` whole
+labels, and `*` alone every name (Cilium semantics).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def check_peers(items: list[Field]) -> None:
 
 
 def check_rules(items: list[Field]) -> None:
-    """`rules.dns`: each item may be both, which is either."""
+    """`rules.dns`: each item is a name, a pattern, or both, of which one must match."""
     for item in items:
         _read(item)
 

@@ -1,6 +1,6 @@
-"""One document being read: what its rules are named after, what is noted on the way, and how much it may cost.
+"""The state of parsing one document: the names of its rules, notes and faults, and its cost.
 
-A tenant writes documents for every node to read; none may keep the others' waiting.
+Tenants write documents that every node parses, so the cost of each document is limited.
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ from l7proxy.policy.rules import Rule
 T = TypeVar("T")
 U = TypeVar("U")
 MAX_RULES: Final = 20_000
-"""Rules and HTTP rules in one document, which take some 3 s to read and to compile. An object of Kubernetes' API is at
-most 1.5 MiB (etcd's --max-request-bytes), so these are 75 bytes each."""
+"""Rules and HTTP rules in one document, which take about 3 s to parse and compile. A Kubernetes API object has at most
+1.5 MiB (etcd's --max-request-bytes), which is 75 bytes for each."""
 IN_VAIN: Final = pattern.MAX_PROGRAM // 20
-"""What a pattern counts that RE2 compiled in vain: a header's value may be such a one, and is then just a literal."""
+"""Cost counted for a pattern that RE2 compiled and then rejected; a header value may be one, and is then a literal."""
 MAX_SELECTED: Final = 100
-"""References by label in one document: each may mean thousands of Services or prefixes."""
+"""References by label in one document: each may match thousands of Services or prefixes."""
 
 
 @dataclass(slots=True)
 class Document:
-    """`namespace` is "" for a cluster-wide document. One of `faults` is enough to refuse it; all are told at once.
+    """`namespace` is "" for a cluster-wide document. One of `faults` is enough to reject it; all are reported together.
 
-    `stopped`: there were so many that the rest was not read.
-    `unenforced` are parts of it that we cannot enforce: valid, told, and refusing what they cover.
+    `stopped`: parsing ended early because of too many faults.
+    `unenforced` are valid parts that cannot be enforced: they are reported, and the traffic that they cover is denied.
     """
 
     kind: str
@@ -53,7 +53,7 @@ class Document:
         return RuleRef(self.kind, self.namespace, self.name, path, file, line)
 
     def counted_ref(self, path: str) -> RuleRef:
-        """The reference of one more rule; PolicyError when the document has more than its share of them."""
+        """Count a rule and return its reference; PolicyError when the document has more than MAX_RULES."""
         self.rules += 1
         if self.rules > MAX_RULES:
             raise PolicyError(f"more than {MAX_RULES} rules in one document: split it into several", at=path)
@@ -63,12 +63,12 @@ class Document:
         self.notes.append(Note(at.at, message, code))
 
     def unenforceable(self, at: Field, why: str) -> str:
-        """Why a part of the document refuses what it covers."""
+        """Record a part that cannot be enforced. Returns the reason, for the denial of what it covers."""
         self.unenforced.append(PolicyError(why, at=at.at, unsupported=True))
         return str(self.unenforced[-1])
 
     def selects(self, at: Field) -> None:
-        """A reference by label, to objects of which there may be many."""
+        """Count a reference by label, which may match many objects; PolicyError when there are too many."""
         self.selected += 1
         if self.selected > MAX_SELECTED:
             at.fail(f"too many references by label in one document, the max is {MAX_SELECTED}")
@@ -78,7 +78,7 @@ class Document:
         return self.part(lambda: list(read()), []) if self.rules <= MAX_RULES else []
 
     def part(self, read: Callable[[], T], otherwise: U) -> T | U:
-        """What is read of one part of the document. A fault ends that part; the next one is read all the same."""
+        """Parse one part of the document. A fault ends only that part and gives `otherwise`."""
         if len(self.faults) < MAX_FAULTS:
             try:
                 return read()
@@ -90,7 +90,7 @@ class Document:
         return otherwise
 
     def check_pattern(self, text: str) -> None:
-        """PatternError unless RE2 can use the pattern and the document has not spent all it may on patterns."""
+        """PatternError unless RE2 can use the pattern and all patterns of the document are within MAX_PROGRAM."""
         if self.program <= pattern.MAX_PROGRAM:
             try:
                 self.program += pattern.check(text)

@@ -1,9 +1,9 @@
-"""One entry of ingress, egress, ingressDeny or egressDeny of a Cilium policy, made into rules.
+"""Converts one entry of ingress, egress, ingressDeny or egressDeny of a Cilium policy into rules.
 
-Each toPorts and each icmps item becomes one rule, an entry without either one as well. What we do not enforce is
-refused by name, and only that: an allow rule that only widens (toFQDNs, rules.dns) admits nobody; one that asks for
-more than to be let through (TLS, server names, a listener, authentication) denies what it covers, since another rule
-may allow the same and would not ask for it.
+Each toPorts and each icmps item becomes one rule, and so does an entry without either. Only fields that are not
+supported fail, and they are reported by name: an allow rule that only adds peers or queries (toFQDNs, rules.dns)
+allows nothing; one with a further requirement (TLS, server names, a listener, authentication) denies what it covers,
+because another rule may allow the same traffic without the requirement.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _REFUSED: Final = "is not supported yet: traffic that its rule covers is denied"
 
 @dataclass(frozen=True, slots=True)
 class Scope:
-    """What every entry of one spec shares. `subject` None: nodes, which we do not police."""
+    """What all entries of one spec share. `subject` None: nodes, for which policy is not enforced."""
 
     document: Document
     subject: Selector | None
@@ -45,7 +45,7 @@ class Scope:
 class Entry:
     """One entry of ingress, egress, ingressDeny or egressDeny.
 
-    `who` are its peers, and `covered` those that it may mean besides. `refusal`: why none of them may pass.
+    `who` are its peers, `covered` all peers that it may mean. `refusal`: why all of `covered` are denied.
     """
 
     scope: Scope
@@ -86,7 +86,7 @@ class Entry:
 
 
 def rules_of(place: Field, direction: Direction, action: Action, scope: Scope) -> Iterator[Rule]:
-    """The rules of one entry: one for each toPorts or icmps item, or one for the whole."""
+    """The rules of one entry: one for each toPorts or icmps item, else one for the entry."""
     deny = action is Action.DENY
     fields = (*peers.names(direction, deny=deny), "icmps", "toPorts", *(() if deny else ("authentication",)))
     found = place.mapping(fields)
@@ -128,7 +128,7 @@ def _check_icmps(place: Field, icmps: Field, cells: list[Field], document: Docum
 
 
 def _authentication(field: Field, document: Document) -> str:
-    """Why nothing may pass that must be authenticated first. Nobody needs to be where it is `disabled`."""
+    """The reason to deny, because authentication is not supported; "" when it is `disabled`."""
     found = field.mapping(("mode",))
     if "mode" not in found:
         field.fail("mode is required")
@@ -159,7 +159,7 @@ def _cell(cell: Field, entry: Entry) -> Iterator[Rule]:
 
 
 def _l7(field: Field, entry: Entry) -> tuple[tuple[HttpRule, ...], Field | None]:
-    """The HTTP rules and where DNS rules stand. Without an item there are none, so nothing is redirected."""
+    """The HTTP rules and the field of DNS rules. Empty lists count as no rules, so nothing is redirected."""
     found = field.mapping(("http", "dns"), later=("kafka", "l7proto", "l7"))
     http = found["http"].items() if "http" in found else []
     queries = found["dns"].items() if "dns" in found else []
@@ -177,7 +177,7 @@ def _l7(field: Field, entry: Entry) -> tuple[tuple[HttpRule, ...], Field | None]
 
 
 def _but_the_host(who: tuple[Peer, ...] | None, direction: Direction) -> tuple[Peer, ...] | None:
-    """Those who are refused: the way in from the local host stays open, for kubelet's probes."""
+    """The peers to deny: on ingress without the local host, for kubelet's probes."""
     if direction is Direction.EGRESS:
         return who
     return (EveryPeer(() if who is None else (AnyPeer(who),), none_of=peers.HOST),)

@@ -1,6 +1,6 @@
-"""What every Kubernetes object has around its spec: names that are names, in the namespace that its kind allows.
+"""Parses the fields around the spec of a Kubernetes object: valid names, and the namespace that its kind allows.
 
-A selector of Kubernetes' own is read here, too. Its keys have no sources: they are what pods or namespaces carry.
+Kubernetes' own label selectors are parsed here too. Their keys have no source: they are labels of pods or namespaces.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ _NAMESPACE: Final = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 _NAME: Final = re.compile(r"(?=.{1,253}$)[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*")
 
 Spell = Callable[[str], tuple[str, str]]
-"""Where a label key stands: (source, key) in the label sets of identities."""
+"""Maps a label key to (source, key) in the label sets of identities."""
 
 
 def opened(
     root: object, locate: Locate | None, options: Options, *, namespaced: bool, more: tuple[str, ...] = ()
 ) -> tuple[Document, dict[str, Field]]:
-    """The document under its name, and its fields; `more` may stand beside `spec`."""
+    """The document with its name, and its fields. `more` are allowed fields besides `spec`."""
     faults: list[PolicyError] = []
     found = Field(root, "", faults).mapping((*TOP, *more))
     kind = found["kind"].text()
@@ -52,17 +52,17 @@ def opened(
 
 
 def own(key: str) -> tuple[str, str]:
-    """A key in a selector of pods."""
+    """A key in a selector for pods."""
     return OWN, key
 
 
 def of_namespace(key: str) -> tuple[str, str]:
-    """A key in a selector of namespaces, as pods' identities carry it."""
+    """A key in a selector for namespaces, as the identities of pods have it."""
     return K8S, NAMESPACE_LABELS_PREFIX + key
 
 
 def label_selector(field: Field, spell: Spell) -> list[Requirement]:
-    """The terms of a LabelSelector. `{}` has none and selects everything."""
+    """The requirements of a LabelSelector. `{}` has none and selects everything."""
     for key, place in _keys(field):
         if ":" in key or key.startswith("$"):
             place.fail(f"{quoted(key)} is not a label key")

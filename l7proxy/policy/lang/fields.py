@@ -1,11 +1,11 @@
-"""Reading a document field by field, knowing at each where it stands.
+"""Reads the fields of a document, each with its path.
 
-Every value of a document is read here, so every fault is a PolicyError with the field's path, and a key that nobody
-reads is a fault too: a misspelt `fromEndpoint` would otherwise mean everyone. As in the Kubernetes API, a key whose
-value is null counts as absent; an empty list does not.
+Every value of a document is read here, so every fault is a PolicyError with the field's path. An unknown key is a fault
+too: a misspelt `fromEndpoint` would otherwise mean every peer. As in the Kubernetes API, a key whose value is null
+counts as absent; an empty list does not.
 
-Where the document collects its faults (`Field.faults`) reading goes on behind one, so that all are told at once. What
-is read from then on only tells further faults: one is enough to refuse the document.
+If the document collects its faults (`Field.faults`), reading continues after one, so that all are reported together.
+After a fault, reading serves only to find more: one is enough to reject the document.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ Locate = Callable[[str], tuple[str, int]]
 
 T = TypeVar("T")
 MAX_FAULTS: Final = 10
-"""Of one document. Reading stops there: a pattern that is refused for its size may have cost 0.2 s."""
+"""Faults in one document after which reading stops: a pattern that is rejected for its size may take 0.2 s."""
 
 _NAMEABLE: Final = re.compile(r"[A-Za-z0-9_.:/$-]{1,63}")
 
 
 @dataclass(frozen=True, slots=True)
 class Note:
-    """Something about an accepted document that its author may not expect. `code`: for what lint knows by one."""
+    """Something in a valid document that its author may not expect. `code`: its lint code, if it has one."""
 
     at: str
     message: str
@@ -52,13 +52,13 @@ class Field:
         raise PolicyError(message, at=self.at, unsupported=unsupported)
 
     def key(self, name: str) -> str:
-        """The path of a key of this mapping, if it can be written in one."""
+        """The path of a key of this mapping; the mapping's own path if the key is not fit for one."""
         if not _NAMEABLE.fullmatch(name):
             return self.at
         return f"{self.at}.{name}" if self.at else name
 
     def mapping(self, known: Collection[str] | None, *, later: Collection[str] = ()) -> dict[str, Field]:
-        """The keys that have a value. One that is not `known` is refused; so is one that we only support `later`."""
+        """The keys that have a value. Keys not in `known` are rejected, as are those in `later` (not supported yet)."""
         if not isinstance(self.value, Mapping):
             self.fail(f"must be a mapping, not {kind(self.value)}")
         found: dict[str, Field] = {}
@@ -88,7 +88,7 @@ class Field:
         return [Field(value, f"{self.at}[{index}]", self.faults) for index, value in enumerate(self.value)]
 
     def each(self, read: Callable[[Field], T], *, most: int | None = None, too_many: str = "") -> list[T]:
-        """What `read` makes of each item."""
+        """The result of `read` for each item."""
         found = []
         for item in self.items(most=most, too_many=too_many):
             try:
@@ -98,7 +98,7 @@ class Field:
         return found
 
     def _read_on(self, fault: PolicyError) -> None:
-        """Raises the fault unless it can be collected. What is only unsupported is its rule's matter."""
+        """Collect the fault, or raise it if that is not possible. `unsupported` faults are for the rule's parser."""
         if self.faults is None or fault.unsupported or len(self.faults) >= MAX_FAULTS:
             raise fault
         if str(fault) not in map(str, self.faults):  # a mapping may be read twice
@@ -126,7 +126,7 @@ class Field:
 
 
 def kind(value: object) -> str:
-    """What a YAML author calls this value."""
+    """The type of a value, for messages to YAML authors."""
     match value:
         case None:
             return "null"
@@ -144,7 +144,7 @@ def kind(value: object) -> str:
 
 
 def is_unicode(text: str) -> bool:
-    """False for lone surrogates: JSON can spell them, nothing can send them."""
+    """False for lone surrogates: JSON can contain them, but UTF-8 cannot encode them."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -153,7 +153,7 @@ def is_unicode(text: str) -> bool:
 
 
 def quoted(text: str, limit: int = 60) -> str:
-    """A piece of a document as it may stand in a message: short, on one line."""
+    """A piece of a document in a form for messages: short, on one line."""
     shown = text if len(text) <= limit else text[:limit] + "…"
     return '"' + "".join(char if char.isprintable() else f"\\x{ord(char):02x}" for char in shown) + '"'
 

@@ -1,8 +1,8 @@
-"""The items of `rules.http`. An empty string is a field not set; header strings are split as Cilium splits them.
+"""Parses the items of `rules.http`. An empty string counts as absent; header strings are split as in Cilium.
 
-A secret may be named in the policy's own namespace, or in the one that the agent is configured to take secrets from:
-whoever may write policies here must not read (or send off) the secrets of others. Which one that is only the agent
-knows; it asks `foreign_secrets`.
+A policy may use secrets of its own namespace and of the agent's secrets namespace, so that authors of policies cannot
+read (or send) the secrets of other namespaces. Only the agent knows its secrets namespace; it calls
+`foreign_secrets`.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from l7proxy.policy.rules import HeaderMatch, HttpRule, Rule
 
 T = TypeVar("T")
 MAX_HEADERS: Final = 100
-"""Required headers of one rule: a request may not carry more than so many anyway."""
+"""Required headers of one rule."""
 MAX_HEADER: Final = 65536
 """Bytes of one required header: no request head is larger."""
 
 _PLAIN_IN_VALUES: Final = frozenset(".-")
-"""Metacharacters too common in real values to make one a pattern."""
+"""Metacharacters that are too common in real values to indicate a pattern."""
 _TOKEN: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
-"""RFC 9110 section 5.6.2: what a header name may be made of."""
+"""RFC 9110 section 5.6.2: a token, the syntax of header names."""
 _SECRET: Final = re.compile(r"(?=.{1,253}$)[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*")
 _SPACE: Final = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 
@@ -82,7 +82,7 @@ def _header(field: Field, document: Document) -> HeaderMatch:
 
 
 def _value_pattern(value: str, field: Field, document: Document) -> str | None:
-    """The value again, if it looks like a pattern and is one."""
+    """The value, if it looks like a pattern and RE2 can use it; else None."""
     if not (pattern.METACHARACTERS - _PLAIN_IN_VALUES).intersection(value):
         return None
     try:
@@ -98,9 +98,9 @@ def _value_pattern(value: str, field: Field, document: Document) -> str | None:
 
 
 def foreign_secrets(rules: Iterable[Rule], secrets_namespace: str) -> PolicyError | None:
-    """The first secret that the document of these rules may not have; None when there is none.
+    """The fault for the first secret that these rules must not use; None when there is none.
 
-    A cluster-wide policy has no namespace of its own, and an author who may have any.
+    A cluster-wide policy may use secrets of any namespace, because its author has access to the whole cluster.
     """
     for rule in rules:
         for item in rule.http or ():

@@ -1,6 +1,6 @@
-"""`icmps`: messages by their type, as a number or by name. The code does not count (Cilium semantics).
+"""Parses `icmps`: messages by type, as a number or a name. The code is not matched (Cilium semantics).
 
-For ICMP the first 16 bits of the header, type and code, are what a port is for TCP (`rules.PortMatch`).
+For ICMP the first 16 bits of the header, type and code, are used like a TCP port (`rules.PortMatch`).
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ def messages(item: Field) -> tuple[PortMatch, ...]:
 
 
 def of_type(number: int, family: str = IPV4) -> PortMatch:
-    """Messages of a type, with any code."""
+    """Messages of one type, with any code."""
     return PortMatch(frozenset({int(_PROTOCOLS[family])}), number << 8, number << 8 | 0xFF)
 
 
@@ -94,7 +94,7 @@ def _message(field: Field) -> PortMatch:
 
 
 def _type(field: Field, family: str) -> int:
-    """A number from 0 to 255, also as text, or a name that the family knows."""
+    """A number from 0 to 255, also as text, or a name of the family."""
     text = field.value
     if not isinstance(text, str):
         if not isinstance(text, int) or isinstance(text, bool):

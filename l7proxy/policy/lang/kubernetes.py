@@ -1,11 +1,11 @@
-"""NetworkPolicy (networking.k8s.io/v1), as the API's own words have it.
+"""Parses NetworkPolicy (networking.k8s.io/v1), as the API documents it.
 
-A policy isolates the pods it selects in the directions of its policyTypes, and its items then allow; it can refuse
-nothing else. An empty list is as one that is absent: no `from` is anyone, no `ports` is every port and protocol, and
-an item `{}` allows everything. ipBlock means addresses, whoever has them: pods and nodes, too.
+A policy isolates the pods it selects in the directions of its policyTypes, and its items allow traffic; it cannot deny
+anything else. An empty list counts as absent: no `from` is every peer, no `ports` is every port and protocol, and an
+item `{}` allows everything. ipBlock matches any address, also of pods and nodes.
 
-`Options.kubernetes_like_cilium` reads it as Cilium does: ipBlock means the outside only, items count although their
-direction is not among policyTypes, and labels that Cilium keeps out of identities are not seen.
+With `Options.kubernetes_like_cilium` it is read as Cilium does: ipBlock matches only addresses outside, items apply
+although their direction is not in policyTypes, and labels that Cilium excludes from identities never match.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ _BOTH: Final = (Direction.INGRESS, Direction.EGRESS)
 _PEERS: Final[Mapping[Direction, str]] = {Direction.INGRESS: "from", Direction.EGRESS: "to"}
 _SUPPORTED: Final = ("SCTP", "TCP", "UDP")
 _PORT_NAME: Final = re.compile(r"(?=.{1,15}$)(?=[0-9-]*[a-z])[a-z0-9]+(-[a-z0-9]+)*")
-"""An IANA service name (RFC 6335 section 5.1), in lower case as Kubernetes has it."""
+"""An IANA service name (RFC 6335 section 5.1), in lower case as in Kubernetes."""
 
 
 def parse(root: Mapping[object, object], locate: Locate | None, options: Options) -> tuple[Document, tuple[Rule, ...]]:
-    """The document with its notes and faults, and its rules, which only count when there are no faults."""
+    """The document with its notes and faults, and its rules, which are valid only without faults."""
     document, found = opened(root, locate, options, namespaced=True)
     spec = found.get("spec", Field({}, "spec"))
     return document, tuple(document.collect(partial(_spec, spec, document)))
@@ -70,7 +70,7 @@ def _spec(spec: Field, document: Document) -> Iterator[Rule]:
 
 
 def _place(found: Mapping[str, Field], direction: Direction) -> str:
-    """Where it is written that nothing is allowed in a direction."""
+    """The path of the field that isolates a direction without allowing anything."""
     for name in (direction.word, "policyTypes"):
         if name in found:
             return found[name].at

@@ -1,4 +1,4 @@
-"""What an operator may switch in how documents are read. The defaults are those of the languages' own homes."""
+"""Operator options for parsing documents. The defaults are those of Cilium, Kubernetes and Calico."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from l7proxy.policy.rules import Reach
 class Options:
     """`node_selectors`: fromNodes and toNodes may be used (enable-node-selector-labels).
 
-    `icmp`: icmps may be used (enable-icmp-rules). `extended_protocols`: VRRP, IGMP, GRE, IPIP, IPV6, ESP and AH may be.
-    `cidr_reach`: whom Cilium's CIDRs mean (policy-cidr-match-mode). `non_default_deny`: `enableDefaultDeny` is heeded
-    (enable-non-default-deny-policies). `kubernetes_like_cilium`: Kubernetes' NetworkPolicy is read as Cilium reads it,
-    not as its own words have it.
+    `icmp`: icmps may be used (enable-icmp-rules). `extended_protocols`: VRRP, IGMP, GRE, IPIP, IPV6, ESP and AH may be
+    used. `cidr_reach`: which addresses Cilium's CIDRs match (policy-cidr-match-mode). `non_default_deny`:
+    `enableDefaultDeny` has effect (enable-non-default-deny-policies). `kubernetes_like_cilium`: Kubernetes'
+    NetworkPolicy has Cilium's semantics instead of those in its API documentation.
     """
 
     node_selectors: bool = False
@@ -28,4 +28,4 @@ class Options:
 
 DEFAULT: Final = Options()
 LENIENT: Final = Options(node_selectors=True, extended_protocols=True)
-"""Whatever some operator may have switched on: what is wrong even then is wrong in the document itself."""
+"""The most permissive options: a fault with these is a fault of the document itself."""

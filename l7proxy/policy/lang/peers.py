@@ -1,4 +1,4 @@
-"""Who a rule item speaks of. One kind of peer per item; an explicit empty list is nobody, a missing one is anyone."""
+"""Parses the peers of a rule item. One kind of peer per item; an empty list is no peer, an absent one every peer."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ _CLUSTER: Final = (
 ENTITIES: Final[Mapping[str, tuple[Peer, ...]]] = {
     "all": (SelectorPeer(EVERYTHING),),
     "world": _reserved("world", "world-ipv4", "world-ipv6"),
-    "world-ipv4": (CidrPeer(IPv4Network("0.0.0.0/0")),),  # with one family in use both are the world
+    "world-ipv4": (CidrPeer(IPv4Network("0.0.0.0/0")),),  # in single stack both are the world
     "world-ipv6": (CidrPeer(IPv6Network("::/0")),),
     "cluster": _CLUSTER,
-    "cluster-mesh": _CLUSTER,  # the pods of any cluster; we know one
+    "cluster-mesh": _CLUSTER,  # the pods of all clusters; only one is supported
     "host": _reserved("host"),
     "remote-node": _reserved("remote-node"),
     "kube-apiserver": _reserved("kube-apiserver"),
@@ -40,7 +40,7 @@ ENTITIES: Final[Mapping[str, tuple[Peer, ...]]] = {
     "init": _reserved("init"),
     "health": _reserved("health"),
     "unmanaged": _reserved("unmanaged"),
-    "none": _reserved("none"),  # a label that nobody has
+    "none": _reserved("none"),  # a label that no identity has
 }
 
 
@@ -52,11 +52,11 @@ _KINDS: Final = ("Endpoints", "CIDR", "CIDRSet", "Entities", "Nodes", "Groups", 
 _ONLY_TO: Final = ("Services", "FQDNs")
 _GONE: Final = "Requires"
 _ABSENT_WHEN_EMPTY: Final = ("FQDNs", "Groups", _GONE)
-"""Lists that Cilium does not tell from missing ones when they are empty."""
+"""Lists for which Cilium treats empty and absent the same."""
 
 
 def names(direction: Direction, *, deny: bool) -> dict[str, str]:
-    """The peer fields of an item, and what kind of peer each is."""
+    """The peer fields of an item, with the kind of each."""
     side = _SIDES[direction]
     kinds = [each for each in _KINDS if direction is Direction.EGRESS or each not in _ONLY_TO]
     return {f"{side}{each}": each for each in kinds if not (deny and each == "FQDNs")}
@@ -65,7 +65,7 @@ def names(direction: Direction, *, deny: bool) -> dict[str, str]:
 def peers(
     item: Field, found: dict[str, Field], direction: Direction, document: Document, *, deny: bool, for_init: bool
 ) -> tuple[Peer, ...] | None:
-    """The peers of a rule item; None when it names none, which is anyone."""
+    """The peers of a rule item; None when it names none, which is every peer."""
     kinds = names(direction, deny=deny)
     given = {name: found[name] for name in kinds if name in found and not _absent(found[name], kinds[name], document)}
     used = [name for name, field in given.items() if field.items()]
@@ -74,12 +74,12 @@ def peers(
     if not given:
         return None
     read = [peer for name in used for peer in _read(kinds[name], given[name], document, deny=deny, for_init=for_init)]
-    # An empty list selects nobody, also beside one that is not empty: absent and empty must never mean the same.
+    # An empty list selects no peer, also next to a non-empty one: absent and empty must never mean the same.
     return tuple(read) if len(used) == len(given) else ()
 
 
 def all_known(found: dict[str, Field]) -> bool:
-    """False for an item whose peers are outside, but nobody tells us where."""
+    """False for an item with peers outside whose addresses are unknown."""
     return not any(found[name].items() for name in ("toFQDNs", "fromGroups", "toGroups") if name in found)
 
 
@@ -124,7 +124,7 @@ def _nodes(field: Field, document: Document) -> Iterable[Peer]:
 
 
 def _groups(field: Field, document: Document, *, deny: bool) -> Iterable[Peer]:
-    """Groups of a cloud: nobody tells their addresses. An allow rule means nobody then; a deny rule cannot."""
+    """Cloud provider groups: their addresses are unknown. An allow rule matches no peer; a deny rule is rejected."""
     field.each(partial(Field.mapping, known=("aws",)))
     if deny:
         field.fail("cloud provider groups are not supported", unsupported=True)

@@ -1,4 +1,4 @@
-"""Which ports a toPorts item speaks of."""
+"""Parses the ports of a toPorts item."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ PROTOCOLS: Final[Mapping[str, frozenset[int]]] = {
     ANY: frozenset({Protocol.TCP.value, Protocol.UDP.value, Protocol.SCTP.value}),  # never ICMP
 }
 EXTENDED: Final[Mapping[str, int]] = {"VRRP": 112, "IGMP": 2, "GRE": 47, "IPIP": 4, "IPV6": 41, "ESP": 50, "AH": 51}
-"""IANA's numbers of the protocols that have no ports."""
+"""IANA numbers of the protocols without ports."""
 _EVERY: Final = "{ tcp | udp | sctp | vrrp | igmp | gre | ipip | ipv6 | esp | ah | any }"
 
 _NUMBER: Final = re.compile(r"0|[1-9][0-9]{0,4}")
 _OCTAL: Final = re.compile(r"0[0-7]{1,3}")
 _SERVICE: Final = re.compile(r"(?=.{1,15}$)(?=[0-9-]*[A-Za-z])[A-Za-z0-9]+(-[A-Za-z0-9]+)*")
-"""An IANA service name (RFC 6335 section 5.1): at least one letter, no hyphen at an end or beside another."""
+"""An IANA service name (RFC 6335 section 5.1): at least one letter, no hyphen at an end or next to another."""
 
 
 def ports(field: Field, document: Document, *, l7: str) -> tuple[PortMatch, ...]:
     """The `ports` list of one item.
 
-    `l7` tells which L7 rules hang on it: `http` needs TCP, `dns` no ranges, and neither goes with "every port".
+    `l7` is the kind of its L7 rules: `http` needs TCP, `dns` excludes ranges, and both exclude "every port".
     """
     too_many = f"too many ports, the max is {MAX_PORTS}"
     return tuple(field.each(partial(_port, document=document, l7=l7), most=MAX_PORTS, too_many=too_many))

@@ -1,8 +1,8 @@
-"""What stands in for a document that we cannot honour: rules that refuse for whom it selects.
+"""Makes deny rules in place of a document that cannot be enforced, for the endpoints that it selects.
 
-Undecided means closed: a policy that we cannot read may have denied anything. What can still be read of it narrows the
-refusal (its selector, its directions); what cannot, widens it (its namespace; for a cluster-wide document every pod).
-The way in from the local host stays open, as Cilium keeps it for kubelet's probes. Nothing here ever raises.
+Undecided means closed: a policy that we cannot parse may deny anything. Readable parts narrow the denial (selector,
+directions); an unreadable selector widens it to the namespace (for a cluster-wide document to every pod). Ingress from
+the local host stays allowed for kubelet's probes, as in Cilium. `refuse` never raises.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ _EVERYONE_ELSE: Final[Mapping[Direction, tuple[Peer, ...] | None]] = {
 }
 
 SubjectOf = Callable[[Field, Document], Selects | None]
-"""A spec's subject. None: it selects no pods at all. Raises PolicyError when it cannot be read."""
+"""The subject of a spec. None: it selects no pods. Raises PolicyError when it cannot be parsed."""
 DirectionsOf = Callable[[Field], tuple[Direction, ...]]
 LevelOf = Callable[[Field, Document], Level]
-"""Where a spec stands among the others. Raises PolicyError when that cannot be read."""
+"""The level of a spec. Raises PolicyError when it cannot be parsed."""
 
 
 def refuse(
@@ -68,12 +68,12 @@ def _level(spec: Field, document: Document, level_of: LevelOf) -> Level:
 
 
 def in_union(spec: Field, document: Document) -> Level:
-    """Where Cilium's and Kubernetes' policies stand."""
+    """The level of Cilium's and Kubernetes' policies."""
     return UNION
 
 
 def in_front(spec: Field, document: Document) -> Level:
-    """For languages of whose places we know nothing."""
+    """For languages whose levels are unknown."""
     return FRONT
 
 
@@ -92,7 +92,7 @@ def cilium_directions(spec: Field) -> tuple[Direction, ...]:
 
 
 def kubernetes_subject(spec: Field, document: Document) -> Selector:
-    """`podSelector`; absent it is `{}`, every pod of the namespace. Its keys have no source: they are pods' own."""
+    """`podSelector`; absent it is `{}`, every pod of the namespace. Its keys have no source: they are pods' labels."""
     found = spec.mapping(None)
     wanted = selectors.requirements(found["podSelector"]) if "podSelector" in found else []
     if any(each.source != ANY for each in wanted):
@@ -102,7 +102,7 @@ def kubernetes_subject(spec: Field, document: Document) -> Selector:
 
 
 def kubernetes_directions(spec: Field) -> tuple[Direction, ...]:
-    """policyTypes; without it Ingress always, Egress when there are egress rules (networking.k8s.io/v1)."""
+    """policyTypes; without it always Ingress, and Egress if there are egress rules (networking.k8s.io/v1)."""
     found = spec.mapping(None)
     if "policyTypes" not in found:
         return _BOTH if "egress" in found else (Direction.INGRESS,)
@@ -113,7 +113,7 @@ def kubernetes_directions(spec: Field) -> tuple[Direction, ...]:
 
 
 def unread_subject(spec: Field, document: Document) -> Selector:
-    """For languages of whose selectors we know nothing yet."""
+    """For languages whose selectors are not supported yet."""
     return spec.fail("its selector is not supported yet")
 
 
@@ -149,7 +149,7 @@ def _specs(root: Mapping[object, object]) -> list[Field]:
 
 
 def _directions(specs: list[Field], directions_of: DirectionsOf) -> tuple[Direction, ...]:
-    """Those that any spec mentions; both when one of them cannot be read or mentions none."""
+    """The directions of any spec; both when a spec cannot be parsed or names none."""
     try:
         mentioned = [directions_of(spec) or _BOTH for spec in specs]
     except PolicyError:

@@ -1,8 +1,8 @@
-"""Label selectors of Cilium documents, and the namespace that they silently mean.
+"""Parses label selectors of Cilium documents, and adds their implicit namespace.
 
-A key is `source:key`; without a source it means any of them, and `$name` is `reserved:name`. The subject of a
-namespaced policy never leaves its namespace. A peer means pods of the policy's namespace (pods of the cluster, in a
-cluster-wide policy) unless it speaks of namespaces or reserved labels itself (Cilium semantics).
+A key is `source:key`; without a source it matches any source, and `$name` is `reserved:name`. The subject of a
+namespaced policy is always in its namespace. A peer selects pods of the policy's namespace (in a cluster-wide policy
+pods of the cluster) unless it names namespaces or reserved labels itself (Cilium semantics).
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from l7proxy.policy.lang.document import Document
 from l7proxy.policy.lang.fields import Field, quoted
 
 IS_POD: Final = Requirement(K8S, NAMESPACE_KEY, Operator.EXISTS)
-"""Every pod of the cluster and nothing else: only pods carry a namespace."""
+"""Matches all pods of the cluster and nothing else: only pods have a namespace label."""
 
 _NAME: Final = re.compile(r"[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?")
 _PREFIX: Final = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*")
@@ -39,7 +39,7 @@ def in_namespace(namespace: str) -> Requirement:
 
 
 def subject(field: Field, document: Document) -> Selector:
-    """`endpointSelector`. In a namespaced document a namespace that contradicts it is overwritten."""
+    """`endpointSelector`. In a namespaced document a different namespace in it is ignored."""
     wanted = requirements(field)
     if not document.namespace:
         return selector(wanted)
@@ -55,7 +55,7 @@ def subject(field: Field, document: Document) -> Selector:
 
 
 def peer(field: Field, document: Document, *, for_init: bool = False) -> Selector:
-    """An item of fromEndpoints or toEndpoints. `for_init`: the subject is pods that have no labels yet."""
+    """An item of fromEndpoints or toEndpoints. `for_init`: the subject is pods without labels yet."""
     wanted = requirements(field)
     if any(each.source == RESERVED for each in wanted):
         return selector(wanted)
@@ -65,7 +65,7 @@ def peer(field: Field, document: Document, *, for_init: bool = False) -> Selecto
         return selector(wanted if for_init else [*wanted, IS_POD])
     if any(each.key == CLUSTER_KEY and each.source in (K8S, ANY) for each in wanted):
         return selector(wanted)
-    # Cilium adds "of the local cluster". We know one cluster only, and what is of it are pods.
+    # Cilium adds "of the local cluster". Only one cluster is supported, so this means all pods.
     return selector([*wanted, IS_POD])
 
 
@@ -75,14 +75,14 @@ def node(field: Field) -> Selector:
 
 
 def selector(wanted: Iterable[Requirement]) -> Selector:
-    """Requirements in one order, so that selectors that say the same are equal."""
+    """Sorts requirements, so that equivalent selectors are equal."""
     return Selector(
         tuple(sorted(set(wanted), key=lambda each: (each.source, each.key, each.operator.value, each.values)))
     )
 
 
 def requirements(field: Field) -> list[Requirement]:
-    """The terms of a Kubernetes LabelSelector as written."""
+    """The requirements of a Kubernetes LabelSelector as written."""
     found = field.mapping(("matchLabels", "matchExpressions"))
     wanted: list[Requirement] = []
     if "matchLabels" in found:

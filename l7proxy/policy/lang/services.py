@@ -1,4 +1,4 @@
-"""`toServices`: Services by their name, or by their labels. Who is behind them the rest of the cluster tells."""
+"""Parses `toServices`: Services by name or by labels. `policy.references` resolves their backends."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from l7proxy.policy.rules import ServicePeer
 
 
 def services(item: Field, document: Document) -> Iterator[ServicePeer]:
-    """Either or both of two references. Without a namespace a reference means any (Cilium semantics)."""
+    """References by name, by labels, or both. Without a namespace they match any namespace (Cilium semantics)."""
     found = item.mapping(("k8sService", "k8sServiceSelector"))
     if not found:
         item.fail("one of k8sService or k8sServiceSelector is required")

@@ -1,6 +1,6 @@
-"""What a toPorts item says of TLS and of listeners of one's own. Read and checked whole; there is no gate for it yet.
+"""Checks TLS fields and custom listeners of a toPorts item. Nothing else yet: there is no gate for them.
 
-Each function gives the name of what it found and we cannot enforce, or nothing.
+`unenforceable` yields the fields that are present, none of which can be enforced.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _ENVOYS: Final = (_ENVOY, "CiliumClusterwideEnvoyConfig")
 def unenforceable(
     cell: Field, found: dict[str, Field], document: Document, direction: Direction, *, l7: bool
 ) -> Iterator[Field]:
-    """The fields of this module that a toPorts item has, each checked."""
+    """The fields of this module that a toPorts item contains, each checked."""
     if "serverNames" in found:
         _server_names(cell, found, l7=l7)
     for name in ("terminatingTLS", "originatingTLS"):
@@ -35,7 +35,7 @@ def unenforceable(
 
 
 def _server_names(cell: Field, found: dict[str, Field], *, l7: bool) -> None:
-    """SNI patterns: `*` within one label, `**` as a whole label for several, `*` alone for any name."""
+    """SNI patterns: `*` matches within one label, `**` as a whole label matches several, `*` alone any name."""
     names = found["serverNames"].items()
     if not names:
         found["serverNames"].fail("must have at least one name or be removed")
