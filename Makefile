@@ -46,13 +46,15 @@ test: setup ## Everything one machine can run, the lab included (attacks: in fiv
 	@sh deploy/setup/programs.sh $(VENV) nginx wrk
 	@$(BIN)/python -m tests.check --no-tests
 	@$(BIN)/pytest -m "not full_product" $(PURE_AND_CONTRACT) $(ARGS) || [ $$? = $(NONE) ]
-	@$(BIN)/pytest -m "not full_product" $(IN_LABS) $(ARGS) || [ $$? = $(NONE) ]
+	@$(BIN)/pytest -m "alone and not full_product" $(LABS) $(ARGS) || [ $$? = $(NONE) ]
+	@$(BIN)/pytest -m "not alone and not full_product" $(IN_LABS) $(ARGS) || [ $$? = $(NONE) ]
 
 test-all: setup ## As test, with every combination: attacks and kernel rules by CNI, backend, address family and case
 	@sh deploy/setup/programs.sh $(VENV) nginx wrk
 	@$(BIN)/python -m tests.check --no-tests
 	@$(BIN)/pytest $(PURE_AND_CONTRACT) $(ARGS) || [ $$? = $(NONE) ]
-	@$(BIN)/pytest $(IN_LABS) $(ARGS) || [ $$? = $(NONE) ]
+	@$(BIN)/pytest -m alone $(LABS) $(ARGS) || [ $$? = $(NONE) ]
+	@$(BIN)/pytest -m "not alone" $(IN_LABS) $(ARGS) || [ $$? = $(NONE) ]
 
 bench: setup compiled ## Every figure in one table: ours beside Envoy, HAProxy and nginx (ARGS="--quick")
 	@sh deploy/setup/programs.sh $(VENV) nginx wrk haproxy

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 import msgspec
 
 from l7proxy.flows.records import Connection
@@ -17,7 +19,8 @@ async def test_both_addresses_of_a_pod_have_half_of_the_connections_together() -
     made = msgspec.structs.replace(made, endpoints=(pod, *made.endpoints[1:]))
     async with backend(web) as server, stage(server, made, limit=LIMIT) as on:
         for source in (CLIENT, OTHER) * (LIMIT // 2):
-            await on.client(source)
+            with suppress(ConnectionResetError):  # of those over the share
+                await on.client(source)
         await on.until(lambda: len(on.records) >= LIMIT // 2)
         assert len(on.records) == LIMIT // 2
         for record in on.records:

@@ -15,6 +15,7 @@ from tests.attacks.labs import AttackLab, Pod
 from tests.attacks.packets import token
 from tests.attacks.test_pressure import verdicts_hold
 
+pytestmark = pytest.mark.alone
 MAX, COUNT = (Path(f"/proc/sys/net/netfilter/nf_conntrack_{name}") for name in ("max", "count"))
 LIMIT = 20_000
 """Limit for each network namespace of the machine during the test: far above what all else here tracks."""

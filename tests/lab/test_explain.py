@@ -66,7 +66,7 @@ def test_trace_asks_the_running_agent(cluster: Cluster, source: str, request_: s
 def test_a_traced_denial_names_the_rule_that_came_nearest(cluster: Cluster) -> None:
     steps = "\n".join(trace(cluster, "default/stranger")[1]["steps"])
     assert "nearest: policy default/l7-policy spec.ingress[0]" in steps
-    assert "it allows 80/TCP, but not from identity" in steps
+    assert "it allows 80/TCP, not from identity" in steps
 
 
 def test_trace_of_nobody_is_exit_code_2(cluster: Cluster) -> None:
