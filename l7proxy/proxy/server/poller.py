@@ -195,8 +195,7 @@ class Poller:
 
     def _behind(self, now: int) -> bool:
         """A policy snapshot must be read first: skip this turn."""
-        if self.fence.up():
-            self.hold()
+        if self._must_hold():
             return True
         if now - self._ended > STALL and self.fence.behind():
             self.hold()
