@@ -19,11 +19,11 @@ from bench.bulk_server import send
 from bench.cpu import Used, used
 from bench.micro_worker import CLIENT, REF, SERVER
 from l7proxy.gate.clock import Clock
-from l7proxy.link.messages import LocalEndpoint, PolicySnapshot
+from l7proxy.link.messages import PolicySnapshot
 from l7proxy.model.net import HostPort
 from l7proxy.model.verdict import Action
 from l7proxy.policy.rules import HttpRule
-from l7proxy.policy.tables import EndpointPolicy, Entry, union
+from l7proxy.policy.tables import EndpointPolicy, Entry, LocalEndpoint, union
 from l7proxy.proxy.policy_store import PolicyStore
 from l7proxy.proxy.server.context import WorkerContext
 from l7proxy.proxy.server.pipes import RUNS, Pipes

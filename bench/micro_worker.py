@@ -29,13 +29,13 @@ from l7proxy import compiled
 from l7proxy.agent.flow_recorder import Recorder
 from l7proxy.flows.ring import Ring
 from l7proxy.flows.sinks import jsonl
-from l7proxy.link.messages import LocalEndpoint, PolicySnapshot
+from l7proxy.link.messages import PolicySnapshot
 from l7proxy.link.server import LinkServer
 from l7proxy.model.net import HostPort
 from l7proxy.model.ref import RuleRef
 from l7proxy.model.verdict import Action
 from l7proxy.policy.rules import HeaderMatch, HttpRule
-from l7proxy.policy.tables import EndpointPolicy, Entry, union
+from l7proxy.policy.tables import EndpointPolicy, Entry, LocalEndpoint, union
 from l7proxy.proxy.server.steering import Plain
 from l7proxy.proxy.worker import WorkerSettings, run_worker
 

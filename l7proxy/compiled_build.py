@@ -32,6 +32,7 @@ MODULES: Final = (
     "policy/combine",
     "policy/decide",
     "policy/decision",
+    "policy/endpoints",
     "policy/http_table",
     "policy/match/http",
     "policy/match/pattern",

@@ -24,20 +24,15 @@ from l7proxy.flows.records import Connection
 from l7proxy.flows.redaction import LEAST, FlowRedaction
 from l7proxy.flows.ring import NOT_DELIVERED, RATE_LIMITED, Ring
 from l7proxy.flows.template import TemplateCache, Uuids
-from l7proxy.model.net import PrefixTable
 from l7proxy.model.policy_verdict import Conn, PolicyVerdict
 from l7proxy.model.verdict import Direction, DropReason, Verdict
-from l7proxy.policy import decide
-from l7proxy.policy.combine import evaluate_l4
-from l7proxy.policy.tables import EndpointPolicy
+from l7proxy.policy.endpoints import EndpointIndex
 from tproxy_rules.backend import Suppressed
 from tproxy_rules.marks import LogDirection, LogEvent
 from tproxy_rules.nflog import NflogEvent, NflogReader
 
 log = logging.getLogger(__name__)
 
-REMEMBERED: Final = 16384
-"""Maximum number of cached verdicts per revision; a full cache is cleared, since pods can choose the keys."""
 DIRECTIONS: Final = {LogDirection.INGRESS: Direction.INGRESS, LogDirection.EGRESS: Direction.EGRESS}
 PASSED: Final = {LogEvent.ALLOW: Verdict.FORWARDED, LogEvent.STEER: Verdict.REDIRECTED}
 REASONS: Final[Mapping[LogEvent, tuple[DropReason, str]]] = {
@@ -59,72 +54,33 @@ ASKED: Final = frozenset((LogEvent.ALLOW, LogEvent.STEER, LogEvent.DENY, LogEven
 """Events with a policy verdict; the others are refused by the kernel before policy is evaluated."""
 
 
-class EventEvaluator:
-    """Evaluates kernel events against one revision. Prefixes unchanged since `before` are not parsed again."""
+def record_of(event: NflogEvent, ends: EndpointIndex, now_ns: int) -> Connection | None:
+    """The record of one event; None if the event of the other direction gives the same record."""
+    if event.told in PASSED and event.way is LogDirection.EGRESS and _has_ingress(ends, event.destination):
+        return None
+    found = ends.lookup(event.source, event.destination, event.protocol, _port(event))
+    conn = Conn(
+        event.source,
+        event.source_port,
+        event.destination,
+        event.destination_port,
+        found.source_identity,
+        found.destination_identity,
+        max(event.protocol, 0),
+    )
+    return Connection(
+        now_ns,
+        conn,
+        _agreed(event, found.l4),
+        event.tcp_flags,
+        max(event.icmp_type, 0),
+        max(event.icmp_code, 0),
+    )
 
-    def __init__(
-        self,
-        identities: Mapping[str, int],
-        endpoints: Mapping[str, EndpointPolicy],
-        before: EventEvaluator | None = None,
-    ) -> None:
-        known = before._identities if before is not None else None
-        self._identities: PrefixTable[int] = PrefixTable(identities, known)
-        self._endpoints = endpoints
-        self._known: dict[tuple[str, str, int, int], tuple[int, int, PolicyVerdict]] = {}
 
-    @classmethod
-    def of(cls, published: Published, before: EventEvaluator) -> EventEvaluator:
-        policies, unknown = published.policies, published.pictures.unknown
-        endpoints = {
-            address: policies[endpoint.id] for endpoint in published.view.endpoints for address in endpoint.addresses
-        }
-        endpoints |= {address: one.policy for one in unknown for address in one.addresses}
-        return cls(published.view.by_prefix, endpoints, before)
-
-    def record(self, event: NflogEvent, now_ns: int) -> Connection | None:
-        """The record of one event; None if the event of the other direction gives the same record."""
-        passed = PASSED.get(event.told)
-        if passed is not None and event.way is LogDirection.EGRESS and self._ingress(event.destination) is not None:
-            return None
-        key = (event.source, event.destination, event.protocol, _port(event))
-        known = self._known.get(key)
-        if known is None:
-            if len(self._known) >= REMEMBERED:
-                self._known.clear()
-            known = self._known[key] = self._judge(*key)
-        source, destination, judgement = known
-        conn = Conn(
-            event.source,
-            event.source_port,
-            event.destination,
-            event.destination_port,
-            source,
-            destination,
-            max(event.protocol, 0),
-        )
-        return Connection(
-            now_ns,
-            conn,
-            _agreed(event, judgement),
-            event.tcp_flags,
-            max(event.icmp_type, 0),
-            max(event.icmp_code, 0),
-        )
-
-    def _ingress(self, address: str) -> object | None:
-        policy = self._endpoints.get(address)
-        return policy.ingress if policy is not None else None
-
-    def _judge(self, source: str, destination: str, protocol: int, port: int) -> tuple[int, int, PolicyVerdict]:
-        who, whom = self._identity(source), self._identity(destination)
-        sender, receiver = self._endpoints.get(source), self._endpoints.get(destination)
-        egress = decide.port(sender.egress, whom, protocol, port) if sender is not None else None
-        ingress = decide.port(receiver.ingress, who, protocol, port) if receiver is not None else None
-        return who, whom, evaluate_l4(egress, ingress)
-
-    def _identity(self, address: str) -> int:
-        return (self._identities.get(address) if address else None) or 0
+def _has_ingress(ends: EndpointIndex, address: str) -> bool:
+    endpoint = ends.endpoint(address)
+    return endpoint is not None and endpoint.policy.ingress is not None
 
 
 def _port(event: NflogEvent) -> int:
@@ -156,7 +112,7 @@ class Recorder:
         self._node = node
         self._cluster = cluster
         self._redaction = redaction
-        self._judge = EventEvaluator({}, {})
+        self._ends = EndpointIndex((), {})
         self._uuids = Uuids()
         self._enricher = self._make(Names(), 0, frozenset())
         self._templates = TemplateCache(self._enricher, self._uuids)
@@ -167,8 +123,9 @@ class Recorder:
 
     def published(self, published: Published) -> None:
         """Use the names and rules of this revision from now on."""
-        self._judge = EventEvaluator.of(published, self._judge)
-        secret = frozenset(published.pictures.workers.secret_headers)
+        snapshot = published.pictures.workers
+        self._ends = EndpointIndex(snapshot.endpoints, snapshot.identities, self._ends)
+        secret = frozenset(snapshot.secret_headers)
         self._enricher = self._make(published.view.names, published.revision, secret)
         self._templates = TemplateCache(self._enricher, self._uuids)
 
@@ -196,7 +153,7 @@ class Recorder:
         self._missed(lost_so_far - self._lost)
         self._lost = lost_so_far
         for event in events:
-            record = self._judge.record(event, now_ns)
+            record = record_of(event, self._ends, now_ns)
             if record is not None:
                 self.ring.append(self._enricher.flow(record))
 

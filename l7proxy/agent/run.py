@@ -332,7 +332,7 @@ def _answers(
         asked, current = trace.Question.of(question), reconciler.current
         if current is None:
             raise ConfigError("not ready: the source has not been read yet")
-        cluster = Cluster.live(cluster_state, current.view, current.policies)
+        cluster = Cluster.live(cluster_state, current.view, current.pictures.workers.endpoints)
         return {"trace": (await asyncio.to_thread(trace.answer, cluster, asked, settings.paths)).to_json()}
 
     return {

@@ -11,8 +11,8 @@ from collections.abc import Iterable, Sequence
 import msgspec
 
 from l7proxy.errors import LinkError
-from l7proxy.link.messages import FullSnapshot, LocalEndpoint, PackedEndpoint, PolicySnapshot, SnapshotDelta
-from l7proxy.policy.tables import DirectionPolicy, EndpointPolicy
+from l7proxy.link.messages import FullSnapshot, PackedEndpoint, PolicySnapshot, SnapshotDelta
+from l7proxy.policy.tables import DirectionPolicy, EndpointPolicy, LocalEndpoint
 
 UNGOVERNED = -1
 """The index that stands for no policy."""

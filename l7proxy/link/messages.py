@@ -12,7 +12,7 @@ import msgspec
 
 from l7proxy.flows.batch import Flows
 from l7proxy.model.endpoint import Frontend
-from l7proxy.policy.tables import DirectionPolicy, EndpointPolicy
+from l7proxy.policy.tables import DirectionPolicy, LocalEndpoint
 from l7proxy.wire.path import PathRules
 
 PROTOCOL_VERSION: Final = 4
@@ -29,15 +29,6 @@ class Hello(msgspec.Struct, frozen=True, tag="hello"):
     version: int
     pid: int
     worker: int
-
-
-class LocalEndpoint(msgspec.Struct, frozen=True):
-    """A local pod, for workers."""
-
-    id: int
-    name: str
-    addresses: tuple[str, ...]
-    policy: EndpointPolicy
 
 
 class PolicySnapshot(msgspec.Struct, frozen=True):

@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
+import msgspec
+
 from l7proxy.model.ref import RuleRef
 from l7proxy.model.verdict import Action, Direction
 from l7proxy.policy.rules import HttpRule
@@ -118,3 +120,12 @@ class EndpointPolicy:
 
     def direction(self, direction: Direction) -> DirectionPolicy | None:
         return self.ingress if direction is Direction.INGRESS else self.egress
+
+
+class LocalEndpoint(msgspec.Struct, frozen=True):
+    """An endpoint of this node with its policy. `name`: NAMESPACE/POD, or the words for a pod that has no object."""
+
+    id: int
+    name: str
+    addresses: tuple[str, ...]
+    policy: EndpointPolicy

@@ -8,77 +8,27 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from ipaddress import IPv6Network
 from typing import Final, Protocol
 
 from l7proxy.errors import LinkError
 from l7proxy.gate.options import HttpOptions
 from l7proxy.link.fence import Fence, stamp
-from l7proxy.link.messages import LocalEndpoint, PolicySnapshot
+from l7proxy.link.messages import PolicySnapshot
 from l7proxy.model.endpoint import Backend, Frontend
-from l7proxy.model.http import Request
 from l7proxy.model.identity import FIRST_POD_IDENTITY, LOCAL_SCOPE, UNKNOWN
-from l7proxy.model.net import HostPort, PrefixTable
-from l7proxy.model.policy_verdict import Conn, PolicyVerdict
+from l7proxy.model.net import HostPort
+from l7proxy.model.policy_verdict import PolicyVerdict
 from l7proxy.model.verdict import Direction, Verdict
 from l7proxy.policy import decide
-from l7proxy.policy.combine import VerdictCache, evaluate_http, evaluate_l4
-from l7proxy.policy.decide import PortPolicy
+from l7proxy.policy.endpoints import ConnectionPolicy, EndpointIndex
 from l7proxy.policy.http_table import HTTP_TABLES
 
 TCP: Final = 6
-REMEMBERED: Final = 16384
-"""Most answers an index caches, by (source, destination, port). Above it the cache is cleared: pods choose the keys."""
 MANY: Final = 64
 """Port rules with at least this many HTTP rules are compiled in advance; fewer compile within a millisecond."""
 NUDGED_AT_ONCE: Final = 32
 """Sessions re-evaluated before other work of the event loop gets a turn; each may have 100 streams."""
-
-
-@dataclass(frozen=True, slots=True)
-class ConnectionPolicy:
-    """A connection under one policy snapshot: the identities of both ends, and the policy of each.
-
-    `egress` is None when the source is not an endpoint of this node; `ingress` likewise for the destination.
-    """
-
-    source_identity: int
-    destination_identity: int
-    egress: PortPolicy | None
-    ingress: PortPolicy | None
-    l4: PolicyVerdict
-    combined: VerdictCache = field(default_factory=VerdictCache, compare=False, repr=False)
-
-    @property
-    def refused(self) -> bool:
-        return self.l4.verdict is Verdict.DROPPED
-
-    @property
-    def by_request(self) -> bool:
-        """The policy of at least one direction must be evaluated for each request."""
-        egress, ingress = self.egress, self.ingress
-        redirects = (egress is not None and egress.redirects) or (ingress is not None and ingress.redirects)
-        return redirects and not self.refused
-
-    @property
-    def governed(self) -> bool:
-        """At least one direction is enforced: a policy selects its endpoint."""
-        egress, ingress = self.egress, self.ingress
-        return (egress is not None and egress.enforced) or (ingress is not None and ingress.enforced)
-
-    def judge(self, request: Request) -> PolicyVerdict:
-        return evaluate_http(self.egress, self.ingress, request, self.combined)
-
-    def conn(self, source: HostPort, destination: HostPort) -> Conn:
-        return Conn(
-            source.address,
-            source.port,
-            destination.address,
-            destination.port,
-            self.source_identity,
-            self.destination_identity,
-        )
 
 
 class PolicyIndex:
@@ -98,16 +48,13 @@ class PolicyIndex:
             flow_query=picture.flow_query,
             deny_header=picture.deny_header,
         )
-        self.problems: tuple[str, ...] = ()
-        known = before._identities if before is not None else None
-        self._identities: PrefixTable[int] = PrefixTable(picture.identities, known)
-        self._endpoints: dict[str, LocalEndpoint | None] = {}
+        known = before._ends if before is not None else None
+        self._ends: EndpointIndex = EndpointIndex(picture.endpoints, picture.identities, known)
         self._frontends = {(f.address, f.port): f for f in picture.frontends if f.protocol == TCP}
-        self._sides: dict[tuple[str, str, int], ConnectionPolicy] = {}
-        self._combined = VerdictCache()
-        for endpoint in picture.endpoints:
-            for address in endpoint.addresses:
-                self._claim(address, endpoint)
+
+    @property
+    def problems(self) -> tuple[str, ...]:
+        return self._ends.problems
 
     def make_ready(self) -> None:
         """Compile large sets of HTTP rules now: else the first session that needs one would delay all others."""
@@ -120,11 +67,11 @@ class PolicyIndex:
                             table.make_ready()
 
     def identity(self, address: str) -> int:
-        return self._identities.get(address) or UNKNOWN
+        return self._ends.identity(address)
 
     def owner(self, address: str) -> int | str:
         """The key of the share that a connection from this address counts against: see `proxy.server.shares`."""
-        endpoint = self._endpoints.get(address)
+        endpoint = self._ends.endpoint(address)
         if endpoint is not None:
             return endpoint.id
         if ":" in address and not FIRST_POD_IDENTITY <= self.identity(address) < LOCAL_SCOPE:
@@ -136,36 +83,7 @@ class PolicyIndex:
 
     def lookup(self, source: str, destination: str, port: int) -> ConnectionPolicy:
         """The policy of a TCP connection between two addresses (canonical form). Cached."""
-        key = (source, destination, port)
-        sides = self._sides.get(key)
-        if sides is None:
-            if len(self._sides) >= REMEMBERED:
-                self._sides.clear()
-            sides = self._sides[key] = self._judge(source, destination, port)
-        return sides
-
-    def _claim(self, address: str, endpoint: LocalEndpoint) -> None:
-        """Two endpoints with the same address: the right policy is unknown, so the address's traffic is refused."""
-        other = self._endpoints.setdefault(address, endpoint)
-        if other is endpoint:
-            return
-        self._endpoints[address] = None
-        also = f" and {other.name}" if other is not None else ""
-        self.problems += (f"{address} is claimed by {endpoint.name}{also}: its traffic is refused",)
-
-    def _judge(self, source: str, destination: str, port: int) -> ConnectionPolicy:
-        who, whom = self.identity(source), self.identity(destination)
-        sender, receiver = self._endpoints.get(source), self._endpoints.get(destination)
-        if sender is not None and sender is receiver:
-            return ConnectionPolicy(who, whom, None, None, evaluate_l4(None, None))  # a pod may always reach itself
-        for address in (source, destination):
-            if address in self._endpoints and self._endpoints[address] is None:
-                return ConnectionPolicy(
-                    who, whom, None, None, refusal(f"{address} is claimed by more than one endpoint")
-                )
-        egress = decide.port(sender.policy.egress, whom, TCP, port) if sender is not None else None
-        ingress = decide.port(receiver.policy.ingress, who, TCP, port) if receiver is not None else None
-        return ConnectionPolicy(who, whom, egress, ingress, evaluate_l4(egress, ingress), self._combined)
+        return self._ends.lookup(source, destination, TCP, port)
 
 
 class Watcher(Protocol):

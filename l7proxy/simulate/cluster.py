@@ -16,14 +16,13 @@ from typing import Final
 from l7proxy.cluster.state import ClusterState, NodeView
 from l7proxy.errors import ConfigError
 from l7proxy.flows import hubble_constants as hubble
-from l7proxy.model.endpoint import Endpoint
-from l7proxy.model.identity import UNKNOWN
-from l7proxy.model.net import PrefixTable, canonical, family_of
+from l7proxy.model.net import canonical, family_of
 from l7proxy.model.resources import Change, EndpointSlice, Node, Pod, Resource, Service, Upsert
 from l7proxy.policy.compile import compile_policies
 from l7proxy.policy.decide import port_name
+from l7proxy.policy.endpoints import ConnectionEnd, ConnectionPolicy, EndpointIndex
 from l7proxy.policy.references import References
-from l7proxy.policy.tables import EndpointPolicy
+from l7proxy.policy.tables import LocalEndpoint
 from l7proxy.settings import Settings
 
 NOBODYS: Final[Mapping[int, IPv4Network | IPv6Network]] = {4: IPv4Network("240.0.0.0/4"), 6: IPv6Network("100::/64")}
@@ -62,32 +61,29 @@ class Target:
 
 @dataclass(frozen=True)
 class SimulatedNode:
-    """One node's view and compiled policies."""
+    """One node's view and endpoints."""
 
     view: NodeView
-    enforced: Mapping[int, EndpointPolicy] | None = None
-    """The policies that the node's agent enforces, if known; else they are compiled."""
+    enforced: tuple[LocalEndpoint, ...] | None = None
+    """The endpoints with the policies that the node's agent enforces, if known; else they are compiled."""
 
     @cached_property
-    def policies(self) -> Mapping[int, EndpointPolicy]:
-        if self.enforced is not None:
-            return self.enforced
-        return compile_policies(self.view.rules, self.view.endpoints, self.view.identities)
+    def _index(self) -> EndpointIndex:
+        endpoints = self.enforced if self.enforced is not None else self._compiled()
+        return EndpointIndex(endpoints, self.view.by_prefix)
 
-    @cached_property
-    def identities(self) -> PrefixTable[int]:
-        return PrefixTable(self.view.by_prefix)
+    def _compiled(self) -> list[LocalEndpoint]:
+        view = self.view
+        policies = compile_policies(view.rules, view.endpoints, view.identities)
+        return [LocalEndpoint(one.id, str(one), one.addresses, policies[one.id]) for one in view.endpoints]
 
-    def identity(self, end: End) -> int:
-        """The identity of `end` on this node: a node is `host` on itself and `remote-node` on the others."""
-        if end.identity is not None:
-            return end.identity
-        found = self.identities.get(end.address)
-        return UNKNOWN if found is None else found
+    def end(self, end: End) -> ConnectionEnd:
+        """`end` as this node sees it: a node is `host` on itself and `remote-node` on the others."""
+        return ConnectionEnd(end.identity) if end.identity is not None else self._index.end(end.address)
 
-    def endpoint(self, pod: Pod) -> Endpoint | None:
-        found = (one for one in self.view.endpoints if (one.namespace, one.name) == (pod.namespace, pod.name))
-        return next(found, None)
+    def between(self, source: End, destination: End, protocol: int, port: int) -> ConnectionPolicy:
+        """The policy of a connection on this node."""
+        return self._index.between(self.end(source), self.end(destination), protocol, port)
 
 
 @dataclass
@@ -107,7 +103,7 @@ class Cluster:
         return cluster
 
     @classmethod
-    def live(cls, cluster_state: ClusterState, view: NodeView, enforced: Mapping[int, EndpointPolicy]) -> Cluster:
+    def live(cls, cluster_state: ClusterState, view: NodeView, enforced: tuple[LocalEndpoint, ...]) -> Cluster:
         """The cluster of a running agent: its own node as enforced, the other nodes computed."""
         known = cluster_state.copy()
         views = {view.node: SimulatedNode(view, enforced)} if view.node is not None else {}
@@ -117,6 +113,16 @@ class Cluster:
         if name not in self._views:
             self._views[name] = SimulatedNode(self._cluster_state.view(name))
         return self._views[name]
+
+    def home(self, end: End) -> SimulatedNode | None:
+        """The node that enforces policy on this end; None if it is not an endpoint of any node.
+
+        A running agent enforces policy on pods without a Pod object, too.
+        """
+        if end.pod is not None:
+            return self.node(end.pod.node)
+        enforced = (node for node in self._views.values() if node.enforced is not None)
+        return next((node for node in enforced if node.end(end).endpoint is not None), None)
 
     @property
     def references(self) -> References:

@@ -189,10 +189,11 @@ def trace(
     shown = 0 if protocol in FAMILIES else target.port  # for ICMP it is type and code
     steps = [f"{_named(cluster, source, target.end)} -> {_named(cluster, target.end, source, port=shown)}"]
     steps[0] += f", {decide.port_name(protocol, target.port)}"
-    if source.address and source.address == target.end.address and source.pod is not None:
+    home = cluster.home(source)
+    if home is not None and home.end(source).is_same_endpoint(home.end(target.end)):
         return Outcome(PolicyVerdict(Verdict.FORWARDED, Direction.UNKNOWN), (*steps, "a pod can always reach itself"))
-    egress = _ask(cluster, source, target.end, protocol, target.port, Direction.EGRESS)
-    ingress = _ask(cluster, target.end, source, protocol, target.port, Direction.INGRESS)
+    egress = _ask(cluster, source, target, protocol, Direction.EGRESS)
+    ingress = _ask(cluster, source, target, protocol, Direction.INGRESS)
     for direction, end, peer, found in (
         (Direction.EGRESS, source, target.end, egress),
         (Direction.INGRESS, target.end, source, ingress),
@@ -252,26 +253,28 @@ def _judge_request(
     return judgement
 
 
-def _ask(cluster: Cluster, end: End, peer: End, protocol: int, port: int, direction: Direction) -> PortPolicy | None:
-    """The policy of `end` for this peer and port; None if `end` is not a pod, so that no policy applies."""
-    if end.pod is None:
+def _ask(cluster: Cluster, source: End, target: Target, protocol: int, direction: Direction) -> PortPolicy | None:
+    """The policy of one direction on the node of its endpoint; None if that end is not a pod: no policy applies."""
+    end = source if direction is Direction.EGRESS else target.end
+    home = cluster.home(end)
+    if home is None:
         return None
-    node = cluster.node(end.pod.node)
-    endpoint = node.endpoint(end.pod)
-    if endpoint is None:
+    endpoint = home.end(end).endpoint
+    if end.pod is not None and (endpoint is None or endpoint.name != f"{end.pod.namespace}/{end.pod.name}"):
         raise ConfigError(f"{end.name}: its address {end.address} is also claimed by another object; see the warnings")
-    return decide.port(node.policies[endpoint.id].direction(direction), node.identity(peer), protocol, port)
+    both = home.between(source, target.end, protocol, target.port)
+    return both.egress if direction is Direction.EGRESS else both.ingress
 
 
 def _more(
     cluster: Cluster, direction: Direction, end: End, peer: End, found: PortPolicy | None, protocol: int, port: int
 ) -> list[str]:
     """Further explanations: the rule that comes closest to allowing a denied connection; HTTP rules without effect."""
-    if found is None or end.pod is None:
+    home = cluster.home(end)
+    endpoint = home.end(end).endpoint if home is not None else None
+    if found is None or home is None or endpoint is None:
         return []
-    node = cluster.node(end.pod.node)
-    endpoint, identity = node.endpoint(end.pod), node.identity(peer)
-    policy = node.policies[endpoint.id].direction(direction) if endpoint is not None else None
+    policy, identity = endpoint.policy.direction(direction), home.end(peer).identity
     said = [*explain.moot(found), *explain.unread(policy, found, identity, protocol, port)]
     if found.l4.drop_reason is DropReason.POLICY_DENIED:
         near = explain.nearest(policy, direction, identity, protocol, port)
@@ -300,7 +303,7 @@ def _said(verdict: Verdict, ref: RuleRef | None, reason: str) -> str:
 def _named(cluster: Cluster, end: End, peer: End, *, port: int = 0) -> str:
     """The name of `end` with its address, and its identity on the peer's node."""
     home = peer.pod.node if peer.pod is not None else peer.node or ""
-    number = cluster.node(home).identity(end)
+    number = cluster.node(home).end(end).identity
     names = hubble.RESERVED_NAMES
     identity = names[number] if number < len(names) else f"identity {number}"
     if not end.address or is_invented(end.address):

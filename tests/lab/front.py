@@ -10,10 +10,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from l7proxy.flows.records import Connection, HttpRequest, HttpResponse, Malformed, Record
-from l7proxy.link.messages import LocalEndpoint, PolicySnapshot
+from l7proxy.link.messages import PolicySnapshot
 from l7proxy.model.verdict import Action
 from l7proxy.policy.rules import HttpRule
-from l7proxy.policy.tables import EndpointPolicy, Entry, union
+from l7proxy.policy.tables import EndpointPolicy, Entry, LocalEndpoint, union
 from l7proxy.wire.path import PathRules
 from tests.lab.test_worker_packets import CLIENT, REF, SERVER, Agent, Net, agent
 

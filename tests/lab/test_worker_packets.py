@@ -18,12 +18,12 @@ from pathlib import Path
 import pytest
 
 from l7proxy.flows.records import Connection, HttpRequest, Record
-from l7proxy.link.messages import LocalEndpoint, PolicySnapshot
+from l7proxy.link.messages import PolicySnapshot
 from l7proxy.link.server import LinkServer
 from l7proxy.model.ref import RuleRef
 from l7proxy.model.verdict import Action, Verdict
 from l7proxy.policy.rules import HttpRule
-from l7proxy.policy.tables import DirectionPolicy, EndpointPolicy, Entry, union
+from l7proxy.policy.tables import DirectionPolicy, EndpointPolicy, Entry, LocalEndpoint, union
 from l7proxy.proxy.server.steering import PORTS
 from tests.unit.proxy.netns import Namespace
 

@@ -17,11 +17,11 @@ from l7proxy.agent.dataplane.unknown_pods import UnknownPod, unknown_pods
 from l7proxy.cluster.secrets import headers_of
 from l7proxy.cluster.state import NodeView
 from l7proxy.flows.redaction import LEAST, FlowRedaction
-from l7proxy.link.messages import LocalEndpoint, PolicySnapshot
+from l7proxy.link.messages import PolicySnapshot
 from l7proxy.model.endpoint import Endpoint, Frontend
 from l7proxy.model.net import PrefixTable
 from l7proxy.model.verdict import Action, Protocol
-from l7proxy.policy.tables import DirectionPolicy, EndpointPolicy, Entry, Stage, TierPolicy
+from l7proxy.policy.tables import DirectionPolicy, EndpointPolicy, Entry, LocalEndpoint, Stage, TierPolicy
 from l7proxy.wire.path import STRICT, PathRules
 from tproxy_rules.simplify import simplified
 

@@ -33,7 +33,8 @@ from l7proxy.model.net import HostPort, canonical
 from l7proxy.model.policy_verdict import Conn, PolicyVerdict
 from l7proxy.model.verdict import Verdict
 from l7proxy.policy.combine import revoked
-from l7proxy.proxy.policy_store import ConnectionPolicy, PolicyIndex, choose, refusal
+from l7proxy.policy.endpoints import ConnectionPolicy
+from l7proxy.proxy.policy_store import PolicyIndex, choose, refusal
 from l7proxy.proxy.server import splice
 from l7proxy.proxy.server.context import WorkerContext
 from l7proxy.proxy.server.shares import Share

@@ -13,12 +13,13 @@ from l7proxy.agent.dataplane.pod_interfaces import CniAttachment, HostNetwork, L
 from l7proxy.agent.dataplane.reconciler import Published, SourceReport
 from l7proxy.agent.dataplane.render import DesiredState, render
 from l7proxy.agent.dataplane.unknown_pods import FIRST_ID, UnknownPod, unknown_pods
-from l7proxy.agent.flow_recorder import EventEvaluator
+from l7proxy.agent.flow_recorder import record_of
 from l7proxy.cluster.state import ClusterState
 from l7proxy.model.net import HostPort
 from l7proxy.model.resources import Node, Pod, Resource, Upsert
 from l7proxy.model.verdict import Verdict
 from l7proxy.policy.compile import compile_policies
+from l7proxy.policy.endpoints import EndpointIndex
 from l7proxy.proxy.policy_store import PolicyIndex
 from tproxy_rules import desired as kernel
 from tproxy_rules.marks import LogDirection, LogEvent
@@ -92,15 +93,14 @@ def test_workers_refuse_it_both_ways() -> None:
 
 @pytest.mark.parametrize("told", list(LogEvent))
 def test_what_the_kernel_tells_of_it_gets_its_reason(told: LogEvent) -> None:
-    judge = EventEvaluator.of(
-        published(WEB, interfaces=plugged(attachment("veth2", "10.0.1.9"))), EventEvaluator({}, {})
-    )
+    snapshot = drawn(WEB, interfaces=plugged(attachment("veth2", "10.0.1.9"))).workers
+    ends = EndpointIndex(snapshot.endpoints, snapshot.identities)
     for number in (0, FIRST_ID + 5, 1 << 31):
         for source, destination, way in (
             ("10.0.1.9", "10.0.1.5", LogDirection.EGRESS),
             ("10.0.1.5", "10.0.1.9", LogDirection.INGRESS),
         ):
-            record = judge.record(NflogEvent(told, way, number, source, destination, 17, 40000, 53), 1)
+            record = record_of(NflogEvent(told, way, number, source, destination, 17, 40000, 53), ends, 1)
             assert record is not None
             if told in (LogEvent.DENY, LogEvent.NONE):
                 assert (record.judgement.verdict, record.judgement.reason) == (Verdict.DROPPED, REASON)

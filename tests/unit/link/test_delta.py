@@ -11,11 +11,11 @@ from l7proxy.errors import LinkError
 from l7proxy.link import delta as snapshot_delta
 from l7proxy.link import framing
 from l7proxy.link.delta import SnapshotDecoder
-from l7proxy.link.messages import FullSnapshot, LocalEndpoint, PackedEndpoint, PolicySnapshot, SnapshotDelta
+from l7proxy.link.messages import FullSnapshot, PackedEndpoint, PolicySnapshot, SnapshotDelta
 from l7proxy.model.ref import RuleRef
 from l7proxy.model.verdict import Action
 from l7proxy.policy.rules import HttpRule
-from l7proxy.policy.tables import EndpointPolicy, Entry, union
+from l7proxy.policy.tables import EndpointPolicy, Entry, LocalEndpoint, union
 
 REF = RuleRef("CiliumNetworkPolicy", "ns", "p", "spec", "p.yaml", 3)
 RULES = tuple(HttpRule(REF, path=f"/{number}", number=number) for number in range(300))

@@ -14,12 +14,12 @@ from l7proxy.flows.pack import pack
 from l7proxy.flows.records import Connection, HttpResponse
 from l7proxy.link import delta, framing
 from l7proxy.link.delta import SnapshotDecoder
-from l7proxy.link.messages import Applied, FromWorker, Hello, Load, LocalEndpoint, PolicySnapshot
+from l7proxy.link.messages import Applied, FromWorker, Hello, Load, PolicySnapshot
 from l7proxy.model.policy_verdict import Conn, PolicyVerdict
 from l7proxy.model.ref import RuleRef
 from l7proxy.model.verdict import Action, Direction, DropReason, Verdict
 from l7proxy.policy.rules import HeaderMatch, HttpRule
-from l7proxy.policy.tables import DirectionPolicy, EndpointPolicy, Entry, union
+from l7proxy.policy.tables import DirectionPolicy, EndpointPolicy, Entry, LocalEndpoint, union
 
 REF = RuleRef("CiliumNetworkPolicy", "default", "web", "spec.ingress[0]", "web.yaml", 7)
 CONN = Conn("10.0.0.1", 40000, "10.0.0.2", 80, 300, 301)

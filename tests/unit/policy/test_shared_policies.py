@@ -7,13 +7,13 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from l7proxy.link import delta
-from l7proxy.link.messages import LocalEndpoint, PolicySnapshot
+from l7proxy.link.messages import PolicySnapshot
 from l7proxy.model.endpoint import Endpoint
 from l7proxy.model.ids import EndpointId
 from l7proxy.model.labels import K8S, Label, LabelSet
 from l7proxy.policy import lang
 from l7proxy.policy.compile import compile_policies
-from l7proxy.policy.tables import EndpointPolicy
+from l7proxy.policy.tables import EndpointPolicy, LocalEndpoint
 
 if TYPE_CHECKING:
     from tests.unit.policy.conftest import Bench

@@ -17,13 +17,13 @@ from pathlib import Path
 
 from l7proxy.flows.records import Connection, HttpRequest, HttpResponse, Malformed, Record
 from l7proxy.gate.clock import Clock
-from l7proxy.link.messages import LocalEndpoint, PolicySnapshot
+from l7proxy.link.messages import PolicySnapshot
 from l7proxy.model.endpoint import Frontend
 from l7proxy.model.net import HostPort
 from l7proxy.model.ref import RuleRef
 from l7proxy.model.verdict import Action
 from l7proxy.policy.rules import HttpRule
-from l7proxy.policy.tables import DirectionPolicy, EndpointPolicy, Entry, union
+from l7proxy.policy.tables import DirectionPolicy, EndpointPolicy, Entry, LocalEndpoint, union
 from l7proxy.proxy.policy_store import PolicyStore
 from l7proxy.proxy.server.context import Timeouts, WorkerContext
 from l7proxy.proxy.server.server import ProxyServer

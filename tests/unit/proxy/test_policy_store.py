@@ -7,19 +7,15 @@ import asyncio
 import pytest
 
 from l7proxy.errors import LinkError
-from l7proxy.link.messages import LocalEndpoint, PolicySnapshot
+from l7proxy.link.messages import PolicySnapshot
 from l7proxy.model.endpoint import Backend, Frontend
-from l7proxy.model.http import Request
 from l7proxy.model.net import HostPort
-from l7proxy.model.verdict import Direction, Verdict
+from l7proxy.model.verdict import Action
 from l7proxy.policy.rules import HttpRule
-from l7proxy.policy.tables import DirectionPolicy, EndpointPolicy
+from l7proxy.policy.tables import DirectionPolicy, EndpointPolicy, Entry, LocalEndpoint, union
 from l7proxy.proxy import policy_store
 from l7proxy.proxy.policy_store import PolicyIndex, PolicyStore, choose
-from tests.unit.proxy.stage import ANYTHING, NOTHING, REF, by_http, gets
-
-GET = Request(b"GET", b"/", b"server", [])
-POST = Request(b"POST", b"/", b"server", [])
+from tests.unit.proxy.stage import REF, by_http, gets
 
 
 def endpoint(
@@ -33,58 +29,16 @@ def index(*endpoints: LocalEndpoint, frontends: tuple[Frontend, ...] = ()) -> Po
     return PolicyIndex(PolicySnapshot(revision=1, endpoints=endpoints, identities=identities, frontends=frontends))
 
 
-def test_identities_by_longest_prefix_and_zero_for_nobody() -> None:
-    asked = index()
-    addresses = ("10.0.0.1", "10.9.9.9", "192.0.2.1", "fd00::1", "2001:db8::1")
-    assert [asked.identity(address) for address in addresses] == [300, 1 << 24, 2, 9, 0]
+def test_of_a_connection_the_policy_of_tcp_is_found() -> None:
+    only = {protocol: union((Entry(Action.ALLOW, REF, None, protocol, 80, 80),), (REF,)) for protocol in (6, 17)}
+    asked = index(endpoint(1, "10.0.0.1", ingress=only[6]), endpoint(2, "10.0.0.2", ingress=only[17]))
+    assert not asked.lookup("192.0.2.1", "10.0.0.1", 80).refused
+    assert asked.lookup("192.0.2.1", "10.0.0.2", 80).refused
 
 
-@pytest.mark.parametrize(
-    ("egress", "ingress", "verdict", "direction"),
-    [
-        pytest.param(None, None, Verdict.FORWARDED, Direction.INGRESS, id="no policy"),
-        pytest.param(ANYTHING, NOTHING, Verdict.DROPPED, Direction.INGRESS, id="ingress refuses"),
-        pytest.param(NOTHING, ANYTHING, Verdict.DROPPED, Direction.EGRESS, id="egress refuses"),
-        pytest.param(NOTHING, NOTHING, Verdict.DROPPED, Direction.EGRESS, id="both refuse"),
-        pytest.param(ANYTHING, gets(), Verdict.REDIRECTED, Direction.INGRESS, id="ingress by request"),
-        pytest.param(gets(), None, Verdict.REDIRECTED, Direction.EGRESS, id="egress by request"),
-    ],
-)
-def test_both_sides_are_asked(
-    egress: DirectionPolicy | None, ingress: DirectionPolicy | None, verdict: Verdict, direction: Direction
-) -> None:
-    asked = index(endpoint(1, "10.0.0.1", egress=egress), endpoint(2, "10.0.0.2", ingress=ingress))
-    sides = asked.lookup("10.0.0.1", "10.0.0.2", 80)
-    assert sides.l4.verdict is verdict
-    assert sides.refused is (verdict is Verdict.DROPPED)
-    assert sides.by_request is (verdict is Verdict.REDIRECTED)
-    if verdict is not Verdict.FORWARDED:
-        assert sides.l4.direction is direction
-    assert sides.judge(POST).verdict is (Verdict.FORWARDED if verdict is Verdict.FORWARDED else Verdict.DROPPED)
-
-
-def test_ends_that_are_not_local_have_no_say() -> None:
-    asked = index(endpoint(1, "10.0.0.1", egress=gets(), ingress=NOTHING))
-    out = asked.lookup("10.0.0.1", "192.0.2.1", 80)
-    assert (out.source_identity, out.destination_identity) == (300, 2)
-    assert (out.judge(GET).verdict, out.judge(POST).verdict) == (Verdict.FORWARDED, Verdict.DROPPED)
-    assert asked.lookup("192.0.2.1", "10.0.0.1", 80).refused
-    assert not asked.lookup("192.0.2.1", "192.0.2.2", 80).refused
-
-
-def test_a_pod_may_reach_itself_by_any_of_its_addresses() -> None:
-    asked = index(endpoint(1, "10.0.0.1", "10.0.0.7", egress=NOTHING, ingress=NOTHING))
-    assert not asked.lookup("10.0.0.1", "10.0.0.1", 80).refused
-    assert not asked.lookup("10.0.0.1", "10.0.0.7", 80).refused
-
-
-def test_an_address_of_two_endpoints_is_refused_and_told() -> None:
-    asked = index(endpoint(1, "10.0.0.1", "10.0.0.5"), endpoint(2, "10.0.0.1"), endpoint(3, "10.0.0.1"))
-    assert asked.problems
-    assert "10.0.0.1 is claimed by" in asked.problems[0]
-    assert asked.lookup("10.0.0.1", "192.0.2.1", 80).refused
-    assert asked.lookup("192.0.2.1", "10.0.0.1", 80).refused
-    assert not asked.lookup("10.0.0.5", "192.0.2.1", 80).refused
+def test_problems_of_the_snapshot_are_told() -> None:
+    asked = index(endpoint(1, "10.0.0.1"), endpoint(2, "10.0.0.1"))
+    assert asked.problems == ("10.0.0.1 is claimed by default/pod2 and default/pod1: its traffic is refused",)
 
 
 def test_frontends_by_address_and_port_of_tcp() -> None:
@@ -94,15 +48,6 @@ def test_frontends_by_address_and_port_of_tcp() -> None:
     assert asked.frontend(HostPort("10.96.0.1", 80)) == service
     assert asked.frontend(HostPort("10.96.0.1", 53)) is None
     assert {choose(service) for _ in range(200)} == set(backends)
-
-
-def test_memory_of_answers_is_bounded() -> None:
-    asked = index(endpoint(1, "10.0.0.1", egress=ANYTHING))
-    first = asked.lookup("10.0.0.1", "192.0.2.1", 1)
-    assert asked.lookup("10.0.0.1", "192.0.2.1", 1) is first
-    for port in range(1, 65536):
-        asked.lookup("10.0.0.1", "192.0.2.1", port)
-    assert len(asked._sides) <= policy_store.REMEMBERED
 
 
 class Session:

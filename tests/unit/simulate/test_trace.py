@@ -202,3 +202,18 @@ spec:
     )
     assert not any("have no effect" in step for step in ask(land, "default/old", "default/web", "8080").steps)
     assert not any("have no effect" in step for step in ask(land, "default/both", "default/web", "81").steps)
+
+
+def test_an_address_that_two_pods_claim_is_an_error_even_if_one_has_another_address(tmp_path: Path) -> None:
+    second = """---
+apiVersion: v1
+kind: Pod
+metadata: {name: second, labels: {app: second}}
+spec: {nodeName: n1, containers: [{name: c}]}
+status: {podIP: 10.0.1.6}
+"""
+    claimed = cluster(tmp_path, LAND + second)
+    for source, destination in (("default/old", "default/both"), ("default/second", "default/old")):
+        with pytest.raises(ConfigError, match=r"its address 10\.0\.1\.6 is also claimed by another object"):
+            ask(claimed, source, destination, "80")
+    assert ask(claimed, "default/web", "default/both", "80").allowed, "by its IPv6 address"
