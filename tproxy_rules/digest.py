@@ -80,15 +80,11 @@ def identities_digest(identities: Prefixes) -> bytes:
     return found.digest()
 
 
-def fingerprint(
-    desired: Desired,
-    table: Callable[[Table], bytes] = table_digest,
-    identities: Callable[[Prefixes], bytes] = identities_digest,
-) -> str:
+def fingerprint(desired: Desired) -> str:
     """The digest of a canonical state. All values are frozen numbers and strings, so `repr` is stable."""
-    tables = [(one.ingress and table(one.ingress), one.egress and table(one.egress)) for one in desired.endpoints]
+    tables = [tuple(table and table_digest(table) for table in (one.ingress, one.egress)) for one in desired.endpoints]
     bare = tuple(replace(one, ingress=None, egress=None) for one in desired.endpoints)
-    told = (replace(desired, identities=(), endpoints=bare), tables, identities(desired.identities))
+    told = (replace(desired, identities=(), endpoints=bare), tables, identities_digest(desired.identities))
     return hashlib.sha256(repr(told).encode()).hexdigest()
 
 

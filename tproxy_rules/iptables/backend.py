@@ -28,7 +28,7 @@ from typing import Final
 from tproxy_rules import routes
 from tproxy_rules.backend import QUIET, Installed, KernelError, Suppressed
 from tproxy_rules.desired import Desired, Table
-from tproxy_rules.digest import fingerprint, table_digest
+from tproxy_rules.digest import fingerprint
 from tproxy_rules.iptables import bridge as ipt_bridge
 from tproxy_rules.iptables import rules as ipt_rules
 from tproxy_rules.iptables.rules import IptTable
@@ -159,7 +159,6 @@ class IptablesBackend:
         self._known: _Known | None = None
         self._packets: Tally[_Counter] = Tally()
         self._examine: Memo[Table, Examined] = Memo(examined)
-        self._digest: Memo[Table, bytes] = Memo(table_digest)
 
     def read(self) -> Installed | None:
         known = self._verified()
@@ -181,12 +180,11 @@ class IptablesBackend:
         try:
             self._apply(desired)
         finally:  # rejected states may recur for hours, so they are cached, too
-            for memo in (self._examine, self._digest):
-                memo.turn()
+            self._examine.turn()
 
     def _apply(self, desired: Desired) -> None:
         picture = checked(desired, self._examine)
-        wanted = fingerprint(picture, self._digest)
+        wanted = fingerprint(picture)
         routes.ensure(picture.settings)
         known = self._verified()
         if known is not None and not _switched():

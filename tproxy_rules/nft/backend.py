@@ -20,8 +20,8 @@ from functools import cache
 
 from tproxy_rules import routes
 from tproxy_rules.backend import QUIET, Installed, KernelError, Suppressed
-from tproxy_rules.desired import Desired, Prefixes, Settings, Stage, Table
-from tproxy_rules.digest import fingerprint, identities_digest, table_digest
+from tproxy_rules.desired import Desired, Settings, Stage, Table
+from tproxy_rules.digest import fingerprint
 from tproxy_rules.marks import TABLE
 from tproxy_rules.memo import Memo
 from tproxy_rules.nft import bridge as nft_bridge
@@ -74,9 +74,7 @@ class NftablesBackend:
         self._watching: Watch | None = None
         self._routed: Settings | None = None
         self._examine: Memo[Table, Examined] = Memo(examined)
-        self._digest: Memo[Table, bytes] = Memo(table_digest)
         self._ask: Memo[Stage, Asked] = Memo(asked)
-        self._identities_digest: Memo[Prefixes, bytes] = Memo(identities_digest)
         self._roll = IdentityCache()
         self._suppressed: dict[str, Tally[Suppressed]] = {}
 
@@ -107,12 +105,12 @@ class NftablesBackend:
         try:
             self._apply(desired)
         finally:  # rejected states may recur for hours, so they are cached, too
-            for memo in (self._examine, self._digest, self._ask, self._identities_digest):
-                memo.turn()
+            self._examine.turn()
+            self._ask.turn()
 
     def _apply(self, desired: Desired) -> None:
         picture = checked(desired, self._examine, self._roll.examined)
-        wanted = fingerprint(picture, self._digest, self._identities_digest)
+        wanted = fingerprint(picture)
         _ = self._watch  # subscribe before the first commit
         known = self._verified()
         if known is None or known.picture == wanted or self._routed != picture.settings:
