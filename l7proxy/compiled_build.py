@@ -28,6 +28,7 @@ MODULES: Final = (
     "gate/http1",
     "gate/http1_exchange",
     "link/outbox",
+    "model/cache",
     "model/http",
     "policy/combine",
     "policy/decide",

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from l7proxy.errors import ConfigError
+from l7proxy.model.cache import remember
 from l7proxy.model.labels import (
     ACCOUNT,
     CLUSTER_KEY,
@@ -74,9 +75,7 @@ class LabelFilter:
         """Whether a pod label with this key belongs to the pod's identity. Never true for generated keys."""
         found = self._known.get(key)
         if found is None:
-            if len(self._known) >= REMEMBERED:
-                self._known.clear()
-            found = self._known[key] = not key.startswith(GENERATED) and self._counts(key)
+            found = remember(self._known, key, not key.startswith(GENERATED) and self._counts(key), REMEMBERED)
         return found
 
     def _counts(self, key: str) -> bool:

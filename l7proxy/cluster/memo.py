@@ -5,11 +5,10 @@ Only pure functions of frozen values are cached, so a cache never changes a resu
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Generic, TypeVar
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 T = TypeVar("T")
-V = TypeVar("V")
 
 
 class Memory:
@@ -36,23 +35,6 @@ class Memory:
             return kept
         self._made[name] = (), value
         return value
-
-
-class Each(Generic[V, T]):
-    """One cached result per value, kept as long as the value is in every call of `of`."""
-
-    def __init__(self, make: Callable[[V], T]) -> None:
-        self._make = make
-        self._made: dict[int, tuple[V, T]] = {}
-
-    def of(self, values: Iterable[V]) -> list[T]:
-        """Compares by identity. Cached values are kept alive, so that no `id` is reused."""
-        before, self._made = self._made, {}
-        return [self._one(value, before)[1] for value in values]
-
-    def _one(self, value: V, before: dict[int, tuple[V, T]]) -> tuple[V, T]:
-        known = self._made[id(value)] = before.get(id(value)) or (value, self._make(value))
-        return known
 
 
 def same(some: Sequence[object], others: Sequence[object]) -> bool:

@@ -19,12 +19,13 @@ from typing import Final, TypeVar, cast
 from l7proxy.cluster import audit, identities, pattern_limits, policy_status, service_pods
 from l7proxy.cluster.frontends import frontends
 from l7proxy.cluster.identity_labels import Asked, LabelFilter
-from l7proxy.cluster.memo import Each, Memory
+from l7proxy.cluster.memo import Memory
 from l7proxy.cluster.names import Names
 from l7proxy.cluster.pod_index import IdentityInputs, PodIndex
 from l7proxy.cluster.policy_status import PolicyStatus
 from l7proxy.cluster.secrets import SecretResolver
 from l7proxy.model import resources
+from l7proxy.model.cache import IdentityMemo
 from l7proxy.model.endpoint import Endpoint, Frontend
 from l7proxy.model.identity import (
     CONTESTED,
@@ -117,11 +118,11 @@ class ClusterState:
         self._kept = kept or LabelFilter()
         self._resources: dict[type, dict[ResourceKey, Resource]] = {}
         self._sorted: dict[type, tuple[Resource, ...]] = {}
-        self._read: dict[ResourceKey, tuple[PolicyDocument, PolicyStatus]] = {}
+        self._read = IdentityMemo(partial(policy_status.read, secrets_namespace=secrets_namespace, options=options))
         self._pod_index = self._new_pod_index()
         self._changed_pods: dict[ResourceKey, Pod | None] = {}
         self._memory = Memory()
-        self._keys = Each(_keys)
+        self._keys = IdentityMemo(_keys)
 
     def apply(self, changes: Iterable[Change]) -> None:
         for change in changes:
@@ -134,7 +135,6 @@ class ClusterState:
                         self._changed_pods[resource.key] = resource
                 case Delete(key):
                     self._forget(key)
-                    self._read.pop(key, None)
                 case _:
                     self.synced = True
 
@@ -159,7 +159,8 @@ class ClusterState:
         """A copy that later changes do not affect."""
         other = copy(self)
         other._resources = {kind: dict(known) for kind, known in self._resources.items()}
-        other._sorted, other._read, other._memory, other._keys = {}, dict(self._read), Memory(), Each(_keys)
+        other._sorted, other._memory = {}, Memory()
+        other._read, other._keys = self._read.copy(), self._keys.copy()
         other._pod_index = self._new_pod_index()
         other._changed_pods = {pod.key: pod for pod in self._all(Pod)}
         return other
@@ -226,7 +227,9 @@ class ClusterState:
         return self._pod_index
 
     def _asked(self, rules: Iterable[Rule]) -> Asked:
-        return self._memory.equal("asked keys", Asked.among(frozenset().union(*self._keys.of(rules)), self._kept))
+        keys = frozenset().union(*map(self._keys, rules))
+        self._keys.turn()
+        return self._memory.equal("asked keys", Asked.among(keys, self._kept))
 
     def _reaches(self, rules: Iterable[Rule]) -> Mapping[Network, Reach]:
         """The same object while rules name the same prefixes: with thousands, results that depend on it are costly."""
@@ -255,6 +258,7 @@ class ClusterState:
         self, references: References
     ) -> tuple[tuple[PolicyStatus, ...], tuple[Rule, ...], tuple[Problem, ...]]:
         policies = tuple(policy_status.placed(policy, references) for policy in self._policies())
+        self._read.turn()
         secret_resolver = self._secret_resolver()
         written = (rule for policy in policies for rule in _with_secrets(policy, secret_resolver))
         rules = self._memory.equal("resolved", (*resolve(written, references), *self._everywhere))
@@ -281,14 +285,7 @@ class ClusterState:
 
     def _policies(self) -> list[PolicyStatus]:
         """The policies; only new documents are parsed, since the result depends only on the document."""
-        found = []
-        for document in self._all(PolicyDocument):
-            known = self._read.get(document.key)
-            if known is None or known[0] is not document:
-                state = policy_status.read(document, secrets_namespace=self._secrets_namespace, options=self._options)
-                known = self._read[document.key] = document, state
-            found.append(known[1])
-        return found
+        return [self._read(document) for document in self._all(PolicyDocument)]
 
     @property
     def references(self) -> References:

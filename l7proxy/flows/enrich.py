@@ -38,6 +38,7 @@ from l7proxy.flows.flow import (
 from l7proxy.flows.records import Connection, HttpRequest, HttpResponse, Malformed, Record
 from l7proxy.model import endpoint as model
 from l7proxy.model import verdict as words
+from l7proxy.model.cache import remember
 from l7proxy.model.labels import CLUSTER_KEY, K8S
 from l7proxy.model.net import family_of
 from l7proxy.model.policy_verdict import Conn, PolicyVerdict
@@ -53,7 +54,7 @@ VERDICT_EVENT: Final = CiliumEventType(type=hubble.EventType.POLICY_VERDICT)
 MATCH_ALL: Final = hubble.MATCH_TYPES.index("all")
 L7_EVENT: Final = CiliumEventType(type=hubble.EventType.L7)
 REMEMBERED: Final = 65_536
-"""Connection ends cached by an enricher. The cache is cleared when full, so that a scan cannot exhaust memory."""
+"""Connection ends cached by an enricher: a scan must not exhaust memory."""
 
 
 class PodName(Protocol):
@@ -256,9 +257,7 @@ class Enricher:
         key = (address, identity)
         end = self._ends.get(key)
         if end is None:
-            if len(self._ends) >= self._remembered:
-                self._ends.clear()
-            end = self._ends[key] = self._look_up(address, identity)
+            end = remember(self._ends, key, self._look_up(address, identity), self._remembered)
         return end
 
     def _look_up(self, address: str, identity: int) -> Endpoint:

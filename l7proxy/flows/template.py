@@ -23,11 +23,11 @@ from l7proxy.flows.batch import NO_STATUS, FlowContext, Flows
 from l7proxy.flows.enrich import Enricher
 from l7proxy.flows.flow import Flow, Http, Layer4, Layer7, Lost, Ports
 from l7proxy.flows.records import HttpRequest, HttpResponse
+from l7proxy.model.cache import remember
 from l7proxy.model.policy_verdict import PolicyVerdict
 
 REMEMBERED: Final = 12288
-"""Templates cached per policy snapshot, about 5 KB each; the cache is cleared when full. A pod can choose the keys,
-and many rules make many templates."""
+"""Templates cached per policy snapshot, about 5 KB each: a pod can choose the keys, and many rules make many."""
 METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "DELETE", "CONNECT", "OPTIONS", "TRACE", "PATCH"})
 PROTOCOLS: Final = frozenset({"HTTP/1.0", "HTTP/1.1", "HTTP/2"})
 """Only these have templates, so that a client cannot create templates by inventing methods."""
@@ -201,7 +201,7 @@ class TemplateCache:
         number = self._judgements.get(judgement)
         if number is None:
             self._numbered += 1  # never reused: a key may outlive a cleared cache
-            number = self._judgements[judgement] = self._numbered
+            number = remember(self._judgements, judgement, self._numbered, self._remembered)
         return number
 
     def _shape(self, party: FlowContext, judgements: list[PolicyVerdict], known: list[int]) -> FlowTemplate | None:
@@ -223,11 +223,7 @@ class TemplateCache:
             return self._shapes[key]
         except KeyError:
             shape = cut(self._enricher, self._uuids.prefix, party, judgements[place])
-        if len(self._shapes) >= self._remembered:
-            self._shapes.clear()
-            self._judgements.clear()
-        self._shapes[key] = shape
-        return shape
+        return remember(self._shapes, key, shape, self._remembered)
 
 
 def cut(enricher: Enricher, uuids: str, party: FlowContext, judgement: PolicyVerdict) -> FlowTemplate | None:

@@ -7,6 +7,8 @@ from calendar import timegm
 from datetime import UTC, datetime
 from typing import Final
 
+from l7proxy.model.cache import remember
+
 SECOND: Final = 1_000_000_000
 REMEMBERED: Final = 16
 _SECONDS: Final[dict[int, str]] = {}
@@ -45,7 +47,6 @@ def _second(seconds: int) -> str:
     """Cached: flows come in bursts, and many share the same second."""
     known = _SECONDS.get(seconds)
     if known is None:
-        if len(_SECONDS) >= REMEMBERED:
-            _SECONDS.clear()
-        known = _SECONDS[seconds] = datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%S")
+        text = datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%S")
+        known = remember(_SECONDS, seconds, text, REMEMBERED)
     return known

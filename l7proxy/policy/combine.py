@@ -10,6 +10,7 @@ from typing import Final
 
 import msgspec
 
+from l7proxy.model.cache import remember
 from l7proxy.model.http import Request, edited
 from l7proxy.model.policy_verdict import PolicyVerdict
 from l7proxy.model.ref import RuleRef
@@ -18,8 +19,8 @@ from l7proxy.policy.decide import Decision, PortPolicy
 
 DROPPED: Final = Verdict.DROPPED
 REMEMBERED: Final = 16384
-"""Cached verdicts, about 400 bytes each; when full, the cache is cleared. Thousands of rules make thousands of
-verdicts, and denials have many reasons."""
+"""Cached verdicts, about 400 bytes each. Thousands of rules make thousands of verdicts, and denials have many
+reasons."""
 
 
 def evaluate_l4(egress: PortPolicy | None, ingress: PortPolicy | None) -> PolicyVerdict:
@@ -43,12 +44,11 @@ class VerdictCache:
         self._known: dict[tuple[int, int], tuple[Decision | None, Decision | None, PolicyVerdict]] = {}
 
     def of(self, egress: Decision | None, ingress: Decision | None) -> PolicyVerdict:
-        key = (id(egress), id(ingress))  # cached decisions are alive, so their ids are unique
+        # cached decisions are alive, so their ids are unique; `id` is costly in compiled code
+        key = (0 if egress is None else id(egress), 0 if ingress is None else id(ingress))
         known = self._known.get(key)
         if known is None:
-            if len(self._known) >= REMEMBERED:
-                self._known.clear()
-            known = self._known[key] = (egress, ingress, combine(egress, ingress))
+            known = remember(self._known, key, (egress, ingress, combine(egress, ingress)), REMEMBERED)
         return known[2]
 
 

@@ -14,6 +14,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
+from l7proxy.model.cache import remember
 from l7proxy.model.http import Request
 from l7proxy.model.identity import UNKNOWN
 from l7proxy.model.net import HostPort, PrefixTable
@@ -25,7 +26,7 @@ from l7proxy.policy.decide import Decision, PortPolicy
 from l7proxy.policy.tables import LocalEndpoint
 
 REMEMBERED: Final = 16384
-"""Most lookups that an index caches. Above it the cache is cleared, since pods choose the addresses and ports."""
+"""Most lookups that an index caches: pods choose the addresses and ports."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,9 +134,8 @@ class EndpointIndex:
         key = (source, destination, protocol, port)
         known = self._known.get(key)
         if known is None:
-            if len(self._known) >= REMEMBERED:
-                self._known.clear()
-            known = self._known[key] = self.between(self.end(source), self.end(destination), protocol, port)
+            found = self.between(self.end(source), self.end(destination), protocol, port)
+            known = remember(self._known, key, found, REMEMBERED)
         return known
 
     def between(self, source: ConnectionEnd, destination: ConnectionEnd, protocol: int, port: int) -> ConnectionPolicy:

@@ -9,6 +9,7 @@ from dataclasses import replace
 from itertools import chain
 from typing import Final
 
+from l7proxy.model.cache import remember
 from l7proxy.model.http import Request
 from l7proxy.model.verdict import DropReason, Verdict
 from l7proxy.policy.decision import Decision, policy_name
@@ -16,7 +17,7 @@ from l7proxy.policy.match.http import HttpMatcher
 from l7proxy.policy.rules import HttpRule
 
 REMEMBERED: Final = 1024
-"""Results that one table caches by (method, path). When full, the cache is cleared."""
+"""Results that one table caches by (method, path)."""
 REMEMBERED_PATH: Final = 512
 """Bytes. Longer paths are not cached, so that a client cannot make a table use much memory."""
 TABLES: Final = 1024
@@ -70,9 +71,7 @@ class HttpTable:
         if seen is None:
             seen = self._look(request)
             if len(request.path) <= REMEMBERED_PATH:
-                if len(self._seen) >= REMEMBERED:
-                    self._seen.clear()
-                self._seen[key] = seen
+                remember(self._seen, key, seen, REMEMBERED)
         return seen if isinstance(seen, Decision) else self._rest(request, seen)
 
     def _look(self, request: Request) -> Decision | int:
@@ -102,10 +101,9 @@ class HttpTable:
         key = (id(rule), came_of_it)
         decision = self._refusals.get(key)
         if decision is None:
-            if len(self._refusals) >= REMEMBERED:
-                self._refusals.clear()
             reason = f"no rule matched; nearest: {policy_name(rule.ref)} rule {rule.number}, {came_of_it}"
-            decision = self._refusals[key] = Decision(Verdict.DROPPED, rule.ref, reason, DropReason.POLICY_DENIED)
+            decision = Decision(Verdict.DROPPED, rule.ref, reason, DropReason.POLICY_DENIED)
+            remember(self._refusals, key, decision, REMEMBERED)
         return decision
 
 

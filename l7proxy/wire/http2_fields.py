@@ -17,6 +17,7 @@ from hpack.exceptions import HPACKError
 from hpack.huffman_table import decode_huffman
 from hpack.table import HeaderTable
 
+from l7proxy.model.cache import remember
 from l7proxy.wire.head import MAX_HEAD, Header
 from l7proxy.wire.http2_frames import Code, Http2Error
 
@@ -128,9 +129,7 @@ class FieldReader:
         if self._table.changes != before:
             self._known.clear()
         elif len(data) <= _LONGEST_KNOWN and block.size <= TABLE_SIZE:
-            if len(self._known) >= _MOST_KNOWN:
-                self._known.clear()
-            self._known[data] = block
+            remember(self._known, data, block, _MOST_KNOWN)
         return block
 
     def _decode(self, data: bytes) -> FieldBlock:

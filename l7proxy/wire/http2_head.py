@@ -14,6 +14,7 @@ from functools import lru_cache
 from typing import Final
 
 from l7proxy.errors import PeerError
+from l7proxy.model.cache import remember
 from l7proxy.model.http import Headers, Rewrite, alike, edited
 from l7proxy.wire import authority
 from l7proxy.wire.framing import LENGTH
@@ -159,9 +160,7 @@ def _normal(target: bytes, rules: PathRules, paths: Paths) -> bytes:
         return known
     path = normalise(target, rules)
     if path is not target and len(target) <= TABLE_SIZE:
-        if len(paths) >= MOST_PATHS:
-            paths.clear()
-        paths[target] = path
+        remember(paths, target, path, MOST_PATHS)
     return path
 
 

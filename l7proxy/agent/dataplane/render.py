@@ -18,6 +18,7 @@ from l7proxy.cluster.secrets import headers_of
 from l7proxy.cluster.state import NodeView
 from l7proxy.flows.redaction import LEAST, FlowRedaction
 from l7proxy.link.messages import PolicySnapshot
+from l7proxy.model.cache import IdentityMemo
 from l7proxy.model.endpoint import Endpoint, Frontend
 from l7proxy.model.net import PrefixTable
 from l7proxy.model.verdict import Action, Protocol
@@ -124,7 +125,7 @@ class Tables:
     """
 
     def __init__(self) -> None:
-        self._drawn: dict[int, tuple[DirectionPolicy, kernel.Table]] = {}
+        self._table = IdentityMemo(_table)
         self._by_prefix: Mapping[str, int] = {}
         self._sorted: kernel.Prefixes = ()
 
@@ -138,17 +139,12 @@ class Tables:
         return self._sorted
 
     def of(self, policies: Mapping[int, EndpointPolicy]) -> Mapping[int, Both]:
-        before, self._drawn = self._drawn, {}
+        found = {number: (self._one(policy.ingress), self._one(policy.egress)) for number, policy in policies.items()}
+        self._table.turn()
+        return found
 
-        def drawn(policy: DirectionPolicy | None) -> kernel.Table | None:
-            """Cached by `id`; cached objects are kept alive, so that no `id` is reused."""
-            if policy is None:
-                return None
-            known = self._drawn.get(id(policy)) or before.get(id(policy)) or (policy, _table(policy))
-            self._drawn[id(policy)] = known
-            return known[1]
-
-        return {number: (drawn(policy.ingress), drawn(policy.egress)) for number, policy in policies.items()}
+    def _one(self, policy: DirectionPolicy | None) -> kernel.Table | None:
+        return None if policy is None else self._table(policy)
 
 
 def _ports(endpoints: Iterable[Endpoint], interfaces: PodInterfaces) -> Mapping[str, kernel.Port]:

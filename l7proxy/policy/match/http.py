@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Final
 
+from l7proxy.model.cache import remember
 from l7proxy.model.http import Request, Rewrite, edited
 from l7proxy.policy.match.headers import HeaderAction, HeaderTest
 from l7proxy.policy.match.pattern import PatternSet
@@ -21,7 +22,7 @@ _PARAMETRIC: Final = re.compile(r";|%3[Bb]")
 EXPLAINED_HEADERS: Final = 64
 """At most this many required headers are examined to explain a denial, whose cost must not grow with the rules."""
 EXPLANATIONS: Final = 1024
-"""Cached explanations, by the rule and its results. When full, the cache is cleared."""
+"""Cached explanations, by the rule and its results."""
 
 
 class Clause:
@@ -188,9 +189,7 @@ class HttpMatcher:
         key = (index, *line, *problems)
         words = self._words.get(key)
         if words is None:
-            if len(self._words) >= EXPLANATIONS:
-                self._words.clear()
-            words = self._words[key] = self._put(index, line, problems)
+            words = remember(self._words, key, self._put(index, line, problems), EXPLANATIONS)
         return words
 
     def _put(self, index: int, line: list[bool], problems: list[str]) -> str:
