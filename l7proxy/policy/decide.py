@@ -20,7 +20,7 @@ from l7proxy.model.http import Request
 from l7proxy.model.ref import BUILT_IN, RuleRef
 from l7proxy.model.verdict import Action, DropReason, Verdict
 from l7proxy.policy.decision import Decision, policy_name, port_name
-from l7proxy.policy.http_table import HTTP_TABLES, HttpTable
+from l7proxy.policy.http_table import HttpTable, HttpTables
 from l7proxy.policy.tables import DirectionPolicy, Entry, Stage, TierPolicy
 
 __all__ = ["NO_DEFAULT_DENY", "UNGOVERNED", "Decision", "HttpTable", "PortPolicy", "port", "port_name"]
@@ -86,11 +86,16 @@ UNGOVERNED: Final = PortPolicy(Decision(Verdict.FORWARDED), enforced=False)
 UNDECIDED: Final = Decision(Verdict.FORWARDED, NO_DEFAULT_DENY)
 
 
-def port(policy: DirectionPolicy | None, identity: int, protocol: int, number: int) -> PortPolicy:
-    """How `policy` decides on a peer with `identity` and a port: the destination port in both directions."""
+def port(
+    policy: DirectionPolicy | None, identity: int, protocol: int, number: int, tables: HttpTables | None = None
+) -> PortPolicy:
+    """How `policy` decides on a peer with `identity` and a port: the destination port in both directions.
+
+    `tables`: HTTP tables of other flows, which are used again where the rules are the same.
+    """
     if policy is None:
         return UNGOVERNED
-    met = tuple(_walk(policy, identity, protocol, number))
+    met = tuple(_walk(policy, identity, protocol, number, tables or HttpTables()))
     if not policy.governed and met[0] is UNDECIDED:
         return UNGOVERNED
     redirect = next((step.l4 for step in met if isinstance(step, _Redirect)), None)
@@ -109,12 +114,14 @@ class _Redirect:
     table: HttpTable
 
 
-def _walk(policy: DirectionPolicy, identity: int, protocol: int, number: int) -> Iterator[_Redirect | Decision]:
+def _walk(
+    policy: DirectionPolicy, identity: int, protocol: int, number: int, tables: HttpTables
+) -> Iterator[_Redirect | Decision]:
     """The steps for a flow, in order: redirects, AUDIT decisions, and last the one final decision."""
     for tier in policy.tiers:
         for stage in tier.stages:
             covering = [entry for entry in stage if entry.covers(identity, protocol, number)]
-            yield from _stage(covering)
+            yield from _stage(covering, tables)
             strongest = max((entry.action for entry in covering if not _is_audited(entry)), default=None)
             if strongest in (Action.DENY, Action.ALLOW) or _some(covering, Action.ALLOW):
                 return
@@ -129,7 +136,7 @@ def _walk(policy: DirectionPolicy, identity: int, protocol: int, number: int) ->
     yield UNDECIDED
 
 
-def _stage(covering: Stage | list[Entry]) -> Iterator[_Redirect | Decision]:
+def _stage(covering: Stage | list[Entry], tables: HttpTables) -> Iterator[_Redirect | Decision]:
     """The steps of the covering entries of one stage. A final decision, if any, comes last."""
     audited = [entry for entry in covering if _is_audited(entry)]
     if audited:
@@ -140,7 +147,7 @@ def _stage(covering: Stage | list[Entry]) -> Iterator[_Redirect | Decision]:
         return
     redirects = _some(covering, Action.REDIRECT)
     if redirects:
-        table = HTTP_TABLES.of(*(entry.http or () for entry in redirects))
+        table = tables.of(*(entry.http or () for entry in redirects))
         yield _Redirect(_allowing(Verdict.REDIRECTED, redirects), table)
     plain = _some(covering, Action.ALLOW)
     if plain:

@@ -23,6 +23,7 @@ from l7proxy.model.verdict import Verdict
 from l7proxy.policy import decide
 from l7proxy.policy.combine import VerdictCache, evaluate_http, evaluate_l4
 from l7proxy.policy.decide import Decision, PortPolicy
+from l7proxy.policy.http_table import HttpTables
 from l7proxy.policy.tables import LocalEndpoint
 
 REMEMBERED: Final = 16384
@@ -90,7 +91,7 @@ class ConnectionPolicy:
 class EndpointIndex:
     """Finds both ends of connections in one policy snapshot. ValueError when a prefix of `identities` is invalid.
 
-    `before` is the previous index: prefixes that are in both are not parsed again.
+    `before` is the previous index: prefixes and HTTP rules that are in both are not parsed again.
     """
 
     def __init__(
@@ -102,6 +103,7 @@ class EndpointIndex:
         self._conflicts: dict[str, str] = {}
         self._known: dict[tuple[str, str, int, int], ConnectionPolicy] = {}
         self._combined = VerdictCache()
+        self.tables: HttpTables = before.tables.following() if before is not None else HttpTables()
         self.problems: tuple[str, ...] = ()
         for endpoint in endpoints:
             for address in endpoint.addresses:
@@ -147,7 +149,7 @@ class EndpointIndex:
         if conflict:  # as a policy, so that requests are refused, too
             refusal = PortPolicy(Decision(Verdict.DROPPED, reason=conflict))
             return ConnectionPolicy(who, whom, None, refusal, evaluate_l4(None, refusal))
-        sender, receiver = source.endpoint, destination.endpoint
-        egress = decide.port(sender.policy.egress, whom, protocol, port) if sender is not None else None
-        ingress = decide.port(receiver.policy.ingress, who, protocol, port) if receiver is not None else None
+        sender, receiver, tables = source.endpoint, destination.endpoint, self.tables
+        egress = decide.port(sender.policy.egress, whom, protocol, port, tables) if sender is not None else None
+        ingress = decide.port(receiver.policy.ingress, who, protocol, port, tables) if receiver is not None else None
         return ConnectionPolicy(who, whom, egress, ingress, evaluate_l4(egress, ingress), self._combined)

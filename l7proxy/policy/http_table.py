@@ -113,10 +113,10 @@ Rules = tuple[HttpRule, ...]
 class HttpTables:
     """Tables by their rules: flows of many identities with the same rules share one table.
 
-    Two generations are kept. A new one begins when policy changes while at least KEPT rules or KEPT_TABLES tables are
-    held; tables that neither generation used are dropped. Compiling thousands of rules takes 0.25 s, and comparing them
-    milliseconds, so rules that are the same objects are found by their ids. Threads may call this at the same time: at
-    worst a table is made twice.
+    Each policy snapshot has its own, which `following` makes of the one before. Two generations are kept. A new one
+    begins with a snapshot when at least KEPT rules or KEPT_TABLES tables are held; tables that neither generation used
+    are dropped. Compiling thousands of rules takes 0.25 s, and comparing them milliseconds, so rules that are the same
+    objects are found by their ids. Another thread may be using the tables that `following` reads.
     """
 
     def __init__(self) -> None:
@@ -134,11 +134,13 @@ class HttpTables:
             known = self._same[key] = parts, self._equal(tuple(dict.fromkeys(chain.from_iterable(parts))))
         return known[1]  # `_same` keeps the parts alive, so their ids stay unique
 
-    def age(self) -> None:
-        """Call when policy has changed."""
-        self._same = {}
-        if len(self._young) >= KEPT_TABLES or sum(map(len, self._young)) >= KEPT:
-            self._renew()
+    def following(self) -> HttpTables:
+        """The tables for the next policy snapshot."""
+        other, young = HttpTables(), dict(self._young)
+        other._young, other._old = young, self._old
+        if len(young) >= KEPT_TABLES or sum(map(len, young)) >= KEPT:
+            other._renew()
+        return other
 
     def _renew(self) -> None:
         self._old, self._young, self._same = self._young, {}, {}
@@ -147,7 +149,3 @@ class HttpTables:
         table = self._young.get(rules) or self._old.get(rules) or HttpTable(rules)
         self._young[rules] = table
         return table
-
-
-HTTP_TABLES: Final = HttpTables()
-"""The tables of this process."""

@@ -22,7 +22,6 @@ from l7proxy.model.policy_verdict import PolicyVerdict
 from l7proxy.model.verdict import Direction, Verdict
 from l7proxy.policy import decide
 from l7proxy.policy.endpoints import ConnectionPolicy, EndpointIndex
-from l7proxy.policy.http_table import HTTP_TABLES
 
 TCP: Final = 6
 MANY: Final = 64
@@ -63,7 +62,7 @@ class PolicyIndex:
                 for entry in direction.entries if direction is not None else ():
                     if entry.http is not None and len(entry.http) >= MANY:
                         peer = entry.peers[0] if entry.peers else UNKNOWN
-                        for table in decide.port(direction, peer, TCP, entry.first).tables:
+                        for table in decide.port(direction, peer, TCP, entry.first, self._ends.tables).tables:
                             table.make_ready()
 
     def identity(self, address: str) -> int:
@@ -134,7 +133,6 @@ class PolicyStore:
         LinkError when the snapshot cannot be used: the previous one stays active.
         """
         try:
-            HTTP_TABLES.age()
             index = await asyncio.to_thread(_ready, picture, self.index)
         except (ValueError, TypeError) as error:
             raise LinkError(f"policy revision {picture.revision} cannot be applied: {error}") from error

@@ -26,7 +26,6 @@ from l7proxy.link.messages import PolicySnapshot
 from l7proxy.link.server import WorkerState
 from l7proxy.model.resources import Change
 from l7proxy.policy.compile import Compiler
-from l7proxy.policy.http_table import HTTP_TABLES
 from l7proxy.policy.tables import EndpointPolicy
 from l7proxy.wire.path import STRICT, PathRules
 from tproxy_rules.backend import Backend, Installed, KernelError, Suppressed
@@ -197,8 +196,6 @@ class Reconciler:
                 log.warning("%s", problem)
         moved = before is None or not pictures.equals(before.pictures)
         revision = self.revision + moved
-        if moved:
-            HTTP_TABLES.age()
         self.current = Published(revision, view, policies, pictures.at(revision), interfaces, report)
         self._on_published(self.current)
         return self.current

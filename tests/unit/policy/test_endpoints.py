@@ -17,6 +17,7 @@ from l7proxy.model.resources import Node, Pod, Upsert
 from l7proxy.model.verdict import Action, Direction, Protocol, Verdict
 from l7proxy.policy import endpoints
 from l7proxy.policy.endpoints import ConnectionEnd, EndpointIndex
+from l7proxy.policy.http_table import HttpTable
 from l7proxy.policy.rules import HttpRule
 from l7proxy.policy.tables import DirectionPolicy, EndpointPolicy, Entry, LocalEndpoint, union
 from l7proxy.proxy.policy_store import PolicyIndex
@@ -128,6 +129,21 @@ def test_lookups_are_cached_and_the_cache_is_bounded() -> None:
     for port in range(1, 65536):
         ends.lookup("10.0.0.1", OUTSIDE, 6, port)
     assert len(ends._known) <= endpoints.REMEMBERED
+
+
+def test_http_rules_that_stay_keep_their_table_in_the_next_index() -> None:
+    server = endpoint(1, "10.0.0.1", ingress=GETS)
+    before = index(server)
+
+    def table_of(ends: EndpointIndex) -> HttpTable:
+        policy = ends.lookup(OUTSIDE, "10.0.0.1", 6, 80).ingress
+        assert policy is not None
+        (table,) = policy.tables
+        return table
+
+    table = table_of(before)
+    assert table_of(index(server, before=before)) is table
+    assert table_of(index(server)) is not table
 
 
 # --- workers, kernel events and trace ---

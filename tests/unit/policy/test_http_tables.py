@@ -32,7 +32,7 @@ def test_what_is_asked_for_outlives_generations_and_the_rest_is_forgotten() -> N
     much = rules(*(f"/kept/{number}" for number in range(KEPT)))
     kept, left = tables.of(much), tables.of(rules("/left"))
     for _ in range(2):
-        tables.age()
+        tables = tables.following()
         assert tables.of(much) is kept
     assert tables.of(rules("/left")) is not left
 
@@ -41,9 +41,9 @@ def test_a_policy_that_comes_back_finds_its_table() -> None:
     tables = HttpTables()
     one, other = tables.of(rules("/one")), tables.of(rules("/other"))
     for _ in range(10):
-        tables.age()
+        tables = tables.following()
         assert tables.of(rules("/one")) is one
-        tables.age()
+        tables = tables.following()
         assert tables.of(rules("/other")) is other
 
 
@@ -76,10 +76,11 @@ def test_rules_that_were_asked_for_are_not_read_again() -> None:
             return super().__hash__()
 
     policy = union((Entry(Action.REDIRECT, REF, (300, 301), 6, 80, 80, Watched(rules("/a", "/b"))),))
-    first = decide.port(policy, 300, 6, 80)
+    tables = HttpTables()
+    first = decide.port(policy, 300, 6, 80, tables)
     before = Watched.read
     assert before
-    assert decide.port(policy, 301, 6, 80).tables == first.tables
+    assert decide.port(policy, 301, 6, 80, tables).tables == first.tables
     assert Watched.read == before
 
 
@@ -87,7 +88,16 @@ def test_small_policies_that_never_come_again_are_not_held_either() -> None:
     tables = HttpTables()
     first = tables.of(rules("/first"))
     for number in range(2 * KEPT_TABLES):
-        tables.age()
+        tables = tables.following()
         tables.of(rules(f"/{number}"))
-    tables.age()
+    tables = tables.following()
     assert tables.of(rules("/first")) is not first
+
+
+def test_the_tables_of_a_snapshot_do_not_change_those_of_the_one_before() -> None:
+    tables = HttpTables()
+    one = tables.of(rules("/one"))
+    after = tables.following()
+    other = after.of(rules("/other"))
+    assert after.of(rules("/one")) is one
+    assert tables.of(rules("/other")) is not other
