@@ -5,7 +5,7 @@ pod_index        pods with their labels, addresses and identities, updated incre
 identities       identity numbers for label sets and networks; identity_labels: which labels count
 frontends        Services with their backends; names: names of addresses in flows
 policy_status    reads policies into rules, with a status each; secrets, audit, pattern_limits: later passes over rules
-memo             caches of pure functions
+derived          the graph of derived values: each computed again only if an input changed
 
 Not here: sockets, files, clocks, kernel tables, messages between processes.
 """

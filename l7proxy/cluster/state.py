@@ -13,43 +13,32 @@ from collections.abc import Iterable, Iterator, Mapping
 from copy import copy
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
-from ipaddress import ip_network
 from typing import Final, TypeVar, cast
 
-from l7proxy.cluster import audit, identities, pattern_limits, policy_status, service_pods
-from l7proxy.cluster.frontends import frontends
-from l7proxy.cluster.identity_labels import Asked, LabelFilter
-from l7proxy.cluster.memo import Memory
+from l7proxy.cluster import audit, identities
+from l7proxy.cluster.derived import Derived, identity_inputs, node_families
+from l7proxy.cluster.identity_labels import LabelFilter
 from l7proxy.cluster.names import Names
-from l7proxy.cluster.pod_index import IdentityInputs, PodIndex
+from l7proxy.cluster.pod_index import PodIndex
 from l7proxy.cluster.policy_status import PolicyStatus
-from l7proxy.cluster.secrets import SecretResolver
 from l7proxy.model import resources
-from l7proxy.model.cache import IdentityMemo
 from l7proxy.model.endpoint import Endpoint, Frontend
 from l7proxy.model.identity import (
     CONTESTED,
-    HOST,
-    KUBE_APISERVER,
-    REMOTE_NODE,
-    RESERVED_IDENTITIES,
     UNKNOWN,
-    UNMANAGED,
     Identity,
     allocate,
 )
-from l7proxy.model.ids import EndpointId, IdentityId
-from l7proxy.model.labels import CLUSTER_KEY, K8S, NODE, RESERVED, Label, LabelSet, Operator, Requirement, Selector
-from l7proxy.model.net import Network, Networks, family_of, single, single_text
+from l7proxy.model.ids import EndpointId
+from l7proxy.model.labels import RESERVED, Label, LabelSet, Operator, Requirement, Selector
+from l7proxy.model.net import Network, single_text
 from l7proxy.model.ref import RuleRef
 from l7proxy.model.resources import Change, Delete, Pod, PolicyDocument, Problem, Resource, ResourceKey, Upsert
 from l7proxy.model.verdict import Action, Direction
 from l7proxy.policy.always import ALWAYS
-from l7proxy.policy.compile import cidrs_of, keys_of
-from l7proxy.policy.headers import SecretName
 from l7proxy.policy.lang.options import DEFAULT, Options
-from l7proxy.policy.references import References, resolve
-from l7proxy.policy.rules import Reach, Rule, ServicePortPeer
+from l7proxy.policy.references import References
+from l7proxy.policy.rules import Reach, Rule
 from l7proxy.policy.tiers import GUARD
 
 ENDPOINT_IDS: Final = 1 << 16
@@ -88,7 +77,7 @@ class NodeView:
 class ClusterState:
     """The current resources. Single-threaded; a view shares no mutable data with it.
 
-    Costly results are cached by their inputs (`cluster.memo`, and PodIndex for pods), so that the cost of a view
+    Costly results are cached by their inputs (`cluster.derived`, and PodIndex for pods), so that the cost of a view
     depends on what has changed since the last one.
     """
 
@@ -109,20 +98,22 @@ class ClusterState:
         independently of policies.
         """
         self.synced = False
-        self._secrets_namespace = secrets_namespace
         self._audit = audit_all
-        self._options = options
-        self._everywhere = (*(ALWAYS if enforce_always else ()), *everywhere)
-        self._cluster = cluster
-        self._new_pod_index = partial(PodIndex, cluster=cluster, kept=kept or LabelFilter())
-        self._kept = kept or LabelFilter()
+        kept = kept or LabelFilter()
+        self._new_pod_index = partial(PodIndex, cluster=cluster, kept=kept)
         self._resources: dict[type, dict[ResourceKey, Resource]] = {}
         self._sorted: dict[type, tuple[Resource, ...]] = {}
-        self._read = IdentityMemo(partial(policy_status.read, secrets_namespace=secrets_namespace, options=options))
         self._pod_index = self._new_pod_index()
         self._changed_pods: dict[ResourceKey, Pod | None] = {}
-        self._memory = Memory()
-        self._keys = IdentityMemo(_keys)
+        self._new_derived = partial(
+            Derived,
+            cluster=cluster,
+            secrets_namespace=secrets_namespace,
+            options=options,
+            kept=kept,
+            everywhere=(*(ALWAYS if enforce_always else ()), *everywhere),
+        )
+        self._derived = self._new_derived()
 
     def apply(self, changes: Iterable[Change]) -> None:
         for change in changes:
@@ -159,8 +150,7 @@ class ClusterState:
         """A copy that later changes do not affect."""
         other = copy(self)
         other._resources = {kind: dict(known) for kind, known in self._resources.items()}
-        other._sorted, other._memory = {}, Memory()
-        other._read, other._keys = self._read.copy(), self._keys.copy()
+        other._sorted, other._derived = {}, self._new_derived(before=self._derived)
         other._pod_index = self._new_pod_index()
         other._changed_pods = {pod.key: pod for pod in self._all(Pod)}
         return other
@@ -169,11 +159,10 @@ class ClusterState:
         """`local_addresses`: addresses of this node's own interfaces; `host`, like those of its Node object."""
         nodes = self._all(resources.Node)
         policies, rules, secret_problems = self._policies_and_rules()
-        asked, reaches = self._memory.of("asked", (rules,), lambda: (self._asked(rules), self._reaches(rules)))
-        named = self._memory.of("named", (reaches,), lambda: identities.Named.among(reaches))
-        pod_index = self._enrol(asked, named)
+        reaches = self._derived.reaches(rules)
+        pod_index = self._enrol(rules, reaches)
         node_problems = pod_index.set_nodes(nodes, dict.fromkeys(sorted(local_addresses), node or ""))
-        who = self._cast(node, pod_index, nodes, reaches, named)
+        who = self._cast(node, pod_index, nodes, reaches)
         endpoints = self._with_audit(_endpoints(node, pod_index))
         policies, rules = self._that_fit(policies, rules, endpoints, of_node=node is not None)
         services = self._frontends(pod_index)
@@ -203,18 +192,14 @@ class ClusterState:
             self._sorted[kind] = tuple(known[key] for key in order)
         return cast("tuple[F, ...]", self._sorted[kind])
 
-    def _enrol(self, asked: Asked, named: identities.Named) -> PodIndex:
+    def _enrol(self, rules: tuple[Rule, ...], reaches: Mapping[Network, Reach]) -> PodIndex:
         """The pod index, brought up to date."""
-        spaces, accounts = self._all(resources.Namespace), self._all(resources.ServiceAccount)
-        inputs = self._memory.of(
-            "terms",
-            (asked, named, spaces, accounts),
-            lambda: IdentityInputs(
-                asked,
-                named.far,
-                {space.name: space.labels for space in spaces},
-                {(one.namespace, one.name): one.labels for one in accounts},
-            ),
+        derived = self._derived
+        inputs = identity_inputs(
+            derived.label_keys(rules),
+            derived.named(reaches),
+            self._all(resources.Namespace),
+            self._all(resources.ServiceAccount),
         )
         changed, self._changed_pods = self._changed_pods, {}
         for key, pod in changed.items():
@@ -225,15 +210,6 @@ class ClusterState:
             if pod is not None:
                 self._pod_index.upsert(pod)
         return self._pod_index
-
-    def _asked(self, rules: Iterable[Rule]) -> Asked:
-        keys = frozenset().union(*map(self._keys, rules))
-        self._keys.turn()
-        return self._memory.equal("asked keys", Asked.among(keys, self._kept))
-
-    def _reaches(self, rules: Iterable[Rule]) -> Mapping[Network, Reach]:
-        """The same object while rules name the same prefixes: with thousands, results that depend on it are costly."""
-        return self._memory.equal("reaches", cidrs_of(rules))
 
     def _with_audit(self, endpoints: tuple[Endpoint, ...]) -> tuple[Endpoint, ...]:
         """The endpoints with audit mode set. A conflicting IP belongs to no namespace, so it stays refused."""
@@ -251,18 +227,13 @@ class ClusterState:
 
     def _policies_and_rules(self) -> tuple[tuple[PolicyStatus, ...], tuple[Rule, ...], tuple[Problem, ...]]:
         """All policies, their rules with all references resolved, and problems of the Secrets that they refer to."""
-        documents_, references, secrets = self._all(PolicyDocument), self.references, self._all(resources.Secret)
-        return self._memory.of("rules", (documents_, references, secrets), partial(self._resolved, references))
+        derived, references = self._derived, self.references
+        policies = derived.placed(self._policies(), references)
+        written, problems = derived.written(policies, self._all(resources.Secret))
+        return policies, derived.rules(written, references), problems
 
-    def _resolved(
-        self, references: References
-    ) -> tuple[tuple[PolicyStatus, ...], tuple[Rule, ...], tuple[Problem, ...]]:
-        policies = tuple(policy_status.placed(policy, references) for policy in self._policies())
-        self._read.turn()
-        secret_resolver = self._secret_resolver()
-        written = (rule for policy in policies for rule in _with_secrets(policy, secret_resolver))
-        rules = self._memory.equal("resolved", (*resolve(written, references), *self._everywhere))
-        return policies, rules, tuple(dict.fromkeys(secret_resolver.problems))
+    def _policies(self) -> tuple[PolicyStatus, ...]:
+        return self._derived.policies(self._all(PolicyDocument))
 
     def _that_fit(
         self,
@@ -272,25 +243,15 @@ class ClusterState:
         *,
         of_node: bool,
     ) -> tuple[tuple[PolicyStatus, ...], tuple[Rule, ...]]:
-        """Both without the patterns that exceed the memory limits of workers. Subjects and peers are unchanged."""
+        """Both without the patterns that exceed the memory limits of workers."""
         kinds = {endpoint.labels for endpoint in endpoints}
-        refused = self._memory.equal("too large patterns", pattern_limits.too_large(policies, kinds, of_node=of_node))
-        if not refused:
-            return policies, rules
-        return self._memory.of(
-            "what fits",
-            (policies, rules, refused),
-            lambda: (pattern_limits.refusing(policies, refused), pattern_limits.without_http(rules, refused)),
-        )
-
-    def _policies(self) -> list[PolicyStatus]:
-        """The policies; only new documents are parsed, since the result depends only on the document."""
-        return [self._read(document) for document in self._all(PolicyDocument)]
+        refused = self._derived.too_large(policies, kinds, of_node=of_node)
+        return self._derived.fitting(policies, rules, refused)
 
     @property
     def references(self) -> References:
         """The current objects that policies may refer to."""
-        parts = (
+        return self._derived.references(
             self._all(resources.Service),
             self._slices(),
             self._all(resources.CidrGroup),
@@ -299,39 +260,13 @@ class ClusterState:
             self._all(resources.NetworkSet),
             self._all(resources.PolicyTier),
         )
-        return self._memory.of("references", parts, lambda: References(*parts))
 
     def _slices(self) -> tuple[resources.EndpointSlice, ...]:
         """All EndpointSlices, plus slices made from pods for Services without any that policies name as a peer."""
-        services, slices, documents_ = (
-            self._all(resources.Service),
-            self._all(resources.EndpointSlice),
-            self._all(PolicyDocument),
-        )
-        bare = self._memory.of(
-            "services without slices", (services, slices, documents_), lambda: self._bare(services, slices)
-        )
-        if not bare:
-            return slices
-        made = self._memory.equal("slices of pods", tuple(_made(bare, self._all(Pod))))
-        return self._memory.of("slices", (slices, made), lambda: slices + made)
-
-    def _bare(
-        self, services: Iterable[resources.Service], slices: Iterable[resources.EndpointSlice]
-    ) -> tuple[resources.Service, ...]:
-        named = {
-            (peer.namespace, peer.name)
-            for policy in self._policies()
-            for rule in policy.rules
-            for peer in rule.peers or ()
-            if isinstance(peer, ServicePortPeer)
-        }
-        named -= {(piece.namespace, piece.service) for piece in slices}
-        return tuple(service for service in services if (service.namespace, service.name) in named)
-
-    def _secret_resolver(self) -> SecretResolver:
-        secrets = {SecretName(one.namespace, one.name): one for one in self._all(resources.Secret)}
-        return SecretResolver(secrets, self._secrets_namespace)
+        slices = self._all(resources.EndpointSlice)
+        bare = self._derived.bare_services(self._policies(), self._all(resources.Service), slices)
+        made = self._derived.pod_slices(bare, self._all(Pod)) if bare else ()
+        return self._derived.slices(slices, made)
 
     def _cast(
         self,
@@ -339,109 +274,35 @@ class ClusterState:
         pod_index: PodIndex,
         nodes: tuple[resources.Node, ...],
         reaches: Mapping[Network, Reach],
-        named: identities.Named,
     ) -> IPCache:
         """All identities and the prefixes that map to them."""
-        apiservers = self._memory.equal("apiservers", self._apiservers())
-        of_nodes = self._memory.equal("addresses of nodes", dict(pod_index.nodes))
-        places, of_places = self._memory.of(
-            f"places of {node}",
-            (of_nodes, nodes, apiservers, named),
-            lambda: identities.of_places(self._places(node, of_nodes, nodes, apiservers, reaches), named),
-        )
-        inside = (of_nodes, pod_index.owned, pod_index.contested)
-        outside = self._memory.equal(
-            "outside", frozenset(one for one in apiservers if not any(one in known for known in inside))
-        )
-        dual = len(pod_index.families() | self._node_families(nodes)) == 2
-        networks = self._memory.of(
-            f"networks, dual {dual}", (reaches, outside), lambda: identities.of_networks(reaches, outside, dual=dual)
-        )
+        derived, of_nodes = self._derived, pod_index.nodes
+        apiservers = derived.apiservers(self._all(resources.EndpointSlice))
+        places, of_places = derived.places(node, of_nodes, nodes, apiservers, reaches, derived.named(reaches))
+        inside = (of_nodes, pod_index.owned, pod_index.contested)  # the pods' part changes in place
+        outside = derived.outside(one for one in apiservers if not any(one in known for known in inside))
+        dual = len(pod_index.families() | node_families(nodes)) == 2
+        networks, prefixes = derived.networks(reaches, outside, dual)
         host_is_apiserver = any(of_nodes[address] == node for address in apiservers & of_nodes.keys())
         reserved = identities.reserved(dual=dual, host_is_apiserver=host_is_apiserver)
         if pod_index.contested:
             reserved[CONTESTED] = Identity(CONTESTED, LabelSet.reserved(CONTESTED_KEY))
         return IPCache(
             identities=identities.table(reserved, pod_index.identities(), of_places, networks=networks),
-            by_prefix=self._prefixes(pod_index, places, networks, dual=dual),
+            by_prefix=_prefixes(pod_index, places, prefixes, dual=dual),
         )
-
-    def _node_families(self, nodes: tuple[resources.Node, ...]) -> frozenset[int]:
-        """IP versions of addresses in Node objects; the kernel's link-local addresses do not make a dual stack."""
-        return self._memory.of(
-            "families of nodes",
-            (nodes,),
-            lambda: frozenset(family_of(address) for one in nodes for address in one.addresses),
-        )
-
-    def _prefixes(
-        self,
-        pod_index: PodIndex,
-        places: Mapping[Network, IdentityId],
-        networks: Mapping[Network, Identity],
-        *,
-        dual: bool,
-    ) -> dict[str, int]:
-        """Prefix → identity. Later updates below override earlier ones: cluster addresses are never `world`."""
-        table: dict[str, int] = {
-            str(cluster_state): number for cluster_state, number in identities.worlds(dual=dual).items()
-        }
-        table |= self._memory.of(
-            "prefixes of networks", (networks,), lambda: {str(one): identity.id for one, identity in networks.items()}
-        )
-        of_places = self._memory.of(
-            "prefixes of places", (places,), lambda: {str(place): number for place, number in places.items()}
-        )
-        table |= of_places
-        table |= pod_index.prefixes()
-        table |= {single_text(address): CONTESTED for address in pod_index.contested}
-        table |= {prefix: of_places[prefix] for prefix in map(single_text, pod_index.nodes)}
-        return table
-
-    def _places(
-        self,
-        node: str | None,
-        of_nodes: Mapping[str, str],
-        nodes: Iterable[resources.Node],
-        apiservers: frozenset[str],
-        named: Iterable[Network],
-    ) -> dict[Network, tuple[IdentityId, LabelSet]]:
-        """Node addresses and pod CIDRs, each with its reserved identity and labels; node labels if options allow.
-
-        A prefix that a policy names inside a pod CIDR stays `unmanaged`: no policy may treat it as external.
-        """
-        others = (one for one in nodes if self._options.node_selectors and one.name != node)
-        own = {one.name: _node_labels(one, self._cluster) for one in others}
-        mine = identities.host_labels(is_apiserver=any(of_nodes.get(address) == node for address in apiservers))
-        of_pods = [ip_network(cidr) for one in nodes for cidr in one.pod_cidrs]
-        held, servers = Networks(of_pods), {single(address) for address in apiservers}
-        of_pods += [one for one in named if one not in servers and held.holding(one)]
-        found = dict.fromkeys(of_pods, (UNMANAGED, RESERVED_IDENTITIES[UNMANAGED]))
-        for address, name in of_nodes.items():
-            number = HOST if name == node else KUBE_APISERVER if address in apiservers else REMOTE_NODE
-            labels = RESERVED_IDENTITIES[number].labels | own.get(name, frozenset())
-            found[single(address)] = number, mine if number == HOST else LabelSet(labels)
-        return found
-
-    def _apiservers(self) -> frozenset[str]:
-        """Addresses of Cilium's `kube-apiserver` entity: the endpoints of the Service default/kubernetes."""
-        slices = self._all(resources.EndpointSlice)
-        found = (piece.addresses for piece in slices if (piece.namespace, piece.service) == ("default", "kubernetes"))
-        return frozenset(address for addresses in found for address in addresses)
 
     def _frontends(self, pod_index: PodIndex) -> tuple[Frontend, ...]:
         """Cached per namespace, since pods affect only the Services of their namespace."""
-        services, slices = self._all(resources.Service), self._all(resources.EndpointSlice)
-        by_space = self._memory.of("services by namespace", (services, slices), lambda: _by_space(services, slices))
-        found = tuple(
-            self._memory.of(
-                f"frontends of {space}",
-                (some, pod_index.stamp(space)),
-                partial(lambda space, some: frontends(some[0], some[1], pod_index.of_space(space)), space, some),
-            )
+        derived = self._derived
+        by_space = derived.services_by_namespace(self._all(resources.Service), self._all(resources.EndpointSlice))
+        for gone in derived.of_namespace.keys() - by_space.keys():
+            del derived.of_namespace[gone]
+        found = (
+            derived.of_namespace[space](some, pod_index, space, pod_index.stamp(space))
             for space, some in by_space.items()
         )
-        return self._memory.of("frontends", found, lambda: tuple(one for some in found for one in some))
+        return derived.frontends(*found)
 
     def _names(
         self,
@@ -450,11 +311,7 @@ class ClusterState:
         services: tuple[Frontend, ...],
         known: Mapping[int, Identity],
     ) -> Names:
-        of_services = self._memory.of(
-            "names of services",
-            (services,),
-            lambda: {(one.address, one.port, one.protocol): (one.namespace, one.service) for one in services},
-        )
+        of_services = self._derived.service_names(services)
         ids = {(endpoint.namespace, endpoint.name): endpoint.id for endpoint in endpoints}
         return Names(dict(pod_index.owned), ids, of_services, dict(pod_index.nodes), known)
 
@@ -467,16 +324,25 @@ class ClusterState:
         yield resources.Problem("", 0, "", f"{what} (known nodes: {known})")
 
 
-def _keys(rule: Rule) -> frozenset[tuple[str, str]]:
-    return keys_of((rule,))
-
-
 @dataclass(frozen=True, slots=True)
 class IPCache:
     """All identities by number, and prefix → identity number."""
 
     identities: Mapping[int, Identity]
     by_prefix: Mapping[str, int]
+
+
+def _prefixes(
+    pod_index: PodIndex, places: Mapping[str, int], networks: Mapping[str, int], *, dual: bool
+) -> dict[str, int]:
+    """Prefix → identity. Later updates below override earlier ones: cluster addresses are never `world`."""
+    table: dict[str, int] = {str(network): number for network, number in identities.worlds(dual=dual).items()}
+    table |= networks
+    table |= places
+    table |= pod_index.prefixes()
+    table |= {single_text(address): CONTESTED for address in pod_index.contested}
+    table |= {prefix: places[prefix] for prefix in map(single_text, pod_index.nodes)}
+    return table
 
 
 def _endpoints(node: str | None, pod_index: PodIndex) -> tuple[Endpoint, ...]:
@@ -515,14 +381,6 @@ def _endpoint(number: EndpointId, pod: Pod, pod_index: PodIndex) -> Endpoint:
     )
 
 
-def _node_labels(node: resources.Node, cluster: str) -> frozenset[Label]:
-    return frozenset((Label(K8S, CLUSTER_KEY, cluster), *(Label(NODE, *each) for each in node.labels.items())))
-
-
-def _with_secrets(policy: PolicyStatus, secret_resolver: SecretResolver) -> Iterable[Rule]:
-    return secret_resolver.resolve(policy.rules) if policy.needs_secrets else policy.rules
-
-
 def _contested_labels(address: str) -> LabelSet:
     return LabelSet.of([Label(RESERVED, CONTESTED_KEY, address)])
 
@@ -541,21 +399,4 @@ def _contested_rules(pod_index: PodIndex, rules: Iterable[Rule]) -> list[Rule]:
             Rule(RuleRef("Address", "", address), subject, direction, Action.DENY, refusal=reason)
             for direction in sorted(governed, key=Direction)
         ]
-    return found
-
-
-def _made(services: Iterable[resources.Service], pods: Iterable[Pod]) -> Iterator[resources.EndpointSlice]:
-    return (piece for service in services for piece in service_pods.slices(service, pods))
-
-
-def _by_space(
-    services: Iterable[resources.Service], slices: Iterable[resources.EndpointSlice]
-) -> dict[str, tuple[list[resources.Service], list[resources.EndpointSlice]]]:
-    """Namespace → (Services, EndpointSlices), in namespace order."""
-    found: dict[str, tuple[list[resources.Service], list[resources.EndpointSlice]]] = {}
-    for service in services:
-        found.setdefault(service.namespace, ([], []))[0].append(service)
-    for piece in slices:
-        if piece.namespace in found:
-            found[piece.namespace][1].append(piece)
     return found

@@ -1,0 +1,296 @@
+"""What follows from a cluster's resources: a graph of pure functions. Each is computed again only if an input changed.
+
+    PolicyDocument ► policies ─┬──────────► bare_services ◄ Service, EndpointSlice
+                               │                  ▼
+                               │             pod_slices ◄ Pod
+                               │                  ▼
+                               │               slices ◄ EndpointSlice
+                               │                  ▼
+                               │             references ◄ Service, CidrGroup, Namespace, Node, NetworkSet, PolicyTier
+                               ▼                  │
+                             placed ◄─────────────┤
+                               ▼                  │
+                   Secret ► written               │
+                               ▼                  │
+                             rules ◄──────────────┘
+                 ┌─────────────┴──────┐
+                 ▼                    ▼
+             label_keys            reaches ───────────► networks ◄ outside ◄ apiservers ◄ EndpointSlice
+                 │                    ▼
+                 │                  named ────────────► places ◄ Node, apiservers
+                 ▼                    │
+              PodIndex ◄──────────────┘
+                 ▲
+    Pod, Namespace, ServiceAccount
+
+    placed, rules, labels of endpoints ► too_large ► fitting: policies, rules
+    Service, EndpointSlice ► services_by_namespace ► of_namespace (with the pods there) ► frontends ► service_names
+
+`ClusterState.view` walks it. The pods' own part is incremental: `PodIndex`.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
+from ipaddress import ip_network
+from itertools import chain
+from operator import is_
+from typing import Generic, ParamSpec, TypeVar
+
+from l7proxy.cluster import identities, pattern_limits, policy_status, service_pods
+from l7proxy.cluster.frontends import frontends
+from l7proxy.cluster.identity_labels import Asked, LabelFilter
+from l7proxy.cluster.pod_index import IdentityInputs, PodIndex
+from l7proxy.cluster.policy_status import PolicyStatus
+from l7proxy.cluster.secrets import SecretResolver
+from l7proxy.model import resources
+from l7proxy.model.cache import IdentityMemo
+from l7proxy.model.endpoint import Frontend
+from l7proxy.model.identity import HOST, KUBE_APISERVER, REMOTE_NODE, RESERVED_IDENTITIES, UNMANAGED, Identity
+from l7proxy.model.labels import CLUSTER_KEY, K8S, NODE, Label, LabelSet
+from l7proxy.model.net import Network, Networks, family_of, single
+from l7proxy.model.resources import EndpointSlice, Pod, PolicyDocument, Problem, Secret, Service
+from l7proxy.policy.compile import cidrs_of, keys_of
+from l7proxy.policy.headers import SecretName
+from l7proxy.policy.lang.options import Options
+from l7proxy.policy.references import References, resolve
+from l7proxy.policy.rules import Reach, Rule, ServicePortPeer
+
+P = ParamSpec("P")
+T = TypeVar("T")
+Services = tuple[list[Service], list[EndpointSlice]]
+"""Those of one namespace."""
+
+
+class Node(Generic[P, T]):
+    """A derived value, with the inputs that it was made of.
+
+    It is computed again if an input is another object. A result that is equal to the one before is the same object, so
+    that what depends on it is not computed again.
+    """
+
+    def __init__(self, make: Callable[P, T]) -> None:
+        self._make = make
+        self._inputs: tuple[object, ...] | None = None
+        self._value: T
+
+    def __call__(self, *inputs: P.args, **named: P.kwargs) -> T:
+        given, known = (*inputs, *named.values()), self._inputs
+        if known is None or len(known) != len(given) or not all(map(is_, known, given)):
+            made = self._make(*inputs, **named)
+            if known is None or made != self._value:
+                self._value = made
+            self._inputs = given
+        return self._value
+
+
+class Derived:
+    """The nodes of one ClusterState, whose parameters it has. `before`: documents read there are not read again."""
+
+    def __init__(
+        self,
+        *,
+        cluster: str,
+        secrets_namespace: str,
+        options: Options,
+        kept: LabelFilter,
+        everywhere: tuple[Rule, ...],
+        before: Derived | None = None,
+    ) -> None:
+        read = partial(policy_status.read, secrets_namespace=secrets_namespace, options=options)
+        self._read: IdentityMemo[PolicyDocument, PolicyStatus]
+        self._read = IdentityMemo(read) if before is None else before._read.copy()
+        self.policies = Node(partial(_policies, self._read))
+        self.bare_services = Node(_bare_services)
+        self.pod_slices = Node(_pod_slices)
+        self.slices = Node(_slices)
+        self.references = Node(References)
+        self.placed = Node(_placed)
+        self.written = Node(partial(_written, secrets_namespace))
+        self.rules = Node(partial(_rules, everywhere))
+        self.label_keys = Node(partial(_label_keys, IdentityMemo(_keys), kept))
+        self.reaches = Node(cidrs_of)
+        self.named = Node(identities.Named.among)
+        self.too_large = Node(pattern_limits.too_large)
+        self.fitting = Node(_fitting)
+        self.apiservers = Node(_apiservers)
+        self.outside: Node[[Iterable[str]], frozenset[str]] = Node(frozenset)
+        self.networks = Node(_networks)
+        self.places = Node(partial(_places, cluster, options))
+        self.services_by_namespace = Node(_services_by_namespace)
+        self.of_namespace: defaultdict[str, Node[[Services, PodIndex, str, object], tuple[Frontend, ...]]]
+        self.of_namespace = defaultdict(partial(Node, _of_namespace))
+        self.frontends = Node(_frontends)
+        self.service_names = Node(_service_names)
+
+
+# --- policies
+
+
+def _policies(
+    read: IdentityMemo[PolicyDocument, PolicyStatus], documents: tuple[PolicyDocument, ...]
+) -> tuple[PolicyStatus, ...]:
+    """The documents as read; only new ones are parsed, since the result depends only on the document."""
+    found = tuple(map(read, documents))
+    read.turn()
+    return found
+
+
+def _bare_services(
+    policies: Iterable[PolicyStatus], services: Iterable[Service], slices: Iterable[EndpointSlice]
+) -> tuple[Service, ...]:
+    """The Services without EndpointSlices that policies name as a peer."""
+    named = {
+        (peer.namespace, peer.name)
+        for policy in policies
+        for rule in policy.rules
+        for peer in rule.peers or ()
+        if isinstance(peer, ServicePortPeer)
+    }
+    named -= {(piece.namespace, piece.service) for piece in slices}
+    return tuple(service for service in services if (service.namespace, service.name) in named)
+
+
+def _pod_slices(services: Iterable[Service], pods: Iterable[Pod]) -> tuple[EndpointSlice, ...]:
+    return tuple(piece for service in services for piece in service_pods.slices(service, pods))
+
+
+def _slices(given: tuple[EndpointSlice, ...], of_pods: tuple[EndpointSlice, ...]) -> tuple[EndpointSlice, ...]:
+    return given + of_pods
+
+
+def _placed(policies: Iterable[PolicyStatus], references: References) -> tuple[PolicyStatus, ...]:
+    return tuple(policy_status.placed(policy, references) for policy in policies)
+
+
+def _written(
+    secrets_namespace: str, policies: Iterable[PolicyStatus], secrets: Iterable[Secret]
+) -> tuple[tuple[Rule, ...], tuple[Problem, ...]]:
+    """The rules of all policies with the values of Secrets, and the problems of the Secrets that they refer to."""
+    resolver = SecretResolver({SecretName(one.namespace, one.name): one for one in secrets}, secrets_namespace)
+    found: list[Rule] = []
+    for policy in policies:
+        found += resolver.resolve(policy.rules) if policy.needs_secrets else policy.rules
+    return tuple(found), tuple(dict.fromkeys(resolver.problems))
+
+
+def _rules(everywhere: tuple[Rule, ...], written: Iterable[Rule], references: References) -> tuple[Rule, ...]:
+    return (*resolve(written, references), *everywhere)
+
+
+def _fitting(
+    policies: tuple[PolicyStatus, ...], rules: tuple[Rule, ...], refused: Mapping[pattern_limits.Name, str]
+) -> tuple[tuple[PolicyStatus, ...], tuple[Rule, ...]]:
+    """Both without the patterns that exceed the memory limits of workers. Subjects and peers are unchanged."""
+    if not refused:
+        return policies, rules
+    return pattern_limits.refusing(policies, refused), pattern_limits.without_http(rules, refused)
+
+
+# --- identities
+
+
+def _keys(rule: Rule) -> frozenset[tuple[str, str]]:
+    return keys_of((rule,))
+
+
+def _label_keys(
+    keys: IdentityMemo[Rule, frozenset[tuple[str, str]]], kept: LabelFilter, rules: Iterable[Rule]
+) -> Asked:
+    """Further label keys that policies select on."""
+    found: frozenset[tuple[str, str]] = frozenset().union(*map(keys, rules))
+    keys.turn()
+    return Asked.among(found, kept)
+
+
+def identity_inputs(
+    asked: Asked,
+    named: identities.Named,
+    spaces: Iterable[resources.Namespace],
+    accounts: Iterable[resources.ServiceAccount],
+) -> IdentityInputs:
+    """What PodIndex needs besides the pods. Not a node: PodIndex compares it with the one before."""
+    of_accounts = {(one.namespace, one.name): one.labels for one in accounts}
+    return IdentityInputs(asked, named.far, {space.name: space.labels for space in spaces}, of_accounts)
+
+
+def _apiservers(slices: Iterable[EndpointSlice]) -> frozenset[str]:
+    """Addresses of Cilium's `kube-apiserver` entity: the endpoints of the Service default/kubernetes."""
+    found = (piece.addresses for piece in slices if (piece.namespace, piece.service) == ("default", "kubernetes"))
+    return frozenset(address for addresses in found for address in addresses)
+
+
+def _networks(
+    reaches: Mapping[Network, Reach], outside: frozenset[str], dual: bool
+) -> tuple[Mapping[Network, Identity], Mapping[str, int]]:
+    """Network → local identity, and the same as prefixes."""
+    found = identities.of_networks(reaches, outside, dual=dual)
+    return found, {str(network): identity.id for network, identity in found.items()}
+
+
+def _places(
+    cluster: str,
+    options: Options,
+    node: str | None,
+    of_nodes: Mapping[str, str],
+    nodes: Iterable[resources.Node],
+    apiservers: frozenset[str],
+    reaches: Iterable[Network],
+    named: identities.Named,
+) -> tuple[Mapping[str, int], Mapping[int, Identity]]:
+    """The prefixes of node addresses and pod CIDRs, as `node` sees them, and their identities.
+
+    Each has its reserved identity and labels; node labels if options allow. A prefix that a policy names inside a pod
+    CIDR stays `unmanaged`: no policy may treat it as external.
+    """
+    others = (one for one in nodes if options.node_selectors and one.name != node)
+    own = {one.name: _node_labels(one, cluster) for one in others}
+    mine = identities.host_labels(is_apiserver=any(of_nodes.get(address) == node for address in apiservers))
+    of_pods = [ip_network(cidr) for one in nodes for cidr in one.pod_cidrs]
+    held, servers = Networks(of_pods), {single(address) for address in apiservers}
+    of_pods += [one for one in reaches if one not in servers and held.holding(one)]
+    found = dict.fromkeys(of_pods, (UNMANAGED, RESERVED_IDENTITIES[UNMANAGED]))
+    for address, name in of_nodes.items():
+        number = HOST if name == node else KUBE_APISERVER if address in apiservers else REMOTE_NODE
+        labels = RESERVED_IDENTITIES[number].labels | own.get(name, frozenset())
+        found[single(address)] = number, mine if number == HOST else LabelSet(labels)
+    numbers, their = identities.of_places(found, named)
+    return {str(place): number for place, number in numbers.items()}, their
+
+
+def _node_labels(node: resources.Node, cluster: str) -> frozenset[Label]:
+    return frozenset((Label(K8S, CLUSTER_KEY, cluster), *(Label(NODE, *each) for each in node.labels.items())))
+
+
+def node_families(nodes: Iterable[resources.Node]) -> frozenset[int]:
+    """IP versions of addresses in Node objects; the kernel's link-local addresses do not make a dual stack."""
+    return frozenset(family_of(address) for one in nodes for address in one.addresses)
+
+
+# --- Services
+
+
+def _services_by_namespace(services: Iterable[Service], slices: Iterable[EndpointSlice]) -> dict[str, Services]:
+    """Namespace → (Services, EndpointSlices), in namespace order."""
+    found: dict[str, Services] = {}
+    for service in services:
+        found.setdefault(service.namespace, ([], []))[0].append(service)
+    for piece in slices:
+        if piece.namespace in found:
+            found[piece.namespace][1].append(piece)
+    return found
+
+
+def _of_namespace(services: Services, pod_index: PodIndex, namespace: str, _stamp: object) -> tuple[Frontend, ...]:
+    """The frontends of a namespace. `_stamp` is another object when a pod there has changed (`PodIndex.stamp`)."""
+    return frontends(*services, pod_index.of_space(namespace))
+
+
+def _frontends(*found: tuple[Frontend, ...]) -> tuple[Frontend, ...]:
+    return tuple(chain.from_iterable(found))
+
+
+def _service_names(services: Iterable[Frontend]) -> Mapping[tuple[str, int, int], tuple[str, str]]:
+    return {(one.address, one.port, one.protocol): (one.namespace, one.service) for one in services}
