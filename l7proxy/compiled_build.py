@@ -27,6 +27,7 @@ MODULES: Final = (
     "gate/detect",
     "gate/http1",
     "gate/http1_exchange",
+    "gate/http1_state",
     "link/outbox",
     "model/cache",
     "model/http",

@@ -1,4 +1,5 @@
-"""The parts of the documentation that are generated from the code: the settings table and the import layers.
+"""The parts of the documentation that are generated from the code: the settings table, the import layers, and the
+pictures of the state machines.
 
 python -m tests.pages              writes them
 tests/unit/test_pages.py           compares them with the code
@@ -11,6 +12,8 @@ import inspect
 import re
 import tomllib
 from collections.abc import Callable, Iterable, Mapping
+from enum import IntEnum
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, get_origin
 
@@ -18,6 +21,8 @@ import msgspec
 
 from l7proxy import settings
 from l7proxy.cli.service import FLAGS, MARKS
+from l7proxy.gate import http1_state, http2_stream
+from l7proxy.proxy.server import session
 from l7proxy.settings import CHOICES, RANGES, Settings
 
 ROOT: Final = Path(__file__).resolve().parent.parent
@@ -52,9 +57,23 @@ def import_layers() -> str:
     return "\n".join(["```", *layers, "```"])
 
 
+def state_machine(table: Mapping[Any, Mapping[Any, IntEnum]]) -> str:
+    """A Mermaid diagram of a transition table (state, event → state). Its first state is the initial one."""
+    arrows = [f"    [*] --> {next(iter(table)).name}"]
+    for state, row in table.items():
+        ends: dict[str, list[str]] = {}
+        for event, following in row.items():
+            ends.setdefault(following.name, []).append(event.name)
+        arrows += [f"    {state.name} --> {end}: {', '.join(events)}" for end, events in ends.items()]
+    return "\n".join(["```mermaid", "stateDiagram-v2", *arrows, "```"])
+
+
 PARTS: Final[Mapping[tuple[str, str], Callable[[], str]]] = {
     ("docs/settings.md", "settings"): settings_table,
     ("DESIGN.md", "layers"): import_layers,
+    ("docs/http.md", "session"): partial(state_machine, session.NEXT),
+    ("docs/http.md", "http1"): partial(state_machine, http1_state.NEXT),
+    ("docs/http.md", "http2-stream"): partial(state_machine, http2_stream.NEXT),
 }
 """(page, name of the part) → the function that generates it."""
 

@@ -18,6 +18,19 @@ class Side(IntEnum):
     SERVER = 1
 
 
+class Phase(IntEnum):
+    """What a connection waits for. Each phase has its timeout: see `Session`."""
+
+    IDLE = 0  # no request has begun
+    HEAD = 1  # a request's head is incomplete
+    BODY = 2  # the client must send a body
+    CONNECT = 3  # the server must accept the connection
+    RESPONSE = 4  # the server must send a head
+    TRANSFER = 5  # a response's body is being sent
+    TUNNEL = 6  # raw bytes
+    CLOSED = 7
+
+
 @dataclass(slots=True)
 class Connect:
     """Open the upstream connection unless it is open. The session buffers bytes for the server until it is."""
@@ -109,12 +122,8 @@ class Gate(Protocol):
     def must_read(self, side: Side) -> bool: ...
 
     @property
-    def waiting_for(self) -> str:
-        """The timeout that applies now, one of:
-
-        idle (no request has begun), head (a request's head is incomplete), body (the client must send a body), connect,
-        response (the server must send a head), transfer (a response's body is being sent), tunnel (raw bytes), closed.
-        """
+    def waiting_for(self) -> Phase:
+        """The phase, whose timeout applies now."""
 
     @property
     def held(self) -> int:
@@ -148,7 +157,7 @@ class Gate(Protocol):
 
     def draining(self) -> list[Action]:
         """The worker is stopping: requests in progress may finish. If this returns no action, the session ends the
-        connection once `waiting_for` is idle."""
+        connection once `waiting_for` is IDLE."""
 
-    def timed_out(self, which: str) -> list[Action]:
-        """`which` is the `waiting_for` that the timer was set for; no effect if that has changed."""
+    def timed_out(self, phase: Phase) -> list[Action]:
+        """`phase` is the `waiting_for` that the timer was set for; no effect if that has changed."""

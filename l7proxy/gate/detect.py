@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
-from l7proxy.gate.actions import Action, Gate, Side, SwitchGate
+from l7proxy.gate.actions import Action, Gate, Phase, Side, SwitchGate
 from l7proxy.gate.clock import Clock
 from l7proxy.gate.http1 import HttpGate
 from l7proxy.gate.http2 import Http2Gate
@@ -45,8 +45,8 @@ class ProtocolDetector:
         return False
 
     @property
-    def waiting_for(self) -> str:
-        return "head" if self._held else "idle"
+    def waiting_for(self) -> Phase:
+        return Phase.HEAD if self._held else Phase.IDLE
 
     @property
     def held(self) -> int:
@@ -97,8 +97,8 @@ class ProtocolDetector:
     def draining(self) -> list[Action]:
         return []
 
-    def timed_out(self, which: str) -> list[Action]:
-        return self._enter(lambda gate: gate.timed_out(which)) if which == self.waiting_for else []
+    def timed_out(self, phase: Phase) -> list[Action]:
+        return self._enter(lambda gate: gate.timed_out(phase)) if phase is self.waiting_for else []
 
     def _enter(self, then: Callable[[HttpGate], list[Action]]) -> list[Action]:
         """Switch to HTTP/1, whose gate refuses invalid bytes."""

@@ -14,15 +14,16 @@ The common path is optimised: a whole head in one read, a whole response in anot
 from __future__ import annotations
 
 from collections.abc import Callable
-from enum import IntEnum
 from typing import Final
 
 from l7proxy.errors import PeerError
+from l7proxy.gate import http1_state as machine
 from l7proxy.gate import options as bounds
 from l7proxy.gate.access_log import HTTP1, AccessLog
-from l7proxy.gate.actions import Action, Close, Connect, Emit, HalfClose, Pause, Resume, Side, ToClient, ToServer
+from l7proxy.gate.actions import Action, Close, Connect, Emit, HalfClose, Pause, Phase, Resume, Side, ToClient, ToServer
 from l7proxy.gate.bulk import offer
-from l7proxy.gate.http1_exchange import MORE, WHOLE, Exchange, to_client
+from l7proxy.gate.http1_exchange import Exchange, to_client
+from l7proxy.gate.http1_state import AWAITING, CLOSED, DISCARDING, HEAD, TO_CLIENT, TO_SERVER, TUNNEL, UNANSWERED, Event
 from l7proxy.gate.options import HttpOptions
 from l7proxy.gate.replies import DENIED, printable, reply, sentence
 from l7proxy.model.http import Request
@@ -35,17 +36,6 @@ from l7proxy.wire.head import CHUNKED, MAX_HEAD, RequestHead
 from l7proxy.wire.lines import HeadLines
 from l7proxy.wire.path import EscapedSlashError
 
-
-class _State(IntEnum):
-    OPEN = 0
-    TUNNEL = 1
-    CLOSED = 2
-
-
-# Final, so that compiled code needs no look-ups.
-OPEN: Final = _State.OPEN
-TUNNEL: Final = _State.TUNNEL
-CLOSED: Final = _State.CLOSED
 FORWARDED: Final = Verdict.FORWARDED
 AUDIT: Final = Verdict.AUDIT
 """AUDIT and FORWARDED are the only verdicts that allow a request."""
@@ -71,7 +61,6 @@ class HttpGate:
         "_request_lines",
         "_responses",
         "_reused",
-        "_server_done",
         "_state",
     )
 
@@ -88,7 +77,7 @@ class HttpGate:
         self._judge = judge
         self._options = options
         self._log = AccessLog(conn, now_ns, options, direction)
-        self._state = OPEN
+        self._state = HEAD
         self._exchange: Exchange | None = None
         self._held = bytearray()  # from the client, not yet processed
         self._request_lines: HeadLines | None = None
@@ -96,7 +85,6 @@ class HttpGate:
         self._asked = False  # Connect has been requested
         self._connected = False
         self._client_done = False
-        self._server_done = False
         self._reused = False  # the upstream connection has served an exchange and stays open
         self._denied = 0  # requests from the current read
         self._half_closed = False  # the client's FIN has been forwarded
@@ -106,23 +94,19 @@ class HttpGate:
 
     def must_read(self, side: Side) -> bool:
         """True for the client, except while it sends an allowed request's body: many send all of it before reading."""
-        exchange = self._exchange
-        sending = exchange is not None and exchange.allowed and exchange.request_body is not None
-        return side is CLIENT and self._state is OPEN and not sending
+        return side is CLIENT and self._state < TUNNEL and self._state not in machine.UPLOADS
 
     @property
-    def waiting_for(self) -> str:
+    def waiting_for(self) -> Phase:
         """See actions.Gate."""
-        if self._state is not OPEN:
-            return ("open", "tunnel", "closed")[self._state]
-        exchange = self._exchange
-        if exchange is None:
-            return "head" if self._held else "idle"
-        if exchange.allowed and not self._connected:
-            return "connect"
-        if exchange.transferring:
-            return "body" if exchange.request_body else "transfer"
-        return "body" if exchange.request_body and not exchange.awaits_continue else "response"
+        state = self._state
+        if state is HEAD:
+            return machine.IN_HEAD if self._held else machine.IDLE
+        if self._asked and not self._connected and state is not CLOSED:
+            return machine.CONNECT
+        if state is machine.SENDING and self._exchange is not None and self._exchange.awaits_continue:
+            state = AWAITING
+        return machine.PHASES[state]
 
     @property
     def held(self) -> int:
@@ -141,26 +125,25 @@ class HttpGate:
     def from_client(self, data: bytes) -> list[Action]:
         actions: list[Action] = []
         self._denied = 0
-        if self._state is not OPEN:
-            if self._state is TUNNEL and not self._client_done:
-                actions.append(ToServer(data))
-                offer(CLIENT, ENDLESS, len(data), actions)
-            return actions
-        if not self._held:
-            exchange = self._exchange
-            if exchange is None:
-                head = http1_fast.request(data, self._options.paths)
-                if isinstance(head, RequestHead):
-                    self._begin(head, actions)
-                    if head.size == len(data):
-                        return actions
-                    data = data[head.size :]
-            elif exchange.request_body is not None:
-                taken = self._take_body(exchange, exchange.request_body, data, actions)
-                if taken == len(data) and self._exchange is exchange:
+        exchange = self._exchange
+        if self._held:
+            pass
+        elif self._state is HEAD:
+            head = http1_fast.request(data, self._options.paths)
+            if isinstance(head, RequestHead):
+                self._begin(head, actions)
+                if head.size == len(data):
                     return actions
-                data = data[taken:]
-        if self._state is OPEN:
+                data = data[head.size :]
+        elif exchange is not None and exchange.request_body is not None:
+            taken = self._take_body(exchange, exchange.request_body, data, actions)
+            if taken == len(data) and self._exchange is exchange:
+                return actions
+            data = data[taken:]
+        elif self._state is TUNNEL or self._state is TO_SERVER:
+            actions.append(ToServer(data))
+            offer(CLIENT, ENDLESS, len(data), actions)
+        if self._state < TUNNEL:
             self._held += data
             self._pump(actions)
         return actions
@@ -169,21 +152,19 @@ class HttpGate:
         actions: list[Action] = []
         self._connected = True
         exchange = self._exchange
-        if self._state is TUNNEL:
+        if exchange is not None and self._state in UNANSWERED:
+            self._take_response(exchange, data, actions)
+        elif self._state is TUNNEL or self._state is TO_CLIENT:
             actions.append(ToClient(data))
             offer(SERVER, ENDLESS, len(data), actions)
-        elif self._state is not OPEN:
-            pass
-        elif exchange is None or not exchange.allowed or exchange.answered:
+        elif self._state < TUNNEL:
             self._close(actions)  # law 4: no open exchange
-        else:
-            self._take_response(exchange, data, actions)
         return actions
 
     def spliced(self, source: Side, count: int) -> list[Action]:
         actions: list[Action] = []
         exchange = self._exchange
-        if self._state is not OPEN or exchange is None:
+        if exchange is None or self._state >= TUNNEL:
             return actions
         if source is SERVER:
             if exchange.skip(count):
@@ -197,37 +178,34 @@ class HttpGate:
     def client_eof(self) -> list[Action]:
         actions: list[Action] = []
         self._client_done = True
-        if self._state is OPEN:
+        if self._state < TUNNEL:
             self._pump(actions)
-        elif self._state is TUNNEL and self._server_done:
+        elif self._state is TO_SERVER:
             self._close(actions)
         elif self._state is TUNNEL:
+            self._move(machine.CLIENT_EOF)
             actions.append(HalfClose(SERVER))
         return actions
 
     def server_eof(self) -> list[Action]:
         actions: list[Action] = []
-        self._server_done = True
         exchange = self._exchange
         if self._state is TUNNEL:
-            if self._client_done:
-                self._close(actions)
-            else:
-                actions.append(HalfClose(CLIENT))
-        elif self._state is OPEN:
-            if exchange is None or not exchange.allowed or exchange.answered:
-                self._close(actions)
-            elif exchange.ends_with_connection:
-                self._answered(exchange, actions)
-            else:
-                self._deserted(exchange, "the server closed the connection before the response was complete", actions)
+            self._move(machine.SERVER_EOF)
+            actions.append(HalfClose(CLIENT))
+        elif exchange is None or self._state not in UNANSWERED:
+            self._close(actions)
+        elif exchange.ends_with_connection:
+            self._answered(exchange, actions)
+        else:
+            self._deserted(exchange, "the server closed the connection before the response was complete", actions)
         return actions
 
     def client_lost(self, reason: str = "the client closed the connection") -> list[Action]:
         """The session ends for a reason of its own; nothing more is sent to the client."""
         actions: list[Action] = []
         exchange = self._exchange
-        if self._state is OPEN and exchange is None and self._held.strip(b"\r\n"):
+        if exchange is None and self._held.strip(b"\r\n"):
             actions.append(Emit(self._log.malformed(400, f"{reason} before the request head was complete")))
         elif exchange is not None:
             self._abandon(exchange, f"{reason} before the response was complete", actions)
@@ -237,15 +215,12 @@ class HttpGate:
     def upstream_failed(self, reason: str) -> list[Action]:
         actions: list[Action] = []
         exchange = self._exchange
-        if self._state is TUNNEL:
-            self._close(actions, reset=True)
-        elif self._state is OPEN:
-            if exchange is None or not exchange.allowed or exchange.answered:
-                self._close(actions)
-            elif self._connected:
-                self._deserted(exchange, f"upstream: {reason}", actions, reset=True)
-            else:
-                self._fail(exchange, 503, f"upstream: {reason}", actions)
+        if exchange is None or self._state not in UNANSWERED:
+            self._close(actions, reset=self._state in machine.TUNNELS)
+        elif self._connected:
+            self._deserted(exchange, f"upstream: {reason}", actions, reset=True)
+        else:
+            self._fail(exchange, 503, f"upstream: {reason}", actions)
         return actions
 
     def identified(self, conn: Conn) -> None:
@@ -255,7 +230,7 @@ class HttpGate:
         """Evaluate the request in progress again, or the one that opened a tunnel; if it is refused, end it."""
         actions: list[Action] = []
         exchange = self._exchange
-        if exchange is not None and exchange.allowed:
+        if exchange is not None and self._state is not DISCARDING:
             head = exchange.head
             judgement = self._judge(Request(head.method, head.path, head.host, head))
             if not _allows(judgement):
@@ -266,16 +241,15 @@ class HttpGate:
         """No action: HTTP/1 has no GOAWAY."""
         return []
 
-    def timed_out(self, which: str) -> list[Action]:
+    def timed_out(self, phase: Phase) -> list[Action]:
         actions: list[Action] = []
-        if which != self.waiting_for:
+        if phase is not self.waiting_for:
             return actions  # a stale timer
         exchange = self._exchange
-        if which == "head":
+        if phase is Phase.HEAD:
             self._refuse(PeerError("timed out waiting for the request head", status=408), actions)
-        elif exchange is not None and exchange.allowed and not exchange.answered:
-            status = 408 if which == "body" else 504
-            self._fail(exchange, status, f"{which} timeout", actions)
+        elif exchange is not None and self._state in UNANSWERED:
+            self._fail(exchange, 408 if phase is Phase.BODY else 504, f"{phase.name.lower()} timeout", actions)
         else:
             self._close(actions)
         return actions
@@ -285,14 +259,14 @@ class HttpGate:
     def _pump(self, actions: list[Action]) -> None:
         """Process the client's buffered bytes as far as possible now."""
         held = self._held
-        while self._state is OPEN:
+        while self._state < TUNNEL:
             exchange = self._exchange
             if exchange is None:
                 head = self._read_head(actions) if held else None
                 if head is not None:
                     self._begin(head, actions)
                     continue
-                if self._client_done and self._state is OPEN:
+                if self._client_done and self._state is HEAD:
                     self._client_left(actions)
             elif exchange.request_body is not None:
                 if held:
@@ -310,7 +284,7 @@ class HttpGate:
         self._regulate(actions)
 
     def _regulate(self, actions: list[Action]) -> None:
-        full = self._state is OPEN and len(self._held) > bounds.MAX_HELD
+        full = self._state < TUNNEL and len(self._held) > bounds.MAX_HELD
         if full is not self._paused and self._state is not CLOSED:
             self._paused = full
             actions.append(Pause(CLIENT) if full else Resume(CLIENT))
@@ -347,12 +321,12 @@ class HttpGate:
         judgement = self._judge(request)
         record = self._log.request(request, judgement, HTTP1[head.minor])
         actions.append(Emit(record))
-        allowed = _allows(judgement)
         reader = body(head.framing, request.judged() if head.framing == CHUNKED else ())
-        exchange = self._exchange = Exchange(head, request, record, reader, allowed, self._responses)
-        if not allowed:
+        exchange = self._exchange = Exchange(head, request, record, reader, self._responses)
+        if not _allows(judgement):
             self._deny(exchange, actions)
             return
+        self._move(machine.REQUEST if reader is None else machine.UPLOAD)
         if not self._asked:
             self._asked = True
             actions.append(Connect())
@@ -363,16 +337,16 @@ class HttpGate:
         try:
             taken = reader.feed(data)
         except PeerError as error:
-            if exchange.allowed and not exchange.answered:
+            if self._state in UNANSWERED:
                 self._fail(exchange, error.status, str(error), actions)
             else:
                 self._close(actions)
             return len(data)
-        if exchange.allowed:
+        if self._state is DISCARDING:
+            exchange.drained += taken
+        else:
             _to_server(actions, data if taken == len(data) else data[:taken])
             offer(CLIENT, reader.plain, taken, actions)
-        else:
-            exchange.drained += taken
         self._end_body(exchange, reader, actions)
         return taken
 
@@ -380,15 +354,8 @@ class HttpGate:
         """Go on if the body is complete; close if too much of a denied request's body was discarded."""
         if reader.done:
             exchange.request_body = None
-            if not exchange.allowed or exchange.answered:
-                self._next(actions)
+            self._move(machine.REQUEST_END)
         elif exchange.drained > bounds.MAX_DRAINED:
-            self._close(actions)
-
-    def _next(self, actions: list[Action]) -> None:
-        """The exchange is complete on both sides; the connection may stay open."""
-        self._exchange = None
-        if self._server_done:
             self._close(actions)
 
     def _client_left(self, actions: list[Action]) -> None:
@@ -400,7 +367,7 @@ class HttpGate:
 
     def _abandon(self, exchange: Exchange, reason: str, actions: list[Action]) -> None:
         """The client gives up: 499, unless the server's status has already been sent to it."""
-        if exchange.allowed and not exchange.answered:
+        if self._state in UNANSWERED:
             response = exchange.response
             self._emit_response(exchange, 499 if response is None else response.status, reason, actions)
         self._close(actions)
@@ -409,28 +376,30 @@ class HttpGate:
 
     def _take_response(self, exchange: Exchange, data: bytes, actions: list[Action]) -> None:
         try:
-            heard = exchange.hear(data, actions)
+            event = exchange.hear(data, actions)
         except PeerError as error:
             self._fail(exchange, 502, f"invalid response: {error}", actions)
             return
-        if heard is WHOLE:
+        if event is machine.RESPONSE_END:
             self._answered(exchange, actions)
-        elif heard is not MORE:
+        elif event is machine.SWITCH:
             self._open_tunnel(exchange, actions)
+        elif event is machine.RESPONSE:
+            self._move(event)
 
     def _answered(self, exchange: Exchange, actions: list[Action]) -> None:
         """The response is complete. Bytes after it belong to no request: a server that sends some is not reused."""
         response = exchange.response
         assert response is not None
-        exchange.answered = True
         self._emit_response(exchange, response.status, "", actions)
         # A client that waited for 100 may send the body or a new request: server and proxy may read it differently.
         uncertain = exchange.head.expect_continue and not exchange.continued and exchange.request_body is not None
         if exchange.rest or uncertain or not (exchange.head.keep_alive and response.keep_alive):
             self._close(actions)
-        elif exchange.request_body is None:
+            return
+        self._move(machine.RESPONSE_END)
+        if self._state is HEAD:
             self._reused = True
-            self._next(actions)
             if self._held or self._client_done:
                 self._pump(actions)
 
@@ -439,14 +408,14 @@ class HttpGate:
         response = exchange.response
         assert response is not None
         self._emit_response(exchange, response.status, "", actions)
-        exchange.answered = True
-        self._state = TUNNEL
+        self._move(machine.SWITCH)
         if self._held:
             actions.append(ToServer(bytes(self._held)))
             self._held.clear()
-        if self._client_done and not self._half_closed:
-            self._half_closed = True
-            actions.append(HalfClose(SERVER))
+        if self._client_done:
+            self._move(machine.CLIENT_EOF)
+            if not self._half_closed:
+                actions.append(HalfClose(SERVER))
         if exchange.rest:
             to_client(actions, exchange.rest)
         self._regulate(actions)
@@ -469,24 +438,19 @@ class HttpGate:
             ToClient(reply(403, DENIED, close=not stays, head_only=head.method == b"HEAD", fields=fields)),
         )
         self._emit_response(exchange, 403, "", actions)
-        exchange.answered = True
+        self._move(machine.DENIED if exchange.request_body is None else machine.DENIED_UPLOAD)
         if not stays:
             self._close(actions)
-        elif exchange.request_body is None:
-            self._next(actions)
 
     def _revoke(self, exchange: Exchange, judgement: PolicyVerdict, actions: list[Action]) -> None:
         """Policy now refuses the request. The client gets 403, or a broken response if one has begun."""
-        if not exchange.answered:
-            shown = exchange.response
+        shown = exchange.response
+        if self._state in UNANSWERED:
             if shown is None:
                 actions.append(ToClient(reply(403, DENIED, close=True, head_only=exchange.head.method == b"HEAD")))
             self._emit_response(exchange, 403 if shown is None else shown.status, judgement.reason, actions)
-            actions.append(Emit(self._log.connection(judgement)))
-            self._close(actions, reset=shown is not None, revoked=True)
-        else:
-            actions.append(Emit(self._log.connection(judgement)))
-            self._close(actions, reset=True, revoked=True)
+        actions.append(Emit(self._log.connection(judgement)))
+        self._close(actions, reset=shown is not None, revoked=True)
 
     def _refuse(self, error: PeerError, actions: list[Action]) -> None:
         """Bytes that are not a valid request: send an error, emit one Malformed record, close."""
@@ -523,10 +487,15 @@ class HttpGate:
     def _close(self, actions: list[Action], *, reset: bool = False, revoked: bool = False) -> None:
         if self._state is CLOSED:
             return
-        self._state = CLOSED
+        self._move(machine.CLOSE)
         self._exchange = None
         self._held.clear()
         actions.append(Close(reset, revoked))
+
+    def _move(self, event: Event) -> None:
+        self._state = machine.NEXT[self._state][event]
+        if self._state is HEAD:
+            self._exchange = None
 
     def _emit_response(self, exchange: Exchange, status: int, reason: str, actions: list[Action]) -> None:
         """Emit the exchange's only HttpResponse record."""

@@ -7,32 +7,17 @@ PeerError, raised before any byte of the invalid head is sent.
 
 from __future__ import annotations
 
-from enum import IntEnum
-from typing import Final
-
 from l7proxy.errors import PeerError
 from l7proxy.flows.records import HttpRequest
 from l7proxy.gate import options as bounds
 from l7proxy.gate.actions import Action, Side, ToClient
 from l7proxy.gate.bulk import offer
+from l7proxy.gate.http1_state import MORE, RESPONSE, RESPONSE_END, SWITCH, Event
 from l7proxy.model.http import Request
 from l7proxy.wire import http1_fast, http1_strict
 from l7proxy.wire.body import Body, body
 from l7proxy.wire.head import UNTIL_CLOSE, RequestHead, ResponseHead
 from l7proxy.wire.lines import HeadLines
-
-
-class ResponseProgress(IntEnum):
-    """The state of the response: incomplete, complete, or switched protocols."""
-
-    MORE = 0
-    WHOLE = 1
-    SWITCHED = 2
-
-
-MORE: Final = ResponseProgress.MORE
-WHOLE: Final = ResponseProgress.WHOLE
-SWITCHED: Final = ResponseProgress.SWITCHED
 
 
 class Exchange:
@@ -44,8 +29,6 @@ class Exchange:
         "_interim",
         "_lines",
         "_responses",
-        "allowed",
-        "answered",
         "continued",
         "drained",
         "head",
@@ -62,18 +45,15 @@ class Exchange:
         request: Request,
         record: HttpRequest,
         request_body: Body | None,
-        allowed: bool,
         responses: http1_fast.Responses,
     ) -> None:
         self.head = head
         self.request = request
         self.record = record
         self.request_body = request_body
-        self.allowed = allowed
         self._responses = responses
         self.drained = 0
         self.continued = False
-        self.answered = False
         self.response: ResponseHead | None = None
         self.rest = b""  # what the server sent after its response (or after the switch)
         self._interim = 0
@@ -87,11 +67,6 @@ class Exchange:
         return len(self._held) if self._held is not None else 0
 
     @property
-    def transferring(self) -> bool:
-        """The response's body is being received."""
-        return self._body is not None
-
-    @property
     def unheard(self) -> bool:
         """The server has not sent a byte for this request."""
         return self.response is None and not self._interim and not self._held
@@ -103,10 +78,11 @@ class Exchange:
     @property
     def awaits_continue(self) -> bool:
         """The client may be waiting for 100 Continue before it sends the body."""
-        return self.head.expect_continue and not self.continued and not self.answered
+        return self.head.expect_continue and not self.continued
 
-    def hear(self, data: bytes, actions: list[Action]) -> ResponseProgress:
-        """Process the server's next bytes. PeerError when they are invalid."""
+    def hear(self, data: bytes, actions: list[Action]) -> Event:
+        """Process the server's next bytes. Returns MORE, RESPONSE, RESPONSE_END or SWITCH. PeerError when they are
+        invalid."""
         if self.response is None and not self._held:
             fast = self._responses.read(data, self.head.method)
             if isinstance(fast, ResponseHead):
@@ -129,7 +105,7 @@ class Exchange:
             to_client(actions, head.raw)
             if switched:
                 self.response, self.rest = head, data
-                return SWITCHED
+                return SWITCH
         return MORE
 
     def _read_head(self, data: bytes) -> ResponseHead | None:
@@ -145,21 +121,23 @@ class Exchange:
         self._lines = None
         return http1_strict.response_head(lines, bytes(held[:size]), self.head.method)
 
-    def _begin(self, head: ResponseHead, data: bytes, actions: list[Action]) -> ResponseProgress:
+    def _begin(self, head: ResponseHead, data: bytes, actions: list[Action]) -> Event:
         """`data` begins with `head`. In the common case it is exactly one whole response."""
         self.response = head
         size = len(head.raw)
         if size + head.framing == len(data):
             actions.append(ToClient(data))
-            return WHOLE
+            return RESPONSE_END
         self._body = body(head.framing)
         actions.append(ToClient(head.raw))
         if self._body is None:
             self.rest = data[size:]
-            return WHOLE
-        return self._take_body(data[size:], actions) if size < len(data) else MORE
+            return RESPONSE_END
+        if size == len(data) or self._take_body(data[size:], actions) is MORE:
+            return RESPONSE
+        return RESPONSE_END
 
-    def _take_body(self, data: bytes, actions: list[Action]) -> ResponseProgress:
+    def _take_body(self, data: bytes, actions: list[Action]) -> Event:
         reader = self._body
         assert reader is not None  # a response without a body is complete in _begin
         taken = reader.feed(data)
@@ -169,7 +147,7 @@ class Exchange:
             return MORE
         self._body = None
         self.rest = data[taken:]
-        return WHOLE
+        return RESPONSE_END
 
     def skip(self, count: int) -> bool:
         """`count` bytes of the response's body were spliced to the client. True when the body is complete."""

@@ -19,7 +19,7 @@ from collections.abc import Callable
 from typing import Final
 
 from l7proxy.gate.access_log import AccessLog
-from l7proxy.gate.actions import Action, Close, HalfClose, Pause, Resume, Side, ToClient, ToServer
+from l7proxy.gate.actions import Action, Close, HalfClose, Pause, Phase, Resume, Side, ToClient, ToServer
 from l7proxy.gate.clock import Clock
 from l7proxy.gate.http2_stream_table import StreamTable
 from l7proxy.gate.options import HttpOptions
@@ -63,18 +63,18 @@ class Http2Gate:
         return True
 
     @property
-    def waiting_for(self) -> str:
+    def waiting_for(self) -> Phase:
         """See actions.Gate."""
         if self._closed:
-            return "closed"
+            return Phase.CLOSED
         of, client = self._of, self._of.client
         if client.in_block or not client.settled:
-            return "head"
+            return Phase.HEAD
         if of.streams:
-            return "transfer" if self._connected or not of.asked else "connect"
+            return Phase.TRANSFER if self._connected or not of.asked else Phase.CONNECT
         if of.parting:
-            return "transfer"  # no stream is open, but the connection is not idle either
-        return "head" if client.in_frame else "idle"
+            return Phase.TRANSFER  # no stream is open, but the connection is not idle either
+        return Phase.HEAD if client.in_frame else Phase.IDLE
 
     @property
     def held(self) -> int:
@@ -170,15 +170,15 @@ class Http2Gate:
         of.part(b"the proxy is shutting down")
         return self._flush()
 
-    def timed_out(self, which: str) -> list[Action]:
+    def timed_out(self, phase: Phase) -> list[Action]:
         of = self._of
-        if self._closed or which != self.waiting_for:
+        if self._closed or phase is not self.waiting_for:
             return []  # a stale timer
-        if which == "head":
+        if phase is Phase.HEAD:
             self._broken(Http2Error("timed out waiting for the request head", Code.ENHANCE_YOUR_CALM, status=408))
             return self._flush()
         for stream in list(of.streams.values()):
-            of.fail(stream, 504 if stream.up.ended else 408, f"{which} timeout")
+            of.fail(stream, 504 if stream.up.ended else 408, f"{phase.name.lower()} timeout")
         of.leave(b"timed out")
         of.settle()
         self._closed = True

@@ -19,7 +19,7 @@ from l7proxy.gate.http2_peer import Peer
 from l7proxy.gate.http2_pending import PendingStreams
 from l7proxy.gate.http2_relay import Relay, StreamHalf
 from l7proxy.gate.http2_replies import plain, trailers_only
-from l7proxy.gate.http2_stream import Stream
+from l7proxy.gate.http2_stream import ANSWERED, AT_SERVER, DETACHED, Event, Stream
 from l7proxy.gate.options import HttpOptions
 from l7proxy.gate.replies import DENIED as DENIED_TEXT
 from l7proxy.gate.replies import printable, sentence
@@ -177,6 +177,7 @@ class StreamTable:
             return
         if head.length is not None:
             stream.up.left = head.length
+        stream.move(Event.ALLOW)
         stream.judged = request.judged()
         stream.waiting = block if request.rewrite is None else http2_head.rewritten(block, request.rewrite)
         self._waiting.add(stream)
@@ -194,7 +195,7 @@ class StreamTable:
     def _client_trailers(self, stream: Stream, block: FieldBlock, end: bool) -> None:
         if stream.up.ended:
             raise Http2Error("HEADERS after the end of the stream", Code.STREAM_CLOSED)
-        if stream.answered:
+        if stream.state is ANSWERED:
             stream.up.ended = end
             return
         try:
@@ -218,7 +219,7 @@ class StreamTable:
         if half.ended:
             raise Http2Error("DATA after the end of the stream", Code.STREAM_CLOSED)
         ended = bool(flags & END_STREAM)
-        if stream.answered:
+        if stream.state is ANSWERED:
             self.up.discard(half, flow, end=ended)
             return
         if half.left >= 0:
@@ -233,7 +234,7 @@ class StreamTable:
     def client_reset(self, number: int, code: int) -> None:
         stream = self.streams.get(number)
         if stream is not None:
-            if not stream.answered:  # else the server has done no work for it
+            if stream.state is not ANSWERED:  # else the server has done no work for it
                 self.client.budget.spend(RESET, "RST_STREAM")
             self.abandon(stream, f"the client reset the stream ({code_name(code)})", code)
         elif number > self.last and number <= self.promised:
@@ -307,7 +308,7 @@ class StreamTable:
 
     def server_data(self, number: int, data: bytes, begin: int, end: int, flags: int, flow: int) -> None:
         stream = self.streams.get(number)
-        if stream is None or not stream.opened:
+        if stream is None or stream.state is not AT_SERVER:
             self.server.took_stray(number, flow, self.last)
             return
         half = stream.down
@@ -327,15 +328,14 @@ class StreamTable:
 
     def server_reset(self, number: int, code: int) -> None:
         stream = self.streams.get(number)
-        if stream is None or not stream.opened:
+        if stream is None or stream.state is not AT_SERVER:
             if number > self.last:
                 raise Http2Error("RST_STREAM on a stream that was never opened")
             return
-        stream.opened = False  # the server has closed the stream
-        stream.up.open = False
+        stream.detach()
         if stream.down.ended:  # it has responded, and needs no more of the request
             self.up.drop(stream.up)
-            stream.reset = code
+            stream.code = code
             self.down.sent.append(number)
             return
         self._tell(
@@ -350,14 +350,14 @@ class StreamTable:
             self.up.advance_all()
             return
         stream = self.streams.get(number)
-        if stream is not None and stream.opened:
+        if stream is not None and stream.state is AT_SERVER:
             self.up.widen(stream.up, increment)
         elif number > self.last:
             raise Http2Error("WINDOW_UPDATE on a stream that was never opened")
 
     def server_initial_window(self, difference: int) -> None:
         for stream in self.streams.values():
-            if stream.opened:
+            if stream.state is AT_SERVER:
                 self.up.widen(stream.up, difference)
 
     def server_settings(self) -> None:
@@ -372,7 +372,7 @@ class StreamTable:
         """Reset streams above `last` with REFUSED_STREAM: they were not processed, so the client may retry them."""
         self._server_last = min(last, self._server_last)
         for stream in list(self.streams.values()):
-            if stream.id > self._server_last and not stream.answered:
+            if stream.id > self._server_last and stream.state is not ANSWERED:
                 self._tell(stream, 503, f"the server is going away ({code_name(code)})")
                 self._forget(stream, Code.REFUSED_STREAM)
         self.promised = min(self.promised, self._server_last)
@@ -383,7 +383,7 @@ class StreamTable:
     def _opened(self, number: int) -> Stream | None:
         """The open stream of a server's frame; None if we reset it and the server may not know yet."""
         stream = self.streams.get(number)
-        if stream is None or not stream.opened:
+        if stream is None or stream.state is not AT_SERVER:
             if not self.server.was_reset(number):
                 raise Http2Error("HEADERS on a stream that is not open", Code.STREAM_CLOSED)
             return None
@@ -411,7 +411,7 @@ class StreamTable:
         block, up = stream.waiting, stream.up
         assert block is not None
         stream.waiting = None
-        stream.opened = True
+        stream.move(Event.FORWARD)
         whole = up.ended and not up.queue and up.trailers is None
         self.server.send_fields(stream.id, block, end=whole)
         up.open = True
@@ -435,7 +435,7 @@ class StreamTable:
         or, if the server's response has begun, with a reset."""
         for stream in list(self.streams.values()):
             head = stream.head
-            if head is None or stream.answered:
+            if head is None or stream.state is ANSWERED:
                 continue
             judgement = self._judge(Request(head.method, head.path, head.host, head.headers))
             if judgement.verdict is not FORWARDED and judgement.verdict is not AUDIT:
@@ -471,7 +471,7 @@ class StreamTable:
 
     def _speak(self, stream: Stream, status: int, text: bytes, extra: tuple[Header, ...] = ()) -> None:
         """Send our own response; nothing of the server's has been sent yet."""
-        stream.answered = True
+        stream.move(Event.ANSWER)
         self._waiting.drop(stream)
         self.up.drop(stream.up)
         if stream.grpc:
@@ -486,7 +486,7 @@ class StreamTable:
 
     def fail(self, stream: Stream, status: int, reason: str) -> None:
         """An allowed request cannot be completed: send an error, or reset if the server's response has begun."""
-        if stream.answered:
+        if stream.state is ANSWERED:
             return
         self._leave_server(stream, Code.CANCEL)
         if stream.response is None:
@@ -509,7 +509,8 @@ class StreamTable:
     def _leave_server(self, stream: Stream, code: int) -> None:
         if stream.at_server:
             self.server.send_reset(stream.id, code, ended=stream.down.ended)
-        stream.opened = stream.up.open = False
+        if stream.state is not ANSWERED:
+            stream.detach()
 
     def _forget(self, stream: Stream, code: int) -> None:
         """Reset the stream at the client and remove it."""
@@ -543,13 +544,12 @@ class StreamTable:
             stream = self.streams.get(number)
             if stream is None or not stream.down.sent:
                 continue
-            if stream.response is not None and not stream.answered:
+            if stream.response is not None and stream.state is not ANSWERED:
                 self._tell(stream, stream.response.status)
-            if stream.answered and not stream.up.ended:
-                self._forget(stream, Code.NO_ERROR)  # RFC 9113 8.1: the response does not depend on the rest
-            elif stream.reset is not None and not stream.up.ended:
-                self._forget(stream, stream.reset)
-            elif stream.answered or stream.up.sent or stream.reset is not None:
+            left = stream.state is ANSWERED or stream.state is DETACHED
+            if left and not stream.up.ended:
+                self._forget(stream, stream.code)  # RFC 9113 8.1: the response does not depend on the rest
+            elif left or stream.up.sent:
                 self._remove(stream)
 
     # --- the end of the connection -----------------------------------------------------------------------------------
@@ -565,17 +565,13 @@ class StreamTable:
         self.server_done = True
         self.server.stopped = True
         for stream in list(self.streams.values()):
-            stream.opened = stream.up.open = False
-            if stream.answered:
+            if stream.state is ANSWERED:
                 continue
+            stream.detach()
             if not stream.down.ended:
                 self.fail(stream, status, reason)
-            elif not stream.up.ended:
-                stream.reset = Code.NO_ERROR
-                self.down.sent.append(stream.id)
             else:
-                stream.up.sent = True
-                self.up.sent.append(stream.id)
+                self.down.sent.append(stream.id)
         self.leave(b"the server is gone")
 
     def leave(self, why: bytes) -> None:
@@ -594,12 +590,12 @@ class StreamTable:
 
     def _tell(self, stream: Stream, status: int, reason: str = "") -> None:
         """Emit the stream's only HttpResponse record."""
-        if stream.told or stream.record is None:
+        record, stream.record = stream.record, None
+        if record is None:
             return
-        stream.told = True
         if stream.response is not None and not reason:
             self.client.budget.earn(FINISHED)
-        self.actions.append(Emit(self.log.response(stream.record, status, reason, stream.response)))
+        self.actions.append(Emit(self.log.response(record, status, reason, stream.response)))
 
     def emit_malformed(self, status: int, reason: str) -> None:
         self.actions.append(Emit(self.log.malformed(status, reason, HTTP2)))

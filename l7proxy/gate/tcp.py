@@ -5,7 +5,7 @@ It emits no records: the session has already recorded the connection's verdict.
 
 from __future__ import annotations
 
-from l7proxy.gate.actions import Action, Close, Connect, HalfClose, Side, ToClient, ToServer
+from l7proxy.gate.actions import Action, Close, Connect, HalfClose, Phase, Side, ToClient, ToServer
 from l7proxy.gate.bulk import offer
 from l7proxy.model.policy_verdict import Conn
 from l7proxy.wire.body import ENDLESS
@@ -25,10 +25,10 @@ class TcpGate:
         return False
 
     @property
-    def waiting_for(self) -> str:
+    def waiting_for(self) -> Phase:
         if self._over:
-            return "closed"
-        return "tunnel" if self._connected else "connect"
+            return Phase.CLOSED
+        return Phase.TUNNEL if self._connected else Phase.CONNECT
 
     @property
     def held(self) -> int:
@@ -89,8 +89,8 @@ class TcpGate:
     def draining(self) -> list[Action]:
         return []
 
-    def timed_out(self, which: str) -> list[Action]:
-        return self._end(reset=True) if which == self.waiting_for else []
+    def timed_out(self, phase: Phase) -> list[Action]:
+        return self._end(reset=True) if phase is self.waiting_for else []
 
     def _end(self, *, reset: bool = False) -> list[Action]:
         if self._over:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import socket
 from collections.abc import Callable
+from enum import IntEnum
 from typing import Any, Final, assert_never
 
 from l7proxy.flows.records import Connection, HttpRequest, HttpResponse, Record
@@ -20,6 +21,7 @@ from l7proxy.gate.actions import (
     Gate,
     HalfClose,
     Pause,
+    Phase,
     Resume,
     Side,
     Splice,
@@ -55,6 +57,48 @@ TOO_GREEDY: Final = "this connection buffers the most of its client, which is ov
 TOO_LATE: Final = "policy now has HTTP rules for this port, and this connection was opened without them"
 
 
+class State(IntEnum):
+    NEW = 0  # accepted; its policy is not known yet
+    SERVING = 1  # it has a gate, but no server
+    CONNECTING = 2  # the upstream connection is being established
+    CONNECTED = 3
+    ENDING = 4  # only sending is left: see `Session._end`
+    CLOSED = 5  # nothing refers to it any more
+
+
+class Event(IntEnum):
+    SERVE = 0
+    CONNECT = 1
+    REACHED = 2
+    UNREACHABLE = 3
+    END = 4
+    CLOSE = 5
+
+
+# Final, so that compiled code needs no look-ups.
+NEW: Final = State.NEW
+SERVING: Final = State.SERVING
+CONNECTING: Final = State.CONNECTING
+CONNECTED: Final = State.CONNECTED
+ENDING: Final = State.ENDING
+CLOSED: Final = State.CLOSED
+
+NEXT: Final[dict[State, dict[Event, State]]] = {
+    NEW: {Event.SERVE: SERVING, Event.END: ENDING},
+    SERVING: {Event.CONNECT: CONNECTING, Event.END: ENDING},
+    CONNECTING: {Event.REACHED: CONNECTED, Event.UNREACHABLE: SERVING, Event.END: ENDING},
+    CONNECTED: {Event.END: ENDING},
+    ENDING: {Event.END: ENDING, Event.CLOSE: CLOSED},
+    CLOSED: {Event.END: CLOSED},
+}
+"""What is not listed cannot happen: it raises KeyError, which ends the session."""
+
+# The phases that the session knows; all others have the timeout `stream`.
+IDLE: Final = Phase.IDLE
+HEAD: Final = Phase.HEAD
+TUNNEL: Final = Phase.TUNNEL
+
+
 class Session:
     """Both socket streams, the gate between them, and the current timeout."""
 
@@ -78,14 +122,12 @@ class Session:
         self._held_bytes = 0
         self._kept = 0
         self._finish_server = False
-        self._taken_up = False
-        self._served = False
-        self._waiting = ""
+        self._state = NEW
+        self._requests = 0
+        self._in_head = -1
+        """`_requests` when the timeout of a head began; -1 outside of heads."""
         self._unsent = 0
         self._transfers: list[SpliceTransfer] = []
-        self._over = False
-        self._counted = False
-        self._deaf = False
         self._timer = Timer(self._expired)
 
     @property
@@ -97,11 +139,11 @@ class Session:
 
     def _from_client(self, data: bytes) -> None:
         gate = self._gate
-        if self._over or gate is None:
+        if gate is None:
             return  # lingering: further bytes are discarded
         try:
             self._do(gate.from_client(data))
-            if self._deaf:
+            if self._client.full:
                 self._read_no_more()
             if self._share.full or gate.held != self._kept:
                 self._account()
@@ -110,7 +152,7 @@ class Session:
 
     def _from_server(self, data: bytes) -> None:
         gate = self._gate
-        if self._over or gate is None:
+        if gate is None:
             return
         try:
             self._do(gate.from_server(data))
@@ -121,7 +163,7 @@ class Session:
 
     def finished(self, stream: SocketStream) -> None:
         gate = self._gate
-        if self._over or gate is None:
+        if gate is None:
             stream.close()
         else:
             self._guarded(lambda: self._do(gate.client_eof() if stream is self._client else gate.server_eof()))
@@ -130,7 +172,7 @@ class Session:
         for run in self._stop_runs():
             self.spliced(run)
         gate = self._gate
-        if not self._over and gate is not None:
+        if gate is not None:
             if stream is self._client:
                 self._guarded(lambda: self._gone(gate.client_lost()))
             else:
@@ -145,20 +187,17 @@ class Session:
         if full:
             other.hold(ReadPause.FULL)
             if stream is self._client:
-                self._deaf = True
                 self._read_no_more()
-            elif self._gate is not None and self._gate.must_read(Side.SERVER) and not self._over:
+            elif self._gate is not None and self._gate.must_read(Side.SERVER):
                 stream.hold(ReadPause.UNREAD)
         else:
             other.release(ReadPause.FULL)
             stream.release(ReadPause.UNREAD)
-            if stream is self._client:
-                self._deaf = False
 
     def _read_no_more(self) -> None:
         """Stop reading a client that does not read, where its protocol allows that: else it could make us produce and
         buffer responses without limit."""
-        if self._gate is not None and self._gate.must_read(Side.CLIENT) and not self._over:
+        if self._gate is not None and self._gate.must_read(Side.CLIENT):
             self._client.hold(ReadPause.UNREAD)
 
     # ---- buffered bytes ----
@@ -169,11 +208,11 @@ class Session:
     def _account(self) -> None:
         """The bytes held by this connection have changed, or its share is above the limit."""
         share, memory, gate = self._share, self._ctx.memory, self._gate
-        self._kept = gate.held if gate is not None and not self._over else 0
+        self._kept = gate.held if gate is not None else 0
         before, self.held = self.held, self._kept + self._client.unsent + self._server.unsent + self._held_bytes
         if before != self.held:
             memory.change(share, self, before)
-        if share.full and not self._over and memory.must_stop(share, self):
+        if share.full and gate is not None and memory.must_stop(share, self):
             self._client.hold(ReadPause.MEMORY)
             self._server.hold(ReadPause.MEMORY)
             share.stopped[self] = None
@@ -199,29 +238,29 @@ class Session:
 
     def policy_changed(self) -> None:
         """Evaluate the open connection under the newly active policy snapshot."""
-        if not self._over and self._gate is not None:
+        if self._gate is not None:
             self._guarded(self._rejudge)
 
     def drain(self) -> None:
         """The worker is stopping: end now if no exchange is in progress, else after it. A client that has not sent a
         request yet may still send one."""
-        if self._over or self._gate is None:
+        if self._gate is None:
             return
         actions = self._gate.draining()
         if actions:
             self._guarded(lambda: self._do(actions))
-        elif self._served and self._gate.waiting_for == "idle":
+        elif self._requests and self._gate.waiting_for is IDLE:
             self._guarded(self._end)
 
     def cut(self, reason: str) -> None:
         """End now: `reason` is recorded."""
-        if self._over or self._gate is None:
+        if self._gate is None:
             self._reset()
         else:
             self._guarded(lambda: self._cut_off(refusal(reason, verdict=Verdict.ERROR)))
 
     def _expired(self) -> None:
-        self._guarded(self._linger if self._over else self._timed_out)
+        self._guarded(self._linger if self._state is ENDING else self._timed_out)
 
     # ---- start ----
 
@@ -229,7 +268,6 @@ class Session:
         ctx = self._ctx
         ctx.policy_store.join(self)  # before the first lookup, so that no new policy snapshot is missed
         self._share.sessions += 1
-        self._counted = True
         self._client.open(sock, ctx.poller)
         self._source, self._destination = source, ctx.steering.destination(named(sock.getsockname()))
         why = self._impossible() or self._resolve()
@@ -258,6 +296,7 @@ class Session:
             options=index.options,
             direction=sides.l4.direction,
         )
+        self._move(Event.SERVE)
         self._do(self._gate.started())
 
     def _impossible(self) -> str:
@@ -361,7 +400,7 @@ class Session:
                 self._gate = action.gate
             else:
                 assert_never(action)
-        if not self._over:
+        if self._gate is not None:
             self._watch()
 
     def _stream(self, side: Side) -> SocketStream:
@@ -387,7 +426,7 @@ class Session:
 
     def _splice(self, offered: Splice) -> None:
         """Accept the offer if possible; else the bytes come to the gate as usual."""
-        if self._connecting is not None:
+        if self._state is not CONNECTED:
             return  # bytes held for the server go first
         source, ctx = self._stream(offered.source), self._ctx
         target = self._server if source is self._client else self._client
@@ -403,7 +442,7 @@ class Session:
         if run in self._transfers:
             self._transfers.remove(run)
         gate = self._gate
-        if not self._over and gate is not None:
+        if gate is not None:
             side = Side.CLIENT if run.source is self._client else Side.SERVER
             self._guarded(lambda: self._do(gate.spliced(side, run.moved)))
 
@@ -421,7 +460,7 @@ class Session:
     def _emit(self, record: Record) -> None:
         counts = self._ctx.counts
         if type(record) is HttpRequest:  # isinstance is slow when it is false
-            self._taken_up = self._served = True
+            self._requests += 1
             counts.requests += 1
             if record.judgement.verdict is DROPPED:
                 counts.denied += 1
@@ -431,24 +470,27 @@ class Session:
 
     def _watch(self) -> None:
         """Arm the timeout that applies now. Further bytes extend an idle timeout, but not that of a head."""
-        gate = self._gate
-        assert gate is not None
-        if self._connecting is not None:
+        gate, ctx = self._gate, self._ctx
+        if self._state is CONNECTING or gate is None:
             return
-        waiting, ctx = gate.waiting_for, self._ctx
-        if waiting != "head":
-            if waiting == "tunnel":
-                self._client.pace = self._server.pace = None
-            ctx.timers.arm(self._timer, ctx.timeouts.idle if waiting == "idle" else ctx.timeouts.stream)
-        elif waiting != self._waiting or self._taken_up:
-            ctx.timers.arm(self._timer, ctx.timeouts.head)
-        self._waiting = waiting
-        self._taken_up = False
-        if ctx.draining and self._served and waiting == "idle":
-            self.drain()
+        phase = gate.waiting_for
+        if phase is HEAD:
+            if self._in_head != self._requests:
+                self._in_head = self._requests
+                ctx.timers.arm(self._timer, ctx.timeouts.head)
+            return
+        self._in_head = -1
+        if phase is IDLE:
+            ctx.timers.arm(self._timer, ctx.timeouts.idle)
+            if ctx.draining and self._requests:
+                self.drain()
+            return
+        if phase is TUNNEL:
+            self._client.pace = self._server.pace = None
+        ctx.timers.arm(self._timer, ctx.timeouts.stream)
 
     def _timed_out(self) -> None:
-        if self._connecting is not None:
+        if self._state is CONNECTING:
             self._stop_connecting()
             self._failed(
                 f"cannot reach {self._destination}: connection timed out after {self._ctx.timeouts.connect:g} s"
@@ -459,9 +501,10 @@ class Session:
     # ---- the server ----
 
     def _connect(self) -> None:
-        if self._connecting is not None or self._server.made:
+        if self._state is not SERVING:
             return
         ctx = self._ctx
+        self._move(Event.CONNECT)
         self._connecting = UpstreamConnector(
             self, ctx.poller, ctx.steering, self._source, self._destination, self._share
         )
@@ -488,6 +531,7 @@ class Session:
         gate, server = self._gate, self._server
         self._connecting = None
         server.open(sock, self._ctx.poller)  # first: if anything fails, the stream closes it
+        self._move(Event.REACHED)
         assert gate is not None
         for data in self._held:
             server.write(data)
@@ -501,6 +545,7 @@ class Session:
         gate = self._gate
         assert gate is not None
         self._connecting = None
+        self._move(Event.UNREACHABLE)
         self._drop_held()
         self._client.release(ReadPause.CONNECTING)
         self._do(gate.upstream_failed(reason))
@@ -511,14 +556,12 @@ class Session:
         """Only sending is left. Without `reset` the client gets the unsent bytes, then FIN; what it still sends is read
         and discarded for a short time, since closing with unread bytes would reset the connection before the client
         has read our response (RFC 9112, 9.6)."""
-        if self._over:
+        if self._state >= ENDING:
             return
         if reset:
             self._reset()
             return
-        self._over = True
-        self._stop_connecting()
-        self._stop_runs()
+        self._stop()
         self._server.close()
         if self._client.eof:
             self._client.close()
@@ -540,10 +583,14 @@ class Session:
             timeouts = self._ctx.timeouts
             self._ctx.timers.arm(self._timer, timeouts.stalled if self._unsent else timeouts.linger)
 
-    def _reset(self) -> None:
-        self._over = True
+    def _stop(self) -> None:
+        self._move(Event.END)
+        self._gate = None
         self._stop_connecting()
         self._stop_runs()
+
+    def _reset(self) -> None:
+        self._stop()
         self._client.reset()
         self._server.reset()
         self._leave_if_done()
@@ -569,7 +616,7 @@ class Session:
             self._broke(error)
 
     def _broke(self, error: Exception) -> None:
-        over, self._over = self._over, True
+        over = self._state >= ENDING
         self._ctx.counts.errors += 1
         log.error("session %s > %s failed", self._source, self._destination, exc_info=error)
         try:
@@ -580,28 +627,29 @@ class Session:
                 self._reset()
             except Exception:  # a broken session must not end the worker
                 log.exception("session %s > %s cannot be reset", self._source, self._destination)
-                self._ctx.policy_store.leave(self)
-                self._ctx.timers.retire(self._timer)
-                self._uncount()
+                self._leave()
 
     def _leave_if_done(self) -> None:
         """Once both descriptors are closed: remove every reference to this session."""
         if self._client.gone and (self._server.gone or not self._server.made):
-            self._ctx.policy_store.leave(self)
-            self._ctx.timers.retire(self._timer)
-            self._uncount()
-            self._gate = None  # break the cycles: a closed session must not wait for the garbage collector
-            self._client.part()
+            self._leave()
+            self._client.part()  # break the cycles: a closed session must not wait for the garbage collector
             self._server.part()
 
-    def _uncount(self) -> None:
-        if self._counted:
-            self._counted = False
-            self._share.sessions -= 1
-            self._share.stopped.pop(self, None)
-            before, self.held = self.held, 0
-            if before:
-                self._ctx.memory.change(self._share, self, before)
+    def _leave(self) -> None:
+        if self._state is CLOSED:
+            return
+        self._move(Event.CLOSE)
+        self._ctx.policy_store.leave(self)
+        self._ctx.timers.retire(self._timer)
+        self._share.sessions -= 1
+        self._share.stopped.pop(self, None)
+        before, self.held = self.held, 0
+        if before:
+            self._ctx.memory.change(self._share, self, before)
+
+    def _move(self, event: Event) -> None:
+        self._state = NEXT[self._state][event]
 
 
 def record_refusal(ctx: WorkerContext, source: HostPort, destination: HostPort, judgement: PolicyVerdict) -> None:

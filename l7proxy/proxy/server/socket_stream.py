@@ -81,7 +81,8 @@ class SocketStream:
         """To be called only while `closing` is false."""
         self._holds = 0
         self._unsent = bytearray()
-        self._full = False
+        self.full = False
+        """`crowded` has been called with full=True."""
         self._closing = False
         self._losing = False
         self._finishing = False
@@ -141,8 +142,8 @@ class SocketStream:
             return
         del self._unsent[:sent]
         self._party.holding()
-        if self._full and len(self._unsent) <= LOW_WATER:
-            self._full = False
+        if self.full and len(self._unsent) <= LOW_WATER:
+            self.full = False
             self._party.crowded(self, full=False)
         if not self._unsent:
             self._sent_all()
@@ -176,8 +177,8 @@ class SocketStream:
         self._unsent += data
         self._party.holding()
         self._watch()
-        if not self._full and len(self._unsent) > HIGH_WATER:
-            self._full = True
+        if not self.full and len(self._unsent) > HIGH_WATER:
+            self.full = True
             self._party.crowded(self, full=True)
 
     def closing(self) -> bool:

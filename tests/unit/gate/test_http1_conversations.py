@@ -6,6 +6,7 @@ import pytest
 
 from l7proxy.flows.records import HttpRequest, HttpResponse
 from l7proxy.gate.access_log import LONGEST
+from l7proxy.gate.actions import Phase
 from l7proxy.gate.options import MAX_DENIED, MAX_DRAINED, MAX_HELD, MAX_INTERIM, HttpOptions
 from l7proxy.model.http import Request
 from l7proxy.model.policy_verdict import PolicyVerdict
@@ -24,7 +25,7 @@ def test_an_allowed_request_passes_unchanged_and_so_does_its_answer(talk: Talk) 
     talk.expect(server=GET, records=(PASSED,))
     talk.server(OK)
     talk.expect(client=OK, records=(ANSWERED,))
-    assert talk.gate.waiting_for == "idle"
+    assert talk.gate.waiting_for is Phase.IDLE
 
 
 def test_order_case_and_blanks_of_headers_are_kept(talk: Talk) -> None:
@@ -215,7 +216,7 @@ def test_a_response_without_length_ends_with_its_connection(talk: Talk) -> None:
     talk.client(GET)
     talk.server(answer)
     talk.expect(server=GET, client=answer, records=(PASSED,))
-    assert talk.gate.waiting_for == "transfer"
+    assert talk.gate.waiting_for is Phase.TRANSFER
     talk.server_eof()
     talk.expect(records=(ANSWERED,), end="close")
 
@@ -245,7 +246,7 @@ def test_an_early_answer_lets_the_body_go_on(talk: Talk) -> None:
     talk.client(b"POST /a HTTP/1.1\r\nHost: h\r\nContent-Length: 10\r\n\r\n12345")
     talk.server(OK)
     talk.take()
-    assert talk.gate.waiting_for == "body"
+    assert talk.gate.waiting_for is Phase.BODY
     talk.client(b"67890" + GET)
     talk.expect(server=b"67890" + GET, records=(PASSED,))
 
@@ -253,7 +254,7 @@ def test_an_early_answer_lets_the_body_go_on(talk: Talk) -> None:
 def test_smuggling_by_100_continue_an_early_answer_without_the_expected_100_ends_the_connection(talk: Talk) -> None:
     """The client may now send the body or a next request: server and proxy could read it differently."""
     talk.client(b"POST /a HTTP/1.1\r\nHost: h\r\nContent-Length: 28\r\nExpect: 100-continue\r\n\r\n")
-    assert talk.gate.waiting_for in ("connect", "response")
+    assert talk.gate.waiting_for in (Phase.CONNECT, Phase.RESPONSE)
     talk.take()
     talk.server(OK)
     talk.expect(client=OK, records=("200 POST http://h/a",), end="close")

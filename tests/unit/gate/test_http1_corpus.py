@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from l7proxy.flows.records import HttpRequest, HttpResponse, Malformed
+from l7proxy.gate.actions import Phase
 from l7proxy.wire import http1_strict
 from l7proxy.wire.head import RequestHead
 from tests.unit.gate.conftest import whole
@@ -73,7 +74,7 @@ def test_responses_pass_whole_or_not_at_all(talk: Talk, path: Path) -> None:
     talk.client(GET)
     talk.take()
     talk.server(data)
-    if talk.gate.waiting_for == "transfer":
+    if talk.gate.waiting_for is Phase.TRANSFER:
         talk.server_eof()
     seen = talk.take()
     status = corpus.status(path)

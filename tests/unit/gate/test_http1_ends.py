@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from l7proxy.flows.records import HttpResponse
+from l7proxy.gate.actions import Phase
 from tests.unit.gate.talk import DENY, FORBIDDEN, GET, OK, Talk
 
 PASSED = "FORWARDED GET http://h/a"
@@ -121,7 +122,7 @@ def test_the_server_dies_in_the_middle_of_its_answer(talk: Talk, begun: bytes) -
 def test_an_unreachable_server_is_503(talk: Talk) -> None:
     talk.client(GET)
     talk.take()
-    assert talk.gate.waiting_for == "connect"
+    assert talk.gate.waiting_for is Phase.CONNECT
     talk.upstream_failed("connection refused")
     talk.expect_refusal(503, "connection refused", records=("503 GET http://h/a",))
 
@@ -147,7 +148,7 @@ def test_a_server_that_resets_in_the_middle_resets_the_client(talk: Talk) -> Non
 
 def test_a_slow_head_is_408(talk: Talk) -> None:
     talk.client(GET[:5])
-    assert talk.gate.waiting_for == "head"
+    assert talk.gate.waiting_for is Phase.HEAD
     talk.timed_out()
     talk.expect_refusal(408, "timed out waiting for the request head")
 
@@ -164,7 +165,7 @@ def test_a_slow_body_is_408(talk: Talk) -> None:
     talk.client(b"POST /a HTTP/1.1\r\nHost: h\r\nContent-Length: 10\r\n\r\n123")
     talk.connected()
     talk.take()
-    assert talk.gate.waiting_for == "body"
+    assert talk.gate.waiting_for is Phase.BODY
     talk.timed_out()
     talk.expect_refusal(408, "body", records=("408 POST http://h/a",))
 
@@ -173,7 +174,7 @@ def test_a_slow_server_is_504(talk: Talk) -> None:
     talk.client(GET)
     talk.connected()
     talk.take()
-    assert talk.gate.waiting_for == "response"
+    assert talk.gate.waiting_for is Phase.RESPONSE
     talk.timed_out()
     talk.expect_refusal(504, "response", records=("504 GET http://h/a",))
 
@@ -182,7 +183,7 @@ def test_a_stalled_answer_is_cut(talk: Talk) -> None:
     talk.client(GET)
     talk.server(OK[:-1])
     talk.take()
-    assert talk.gate.waiting_for == "transfer"
+    assert talk.gate.waiting_for is Phase.TRANSFER
     talk.timed_out()
     talk.expect(records=(ANSWERED,), end="reset")
 
@@ -191,8 +192,8 @@ def test_a_timer_of_the_past_changes_nothing(talk: Talk) -> None:
     talk.client(GET)
     talk.connected()
     talk.take()
-    assert talk.gate.timed_out("idle") == []
-    assert talk.gate.timed_out("head") == []
+    assert talk.gate.timed_out(Phase.IDLE) == []
+    assert talk.gate.timed_out(Phase.HEAD) == []
 
 
 # --- servers that end a connection in use ----------------------------------------------------------------------------

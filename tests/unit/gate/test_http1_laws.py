@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from l7proxy.flows.records import Connection, HttpRequest, HttpResponse, Malformed
+from l7proxy.gate.actions import Phase
 from l7proxy.gate.options import HttpOptions
 from l7proxy.model.verdict import Verdict
 from l7proxy.wire.path import PathRules
@@ -98,7 +99,7 @@ def hold(talk: Talk, steps: list[tuple[str, bytes]]) -> tuple[bytes, bytes]:
     """Runs the whole conversation, to its end. Returns what the server (until a tunnel opens) and the client got."""
     server, client = b"", b""
     for what, data in [*steps, ("client_lost", b"")]:
-        if talk.gate.waiting_for == "closed":
+        if talk.gate.waiting_for is Phase.CLOSED:
             break
         if what == "client":
             talk.client(data)
@@ -127,7 +128,7 @@ def hold(talk: Talk, steps: list[tuple[str, bytes]]) -> tuple[bytes, bytes]:
 
 def change_policy(talk: Talk) -> None:
     """Denies everything from now on: a request in progress ends with one record of that, all else goes on."""
-    open_tunnel, asked, before = talk.gate.waiting_for == "tunnel", len(talk.asked), len(talk.records)
+    open_tunnel, asked, before = talk.gate.waiting_for is Phase.TUNNEL, len(talk.asked), len(talk.records)
     talk.judge = lambda request: DENIED
     talk.policy_changed()
     again = len(talk.asked) - asked
@@ -135,7 +136,7 @@ def change_policy(talk: Talk) -> None:
     del talk.asked[asked:]
     kinds = [type(record) for record in talk.records[before:]]
     assert kinds in ([HttpResponse, Connection], [Connection]) if again else not kinds
-    assert talk.gate.waiting_for == "closed" or not again
+    assert talk.gate.waiting_for is Phase.CLOSED or not again
     if again:
         talk.records.pop()
 
@@ -210,7 +211,7 @@ def test_laws(steps: list[tuple[str, bytes]], cuts: list[int], connect: bool) ->
     talk.options = HttpOptions(paths=PathRules(allow_connect=connect))
     talk.judge = lambda request: DENIED if request.host.startswith(b"deny") else all_but_deny(request)
     server, client = hold(talk, steps)
-    assert talk.gate.waiting_for == "closed"
+    assert talk.gate.waiting_for is Phase.CLOSED
 
     requests = [record for record in talk.records if isinstance(record, HttpRequest)]
     responses = [record for record in talk.records if isinstance(record, HttpResponse)]

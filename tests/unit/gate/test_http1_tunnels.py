@@ -8,6 +8,7 @@ from __future__ import annotations
 import pytest
 
 from l7proxy.flows.records import Connection
+from l7proxy.gate.actions import Phase
 from l7proxy.gate.options import HttpOptions
 from l7proxy.model.verdict import Verdict
 from l7proxy.policy.combine import revoked
@@ -30,7 +31,7 @@ def test_101_opens_the_tunnel_and_early_bytes_wait_for_it(talk: Talk) -> None:
     talk.expect(server=UPGRADE, records=(PASSED,))
     talk.server(SWITCHED + b"\x82\x00")
     talk.expect(server=b"\x81\x00" + DENY, client=SWITCHED + b"\x82\x00", records=("101 GET http://h/a",))
-    assert talk.gate.waiting_for == "tunnel"
+    assert talk.gate.waiting_for is Phase.TUNNEL
     talk.client(b"\x00raw\n")
     talk.server(b"\x00also raw")
     talk.expect(server=b"\x00raw\n", client=b"\x00also raw")
@@ -204,7 +205,7 @@ def test_connect_is_judged_by_its_authority_and_opens_a_tunnel_with_2xx(connecti
     connecting.expect(server=CONNECT, records=("FORWARDED CONNECT http://h:443",))
     connecting.server(ESTABLISHED + b"hello")
     connecting.expect(server=b"early" + DENY, client=ESTABLISHED + b"hello", records=("200 CONNECT http://h:443",))
-    assert connecting.gate.waiting_for == "tunnel"
+    assert connecting.gate.waiting_for is Phase.TUNNEL
     connecting.client_eof()
     connecting.expect(fin=("server",))
     connecting.server_eof()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import h2.settings
 import pytest
 
+from l7proxy.gate.actions import Phase
 from l7proxy.gate.http2_peer import CONNECTION_WINDOW, STREAM_WINDOW
 from l7proxy.gate.http2_stream_table import MAX_STREAMS
 from l7proxy.wire import http2_frames as frames
@@ -385,7 +386,7 @@ def test_a_lost_client_leaves_a_record_for_each_stream(http2: Conversation) -> N
 
 def test_a_lost_client_in_the_middle_of_a_head_is_malformed(http2: Conversation) -> None:
     http2.say(frames.frame(frames.HEADERS, 0, 1, b"\x82"))
-    assert http2.gate.waiting_for == "head"
+    assert http2.gate.waiting_for is Phase.HEAD
     http2.client_lost()
     assert http2.told() == ["malformed 400"]
 
@@ -417,7 +418,7 @@ def test_a_head_that_does_not_end_is_408(http2: Conversation, begun: bytes) -> N
         http2.say(begun)
     else:
         http2._obey(http2.gate.from_client(PREFACE))  # without SETTINGS
-    assert http2.gate.waiting_for == "head"
+    assert http2.gate.waiting_for is Phase.HEAD
     http2.timed_out()
     assert http2.told() == ["malformed 408"]
     assert http2.end() == "close"
@@ -429,7 +430,7 @@ def test_silence_ends_each_stream_with_its_record(http2: Conversation) -> None:
     http2.get(5)
     http2.server.h2.send_headers(5, OK)
     http2.run()
-    assert http2.gate.waiting_for == "transfer"
+    assert http2.gate.waiting_for is Phase.TRANSFER
     http2.timed_out()
     assert [http2.client.messages[stream].status for stream in (1, 3)] == [504, 408]
     assert http2.client.messages[5].reset == Code.INTERNAL_ERROR
@@ -439,7 +440,7 @@ def test_silence_ends_each_stream_with_its_record(http2: Conversation) -> None:
 
 def test_an_idle_connection_is_ended_with_a_goodbye(http2: Conversation) -> None:
     http2.run()
-    assert http2.gate.waiting_for == "idle"
+    assert http2.gate.waiting_for is Phase.IDLE
     http2.timed_out()
     assert http2.client.goaways == [(0, 0)]
     assert http2.end() == "close"

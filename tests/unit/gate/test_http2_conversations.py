@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from l7proxy.flows.records import HttpRequest
+from l7proxy.gate.actions import Phase
 from l7proxy.gate.http1 import HttpGate
 from l7proxy.gate.http2 import Http2Gate
 from l7proxy.gate.options import HttpOptions
@@ -34,7 +35,7 @@ def test_a_request_and_its_answer_pass_field_by_field(http2: Conversation) -> No
     assert (seen.fields, seen.data, seen.ended) == (OK, b"answer", True)
     assert [record.protocol for record in http2.records if isinstance(record, HttpRequest)] == ["HTTP/2"]
     assert http2.told() == ["FORWARDED POST http://h/a", "200 POST http://h/a"]
-    assert http2.gate.waiting_for == "idle"
+    assert http2.gate.waiting_for is Phase.IDLE
 
 
 def test_the_judge_sees_the_authority_as_host_and_the_crumbs_of_cookie_as_one(http2: Conversation) -> None:
@@ -310,7 +311,7 @@ def test_the_client_resets_before_the_answer(http2: Conversation) -> None:
     http2.run()
     assert http2.server.messages[1].reset == Code.CANCEL
     assert http2.told() == ["FORWARDED GET http://h/a", "499 GET http://h/a"]
-    assert http2.gate.waiting_for == "idle"
+    assert http2.gate.waiting_for is Phase.IDLE
 
 
 def test_the_client_resets_in_the_middle_of_the_answer(http2: Conversation) -> None:
@@ -357,7 +358,7 @@ def test_the_server_answers_early_and_wants_no_more(http2: Conversation) -> None
     seen = http2.client.messages[1]
     assert (seen.status, seen.ended, seen.reset) == (200, True, Code.NO_ERROR)
     assert http2.told() == ["FORWARDED POST http://h/a", "200 POST http://h/a"]
-    assert http2.gate.waiting_for == "idle"
+    assert http2.gate.waiting_for is Phase.IDLE
 
 
 def test_the_server_answers_early_and_takes_the_rest(http2: Conversation) -> None:
@@ -367,7 +368,7 @@ def test_the_server_answers_early_and_takes_the_rest(http2: Conversation) -> Non
     http2.run()
     assert (http2.server.messages[1].data, http2.server.messages[1].ended) == (b"rest", True)
     assert len(http2.told()) == 2
-    assert http2.gate.waiting_for == "idle"
+    assert http2.gate.waiting_for is Phase.IDLE
 
 
 BAD_ANSWERS = {
@@ -418,7 +419,7 @@ def test_data_for_a_head_request_is_no_answer(http2: Conversation) -> None:
 
 
 def test_the_preface_makes_http_2_and_everything_else_http_1(http2: Conversation) -> None:
-    assert http2.gate.waiting_for == "idle"
+    assert http2.gate.waiting_for is Phase.IDLE
     http2.run()
     assert isinstance(http2.gate, Http2Gate)
 
@@ -434,6 +435,6 @@ def test_other_beginnings_are_http_1(sent: bytes, size: int) -> None:
 def test_half_a_preface_is_a_request_head_that_takes_too_long() -> None:
     talk = Talk(lambda data: [data])
     talk.client(PREFACE[:15])
-    assert talk.gate.waiting_for == "head"
+    assert talk.gate.waiting_for is Phase.HEAD
     talk.timed_out()
     talk.expect_refusal(408, "timed out waiting for the request head")

@@ -9,6 +9,7 @@ from hpack import Encoder
 
 from l7proxy.flows.records import HttpRequest, HttpResponse, Malformed
 from l7proxy.gate import http2_budget as budget
+from l7proxy.gate.actions import Phase
 from l7proxy.gate.http2_stream_table import MAX_STREAMS
 from l7proxy.wire import http2_frames as frames
 from l7proxy.wire.http2_frames import Code, Setting
@@ -254,7 +255,7 @@ def test_cve_2024_27316_endless_continuation_ends_the_connection(http2: Conversa
 
 def test_cve_2024_27316_a_block_that_never_ends_is_ended_by_the_deadline(http2: Conversation) -> None:
     http2.say(frames.frame(frames.HEADERS, 0, 1, GET))
-    assert http2.gate.waiting_for == "head"
+    assert http2.gate.waiting_for is Phase.HEAD
     http2.timed_out()
     assert http2.told() == ["malformed 408"]
 

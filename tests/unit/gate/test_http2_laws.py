@@ -22,6 +22,7 @@ from l7proxy.gate.actions import (
     Gate,
     HalfClose,
     Pause,
+    Phase,
     Resume,
     SwitchGate,
     ToClient,
@@ -297,7 +298,7 @@ def opened(steps: list[tuple[str, bytes]], who: str) -> int:
 )
 def test_laws(steps: list[tuple[str, bytes]], cuts: list[int], eager: bool) -> None:
     held = hold(steps, cuts, eager=eager)
-    assert held.gate is not None and held.gate.waiting_for == "closed"
+    assert held.gate is not None and held.gate.waiting_for is Phase.CLOSED
     requests = [record for record in held.records if isinstance(record, HttpRequest)]
     responses = [record for record in held.records if isinstance(record, HttpResponse)]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from l7proxy.gate.actions import Phase
 from tests.unit.gate.talk import Talk
 
 
@@ -14,11 +15,11 @@ def pipe(talk: Talk) -> Talk:
 
 
 def test_it_connects_at_once_for_the_server_may_speak_first(pipe: Talk) -> None:
-    assert pipe.gate.waiting_for == "connect"
+    phases = [pipe.gate.waiting_for]
     assert pipe.connects == 1
     pipe.server(b"220 hello\r\n")
     pipe.expect(client=b"220 hello\r\n")
-    assert pipe.gate.waiting_for == "tunnel"
+    assert [*phases, pipe.gate.waiting_for] == [Phase.CONNECT, Phase.TUNNEL]
 
 
 def test_bytes_pass_both_ways_and_each_fin_passes_on(pipe: Talk) -> None:
@@ -45,7 +46,7 @@ def test_the_server_may_finish_first(pipe: Talk) -> None:
 def test_failures_reset_the_client_once(pipe: Talk) -> None:
     pipe.upstream_failed("connection refused")
     pipe.expect(end="reset")
-    assert pipe.gate.waiting_for == "closed"
+    assert pipe.gate.waiting_for is Phase.CLOSED
     pipe.upstream_failed("again")
     pipe.client_lost()
     pipe.server_eof()
@@ -54,6 +55,6 @@ def test_failures_reset_the_client_once(pipe: Talk) -> None:
 
 def test_an_idle_pipe_is_cut_by_its_own_timer_only(pipe: Talk) -> None:
     pipe.connected()
-    assert pipe.gate.timed_out("connect") == []
+    assert pipe.gate.timed_out(Phase.CONNECT) == []
     pipe.timed_out()
     pipe.expect(end="reset")

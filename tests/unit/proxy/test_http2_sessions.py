@@ -290,7 +290,9 @@ async def test_clients_that_leave_while_their_server_is_being_reached_leave_noth
     async with echoing("h2c") as server, stage(server, picture(gets("/a.*"))) as on:
         for _ in range(20):
             await asyncio.gather(*(leave_after(turns, on) for turns in range(40)))
-        await on.until(lambda: all(session._over for session in on.ctx.policy_store if isinstance(session, Session)))
+        await on.until(
+            lambda: all(session._gate is None for session in on.ctx.policy_store if isinstance(session, Session))
+        )
         on.passes(3)
         await on.settled()
         assert on.ctx.counts.errors == 0
