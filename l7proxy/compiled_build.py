@@ -46,6 +46,7 @@ MODULES: Final = (
     "proxy/server/shares",
     "proxy/server/socket_stream",
     "proxy/server/timer_wheel",
+    "proxy/server/transform",
     "proxy/server/upstream",
     "wire/authority",
     "wire/body",

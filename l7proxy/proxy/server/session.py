@@ -209,7 +209,7 @@ class Session:
         """The bytes held by this connection have changed, or its share is above the limit."""
         share, memory, gate = self._share, self._ctx.memory, self._gate
         self._kept = gate.held if gate is not None else 0
-        before, self.held = self.held, self._kept + self._client.unsent + self._server.unsent + self._held_bytes
+        before, self.held = self.held, self._kept + self._client.held + self._server.held + self._held_bytes
         if before != self.held:
             memory.change(share, self, before)
         if share.full and gate is not None and memory.must_stop(share, self):

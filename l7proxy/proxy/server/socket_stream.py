@@ -15,6 +15,7 @@ from typing import Final, Protocol
 
 from l7proxy.proxy.server.poller import BROKEN, IN, OUT, Poller
 from l7proxy.proxy.server.shares import READ, Pace, Share
+from l7proxy.proxy.server.transform import Transform
 
 HIGH_WATER: Final = 256 << 10
 LOW_WATER: Final = 64 << 10
@@ -81,11 +82,13 @@ class SocketStream:
         """To be called only while `closing` is false."""
         self._holds = 0
         self._unsent = bytearray()
+        self._layer: _Layer | None = None
         self.full = False
         """`crowded` has been called with full=True."""
         self._closing = False
         self._losing = False
         self._finishing = False
+        self._finished = False
         self._events = 0
         self.made = False
         self.eof = False
@@ -125,6 +128,10 @@ class SocketStream:
                 self.share.reading = pace
             self.data_received(data)
             return
+        if self.eof or self._layer is None or self._layer.eof():
+            self._input_ended()
+
+    def _input_ended(self) -> None:
         if not self.eof:  # else reported again after a pause
             self.eof = True
             self._party.finished(self)
@@ -141,10 +148,7 @@ class SocketStream:
             self._cannot_send(error)
             return
         del self._unsent[:sent]
-        self._party.holding()
-        if self.full and len(self._unsent) <= LOW_WATER:
-            self.full = False
-            self._party.crowded(self, full=False)
+        self._weigh()
         if not self._unsent:
             self._sent_all()
 
@@ -153,14 +157,27 @@ class SocketStream:
             self._lose(None)
             return
         self._watch()
-        if self._finishing:
-            self._shut()
+        self._shut()
+
+    def _weigh(self) -> None:
+        """`unsent` has changed."""
+        self._party.holding()
+        unsent = self.unsent
+        if self.full and unsent <= LOW_WATER:
+            self.full = False
+            self._party.crowded(self, full=False)
+        elif not self.full and unsent > HIGH_WATER:
+            self.full = True
+            self._party.crowded(self, full=True)
 
     # ---- calls from the session ----
 
     def _write(self, data: bytes) -> None:
         if self._finishing:
             raise RuntimeError("written to after its end")
+        self._put(data)
+
+    def _put(self, data: bytes) -> None:
         if self._closing or not data:
             return
         if not self._unsent:
@@ -175,11 +192,8 @@ class SocketStream:
                 return
             data = data[sent:]
         self._unsent += data
-        self._party.holding()
         self._watch()
-        if not self.full and len(self._unsent) > HIGH_WATER:
-            self.full = True
-            self._party.crowded(self, full=True)
+        self._weigh()
 
     def closing(self) -> bool:
         return self._closing
@@ -190,8 +204,26 @@ class SocketStream:
         return self.made and not self._closing
 
     @property
+    def plain(self) -> bool:
+        """No transform is installed: the bytes of the socket are those of the gate."""
+        return self._layer is None
+
+    @property
     def unsent(self) -> int:
-        return len(self._unsent)
+        layer = self._layer
+        return len(self._unsent) + (layer.transform.unsent if layer is not None else 0)
+
+    @property
+    def held(self) -> int:
+        """Bytes kept, in both directions."""
+        layer = self._layer
+        return self.unsent + (layer.transform.unread if layer is not None else 0)
+
+    def carry(self, transform: Transform) -> None:
+        """From now on `transform` stands between socket and session. Once at most, on an open stream."""
+        layer = self._layer = _Layer(self, transform, self.data_received)
+        self.data_received, self.write = layer.received, layer.write
+        layer.flush()
 
     def low_water(self, count: int) -> None:
         """Report readable only from `count` bytes on; EOF at once (socket(7), SO_RCVLOWAT)."""
@@ -212,11 +244,14 @@ class SocketStream:
         """Send FIN after the unsent bytes."""
         if self.usable and not self._finishing:
             self._finishing = True
-            if not self._unsent:
-                self._shut()
+            if self._layer is not None:
+                self._layer.finish()
+            self._shut()
 
     def close(self) -> None:
         """Close both directions after the unsent bytes are sent."""
+        if self._layer is not None:
+            self.finish()
         if not self.usable:
             return
         self._closing = True
@@ -237,6 +272,7 @@ class SocketStream:
     def part(self) -> None:
         """Break the references to the session, for good."""
         self._party = NOBODY
+        self._layer = None
         self.data_received = self.write = _unheard
 
     # ---- the socket ----
@@ -261,6 +297,10 @@ class SocketStream:
             self._fail(error)
 
     def _shut(self) -> None:
+        """Send the FIN that `finish` asked for, once nothing is left to send."""
+        if not self._finishing or self._finished or self.unsent:
+            return
+        self._finished = True
         try:
             self._sock.shutdown(socket.SHUT_WR)
         except OSError as error:  # the peer has reset the connection
@@ -308,3 +348,61 @@ class SocketStream:
             self._party.lost(self, error)
         finally:
             self._sock.close()
+
+
+class _Layer:
+    """A transform between a stream's socket and its session."""
+
+    def __init__(self, stream: SocketStream, transform: Transform, received: Callable[[bytes], None]) -> None:
+        """`received` takes the plain bytes."""
+        self.transform = transform
+        self._stream = stream
+        self._received = received
+
+    def received(self, data: bytes) -> None:
+        try:
+            plain = self.transform.receive(data)
+        except OSError as error:
+            self._fail(error)
+            return
+        self.flush()
+        if plain:
+            self._received(plain)
+        if self.transform.ended:
+            self._stream._input_ended()
+
+    def eof(self) -> bool:
+        """The socket's EOF. False: it is a failure, which has been reported."""
+        try:
+            self.transform.receive_eof()
+        except OSError as error:
+            self._fail(error)
+            return False
+        return True
+
+    def write(self, data: bytes) -> None:
+        if self._stream._finishing:
+            raise RuntimeError("written to after its end")
+        try:
+            self.transform.send(data)
+        except OSError as error:
+            self._fail(error)
+            return
+        self.flush()
+
+    def finish(self) -> None:
+        self.transform.finish()
+        self.flush()
+
+    def flush(self) -> None:
+        """Send what there is to send."""
+        output, stream = self.transform.output(), self._stream
+        if stream._finished:
+            return  # after our FIN
+        stream._put(output)
+        stream._weigh()
+        stream._shut()
+
+    def _fail(self, error: OSError) -> None:
+        self.flush()
+        self._stream._fail(error)

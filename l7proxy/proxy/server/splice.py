@@ -214,7 +214,7 @@ def start(
     borrower: Borrower, source: SocketStream, target: SocketStream, length: int, *, pipes: Pipes, timers: TimerWheel
 ) -> SpliceTransfer | None:
     """Move `length` bytes, or all until the source's EOF, whichever is less. None: not possible now."""
-    if source.eof or not source.usable or not target.usable:
+    if source.eof or not source.usable or not target.usable or not source.plain or not target.plain:
         return None
     pipe = pipes.take()
     if pipe is None:
