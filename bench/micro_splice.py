@@ -54,7 +54,7 @@ async def proxy(limit: int) -> None:
         records=lambda record: None,
         clock=Clock(lambda: 0, lambda: 0),
     )
-    ctx.pipes = Pipes(ctx.poller, limit)
+    ctx.pipes = Pipes(limit)
     server = ProxyServer(ctx, ctx.steering.listen())
     await server.publish(PICTURE)
     print(server.addresses[0].port, flush=True)

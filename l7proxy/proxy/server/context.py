@@ -61,9 +61,8 @@ class WorkerContext:
     shares: Shares = field(default_factory=Shares)
     memory: Memory = field(default_factory=Memory)
     poller: Poller = field(default_factory=Poller)
-    pipes: Pipes = field(init=False)
+    pipes: Pipes = field(default_factory=Pipes)
     draining: bool = False
 
     def __post_init__(self) -> None:
         self.poller.fence = self.policy_store.fence
-        self.pipes = Pipes(self.poller)

@@ -1,30 +1,24 @@
-"""Kernel resources for splicing: a limited number of pipes, and readiness events for the spliced sockets."""
+"""Kernel resources for splicing: a limited number of pipes, and the number of bytes that make a socket ready."""
 
 from __future__ import annotations
 
 import asyncio
 import fcntl
 import os
-import select
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final
 
-from l7proxy.proxy.server.poller import BROKEN, IN, OUT, Poller
-from l7proxy.proxy.server.shares import Share
-
 RUNS: Final = 64
 """Transfers at a time in one worker. Further connections are read and written as usual."""
 KEPT: Final = 8
 """Empty pipes kept for the next transfers."""
-DESCRIPTORS: Final = 2 * (RUNS + KEPT) + 1
+DESCRIPTORS: Final = 2 * (RUNS + KEPT)
 """File descriptors that all of them may need."""
 PIPE: Final = 512 << 10
 """Bytes in a pipe. Leftovers go to the target's socket stream, which may hold as much; a larger pipe is not faster.
 Where the kernel does not allow it (pipe(7), pipe-user-pages-soft), the size stays 64 KiB."""
-AT_ONCE: Final = 8
-"""Transfers served in one call; the others come in the next call."""
 PATIENCE: Final = 0.02
 """Seconds; bytes in the middle of a body wait at most twice this for more bytes."""
 
@@ -41,20 +35,18 @@ class Pipe:
 
 
 class Pipes:
-    """The pipes of one worker, at most `limit` in use, and the poller of their sockets."""
+    """The pipes of one worker, at most `limit` in use."""
 
-    def __init__(self, poller: Poller, limit: int = RUNS) -> None:
+    def __init__(self, limit: int = RUNS) -> None:
         self._limit = limit
         self._kept: list[Pipe] = []
         self.used = 0
-        self.readiness = PipePoller(poller)
 
     def take(self) -> Pipe | None:
         """An empty pipe; None when all are in use or the process is out of descriptors."""
         if self.used >= self._limit:
             return None
         try:
-            self.readiness.open()
             pipe = self._kept.pop() if self._kept else _make()
         except OSError:
             return None
@@ -72,7 +64,6 @@ class Pipes:
     def close(self) -> None:
         while self._kept:
             self._kept.pop().close()
-        self.readiness.close()
 
 
 class ReadCoalescer:
@@ -116,69 +107,6 @@ class ReadCoalescer:
         if count != self._count:
             self._low_water(count)
             self._count = count
-
-
-class PipePoller:
-    """Finds sockets that can be read or written, with its own epoll(7), which the poller watches as one descriptor.
-
-    The poller allows one watcher for each descriptor, the socket stream; and uvloop's watchers end silently when the
-    connection breaks. Here an error counts as ready: the next splice(2) returns it.
-    """
-
-    def __init__(self, poller: Poller) -> None:
-        self._epoll: select.epoll | None = None
-        self._poller = poller
-        self.share = Share()
-        """One share for all spliced bytes together."""
-        self._ready: dict[tuple[int, int], Callable[[], None]] = {}
-
-    def watch(self, descriptor: int, events: int, ready: Callable[[], None]) -> None:
-        """Call `ready` whenever the descriptor can be read (EPOLLIN) or written (EPOLLOUT), until `forget`."""
-        before = self._events(descriptor)
-        epoll = self.open()
-        if before:
-            epoll.modify(descriptor, before | events)
-        else:
-            epoll.register(descriptor, events)
-        self._ready[descriptor, events] = ready
-
-    def forget(self, descriptor: int, events: int) -> None:
-        """Call it before the descriptor is closed: the kernel may reuse the number."""
-        if self._ready.pop((descriptor, events), None) is None:
-            return  # `watch` had failed
-        rest, epoll = self._events(descriptor), self.open()
-        if rest:
-            epoll.modify(descriptor, rest)
-        else:
-            epoll.unregister(descriptor)
-
-    def close(self) -> None:
-        if self._epoll is not None:
-            self._poller.forget(self._epoll.fileno())
-            self._epoll.close()
-            self._epoll = None
-
-    def _events(self, descriptor: int) -> int:
-        return sum(events for events in (IN, OUT) if (descriptor, events) in self._ready)
-
-    def open(self) -> select.epoll:
-        """OSError when the process is out of descriptors."""
-        if self._epoll is None:
-            self._epoll = select.epoll()
-            self._poller.watch(self._epoll.fileno(), IN, self)
-        return self._epoll
-
-    def ready(self, events: int) -> None:
-        """Called by the poller: some spliced sockets are ready."""
-        if self._epoll is None:
-            return
-        for descriptor, seen in self._epoll.poll(0, AT_ONCE):
-            if self._poller.fence.up():
-                return
-            for events in (OUT, IN):
-                ready = self._ready.get((descriptor, events)) if seen & (events | BROKEN) else None
-                if ready is not None:
-                    ready()
 
 
 def _make() -> Pipe:

@@ -80,6 +80,9 @@ class SocketStream:
         self.data_received = received
         self.write: Callable[[bytes], None] = self._write
         """To be called only while `closing` is false."""
+        self.reader: Callable[[], None] | None = None
+        """The splice that reads this socket: called instead of reading it. It must not raise."""
+        self._writer: Callable[[], None] | None = None
         self._holds = 0
         self._unsent = bytearray()
         self._layer: _Layer | None = None
@@ -109,9 +112,15 @@ class SocketStream:
 
     def ready(self, events: int) -> None:
         if self._events & IN and events & (IN | BROKEN):
-            self._read()
-        if self._unsent and events & (OUT | BROKEN):
-            self._flush()
+            if self.reader is None:
+                self._read()
+            else:
+                self.reader()
+        if events & (OUT | BROKEN):
+            if self._unsent:
+                self._flush()
+            if self._writer is not None and not self._unsent:
+                self._writer()
 
     def _read(self) -> None:
         pace = self.pace
@@ -225,6 +234,11 @@ class SocketStream:
         self.data_received, self.write = layer.received, layer.write
         layer.flush()
 
+    def wait_for_room(self, writer: Callable[[], None] | None) -> None:
+        """Call the splice that writes to this socket when it can take bytes and none are unsent. None: no more."""
+        self._writer = writer
+        self._watch()
+
     def low_water(self, count: int) -> None:
         """Report readable only from `count` bytes on; EOF at once (socket(7), SO_RCVLOWAT)."""
         if self.usable:
@@ -283,7 +297,7 @@ class SocketStream:
         if not self.made or self._losing:
             return
         events = 0 if self._holds or self.eof or self._closing else IN
-        if self._unsent:
+        if self._unsent or self._writer is not None:
             events |= OUT
         if events == self._events:
             return
@@ -319,6 +333,8 @@ class SocketStream:
 
     def _hear_out(self, error: OSError) -> None:
         """Read what is left. An EOF here may be the reset that caused `error`, so it is reported as `error`."""
+        if self.reader is not None:
+            self.reader()  # the splice ends: its bytes come first
         while not self._holds and not self._losing:
             try:
                 data = self._sock.recv(READ)

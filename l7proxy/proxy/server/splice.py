@@ -1,9 +1,9 @@
 """Moves bytes from one socket to the other inside the kernel, through a pipe (splice(2)), without copying them here.
 
 A SpliceTransfer borrows both socket streams of a session: while it runs, only it reads the source and writes to the
-target. It ends when its length has been moved, at the source's EOF, when it is too slow to be worth a pipe, or when it
-is stopped. Then bytes left in the pipe are written to the target the usual way, so nothing is lost, the streams work as
-before, and the exact number of bytes moved is reported.
+target, and the streams tell it when they are ready. It ends when its length has been moved, at the source's EOF, when
+it is too slow to be worth a pipe, or when it is stopped. Then bytes left in the pipe are written to the target the
+usual way, so nothing is lost, the streams work as before, and the exact number of bytes moved is reported.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import os
 from typing import Final, NoReturn, Protocol
 
 from l7proxy.proxy.server.pipes import Pipe, Pipes, ReadCoalescer
-from l7proxy.proxy.server.poller import IN, OUT
 from l7proxy.proxy.server.socket_stream import ReadPause, SocketStream
 from l7proxy.proxy.server.timer_wheel import Timer, TimerWheel
 from l7proxy.wire.body import ENDLESS
@@ -72,7 +71,7 @@ class SpliceTransfer:
         pipes: Pipes,
         timers: TimerWheel,
     ) -> None:
-        """Starts the transfer; see `start`."""
+        """Starts the transfer."""
         self._borrower = borrower
         self.source = source
         self._target = target
@@ -89,8 +88,7 @@ class SpliceTransfer:
         self._write = target.write
         self.moved = 0
         self._timer = Timer(self._expired)
-        pipes.readiness.watch(self._in, IN, self._readable)  # OSError: nothing has been borrowed yet
-        source.hold(ReadPause.SPLICE)
+        source.reader = self._readable
         target.write = _borrowed
         timers.arm(self._timer, LOOK)
 
@@ -99,9 +97,10 @@ class SpliceTransfer:
         pipe, self._pipe = self._pipe, None
         if pipe is None:
             return
-        self._pipes.readiness.forget(*((self._out, OUT) if self._waits else (self._in, IN)))
         self._timers.retire(self._timer)
         self._gathering.end()
+        self.source.reader = None
+        self._target.wait_for_room(None)
         self._target.write = self._write
         self._empty(pipe)
         self._pipes.give(pipe, empty=not self._inside)
@@ -172,16 +171,12 @@ class SpliceTransfer:
         if waits is self._waits:
             return
         self._waits = waits
-        readiness = self._pipes.readiness
-        try:
-            if waits:
-                readiness.forget(self._in, IN)
-                readiness.watch(self._out, OUT, self._drain)
-            else:
-                readiness.forget(self._out, OUT)
-                readiness.watch(self._in, IN, self._readable)
-        except OSError:  # no more can be watched
-            self._finish()
+        if waits:
+            self.source.hold(ReadPause.SPLICE)
+            self._target.wait_for_room(self._drain)
+        else:
+            self._target.wait_for_room(None)
+            self.source.release(ReadPause.SPLICE)
 
     # ---- the end ----
 
@@ -217,13 +212,7 @@ def start(
     if source.eof or not source.usable or not target.usable or not source.plain or not target.plain:
         return None
     pipe = pipes.take()
-    if pipe is None:
-        return None
-    try:
-        return SpliceTransfer(borrower, source, target, length, pipe, pipes, timers)
-    except OSError:  # no more can be watched (epoll(7), max_user_watches)
-        pipes.give(pipe, empty=True)
-        return None
+    return SpliceTransfer(borrower, source, target, length, pipe, pipes, timers) if pipe is not None else None
 
 
 def _borrowed(data: bytes) -> NoReturn:

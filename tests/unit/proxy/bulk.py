@@ -14,7 +14,6 @@ from collections.abc import AsyncIterator
 from l7proxy.link.messages import PolicySnapshot
 from l7proxy.policy.rules import HttpRule
 from l7proxy.proxy.server.pipes import Pipe, Pipes
-from l7proxy.proxy.server.poller import Poller
 from tests.unit.proxy.stage import REF, Handler, Stage, backend, by_http, descriptors, stage
 
 BODY = random.Random(1).randbytes(12 << 20)
@@ -24,8 +23,8 @@ ANY = by_http(HttpRule(REF))
 class Watched(Pipes):
     """Counts the transfers."""
 
-    def __init__(self, poller: Poller, limit: int) -> None:
-        super().__init__(poller, limit)
+    def __init__(self, limit: int) -> None:
+        super().__init__(limit)
         self.runs = 0
 
     def take(self) -> Pipe | None:
@@ -39,7 +38,7 @@ async def on_stage(handler: Handler, first: PolicySnapshot, *, limit: int = 64) 
     """A stage that must be clean when the test is done: no transfer, no pipe, no file descriptor left."""
     gc.collect()
     async with backend(handler) as server, stage(server, first) as on:
-        pipes = on.ctx.pipes = Watched(on.ctx.poller, limit)
+        pipes = on.ctx.pipes = Watched(limit)
         before = descriptors()
         yield on, pipes
         for writer in on.writers:

@@ -37,7 +37,7 @@ class Party:
         self.told.append("finished")
 
     def lost(self, stream: SocketStream, error: Exception | None) -> None:
-        os.fstat(stream.descriptor)  # still open: a splice's epoll must be able to remove it
+        os.fstat(stream.descriptor)  # still open: its number is not another's yet
         self.told.append("lost")
         self.error = error
         self.over.set()
