@@ -12,7 +12,6 @@ import inspect
 import re
 import tomllib
 from collections.abc import Callable, Iterable, Mapping
-from enum import IntEnum
 from functools import partial
 from pathlib import Path
 from typing import Any, Final, get_origin
@@ -57,23 +56,29 @@ def import_layers() -> str:
     return "\n".join(["```", *layers, "```"])
 
 
-def state_machine(table: Mapping[Any, Mapping[Any, IntEnum]]) -> str:
+def state_machine(module: Any) -> str:
     """A Mermaid diagram of a transition table (state, event → state). Its first state is the initial one."""
-    arrows = [f"    [*] --> {next(iter(table)).name}"]
-    for state, row in table.items():
-        ends: dict[str, list[str]] = {}
+    states, events = names(module.State), names(module.Event)
+    arrows = ["    [*] --> " + next(iter(states.values()))]
+    for state, row in module.NEXT.items():
+        ends: dict[int, list[str]] = {}
         for event, following in row.items():
-            ends.setdefault(following.name, []).append(event.name)
-        arrows += [f"    {state.name} --> {end}: {', '.join(events)}" for end, events in ends.items()]
+            ends.setdefault(following, []).append(events[event])
+        arrows += [f"    {states[state]} --> {states[end]}: {', '.join(by)}" for end, by in ends.items()]
     return "\n".join(["```mermaid", "stateDiagram-v2", *arrows, "```"])
+
+
+def names(constants: type) -> dict[int, str]:
+    """The number of each constant of a class → its name."""
+    return {int(getattr(constants, name)): name for name in vars(constants) if name.isupper() and name[0] != "_"}
 
 
 PARTS: Final[Mapping[tuple[str, str], Callable[[], str]]] = {
     ("docs/settings.md", "settings"): settings_table,
     ("DESIGN.md", "layers"): import_layers,
-    ("docs/http.md", "session"): partial(state_machine, session.NEXT),
-    ("docs/http.md", "http1"): partial(state_machine, http1_state.NEXT),
-    ("docs/http.md", "http2-stream"): partial(state_machine, http2_stream.NEXT),
+    ("docs/http.md", "session"): partial(state_machine, session),
+    ("docs/http.md", "http1"): partial(state_machine, http1_state),
+    ("docs/http.md", "http2-stream"): partial(state_machine, http2_stream),
 }
 """(page, name of the part) → the function that generates it."""
 

@@ -17,13 +17,12 @@ from collections.abc import Callable
 from typing import Final
 
 from l7proxy.errors import PeerError
-from l7proxy.gate import http1_state as machine
 from l7proxy.gate import options as bounds
 from l7proxy.gate.access_log import HTTP1, AccessLog
 from l7proxy.gate.actions import Action, Close, Connect, Emit, HalfClose, Pause, Phase, Resume, Side, ToClient, ToServer
 from l7proxy.gate.bulk import offer
 from l7proxy.gate.http1_exchange import Exchange, to_client
-from l7proxy.gate.http1_state import AWAITING, CLOSED, DISCARDING, HEAD, TO_CLIENT, TO_SERVER, TUNNEL, UNANSWERED, Event
+from l7proxy.gate.http1_state import Event, State, following, phase, unanswered, uploading
 from l7proxy.gate.options import HttpOptions
 from l7proxy.gate.replies import DENIED, printable, reply, sentence
 from l7proxy.model.http import Request
@@ -41,6 +40,9 @@ AUDIT: Final = Verdict.AUDIT
 """AUDIT and FORWARDED are the only verdicts that allow a request."""
 CLIENT: Final = Side.CLIENT
 SERVER: Final = Side.SERVER
+IDLE: Final = Phase.IDLE
+HEAD: Final = Phase.HEAD
+CONNECT: Final = Phase.CONNECT
 
 
 class HttpGate:
@@ -77,7 +79,7 @@ class HttpGate:
         self._judge = judge
         self._options = options
         self._log = AccessLog(conn, now_ns, options, direction)
-        self._state = HEAD
+        self._state = State.HEAD
         self._exchange: Exchange | None = None
         self._held = bytearray()  # from the client, not yet processed
         self._request_lines: HeadLines | None = None
@@ -94,19 +96,19 @@ class HttpGate:
 
     def must_read(self, side: Side) -> bool:
         """True for the client, except while it sends an allowed request's body: many send all of it before reading."""
-        return side is CLIENT and self._state < TUNNEL and self._state not in machine.UPLOADS
+        return side is CLIENT and self._state < State.TUNNEL and not uploading(self._state)
 
     @property
     def waiting_for(self) -> Phase:
         """See actions.Gate."""
         state = self._state
-        if state is HEAD:
-            return machine.IN_HEAD if self._held else machine.IDLE
-        if self._asked and not self._connected and state is not CLOSED:
-            return machine.CONNECT
-        if state is machine.SENDING and self._exchange is not None and self._exchange.awaits_continue:
-            state = AWAITING
-        return machine.PHASES[state]
+        if state == State.HEAD:
+            return HEAD if self._held else IDLE
+        if self._asked and not self._connected and state != State.CLOSED:
+            return CONNECT
+        if state == State.SENDING and self._exchange is not None and self._exchange.awaits_continue:
+            state = State.AWAITING
+        return phase(state)
 
     @property
     def held(self) -> int:
@@ -128,7 +130,7 @@ class HttpGate:
         exchange = self._exchange
         if self._held:
             pass
-        elif self._state is HEAD:
+        elif self._state == State.HEAD:
             head = http1_fast.request(data, self._options.paths)
             if isinstance(head, RequestHead):
                 self._begin(head, actions)
@@ -140,10 +142,10 @@ class HttpGate:
             if taken == len(data) and self._exchange is exchange:
                 return actions
             data = data[taken:]
-        elif self._state is TUNNEL or self._state is TO_SERVER:
+        elif self._state == State.TUNNEL or self._state == State.TO_SERVER:
             actions.append(ToServer(data))
             offer(CLIENT, ENDLESS, len(data), actions)
-        if self._state < TUNNEL:
+        if self._state < State.TUNNEL:
             self._held += data
             self._pump(actions)
         return actions
@@ -152,19 +154,19 @@ class HttpGate:
         actions: list[Action] = []
         self._connected = True
         exchange = self._exchange
-        if exchange is not None and self._state in UNANSWERED:
+        if exchange is not None and unanswered(self._state):
             self._take_response(exchange, data, actions)
-        elif self._state is TUNNEL or self._state is TO_CLIENT:
+        elif self._state == State.TUNNEL or self._state == State.TO_CLIENT:
             actions.append(ToClient(data))
             offer(SERVER, ENDLESS, len(data), actions)
-        elif self._state < TUNNEL:
+        elif self._state < State.TUNNEL:
             self._close(actions)  # law 4: no open exchange
         return actions
 
     def spliced(self, source: Side, count: int) -> list[Action]:
         actions: list[Action] = []
         exchange = self._exchange
-        if exchange is None or self._state >= TUNNEL:
+        if exchange is None or self._state >= State.TUNNEL:
             return actions
         if source is SERVER:
             if exchange.skip(count):
@@ -178,22 +180,22 @@ class HttpGate:
     def client_eof(self) -> list[Action]:
         actions: list[Action] = []
         self._client_done = True
-        if self._state < TUNNEL:
+        if self._state < State.TUNNEL:
             self._pump(actions)
-        elif self._state is TO_SERVER:
+        elif self._state == State.TO_SERVER:
             self._close(actions)
-        elif self._state is TUNNEL:
-            self._move(machine.CLIENT_EOF)
+        elif self._state == State.TUNNEL:
+            self._move(Event.CLIENT_EOF)
             actions.append(HalfClose(SERVER))
         return actions
 
     def server_eof(self) -> list[Action]:
         actions: list[Action] = []
         exchange = self._exchange
-        if self._state is TUNNEL:
-            self._move(machine.SERVER_EOF)
+        if self._state == State.TUNNEL:
+            self._move(Event.SERVER_EOF)
             actions.append(HalfClose(CLIENT))
-        elif exchange is None or self._state not in UNANSWERED:
+        elif exchange is None or not unanswered(self._state):
             self._close(actions)
         elif exchange.ends_with_connection:
             self._answered(exchange, actions)
@@ -215,8 +217,8 @@ class HttpGate:
     def upstream_failed(self, reason: str) -> list[Action]:
         actions: list[Action] = []
         exchange = self._exchange
-        if exchange is None or self._state not in UNANSWERED:
-            self._close(actions, reset=self._state in machine.TUNNELS)
+        if exchange is None or not unanswered(self._state):
+            self._close(actions, reset=self._state >= State.TUNNEL)
         elif self._connected:
             self._deserted(exchange, f"upstream: {reason}", actions, reset=True)
         else:
@@ -230,7 +232,7 @@ class HttpGate:
         """Evaluate the request in progress again, or the one that opened a tunnel; if it is refused, end it."""
         actions: list[Action] = []
         exchange = self._exchange
-        if exchange is not None and self._state is not DISCARDING:
+        if exchange is not None and self._state != State.DISCARDING:
             head = exchange.head
             judgement = self._judge(Request(head.method, head.path, head.host, head))
             if not _allows(judgement):
@@ -241,15 +243,15 @@ class HttpGate:
         """No action: HTTP/1 has no GOAWAY."""
         return []
 
-    def timed_out(self, phase: Phase) -> list[Action]:
+    def timed_out(self, which: Phase) -> list[Action]:
         actions: list[Action] = []
-        if phase is not self.waiting_for:
+        if which is not self.waiting_for:
             return actions  # a stale timer
         exchange = self._exchange
-        if phase is Phase.HEAD:
+        if which is Phase.HEAD:
             self._refuse(PeerError("timed out waiting for the request head", status=408), actions)
-        elif exchange is not None and self._state in UNANSWERED:
-            self._fail(exchange, 408 if phase is Phase.BODY else 504, f"{phase.name.lower()} timeout", actions)
+        elif exchange is not None and unanswered(self._state):
+            self._fail(exchange, 408 if which is Phase.BODY else 504, f"{which.name.lower()} timeout", actions)
         else:
             self._close(actions)
         return actions
@@ -259,14 +261,14 @@ class HttpGate:
     def _pump(self, actions: list[Action]) -> None:
         """Process the client's buffered bytes as far as possible now."""
         held = self._held
-        while self._state < TUNNEL:
+        while self._state < State.TUNNEL:
             exchange = self._exchange
             if exchange is None:
                 head = self._read_head(actions) if held else None
                 if head is not None:
                     self._begin(head, actions)
                     continue
-                if self._client_done and self._state is HEAD:
+                if self._client_done and self._state == State.HEAD:
                     self._client_left(actions)
             elif exchange.request_body is not None:
                 if held:
@@ -284,8 +286,8 @@ class HttpGate:
         self._regulate(actions)
 
     def _regulate(self, actions: list[Action]) -> None:
-        full = self._state < TUNNEL and len(self._held) > bounds.MAX_HELD
-        if full is not self._paused and self._state is not CLOSED:
+        full = self._state < State.TUNNEL and len(self._held) > bounds.MAX_HELD
+        if full is not self._paused and self._state != State.CLOSED:
             self._paused = full
             actions.append(Pause(CLIENT) if full else Resume(CLIENT))
 
@@ -326,7 +328,7 @@ class HttpGate:
         if not _allows(judgement):
             self._deny(exchange, actions)
             return
-        self._move(machine.REQUEST if reader is None else machine.UPLOAD)
+        self._move(Event.REQUEST if reader is None else Event.UPLOAD)
         if not self._asked:
             self._asked = True
             actions.append(Connect())
@@ -337,12 +339,12 @@ class HttpGate:
         try:
             taken = reader.feed(data)
         except PeerError as error:
-            if self._state in UNANSWERED:
+            if unanswered(self._state):
                 self._fail(exchange, error.status, str(error), actions)
             else:
                 self._close(actions)
             return len(data)
-        if self._state is DISCARDING:
+        if self._state == State.DISCARDING:
             exchange.drained += taken
         else:
             _to_server(actions, data if taken == len(data) else data[:taken])
@@ -354,7 +356,7 @@ class HttpGate:
         """Go on if the body is complete; close if too much of a denied request's body was discarded."""
         if reader.done:
             exchange.request_body = None
-            self._move(machine.REQUEST_END)
+            self._move(Event.REQUEST_END)
         elif exchange.drained > bounds.MAX_DRAINED:
             self._close(actions)
 
@@ -367,7 +369,7 @@ class HttpGate:
 
     def _abandon(self, exchange: Exchange, reason: str, actions: list[Action]) -> None:
         """The client gives up: 499, unless the server's status has already been sent to it."""
-        if self._state in UNANSWERED:
+        if unanswered(self._state):
             response = exchange.response
             self._emit_response(exchange, 499 if response is None else response.status, reason, actions)
         self._close(actions)
@@ -380,11 +382,11 @@ class HttpGate:
         except PeerError as error:
             self._fail(exchange, 502, f"invalid response: {error}", actions)
             return
-        if event is machine.RESPONSE_END:
+        if event == Event.RESPONSE_END:
             self._answered(exchange, actions)
-        elif event is machine.SWITCH:
+        elif event == Event.SWITCH:
             self._open_tunnel(exchange, actions)
-        elif event is machine.RESPONSE:
+        elif event == Event.RESPONSE:
             self._move(event)
 
     def _answered(self, exchange: Exchange, actions: list[Action]) -> None:
@@ -397,8 +399,8 @@ class HttpGate:
         if exchange.rest or uncertain or not (exchange.head.keep_alive and response.keep_alive):
             self._close(actions)
             return
-        self._move(machine.RESPONSE_END)
-        if self._state is HEAD:
+        self._move(Event.RESPONSE_END)
+        if self._state == State.HEAD:
             self._reused = True
             if self._held or self._client_done:
                 self._pump(actions)
@@ -408,12 +410,12 @@ class HttpGate:
         response = exchange.response
         assert response is not None
         self._emit_response(exchange, response.status, "", actions)
-        self._move(machine.SWITCH)
+        self._move(Event.SWITCH)
         if self._held:
             actions.append(ToServer(bytes(self._held)))
             self._held.clear()
         if self._client_done:
-            self._move(machine.CLIENT_EOF)
+            self._move(Event.CLIENT_EOF)
             if not self._half_closed:
                 actions.append(HalfClose(SERVER))
         if exchange.rest:
@@ -438,14 +440,14 @@ class HttpGate:
             ToClient(reply(403, DENIED, close=not stays, head_only=head.method == b"HEAD", fields=fields)),
         )
         self._emit_response(exchange, 403, "", actions)
-        self._move(machine.DENIED if exchange.request_body is None else machine.DENIED_UPLOAD)
+        self._move(Event.DENIED if exchange.request_body is None else Event.DENIED_UPLOAD)
         if not stays:
             self._close(actions)
 
     def _revoke(self, exchange: Exchange, judgement: PolicyVerdict, actions: list[Action]) -> None:
         """Policy now refuses the request. The client gets 403, or a broken response if one has begun."""
         shown = exchange.response
-        if self._state in UNANSWERED:
+        if unanswered(self._state):
             if shown is None:
                 actions.append(ToClient(reply(403, DENIED, close=True, head_only=exchange.head.method == b"HEAD")))
             self._emit_response(exchange, 403 if shown is None else shown.status, judgement.reason, actions)
@@ -485,16 +487,16 @@ class HttpGate:
             self._fail(exchange, 502, reason, actions)
 
     def _close(self, actions: list[Action], *, reset: bool = False, revoked: bool = False) -> None:
-        if self._state is CLOSED:
+        if self._state == State.CLOSED:
             return
-        self._move(machine.CLOSE)
+        self._move(Event.CLOSE)
         self._exchange = None
         self._held.clear()
         actions.append(Close(reset, revoked))
 
-    def _move(self, event: Event) -> None:
-        self._state = machine.NEXT[self._state][event]
-        if self._state is HEAD:
+    def _move(self, event: int) -> None:
+        self._state = following(self._state, event)
+        if self._state == State.HEAD:
             self._exchange = None
 
     def _emit_response(self, exchange: Exchange, status: int, reason: str, actions: list[Action]) -> None:

@@ -7,17 +7,22 @@ PeerError, raised before any byte of the invalid head is sent.
 
 from __future__ import annotations
 
+from typing import Final
+
 from l7proxy.errors import PeerError
 from l7proxy.flows.records import HttpRequest
 from l7proxy.gate import options as bounds
 from l7proxy.gate.actions import Action, Side, ToClient
 from l7proxy.gate.bulk import offer
-from l7proxy.gate.http1_state import MORE, RESPONSE, RESPONSE_END, SWITCH, Event
+from l7proxy.gate.http1_state import Event
 from l7proxy.model.http import Request
 from l7proxy.wire import http1_fast, http1_strict
 from l7proxy.wire.body import Body, body
 from l7proxy.wire.head import UNTIL_CLOSE, RequestHead, ResponseHead
 from l7proxy.wire.lines import HeadLines
+
+MORE: Final = -1
+"""No event: the state remains."""
 
 
 class Exchange:
@@ -80,9 +85,9 @@ class Exchange:
         """The client may be waiting for 100 Continue before it sends the body."""
         return self.head.expect_continue and not self.continued
 
-    def hear(self, data: bytes, actions: list[Action]) -> Event:
-        """Process the server's next bytes. Returns MORE, RESPONSE, RESPONSE_END or SWITCH. PeerError when they are
-        invalid."""
+    def hear(self, data: bytes, actions: list[Action]) -> int:
+        """Process the server's next bytes. Returns the event that they cause: RESPONSE, RESPONSE_END, SWITCH or MORE.
+        PeerError when they are invalid."""
         if self.response is None and not self._held:
             fast = self._responses.read(data, self.head.method)
             if isinstance(fast, ResponseHead):
@@ -105,7 +110,7 @@ class Exchange:
             to_client(actions, head.raw)
             if switched:
                 self.response, self.rest = head, data
-                return SWITCH
+                return Event.SWITCH
         return MORE
 
     def _read_head(self, data: bytes) -> ResponseHead | None:
@@ -121,23 +126,23 @@ class Exchange:
         self._lines = None
         return http1_strict.response_head(lines, bytes(held[:size]), self.head.method)
 
-    def _begin(self, head: ResponseHead, data: bytes, actions: list[Action]) -> Event:
+    def _begin(self, head: ResponseHead, data: bytes, actions: list[Action]) -> int:
         """`data` begins with `head`. In the common case it is exactly one whole response."""
         self.response = head
         size = len(head.raw)
         if size + head.framing == len(data):
             actions.append(ToClient(data))
-            return RESPONSE_END
+            return Event.RESPONSE_END
         self._body = body(head.framing)
         actions.append(ToClient(head.raw))
         if self._body is None:
             self.rest = data[size:]
-            return RESPONSE_END
+            return Event.RESPONSE_END
         if size == len(data) or self._take_body(data[size:], actions) is MORE:
-            return RESPONSE
-        return RESPONSE_END
+            return Event.RESPONSE
+        return Event.RESPONSE_END
 
-    def _take_body(self, data: bytes, actions: list[Action]) -> Event:
+    def _take_body(self, data: bytes, actions: list[Action]) -> int:
         reader = self._body
         assert reader is not None  # a response without a body is complete in _begin
         taken = reader.feed(data)
@@ -147,7 +152,7 @@ class Exchange:
             return MORE
         self._body = None
         self.rest = data[taken:]
-        return RESPONSE_END
+        return Event.RESPONSE_END
 
     def skip(self, count: int) -> bool:
         """`count` bytes of the response's body were spliced to the client. True when the body is complete."""

@@ -1,106 +1,121 @@
 """The states of an HTTP/1 gate, and which event leads from one to which.
 
 A state says what of the current exchange is still to come: its request, its response, or both. What the table does not
-list cannot happen: it raises KeyError, which ends the session.
+list cannot happen: it raises, which ends the session. Plain numbers, which compiled code inlines.
 """
 
 from __future__ import annotations
 
-from enum import IntEnum
 from typing import Final
 
 from l7proxy.gate.actions import Phase
 
 
-class State(IntEnum):
-    HEAD = 0  # no exchange: a request's head is read
-    SENDING = 1  # the request's body is sent to the server
-    AWAITING = 2  # the whole request is sent
-    DUPLEX = 3  # the response has begun while the request's body is sent
-    RECEIVING = 4  # the whole request is sent, and the response has begun
-    FINISHING = 5  # the response is complete, and the request's body is still sent
-    DISCARDING = 6  # the request is denied and answered: its body is discarded
-    TUNNEL = 7  # the server has switched protocols: bytes pass in both directions
-    TO_CLIENT = 8  # a tunnel whose client has finished
-    TO_SERVER = 9  # a tunnel whose server has finished
-    CLOSED = 10
+class State:
+    HEAD: Final = 0  # no exchange: a request's head is read
+    SENDING: Final = 1  # the request's body is sent to the server
+    AWAITING: Final = 2  # the whole request is sent
+    DUPLEX: Final = 3  # the response has begun while the request's body is sent
+    RECEIVING: Final = 4  # the whole request is sent, and the response has begun
+    FINISHING: Final = 5  # the response is complete, and the request's body is still sent
+    DISCARDING: Final = 6  # the request is denied and answered: its body is discarded
+    TUNNEL: Final = 7  # the server has switched protocols: bytes pass in both directions
+    TO_CLIENT: Final = 8  # a tunnel whose client has finished
+    TO_SERVER: Final = 9  # a tunnel whose server has finished
+    CLOSED: Final = 10
 
 
-class Event(IntEnum):
-    MORE = 0  # nothing that changes the state
-    REQUEST = 1  # an allowed request without a body
-    UPLOAD = 2  # an allowed request with a body
-    DENIED = 3  # a denied request without a body
-    DENIED_UPLOAD = 4
-    REQUEST_END = 5
-    RESPONSE = 6  # the head of a response, with more to come
-    RESPONSE_END = 7
-    SWITCH = 8  # 101, or 2xx to CONNECT
-    CLIENT_EOF = 9  # in a tunnel
-    SERVER_EOF = 10
-    CLOSE = 11
+class Event:
+    REQUEST: Final = 0  # an allowed request without a body
+    UPLOAD: Final = 1  # an allowed request with a body
+    DENIED: Final = 2  # a denied request without a body
+    DENIED_UPLOAD: Final = 3
+    REQUEST_END: Final = 4
+    RESPONSE: Final = 5  # the head of a response, with more to come
+    RESPONSE_END: Final = 6
+    SWITCH: Final = 7  # 101, or 2xx to CONNECT
+    CLIENT_EOF: Final = 8  # in a tunnel
+    SERVER_EOF: Final = 9
+    CLOSE: Final = 10
 
 
-# Final, so that compiled code needs no look-ups.
-HEAD: Final = State.HEAD
-SENDING: Final = State.SENDING
-AWAITING: Final = State.AWAITING
-DUPLEX: Final = State.DUPLEX
-RECEIVING: Final = State.RECEIVING
-FINISHING: Final = State.FINISHING
-DISCARDING: Final = State.DISCARDING
-TUNNEL: Final = State.TUNNEL
-TO_CLIENT: Final = State.TO_CLIENT
-TO_SERVER: Final = State.TO_SERVER
-CLOSED: Final = State.CLOSED
-MORE: Final = Event.MORE
-REQUEST: Final = Event.REQUEST
-UPLOAD: Final = Event.UPLOAD
-DENIED: Final = Event.DENIED
-DENIED_UPLOAD: Final = Event.DENIED_UPLOAD
-REQUEST_END: Final = Event.REQUEST_END
-RESPONSE: Final = Event.RESPONSE
-RESPONSE_END: Final = Event.RESPONSE_END
-SWITCH: Final = Event.SWITCH
-CLIENT_EOF: Final = Event.CLIENT_EOF
-SERVER_EOF: Final = Event.SERVER_EOF
-CLOSE: Final = Event.CLOSE
-
-IDLE: Final = Phase.IDLE
-IN_HEAD: Final = Phase.HEAD
-CONNECT: Final = Phase.CONNECT
-
-NEXT: Final[dict[State, dict[Event, State]]] = {
-    HEAD: {REQUEST: AWAITING, UPLOAD: SENDING, DENIED: HEAD, DENIED_UPLOAD: DISCARDING, CLOSE: CLOSED},
-    SENDING: {REQUEST_END: AWAITING, RESPONSE: DUPLEX, RESPONSE_END: FINISHING, CLOSE: CLOSED},
-    AWAITING: {RESPONSE: RECEIVING, RESPONSE_END: HEAD, SWITCH: TUNNEL, CLOSE: CLOSED},
-    DUPLEX: {REQUEST_END: RECEIVING, RESPONSE_END: FINISHING, CLOSE: CLOSED},
-    RECEIVING: {RESPONSE_END: HEAD, CLOSE: CLOSED},
-    FINISHING: {REQUEST_END: HEAD, CLOSE: CLOSED},
-    DISCARDING: {REQUEST_END: HEAD, CLOSE: CLOSED},
-    TUNNEL: {CLIENT_EOF: TO_CLIENT, SERVER_EOF: TO_SERVER, CLOSE: CLOSED},
-    TO_CLIENT: {CLOSE: CLOSED},
-    TO_SERVER: {CLOSE: CLOSED},
-    CLOSED: {},
+NEXT: Final[dict[int, dict[int, int]]] = {
+    State.HEAD: {
+        Event.REQUEST: State.AWAITING,
+        Event.UPLOAD: State.SENDING,
+        Event.DENIED: State.HEAD,
+        Event.DENIED_UPLOAD: State.DISCARDING,
+        Event.CLOSE: State.CLOSED,
+    },
+    State.SENDING: {
+        Event.REQUEST_END: State.AWAITING,
+        Event.RESPONSE: State.DUPLEX,
+        Event.RESPONSE_END: State.FINISHING,
+        Event.CLOSE: State.CLOSED,
+    },
+    State.AWAITING: {
+        Event.RESPONSE: State.RECEIVING,
+        Event.RESPONSE_END: State.HEAD,
+        Event.SWITCH: State.TUNNEL,
+        Event.CLOSE: State.CLOSED,
+    },
+    State.DUPLEX: {
+        Event.REQUEST_END: State.RECEIVING,
+        Event.RESPONSE_END: State.FINISHING,
+        Event.CLOSE: State.CLOSED,
+    },
+    State.RECEIVING: {Event.RESPONSE_END: State.HEAD, Event.CLOSE: State.CLOSED},
+    State.FINISHING: {Event.REQUEST_END: State.HEAD, Event.CLOSE: State.CLOSED},
+    State.DISCARDING: {Event.REQUEST_END: State.HEAD, Event.CLOSE: State.CLOSED},
+    State.TUNNEL: {
+        Event.CLIENT_EOF: State.TO_CLIENT,
+        Event.SERVER_EOF: State.TO_SERVER,
+        Event.CLOSE: State.CLOSED,
+    },
+    State.TO_CLIENT: {Event.CLOSE: State.CLOSED},
+    State.TO_SERVER: {Event.CLOSE: State.CLOSED},
+    State.CLOSED: {},
 }
 
-UNANSWERED: Final = (AWAITING, SENDING, RECEIVING, DUPLEX)
-"""The server has to complete the response."""
-UPLOADS: Final = (SENDING, DUPLEX, FINISHING)
-"""The client sends the body of an allowed request."""
-TUNNELS: Final = (TUNNEL, TO_CLIENT, TO_SERVER)
-
-PHASES: Final[dict[State, Phase]] = {
-    HEAD: IDLE,
-    SENDING: Phase.BODY,
-    AWAITING: Phase.RESPONSE,
-    DUPLEX: Phase.BODY,
-    RECEIVING: Phase.TRANSFER,
-    FINISHING: Phase.BODY,
-    DISCARDING: Phase.BODY,
-    TUNNEL: Phase.TUNNEL,
-    TO_CLIENT: Phase.TUNNEL,
-    TO_SERVER: Phase.TUNNEL,
-    CLOSED: Phase.CLOSED,
+PHASES: Final[dict[int, Phase]] = {
+    State.HEAD: Phase.IDLE,
+    State.SENDING: Phase.BODY,
+    State.AWAITING: Phase.RESPONSE,
+    State.DUPLEX: Phase.BODY,
+    State.RECEIVING: Phase.TRANSFER,
+    State.FINISHING: Phase.BODY,
+    State.DISCARDING: Phase.BODY,
+    State.TUNNEL: Phase.TUNNEL,
+    State.TO_CLIENT: Phase.TUNNEL,
+    State.TO_SERVER: Phase.TUNNEL,
+    State.CLOSED: Phase.CLOSED,
 }
 """What a connection in this state waits for; see `HttpGate.waiting_for` for what depends on buffered bytes."""
+
+# As rows, for the common path.
+_ROWS: Final[tuple[tuple[int, ...], ...]] = tuple(
+    tuple(row.get(event, -1) for event in range(Event.CLOSE + 1)) for row in NEXT.values()
+)
+_PHASES: Final[tuple[Phase, ...]] = tuple(PHASES.values())
+
+
+def following(state: int, event: int) -> int:
+    """The state after `event`. RuntimeError when it cannot happen in this state."""
+    after = _ROWS[state][event]
+    if after < 0:
+        raise RuntimeError(f"the HTTP/1 gate had the event {event} in the state {state}")
+    return after
+
+
+def phase(state: int) -> Phase:
+    return _PHASES[state]
+
+
+def unanswered(state: int) -> bool:
+    """The server has to complete the response."""
+    return State.SENDING <= state <= State.RECEIVING
+
+
+def uploading(state: int) -> bool:
+    """The client sends the body of an allowed request."""
+    return state == State.SENDING or state == State.DUPLEX or state == State.FINISHING
