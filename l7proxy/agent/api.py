@@ -117,11 +117,11 @@ class AgentApi:
 
     async def _observe(self, question: Mapping[str, Any], writer: asyncio.StreamWriter) -> None:
         """Send flows, one per line. Waits for a slow reader, which loses flows that the ring overwrites meanwhile."""
-        items = observer.observe(self._ring, question)
+        events = observer.observe(self._ring, question)
 
         async def pump() -> None:
-            async for item in items:
-                writer.write(item.line())
+            async for event in events:
+                writer.write(event.line())
                 await writer.drain()
 
         async with asyncio.TaskGroup() as tasks:

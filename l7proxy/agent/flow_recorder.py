@@ -17,7 +17,6 @@ import msgspec
 
 from l7proxy.agent.dataplane.reconciler import Published
 from l7proxy.cluster.names import Names
-from l7proxy.flows import timestamp
 from l7proxy.flows.batch import Flows
 from l7proxy.flows.enrich import Enricher
 from l7proxy.flows.records import Connection
@@ -137,7 +136,7 @@ class Recorder:
     def _missed(self, count: int, source: str = NOT_DELIVERED) -> None:
         """Note in the ring that `count` records were lost before they reached it."""
         if count:
-            self.ring.append_lost(count, time=timestamp.text(time.time_ns()), source=source)
+            self.ring.append_lost(count, time_ns=time.time_ns(), source=source)
 
     def suppressed(self, counts: Mapping[Suppressed, int]) -> None:
         """`counts`: totals since the start. Counters are not read atomically, so a total may decrease for a while."""

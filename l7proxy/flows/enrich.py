@@ -29,7 +29,6 @@ from l7proxy.flows.flow import (
     Icmp,
     Layer4,
     Layer7,
-    Lost,
     Policy,
     Ports,
     Service,
@@ -46,7 +45,7 @@ from l7proxy.model.ref import RuleRef
 from l7proxy.model.secret import REDACTED
 from l7proxy.model.verdict import Direction, DropReason, Verdict
 
-__all__ = ["Enricher", "Flow", "Lost", "Names", "PodName"]
+__all__ = ["Enricher", "Flow", "Names", "PodName"]
 
 EMITTER: Final = Emitter(name="l7proxy", version=__version__)
 DROP_EVENTS: Final = {reason: CiliumEventType(type=hubble.EventType.DROP, sub_type=reason) for reason in DropReason}

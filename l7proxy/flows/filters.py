@@ -18,7 +18,7 @@ import re2
 
 from l7proxy.errors import ConfigError
 from l7proxy.flows import hubble_constants as hubble
-from l7proxy.flows.flow import Endpoint, Flow, Service, everything
+from l7proxy.flows.flow import Endpoint, Flow, Service
 from l7proxy.flows.selector import selector
 from l7proxy.model.labels import Label, LabelSet
 
@@ -28,6 +28,11 @@ Take: TypeAlias = Callable[[Flow], Any]
 SOURCE, DESTINATION = "source", "destination"
 MAX_VALUES: Final = 1024
 """Limit per field. Filters come from a socket, and every flow is checked against all values."""
+
+
+def everything(_: Flow) -> bool:
+    """The filter that keeps all. Compared by identity, so that no flow is made only to be filtered."""
+    return True
 
 
 def build(request: Mapping[str, Any] | None) -> Predicate:

@@ -9,7 +9,6 @@ export, and field names are defined in one place only.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import cache
 from typing import Any, Final, get_args
 
@@ -191,6 +190,13 @@ class Flow(Message, frozen=True):
         return _moment(self.time)
 
     @property
+    def lost(self) -> int:
+        return 0
+
+    def flow(self) -> Flow:
+        return self
+
+    @property
     def reasons(self) -> tuple[str, ...]:
         """Why it was refused, or would have been without audit, in words; empty if allowed."""
         return self.policy_log if self.verdict in TOLD else ()
@@ -205,11 +211,6 @@ class Flow(Message, frozen=True):
     def line(self) -> bytes:
         """The same, encoded, with a line end."""
         return self.response().line()
-
-
-def everything(_: Flow) -> bool:
-    """The filter that keeps all. Compared by identity, so that no flow is made only to be filtered."""
-    return True
 
 
 class LostEvents(Message, frozen=True):
@@ -249,27 +250,6 @@ class Response(Message, frozen=True):
 
     def line(self) -> bytes:
         return _ENCODER.encode(self) + b"\n"
-
-
-@dataclass(frozen=True, slots=True)
-class Lost:
-    """Flows that a reader or this ring missed: counted, and reported at their position in the stream."""
-
-    count: int
-    source: str
-    first: str
-    last: str
-    node_name: str = ""
-
-    def response(self) -> Response:
-        lost = LostEvents(source=self.source, num_events_lost=str(self.count), first=self.first, last=self.last)
-        return Response(lost_events=lost, node_name=self.node_name, time=self.last)
-
-    def to_json(self) -> dict[str, Any]:
-        return self.response().to_json()
-
-    def line(self) -> bytes:
-        return self.response().line()
 
 
 TOLD: Final = frozenset({"DROPPED", "ERROR", "AUDIT"})

@@ -6,14 +6,15 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
 from l7proxy.errors import ConfigError
 from l7proxy.flows import filters, timestamp
-from l7proxy.flows import ring as flow_ring
-from l7proxy.flows.template import Item
+from l7proxy.flows.event import Event
+from l7proxy.flows.ring import BATCH, Reader, Ring
 
 FIELDS: Final = frozenset({"method", "last", "first", "since", "until", "follow", "filters"})
 
@@ -22,7 +23,7 @@ FIELDS: Final = frozenset({"method", "last", "first", "since", "until", "follow"
 class Request:
     """A checked request."""
 
-    keep: filters.Predicate
+    keep: filters.Predicate = filters.everything
     last: int = 0
     first: int = 0
     since_ns: int | None = None
@@ -48,18 +49,65 @@ def parse(request: Mapping[str, Any]) -> Request:
     return asked
 
 
-def observe(ring: flow_ring.Ring, request: Mapping[str, Any]) -> AsyncIterator[Item]:
+def observe(ring: Ring, request: Mapping[str, Any]) -> AsyncIterator[Event]:
     """The requested events. Errors in the request are raised here, before the first event."""
-    asked = parse(request)
-    return flow_ring.observe(
-        ring,
-        asked.keep,
-        last=asked.last,
-        first=asked.first,
-        since_ns=asked.since_ns,
-        until_ns=asked.until_ns,
-        follow=asked.follow,
-    )
+    return events(ring, parse(request))
+
+
+async def events(ring: Ring, asked: Request) -> AsyncIterator[Event]:
+    """The events that an observer asked for, in order of arrival.
+
+    As in Hubble: `last` N means the newest N matching events; with `since`, reading starts there and `last` is only a
+    limit; `follow` alone starts with the next event; `until` ends the stream, also with `follow`. Lost events are
+    always reported, and do not count for `last` and `first`.
+    """
+    limit = 0 if asked.follow else asked.first or asked.last
+    end = ring.end
+    reader = Reader(ring, start=await _start(ring, asked))
+    sent = 0
+    while asked.follow or reader.position < end:
+        batch = await reader.next_batch() if asked.follow else reader.batch(min(BATCH, end - reader.position))
+        for event in batch:
+            if event.lost:
+                yield event
+                continue
+            if asked.until_ns is not None and event.time_ns > asked.until_ns:
+                return
+            if (asked.since_ns is not None and event.time_ns < asked.since_ns) or not _keeps(asked.keep, event):
+                continue
+            yield event
+            sent += 1
+            if sent == limit:
+                return
+        await asyncio.sleep(0)
+
+
+async def _start(ring: Ring, asked: Request) -> int:
+    """The number of the first event to read."""
+    if asked.since_ns is not None or asked.first:
+        return ring.oldest
+    if asked.last:
+        return await _start_of_last(ring, asked)
+    return ring.end if asked.follow else ring.oldest
+
+
+async def _start_of_last(ring: Ring, asked: Request) -> int:
+    """The number of the oldest of the newest `last` matching flows."""
+    start, found = ring.end, 0
+    for number, event in ring.newest_first():
+        if found >= asked.last:
+            break
+        if number % BATCH == 0:
+            await asyncio.sleep(0)
+        if event.lost or (asked.until_ns is not None and event.time_ns > asked.until_ns):
+            continue
+        if _keeps(asked.keep, event):
+            start, found = number, found + 1
+    return start
+
+
+def _keeps(keep: filters.Predicate, event: Event) -> bool:
+    return keep is filters.everything or ((flow := event.flow()) is not None and keep(flow))
 
 
 def _count(request: Mapping[str, Any], name: str) -> int:

@@ -7,12 +7,11 @@ their number instead. Lives in one event loop; blocking readers (files, terminal
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Final, cast
 
 from l7proxy.errors import ConfigError
-from l7proxy.flows.flow import Flow, Lost, everything
-from l7proxy.flows.template import Item, TemplatedFlow
+from l7proxy.flows.event import Event, Lost
 
 DEFAULT_CAPACITY: Final = 4095
 LARGEST_CAPACITY: Final = 65535
@@ -22,8 +21,6 @@ RATE_LIMITED: Final = "PERF_EVENT_RING_BUFFER"
 """Hubble's source for events that the kernel had but the agent did not get: here, those over the rate limit."""
 BATCH: Final = 256
 """Events that a reader gets at once; between two batches the event loop runs other tasks."""
-
-Keep = Callable[[Flow], bool]
 
 
 class Ring:
@@ -40,7 +37,7 @@ class Ring:
         """Flows written since the start."""
         self.lost = 0
         """Flows that a reader, or this ring itself, missed."""
-        self._slots: list[Item | None] = [None] * (capacity + 1)
+        self._slots: list[Event | None] = [None] * (capacity + 1)
         self._written = 0
         self._arrival = asyncio.Event()
 
@@ -57,15 +54,13 @@ class Ring:
         """The number of the next event."""
         return self._written
 
-    def append(self, item: Item) -> None:
+    def append(self, flow: Event) -> None:
         """Never waits and never fails: a slow reader detects its own losses."""
-        self._slots[self._written & self.capacity] = item
-        self._written += 1
-        self.seen += not isinstance(item, Lost)
-        self._arrival.set()
+        self.seen += 1
+        self._put(flow)
 
-    def extend(self, flows: Sequence[Flow | TemplatedFlow]) -> None:
-        """Appends many at once."""
+    def extend(self, flows: Sequence[Event]) -> None:
+        """Append many flows at once."""
         self.seen += len(flows)
         skipped = max(0, len(flows) - len(self._slots))
         start = (self._written + skipped) & self.capacity
@@ -76,28 +71,33 @@ class Ring:
         self._written += len(flows)
         self._arrival.set()
 
-    def append_lost(self, count: int, *, time: str, source: str = NOT_DELIVERED) -> None:
-        """Report flows lost before the ring. `time` is RFC 3339, `source` one of Hubble's LostEventSource."""
+    def append_lost(self, count: int, *, time_ns: int, source: str = NOT_DELIVERED) -> None:
+        """Report flows lost before the ring. `source` is one of Hubble's LostEventSource."""
         if count > 0:
             self.lost += count
-            self.append(Lost(count, source, time, time, self.node_name))
+            self._put(Lost(count, source, time_ns, self.node_name))
 
-    def at(self, number: int) -> Item:
+    def _put(self, event: Event) -> None:
+        self._slots[self._written & self.capacity] = event
+        self._written += 1
+        self._arrival.set()
+
+    def at(self, number: int) -> Event:
         """The event with this number, which must be held."""
-        item = self._slots[number & self.capacity]
-        if not self.oldest <= number < self._written or item is None:
+        event = self._slots[number & self.capacity]
+        if not self.oldest <= number < self._written or event is None:
             raise IndexError(number)
-        return item
+        return event
 
-    def between(self, start: int, end: int) -> list[Item]:
+    def between(self, start: int, end: int) -> list[Event]:
         """The events from number `start` up to `end` (exclusive), all of which must be held."""
         if not self.oldest <= start <= end <= self._written:
             raise IndexError(start, end)
         first, last = start & self.capacity, end & self.capacity
         found = self._slots[first:last] if first <= last else self._slots[first:] + self._slots[:last]
-        return cast(list[Item], found)  # the entries of held events are set
+        return cast(list[Event], found)  # the entries of held events are set
 
-    def newest_first(self) -> Iterator[tuple[int, Item]]:
+    def newest_first(self) -> Iterator[tuple[int, Event]]:
         """Ends early if the writer has overtaken it."""
         for number in range(self._written - 1, self.oldest - 1, -1):
             if number < self.oldest:
@@ -123,10 +123,10 @@ class Reader:
         """The number of the next event to read."""
         return self._next
 
-    def batch(self, limit: int = BATCH) -> list[Item]:
+    def batch(self, limit: int = BATCH) -> list[Event]:
         """The new events, oldest first, at most `limit`; preceded by the number of lost events, if any."""
         ring = self._ring
-        found: list[Item] = []
+        found: list[Event] = []
         if self._next < ring.oldest:
             found.append(self._overtaken())
         last = min(self._next + limit, ring.end)
@@ -134,82 +134,13 @@ class Reader:
         self._next = last
         return found
 
-    async def next_batch(self, limit: int = BATCH) -> list[Item]:
+    async def next_batch(self, limit: int = BATCH) -> list[Event]:
         await self._ring.more(self._next)
         return self.batch(limit)
 
     def _overtaken(self) -> Lost:
         ring = self._ring
         count = ring.oldest - self._next
-        time = _time(ring.at(ring.oldest))
         ring.lost += count
         self._next = ring.oldest
-        return Lost(count, OVERTAKEN, time, time, ring.node_name)
-
-
-async def observe(
-    ring: Ring,
-    keep: Keep,
-    *,
-    last: int = 0,
-    first: int = 0,
-    since_ns: int | None = None,
-    until_ns: int | None = None,
-    follow: bool = False,
-) -> AsyncIterator[Item]:
-    """The events that an observer asked for, in order of arrival.
-
-    As in Hubble: `last` N means the newest N matching events; with `since`, reading starts there and `last` is only a
-    limit; `follow` alone starts with the next event; `until` ends the stream, also with `follow`. Lost events are
-    always reported, and do not count for `last` and `first`.
-    """
-    if first and follow:
-        raise ConfigError("first cannot be combined with follow")
-    limit = 0 if follow else first or last
-    end = ring.end
-    if since_ns is not None or first:
-        start = ring.oldest
-    elif last:
-        start = await _start_of_last(ring, keep, last, until_ns)
-    else:
-        start = ring.end if follow else ring.oldest
-    reader = Reader(ring, start=start)
-    sent = 0
-    while follow or reader.position < end:
-        batch = await reader.next_batch() if follow else reader.batch(min(BATCH, end - reader.position))
-        for item in batch:
-            if isinstance(item, Lost):
-                yield item
-                continue
-            if until_ns is not None and item.time_ns > until_ns:
-                return
-            if (since_ns is not None and item.time_ns < since_ns) or not _keeps(keep, item):
-                continue
-            yield item
-            sent += 1
-            if sent == limit:
-                return
-        await asyncio.sleep(0)
-
-
-async def _start_of_last(ring: Ring, keep: Keep, count: int, until_ns: int | None) -> int:
-    """The number of the oldest of the newest `count` matching flows."""
-    start, found = ring.end, 0
-    for number, item in ring.newest_first():
-        if found >= count:
-            break
-        if number % BATCH == 0:
-            await asyncio.sleep(0)
-        if isinstance(item, Lost) or (until_ns is not None and item.time_ns > until_ns):
-            continue
-        if _keeps(keep, item):
-            start, found = number, found + 1
-    return start
-
-
-def _keeps(keep: Keep, item: Flow | TemplatedFlow) -> bool:
-    return keep is everything or keep(item if isinstance(item, Flow) else item.flow())
-
-
-def _time(item: Item) -> str:
-    return item.last if isinstance(item, Lost) else item.time
+        return Lost(count, OVERTAKEN, ring.at(ring.oldest).time_ns, ring.node_name)

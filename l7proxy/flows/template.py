@@ -12,7 +12,6 @@ uuids have the form of version 4: random bits of this process, and a counter.
 from __future__ import annotations
 
 import uuid
-from collections.abc import Sequence
 from typing import Final, TypeAlias
 
 import msgspec
@@ -21,7 +20,8 @@ from l7proxy.errors import LinkError
 from l7proxy.flows import timestamp
 from l7proxy.flows.batch import NO_STATUS, FlowContext, Flows
 from l7proxy.flows.enrich import Enricher
-from l7proxy.flows.flow import Flow, Http, Layer4, Layer7, Lost, Ports
+from l7proxy.flows.event import Event
+from l7proxy.flows.flow import Flow, Http, Layer4, Layer7, Ports
 from l7proxy.flows.records import HttpRequest, HttpResponse
 from l7proxy.model.cache import remember
 from l7proxy.model.policy_verdict import PolicyVerdict
@@ -87,25 +87,21 @@ class TemplatedFlow:
         self.number = number
 
     @property
-    def time(self) -> str:
-        return timestamp.text(self.time_ns)
+    def lost(self) -> int:
+        return 0
 
     def line(self) -> bytes:
-        """As `Flow.line`."""
-        return self.text().encode()
-
-    def text(self) -> str:
-        """The line as text. Hot."""
+        """As `Flow.line`. Hot."""
         time, url, port = timestamp.text(self.time_ns), self.url, self.port
         if self.status == NO_STATUS:
             a, b, c, d, e, f, g = self.shape.asked
-            return f"{a}{time}{b}{self.number}{c}{port}{d}{url}{e}{url}{f}{time}{g}"
+            return f"{a}{time}{b}{self.number}{c}{port}{d}{url}{e}{url}{f}{time}{g}".encode()
         a, b, c, d, e, f, g, h, i, j, k = self.shape.answered
         status, latency = str(self.status), self.latency_ns
         return (
             f"{a}{time}{b}{self.number}{c}{port}{d}{latency}{e}{status}{f}{url}"
             f"{g}{status}{h}{latency // 1_000_000}{i}{url}{j}{time}{k}"
-        )
+        ).encode()
 
     def flow(self) -> Flow:
         """The flow that `line` encodes."""
@@ -119,17 +115,6 @@ class TemplatedFlow:
                 shape.method, self.url, shape.protocol, status, str(latency), str(latency // 1_000_000)
             )
         return _filled(model, timestamp.text(self.time_ns), str(self.number), ports, l7, summary)
-
-
-Item: TypeAlias = Flow | TemplatedFlow | Lost
-"""What the ring holds."""
-
-
-def text(items: Sequence[Item]) -> bytes:
-    """All lines, joined and encoded once: hot for writers of many lines."""
-    return "".join(
-        [item.text() if isinstance(item, TemplatedFlow) else item.line().decode() for item in items]
-    ).encode()
 
 
 class Uuids:
@@ -156,7 +141,7 @@ class TemplateCache:
         self._judgements: dict[PolicyVerdict, int] = {}
         self._numbered = 0
 
-    def items(self, flows: Flows) -> list[Flow | TemplatedFlow]:
+    def items(self, flows: Flows) -> list[Event]:
         """One per record, in order. LinkError when a record refers to an entry that is not in the batch."""
         try:
             known = [self._known(judgement) for judgement in flows.judgements]
@@ -165,9 +150,9 @@ class TemplateCache:
         except LookupError as error:
             raise LinkError("a record refers to an entry that is not in its batch") from error
 
-    def _told(self, flows: Flows, shapes: list[FlowTemplate | None]) -> list[Flow | TemplatedFlow]:
+    def _told(self, flows: Flows, shapes: list[FlowTemplate | None]) -> list[Event]:
         """Hot: once per record. Most batches have only plain URLs, so all URLs are checked at once first."""
-        made: list[Flow | TemplatedFlow] = []
+        made: list[Event] = []
         ports = [str(party.conn.source_port) for party in flows.parties]
         times, parties, urls, statuses, latencies = (
             flows.times, flows.party, flows.urls, flows.statuses, flows.latencies,

@@ -21,9 +21,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
+from l7proxy.flows.event import Event
 from l7proxy.flows.ring import Reader, Ring
 from l7proxy.flows.sinks.sink import Sink
-from l7proxy.flows.template import Item, text
 
 LOG: Final = logging.getLogger(__name__)
 MAX_BYTES: Final = 10 << 20
@@ -64,7 +64,7 @@ class JsonLinesFile:
         self._size = 0
         self._retry_at = float("-inf")
 
-    def write(self, items: Sequence[Item]) -> None:
+    def write(self, items: Sequence[Event]) -> None:
         for start in range(0, len(items), LINES):
             some = items[start : start + LINES]
             try:
@@ -76,11 +76,11 @@ class JsonLinesFile:
     def hurry(self) -> None:
         """A file waits for nobody but the disk."""
 
-    def close(self, items: Sequence[Item] = ()) -> None:
+    def close(self, items: Sequence[Event] = ()) -> None:
         self.write(items)
         self._shut()
 
-    def _append(self, items: Sequence[Item]) -> None:
+    def _append(self, items: Sequence[Event]) -> None:
         """Whole lines: in one write, or one by one where the file ends among them. Lost are those after a failure."""
         kept = 0
         try:
@@ -88,7 +88,7 @@ class JsonLinesFile:
                 if self._clock() < self._retry_at:
                     return
                 self._open()
-            data = text(items)
+            data = b"".join([event.line() for event in items])
             if self._size + len(data) <= self._max_bytes:
                 self._write(data)
                 kept = len(items)
@@ -178,7 +178,7 @@ class JsonLinesStream:
         self._poll = select.poll()
         self._poll.register(fd, select.POLLOUT)
 
-    def write(self, items: Sequence[Item]) -> None:
+    def write(self, items: Sequence[Event]) -> None:
         for item in items:
             if not self._send(item.line()):
                 self.lost += 1
@@ -186,7 +186,7 @@ class JsonLinesStream:
     def hurry(self) -> None:
         self._hurried.set()
 
-    def close(self, items: Sequence[Item] = ()) -> None:
+    def close(self, items: Sequence[Event] = ()) -> None:
         self.hurry()
         self.write(items)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
-from l7proxy.flows.template import Item
+from l7proxy.flows.event import Event
 
 
 class Sink(Protocol):
@@ -14,11 +14,11 @@ class Sink(Protocol):
     lost: int
     problem: str
 
-    def write(self, items: Sequence[Item]) -> None:
+    def write(self, items: Sequence[Event]) -> None:
         """May block; must not raise. One thread at a time."""
 
     def hurry(self) -> None:
         """From another thread: wait for nobody any more."""
 
-    def close(self, items: Sequence[Item] = ()) -> None:
+    def close(self, items: Sequence[Event] = ()) -> None:
         """Write the last ones, and no more."""

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from l7proxy.agent.flow_recorder import Recorder, record_of
-from l7proxy.flows.flow import Flow, Lost
+from l7proxy.flows.event import Lost
+from l7proxy.flows.flow import Flow
 from l7proxy.flows.pack import pack
 from l7proxy.flows.records import HttpRequest
 from l7proxy.flows.ring import Ring
@@ -181,4 +182,4 @@ def test_what_the_kernel_did_not_tell_is_lost_once() -> None:
         recorder.suppressed(counts)
     assert ring.lost == 13
     assert recorder.not_told == {flood: 12, other: 1}
-    assert [item.count for item in map(ring.at, range(ring.end)) if isinstance(item, Lost)] == [10, 3]
+    assert [event.lost for event in map(ring.at, range(ring.end)) if event.lost] == [10, 3]

@@ -9,7 +9,7 @@ from l7proxy.flows.enrich import Enricher
 from l7proxy.flows.flow import Flow
 from l7proxy.flows.pack import pack
 from l7proxy.flows.records import HttpRequest, HttpResponse
-from l7proxy.flows.template import TemplateCache, TemplatedFlow, Uuids
+from l7proxy.flows.template import TemplateCache, Uuids
 from l7proxy.model.policy_verdict import Conn, PolicyVerdict
 from l7proxy.model.verdict import Direction, Verdict
 
@@ -24,8 +24,9 @@ def asked(judgement: PolicyVerdict = ALLOWED, **more: tuple[object, ...]) -> Htt
 
 def shown(enricher: Enricher, record: HttpRequest | HttpResponse) -> Flow:
     (item,) = TemplateCache(enricher, Uuids()).items(pack([record]))
-    assert isinstance(item, Flow | TemplatedFlow)
-    return item.flow() if isinstance(item, TemplatedFlow) else item
+    flow = item.flow()
+    assert flow is not None
+    return flow
 
 
 def test_remarks_cross_the_link() -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from l7proxy.errors import SourceError
-from l7proxy.flows.flow import Flow, Lost, from_json
+from l7proxy.flows.flow import Flow, LostEvents, Response, from_json
 
 SAMPLES = (Path(__file__).parents[2] / "data/flows/hubble_samples.jsonl").read_text().splitlines()
 NOT_OURS = ("trace_context",)
@@ -75,8 +75,9 @@ def test_a_newer_hubbles_fields_are_passed_over() -> None:
 
 
 def test_lost_events_are_exported_as_hubble_does() -> None:
-    lost = Lost(42, "HUBBLE_RING_BUFFER", "2025-11-23T20:00:00.080Z", "2025-11-23T20:00:00.090Z", "kind/node-a")
-    assert lost.to_json() == json.loads(SAMPLES[22])
+    first, last = "2025-11-23T20:00:00.080Z", "2025-11-23T20:00:00.090Z"
+    lost = LostEvents(source="HUBBLE_RING_BUFFER", num_events_lost="42", first=first, last=last)
+    assert Response(lost_events=lost, node_name="kind/node-a", time=last).to_json() == json.loads(SAMPLES[22])
 
 
 def test_only_what_was_refused_has_reasons() -> None:
