@@ -75,7 +75,7 @@ class Agent:
                 assert isinstance(message, Flows)
                 self.recorder.told(message)
             if self.sink is not None:
-                self.sink.write(self.reader.batch(1024))
+                self.sink.consume(self.reader.batch(1024))
 
 
 def measure(name: str, run: Callable[[], object], rounds: int) -> None:

@@ -28,7 +28,8 @@ import uvloop
 from l7proxy import compiled
 from l7proxy.agent.flow_recorder import Recorder
 from l7proxy.flows.ring import Ring
-from l7proxy.flows.sinks import jsonl
+from l7proxy.flows.sinks.feed import Feed
+from l7proxy.flows.sinks.jsonl import JsonLinesFile
 from l7proxy.link.messages import PolicySnapshot
 from l7proxy.link.server import LinkServer
 from l7proxy.model.net import HostPort
@@ -106,7 +107,7 @@ def agent(link: Path, log: Path) -> None:
         links = LinkServer(link, on_flows=Recorder(ring, node="node-1").told)
         async with links.serving():
             await links.publish(picture())
-            await jsonl.run(ring, jsonl.open_sink(str(log)))
+            await Feed("flow log", JsonLinesFile(log), ring).run()
 
     uvloop.run(serve())
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from l7proxy import __version__, compiled
@@ -13,7 +13,7 @@ from l7proxy.cluster.policy_status import PolicyPhase, PolicyStatus
 from l7proxy.cluster.state import NodeView
 from l7proxy.errors import SourceError
 from l7proxy.flows.ring import Ring
-from l7proxy.flows.sinks.sink import Sink
+from l7proxy.flows.sinks.feed import Feed
 from l7proxy.link.server import WorkerState
 from l7proxy.model.endpoint import Endpoint
 from l7proxy.model.identity import Identity
@@ -55,7 +55,7 @@ def status(
     workers: list[WorkerState],
     ring: Ring,
     not_told: Mapping[Suppressed, int],
-    flow_log: Sink | None,
+    feeds: Sequence[Feed],
 ) -> dict[str, Any]:
     """`source` in the answer is the input of revision `revision`, never a newer one."""
     current = reconciler.current
@@ -85,9 +85,13 @@ def status(
             "lost": ring.lost,
             "capacity": ring.capacity,
             "rate_limited": _rate_limited(not_told, current),
-            "log": {"lost": flow_log.lost, "problem": flow_log.problem} if flow_log else None,
+            "sinks": [_sink(feed) for feed in feeds],
         },
     }
+
+
+def _sink(feed: Feed) -> dict[str, Any]:
+    return {"name": feed.name, "written": feed.written, "lost": feed.lost, "problem": feed.problem}
 
 
 def _problems(current: Published | None) -> list[dict[str, Any]]:

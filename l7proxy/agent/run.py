@@ -14,7 +14,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, closing, suppress
 from functools import partial
 from pathlib import Path
@@ -29,8 +29,8 @@ from l7proxy.agent.flow_recorder import Recorder
 from l7proxy.cluster.state import ClusterState
 from l7proxy.errors import ConfigError
 from l7proxy.flows.ring import Ring
-from l7proxy.flows.sinks import jsonl
-from l7proxy.flows.sinks.sink import Sink
+from l7proxy.flows.sinks import registry
+from l7proxy.flows.sinks.feed import Feed
 from l7proxy.link.server import LinkServer
 from l7proxy.settings import KUBERNETES, Settings
 from l7proxy.simulate import trace
@@ -130,8 +130,8 @@ async def _agent(settings: Settings) -> None:
         on_suppressed=recorder.suppressed,
         others=partial(_others, backend.name),
     )
-    sink = _flow_log(settings)
-    answers = _answers(settings, source, backend, cluster_state, reconciler, revocation, link, ring, recorder, sink)
+    feeds = [Feed(name, sink, ring) for name, sink in registry.make(settings).items()]
+    answers = _answers(settings, source, backend, cluster_state, reconciler, revocation, link, ring, recorder, feeds)
     api = AgentApi(settings.agent_socket, ring, answers)
     stop = _stop_signal()
     async with (
@@ -147,20 +147,13 @@ async def _agent(settings: Settings) -> None:
             tasks.create_task(_heed_links(watcher, reconciler), name="links"),
             tasks.create_task(_heed_results(settings.cni_results, reconciler), name="CNI results"),
             tasks.create_task(revocation.run(), name="revocation"),
+            *(tasks.create_task(feed.run(), name=feed.name) for feed in feeds),
         ]
-        if sink is not None:
-            running.append(tasks.create_task(jsonl.run(ring, sink), name="flow log"))
         log.info("node %s: backend %s, manifests from %s", settings.node, backend.name, source.path)
         await stop.wait()
         log.info("stopping; the kernel's rules stay in force")
         for task in running:
             task.cancel()
-
-
-def _flow_log(settings: Settings) -> Sink | None:
-    if not settings.flow_log:
-        return None
-    return jsonl.open_sink(settings.flow_log, max_bytes=settings.flow_log_max_bytes, backups=settings.flow_log_backups)
 
 
 async def _heed_alarm(backend: Backend, reconciler: Reconciler) -> None:
@@ -302,7 +295,7 @@ def _answers(
     link: LinkServer,
     ring: Ring,
     recorder: Recorder,
-    flow_log: Sink | None,
+    feeds: Sequence[Feed],
 ) -> dict[str, Answer]:
     """The methods of the agent socket, without `observe`, which AgentApi implements."""
 
@@ -318,7 +311,7 @@ def _answers(
             workers=link.workers(),
             ring=ring,
             not_told=recorder.not_told,
-            flow_log=flow_log,
+            feeds=feeds,
         )
 
     def policy(question: Mapping[str, Any]) -> object:

@@ -93,7 +93,7 @@ def _show_status(found: Mapping[str, Any], complaints: list[str]) -> None:
         ("Endpoints", f"{len(endpoints)}, {l7} with L7 rules"),
         *([("Audit", audit)] if (audit := _audit(found)) else []),
         ("Flows", f"{flows.get('seen', 0)} seen, {flows.get('lost', 0)} lost, buffer of {flows.get('capacity', 0)}"),
-        *([("Flow log", told)] if (told := _flow_log(_object(flows.get("log") or {}))) else []),
+        *((str(one.get("name")).capitalize(), told) for one in flows.get("sinks") or () if (told := _sink(one))),
     ]
     for name, text in rows:
         print(f"{colour(name.ljust(10), 'bold')} {text if name == 'State' else plain(text)}")
@@ -115,10 +115,10 @@ def _show_status(found: Mapping[str, Any], complaints: list[str]) -> None:
             print(f"  {plain(text)}")
 
 
-def _flow_log(log: Mapping[str, Any]) -> str:
-    """Lines lost and the reason; empty if there is no problem."""
-    lost = f"{log['lost']} lines lost" if log.get("lost") else ""
-    return ": ".join(filter(None, (lost, str(log.get("problem") or ""))))
+def _sink(sink: Mapping[str, Any]) -> str:
+    """Events lost and the reason; empty if there is no problem."""
+    lost = f"{sink['lost']} lines lost" if sink.get("lost") else ""
+    return ": ".join(filter(None, (lost, str(sink.get("problem") or ""))))
 
 
 def _rate_limited(one: Mapping[str, Any]) -> str:

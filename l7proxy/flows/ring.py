@@ -117,6 +117,8 @@ class Reader:
     def __init__(self, ring: Ring, *, start: int | None = None) -> None:
         self._ring = ring
         self._next = ring.end if start is None else start
+        self.lost = 0
+        """Events that the writer overwrote before they were read."""
 
     @property
     def position(self) -> int:
@@ -142,5 +144,6 @@ class Reader:
         ring = self._ring
         count = ring.oldest - self._next
         ring.lost += count
+        self.lost += count
         self._next = ring.oldest
         return Lost(count, OVERTAKEN, ring.at(ring.oldest).time_ns, ring.node_name)

@@ -48,10 +48,11 @@ def fill(path: Path) -> None:
 
 
 def flow_log(lab: AttackLab, fits: Callable[[dict[str, Any]], bool], *, seconds: float = 10) -> dict[str, Any]:
-    """The log section of status, as soon as the condition holds or the time is up."""
+    """The flow log in status, as soon as the condition holds or the time is up."""
     deadline = time.monotonic() + seconds
     while True:
-        log: dict[str, Any] = lab.status("node-1")["flows"]["log"]
+        log: dict[str, Any]
+        (log,) = lab.status("node-1")["flows"]["sinks"]
         if fits(log) or time.monotonic() > deadline:
             return log
         verdicts_hold(lab)  # produces flows to be written
@@ -59,7 +60,8 @@ def flow_log(lab: AttackLab, fits: Callable[[dict[str, Any]], bool], *, seconds:
 
 def test_a_full_disk_stops_nobody_and_is_told(logging_lab: AttackLab, disk: Path) -> None:
     lab, log = logging_lab, disk / "node-1.jsonl"
-    assert flow_log(lab, lambda one: log.exists() and log.stat().st_size > 0) == {"lost": 0, "problem": ""}
+    found = flow_log(lab, lambda one: log.exists() and one["written"] > 0)
+    assert (found["lost"], found["problem"]) == (0, "")
     fill(disk / "filler")
     told = flow_log(lab, lambda one: one["lost"] > 0, seconds=60)
     assert told["lost"] > 0

@@ -1,1 +1,4 @@
-"""Where flows go: one module per kind of sink, all of them a `sink.Sink`. What a flow says is decided before."""
+"""Where flows go: one module per kind of sink, all of them a `sink.Sink`, made by `registry` and fed by `feed`.
+
+Not here: what a flow says.
+"""

@@ -7,29 +7,21 @@ a failed write left behind is cut off again, and half a line found at the end of
 
 from __future__ import annotations
 
-import asyncio
-import logging
 import os
 import select
 import stat
 import threading
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
 from l7proxy.flows.event import Event
-from l7proxy.flows.ring import Reader, Ring
-from l7proxy.flows.sinks.sink import Sink
 
-LOG: Final = logging.getLogger(__name__)
 MAX_BYTES: Final = 10 << 20
 MAX_BACKUPS: Final = 5
-BATCH: Final = 1024
-"""Events handed to the thread at once: each handing over costs as much as dozens of lines."""
 LINES: Final = 32
 """Lines made and written at once: 40 KB stay in the processor's caches and in the memory that the process has, and at
 each write the loop gets the interpreter back."""
@@ -64,9 +56,9 @@ class JsonLinesFile:
         self._size = 0
         self._retry_at = float("-inf")
 
-    def write(self, items: Sequence[Event]) -> None:
-        for start in range(0, len(items), LINES):
-            some = items[start : start + LINES]
+    def consume(self, events: Sequence[Event]) -> None:
+        for start in range(0, len(events), LINES):
+            some = events[start : start + LINES]
             try:
                 self._append(some)
             except OSError as error:
@@ -74,13 +66,12 @@ class JsonLinesFile:
                 self.problem = f"flow log {self._path}: {error.strerror or error}"
 
     def hurry(self) -> None:
-        """A file waits for nobody but the disk."""
+        """A file has no reader to wait for."""
 
-    def close(self, items: Sequence[Event] = ()) -> None:
-        self.write(items)
+    def close(self) -> None:
         self._shut()
 
-    def _append(self, items: Sequence[Event]) -> None:
+    def _append(self, events: Sequence[Event]) -> None:
         """Whole lines: in one write, or one by one where the file ends among them. Lost are those after a failure."""
         kept = 0
         try:
@@ -88,17 +79,17 @@ class JsonLinesFile:
                 if self._clock() < self._retry_at:
                     return
                 self._open()
-            data = b"".join([event.line() for event in items])
+            data = b"".join([event.line() for event in events])
             if self._size + len(data) <= self._max_bytes:
                 self._write(data)
-                kept = len(items)
+                kept = len(events)
             else:
                 for line in data.splitlines(keepends=True):
                     self._append_line(line)
                     kept += 1
             self.problem = ""
         finally:
-            self.lost += len(items) - kept
+            self.lost += len(events) - kept
 
     def _append_line(self, line: bytes) -> None:
         """One that is larger than a whole file gets one of its own."""
@@ -178,17 +169,17 @@ class JsonLinesStream:
         self._poll = select.poll()
         self._poll.register(fd, select.POLLOUT)
 
-    def write(self, items: Sequence[Event]) -> None:
-        for item in items:
-            if not self._send(item.line()):
+    def consume(self, events: Sequence[Event]) -> None:
+        for event in events:
+            if not self._send(event.line()):
                 self.lost += 1
 
     def hurry(self) -> None:
         self._hurried.set()
 
-    def close(self, items: Sequence[Event] = ()) -> None:
-        self.hurry()
-        self.write(items)
+    def close(self) -> None:
+        """The descriptor stays open: it is not ours."""
+        self.lost += bool(self._rest)
 
     def _send(self, line: bytes) -> bool:
         """True when the line is out. Half a line stays in `_rest` and goes first next time: lines stay whole."""
@@ -223,32 +214,6 @@ class JsonLinesStream:
             elif not patient:
                 break
         return written
-
-
-async def run(ring: Ring, sink: Sink) -> None:
-    """Feed the sink for ever, from what the ring has. When cancelled, what is in the ring by then still goes out."""
-    reader = Reader(ring, start=ring.oldest)
-    loop = asyncio.get_running_loop()
-    said = ""
-    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="flow-log") as thread:
-        try:
-            while True:
-                batch = await reader.next_batch(BATCH)
-                # Shielded: a batch that waits for the thread when we are cancelled would else be forgotten.
-                await asyncio.shield(loop.run_in_executor(thread, sink.write, batch))
-                if sink.problem != said:
-                    said = sink.problem
-                    LOG.warning("%s; %d lines lost so far", said or "flow log: recovered", sink.lost)
-        finally:
-            sink.hurry()
-            await loop.run_in_executor(thread, sink.close, reader.batch(ring.capacity))
-
-
-def open_sink(path: str, *, max_bytes: int = MAX_BYTES, backups: int = MAX_BACKUPS) -> Sink:
-    """`stdout` or `-` is standard output, everything else a file."""
-    if path in ("stdout", "-"):
-        return JsonLinesStream()
-    return JsonLinesFile(Path(path), max_bytes=max_bytes, backups=backups)
 
 
 def _literal(text: str) -> str:

@@ -1,4 +1,4 @@
-"""What every sink can be told. A sink never stops what it watches: what it cannot keep it counts."""
+"""What a sink is. How it is fed is in `feed`, which sinks there are in `registry`."""
 
 from __future__ import annotations
 
@@ -9,16 +9,20 @@ from l7proxy.flows.event import Event
 
 
 class Sink(Protocol):
-    """Takes events as they come. `lost` counts those it could not keep, `problem` says why, "" when all is well."""
+    """Takes events in their order, each once. Opens what it writes to when the first ones come.
+
+    A sink has a thread of its own: `consume` and `close` may block there without delaying flows or other sinks. What
+    it cannot keep it counts in `lost`; `problem` says why, and is "" when all is well.
+    """
 
     lost: int
     problem: str
 
-    def write(self, items: Sequence[Event]) -> None:
-        """May block; must not raise. One thread at a time."""
+    def consume(self, events: Sequence[Event]) -> None:
+        """Write the events. An exception loses those not counted yet, and is reported by the feed."""
 
     def hurry(self) -> None:
-        """From another thread: wait for nobody any more."""
+        """From another thread: from now on `consume` and `close` must not wait for a reader. Must not raise."""
 
-    def close(self, items: Sequence[Event] = ()) -> None:
-        """Write the last ones, and no more."""
+    def close(self) -> None:
+        """Flush and release. The last call."""

@@ -1,0 +1,43 @@
+"""Which sinks there are. A new sink is one module beside this, its settings, and a line in SINKS."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Final, Protocol
+
+from l7proxy.errors import ConfigError
+from l7proxy.flows.sinks.jsonl import JsonLinesFile, JsonLinesStream
+from l7proxy.flows.sinks.sink import Sink
+
+
+class SinkSettings(Protocol):
+    """What sinks need of the settings."""
+
+    @property
+    def flow_log(self) -> str: ...
+    @property
+    def flow_log_max_bytes(self) -> int: ...
+    @property
+    def flow_log_backups(self) -> int: ...
+
+
+def make(settings: SinkSettings) -> dict[str, Sink]:
+    """The sinks that the settings ask for, by name. ConfigError names the invalid setting."""
+    made = {name: maker(settings) for name, maker in SINKS.items()}
+    return {name: sink for name, sink in made.items() if sink is not None}
+
+
+def _flow_log(settings: SinkSettings) -> Sink | None:
+    target = settings.flow_log
+    if not target:
+        return None
+    if target in ("stdout", "-"):
+        return JsonLinesStream()
+    if "://" in target:
+        raise ConfigError(f"flow_log: unknown kind of sink {target!r}: must be a file or stdout")
+    return JsonLinesFile(Path(target), max_bytes=settings.flow_log_max_bytes, backups=settings.flow_log_backups)
+
+
+SINKS: Final[Mapping[str, Callable[[SinkSettings], Sink | None]]] = {"flow log": _flow_log}
+"""By the name that `status` shows. A maker returns None when its settings ask for no such sink."""
