@@ -19,7 +19,7 @@ import msgspec
 from l7proxy.cluster.identity_labels import LabelFilter
 from l7proxy.cluster.state import ClusterState
 from l7proxy.errors import ConfigError, SourceError
-from l7proxy.flows.redaction import FlowRedaction
+from l7proxy.gate.options import HttpOptions
 from l7proxy.model.verdict import Protocol
 from l7proxy.policy.encapsulation import TUNNEL_PORTS, TUNNEL_PROTOCOLS, no_encapsulation
 from l7proxy.policy.lang.options import Options
@@ -118,16 +118,17 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         return self.run_dir / "link.sock"
 
     @property
-    def paths(self) -> PathRules:
-        return PathRules(
-            allow_matrix=self.matrix_parameters == "pass",
-            redirect_escaped_slashes=self.escaped_slashes == "redirect",
-            allow_connect=self.connect,
+    def http(self) -> HttpOptions:
+        return HttpOptions(
+            paths=PathRules(
+                allow_matrix=self.matrix_parameters == "pass",
+                redirect_escaped_slashes=self.escaped_slashes == "redirect",
+                allow_connect=self.connect,
+            ),
+            flow_headers=frozenset(name.lower().encode() for name in self.flow_headers),
+            flow_query=self.flow_query,
+            deny_header=self.deny_header,
         )
-
-    @property
-    def redaction(self) -> FlowRedaction:
-        return FlowRedaction(tuple(name.lower() for name in self.flow_headers), self.flow_query, self.deny_header)
 
     @property
     def policy_options(self) -> Options:

@@ -20,9 +20,9 @@ from l7proxy.cluster.names import Names
 from l7proxy.flows.batch import Flows
 from l7proxy.flows.enrich import Enricher
 from l7proxy.flows.records import Connection
-from l7proxy.flows.redaction import LEAST, FlowRedaction
 from l7proxy.flows.ring import NOT_DELIVERED, RATE_LIMITED, Ring
 from l7proxy.flows.template import TemplateCache, Uuids
+from l7proxy.gate.options import DEFAULT_OPTIONS, HttpOptions
 from l7proxy.model.policy_verdict import Conn, PolicyVerdict
 from l7proxy.model.verdict import Direction, DropReason, Verdict
 from l7proxy.policy.endpoints import EndpointIndex
@@ -106,14 +106,13 @@ def _agreed(event: NflogEvent, judgement: PolicyVerdict) -> PolicyVerdict:
 class Recorder:
     """Makes flows and appends them to the ring. Used by one event loop; never blocks."""
 
-    def __init__(self, ring: Ring, *, node: str, cluster: str = "default", redaction: FlowRedaction = LEAST) -> None:
+    def __init__(self, ring: Ring, *, node: str, cluster: str = "default") -> None:
         self.ring = ring
         self._node = node
         self._cluster = cluster
-        self._redaction = redaction
         self._ends = EndpointIndex((), {})
         self._uuids = Uuids()
-        self._enricher = self._make(Names(), 0, frozenset())
+        self._enricher = self._make(Names(), 0, DEFAULT_OPTIONS)
         self._templates = TemplateCache(self._enricher, self._uuids)
         self._lost = 0
         self._suppressed = 0
@@ -124,8 +123,7 @@ class Recorder:
         """Use the names and rules of this revision from now on."""
         snapshot = published.pictures.workers
         self._ends = EndpointIndex(snapshot.endpoints, snapshot.identities, self._ends)
-        secret = frozenset(snapshot.secret_headers)
-        self._enricher = self._make(published.view.names, published.revision, secret)
+        self._enricher = self._make(published.view.names, published.revision, snapshot.http)
         self._templates = TemplateCache(self._enricher, self._uuids)
 
     def told(self, flows: Flows) -> None:
@@ -160,13 +158,13 @@ class Recorder:
         """Append all events that the reader has. For `loop.add_reader`."""
         self.packets(reader.read(), reader.lost)
 
-    def _make(self, names: Names, revision: int, secret_headers: frozenset[str]) -> Enricher:
+    def _make(self, names: Names, revision: int, options: HttpOptions) -> Enricher:
         return Enricher(
             names,
             node=self._node,
             cluster=self._cluster,
             revision=revision,
-            query=self._redaction.query,
-            headers=frozenset(self._redaction.headers),
-            secret_headers=secret_headers,
+            query=options.flow_query,
+            headers=frozenset(name.decode() for name in options.flow_headers),
+            secret_headers=frozenset(name.decode() for name in options.secret_headers),
         )

@@ -111,7 +111,7 @@ async def _agent(settings: Settings) -> None:
     prepare_run_dir(settings.run_dir)
     backend = await asyncio.to_thread(detect.choose, settings.backend)
     ring = Ring(settings.flow_ring, node_name=settings.node)
-    recorder = Recorder(ring, node=settings.node, cluster=settings.cluster, redaction=settings.redaction)
+    recorder = Recorder(ring, node=settings.node, cluster=settings.cluster)
     link = LinkServer(settings.link_socket, on_flows=recorder.told)
     cluster_state = settings.empty_cluster()
     watcher = pod_interfaces.InterfaceWatcher(settings.cni_results, settings.cni_ignored_networks)
@@ -123,8 +123,7 @@ async def _agent(settings: Settings) -> None:
         node=settings.node,
         look=watcher.look,
         settings=settings.kernel,
-        redaction=settings.redaction,
-        paths=settings.paths,
+        http=settings.http,
         on_published=recorder.published,
         on_enforced=lambda picture, restored: revocation.in_force(picture, doubtful=restored),
         on_suppressed=recorder.suppressed,
@@ -326,7 +325,7 @@ def _answers(
         if current is None:
             raise ConfigError("not ready: the source has not been read yet")
         cluster = Cluster.live(cluster_state, current.view, current.pictures.workers.endpoints)
-        return {"trace": (await asyncio.to_thread(trace.answer, cluster, asked, settings.paths)).to_json()}
+        return {"trace": (await asyncio.to_thread(trace.answer, cluster, asked, settings.http.paths)).to_json()}
 
     return {
         "status": status,

@@ -432,7 +432,7 @@ def _traced_offline(paths: list[Path], question: Question, settings: Settings) -
     cluster = Cluster.of(changes, settings)
     for problem in [*problems, *cluster.everywhere.problems, *cluster.everywhere.secret_problems]:
         print(f"warning: {plain(str(problem))}", file=sys.stderr)
-    return tracing.answer(cluster, question, settings.paths).to_json()
+    return tracing.answer(cluster, question, settings.http.paths).to_json()
 
 
 def _show(outcome: Mapping[str, Any]) -> None:

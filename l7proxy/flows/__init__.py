@@ -5,7 +5,6 @@ event     what the ring holds: a flow, or how many were lost
 enrich    makes a Hubble flow of a record, in the agent, with names and labels
 ring      the ring buffer: every flow is written to it, every reader reads from it
 template  JSON lines made from templates
-redaction what flows may show in addition to the minimum
 filters   Hubble's filters, one function each
 observer  answers a request for flows from the ring
 sinks/    where flows are written: JSON lines, …

@@ -10,14 +10,19 @@ from l7proxy.wire.path import PathRules
 
 @dataclass(frozen=True, slots=True)
 class HttpOptions:
-    """`flow_headers` (lower-case names) and `flow_query` add to flows what may contain secrets; the values of
-    `secret_headers` are never shown. `deny_header`: denied clients get the reason in a header."""
+    """`flow_headers` and `flow_query` add to flows what may contain secrets. `secret_headers` are those that rules
+    compare with a secret: their values are never shown. Header names are lower case. `deny_header`: denied clients
+    get the reason.
+    """
 
     paths: PathRules = field(default_factory=PathRules)
     flow_headers: frozenset[bytes] = frozenset()
     secret_headers: frozenset[bytes] = frozenset()
     flow_query: bool = False
     deny_header: bool = False
+
+
+DEFAULT_OPTIONS: Final = HttpOptions()
 
 
 MAX_HELD: Final = 64 << 10

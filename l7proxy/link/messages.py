@@ -11,9 +11,9 @@ from typing import Final
 import msgspec
 
 from l7proxy.flows.batch import Flows
+from l7proxy.gate.options import HttpOptions
 from l7proxy.model.endpoint import Frontend
 from l7proxy.policy.tables import DirectionPolicy, LocalEndpoint
-from l7proxy.wire.path import PathRules
 
 PROTOCOL_VERSION: Final = 4
 MAX_FRAME: Final = 256 << 20
@@ -34,7 +34,6 @@ class Hello(msgspec.Struct, frozen=True, tag="hello"):
 class PolicySnapshot(msgspec.Struct, frozen=True):
     """All inputs of a worker's decisions. `identities` maps prefixes (`10.0.0.1/32`) to identity numbers.
 
-    `secret_headers` are headers that may contain a secret: flows never show their values.
     `node_addresses` are this node's own: the proxy must not connect to its own port there.
     `frontends` is filled only when the kernel redirects before Service DNAT, so that the worker must choose a backend.
     """
@@ -44,11 +43,7 @@ class PolicySnapshot(msgspec.Struct, frozen=True):
     identities: dict[str, int]
     frontends: tuple[Frontend, ...] = ()
     node_addresses: tuple[str, ...] = ()
-    flow_headers: tuple[str, ...] = ()
-    secret_headers: tuple[str, ...] = ()
-    flow_query: bool = False
-    deny_header: bool = False
-    paths: PathRules = PathRules()
+    http: HttpOptions = HttpOptions()
     epoch: int = 0
     """Of the agent that publishes the snapshot: see `fence`."""
 

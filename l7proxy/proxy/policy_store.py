@@ -12,7 +12,6 @@ from ipaddress import IPv6Network
 from typing import Final, Protocol
 
 from l7proxy.errors import LinkError
-from l7proxy.gate.options import HttpOptions
 from l7proxy.link.fence import Fence, stamp
 from l7proxy.link.messages import PolicySnapshot
 from l7proxy.model.endpoint import Backend, Frontend
@@ -40,13 +39,7 @@ class PolicyIndex:
         self.picture = picture
         self.revision = picture.revision
         self.node_addresses = frozenset(picture.node_addresses)
-        self.options = HttpOptions(
-            paths=picture.paths,
-            flow_headers=frozenset(name.lower().encode() for name in picture.flow_headers),
-            secret_headers=frozenset(name.encode() for name in picture.secret_headers),
-            flow_query=picture.flow_query,
-            deny_header=picture.deny_header,
-        )
+        self.options = picture.http
         known = before._ends if before is not None else None
         self._ends: EndpointIndex = EndpointIndex(picture.endpoints, picture.identities, known)
         self._frontends = {(f.address, f.port): f for f in picture.frontends if f.protocol == TCP}

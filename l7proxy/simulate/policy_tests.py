@@ -153,7 +153,7 @@ def run(book: PolicyTestFile, settings: Settings) -> Iterator[Result]:
         raise problems[0]
     for problem in cluster.everywhere.problems:
         raise SourceError(problem.message, file=problem.file, line=problem.line, field=problem.field)
-    yield from (_run(cluster, case, settings.paths) for case in book.cases)
+    yield from (_run(cluster, case, settings.http.paths) for case in book.cases)
 
 
 def _run(cluster: Cluster, case: Case, paths: PathRules) -> Result:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from l7proxy.flows.records import Connection, HttpRequest, HttpResponse, Malformed, Record
+from l7proxy.gate.options import HttpOptions
 from l7proxy.link.messages import PolicySnapshot
 from l7proxy.model.verdict import Action
 from l7proxy.policy.rules import HttpRule
@@ -39,8 +40,7 @@ class Front:
             revision=self.agent.revision,
             endpoints=(LocalEndpoint(2, "default/server", tuple(SERVER.values()), EndpointPolicy(2, ingress=policy)),),
             identities={f"{CLIENT[4]}/32": 300, f"{CLIENT[6]}/128": 300},
-            flow_query=True,
-            paths=paths or PathRules(),
+            http=HttpOptions(paths=paths or PathRules(), flow_query=True),
         )
         await self.agent.server.publish(picture)
         assert await self.agent.server.wait_applied(self.agent.revision, 10)

@@ -21,13 +21,12 @@ from l7proxy.agent.dataplane.pod_interfaces import PodInterfaces
 from l7proxy.agent.dataplane.render import DesiredState, Tables, render
 from l7proxy.cluster.state import ClusterState, NodeView
 from l7proxy.errors import LinkError, SourceError
-from l7proxy.flows.redaction import LEAST, FlowRedaction
+from l7proxy.gate.options import DEFAULT_OPTIONS, HttpOptions
 from l7proxy.link.messages import PolicySnapshot
 from l7proxy.link.server import WorkerState
 from l7proxy.model.resources import Change
 from l7proxy.policy.compile import Compiler
 from l7proxy.policy.tables import EndpointPolicy
-from l7proxy.wire.path import STRICT, PathRules
 from tproxy_rules.backend import Backend, Installed, KernelError, Suppressed
 from tproxy_rules.desired import Desired
 from tproxy_rules.desired import Settings as KernelSettings
@@ -96,8 +95,7 @@ class Reconciler:
         node: str,
         look: Callable[[], PodInterfaces],
         settings: KernelSettings,
-        redaction: FlowRedaction = LEAST,
-        paths: PathRules = STRICT,
+        http: HttpOptions = DEFAULT_OPTIONS,
         on_published: Callable[[Published], None] = lambda published: None,
         on_enforced: Callable[[Desired, bool], None] = lambda picture, restored: None,
         on_suppressed: Callable[[Mapping[Suppressed, int]], None] = lambda counts: None,
@@ -111,8 +109,7 @@ class Reconciler:
         self._node = node
         self._look = look
         self._settings = settings
-        self._redaction = redaction
-        self._paths = paths
+        self._http = http
         self._on_published = on_published
         self._on_enforced = on_enforced
         self._on_suppressed = on_suppressed
@@ -209,8 +206,7 @@ class Reconciler:
             interfaces,
             settings=self._settings,
             resolve_services=self._backend.steers_before_dnat,
-            redaction=self._redaction,
-            paths=self._paths,
+            http=self._http,
             audit=self._cluster_state.audits_all,
             known=self._tables,
         )

@@ -16,14 +16,13 @@ from l7proxy.agent.dataplane.pod_interfaces import PodInterfaces
 from l7proxy.agent.dataplane.unknown_pods import UnknownPod, unknown_pods
 from l7proxy.cluster.secrets import headers_of
 from l7proxy.cluster.state import NodeView
-from l7proxy.flows.redaction import LEAST, FlowRedaction
+from l7proxy.gate.options import DEFAULT_OPTIONS, HttpOptions
 from l7proxy.link.messages import PolicySnapshot
 from l7proxy.model.cache import IdentityMemo
 from l7proxy.model.endpoint import Endpoint, Frontend
 from l7proxy.model.net import PrefixTable
 from l7proxy.model.verdict import Action, Protocol
 from l7proxy.policy.tables import DirectionPolicy, EndpointPolicy, Entry, LocalEndpoint, Stage, TierPolicy
-from l7proxy.wire.path import STRICT, PathRules
 from tproxy_rules.simplify import simplified
 
 Both = tuple[kernel.Table | None, kernel.Table | None]
@@ -71,8 +70,7 @@ def render(
     *,
     settings: kernel.Settings,
     resolve_services: bool,
-    redaction: FlowRedaction = LEAST,
-    paths: PathRules = STRICT,
+    http: HttpOptions = DEFAULT_OPTIONS,
     audit: bool = False,
     known: Tables | None = None,
 ) -> DesiredState:
@@ -109,11 +107,7 @@ def render(
         identities=dict(view.by_prefix),
         frontends=view.frontends if resolve_services else (),
         node_addresses=view.node_addresses,
-        flow_headers=redaction.headers,
-        secret_headers=tuple(sorted(headers_of(view.rules))),
-        flow_query=redaction.query,
-        deny_header=redaction.deny_header,
-        paths=paths,
+        http=replace(http, secret_headers=frozenset(name.encode() for name in headers_of(view.rules))),
     )
     return DesiredState(workers, desired, unknown)
 

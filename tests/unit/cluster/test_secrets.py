@@ -101,7 +101,7 @@ def test_the_value_reaches_the_workers_and_nobody_else() -> None:
     assert PLANTED.encode() in msgspec.msgpack.encode(seen.picture)
     assert all(PLANTED not in text for text in seen.texts)
     assert "[redacted]" in seen.texts[-3]
-    assert seen.picture.secret_headers == ("authorization",)
+    assert seen.picture.http.secret_headers == {b"authorization"}
     assert not seen.view.secret_problems
 
 

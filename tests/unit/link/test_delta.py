@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from l7proxy.errors import LinkError
+from l7proxy.gate.options import HttpOptions
 from l7proxy.link import delta as snapshot_delta
 from l7proxy.link import framing
 from l7proxy.link.delta import SnapshotDecoder
@@ -43,8 +44,8 @@ def pictures(draw: st.DrawFn) -> list[PolicySnapshot]:
             for number in ids
         )
         identities = draw(st.dictionaries(st.sampled_from(["10.0.0.1/32", "10.0.0.2/32", "::/0"]), st.integers(1, 3)))
-        headers = draw(st.sampled_from([(), ("x-a",)]))
-        found.append(PolicySnapshot(revision, endpoints, identities, flow_headers=headers))
+        headers = draw(st.sampled_from([frozenset(), frozenset({b"x-a"})]))
+        found.append(PolicySnapshot(revision, endpoints, identities, http=HttpOptions(flow_headers=headers)))
     return found
 
 

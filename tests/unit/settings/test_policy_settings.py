@@ -8,9 +8,11 @@ from typing import Any
 import pytest
 
 from l7proxy.errors import ConfigError
+from l7proxy.gate.options import HttpOptions
 from l7proxy.policy.lang import Options
 from l7proxy.policy.rules import Reach
 from l7proxy.settings import Settings, load
+from l7proxy.wire.path import PathRules
 
 ROWS: list[tuple[dict[str, Any], Options]] = [
     ({}, Options()),
@@ -52,3 +54,13 @@ def test_wrong_ones_are_named(tmp_path: Path) -> None:
 
 def test_the_defaults_are_cilium_s() -> None:
     assert Settings(node="n1").policy_options == Options()
+
+
+def test_http_settings_are_the_gates_options() -> None:
+    settings = Settings(
+        node="n1", flow_headers=("X-ID",), flow_query=True, deny_header=True, connect=True, matrix_parameters="pass"
+    )
+    assert settings.http == HttpOptions(
+        PathRules(allow_matrix=True, allow_connect=True), frozenset({b"x-id"}), flow_query=True, deny_header=True
+    )
+    assert Settings(node="n1").http == HttpOptions()
