@@ -10,7 +10,6 @@ import errno
 import os
 import re
 import socket
-import struct
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -22,29 +21,27 @@ from tproxy_rules.backend import KernelError
 from tproxy_rules.evaluate import Connection
 from tproxy_rules.netlink import (
     ACK,
+    DATAGRAM,
     DONE,
     DUMP,
     ERROR,
     NESTED,
-    NETLINK_NETFILTER,
-    REQUEST,
     attribute,
     attributes,
+    error_code,
     messages,
+    netfilter_socket,
+    request,
 )
 
-# <linux/netfilter/nfnetlink.h>, <linux/netfilter/nfnetlink_conntrack.h>
+# <linux/netfilter/nfnetlink_conntrack.h>
 _NEW, _GET, _DELETE = 1 << 8, 1 << 8 | 1, 1 << 8 | 2
 _ORIGINAL, _REPLY, _MARK, _ID, _ZONE = 1, 2, 8, 12, 18
 _IP, _PROTOCOL = 1, 2
 _SOURCES, _DESTINATIONS = (1, 3), (2, 4)
 _NUMBER, _DESTINATION_PORT = 1, 3
 _TYPES, _CODES = (5, 8), (6, 9)
-_HEADER: Final = struct.Struct("=IHHII")
-_FAMILY: Final = struct.Struct(">BBH")
-_SO_RCVBUFFORCE: Final = 33  # socket(7); not in Python's socket module
 _RECEIVE_BUFFER: Final = 4 << 20
-_DATAGRAM: Final = 1 << 17
 _PATIENCE: Final = 5.0
 """Seconds to wait for the kernel's next datagram."""
 _MOST_GROUPS: Final = 256
@@ -70,14 +67,10 @@ class Conntrack:
 
     def __init__(self) -> None:
         try:
-            self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, NETLINK_NETFILTER)
+            self._socket = netfilter_socket(_RECEIVE_BUFFER)
         except OSError as error:
             raise KernelError(f"conntrack: cannot open a netlink socket: {error.strerror or error}") from error
         self._socket.settimeout(_PATIENCE)
-        try:
-            self._socket.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _RECEIVE_BUFFER)
-        except OSError:
-            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _RECEIVE_BUFFER)
 
     def __enter__(self) -> Conntrack:
         return self
@@ -105,31 +98,25 @@ class Conntrack:
         """True if the entry still existed."""
         answer = next(self._asked(_DELETE, ACK, entry.family, entry.key))
         ((_, message),) = messages(answer)
-        code = _code(message)
+        code = error_code(message)
         if code not in (0, errno.ENOENT):
             raise KernelError(f"conntrack: cannot delete an entry: {_reason(message)}")
         return code == 0
 
     def _asked(self, kind: int, flags: int, family: int, attributes: bytes) -> Iterator[bytes]:
         """The datagrams of the response, endlessly: the caller must recognise the last one."""
-        body = _FAMILY.pack(family, 0, 0) + attributes
         try:
-            self._socket.send(_HEADER.pack(16 + len(body), kind, REQUEST | flags, 1, 0) + body)
+            self._socket.send(request(kind, flags, attributes, family=family))
             while True:
-                yield self._socket.recv(_DATAGRAM)
+                yield self._socket.recv(DATAGRAM)
         except TimeoutError as error:
             raise KernelError(f"conntrack: the kernel did not answer within {_PATIENCE:g} s") from error
         except OSError as error:
             raise KernelError(f"conntrack: {error.strerror or error}") from error
 
 
-def _code(message: bytes) -> int:
-    code: int = struct.unpack_from("=i", message)[0]
-    return -code
-
-
 def _reason(message: bytes) -> str:
-    code = _code(message)
+    code = error_code(message)
     return _WHY.get(code, os.strerror(code))
 
 

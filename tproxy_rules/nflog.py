@@ -7,10 +7,8 @@ kernel drops events; they are counted by gaps in the sequence numbers.
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
-import socket
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -19,9 +17,19 @@ from typing import Final
 
 from tproxy_rules.backend import KernelError
 from tproxy_rules.marks import LOG_QUEUE, LOG_SNAPLEN, LogDirection, LogEvent, read_prefix
-from tproxy_rules.netlink import ACK, ERROR, NETLINK_NETFILTER, REQUEST, attribute, attributes, messages
+from tproxy_rules.netlink import (
+    ACK,
+    DATAGRAM,
+    ERROR,
+    attribute,
+    attributes,
+    error_code,
+    messages,
+    netfilter_socket,
+    request,
+)
 
-# <linux/netlink.h>, <linux/netfilter/nfnetlink.h>, <linux/netfilter/nfnetlink_log.h>
+# <linux/netlink.h>, <linux/netfilter/nfnetlink_log.h>
 _SOL_NETLINK: Final = 270
 _NETLINK_NO_ENOBUFS: Final = 5
 _PACKET: Final = (4 << 8) | 0
@@ -35,7 +43,6 @@ _AF_BRIDGE: Final = 7
 _ETH_IPV4, _ETH_IPV6 = 0x0800, 0x86DD
 
 _RECEIVE_BUFFER: Final = 8 << 20
-_DATAGRAM: Final = 1 << 17
 _FLUSH: Final = 5
 """Hundredths of a second after which the kernel sends collected events: 50 ms."""
 _MAX_READS: Final = 64
@@ -82,7 +89,7 @@ class NflogReader:
         """Packets that other programs' rules logged to our group."""
         self._group = group
         self._next: int | None = None
-        self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, NETLINK_NETFILTER)
+        self._socket = netfilter_socket(_RECEIVE_BUFFER)
         try:
             self._open()
         except BaseException:
@@ -106,7 +113,7 @@ class NflogReader:
         events: list[NflogEvent] = []
         for _ in range(_MAX_READS):
             try:
-                data = self._socket.recv(_DATAGRAM)
+                data = self._socket.recv(DATAGRAM)
             except BlockingIOError:
                 break
             except OSError as error:
@@ -117,10 +124,6 @@ class NflogReader:
         return events
 
     def _open(self) -> None:
-        with contextlib.suppress(OSError):
-            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _RECEIVE_BUFFER)
-        with contextlib.suppress(OSError):  # optional: without CAP_NET_ADMIN the buffer is smaller
-            self._socket.setsockopt(socket.SOL_SOCKET, 33, _RECEIVE_BUFFER)  # SO_RCVBUFFORCE
         self._socket.setsockopt(_SOL_NETLINK, _NETLINK_NO_ENOBUFS, 1)
         self._socket.bind((0, 0))
         self._socket.settimeout(2.0)
@@ -135,9 +138,7 @@ class NflogReader:
         self._socket.setblocking(False)
 
     def _configure(self, *attributes: bytes) -> None:
-        body = struct.pack(">BBH", 0, 0, self._group) + b"".join(attributes)
-        header = struct.pack("=IHHII", 16 + len(body), _CONFIG, REQUEST | ACK, 1, 0)
-        self._socket.send(header + body)
+        self._socket.send(request(_CONFIG, ACK, b"".join(attributes), resource=self._group))
         try:
             code = self._acknowledged()
         except TimeoutError as error:
@@ -148,9 +149,9 @@ class NflogReader:
     def _acknowledged(self) -> int:
         """errno of the acknowledgement, 0 for success. Events that arrive before the second request are discarded."""
         while True:
-            for kind, body in messages(self._socket.recv(_DATAGRAM)):
-                if kind == ERROR and len(body) >= 4:
-                    return -int(struct.unpack_from("=i", body)[0])
+            for kind, body in messages(self._socket.recv(DATAGRAM)):
+                if kind == ERROR:
+                    return error_code(body)
 
     def _events(self, data: bytes) -> Iterator[NflogEvent]:
         for kind, body in messages(data):

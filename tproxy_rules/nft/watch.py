@@ -9,23 +9,18 @@ from __future__ import annotations
 
 import errno
 import os
-import socket
-import struct
 import time
 import weakref
-from collections.abc import Iterator
 from contextlib import suppress
 from typing import Final
 
 from tproxy_rules.backend import KernelError
 from tproxy_rules.marks import TABLE
+from tproxy_rules.netlink import DATAGRAM, attribute, attributes, messages, netfilter_socket, request
 
-# <linux/netlink.h>, <linux/netfilter/nfnetlink.h>, <linux/netfilter/nf_tables.h>, <linux/netfilter.h>
-_NETLINK_NETFILTER: Final = 12
-_NLM_F_REQUEST: Final = 1
+# <linux/netlink.h>, <linux/netfilter/nf_tables.h>, <linux/netfilter.h>
 _SOL_NETLINK, _ADD_MEMBERSHIP = 270, 1
 _GROUP_NFTABLES: Final = 7
-_SO_RCVBUFFORCE: Final = 33
 _SUBSYSTEM: Final = 10 << 8
 _NEWGEN, _GETGEN = _SUBSYSTEM | 15, _SUBSYSTEM | 16
 _REMOVALS: Final = frozenset((_SUBSYSTEM | 2, _SUBSYSTEM | 8))
@@ -33,13 +28,9 @@ _REMOVALS: Final = frozenset((_SUBSYSTEM | 2, _SUBSYSTEM | 8))
 _GEN_ID: Final = 1
 _OURS: Final = frozenset({1, 7})
 """NFPROTO_INET, NFPROTO_BRIDGE"""
-_NAMED: Final = struct.pack("=HH", 4 + len(TABLE) + 1, 1) + TABLE.encode() + b"\0"
+_NAMED: Final = attribute(1, TABLE.encode() + b"\0")
 """The table name as an attribute: number 1 in every message about a table or its contents."""
-_HEADER: Final = struct.Struct("=IHHII")
-_ATTRIBUTE: Final = struct.Struct("=HH")
-_BODY: Final = _HEADER.size + 4
 _TIMEOUT: Final = 5.0
-_DATAGRAM: Final = 1 << 17
 _ROOM: Final = 8 << 20
 _PATIENCE: Final = 0.01
 """Seconds. The generation changes shortly before its notification is sent."""
@@ -48,13 +39,13 @@ _PATIENCE: Final = 0.01
 def generation() -> int:
     """The present nftables generation of this thread's network namespace."""
     try:
-        with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_NETFILTER) as asking:
+        with netfilter_socket(DATAGRAM) as asking:
             asking.settimeout(_TIMEOUT)
-            asking.send(_HEADER.pack(_BODY, _GETGEN, _NLM_F_REQUEST, 1, 0) + bytes(4))
-            answer = asking.recv(4096)
+            asking.send(request(_GETGEN))
+            answer = asking.recv(DATAGRAM)
     except OSError as error:
         raise KernelError(f"cannot read the nftables generation: {error.strerror or error}") from error
-    for kind, body in _messages(answer):
+    for kind, body in messages(answer):
         if kind == _NEWGEN and (found := _generation(body)) is not None:
             return found
     raise KernelError("cannot read the nftables generation: no permission, or a kernel without nf_tables")
@@ -91,7 +82,7 @@ class Watch:
         lost = False
         while True:
             try:
-                self._read(os.read(self._fd, _DATAGRAM))
+                self._read(os.read(self._fd, DATAGRAM))
             except BlockingIOError:
                 break
             except OSError:  # ENOBUFS: the receive buffer overflowed
@@ -101,7 +92,7 @@ class Watch:
             self._touched = True
 
     def _read(self, data: bytes) -> None:
-        for kind, body in _messages(data):
+        for kind, body in messages(data):
             if kind == _NEWGEN:
                 number = _generation(body)
                 if number is not None:
@@ -129,22 +120,21 @@ class NftMonitor:
         with suppress(BlockingIOError):
             while True:
                 try:
-                    data = os.read(self._fd, _DATAGRAM)
+                    data = os.read(self._fd, DATAGRAM)
                 except OSError as error:
                     if error.errno != errno.ENOBUFS:
                         raise
                     rang = True  # the receive buffer overflowed
                 else:
-                    rang = rang or any(kind in _REMOVALS and _is_ours(body) for kind, body in _messages(data))
+                    rang = rang or any(kind in _REMOVALS and _is_ours(body) for kind, body in messages(data))
         return rang
 
 
 def _listening() -> int:
     """A socket subscribed to nftables notifications."""
     try:
-        with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_NONBLOCK, _NETLINK_NETFILTER) as made:
-            with suppress(OSError):  # optional: without CAP_NET_ADMIN the buffer is smaller
-                made.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _ROOM)
+        with netfilter_socket(_ROOM) as made:
+            made.setblocking(False)
             made.bind((0, 0))
             made.setsockopt(_SOL_NETLINK, _ADD_MEMBERSHIP, _GROUP_NFTABLES)
             return made.detach()
@@ -153,25 +143,10 @@ def _listening() -> int:
 
 
 def _is_ours(body: bytes) -> bool:
-    return body[0] in _OURS and body.startswith(_NAMED, 4)
-
-
-def _messages(data: bytes) -> Iterator[tuple[int, bytes]]:
-    """Type and body of each message; a body begins with the family."""
-    at = 0
-    while at + _BODY <= len(data):
-        length, kind = _HEADER.unpack_from(data, at)[:2]
-        if length < _BODY:
-            return
-        yield kind, data[at + _HEADER.size : at + length]
-        at += length + 3 & ~3
+    return body.startswith(_NAMED, 4) and body[0] in _OURS
 
 
 def _generation(body: bytes) -> int | None:
-    at = 4
-    while at + _ATTRIBUTE.size <= len(body):
-        size, name = _ATTRIBUTE.unpack_from(body, at)
-        if name == _GEN_ID and size == 8:
-            return int.from_bytes(body[at + 4 : at + 8], "big")
-        at += max(size + 3 & ~3, _ATTRIBUTE.size)
-    return None
+    """The number of a commit."""
+    found = dict(attributes(body[4:])).get(_GEN_ID, b"")
+    return int.from_bytes(found, "big") if len(found) == 4 else None
