@@ -8,10 +8,12 @@ BIN    := $(VENV)/bin
 CNI    ?= bridge
 BACKEND ?= auto
 ARGS   ?=
-# Two tests at a time, each in namespaces of its own; those that share a lab run in one process (tests/conftest.py).
+# One test more at a time than there are cores: tests of labs mostly wait. Those that share a lab run in one process
+# (tests/conftest.py).
+JOBS   ?= $(shell expr $$(nproc) + 1)
 LABS   := tests/lab tests/attacks
-PURE_AND_CONTRACT := -n 2 --dist worksteal $(LABS:%=--ignore=%)
-IN_LABS := -n 2 --dist loadgroup $(LABS)
+PURE_AND_CONTRACT := -n $(JOBS) --dist worksteal $(LABS:%=--ignore=%)
+IN_LABS := -n $(JOBS) --dist loadgroup $(LABS)
 # pytest's exit code when ARGS select no test
 NONE   := 5
 
@@ -39,7 +41,7 @@ tools:
 demo: setup ## Two nodes, real pods, a real policy: see each verdict (CNI=bridge|ptp BACKEND=auto|nftables|iptables)
 	@$(BIN)/python -m l7proxy.lab.demo --cni $(CNI) --backend $(BACKEND)
 
-check: $(VENV)/.ready ## Format, lint, types, import contracts, unit tests: under a minute
+check: $(VENV)/.ready ## Format, lint, types, import contracts, all unit tests but the slow ones: under a minute
 	@$(BIN)/python -m tests.check
 
 test: setup ## Everything one machine can run, the lab included (attacks: in five of twelve labs)
