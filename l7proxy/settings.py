@@ -144,7 +144,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     @property
     def kernel(self) -> desired.Settings:
         return desired.Settings(
-            proxy_port=self.proxy_port,
+            listeners=((Protocol.TCP.value, self.proxy_port),),
             mark_proxy=self.mark_proxy,
             mark_upstream=self.mark_upstream,
             route_table=self.route_table,

@@ -19,8 +19,9 @@ Semantics that every backend must implement, for one packet of the original dire
      destination port) the highest `Verdict` wins: DENY refuses, STEER redirects to the proxy, ALLOW accepts, PASS
      continues with the next tier. If no stage covers the packet, a `closed` tier refuses it; else the next tier
      follows. After the last tier the packet passes.
-  5. Refused by either table: RST or drop, see `refuse_with_reset`. Else STEER in either (TCP only): TPROXY to the
-     listener, or a reset if nothing listens. Else it passes. After STEER the proxy evaluates each request.
+  5. Refused by either table: RST or drop, see `refuse_with_reset`. Else STEER in either: TPROXY to the listener of its
+     protocol; refused if the protocol has none, or if nothing listens. Else it passes. After STEER the proxy evaluates
+     each request.
   6. Neighbour discovery, group membership of the link, and ICMP errors about accepted flows always pass.
 Replies pass by conntrack direction. The original direction is evaluated per packet, so a new state takes effect at
 once. Once a state is applied, `revoke` ends replies to flows that it refuses and to the last owner of an address.
@@ -52,7 +53,7 @@ class Entry:
 
     `peers` are identity numbers, ascending; empty if `any_peer` is set. `protocol` -1 means every protocol. Ports are
     inclusive. For ICMP and ICMPv6 the port is type · 256 + code, the first 16 bits of the message. For protocols
-    without ports the range is 0–65535. STEER requires protocol 6.
+    without ports the range is 0–65535. STEER requires TCP or UDP, which TPROXY supports.
     """
 
     verdict: Verdict
@@ -154,7 +155,9 @@ class Frontend:
 class Settings:
     """Node-wide settings. Marks are single bits, always used as value/mask."""
 
-    proxy_port: int = 15001
+    listeners: tuple[tuple[int, int], ...] = ((6, 15001),)
+    """(protocol, port) of the proxy's transparent sockets on 127.0.0.1 and ::1, sorted. A UDP socket that answers a
+    client must not have `mark_upstream`, or its packets would not count as replies."""
     mark_proxy: int = 0x01000000
     mark_upstream: int = 0x02000000
     route_table: int = 7777
@@ -165,6 +168,11 @@ class Settings:
     log_rate: int = 1000
     """NFLOG events per second. Each sender gets a tenth; refused packets of remote senders share the whole, and so do
     accepted packets. A limit does not change verdicts: packets over it are counted instead of logged."""
+
+    @property
+    def redirected(self) -> frozenset[int]:
+        """The protocols that have a listener."""
+        return frozenset(protocol for protocol, _ in self.listeners)
 
 
 Prefixes = tuple[tuple[str, int], ...]

@@ -101,7 +101,8 @@ def canonical_address(address: str) -> str:
 
 
 def _settings(settings: Settings) -> Settings:
-    return replace(settings, families=tuple(sorted(set(settings.families))))
+    families, listeners = tuple(sorted(set(settings.families))), tuple(sorted(set(settings.listeners)))
+    return replace(settings, families=families, listeners=listeners)
 
 
 def _bridge(bridge: Bridge) -> Bridge:

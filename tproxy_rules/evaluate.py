@@ -37,6 +37,7 @@ class Evaluator:
 
     def __init__(self, desired: Desired, local: Collection[str] = ()) -> None:
         self._host = desired.host_identity
+        self._redirected: Final = desired.settings.redirected
         self._local: Final = frozenset(local)
         self._endpoints: Final = {address: one for one in desired.endpoints for address in one.addresses}
         self._frontends: Final = {(one.address, one.protocol, one.port) for one in desired.frontends}
@@ -47,6 +48,10 @@ class Evaluator:
 
     def of(self, one: Connection) -> Verdict:
         """DENY, STEER or ALLOW. STEER for Service addresses, which only the proxy resolves and evaluates."""
+        verdict = self._verdict(one)
+        return Verdict.DENY if verdict is Verdict.STEER and one.protocol not in self._redirected else verdict
+
+    def _verdict(self, one: Connection) -> Verdict:
         if (one.destination, one.protocol, one.port) in self._frontends:
             return Verdict.STEER
         from_here = one.source in self._local
@@ -126,16 +131,21 @@ def _covers(entry: Entry, identity: int, protocol: int, port: int) -> bool:
     return at < len(entry.peers) and entry.peers[at] == identity
 
 
-def is_wider(before: Table, after: Table) -> bool:
-    """True if `after` provably refuses nothing that `before` accepted: only ALLOW and STEER entries are added."""
-    return len(before.tiers) == len(after.tiers) and all(map(_is_wider_tier, before.tiers, after.tiers))
+def is_wider(before: Table, after: Table, redirected: Collection[int]) -> bool:
+    """True if `after` provably refuses nothing that `before` accepted: only ALLOW entries are added, and STEER entries
+    of protocols that are redirected."""
+    return len(before.tiers) == len(after.tiers) and all(
+        _is_wider_tier(old, new, redirected) for old, new in zip(before.tiers, after.tiers, strict=True)
+    )
 
 
-def _is_wider_tier(before: Tier, after: Tier) -> bool:
+def _is_wider_tier(before: Tier, after: Tier, redirected: Collection[int]) -> bool:
     stages = zip_longest(before.stages, after.stages, fillvalue=())
-    return before.closed >= after.closed and all(_is_wider_stage(old, new) for old, new in stages)
+    return before.closed >= after.closed and all(_is_wider_stage(old, new, redirected) for old, new in stages)
 
 
-def _is_wider_stage(before: Stage, after: Stage) -> bool:
+def _is_wider_stage(before: Stage, after: Stage, redirected: Collection[int]) -> bool:
     gone, come = set(before) - set(after), set(after) - set(before)
-    return not gone and all(one.verdict in (Verdict.ALLOW, Verdict.STEER) for one in come)
+    return not gone and all(
+        one.verdict is Verdict.ALLOW or (one.verdict is Verdict.STEER and one.protocol in redirected) for one in come
+    )

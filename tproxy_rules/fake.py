@@ -110,7 +110,9 @@ class FakeBackend:
         verdicts = [_ask(table, identity, packet) for table, identity in asked]
         if Verdict.DENY in verdicts:
             return Fate.REFUSE
-        return Fate.STEER if Verdict.STEER in verdicts else Fate.PASS
+        if Verdict.STEER in verdicts:
+            return Fate.STEER if packet.protocol in picture.settings.redirected else Fate.REFUSE
+        return Fate.PASS
 
 
 def _spoofed(picture: Desired, packet: Packet, source: Endpoint | None) -> bool:

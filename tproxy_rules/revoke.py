@@ -77,10 +77,11 @@ def taken(before: Desired | None, after: Desired) -> Taken:
     moved -= was.keys() | now.keys()
     if not any(one.ingress or one.egress for one in after.endpoints):
         return Taken(frozenset(left), frozenset(moved), before=before)
-    if redrawn or before.host_identity != after.host_identity:
+    redirected = after.settings.redirected
+    if redrawn or before.host_identity != after.host_identity or before.settings.redirected - redirected:
         return Taken(frozenset(left), frozenset(moved), None, before)
     older = {one.id: one for one in before.endpoints}
-    judged = {address for one in after.endpoints for address in _narrowed(older.get(one.id), one)} | hosts
+    judged = {address for one in after.endpoints for address in _narrowed(older.get(one.id), one, redirected)} | hosts
     return Taken(frozenset(left), frozenset(moved), frozenset(judged), before)
 
 
@@ -183,14 +184,17 @@ def _host(address: str) -> str:
     return f"{address}/128" if ":" in address else f"{address}/32"
 
 
-def _narrowed(before: Endpoint | None, after: Endpoint) -> Collection[str]:
+def _narrowed(before: Endpoint | None, after: Endpoint, redirected: Collection[int]) -> Collection[str]:
     """Addresses of the endpoint for which `after` may refuse what `before` accepted."""
     if after.ingress is None and after.egress is None:
         return ()
-    if before is None or _is_narrower(before.ingress, after.ingress) or _is_narrower(before.egress, after.egress):
+    if before is None or any(
+        _is_narrower(old, new, redirected)
+        for old, new in ((before.ingress, after.ingress), (before.egress, after.egress))
+    ):
         return after.addresses
     return set(after.addresses) - set(before.addresses)
 
 
-def _is_narrower(before: Table | None, after: Table | None) -> bool:
-    return after is not None and before is not after and (before is None or not is_wider(before, after))
+def _is_narrower(before: Table | None, after: Table | None, redirected: Collection[int]) -> bool:
+    return after is not None and before is not after and (before is None or not is_wider(before, after, redirected))

@@ -27,10 +27,12 @@ from tproxy_rules.desired import (
 )
 from tproxy_rules.digest import canonical, canonical_address, canonical_entry, canonical_identities, network, normalise
 
-TCP: Final = 6
+TCP, UDP = 6, 17
+REDIRECTABLE: Final = frozenset({TCP, UDP})
+"""The protocols that TPROXY supports."""
 ICMP: Final = frozenset({1, 58})
 """Type and code, the first 16 bits of the message, are used as the port."""
-WITH_PORTS: Final = frozenset({TCP, 17, 132}) | ICMP
+WITH_PORTS: Final = frozenset({TCP, UDP, 132}) | ICMP
 ANY_PROTOCOL: Final = -1
 MAX_PORT: Final = 65535
 MAX_NUMBER: Final = 0xFFFF_FFFF
@@ -116,7 +118,6 @@ def _settings(settings: Settings) -> Iterator[str]:
     if settings.mark_proxy == settings.mark_upstream:
         yield "settings.mark_upstream must differ from mark_proxy"
     for name, least, most in (
-        ("proxy_port", 1, MAX_PORT),
         ("nflog_group", 1, MAX_PORT),
         ("log_rate", 1, 1_000_000),
         ("route_table", 1, MAX_NUMBER),
@@ -125,6 +126,13 @@ def _settings(settings: Settings) -> Iterator[str]:
         value = getattr(settings, name)
         if not least <= value <= most:
             yield f"settings.{name}: {value} must be between {least} and {most}"
+    for protocol, port in settings.listeners:
+        if protocol not in REDIRECTABLE:
+            yield f"settings.listeners: protocol {protocol} cannot be redirected, only TCP and UDP can"
+        if not 1 <= port <= MAX_PORT:
+            yield f"settings.listeners: port {port} must be between 1 and {MAX_PORT}"
+    if len(settings.redirected) < len(set(settings.listeners)):
+        yield "settings.listeners: a protocol has two ports"
     if settings.route_table in (253, 254, 255):
         yield f"settings.route_table: {settings.route_table} is reserved by the kernel"
     if not settings.families or not set(settings.families) <= {4, 6}:
@@ -219,8 +227,8 @@ def _entry(entry: Entry) -> Iterator[str]:
         yield f"ports {entry.first}–{entry.last} must be a range within 0–65535"
     if entry.protocol not in WITH_PORTS and (entry.first, entry.last) != (0, MAX_PORT):
         yield f"protocol {entry.protocol} has no ports: the range must be 0–65535"
-    if entry.verdict is Verdict.STEER and entry.protocol != TCP:
-        yield f"only TCP can be redirected, not protocol {entry.protocol}"
+    if entry.verdict is Verdict.STEER and entry.protocol not in REDIRECTABLE:
+        yield f"only TCP and UDP can be redirected, not protocol {entry.protocol}"
     if entry.any_peer and entry.peers:
         yield "peers must be empty if any_peer is set"
     for peer in entry.peers[:1] + entry.peers[-1:]:
@@ -251,5 +259,5 @@ def _frontend(frontend: Frontend) -> Iterator[str]:
         yield f"frontends: {error}"
     if not 0 <= frontend.protocol <= 255 or not 0 <= frontend.port <= MAX_PORT:
         yield f"frontends: {frontend.address}: protocol {frontend.protocol}, port {frontend.port} are out of range"
-    if frontend.steer and frontend.protocol != TCP:
-        yield f"frontends: {frontend.address}: only TCP can be redirected, not protocol {frontend.protocol}"
+    if frontend.steer and frontend.protocol not in REDIRECTABLE:
+        yield f"frontends: {frontend.address}: only TCP and UDP can be redirected, not protocol {frontend.protocol}"

@@ -221,8 +221,8 @@ class Proxy(threading.Thread):
         """Service addresses and their backends, as a worker knows them."""
         self._listener = node.socket(family)
         self._listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        _transparent(self._listener, family)
-        self._listener.bind(("127.0.0.1" if family == 4 else "::1", settings.proxy_port))
+        transparent(self._listener, family)
+        self._listener.bind(("127.0.0.1" if family == 4 else "::1", dict(settings.listeners)[6]))
         self._listener.listen(64)
         self._listener.settimeout(None)
         self.start()
@@ -241,7 +241,7 @@ class Proxy(threading.Thread):
             try:
                 with self._node.socket(self._family) as upstream:
                     upstream.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, self._settings.mark_upstream)
-                    _transparent(upstream, self._family)
+                    transparent(upstream, self._family)
                     upstream.bind((peer, 0))
                     upstream.connect((target, port))
                     client.sendall(b"proxy " + upstream.recv(200))
@@ -258,7 +258,7 @@ class Proxy(threading.Thread):
         self.join(3)
 
 
-def _transparent(made: socket.socket, family: int) -> None:
+def transparent(made: socket.socket, family: int) -> None:
     if family == 4:
         made.setsockopt(socket.SOL_IP, IP_TRANSPARENT, 1)
     else:

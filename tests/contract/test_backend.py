@@ -67,7 +67,7 @@ PICTURES = {
     ),
     "moved": Desired(
         settings=Settings(
-            proxy_port=15002,
+            listeners=((6, 15002), (17, 15053)),
             mark_proxy=0x100,
             mark_upstream=0x200,
             route_table=7778,

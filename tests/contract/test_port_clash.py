@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.contract.conftest import Namespace, World, _transparent, entry
+from tests.contract.conftest import Namespace, World, entry, transparent
 from tests.contract.test_traffic import SETTINGS, table
 from tproxy_rules.desired import Verdict
 
@@ -29,7 +29,7 @@ class Relay(threading.Thread):
         self._node, self._family = node, family
         self.port = 0
         self._listener = self._socket()
-        self._listener.bind(("127.0.0.1" if family == 4 else "::1", SETTINGS.proxy_port))
+        self._listener.bind(("127.0.0.1" if family == 4 else "::1", dict(SETTINGS.listeners)[6]))
         self._listener.listen(16)
         self._listener.settimeout(None)
         self.start()
@@ -43,7 +43,7 @@ class Relay(threading.Thread):
     def _socket(self) -> socket.socket:
         made = self._node.socket(self._family)
         made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        _transparent(made, self._family)
+        transparent(made, self._family)
         return made
 
     def _serve(self, client: socket.socket, peer: str) -> None:

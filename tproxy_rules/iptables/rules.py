@@ -23,7 +23,7 @@ from dataclasses import dataclass, field
 from ipaddress import ip_address
 from typing import Final
 
-from tproxy_rules.desired import Desired, Endpoint, Entry, Frontend, Settings, Stage, Table, Verdict
+from tproxy_rules.desired import Desired, Endpoint, Entry, Settings, Stage, Table, Verdict
 from tproxy_rules.iptables.sets import IpSet, PeerSets, addresses, ip_set
 from tproxy_rules.marks import (
     CHAIN_PREFIX,
@@ -38,7 +38,7 @@ from tproxy_rules.marks import (
 )
 from tproxy_rules.networks import family
 from tproxy_rules.shapes import BY_PRECEDENCE
-from tproxy_rules.validate import ANY_PROTOCOL, ICMP, MAX_PORT, WITH_PORTS
+from tproxy_rules.validate import ANY_PROTOCOL, ICMP, MAX_PORT, TCP, WITH_PORTS
 
 FIRST: Final = "-m conntrack --ctstate NEW -m conntrack ! --ctstatus CONFIRMED"
 REPLY: Final = "-m conntrack --ctdir REPLY"
@@ -313,7 +313,8 @@ class _Renderer:
             yield f"-s {source} -g {name}"
 
     def _dialled(self) -> Iterator[str]:
-        yield f"-p tcp --dport {self.settings.proxy_port} -j DROP"
+        for protocol, port in self.settings.listeners:
+            yield f"-p {_PROTOCOLS[protocol]} --dport {port} -j DROP"
 
     def _to_link_local(self, table: IptTable) -> Iterator[str]:
         if self.version == 6 and (links := self._links()):
@@ -364,7 +365,7 @@ class _Renderer:
         table.chain("YES", [f"-j MARK --set-xmark {self.proxy}"])
         # The kernel changed its port, because its reply tuple would equal that of a proxy connection: see nft/inet.
         other_port = f"-p tcp ! --syn -m conntrack --ctstate SNAT -j {CHAIN_PREFIX}DIVERT"
-        table.chain("TPROXY", [other_port, f"-p tcp -j {self._tproxy()}", "-j DROP"])
+        table.chain("TPROXY", [other_port, *self._tproxy(), "-j DROP"])
         steering = {a for way in LogDirection for one, t in self._with(way) if t.steers for a in self._own(one)}
         tell: list[str] = []
         quiet: dict[LogDirection, list[str]] = {way: [] for way in LogDirection}
@@ -388,9 +389,16 @@ class _Renderer:
         table.base("POSTROUTING", "LEAK", [f"! -o lo -m mark --mark {self.proxy} -j DROP"])
         return table
 
-    def _tproxy(self) -> str:
+    def _tproxy(self) -> Iterator[str]:
         at = "127.0.0.1" if self.version == 4 else "::1"
-        return f"TPROXY --on-ip {at} --on-port {self.settings.proxy_port} --tproxy-mark {self.proxy}"
+        for protocol, port in self.settings.listeners:
+            yield f"-p {_PROTOCOLS[protocol]} -j TPROXY --on-ip {at} --on-port {port} --tproxy-mark {self.proxy}"
+
+    def _not_redirected(self) -> str:
+        """Returns for protocols without a listener. `filter` evaluates them, and refuses their redirects."""
+        others = (f"-m conntrack ! --ctproto {protocol} " for protocol in self.settings.redirected - {TCP})
+        tcp = "! -p tcp " if TCP in self.settings.redirected else ""
+        return f"{tcp}{''.join(others)}-j RETURN"
 
     def _prerouting(self, steering: set[str], quiet: dict[LogDirection, list[str]]) -> Iterator[str]:
         icmp = "icmp" if self.version == 4 else "icmpv6"
@@ -403,7 +411,7 @@ class _Renderer:
         # listener; without TPROXY it could open a connection to a socket of the node with its port.
         yield f"-p tcp ! --syn -m socket --transparent -j {CHAIN_PREFIX}DIVERT"
         yield f"-p {icmp} -m socket --transparent -j {CHAIN_PREFIX}DIVERT"
-        yield "! -p tcp -j RETURN"
+        yield self._not_redirected()
         yield f"{REPLY} -j RETURN"
         yield from self._frontends(f"-j {CHAIN_PREFIX}TPROXY")
         if steering:
@@ -422,7 +430,7 @@ class _Renderer:
         # The proxy's connection to the node itself: replies are made here and return to the proxy over lo.
         yield f"{REPLY} -m connmark --mark {self.upstream} -g {CHAIN_PREFIX}NO"
         yield "-o lo -j RETURN"
-        yield "! -p tcp -j RETURN"
+        yield self._not_redirected()
         yield f"{REPLY} -j RETURN"
         yield from self._frontends(f"-g {CHAIN_PREFIX}NO")
         yield from host
@@ -431,13 +439,17 @@ class _Renderer:
         yield f"-m mark --mark {self.proxy} -j MARK --set-xmark {self.both}"
 
     def _frontends(self, action: str) -> Iterator[str]:
-        here = [one for one in self.desired.frontends if family(one.address) == self.version and one.protocol == 6]
-        steered = [_member(one) for one in here if one.steer]
-        plain = [_member(one) for one in here if not one.steer]
-        if steered:
-            yield f"-p tcp {self._in(ip_set('fs', 'hash:ip,port', self.version, steered), 'dst,dst')} {action}"
-        if plain:
-            yield f"-p tcp {self._in(ip_set('f', 'hash:ip,port', self.version, plain), 'dst,dst')} -j RETURN"
+        for protocol, _ in self.settings.listeners:
+            name = _PROTOCOLS[protocol]
+            for role, steer, then in (("fs", True, action), ("f", False, "-j RETURN")):
+                members = [
+                    f"{one.address},{name}:{one.port}"
+                    for one in self.desired.frontends
+                    if (one.protocol, one.steer) == (protocol, steer) and family(one.address) == self.version
+                ]
+                if members:
+                    named = ip_set(role, "hash:ip,port", self.version, members)
+                    yield f"-p {name} {self._in(named, 'dst,dst')} {then}"
 
     def _quiet(self, table: IptTable, name: str, endpoint: Endpoint, way: LogDirection, asks: list[Asks]) -> None:
         """Sets marks instead of verdicts. An allowed packet keeps the mark that the other direction set."""
@@ -536,10 +548,6 @@ class _Renderer:
 def _by_precedence(stage: Stage) -> Iterator[Entry]:
     for verdict in BY_PRECEDENCE:
         yield from (entry for entry in stage if entry.verdict is verdict)
-
-
-def _member(frontend: Frontend) -> str:
-    return f"{frontend.address},tcp:{frontend.port}"
 
 
 def _quotes(address: str) -> str:

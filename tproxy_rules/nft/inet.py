@@ -44,6 +44,7 @@ LINK: Final = (
 # that hook finds it, without TPROXY.
 OTHER_PORT: Final = "tcp flags & (fin | syn | rst | ack) != syn ct status snat"
 NEIGHBOUR_OF_NODE: Final = "ip6 hoplimit 255 icmpv6 type 133-137 fib daddr type local accept"
+NAMES: Final = {6: "tcp", 17: "udp"}
 QUOTED: Final = {4: "ip saddr . @th,192,32", 6: "ip6 saddr . @th,256,128"}
 """Source of an ICMP error, and destination of the packet quoted after its 8-byte header."""
 # Errors about accepted flows: unreachable (with "too big"), time exceeded, parameter problem.
@@ -189,12 +190,19 @@ def _refuse(settings: Settings) -> Iterator[str]:
 
 
 def _deliver(settings: Settings) -> Iterator[str]:
-    """The mark is already set. If nothing listens, tproxy ends its rule, and the client gets a reset at once."""
+    """The mark is already set. If nothing listens, tproxy ends its rule, and a TCP client gets a reset at once."""
     yield f"{OTHER_PORT} accept"
-    yield f"meta nfproto ipv4 meta l4proto tcp tproxy ip to 127.0.0.1:{settings.proxy_port} accept"
-    yield f"meta nfproto ipv6 meta l4proto tcp tproxy ip6 to [::1]:{settings.proxy_port} accept"
+    for name, ip, statement in _tproxy(settings):
+        yield f"meta nfproto {ip} meta l4proto {name} {statement} accept"
     yield log(settings, LogEvent.UNSERVED, LogDirection.INGRESS, 0)
     yield "goto refuse_tcp"
+
+
+def _tproxy(settings: Settings) -> Iterator[tuple[str, str, str]]:
+    """Protocol, IP family and statement of each listener."""
+    for protocol, port in settings.listeners:
+        yield NAMES[protocol], "ipv4", f"tproxy ip to 127.0.0.1:{port}"
+        yield NAMES[protocol], "ipv6", f"tproxy ip6 to [::1]:{port}"
 
 
 # --- base chains ------------------------------------------------------------------------------------------------------
@@ -215,11 +223,10 @@ def _base_chains(desired: Desired) -> Iterator[Chain]:
 
 def _second(settings: Settings) -> Iterator[str]:
     """On the second reception of a bridged frame only this priority runs; of the first, only the mark is left."""
-    marked = f"{_is_marked(settings.mark_proxy)} meta l4proto tcp"
-    found = f"{_unmark(settings.mark_upstream)} accept"
-    yield f"{marked} {OTHER_PORT} {found}"
-    yield f"{marked} meta nfproto ipv4 tproxy ip to 127.0.0.1:{settings.proxy_port} {found}"
-    yield f"{marked} meta nfproto ipv6 tproxy ip6 to [::1]:{settings.proxy_port} {found}"
+    marked, found = _is_marked(settings.mark_proxy), f"{_unmark(settings.mark_upstream)} accept"
+    yield f"{marked} meta l4proto tcp {OTHER_PORT} {found}"
+    for name, ip, statement in _tproxy(settings):
+        yield f"{marked} meta l4proto {name} meta nfproto {ip} {statement} {found}"
 
 
 def _guard() -> Iterator[str]:
@@ -334,7 +341,8 @@ def _input(settings: Settings) -> Iterator[str]:
     refused = f'iifname != "lo" meta mark & {both:#010x} == {both:#010x}'
     yield f"{refused} {_unmark(both)} meta l4proto tcp reject with tcp reset"
     # Redirected packets keep their destination port, so an unmarked packet to the proxy's port is a direct connection.
-    yield f'iifname != "lo" tcp dport {settings.proxy_port} {_is_not_marked(settings.mark_proxy)} drop'
+    for protocol, port in settings.listeners:
+        yield f'iifname != "lo" {NAMES[protocol]} dport {port} {_is_not_marked(settings.mark_proxy)} drop'
 
 
 def _leak(settings: Settings) -> Iterator[str]:

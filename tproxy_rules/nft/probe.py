@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final
 
-from tproxy_rules.desired import Bridge, Desired, Endpoint, Entry, Port, Table, Tier, Verdict
+from tproxy_rules.desired import Bridge, Desired, Endpoint, Entry, Port, Settings, Table, Tier, Verdict
 from tproxy_rules.marks import TABLE
 
 
@@ -20,10 +20,12 @@ def sample() -> Desired:
     second = (
         Entry(Verdict.ALLOW, 17, 53, 99, any_peer=False, peers=peers),
         Entry(Verdict.STEER, 6, 80, 80, any_peer=True, peers=()),
+        Entry(Verdict.STEER, 17, 5353, 5353, any_peer=True, peers=()),
         Entry(Verdict.ALLOW, 132, *any_port, any_peer=False, peers=peers),
     )
     tiered = Table((Tier((first,), closed=False), Tier((second, first[:1]), closed=True)))
     return Desired(
+        settings=Settings(listeners=((6, 15001), (17, 15002))),
         identities=(("0.0.0.0/0", 2), ("10.0.0.0/8", 3), ("10.0.0.1/32", 4), ("fd00::/8", 3)),
         endpoints=(
             Endpoint(1, ("10.0.0.1", "fd00::1"), Port("p", "02:00:00:00:00:01", "b"), tiered, Table(())),

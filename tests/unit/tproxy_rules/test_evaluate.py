@@ -7,7 +7,7 @@ from dataclasses import replace
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tproxy_rules.desired import Desired, Endpoint, Entry, Frontend, Port, Table, Tier, Verdict
+from tproxy_rules.desired import Desired, Endpoint, Entry, Frontend, Port, Settings, Table, Tier, Verdict
 from tproxy_rules.evaluate import Connection, Evaluator, is_wider
 from tproxy_rules.fake import FakeBackend, Fate, Packet
 from tproxy_rules.revoke import taken
@@ -21,7 +21,7 @@ PORTS = st.sampled_from((0, 53, 80, 0x0800, 65535))
 
 
 def _entry(verdict: Verdict, protocol: int, ports: tuple[int, int], peers: list[int]) -> Entry:
-    fits = protocol == 6 or verdict is not Verdict.STEER
+    fits = protocol in (6, 17) or verdict is not Verdict.STEER
     first, last = (min(ports), max(ports)) if protocol in (6, 17, 1) else (0, 65535)
     return Entry(verdict if fits else Verdict.ALLOW, protocol, first, last, any_peer=not peers, peers=tuple(peers))
 
@@ -59,7 +59,9 @@ ENDPOINTS = st.lists(st.tuples(st.none() | TABLES, st.none() | TABLES), min_size
         for number, address in enumerate(PODS, 1)
     )
 )
-PICTURES = st.builds(Desired, identities=PREFIXES, endpoints=ENDPOINTS, host_identity=st.just(5))
+LISTENERS = st.sampled_from((((6, 15001),), ((6, 15001), (17, 15053)), ()))
+SETTINGS = st.builds(Settings, listeners=LISTENERS)
+PICTURES = st.builds(Desired, settings=SETTINGS, identities=PREFIXES, endpoints=ENDPOINTS, host_identity=st.just(5))
 CONNECTIONS = st.builds(
     Connection,
     st.sampled_from((NODE, *PODS, *OTHERS)),
@@ -103,16 +105,16 @@ def _whatever_is_newly_refused_is_looked_at(before: Desired, after: Desired, one
         assert {one.source, one.destination} & taken(before, after).addresses(after)
 
 
-@given(TABLES, TABLES, CONNECTIONS)
-def test_a_wider_table_refuses_nothing_more(before: Table, more: Table, one: Connection) -> None:
+@given(TABLES, TABLES, CONNECTIONS, SETTINGS)
+def test_a_wider_table_refuses_nothing_more(before: Table, more: Table, one: Connection, settings: Settings) -> None:
     tiers = zip(before.tiers, more.tiers, strict=False)
     joined = [
         Tier(tuple((*a, *b) for a, b in zip(old.stages, new.stages, strict=False)), old.closed) for old, new in tiers
     ]
     for after in (Table(tuple(joined)), more):
-        if is_wider(before, after):
+        if is_wider(before, after, settings.redirected):
             old, new = (
-                Evaluator(Desired(endpoints=(Endpoint(1, (one.destination,), ingress=table),))).of(one)
+                Evaluator(Desired(settings, endpoints=(Endpoint(1, (one.destination,), ingress=table),))).of(one)
                 for table in (before, after)
             )
             assert old is Verdict.DENY or new is not Verdict.DENY

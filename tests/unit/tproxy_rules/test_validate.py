@@ -37,7 +37,9 @@ REFUSED = [
     (settings(mark_upstream=0), "settings.mark_upstream: 0x0 must be a single bit"),
     (settings(mark_proxy=1 << 32), "settings.mark_proxy: 0x100000000 must be a single bit"),
     (settings(mark_proxy=4, mark_upstream=4), "settings.mark_upstream must differ from mark_proxy"),
-    (settings(proxy_port=0), "settings.proxy_port: 0 must be between 1 and 65535"),
+    (settings(listeners=((6, 0),)), "settings.listeners: port 0 must be between 1 and 65535"),
+    (settings(listeners=((132, 1),)), "settings.listeners: protocol 132 cannot be redirected, only TCP and UDP can"),
+    (settings(listeners=((6, 1), (6, 2))), "settings.listeners: a protocol has two ports"),
     (settings(nflog_group=65536), "settings.nflog_group: 65536 must be between 1 and 65535"),
     (settings(log_rate=0), "settings.log_rate: 0 must be between 1 and 1000000"),
     (settings(rule_priority=2), "settings.rule_priority: 2 must be between 3 and 32765"),
@@ -74,8 +76,8 @@ REFUSED = [
     (ruled(protocol=47), "egress.tiers[0].stages[0][1]: protocol 47 has no ports: the range must be 0–65535"),
     (ruled(protocol=-1), "egress.tiers[0].stages[0][1]: protocol -1 has no ports"),
     (
-        ruled(verdict=Verdict.STEER, protocol=17),
-        "egress.tiers[0].stages[0][1]: only TCP can be redirected, not protocol 17",
+        ruled(verdict=Verdict.STEER, protocol=132),
+        "egress.tiers[0].stages[0][1]: only TCP and UDP can be redirected, not protocol 132",
     ),
     (ruled(peers=(5,)), "egress.tiers[0].stages[0][1]: peers must be empty if any_peer is set"),
     (ruled(any_peer=False, peers=(0,)), "egress.tiers[0].stages[0][1]: peer 0 must be between 1 and 2^32-1"),
@@ -91,7 +93,10 @@ REFUSED = [
     ),
     (Desired(frontends=(Frontend("x", 6, 80, steer=True),)), "frontends: 'x' does not appear to be an IPv4 or IPv6"),
     (Desired(frontends=(Frontend("10.0.0.1", 6, 65536, steer=True),)), "frontends: 10.0.0.1: protocol 6, port 65536"),
-    (Desired(frontends=(Frontend("10.0.0.1", 17, 53, steer=True),)), "frontends: 10.0.0.1: only TCP can be redirected"),
+    (
+        Desired(frontends=(Frontend("10.0.0.1", 132, 53, steer=True),)),
+        "frontends: 10.0.0.1: only TCP and UDP can be redirected, not protocol 132",
+    ),
 ]
 
 
