@@ -19,9 +19,9 @@ from bench.cpu import peak_mib, rss_mib
 from l7proxy.agent.dataplane.pod_interfaces import PodInterfaces
 from l7proxy.agent.dataplane.render import render
 from l7proxy.cluster.state import ClusterState
-from l7proxy.model.resources import Synced
 from l7proxy.policy.compile import compile_policies
-from l7proxy.sources.files import load
+from l7proxy.sources.files.scan import load
+from l7proxy.sources.source import SYNCED
 from tproxy_rules.desired import Settings
 
 NODE = "node-1"
@@ -48,7 +48,7 @@ def main() -> None:
     before = rss_mib(os.getpid())
     start = time.perf_counter()
     cluster_state = ClusterState()
-    cluster_state.apply([*changes, Synced()])
+    cluster_state.apply([*changes, *SYNCED])
     view = cluster_state.view(NODE)
     policies = compile_policies(view.rules, view.endpoints, view.identities)
     pictures = render(view, policies, PodInterfaces(), settings=Settings(), resolve_services=False)

@@ -24,7 +24,7 @@ from l7proxy.model.verdict import Protocol
 from l7proxy.policy.encapsulation import TUNNEL_PORTS, TUNNEL_PROTOCOLS, no_encapsulation
 from l7proxy.policy.lang.options import Options
 from l7proxy.policy.rules import Reach
-from l7proxy.sources.yaml_lines import Document, read
+from l7proxy.sources.files.yaml_lines import Document, read
 from l7proxy.wire.path import PathRules
 from tproxy_rules import desired
 

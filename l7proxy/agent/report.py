@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
@@ -22,6 +23,7 @@ from l7proxy.model.resources import Problem
 from l7proxy.model.verdict import Action, Protocol
 from l7proxy.policy.rules import HttpRule
 from l7proxy.policy.tables import DirectionPolicy, EndpointPolicy, Entry, TierPolicy
+from l7proxy.sources.source import NEVER, SourceHealth
 from tproxy_rules.backend import Suppressed
 from tproxy_rules.marks import LogEvent
 
@@ -48,8 +50,7 @@ def status(
     node: str,
     audit: bool,
     backend: str,
-    source_kind: str,
-    source_path: str,
+    source: SourceHealth,
     reconciler: Reconciler,
     revoked: Revoked = NOTHING_REVOKED,
     workers: list[WorkerState],
@@ -57,7 +58,7 @@ def status(
     not_told: Mapping[Suppressed, int],
     feeds: Sequence[Feed],
 ) -> dict[str, Any]:
-    """`source` in the answer is the input of revision `revision`, never a newer one."""
+    """`detail` and `problems` in the answer are those of the input of revision `revision`, never of a newer one."""
     current = reconciler.current
     return {
         "node": node,
@@ -68,10 +69,12 @@ def status(
         "revision": reconciler.revision,
         "enforced_revision": reconciler.enforced_revision,
         "source": {
-            "kind": source_kind,
-            "path": source_path,
-            "synced": current is not None and current.source.synced,
-            "files": dict(sorted(current.source.files.items())) if current else {},
+            "kind": source.kind,
+            "location": source.location,
+            "reachable": source.reachable,
+            "age": _age(source.contact),
+            "synced": current is not None,
+            "detail": dict(sorted(current.source.detail.items())) if current else {},
             "problems": _problems(current),
         },
         "kernel": _kernel(reconciler.kernel, revoked),
@@ -92,6 +95,11 @@ def status(
 
 def _sink(feed: Feed) -> dict[str, Any]:
     return {"name": feed.name, "written": feed.written, "lost": feed.lost, "problem": feed.problem}
+
+
+def _age(contact: float) -> float | None:
+    """Seconds since the last contact; None if there was none."""
+    return None if contact == NEVER else round(time.monotonic() - contact, 3)
 
 
 def _problems(current: Published | None) -> list[dict[str, Any]]:

@@ -23,7 +23,7 @@ from typing import Any, Final, Protocol
 from l7proxy.agent import report
 from l7proxy.agent.api import AgentApi, Answer
 from l7proxy.agent.dataplane import pod_interfaces
-from l7proxy.agent.dataplane.reconciler import Reconciler, SourceReport
+from l7proxy.agent.dataplane.reconciler import Reconciler
 from l7proxy.agent.dataplane.revocation import Revocation
 from l7proxy.agent.flow_recorder import Recorder
 from l7proxy.cluster.state import ClusterState
@@ -35,8 +35,9 @@ from l7proxy.link.server import LinkServer
 from l7proxy.settings import KUBERNETES, Settings
 from l7proxy.simulate import trace
 from l7proxy.simulate.cluster import Cluster
-from l7proxy.sources.files import FileSource
-from l7proxy.sources.inotify import ChangeNotifier
+from l7proxy.sources.files.notify import ChangeNotifier
+from l7proxy.sources.files.source import FileSource
+from l7proxy.sources.source import Source
 from tproxy_rules import detect
 from tproxy_rules.backend import Backend, KernelError
 from tproxy_rules.nflog import NflogReader
@@ -148,7 +149,7 @@ async def _agent(settings: Settings) -> None:
             tasks.create_task(revocation.run(), name="revocation"),
             *(tasks.create_task(feed.run(), name=feed.name) for feed in feeds),
         ]
-        log.info("node %s: backend %s, manifests from %s", settings.node, backend.name, source.path)
+        log.info("node %s: backend %s, manifests from %s", settings.node, backend.name, settings.source)
         await stop.wait()
         log.info("stopping; the kernel's rules stay in force")
         for task in running:
@@ -247,18 +248,19 @@ def _others(ours: str) -> list[Backend]:
     return found
 
 
-async def _follow(source: FileSource, reconciler: Reconciler) -> None:
+async def _follow(source: Source, reconciler: Reconciler) -> None:
     """Submit every batch of the source to the reconciler; log each problem once."""
     told: set[str] = set()
     async for changes in source.watch():
-        now = {str(problem) for problem in source.problems}
+        health = source.health()
+        now = {str(problem) for problem in health.problems}
         for text in sorted(now - told):
             log.warning("%s", text)
         told = now
-        reconciler.submit(changes, SourceReport(source.files, source.problems, source.synced))
+        reconciler.submit(changes, health)
 
 
-def _source(settings: Settings) -> FileSource:
+def _source(settings: Settings) -> Source:
     if settings.source == KUBERNETES:
         raise ConfigError(
             "source: the Kubernetes API is not supported yet: give a directory of manifests with --source DIR"
@@ -266,7 +268,7 @@ def _source(settings: Settings) -> FileSource:
     path = Path(settings.source)
     if not path.exists():
         raise ConfigError(f"source: {path}: no such file or directory")
-    return FileSource(path)
+    return FileSource(path, settings.policy_options)
 
 
 def prepare_run_dir(path: Path) -> None:
@@ -286,7 +288,7 @@ def _stop_signal() -> asyncio.Event:
 
 def _answers(
     settings: Settings,
-    source: FileSource,
+    source: Source,
     backend: Backend,
     cluster_state: ClusterState,
     reconciler: Reconciler,
@@ -303,8 +305,7 @@ def _answers(
             node=settings.node,
             audit=settings.audit,
             backend=backend.name,
-            source_kind=source.kind,
-            source_path=str(source.path),
+            source=source.health(),
             reconciler=reconciler,
             revoked=revocation.state,
             workers=link.workers(),

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from l7proxy.policy.lang import Options
     from l7proxy.settings import Settings
     from l7proxy.simulate.trace import Question
-    from l7proxy.sources.files import DirectoryScan
+    from l7proxy.sources.files.scan import DirectoryScan
 
 app = typer.Typer(
     help="Inspect policies enforced on a node (list, get) or in files (validate, test, trace).",
@@ -196,10 +196,10 @@ def validate(
     l7proxy policy validate my-policy.yaml
     kubectl get cnp -A -o yaml | l7proxy policy validate -
     """
-    from l7proxy.sources.files import changes_of, look
+    from l7proxy.sources.files.scan import changes_of, look
 
     settings = _settings(config, like_cilium=like_cilium)
-    seen = look(files)
+    seen = look(files, settings.policy_options)
     changes = changes_of(seen)
     documents = list(_documents(changes))
     faults = [_remark(problem) for problem in seen.problems] + list(_faults(changes, documents, settings))
@@ -238,7 +238,7 @@ def _settings(config: Path | None, *, like_cilium: bool) -> Settings:
 
 def _unread(seen: DirectoryScan) -> list[str]:
     """The kinds of objects that are not read: they may include policies of other products."""
-    from l7proxy.sources.manifests import NOT_READ
+    from l7proxy.sources.decode import NOT_READ
 
     return sorted({note.message.removesuffix(NOT_READ) for note in seen.notes})
 
@@ -261,7 +261,7 @@ def _faults(changes: Sequence[Change], documents: Sequence[PolicyDocument], sett
         yield Remark(problem.file, problem.line or None, problem.field, problem.message)
     for document in documents:
         for error in lang.faults(document.document, options=settings.policy_options):
-            if document.fault and document.fault_at in ("", error.at):
+            if document.fault and document.parsed.at in ("", error.at):
                 continue  # reported with the file; the placeholder of an unreadable document has made-up fields
             file, line = document.locate(error.at)
             yield Remark(file, line or None, error.at, error.message)
@@ -423,12 +423,12 @@ def trace(
 def _traced_offline(paths: list[Path], question: Question, settings: Settings) -> Mapping[str, Any]:
     from l7proxy.simulate import trace as tracing
     from l7proxy.simulate.cluster import Cluster
-    from l7proxy.sources.files import load
+    from l7proxy.sources.files.scan import load
 
     missing = next((path for path in paths if str(path) != "-" and not path.exists()), None)
     if missing is not None:
         raise ConfigError(f"-f {missing}: no such file or directory")
-    changes, problems = load(paths)
+    changes, problems = load(paths, settings.policy_options)
     cluster = Cluster.of(changes, settings)
     for problem in [*problems, *cluster.everywhere.problems, *cluster.everywhere.secret_problems]:
         print(f"warning: {plain(str(problem))}", file=sys.stderr)

@@ -42,6 +42,8 @@ def troubles(found: Mapping[str, Any]) -> Iterable[str]:
     source, kernel = _object(found.get("source") or {}), _object(found.get("kernel") or {})
     if not source.get("synced"):
         yield "source: not fully read yet"
+    if source.get("reachable") is False:
+        yield f"source: not reached for {source.get('age') or 0:.0f} s: what was read last stays in force"
     for problem in source.get("problems") or []:
         yield located(problem)
     if found.get("revision") != found.get("enforced_revision"):
@@ -87,7 +89,7 @@ def _show_status(found: Mapping[str, Any], complaints: list[str]) -> None:
     rows = [
         ("Node", f"{found.get('node')}  (l7proxy {', '.join(_texts(found, 'version', 'build'))})"),
         ("State", f"{verdict}, revision {found.get('enforced_revision')} of {found.get('revision')}"),
-        ("Source", f"{source.get('kind')} {source.get('path') or ''}: {_count(source.get('files') or [], 'file')}"),
+        ("Source", f"{' '.join(_texts(source, 'kind', 'location'))}: {_count(source.get('detail') or [], 'file')}"),
         ("Kernel", f"{found.get('backend')}, {_kernel(kernel)}"),
         ("Policies", f"{enforced} of {len(policies) - staged} enforced" + (f", {staged} staged" if staged else "")),
         ("Endpoints", f"{len(endpoints)}, {l7} with L7 rules"),

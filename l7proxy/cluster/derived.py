@@ -87,7 +87,7 @@ class Node(Generic[P, T]):
 
 
 class Derived:
-    """The nodes of one ClusterState, whose parameters it has. `before`: documents read there are not read again."""
+    """The nodes of one ClusterState, whose parameters it has. `before`: the status of documents known there is kept."""
 
     def __init__(
         self,
@@ -99,10 +99,10 @@ class Derived:
         everywhere: tuple[Rule, ...],
         before: Derived | None = None,
     ) -> None:
-        read = partial(policy_status.read, secrets_namespace=secrets_namespace, options=options)
-        self._read: IdentityMemo[PolicyDocument, PolicyStatus]
-        self._read = IdentityMemo(read) if before is None else before._read.copy()
-        self.policies = Node(partial(_policies, self._read))
+        status_of = partial(policy_status.status_of, secrets_namespace=secrets_namespace)
+        self._status_of: IdentityMemo[PolicyDocument, PolicyStatus]
+        self._status_of = IdentityMemo(status_of) if before is None else before._status_of.copy()
+        self.policies = Node(partial(_policies, self._status_of))
         self.bare_services = Node(_bare_services)
         self.pod_slices = Node(_pod_slices)
         self.slices = Node(_slices)
@@ -130,11 +130,11 @@ class Derived:
 
 
 def _policies(
-    read: IdentityMemo[PolicyDocument, PolicyStatus], documents: tuple[PolicyDocument, ...]
+    status_of: IdentityMemo[PolicyDocument, PolicyStatus], documents: tuple[PolicyDocument, ...]
 ) -> tuple[PolicyStatus, ...]:
-    """The documents as read; only new ones are parsed, since the result depends only on the document."""
-    found = tuple(map(read, documents))
-    read.turn()
+    """The status of each document; only new ones are looked at, since it depends only on the document."""
+    found = tuple(map(status_of, documents))
+    status_of.turn()
     return found
 
 

@@ -1,4 +1,4 @@
-"""Reads policy documents into rules, each with a status: accepted, or refused with the reason (law 3)."""
+"""The status of each policy: accepted with its rules, or refused with the reason (law 3)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from l7proxy.errors import PolicyError
 from l7proxy.model.resources import PolicyDocument
 from l7proxy.policy import lang
 from l7proxy.policy.lang.http import foreign_secrets
-from l7proxy.policy.lang.options import DEFAULT
 from l7proxy.policy.references import References, without_tier
 from l7proxy.policy.rules import Rule
 
@@ -54,24 +53,20 @@ class PolicyStatus:
     program: int = 0
 
 
-def read(document: PolicyDocument, *, secrets_namespace: str = "", options: lang.Options = DEFAULT) -> PolicyStatus:
+def status_of(document: PolicyDocument, *, secrets_namespace: str = "") -> PolicyStatus:
     """Never fails: a document that cannot be enforced gets rules that refuse, unless it is in audit mode."""
-    state = _read(document, secrets_namespace, options)
+    state = _status_of(document, secrets_namespace)
     wanted, fault = audit.of_document(document.document)
     if fault:
         return replace(state, reason="; ".join(part for part in (state.reason, fault) if part))
     return replace(state, audit=True, rules=audit.audited(state.rules)) if wanted else state
 
 
-def _read(document: PolicyDocument, secrets_namespace: str, options: lang.Options) -> PolicyStatus:
-    if document.fault:
-        at = document.fault_at
-        return _refused(document, PolicyPhase.INVALID, f"{at}: {document.fault}" if at else document.fault, at)
-    try:
-        found = lang.read(document.document, locate=document.locate, options=options)
-    except PolicyError as error:
-        state = PolicyPhase.REFUSED if error.unsupported else PolicyPhase.INVALID
-        return _refused(document, state, str(error), error.at)
+def _status_of(document: PolicyDocument, secrets_namespace: str) -> PolicyStatus:
+    found: lang.Read | PolicyError = document.parsed
+    if isinstance(found, PolicyError):
+        state = PolicyPhase.REFUSED if found.unsupported else PolicyPhase.INVALID
+        return _refused(document, state, str(found), found.at)
     foreign = foreign_secrets(found.rules, secrets_namespace)
     if foreign is not None:
         return _refused(document, PolicyPhase.REFUSED, str(foreign), foreign.at)

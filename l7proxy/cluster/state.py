@@ -33,7 +33,18 @@ from l7proxy.model.ids import EndpointId
 from l7proxy.model.labels import RESERVED, Label, LabelSet, Operator, Requirement, Selector
 from l7proxy.model.net import Network, single_text
 from l7proxy.model.ref import RuleRef
-from l7proxy.model.resources import Change, Delete, Pod, PolicyDocument, Problem, Resource, ResourceKey, Upsert
+from l7proxy.model.resources import (
+    KINDS,
+    Change,
+    Delete,
+    Pod,
+    PolicyDocument,
+    Problem,
+    Resource,
+    ResourceKey,
+    Synced,
+    Upsert,
+)
 from l7proxy.model.verdict import Action, Direction
 from l7proxy.policy.always import ALWAYS
 from l7proxy.policy.lang.options import DEFAULT, Options
@@ -93,11 +104,11 @@ class ClusterState:
         everywhere: tuple[Rule, ...] = (),
     ) -> None:
         """`secrets_namespace`: policies may use its Secrets besides those of their own namespace. `audit_all`: the node
-        is in audit mode. `options`: how policies are read. `kept`: which pod labels count.
+        is in audit mode. `options`: those with which the policies are parsed. `kept`: which pod labels count.
         `enforce_always`: all traffic of pods that no policy selects is refused. `everywhere`: further rules that apply
         independently of policies.
         """
-        self.synced = False
+        self._synced: set[type[Resource]] = set()
         self._audit = audit_all
         kept = kept or LabelFilter()
         self._new_pod_index = partial(PodIndex, cluster=cluster, kept=kept)
@@ -126,8 +137,8 @@ class ClusterState:
                         self._changed_pods[resource.key] = resource
                 case Delete(key):
                     self._forget(key)
-                case _:
-                    self.synced = True
+                case Synced(kind):
+                    self._synced.add(kind)
 
     def _forget(self, key: ResourceKey, but: type | None = None) -> None:
         """Remove the resource with this key, of any type but `but`: a key identifies one resource of all types."""
@@ -136,6 +147,11 @@ class ClusterState:
                 self._sorted.pop(kind, None)
                 if kind is Pod:
                     self._changed_pods[key] = None
+
+    @property
+    def synced(self) -> bool:
+        """Whether the source has yielded all resources of every kind."""
+        return self._synced.issuperset(KINDS)
 
     @property
     def known(self) -> Iterable[Resource]:
@@ -151,7 +167,7 @@ class ClusterState:
         other = copy(self)
         other._resources = {kind: dict(known) for kind, known in self._resources.items()}
         other._sorted, other._derived = {}, self._new_derived(before=self._derived)
-        other._pod_index = self._new_pod_index()
+        other._pod_index, other._synced = self._new_pod_index(), set(self._synced)
         other._changed_pods = {pod.key: pod for pod in self._all(Pod)}
         return other
 

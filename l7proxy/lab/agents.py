@@ -89,7 +89,7 @@ def not_enforced(lab: Lab, node: str) -> str | None:
     source = answer.get("source") or {}
     if not source.get("synced"):
         return "the manifests are not fully read yet"
-    seen = source.get("files") or {}
+    seen = source.get("detail") or {}
     present = {path.name: path.stat().st_mtime_ns for path in lab.store.directory.glob("*.yaml")}
     for name in sorted(present.keys() | seen.keys()):
         if seen.get(name) != present.get(name):

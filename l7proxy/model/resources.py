@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple, get_args
 
 from l7proxy.model.endpoint import Workload
 from l7proxy.model.identity import NamedPort
@@ -215,19 +215,20 @@ class CidrGroup:
 
 @dataclass(frozen=True, slots=True)
 class PolicyDocument:
-    """A policy document of any language, not parsed: `policy.lang` does that.
+    """A policy document of any language.
 
-    `lines` maps field paths to lines. `fault` is set when the source already knows that the document cannot be
-    enforced. The document is kept, so that traffic of the endpoints it selects is denied.
+    `parsed`: what `policy.lang` made of it, rules (`lang.Read`) or the PolicyError that refuses them; it depends on the
+    document alone, so it does not count in comparisons. `lines` maps field paths to lines. `fault` is set on a
+    placeholder: why the object cannot be read. It is kept, so that traffic of the endpoints it selects is denied.
     """
 
     kind: str
     namespace: str
     name: str
     document: Mapping[str, Any]
+    parsed: Any = field(compare=False)
     lines: Mapping[str, int] = field(default_factory=dict)
     fault: str = ""
-    fault_at: str = ""
     origin: SourceLocation = SourceLocation()
 
     @property
@@ -236,9 +237,14 @@ class PolicyDocument:
 
     def locate(self, path: str) -> tuple[str, int]:
         """(file, line) of a field, or of the nearest enclosing field."""
-        while path and path not in self.lines:
-            path = path[: max(path.rfind("."), path.rfind("["), 0)]
-        return self.origin.file, self.lines.get(path, self.origin.line)
+        return located(self.lines, self.origin, path)
+
+
+def located(lines: Mapping[str, int], origin: SourceLocation, path: str) -> tuple[str, int]:
+    """(file, line) of a field of an object, or of the nearest enclosing field."""
+    while path and path not in lines:
+        path = path[: max(path.rfind("."), path.rfind("["), 0)]
+    return origin.file, lines.get(path, origin.line)
 
 
 @dataclass(frozen=True, slots=True)
@@ -276,9 +282,15 @@ class Delete:
     key: ResourceKey
 
 
+KINDS: Final[tuple[type[Resource], ...]] = get_args(Resource)
+"""A source announces each of them. All policy kinds are one: PolicyDocument."""
+
+
 @dataclass(frozen=True, slots=True)
 class Synced:
-    """The source has yielded all objects that exist at its start: all others do not exist."""
+    """The source has yielded all objects of this kind that exist at its start: all others do not exist."""
+
+    kind: type[Resource]
 
 
 Change = Upsert | Delete | Synced

@@ -28,8 +28,8 @@ from l7proxy.settings import Settings
 from l7proxy.simulate import trace
 from l7proxy.simulate.cluster import Cluster
 from l7proxy.sources.fields import Fields
-from l7proxy.sources.files import load
-from l7proxy.sources.yaml_lines import MAX_BYTES, Document, read
+from l7proxy.sources.files.scan import load
+from l7proxy.sources.files.yaml_lines import MAX_BYTES, Document, read
 from l7proxy.wire.path import PathRules
 
 EXPECTED: Final[Mapping[str, frozenset[str]]] = {
@@ -147,7 +147,7 @@ def run(book: PolicyTestFile, settings: Settings) -> Iterator[Result]:
 
     `settings`: those of the agents that will enforce the policies.
     """
-    changes, problems = load(book.manifests)
+    changes, problems = load(book.manifests, settings.policy_options)
     cluster = Cluster.of(changes, settings)
     if problems:
         raise problems[0]

@@ -1,7 +1,7 @@
 """Parses Kubernetes objects into resources: one small reader per kind, and the table of kinds.
 
-Reads only the fields that enforcement needs and checks their types; other fields are ignored. Of policies only name and
-location are read here; `policy.lang` parses them.
+Reads only the fields that enforcement needs and checks their types; other fields are ignored. `policy.lang` parses
+policies.
 """
 
 from __future__ import annotations
@@ -10,9 +10,11 @@ import re
 from base64 import b64decode
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from functools import partial
+from types import MappingProxyType
 from typing import Any, Final
 
-from l7proxy.errors import SourceError
+from l7proxy.errors import PolicyError, SourceError
 from l7proxy.model.endpoint import Workload
 from l7proxy.model.identity import NamedPort
 from l7proxy.model.resources import (
@@ -32,11 +34,14 @@ from l7proxy.model.resources import (
     ServicePort,
     SlicePort,
     SourceLocation,
+    located,
 )
 from l7proxy.model.secret import Sealed
 from l7proxy.policy import lang
+from l7proxy.policy.lang.options import DEFAULT, Options
 from l7proxy.sources.fields import Fields
 
+NOWHERE: Final = SourceLocation()
 CIDR_GROUP: Final = "CiliumCIDRGroup"
 SERVICE_NAME: Final = "kubernetes.io/service-name"
 CLUSTER_SCOPED_POLICIES: Final = frozenset(
@@ -264,31 +269,43 @@ def key_of(document: Mapping[str, Any]) -> ResourceKey | None:
 
 
 def read(
-    document: Mapping[str, Any], origin: SourceLocation, lines: Callable[[], Mapping[str, int]]
+    document: Mapping[str, Any],
+    origin: SourceLocation,
+    lines: Callable[[], Mapping[str, int]],
+    options: Options = DEFAULT,
 ) -> Resource | None:
     """The resource in a document; None for kinds that are not used. SourceError names field and line."""
     fields = Fields(document)
     try:
         kind, version = fields.text("kind"), fields.text("apiVersion")
         if lang.is_policy(document):
-            return policy(document, origin, lines())
+            return policy(document, origin, lines(), options)
         reader = KINDS.get((version, kind))
         return reader(fields, origin) if reader else None
     except SourceError as error:
-        line = _nearest(lines(), error.field) or origin.line
-        raise SourceError(error.message, file=origin.file, line=line, field=error.field) from error
+        file, line = located(lines(), origin, error.field)
+        raise SourceError(error.message, file=file, line=line, field=error.field) from error
 
 
-def policy(document: Mapping[str, Any], origin: SourceLocation, lines: Mapping[str, int]) -> PolicyDocument:
-    """A policy with its content unparsed."""
+def policy(
+    document: Mapping[str, Any],
+    origin: SourceLocation = NOWHERE,
+    lines: Mapping[str, int] = MappingProxyType({}),
+    options: Options = DEFAULT,
+) -> PolicyDocument:
+    """A policy, parsed: `lang.Read`, or the PolicyError that refuses it."""
     fields = Fields(document)
     kind, metadata = lang.known_as(document) or fields.text("kind"), fields.inside("metadata")
     name = metadata.text("name", "")
     if not name:
         raise metadata.wrong("name", f"{fields.text('kind')} must have name")
-    return PolicyDocument(
-        kind, "" if kind in CLUSTER_SCOPED else _namespace(fields), name, document, lines, origin=origin
-    )
+    namespace = "" if kind in CLUSTER_SCOPED else _namespace(fields)
+    parsed: lang.Read | PolicyError
+    try:
+        parsed = lang.read(document, locate=partial(located, lines, origin), options=options)
+    except PolicyError as error:
+        parsed = error
+    return PolicyDocument(kind, namespace, name, document, parsed, lines, origin=origin)
 
 
 def placeholder(
@@ -304,7 +321,8 @@ def placeholder(
     kind = lang.known_as(document) or str(document.get("kind", ""))
     space = "" if kind in CLUSTER_SCOPED else space
     named = {**document, "metadata": {"name": name} | ({"namespace": space} if space else {})}
-    return PolicyDocument(kind, space, name, named, lines, fault.message, fault.field, origin)
+    error = PolicyError(fault.message, at=fault.field)
+    return PolicyDocument(kind, space, name, named, error, lines, fault.message, origin)
 
 
 def _name(fields: Fields) -> str:
@@ -313,9 +331,3 @@ def _name(fields: Fields) -> str:
 
 def _namespace(fields: Fields) -> str:
     return fields.inside("metadata").text("namespace", "default")
-
-
-def _nearest(lines: Mapping[str, int], path: str) -> int | None:
-    while path and path not in lines:
-        path = path[: max(path.rfind("."), path.rfind("["), 0)]
-    return lines.get(path)

@@ -111,7 +111,7 @@ def test_it_opens_when_its_pod_comes_and_closes_when_it_goes(lab: AttackLab) -> 
         path = store / "unknown.yaml"
         try:
             path.write_text(POD.format(addresses=listed))
-            wait_for(lambda: not is_closed(lab, unknown) and path.name in lab.status("node-1")["source"]["files"], 10)
+            wait_for(lambda: not is_closed(lab, unknown) and path.name in lab.status("node-1")["source"]["detail"], 10)
             wait_for(
                 lambda: all(
                     unknown.connect(one, 9000).split()[0] == unknown.addresses[family_of(one)] for one in other.values()

@@ -209,4 +209,4 @@ def test_an_unsupported_policy_closes_those_it_selects(cluster: Cluster, tmp_pat
 def _policy_file(cluster: Cluster) -> Path:
     status = cluster.agent("node-1")
     (policy,) = status["policies"]
-    return Path(status["source"]["path"], policy["file"])
+    return Path(status["source"]["location"], policy["file"])

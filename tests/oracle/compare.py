@@ -13,12 +13,14 @@ from l7proxy.cluster.state import ClusterState
 from l7proxy.model import resources
 from l7proxy.model.http import Request
 from l7proxy.model.net import PrefixTable
-from l7proxy.model.resources import PolicyDocument, Synced, Upsert
+from l7proxy.model.resources import Upsert
 from l7proxy.model.verdict import Direction, Verdict
-from l7proxy.policy import decide, lang
+from l7proxy.policy import decide
 from l7proxy.policy.compile import compile_policies
 from l7proxy.policy.decide import PortPolicy
 from l7proxy.policy.lang.options import Options
+from l7proxy.sources import objects
+from l7proxy.sources.source import SYNCED
 from tests.oracle import documents as writing
 from tests.oracle.cast import (
     ACCOUNTS,
@@ -68,16 +70,15 @@ class Difference:
 
 def world(documents: list[dict[str, Any]]) -> ClusterState:
     """The oracle's cluster as the agent knows it."""
-    made = ClusterState(options=Options(node_selectors=True))
+    options = Options(node_selectors=True)
+    made = ClusterState(options=options)
     everything: list[resources.Resource] = [resources.Namespace(name, labels) for name, labels in SPACES.items()]
     everything += [resources.Node(one.name, (one.address,), (f"10.0.{one.name[1]}.0/24",), one.labels) for one in NODES]
     everything += [_pod(one) for one in PODS]
     everything += _named()
     for document in documents:
-        metadata = document["metadata"]
-        kind = lang.known_as(document)
-        everything.append(PolicyDocument(kind, metadata.get("namespace", ""), metadata["name"], document))
-    made.apply([*(Upsert(resource) for resource in everything), Synced()])
+        everything.append(objects.policy(document, options=options))
+    made.apply([*(Upsert(resource) for resource in everything), *SYNCED])
     return made
 
 

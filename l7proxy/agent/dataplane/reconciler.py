@@ -14,19 +14,20 @@ import asyncio
 import logging
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Final, Protocol
 
 from l7proxy.agent.dataplane.pod_interfaces import PodInterfaces
 from l7proxy.agent.dataplane.render import DesiredState, Tables, render
 from l7proxy.cluster.state import ClusterState, NodeView
-from l7proxy.errors import LinkError, SourceError
+from l7proxy.errors import LinkError
 from l7proxy.gate.options import DEFAULT_OPTIONS, HttpOptions
 from l7proxy.link.messages import PolicySnapshot
 from l7proxy.link.server import WorkerState
 from l7proxy.model.resources import Change
 from l7proxy.policy.compile import Compiler
 from l7proxy.policy.tables import EndpointPolicy
+from l7proxy.sources.source import SourceHealth
 from tproxy_rules.backend import Backend, Installed, KernelError, Suppressed
 from tproxy_rules.desired import Desired
 from tproxy_rules.desired import Settings as KernelSettings
@@ -52,15 +53,6 @@ class Link(Protocol):
     def workers(self) -> list[WorkerState]: ...
 
 
-@dataclass(frozen=True, slots=True)
-class SourceReport:
-    """The state of the source when it yielded its last batch."""
-
-    files: Mapping[str, int] = field(default_factory=dict)
-    problems: tuple[SourceError, ...] = ()
-    synced: bool = False
-
-
 @dataclass(frozen=True)
 class Published:
     """One revision: its inputs and its rendered state."""
@@ -70,7 +62,7 @@ class Published:
     policies: Mapping[int, EndpointPolicy]
     pictures: DesiredState
     interfaces: PodInterfaces
-    source: SourceReport
+    source: SourceHealth
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +112,7 @@ class Reconciler:
         self._compiler = Compiler()
         self._tables = Tables()
         self._inbox: list[Change] = []
-        self._report = SourceReport()
+        self._health = SourceHealth()
         self._dirty = asyncio.Event()
         self._retry = 0.0
         self._sent = 0
@@ -144,10 +136,10 @@ class Reconciler:
             return 0
         return min([self.kernel.revision, *reached])
 
-    def submit(self, changes: Iterable[Change], report: SourceReport) -> None:
-        """Queue a batch of the source. Returns at once."""
+    def submit(self, changes: Iterable[Change], health: SourceHealth) -> None:
+        """Queue a batch of the source, with the source's health after it. Returns at once."""
         self._inbox.extend(changes)
-        self._report = report
+        self._health = health
         self._dirty.set()
 
     def look(self) -> None:
@@ -172,28 +164,28 @@ class Reconciler:
 
     async def step(self) -> None:
         """One round: at its end all changes received so far are enforced, or `kernel.error` is the reason why not."""
-        changes, self._inbox, report = self._inbox, [], self._report
+        changes, self._inbox, health = self._inbox, [], self._health
         self._cluster_state.apply(changes)
         if not self._cluster_state.synced:
             return
         interfaces = await asyncio.to_thread(self._look)
         current = self.current
-        if current is None or changes or interfaces != current.interfaces or report is not current.source:
-            current = await self._draw(current, interfaces, report)
+        if current is None or changes or interfaces != current.interfaces or health is not current.source:
+            current = await self._draw(current, interfaces, health)
         if self.kernel.revision != current.revision:
             await self._publish(current)
         else:
             await self._check(current)
         await self._count()
 
-    async def _draw(self, before: Published | None, interfaces: PodInterfaces, report: SourceReport) -> Published:
+    async def _draw(self, before: Published | None, interfaces: PodInterfaces, health: SourceHealth) -> Published:
         view, policies, pictures = await asyncio.to_thread(self._compute, interfaces)
         for problem in (*view.problems, *view.secret_problems):
             if before is None or problem not in (*before.view.problems, *before.view.secret_problems):
                 log.warning("%s", problem)
         moved = before is None or not pictures.equals(before.pictures)
         revision = self.revision + moved
-        self.current = Published(revision, view, policies, pictures.at(revision), interfaces, report)
+        self.current = Published(revision, view, policies, pictures.at(revision), interfaces, health)
         self._on_published(self.current)
         return self.current
 

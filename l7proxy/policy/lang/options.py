@@ -27,5 +27,3 @@ class Options:
 
 
 DEFAULT: Final = Options()
-LENIENT: Final = Options(node_selectors=True, extended_protocols=True)
-"""The most permissive options: a fault with these is a fault of the document itself."""

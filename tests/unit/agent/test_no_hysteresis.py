@@ -16,15 +16,18 @@ import pytest
 from l7proxy.agent.dataplane.pod_interfaces import PodInterfaces
 from l7proxy.agent.dataplane.render import DesiredState, Tables, render
 from l7proxy.cluster.state import ClusterState, NodeView
+from l7proxy.errors import SourceError
 from l7proxy.model import resources
 from l7proxy.model.net import PrefixTable
-from l7proxy.model.resources import Change, Delete, PolicyDocument, Resource, ResourceKey, Synced, Upsert
+from l7proxy.model.resources import Change, Delete, Resource, ResourceKey, Upsert
 from l7proxy.model.secret import Sealed
 from l7proxy.model.verdict import Direction, Verdict
-from l7proxy.policy import decide, lang
+from l7proxy.policy import decide
 from l7proxy.policy.compile import Compiler
 from l7proxy.policy.encapsulation import no_encapsulation
 from l7proxy.policy.lang.options import Options
+from l7proxy.sources import objects
+from l7proxy.sources.source import SYNCED
 from tests.oracle import documents as writing
 from tproxy_rules import desired as kernel
 from tproxy_rules.fake import FakeBackend, Fate, Packet
@@ -115,9 +118,9 @@ class Life:
         if self._dice.random() < 0.1:
             metadata["annotations"] = {"l7proxy.io/audit": "true"}
         fault = "cannot be read" if self._dice.random() < 0.03 else ""
-        return PolicyDocument(
-            lang.known_as(document), metadata.get("namespace", ""), metadata["name"], document, fault=fault
-        )
+        if fault:
+            return objects.placeholder(document, objects.NOWHERE, {}, SourceError(fault))
+        return objects.policy(document, options=OPTIONS)
 
     def _node(self) -> Resource:
         number = self._dice.choice((1, 2))
@@ -234,7 +237,7 @@ class Agent:
         self.cluster_state = ClusterState(
             secrets_namespace="red", options=OPTIONS, everywhere=no_encapsulation(), **settings
         )
-        self.cluster_state.apply([Synced()])
+        self.cluster_state.apply(SYNCED)
         self._compiler, self._tables = Compiler(), Tables()
 
     def draw(self, *, services: bool) -> tuple[NodeView, Mapping[int, Any], DesiredState]:

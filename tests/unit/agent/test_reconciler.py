@@ -11,20 +11,22 @@ from typing import Any
 import pytest
 
 from l7proxy.agent.dataplane.pod_interfaces import PodInterfaces
-from l7proxy.agent.dataplane.reconciler import Published, Reconciler, SourceReport
+from l7proxy.agent.dataplane.reconciler import Published, Reconciler
 from l7proxy.cluster.state import ClusterState
 from l7proxy.link import framing
 from l7proxy.link.delta import SnapshotDecoder
 from l7proxy.link.messages import PROTOCOL_VERSION, Applied, Hello, PolicySnapshot
 from l7proxy.link.server import LinkServer
-from l7proxy.model.resources import Change, Delete, Node, Pod, PolicyDocument, Resource, Synced, Upsert
+from l7proxy.model.resources import Change, Delete, Node, Pod, PolicyDocument, Resource, Upsert
+from l7proxy.sources import objects
+from l7proxy.sources.source import SYNCED, SourceHealth
 from tproxy_rules.desired import Desired, Port, Settings, Verdict
 from tproxy_rules.fake import FakeBackend
 
 WEB = Pod("shop", "web", "n1", ("10.0.1.5",), {"app": "web"})
 L7 = [{"toPorts": [{"ports": [{"port": "80", "protocol": "TCP"}], "rules": {"http": [{"method": "GET"}]}}]}]
 L4 = [{"toPorts": [{"ports": [{"port": "80", "protocol": "TCP"}]}]}]
-REPORT = SourceReport({"a.yaml": 1}, (), True)
+REPORT = SourceHealth("files", "/m", {"a.yaml": 1})
 
 
 def policy(ingress: list[Any]) -> PolicyDocument:
@@ -34,11 +36,11 @@ def policy(ingress: list[Any]) -> PolicyDocument:
         "metadata": {"name": "p", "namespace": "shop"},
         "spec": {"endpointSelector": {"matchLabels": {"app": "web"}}, "ingress": ingress},
     }
-    return PolicyDocument("CiliumNetworkPolicy", "shop", "p", document)
+    return objects.policy(document)
 
 
 def said(*resources: Resource) -> list[Change]:
-    return [*(Upsert(resource) for resource in resources), Synced()]
+    return [*(Upsert(resource) for resource in resources), *SYNCED]
 
 
 async def eventually(holds: Callable[[], bool]) -> None:
@@ -93,7 +95,7 @@ class Stage:
             patience=0.2,
         )
 
-    async def submit(self, *changes: Change, report: SourceReport = REPORT) -> None:
+    async def submit(self, *changes: Change, report: SourceHealth = REPORT) -> None:
         self.reconciler.submit(changes, report)
         await self.reconciler.step()
 
@@ -122,18 +124,18 @@ async def test_nothing_is_touched_before_the_source_has_said_all(stage: Stage) -
     await stage.submit(Upsert(WEB), Upsert(policy(L4)))
     assert stage.installed() is None
     assert (stage.reconciler.revision, stage.published) == (0, [])
-    await stage.submit(Synced())
+    await stage.submit(*SYNCED)
     assert stage.installed() is not None
     assert (stage.reconciler.revision, stage.reconciler.enforced_revision) == (1, 1)
 
 
 async def test_a_revision_is_counted_only_when_a_picture_differs(stage: Stage) -> None:
     await stage.submit(*said(WEB, policy(L4)))
-    await stage.submit(Upsert(WEB), report=SourceReport({"a.yaml": 2}, (), True))
+    await stage.submit(Upsert(WEB), report=SourceHealth("files", "/m", {"a.yaml": 2}))
     assert (stage.reconciler.revision, stage.backend.applied) == (1, 1)
     current = stage.reconciler.current
     assert current is not None
-    assert current.source.files == {"a.yaml": 2}, "what was read is told all the same"
+    assert current.source.detail == {"a.yaml": 2}, "what was read is told all the same"
     await stage.submit(Delete(policy(L4).key))
     assert (stage.reconciler.revision, stage.backend.applied) == (2, 2)
 

@@ -14,6 +14,7 @@ from l7proxy.model.resources import Node, Pod, PolicyDocument, Resource, Service
 from l7proxy.model.verdict import Action
 from l7proxy.policy.compile import compile_policies
 from l7proxy.policy.tables import EndpointPolicy, Entry, union
+from l7proxy.sources import objects
 from tproxy_rules import desired as kernel
 from tproxy_rules.validate import checked
 
@@ -35,7 +36,7 @@ def policy(**spec: Any) -> PolicyDocument:
         "metadata": {"name": "p", "namespace": "shop"},
         "spec": {"endpointSelector": {"matchLabels": {"app": "web"}}, **spec},
     }
-    return PolicyDocument("CiliumNetworkPolicy", "shop", "p", document)
+    return objects.policy(document)
 
 
 def port(number: str, *, http: bool = False) -> dict[str, Any]:

@@ -135,7 +135,7 @@ def test_one_agent_from_start_to_stop_and_what_it_leaves(tmp_path: Path) -> None
     assert len(lines) == 8, done
     status, name, policies, second, code, left, rules, after = lines
     assert (status["node"], status["backend"], status["revision"]) == ("n1", "nftables", 1)
-    assert status["source"]["files"] == {"a.yaml": (tmp_path / "src" / "a.yaml").stat().st_mtime_ns}
+    assert status["source"]["detail"] == {"a.yaml": (tmp_path / "src" / "a.yaml").stat().st_mtime_ns}
     assert status["kernel"]["intact"]
     assert (name, policies) == ("web", 1)
     assert second == 2

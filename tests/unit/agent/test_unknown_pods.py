@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from l7proxy.agent.dataplane.pod_interfaces import CniAttachment, HostNetwork, Link, PodInterfaces, connect
-from l7proxy.agent.dataplane.reconciler import Published, SourceReport
+from l7proxy.agent.dataplane.reconciler import Published
 from l7proxy.agent.dataplane.render import DesiredState, render
 from l7proxy.agent.dataplane.unknown_pods import FIRST_ID, UnknownPod, unknown_pods
 from l7proxy.agent.flow_recorder import record_of
@@ -21,6 +21,7 @@ from l7proxy.model.verdict import Verdict
 from l7proxy.policy.compile import compile_policies
 from l7proxy.policy.endpoints import EndpointIndex
 from l7proxy.proxy.policy_store import PolicyIndex
+from l7proxy.sources.source import SourceHealth
 from tproxy_rules import desired as kernel
 from tproxy_rules.marks import LogDirection, LogEvent
 from tproxy_rules.nflog import NflogEvent
@@ -55,7 +56,7 @@ def published(*resources: Resource, interfaces: PodInterfaces, audit: bool = Fal
     policies = compile_policies(view.rules, view.endpoints, view.identities)
     drawn = render(view, policies, interfaces, settings=kernel.Settings(), resolve_services=False, audit=audit)
     checked(drawn.kernel)  # every kernel accepts it
-    return Published(1, view, policies, drawn, interfaces, SourceReport())
+    return Published(1, view, policies, drawn, interfaces, SourceHealth())
 
 
 def drawn(*resources: Resource, interfaces: PodInterfaces) -> DesiredState:

@@ -9,7 +9,7 @@ from pathlib import Path
 from bench import big_world, paced
 from bench.proxies import Place, envoy, haproxy, nginx
 from bench.rules import BULK, policy, rules
-from l7proxy.sources.manifests import parse
+from l7proxy.sources.files.manifest import parse
 
 PLACE = Place(Path("/nowhere"), 15001, 0x02000000, "10.0.0.2", (80, 81))
 

@@ -11,7 +11,7 @@ import pytest
 from l7proxy.errors import ConfigError
 from l7proxy.simulate import trace
 from l7proxy.simulate.cluster import Cluster, is_invented
-from l7proxy.sources.files import load
+from l7proxy.sources.files.scan import load
 from tests.unit.cli.conftest import Agent, Run
 
 CLUSTER = """

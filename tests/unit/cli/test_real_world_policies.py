@@ -10,7 +10,7 @@ import pytest
 from l7proxy.cluster.state import ClusterState
 from l7proxy.policy import lang
 from l7proxy.policy.compile import compile_policies
-from l7proxy.sources.files import load
+from l7proxy.sources.files.scan import load
 
 if TYPE_CHECKING:
     from tests.unit.cli.conftest import Run

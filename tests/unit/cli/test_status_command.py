@@ -19,7 +19,15 @@ WELL: dict[str, Any] = {
     "backend": "nftables",
     "revision": 4,
     "enforced_revision": 4,
-    "source": {"kind": "files", "path": "/m", "synced": True, "files": {"a.yaml": 1}, "problems": []},
+    "source": {
+        "kind": "files",
+        "location": "/m",
+        "reachable": True,
+        "age": 0.5,
+        "synced": True,
+        "detail": {"a.yaml": 1},
+        "problems": [],
+    },
     "kernel": {"digest": "abc", "intact": True, "error": "", "restored": 0},
     "workers": [
         {
@@ -150,6 +158,7 @@ def test_pods_that_no_object_tells_of_are_named(process: Run, agent: Agent, audi
     [
         ("enforced_revision", 3, "revision 4 is not enforced yet, still 3"),
         ("source.synced", False, "source: not fully read yet"),
+        ("source.reachable", False, "source: not reached for 0 s: what was read last stays in force"),
         (
             "source.problems",
             [{"file": "b.yaml", "line": 3, "field": "spec", "message": "must be a mapping"}],

@@ -11,7 +11,9 @@ from l7proxy.cluster import policy_status
 from l7proxy.cluster.audit import ANNOTATION
 from l7proxy.cluster.policy_status import PolicyPhase
 from l7proxy.cluster.state import ClusterState, NodeView
-from l7proxy.model.resources import Namespace, Node, Pod, PolicyDocument, Resource, Synced, Upsert
+from l7proxy.model.resources import Namespace, Node, Pod, PolicyDocument, Resource, Upsert
+from l7proxy.sources import objects
+from l7proxy.sources.source import SYNCED
 
 N1 = Node("n1", ("192.168.0.1",), ("10.0.1.0/24",))
 WEB = Pod("shop", "web", "n1", ("10.0.1.5",), {"app": "web"})
@@ -22,25 +24,25 @@ def document(value: Any, spec: Any = None) -> PolicyDocument:
     metadata = {"name": "p", "namespace": "shop", "annotations": {ANNOTATION: value}}
     body = spec or {"endpointSelector": {}, "ingress": [{}]}
     text = {"apiVersion": "cilium.io/v2", "kind": "CiliumNetworkPolicy", "metadata": metadata, "spec": body}
-    return PolicyDocument("CiliumNetworkPolicy", "shop", "p", text)
+    return objects.policy(text)
 
 
 def view(space: Namespace, *, audit_all: bool = False, pods: tuple[Pod, ...] = (WEB, OTHER)) -> NodeView:
     cluster_state = ClusterState(audit_all=audit_all)
     told: list[Resource] = [N1, space, *pods]
-    cluster_state.apply([*(Upsert(resource) for resource in told), Synced()])
+    cluster_state.apply([*(Upsert(resource) for resource in told), *SYNCED])
     return cluster_state.view("n1")
 
 
 def test_a_policy_is_audited_by_its_annotation() -> None:
-    state = policy_status.read(document("true"))
+    state = policy_status.status_of(document("true"))
     assert (state.state, state.audit, state.reason) == (PolicyPhase.ACCEPTED, True, "")
     assert all(rule.audit for rule in state.rules)
-    assert not policy_status.read(document("false")).audit
+    assert not policy_status.status_of(document("false")).audit
 
 
 def test_a_refused_policy_is_audited_too() -> None:
-    state = policy_status.read(document("true", {"endpointSelector": {}, "ingress": [{"nonsense": 1}]}))
+    state = policy_status.status_of(document("true", {"endpointSelector": {}, "ingress": [{"nonsense": 1}]}))
     assert state.state is PolicyPhase.INVALID
     assert state.rules
     assert all(rule.audit for rule in state.rules)
@@ -48,7 +50,7 @@ def test_a_refused_policy_is_audited_too() -> None:
 
 @pytest.mark.parametrize("value", ["yes", "True", "", True, 1, None])
 def test_what_is_neither_true_nor_false_is_enforced_and_told(value: object) -> None:
-    state = policy_status.read(document(value))
+    state = policy_status.status_of(document(value))
     assert not state.audit
     assert not any(rule.audit for rule in state.rules)
     assert 'must be "true" or "false": the policy is enforced' in state.reason

@@ -11,8 +11,9 @@ from l7proxy.cluster import derived
 from l7proxy.cluster.derived import Derived, Node
 from l7proxy.cluster.identity_labels import LabelFilter
 from l7proxy.cluster.state import ClusterState
-from l7proxy.model.resources import Namespace, PolicyDocument, Upsert
+from l7proxy.model.resources import Namespace, Upsert
 from l7proxy.policy.lang.options import DEFAULT
+from l7proxy.sources import objects
 
 
 class Sum:
@@ -67,7 +68,7 @@ def test_a_change_of_one_kind_keeps_the_rest() -> None:
         "spec": {"podSelector": {}},
     }
     state = ClusterState()
-    state.apply([Upsert(PolicyDocument("NetworkPolicy", "default", "p", document)), Upsert(Namespace("default", {}))])
+    state.apply([Upsert(objects.policy(document)), Upsert(Namespace("default", {}))])
     before = state.view("n1")
     state.apply([Upsert(Namespace("default", {"team": "a"}))])
     after = state.view("n1")

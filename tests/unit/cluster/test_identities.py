@@ -12,7 +12,9 @@ from l7proxy.cluster.identities import NODE_SCOPE
 from l7proxy.cluster.state import ClusterState, NodeView
 from l7proxy.model.identity import HOST, LOCAL_SCOPE, REMOTE_NODE, UNMANAGED
 from l7proxy.model.net import Networks, PrefixTable, single, within
-from l7proxy.model.resources import Node, Pod, PolicyDocument, Resource, Synced, Upsert
+from l7proxy.model.resources import Node, Pod, PolicyDocument, Resource, Upsert
+from l7proxy.sources import objects
+from l7proxy.sources.source import SYNCED
 
 N1 = Node("n1", ("192.168.0.1", "fd01::1"), ("10.0.1.0/24",))
 N2 = Node("n2", ("192.168.0.2",), ("10.0.2.0/24",))
@@ -29,12 +31,12 @@ def blocks(*cidrs: str, name: str = "p") -> PolicyDocument:
     }
     metadata = {"name": name, "namespace": "x"}
     document = {"apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy", "metadata": metadata, "spec": spec}
-    return PolicyDocument("NetworkPolicy", "x", name, document)
+    return objects.policy(document)
 
 
 def view(*resources: Resource, node: str = "n1") -> NodeView:
     cluster_state = ClusterState()
-    cluster_state.apply([*(Upsert(resource) for resource in resources), Synced()])
+    cluster_state.apply([*(Upsert(resource) for resource in resources), *SYNCED])
     return cluster_state.view(node)
 
 
@@ -83,13 +85,13 @@ def test_a_block_is_not_asked_of_cilium_cidrs() -> None:
         "metadata": {"name": "c", "namespace": "x"},
         "spec": {"endpointSelector": {}, "egress": [{"toCIDR": ["10.0.2.0/24"]}]},
     }
-    found = view(N1, N2, ONE, TWO, PolicyDocument("CiliumNetworkPolicy", "x", "c", document))
+    found = view(N1, N2, ONE, TWO, objects.policy(document))
     assert len(set(numbers(found, *EVERYBODY[:4]))) == 1
 
 
 def test_numbers_are_those_of_the_policies_there_are_not_of_those_there_were() -> None:
     cluster_state = ClusterState()
-    cluster_state.apply([*(Upsert(resource) for resource in (N1, N2, ONE, TWO)), Synced()])
+    cluster_state.apply([*(Upsert(resource) for resource in (N1, N2, ONE, TWO)), *SYNCED])
     before = cluster_state.view("n1")
     with_block = blocks("10.0.2.0/24")
     cluster_state.apply([Upsert(with_block)])

@@ -17,6 +17,7 @@ from l7proxy.model.verdict import Direction, Verdict
 from l7proxy.policy import decide, lang
 from l7proxy.policy.compile import compile_policies
 from l7proxy.policy.match.pattern import MAX_PROGRAM, MAX_PROGRAM_OF_NODE, check
+from l7proxy.sources import objects
 
 LARGE = r"\pL{1,8}"
 SIZE = check(f"/x/{LARGE}")
@@ -30,7 +31,7 @@ def policy(name: str, role: str, count: int, namespace: str = "default") -> Poli
     spec = {"endpointSelector": {"matchLabels": {"role": role}}, "ingress": [{"toPorts": ports}]}
     kind, metadata = "CiliumNetworkPolicy", {"name": name, "namespace": namespace}
     document = {"apiVersion": "cilium.io/v2", "kind": kind, "metadata": metadata, "spec": spec}
-    return PolicyDocument(kind, namespace, name, document)
+    return objects.policy(document)
 
 
 def pod(name: str, place: int, namespace: str = "default") -> Pod:

@@ -12,7 +12,7 @@ import pytest
 
 from l7proxy.agent import report
 from l7proxy.agent.dataplane.pod_interfaces import PodInterfaces
-from l7proxy.agent.dataplane.reconciler import Published, SourceReport
+from l7proxy.agent.dataplane.reconciler import Published
 from l7proxy.agent.dataplane.render import render
 from l7proxy.cluster.policy_status import PolicyPhase
 from l7proxy.cluster.state import ClusterState, NodeView
@@ -20,7 +20,8 @@ from l7proxy.link.messages import PolicySnapshot
 from l7proxy.model.resources import Upsert
 from l7proxy.policy.compile import compile_policies
 from l7proxy.policy.headers import HeaderRule
-from l7proxy.sources import manifests
+from l7proxy.sources.files import manifest as manifests
+from l7proxy.sources.source import SourceHealth
 from tproxy_rules.desired import Settings
 
 PLANTED = "hunter2-planted"
@@ -85,7 +86,7 @@ def see(*texts: str, secrets_namespace: str = "", backwards: bool = False) -> Se
     view = cluster_state.view("n1")
     policies = compile_policies(view.rules, view.endpoints, view.identities)
     pictures = render(view, policies, PodInterfaces(), settings=Settings(), resolve_services=False)
-    published = Published(1, view, policies, pictures, PodInterfaces(), SourceReport())
+    published = Published(1, view, policies, pictures, PodInterfaces(), SourceHealth())
     said: list[Any] = [
         report.policies(published),
         [report.policy_state(one, view) for one in view.policies],

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from l7proxy.cluster.policy_status import PolicyPhase
 from l7proxy.cluster.state import ClusterState, NodeView
+from l7proxy.errors import SourceError
 from l7proxy.model.endpoint import Backend
 from l7proxy.model.identity import CONTESTED, HOST, KUBE_APISERVER, LOCAL_SCOPE, REMOTE_NODE, UNMANAGED, WORLD
 from l7proxy.model.net import PrefixTable
@@ -29,12 +30,13 @@ from l7proxy.model.resources import (
     ServicePort,
     SlicePort,
     SourceLocation,
-    Synced,
     Upsert,
 )
 from l7proxy.model.verdict import Action, Direction
 from l7proxy.policy import decide
 from l7proxy.policy.compile import compile_policies
+from l7proxy.sources import objects
+from l7proxy.sources.source import SYNCED
 
 N1 = Node("n1", ("192.168.0.1",), ("10.0.1.0/24",))
 N2 = Node("n2", ("192.168.0.2",), ("10.0.2.0/24",))
@@ -46,8 +48,17 @@ PROXY = Pod("kube-system", "kube-proxy", "n1", ("192.168.0.1",), host_network=Tr
 def cluster_state(*resources: Resource, **options: Any) -> ClusterState:
     made = ClusterState(**options)
     made.apply([Upsert(resource) for resource in resources])
-    made.apply([Synced()])
+    made.apply(SYNCED)
     return made
+
+
+def test_it_is_synced_when_every_kind_is() -> None:
+    made = ClusterState()
+    for synced in SYNCED:
+        assert not made.synced
+        made.apply([synced])
+    assert made.synced
+    assert made.copy().synced
 
 
 def view(*resources: Resource, node: str | None = "n1") -> NodeView:
@@ -61,9 +72,7 @@ def policy(name: str = "p", *, namespace: str = "shop", **spec: Any) -> PolicyDo
         "metadata": {"name": name, "namespace": namespace},
         "spec": {"endpointSelector": {"matchLabels": {"app": "web"}}, **spec},
     }
-    return PolicyDocument(
-        "CiliumNetworkPolicy", namespace, name, document, {"spec": 4}, origin=SourceLocation("p.yaml", 1)
-    )
+    return objects.policy(document, SourceLocation("p.yaml", 1), {"spec": 4})
 
 
 FROM_CLIENT = policy(ingress=[{"fromEndpoints": [{"matchLabels": {"app": "client"}}]}])
@@ -236,9 +245,8 @@ def test_a_pod_cannot_write_its_own_namespace_or_account() -> None:
 def test_each_document_says_what_became_of_it() -> None:
     good, unsupported = FROM_CLIENT, policy("u", ingress=[{"fromNodes": [{}]}])
     wrong = policy("w", ingress=[{"fromEndpoint": [{}]}])
-    faulty = PolicyDocument(
-        "CiliumNetworkPolicy", "shop", "f", dict(good.document), fault="torn", origin=SourceLocation("f", 9)
-    )
+    unread = {**good.document, "metadata": {"name": "f", "namespace": "shop"}}
+    faulty = objects.placeholder(unread, SourceLocation("f", 9), {}, SourceError("torn"))
     found = view(N1, WEB, CLIENT, good, unsupported, wrong, faulty)
     assert [(one.name, one.state, found.selected(one), one.file, one.line) for one in found.policies] == [
         ("f", PolicyPhase.INVALID, 1, "f", 9),
@@ -322,10 +330,7 @@ others: st.SearchStrategy[Resource] = st.sampled_from(
         EndpointSlice("shop", "web-1", "web", ("10.0.1.5",), (SlicePort("", 80, 6),)),
         EndpointSlice("default", "kubernetes", "kubernetes", ("10.0.2.5", "192.0.2.1"), (SlicePort("", 443, 6),)),
         ServiceAccount("shop", "default", {"role": "x"}),
-        PolicyDocument(
-            "NetworkPolicy",
-            "shop",
-            "blocks",
+        objects.policy(
             {
                 "apiVersion": "networking.k8s.io/v1",
                 "kind": "NetworkPolicy",

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from l7proxy.cluster.state import ClusterState
-from l7proxy.model.resources import Node, Pod, Resource, Synced, Upsert
+from l7proxy.model.resources import Node, Pod, Resource, Upsert
+from l7proxy.sources.source import SYNCED
 
 N1 = Node("n1", ("192.168.0.1",))
 WEB = Pod("shop", "web", "n1", ("10.0.1.5",))
@@ -13,7 +14,7 @@ WEB = Pod("shop", "web", "n1", ("10.0.1.5",))
 
 def problems(*resources: Resource, node: str | None) -> list[str]:
     cluster_state = ClusterState()
-    cluster_state.apply([*map(Upsert, resources), Synced()])
+    cluster_state.apply([*map(Upsert, resources), *SYNCED])
     return [str(problem) for problem in cluster_state.view(node).problems]
 
 

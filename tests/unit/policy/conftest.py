@@ -34,9 +34,10 @@ from l7proxy.model.resources import Upsert
 from l7proxy.model.verdict import Direction, Verdict
 from l7proxy.policy import decide, lang
 from l7proxy.policy.compile import cidrs_of, compile_policies
+from l7proxy.policy.lang.options import DEFAULT
 from l7proxy.policy.rules import Rule
 from l7proxy.policy.tables import EndpointPolicy
-from l7proxy.sources import manifests
+from l7proxy.sources.files import manifest as manifests
 
 PROTOCOLS = {"TCP": 6, "UDP": 17, "SCTP": 132, "ICMP": 1, "ICMPV6": 58, "GRE": 47, "VRRP": 112}
 
@@ -225,7 +226,7 @@ class Town:
         objects = [*yaml.safe_load(TOWN), *(yaml.safe_load(more) if more else [])]
         objects += [cnp(each, name=f"p{at}") if isinstance(each, str) else each for at, each in enumerate(documents)]
         text = yaml.safe_dump_all(objects, allow_unicode=True)
-        read = manifests.parse(text.encode(), "town.yaml")
+        read = manifests.parse(text.encode(), "town.yaml", options.get("options", DEFAULT))
         assert not read.faults, read.faults
         world = ClusterState(**options)
         world.apply(Upsert(resource) for resource in read.resources)

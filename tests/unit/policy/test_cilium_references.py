@@ -18,7 +18,7 @@ from l7proxy.policy import decide, lint
 from l7proxy.policy.compile import compile_policies
 from l7proxy.policy.references import References, resolve, unknown
 from l7proxy.policy.rules import AnyPeer, CidrGroupPeer, CidrPeer, EveryPeer, Peer, Rule, SelectorPeer, ServicePeer
-from l7proxy.sources import manifests
+from l7proxy.sources.files import manifest as manifests
 
 if TYPE_CHECKING:
     from tests.unit.policy.conftest import Bench

@@ -10,7 +10,7 @@ import yaml
 
 from l7proxy.errors import PolicyError
 from l7proxy.policy import lang
-from l7proxy.sources import manifests
+from l7proxy.sources.files import manifest as manifests
 
 if TYPE_CHECKING:
     from tests.unit.policy.conftest import Bench

@@ -18,13 +18,15 @@ from l7proxy.cluster.state import ClusterState, NodeView
 from l7proxy.model import resources
 from l7proxy.model.http import Request
 from l7proxy.model.net import PrefixTable
-from l7proxy.model.resources import Change, Node, Pod, PolicyDocument, Resource, Synced, Upsert
+from l7proxy.model.resources import Change, Node, Pod, PolicyDocument, Resource, Upsert
 from l7proxy.model.verdict import Direction, Verdict
-from l7proxy.policy import decide, lang
+from l7proxy.policy import decide
 from l7proxy.policy.compile import compile_policies
 from l7proxy.policy.decide import PortPolicy
 from l7proxy.policy.lang.options import DEFAULT, Options
 from l7proxy.policy.tables import EndpointPolicy
+from l7proxy.sources import objects
+from l7proxy.sources.source import SYNCED
 
 NUMBERS = {"TCP": 6, "UDP": 17, "SCTP": 132, "ICMP": 1, "ICMPv6": 58, "GRE": 47}
 PORTS = frozenset(
@@ -70,8 +72,9 @@ class Town:
         everything: list[Resource] = [resources.Namespace(space, {"ns": space}) for space in SPACES]
         everything += [*NODES, *(pod(who) for who in PEOPLE), *more]
         for policy in policies:
-            everything += map(self._document, load(policy) if isinstance(policy, str) else [dict(policy)])
-        self._world.apply([*(Upsert(resource) for resource in everything), Synced()])
+            documents = load(policy) if isinstance(policy, str) else [dict(policy)]
+            everything += [self._document(document, options) for document in documents]
+        self._world.apply([*(Upsert(resource) for resource in everything), *SYNCED])
         self._pods = {f"{one.namespace}/{one.name}": one for one in everything if isinstance(one, Pod)}
 
     def change(self, *changes: Change) -> None:
@@ -90,9 +93,8 @@ class Town:
         return Town._document(found)
 
     @staticmethod
-    def _document(document: dict[str, Any]) -> PolicyDocument:
-        metadata = document["metadata"]
-        return PolicyDocument(lang.known_as(document), metadata.get("namespace", ""), metadata["name"], document)
+    def _document(document: dict[str, Any], options: Options = DEFAULT) -> PolicyDocument:
+        return objects.policy(document, options=options)
 
     @cached_property
     def states(self) -> dict[str, str]:

@@ -10,7 +10,7 @@ from l7proxy.errors import ConfigError
 from l7proxy.model.verdict import Direction, Verdict
 from l7proxy.simulate.cluster import Cluster
 from l7proxy.simulate.trace import Outcome, Question, answer
-from l7proxy.sources.files import load
+from l7proxy.sources.files.scan import load
 from l7proxy.wire.path import PathRules
 
 LAND = """

@@ -18,7 +18,7 @@ from l7proxy.model.resources import (
     SlicePort,
     SourceLocation,
 )
-from l7proxy.sources.manifests import parse
+from l7proxy.sources.files.manifest import parse
 
 POD = """
 apiVersion: v1

@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from l7proxy.errors import SourceError
-from l7proxy.sources import yaml_lines
-from l7proxy.sources.yaml_lines import Document, UnparsableDocument, read
+from l7proxy.sources.files import yaml_lines
+from l7proxy.sources.files.yaml_lines import Document, UnparsableDocument, read
 
 
 def value_of(text: str) -> Any:

@@ -1,4 +1,4 @@
-"""The directory of manifests: last good versions, duplicates, placeholders, and live watching of real files."""
+"""The watched directory of manifests, with real files. See also tests/contract/test_source.py."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ import asyncio
 import os
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
 
 import pytest
 
-from l7proxy.model.resources import Change, Delete, Pod, PolicyDocument, Resource, ResourceKey, Synced, Upsert
-from l7proxy.sources.files import QUIET, FileSource, differences, load, settle
-from l7proxy.sources.manifests import parse
+from l7proxy.model.resources import Change, Delete, Resource, ResourceKey, Synced, Upsert
+from l7proxy.sources.files.scan import QUIET
+from l7proxy.sources.files.source import FileSource
 
 POLICY = """apiVersion: cilium.io/v2
 kind: CiliumNetworkPolicy
@@ -51,114 +51,22 @@ def said(changes: list[Change]) -> list[str]:
             case Delete(key):
                 words.append(f"-{key}")
             case Synced():
-                words.append("synced")
+                words += ["synced"] * ("synced" not in words)
     return words
-
-
-# What one file contributes
-
-
-def test_an_object_that_breaks_keeps_its_last_good_version() -> None:
-    before, _ = settle(parse(f"{pod('a')}---\n{pod('b', '10.0.0.6')}".encode(), "f.yaml"), {})
-    good, _ = settle(parse(f"{pod('a', 'nonsense')}---\n{pod('b', '10.0.0.7')}".encode(), "f.yaml"), before)
-    addresses = {key.name: resource.addresses for key, resource in good.items() if isinstance(resource, Pod)}
-    assert addresses == {"a": ("10.0.0.5",), "b": ("10.0.0.7",)}
-
-
-def test_where_a_fault_has_no_name_nothing_of_the_file_disappears() -> None:
-    before, _ = settle(parse(f"{pod('a')}---\n{pod('b', '10.0.0.6')}".encode(), "f.yaml"), {})
-    good, _ = settle(parse(f"a: [\n---\n{pod('b', '10.0.0.7')}".encode(), "f.yaml"), before)
-    assert names(good) == ["Pod default/a", "Pod default/b"]
-
-
-def test_a_named_fault_lets_others_go() -> None:
-    before, _ = settle(parse(f"{pod('a')}---\n{pod('b', '10.0.0.6')}".encode(), "f.yaml"), {})
-    good, _ = settle(parse(pod("a", "x").encode(), "f.yaml"), before)
-    assert names(good) == ["Pod default/a"]
-
-
-@pytest.mark.parametrize(
-    ("text", "name", "namespace"),
-    [
-        (POLICY.replace("fromEndpoints", "fromEndpoint"), "p", "shop"),
-        (POLICY.replace("name: p, ", ""), "f.yaml:1", "shop"),
-        (POLICY.replace("{name: p, namespace: shop}", "\n  namespace: shop\n  name: p") + "  - x: [", "p", "shop"),
-        (POLICY + POLICY.partition("\n")[2], "p", "shop"),
-    ],
-    ids=["an unknown field", "no name", "no YAML", "keys twice"],
-)
-def test_a_policy_never_seen_whole_leaves_a_stand_in(text: str, name: str, namespace: str) -> None:
-    good, stand_ins = settle(parse(text.encode(), "f.yaml"), {})
-    assert good == {}
-    assert names(stand_ins) == [f"CiliumNetworkPolicy {namespace}/{name}"]
-
-
-def test_a_policy_that_breaks_stays_as_it_was() -> None:
-    before, _ = settle(parse(POLICY.encode(), "f.yaml"), {})
-    for broken in (POLICY.replace("fromEndpoints", "fromEndpoint"), POLICY + "  - x: ["):
-        good, stand_ins = settle(parse(broken.encode(), "f.yaml"), before)
-        (resource,) = good.values()
-        assert isinstance(resource, PolicyDocument)
-        assert resource.document["spec"]["ingress"] == [{"fromEndpoints": [{}]}]
-        assert good == before
-        assert stand_ins == {}
-
-
-def test_an_unsupported_policy_is_no_fault_of_the_file() -> None:
-    manifest = parse(POLICY.replace("fromEndpoints: [{}]", "fromNodes: [{}]").encode(), "f.yaml")
-    assert manifest.faults == ()
-    assert [str(resource.key) for resource in manifest.resources] == ["CiliumNetworkPolicy shop/p"]
-
-
-def test_differences_name_removals_first() -> None:
-    a, b = Pod("x", "a"), Pod("x", "b")
-    changed = Pod("x", "b", node="n")
-    assert differences({a.key: a, b.key: b}, {b.key: changed}) == [Delete(a.key), Upsert(changed)]
-    assert differences({a.key: a}, {a.key: Pod("x", "a")}) == []
-
-
-# Offline
-
-
-def test_load_names_files_as_they_were_given(tmp_path: Path) -> None:
-    write(tmp_path / "d" / "a.yaml", pod("a", "x"))
-    write(tmp_path / "d" / "b.json", '{"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "n"}}')
-    write(tmp_path / "d" / "notes.txt", "not a manifest")
-    write(tmp_path / "one.yaml", POLICY)
-    changes, problems = load([tmp_path / "d", tmp_path / "one.yaml", tmp_path / "gone"])
-    assert said(changes) == ["+CiliumNetworkPolicy shop/p", "+Namespace n", "synced"]
-    assert [(one.file, one.line, one.field) for one in problems] == [
-        (str(tmp_path / "d" / "a.yaml"), 4, "status.podIP"),
-        (str(tmp_path / "gone"), None, ""),
-    ]
-
-
-def test_the_first_file_by_path_has_an_object_and_both_places_are_named(tmp_path: Path) -> None:
-    write(tmp_path / "b.yaml", pod("a", "10.0.0.6"))
-    write(tmp_path / "a.yaml", pod("a", "10.0.0.5", f"---\n{pod('a', '10.0.0.9')}"))
-    changes, problems = load([tmp_path])
-    (upsert, _) = changes
-    assert isinstance(upsert, Upsert)
-    assert isinstance(upsert.resource, Pod)
-    assert upsert.resource.addresses == ("10.0.0.5",)
-    a, b = tmp_path / "a.yaml", tmp_path / "b.yaml"
-    assert [str(one) for one in problems] == [
-        f"{a}:6: metadata.name: Pod default/a is already defined in {a}:1, which stays in force",
-        f"{b}:1: metadata.name: Pod default/a is already defined in {a}:1, which stays in force",
-    ]
-
-
-# Live, with real files
 
 
 class Watching:
     """A watched source; `until` applies batches until a condition holds."""
 
-    def __init__(self, source: FileSource, batches: AsyncIterator[list[Change]]) -> None:
+    def __init__(self, source: FileSource, batches: AsyncGenerator[list[Change], None]) -> None:
         self.source = source
         self._batches = batches
         self.resources: dict[ResourceKey, Resource] = {}
         self.log: list[str] = []
+
+    @property
+    def files(self) -> Mapping[str, int | str]:
+        return self.source.health().detail
 
     async def next(self) -> list[str]:
         async with asyncio.timeout(10):
@@ -180,8 +88,7 @@ class Watching:
 async def watching(path: Path) -> AsyncIterator[Watching]:
     source = FileSource(path)
     batches = source.watch()
-    assert not isinstance(batches, list)
-    async with aclosing(batches):  # type: ignore[type-var]
+    async with aclosing(batches):
         watch = Watching(source, batches)
         first = await watch.next()
         assert first[-1] == "synced"
@@ -192,15 +99,15 @@ async def test_create_edit_rename_and_delete_are_seen(tmp_path: Path) -> None:
     async with watching(tmp_path) as watch:
         write(tmp_path / "a.yaml", pod("a"))
         await watch.until_names("Pod default/a")
-        assert watch.source.files == {"a.yaml": (tmp_path / "a.yaml").stat().st_mtime_ns}
+        assert watch.files == {"a.yaml": (tmp_path / "a.yaml").stat().st_mtime_ns}
         (tmp_path / "a.yaml").write_text(pod("b"))
         await watch.until_names("Pod default/b")
         (tmp_path / "a.yaml").rename(tmp_path / "z.yaml")
         await watch.next()
-        assert list(watch.source.files) == ["z.yaml"]
+        assert list(watch.files) == ["z.yaml"]
         (tmp_path / "z.yaml").unlink()
         await watch.until_names()
-        assert watch.source.files == {}
+        assert watch.files == {}
 
 
 async def test_new_directories_are_watched_with_what_is_in_them(tmp_path: Path) -> None:
@@ -209,7 +116,7 @@ async def test_new_directories_are_watched_with_what_is_in_them(tmp_path: Path) 
         await watch.until_names("Pod default/a")
         write(tmp_path / "deep" / "er" / "b.yml", pod("b"))
         await watch.until_names("Pod default/a", "Pod default/b")
-        assert sorted(watch.source.files) == ["deep/er/a.yaml", "deep/er/b.yml"]
+        assert sorted(watch.files) == ["deep/er/a.yaml", "deep/er/b.yml"]
 
 
 async def test_a_mounted_config_map_is_read_once_and_its_swap_is_seen(tmp_path: Path) -> None:
@@ -218,7 +125,7 @@ async def test_a_mounted_config_map_is_read_once_and_its_swap_is_seen(tmp_path: 
     (tmp_path / "a.yaml").symlink_to("..data/a.yaml")
     async with watching(tmp_path) as watch:
         assert names(watch.resources) == ["Pod default/a"]
-        assert watch.source.problems == ()
+        assert watch.source.health().problems == ()
         write(tmp_path / "..v2" / "a.yaml", pod("b"))
         (tmp_path / "..new").symlink_to("..v2")
         (tmp_path / "..new").rename(tmp_path / "..data")
@@ -230,13 +137,13 @@ async def test_a_broken_edit_is_reported_and_mended(tmp_path: Path) -> None:
     async with watching(tmp_path) as watch:
         write(tmp_path / "a.yaml", pod("a", "nonsense"))
         assert await watch.next() == []
-        (problem,) = watch.source.problems
+        (problem,) = watch.source.health().problems
         assert (problem.file, problem.line, problem.field) == ("a.yaml", 4, "status.podIP")
         assert names(watch.resources) == ["Pod default/a"]
-        assert watch.source.files == {"a.yaml": (tmp_path / "a.yaml").stat().st_mtime_ns}
+        assert watch.files == {"a.yaml": (tmp_path / "a.yaml").stat().st_mtime_ns}
         write(tmp_path / "a.yaml", pod("a", "10.0.0.8"))
         assert await watch.next() == ["+Pod default/a"]
-        assert watch.source.problems == ()
+        assert watch.source.health().problems == ()
 
 
 async def test_a_file_written_bit_by_bit_is_never_believed_half(tmp_path: Path) -> None:
@@ -348,9 +255,9 @@ async def test_a_directory_that_goes_away_keeps_what_was_read(tmp_path: Path) ->
         root.rename(tmp_path / "elsewhere")
         await watch.next()
         assert names(watch.resources) == ["Pod default/a"]
-        assert "cannot be read" in watch.source.problems[0].message
+        assert "cannot be read" in watch.source.health().problems[0].message
         (tmp_path / "elsewhere").rename(root)
-        while watch.source.problems:
+        while watch.source.health().problems:
             await watch.next()
         assert names(watch.resources) == ["Pod default/a"]
 
@@ -366,7 +273,7 @@ async def test_a_file_that_cannot_be_read_keeps_what_was_read(tmp_path: Path, ma
         (tmp_path / ".new").rename(tmp_path / "a.yaml")
         await watch.next()
         assert names(watch.resources) == ["Pod default/a"]
-        assert "cannot be read" in watch.source.problems[0].message
+        assert "cannot be read" in watch.source.health().problems[0].message
 
 
 async def test_a_policy_that_moves_between_files_is_in_force_throughout(tmp_path: Path) -> None:
@@ -374,7 +281,7 @@ async def test_a_policy_that_moves_between_files_is_in_force_throughout(tmp_path
     async with watching(tmp_path) as watch:
         (tmp_path / "b.yaml").write_text(POLICY)
         (tmp_path / "a.yaml").unlink()
-        while list(watch.source.files) != ["b.yaml"]:
+        while list(watch.files) != ["b.yaml"]:
             await watch.next()
         assert names(watch.resources) == ["CiliumNetworkPolicy shop/p"]
         assert not [word for word in watch.log if word.startswith("-")]
@@ -441,9 +348,9 @@ async def test_a_renamed_file_is_not_said_twice(tmp_path: Path) -> None:
     async with watching(tmp_path) as watch:
         for before, after in (("a.yaml", "b.yaml"), ("b.yaml", "a.yaml")):
             (tmp_path / before).rename(tmp_path / after)
-            while list(watch.source.files) != [after]:
+            while list(watch.files) != [after]:
                 await watch.next()
-                assert watch.source.problems == ()
+                assert watch.source.health().problems == ()
         assert [word for word in watch.log if word.startswith("-")] == []
 
 
@@ -458,19 +365,9 @@ async def test_a_link_that_leads_nowhere_keeps_what_was_read(tmp_path: Path) -> 
         (tmp_path / "..new").rename(tmp_path / "..data")
         await watch.next()
         assert names(watch.resources) == ["CiliumNetworkPolicy shop/p"]
-        assert [str(problem) for problem in watch.source.problems] == [
+        assert [str(problem) for problem in watch.source.health().problems] == [
             "a.yaml: cannot be read: No such file or directory"
         ]
         (tmp_path / "a.yaml").unlink()
         await watch.until_names()
-        assert watch.source.problems == ()
-
-
-def test_load_reads_a_pipe_that_it_is_given(tmp_path: Path) -> None:
-    """As `policy validate <(kubectl get …)` does."""
-    os.mkfifo(tmp_path / "p")
-    writer = threading.Thread(target=(tmp_path / "p").write_text, args=(POLICY,))
-    writer.start()
-    changes, problems = load([tmp_path / "p"])
-    writer.join()
-    assert (said(changes), problems) == (["+CiliumNetworkPolicy shop/p", "synced"], [])
+        assert watch.source.health().problems == ()
