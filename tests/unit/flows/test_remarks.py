@@ -29,11 +29,6 @@ def shown(enricher: Enricher, record: HttpRequest | HttpResponse) -> Flow:
     return flow
 
 
-def test_remarks_cross_the_link() -> None:
-    record = asked(remarks=REMARKS, headers=(("a", "b"),))
-    assert pack([record, asked()]).records() == [record, asked()]
-
-
 def test_remarks_stand_in_the_flows_policy_log() -> None:
     enricher = Enricher(Names())
     assert shown(enricher, asked(remarks=REMARKS)).policy_log == REMARKS

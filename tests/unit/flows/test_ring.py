@@ -125,3 +125,17 @@ def test_a_stretch_is_its_events_one_by_one(capacity: int, written: int, start: 
     else:
         with pytest.raises(IndexError):
             ring.between(start, end)
+
+
+@given(st.sampled_from([1, 3, 7]), st.lists(st.integers(0, 20), max_size=8))
+def test_many_at_once_are_as_many_one_by_one(capacity: int, batches: list[int]) -> None:
+    at_once, single = Ring(capacity), Ring(capacity)
+    flows = [flow(number) for number in range(sum(batches))]
+    rest = iter(flows)
+    for count in batches:
+        batch = [next(rest) for _ in range(count)]
+        at_once.extend(batch)
+        for one in batch:
+            single.append(one)
+        assert list(at_once.newest_first()) == list(single.newest_first())
+        assert (at_once.end, at_once.oldest, at_once.seen) == (single.end, single.oldest, single.seen)

@@ -1,4 +1,4 @@
-"""The template's line equals the enricher's for any record; and records that cross the link in batches stay whole."""
+"""The template's line equals the enricher's for any record."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import uuid
 from collections.abc import Sequence
 from typing import Any
 
-import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -17,13 +16,13 @@ from l7proxy.flows.batch import FlowContext, Flows
 from l7proxy.flows.enrich import Enricher
 from l7proxy.flows.flow import Flow
 from l7proxy.flows.pack import pack
-from l7proxy.flows.records import Connection, HttpRequest, HttpResponse, Malformed, Record
-from l7proxy.flows.ring import Ring
+from l7proxy.flows.records import HttpRequest, Record
 from l7proxy.flows.template import TemplateCache, TemplatedFlow, Uuids
 from l7proxy.model.endpoint import Workload
 from l7proxy.model.policy_verdict import Conn, PolicyVerdict
 from l7proxy.model.ref import RuleRef
-from l7proxy.model.verdict import Direction, DropReason, Verdict
+from l7proxy.model.verdict import Direction, Verdict
+from tests.support.flow_records import RECORDS
 
 
 class Pod:
@@ -43,58 +42,6 @@ class Book:
 
     def service(self, address: str, port: int, protocol: int) -> tuple[str, str] | None:
         return ("default", "web") if port == 80 else None
-
-
-RULES = st.none() | st.builds(RuleRef, st.just("CNP"), st.sampled_from(["", "ns"]), st.sampled_from(["a", 'b"']))
-JUDGEMENTS = st.builds(
-    PolicyVerdict,
-    st.sampled_from([Verdict.FORWARDED, Verdict.DROPPED, Verdict.ERROR, Verdict.AUDIT]),
-    st.sampled_from(Direction),
-    RULES,
-    RULES,
-    st.sampled_from(DropReason),
-    st.sampled_from(["", "no rule matched", "é\n"]),
-)
-CONNS = st.builds(
-    Conn,
-    st.sampled_from(["10.0.0.10", "10.0.0.11", "fd00::1"]),
-    st.sampled_from([0, 1, 40000, 65535]),
-    st.sampled_from(["10.0.0.20", "fd00::2"]),
-    st.sampled_from([0, 80, 8080]),
-    st.sampled_from([0, 1, 2, 3]),
-    st.sampled_from([0, 1, 2]),
-    st.sampled_from([6, 6, 6, 17, 132, 1]),
-)
-TIMES = st.sampled_from([0, 1, 1000, 10**9, 1_763_928_000_010_000_000]) | st.integers(0, 2**62)
-METHODS = st.sampled_from(["GET", "POST", "", "X-|~'", "\ue000m"])
-URLS = (
-    st.sampled_from(
-        [
-            "http://a/b",
-            "",
-            "http://a/?q=1",
-            "http://u:p@a/",
-            "http://a/#x",
-            'http://a/"\\',
-            "http://é/",
-            "\ue000t",
-            "9" * 16,
-        ]
-    )
-    | st.text(max_size=20)
-    | st.text('ab:/?#@"\\%&= é', max_size=30).map("http://{}".format)
-)
-PROTOCOLS = st.sampled_from(["HTTP/1.1", "HTTP/2", ""])
-HEADERS = st.sampled_from([(), (("x-id", "1"),), (("x-id", '"'), ("secret", "s"))])
-RECORDS = st.one_of(
-    st.builds(HttpRequest, TIMES, CONNS, JUDGEMENTS, METHODS, URLS, PROTOCOLS, HEADERS),
-    st.builds(
-        HttpResponse, TIMES, CONNS, JUDGEMENTS, METHODS, URLS, PROTOCOLS,
-        st.sampled_from([0, 101, 200, 403, 599]), st.integers(0, 10**10) | st.just(-1), HEADERS,
-    ),
-    st.builds(Connection, TIMES, CONNS, JUDGEMENTS),
-    st.builds(Malformed, TIMES, CONNS, JUDGEMENTS, st.sampled_from([0, 400])),
-)  # fmt: skip
 
 
 def enricher(**options: Any) -> Enricher:
@@ -122,25 +69,12 @@ def test_the_quick_line_is_the_enrichers_line(records: list[Record], query: bool
             assert item.time_ns == record.time_ns == item.flow().time_ns
 
 
-@given(st.lists(RECORDS, max_size=20), st.integers(0, 5))
-def test_a_batch_is_its_records(records: list[Record], lost: int) -> None:
-    packed = pack(records, lost)
-    assert packed.records() == records
-    assert packed.lost == lost
-    assert msgspec.msgpack.decode(msgspec.msgpack.encode(packed), type=Flows) == packed
-
-
 CONN = Conn("10.0.0.10", 40000, "10.0.0.20", 80, 1, 2)
 ALLOWED = PolicyVerdict(Verdict.FORWARDED, Direction.INGRESS, RuleRef("CNP", "ns", "a"))
 
 
 def asked(number: int, conn: Conn = CONN, judgement: PolicyVerdict = ALLOWED) -> HttpRequest:
     return HttpRequest(number, conn, judgement, "GET", f"http://a/{number}", "HTTP/1.1")
-
-
-def test_what_is_shared_is_sent_once() -> None:
-    packed = pack([asked(number) for number in range(9)])
-    assert (len(packed.parties), len(packed.judgements), len(packed.times)) == (1, 1, 9)
 
 
 def test_plain_records_take_the_quick_way_and_have_uuids_of_their_own() -> None:
@@ -212,11 +146,6 @@ def test_a_batch_that_refers_to_nothing_is_refused(flows: Flows) -> None:
         TemplateCache(enricher(), Uuids()).items(flows)
 
 
-def test_columns_of_different_length_are_no_batch() -> None:
-    with pytest.raises(ValueError, match="differ in length"):
-        Flows([PARTY], [ALLOWED], [1, 2], [0], ["http://a/"], [200], [1])
-
-
 @pytest.mark.parametrize("method", ["BREW", "get", "X-1"])
 def test_methods_that_a_client_makes_up_make_no_shapes(method: str) -> None:
     made = TemplateCache(enricher(), Uuids()).items(
@@ -224,20 +153,6 @@ def test_methods_that_a_client_makes_up_make_no_shapes(method: str) -> None:
     )
     assert [type(item) for item in made] == [Flow]
     assert json.loads(made[0].line())["flow"]["l7"]["http"]["method"] == method
-
-
-@given(st.sampled_from([1, 3, 7]), st.lists(st.integers(0, 20), max_size=8))
-def test_many_at_once_are_as_many_one_by_one(capacity: int, batches: list[int]) -> None:
-    at_once, single = Ring(capacity), Ring(capacity)
-    flows = [Flow(uuid=str(number)) for number in range(sum(batches))]
-    rest = iter(flows)
-    for count in batches:
-        batch = [next(rest) for _ in range(count)]
-        at_once.extend(batch)
-        for flow in batch:
-            single.append(flow)
-        assert list(at_once.newest_first()) == list(single.newest_first())
-        assert (at_once.end, at_once.oldest, at_once.seen) == (single.end, single.oldest, single.seen)
 
 
 def test_queries_that_may_be_told_take_the_quick_way_too() -> None:
