@@ -112,8 +112,7 @@ class Recorder:
         self._cluster = cluster
         self._ends = EndpointIndex((), {})
         self._uuids = Uuids()
-        self._enricher = self._make(Names(), 0, DEFAULT_OPTIONS)
-        self._templates = TemplateCache(self._enricher, self._uuids)
+        self._use(Names(), 0, DEFAULT_OPTIONS)
         self._lost = 0
         self._suppressed = 0
         self.not_told: Mapping[Suppressed, int] = {}
@@ -123,8 +122,7 @@ class Recorder:
         """Use the names and rules of this revision from now on."""
         snapshot = published.pictures.workers
         self._ends = EndpointIndex(snapshot.endpoints, snapshot.identities, self._ends)
-        self._enricher = self._make(published.view.names, published.revision, snapshot.http)
-        self._templates = TemplateCache(self._enricher, self._uuids)
+        self._use(published.view.names, published.revision, snapshot.http)
 
     def told(self, flows: Flows) -> None:
         """Append a batch of a worker. LinkError when it is invalid."""
@@ -158,8 +156,9 @@ class Recorder:
         """Append all events that the reader has. For `loop.add_reader`."""
         self.packets(reader.read(), reader.lost)
 
-    def _make(self, names: Names, revision: int, options: HttpOptions) -> Enricher:
-        return Enricher(
+    def _use(self, names: Names, revision: int, options: HttpOptions) -> None:
+        """Flows get the names and options of this policy snapshot from now on."""
+        self._enricher = Enricher(
             names,
             node=self._node,
             cluster=self._cluster,
@@ -168,3 +167,4 @@ class Recorder:
             headers=frozenset(name.decode() for name in options.flow_headers),
             secret_headers=frozenset(name.decode() for name in options.secret_headers),
         )
+        self._templates = TemplateCache(self._enricher, self._uuids)

@@ -45,8 +45,6 @@ from l7proxy.model.ref import RuleRef
 from l7proxy.model.secret import REDACTED
 from l7proxy.model.verdict import Direction, DropReason, Verdict
 
-__all__ = ["Enricher", "Flow", "Names", "PodName"]
-
 EMITTER: Final = Emitter(name="l7proxy", version=__version__)
 DROP_EVENTS: Final = {reason: CiliumEventType(type=hubble.EventType.DROP, sub_type=reason) for reason in DropReason}
 VERDICT_EVENT: Final = CiliumEventType(type=hubble.EventType.POLICY_VERDICT)
@@ -285,14 +283,12 @@ class Enricher:
         """The headers that the configuration allows, in Go's canonical spelling, sorted."""
         if not headers or not self._headers:
             return ()
-        allowed = sorted((_canonical(name), self._told(name, value)) for name, value in headers if self._opened(name))
+        allowed = sorted(
+            (_canonical(name), REDACTED if name.lower() in self._secret_headers else value)
+            for name, value in headers
+            if name.lower() in self._headers
+        )
         return tuple(Header(key=name, value=value) for name, value in allowed)
-
-    def _opened(self, name: str) -> bool:
-        return name.lower() in self._headers
-
-    def _told(self, name: str, value: str) -> str:
-        return REDACTED if name.lower() in self._secret_headers else value
 
 
 def _words(record: HttpRequest | Malformed | Connection) -> tuple[str, ...]:

@@ -24,6 +24,10 @@ from l7proxy.model.labels import Label, LabelSet
 
 Predicate: TypeAlias = Callable[[Flow], bool]
 Take: TypeAlias = Callable[[Flow], Any]
+Read: TypeAlias = Callable[[str, Any], Any]
+"""Checks one value of a field, given the field's name."""
+Make: TypeAlias = Callable[[str, list[Any]], Predicate]
+"""Checks the values of a field when the filter is built; its predicate matches flows later."""
 
 SOURCE, DESTINATION = "source", "destination"
 MAX_VALUES: Final = 1024
@@ -76,30 +80,25 @@ def _check_http(fields: Mapping[str, Any]) -> None:
         raise ConfigError(f"filtering by {what} requires the event type filter to only match 'l7' events")
 
 
-# One function per kind of field: it checks the values when it is built, and matches flows later.
+# One function per kind of field.
 
 
-def _equal(take: Take) -> Callable[[str, list[Any]], Predicate]:
-    """The flow's value is one of the given values."""
+def _one_of(read: Read, take: Take) -> Make:
+    """The flow's value is one of the given values. A flow without a value has None, which never matches."""
 
     def make(name: str, values: list[Any]) -> Predicate:
-        wanted = frozenset(_text(name, value) for value in values)
+        wanted = frozenset(read(name, value) for value in values)
         return lambda flow: take(flow) in wanted
 
     return make
 
 
-def _word(words: tuple[str, ...], take: Take) -> Callable[[str, list[Any]], Predicate]:
+def _word(words: tuple[str, ...], take: Callable[[Flow], str]) -> Make:
     """An enum's value. A flow without one has the enum's zero value."""
-
-    def make(name: str, values: list[Any]) -> Predicate:
-        wanted = frozenset(_enum(name, words, value) for value in values)
-        return lambda flow: (take(flow) or words[0]) in wanted
-
-    return make
+    return _one_of(lambda name, value: _enum(name, words, value), lambda flow: take(flow) or words[0])
 
 
-def _address(side: str) -> Callable[[str, list[Any]], Predicate]:
+def _address(side: str) -> Make:
     """An address as text, or a prefix that contains it; host bits in a prefix are allowed."""
 
     def make(name: str, values: list[Any]) -> Predicate:
@@ -125,7 +124,7 @@ def _address(side: str) -> Callable[[str, list[Any]], Predicate]:
     return make
 
 
-def _name(take: Callable[[Flow], tuple[str, str]]) -> Callable[[str, list[Any]], Predicate]:
+def _name(take: Callable[[Flow], tuple[str, str]]) -> Make:
     """`name` in the namespace default, `ns/`, `ns/name`, `/name`: namespaces are exact, names are prefixes."""
 
     def make(name: str, values: list[Any]) -> Predicate:
@@ -148,7 +147,7 @@ def _name(take: Callable[[Flow], tuple[str, str]]) -> Callable[[str, list[Any]],
     return make
 
 
-def _label(side: str) -> Callable[[str, list[Any]], Predicate]:
+def _label(side: str) -> Make:
     """Kubernetes selectors over the labels of one end."""
 
     def make(name: str, values: list[Any]) -> Predicate:
@@ -175,38 +174,7 @@ def _node_labels(name: str, values: list[Any]) -> Predicate:
     return matches
 
 
-def _port(side: str) -> Callable[[str, list[Any]], Predicate]:
-    def make(name: str, values: list[Any]) -> Predicate:
-        wanted = set()
-        for value in values:
-            text = str(value)
-            if not text.isascii() or not text.isdigit() or int(text) > 65535:
-                raise ConfigError(f'invalid {name} filter: invalid port "{text}": must be a number from 0 to 65535')
-            wanted.add(int(text))
-
-        def matches(flow: Flow) -> bool:
-            ports = flow.l4.ports if flow.l4 else None
-            return ports is not None and getattr(ports, f"{side}_port") in wanted
-
-        return matches
-
-    return make
-
-
-def _identity(side: str) -> Callable[[str, list[Any]], Predicate]:
-    def make(name: str, values: list[Any]) -> Predicate:
-        wanted = frozenset(_number(name, value) for value in values)
-
-        def matches(flow: Flow) -> bool:
-            end = _end(flow, side)
-            return end is not None and end.identity in wanted
-
-        return matches
-
-    return make
-
-
-def _workload(side: str) -> Callable[[str, list[Any]], Predicate]:
+def _workload(side: str) -> Make:
     def make(name: str, values: list[Any]) -> Predicate:
         wanted = [_object(value, name) for value in values]
 
@@ -223,7 +191,7 @@ def _workload(side: str) -> Callable[[str, list[Any]], Predicate]:
     return make
 
 
-def _fqdn(take: Callable[[Flow], Iterable[str]]) -> Callable[[str, list[Any]], Predicate]:
+def _fqdn(take: Callable[[Flow], Iterable[str]]) -> Make:
     """DNS names, whole; `*` is any run of letters, digits, dots and dashes."""
 
     def make(name: str, values: list[Any]) -> Predicate:
@@ -284,12 +252,7 @@ def _status(name: str, values: list[Any]) -> Predicate:
     return matches
 
 
-def _method(name: str, values: list[Any]) -> Predicate:
-    wanted = frozenset(_text(name, value).upper() for value in values)
-    return lambda flow: bool(flow.l7 and flow.l7.http and flow.l7.http.method.upper() in wanted)
-
-
-def _pattern(what: str, take: Callable[[Flow], str | None]) -> Callable[[str, list[Any]], Predicate]:
+def _pattern(what: str, take: Callable[[Flow], str | None]) -> Make:
     """Matches anywhere in the text; a flow without the text does not match."""
 
     def make(name: str, values: list[Any]) -> Predicate:
@@ -306,7 +269,8 @@ def _pattern(what: str, take: Callable[[Flow], str | None]) -> Callable[[str, li
 
 def _header(name: str, values: list[Any]) -> Predicate:
     wanted = {
-        (_text(name, item.get("key", "")), _text(name, item.get("value", ""))) for item in map(_as_object, values)
+        (_text(name, item.get("key", "")), _text(name, item.get("value", "")))
+        for item in (_object(value, "http header filter") for value in values)
     }
 
     def matches(flow: Flow) -> bool:
@@ -347,23 +311,36 @@ def _tcp_flags(name: str, values: list[Any]) -> Predicate:
     return matches
 
 
-def _drop_reason(name: str, values: list[Any]) -> Predicate:
-    wanted = frozenset(_text(name, value) for value in values)
-    return lambda flow: flow.verdict == "DROPPED" and (flow.drop_reason_desc or "DROP_REASON_UNKNOWN") in wanted
-
-
-def _reply(name: str, values: list[Any]) -> Predicate:
-    """A dropped packet counts as not a reply: older clients send `false` and expect dropped packets too."""
-    wanted = frozenset(bool(value) for value in values)
-
-    def matches(flow: Flow) -> bool:
-        found = False if flow.is_reply is None and flow.verdict == "DROPPED" else flow.is_reply
-        return found in wanted
-
-    return matches
-
-
 # Values read from a flow.
+
+
+def _identity_of(side: str) -> Take:
+    return lambda flow: end.identity if (end := _end(flow, side)) else None
+
+
+def _cluster_of(side: str) -> Take:
+    return lambda flow: end.cluster_name if (end := _end(flow, side)) else ""
+
+
+def _port_of(side: str) -> Take:
+    def take(flow: Flow) -> int | None:
+        ports = flow.l4.ports if flow.l4 else None
+        return getattr(ports, f"{side}_port") if ports else None
+
+    return take
+
+
+def _method_of(flow: Flow) -> str | None:
+    return flow.l7.http.method.upper() if flow.l7 and flow.l7.http else None
+
+
+def _drop_reason(flow: Flow) -> str | None:
+    return flow.drop_reason_desc or "DROP_REASON_UNKNOWN" if flow.verdict == "DROPPED" else None
+
+
+def _reply(flow: Flow) -> bool | None:
+    """A dropped packet counts as not a reply: older clients send `false` and expect dropped packets too."""
+    return False if flow.is_reply is None and flow.verdict == "DROPPED" else flow.is_reply
 
 
 def _end(flow: Flow, side: str) -> Endpoint | None:
@@ -382,14 +359,6 @@ def _service_of(side: str) -> Callable[[Flow], tuple[str, str]]:
     def take(flow: Flow) -> tuple[str, str]:
         service: Service | None = flow.source_service if side == SOURCE else flow.destination_service
         return (service.namespace, service.name) if service else ("", "")
-
-    return take
-
-
-def _cluster_of(side: str) -> Take:
-    def take(flow: Flow) -> str:
-        end = _end(flow, side)
-        return end.cluster_name if end else ""
 
     return take
 
@@ -425,45 +394,6 @@ PROTOCOLS: Final[Mapping[str, Predicate]] = {
     "kafka": lambda flow: bool(flow.l7 and flow.l7.kafka is not None),
 }
 
-FIELDS: Final[Mapping[str, Callable[[str, list[Any]], Predicate]]] = {
-    "source_ip": _address(SOURCE),
-    "destination_ip": _address(DESTINATION),
-    "source_ip_xlated": _address("source_xlated"),
-    "source_pod": _name(_pod_of(SOURCE)),
-    "destination_pod": _name(_pod_of(DESTINATION)),
-    "source_service": _name(_service_of(SOURCE)),
-    "destination_service": _name(_service_of(DESTINATION)),
-    "source_label": _label(SOURCE),
-    "destination_label": _label(DESTINATION),
-    "source_workload": _workload(SOURCE),
-    "destination_workload": _workload(DESTINATION),
-    "source_identity": _identity(SOURCE),
-    "destination_identity": _identity(DESTINATION),
-    "source_port": _port(SOURCE),
-    "destination_port": _port(DESTINATION),
-    "source_fqdn": _fqdn(lambda flow: flow.source_names),
-    "destination_fqdn": _fqdn(lambda flow: flow.destination_names),
-    "source_cluster_name": _equal(_cluster_of(SOURCE)),
-    "destination_cluster_name": _equal(_cluster_of(DESTINATION)),
-    "verdict": _word(hubble.VERDICTS, lambda flow: flow.verdict),
-    "traffic_direction": _word(hubble.DIRECTIONS, lambda flow: flow.traffic_direction),
-    "ip_version": _word(hubble.IP_VERSIONS, lambda flow: flow.ip.version if flow.ip else ""),
-    "drop_reason_desc": _drop_reason,
-    "event_type": _event_type,
-    "protocol": _protocol,
-    "tcp_flags": _tcp_flags,
-    "http_status_code": _status,
-    "http_method": _method,
-    "http_path": _pattern("http path", _path),
-    "http_url": _pattern("http url", _url),
-    "http_header": _header,
-    "dns_query": _pattern("DNS query", _dns_query),
-    "node_name": _node_name,
-    "node_labels": _node_labels,
-    "reply": _reply,
-    "uuid": _equal(lambda flow: flow.uuid),
-}
-
 
 # Labels.
 
@@ -490,10 +420,6 @@ def _object(value: Any, where: str) -> Mapping[str, Any]:
     if not isinstance(value, Mapping):
         raise ConfigError(f"invalid {where}: expected an object, not {type(value).__name__}")
     return value
-
-
-def _as_object(value: Any) -> Mapping[str, Any]:
-    return _object(value, "http header filter")
 
 
 def _list(value: Any, where: str) -> list[Any]:
@@ -523,6 +449,13 @@ def _number(name: str, value: Any) -> int:
     return int(value)
 
 
+def _port(name: str, value: Any) -> int:
+    text = str(value)
+    if not text.isascii() or not text.isdigit() or int(text) > 65535:
+        raise ConfigError(f'invalid {name} filter: invalid port "{text}": must be a number from 0 to 65535')
+    return int(text)
+
+
 def _enum(name: str, words: tuple[str, ...], value: Any) -> str:
     if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < len(words):
         return words[value]
@@ -547,3 +480,43 @@ def _fqdn_pattern(name: str, text: str) -> Any:
         raise ConfigError(f"invalid {name} filter: {text!r} is not a DNS name (letters, digits, . - _ and *)")
     parts = re.split(r"(\*)", wanted)
     return _regex(name, "".join("[-.0-9a-z]*" if part == "*" else re.escape(part) for part in parts))
+
+
+FIELDS: Final[Mapping[str, Make]] = {
+    "source_ip": _address(SOURCE),
+    "destination_ip": _address(DESTINATION),
+    "source_ip_xlated": _address("source_xlated"),
+    "source_pod": _name(_pod_of(SOURCE)),
+    "destination_pod": _name(_pod_of(DESTINATION)),
+    "source_service": _name(_service_of(SOURCE)),
+    "destination_service": _name(_service_of(DESTINATION)),
+    "source_label": _label(SOURCE),
+    "destination_label": _label(DESTINATION),
+    "source_workload": _workload(SOURCE),
+    "destination_workload": _workload(DESTINATION),
+    "source_identity": _one_of(_number, _identity_of(SOURCE)),
+    "destination_identity": _one_of(_number, _identity_of(DESTINATION)),
+    "source_port": _one_of(_port, _port_of(SOURCE)),
+    "destination_port": _one_of(_port, _port_of(DESTINATION)),
+    "source_fqdn": _fqdn(lambda flow: flow.source_names),
+    "destination_fqdn": _fqdn(lambda flow: flow.destination_names),
+    "source_cluster_name": _one_of(_text, _cluster_of(SOURCE)),
+    "destination_cluster_name": _one_of(_text, _cluster_of(DESTINATION)),
+    "verdict": _word(hubble.VERDICTS, lambda flow: flow.verdict),
+    "traffic_direction": _word(hubble.DIRECTIONS, lambda flow: flow.traffic_direction),
+    "ip_version": _word(hubble.IP_VERSIONS, lambda flow: flow.ip.version if flow.ip else ""),
+    "drop_reason_desc": _one_of(_text, _drop_reason),
+    "event_type": _event_type,
+    "protocol": _protocol,
+    "tcp_flags": _tcp_flags,
+    "http_status_code": _status,
+    "http_method": _one_of(lambda name, value: _text(name, value).upper(), _method_of),
+    "http_path": _pattern("http path", _path),
+    "http_url": _pattern("http url", _url),
+    "http_header": _header,
+    "dns_query": _pattern("DNS query", _dns_query),
+    "node_name": _node_name,
+    "node_labels": _node_labels,
+    "reply": _one_of(lambda _, value: bool(value), _reply),
+    "uuid": _one_of(_text, lambda flow: flow.uuid),
+}

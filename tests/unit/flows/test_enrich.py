@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from l7proxy.flows.enrich import Enricher, Flow
-from l7proxy.flows.flow import Policy
+from l7proxy.flows.enrich import Enricher
+from l7proxy.flows.flow import Flow, Policy
 from l7proxy.flows.records import Connection, HttpRequest, HttpResponse, Malformed, Record
 from l7proxy.model.endpoint import Workload
 from l7proxy.model.policy_verdict import Conn, PolicyVerdict
