@@ -14,27 +14,24 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, closing, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, Final, Protocol
 
-from l7proxy.agent import report
-from l7proxy.agent.api import AgentApi, Answer
+from l7proxy.agent import queries
+from l7proxy.agent.api import AgentApi
 from l7proxy.agent.dataplane import pod_interfaces
 from l7proxy.agent.dataplane.reconciler import Reconciler
 from l7proxy.agent.dataplane.revocation import Revocation
 from l7proxy.agent.flow_recorder import Recorder
-from l7proxy.cluster.state import ClusterState
 from l7proxy.errors import ConfigError
 from l7proxy.flows.ring import Ring
 from l7proxy.flows.sinks import registry
 from l7proxy.flows.sinks.feed import Feed
 from l7proxy.link.server import LinkServer
 from l7proxy.settings import KUBERNETES, Settings
-from l7proxy.simulate import trace
-from l7proxy.simulate.cluster import Cluster
 from l7proxy.sources.files.notify import ChangeNotifier
 from l7proxy.sources.files.source import FileSource
 from l7proxy.sources.source import Source
@@ -131,8 +128,18 @@ async def _agent(settings: Settings) -> None:
         others=partial(_others, backend.name),
     )
     feeds = [Feed(name, sink, ring) for name, sink in registry.make(settings).items()]
-    answers = _answers(settings, source, backend, cluster_state, reconciler, revocation, link, ring, recorder, feeds)
-    api = AgentApi(settings.agent_socket, ring, answers)
+    parts = queries.Parts(
+        settings=settings,
+        source=source,
+        backend=backend.name,
+        cluster_state=cluster_state,
+        reconciler=reconciler,
+        revocation=revocation,
+        link=link,
+        recorder=recorder,
+        feeds=feeds,
+    )
+    api = AgentApi(settings.agent_socket, ring, queries.answers(parts))
     stop = _stop_signal()
     async with (
         api.serving(),
@@ -284,63 +291,6 @@ def _stop_signal() -> asyncio.Event:
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     return stop
-
-
-def _answers(
-    settings: Settings,
-    source: Source,
-    backend: Backend,
-    cluster_state: ClusterState,
-    reconciler: Reconciler,
-    revocation: Revocation,
-    link: LinkServer,
-    ring: Ring,
-    recorder: Recorder,
-    feeds: Sequence[Feed],
-) -> dict[str, Answer]:
-    """The methods of the agent socket, without `observe`, which AgentApi implements."""
-
-    def status(question: Mapping[str, Any]) -> object:
-        return report.status(
-            node=settings.node,
-            audit=settings.audit,
-            backend=backend.name,
-            source=source.health(),
-            reconciler=reconciler,
-            revoked=revocation.state,
-            workers=link.workers(),
-            ring=ring,
-            not_told=recorder.not_told,
-            feeds=feeds,
-        )
-
-    def policy(question: Mapping[str, Any]) -> object:
-        wanted = question.get("endpoint")
-        found = report.policies(reconciler.current, "" if wanted is None else str(wanted))
-        if found is None:
-            raise ConfigError(f"no endpoint {wanted!r:.80} on this node")
-        return {"policy": found}
-
-    async def traced(question: Mapping[str, Any]) -> object:
-        asked, current = trace.Question.of(question), reconciler.current
-        if current is None:
-            raise ConfigError("not ready: the source has not been read yet")
-        cluster = Cluster.live(cluster_state, current.view, current.pictures.workers.endpoints)
-        return {"trace": (await asyncio.to_thread(trace.answer, cluster, asked, settings.http.paths)).to_json()}
-
-    return {
-        "status": status,
-        "policy": policy,
-        "trace": traced,
-        "endpoints": lambda question: {"endpoints": report.endpoints(reconciler.current)},
-        "identities": lambda question: {"identities": report.identities(reconciler.current)},
-        "services": lambda question: {"services": report.services(reconciler.current)},
-        "policies": lambda question: {
-            "policies": [report.policy_state(one, reconciler.current.view) for one in reconciler.current.view.policies]
-            if reconciler.current
-            else []
-        },
-    }
 
 
 def _alive(path: Path) -> bool:
