@@ -10,7 +10,8 @@ import pytest
 
 from l7proxy.model.net import HostPort
 from l7proxy.policy.rules import HttpRule
-from tests.unit.proxy.stage import REF, SERVER, Stage, by_http, picture, stage
+from tests.unit.proxy.bulk import BODY
+from tests.unit.proxy.stage import ANYTHING, REF, SERVER, Stage, by_http, picture, stage
 
 TOO_LARGE = b"HTTP/1.1 413 Content Too Large\r\nContent-Length: 3\r\nConnection: close\r\n\r\nno\n"
 HEAD = b"POST / HTTP/1.1\r\nHost: server\r\nContent-Length: %d\r\n\r\n"
@@ -104,3 +105,28 @@ async def test_an_answer_is_heard_though_the_body_is_being_spliced(listener: soc
         assert on.statuses() == [413]
         assert on.ctx.pipes.used == 0
         on.ctx.pipes.close()
+
+
+@pytest.mark.parametrize("reads", [True, False], ids=["reading", "slow"])
+async def test_a_reset_while_bytes_go_both_ways_in_a_splice_leaves_them_in_order(
+    listener: socket.socket, reads: bool
+) -> None:
+    """The write to the server fails first, while its answer is spliced: what is in the pipe comes before the rest."""
+    async with stage(HostPort(*listener.getsockname()), picture(ANYTHING)) as on:
+        client, server = await connected(on, listener, b"hello")
+        loop = asyncio.get_running_loop()
+        sending = loop.create_task(loop.sock_sendall(server, BODY))
+        if reads:
+            async with asyncio.timeout(5):
+                got = await loop.sock_recv(client, 1 << 20)
+        else:
+            got = b""
+        await on.until(lambda: on.ctx.pipes.used)
+        client.send(bytes(1000))
+        sending.cancel()
+        says_and_resets(server, b"")
+        got += (await heard(client)).removesuffix(b" reset")
+        assert BODY.startswith(got)
+        client.close()
+        await on.settled()
+        assert on.ctx.counts.errors == 0
