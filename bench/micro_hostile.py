@@ -23,10 +23,12 @@ from l7proxy.gate.options import HttpOptions
 from l7proxy.model.http import Request
 from l7proxy.model.policy_verdict import Conn, PolicyVerdict
 from l7proxy.model.verdict import Verdict
-from l7proxy.policy.combine import VerdictCache, evaluate_http
+from l7proxy.policy.combine import VerdictCache, evaluate_l7
 from l7proxy.policy.decide import PortPolicy
 from l7proxy.policy.decision import Decision
 from l7proxy.policy.http_table import HttpTable
+from l7proxy.policy.l7 import KINDS
+from l7proxy.policy.rules import HttpRules
 from l7proxy.wire import http2_frames as frames
 from l7proxy.wire.http2_frames import HEAD_SIZE, PREFACE
 
@@ -57,12 +59,11 @@ class Connection:
 
         def judge(request: Request) -> PolicyVerdict:
             cost.requests += 1
-            return evaluate_http(None, policy, request, combined)
+            return evaluate_l7(None, policy, request, combined)
 
         self.cost = cost
-        self.gate: Gate = gate_for(
-            judge, CONN, Clock(time.time_ns, time.monotonic_ns), by_request=True, options=HttpOptions()
-        )
+        clock = Clock(time.time_ns, time.monotonic_ns)
+        self.gate: Gate = gate_for(KINDS[HttpRules], judge, CONN, clock, HttpOptions())
         self.over = False
         self.http2 = False
         self.heard = b""

@@ -22,7 +22,7 @@ from l7proxy.gate.clock import Clock
 from l7proxy.link.messages import PolicySnapshot
 from l7proxy.model.net import HostPort
 from l7proxy.model.verdict import Action
-from l7proxy.policy.rules import HttpRule
+from l7proxy.policy.rules import HttpRule, HttpRules
 from l7proxy.policy.tables import EndpointPolicy, Entry, LocalEndpoint, union
 from l7proxy.proxy.policy_store import PolicyStore
 from l7proxy.proxy.server.context import WorkerContext
@@ -37,7 +37,7 @@ ENOUGH = 1 << 30
 """Bytes of one measurement."""
 
 
-RULES = union((Entry(Action.REDIRECT, REF, protocol=6, http=(HttpRule(REF, path="/bulk/.*"),)),), (REF,))
+RULES = union((Entry(Action.REDIRECT, REF, protocol=6, l7=HttpRules((HttpRule(REF, path="/bulk/.*"),))),), (REF,))
 PICTURE = PolicySnapshot(
     revision=1,
     endpoints=(LocalEndpoint(1, "default/server", (SERVER,), EndpointPolicy(1, ingress=RULES)),),

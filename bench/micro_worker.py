@@ -35,7 +35,7 @@ from l7proxy.link.server import LinkServer
 from l7proxy.model.net import HostPort
 from l7proxy.model.ref import RuleRef
 from l7proxy.model.verdict import Action
-from l7proxy.policy.rules import HeaderMatch, HttpRule
+from l7proxy.policy.rules import HeaderMatch, HttpRule, HttpRules
 from l7proxy.policy.tables import EndpointPolicy, Entry, LocalEndpoint, union
 from l7proxy.proxy.server.steering import Plain
 from l7proxy.proxy.worker import WorkerSettings, run_worker
@@ -93,7 +93,7 @@ def worker(link: Path, listen: int, server: int) -> None:
 
 def picture() -> PolicySnapshot:
     """The server is a local pod with HTTP rules."""
-    policy = union((Entry(Action.REDIRECT, REF, None, 6, 0, 65535, http=RULES),), (REF,))
+    policy = union((Entry(Action.REDIRECT, REF, None, 6, 0, 65535, l7=HttpRules(RULES)),), (REF,))
     return PolicySnapshot(
         revision=1,
         endpoints=(LocalEndpoint(2, "default/server", (SERVER,), EndpointPolicy(2, policy)),),

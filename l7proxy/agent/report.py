@@ -6,6 +6,8 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
+import msgspec
+
 from l7proxy import __version__, compiled
 from l7proxy.agent.dataplane.reconciler import KernelState, Published, Reconciler
 from l7proxy.agent.dataplane.revocation import Revoked
@@ -21,7 +23,8 @@ from l7proxy.model.identity import Identity
 from l7proxy.model.ref import RuleRef
 from l7proxy.model.resources import Problem
 from l7proxy.model.verdict import Action, Protocol
-from l7proxy.policy.rules import HttpRule
+from l7proxy.policy.l7 import KINDS, kind_of
+from l7proxy.policy.rules import HttpRule, HttpRules
 from l7proxy.policy.tables import DirectionPolicy, EndpointPolicy, Entry, TierPolicy
 from l7proxy.sources.source import NEVER, SourceHealth
 from tproxy_rules.backend import Suppressed
@@ -308,10 +311,17 @@ def _entry(entry: Entry) -> dict[str, Any]:
         "first": entry.first,
         "last": entry.last,
         "rule": ref(entry.ref),
-        "http": None if entry.http is None else [_http(rule) for rule in entry.http],
+        "l7": None if entry.l7 is None else kind_of(entry.l7).key,
+        **{kind.key: _l7(entry) if kind is kind_of(entry.l7) else None for kind in KINDS.values()},
         "refusal": entry.refusal,
         "log": entry.log,
     }
+
+
+def _l7(entry: Entry) -> list[dict[str, Any]]:
+    if isinstance(entry.l7, HttpRules):
+        return [_http(rule) for rule in entry.l7.rules]
+    return [{**msgspec.to_builtins(entry.l7), "rule": ref(entry.ref)}]
 
 
 def _http(rule: HttpRule) -> dict[str, Any]:

@@ -116,7 +116,8 @@ def _show_tier(tier: Mapping[str, Any]) -> None:
         for entry in stage:
             action = entry["action"] + (" (audit)" if entry["audit"] else "")
             rows.append((f"{number}", action, _peers(entry), _ports(entry), rule_of(entry["rule"]), entry["refusal"]))
-            rows += [("", "", "", "  http", rule_of(rule["rule"]), _http(rule)) for rule in entry["http"] or []]
+            l7 = entry["l7"]
+            rows += [("", "", "", f"  {l7}", rule_of(rule["rule"]), _l7(rule)) for rule in (entry[l7] if l7 else ())]
     print(plain(f"    tier {tier['name']}"))
     table(("    STAGE", "ACTION", "PEERS", "PORT", "RULE", ""), [(f"    {row[0]}", *row[1:]) for row in rows])
     for key, what in (("denied_by", "is denied"), ("audited_by", "is allowed and audited")):
@@ -157,13 +158,13 @@ def _message(number: int) -> str:
     return str(kind) if code in (0, 255) else f"{kind}.{code}"
 
 
-def _http(rule: Mapping[str, Any]) -> str:
-    parts = [f"{key} {rule[key]}" for key in ("method", "path", "host") if rule.get(key) is not None]
+def _l7(rule: Mapping[str, Any]) -> str:
+    parts = [f"{key} {value}" for key, value in rule.items() if isinstance(value, str)]
     return ", ".join([*parts, *(f"header {header}" for header in _headers(rule))]) or "every request"
 
 
 def _headers(rule: Mapping[str, Any]) -> list[Any]:
-    return [*rule["headers"], *rule.get("header_matches", ())]
+    return [*rule.get("headers", ()), *rule.get("header_matches", ())]
 
 
 @dataclass(frozen=True, slots=True)

@@ -65,7 +65,7 @@ def refusing(policies: Sequence[PolicyStatus], refused: Mapping[Name, str]) -> t
 def without_http(rules: Iterable[Rule], refused: Mapping[Name, str]) -> tuple[Rule, ...]:
     """The rules, with DENY in place of the HTTP rules of refused policies."""
     return tuple(
-        replace(rule, action=Action.DENY, http=None, refusal=refused[_of(rule.ref)])
+        replace(rule, action=Action.DENY, l7=None, refusal=refused[_of(rule.ref)])
         if rule.http and _of(rule.ref) in refused
         else rule
         for rule in rules

@@ -79,7 +79,7 @@ def _status_of(document: PolicyDocument, secrets_namespace: str) -> PolicyStatus
         file=document.origin.file,
         line=document.origin.line,
         rules=found.rules,
-        needs_secrets=any(names_secret(item) for rule in found.rules for item in rule.http or ()),
+        needs_secrets=any(names_secret(item) for rule in found.rules for item in rule.http),
         program=found.program,
     )
 

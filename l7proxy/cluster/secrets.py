@@ -14,7 +14,7 @@ from typing import Final
 from l7proxy.model.resources import Problem, Secret
 from l7proxy.model.secret import Sealed
 from l7proxy.policy.headers import HeaderRule, SecretName, value_fault
-from l7proxy.policy.rules import HttpRule, Rule
+from l7proxy.policy.rules import HttpRule, HttpRules, Rule
 
 MAX_VALUE: Final = 65536
 """Bytes. No request head is larger."""
@@ -31,10 +31,10 @@ class SecretResolver:
     def resolve(self, rules: Iterable[Rule]) -> Iterator[Rule]:
         """The same rules, with the secret values that exist filled in."""
         for rule in rules:
-            if rule.http is None or not any(names_secret(item) for item in rule.http):
+            if not any(names_secret(item) for item in rule.http):
                 yield rule
             else:
-                yield replace(rule, http=tuple(map(self._item, rule.http)))
+                yield replace(rule, l7=HttpRules(tuple(map(self._item, rule.http))))
 
     def _item(self, item: HttpRule) -> HttpRule:
         found = (self._match(match, item, place) for place, match in enumerate(item.header_matches))
@@ -76,7 +76,7 @@ def headers_of(rules: Iterable[Rule]) -> frozenset[str]:
     return frozenset(
         match.name.lower()
         for rule in rules
-        for item in rule.http or ()
+        for item in rule.http
         for match in item.header_matches
         if match.secret is not None
     )

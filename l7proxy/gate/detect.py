@@ -1,13 +1,14 @@
-"""Chooses the gate of a connection: TCP, or by its first bytes HTTP/1 or HTTP/2.
+"""Chooses the gate of a connection: by the kind of its L7 rules, and for HTTP by its first bytes; without them TCP.
 
-A connection that begins with the HTTP/2 preface (prior knowledge, RFC 9113 3.3) is HTTP/2: no HTTP/1 request begins so.
-Everything else is HTTP/1, or refused as invalid HTTP/1.
+An HTTP connection that begins with the HTTP/2 preface (prior knowledge, RFC 9113 3.3) is HTTP/2: no HTTP/1 request
+begins so. Everything else is HTTP/1, or refused as invalid HTTP/1.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any, Final
 
 from l7proxy.gate.actions import Action, Gate, Phase, Side, SwitchGate
 from l7proxy.gate.clock import Clock
@@ -15,10 +16,13 @@ from l7proxy.gate.http1 import HttpGate
 from l7proxy.gate.http2 import Http2Gate
 from l7proxy.gate.options import HttpOptions
 from l7proxy.gate.tcp import TcpGate
-from l7proxy.model.http import Request
 from l7proxy.model.policy_verdict import Conn, PolicyVerdict
 from l7proxy.model.verdict import Direction
+from l7proxy.policy.l7 import Kind
 from l7proxy.wire.http2_frames import PREFACE
+
+Judge = Callable[[Any], PolicyVerdict]
+"""The verdict on one request of the kind that the gate reads."""
 
 
 class ProtocolDetector:
@@ -28,12 +32,11 @@ class ProtocolDetector:
 
     def __init__(
         self,
-        judge: Callable[[Request], PolicyVerdict],
+        judge: Judge,
         conn: Conn,
         clock: Clock,
         options: HttpOptions,
-        *,
-        direction: Direction = Direction.INGRESS,
+        direction: Direction,
     ) -> None:
         self._conn = conn
         self._held = b""
@@ -107,14 +110,17 @@ class ProtocolDetector:
         return [SwitchGate(gate), *gate.started(), *(gate.from_client(held) if held else ()), *then(gate)]
 
 
+GATES: Final[dict[str, Callable[[Judge, Conn, Clock, HttpOptions, Direction], Gate]]] = {"http": ProtocolDetector}
+"""By `policy.l7.Kind.key`: what makes the gate of a connection. Each enforced kind has one."""
+
+
 def gate_for(
-    judge: Callable[[Request], PolicyVerdict],
+    kind: Kind | None,
+    judge: Judge,
     conn: Conn,
     clock: Clock,
-    *,
-    by_request: bool,
     options: HttpOptions,
     direction: Direction = Direction.INGRESS,
 ) -> Gate:
-    """The gate of a new connection. `by_request`: the connection's policy has HTTP rules."""
-    return ProtocolDetector(judge, conn, clock, options, direction=direction) if by_request else TcpGate()
+    """The gate of a new connection to which L7 rules of this kind apply; None: no L7 rules. KeyError without a gate."""
+    return TcpGate() if kind is None else GATES[kind.key](judge, conn, clock, options, direction)

@@ -11,11 +11,11 @@ from typing import Final
 import msgspec
 
 from l7proxy.model.cache import remember
-from l7proxy.model.http import Request, edited
+from l7proxy.model.http import Request, Rewrite, edited
 from l7proxy.model.policy_verdict import PolicyVerdict
 from l7proxy.model.ref import RuleRef
 from l7proxy.model.verdict import Direction, Verdict
-from l7proxy.policy.decide import Decision, PortPolicy
+from l7proxy.policy.decide import Decision, PortPolicy, mixed
 
 DROPPED: Final = Verdict.DROPPED
 REMEMBERED: Final = 16384
@@ -24,7 +24,9 @@ reasons."""
 
 
 def evaluate_l4(egress: PortPolicy | None, ingress: PortPolicy | None) -> PolicyVerdict:
-    """The verdict on a connection: REDIRECTED when HTTP rules of either direction apply to its requests."""
+    """The verdict on a connection: REDIRECTED when L7 rules of either direction apply to its requests."""
+    if egress is not None and ingress is not None and egress.kind and ingress.kind and egress.kind != ingress.kind:
+        return combine(egress.l4, mixed(egress.kind, ingress.kind, ingress.l4))
     return combine(
         egress.l4 if egress is not None and egress.enforced else None,
         ingress.l4 if ingress is not None and ingress.enforced else None,
@@ -52,33 +54,38 @@ class VerdictCache:
         return known[2]
 
 
-def evaluate_http(
+def evaluate_l7(
     egress: PortPolicy | None,
     ingress: PortPolicy | None,
-    request: Request,
+    asked: object,
     combined: VerdictCache | None = None,
 ) -> PolicyVerdict:
     """The verdict on one request. A direction that denies the connection denies each of its requests.
 
-    The ingress policy evaluates the request as the egress policy rewrites it. `request.rewrite` gets both rewrites.
+    The ingress policy evaluates an HTTP request as the egress policy rewrites it; its `rewrite` gets both rewrites.
     """
     together = VerdictCache() if combined is None else combined
-    out = egress.judge(request) if egress is not None and egress.enforced else None
+    out = egress.judge(asked) if egress is not None and egress.enforced else None
     if out is not None and out.verdict is DROPPED:
         return together.of(out, None)
     rewrite = out.rewrite if out is not None else None
-    asked = request if rewrite is None else request.having(edited(request.headers, rewrite.edits))
-    let_in = ingress.judge(asked) if ingress is not None and ingress.enforced else None
+    seen = asked if rewrite is None else _rewritten(asked, rewrite)
+    let_in = ingress.judge(seen) if ingress is not None and ingress.enforced else None
     if let_in is not None and let_in.rewrite is not None:
         rewrite = let_in.rewrite if rewrite is None else rewrite.then(let_in.rewrite)
-    request.rewrite = rewrite
+    if isinstance(asked, Request):
+        asked.rewrite = rewrite
     return together.of(out, let_in)
+
+
+def _rewritten(asked: object, rewrite: Rewrite) -> object:
+    return asked.having(edited(asked.headers, rewrite.edits)) if isinstance(asked, Request) else asked
 
 
 def combine(egress: Decision | None, ingress: Decision | None) -> PolicyVerdict:
     """The deciding direction is the one that denied, egress first; else ingress if it has a policy, else egress.
 
-    Traffic that is allowed only because its denial is audited is AUDIT, with the reason. A connection with HTTP rules
+    Traffic that is allowed only because its denial is audited is AUDIT, with the reason. A connection with L7 rules
     is REDIRECTED instead, because each request gets its own verdict.
     """
     if egress is not None and egress.verdict is Verdict.DROPPED:

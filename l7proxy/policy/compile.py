@@ -20,6 +20,7 @@ from l7proxy.model.labels import EVERYTHING, RESERVED, LabelSet, Operator, Requi
 from l7proxy.model.net import Network
 from l7proxy.model.ref import BUILT_IN, RuleRef
 from l7proxy.model.verdict import Action, Direction
+from l7proxy.policy.l7 import enforceable
 from l7proxy.policy.resolver import Resolver, numbers
 from l7proxy.policy.rules import AnyPeer, CidrPeer, EveryPeer, Peer, PortMatch, Reach, Rule, SelectorPeer
 from l7proxy.policy.tables import DirectionPolicy, EndpointPolicy, Entry, Stage, TierPolicy
@@ -268,13 +269,14 @@ def _policies(rules: Iterable[Rule]) -> tuple[RuleRef, ...]:
 
 
 def _entries(rule: Rule, endpoint: Endpoint, resolver: Resolver) -> Iterator[Entry]:
+    rule = enforceable(rule)
     peers = resolver.peers(rule)
     if peers == ():
         return
-    action = Action.REDIRECT if rule.http and rule.action is Action.ALLOW else rule.action
-    http = rule.http if action is Action.REDIRECT else None
+    l7 = rule.l7 if rule.action is Action.ALLOW else None
+    action = rule.action if l7 is None else Action.REDIRECT
     audit = action is Action.DENY and _audited(rule, endpoint) and not _is_guard(rule)
-    cell = Entry(action, rule.ref, peers, http=http, refusal=rule.refusal, audit=audit, log=rule.log)
+    cell = Entry(action, rule.ref, peers, l7=l7, refusal=rule.refusal, audit=audit, log=rule.log)
     if rule.ports is None:
         yield cell
         return
@@ -324,7 +326,7 @@ def _entry_key(entry: Entry) -> tuple[object, ...]:
         entry.last,
         entry.peers is not None,
         entry.peers or (),
-        repr(entry.http),
+        repr(entry.l7),
         entry.refusal,
         entry.audit,
         entry.log,

@@ -6,7 +6,7 @@ long as they keep the policy.
 
 Tiers and levels are evaluated as in `policy.tiers`. Within a stage Cilium's semantics apply: a deny overrides
 everything, a redirect overrides a plain allow at L4, but a plain allow that covers the flow allows every request, and
-the HTTP rules of all covering entries are one union. A request that no HTTP rule of a stage matches goes to the next
+the L7 rules of all covering entries are one union. A request that no L7 rule of a stage matches goes to the next
 stage. So does traffic that only audited rules deny; its verdict is AUDIT instead of FORWARDED.
 """
 
@@ -16,11 +16,11 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Final
 
-from l7proxy.model.http import Request
 from l7proxy.model.ref import BUILT_IN, RuleRef
 from l7proxy.model.verdict import Action, DropReason, Verdict
 from l7proxy.policy.decision import Decision, policy_name, port_name
 from l7proxy.policy.http_table import HttpTable, HttpTables
+from l7proxy.policy.l7 import Kind, Table, kind_of
 from l7proxy.policy.tables import DirectionPolicy, Entry, Stage, TierPolicy
 
 __all__ = ["NO_DEFAULT_DENY", "UNGOVERNED", "Decision", "HttpTable", "PortPolicy", "port", "port_name"]
@@ -32,8 +32,8 @@ NAMED: Final = 3
 NO_DEFAULT_DENY: Final = RuleRef(BUILT_IN, "", "no-default-deny")
 """The rule that allows when policies cover a direction, but none decides and none sets default deny."""
 
-Step = HttpTable | Decision
-"""One step of the evaluation of a request: HTTP rules that may allow it; an AUDIT decision: the audited denial at this
+Step = HttpTable | Table | Decision
+"""One step of the evaluation of a request: L7 rules that may allow it; an AUDIT decision: the audited denial at this
 step; any other decision ends the evaluation."""
 
 
@@ -41,35 +41,36 @@ step; any other decision ends the evaluation."""
 class PortPolicy:
     """The result for one (identity, protocol, port).
 
-    `l4` is the decision on the connection: REDIRECTED when HTTP rules apply to its requests. `steps` are evaluated for
-    each request; empty when `l4` decides alone. `enforced` is False when no policy applies.
+    `l4` is the decision on the connection: REDIRECTED when L7 rules apply to its requests, which are then of `kind`.
+    `steps` are evaluated for each request; empty when `l4` decides alone. `enforced` is False when no policy applies.
     """
 
     l4: Decision
     steps: tuple[Step, ...] = ()
     enforced: bool = True
+    kind: Kind | None = None
 
     @property
     def redirects(self) -> bool:
         return self.l4.verdict is Verdict.REDIRECTED
 
     @property
-    def tables(self) -> tuple[HttpTable, ...]:
-        return tuple(step for step in self.steps if isinstance(step, HttpTable))
+    def tables(self) -> tuple[Table, ...]:
+        return tuple(step for step in self.steps if not isinstance(step, Decision))
 
     @property
     def rest(self) -> Decision:
-        """The decision on requests that no HTTP rule matches."""
+        """The decision on requests that no L7 rule matches."""
         last = self.steps[-1] if self.steps else self.l4
         return last if isinstance(last, Decision) else self.l4
 
-    def judge(self, request: Request) -> Decision:
-        """The decision on one request of this flow. A denial at L4 denies every request."""
+    def judge(self, asked: object) -> Decision:
+        """The decision on one request of this flow, of `kind`. A denial at L4 denies every request."""
         audit: Decision | None = None
         unmatched: Decision | None = None
         for step in self.steps:
-            if isinstance(step, HttpTable):
-                found = step.judge(request)
+            if not isinstance(step, Decision):
+                found = step.judge(asked)
                 if found.verdict is not DROPPED:
                     return found if audit is None else replace(audit, rewrite=found.rewrite)
                 unmatched = unmatched or found
@@ -98,9 +99,14 @@ def port(
     met = tuple(_walk(policy, identity, protocol, number, tables or HttpTables()))
     if not policy.governed and met[0] is UNDECIDED:
         return UNGOVERNED
-    redirect = next((step.l4 for step in met if isinstance(step, _Redirect)), None)
-    if redirect is not None:
-        return PortPolicy(redirect, tuple(step.table if isinstance(step, _Redirect) else step for step in met))
+    redirects = [step for step in met if isinstance(step, _Redirect)]
+    if redirects:
+        first = redirects[0]
+        for other in redirects:
+            if other.kind is not first.kind:
+                return PortPolicy(mixed(first.kind, other.kind, first.l4))
+        steps = tuple(step.table if isinstance(step, _Redirect) else step for step in met)
+        return PortPolicy(first.l4, steps, kind=first.kind)
     decisions = [step for step in met if isinstance(step, Decision)]
     last = decisions[-1]
     return PortPolicy(decisions[0] if last.allowed else last)  # the first is AUDIT when there are several
@@ -108,10 +114,17 @@ def port(
 
 @dataclass(frozen=True, slots=True)
 class _Redirect:
-    """A stage whose HTTP rules cover the flow."""
+    """A stage whose L7 rules of one kind cover the flow."""
 
     l4: Decision
-    table: HttpTable
+    kind: Kind
+    table: Table
+
+
+def mixed(one: Kind, other: Kind, l4: Decision) -> Decision:
+    """The denial of a connection to which L7 rules of two kinds apply: only one gate can read it."""
+    reason = f"both {one.name} rules and {other.name} rules apply, and a connection can be inspected for one kind only"
+    return replace(l4, verdict=DROPPED, reason=reason, drop_reason=DropReason.POLICY_DENIED)
 
 
 def _walk(
@@ -145,10 +158,12 @@ def _stage(covering: Stage | list[Entry], tables: HttpTables) -> Iterator[_Redir
     if denies:
         yield _denied(denies)
         return
-    redirects = _some(covering, Action.REDIRECT)
-    if redirects:
-        table = tables.of(*(entry.http or () for entry in redirects))
-        yield _Redirect(_allowing(Verdict.REDIRECTED, redirects), table)
+    redirects: dict[Kind, list[Entry]] = {}
+    for entry in _some(covering, Action.REDIRECT):
+        redirects.setdefault(kind_of(entry.l7), []).append(entry)
+    for kind, entries in redirects.items():
+        table = kind.table([entry.l7 for entry in entries], tables)
+        yield _Redirect(_allowing(Verdict.REDIRECTED, entries), kind, table)
     plain = _some(covering, Action.ALLOW)
     if plain:
         yield _allowing(Verdict.FORWARDED, plain)

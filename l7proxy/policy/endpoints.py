@@ -15,15 +15,15 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from l7proxy.model.cache import remember
-from l7proxy.model.http import Request
 from l7proxy.model.identity import UNKNOWN
 from l7proxy.model.net import HostPort, PrefixTable
 from l7proxy.model.policy_verdict import Conn, PolicyVerdict
 from l7proxy.model.verdict import Verdict
 from l7proxy.policy import decide
-from l7proxy.policy.combine import VerdictCache, evaluate_http, evaluate_l4
+from l7proxy.policy.combine import VerdictCache, evaluate_l4, evaluate_l7
 from l7proxy.policy.decide import Decision, PortPolicy
 from l7proxy.policy.http_table import HttpTables
+from l7proxy.policy.l7 import Kind
 from l7proxy.policy.tables import LocalEndpoint
 
 REMEMBERED: Final = 16384
@@ -62,11 +62,13 @@ class ConnectionPolicy:
         return self.l4.verdict is Verdict.DROPPED
 
     @property
-    def by_request(self) -> bool:
-        """The policy of at least one direction must be evaluated for each request."""
+    def kind(self) -> Kind | None:
+        """The kind of the requests that must be evaluated one by one; None: the connection is decided as a whole."""
+        if self.refused:
+            return None
         egress, ingress = self.egress, self.ingress
-        redirects = (egress is not None and egress.redirects) or (ingress is not None and ingress.redirects)
-        return redirects and not self.refused
+        found = egress.kind if egress is not None else None
+        return found if found is not None or ingress is None else ingress.kind
 
     @property
     def governed(self) -> bool:
@@ -74,8 +76,8 @@ class ConnectionPolicy:
         egress, ingress = self.egress, self.ingress
         return (egress is not None and egress.enforced) or (ingress is not None and ingress.enforced)
 
-    def judge(self, request: Request) -> PolicyVerdict:
-        return evaluate_http(self.egress, self.ingress, request, self.combined)
+    def judge(self, asked: object) -> PolicyVerdict:
+        return evaluate_l7(self.egress, self.ingress, asked, self.combined)
 
     def conn(self, source: HostPort, destination: HostPort) -> Conn:
         return Conn(

@@ -8,10 +8,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from l7proxy.model.http import Request
 from l7proxy.model.verdict import Action, Direction, Verdict
 from l7proxy.policy.decide import PortPolicy
 from l7proxy.policy.decision import policy_name, port_name
+from l7proxy.policy.l7 import kind_of
 from l7proxy.policy.tables import DirectionPolicy, Entry
 
 ADMITTING = (Action.ALLOW, Action.REDIRECT)
@@ -67,25 +67,28 @@ def ports(entry: Entry) -> str:
     return first if entry.first == entry.last else f"{entry.first}-{port_name(entry.protocol, entry.last)}"
 
 
-def moot(policy: PortPolicy, request: Request | None = None) -> Iterator[str]:
-    """HTTP rules without effect, because another rule allows the requests that they do not match."""
+def moot(policy: PortPolicy, asked: object = None) -> Iterator[str]:
+    """L7 rules without effect, because another rule allows the requests that they do not match."""
     rest = policy.rest
-    if not policy.redirects or rest.verdict is not Verdict.FORWARDED or rest.ref is None:
+    if policy.kind is None or rest.verdict is not Verdict.FORWARDED or rest.ref is None:
         return
     for table in policy.tables:
-        if request is not None and table.judge(request).allowed:
+        if asked is not None and table.judge(asked).allowed:
             continue
-        names = sorted({policy_name(rule.ref) for rule in table.rules})
-        yield f"the HTTP rules of {', '.join(names)} have no effect for this peer: {rest.ref} allows every request"
+        names = ", ".join(sorted(set(map(policy_name, table.refs))))
+        yield f"the {policy.kind.name} rules of {names} have no effect for this peer: {rest.ref} allows every request"
 
 
 def unread(
     policy: DirectionPolicy | None, found: PortPolicy, identity: int, protocol: int, number: int
 ) -> Iterator[str]:
-    """HTTP rules that are never evaluated, because an earlier rule allows the connection at L4."""
+    """L7 rules that are never evaluated, because an earlier rule allows the connection at L4."""
     if policy is None or found.redirects or found.l4.verdict is not Verdict.FORWARDED or found.l4.ref is None:
         return
-    entries = (entry for tier in policy.tiers for stage in tier.stages for entry in stage)
-    judging = (one for one in entries if one.action is Action.REDIRECT and one.covers(identity, protocol, number))
-    for name in sorted({policy_name(entry.ref) for entry in judging}):
-        yield f"the HTTP rules of {name} have no effect for this peer: {found.l4.ref} comes first and allows it"
+    judging = (
+        entry
+        for entry in policy.entries
+        if entry.action is Action.REDIRECT and entry.covers(identity, protocol, number)
+    )
+    for name, kind in sorted({(policy_name(entry.ref), kind_of(entry.l7).name) for entry in judging}):
+        yield f"the {kind} rules of {name} have no effect for this peer: {found.l4.ref} comes first and allows it"

@@ -5,12 +5,14 @@ Results are cached by method and path when these alone decide. Caching never cha
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 from itertools import chain
 from typing import Final
 
 from l7proxy.model.cache import remember
 from l7proxy.model.http import Request
+from l7proxy.model.ref import RuleRef
 from l7proxy.model.verdict import DropReason, Verdict
 from l7proxy.policy.decision import Decision, policy_name
 from l7proxy.policy.match.http import HttpMatcher
@@ -26,6 +28,9 @@ KEPT: Final = 4096
 """Rules whose tables are kept over policy changes, so that rules that return find them."""
 KEPT_TABLES: Final = 64
 """Tables kept over policy changes: each caches up to REMEMBERED results."""
+
+
+_NOT_HTTP: Final = Decision(Verdict.DROPPED, reason="HTTP rules apply, and this is not an HTTP request")
 
 
 class HttpTable:
@@ -65,7 +70,14 @@ class HttpTable:
         """Patterns that RE2 cannot use; their rules match nothing."""
         return tuple(self.make_ready().broken)
 
-    def judge(self, request: Request) -> Decision:
+    @property
+    def refs(self) -> Iterable[RuleRef]:
+        return (rule.ref for rule in self.rules)
+
+    def judge(self, asked: object) -> Decision:
+        if not isinstance(asked, Request):
+            return _NOT_HTTP
+        request: Request = asked  # one cast in compiled code, not one per use
         key = (request.method, request.path)
         seen = self._seen.get(key)
         if seen is None:

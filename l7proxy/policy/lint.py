@@ -18,6 +18,7 @@ from l7proxy.model.ref import RuleRef
 from l7proxy.model.verdict import Action, Direction
 from l7proxy.policy.decision import policy_name
 from l7proxy.policy.explain import ports
+from l7proxy.policy.l7 import kind_of
 from l7proxy.policy.match.pattern import PatternSet
 from l7proxy.policy.references import References, unknown
 from l7proxy.policy.rules import AnyPeer, EveryPeer, HttpRule, Peer, PortMatch, Rule, SelectorPeer
@@ -139,7 +140,7 @@ def of_rules(rules: Iterable[Rule]) -> Iterator[Finding]:
     """Findings in the rules of one document."""
     rules = list(rules)
     for rule in rules:
-        for http in rule.http or ():
+        for http in rule.http:
             if rule.ref.kind.startswith("Cilium"):  # elsewhere the author wrote no pattern
                 yield from _path(http)
     yield from _get_without_head(rules)
@@ -194,14 +195,19 @@ def of_names(rules: Iterable[Rule], references: References) -> Iterator[Finding]
 
 def of_pairs(rules: Iterable[Rule]) -> Iterator[Finding]:
     """Like `of_tables` when no pods are given: only HTTP rules that have no effect for any pods."""
-    plain = [rule for rule in rules if rule.action is Action.ALLOW and rule.http is None and not rule.refusal]
+    plain = [rule for rule in rules if rule.action is Action.ALLOW and rule.l7 is None and not rule.refusal]
     for judged in rules:
-        for other in plain if judged.http is not None and judged.action is Action.ALLOW else ():
+        for other in plain if judged.l7 is not None and judged.action is Action.ALLOW else ():
             if _makes_void(other, judged):
                 place = f" ({other.ref.file}:{other.ref.line})" if other.ref.file else ""
                 who = f"{policy_name(other.ref)} {other.ref.rule}{place}"
-                yield Finding("l7-shadowed", judged.ref, f"its HTTP rules have no effect: {who} allows every request")
+                yield Finding("l7-shadowed", judged.ref, f"{_its(judged)} have no effect: {who} allows every request")
                 break
+
+
+def _its(judged: Rule | Entry) -> str:
+    """`its HTTP rules`"""
+    return "its rules" if judged.l7 is None else f"its {kind_of(judged.l7).name} rules"
 
 
 def _makes_void(plain: Rule, judged: Rule) -> bool:
@@ -285,7 +291,7 @@ def _get_without_head(rules: Iterable[Rule]) -> Iterator[Finding]:
     """At most once per document: a rule for GET without a rule that allows HEAD on the same path."""
     by_path: dict[str | None, list[HttpRule]] = {}
     for rule in rules:
-        for http in rule.http or ():
+        for http in rule.http:
             by_path.setdefault(http.path, []).append(http)
     for path, found in by_path.items():
         gets = [http for http in found if _takes(http, b"GET")]
@@ -332,6 +338,6 @@ def _void(judged: Entry, plain: Entry, direction: Direction, endpoint: Endpoint)
     whom = "its peers" if everyone else "some of its peers"
     place = f" ({plain.ref.file}:{plain.ref.line})" if plain.ref.file else ""
     return (
-        f"its HTTP rules have no effect for {whom}: {policy_name(plain.ref)} {plain.ref.rule}{place} allows "
+        f"{_its(judged)} have no effect for {whom}: {policy_name(plain.ref)} {plain.ref.rule}{place} allows "
         f"every request on {ports(plain)} ({direction.word} of {endpoint})"
     )

@@ -186,7 +186,7 @@ def _placed(rule: Rule, references: References) -> Rule:
         return rule
     found = references.placed.get(tier.name)
     if found is None:
-        return replace(rule, action=Action.DENY, peers=_whom(rule), ports=None, http=None, refusal=_no_tier(tier))
+        return replace(rule, action=Action.DENY, peers=_whom(rule), ports=None, l7=None, refusal=_no_tier(tier))
     level = replace(rule.level, tier=Tier(found.order, found.name))
     return replace(rule, level=level, default_deny=rule.default_deny and not found.passes)
 

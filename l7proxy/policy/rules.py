@@ -10,6 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 
+import msgspec
+
 from l7proxy.model.labels import EVERYTHING, Selects
 from l7proxy.model.net import Network
 from l7proxy.model.ref import RuleRef
@@ -162,11 +164,41 @@ class HttpRule:
         return plain and not self.headers and not self.header_matches
 
 
+class HttpRules(msgspec.Struct, frozen=True, tag_field="kind", tag="http"):
+    """HTTP requests of which one rule must match. Never empty: languages write None instead."""
+
+    rules: tuple[HttpRule, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class DnsRule:
+    """One item of `rules.dns`: queries for `name` or for names that match `pattern`; "" if absent."""
+
+    name: str = ""
+    pattern: str = ""
+
+
+class DnsRules(msgspec.Struct, frozen=True, tag_field="kind", tag="dns"):
+    """DNS queries of which one rule must match."""
+
+    rules: tuple[DnsRule, ...]
+
+
+class ServerNames(msgspec.Struct, frozen=True, tag_field="kind", tag="server_names"):
+    """TLS connections whose server name (SNI, RFC 6066 section 3) matches one of these patterns."""
+
+    names: tuple[str, ...]
+
+
+L7Rules = HttpRules | DnsRules | ServerNames
+"""The L7 rules of one rule or entry. What each kind needs is in `policy.l7`."""
+
+
 @dataclass(frozen=True, slots=True)
 class Rule:
     """One cell of a policy: subject, direction, action, peers and ports.
 
-    `http` None means plain L4; an empty tuple never occurs (it means the same, so languages write None).
+    `l7` None means plain L4. L7 rules have an effect only in a rule that allows.
     `default_deny`: this rule puts its direction into default deny for the endpoints it selects.
     `refusal` is set on rules that replace a document or part that cannot be enforced: the reason.
     `level` is its place in the order (`policy.tiers`). `audit`: what it would deny is allowed, and reported as AUDIT.
@@ -179,9 +211,14 @@ class Rule:
     action: Action = Action.ALLOW
     peers: tuple[Peer, ...] | None = None
     ports: tuple[PortMatch, ...] | None = None
-    http: tuple[HttpRule, ...] | None = None
+    l7: L7Rules | None = None
     default_deny: bool = True
     refusal: str = ""
     level: Level = UNION
     audit: bool = False
     log: str = ""
+
+    @property
+    def http(self) -> tuple[HttpRule, ...]:
+        """Its HTTP rules, if they have an effect."""
+        return self.l7.rules if isinstance(self.l7, HttpRules) and self.action is Action.ALLOW else ()

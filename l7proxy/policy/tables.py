@@ -15,7 +15,7 @@ import msgspec
 
 from l7proxy.model.ref import RuleRef
 from l7proxy.model.verdict import Action, Direction
-from l7proxy.policy.rules import HttpRule
+from l7proxy.policy.rules import L7Rules
 from l7proxy.policy.tiers import DEFAULT
 
 L3_ONLY: Final = 1
@@ -31,7 +31,7 @@ class Entry:
     """(peers × protocol × ports) → action.
 
     `peers` are identity numbers, ascending; None is every peer. `protocol` None is every protocol on all
-    ports; ICMP's port is type · 256 + code. `http` is set exactly when `action` is REDIRECT. A DENY entry with `audit`
+    ports; ICMP's port is type · 256 + code. `l7` is set exactly when `action` is REDIRECT. A DENY entry with `audit`
     allows the traffic and reports it as AUDIT.
     """
 
@@ -41,7 +41,7 @@ class Entry:
     protocol: int | None = None
     first: int = 0
     last: int = 65535
-    http: tuple[HttpRule, ...] | None = None
+    l7: L7Rules | None = None
     refusal: str = ""
     audit: bool = False
     log: str = ""

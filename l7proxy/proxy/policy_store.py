@@ -21,6 +21,7 @@ from l7proxy.model.policy_verdict import PolicyVerdict
 from l7proxy.model.verdict import Direction, Verdict
 from l7proxy.policy import decide
 from l7proxy.policy.endpoints import ConnectionPolicy, EndpointIndex
+from l7proxy.policy.rules import HttpRules
 
 TCP: Final = 6
 MANY: Final = 64
@@ -53,7 +54,7 @@ class PolicyIndex:
         for endpoint in self.picture.endpoints:
             for direction in (endpoint.policy.ingress, endpoint.policy.egress):
                 for entry in direction.entries if direction is not None else ():
-                    if entry.http is not None and len(entry.http) >= MANY:
+                    if isinstance(entry.l7, HttpRules) and len(entry.l7.rules) >= MANY:
                         peer = entry.peers[0] if entry.peers else UNKNOWN
                         for table in decide.port(direction, peer, TCP, entry.first, self._ends.tables).tables:
                             table.make_ready()

@@ -20,7 +20,7 @@ from l7proxy.model.policy_verdict import PolicyVerdict
 from l7proxy.model.ref import RuleRef
 from l7proxy.model.verdict import Direction, DropReason, Protocol, Verdict
 from l7proxy.policy import decide, explain
-from l7proxy.policy.combine import evaluate_http, evaluate_l4
+from l7proxy.policy.combine import evaluate_l4, evaluate_l7
 from l7proxy.policy.decide import PortPolicy
 from l7proxy.simulate.cluster import Cluster, End, Target, is_invented
 from l7proxy.wire import http1_strict
@@ -36,6 +36,7 @@ PROTOCOLS: Final[Mapping[str, int]] = {
 }
 FAMILIES: Final[Mapping[int, tuple[int, ...]]] = {Protocol.ICMP: (4,), Protocol.ICMPV6: (6,)}
 """IP protocol → IP versions that carry it; protocols that both versions carry are not listed."""
+HOW_TO_ASK: Final = {"http": ": add --http 'GET /x'"}
 _WORST_FIRST: Final = (Verdict.DROPPED, Verdict.AUDIT, Verdict.REDIRECTED, Verdict.FORWARDED)
 
 
@@ -206,7 +207,8 @@ def trace(
     elif request is not None and judgement.verdict is Verdict.FORWARDED:
         steps.append("no HTTP rules on this port: requests are not inspected")
     elif judgement.verdict is Verdict.REDIRECTED:
-        steps.append("HTTP rules decide each request: add --http 'GET /x'")
+        kind = next(each.kind for each in (egress, ingress) if each is not None and each.kind is not None)
+        steps.append(f"{kind.name} rules decide each request{HOW_TO_ASK.get(kind.key, '')}")
     if not _asked(egress) and not _asked(ingress):
         judgement = PolicyVerdict(Verdict.FORWARDED, Direction.UNKNOWN)
     return Outcome(judgement, tuple(steps))
@@ -241,7 +243,7 @@ def _judge_request(
     if request.path != request.target:
         steps[-1] += f" (normalised from {request.target.decode()})"
     asked = Request(request.method, request.path, request.host, request.headers)
-    judgement = evaluate_http(egress, ingress, asked)
+    judgement = evaluate_l7(egress, ingress, asked)
     ref = judgement.ingress if judgement.direction is Direction.INGRESS else judgement.egress
     steps.append(f"{judgement.direction.word}: {_said(judgement.verdict, ref, judgement.reason)}")
     if asked.rewrite is not None:
@@ -269,7 +271,7 @@ def _ask(cluster: Cluster, source: End, target: Target, protocol: int, direction
 def _more(
     cluster: Cluster, direction: Direction, end: End, peer: End, found: PortPolicy | None, protocol: int, port: int
 ) -> list[str]:
-    """Further explanations: the rule that comes closest to allowing a denied connection; HTTP rules without effect."""
+    """Further explanations: the rule that comes closest to allowing a denied connection; L7 rules without effect."""
     home = cluster.home(end)
     endpoint = home.end(end).endpoint if home is not None else None
     if found is None or home is None or endpoint is None:

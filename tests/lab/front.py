@@ -13,7 +13,7 @@ from l7proxy.flows.records import Connection, HttpRequest, HttpResponse, Malform
 from l7proxy.gate.options import HttpOptions
 from l7proxy.link.messages import PolicySnapshot
 from l7proxy.model.verdict import Action
-from l7proxy.policy.rules import HttpRule
+from l7proxy.policy.rules import HttpRule, HttpRules
 from l7proxy.policy.tables import EndpointPolicy, Entry, LocalEndpoint, union
 from l7proxy.wire.path import PathRules
 from tests.lab.test_worker_packets import CLIENT, REF, SERVER, Agent, Net, agent
@@ -34,7 +34,7 @@ class Front:
 
     async def publish(self, *rules: HttpRule, paths: PathRules | None = None) -> None:
         """Applies these HTTP rules to the server's port 80."""
-        policy = union((Entry(Action.REDIRECT, REF, None, 6, 80, 80, http=rules),), (REF,))
+        policy = union((Entry(Action.REDIRECT, REF, None, 6, 80, 80, l7=HttpRules(rules)),), (REF,))
         self.agent.revision += 1
         picture = PolicySnapshot(
             revision=self.agent.revision,

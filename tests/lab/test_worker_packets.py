@@ -22,7 +22,7 @@ from l7proxy.link.messages import PolicySnapshot
 from l7proxy.link.server import LinkServer
 from l7proxy.model.ref import RuleRef
 from l7proxy.model.verdict import Action, Verdict
-from l7proxy.policy.rules import HttpRule
+from l7proxy.policy.rules import HttpRule, HttpRules
 from l7proxy.policy.tables import DirectionPolicy, EndpointPolicy, Entry, LocalEndpoint, union
 from l7proxy.proxy.server.steering import PORTS
 from tests.unit.proxy.netns import Namespace
@@ -33,7 +33,7 @@ CLIENT = {4: "10.9.1.2", 6: "fd09:1::2"}
 GATEWAY = {4: "10.9.1.1", 6: "fd09:1::1"}
 SERVER = {4: "10.9.2.2", 6: "fd09:2::2"}
 REF = RuleRef("CiliumNetworkPolicy", "default", "web", "spec.ingress[0]")
-GETS = union((Entry(Action.REDIRECT, REF, None, 6, 80, 80, http=(HttpRule(REF, method="GET"),)),), (REF,))
+GETS = union((Entry(Action.REDIRECT, REF, None, 6, 80, 80, l7=HttpRules((HttpRule(REF, method="GET"),))),), (REF,))
 ANYTHING = union((Entry(Action.ALLOW, REF),), (REF,))
 NOTHING = union((), (REF,))
 

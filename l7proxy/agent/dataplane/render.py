@@ -21,7 +21,8 @@ from l7proxy.link.messages import PolicySnapshot
 from l7proxy.model.cache import IdentityMemo
 from l7proxy.model.endpoint import Endpoint, Frontend
 from l7proxy.model.net import PrefixTable
-from l7proxy.model.verdict import Action, Protocol
+from l7proxy.model.verdict import Action
+from l7proxy.policy.l7 import kind_of
 from l7proxy.policy.tables import DirectionPolicy, EndpointPolicy, Entry, LocalEndpoint, Stage, TierPolicy
 from tproxy_rules.simplify import simplified
 
@@ -180,11 +181,14 @@ def _tier(tier: TierPolicy) -> kernel.Tier:
 def _stages(given: Stage) -> Iterator[set[kernel.Entry]]:
     """One stage of a policy as kernel stages. Audited denials are left out, since their traffic has to pass.
 
-    Only TCP can be redirected. Other protocols that HTTP rules cover cannot be inspected, so they are denied, with the
-    precedence of the redirect: after DENY and ALLOW entries of the same stage, before its PASS entries.
+    Only the protocol that carries a kind of L7 rules is redirected. Others that the rules cover cannot be inspected,
+    so they are denied, with the precedence of the redirect: after DENY and ALLOW entries of the same stage, before its
+    PASS entries.
     """
     enforced = [entry for entry in given if not (entry.audit and entry.action is Action.DENY)]
-    unjudged = [entry for entry in enforced if entry.action is Action.REDIRECT and entry.protocol != Protocol.TCP]
+    unjudged = [
+        entry for entry in enforced if entry.action is Action.REDIRECT and entry.protocol != kind_of(entry.l7).protocol
+    ]
     weak = [entry for entry in enforced if unjudged and entry.action is Action.PASS]
     yield {
         _entry(entry) for entry in enforced if entry not in weak and (entry.protocol is None or entry not in unjudged)
@@ -194,12 +198,12 @@ def _stages(given: Stage) -> Iterator[set[kernel.Entry]]:
 
 
 def _entry(entry: Entry) -> kernel.Entry:
-    """A redirect of any protocol becomes a redirect of all TCP."""
+    """A redirect of any protocol becomes a redirect of all ports of the protocol that carries its kind."""
     steered_any = entry.action is Action.REDIRECT and entry.protocol is None
     first, last = (entry.first, entry.last) if entry.protocol is not None else (0, 65535)
     return kernel.Entry(
         verdict=VERDICTS[entry.action],
-        protocol=Protocol.TCP if steered_any else _number(entry.protocol),
+        protocol=_number(kind_of(entry.l7).protocol if steered_any else entry.protocol),
         first=first,
         last=last,
         any_peer=entry.peers is None,
@@ -212,7 +216,7 @@ def _number(protocol: int | None) -> int:
 
 
 def _frontends(view: NodeView, policies: Mapping[int, EndpointPolicy]) -> tuple[kernel.Frontend, ...]:
-    """Every Service address; `steer` is set if a connection to one of its backends may be redirected to a worker."""
+    """Every Service address; `steer` is set if traffic to one of its backends may be redirected to a worker."""
     identities = PrefixTable(view.by_prefix)
     ingress = {address: policies[endpoint.id].ingress for endpoint in view.endpoints for address in endpoint.addresses}
     leaving = {
@@ -222,20 +226,21 @@ def _frontends(view: NodeView, policies: Mapping[int, EndpointPolicy]) -> tuple[
         for entry in policy.egress.entries
         if entry.action is Action.REDIRECT
     }
-    known: dict[tuple[str, int], bool] = {}
+    known: dict[tuple[str, int, int], bool] = {}
 
-    def judged(address: str, port: int) -> bool:
+    def judged(address: str, protocol: int, port: int) -> bool:
         arriving = ingress.get(address)
-        if arriving is not None and any(_redirects(entry, None, port) for entry in arriving.entries):
+        if arriving is not None and any(_redirects(entry, None, protocol, port) for entry in arriving.entries):
             return True
         identity = identities.get(address) or 0
-        return any(_redirects(entry, identity, port) for entry in leaving)
+        return any(_redirects(entry, identity, protocol, port) for entry in leaving)
 
     def steer(frontend: Frontend) -> bool:
-        for one in frontend.backends if frontend.protocol == Protocol.TCP else ():
-            if (one.address, one.port) not in known:
-                known[one.address, one.port] = judged(one.address, one.port)
-            if known[one.address, one.port]:
+        for one in frontend.backends:
+            key = (one.address, frontend.protocol, one.port)
+            if key not in known:
+                known[key] = judged(*key)
+            if known[key]:
                 return True
         return False
 
@@ -243,10 +248,10 @@ def _frontends(view: NodeView, policies: Mapping[int, EndpointPolicy]) -> tuple[
     return tuple(kernel.Frontend(*key, steer) for key, steer in sorted(found.items()))
 
 
-def _redirects(entry: Entry, identity: int | None, port: int) -> bool:
-    """Whether the entry redirects TCP to this port to a worker, for this peer or (None) for at least one peer."""
-    if entry.action is not Action.REDIRECT:
+def _redirects(entry: Entry, identity: int | None, protocol: int, port: int) -> bool:
+    """Whether the entry redirects this port to a worker, for this peer or (None) for at least one peer."""
+    if entry.action is not Action.REDIRECT or kind_of(entry.l7).protocol != protocol:
         return False
     if identity is None:
-        return entry.protocol in (None, Protocol.TCP) and entry.first <= port <= entry.last
-    return entry.covers(identity, Protocol.TCP, port)
+        return entry.protocol in (None, protocol) and entry.first <= port <= entry.last
+    return entry.covers(identity, protocol, port)

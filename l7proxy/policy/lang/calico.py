@@ -25,8 +25,9 @@ from l7proxy.policy.lang.calico_http import http_rule
 from l7proxy.policy.lang.document import Document
 from l7proxy.policy.lang.envelope import opened
 from l7proxy.policy.lang.fields import Field, Locate, quoted
+from l7proxy.policy.lang.http import numbered
 from l7proxy.policy.lang.options import Options
-from l7proxy.policy.rules import HttpRule, Peer, PortMatch, Rule, SelectorPeer
+from l7proxy.policy.rules import HttpRule, HttpRules, Peer, PortMatch, Rule, SelectorPeer
 from l7proxy.policy.tiers import ADMIN, BASELINE, DEFAULT, UNPLACED, Level, Tier
 
 VERSIONS: Final[Mapping[str, str]] = {"projectcalico.org": "v3", "crd.projectcalico.org": "v1"}
@@ -72,7 +73,7 @@ def parse(root: Mapping[object, object], locate: Locate | None, options: Options
     if namespaced:
         document.kind = KNOWN_AS
     rules = document.collect(partial(_spec, found.get("spec", Field({}, "spec")), document, staged=False))
-    return document, tuple(_numbered(rules))
+    return document, tuple(numbered(rules))
 
 
 def parse_staged(
@@ -218,7 +219,7 @@ def _direction(items: list[Field], direction: Direction, scope: _Scope) -> Itera
     index, last = 0, None
     for item in items:
         for rule in scope.document.collect(partial(_rule, item, direction, scope)):
-            kind = rule.action, rule.http is None
+            kind = rule.action, rule.l7 is None
             if last not in (None, kind):
                 index += 1
             last = kind
@@ -261,7 +262,7 @@ def _rule(item: Field, direction: Direction, scope: _Scope) -> Iterator[Rule]:
         action=action,
         peers=whom,
         ports=ports,
-        http=(http,) if http is not None else None,
+        l7=HttpRules((http,)) if http is not None else None,
         default_deny=False,
     )
 
@@ -324,13 +325,3 @@ def _http(
     if ports is not None and any(match.protocols != {Protocol.TCP.value} for match in ports):
         field.fail("rules with http must have protocol TCP or no protocol")
     return http_rule(field, document)
-
-
-def _numbered(rules: list[Rule]) -> Iterator[Rule]:
-    """Number the HTTP rules of the document from 1, as denials name them."""
-    count = 0
-    for rule in rules:
-        if rule.http is not None:
-            count += 1
-            rule = replace(rule, http=(replace(rule.http[0], number=count),))
-        yield rule

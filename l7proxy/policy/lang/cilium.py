@@ -8,7 +8,6 @@ says otherwise. Policies for nodes are parsed and have no effect.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
 from functools import partial
 from typing import Final
 from unicodedata import category
@@ -19,6 +18,7 @@ from l7proxy.policy.lang import envelope, selectors
 from l7proxy.policy.lang.document import Document
 from l7proxy.policy.lang.entries import Scope, rules_of
 from l7proxy.policy.lang.fields import Field, Locate
+from l7proxy.policy.lang.http import numbered
 from l7proxy.policy.lang.options import Options
 from l7proxy.policy.rules import Rule
 
@@ -46,7 +46,7 @@ def parse(root: Mapping[object, object], locate: Locate | None, options: Options
     if not specs:
         Field(None, "spec").fail("spec or specs must be provided")
     rules = [rule for spec in specs for rule in document.collect(partial(_spec, spec, document))]
-    return document, tuple(_numbered(rules))
+    return document, tuple(numbered(rules))
 
 
 def _spec(spec: Field, document: Document) -> Iterator[Rule]:
@@ -114,15 +114,3 @@ def _log(field: Field) -> str:
     if len(text) > MAX_LOG or any(category(char).startswith("C") for char in text):
         found["value"].fail(f"must be at most {MAX_LOG} printable characters")
     return text
-
-
-def _numbered(rules: list[Rule]) -> Iterator[Rule]:
-    """Number the HTTP rules of the document from 1, as denials name them."""
-    count = 0
-    for rule in rules:
-        if rule.http is None:
-            yield rule
-            continue
-        numbered = enumerate(rule.http, count + 1)
-        yield replace(rule, http=tuple(replace(each, number=number, log=rule.log) for number, each in numbered))
-        count += len(rule.http)

@@ -1,4 +1,4 @@
-"""Checks DNS names: the items of `toFQDNs` and of `rules.dns`. Nothing else yet: there is no DNS gate.
+"""Parses DNS names: checks the items of `toFQDNs`, and reads those of `rules.dns`.
 
 A name matches itself. In a pattern `*` matches letters, digits, `-` and `_` within one label, a leading `**.` whole
 labels, and `*` alone every name (Cilium semantics).
@@ -10,6 +10,7 @@ import re
 from typing import Final
 
 from l7proxy.policy.lang.fields import Field, quoted
+from l7proxy.policy.rules import DnsRule
 
 MAX_NAME: Final = 255
 _NAME: Final = re.compile(r"[-a-zA-Z0-9_.]+")
@@ -24,13 +25,13 @@ def check_peers(items: list[Field]) -> None:
             item.fail("only one of MatchName or MatchPattern is allowed in an FQDNSelector")
 
 
-def check_rules(items: list[Field]) -> None:
-    """`rules.dns`: each item is a name, a pattern, or both, of which one must match."""
-    for item in items:
-        _read(item)
+def rule(item: Field) -> DnsRule:
+    """An item of `rules.dns`: a name, a pattern, or both, of which one must match."""
+    found = _read(item)
+    return DnsRule(found.get("matchName", ""), found.get("matchPattern", ""))
 
 
-def _read(item: Field) -> list[str]:
+def _read(item: Field) -> dict[str, str]:
     found = {name: field for name, field in item.mapping(("matchName", "matchPattern")).items() if field.text()}
     if not found:
         item.fail("one of matchName or matchPattern is required")
@@ -38,7 +39,7 @@ def _read(item: Field) -> list[str]:
         _name(found["matchName"])
     if "matchPattern" in found:
         _pattern(found["matchPattern"])
-    return list(found)
+    return {name: field.text() for name, field in found.items()}
 
 
 def _name(field: Field) -> None:

@@ -15,15 +15,15 @@ from typing import Final
 
 from l7proxy.model.labels import RESERVED, Selector
 from l7proxy.model.verdict import Action, Direction
+from l7proxy.policy.l7 import DENIED, kind_of
 from l7proxy.policy.lang import dns, icmp, peers, tls
 from l7proxy.policy.lang.document import Document
 from l7proxy.policy.lang.fields import Field, quoted
 from l7proxy.policy.lang.http import http_rule
 from l7proxy.policy.lang.ports import ports
-from l7proxy.policy.rules import AnyPeer, EveryPeer, HttpRule, Peer, PortMatch, Rule
+from l7proxy.policy.rules import AnyPeer, DnsRules, EveryPeer, HttpRules, L7Rules, Peer, PortMatch, Rule
 
 _AUTHENTICATION: Final = ("disabled", "required", "test-always-fail")
-_REFUSED: Final = "is not supported yet: traffic that its rule covers is denied"
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,13 +64,13 @@ class Entry:
         at: Field,
         what: tuple[PortMatch, ...] | None = None,
         *,
-        http: tuple[HttpRule, ...] = (),
+        l7: L7Rules | None = None,
         refusal: str = "",
-        nobody: bool = False,
     ) -> Iterator[Rule]:
         scope, refusal = self.scope, self.refusal or refusal
         if scope.subject is None:
             return
+        nobody = l7 is not None and not kind_of(l7).enforced
         yield Rule(
             ref=scope.document.counted_ref(at.at),
             subject=scope.subject,
@@ -78,7 +78,7 @@ class Entry:
             action=Action.DENY if refusal else self.action,
             peers=_but_the_host(self.covered, self.direction) if refusal else () if nobody else self.who,
             ports=what,
-            http=None if refusal or nobody else http or None,
+            l7=l7,
             default_deny=scope.default_deny[self.direction],
             refusal=refusal,
             log=scope.log,
@@ -135,7 +135,7 @@ def _authentication(field: Field, document: Document) -> str:
     mode = found["mode"].text()
     if mode not in _AUTHENTICATION:
         found["mode"].fail(f"must be {', '.join(_AUTHENTICATION)}, not {quoted(mode)}")
-    return "" if mode == "disabled" else document.unenforceable(field, _REFUSED)
+    return "" if mode == "disabled" else document.unenforceable(field, DENIED)
 
 
 def _cell(cell: Field, entry: Entry) -> Iterator[Rule]:
@@ -143,23 +143,22 @@ def _cell(cell: Field, entry: Entry) -> Iterator[Rule]:
     document = entry.document
     if entry.action is Action.DENY:
         found = cell.mapping(("ports",))
-        yield from entry.rule(cell, ports(found["ports"], document, l7="") if "ports" in found else ())
+        yield from entry.rule(cell, ports(found["ports"], document, l7=None) if "ports" in found else ())
         return
     found = cell.mapping(("ports", "rules", *tls.FIELDS))
-    http, queries = _l7(found["rules"], entry) if "rules" in found else ((), None)
-    l7 = "http" if http else "dns" if queries else ""
+    at, l7 = _l7(found["rules"], entry) if "rules" in found else (cell, None)
     what = ports(found["ports"], document, l7=l7) if "ports" in found else ()
-    closed = list(tls.unenforceable(cell, found, document, entry.direction, l7=bool(l7)))
-    if queries:
-        if not what:
-            cell.fail("port 53 must be specified for DNS rules")
-        document.unenforceable(queries, "is not supported yet: no queries are allowed")
-    refusal = "; ".join([document.unenforceable(field, _REFUSED) for field in closed])
-    yield from entry.rule(cell, what, http=http, refusal=refusal, nobody=queries is not None)
+    names, closed = tls.read(cell, found, document, entry.direction, l7=l7 is not None)
+    if isinstance(l7, DnsRules) and not what:
+        cell.fail("port 53 must be specified for DNS rules")
+    if l7 is not None and not kind_of(l7).enforced:
+        document.unenforceable(at, kind_of(l7).unenforced)
+    refusal = "; ".join([document.unenforceable(field, DENIED) for field in closed])
+    yield from entry.rule(cell, what, l7=l7 or names, refusal=refusal)
 
 
-def _l7(field: Field, entry: Entry) -> tuple[tuple[HttpRule, ...], Field | None]:
-    """The HTTP rules and the field of DNS rules. Empty lists count as no rules, so nothing is redirected."""
+def _l7(field: Field, entry: Entry) -> tuple[Field, L7Rules | None]:
+    """The L7 rules and their field. Empty lists count as no rules, so nothing is redirected."""
     found = field.mapping(("http", "dns"), later=("kafka", "l7proto", "l7"))
     http = found["http"].items() if "http" in found else []
     queries = found["dns"].items() if "dns" in found else []
@@ -171,9 +170,11 @@ def _l7(field: Field, entry: Entry) -> tuple[tuple[HttpRule, ...], Field | None]
         field.fail("multiple L7 protocol rule types specified in single rule")
     if queries and entry.direction is Direction.INGRESS:
         found["dns"].fail("DNS rules are not allowed on ingress")
-    dns.check_rules(queries)
-    rules = found["http"].each(partial(http_rule, document=entry.document)) if http else ()
-    return tuple(rules), found["dns"] if queries else None
+    if queries:
+        return found["dns"], DnsRules(tuple(map(dns.rule, queries)))
+    if http:
+        return found["http"], HttpRules(tuple(found["http"].each(partial(http_rule, document=entry.document))))
+    return field, None
 
 
 def _but_the_host(who: tuple[Peer, ...] | None, direction: Direction) -> tuple[Peer, ...] | None:

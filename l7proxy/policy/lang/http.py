@@ -8,8 +8,10 @@ read (or send) the secrets of other namespaces. Only the agent knows its secrets
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from functools import partial
+from itertools import count
 from typing import Final, TypeVar
 
 from l7proxy.errors import PolicyError
@@ -17,7 +19,7 @@ from l7proxy.policy.headers import CHANGING, WRITING, HeaderRule, Mismatch, Secr
 from l7proxy.policy.lang.document import Document
 from l7proxy.policy.lang.fields import Field, quoted
 from l7proxy.policy.match import pattern
-from l7proxy.policy.rules import HeaderMatch, HttpRule, Rule
+from l7proxy.policy.rules import HeaderMatch, HttpRule, HttpRules, Rule
 
 T = TypeVar("T")
 MAX_HEADERS: Final = 100
@@ -43,6 +45,16 @@ def http_rule(field: Field, document: Document) -> HttpRule:
         headers=_headers(found["headers"], document) if "headers" in found else (),
         header_matches=_header_rules(found["headerMatches"], document) if "headerMatches" in found else (),
     )
+
+
+def numbered(rules: Iterable[Rule]) -> Iterator[Rule]:
+    """Number the HTTP rules of a document from 1, as denials name them, and add the log text of their policy."""
+    numbers = count(1)
+    for rule in rules:
+        if rule.http:
+            items = tuple(replace(item, number=next(numbers), log=rule.log) for item in rule.http)
+            rule = replace(rule, l7=HttpRules(items))
+        yield rule
 
 
 def _pattern(field: Field | None, document: Document) -> str | None:
@@ -103,7 +115,7 @@ def foreign_secrets(rules: Iterable[Rule], secrets_namespace: str) -> PolicyErro
     A cluster-wide policy may use secrets of any namespace, because its author has access to the whole cluster.
     """
     for rule in rules:
-        for item in rule.http or ():
+        for item in rule.http:
             for place, match in enumerate(item.header_matches):
                 fault = _foreign(match.secret, item.ref.namespace, secrets_namespace) if match.secret else ""
                 if fault:

@@ -10,7 +10,7 @@ from typing import Final
 from l7proxy.model.verdict import Protocol
 from l7proxy.policy.lang.document import Document
 from l7proxy.policy.lang.fields import Field, quoted
-from l7proxy.policy.rules import PortMatch
+from l7proxy.policy.rules import DnsRules, HttpRules, L7Rules, PortMatch
 
 MAX_PORTS: Final = 40
 """Cilium's limit for one item."""
@@ -32,16 +32,16 @@ _SERVICE: Final = re.compile(r"(?=.{1,15}$)(?=[0-9-]*[A-Za-z])[A-Za-z0-9]+(-[A-Z
 """An IANA service name (RFC 6335 section 5.1): at least one letter, no hyphen at an end or next to another."""
 
 
-def ports(field: Field, document: Document, *, l7: str) -> tuple[PortMatch, ...]:
+def ports(field: Field, document: Document, *, l7: L7Rules | None) -> tuple[PortMatch, ...]:
     """The `ports` list of one item.
 
-    `l7` is the kind of its L7 rules: `http` needs TCP, `dns` excludes ranges, and both exclude "every port".
+    `l7` are its L7 rules: HTTP needs TCP, DNS excludes ranges, and both exclude "every port".
     """
     too_many = f"too many ports, the max is {MAX_PORTS}"
     return tuple(field.each(partial(_port, document=document, l7=l7), most=MAX_PORTS, too_many=too_many))
 
 
-def _port(field: Field, document: Document, *, l7: str) -> PortMatch:
+def _port(field: Field, document: Document, *, l7: L7Rules | None) -> PortMatch:
     found = field.mapping(("port", "endPort", "protocol"))
     protocol = document.part(partial(_protocol, found["protocol"]), "TCP") if "protocol" in found else ANY
     text = found["port"].text() if "port" in found else ""
@@ -51,14 +51,14 @@ def _port(field: Field, document: Document, *, l7: str) -> PortMatch:
     if protocol in EXTENDED:
         return _without_ports(field, protocol, text, document)
     number, name = _number_or_name(found["port"], document) if text else (0, "")
-    if l7 == "dns" and not name and end > number:
+    if isinstance(l7, DnsRules) and not name and end > number:
         field.fail("DNS rules do not support port ranges")
-    if l7 == "http" and protocol != "TCP":
+    if isinstance(l7, HttpRules) and protocol != "TCP":
         field.fail(f"L7 rules can only apply to TCP (not {protocol}) except for DNS rules")
     if name:
         return PortMatch(PROTOCOLS[protocol], name=name)
     if number == 0:
-        if l7:
+        if l7 is not None:
             field.fail("L7 rules can not be used when a port is 0")
         if end:
             found["endPort"].fail('endPort has no effect with port "0", which matches every port')

@@ -1,17 +1,15 @@
-"""Checks TLS fields and custom listeners of a toPorts item. Nothing else yet: there is no gate for them.
-
-`unenforceable` yields the fields that are present, none of which can be enforced.
-"""
+"""Parses TLS fields and custom listeners of a toPorts item: reads the server names, checks the other fields."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from typing import Final
 
 from l7proxy.model.verdict import Direction
+from l7proxy.policy.l7 import KINDS
 from l7proxy.policy.lang.document import Document
 from l7proxy.policy.lang.fields import Field, quoted
+from l7proxy.policy.rules import ServerNames
 
 FIELDS: Final = ("terminatingTLS", "originatingTLS", "serverNames", "listener")
 MAX_NAME: Final = 255
@@ -20,21 +18,21 @@ _ENVOY: Final = "CiliumEnvoyConfig"
 _ENVOYS: Final = (_ENVOY, "CiliumClusterwideEnvoyConfig")
 
 
-def unenforceable(
+def read(
     cell: Field, found: dict[str, Field], document: Document, direction: Direction, *, l7: bool
-) -> Iterator[Field]:
-    """The fields of this module that a toPorts item contains, each checked."""
-    if "serverNames" in found:
-        _server_names(cell, found, l7=l7)
+) -> tuple[ServerNames | None, list[Field]]:
+    """The server names of a toPorts item, and those of its fields that cannot be enforced."""
+    names = _server_names(cell, found, l7=l7) if "serverNames" in found else None
     for name in ("terminatingTLS", "originatingTLS"):
         if name in found:
             _context(found[name])
     if "listener" in found:
         _listener(found["listener"], document, direction, l7=l7)
-    yield from (found[name] for name in FIELDS if name in found)
+    enforced = ("serverNames",) if KINDS[ServerNames].enforced and not l7 else ()
+    return names, [found[name] for name in FIELDS if name in found and name not in enforced]
 
 
-def _server_names(cell: Field, found: dict[str, Field], *, l7: bool) -> None:
+def _server_names(cell: Field, found: dict[str, Field], *, l7: bool) -> ServerNames:
     """SNI patterns: `*` matches within one label, `**` as a whole label matches several, `*` alone any name."""
     names = found["serverNames"].items()
     if not names:
@@ -50,6 +48,7 @@ def _server_names(cell: Field, found: dict[str, Field], *, l7: bool) -> None:
         for label in text.split("."):
             if not _LABEL.fullmatch(label):
                 name.fail(f"{quoted(text)} is not a server name: labels of letters, digits, '-', '_' and '*', or '**'")
+    return ServerNames(tuple(name.text() for name in names))
 
 
 def _context(field: Field) -> None:

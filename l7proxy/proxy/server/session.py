@@ -30,12 +30,12 @@ from l7proxy.gate.actions import (
     ToServer,
 )
 from l7proxy.gate.detect import gate_for
-from l7proxy.model.http import Request
 from l7proxy.model.net import HostPort, canonical
 from l7proxy.model.policy_verdict import Conn, PolicyVerdict
 from l7proxy.model.verdict import Verdict
 from l7proxy.policy.combine import revoked
 from l7proxy.policy.endpoints import ConnectionPolicy
+from l7proxy.policy.l7 import Kind
 from l7proxy.proxy.policy_store import PolicyIndex, choose, refusal
 from l7proxy.proxy.server import splice
 from l7proxy.proxy.server.context import WorkerContext
@@ -54,7 +54,7 @@ RESET_BY_SERVER: Final = "the server reset the connection"
 DROPPED: Final = Verdict.DROPPED
 FENCED: Final = ConnectionPolicy(0, 0, None, None, refusal("this worker does not have the current policy yet"))
 TOO_GREEDY: Final = "this connection buffers the most of its client, which is over its share of the worker's memory"
-TOO_LATE: Final = "policy now has HTTP rules for this port, and this connection was opened without them"
+TOO_LATE: Final = "policy now has {} rules for this port, and this connection was opened without them"
 
 
 class State(IntEnum):
@@ -114,7 +114,7 @@ class Session:
         self._sides: ConnectionPolicy | None = None
         self._source = self._destination = NOBODY
         self._by_service = False
-        self._by_request = False
+        self._kind: Kind | None = None
         self._connecting: UpstreamConnector | None = None
         self.held = 0
         """Bytes, as `memory` counts them."""
@@ -284,18 +284,11 @@ class Session:
         index = self._policy_index()
         if self._by_service and sides.governed:
             self._tell(sides.l4)  # the kernel redirected by Service address and cannot record it
-        self._by_request = sides.by_request
-        if sides.by_request:
+        self._kind = sides.kind
+        if self._kind is not None:
             self._client.pace, self._server.pace = self._share.requests, self._share.responses
         conn = sides.conn(self._source, self._destination)
-        self._gate = gate_for(
-            self._judge,
-            conn,
-            self._ctx.clock,
-            by_request=sides.by_request,
-            options=index.options,
-            direction=sides.l4.direction,
-        )
+        self._gate = gate_for(self._kind, self._judge, conn, self._ctx.clock, index.options, sides.l4.direction)
         self._move(Event.SERVE)
         self._do(self._gate.started())
 
@@ -348,18 +341,19 @@ class Session:
                 self._gate.identified(self._sides.conn(self._source, self._destination))
         return self._sides
 
-    def _judge(self, request: Request) -> PolicyVerdict:
+    def _judge(self, asked: object) -> PolicyVerdict:
         """Called by the gate for each request, when it begins to process it."""
         sides = self._look()
-        return sides.judge(request) if sides is not FENCED else FENCED.l4
+        return sides.judge(asked) if sides is not FENCED else FENCED.l4
 
     def _rejudge(self) -> None:
         sides = self._look()
+        kind = sides.kind
         if sides.refused:
             self._ctx.counts.denied += 1
             self._cut_off(revoked(sides.l4))
-        elif sides.by_request and not self._by_request:
-            self._cut_off(refusal(TOO_LATE, direction=sides.l4.direction))
+        elif kind is not None and kind is not self._kind:
+            self._cut_off(refusal(TOO_LATE.format(kind.name), direction=sides.l4.direction))
         elif self._gate is not None:
             self._do(self._gate.policy_changed())
 

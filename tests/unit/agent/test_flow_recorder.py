@@ -17,6 +17,7 @@ from l7proxy.model.policy_verdict import Conn, PolicyVerdict
 from l7proxy.model.ref import RuleRef
 from l7proxy.model.verdict import Action, Direction, DropReason, Verdict
 from l7proxy.policy.endpoints import EndpointIndex
+from l7proxy.policy.rules import HttpRules
 from l7proxy.policy.tables import EndpointPolicy, Entry, LocalEndpoint, union
 from tproxy_rules.backend import Suppressed
 from tproxy_rules.marks import LogDirection, LogEvent
@@ -28,7 +29,7 @@ IDENTITIES = {"0.0.0.0/0": 2, f"{CLIENT}/32": 300, f"{WEB}/32": 301, f"{OTHER}/3
 INGRESS = union(
     (
         Entry(Action.DENY, DENY, (300,), 6, 22, 22),
-        Entry(Action.REDIRECT, L7, (300,), 6, 80, 80, http=()),
+        Entry(Action.REDIRECT, L7, (300,), 6, 80, 80, l7=HttpRules(())),
         Entry(Action.ALLOW, ALLOW, (300,), 6, 81, 81),
     ),
     (ALLOW,),

@@ -14,6 +14,7 @@ from l7proxy.model.ref import RuleRef
 from l7proxy.model.resources import Node, Pod, Upsert
 from l7proxy.model.verdict import Action, Verdict
 from l7proxy.policy import decide
+from l7proxy.policy.rules import HttpRules
 from l7proxy.policy.tables import DirectionPolicy, EndpointPolicy, Entry, TierPolicy
 from tproxy_rules import desired as kernel
 from tproxy_rules.fake import FakeBackend, Fate, Packet
@@ -38,8 +39,8 @@ PORTS = {6: (80, 81, 443), 17: (53, 80), 1: (8 << 8, 13 << 8), 132: (80,)}
 def _entry(action: Action, who: tuple[str, ...] | None, what: tuple[int | None, int, int], audit: bool) -> Entry:
     peers = None if who is None else tuple(sorted(IDENTITY[one] for one in who))
     protocol, first, last = what
-    http = () if action is Action.REDIRECT else None
-    return Entry(action, REF, peers, protocol, first, last, http, audit=audit and action is Action.DENY)
+    l7 = HttpRules(()) if action is Action.REDIRECT else None
+    return Entry(action, REF, peers, protocol, first, last, l7, audit=audit and action is Action.DENY)
 
 
 ENTRIES = st.builds(

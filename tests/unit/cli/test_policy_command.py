@@ -369,6 +369,7 @@ ENFORCED = {
                             "last": 80,
                             "rule": REF,
                             "refusal": "",
+                            "l7": "http",
                             "http": [
                                 {
                                     "method": "GET",
@@ -389,6 +390,7 @@ ENFORCED = {
                             "last": 65535,
                             "rule": REF,
                             "refusal": "",
+                            "l7": None,
                             "http": None,
                         },
                     ],

@@ -46,6 +46,8 @@ from l7proxy.gate.http2_stream_table import MAX_STREAMS
 from l7proxy.gate.options import HttpOptions
 from l7proxy.model.http import Request
 from l7proxy.model.policy_verdict import PolicyVerdict
+from l7proxy.policy.l7 import KINDS
+from l7proxy.policy.rules import HttpRules
 from l7proxy.wire import http2_frames as frames
 from l7proxy.wire.http2_frames import HEAD_SIZE, PREFACE
 from tests.unit.gate.talk import CONN, Split, all_but_deny, words
@@ -178,7 +180,7 @@ class Conversation:
         self._spoken = False
         self._unheard = b""
         self.gate: Gate = gate_for(
-            self._ask, CONN, Clock(self._wall, self._now), by_request=True, options=options or HttpOptions()
+            KINDS[HttpRules], self._ask, CONN, Clock(self._wall, self._now), options or HttpOptions()
         )
         self.client.h2.initiate_connection()
         first = {SettingCodes.MAX_CONCURRENT_STREAMS: takes, SettingCodes.INITIAL_WINDOW_SIZE: window}

@@ -30,6 +30,8 @@ from l7proxy.gate.options import HttpOptions
 from l7proxy.model.http import Request
 from l7proxy.model.policy_verdict import Conn, PolicyVerdict
 from l7proxy.model.verdict import Direction, Verdict
+from l7proxy.policy.l7 import KINDS
+from l7proxy.policy.rules import HttpRules
 
 CONN = Conn("10.0.0.1", 40000, "10.0.0.2", 80, 1001, 1002)
 ALLOWED = PolicyVerdict(Verdict.FORWARDED, Direction.INGRESS)
@@ -93,9 +95,8 @@ class Talk:
     @property
     def gate(self) -> Gate:
         if self._gate is None:
-            self._gate = gate_for(
-                self._ask, CONN, Clock(self._now, self._now), by_request=self.by_request, options=self.options
-            )
+            kind = KINDS[HttpRules] if self.by_request else None
+            self._gate = gate_for(kind, self._ask, CONN, Clock(self._now, self._now), self.options)
             self._obey(self._gate.started())
         return self._gate
 

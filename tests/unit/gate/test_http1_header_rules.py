@@ -14,7 +14,7 @@ from l7proxy.model.policy_verdict import PolicyVerdict
 from l7proxy.model.ref import RuleRef
 from l7proxy.model.secret import Sealed
 from l7proxy.model.verdict import Verdict
-from l7proxy.policy.combine import evaluate_http
+from l7proxy.policy.combine import evaluate_l7
 from l7proxy.policy.decide import HttpTable, PortPolicy
 from l7proxy.policy.decision import Decision
 from l7proxy.policy.headers import HeaderRule, Mismatch, SecretName
@@ -28,7 +28,7 @@ SECRET = b"hunter2-planted"
 def policy(*matches: HeaderRule, path: str = "/.*") -> Callable[[Request], PolicyVerdict]:
     table = HttpTable((HttpRule(REF, path=path, header_matches=matches),))
     side = PortPolicy(Decision(Verdict.REDIRECTED, REF), (table, Decision(Verdict.DROPPED, REF)))
-    return lambda request: evaluate_http(None, side, request)
+    return lambda request: evaluate_l7(None, side, request)
 
 
 def sealed(mismatch: Mismatch = Mismatch.REPLACE) -> HeaderRule:

@@ -35,6 +35,8 @@ from l7proxy.gate.options import HttpOptions
 from l7proxy.model.http import Request
 from l7proxy.model.policy_verdict import PolicyVerdict
 from l7proxy.model.verdict import Verdict
+from l7proxy.policy.l7 import KINDS
+from l7proxy.policy.rules import HttpRules
 from l7proxy.wire import http2_frames as frames
 from tests.unit.gate.talk import CONN, all_but_deny
 
@@ -170,9 +172,7 @@ def hold(steps: list[tuple[str, bytes]], cuts: list[int], *, eager: bool = False
         held.asked.append(asked)
         return all_but_deny(asked)
 
-    held.gate = gate_for(
-        judge, CONN, Clock(lambda: next(clock), lambda: next(clock)), by_request=True, options=HttpOptions()
-    )
+    held.gate = gate_for(KINDS[HttpRules], judge, CONN, Clock(lambda: next(clock), lambda: next(clock)), HttpOptions())
     held.obey(held.gate.started())
     for piece in pieces(cuts, frames.PREFACE + frames.settings([])):
         held.obey(held.gate.from_client(piece))

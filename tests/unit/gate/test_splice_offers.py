@@ -16,6 +16,8 @@ from l7proxy.gate.options import HttpOptions
 from l7proxy.model.http import Request
 from l7proxy.model.policy_verdict import Conn, PolicyVerdict
 from l7proxy.model.verdict import Direction, Verdict
+from l7proxy.policy.l7 import KINDS
+from l7proxy.policy.rules import HttpRules
 from l7proxy.wire.body import ENDLESS, body
 from l7proxy.wire.chunked import ChunkedBody
 from l7proxy.wire.head import CHUNKED, UNTIL_CLOSE
@@ -64,7 +66,7 @@ class Relay:
     over: bool = False
 
     def __post_init__(self) -> None:
-        self.gate: Gate = gate_for(judge, CONN, STOPPED, by_request=self.by_request, options=HttpOptions())
+        self.gate: Gate = gate_for(KINDS[HttpRules] if self.by_request else None, judge, CONN, STOPPED, HttpOptions())
         self.waiting = {CLIENT: memoryview(b""), SERVER: memoryview(b"")}
         self.obey(self.gate.started())
 
@@ -213,7 +215,7 @@ def test_only_bulk_is_offered(size: int, offers: bool) -> None:
 
 @pytest.mark.parametrize(("size", "offers"), [(IN_BULK - 1, 0), (IN_BULK, 1)])
 def test_a_tunnel_is_offered_when_it_carries_bulk(size: int, offers: int) -> None:
-    gate = gate_for(judge, CONN, STOPPED, by_request=False, options=HttpOptions())
+    gate = gate_for(None, judge, CONN, STOPPED, HttpOptions())
     assert gate.started() == [Connect()]
     actions = gate.from_client(BULK[:size])
     assert [action for action in actions if isinstance(action, Splice)] == [Splice(CLIENT, ENDLESS)] * offers

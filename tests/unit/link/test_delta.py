@@ -15,7 +15,7 @@ from l7proxy.link.delta import SnapshotDecoder
 from l7proxy.link.messages import FullSnapshot, PackedEndpoint, PolicySnapshot, SnapshotDelta
 from l7proxy.model.ref import RuleRef
 from l7proxy.model.verdict import Action
-from l7proxy.policy.rules import HttpRule
+from l7proxy.policy.rules import HttpRule, HttpRules
 from l7proxy.policy.tables import EndpointPolicy, Entry, LocalEndpoint, union
 
 REF = RuleRef("CiliumNetworkPolicy", "ns", "p", "spec", "p.yaml", 3)
@@ -23,7 +23,7 @@ RULES = tuple(HttpRule(REF, path=f"/{number}", number=number) for number in rang
 POLICIES = [
     None,
     union((Entry(Action.ALLOW, REF, (1, 2)),), (REF,)),
-    union((Entry(Action.REDIRECT, REF, None, 6, 80, 80, http=RULES[:2]),), (REF,)),
+    union((Entry(Action.REDIRECT, REF, None, 6, 80, 80, l7=HttpRules(RULES[:2])),), (REF,)),
     union((), (REF,)),
 ]
 
@@ -64,7 +64,7 @@ def test_deltas_lead_to_the_same_pictures(some: list[PolicySnapshot]) -> None:
 
 
 def test_replicas_policies_go_once() -> None:
-    policy = union((Entry(Action.REDIRECT, REF, None, 6, http=RULES),), (REF,))
+    policy = union((Entry(Action.REDIRECT, REF, None, 6, l7=HttpRules(RULES)),), (REF,))
     replicas = tuple(
         LocalEndpoint(number, "ns/p", (f"10.0.0.{number}",), EndpointPolicy(number, policy)) for number in range(1, 101)
     )

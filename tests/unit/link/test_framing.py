@@ -18,7 +18,7 @@ from l7proxy.link.messages import Applied, FromWorker, Hello, Load, PolicySnapsh
 from l7proxy.model.policy_verdict import Conn, PolicyVerdict
 from l7proxy.model.ref import RuleRef
 from l7proxy.model.verdict import Action, Direction, DropReason, Verdict
-from l7proxy.policy.rules import HeaderMatch, HttpRule
+from l7proxy.policy.rules import HeaderMatch, HttpRule, HttpRules
 from l7proxy.policy.tables import DirectionPolicy, EndpointPolicy, Entry, LocalEndpoint, union
 
 REF = RuleRef("CiliumNetworkPolicy", "default", "web", "spec.ingress[0]", "web.yaml", 7)
@@ -54,7 +54,9 @@ PICTURE = PolicySnapshot(
                             protocol=6,
                             first=80,
                             last=80,
-                            http=(HttpRule(REF, method="GET", path="/api/.*", headers=(HeaderMatch("x-token"),)),),
+                            l7=HttpRules(
+                                (HttpRule(REF, method="GET", path="/api/.*", headers=(HeaderMatch("x-token"),)),)
+                            ),
                         ),
                     ),
                     denied_by=(REF,),

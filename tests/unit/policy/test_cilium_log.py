@@ -12,7 +12,7 @@ from l7proxy.model.identity import HOST
 from l7proxy.model.policy_verdict import Conn, PolicyVerdict
 from l7proxy.model.verdict import Direction, Verdict
 from l7proxy.policy import lang
-from l7proxy.policy.combine import evaluate_http, evaluate_l4
+from l7proxy.policy.combine import evaluate_l4, evaluate_l7
 
 if TYPE_CHECKING:
     from tests.unit.policy.conftest import Bench
@@ -70,9 +70,9 @@ def test_a_request_says_what_the_policy_of_its_rule_wants_said(bench: Bench) -> 
     )
     policy = land.port("a")
     assert evaluate_l4(None, policy).log == ("by path", "by other")
-    assert evaluate_http(None, policy, bench.request("GET /a")).log == ("by path",)
-    assert evaluate_http(None, policy, bench.request("GET /b")).log == ("by other",)
-    assert evaluate_http(None, policy, bench.request("GET /c")).log == ()
+    assert evaluate_l7(None, policy, bench.request("GET /a")).log == ("by path",)
+    assert evaluate_l7(None, policy, bench.request("GET /b")).log == ("by other",)
+    assert evaluate_l7(None, policy, bench.request("GET /c")).log == ()
 
 
 def test_both_directions_speak_when_both_let_it_pass(bench: Bench) -> None:

@@ -8,7 +8,7 @@ from l7proxy.model.http import Request
 from l7proxy.model.policy_verdict import PolicyVerdict
 from l7proxy.model.ref import RuleRef
 from l7proxy.model.verdict import Direction, DropReason, Verdict
-from l7proxy.policy.combine import combine, evaluate_http, evaluate_l4
+from l7proxy.policy.combine import combine, evaluate_l4, evaluate_l7
 from l7proxy.policy.decide import UNGOVERNED, Decision, HttpTable, PortPolicy
 from l7proxy.policy.rules import HttpRule
 
@@ -66,11 +66,9 @@ GET_A = Request(b"GET", b"/a", b"h", [])
 
 def test_a_request_must_please_both_directions() -> None:
     a, b = "/a", "/b"
-    assert evaluate_http(proxied(E, a), proxied(I, a), GET_A) == PolicyVerdict(
-        Verdict.FORWARDED, Direction.INGRESS, I, E
-    )
-    assert evaluate_http(proxied(E, b), proxied(I, a), GET_A).direction is Direction.EGRESS
-    denied = evaluate_http(proxied(E, a), proxied(I, b), GET_A)
+    assert evaluate_l7(proxied(E, a), proxied(I, a), GET_A) == PolicyVerdict(Verdict.FORWARDED, Direction.INGRESS, I, E)
+    assert evaluate_l7(proxied(E, b), proxied(I, a), GET_A).direction is Direction.EGRESS
+    denied = evaluate_l7(proxied(E, a), proxied(I, b), GET_A)
     assert (denied.verdict, denied.direction, denied.ingress, denied.egress) == (
         Verdict.DROPPED,
         Direction.INGRESS,
@@ -84,11 +82,11 @@ def test_a_request_is_judged_where_there_are_rules_and_passes_where_there_are_no
     plain = PortPolicy(yes(E))
     moot = PortPolicy(yes(E, Verdict.REDIRECTED), (yes(E),))
     for egress in (None, UNGOVERNED, plain, moot):
-        assert evaluate_http(egress, proxied(I, "/a"), GET_A).verdict is Verdict.FORWARDED
-        assert evaluate_http(egress, proxied(I, "/b"), GET_A).verdict is Verdict.DROPPED
-    assert evaluate_http(moot, None, GET_A) == PolicyVerdict(Verdict.FORWARDED, Direction.EGRESS, None, E)
+        assert evaluate_l7(egress, proxied(I, "/a"), GET_A).verdict is Verdict.FORWARDED
+        assert evaluate_l7(egress, proxied(I, "/b"), GET_A).verdict is Verdict.DROPPED
+    assert evaluate_l7(moot, None, GET_A) == PolicyVerdict(Verdict.FORWARDED, Direction.EGRESS, None, E)
 
 
 def test_a_direction_that_refuses_the_connection_refuses_its_requests() -> None:
-    assert evaluate_http(PortPolicy(no(E)), proxied(I, "/a"), GET_A).reason == "no: egress"
-    assert evaluate_http(None, PortPolicy(no(I)), GET_A).reason == "no: ingress"
+    assert evaluate_l7(PortPolicy(no(E)), proxied(I, "/a"), GET_A).reason == "no: egress"
+    assert evaluate_l7(None, PortPolicy(no(I)), GET_A).reason == "no: ingress"

@@ -17,8 +17,8 @@ from l7proxy.model.resources import Node, Pod, Upsert
 from l7proxy.model.verdict import Action, Direction, Protocol, Verdict
 from l7proxy.policy import endpoints
 from l7proxy.policy.endpoints import ConnectionEnd, EndpointIndex
-from l7proxy.policy.http_table import HttpTable
-from l7proxy.policy.rules import HttpRule
+from l7proxy.policy.l7 import Table
+from l7proxy.policy.rules import HttpRule, HttpRules
 from l7proxy.policy.tables import DirectionPolicy, EndpointPolicy, Entry, LocalEndpoint, union
 from l7proxy.proxy.policy_store import PolicyIndex
 from l7proxy.simulate.cluster import Cluster
@@ -30,7 +30,7 @@ from tproxy_rules.nflog import NflogEvent
 REF = RuleRef("CiliumNetworkPolicy", "default", "web", "spec.ingress[0]")
 ANYTHING = union((Entry(Action.ALLOW, REF),), (REF,))
 NOTHING = union((), (REF,))
-GETS = union((Entry(Action.REDIRECT, REF, None, 6, http=(HttpRule(REF, method="GET"),)),), (REF,))
+GETS = union((Entry(Action.REDIRECT, REF, None, 6, l7=HttpRules((HttpRule(REF, method="GET"),))),), (REF,))
 IDENTITIES = {"10.0.0.1/32": 300, "10.0.0.2/32": 301, "10.0.0.0/8": 1 << 24, "fd00::/8": 9, "0.0.0.0/0": 2}
 GET, POST = (Request(method, b"/", b"server", []) for method in (b"GET", b"POST"))
 OUTSIDE = "192.0.2.1"
@@ -73,7 +73,7 @@ def test_the_policies_of_both_ends_are_evaluated(
     found = ends.lookup("10.0.0.1", "10.0.0.2", 6, 80)
     assert found.l4.verdict is verdict
     assert found.refused is (verdict is Verdict.DROPPED)
-    assert found.by_request is (verdict is Verdict.REDIRECTED)
+    assert (found.kind is not None) is (verdict is Verdict.REDIRECTED)
     assert found.governed is not (egress is None and ingress is None)
     if verdict is not Verdict.FORWARDED:
         assert found.l4.direction is direction
@@ -135,7 +135,7 @@ def test_http_rules_that_stay_keep_their_table_in_the_next_index() -> None:
     server = endpoint(1, "10.0.0.1", ingress=GETS)
     before = index(server)
 
-    def table_of(ends: EndpointIndex) -> HttpTable:
+    def table_of(ends: EndpointIndex) -> Table:
         policy = ends.lookup(OUTSIDE, "10.0.0.1", 6, 80).ingress
         assert policy is not None
         (table,) = policy.tables
@@ -171,8 +171,8 @@ _NUMBERS = st.sampled_from(sorted({_VIEW.by_prefix[f"{one}/32"] for one in ("10.
 
 
 def _entry(action: Action, peers: tuple[int, ...] | None, what: tuple[int | None, int, int], audit: bool) -> Entry:
-    http = () if action is Action.REDIRECT else None
-    return Entry(action, REF, peers, what[0], what[1], what[2], http, audit=audit and action is Action.DENY)
+    l7 = HttpRules(()) if action is Action.REDIRECT else None
+    return Entry(action, REF, peers, what[0], what[1], what[2], l7, audit=audit and action is Action.DENY)
 
 
 _ENTRIES = st.builds(

@@ -15,7 +15,7 @@ from l7proxy.model.ref import RuleRef
 from l7proxy.model.secret import Sealed
 from l7proxy.model.verdict import Verdict
 from l7proxy.policy import lang
-from l7proxy.policy.combine import evaluate_http
+from l7proxy.policy.combine import evaluate_l7
 from l7proxy.policy.decide import HttpTable, PortPolicy
 from l7proxy.policy.decision import Decision
 from l7proxy.policy.headers import FRAMING, HeaderRule, Mismatch, SecretName
@@ -233,12 +233,12 @@ def test_the_receiver_judges_what_the_sender_makes_of_it() -> None:
     egress = side(HttpRule(REF, header_matches=(HeaderRule("X-Token", "right", Mismatch.REPLACE),)))
     needs = HttpRule(REF, header_matches=(HeaderRule("X-Token", "right"), HeaderRule("X-B", "b", Mismatch.ADD)))
     asked = request(WRONG)
-    assert evaluate_http(egress, side(needs), asked).verdict is Verdict.FORWARDED
+    assert evaluate_l7(egress, side(needs), asked).verdict is Verdict.FORWARDED
     assert asked.rewrite is not None
     assert edited(asked.headers, asked.rewrite.edits)[1:] == [RIGHT, (b"x-b", b"b")]
     assert asked.headers[1] == WRONG  # the original request stays unchanged
     alone = request(WRONG)
-    assert evaluate_http(None, side(needs), alone).verdict is Verdict.DROPPED
+    assert evaluate_l7(None, side(needs), alone).verdict is Verdict.DROPPED
     assert alone.rewrite is None
 
 
@@ -253,7 +253,7 @@ def test_a_plain_allow_lets_all_pass_and_header_rules_still_act(bench: Bench) ->
     seen = {}
     for path in ("/a", "/b"):
         asked = bench.request(f"GET {path}")
-        assert evaluate_http(None, port, asked).verdict is Verdict.FORWARDED
+        assert evaluate_l7(None, port, asked).verdict is Verdict.FORWARDED
         seen[path] = asked.rewrite
     assert seen["/b"] is None
     assert seen["/a"] is not None

@@ -53,6 +53,7 @@ def table(bench: Bench, host: str) -> HttpTable:
     http = f"rules: {{http: [{{host: '{host}'}}]}}"
     land = bench.enforce(f"ingress: [{{toPorts: [{{ports: [{{port: '80', protocol: TCP}}], {http}}}]}}]")
     (found,) = land.port("a").tables
+    assert isinstance(found, HttpTable)
     return found
 
 

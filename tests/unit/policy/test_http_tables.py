@@ -9,7 +9,7 @@ from l7proxy.model.ref import RuleRef
 from l7proxy.model.verdict import Action
 from l7proxy.policy import decide
 from l7proxy.policy.http_table import KEPT, KEPT_TABLES, TABLES, HttpTables, Rules
-from l7proxy.policy.rules import HttpRule
+from l7proxy.policy.rules import HttpRule, HttpRules
 from l7proxy.policy.tables import Entry, union
 
 REF = RuleRef("CiliumNetworkPolicy", "default", "p", "1", "p.yaml", 1)
@@ -75,7 +75,7 @@ def test_rules_that_were_asked_for_are_not_read_again() -> None:
             Watched.read += 1
             return super().__hash__()
 
-    policy = union((Entry(Action.REDIRECT, REF, (300, 301), 6, 80, 80, Watched(rules("/a", "/b"))),))
+    policy = union((Entry(Action.REDIRECT, REF, (300, 301), 6, 80, 80, HttpRules(Watched(rules("/a", "/b")))),))
     tables = HttpTables()
     first = decide.port(policy, 300, 6, 80, tables)
     before = Watched.read

@@ -9,7 +9,7 @@ import pytest
 
 from l7proxy.model.verdict import Direction, DropReason, Verdict
 from l7proxy.policy import decide, lang
-from l7proxy.policy.combine import evaluate_http, evaluate_l4
+from l7proxy.policy.combine import evaluate_l4, evaluate_l7
 from l7proxy.policy.compile import compile_policies
 from l7proxy.policy.decide import PortPolicy
 from l7proxy.policy.rules import Rule
@@ -55,8 +55,8 @@ def test_requests_that_no_rule_matches_pass_and_are_told_one_by_one(bench: Bench
     answer = asked(bench, rules(bench, R1, audit=True), "a")
     assert answer.l4.verdict is Verdict.REDIRECTED
     good, bad = bench.request("GET /a"), bench.request("POST /b")
-    assert evaluate_http(None, answer, good).verdict is Verdict.FORWARDED
-    found = evaluate_http(None, answer, bad)
+    assert evaluate_l7(None, answer, good).verdict is Verdict.FORWARDED
+    found = evaluate_l7(None, answer, bad)
     assert found.verdict is Verdict.AUDIT
     assert found.reason.startswith("no rule matched; nearest: policy default/p rule 1")
     assert evaluate_l4(None, answer).verdict is Verdict.REDIRECTED
@@ -87,8 +87,8 @@ def test_what_an_audited_policy_lets_go_a_lower_tier_may_refuse(bench: Bench) ->
     answer = asked(bench, rules(bench, R1, audit=True) + baseline, "b")
     assert answer.l4.verdict is Verdict.DROPPED
     request = asked(bench, rules(bench, R1, audit=True) + baseline, "a")
-    assert evaluate_http(None, request, bench.request("GET /a")).verdict is Verdict.FORWARDED
-    assert evaluate_http(None, request, bench.request("POST /b")).verdict is Verdict.DROPPED
+    assert evaluate_l7(None, request, bench.request("GET /a")).verdict is Verdict.FORWARDED
+    assert evaluate_l7(None, request, bench.request("POST /b")).verdict is Verdict.DROPPED
 
 
 def test_one_direction_audited_and_the_other_refusing_is_refused(bench: Bench) -> None:

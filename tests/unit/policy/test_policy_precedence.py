@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from l7proxy.model.verdict import DropReason
+from l7proxy.policy.http_table import HttpTable
 
 if TYPE_CHECKING:
     from tests.unit.policy.conftest import Bench
@@ -175,6 +176,7 @@ def test_3_4_3_http_rules_of_two_policies_are_one_union(bench: Bench) -> None:
 def test_3_4_3_equal_http_rules_count_once(bench: Bench) -> None:
     land = bench.enforce(allow(A, TCP_80, "rules: {http: [{path: /a}, {path: /a}]}"))
     table = land.port("a").tables[0]
+    assert isinstance(table, HttpTable)
     assert [rule.number for rule in table.rules] == [1, 2]  # two written rules, distinguished by their position
     assert land.http("a", "GET /a") == "allow"
 

@@ -29,7 +29,7 @@ from l7proxy.model.ref import RuleRef
 from l7proxy.model.verdict import Action, Direction, DropReason, Verdict
 from l7proxy.policy import decide, lang
 from l7proxy.policy.compile import Compiler, compile_policies
-from l7proxy.policy.rules import CidrPeer, HeaderMatch, HttpRule, Peer, PortMatch, Rule, SelectorPeer
+from l7proxy.policy.rules import CidrPeer, HeaderMatch, HttpRule, HttpRules, Peer, PortMatch, Rule, SelectorPeer
 
 if TYPE_CHECKING:
     from tests.unit.policy.conftest import Bench
@@ -122,7 +122,7 @@ http_rules = st.builds(
 )
 rules = st.builds(
     lambda rule, http: (
-        replace(rule, http=http, ports=tuple(replace(p, protocols=frozenset({6})) for p in rule.ports))
+        replace(rule, l7=HttpRules(http), ports=tuple(replace(p, protocols=frozenset({6})) for p in rule.ports))
         if http and rule.action is Action.ALLOW and rule.ports
         else rule
     ),
@@ -232,7 +232,7 @@ def obvious(
     local_host = direction is Direction.INGRESS and who.id == HOST
     everything_passes = bool(plain) or local_host or not default_deny
     if steering:
-        matched = any(request_matches(http, request) for rule in steering for http in rule.http or ())
+        matched = any(request_matches(http, request) for rule in steering for http in rule.http)
         return "steered", everything_passes or matched
     return ("allowed", True) if everything_passes else ("nothing allows", False)
 
@@ -290,7 +290,7 @@ def test_order_and_doubles_do_not_matter(
 def test_deny_always_beats_allow(
     all_rules: list[Rule], local: list[Endpoint], identities: dict[int, Identity], deny: Rule
 ) -> None:
-    deny = replace(deny, action=Action.DENY, http=None)
+    deny = replace(deny, action=Action.DENY, l7=None)
     before, after = compile_policies([deny], local, identities), compile_policies([*all_rules, deny], local, identities)
     for own in local:
         for who, port in ((who, port) for who in identities for port in PORTS):
@@ -306,7 +306,7 @@ def test_another_allow_never_takes_anything_away_under_default_deny(
     all_rules: list[Rule], local: list[Endpoint], identities: dict[int, Identity], more: Rule
 ) -> None:
     more = replace(more, action=Action.ALLOW, default_deny=True)
-    base = [*all_rules, replace(more, peers=(), ports=None, http=None)]
+    base = [*all_rules, replace(more, peers=(), ports=None, l7=None)]
     before, after = compile_policies(base, local, identities), compile_policies([*base, more], local, identities)
     for own in local:
         for who, port in ((who, port) for who in identities for port in PORTS):
@@ -350,7 +350,7 @@ def test_tables_are_canonical(all_rules: list[Rule], local: list[Endpoint], iden
             assert written == sorted(written, reverse=True)
             for entry in stage:
                 assert entry.peers is None or (entry.peers and list(entry.peers) == sorted(set(entry.peers)))
-                assert (entry.http is not None) == (entry.action is Action.REDIRECT)
+                assert (entry.l7 is not None) == (entry.action is Action.REDIRECT)
                 assert entry.protocol is not None or (entry.first, entry.last) == (0, 65535)
 
 

@@ -505,7 +505,7 @@ def test_rules_know_where_they_were_written(bench: Bench) -> None:
 def test_http_rules_are_numbered_through_the_document(bench: Bench) -> None:
     item = "{toPorts: [{ports: [{port: '80', protocol: TCP}], rules: {http: [{path: /a}, {path: /b}]}}]}"
     rules = lang.parse(bench.cnp(f"{{ingress: [{item}, {item}], egress: [{item}]}}"))
-    assert [http.number for rule in rules for http in rule.http or ()] == [1, 2, 3, 4, 5, 6]
+    assert [http.number for rule in rules for http in rule.http] == [1, 2, 3, 4, 5, 6]
 
 
 NOTES = [

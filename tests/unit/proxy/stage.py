@@ -22,7 +22,7 @@ from l7proxy.model.endpoint import Frontend
 from l7proxy.model.net import HostPort
 from l7proxy.model.ref import RuleRef
 from l7proxy.model.verdict import Action
-from l7proxy.policy.rules import HttpRule
+from l7proxy.policy.rules import HttpRule, HttpRules
 from l7proxy.policy.tables import DirectionPolicy, EndpointPolicy, Entry, LocalEndpoint, union
 from l7proxy.proxy.policy_store import PolicyStore
 from l7proxy.proxy.server.context import Timeouts, WorkerContext
@@ -38,7 +38,7 @@ Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]
 
 
 def by_http(*rules: HttpRule, peers: tuple[int, ...] | None = None) -> DirectionPolicy:
-    return union((Entry(Action.REDIRECT, REF, peers, 6, http=rules),), (REF,))
+    return union((Entry(Action.REDIRECT, REF, peers, 6, l7=HttpRules(rules)),), (REF,))
 
 
 def gets(path: str = "/.*") -> DirectionPolicy:
