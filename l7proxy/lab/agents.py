@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from l7proxy.errors import ConfigError
-from l7proxy.lab.cluster import Container
+from l7proxy.lab.containers import Container
 from l7proxy.lab.sandbox import Status, read_status
 from l7proxy.lab.settings import Kernel, Refuse, Settings
 from l7proxy.lab.state import Lab

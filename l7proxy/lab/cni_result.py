@@ -6,11 +6,12 @@ import hashlib
 from ipaddress import ip_network
 from typing import Any
 
-from l7proxy.lab.cluster import Node, Pod
+from l7proxy.lab.cluster import Pod
 from l7proxy.lab.netns import path_of
 from l7proxy.lab.network import POD_BRIDGE, Cable, bridge_mac
 from l7proxy.lab.settings import Cni
 from l7proxy.model.net import family_of
+from l7proxy.model.resources import Node
 
 
 def file_name(pod: Pod) -> str:

@@ -27,7 +27,7 @@ from typing import Any, Final, Protocol, cast
 import h11
 
 from l7proxy.errors import ConfigError
-from l7proxy.lab.cluster import Listener
+from l7proxy.lab.containers import Listener
 from l7proxy.model.net import HostPort, canonical
 
 MAX_MESSAGE: Final = 1 << 20

@@ -13,10 +13,12 @@ from collections.abc import Iterator
 from typing import Final
 
 from l7proxy.errors import ConfigError
-from l7proxy.lab.backends import backends
-from l7proxy.lab.cluster import Cluster, Node, Service, ServicePort
+from l7proxy.lab.cluster import Cluster
 from l7proxy.lab.netns import inside
+from l7proxy.model.endpoint import Frontend
 from l7proxy.model.net import family_of
+from l7proxy.model.resources import Node
+from l7proxy.model.verdict import Protocol
 
 MASQUERADE_MARK: Final = "0x4000"
 TOOL: Final = {4: "iptables", 6: "ip6tables"}
@@ -37,28 +39,24 @@ def render(cluster: Cluster, node: Node, family: int, stale: frozenset[str] = fr
     rules: list[str] = []
     refusals: list[str] = []
     cidr = next((c for c in node.pod_cidrs if family_of(c) == family), "")
-    for service in cluster.services:
-        for address in (a for a in service.addresses if family_of(a) == family):
-            for port in service.ports:
-                targets = backends(cluster, service, port, family)
-                match = f"-d {address}/{FULL_PREFIX[family]} -p {port.protocol.lower()} --dport {port.port}"
-                if not targets:
-                    refusals.append(f"-A KUBE-SERVICES {match} -j REJECT")
-                    continue
-                chain = _chain("KUBE-SVC", service, port)
-                rules.append(f"-A KUBE-SERVICES {match} -j {chain}")
-                if cidr:  # only the node's own pods are known to return this way
-                    rules.append(f"-A {chain} ! -s {cidr} {match} -j KUBE-MARK-MASQ")
-                chains.append(chain)
-                for index, target in enumerate(targets):
-                    endpoint = _chain("KUBE-SEP", service, port, target.address, str(target.port))
-                    chains.append(endpoint)
-                    rules.append(f"-A {chain} {_share(len(targets) - index)}-j {endpoint}")
-                    rules.append(f"-A {endpoint} -s {target.address}/{FULL_PREFIX[family]} -j KUBE-MARK-MASQ")
-                    place = f"[{target.address}]" if family == 6 else target.address
-                    rules.append(
-                        f"-A {endpoint} -p {port.protocol.lower()} -j DNAT --to-destination {place}:{target.port}"
-                    )
+    for frontend in cluster.frontends(family):
+        protocol = Protocol(frontend.protocol).name.lower()
+        match = f"-d {frontend.address}/{FULL_PREFIX[family]} -p {protocol} --dport {frontend.port}"
+        if not frontend.backends:
+            refusals.append(f"-A KUBE-SERVICES {match} -j REJECT")
+            continue
+        chain = _chain("KUBE-SVC", frontend)
+        rules.append(f"-A KUBE-SERVICES {match} -j {chain}")
+        if cidr:  # only the node's own pods are known to return this way
+            rules.append(f"-A {chain} ! -s {cidr} {match} -j KUBE-MARK-MASQ")
+        chains.append(chain)
+        for index, target in enumerate(frontend.backends):
+            endpoint = _chain("KUBE-SEP", frontend, target.address, str(target.port))
+            chains.append(endpoint)
+            rules.append(f"-A {chain} {_share(len(frontend.backends) - index)}-j {endpoint}")
+            rules.append(f"-A {endpoint} -s {target.address}/{FULL_PREFIX[family]} -j KUBE-MARK-MASQ")
+            place = f"[{target.address}]" if family == 6 else target.address
+            rules.append(f"-A {endpoint} -p {protocol} -j DNAT --to-destination {place}:{target.port}")
     return "\n".join([*_nat(chains, rules, stale), *_filter(refusals), ""])
 
 
@@ -83,9 +81,9 @@ def _share(left: int) -> str:
     return f"-m statistic --mode random --probability {1 / left:.10f} " if left > 1 else ""
 
 
-def _chain(kind: str, service: Service, port: ServicePort, *more: str) -> str:
+def _chain(kind: str, frontend: Frontend, *more: str) -> str:
     """A chain name in kube-proxy's form: a prefix and 16 letters of a hash."""
-    text = ":".join([str(service), port.name, port.protocol, str(port.port), *more])
+    text = ":".join([*map(str, (frontend.address, frontend.protocol, frontend.port)), *more])
     return f"{kind}-{base64.b32encode(hashlib.sha256(text.encode()).digest()).decode()[:16]}"
 
 

@@ -7,25 +7,21 @@ Policies are stored unchanged, errors included: checking them is the agent's tas
 from __future__ import annotations
 
 import re
-from collections.abc import Hashable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import yaml
 
 from l7proxy.errors import SourceError
+from l7proxy.sources import objects
+from l7proxy.sources.files import yaml_lines
+from l7proxy.sources.files.scan import SUFFIXES
 
-CLUSTER_SCOPED: Final = frozenset(
-    (
-        *("Node", "Namespace", "CiliumClusterwideNetworkPolicy", "CiliumCIDRGroup"),
-        *("GlobalNetworkPolicy", "StagedGlobalNetworkPolicy", "GlobalNetworkSet", "Tier"),
-        *("AdminNetworkPolicy", "BaselineAdminNetworkPolicy", "ClusterNetworkPolicy"),
-    )
-)
-SUFFIXES: Final = (".yaml", ".yml", ".json")
 _NAME = re.compile(r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?\Z")
 """DNS subdomain (RFC 1123), as Kubernetes requires of names; also keeps `/` and `..` out of file names."""
+_DIVIDER = re.compile(r"---(?=\s|$)")
 _KIND = re.compile(r"[A-Za-z]{1,63}\Z")
 
 Document = dict[str, Any]
@@ -66,19 +62,6 @@ class Manifest:
         return Manifest(self.key, document, text, self.file, self.line)
 
 
-class _Loader(yaml.SafeLoader):
-    """YAML 1.2 §3.2.1.1 requires unique keys; PyYAML would silently keep the last."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        seen: set[Hashable] = set()
-        for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)
-            if isinstance(key, Hashable) and key in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"duplicate key {key!r}", key_node.start_mark)
-            seen.add(key)
-        return super().construct_mapping(node, deep)
-
-
 def read(paths: Iterable[Path]) -> list[Manifest]:
     """The objects of these files and directories, in order. SourceError at the first invalid one."""
     found: list[Manifest] = []
@@ -106,25 +89,23 @@ def _files(path: Path) -> list[Path]:
 def parse(text: str, file: str) -> list[Manifest]:
     """The objects of one YAML stream (JSON is YAML)."""
     found: list[Manifest] = []
-    loader = _Loader(text)
     try:
-        while loader.check_node():
-            node = loader.get_node()
-            assert node is not None  # ensured by check_node
-            document = loader.construct_document(node)
-            if document is None:
-                continue
-            source = text[node.start_mark.index : node.end_mark.index].rstrip() + "\n"
-            found.extend(_manifests(document, source, file, node.start_mark.line + 1))
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark
-        line = mark.line + 1 if mark else None
-        raise SourceError(f"not valid YAML: {error.problem}", file=file, line=line) from error
-    except yaml.YAMLError as error:
-        raise SourceError(f"not valid YAML: {error}", file=file) from error
-    finally:
-        loader.dispose()
+        parts = yaml_lines.read(text.encode())
+    except SourceError as error:
+        raise SourceError(error.message, file=file, line=error.line, field=error.field) from error
+    for part in parts:
+        if isinstance(part, yaml_lines.UnparsableDocument):
+            raise SourceError(part.error.message, file=file, line=part.error.line or part.line, field=part.error.field)
+        if part.value is not None:
+            found.extend(_manifests(part.value, _text_of(text, part.line), file, part.line))
     return found
+
+
+def _text_of(text: str, line: int) -> str:
+    """The text of the document that begins in this line: up to the next line that begins with `---`."""
+    lines = text.splitlines(keepends=True)[line - 1 :]
+    end = next((index for index, one in enumerate(lines) if index and _DIVIDER.match(one)), len(lines))
+    return "".join(lines[:end]).rstrip() + "\n"
 
 
 def _manifests(document: object, text: str, file: str, line: int) -> Iterator[Manifest]:
@@ -157,7 +138,7 @@ def _key(document: Document, file: str, line: int) -> Key:
     group = version.rpartition("/")[0]
     if not re.fullmatch(r"[a-z0-9.-]*", group):
         raise wrong("apiVersion", f"{version!r} must be GROUP/VERSION")
-    return Key(kind, group, "" if kind in CLUSTER_SCOPED else namespace, name)
+    return Key(kind, group, "" if kind in objects.CLUSTER_SCOPED else namespace, name)
 
 
 def _unique(manifests: list[Manifest]) -> list[Manifest]:

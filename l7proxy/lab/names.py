@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from l7proxy.lab.backends import addresses_of
+from l7proxy.cluster.service_pods import selected
 from l7proxy.lab.cluster import Cluster, Pod
 from l7proxy.model.net import family_of
+from l7proxy.model.resources import Service
 
 LOCAL = ("127.0.0.1 localhost", "::1 localhost ip6-localhost ip6-loopback")
 
@@ -33,6 +34,16 @@ def lookup(cluster: Cluster, namespace: str) -> dict[str, tuple[str, ...]]:
     for node in cluster.nodes:
         table.setdefault(node.name, node.addresses)
     return table
+
+
+def addresses_of(cluster: Cluster, service: Service) -> tuple[str, ...]:
+    """The addresses of the Service's name: its ClusterIPs, or every backend if it is headless."""
+    if not service.headless:
+        return service.addresses
+    own = (service.namespace, service.name)
+    found = [one.addresses for one in cluster.slices if (one.namespace, one.service) == own]
+    found = found or [pod.addresses for pod, _ in selected(service, cluster.pods)]
+    return tuple(dict.fromkeys(address for addresses in found for address in addresses))
 
 
 def resolve(cluster: Cluster, namespace: str, name: str, family: int) -> str | None:

@@ -21,10 +21,11 @@ from pyroute2 import IPRoute, NetlinkError
 
 from l7proxy.errors import ConfigError
 from l7proxy.lab import netns
-from l7proxy.lab.cluster import Node, Pod
+from l7proxy.lab.cluster import Pod
 from l7proxy.lab.plan import UNDERLAY
 from l7proxy.lab.settings import Cni, Overlay, Settings
 from l7proxy.model.net import family_of
+from l7proxy.model.resources import Node
 
 WIRE_BRIDGE: Final = "wire0"
 POD_BRIDGE: Final = "cni0"

@@ -14,9 +14,10 @@ from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from typing import Final
 
 from l7proxy.errors import SourceError
-from l7proxy.lab.cluster import Cluster, Node, Pod, Service, node_of, of_family, pod_of, read_cluster, service_of
+from l7proxy.lab.cluster import Cluster, Pod, node_of, of_family, pod_of, read_cluster, service_of
 from l7proxy.lab.manifests import Document, Key, Manifest
 from l7proxy.model.net import family_of
+from l7proxy.model.resources import Node, Service
 
 DEFAULT_NODES: Final = ("node-1", "node-2")
 UNDERLAY: Final = {4: ip_network("172.18.0.0/16"), 6: ip_network("fd00:172:18::/64")}
@@ -130,7 +131,7 @@ def _place_pods(pods: tuple[Pod, ...], nodes: tuple[Node, ...], families: tuple[
             crowd[name] += 1
         node = by_name[name]
         addresses = node.addresses if pod.host_network else _pod_addresses(pod, node, families, taken)
-        placed.append(replace(pod, node=name, addresses=addresses))
+        placed.append(replace(pod, node=name, addresses=addresses, phase="Running"))
     return tuple(placed)
 
 
@@ -193,7 +194,7 @@ def _written(manifest: Manifest, cluster: Cluster) -> Manifest:
             hosts = cluster.node(pod.node).addresses
             _section(document, "spec")["nodeName"] = pod.node
             _section(document, "status").update(
-                phase="Running",
+                phase=pod.phase,
                 hostIP=hosts[0],
                 hostIPs=[{"ip": address} for address in hosts],
                 podIP=pod.addresses[0],

@@ -23,7 +23,7 @@ import msgspec
 
 from l7proxy.errors import ConfigError
 from l7proxy.lab import netns
-from l7proxy.lab.cluster import Container, Listener
+from l7proxy.lab.containers import Container, Listener
 
 GRACE: Final = 5.0
 """Seconds between SIGTERM and SIGKILL for the containers."""

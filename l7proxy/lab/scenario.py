@@ -28,7 +28,6 @@ from rich.console import Console
 
 from l7proxy.errors import ConfigError
 from l7proxy.lab import lifecycle, names, probe, show
-from l7proxy.lab.backends import backends
 from l7proxy.lab.cluster import Cluster, Pod
 from l7proxy.lab.execute import find
 from l7proxy.lab.flow_assertions import Account, account
@@ -205,13 +204,12 @@ def _targets(cluster: Cluster, pod: Pod, request: probe.Request, via: str, famil
     name, _, namespace = request.host.partition(".")
     for service in cluster.services:
         if (service.name, service.namespace) == (name, namespace.partition(".")[0] or pod.namespace):
-            found = [
-                b
-                for port in service.ports
-                if port.port == request.port
-                for b in backends(cluster, service, port, family)
+            return [
+                (backend.address, backend.address, backend.port)
+                for one in cluster.frontends(family)
+                if (one.service, one.namespace, one.port) == (service.name, service.namespace, request.port)
+                for backend in one.backends
             ]
-            return [(backend.address, backend.address, backend.port) for backend in found]
     raise ConfigError(f"via pod: {request.host!r} is not a Service")
 
 
@@ -221,15 +219,9 @@ def _node_of(cluster: Cluster, address: str) -> str | None:
 
 def _backend_nodes(cluster: Cluster, pod: Pod, request: probe.Request) -> set[str]:
     """The nodes of a Service's backend pods (one node, in a scenario that separates near from far)."""
-    found = set()
-    for service in cluster.services:
-        if request.host.partition(".")[0] == service.name:
-            for port in service.ports:
-                for family in (4, 6):
-                    found |= {
-                        _node_of(cluster, backend.address) or "" for backend in backends(cluster, service, port, family)
-                    }
-    return found
+    name = request.host.partition(".")[0]
+    found = [one for family in (4, 6) for one in cluster.frontends(family) if one.service == name]
+    return {_node_of(cluster, backend.address) or "" for one in found for backend in one.backends}
 
 
 # Running

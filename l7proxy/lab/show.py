@@ -13,6 +13,7 @@ from l7proxy.lab import agents
 from l7proxy.lab.lifecycle import cluster_of, is_up
 from l7proxy.lab.sandbox import Status, read_status
 from l7proxy.lab.state import Box, Lab
+from l7proxy.model.verdict import Protocol
 
 
 def gather(lab: Lab) -> dict[str, Any]:
@@ -54,9 +55,9 @@ def gather(lab: Lab) -> dict[str, Any]:
         ],
         "services": [
             {
-                "name": str(service),
+                "name": f"{service.namespace}/{service.name}",
                 "addresses": list(service.addresses),
-                "ports": [f"{port.port}/{port.protocol}" for port in service.ports],
+                "ports": [f"{port.port}/{Protocol(port.protocol).name}" for port in service.ports],
             }
             for service in cluster.services
         ],

@@ -317,7 +317,11 @@ class AttackLab:
 
     def service(self, name: str) -> dict[int, str]:
         """A Service's ClusterIPs."""
-        found = next(s for s in self._cluster.services if str(s) == (name if "/" in name else f"default/{name}"))
+        found = next(
+            s
+            for s in self._cluster.services
+            if f"{s.namespace}/{s.name}" == (name if "/" in name else f"default/{name}")
+        )
         return {family_of(address): address for address in found.addresses}
 
     @contextlib.contextmanager

@@ -17,7 +17,7 @@ import pytest
 
 from l7proxy.errors import ConfigError
 from l7proxy.lab import echo
-from l7proxy.lab.cluster import Listener
+from l7proxy.lab.containers import Listener
 from tests.support.ports import reserved_port
 
 

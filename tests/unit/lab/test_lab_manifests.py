@@ -90,3 +90,15 @@ def test_the_store_holds_exactly_what_was_saved_and_leaves_equal_files_alone(tmp
     store.save(both[:1])
     assert list(store.load()) == [both[0].key]
     assert [path.name for path in tmp_path.iterdir()] == ["pod_default_web.yaml"]
+
+
+def test_each_document_keeps_its_own_text() -> None:
+    texts = [
+        "# of the first\nkind: A\napiVersion: v1\nmetadata: {name: a}\n",
+        "apiVersion: v1\nkind: B\nmetadata:\n  name: b\n  note: |\n    a\n     --- b\n\n    c # kept\n",
+        '{"apiVersion": "v1", "kind": "C", "metadata": {"name": "c", "text": "a\u2028b"}}\n',
+        "apiVersion: v1\nkind: D\nmetadata: {name: d}\n",
+    ]
+    found = parse("\n--- # next\n".join(texts), "a.yaml")
+    assert [one.document for one in found] == [parse(one.text, "b.yaml")[0].document for one in found]
+    assert [one.text for one in found[1:]] == texts[1:]

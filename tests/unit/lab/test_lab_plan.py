@@ -92,7 +92,7 @@ NODE = "apiVersion: v1\nkind: Node\nmetadata: {{name: {}}}\nspec: {{podCIDR: {}}
         ([pod("a", "{nodeName: node-1}", "status: {podIP: 10.244.2.9}")], "10.244.2.9 is not in 10.244.1.0/24"),
         ([pod("a", more="status: {podIP: 300.1.1.1}")], "status.podIP"),
         ([NODE.format("a", "10.1.0.0/16"), NODE.format("b", "10.1.2.0/24")], "overlap"),
-        ([NODE.format("a", "10.1.2.3/16")], "spec.podCIDR"),
+        ([NODE.format("a", "10.1.2.3/33")], "spec.podCIDR"),
         ([pod("a", "{initContainers: [{name: x}]}")], "init containers"),
         ([pod("a", "{containers: [{name: x}, {name: x}]}")], "duplicate container name"),
         ([pod("a", "{containers: [{name: ../x}]}")], "spec.containers[0].name"),
@@ -107,8 +107,11 @@ NODE = "apiVersion: v1\nkind: Node\nmetadata: {{name: {}}}\nspec: {{podCIDR: {}}
             "kind: Deployment default/d: the lab has no",
         ),
         (["apiVersion: v1\nkind: Service\nmetadata: {name: s}\nspec: {type: NodePort}\n"], "spec.type"),
-        ([pod("a", "{hostNetwork: 'yes'}")], "must be a bool, not str"),
-        ([pod("a", "{containers: [{name: x, ports: [{containerPort: 70000}]}]}")], "containerPort must be 1 to 65535"),
+        ([pod("a", "{hostNetwork: 'yes'}")], "must be true or false, not a string"),
+        (
+            [pod("a", "{containers: [{name: x, ports: [{containerPort: 70000}]}]}")],
+            "Pod default/a: must be a port from 1",
+        ),
     ],
 )
 def test_what_cannot_be_placed_is_named(texts: list[str], said: str) -> None:

@@ -3,32 +3,38 @@
 from __future__ import annotations
 
 from l7proxy.lab import kube_proxy
-from l7proxy.lab.backends import Backend, addresses_of, backends
-from l7proxy.lab.cluster import Cluster, Node, Pod, Service, ServicePort, Slice
-from l7proxy.lab.names import hosts_file, lookup, resolve
+from l7proxy.lab.cluster import Cluster, Pod
+from l7proxy.lab.names import addresses_of, hosts_file, lookup, resolve
+from l7proxy.model.endpoint import Backend
+from l7proxy.model.resources import EndpointSlice, Node, Service, ServicePort, SlicePort
 
 NODE = Node("n", ("172.18.0.11",), ("10.244.1.0/24",))
 WEB = {"app": "web"}
-ONE = Pod("default", "one", "n", ("10.244.1.10", "fd00::a"), WEB, named_ports={"http": 8080})
-TWO = Pod("default", "two", "n", ("10.244.1.11", "fd00::b"), WEB, named_ports={"http": 9090})
+ONE = Pod("default", "one", "n", ("10.244.1.10", "fd00::a"), WEB, named_ports=frozenset({("http", 6, 8080)}))
+TWO = Pod("default", "two", "n", ("10.244.1.11", "fd00::b"), WEB, named_ports=frozenset({("http", 6, 9090)}))
 OTHER = Pod("shop", "one", "n", ("10.244.1.12", "fd00::c"), WEB)
-PORT = ServicePort("http", "TCP", 80, "http")
-SERVICE = Service("default", "web", ("10.96.0.10", "fd00:10:96::a"), False, WEB, (PORT,))
+PORT = ServicePort(80, 6, "http", "http")
+SERVICE = Service("default", "web", ("10.96.0.10", "fd00:10:96::a"), (PORT,), WEB)
 CLUSTER = Cluster((NODE,), (ONE, TWO, OTHER), (SERVICE,))
 
 
+def backends(cluster: Cluster, family: int) -> tuple[Backend, ...]:
+    (frontend,) = cluster.frontends(family)
+    return frontend.backends
+
+
 def test_a_selector_finds_pods_of_its_namespace_and_their_own_port_of_that_name() -> None:
-    assert backends(CLUSTER, SERVICE, PORT, 4) == (Backend("10.244.1.10", 8080), Backend("10.244.1.11", 9090))
-    assert backends(CLUSTER, SERVICE, PORT, 6) == (Backend("fd00::a", 8080), Backend("fd00::b", 9090))
+    assert backends(CLUSTER, 4) == (Backend("10.244.1.10", 8080), Backend("10.244.1.11", 9090))
+    assert backends(CLUSTER, 6) == (Backend("fd00::a", 8080), Backend("fd00::b", 9090))
 
 
 def test_endpoint_slices_go_before_the_selector() -> None:
-    cluster = Cluster((NODE,), (ONE,), (SERVICE,), (Slice("default", "web", ("192.0.2.1",), {"http": 81}),))
-    assert backends(cluster, SERVICE, PORT, 4) == (Backend("192.0.2.1", 81),)
+    piece = EndpointSlice("default", "web-1", "web", ("192.0.2.1",), (SlicePort("http", 81, 6),))
+    assert backends(Cluster((NODE,), (ONE,), (SERVICE,), (piece,)), 4) == (Backend("192.0.2.1", 81),)
 
 
 def test_a_service_without_selector_has_nobody_behind_it() -> None:
-    assert backends(CLUSTER, Service("default", "web", ("10.96.0.10",), ports=(PORT,)), PORT, 4) == ()
+    assert backends(Cluster((NODE,), (ONE,), (Service("default", "web", ("10.96.0.10",), (PORT,)),)), 4) == ()
 
 
 def test_a_headless_service_is_called_by_its_pods() -> None:

@@ -16,7 +16,7 @@ from hpack import Decoder
 from l7proxy.flows.records import Connection, HttpRequest, HttpResponse, Malformed
 from l7proxy.gate.http2_peer import STREAM_WINDOW
 from l7proxy.lab import echo
-from l7proxy.lab.cluster import Listener
+from l7proxy.lab.containers import Listener
 from l7proxy.model.net import HostPort
 from l7proxy.policy.rules import HttpRule
 from l7proxy.proxy.server.session import Session
