@@ -271,19 +271,3 @@ def test_each_wrong_field_is_named_with_its_line(text: str, line: int, field: st
     found = fault(text)
     assert found[:2] == (line, field)
     assert message in found[2]
-
-
-def test_a_fault_in_a_list_is_the_items_own() -> None:
-    text = "apiVersion: v1\nkind: PodList\nitems:\n- {apiVersion: v1, kind: Pod, metadata: {name: a}}\n"
-    text += "- apiVersion: v1\n  kind: Pod\n  metadata: {name: b}\n  status:\n    podIP: x\n"
-    manifest = parse(text.encode(), "a.yaml")
-    assert [resource.key.name for resource in manifest.resources] == ["a"]
-    assert [(one.error.line, one.error.field) for one in manifest.faults] == [(9, "status.podIP")]
-    assert manifest.faults[0].key is not None
-    assert str(manifest.faults[0].key) == "Pod default/b"
-
-
-def test_kinds_that_say_nothing_to_us_are_noted_and_no_fault() -> None:
-    manifest = parse(b"apiVersion: apps/v1\nkind: Deployment\nmetadata: {name: a}\n", "a.yaml")
-    assert (manifest.resources, manifest.faults) == ((), ())
-    assert [note.message for note in manifest.notes] == ["apps/v1 Deployment is not used by l7proxy: ignored"]
