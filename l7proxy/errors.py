@@ -6,7 +6,8 @@ L7ProxyError
 ├── SourceError      the author of the manifests: file, line and field
 ├── PeerError        the peer of a connection: `status` is the HTTP status of the response to it
 ├── UpstreamError    the server behind the proxy
-└── LinkError        the other l7proxy process sent an invalid frame
+├── LinkError        the other l7proxy process sent an invalid frame
+└── RequestRefusedError  the agent has not done what a worker asked
 
 `tproxy_rules.KernelError` is separate: that package imports nothing from l7proxy.
 """
@@ -62,3 +63,7 @@ class UpstreamError(L7ProxyError):
 
 class LinkError(L7ProxyError):
     """An invalid frame on the link or on the agent socket."""
+
+
+class RequestRefusedError(L7ProxyError):
+    """The agent has not done what a worker asked, or nobody knows: the message states why."""

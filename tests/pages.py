@@ -1,5 +1,5 @@
-"""The parts of the documentation that are generated from the code: the settings table, the import layers, and the
-pictures of the state machines.
+"""The parts of the documentation that are generated from the code: settings, counters of workers, import layers,
+and the pictures of the state machines.
 
 python -m tests.pages              writes them
 tests/unit/test_pages.py           compares them with the code
@@ -21,6 +21,7 @@ import msgspec
 from l7proxy import settings
 from l7proxy.cli.service import FLAGS, MARKS
 from l7proxy.gate import http1_state, http2_stream
+from l7proxy.link.messages import WorkerStats
 from l7proxy.proxy.server import session
 from l7proxy.settings import CHOICES, RANGES, Settings
 
@@ -49,6 +50,15 @@ def settings_table() -> str:
     return _table(("setting", "flag", "values", "default", "meaning"), rows)
 
 
+def worker_stats() -> str:
+    """One row for each number that workers report."""
+    rows = [
+        (f"`{name}`", stat.unit, "since its start" if stat.total else "now", stat.meaning)
+        for name, stat in WorkerStats.definitions().items()
+    ]
+    return _table(("key", "unit", "when", "meaning"), rows)
+
+
 def import_layers() -> str:
     """The layers of the import contract, top first, as one fenced block."""
     contracts = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
@@ -75,6 +85,7 @@ def names(constants: type) -> dict[int, str]:
 
 PARTS: Final[Mapping[tuple[str, str], Callable[[], str]]] = {
     ("docs/settings.md", "settings"): settings_table,
+    ("docs/operating.md", "workers"): worker_stats,
     ("DESIGN.md", "layers"): import_layers,
     ("docs/http.md", "session"): partial(state_machine, session),
     ("docs/http.md", "http1"): partial(state_machine, http1_state),

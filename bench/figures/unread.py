@@ -31,9 +31,9 @@ def measure(place: Stage, effort: Effort, report: Report) -> list[Row]:
         time.sleep(SETTLE_SECONDS)
         rss, told = rss_mib(running.proxy), place.status()["workers"][0]
         child.stdin.close()
-    report(f"{told['connections']} connections, {told['memory']}; RSS {before:.0f} before, {rss:.0f} MiB with them")
+    report(f"{told['connections']} connections, {told['memory']} bytes; RSS {before:.0f}, then {rss:.0f} MiB")
     name = f"RSS of a worker with {CONNECTIONS} connections of one pod that reads nothing"
-    note = f"{told['connections']} were let in, {told['memory']['refused']} refused for memory"
+    note = f"{told['connections']} were let in, {told['refused_memory']} refused for memory"
     return [compared(name, "MiB", [rss], goal=GOAL, note=note)]
 
 

@@ -131,11 +131,7 @@ def _worker(worker: WorkerState) -> dict[str, Any]:
         "pid": worker.pid,
         "worker": worker.worker,
         "revision": worker.revision,
-        "connections": worker.connections,
-        "requests": worker.requests,
-        "denied": worker.denied,
-        "lost": worker.lost,
-        "memory": {"held": worker.held, "refused": worker.refused, "ended": worker.ended},
+        **msgspec.structs.asdict(worker.stats),
         "problems": list(worker.problems),
     }
 

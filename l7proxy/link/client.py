@@ -1,7 +1,8 @@
 """A worker's end of the link. It reconnects for ever; without an agent the worker keeps serving with the last policy.
 
 Policy snapshots go to `on_picture`, one at a time; Applied is sent when it returns. Records come from the outbox: when
-the agent does not read, the outbox fills up and counts the records it drops; sessions never wait.
+the agent does not read, the outbox fills up and counts the records it drops; sessions never wait. `request` waits for
+the agent's answer; without a connection it is refused.
 """
 
 from __future__ import annotations
@@ -13,20 +14,33 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Final
 
-from l7proxy.errors import LinkError
+from l7proxy.errors import LinkError, RequestRefusedError
 from l7proxy.flows.batch import Flows
 from l7proxy.flows.pack import pack
 from l7proxy.link import framing
 from l7proxy.link.delta import SnapshotDecoder
-from l7proxy.link.messages import MAX_WORKER_FRAME, PROTOCOL_VERSION, Applied, FromWorker, Hello, Load, PolicySnapshot
+from l7proxy.link.messages import (
+    MAX_WORKER_FRAME,
+    PROTOCOL_VERSION,
+    Acknowledged,
+    Applied,
+    FromWorker,
+    Hello,
+    PolicySnapshot,
+    Refused,
+    Request,
+    RequestBody,
+    WorkerStats,
+)
 from l7proxy.link.outbox import Outbox
+from l7proxy.link.requests import PendingRequests
 
 log = logging.getLogger(__name__)
 
 READ_SIZE: Final = 1 << 18
 FIRST_RETRY: Final = 0.05
 LAST_RETRY: Final = 2.0
-LOAD_SECONDS: Final = 1.0
+STATS_SECONDS: Final = 1.0
 FRAMES: Final = 8
 """Most batches in one write."""
 
@@ -38,13 +52,14 @@ class LinkClient:
     """Run `await client.run()` in a task; cancel the task to stop."""
 
     def __init__(
-        self, path: Path, worker: int, *, outbox: Outbox, on_picture: PictureHandler, load: Callable[[], Load]
+        self, path: Path, worker: int, *, outbox: Outbox, on_picture: PictureHandler, stats: Callable[[], WorkerStats]
     ) -> None:
         self._path = path
         self._worker = worker
         self._outbox = outbox
         self._on_picture = on_picture
-        self._load = load
+        self._stats = stats
+        self._requests = PendingRequests()
         self._writer: asyncio.StreamWriter | None = None
 
     @property
@@ -70,6 +85,20 @@ class LinkClient:
             await asyncio.sleep(retry)
             retry = min(retry * 2, LAST_RETRY)
 
+    async def request(self, body: RequestBody, timeout: float) -> None:  # noqa: ASYNC109 -- the contract's form
+        """Return when the agent has done it, and this worker has applied each snapshot published before the answer.
+
+        RequestRefusedError in every other case: without a connection, without an answer within `timeout` seconds.
+        """
+        writer = self._writer
+        if writer is None:
+            raise RequestRefusedError("no connection to the agent")
+
+        def send(request: Request) -> None:
+            writer.write(framing.encode(request))  # requests are few and small: no need to drain
+
+        await self._requests.ask(send, body, timeout)
+
     async def flush(self, seconds: float) -> bool:
         """For the end of the process: true when every record has been sent within `seconds`."""
         try:
@@ -88,7 +117,7 @@ class LinkClient:
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(self._read(reader, writer), name="link-read")
                 tasks.create_task(self._send_records(writer), name="link-records")
-                tasks.create_task(self._send_load(writer), name="link-load")
+                tasks.create_task(self._send_stats(writer), name="link-stats")
         except* LinkError as errors:
             log.error("link: closed the connection to the agent: %s", errors.exceptions[0])
         except* OSError as errors:
@@ -96,11 +125,15 @@ class LinkClient:
         finally:
             self._writer = None
             writer.transport.abort()
+            self._requests.refuse_all("the connection to the agent was lost before its answer")
 
     async def _read(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         decoder, snapshots = framing.from_agent(), SnapshotDecoder()
         while data := await reader.read(READ_SIZE):
             for message in decoder.feed(data):
+                if isinstance(message, Acknowledged | Refused):
+                    self._requests.answered(message)
+                    continue
                 picture = snapshots.open(message)
                 problems = await self._on_picture(picture)
                 await self._send(writer, Applied(revision=picture.revision, problems=problems))
@@ -132,10 +165,10 @@ class LinkClient:
         await writer.drain()
         self._outbox.sent()
 
-    async def _send_load(self, writer: asyncio.StreamWriter) -> None:
+    async def _send_stats(self, writer: asyncio.StreamWriter) -> None:
         while True:
-            await self._send(writer, self._load())
-            await asyncio.sleep(LOAD_SECONDS)
+            await self._send(writer, self._stats())
+            await asyncio.sleep(STATS_SECONDS)
 
     async def _send(self, writer: asyncio.StreamWriter, message: FromWorker) -> None:
         writer.write(framing.encode(message))

@@ -1,26 +1,24 @@
-"""Encodes policy snapshots for workers: packed, so that a shared policy is sent once, in full or as a delta.
+"""Encodes policy snapshots for workers as deltas, packed, so that a shared policy is sent once.
 
-Pure. Laws: decoding the full snapshot of p gives p; decoding the delta from p to q after p gives q. ClusterState and
-the policy compiler return the same object while nothing changes, so the cost of a delta is that of the changes.
+Pure. Law: decoding the delta from p to q after p gives q; p may be EMPTY. ClusterState and the policy compiler return
+the same object while nothing changes, so the cost of a delta is that of the changes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import Final
 
 import msgspec
 
 from l7proxy.errors import LinkError
-from l7proxy.link.messages import FullSnapshot, PackedEndpoint, PolicySnapshot, SnapshotDelta
+from l7proxy.link.messages import PackedEndpoint, PolicySnapshot, SnapshotDelta
 from l7proxy.policy.tables import DirectionPolicy, EndpointPolicy, LocalEndpoint
 
 UNGOVERNED = -1
 """The index that stands for no policy."""
-
-
-def whole(picture: PolicySnapshot) -> FullSnapshot:
-    policies, endpoints = _pack(picture.endpoints)
-    return FullSnapshot(_head(picture), policies, endpoints, picture.identities)
+EMPTY: Final = PolicySnapshot(0, (), {})
+"""What a worker has before its first snapshot."""
 
 
 def delta(before: PolicySnapshot, after: PolicySnapshot) -> SnapshotDelta:
@@ -32,7 +30,7 @@ def delta(before: PolicySnapshot, after: PolicySnapshot) -> SnapshotDelta:
     come = {prefix: after.identities[prefix] for prefix in moved if prefix in after.identities}
     return SnapshotDelta(
         before.revision,
-        _head(after),
+        msgspec.structs.replace(after, endpoints=(), identities={}),
         policies,
         endpoints,
         tuple(sorted(known)),
@@ -45,39 +43,22 @@ class SnapshotDecoder:
     """A worker's decoder: keeps the last snapshot, to which deltas apply."""
 
     def __init__(self) -> None:
-        self._last: PolicySnapshot | None = None
+        self._last = EMPTY
 
-    def open(self, message: FullSnapshot | SnapshotDelta) -> PolicySnapshot:
-        """LinkError when the message is inconsistent, or a delta to another snapshot than the last."""
-        if isinstance(message, FullSnapshot):
-            endpoints = _unpack(message.endpoints, message.policies)
-            picture = _filled(message.head, endpoints, message.identities)
-        else:
-            picture = self._follow(message)
-        self._last = picture
-        return picture
-
-    def _follow(self, message: SnapshotDelta) -> PolicySnapshot:
-        last = self._last
-        if last is None or last.revision != message.base:
-            known = "none" if last is None else str(last.revision)
-            raise LinkError(f"a delta to policy revision {message.base}, but the current one is {known}")
+    def open(self, message: SnapshotDelta) -> PolicySnapshot:
+        """LinkError when the message is inconsistent, or a delta to another snapshot than the last one or EMPTY."""
+        last = self._last if message.base else EMPTY
+        if last.revision != message.base:
+            raise LinkError(f"a delta to policy revision {message.base}, but the current one is {last.revision}")
         gone = frozenset(message.gone)
         endpoints = {one.id: one for one in last.endpoints if one.id not in gone}
         endpoints |= {one.id: one for one in _unpack(message.endpoints, message.policies)}
         identities = last.identities | message.identities
         for prefix in message.identities_gone:
             identities.pop(prefix, None)
-        return _filled(message.head, [endpoints[number] for number in sorted(endpoints)], identities)
-
-
-def _head(picture: PolicySnapshot) -> PolicySnapshot:
-    """The snapshot without the fields that grow with the cluster."""
-    return msgspec.structs.replace(picture, endpoints=(), identities={})
-
-
-def _filled(head: PolicySnapshot, endpoints: Iterable[LocalEndpoint], identities: dict[str, int]) -> PolicySnapshot:
-    return msgspec.structs.replace(head, endpoints=tuple(endpoints), identities=identities)
+        ordered = tuple(endpoints[number] for number in sorted(endpoints))
+        self._last = msgspec.structs.replace(message.head, endpoints=ordered, identities=identities)
+        return self._last
 
 
 def _same(known: LocalEndpoint | None, other: LocalEndpoint) -> bool:

@@ -32,6 +32,8 @@ class Outbox:
         self._capacity = capacity
         self._batch = batch
         self._lost = 0
+        self.lost = 0
+        """All records dropped since the start."""
         self._some = asyncio.Event()
         self._plenty = asyncio.Event()
         self._settled = asyncio.Event()
@@ -43,7 +45,7 @@ class Outbox:
     def put(self, record: Record) -> None:
         held = len(self._records)
         if held >= self._capacity:
-            self._lost += 1
+            self._drop(1)
             return
         self._records.append(record)
         if not held:
@@ -78,9 +80,14 @@ class Outbox:
         """Return a batch that could not be sent. If there is no room, the newest records are dropped."""
         records = [*flows.records(), *self._records]
         self._records = records[: self._capacity]
-        self._lost += flows.lost + len(records) - len(self._records)
+        self._lost += flows.lost
+        self._drop(len(records) - len(self._records))
         if self._records:
             self._some.set()
+
+    def _drop(self, count: int) -> None:
+        self._lost += count
+        self.lost += count
 
     def sent(self) -> None:
         """The batches taken have been sent."""

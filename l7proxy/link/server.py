@@ -2,7 +2,8 @@
 
 Every worker gets the newest policy snapshot after Hello and whenever there is a newer one: as a delta if it was sent
 the previous one, else in full. A slow worker skips those in between. An invalid frame from a worker ends its
-connection, never the agent.
+connection, never the agent. Requests are handled beside each other, and an answer never overtakes a snapshot that was
+published before it.
 """
 
 from __future__ import annotations
@@ -18,13 +19,28 @@ import msgspec
 
 from l7proxy.errors import LinkError
 from l7proxy.flows.batch import Flows
-from l7proxy.link import delta as snapshot_delta
 from l7proxy.link import fence, framing, local
-from l7proxy.link.messages import MAX_WORKER_FRAME, PROTOCOL_VERSION, Applied, FromWorker, Hello, Load, PolicySnapshot
+from l7proxy.link.delta import EMPTY, delta
+from l7proxy.link.messages import (
+    CONNECTION,
+    MAX_WORKER_FRAME,
+    PROTOCOL_VERSION,
+    Acknowledged,
+    Applied,
+    FromWorker,
+    Hello,
+    PolicySnapshot,
+    Refused,
+    Request,
+    WorkerStats,
+)
+from l7proxy.link.requests import RequestHandler, RequestRunner, no_handler
 
 log = logging.getLogger(__name__)
 
 HELLO_SECONDS: Final = 5.0
+CLOSE_SECONDS: Final = 1.0
+"""Time for a refused peer to read why."""
 FIRST_SECONDS: Final = 3.0
 """Time for workers of an earlier agent to connect, before the first snapshot is required of them."""
 
@@ -33,34 +49,27 @@ FlowsHandler = Callable[[Flows], None]
 
 
 class WorkerState(msgspec.Struct, frozen=True):
-    """The last reported state of a connected worker. `revision` 0: nothing applied yet. `lost`: records dropped."""
+    """The last reported state of a connected worker. `revision` 0: nothing applied yet."""
 
     pid: int
     worker: int
     revision: int = 0
     problems: tuple[str, ...] = ()
-    connections: int = 0
-    requests: int = 0
-    denied: int = 0
-    lost: int = 0
-    held: int = 0
-    refused: int = 0
-    ended: int = 0
+    stats: WorkerStats = WorkerStats()
 
 
 class LinkServer:
     """`async with server.serving(): …`. Only the newest published snapshot counts."""
 
-    def __init__(self, path: Path, *, on_flows: FlowsHandler) -> None:
+    def __init__(self, path: Path, *, on_flows: FlowsHandler, on_request: RequestHandler = no_handler) -> None:
         self._path = path
         self._on_flows = on_flows
+        self.on_request = on_request
         self._connected: set[_Peer] = set()
         self._picture: PolicySnapshot | None = None
         self._page: fence.Page | None = None
         self._first = True
-        self._base = 0
-        self._delta = b""
-        self._whole = b""
+        self._frames: dict[int, bytes] = {}  # to the newest snapshot, by the revision that the worker has
         self._waiting: dict[asyncio.Future[None], int] = {}
 
     def workers(self) -> list[WorkerState]:
@@ -74,24 +83,30 @@ class LinkServer:
         if self._page is not None:
             picture = msgspec.structs.replace(picture, epoch=self._page.epoch)
             self._page.publish(picture)
-        delta = await asyncio.to_thread(_delta, before, picture) if before is not None else b""
-        self._picture, self._delta, self._whole = picture, delta, b""
-        self._base = before.revision if before is not None else 0
+        frames = {before.revision: await asyncio.to_thread(_frame, before, picture)} if before is not None else {}
+        self._picture, self._frames = picture, frames
         for peer in list(self._connected):
             self.bring_up(peer)
 
     def bring_up(self, peer: _Peer) -> None:
-        """Send the newest snapshot to a writable worker that does not have it: as a delta if possible."""
-        picture = self._picture
-        if picture is None or peer.state is None or not peer.writable or peer.sent == picture.revision:
+        """Send a writable worker what it lacks: first the newest snapshot, then the answers to its requests."""
+        if peer.state is None or not peer.writable:
             return
-        if self._delta and peer.sent == self._base:
-            frame = self._delta
-        else:
-            self._whole = self._whole or framing.encode(snapshot_delta.whole(picture))
-            frame = self._whole
+        self._send_snapshot(peer)
+        if peer.answers:
+            peer.transport.write(b"".join(peer.answers))
+            peer.answers.clear()
+
+    def _send_snapshot(self, peer: _Peer) -> None:
+        """As a delta if possible."""
+        picture = self._picture
+        if picture is None or peer.sent == picture.revision:
+            return
+        base = peer.sent if peer.sent in self._frames else EMPTY.revision
+        if base not in self._frames:
+            self._frames[base] = _frame(EMPTY, picture)
         peer.sent = picture.revision
-        peer.transport.write(frame)
+        peer.transport.write(self._frames[base])
 
     async def wait_applied(self, revision: int, timeout: float) -> bool:  # noqa: ASYNC109 -- the contract's form
         """True when every connected worker enforces `revision` or newer; False after `timeout` seconds."""
@@ -150,12 +165,12 @@ class LinkServer:
             self.bring_up(peer)
             return
         match message:
-            case Flows(lost=lost):
-                if lost:
-                    peer.state = msgspec.structs.replace(state, lost=state.lost + lost)
+            case Flows():
                 self._on_flows(message)
-            case Load():
-                peer.state = msgspec.structs.replace(state, **msgspec.structs.asdict(message))
+            case WorkerStats():
+                peer.state = msgspec.structs.replace(state, stats=message)
+            case Request():
+                peer.requests.begin(message, unsent=len(peer.answers))
             case Applied(revision, problems):
                 peer.state = msgspec.structs.replace(state, revision=revision, problems=problems)
                 self._wake()
@@ -182,16 +197,18 @@ def _greeted(message: FromWorker) -> WorkerState:
     return WorkerState(message.pid, message.worker)
 
 
-def _delta(before: PolicySnapshot, after: PolicySnapshot) -> bytes:
-    return framing.encode(snapshot_delta.delta(before, after))
+def _frame(before: PolicySnapshot, after: PolicySnapshot) -> bytes:
+    return framing.encode(delta(before, after))
 
 
 class _Peer(asyncio.Protocol):
-    """A connection to the socket. `sent` is the revision of the last snapshot written to it."""
+    """A connection to the socket. `sent` is the revision of the last snapshot written to it; `answers` are unsent."""
 
     transport: asyncio.Transport  # set by connection_made
 
     def __init__(self, server: LinkServer) -> None:
+        self.requests = RequestRunner(server.on_request, self.answer)
+        self.answers: list[bytes] = []
         self.state: WorkerState | None = None
         self._server = server
         self._decoder = framing.from_worker(max_frame=MAX_WORKER_FRAME)
@@ -216,12 +233,12 @@ class _Peer(asyncio.Protocol):
             for message in self._decoder.feed(data):
                 self._server.heard(self, message)
         except LinkError as error:
-            log.error("link: closed the connection to %s: %s", self, error)
-            self.transport.abort()
+            self._refuse(str(error))
 
     def connection_lost(self, exc: Exception | None) -> None:
         if self._patience is not None:
             self._patience.cancel()
+        self.requests.cancel()
         self._server.left(self)
 
     def pause_writing(self) -> None:
@@ -234,5 +251,15 @@ class _Peer(asyncio.Protocol):
 
     def _no_hello(self) -> None:
         if self.state is None:
-            log.error("link: closed the connection to %s after %.0f s without a message", self, HELLO_SECONDS)
-            self.transport.abort()
+            self._refuse(f"no Hello within {HELLO_SECONDS:g} s")
+
+    def answer(self, message: Acknowledged | Refused) -> None:
+        self.answers.append(framing.encode(message))
+        self._server.bring_up(self)
+
+    def _refuse(self, reason: str) -> None:
+        """Say why, then close the connection, also when the peer does not read."""
+        log.error("link: closed the connection to %s: %s", self, reason)
+        self.transport.write(framing.encode(Refused(CONNECTION, reason)))
+        self.transport.close()
+        asyncio.get_running_loop().call_later(CLOSE_SECONDS, self.transport.abort)

@@ -23,6 +23,7 @@ from l7proxy.gate.clock import Clock
 from l7proxy.link import fence
 from l7proxy.link.client import LinkClient
 from l7proxy.link.outbox import Outbox
+from l7proxy.proxy import stats
 from l7proxy.proxy.policy_store import PolicyStore
 from l7proxy.proxy.server import listener, pipes
 from l7proxy.proxy.server.context import Timeouts, WorkerContext
@@ -104,7 +105,13 @@ async def _serve(settings: WorkerSettings, steering: Steering, bound: Sequence[s
             memory=Memory(settings.memory << 20),
         )
         server = ProxyServer(ctx, bound)
-        link = LinkClient(settings.link, settings.worker, outbox=outbox, on_picture=server.publish, load=server.load)
+        link = LinkClient(
+            settings.link,
+            settings.worker,
+            outbox=outbox,
+            on_picture=server.publish,
+            stats=lambda: stats.collect(ctx, outbox),
+        )
         running = [
             tasks.create_task(link.run(), name="link"),
             tasks.create_task(server.tick(), name="wheel"),

@@ -37,11 +37,15 @@ class Timeouts:
 
 @dataclass(slots=True)
 class Counts:
-    """Since the worker started. `errors`: sessions ended by an internal error."""
+    """Since the worker started. `errors`: sessions ended by an internal error.
+
+    `refused_share`: connections refused because their client has its share.
+    """
 
     requests: int = 0
     denied: int = 0
     errors: int = 0
+    refused_share: int = 0
 
 
 @dataclass(slots=True)

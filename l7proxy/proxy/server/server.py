@@ -14,7 +14,7 @@ from contextlib import suppress
 from time import monotonic_ns
 from typing import Final
 
-from l7proxy.link.messages import Load, PolicySnapshot
+from l7proxy.link.messages import PolicySnapshot
 from l7proxy.model.net import HostPort
 from l7proxy.proxy.policy_store import refusal
 from l7proxy.proxy.server.context import WorkerContext
@@ -53,12 +53,6 @@ class ProxyServer:
     @property
     def listening(self) -> bool:
         return bool(self._doors)
-
-    def load(self) -> Load:
-        counts, memory = self._ctx.counts, self._ctx.memory
-        return Load(
-            len(self._ctx.policy_store), counts.requests, counts.denied, memory.held, memory.refused, memory.ended
-        )
 
     async def publish(self, picture: PolicySnapshot) -> tuple[str, ...]:
         """Make the policy snapshot active; the first one starts listening. Returns the problems found in it."""
@@ -166,6 +160,7 @@ class _Acceptor:
         ctx = self._ctx
         destination = ctx.steering.destination(named(sock.getsockname()))
         ctx.counts.denied += 1
+        ctx.counts.refused_share += 1
         why = f"this client has half of the {ctx.limit} connections that this worker can carry"
         record_refusal(ctx, source, destination, refusal(why))
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, NO_LINGER)

@@ -15,7 +15,7 @@ from l7proxy.agent.dataplane.reconciler import Published, Reconciler
 from l7proxy.cluster.state import ClusterState
 from l7proxy.link import framing
 from l7proxy.link.delta import SnapshotDecoder
-from l7proxy.link.messages import PROTOCOL_VERSION, Applied, Hello, PolicySnapshot
+from l7proxy.link.messages import PROTOCOL_VERSION, Applied, Hello, PolicySnapshot, SnapshotDelta
 from l7proxy.link.server import LinkServer
 from l7proxy.model.resources import Change, Delete, Node, Pod, PolicyDocument, Resource, Upsert
 from l7proxy.sources import objects
@@ -63,7 +63,8 @@ class Worker:
     async def picture(self) -> PolicySnapshot:
         async with asyncio.timeout(5):
             while not self.pictures:
-                self.pictures += map(self._opener.open, self._decoder.feed(await self._reader.read(65536)))
+                heard = self._decoder.feed(await self._reader.read(65536))
+                self.pictures += [self._opener.open(one) for one in heard if isinstance(one, SnapshotDelta)]
         return self.pictures.pop(0)
 
     def applied(self, revision: int) -> None:

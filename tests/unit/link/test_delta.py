@@ -9,10 +9,9 @@ from hypothesis import strategies as st
 
 from l7proxy.errors import LinkError
 from l7proxy.gate.options import HttpOptions
-from l7proxy.link import delta as snapshot_delta
 from l7proxy.link import framing
-from l7proxy.link.delta import SnapshotDecoder
-from l7proxy.link.messages import FullSnapshot, PackedEndpoint, PolicySnapshot, SnapshotDelta
+from l7proxy.link.delta import EMPTY, UNGOVERNED, SnapshotDecoder, delta
+from l7proxy.link.messages import PackedEndpoint, PolicySnapshot, SnapshotDelta
 from l7proxy.model.ref import RuleRef
 from l7proxy.model.verdict import Action
 from l7proxy.policy.rules import HttpRule, HttpRules
@@ -49,17 +48,18 @@ def pictures(draw: st.DrawFn) -> list[PolicySnapshot]:
     return found
 
 
-def sent(message: FullSnapshot | SnapshotDelta) -> FullSnapshot | SnapshotDelta:
+def sent(message: SnapshotDelta) -> SnapshotDelta:
     """Encodes and decodes, as over the link."""
     (heard,) = framing.from_agent().feed(framing.encode(message))
+    assert isinstance(heard, SnapshotDelta)
     return heard
 
 
 @given(pictures())
 def test_deltas_lead_to_the_same_pictures(some: list[PolicySnapshot]) -> None:
     snapshots = SnapshotDecoder()
-    for before, after in zip([None, *some], some, strict=False):
-        message = snapshot_delta.whole(after) if before is None else snapshot_delta.delta(before, after)
+    for before, after in zip([EMPTY, *some], some, strict=False):
+        message = delta(before, after)
         assert snapshots.open(sent(message)) == after
 
 
@@ -68,32 +68,32 @@ def test_replicas_policies_go_once() -> None:
     replicas = tuple(
         LocalEndpoint(number, "ns/p", (f"10.0.0.{number}",), EndpointPolicy(number, policy)) for number in range(1, 101)
     )
-    one = len(framing.encode(snapshot_delta.whole(PolicySnapshot(1, replicas[:1], {}))))
-    assert len(framing.encode(snapshot_delta.whole(PolicySnapshot(1, replicas, {})))) < 2 * one
+    one = len(framing.encode(delta(EMPTY, PolicySnapshot(1, replicas[:1], {}))))
+    assert len(framing.encode(delta(EMPTY, PolicySnapshot(1, replicas, {})))) < 2 * one
 
 
 def test_the_size_of_a_delta_is_that_of_the_change() -> None:
     identities = {f"10.0.{number >> 8}.{number & 255}/32": 7 for number in range(10_000)}
     before = PolicySnapshot(1, (), identities)
     after = PolicySnapshot(2, (), identities | {"10.0.0.1/32": 8})
-    assert len(framing.encode(snapshot_delta.delta(before, after))) < 1000
+    assert len(framing.encode(delta(before, after))) < 1000
 
 
 def test_a_delta_that_does_not_fit_is_refused() -> None:
     before, after, later = (PolicySnapshot(revision, (), {}) for revision in (1, 2, 3))
-    with pytest.raises(LinkError, match="a delta to policy revision 1, but the current one is none"):
-        SnapshotDecoder().open(snapshot_delta.delta(before, after))
+    with pytest.raises(LinkError, match="a delta to policy revision 1, but the current one is 0"):
+        SnapshotDecoder().open(delta(before, after))
     snapshots = SnapshotDecoder()
-    snapshots.open(snapshot_delta.whole(before))
+    snapshots.open(delta(EMPTY, before))
     with pytest.raises(LinkError, match="a delta to policy revision 2, but the current one is 1"):
-        snapshots.open(snapshot_delta.delta(after, later))
+        snapshots.open(delta(after, later))
 
 
 @pytest.mark.parametrize("place", [1, -2, 7])
 def test_a_policy_that_is_not_there_is_refused(place: int) -> None:
     message = msgspec.structs.replace(
-        snapshot_delta.whole(PolicySnapshot(1, (), {})),
-        endpoints=(PackedEndpoint(1, "a", (), place, snapshot_delta.UNGOVERNED),),
+        delta(EMPTY, PolicySnapshot(1, (), {})),
+        endpoints=(PackedEndpoint(1, "a", (), place, UNGOVERNED),),
     )
     with pytest.raises(LinkError, match="refers to policy"):
         SnapshotDecoder().open(message)

@@ -12,9 +12,18 @@ from hypothesis import strategies as st
 from l7proxy.errors import LinkError
 from l7proxy.flows.pack import pack
 from l7proxy.flows.records import Connection, HttpResponse
-from l7proxy.link import delta, framing
-from l7proxy.link.delta import SnapshotDecoder
-from l7proxy.link.messages import Applied, FromWorker, Hello, Load, PolicySnapshot
+from l7proxy.link import framing
+from l7proxy.link.delta import EMPTY, SnapshotDecoder, delta
+from l7proxy.link.messages import (
+    AddressesLearned,
+    Applied,
+    FromWorker,
+    Hello,
+    PolicySnapshot,
+    Request,
+    SnapshotDelta,
+    WorkerStats,
+)
 from l7proxy.model.policy_verdict import Conn, PolicyVerdict
 from l7proxy.model.ref import RuleRef
 from l7proxy.model.verdict import Action, Direction, DropReason, Verdict
@@ -34,7 +43,8 @@ SAID: list[FromWorker] = [
         ),
         lost=4,
     ),
-    Load(connections=1, requests=2, denied=3),
+    WorkerStats(connections=1, requests=2, denied=3),
+    Request(1, AddressesLearned(5, "a.example", ("192.0.2.1",), 30)),
 ]
 PICTURE = PolicySnapshot(
     revision=9,
@@ -84,10 +94,12 @@ def test_messages_survive_every_split(cuts: list[int]) -> None:
 
 def test_byte_by_byte_a_picture_arrives_whole() -> None:
     decoder = framing.from_agent()
-    sent = framing.encode(delta.whole(PICTURE))
-    heard = [SnapshotDecoder().open(message) for byte in sent for message in decoder.feed(bytes([byte]))]
-    assert heard == [PICTURE]
-    assert isinstance(heard[0].endpoints[0].policy.ingress, DirectionPolicy)
+    sent = framing.encode(delta(EMPTY, PICTURE))
+    (message,) = [message for byte in sent for message in decoder.feed(bytes([byte]))]
+    assert isinstance(message, SnapshotDelta)
+    heard = SnapshotDecoder().open(message)
+    assert heard == PICTURE
+    assert isinstance(heard.endpoints[0].policy.ingress, DirectionPolicy)
 
 
 COLUMNS = ("parties", "judgements", "times", "party", "urls", "statuses", "latencies")
@@ -107,7 +119,7 @@ def frame(body: bytes) -> bytes:
         pytest.param(frame(b""), "not a valid message", id="empty frame"),
         pytest.param(frame(b"\xc1\xc1"), "not a valid message", id="invalid msgpack"),
         pytest.param(frame(msgspec.msgpack.encode({"type": "bye"})), "bye", id="unknown tag"),
-        pytest.param(frame(msgspec.msgpack.encode({"type": "load"})), "connections", id="missing field"),
+        pytest.param(frame(msgspec.msgpack.encode({"type": "request"})), "id", id="missing field"),
         pytest.param(frame(msgspec.msgpack.encode(Hello(1, 2, 3)) + b"x"), "trailing", id="trailing bytes"),
         pytest.param(
             frame(msgspec.msgpack.encode({"type": "hello", "version": "1", "pid": 1, "worker": 0})),
@@ -145,8 +157,8 @@ def test_a_frame_over_the_limit_is_refused_before_it_is_buffered_and_before_it_i
     decoder = framing.from_worker(max_frame=100)
     with pytest.raises(LinkError, match="101 bytes"):
         list(decoder.feed(struct.pack(">I", 101)))
-    with pytest.raises(LinkError, match="FullSnapshot of"):
-        framing.encode(delta.whole(PICTURE), max_frame=50)
+    with pytest.raises(LinkError, match="SnapshotDelta of"):
+        framing.encode(delta(EMPTY, PICTURE), max_frame=50)
 
 
 def test_an_end_inside_a_frame_is_named() -> None:

@@ -6,7 +6,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from l7proxy.link import delta
+from l7proxy.link.delta import EMPTY, delta
 from l7proxy.link.messages import PolicySnapshot
 from l7proxy.model.endpoint import Endpoint
 from l7proxy.model.ids import EndpointId
@@ -53,7 +53,7 @@ def test_pods_of_many_labels_share_what_the_same_policies_make(bench: Bench) -> 
 def test_and_it_crosses_the_link_once(bench: Bench) -> None:
     policies = compiled(bench, *pods(bench))
     endpoints = tuple(LocalEndpoint(number, f"default/{number}", (), one) for number, one in policies.items())
-    assert len(delta.whole(PolicySnapshot(revision=1, endpoints=endpoints, identities={})).policies) == 1
+    assert len(delta(EMPTY, PolicySnapshot(revision=1, endpoints=endpoints, identities={})).policies) == 1
 
 
 def test_what_a_policy_makes_different_for_them_is_not_shared(bench: Bench) -> None:
