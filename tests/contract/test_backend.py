@@ -318,8 +318,8 @@ def test_as_many_tiers_as_may_be_can_be_nested(real: Kernel) -> None:
 
 
 _BAD = {
-    "UDP cannot be steered": replace(
-        PICTURES["one"], endpoints=(replace(_ONE, ingress=union((entry(STEER, 53, protocol=17),))),)
+    "SCTP cannot be steered": replace(
+        PICTURES["one"], endpoints=(replace(_ONE, ingress=union((entry(STEER, 53, protocol=132),))),)
     ),
     "a name that would end the string": replace(PICTURES["one"], endpoints=(replace(_ONE, port=Port('x" accept; #')),)),
     "a prefix with host bits": replace(PICTURES["one"], identities=(("10.0.0.1/8", 7),)),
