@@ -220,7 +220,7 @@ def _handler(kind: str, server_name: str) -> Handler:
 
 
 def _http2(server_name: str) -> Handler:
-    from l7proxy.lab.echo_http2 import Http2Echo  # h2 is loaded only in pods that serve it
+    from l7proxy.lab.echo_http2 import Http2Echo  # h2, of the extra `lab`, only in pods that serve it
 
     echo = Http2Echo(server_name)
 

@@ -3,7 +3,9 @@
 A long-lived connection repeats its header blocks, which are then a few table indices. Such a block means the same until
 the table changes, so its decoded and encoded forms are cached until then.
 Work is linear in the bytes of a block. Fields that a peer marked never-indexed stay so on the next hop (7.1.3).
-The Huffman code and the static table come from the library `hpack`; the tests compare this module with it.
+The Huffman code and the static table come from the library `hpack`; the tests compare this module with it. Its public
+interface has only whole encoders and decoders, so both are imported from its modules, here only; pyproject.toml
+excludes the next major version.
 """
 
 from __future__ import annotations
