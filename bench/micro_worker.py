@@ -38,7 +38,8 @@ from l7proxy.model.verdict import Action
 from l7proxy.policy.rules import HeaderMatch, HttpRule, HttpRules
 from l7proxy.policy.tables import EndpointPolicy, Entry, LocalEndpoint, union
 from l7proxy.proxy.server.steering import Plain
-from l7proxy.proxy.worker import WorkerSettings, run_worker
+from l7proxy.proxy.worker import run_worker
+from l7proxy.setting_definitions import WorkerSettings
 
 CLIENT, SERVER = "127.0.0.1", "127.0.0.3"
 TICK: Final = os.sysconf("SC_CLK_TCK")
@@ -88,7 +89,9 @@ def backend(sock: socket.socket) -> None:
 
 
 def worker(link: Path, listen: int, server: int) -> None:
-    run_worker(WorkerSettings(link=link), steering=Plain(HostPort("127.0.0.1", listen), HostPort(SERVER, server)))
+    run_worker(
+        WorkerSettings(run_dir=link.parent), steering=Plain(HostPort("127.0.0.1", listen), HostPort(SERVER, server))
+    )
 
 
 def picture() -> PolicySnapshot:

@@ -1,5 +1,5 @@
-"""The parts of the documentation that are generated from the code: settings, counters of workers, import layers,
-and the pictures of the state machines.
+"""The parts of the documentation that are generated from the code: settings (table and JSON Schema), counters of
+workers, import layers, and the pictures of the state machines.
 
 python -m tests.pages              writes them
 tests/unit/test_pages.py           compares them with the code
@@ -7,47 +7,43 @@ tests/unit/test_pages.py           compares them with the code
 
 from __future__ import annotations
 
-import ast
-import inspect
+import json
 import re
 import tomllib
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, Final, get_origin
+from typing import Any, Final
 
-import msgspec
-
-from l7proxy import settings
-from l7proxy.cli.service import FLAGS, MARKS
 from l7proxy.gate import http1_state, http2_stream
 from l7proxy.link.messages import WorkerStats
 from l7proxy.proxy.server import session
-from l7proxy.settings import CHOICES, RANGES, Settings
+from l7proxy.setting_definitions import DEFINITIONS, Definition
 
 ROOT: Final = Path(__file__).resolve().parent.parent
 COMMAND: Final = "python -m tests.pages"
 
-TEXTS: Final[Mapping[str, str]] = {
-    "flow_log_max_bytes": "Size in bytes at which the flow log is rotated.",
-    "flow_log_backups": "Rotated flow logs that are kept.",
-    "flow_ring": "Flows that the agent keeps in memory for `l7proxy observe`: one less than a power of two.",
-    "flow_headers": "Names of HTTP headers whose values may stand in flows. Headers that hold a secret never do.",
-    "flow_query": "Flows show the query of a URL.",
-    "enable_icmp_rules": "Policies may have `icmps`.",
-    "log_rate": "Flow events per second of the kernel. One sender may cause a tenth of them.",
-}
-"""Descriptions of settings that have neither a flag nor a docstring."""
-
-UNITS: Final[Mapping[str, str]] = {"MIB": " MiB", "SECONDS": " s"}
-"""The metavar in a flag's help → the unit."""
+SCHEMA: Final = "docs/settings.schema.json"
 
 
 def settings_table() -> str:
     """One row for each setting, in order of definition."""
-    texts = {**_docstrings(), **TEXTS, **{name.replace("-", "_"): text for name, (_, _, text) in FLAGS.items()}}
-    rows = [_row(field, texts[field.name]) for field in msgspec.structs.fields(Settings)]
-    return _table(("setting", "flag", "values", "default", "meaning"), rows)
+    return _table(("setting", "variable", "values", "default", "used by", "meaning"), map(_row, DEFINITIONS.values()))
+
+
+def schema() -> dict[str, Any]:
+    """JSON Schema of the configuration file."""
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "l7proxy settings",
+        "type": "object",
+        "additionalProperties": False,
+        "properties": {one.key: _property(one) for one in DEFINITIONS.values()},
+    }
+
+
+def schema_text() -> str:
+    return json.dumps(schema(), indent=2) + "\n"
 
 
 def worker_stats() -> str:
@@ -104,50 +100,24 @@ def with_part(page: str, name: str, text: str) -> str:
     return f"{before}{begin}\n{text}\n{end}{after}"
 
 
-def _row(field: msgspec.structs.FieldInfo, text: str) -> tuple[str, ...]:
-    name, flag = field.name, field.name.replace("_", "-")
-    meaning, _, default = text.partition(" [default: ")
-    return (
-        f"`{flag}`",
-        f"`--{flag}`" if flag in FLAGS else "",
-        _values(name, field.type),
-        default.rstrip("].") if field.default is msgspec.NODEFAULT else _value(name, field.default),
-        " ".join(meaning.split()).rstrip(".") + ".",
-    )
+def _row(one: Definition) -> tuple[str, ...]:
+    default = one.about.default or (f"`{one.default}`" if one.default else "none")
+    return f"`{one.key}`", f"`{one.variable}`", one.allowed, default, ", ".join(one.used_by), one.about.help
 
 
-def _values(name: str, kind: Any) -> str:
-    if name in CHOICES:
-        return ", ".join(f"`{choice}`" if choice else "empty" for choice in CHOICES[name])
-    if name in RANGES:
-        unit = UNITS.get(FLAGS.get(name.replace("_", "-"), (kind, "", ""))[1], "")
-        return "{} to {}".format(*RANGES[name]) + unit
-    if name in MARKS:
-        return "one bit"
-    if get_origin(kind) is tuple:
-        return "list"
-    return {bool: "`true`, `false`", int: "number", float: "number", Path: "path"}.get(kind, "text")
-
-
-def _value(name: str, default: Any) -> str:
-    if name in MARKS:
-        return f"`{default:#x}`"
-    if isinstance(default, bool):
-        return f"`{str(default).lower()}`"
-    if isinstance(default, tuple):
-        return ", ".join(map(str, default)) or "none"
-    return f"`{default}`" if str(default) else "empty"
-
-
-def _docstrings() -> dict[str, str]:
-    """The docstrings of the fields of Settings."""
-    (found,) = ast.parse(inspect.getsource(settings.Settings)).body
-    assert isinstance(found, ast.ClassDef)
-    texts = {}
-    for field, below in zip(found.body, found.body[1:], strict=False):
-        if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name) and isinstance(below, ast.Expr):
-            texts[field.target.id] = str(ast.literal_eval(below.value))
-    return texts
+def _property(one: Definition) -> dict[str, Any]:
+    limits = {} if one.about.low is None else {"minimum": one.about.low, "maximum": one.about.high}
+    names = {bool: "boolean", int: "integer", float: "number"}
+    if one.item is not None:
+        found: dict[str, Any] = {"type": "array", "items": {"type": names.get(one.item, "string"), **limits}}
+    elif one.about.bit:
+        found = {"enum": [1 << bit for bit in range(32)]}
+    elif one.choices:
+        found = {"enum": list(one.choices)}
+    else:
+        found = {"type": names.get(one.kind, "string"), **limits}
+    default = {} if one.about.default else {"default": str(one.value) if one.kind is Path else one.value}
+    return {"description": one.about.help + (f" Unit: {one.about.unit}." if one.about.unit else ""), **found, **default}
 
 
 def _table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
@@ -160,6 +130,8 @@ def main() -> None:
         path = ROOT / page
         path.write_text(with_part(path.read_text(encoding="utf-8"), name, make()), encoding="utf-8")
         print(f"{page}: {name}")
+    (ROOT / SCHEMA).write_text(schema_text(), encoding="utf-8")
+    print(SCHEMA)
 
 
 if __name__ == "__main__":

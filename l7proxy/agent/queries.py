@@ -17,7 +17,8 @@ from l7proxy.cluster.state import ClusterState
 from l7proxy.errors import ConfigError
 from l7proxy.flows.sinks.feed import Feed
 from l7proxy.link.server import LinkServer
-from l7proxy.settings import Settings
+from l7proxy.setting_definitions import Settings
+from l7proxy.settings import derived
 from l7proxy.simulate import trace
 from l7proxy.simulate.cluster import Cluster
 from l7proxy.sources.source import Source
@@ -70,7 +71,11 @@ async def _trace(parts: Parts, question: Mapping[str, Any]) -> object:
     if current is None:
         raise ConfigError("not ready: the source has not been read yet")
     cluster = Cluster.live(parts.cluster_state, current.view, current.pictures.workers.endpoints)
-    return {"trace": (await asyncio.to_thread(trace.answer, cluster, asked, parts.settings.http.paths)).to_json()}
+    return {
+        "trace": (
+            await asyncio.to_thread(trace.answer, cluster, asked, derived.http_options(parts.settings).paths)
+        ).to_json()
+    }
 
 
 def _policies(parts: Parts, question: Mapping[str, Any]) -> object:

@@ -12,13 +12,12 @@ import logging
 import math
 import signal
 import socket
-import sys
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, closing, suppress
 from functools import partial
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Final, Protocol
 
 from l7proxy.agent import queries
 from l7proxy.agent.api import AgentApi
@@ -31,7 +30,9 @@ from l7proxy.flows.ring import Ring
 from l7proxy.flows.sinks import registry
 from l7proxy.flows.sinks.feed import Feed
 from l7proxy.link.server import LinkServer
-from l7proxy.settings import KUBERNETES, Settings
+from l7proxy.process import exit_code, make_run_dir
+from l7proxy.setting_definitions import KUBERNETES, Settings
+from l7proxy.settings import derived
 from l7proxy.sources.files.notify import ChangeNotifier
 from l7proxy.sources.files.source import FileSource
 from l7proxy.sources.source import Source
@@ -41,7 +42,6 @@ from tproxy_rules.nflog import NflogReader
 
 log = logging.getLogger(__name__)
 
-CANNOT_START: Final = 2
 ALARM_EASE: Final = (1.0, 1.0)
 """(first, longest) pause in seconds between repairs, for rules that another program removes repeatedly."""
 INTERFACES_EASE: Final = (0.1, 0.5)
@@ -54,7 +54,7 @@ GC_THRESHOLDS: Final = (50_000, 20, 100)
 
 def run_agent(settings: Settings) -> int:
     """Serve until SIGTERM or SIGINT. Returns the exit code."""
-    return exit_code(lambda: asyncio.run(_agent(settings)))
+    return exit_code(lambda: asyncio.run(_agent(settings)), ConfigError, KernelError)
 
 
 def cleanup(settings: Settings) -> list[str]:
@@ -78,40 +78,15 @@ def cleanup(settings: Settings) -> list[str]:
     return done
 
 
-def exit_code(serve: Callable[[], object]) -> int:
-    """Call `serve`. Errors that the operator can fix become one line on standard error, without a traceback."""
-    try:
-        serve()
-    except (ConfigError, KernelError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return CANNOT_START
-    except BaseExceptionGroup as group:
-        known, rest = group.split((ConfigError, KernelError))
-        if rest is not None or known is None:
-            raise
-        for each in _leaves(known):
-            print(f"error: {each}", file=sys.stderr)
-        return CANNOT_START
-    return 0
-
-
-def _leaves(group: BaseExceptionGroup[Any]) -> Iterator[BaseException]:
-    for error in group.exceptions:
-        if isinstance(error, BaseExceptionGroup):
-            yield from _leaves(error)
-        else:
-            yield error
-
-
 async def _agent(settings: Settings) -> None:
     gc.set_threshold(*GC_THRESHOLDS)
     source = _source(settings)
-    prepare_run_dir(settings.run_dir)
+    make_run_dir(settings.run_dir)
     backend = await asyncio.to_thread(detect.choose, settings.backend)
     ring = Ring(settings.flow_ring, node_name=settings.node)
     recorder = Recorder(ring, node=settings.node, cluster=settings.cluster)
     link = LinkServer(settings.link_socket, on_flows=recorder.told)
-    cluster_state = settings.empty_cluster()
+    cluster_state = derived.empty_cluster(settings)
     watcher = pod_interfaces.InterfaceWatcher(settings.cni_results, settings.cni_ignored_networks)
     revocation = Revocation()
     reconciler = Reconciler(
@@ -120,8 +95,8 @@ async def _agent(settings: Settings) -> None:
         backend=backend,
         node=settings.node,
         look=watcher.look,
-        settings=settings.kernel,
-        http=settings.http,
+        settings=derived.kernel(settings),
+        http=derived.http_options(settings),
         on_published=recorder.published,
         on_enforced=lambda picture, restored: revocation.in_force(picture, doubtful=restored),
         on_suppressed=recorder.suppressed,
@@ -275,15 +250,7 @@ def _source(settings: Settings) -> Source:
     path = Path(settings.source)
     if not path.exists():
         raise ConfigError(f"source: {path}: no such file or directory")
-    return FileSource(path, settings.policy_options)
-
-
-def prepare_run_dir(path: Path) -> None:
-    """Create the directory of the sockets. The sockets themselves have mode 0600."""
-    try:
-        path.mkdir(mode=0o755, parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(f"run_dir: {path} cannot be created: {error.strerror}") from error
+    return FileSource(path, derived.policy_options(settings))
 
 
 def _stop_signal() -> asyncio.Event:

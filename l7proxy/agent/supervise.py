@@ -16,12 +16,11 @@ import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Final
 
-from l7proxy.agent.run import CANNOT_START, exit_code, prepare_run_dir
 from l7proxy.errors import ConfigError
-from l7proxy.settings import Settings
+from l7proxy.process import CANNOT_START, exit_code, make_run_dir
+from l7proxy.setting_definitions import Settings
 
 log = logging.getLogger(__name__)
 
@@ -31,7 +30,8 @@ LIVED: Final = 10.0
 """Seconds after which a child counts as started: its next pause is the shortest again."""
 GRACE: Final = 5.0
 """Seconds after the drain time until a child that has not exited is killed."""
-CONFIG: Final = "run.json"
+PYTHON: Final = (sys.executable, "-P", "-m")
+"""-P: modules in the current directory are not imported."""
 _PR_SET_PDEATHSIG: Final = 1
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -46,28 +46,22 @@ class Child:
 
 def run_all(settings: Settings) -> int:
     """Run until SIGTERM or SIGINT, which are passed on to the children. Returns the exit code."""
-    return exit_code(lambda: asyncio.run(_run_all(settings)))
+    return exit_code(lambda: asyncio.run(_run_all(settings)), ConfigError)
 
 
 async def _run_all(settings: Settings) -> None:
-    prepare_run_dir(settings.run_dir)
-    config = settings.run_dir / CONFIG
-    try:
-        config.write_text(settings.dump())
-    except OSError as error:
-        raise ConfigError(f"run_dir: {config} cannot be written: {error.strerror}") from error
-    await keep_running(children(settings, config), grace=settings.drain + GRACE)
+    make_run_dir(settings.run_dir)
+    workers = (worker(settings, index) for index in range(settings.workers))
+    # The agent comes first: its messages about wrong settings are the best.
+    await keep_running([agent(settings), *workers], grace=settings.drain + GRACE)
 
 
-def children(settings: Settings, config: Path) -> list[Child]:
-    """The agent comes first: its messages about wrong settings are the best."""
-    program = (sys.executable, "-m", "l7proxy.cli.main")
-    agent = Child("agent", (*program, "agent", "--config", str(config)))
-    workers = [
-        Child(f"worker {index}", (*program, "proxy", "--config", str(config), "--worker", str(index)))
-        for index in range(settings.workers)
-    ]
-    return [agent, *workers]
+def agent(settings: Settings) -> Child:
+    return Child("agent", (*PYTHON, "l7proxy.agent", settings.dump()))
+
+
+def worker(settings: Settings, index: int) -> Child:
+    return Child(f"worker {index}", (*PYTHON, "l7proxy.proxy", settings.of_workers.dump(), str(index)))
 
 
 async def keep_running(

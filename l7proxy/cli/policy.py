@@ -14,11 +14,11 @@ from l7proxy.cli import agent_socket, policy_test_report
 from l7proxy.cli.agent_socket import RunDir, Server
 from l7proxy.cli.terminal import Format, paint, plain, show_json, table
 from l7proxy.errors import ConfigError, PolicyError, SourceError
+from l7proxy.setting_definitions import POLICY, Settings
 
 if TYPE_CHECKING:
     from l7proxy.model.resources import Change, PolicyDocument
     from l7proxy.policy.lang import Options
-    from l7proxy.settings import Settings
     from l7proxy.simulate.trace import Question
     from l7proxy.sources.files.scan import DirectoryScan
 
@@ -197,15 +197,16 @@ def validate(
     l7proxy policy validate my-policy.yaml
     kubectl get cnp -A -o yaml | l7proxy policy validate -
     """
+    from l7proxy.settings import derived
     from l7proxy.sources.files.scan import changes_of, look
 
     settings = _settings(config, like_cilium=like_cilium)
-    seen = look(files, settings.policy_options)
+    seen = look(files, derived.policy_options(settings))
     changes = changes_of(seen)
     documents = list(_documents(changes))
     faults = [_remark(problem) for problem in seen.problems] + list(_faults(changes, documents, settings))
     faults = _sorted(faults)
-    remarks = list(_notes(documents, settings.policy_options))
+    remarks = list(_notes(documents, derived.policy_options(settings)))
     notes = [one for code, one in remarks if not code]
     found = [*_lint(changes, documents, settings), *_selecting_nothing(changes, settings)]
     warnings = _sorted([*found, *(one for code, one in remarks if code)])
@@ -232,9 +233,9 @@ def _sorted(remarks: Iterable[Remark]) -> list[Remark]:
 
 
 def _settings(config: Path | None, *, like_cilium: bool) -> Settings:
-    from l7proxy.settings import load
+    from l7proxy.settings.read import load
 
-    return load(config, {"kubernetes_network_policy": "cilium" if like_cilium else None})
+    return load(config, {"kubernetes_network_policy": "cilium" if like_cilium else None}, used_by=POLICY)
 
 
 def _unread(seen: DirectoryScan) -> list[str]:
@@ -255,13 +256,14 @@ def _documents(changes: Sequence[Change]) -> Iterator[PolicyDocument]:
 def _faults(changes: Sequence[Change], documents: Sequence[PolicyDocument], settings: Settings) -> Iterator[Remark]:
     """Errors that belong to no single file, and everything invalid or unsupported in each policy."""
     from l7proxy.policy import lang
+    from l7proxy.settings import derived
 
-    cluster_state = settings.empty_cluster()
+    cluster_state = derived.empty_cluster(settings)
     cluster_state.apply(changes)
     for problem in cluster_state.view(None).problems:
         yield Remark(problem.file, problem.line or None, problem.field, problem.message)
     for document in documents:
-        for error in lang.faults(document.document, options=settings.policy_options):
+        for error in lang.faults(document.document, options=derived.policy_options(settings)):
             if document.fault and document.parsed.at in ("", error.at):
                 continue  # reported with the file; the placeholder of an unreadable document has made-up fields
             file, line = document.locate(error.at)
@@ -422,6 +424,7 @@ def trace(
 
 
 def _traced_offline(paths: list[Path], question: Question, settings: Settings) -> Mapping[str, Any]:
+    from l7proxy.settings import derived
     from l7proxy.simulate import trace as tracing
     from l7proxy.simulate.cluster import Cluster
     from l7proxy.sources.files.scan import load
@@ -429,11 +432,11 @@ def _traced_offline(paths: list[Path], question: Question, settings: Settings) -
     missing = next((path for path in paths if str(path) != "-" and not path.exists()), None)
     if missing is not None:
         raise ConfigError(f"-f {missing}: no such file or directory")
-    changes, problems = load(paths, settings.policy_options)
+    changes, problems = load(paths, derived.policy_options(settings))
     cluster = Cluster.of(changes, settings)
     for problem in [*problems, *cluster.everywhere.problems, *cluster.everywhere.secret_problems]:
         print(f"warning: {plain(str(problem))}", file=sys.stderr)
-    return tracing.answer(cluster, question, settings.http.paths).to_json()
+    return tracing.answer(cluster, question, derived.http_options(settings).paths).to_json()
 
 
 def _show(outcome: Mapping[str, Any]) -> None:

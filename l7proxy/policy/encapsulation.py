@@ -17,15 +17,12 @@ from typing import Final
 
 from l7proxy.model.labels import EVERYTHING
 from l7proxy.model.ref import BUILT_IN, RuleRef
+from l7proxy.model.tunnels import TUNNEL_PORTS, TUNNEL_PROTOCOLS
 from l7proxy.model.verdict import Action, Direction, Protocol
 from l7proxy.policy.rules import PortMatch, Rule
 from l7proxy.policy.tiers import GUARD
 
 NO_ENCAPSULATION: Final = RuleRef(BUILT_IN, "", "no-encapsulation")
-TUNNEL_PORTS: Final = (8472, 4789, 6081, 5555, 6080)
-"""UDP: VXLAN (the Linux default, then IANA's), Geneve, FOU (as in ip-fou(8)), GUE."""
-TUNNEL_PROTOCOLS: Final = (4, 41, 47, 50, 51, 97, 115)
-"""IPv4 and IPv6 in IP, GRE, ESP, AH, EtherIP, L2TPv3 (IANA's numbers)."""
 _WHY: Final = "is a tunnel: pods may use it only if a policy allows exactly this UDP port or IP protocol"
 
 

@@ -13,8 +13,6 @@ import signal
 import socket
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Final
 
 import uvloop
@@ -27,10 +25,11 @@ from l7proxy.proxy import stats
 from l7proxy.proxy.policy_store import PolicyStore
 from l7proxy.proxy.server import listener, pipes
 from l7proxy.proxy.server.context import Timeouts, WorkerContext
-from l7proxy.proxy.server.memory import BUDGET, Memory
+from l7proxy.proxy.server.memory import Memory
 from l7proxy.proxy.server.server import ProxyServer
 from l7proxy.proxy.server.steering import Steering, Transparent
 from l7proxy.proxy.server.timer_wheel import TimerWheel
+from l7proxy.setting_definitions import WorkerSettings
 
 log = logging.getLogger(__name__)
 
@@ -40,31 +39,14 @@ SPARE_DESCRIPTORS: Final = 64 + pipes.DESCRIPTORS
 GC_THRESHOLDS: Final = (20_000, 20, 50)
 
 
-@dataclass(frozen=True, slots=True)
-class WorkerSettings:
-    """A worker's command-line settings. Empty `families`: all that this kernel has."""
-
-    link: Path = Path("/run/l7proxy/link.sock")
-    worker: int = 0
-    proxy_port: int = 15001
-    mark_upstream: int = 0x02000000
-    families: tuple[int, ...] = ()
-    timeouts: Timeouts = field(default_factory=Timeouts)
-    drain_seconds: float = 30.0
-    max_connections: int = 16384
-    """Limited further by the file descriptors: two for each connection."""
-    memory: int = BUDGET >> 20
-    """MiB buffered for clients: see `proxy.server.memory`."""
-
-
-def run_worker(settings: WorkerSettings, *, steering: Steering | None = None) -> int:
+def run_worker(settings: WorkerSettings, worker: int = 0, *, steering: Steering | None = None) -> int:
     """Serve until a signal arrives. Returns exit code 0. ConfigError when the worker cannot start."""
     descriptors = listener.take_descriptors()
-    way = steering or Transparent(settings.proxy_port, mark_upstream=settings.mark_upstream, families=settings.families)
+    way = steering or Transparent(settings.proxy_port, mark_upstream=settings.mark_upstream)
     bound = way.listen()
-    limit = max(1, min(settings.max_connections, (descriptors - SPARE_DESCRIPTORS) // 2))
+    limit = max(1, min(settings.worker_connections, (descriptors - SPARE_DESCRIPTORS) // 2))
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(_serve(settings, way, bound, limit))
+        runner.run(_serve(settings, worker, way, bound, limit))
     return 0
 
 
@@ -89,10 +71,12 @@ class _Stop:
         self.asked.set()
 
 
-async def _serve(settings: WorkerSettings, steering: Steering, bound: Sequence[socket.socket], limit: int) -> None:
-    stop = _Stop(settings.drain_seconds)
+async def _serve(
+    settings: WorkerSettings, worker: int, steering: Steering, bound: Sequence[socket.socket], limit: int
+) -> None:
+    stop = _Stop(settings.drain)
     outbox = Outbox()
-    page = fence.Fence.of(fence.beside(settings.link))
+    page = fence.Fence.of(fence.beside(settings.link_socket))
     async with asyncio.TaskGroup() as tasks:
         ctx = WorkerContext(
             policy_store=PolicyStore(page),
@@ -100,14 +84,14 @@ async def _serve(settings: WorkerSettings, steering: Steering, bound: Sequence[s
             timers=TimerWheel(asyncio.get_running_loop().time()),
             records=outbox.put,
             clock=Clock(time.time_ns, time.monotonic_ns),
-            timeouts=settings.timeouts,
+            timeouts=Timeouts(),
             limit=limit,
-            memory=Memory(settings.memory << 20),
+            memory=Memory(settings.worker_memory << 20),
         )
         server = ProxyServer(ctx, bound)
         link = LinkClient(
-            settings.link,
-            settings.worker,
+            settings.link_socket,
+            worker,
             outbox=outbox,
             on_picture=server.publish,
             stats=lambda: stats.collect(ctx, outbox),

@@ -23,7 +23,8 @@ from l7proxy.policy.decide import port_name
 from l7proxy.policy.endpoints import ConnectionEnd, ConnectionPolicy, EndpointIndex
 from l7proxy.policy.references import References
 from l7proxy.policy.tables import LocalEndpoint
-from l7proxy.settings import Settings
+from l7proxy.setting_definitions import Settings
+from l7proxy.settings import derived
 
 NOBODYS: Final[Mapping[int, IPv4Network | IPv6Network]] = {4: IPv4Network("240.0.0.0/4"), 6: IPv6Network("100::/64")}
 
@@ -98,7 +99,7 @@ class Cluster:
     def of(cls, changes: Iterable[Change], settings: Settings | None = None) -> Cluster:
         """`settings`: those of the agents in the cluster."""
         resources = list(addressed([change.resource for change in changes if isinstance(change, Upsert)]))
-        cluster = cls(resources, settings.empty_cluster() if settings is not None else ClusterState())
+        cluster = cls(resources, derived.empty_cluster(settings) if settings is not None else ClusterState())
         cluster._cluster_state.apply(Upsert(resource) for resource in resources)
         return cluster
 

@@ -24,7 +24,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from l7proxy.errors import ConfigError, SourceError
-from l7proxy.settings import Settings
+from l7proxy.setting_definitions import Settings
+from l7proxy.settings import derived
 from l7proxy.simulate import trace
 from l7proxy.simulate.cluster import Cluster
 from l7proxy.sources.fields import Fields
@@ -147,13 +148,13 @@ def run(book: PolicyTestFile, settings: Settings) -> Iterator[Result]:
 
     `settings`: those of the agents that will enforce the policies.
     """
-    changes, problems = load(book.manifests, settings.policy_options)
+    changes, problems = load(book.manifests, derived.policy_options(settings))
     cluster = Cluster.of(changes, settings)
     if problems:
         raise problems[0]
     for problem in cluster.everywhere.problems:
         raise SourceError(problem.message, file=problem.file, line=problem.line, field=problem.field)
-    yield from (_run(cluster, case, settings.http.paths) for case in book.cases)
+    yield from (_run(cluster, case, derived.http_options(settings).paths) for case in book.cases)
 
 
 def _run(cluster: Cluster, case: Case, paths: PathRules) -> Result:

@@ -11,7 +11,7 @@ import pytest
 from scapy.layers.inet import UDP
 from scapy.layers.vxlan import VXLAN
 
-from l7proxy.policy.encapsulation import TUNNEL_PORTS, TUNNEL_PROTOCOLS
+from l7proxy.model.tunnels import TUNNEL_PORTS, TUNNEL_PROTOCOLS
 from tests.attacks.labs import AttackLab, Flow, Node, Place
 from tests.attacks.packets import ethernet, internet, token
 

@@ -59,9 +59,10 @@ table inet steer {
 WORKER = """
 import logging, sys
 from pathlib import Path
-from l7proxy.proxy.worker import WorkerSettings, run_worker
+from l7proxy.proxy.worker import run_worker
+from l7proxy.setting_definitions import WorkerSettings
 logging.basicConfig(level=logging.INFO)
-sys.exit(run_worker(WorkerSettings(link=Path(sys.argv[1]), drain_seconds=float(sys.argv[2]))))
+sys.exit(run_worker(WorkerSettings(run_dir=Path(sys.argv[1]).parent, drain=float(sys.argv[2]))))
 """
 
 

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import msgspec
 import pytest
 
-from l7proxy.settings import Settings
 from tests import pages
 
 
@@ -16,18 +14,20 @@ def test_the_page_is_what_the_code_says(page: str, name: str) -> None:
     assert text == expected, f"{page}: the part {name!r} is not what the code says: run `{pages.COMMAND}`"
 
 
-def test_every_setting_has_a_row_that_says_what_it_means() -> None:
-    rows = [line.strip("| ").split(" | ") for line in pages.settings_table().splitlines()[2:]]
-    assert [row[0] for row in rows] == [f"`{name.replace('_', '-')}`" for name in Settings.__struct_fields__]
-    assert all(len(row[-1]) > 10 and row[-2] for row in rows)
+def test_the_schema_is_what_the_code_says() -> None:
+    text = (pages.ROOT / pages.SCHEMA).read_text(encoding="utf-8")
+    assert text == pages.schema_text(), f"{pages.SCHEMA} is not what the code says: run `{pages.COMMAND}`"
 
 
-def test_defaults_are_those_of_the_definitions() -> None:
+def test_rows_say_what_the_definitions_say() -> None:
     text = pages.settings_table()
-    assert "| `mark-proxy` | `--mark-proxy` | one bit | `0x1000000` |" in text
-    assert "| `workers` | `--workers` | 1 to 256 | one per core |" in text
-    assert "| `backend` | `--backend` | `auto`, `nftables`, `iptables` | `auto` |" in text
-    assert {field.name for field in msgspec.structs.fields(Settings)} >= set(pages.TEXTS)
+    assert "| `L7PROXY_MARK_PROXY` | a single bit of the packet mark, as 0x1000000 | `0x1000000` |" in text
+    assert "| `workers` | `L7PROXY_WORKERS` | a whole number from 1 to 256 | one per core | agent |" in text
+    assert "| `backend` | `L7PROXY_BACKEND` | one of auto, nftables, iptables | `auto` | agent, cleanup |" in text
+    properties = pages.schema()["properties"]
+    assert properties["workers"].items() >= {"type": "integer", "minimum": 1, "maximum": 256}.items()
+    assert properties["refuse"].items() >= {"enum": ["reset", "drop"], "default": "reset"}.items()
+    assert properties["tunnel-ports"]["items"] == {"type": "integer", "minimum": 1, "maximum": 65535}
 
 
 def test_a_page_without_the_marks_is_refused() -> None:

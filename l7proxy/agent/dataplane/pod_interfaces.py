@@ -25,7 +25,7 @@ from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
 from l7proxy.model.net import canonical
-from l7proxy.settings import DEFAULT_RESULTS
+from l7proxy.setting_definitions import DEFAULT_RESULTS
 from tproxy_rules.desired import Bridge, Port
 
 MAX_RESULT: Final = 1 << 20

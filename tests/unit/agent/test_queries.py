@@ -21,7 +21,8 @@ from l7proxy.flows.sinks import registry
 from l7proxy.flows.sinks.feed import Feed
 from l7proxy.link.server import LinkServer
 from l7proxy.model.resources import Pod, Upsert
-from l7proxy.settings import Settings
+from l7proxy.setting_definitions import Settings
+from l7proxy.settings import derived
 from l7proxy.sources.files.source import FileSource
 from l7proxy.sources.source import SYNCED, SourceHealth
 from tproxy_rules.fake import FakeBackend
@@ -37,7 +38,7 @@ class Agent:
     def __init__(self, directory: Path) -> None:
         settings = Settings(node="n1", source=str(directory), flow_log=str(directory / "flows.jsonl"))
         self.ring = Ring(15)
-        state = settings.empty_cluster()
+        state = derived.empty_cluster(settings)
         link = LinkServer(directory / "link.sock", on_flows=lambda _: None)
         self.reconciler = Reconciler(
             cluster_state=state,
@@ -45,7 +46,7 @@ class Agent:
             backend=FakeBackend(),
             node="n1",
             look=PodInterfaces,
-            settings=settings.kernel,
+            settings=derived.kernel(settings),
         )
         parts = queries.Parts(
             settings=settings,

@@ -12,9 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from l7proxy.agent.run import cleanup, exit_code, run_agent
+from l7proxy.agent.run import cleanup, run_agent
 from l7proxy.errors import ConfigError
-from l7proxy.settings import Settings
+from l7proxy.process import exit_code
+from l7proxy.setting_definitions import Settings
 from tproxy_rules.backend import KernelError
 
 POD = """apiVersion: v1
@@ -29,9 +30,9 @@ def test_what_the_operator_can_mend_is_one_line(capfd: pytest.CaptureFixture[str
     def both() -> None:
         raise BaseExceptionGroup("tasks", [ConfigError("first"), BaseExceptionGroup("inner", [KernelError("second")])])
 
-    assert exit_code(both) == 2
+    assert exit_code(both, ConfigError, KernelError) == 2
     assert capfd.readouterr().err == "error: first\nerror: second\n"
-    assert exit_code(lambda: None) == 0
+    assert exit_code(lambda: None, ConfigError) == 0
 
 
 def test_a_bug_is_not_hidden() -> None:
@@ -39,7 +40,7 @@ def test_a_bug_is_not_hidden() -> None:
         raise BaseExceptionGroup("tasks", [ConfigError("x"), ZeroDivisionError()])
 
     with pytest.raises(BaseExceptionGroup):
-        exit_code(broken)
+        exit_code(broken, ConfigError)
 
 
 @pytest.mark.parametrize(
@@ -54,7 +55,7 @@ def test_a_source_that_is_none(source: str, message: str, capfd: pytest.CaptureF
 def test_a_run_directory_that_cannot_be(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "file").touch()
     assert run_agent(Settings(source=str(tmp_path), node="n1", run_dir=tmp_path / "file" / "x")) == 2
-    assert "run_dir" in capfd.readouterr().err
+    assert "run-dir" in capfd.readouterr().err
 
 
 def test_cleanup_under_a_running_agent_is_refused(tmp_path: Path) -> None:
@@ -74,7 +75,7 @@ def script(path: Path, text: str, *, argv: tuple[str, ...] = IN_NAMESPACE) -> su
     import asyncio, json, os, signal, socket, sys, threading, time
     from pathlib import Path
     from l7proxy.agent.run import cleanup, run_agent
-    from l7proxy.settings import Settings
+    from l7proxy.setting_definitions import Settings
     path = Path({str(path)!r})
     settings = Settings(
         source=str(path / "src"), node="n1", run_dir=path / "run", cni_results=path / "cni", backend="nftables"
@@ -116,7 +117,7 @@ def test_one_agent_from_start_to_stop_and_what_it_leaves(tmp_path: Path) -> None
                 print(json.dumps(len(ask("policy")["policy"])))
                 other = Settings(source=settings.source, node="n1", run_dir=settings.run_dir, backend="nftables")
                 pid = os.spawnv(os.P_NOWAIT, sys.executable, [sys.executable, "-c",
-                    "import sys; from l7proxy.agent.run import run_agent; from l7proxy.settings import load; "
+                    "import sys; from l7proxy.agent.run import run_agent; from l7proxy.settings.read import load; "
                     "from pathlib import Path; sys.exit(run_agent(load(Path(sys.argv[1]))))", str(path / "other.json")])
                 print(json.dumps(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])))
             finally:

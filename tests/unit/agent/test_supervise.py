@@ -14,9 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from l7proxy.agent.supervise import Child, children, keep_running
+from l7proxy.agent.supervise import Child, agent, keep_running, worker
 from l7proxy.errors import ConfigError
-from l7proxy.settings import Settings
+from l7proxy.setting_definitions import Settings, WorkerSettings, parse
 
 
 def program(path: Path, name: str, text: str) -> Child:
@@ -148,10 +148,42 @@ def test_children_do_not_outlive_a_killed_supervisor(tmp_path: Path) -> None:
     assert not alive(pid)
 
 
-def test_the_children_are_one_agent_and_as_many_workers_as_wanted() -> None:
-    found = children(Settings(node="n1", workers=2), Path("/run/x/run.json"))
-    assert [(child.name, child.argv[3:]) for child in found] == [
-        ("agent", ("agent", "--config", "/run/x/run.json")),
-        ("worker 0", ("proxy", "--config", "/run/x/run.json", "--worker", "0")),
-        ("worker 1", ("proxy", "--config", "/run/x/run.json", "--worker", "1")),
-    ]
+def test_children_get_their_settings_as_one_line() -> None:
+    settings = Settings(node="n1", run_dir=Path("/run/x"), drain=1.5)
+    program, line = agent(settings).argv[1:4], agent(settings).argv[4]
+    assert program == ("-P", "-m", "l7proxy.agent")
+    assert parse(line, Settings) == settings
+    *program_of_worker, line, index = worker(settings, 3).argv[1:]
+    assert program_of_worker == ["-P", "-m", "l7proxy.proxy"]
+    assert (parse(line, WorkerSettings), index) == (settings.of_workers, "3")
+    assert "n1" not in line
+
+
+def test_the_supervisor_needs_neither_kernel_tables_nor_policies() -> None:
+    code = "import sys; import l7proxy.agent.supervise; print(*sys.modules)"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    loaded = set(found.stdout.split())
+    assert not loaded & {
+        "typer",
+        "rich",
+        "pyroute2",
+        "yaml",
+        "uvloop",
+        "tproxy_rules",
+        "l7proxy.policy",
+        "l7proxy.cluster",
+    }
+
+
+def test_a_module_in_the_current_directory_is_not_imported(tmp_path: Path) -> None:
+    (tmp_path / "msgspec.py").write_text("raise SystemExit('imported from the current directory')")
+    argv = [*worker(Settings(node="n1", run_dir=tmp_path), 0).argv[:3], "l7proxy.setting_definitions"]
+    found = subprocess.run(
+        [*argv[:3], "l7proxy.setting_definitions"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert (found.returncode, found.stderr) == (0, "")

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from l7proxy.errors import ConfigError
-from l7proxy.settings import load
+from l7proxy.settings.derived import policy_options
+from l7proxy.settings.read import load
 
 if TYPE_CHECKING:
     from tests.unit.cli.conftest import Run
@@ -58,10 +59,8 @@ def test_cases_with_and_without_the_flag(run: Run, tmp_path: Path) -> None:
 def test_the_agent_is_told_in_its_settings(tmp_path: Path) -> None:
     file = tmp_path / "config.yaml"
     file.write_text("kubernetes-network-policy: cilium\n")
-    assert load(file).policy_options.kubernetes_like_cilium is True
-    assert load(None).policy_options.kubernetes_like_cilium is False
+    assert policy_options(load(file)).kubernetes_like_cilium is True
+    assert policy_options(load(None)).kubernetes_like_cilium is False
     file.write_text("kubernetes-network-policy: calico\n")
-    with pytest.raises(
-        ConfigError, match="kubernetes_network_policy: 'calico' is not supported, must be one of kubernetes, cilium"
-    ):
+    with pytest.raises(ConfigError, match="kubernetes-network-policy: must be one of kubernetes, cilium, not 'calico'"):
         load(file)

@@ -10,7 +10,7 @@ from l7proxy.errors import ConfigError
 from l7proxy.flows.flow import Flow
 from l7proxy.flows.sinks import registry
 from l7proxy.flows.sinks.jsonl import JsonLinesFile, JsonLinesStream
-from l7proxy.settings import Settings
+from l7proxy.setting_definitions import Settings
 
 
 def test_without_settings_there_is_no_sink() -> None:

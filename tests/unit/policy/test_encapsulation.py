@@ -9,12 +9,13 @@ import pytest
 
 from l7proxy.agent.dataplane.render import Tables
 from l7proxy.errors import ConfigError
+from l7proxy.model.tunnels import TUNNEL_PORTS, TUNNEL_PROTOCOLS
 from l7proxy.model.verdict import Direction, DropReason, Verdict
 from l7proxy.policy import decide
-from l7proxy.policy.encapsulation import NO_ENCAPSULATION, TUNNEL_PORTS, TUNNEL_PROTOCOLS, no_encapsulation
+from l7proxy.policy.encapsulation import NO_ENCAPSULATION, no_encapsulation
 from l7proxy.policy.lang.options import Options
 from l7proxy.policy.tables import EndpointPolicy
-from l7proxy.settings import load
+from l7proxy.settings.read import load
 
 WHERE = ("a", "b", "n1", "n2", "outside")
 EXTENDED = Options(extended_protocols=True)
@@ -129,9 +130,9 @@ def test_nothing_to_refuse_is_no_rule() -> None:
 @pytest.mark.parametrize(
     ("text", "wrong"),
     [
-        ("tunnel_ports: [0]", "tunnel_ports: 0 is not a UDP port (1 to 65535)"),
-        ("tunnel-protocols: [6]", "tunnel_protocols: 6 is not an IP protocol (0 to 255) without ports or ICMP types"),
-        ("tunnel_protocols: [256]", "tunnel_protocols: 256 is not an IP protocol"),
+        ("tunnel_ports: [0]", "tunnel_ports: must be a list of numbers from 1 to 65535, not [0]"),
+        ("tunnel-protocols: [6]", "tunnel-protocols: 6 is not an IP protocol without ports or ICMP types"),
+        ("tunnel_protocols: [256]", "tunnel_protocols: must be a list of numbers from 0 to 255, not [256]"),
     ],
 )
 def test_settings_that_name_no_tunnel(tmp_path: Path, text: str, wrong: str) -> None:

@@ -18,7 +18,8 @@ from l7proxy.flows.records import HttpResponse, Record
 from l7proxy.link.server import LinkServer
 from l7proxy.model.net import HostPort
 from l7proxy.proxy.server.steering import Plain
-from l7proxy.proxy.worker import WorkerSettings, run_worker
+from l7proxy.proxy.worker import run_worker
+from l7proxy.setting_definitions import WorkerSettings
 from tests.unit.proxy.stage import CLIENT, answer, backend, gets, picture, request, web
 
 PROGRAM = """
@@ -26,10 +27,11 @@ import sys
 from pathlib import Path
 from l7proxy.model.net import HostPort
 from l7proxy.proxy.server.steering import Plain
-from l7proxy.proxy.worker import WorkerSettings, run_worker
+from l7proxy.proxy.worker import run_worker
+from l7proxy.setting_definitions import WorkerSettings
 link, port, server, server_port, drain = sys.argv[1:]
 way = Plain(HostPort("127.0.0.1", int(port)), HostPort(server, int(server_port)))
-sys.exit(run_worker(WorkerSettings(link=Path(link), drain_seconds=float(drain)), steering=way))
+sys.exit(run_worker(WorkerSettings(run_dir=Path(link).parent, drain=float(drain)), steering=way))
 """
 
 
@@ -146,4 +148,4 @@ def test_what_stops_it_from_listening_is_a_config_error(tmp_path: Path) -> None:
         other.bind(("127.0.0.1", 0))
         way = Plain(HostPort("127.0.0.1", other.getsockname()[1]), HostPort("127.0.0.3", 80))
         with pytest.raises(ConfigError, match="is in use"):
-            run_worker(WorkerSettings(link=tmp_path / "link.sock"), steering=way)
+            run_worker(WorkerSettings(run_dir=tmp_path), steering=way)
