@@ -20,7 +20,6 @@ from l7proxy.model.labels import (
     NAMESPACE_LABELS_PREFIX,
     NODE,
     OWN,
-    RESERVED,
     Label,
     LabelSet,
     Operator,
@@ -30,8 +29,9 @@ from l7proxy.model.labels import (
 from l7proxy.model.net import single
 from l7proxy.model.ref import RuleRef
 from l7proxy.model.resources import CidrGroup, EndpointSlice, Namespace, NetworkSet, Node, PolicyTier, Service
-from l7proxy.model.verdict import Action, Direction
+from l7proxy.model.verdict import Action
 from l7proxy.policy.rules import (
+    EVERYONE_BUT_THE_HOST,
     AnyPeer,
     CidrGroupPeer,
     CidrPeer,
@@ -49,7 +49,6 @@ from l7proxy.policy.rules import (
 from l7proxy.policy.tiers import UNPLACED, Tier
 
 METADATA_NAME: Final = "kubernetes.io/metadata.name"
-_NOT_THE_HOST: Final = SelectorPeer(Selector((Requirement(RESERVED, "host", Operator.DOES_NOT_EXIST),)))
 _EVERYWHERE: Final = ("0.0.0.0/0", "::/0")
 NamePeer = ServicePeer | CidrGroupPeer | NodePeer | ServicePortPeer
 """Peers that are reported when no object has the name."""
@@ -186,14 +185,10 @@ def _placed(rule: Rule, references: References) -> Rule:
         return rule
     found = references.placed.get(tier.name)
     if found is None:
-        return replace(rule, action=Action.DENY, peers=_whom(rule), ports=None, l7=None, refusal=_no_tier(tier))
+        peers = EVERYONE_BUT_THE_HOST[rule.direction]
+        return replace(rule, action=Action.DENY, peers=peers, ports=None, l7=None, refusal=_no_tier(tier))
     level = replace(rule.level, tier=Tier(found.order, found.name))
     return replace(rule, level=level, default_deny=rule.default_deny and not found.passes)
-
-
-def _whom(rule: Rule) -> tuple[Peer, ...] | None:
-    """Every peer, except this node itself on ingress: kubelet's probes."""
-    return (_NOT_THE_HOST,) if rule.direction is Direction.INGRESS else None
 
 
 def _no_tier(tier: Tier) -> str:

@@ -7,12 +7,14 @@ None and empty differ everywhere: None means "not given, so any", an empty tuple
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
+from typing import Final
 
 import msgspec
 
-from l7proxy.model.labels import EVERYTHING, Selects
+from l7proxy.model.labels import EVERYTHING, RESERVED, Operator, Requirement, Selector, Selects
 from l7proxy.model.net import Network
 from l7proxy.model.ref import RuleRef
 from l7proxy.model.verdict import Action, Direction
@@ -109,6 +111,11 @@ Peer = (
     SelectorPeer | CidrPeer | EveryPeer | AnyPeer
     | ServicePeer | CidrGroupPeer | NetworkSetPeer | NodePeer | ServicePortPeer
 )  # fmt: skip
+EVERYONE_BUT_THE_HOST: Final[Mapping[Direction, tuple[Peer, ...] | None]] = {
+    Direction.INGRESS: (SelectorPeer(Selector((Requirement(RESERVED, "host", Operator.DOES_NOT_EXIST),))),),
+    Direction.EGRESS: None,
+}
+"""The peers that a rule denies when it fails closed: on ingress all except this node itself, for kubelet's probes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,11 +164,6 @@ class HttpRule:
     number: int = 0
     header_matches: tuple[HeaderRule, ...] = ()
     log: str = ""
-
-    @property
-    def matches_everything(self) -> bool:
-        plain = self.method is None and self.path is None and self.host is None
-        return plain and not self.headers and not self.header_matches
 
 
 class HttpRules(msgspec.Struct, frozen=True, tag_field="kind", tag="http"):

@@ -15,7 +15,7 @@ from itertools import chain
 from typing import Final
 
 from l7proxy.errors import PolicyError
-from l7proxy.model.labels import NODE, RESERVED, Operator, Requirement, Selector
+from l7proxy.model.labels import NODE, Selector
 from l7proxy.model.verdict import Action, Direction
 from l7proxy.policy.lang import cidrs, selectors
 from l7proxy.policy.lang.document import Document
@@ -23,7 +23,7 @@ from l7proxy.policy.lang.envelope import label_selector, of_namespace, opened, o
 from l7proxy.policy.lang.fields import Field, Locate, quoted
 from l7proxy.policy.lang.options import Options
 from l7proxy.policy.lang.ports import PROTOCOLS
-from l7proxy.policy.rules import CidrPeer, NodePeer, Peer, PortMatch, Reach, Rule, SelectorPeer
+from l7proxy.policy.rules import EVERYONE_BUT_THE_HOST, CidrPeer, NodePeer, Peer, PortMatch, Reach, Rule, SelectorPeer
 from l7proxy.policy.tiers import ADMIN, BASELINE, Level
 
 GROUP: Final = "policy.networking.k8s.io"
@@ -38,11 +38,6 @@ MAX_NAME: Final = 100
 
 _BOTH: Final = (Direction.INGRESS, Direction.EGRESS)
 _PEERS: Final[Mapping[Direction, str]] = {Direction.INGRESS: "from", Direction.EGRESS: "to"}
-_EVERYONE_ELSE: Final[Mapping[Direction, tuple[Peer, ...] | None]] = {
-    Direction.INGRESS: (SelectorPeer(Selector((Requirement(RESERVED, "host", Operator.DOES_NOT_EXIST),))),),
-    Direction.EGRESS: None,
-}
-"""The peers that a rule denies when it fails closed: all except kubelet's probes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,7 +144,7 @@ def _closed(rule: Rule, fault: PolicyError) -> Rule:
     """A rule with an unknown peer or port, failing closed: Accept accepts no peer, Deny and Pass deny."""
     if rule.action is Action.ALLOW:
         return replace(rule, refusal=str(fault))
-    return replace(rule, action=Action.DENY, peers=_EVERYONE_ELSE[rule.direction], refusal=str(fault))
+    return replace(rule, action=Action.DENY, peers=EVERYONE_BUT_THE_HOST[rule.direction], refusal=str(fault))
 
 
 def _action(item: Field, found: Mapping[str, Field], edition: _Edition) -> Action:

@@ -11,20 +11,15 @@ from collections.abc import Callable, Mapping
 from typing import Final
 
 from l7proxy.errors import PolicyError
-from l7proxy.model.labels import ANY, OWN, RESERVED, Operator, Requirement, Selector, Selects
+from l7proxy.model.labels import ANY, OWN, Requirement, Selector, Selects
 from l7proxy.model.verdict import Action, Direction
 from l7proxy.policy.lang import selectors
 from l7proxy.policy.lang.document import Document
 from l7proxy.policy.lang.fields import Field, Locate, is_unicode
-from l7proxy.policy.rules import Peer, Rule, SelectorPeer
+from l7proxy.policy.rules import EVERYONE_BUT_THE_HOST, Rule
 from l7proxy.policy.tiers import FRONT, UNION, Level
 
 _BOTH: Final = (Direction.INGRESS, Direction.EGRESS)
-_NOT_THE_HOST: Final = SelectorPeer(Selector((Requirement(RESERVED, "host", Operator.DOES_NOT_EXIST),)))
-_EVERYONE_ELSE: Final[Mapping[Direction, tuple[Peer, ...] | None]] = {
-    Direction.INGRESS: (_NOT_THE_HOST,),
-    Direction.EGRESS: None,
-}
 
 SubjectOf = Callable[[Field, Document], Selects | None]
 """The subject of a spec. None: it selects no pods. Raises PolicyError when it cannot be parsed."""
@@ -70,11 +65,6 @@ def _level(spec: Field, document: Document, level_of: LevelOf) -> Level:
 def in_union(spec: Field, document: Document) -> Level:
     """The level of Cilium's and Kubernetes' policies."""
     return UNION
-
-
-def in_front(spec: Field, document: Document) -> Level:
-    """For languages whose levels are unknown."""
-    return FRONT
 
 
 def cilium_subject(spec: Field, document: Document) -> Selector | None:
@@ -164,6 +154,6 @@ def _whole(document: Document) -> Selector:
 
 
 def _deny(document: Document, at: str, subject: Selects, direction: Direction, reason: str, level: Level) -> Rule:
-    peers = _EVERYONE_ELSE[direction]
+    peers = EVERYONE_BUT_THE_HOST[direction]
     why = reason or "it cannot be enforced"
     return Rule(document.ref(at), subject, direction, Action.DENY, peers, refusal=why, level=level)
