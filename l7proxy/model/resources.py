@@ -48,21 +48,37 @@ class Problem:
         return ": ".join(part for part in (place, self.field, self.message) if part)
 
 
+class _ClusterWide:
+    """Keyed by its class, which has the name of the Kubernetes kind."""
+
+    __slots__ = ()
+    name: str
+
+    @property
+    def key(self) -> ResourceKey:
+        return ResourceKey(type(self).__name__, "", self.name)
+
+
+class _Namespaced(_ClusterWide):
+    __slots__ = ()
+    namespace: str
+
+    @property
+    def key(self) -> ResourceKey:
+        return ResourceKey(type(self).__name__, self.namespace, self.name)
+
+
 @dataclass(frozen=True, slots=True)
-class Node:
+class Node(_ClusterWide):
     name: str
     addresses: tuple[str, ...] = ()
     pod_cidrs: tuple[str, ...] = ()
     labels: Mapping[str, str] = field(default_factory=dict)
     origin: SourceLocation = SourceLocation()
 
-    @property
-    def key(self) -> ResourceKey:
-        return ResourceKey("Node", "", self.name)
-
 
 @dataclass(frozen=True, slots=True)
-class Namespace:
+class Namespace(_ClusterWide):
     """`annotations` holds only `l7proxy.io/…`."""
 
     name: str
@@ -70,23 +86,15 @@ class Namespace:
     annotations: Mapping[str, str] = field(default_factory=dict)
     origin: SourceLocation = SourceLocation()
 
-    @property
-    def key(self) -> ResourceKey:
-        return ResourceKey("Namespace", "", self.name)
-
 
 @dataclass(frozen=True, slots=True)
-class ServiceAccount:
+class ServiceAccount(_Namespaced):
     """Used only for its labels: the Pod object names its account."""
 
     namespace: str
     name: str
     labels: Mapping[str, str] = field(default_factory=dict)
     origin: SourceLocation = SourceLocation()
-
-    @property
-    def key(self) -> ResourceKey:
-        return ResourceKey("ServiceAccount", self.namespace, self.name)
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +127,7 @@ class PolicyTier:
 
 
 @dataclass(frozen=True, slots=True)
-class Pod:
+class Pod(_Namespaced):
     """`host_network` pods have no identity of their own: they use their node's addresses."""
 
     namespace: str
@@ -133,10 +141,6 @@ class Pod:
     workload: Workload | None = None
     phase: str = ""
     origin: SourceLocation = SourceLocation()
-
-    @property
-    def key(self) -> ResourceKey:
-        return ResourceKey("Pod", self.namespace, self.name)
 
     @property
     def finished(self) -> bool:
@@ -155,7 +159,7 @@ class ServicePort:
 
 
 @dataclass(frozen=True, slots=True)
-class Service:
+class Service(_Namespaced):
     """`addresses` are all addresses of the Service: ClusterIPs, external and load balancer addresses."""
 
     namespace: str
@@ -167,10 +171,6 @@ class Service:
     labels: Mapping[str, str] = field(default_factory=dict)
     origin: SourceLocation = SourceLocation()
 
-    @property
-    def key(self) -> ResourceKey:
-        return ResourceKey("Service", self.namespace, self.name)
-
 
 @dataclass(frozen=True, slots=True)
 class SlicePort:
@@ -180,7 +180,7 @@ class SlicePort:
 
 
 @dataclass(frozen=True, slots=True)
-class EndpointSlice:
+class EndpointSlice(_Namespaced):
     """A part of a Service's backends; `addresses` are the ready ones."""
 
     namespace: str
@@ -189,10 +189,6 @@ class EndpointSlice:
     addresses: tuple[str, ...] = ()
     ports: tuple[SlicePort, ...] = ()
     origin: SourceLocation = SourceLocation()
-
-    @property
-    def key(self) -> ResourceKey:
-        return ResourceKey("EndpointSlice", self.namespace, self.name)
 
 
 @dataclass(frozen=True, slots=True)
@@ -248,7 +244,7 @@ def located(lines: Mapping[str, int], origin: SourceLocation, path: str) -> tupl
 
 
 @dataclass(frozen=True, slots=True)
-class Secret:
+class Secret(_Namespaced):
     """Only a Secret with exactly one entry is usable; `only` is its value. Values of others are not kept."""
 
     namespace: str
@@ -256,10 +252,6 @@ class Secret:
     entries: int
     only: Sealed | None = None
     origin: SourceLocation = SourceLocation()
-
-    @property
-    def key(self) -> ResourceKey:
-        return ResourceKey("Secret", self.namespace, self.name)
 
 
 Resource = (
