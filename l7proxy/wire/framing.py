@@ -44,6 +44,11 @@ def declared(headers: list[Header], minor: int) -> int | None:
         if minor == 0:
             raise PeerError("Transfer-Encoding is not allowed in HTTP/1.0")
         return CHUNKED
+    return content_length(lengths)
+
+
+def content_length(lengths: list[bytes]) -> int | None:
+    """The length in the values of all Content-Length headers; None if there are none."""
     if not lengths:
         return None
     if len(lengths) > 1:

@@ -17,7 +17,7 @@ from l7proxy.errors import PeerError
 from l7proxy.model.cache import remember
 from l7proxy.model.http import Headers, Rewrite, alike, edited
 from l7proxy.wire import authority
-from l7proxy.wire.framing import LENGTH
+from l7proxy.wire.framing import content_length
 from l7proxy.wire.head import MAX_HEAD, MAX_HEADERS, Header
 from l7proxy.wire.http2_fields import TABLE_SIZE, FieldBlock
 from l7proxy.wire.lines import passes_for_framing
@@ -26,7 +26,6 @@ from l7proxy.wire.path import PathRules, normalise
 _TOKEN = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
 _LOWER = re.compile(rb"[!#$%&'*+\-.^_`|~0-9a-z]+")
 _IN_VALUES: Final = bytes({0x09, *range(0x20, 0x100)} - {0x7F})
-_LENGTH = re.compile(LENGTH)
 _STATUS = re.compile(rb"[1-5][0-9]{2}")
 _CONTENT: Final = b"content-length"
 _CONNECTION_SPECIFIC: Final = frozenset(
@@ -136,7 +135,7 @@ def _request(block: FieldBlock, rules: PathRules, paths: Paths) -> RequestHead:
     special = _special(regular)
     method, target, named = _request_line(pseudo)
     host = _host(named, special.get(b"host", []))
-    length = _length(special.get(_CONTENT, []))
+    length = content_length(special.get(_CONTENT, []))
     if any(value != b"trailers" for value in special.get(b"te", ())):
         raise PeerError("TE must be `trailers`")
     if any(value.lower() != b"100-continue" for value in special.get(b"expect", ())):
@@ -232,7 +231,7 @@ def _response(block: FieldBlock) -> ResponseHead:
         raise PeerError("status 101 is not allowed in HTTP/2")
     headers = fields[1:]
     special = _special(headers)
-    return ResponseHead(status, headers, _length(special.get(_CONTENT, [])))
+    return ResponseHead(status, headers, content_length(special.get(_CONTENT, [])))
 
 
 # --- both ------------------------------------------------------------------------------------------------------------
@@ -278,13 +277,3 @@ def _fault_of(name: bytes) -> str:
     if _LOWER.fullmatch(name):
         return ""
     return f"header name {shown} must be a lower-case token"
-
-
-def _length(lengths: list[bytes]) -> int | None:
-    if not lengths:
-        return None
-    if len(lengths) > 1:
-        raise PeerError("duplicate Content-Length")
-    if not _LENGTH.fullmatch(lengths[0]):
-        raise PeerError("Content-Length must be a decimal number")
-    return int(lengths[0])
