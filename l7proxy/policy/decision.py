@@ -38,6 +38,12 @@ def policy_name(ref: RuleRef) -> str:
     return f"policy {ref.namespace}/{ref.name}" if ref.namespace else f"policy {ref.name}"
 
 
+def rule_name(ref: RuleRef) -> str:
+    """`policy NAMESPACE/NAME PATH (FILE:LINE)`."""
+    place = f" ({ref.file}:{ref.line})" if ref.file else ""
+    return f"{policy_name(ref)} {ref.rule}{place}"
+
+
 def port_name(protocol: int, number: int) -> str:
     """`80/TCP`, `8/ICMPv4` (the type; `3.4/ICMPv4` with a code), `protocol 89` (without a name in policies)."""
     if protocol in (Protocol.ICMP, Protocol.ICMPV6):

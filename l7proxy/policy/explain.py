@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from l7proxy.model.verdict import Action, Direction, Verdict
 from l7proxy.policy.decide import PortPolicy
-from l7proxy.policy.decision import policy_name, port_name
+from l7proxy.policy.decision import policy_name, port_name, rule_name
 from l7proxy.policy.l7 import kind_of
 from l7proxy.policy.tables import DirectionPolicy, Entry
 
@@ -25,8 +25,7 @@ class Nearest:
     failed: str
 
     def __str__(self) -> str:
-        place = f" ({self.entry.ref.file}:{self.entry.ref.line})" if self.entry.ref.file else ""
-        return f"nearest: {policy_name(self.entry.ref)} {self.entry.ref.rule}{place}: {self.failed}"
+        return f"nearest: {rule_name(self.entry.ref)}: {self.failed}"
 
 
 def nearest(

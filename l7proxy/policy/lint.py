@@ -16,7 +16,7 @@ from l7proxy.model.identity import Identity
 from l7proxy.model.labels import ANY, EVERYTHING, K8S, OWN, RESERVED, Selector, Selects
 from l7proxy.model.ref import RuleRef
 from l7proxy.model.verdict import Action, Direction
-from l7proxy.policy.decision import policy_name
+from l7proxy.policy.decision import rule_name
 from l7proxy.policy.explain import ports
 from l7proxy.policy.l7 import kind_of
 from l7proxy.policy.match.pattern import PatternSet
@@ -199,9 +199,8 @@ def of_pairs(rules: Iterable[Rule]) -> Iterator[Finding]:
     for judged in rules:
         for other in plain if judged.l7 is not None and judged.action is Action.ALLOW else ():
             if _makes_void(other, judged):
-                place = f" ({other.ref.file}:{other.ref.line})" if other.ref.file else ""
-                who = f"{policy_name(other.ref)} {other.ref.rule}{place}"
-                yield Finding("l7-shadowed", judged.ref, f"{_its(judged)} have no effect: {who} allows every request")
+                message = f"{_its(judged)} have no effect: {rule_name(other.ref)} allows every request"
+                yield Finding("l7-shadowed", judged.ref, message)
                 break
 
 
@@ -336,8 +335,7 @@ def _share(one: tuple[int, ...] | None, other: tuple[int, ...] | None) -> bool:
 def _void(judged: Entry, plain: Entry, direction: Direction, endpoint: Endpoint) -> str:
     everyone = plain.peers is None or (judged.peers is not None and set(judged.peers) <= set(plain.peers))
     whom = "its peers" if everyone else "some of its peers"
-    place = f" ({plain.ref.file}:{plain.ref.line})" if plain.ref.file else ""
     return (
-        f"{_its(judged)} have no effect for {whom}: {policy_name(plain.ref)} {plain.ref.rule}{place} allows "
+        f"{_its(judged)} have no effect for {whom}: {rule_name(plain.ref)} allows "
         f"every request on {ports(plain)} ({direction.word} of {endpoint})"
     )
