@@ -67,13 +67,6 @@ class Language:
 _CILIUM: Final = Language(
     cilium.VERSION, cilium.parse, subject_of=refusal.cilium_subject, directions_of=refusal.cilium_directions
 )
-_CILIUM_CLUSTER_WIDE: Final = Language(
-    cilium.VERSION,
-    cilium.parse,
-    namespaced=False,
-    subject_of=refusal.cilium_subject,
-    directions_of=refusal.cilium_directions,
-)
 _KUBERNETES: Final = Language(
     kubernetes.VERSION,
     kubernetes.parse,
@@ -100,7 +93,7 @@ _ADMIN: Final = Language(
 
 LANGUAGES: Final[Mapping[tuple[str, str], Language]] = {
     (cilium.GROUP, cilium.NAMESPACED): _CILIUM,
-    (cilium.GROUP, cilium.CLUSTER_WIDE): _CILIUM_CLUSTER_WIDE,
+    (cilium.GROUP, cilium.CLUSTER_WIDE): replace(_CILIUM, namespaced=False),
     (kubernetes.GROUP, kubernetes.KIND): _KUBERNETES,
     ("extensions", kubernetes.KIND): replace(_KUBERNETES, parse=None),
     **{(admin.GROUP, kind): replace(_ADMIN, version=version) for kind, version in admin.VERSIONS.items()},
