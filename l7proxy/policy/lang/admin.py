@@ -32,6 +32,9 @@ BASELINE_KIND: Final = "BaselineAdminNetworkPolicy"
 CLUSTER_KIND: Final = "ClusterNetworkPolicy"
 VERSIONS: Final[Mapping[str, str]] = {ADMIN_KIND: "v1alpha1", BASELINE_KIND: "v1alpha1", CLUSTER_KIND: "v1alpha2"}
 
+_PLACED_BY: Final = {ADMIN_KIND: ("priority",), BASELINE_KIND: (), CLUSTER_KIND: ("tier", "priority")}
+"""The fields of each kind that determine its level."""
+
 MAX_PRIORITY: Final = 1000
 MAX_NETWORKS: Final = 25
 MAX_NAME: Final = 100
@@ -60,8 +63,7 @@ def parse(root: Mapping[object, object], locate: Locate | None, options: Options
 
 
 def _spec(spec: Field, document: Document) -> Iterator[Rule]:
-    tiered = {CLUSTER_KIND: ("tier", "priority"), ADMIN_KIND: ("priority",), BASELINE_KIND: ()}[document.kind]
-    found = spec.mapping((*tiered, "subject", "ingress", "egress"))
+    found = spec.mapping((*_PLACED_BY[document.kind], "subject", "ingress", "egress"))
     place, whom = level(spec, document), subject(spec, document)
     edition = _EDITIONS[document.kind]
     for direction in _BOTH:
@@ -79,13 +81,10 @@ def _spec(spec: Field, document: Document) -> Iterator[Rule]:
 
 def level(spec: Field, document: Document) -> Level:
     """The level of the policy. The API leaves the order of equal priorities undefined; here the name decides."""
-    found = spec.mapping(None)
     name = f"{document.name} {document.kind}"
+    found = spec.mapping(None, required=_PLACED_BY[document.kind])
     if document.kind == BASELINE_KIND:
         return Level(BASELINE, MAX_PRIORITY + 1, name)
-    for required in ("tier", "priority") if document.kind == CLUSTER_KIND else ("priority",):
-        if required not in found:
-            spec.fail(f"{required} is required")
     priority = float(found["priority"].number(0, MAX_PRIORITY))
     if document.kind == ADMIN_KIND:
         return Level(ADMIN, priority, name)
@@ -98,12 +97,8 @@ def level(spec: Field, document: Document) -> Level:
 
 def subject(spec: Field, document: Document) -> Selector:
     """The pods that the policy selects; never pods in the host network."""
-    found = spec.mapping(None)
-    if "subject" not in found:
-        spec.fail("subject is required")
-    field = found["subject"]
-    chosen = _only(field, ("namespaces", "pods"))
-    return _pods_of(chosen)
+    field = spec.mapping(None, required=("subject",))["subject"]
+    return _pods_of(_only(field, ("namespaces", "pods")))
 
 
 def directions(spec: Field) -> tuple[Direction, ...]:
@@ -200,10 +195,8 @@ def _pods_of(chosen: tuple[str, Field]) -> Selector:
     name, field = chosen
     if name == "namespaces":
         return selectors.selector([*label_selector(field, of_namespace), selectors.IS_POD])
-    found = field.mapping(("namespaceSelector", "podSelector"))
-    for required in ("namespaceSelector", "podSelector"):
-        if required not in found:
-            field.fail(f"{required} is required")
+    both = ("namespaceSelector", "podSelector")
+    found = field.mapping(both, required=both)
     spaces = label_selector(found["namespaceSelector"], of_namespace)
     return selectors.selector([*spaces, *label_selector(found["podSelector"], own), selectors.IS_POD])
 
@@ -217,9 +210,7 @@ def _port(field: Field) -> PortMatch:
     if name == "namedPort":
         return _named(value)
     if name == "portNumber":
-        found = value.mapping(("protocol", "port"))
-        if "port" not in found:
-            value.fail("port is required")
+        found = value.mapping(("protocol", "port"), required=("port",))
         number = found["port"].number(1, 65535)
         return PortMatch(_protocol(found.get("protocol")), number, number)
     found = value.mapping(("protocol", "start", "end"))

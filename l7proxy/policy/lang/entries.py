@@ -129,9 +129,7 @@ def _check_icmps(place: Field, icmps: Field, cells: list[Field], document: Docum
 
 def _authentication(field: Field, document: Document) -> str:
     """The reason to deny, because authentication is not supported; "" when it is `disabled`."""
-    found = field.mapping(("mode",))
-    if "mode" not in found:
-        field.fail("mode is required")
+    found = field.mapping(("mode",), required=("mode",))
     mode = found["mode"].text()
     if mode not in _AUTHENTICATION:
         found["mode"].fail(f"must be {', '.join(_AUTHENTICATION)}, not {quoted(mode)}")

@@ -57,7 +57,9 @@ class Field:
             return self.at
         return f"{self.at}.{name}" if self.at else name
 
-    def mapping(self, known: Collection[str] | None, *, later: Collection[str] = ()) -> dict[str, Field]:
+    def mapping(
+        self, known: Collection[str] | None, *, later: Collection[str] = (), required: Collection[str] = ()
+    ) -> dict[str, Field]:
         """The keys that have a value. Keys not in `known` are rejected, as are those in `later` (not supported yet)."""
         if not isinstance(self.value, Mapping):
             self.fail(f"must be a mapping, not {kind(self.value)}")
@@ -73,6 +75,9 @@ class Field:
             if name in later:
                 raise PolicyError(f"{name} is not supported yet", at=self.key(name), unsupported=True)
             found[name] = Field(value, self.key(name), self.faults)
+        for name in required:
+            if name not in found:
+                self.fail(f"{name} is required")
         return found
 
     def without_value(self) -> list[str]:

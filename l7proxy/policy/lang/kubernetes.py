@@ -135,9 +135,7 @@ def _peer(field: Field, document: Document) -> Peer:
 
 
 def _block(field: Field, options: Options) -> CidrPeer:
-    found = field.mapping(("cidr", "except"))
-    if "cidr" not in found:
-        field.fail("cidr is required")
+    found = field.mapping(("cidr", "except"), required=("cidr",))
     network = cidrs.prefix(found["cidr"])
     holes: set[Network] = set()
     for each in found["except"].items() if "except" in found else ():

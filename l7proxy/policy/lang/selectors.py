@@ -98,10 +98,7 @@ def requirements(field: Field) -> list[Requirement]:
 
 
 def _expression(field: Field) -> Requirement:
-    found = field.mapping(("key", "operator", "values"))
-    for name in ("key", "operator"):
-        if name not in found:
-            field.fail(f"{name} is required")
+    found = field.mapping(("key", "operator", "values"), required=("key", "operator"))
     source, key = label_key(found["key"].text(), found["key"])
     try:
         operator = Operator(found["operator"].text())

@@ -30,9 +30,7 @@ def services(item: Field, document: Document) -> Iterator[ServicePeer]:
             document.note(found["k8sService"], "does not match an API server on a node: use the entity kube-apiserver")
         yield ServicePeer(namespace, name, reach=reach)
     if "k8sServiceSelector" in found:
-        by_labels = found["k8sServiceSelector"].mapping(("selector", "namespace"))
-        if "selector" not in by_labels:
-            found["k8sServiceSelector"].fail("selector is required")
+        by_labels = found["k8sServiceSelector"].mapping(("selector", "namespace"), required=("selector",))
         document.selects(by_labels["selector"])
         selector = selectors.selector(selectors.requirements(by_labels["selector"]))
         yield ServicePeer(_namespace(by_labels), selector=selector, reach=reach)

@@ -52,9 +52,7 @@ def _server_names(cell: Field, found: dict[str, Field], *, l7: bool) -> ServerNa
 
 
 def _context(field: Field) -> None:
-    found = field.mapping(("secret", "trustedCA", "certificate", "privateKey"))
-    if "secret" not in found:
-        field.fail("secret is required")
+    found = field.mapping(("secret", "trustedCA", "certificate", "privateKey"), required=("secret",))
     secret = found["secret"].mapping(("namespace", "name"))
     for each in (*secret.values(), *(found[name] for name in found if name != "secret")):
         each.text()
