@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final
 
+from l7proxy import __version__, compiled
 from l7proxy.agent import report
 from l7proxy.agent.api import Answer
-from l7proxy.agent.dataplane.reconciler import Reconciler
+from l7proxy.agent.dataplane.reconciler import Published, Reconciler
 from l7proxy.agent.dataplane.revocation import Revocation
 from l7proxy.agent.flow_recorder import Recorder
 from l7proxy.cluster.state import ClusterState
@@ -39,23 +40,48 @@ class Parts:
     feeds: Sequence[Feed]
 
 
+Query = Callable[[Parts, Mapping[str, Any]], object]
+
+
 def answers(parts: Parts) -> dict[str, Answer]:
     return {name: partial(query, parts) for name, query in QUERIES.items()}
 
 
 def _status(parts: Parts, question: Mapping[str, Any]) -> object:
-    return report.status(
-        node=parts.settings.node,
-        audit=parts.settings.audit,
-        backend=parts.backend,
-        source=parts.source.health(),
-        reconciler=parts.reconciler,
-        revoked=parts.revocation.state,
-        workers=parts.link.workers(),
-        ring=parts.recorder.ring,
-        not_told=parts.recorder.not_told,
-        feeds=parts.feeds,
-    )
+    """`detail` and `problems` in the answer are those of the input of revision `revision`, never of a newer one."""
+    reconciler, source, ring = parts.reconciler, parts.source.health(), parts.recorder.ring
+    current = reconciler.current
+    return {
+        "node": parts.settings.node,
+        "audit": parts.settings.audit,
+        "version": __version__,
+        "build": compiled.word(),
+        "backend": parts.backend,
+        "revision": reconciler.revision,
+        "enforced_revision": reconciler.enforced_revision,
+        "source": {
+            "kind": source.kind,
+            "location": source.location,
+            "reachable": source.reachable,
+            "age": report.age(source.contact),
+            "synced": current is not None,
+            "detail": dict(sorted(current.source.detail.items())) if current else {},
+            "problems": report.problems(current) if current else [],
+        },
+        "kernel": report.kernel(reconciler.kernel, parts.revocation.state),
+        "workers": [report.worker(one) for one in parts.link.workers()],
+        "policies": report.policy_states(current) if current else [],
+        "endpoints": report.endpoints(current) if current else [],
+        "pod_interfaces": {"problems": list(current.interfaces.problems) if current else []},
+        "unknown_pods": [report.unknown(one) for one in current.pictures.unknown] if current else [],
+        "flows": {
+            "seen": ring.seen,
+            "lost": ring.lost,
+            "capacity": ring.capacity,
+            "rate_limited": report.rate_limited(parts.recorder.not_told, current),
+            "sinks": [report.sink(feed) for feed in parts.feeds],
+        },
+    }
 
 
 def _policy(parts: Parts, question: Mapping[str, Any]) -> object:
@@ -78,17 +104,17 @@ async def _trace(parts: Parts, question: Mapping[str, Any]) -> object:
     }
 
 
-def _policies(parts: Parts, question: Mapping[str, Any]) -> object:
-    current = parts.reconciler.current
-    return {"policies": [report.policy_state(one, current.view) for one in current.view.policies] if current else []}
+def _listed(name: str, lister: Callable[[Published], list[dict[str, Any]]]) -> Query:
+    """An empty list until the source has been read."""
+    return lambda parts, _: {name: lister(current) if (current := parts.reconciler.current) else []}
 
 
-QUERIES: Final[Mapping[str, Callable[[Parts, Mapping[str, Any]], object]]] = {
+QUERIES: Final[Mapping[str, Query]] = {
     "status": _status,
     "policy": _policy,
     "trace": _trace,
-    "endpoints": lambda parts, _: {"endpoints": report.endpoints(parts.reconciler.current)},
-    "identities": lambda parts, _: {"identities": report.identities(parts.reconciler.current)},
-    "services": lambda parts, _: {"services": report.services(parts.reconciler.current)},
-    "policies": _policies,
+    "endpoints": _listed("endpoints", report.endpoints),
+    "identities": _listed("identities", report.identities),
+    "services": _listed("services", report.services),
+    "policies": _listed("policies", report.policy_states),
 }

@@ -1,36 +1,33 @@
-"""Builds the answers of the agent's API as plain objects: `status` and the lists. Pure functions of published data."""
+"""Builds the parts of the answers of the agent's API as plain objects. Pure functions of published data."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any, Final
 
 import msgspec
 
-from l7proxy import __version__, compiled
-from l7proxy.agent.dataplane.reconciler import KernelState, Published, Reconciler
+from l7proxy.agent.dataplane.reconciler import KernelState, Published
 from l7proxy.agent.dataplane.revocation import Revoked
 from l7proxy.agent.dataplane.unknown_pods import UnknownPod
 from l7proxy.cluster.policy_status import PolicyPhase, PolicyStatus
 from l7proxy.cluster.state import NodeView
 from l7proxy.errors import SourceError
-from l7proxy.flows.ring import Ring
 from l7proxy.flows.sinks.feed import Feed
 from l7proxy.link.server import WorkerState
 from l7proxy.model.endpoint import Endpoint
 from l7proxy.model.identity import Identity
-from l7proxy.model.ref import RuleRef
 from l7proxy.model.resources import Problem
 from l7proxy.model.verdict import Action, Protocol
 from l7proxy.policy.l7 import KINDS, kind_of
 from l7proxy.policy.rules import HttpRule, HttpRules
 from l7proxy.policy.tables import DirectionPolicy, EndpointPolicy, Entry, TierPolicy
-from l7proxy.sources.source import NEVER, SourceHealth
+from l7proxy.sources.source import NEVER
 from tproxy_rules.backend import Suppressed
 from tproxy_rules.marks import LogEvent
 
-NOTHING_REVOKED = Revoked()
 RATE_LIMITED: Final = 100
 """Maximum number of entries about rate-limited kernel events; there may be one per pair of pods."""
 ANSWERS: Final = {
@@ -48,66 +45,16 @@ STATES = {
 }
 
 
-def status(
-    *,
-    node: str,
-    audit: bool,
-    backend: str,
-    source: SourceHealth,
-    reconciler: Reconciler,
-    revoked: Revoked = NOTHING_REVOKED,
-    workers: list[WorkerState],
-    ring: Ring,
-    not_told: Mapping[Suppressed, int],
-    feeds: Sequence[Feed],
-) -> dict[str, Any]:
-    """`detail` and `problems` in the answer are those of the input of revision `revision`, never of a newer one."""
-    current = reconciler.current
-    return {
-        "node": node,
-        "audit": audit,
-        "version": __version__,
-        "build": compiled.word(),
-        "backend": backend,
-        "revision": reconciler.revision,
-        "enforced_revision": reconciler.enforced_revision,
-        "source": {
-            "kind": source.kind,
-            "location": source.location,
-            "reachable": source.reachable,
-            "age": _age(source.contact),
-            "synced": current is not None,
-            "detail": dict(sorted(current.source.detail.items())) if current else {},
-            "problems": _problems(current),
-        },
-        "kernel": _kernel(reconciler.kernel, revoked),
-        "workers": [_worker(worker) for worker in workers],
-        "policies": [policy_state(policy, current.view) for policy in current.view.policies] if current else [],
-        "endpoints": endpoints(current),
-        "pod_interfaces": {"problems": list(current.interfaces.problems) if current else []},
-        "unknown_pods": [_unknown(one) for one in current.pictures.unknown] if current else [],
-        "flows": {
-            "seen": ring.seen,
-            "lost": ring.lost,
-            "capacity": ring.capacity,
-            "rate_limited": _rate_limited(not_told, current),
-            "sinks": [_sink(feed) for feed in feeds],
-        },
-    }
-
-
-def _sink(feed: Feed) -> dict[str, Any]:
+def sink(feed: Feed) -> dict[str, Any]:
     return {"name": feed.name, "written": feed.written, "lost": feed.lost, "problem": feed.problem}
 
 
-def _age(contact: float) -> float | None:
+def age(contact: float) -> float | None:
     """Seconds since the last contact; None if there was none."""
     return None if contact == NEVER else round(time.monotonic() - contact, 3)
 
 
-def _problems(current: Published | None) -> list[dict[str, Any]]:
-    if current is None:
-        return []
+def problems(current: Published) -> list[dict[str, Any]]:
     found: list[SourceError | Problem] = [
         *current.source.problems,
         *current.view.problems,
@@ -116,7 +63,7 @@ def _problems(current: Published | None) -> list[dict[str, Any]]:
     return [{"file": one.file, "line": one.line or None, "field": one.field, "message": one.message} for one in found]
 
 
-def _kernel(state: KernelState, revoked: Revoked) -> dict[str, Any]:
+def kernel(state: KernelState, revoked: Revoked) -> dict[str, Any]:
     return {
         "digest": state.installed.digest if state.installed else "",
         "intact": state.installed is not None and state.installed.intact,
@@ -126,7 +73,7 @@ def _kernel(state: KernelState, revoked: Revoked) -> dict[str, Any]:
     }
 
 
-def _worker(worker: WorkerState) -> dict[str, Any]:
+def worker(worker: WorkerState) -> dict[str, Any]:
     return {
         "pid": worker.pid,
         "worker": worker.worker,
@@ -151,9 +98,11 @@ def policy_state(policy: PolicyStatus, view: NodeView) -> dict[str, Any]:
     }
 
 
-def endpoints(current: Published | None) -> list[dict[str, Any]]:
-    if current is None:
-        return []
+def policy_states(current: Published) -> list[dict[str, Any]]:
+    return [policy_state(one, current.view) for one in current.view.policies]
+
+
+def endpoints(current: Published) -> list[dict[str, Any]]:
     return [_endpoint(one, current) for one in current.view.endpoints]
 
 
@@ -171,16 +120,16 @@ def _endpoint(endpoint: Endpoint, current: Published) -> dict[str, Any]:
         "ingress": _level(policy.ingress),
         "egress": _level(policy.egress),
         "audit": endpoint.audit,
-        "port": {"interface": port.interface, "mac": port.mac, "bridge": port.bridge} if port else None,
+        "port": asdict(port) if port else None,
     }
 
 
-def _unknown(pod: UnknownPod) -> dict[str, Any]:
+def unknown(pod: UnknownPod) -> dict[str, Any]:
     """A pod interface without a Pod object: closed; in audit mode its traffic passes and is reported."""
     return {"id": pod.id, "interface": pod.interface, "addresses": list(pod.addresses), "pod": pod.pod}
 
 
-def _rate_limited(not_told: Mapping[Suppressed, int], current: Published | None) -> list[dict[str, Any]]:
+def rate_limited(not_told: Mapping[Suppressed, int], current: Published | None) -> list[dict[str, Any]]:
     """Packets without an event because of the kernel's log rate limit, by sender, policy and reason; most first."""
     names: dict[str, str] = {}
     pods: dict[int, str] = {}
@@ -211,9 +160,7 @@ def _level(policy: DirectionPolicy | None) -> str:
     return "l7" if any(entry.action is Action.REDIRECT for entry in policy.entries) else "l4"
 
 
-def identities(current: Published | None) -> list[dict[str, Any]]:
-    if current is None:
-        return []
+def identities(current: Published) -> list[dict[str, Any]]:
     return [
         {
             "id": one.id,
@@ -229,20 +176,8 @@ def identities(current: Published | None) -> list[dict[str, Any]]:
     ]
 
 
-def services(current: Published | None) -> list[dict[str, Any]]:
-    if current is None:
-        return []
-    return [
-        {
-            "namespace": one.namespace,
-            "service": one.service,
-            "address": one.address,
-            "port": one.port,
-            "protocol": _protocol(one.protocol),
-            "backends": [{"address": behind.address, "port": behind.port} for behind in one.backends],
-        }
-        for one in current.view.frontends
-    ]
+def services(current: Published) -> list[dict[str, Any]]:
+    return [{**asdict(one), "protocol": _protocol(one.protocol)} for one in current.view.frontends]
 
 
 def policies(current: Published | None, wanted: str = "") -> list[dict[str, Any]] | None:
@@ -255,7 +190,9 @@ def policies(current: Published | None, wanted: str = "") -> list[dict[str, Any]
             "namespace": endpoint.namespace,
             "name": endpoint.name,
             "identity": endpoint.identity,
-            **_enforced(current.policies[endpoint.id], current.revision),
+            "revision": current.revision,
+            "ingress": _direction(current.policies[endpoint.id].ingress),
+            "egress": _direction(current.policies[endpoint.id].egress),
             "identities": _who(current.policies[endpoint.id], current.view.identities),
         }
         for endpoint in current.view.endpoints
@@ -272,29 +209,18 @@ def _who(policy: EndpointPolicy, known: Mapping[int, Identity]) -> dict[str, lis
     return {str(number): [*known[number].labels.text, *sorted(map(str, known[number].networks))] for number in numbers}
 
 
-def _enforced(policy: EndpointPolicy, revision: int) -> dict[str, Any]:
-    return {
-        "revision": revision,
-        "ingress": _direction(policy.ingress),
-        "egress": _direction(policy.egress),
-    }
-
-
 def _direction(policy: DirectionPolicy | None) -> dict[str, Any] | None:
     if policy is None:
         return None
-    return {
-        "governed": policy.governed,
-        "tiers": [_tier(tier) for tier in policy.tiers],
-    }
+    return {"governed": policy.governed, "tiers": [_tier(tier) for tier in policy.tiers]}
 
 
 def _tier(tier: TierPolicy) -> dict[str, Any]:
     return {
         "name": tier.name,
         "stages": [[_entry(entry) for entry in stage] for stage in tier.stages],
-        "denied_by": [ref(one) for one in tier.denied_by],
-        "audited_by": [ref(one) for one in tier.audited_by],
+        "denied_by": [asdict(one) for one in tier.denied_by],
+        "audited_by": [asdict(one) for one in tier.audited_by],
     }
 
 
@@ -306,7 +232,7 @@ def _entry(entry: Entry) -> dict[str, Any]:
         "protocol": None if entry.protocol is None else _protocol(entry.protocol),
         "first": entry.first,
         "last": entry.last,
-        "rule": ref(entry.ref),
+        "rule": asdict(entry.ref),
         "l7": None if entry.l7 is None else kind_of(entry.l7).key,
         **{kind.key: _l7(entry) if kind is kind_of(entry.l7) else None for kind in KINDS.values()},
         "refusal": entry.refusal,
@@ -317,7 +243,7 @@ def _entry(entry: Entry) -> dict[str, Any]:
 def _l7(entry: Entry) -> list[dict[str, Any]]:
     if isinstance(entry.l7, HttpRules):
         return [_http(rule) for rule in entry.l7.rules]
-    return [{**msgspec.to_builtins(entry.l7), "rule": ref(entry.ref)}]
+    return [{**msgspec.to_builtins(entry.l7), "rule": asdict(entry.ref)}]
 
 
 def _http(rule: HttpRule) -> dict[str, Any]:
@@ -327,18 +253,7 @@ def _http(rule: HttpRule) -> dict[str, Any]:
         "host": rule.host,
         "headers": [str(header) for header in rule.headers],
         "header_matches": [str(header) for header in rule.header_matches],
-        "rule": ref(rule.ref),
-    }
-
-
-def ref(rule: RuleRef) -> dict[str, Any]:
-    return {
-        "kind": rule.kind,
-        "namespace": rule.namespace,
-        "name": rule.name,
-        "rule": rule.rule,
-        "file": rule.file,
-        "line": rule.line,
+        "rule": asdict(rule.ref),
     }
 
 

@@ -89,7 +89,7 @@ def see(*texts: str, secrets_namespace: str = "", backwards: bool = False) -> Se
     published = Published(1, view, policies, pictures, PodInterfaces(), SourceHealth())
     said: list[Any] = [
         report.policies(published),
-        [report.policy_state(one, view) for one in view.policies],
+        report.policy_states(published),
         report.endpoints(published),
     ]
     told = [*map(str, view.problems), *map(str, view.secret_problems), *(str(fault.error) for fault in read.faults)]
