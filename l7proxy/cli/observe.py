@@ -18,6 +18,7 @@ from typing import Annotated, Any, BinaryIO, Final
 
 import typer
 
+from l7proxy.agent import client
 from l7proxy.cli import agent_socket, observe_filters, printer
 from l7proxy.cli.agent_socket import RunDir, Server
 from l7proxy.cli.flags import flag, with_flags
@@ -113,7 +114,7 @@ def _observe(
         if not (follow or last or first or every or since or until):
             request["last"] = DEFAULT_LAST
         path = agent_socket.path_of(run_dir, server)
-        answers = (_answer(line) for line in agent_socket.stream(path, {"method": "observe", **request}))
+        answers = map(flow.of_object, client.stream(path, {"method": "observe", **request}))
     show(answers, output, style)
 
 
@@ -207,10 +208,6 @@ def _check(*, follow: bool, last: int, first: int, every: bool, output: Output) 
         raise ConfigError("--last cannot be combined with --all")
     if output is Output.TABLE and follow:
         raise ConfigError("-o table cannot be combined with --follow")
-
-
-def _answer(found: Any) -> flow.Response:
-    return flow.of_object(found)
 
 
 def _from_file(name: str) -> Iterator[flow.Response]:

@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from l7proxy.agent import client
 from l7proxy.cli import agent_socket, policy_test_report
 from l7proxy.cli.agent_socket import RunDir, Server
-from l7proxy.cli.terminal import Format, paint, plain, show_json, table
+from l7proxy.cli.status import policy_name, policy_of
+from l7proxy.cli.terminal import Format, paint, plain, show_json, show_list, table
 from l7proxy.errors import ConfigError, PolicyError, SourceError
 from l7proxy.setting_definitions import POLICY, Settings
 
@@ -40,21 +42,13 @@ LikeCilium = Annotated[bool, typer.Option("--like-cilium", help="Interpret Kuber
 @app.command("list", short_help="List the policies of this node and their state.")
 def policy_list(output: Output = Format.TABLE, run_dir: RunDir = agent_socket.RUN_DIR, server: Server = "") -> None:
     """List the policies of this node: state, reason if refused, and the number of local pods selected."""
-    from l7proxy.cli.status import listed, policy_name
-
-    found = listed(agent_socket.ask(agent_socket.path_of(run_dir, server), "policies"), "policies")
-    if output is Format.JSON:
-        show_json(found)
-        return
-    rows = [
-        (policy_name(one), one.get("state"), one.get("endpoints"), _place(one), one.get("reason") or "")
-        for one in found
-    ]
-    table(("POLICY", "STATE", "ENDPOINTS", "FROM", "REASON"), rows, empty="No policies.")
+    found = agent_socket.ask_list(run_dir, server, "policies")
+    show_list(found, output, ("POLICY", "STATE", "ENDPOINTS", "FROM", "REASON"), _row, empty="No policies.")
 
 
-def _place(one: Mapping[str, Any]) -> str:
-    return ":".join(str(one[key]) for key in ("file", "line") if one.get(key))
+def _row(one: Mapping[str, Any]) -> tuple[object, ...]:
+    place = ":".join(str(one[key]) for key in ("file", "line") if one.get(key))
+    return policy_name(one), one.get("state"), one.get("endpoints"), place, one.get("reason") or ""
 
 
 @app.command("get", short_help="Show the rules enforced on a pod.")
@@ -72,10 +66,8 @@ def policy_get(
     l7proxy policy get default/backend
     l7proxy policy get -o json | jq '.[].ingress'
     """
-    from l7proxy.cli.status import listed
-
     arguments = {"endpoint": which} if which else {}
-    found = listed(agent_socket.ask(agent_socket.path_of(run_dir, server), "policy", **arguments), "policy")
+    found = agent_socket.ask_list(run_dir, server, "policy", **arguments)
     if output is Format.JSON:
         show_json(found)
         return
@@ -124,10 +116,6 @@ def _show_tier(tier: Mapping[str, Any]) -> None:
         by = ", ".join(policy_of(ref) for ref in tier[key])
         if by:
             print(plain(f"    default: traffic that no rule allows {what}, by {by}"))
-
-
-def policy_of(ref: Mapping[str, Any]) -> str:
-    return "/".join(str(ref[key]) for key in ("namespace", "name") if ref.get(key))
 
 
 def rule_of(ref: Mapping[str, Any]) -> str:
@@ -415,7 +403,7 @@ def trace(
         raise ConfigError("--config and --like-cilium require -f: the node's agent uses its own settings")
     else:
         asked = {"from": source, "to": destination, "port": port, "http": http, "headers": header or []}
-        found = agent_socket.ask(agent_socket.path_of(run_dir, server), "trace", **asked)["trace"]
+        found = client.ask(agent_socket.path_of(run_dir, server), "trace", **asked)["trace"]
     if output is Format.JSON:
         show_json(found)
     else:

@@ -7,10 +7,11 @@ from typing import Annotated, Any, Final
 
 import typer
 
+from l7proxy.agent import client
 from l7proxy.cli import agent_socket
-from l7proxy.cli.agent_socket import RunDir, Server
-from l7proxy.cli.terminal import Format, paint, plain, show_json, table
-from l7proxy.errors import ConfigError
+from l7proxy.cli.agent_socket import RunDir, Server, as_object
+from l7proxy.cli.terminal import Format, paint, plain, show_json, show_list, table
+from l7proxy.errors import ConfigError, SourceError
 
 endpoint = typer.Typer(help="Pods of this node and their enforcement.", no_args_is_help=True, rich_markup_mode=None)
 identity = typer.Typer(help="Security identities known to this node.", no_args_is_help=True, rich_markup_mode=None)
@@ -28,7 +29,7 @@ def status(output: Output = Format.TABLE, run_dir: RunDir = agent_socket.RUN_DIR
     l7proxy status
     l7proxy status -o json | jq .policies
     """
-    found = _object(agent_socket.ask(agent_socket.path_of(run_dir, server), "status"))
+    found = as_object(client.ask(agent_socket.path_of(run_dir, server), "status"))
     complaints = list(troubles(found))
     if output is Format.JSON:
         show_json(found)
@@ -39,20 +40,20 @@ def status(output: Output = Format.TABLE, run_dir: RunDir = agent_socket.RUN_DIR
 
 def troubles(found: Mapping[str, Any]) -> Iterable[str]:
     """Everything that keeps the node from enforcing all policies, in words. Empty if all are enforced."""
-    source, kernel = _object(found.get("source") or {}), _object(found.get("kernel") or {})
+    source, kernel = as_object(found.get("source") or {}), as_object(found.get("kernel") or {})
     if not source.get("synced"):
         yield "source: not fully read yet"
     if source.get("reachable") is False:
         yield f"source: not reached for {source.get('age') or 0:.0f} s: what was read last stays in force"
     for problem in source.get("problems") or []:
-        yield located(problem)
+        yield str(SourceError(**problem))
     if found.get("revision") != found.get("enforced_revision"):
         yield f"revision {found.get('revision')} is not enforced yet, still {found.get('enforced_revision') or 'none'}"
     if kernel.get("error"):
         yield f"kernel: {kernel['error']}"
     elif not kernel.get("intact"):
         yield "kernel: the rules differ from those installed"
-    if error := _object(kernel.get("conntrack") or {}).get("error"):
+    if error := as_object(kernel.get("conntrack") or {}).get("error"):
         yield f"kernel: connections that policy now refuses may still be open: {error}"
     workers = found.get("workers") or []
     if not workers:
@@ -67,20 +68,18 @@ def troubles(found: Mapping[str, Any]) -> Iterable[str]:
             yield f"{policy_name(policy)}: {policy.get('state')}: {policy.get('reason')}"
 
 
-def located(problem: Mapping[str, Any]) -> str:
-    """`FILE:LINE: field: message`, without the parts that are unknown."""
-    place = ":".join(str(problem[key]) for key in ("file", "line") if problem.get(key))
-    return ": ".join(str(part) for part in (place, problem.get("field"), problem.get("message")) if part)
-
-
 def policy_name(policy: Mapping[str, Any]) -> str:
-    name = "/".join(str(policy[key]) for key in ("namespace", "name") if policy.get(key))
-    return f"{policy.get('kind')} {name}"
+    return f"{policy.get('kind')} {policy_of(policy)}"
+
+
+def policy_of(ref: Mapping[str, Any]) -> str:
+    """NAMESPACE/NAME."""
+    return "/".join(str(ref[key]) for key in ("namespace", "name") if ref.get(key))
 
 
 def _show_status(found: Mapping[str, Any], complaints: list[str]) -> None:
     colour = paint()
-    source, kernel, flows = (_object(found.get(name) or {}) for name in ("source", "kernel", "flows"))
+    source, kernel, flows = (as_object(found.get(name) or {}) for name in ("source", "kernel", "flows"))
     policies, endpoints = found.get("policies") or [], found.get("endpoints") or []
     verdict = colour("not all enforced", "red") if complaints else colour("all enforced", "green")
     l7 = sum("l7" in (one.get("ingress"), one.get("egress")) for one in endpoints)
@@ -168,23 +167,16 @@ def _count(things: Any, word: str) -> str:
 @endpoint.command("list", short_help="List the pods of this node.")
 def endpoint_list(output: Output = Format.TABLE, run_dir: RunDir = agent_socket.RUN_DIR, server: Server = "") -> None:
     """List the pods of this node: address, identity, and per direction `open` (no policy), `l4` or `l7`."""
-    found = listed(agent_socket.ask(agent_socket.path_of(run_dir, server), "endpoints"), "endpoints")
-    if output is Format.JSON:
-        show_json(found)
-        return
-    rows = [
-        (
-            e.get("id"),
-            _pod(e),
-            ",".join(e.get("addresses") or []),
-            e.get("identity"),
-            e.get("ingress"),
-            e.get("egress"),
-            _port(e),
-        )
-        for e in found
-    ]
-    table(("ID", "POD", "ADDRESSES", "IDENTITY", "INGRESS", "EGRESS", "PORT"), rows, empty="No pods on this node.")
+    found = agent_socket.ask_list(run_dir, server, "endpoints")
+    headers = ("ID", "POD", "ADDRESSES", "IDENTITY", "INGRESS", "EGRESS", "PORT")
+    show_list(found, output, headers, _endpoint_row, empty="No pods on this node.")
+
+
+def _endpoint_row(one: Mapping[str, Any]) -> tuple[object, ...]:
+    """Without the pod's interface on the node, its source addresses are not checked."""
+    port = (one.get("port") or {}).get("interface", "unknown")
+    addresses = ",".join(one.get("addresses") or [])
+    return one.get("id"), _pod(one), addresses, one.get("identity"), one.get("ingress"), one.get("egress"), port
 
 
 @endpoint.command("get", short_help="Show one pod of this node.")
@@ -197,7 +189,7 @@ def endpoint_get(
     server: Server = "",
 ) -> None:
     """Show one pod of this node."""
-    found = listed(agent_socket.ask(agent_socket.path_of(run_dir, server), "endpoints"), "endpoints")
+    found = agent_socket.ask_list(run_dir, server, "endpoints")
     one = pick(found, which)
     if output is Format.JSON:
         show_json(one)
@@ -220,11 +212,8 @@ def pick(endpoints: list[dict[str, Any]], which: str) -> dict[str, Any]:
 @identity.command("list", short_help="List the identities known to this node.")
 def identity_list(output: Output = Format.TABLE, run_dir: RunDir = agent_socket.RUN_DIR, server: Server = "") -> None:
     """List the identities known to this node: reserved ones, those of pods, and those of CIDRs in policies."""
-    found = listed(agent_socket.ask(agent_socket.path_of(run_dir, server), "identities"), "identities")
-    if output is Format.JSON:
-        show_json(found)
-        return
-    table(("ID", "LABELS"), [(one.get("id"), _labels(one)) for one in found], empty="No identities.")
+    found = agent_socket.ask_list(run_dir, server, "identities")
+    show_list(found, output, ("ID", "LABELS"), lambda one: (one.get("id"), _labels(one)), empty="No identities.")
 
 
 def _labels(one: Mapping[str, Any]) -> str:
@@ -236,20 +225,13 @@ def _labels(one: Mapping[str, Any]) -> str:
 @services.command("list", short_help="List Service frontends and their backends.")
 def service_list(output: Output = Format.TABLE, run_dir: RunDir = agent_socket.RUN_DIR, server: Server = "") -> None:
     """List Service frontends and their backends."""
-    found = listed(agent_socket.ask(agent_socket.path_of(run_dir, server), "services"), "services")
-    if output is Format.JSON:
-        show_json(found)
-        return
-    rows = [(f"{one.get('namespace')}/{one.get('service')}", _frontend(one), _backends(one)) for one in found]
-    table(("SERVICE", "FRONTEND", "BACKENDS"), rows, empty="No Services.")
+    found = agent_socket.ask_list(run_dir, server, "services")
+    show_list(found, output, ("SERVICE", "FRONTEND", "BACKENDS"), _service_row, empty="No Services.")
 
 
-def _frontend(one: Mapping[str, Any]) -> str:
-    return f"{_address(one)}/{one.get('protocol')}"
-
-
-def _backends(one: Mapping[str, Any]) -> str:
-    return ", ".join(_address(backend) for backend in one.get("backends") or []) or "none"
+def _service_row(one: Mapping[str, Any]) -> tuple[str, ...]:
+    backends = ", ".join(map(_address, one.get("backends") or [])) or "none"
+    return f"{one.get('namespace')}/{one.get('service')}", f"{_address(one)}/{one.get('protocol')}", backends
 
 
 def _address(one: Mapping[str, Any]) -> str:
@@ -259,27 +241,3 @@ def _address(one: Mapping[str, Any]) -> str:
 
 def _pod(one: Mapping[str, Any]) -> str:
     return f"{one.get('namespace')}/{one.get('name')}"
-
-
-def _port(one: Mapping[str, Any]) -> str:
-    """The pod's interface on the node; without it the pod's source addresses are not checked."""
-    port = one.get("port")
-    return str(port.get("interface")) if isinstance(port, Mapping) else "unknown"
-
-
-def _object(found: Any) -> Mapping[str, Any]:
-    if not isinstance(found, Mapping):
-        raise ConfigError(
-            "unexpected response from the agent: check that the agent and this command have the same version"
-        )
-    return found
-
-
-def listed(found: Any, name: str) -> list[dict[str, Any]]:
-    """The list, or the one in an object under this name."""
-    items = found.get(name) if isinstance(found, Mapping) else found
-    if not isinstance(items, list):
-        raise ConfigError(
-            "unexpected response from the agent: check that the agent and this command have the same version"
-        )
-    return items

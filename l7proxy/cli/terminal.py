@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from enum import StrEnum
 from typing import Any, Final, TextIO
 
@@ -70,6 +70,21 @@ def _joined(row: Sequence[str], widths: Sequence[int]) -> str:
 
 def show_json(value: Any) -> None:
     print(json.dumps(value, indent=2, ensure_ascii=not _speaks_unicode()))
+
+
+def show_list(
+    found: Sequence[Mapping[str, Any]],
+    output: Format,
+    headers: Sequence[str],
+    row: Callable[[Mapping[str, Any]], Sequence[object]],
+    *,
+    empty: str,
+) -> None:
+    """The objects as JSON, or a table with a row for each."""
+    if output is Format.JSON:
+        show_json(found)
+    else:
+        table(headers, map(row, found), empty=empty)
 
 
 def complain(text: str) -> None:

@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import json
 import os
-import socket
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from l7proxy.errors import ConfigError
+from l7proxy.agent import client
+from l7proxy.errors import ConfigError, L7ProxyError
 from l7proxy.lab.containers import Container
 from l7proxy.lab.sandbox import Status, read_status
 from l7proxy.lab.settings import Kernel, Refuse, Settings
 from l7proxy.lab.state import Lab
 
 CONTAINER: Final = "l7proxy"
-SOCKET: Final = "agent.sock"
 _POLL: Final = 0.05
 
 
@@ -45,24 +43,14 @@ def _configuration(lab: Lab, settings: Settings, node: str) -> Path:
 
 def ask(lab: Lab, node: str, question: Mapping[str, Any], *, seconds: float = 5.0) -> Iterator[dict[str, Any]]:
     """The responses of a node's agent: one JSON object per line. ConfigError when it responds with an error."""
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
-        sock.settimeout(seconds)
-        sock.connect(str(lab.run_directory(node) / SOCKET))
-        sock.sendall(json.dumps(question).encode() + b"\n")
-        sock.shutdown(socket.SHUT_WR)
-        with sock.makefile("rb") as lines:
-            for line in lines:
-                answer = json.loads(line)
-                if "error" in answer and len(answer) == 1:
-                    raise ConfigError(f"{node}: {answer['error']}")
-                yield answer
+    return client.stream(lab.run_directory(node) / client.SOCKET_NAME, question, patience=seconds)
 
 
 def status(lab: Lab, node: str) -> dict[str, Any] | None:
     """The agent's own status, or None while it does not respond."""
     try:
         return next(ask(lab, node, {"method": "status"}), None)
-    except (OSError, ValueError):
+    except L7ProxyError:
         return None
 
 

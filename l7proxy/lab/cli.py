@@ -15,7 +15,7 @@ from typing import Annotated, NoReturn
 import typer
 from rich.console import Console
 
-from l7proxy.errors import ConfigError, L7ProxyError
+from l7proxy.errors import ConfigError, L7ProxyError, SourceError
 from l7proxy.lab import execute, lifecycle, logs, scenario, show, state, userns
 from l7proxy.lab.manifests import read
 from l7proxy.lab.settings import DEFAULT_NAME, Cni, Families, Kernel, Overlay, Refuse, Settings
@@ -208,7 +208,7 @@ def _warn(lab: state.Lab) -> None:
     seen: set[str] = set()
     for node in resources["nodes"]:
         for problem in (node["agent"] or {}).get("problems") or []:
-            if (text := show.problem_words(problem)) not in seen:
+            if (text := str(SourceError(**problem))) not in seen:
                 seen.add(text)
                 _progress.print(f"warning: {text}", markup=False, highlight=False, soft_wrap=True)
 

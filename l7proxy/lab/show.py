@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any, Final
 
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from l7proxy.errors import SourceError
 from l7proxy.lab import agents
 from l7proxy.lab.lifecycle import cluster_of, is_up
 from l7proxy.lab.sandbox import Status, read_status
@@ -119,13 +119,7 @@ def render(facts: dict[str, Any], out: Console) -> None:
         out.print(each)
     for node in facts["nodes"]:
         for problem in (node["agent"] or {}).get("problems") or []:
-            out.print(f"{node['name']}: {problem_words(problem)}", markup=False, highlight=False, soft_wrap=True)
-
-
-def problem_words(problem: Mapping[str, Any]) -> str:
-    """`FILE:LINE: FIELD: MESSAGE`, as in all other output."""
-    place = ":".join(str(problem[part]) for part in ("file", "line") if problem.get(part))
-    return ": ".join(part for part in (place, problem.get("field"), problem.get("message")) if part)
+            out.print(f"{node['name']}: {SourceError(**problem)}", markup=False, highlight=False, soft_wrap=True)
 
 
 def _agent_words(node: dict[str, Any]) -> str:
