@@ -9,6 +9,7 @@ from typing import Any, Final
 
 import msgspec
 
+from l7proxy.agent.dataplane.pod_interfaces import one_port
 from l7proxy.agent.dataplane.reconciler import KernelState, Published
 from l7proxy.agent.dataplane.revocation import Revoked
 from l7proxy.agent.dataplane.unknown_pods import UnknownPod
@@ -108,8 +109,7 @@ def endpoints(current: Published) -> list[dict[str, Any]]:
 
 def _endpoint(endpoint: Endpoint, current: Published) -> dict[str, Any]:
     policy = current.policies[endpoint.id]
-    ports = {current.interfaces.ports[one] for one in endpoint.addresses if one in current.interfaces.ports}
-    port = ports.pop() if len(ports) == 1 else None
+    port = one_port(endpoint.addresses, current.interfaces.ports)
     return {
         "id": endpoint.id,
         "namespace": endpoint.namespace,

@@ -209,6 +209,12 @@ def connect(attachments: Iterable[CniAttachment], host: HostNetwork, problems: I
     return PodInterfaces(dict(sorted(ports.items())), bridges, host.addresses, tuple(told), tuple(sorted(live)), others)
 
 
+def one_port(addresses: Iterable[str], ports: Mapping[str, Port]) -> Port | None:
+    """The port of a pod, whose addresses are all on one interface, even if the CNI results have only some of them."""
+    found = {ports[address] for address in addresses if address in ports}
+    return found.pop() if len(found) == 1 else None
+
+
 def _bridge(bridge: Link, host: HostNetwork) -> Bridge:
     ports = sorted(link.name for link in host.links.values() if link.master == bridge.name)
     uplinks = tuple(name for name in ports if host.links[name].kind in UPLINKS)

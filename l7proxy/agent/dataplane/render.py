@@ -7,12 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Final
 
 import msgspec
 
 import tproxy_rules.desired as kernel
-from l7proxy.agent.dataplane.pod_interfaces import PodInterfaces
+from l7proxy.agent.dataplane.pod_interfaces import PodInterfaces, one_port
 from l7proxy.agent.dataplane.unknown_pods import UnknownPod, unknown_pods
 from l7proxy.cluster.secrets import headers_of
 from l7proxy.cluster.state import NodeView
@@ -54,14 +55,10 @@ class DesiredState:
 
     def equals(self, other: DesiredState | None) -> bool:
         """Whether both are equal, apart from the revision."""
-        return other is not None and self.kernel == other.kernel and self.workers == _at(other, self.workers.revision)
+        return other is not None and self == other.at(self.workers.revision)
 
     def at(self, revision: int) -> DesiredState:
         return replace(self, workers=msgspec.structs.replace(self.workers, revision=revision))
-
-
-def _at(pictures: DesiredState, revision: int) -> PolicySnapshot:
-    return msgspec.structs.replace(pictures.workers, revision=revision)
 
 
 def render(
@@ -86,15 +83,15 @@ def render(
     )
     tables = known.of({**policies, **{one.id: one.policy for one in unknown}})
     ports = _ports(view.endpoints, interfaces)
-    endpoints: list[kernel.Endpoint] = []
-    for endpoint in view.endpoints:
-        ingress, egress = tables[endpoint.id]
-        endpoints += _cabled(endpoint.id, endpoint.addresses, ports, ingress, egress)
+    endpoints = [
+        kernel.Endpoint(one.id, tuple(sorted(one.addresses)), one_port(one.addresses, ports), *tables[one.id])
+        for one in view.endpoints
+    ]
     endpoints += (kernel.Endpoint(one.id, one.addresses, one.port, *tables[one.id]) for one in unknown)
     desired = kernel.Desired(
         settings=settings,
         identities=known.prefixes(view.by_prefix),
-        endpoints=tuple(sorted(endpoints, key=lambda one: (one.id, one.addresses))),
+        endpoints=tuple(sorted(filter(_concerns_kernel, endpoints), key=lambda one: (one.id, one.addresses))),
         bridges=interfaces.bridges,
         other_ports=interfaces.other_ports,
         frontends=_frontends(view, policies) if resolve_services else (),
@@ -152,21 +149,9 @@ def _ports(endpoints: Iterable[Endpoint], interfaces: PodInterfaces) -> Mapping[
     return {address: port for address, port in interfaces.ports.items() if len(owners.get(port.interface, ())) < 2}
 
 
-def _cabled(
-    number: int,
-    addresses: tuple[str, ...],
-    ports: Mapping[str, kernel.Port],
-    ingress: kernel.Table | None,
-    egress: kernel.Table | None,
-) -> Iterable[kernel.Endpoint]:
-    """One kernel endpoint, or none if the pod has neither a policy nor a known interface.
-
-    All addresses of a pod are on one interface; if the CNI results have only some of them, the port applies to all.
-    """
-    found = {ports[address] for address in addresses if address in ports}
-    port = found.pop() if len(found) == 1 else None
-    if port is not None or ingress is not None or egress is not None:
-        yield kernel.Endpoint(number, tuple(sorted(addresses)), port, ingress, egress)
+def _concerns_kernel(endpoint: kernel.Endpoint) -> bool:
+    """Not a pod that has neither a policy nor a known interface."""
+    return any(part is not None for part in (endpoint.port, endpoint.ingress, endpoint.egress))
 
 
 def _table(policy: DirectionPolicy) -> kernel.Table:
@@ -226,9 +211,9 @@ def _frontends(view: NodeView, policies: Mapping[int, EndpointPolicy]) -> tuple[
         for entry in policy.egress.entries
         if entry.action is Action.REDIRECT
     }
-    known: dict[tuple[str, int, int], bool] = {}
 
-    def judged(address: str, protocol: int, port: int) -> bool:
+    @cache
+    def redirected(address: str, protocol: int, port: int) -> bool:
         arriving = ingress.get(address)
         if arriving is not None and any(_redirects(entry, None, protocol, port) for entry in arriving.entries):
             return True
@@ -236,13 +221,7 @@ def _frontends(view: NodeView, policies: Mapping[int, EndpointPolicy]) -> tuple[
         return any(_redirects(entry, identity, protocol, port) for entry in leaving)
 
     def steer(frontend: Frontend) -> bool:
-        for one in frontend.backends:
-            key = (one.address, frontend.protocol, one.port)
-            if key not in known:
-                known[key] = judged(*key)
-            if known[key]:
-                return True
-        return False
+        return any(redirected(one.address, frontend.protocol, one.port) for one in frontend.backends)
 
     found = {(one.address, one.protocol, one.port): steer(one) for one in view.frontends}
     return tuple(kernel.Frontend(*key, steer) for key, steer in sorted(found.items()))

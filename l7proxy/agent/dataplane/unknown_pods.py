@@ -15,12 +15,12 @@ Two kinds of addresses have no Pod object although the pod is known:
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from ipaddress import ip_address
 from typing import Final
 
-from l7proxy.agent.dataplane.pod_interfaces import LiveAttachment, PodInterfaces
+from l7proxy.agent.dataplane.pod_interfaces import LiveAttachment, PodInterfaces, one_port
 from l7proxy.model.endpoint import Endpoint
 from l7proxy.model.identity import HOST, allocate
 from l7proxy.model.ref import BUILT_IN, RuleRef
@@ -74,7 +74,7 @@ def unknown_pods(
             interface,
             found.addresses,
             found.pod,
-            None if interface in taken else _port(found, interfaces),
+            None if interface in taken else one_port(found.addresses, interfaces.ports),
             _closed(ids[interface], found.addresses, node, audit=audit),
         )
         for interface, found in sorted(closed.items())
@@ -92,9 +92,7 @@ def _missing(live: Iterable[LiveAttachment], known: set[str]) -> dict[str, LiveA
         if before is not None:
             addresses = tuple(sorted({*before.addresses, *addresses}))
         if addresses:
-            found[attachment.interface] = LiveAttachment(
-                attachment.interface, addresses, attachment.container, attachment.pod
-            )
+            found[attachment.interface] = replace(attachment, addresses=addresses)
     return found
 
 
@@ -102,11 +100,6 @@ def _is_possible(address: str) -> bool:
     """Whether the kernel's desired state accepts it as a pod address."""
     parsed = ip_address(address)
     return not (parsed.is_unspecified or parsed.is_multicast or parsed.is_loopback)
-
-
-def _port(attachment: LiveAttachment, interfaces: PodInterfaces) -> Port | None:
-    ports = {interfaces.ports[address] for address in attachment.addresses if address in interfaces.ports}
-    return ports.pop() if len(ports) == 1 else None
 
 
 @lru_cache(maxsize=1024)
