@@ -7,7 +7,7 @@ Flags for one side (`--from-pod`, `--to-port`) and for neither (`--verdict`) are
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -116,27 +116,6 @@ def _side(given: Mapping[str, list[str]], side: str, prefix: str) -> dict[str, A
     return found
 
 
-def _values(flag: str, values: list[str]) -> list[Any]:
-    match flag:
-        case "type":
-            return [_event_type(value) for value in values]
-        case "identity":
-            return [_identity(value) for value in values]
-        case "workload":
-            return [_workload(value) for value in values]
-        case "http-header":
-            return [_header(value) for value in values]
-        case "tcp-flags":
-            return [dict.fromkeys(value.upper().split(","), True) for value in values]
-        case "ip-version":
-            return [
-                {"v4": "IPv4", "4": "IPv4", "v6": "IPv6", "6": "IPv6"}.get(value.lower(), value) for value in values
-            ]
-        case "traffic-direction" | "verdict" | "drop-reason-desc":
-            return [value.upper() for value in values]
-    return list(values)
-
-
 def _event_type(value: str) -> dict[str, Any]:
     """`l7`, `drop`, `policy-verdict`, `trace:to-endpoint`, or numbers."""
     name, colon, sub = value.partition(":")
@@ -174,6 +153,24 @@ def _header(value: str) -> dict[str, str]:
     if not colon:
         raise ConfigError(f"--http-header {value}: must be KEY:VALUE")
     return {"key": key, "value": text.strip()}
+
+
+_READ: Final[Mapping[str, Callable[[str], Any]]] = {
+    "type": _event_type,
+    "identity": _identity,
+    "workload": _workload,
+    "http-header": _header,
+    "tcp-flags": lambda value: dict.fromkeys(value.upper().split(","), True),
+    "ip-version": lambda value: IP_VERSIONS.get(value.lower(), value),
+    "traffic-direction": str.upper,
+    "verdict": str.upper,
+    "drop-reason-desc": str.upper,
+}
+"""Flag → how its value is read; those of other flags are passed on unchanged."""
+
+
+def _values(flag: str, values: list[str]) -> list[Any]:
+    return [_READ.get(flag, str)(value) for value in values]
 
 
 def _check_sides(given: Mapping[str, list[str]]) -> None:

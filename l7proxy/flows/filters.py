@@ -18,7 +18,7 @@ import re2
 
 from l7proxy.errors import ConfigError
 from l7proxy.flows import hubble_constants as hubble
-from l7proxy.flows.flow import Endpoint, Flow, Service
+from l7proxy.flows.flow import Endpoint, Flow, Http, Service
 from l7proxy.flows.selector import selector
 from l7proxy.model.labels import Label, LabelSet
 
@@ -147,31 +147,19 @@ def _name(take: Callable[[Flow], tuple[str, str]]) -> Make:
     return make
 
 
-def _label(side: str) -> Make:
-    """Kubernetes selectors over the labels of one end."""
+def _label(take: Callable[[Flow], LabelSet]) -> Make:
+    """Kubernetes selectors over the labels of one end, or of the node."""
 
     def make(name: str, values: list[Any]) -> Predicate:
         selectors = [selector(_text(name, value), what=name) for value in values]
 
         def matches(flow: Flow) -> bool:
-            end = _end(flow, side)
-            labels = _label_set(end.labels if end else ())
+            labels = take(flow)
             return any(one.matches(labels) for one in selectors)
 
         return matches
 
     return make
-
-
-def _node_labels(name: str, values: list[Any]) -> Predicate:
-    """Selectors over the node's labels, which have no source."""
-    selectors = [selector(_text(name, value), what=name) for value in values]
-
-    def matches(flow: Flow) -> bool:
-        labels = LabelSet.of(Label("", *_split(text)) for text in flow.node_labels)
-        return any(one.matches(labels) for one in selectors)
-
-    return matches
 
 
 def _workload(side: str) -> Make:
@@ -235,19 +223,16 @@ def _protocol(name: str, values: list[Any]) -> Predicate:
 
 def _status(name: str, values: list[Any]) -> Predicate:
     """`404` exactly, or a prefix such as `4+` and `40+`. A flow without a status does not match."""
-    exact, prefixes = set(), []
-    for value in values:
-        text = str(value)
+    given = [str(value) for value in values]
+    for text in given:
         if not re.fullmatch(r"[1-5](?:[0-9][0-9]|[0-9]?\+)", text, re.ASCII):
             raise ConfigError(f'invalid http status code filter: invalid status code prefix: "{text}"')
-        if text.endswith("+"):
-            prefixes.append(text[:-1])
-        else:
-            exact.add(text)
+    exact = frozenset(given)
+    prefixes = tuple(text[:-1] for text in given if text.endswith("+"))
 
     def matches(flow: Flow) -> bool:
-        code = str(flow.l7.http.code) if flow.l7 and flow.l7.http and flow.l7.http.code else ""
-        return bool(code) and (code in exact or any(code.startswith(prefix) for prefix in prefixes))
+        code = str(http.code) if (http := _http(flow)) and http.code else ""
+        return code in exact or code.startswith(prefixes)
 
     return matches
 
@@ -257,12 +242,7 @@ def _pattern(what: str, take: Callable[[Flow], str | None]) -> Make:
 
     def make(name: str, values: list[Any]) -> Predicate:
         patterns = [_regex(what, _text(name, value)) for value in values]
-
-        def matches(flow: Flow) -> bool:
-            text = take(flow)
-            return text is not None and any(pattern.search(text) for pattern in patterns)
-
-        return matches
+        return lambda flow: (text := take(flow)) is not None and any(one.search(text) for one in patterns)
 
     return make
 
@@ -273,10 +253,9 @@ def _header(name: str, values: list[Any]) -> Predicate:
         for item in (_object(value, "http header filter") for value in values)
     }
 
-    def matches(flow: Flow) -> bool:
-        return bool(flow.l7 and flow.l7.http and any((one.key, one.value) in wanted for one in flow.l7.http.headers))
-
-    return matches
+    return lambda flow: (
+        (http := _http(flow)) is not None and any((one.key, one.value) in wanted for one in http.headers)
+    )
 
 
 def _event_type(name: str, values: list[Any]) -> Predicate:
@@ -330,8 +309,12 @@ def _port_of(side: str) -> Take:
     return take
 
 
+def _http(flow: Flow) -> Http | None:
+    return flow.l7.http if flow.l7 else None
+
+
 def _method_of(flow: Flow) -> str | None:
-    return flow.l7.http.method.upper() if flow.l7 and flow.l7.http else None
+    return http.method.upper() if (http := _http(flow)) else None
 
 
 def _drop_reason(flow: Flow) -> str | None:
@@ -348,23 +331,19 @@ def _end(flow: Flow, side: str) -> Endpoint | None:
 
 
 def _pod_of(side: str) -> Callable[[Flow], tuple[str, str]]:
-    def take(flow: Flow) -> tuple[str, str]:
-        end = _end(flow, side)
-        return (end.namespace, end.pod_name) if end else ("", "")
-
-    return take
+    return lambda flow: (end.namespace, end.pod_name) if (end := _end(flow, side)) else ("", "")
 
 
 def _service_of(side: str) -> Callable[[Flow], tuple[str, str]]:
     def take(flow: Flow) -> tuple[str, str]:
-        service: Service | None = flow.source_service if side == SOURCE else flow.destination_service
+        service: Service | None = getattr(flow, f"{side}_service")
         return (service.namespace, service.name) if service else ("", "")
 
     return take
 
 
 def _url(flow: Flow) -> str | None:
-    return flow.l7.http.url if flow.l7 and flow.l7.http else None
+    return http.url if (http := _http(flow)) else None
 
 
 def _path(flow: Flow) -> str | None:
@@ -396,6 +375,15 @@ PROTOCOLS: Final[Mapping[str, Predicate]] = {
 
 
 # Labels.
+
+
+def _labels_of(side: str) -> Callable[[Flow], LabelSet]:
+    return lambda flow: _label_set(end.labels if (end := _end(flow, side)) else ())
+
+
+def _node_labels(flow: Flow) -> LabelSet:
+    """The labels of a node have no source."""
+    return LabelSet.of(Label("", *_split(text)) for text in flow.node_labels)
 
 
 @lru_cache(maxsize=4096)
@@ -439,19 +427,18 @@ def _text(name: str, value: Any) -> str:
 
 
 def _number(name: str, value: Any) -> int:
-    if (
-        isinstance(value, bool)
-        or not isinstance(value, int | str)
-        or not str(value).isascii()
-        or not str(value).isdigit()
-    ):
+    if isinstance(value, bool) or not isinstance(value, int | str) or not _is_number(str(value)):
         raise ConfigError(f"invalid {name} filter: expected a number, not {value!r}")
     return int(value)
 
 
+def _is_number(text: str) -> bool:
+    return text.isascii() and text.isdigit()
+
+
 def _port(name: str, value: Any) -> int:
     text = str(value)
-    if not text.isascii() or not text.isdigit() or int(text) > 65535:
+    if not _is_number(text) or int(text) > 65535:
         raise ConfigError(f'invalid {name} filter: invalid port "{text}": must be a number from 0 to 65535')
     return int(text)
 
@@ -482,26 +469,26 @@ def _fqdn_pattern(name: str, text: str) -> Any:
     return _regex(name, "".join("[-.0-9a-z]*" if part == "*" else re.escape(part) for part in parts))
 
 
+def _of_end(side: str) -> dict[str, Make]:
+    """The fields that each end has."""
+    fields = {
+        "ip": _address(side),
+        "pod": _name(_pod_of(side)),
+        "service": _name(_service_of(side)),
+        "label": _label(_labels_of(side)),
+        "workload": _workload(side),
+        "identity": _one_of(_number, _identity_of(side)),
+        "port": _one_of(_port, _port_of(side)),
+        "fqdn": _fqdn(lambda flow: getattr(flow, f"{side}_names")),
+        "cluster_name": _one_of(_text, _cluster_of(side)),
+    }
+    return {f"{side}_{field}": make for field, make in fields.items()}
+
+
 FIELDS: Final[Mapping[str, Make]] = {
-    "source_ip": _address(SOURCE),
-    "destination_ip": _address(DESTINATION),
+    **_of_end(SOURCE),
+    **_of_end(DESTINATION),
     "source_ip_xlated": _address("source_xlated"),
-    "source_pod": _name(_pod_of(SOURCE)),
-    "destination_pod": _name(_pod_of(DESTINATION)),
-    "source_service": _name(_service_of(SOURCE)),
-    "destination_service": _name(_service_of(DESTINATION)),
-    "source_label": _label(SOURCE),
-    "destination_label": _label(DESTINATION),
-    "source_workload": _workload(SOURCE),
-    "destination_workload": _workload(DESTINATION),
-    "source_identity": _one_of(_number, _identity_of(SOURCE)),
-    "destination_identity": _one_of(_number, _identity_of(DESTINATION)),
-    "source_port": _one_of(_port, _port_of(SOURCE)),
-    "destination_port": _one_of(_port, _port_of(DESTINATION)),
-    "source_fqdn": _fqdn(lambda flow: flow.source_names),
-    "destination_fqdn": _fqdn(lambda flow: flow.destination_names),
-    "source_cluster_name": _one_of(_text, _cluster_of(SOURCE)),
-    "destination_cluster_name": _one_of(_text, _cluster_of(DESTINATION)),
     "verdict": _word(hubble.VERDICTS, lambda flow: flow.verdict),
     "traffic_direction": _word(hubble.DIRECTIONS, lambda flow: flow.traffic_direction),
     "ip_version": _word(hubble.IP_VERSIONS, lambda flow: flow.ip.version if flow.ip else ""),
@@ -516,7 +503,7 @@ FIELDS: Final[Mapping[str, Make]] = {
     "http_header": _header,
     "dns_query": _pattern("DNS query", _dns_query),
     "node_name": _node_name,
-    "node_labels": _node_labels,
+    "node_labels": _label(_node_labels),
     "reply": _one_of(lambda _, value: bool(value), _reply),
     "uuid": _one_of(_text, lambda flow: flow.uuid),
 }
