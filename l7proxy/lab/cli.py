@@ -18,7 +18,7 @@ from rich.console import Console
 from l7proxy.errors import ConfigError, L7ProxyError, SourceError
 from l7proxy.lab import execute, lifecycle, logs, scenario, show, state, userns
 from l7proxy.lab.manifests import read
-from l7proxy.lab.settings import DEFAULT_NAME, Cni, Families, Kernel, Overlay, Refuse, Settings
+from l7proxy.lab.settings import DEFAULT_NAME, Cni, Families, Kernel, Refuse, Settings
 
 app = typer.Typer(
     help="Run test clusters of network namespaces on this machine: real packets and the real agent, no Kubernetes.",
@@ -69,7 +69,6 @@ def up(
     cni: Annotated[
         Cni, typer.Option(help="CNI: bridge (cni0, as Flannel) or ptp (routed veths, as Calico).")
     ] = Cni.BRIDGE,
-    overlay: Annotated[Overlay, typer.Option(help="How pods reach pods of other nodes.")] = Overlay.HOST_GW,
     backend: Annotated[Kernel, typer.Option(help="Kernel backend of the agent.")] = Kernel.AUTO,
     ip_family: Annotated[Families, typer.Option(help="IP families of nodes, pods and Services.")] = Families.FOUR,
     bridge_nf_call: Annotated[
@@ -86,7 +85,6 @@ def up(
         settings = Settings(
             name=name,
             cni=cni,
-            overlay=overlay,
             backend=backend,
             ip_family=ip_family,
             bridge_nf_call=bridge_nf_call,
@@ -176,7 +174,7 @@ def run(
 ) -> None:
     """Start a lab for each combination, check every case and remove the lab. Exit code 1 if a case fails."""
     with told(), userns.entered(state.Lab(name)):
-        only = scenario.Only(tuple(cni), tuple(bridge_nf_call), tuple(backend), tuple(ip_family))
+        only: scenario.Only = {"cni": cni, "bridge_nf_call": bridge_nf_call, "backend": backend, "ip_family": ip_family}
         ok = scenario.run(scenario.load(file), only, name, show.console(), _progress)
         raise typer.Exit(0 if ok else 1)
 

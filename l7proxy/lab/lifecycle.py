@@ -24,7 +24,7 @@ from l7proxy.lab.cluster import Cluster, Pod, read_cluster
 from l7proxy.lab.manifests import Key, Manifest, read
 from l7proxy.lab.plan import Plan, merged, plan
 from l7proxy.lab.sandbox import Spec, read_status
-from l7proxy.lab.settings import Overlay, Settings
+from l7proxy.lab.settings import Settings
 from l7proxy.lab.state import Box, Lab, State
 
 Report = Callable[[str], None]
@@ -50,8 +50,6 @@ def manifests_of(paths: Sequence[Path]) -> list[Manifest]:
 def up(settings: Settings, given: Sequence[Manifest], report: Report = silent) -> Lab:
     """Start a lab. The remains of a crashed one of this name are removed first."""
     lab = Lab(settings.name)
-    if settings.overlay is not Overlay.HOST_GW:
-        raise ConfigError(f"--overlay {settings.overlay.value}: not supported yet, must be host-gw")
     planned = plan(given, settings.families)
     with lab.locked():
         _clear_stale(lab, report)
@@ -96,9 +94,7 @@ def _build(lab: Lab, settings: Settings, planned: Plan, report: Report) -> None:
     for index, node in enumerate(cluster.nodes):
         report(f"{node.name}: {', '.join(node.addresses)}, pods in {', '.join(node.pod_cidrs)}")
         network.make_node(state.nodes[node.name].namespace, state.wire, node, index, settings)
-        network.route_nodes(
-            state.nodes[node.name].namespace, node, [other for other in cluster.nodes if other != node], settings
-        )
+        network.route_nodes(state.nodes[node.name].namespace, [other for other in cluster.nodes if other != node])
         lab.cni_directory(node.name).mkdir(mode=0o700, parents=True, exist_ok=True)
         lab.run_directory(node.name).mkdir(mode=0o700, parents=True, exist_ok=True)
     _follow(lab, state, planned, report)

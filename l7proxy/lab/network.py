@@ -23,7 +23,7 @@ from l7proxy.errors import ConfigError
 from l7proxy.lab import netns
 from l7proxy.lab.cluster import Pod
 from l7proxy.lab.plan import UNDERLAY
-from l7proxy.lab.settings import Cni, Overlay, Settings
+from l7proxy.lab.settings import Cni, Settings
 from l7proxy.model.net import family_of
 from l7proxy.model.resources import Node
 
@@ -112,10 +112,8 @@ def _pod_bridge(ipr: Any, node: Node, settings: Settings) -> None:
             ) from error
 
 
-def route_nodes(namespace: str, node: Node, others: list[Node], settings: Settings) -> None:
-    """Routes from this node to the pods of the others: host-gw routes. An overlay would be added here."""
-    if settings.overlay is not Overlay.HOST_GW:
-        raise ConfigError(f"--overlay {settings.overlay.value}: not supported yet, must be host-gw")
+def route_nodes(namespace: str, others: list[Node]) -> None:
+    """Routes from a node to the pods of the others: host-gw routes. An overlay would be added here."""
 
     def body() -> None:
         with IPRoute() as ipr:

@@ -17,10 +17,11 @@ is a failure at once, and is not retried. Paths are relative to the scenario's f
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from types import MappingProxyType
+from typing import Any, Final
 
 import msgspec
 import yaml
@@ -36,9 +37,12 @@ from l7proxy.lab.settings import Cni, Families, Kernel, Settings
 from l7proxy.lab.state import Lab
 from l7proxy.model.net import family_of
 
-T = TypeVar("T")
 SECONDS: Final = 5.0
 """Time limit of a request; one that is expected to time out waits for `timeout` of the scenario."""
+
+
+Only = Mapping[str, Sequence[Any]]
+"""Dimension → the values selected on the command line; empty selects all."""
 
 
 class Case(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -89,16 +93,6 @@ class Scenario(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     objects: tuple[Manifest, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Only:
-    """The dimensions selected on the command line; empty selects all."""
-
-    cni: tuple[Cni, ...] = ()
-    bridge_nf_call: tuple[int, ...] = ()
-    backend: tuple[Kernel, ...] = ()
-    ip_family: tuple[Families, ...] = ()
-
-
 @dataclass(slots=True)
 class Row:
     """One request of one pod in one lab, and its result."""
@@ -141,28 +135,20 @@ def load(path: Path) -> Scenario:
     return msgspec.structs.replace(scenario, name=scenario.name or path.stem, objects=tuple(found))
 
 
-def variants(scenario: Scenario, only: Only, name: str) -> list[Settings]:
-    """One lab for each combination; bridge-nf-call has no effect without a bridge."""
-    dimensions = scenario.dimensions
-    found: dict[tuple[object, ...], Settings] = {}
-    for cni, call, backend, family, workers in itertools.product(
-        _narrowed(dimensions.cni, only.cni),
-        _narrowed(dimensions.bridge_nf_call, only.bridge_nf_call),
-        _narrowed(dimensions.backend, only.backend),
-        _narrowed(dimensions.ip_family, only.ip_family),
-        dimensions.workers,
-    ):
-        value = 0 if cni is Cni.PTP else call
-        settings = Settings(
-            name=name, cni=cni, bridge_nf_call=value, backend=backend, ip_family=family, workers=workers
-        )
-        found.setdefault((cni, value, backend, family, workers), settings)
-    return list(found.values())
+def variants(scenario: Scenario, name: str, only: Only = MappingProxyType({})) -> list[Settings]:
+    """One lab for each combination; bridge-nf-call has no effect without a bridge.
 
-
-def _narrowed(values: Sequence[T], only: Sequence[T]) -> list[T]:
-    """A value given on the command line is used even if the file does not have it."""
-    return list(only) or list(values)
+    Values of `only` are used even if the file does not have them.
+    """
+    given = {dimension: values for dimension, values in only.items() if values}
+    dimensions = msgspec.structs.asdict(scenario.dimensions) | given
+    found = []
+    for values in itertools.product(*dimensions.values()):
+        settings = Settings(name=name, **dict(zip(dimensions, values, strict=True)))
+        if settings.cni is Cni.PTP:
+            settings = msgspec.structs.replace(settings, bridge_nf_call=0)
+        found.append(settings)
+    return list(dict.fromkeys(found))
 
 
 def describe(settings: Settings) -> str:
@@ -177,13 +163,9 @@ def rows(scenario: Scenario, settings: Settings, cluster: Cluster) -> Iterator[R
             pod = _pod(cluster, name)
             request = probe.parse(case.request, case.headers, case.body)
             for target, address, port in _targets(cluster, pod, request, via, family):
-                sent = _aimed(request, host=target, port=port)
+                sent = replace(request, host=target, port=port)
                 node = _node_of(cluster, address) or (_backend_nodes(cluster, pod, request) or {pod.node}).pop()
                 yield Row(describe(settings), case, pod, via, family, sent, address, same_node=node == pod.node)
-
-
-def _aimed(request: probe.Request, *, host: str, port: int) -> probe.Request:
-    return probe.Request(request.method, host, port, request.path, request.headers, request.body)
 
 
 def _pod(cluster: Cluster, name: str) -> Pod:
@@ -230,7 +212,7 @@ def _backend_nodes(cluster: Cluster, pod: Pod, request: probe.Request) -> set[st
 def run(scenario: Scenario, only: Only, name: str, out: Console, progress: Console) -> bool:
     """Runs every variant, one after the other. True if no row fails."""
     done: list[Row] = []
-    for settings in variants(scenario, only, name):
+    for settings in variants(scenario, name, only):
         progress.print(f"{scenario.name}: {describe(settings)}, IP {settings.ip_family.value}", highlight=False)
         lab = lifecycle.up(settings, scenario.objects)
         try:

@@ -15,13 +15,6 @@ class Cni(StrEnum):
     PTP = "ptp"
 
 
-class Overlay(StrEnum):
-    """How pod traffic crosses between nodes."""
-
-    HOST_GW = "host-gw"
-    VXLAN = "vxlan"
-
-
 class Kernel(StrEnum):
     """The agent's kernel backend."""
 
@@ -52,7 +45,6 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
 
     name: str = DEFAULT_NAME
     cni: Cni = Cni.BRIDGE
-    overlay: Overlay = Overlay.HOST_GW
     backend: Kernel = Kernel.AUTO
     ip_family: Families = Families.FOUR
     bridge_nf_call: int = 1

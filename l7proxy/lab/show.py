@@ -26,7 +26,6 @@ def gather(lab: Lab) -> dict[str, Any]:
         "up": is_up(lab),
         "directory": str(lab.directory),
         "cni": settings.cni.value,
-        "overlay": settings.overlay.value,
         "ip_family": settings.ip_family.value,
         "bridge_nf_call": settings.bridge_nf_call,
         "nodes": [

@@ -20,9 +20,7 @@ pytestmark = pytest.mark.lab
 
 FILES = sorted(Path(__file__).parent.glob("scenarios/*.yaml"))
 COMBINATIONS = [
-    (file, settings)
-    for file in FILES
-    for settings in scenario.variants(scenario.load(file), scenario.Only(), f"s{os.getpid()}")
+    (file, settings) for file in FILES for settings in scenario.variants(scenario.load(file), f"s{os.getpid()}")
 ]
 PAIRWISE = cover(
     [

@@ -35,14 +35,14 @@ def write(path: Path, text: str) -> Path:
 
 
 def test_bridge_nf_call_is_no_dimension_where_there_is_no_bridge(tmp_path: Path) -> None:
-    found = variants(load(write(tmp_path, FILE)), Only(), "x")
+    found = variants(load(write(tmp_path, FILE)), "x")
     assert len(found) == (2 + 1) * 2 * 2
     assert len({(s.cni, s.bridge_nf_call, s.backend, s.ip_family) for s in found}) == len(found)
 
 
 def test_the_command_line_narrows(tmp_path: Path) -> None:
-    only = Only(cni=(Cni.PTP,), backend=(Kernel.NFTABLES,), ip_family=(Families.DUAL,))
-    (one,) = variants(load(write(tmp_path, FILE)), only, "x")
+    only: Only = {"cni": [Cni.PTP], "backend": [Kernel.NFTABLES], "ip_family": [Families.DUAL]}
+    (one,) = variants(load(write(tmp_path, FILE)), "x", only)
     assert (one.cni, one.backend, one.families) == (Cni.PTP, Kernel.NFTABLES, (4, 6))
 
 
