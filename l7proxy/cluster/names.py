@@ -27,7 +27,6 @@ class Names:
     owned: Mapping[str, Pod] = field(default_factory=dict)
     ids: Mapping[tuple[str, str], int] = field(default_factory=dict)
     services: Mapping[tuple[str, int, int], tuple[str, str]] = field(default_factory=dict)
-    nodes: Mapping[str, str] = field(default_factory=dict)
     identities: Mapping[int, Identity] = field(default_factory=dict)
 
     def pod(self, address: str) -> NamedPod | None:
@@ -44,6 +43,3 @@ class Names:
     def service(self, address: str, port: int, protocol: int) -> tuple[str, str] | None:
         """(namespace, name) of the Service with this frontend."""
         return self.services.get((address, port, protocol))
-
-    def node(self, address: str) -> str:
-        return self.nodes.get(address, "")

@@ -23,12 +23,7 @@ from l7proxy.cluster.pod_index import PodIndex
 from l7proxy.cluster.policy_status import PolicyStatus
 from l7proxy.model import resources
 from l7proxy.model.endpoint import Endpoint, Frontend
-from l7proxy.model.identity import (
-    CONTESTED,
-    UNKNOWN,
-    Identity,
-    allocate,
-)
+from l7proxy.model.identity import CONTESTED, UNKNOWN, Identity, allocate
 from l7proxy.model.ids import EndpointId
 from l7proxy.model.labels import RESERVED, Label, LabelSet, Operator, Requirement, Selector
 from l7proxy.model.net import Network, single_text
@@ -173,20 +168,22 @@ class ClusterState:
 
     def view(self, node: str | None, *, local_addresses: Iterable[str] = ()) -> NodeView:
         """`local_addresses`: addresses of this node's own interfaces; `host`, like those of its Node object."""
-        nodes = self._all(resources.Node)
+        derived, nodes = self._derived, self._all(resources.Node)
         policies, rules, secret_problems = self._policies_and_rules()
-        reaches = self._derived.reaches(rules)
+        reaches = derived.reaches(rules)
         pod_index = self._enrol(rules, reaches)
         node_problems = pod_index.set_nodes(nodes, dict.fromkeys(sorted(local_addresses), node or ""))
-        who = self._cast(node, pod_index, nodes, reaches)
+        known, by_prefix = self._cast(node, pod_index, nodes, reaches)
         endpoints = self._with_audit(_endpoints(node, pod_index))
-        policies, rules = self._that_fit(policies, rules, endpoints, of_node=node is not None)
+        ids = {(endpoint.namespace, endpoint.name): endpoint.id for endpoint in endpoints}
+        refused = derived.too_large(policies, {one.labels for one in endpoints}, of_node=node is not None)
+        policies, rules = derived.fitting(policies, rules, refused)
         services = self._frontends(pod_index)
         return NodeView(
             node=node,
             endpoints=endpoints,
-            identities=who.identities,
-            by_prefix=who.by_prefix,
+            identities=known,
+            by_prefix=by_prefix,
             rules=(*rules, *_contested_rules(pod_index, rules)) if pod_index.contested else rules,
             frontends=services,
             node_addresses=tuple(sorted(address for address, name in pod_index.nodes.items() if name == node)),
@@ -197,7 +194,7 @@ class ClusterState:
                 *self._audit_problems(),
             ),
             secret_problems=secret_problems,
-            names=self._names(endpoints, pod_index, services, who.identities),
+            names=Names(dict(pod_index.owned), ids, derived.service_names(services), known),
         )
 
     def _all(self, kind: type[F]) -> tuple[F, ...]:
@@ -251,19 +248,6 @@ class ClusterState:
     def _policies(self) -> tuple[PolicyStatus, ...]:
         return self._derived.policies(self._all(PolicyDocument))
 
-    def _that_fit(
-        self,
-        policies: tuple[PolicyStatus, ...],
-        rules: tuple[Rule, ...],
-        endpoints: tuple[Endpoint, ...],
-        *,
-        of_node: bool,
-    ) -> tuple[tuple[PolicyStatus, ...], tuple[Rule, ...]]:
-        """Both without the patterns that exceed the memory limits of workers."""
-        kinds = {endpoint.labels for endpoint in endpoints}
-        refused = self._derived.too_large(policies, kinds, of_node=of_node)
-        return self._derived.fitting(policies, rules, refused)
-
     @property
     def references(self) -> References:
         """The current objects that policies may refer to."""
@@ -290,8 +274,8 @@ class ClusterState:
         pod_index: PodIndex,
         nodes: tuple[resources.Node, ...],
         reaches: Mapping[Network, Reach],
-    ) -> IPCache:
-        """All identities and the prefixes that map to them."""
+    ) -> tuple[Mapping[int, Identity], Mapping[str, int]]:
+        """All identities by number, and prefix → identity number."""
         derived, of_nodes = self._derived, pod_index.nodes
         apiservers = derived.apiservers(self._all(resources.EndpointSlice))
         places, of_places = derived.places(node, of_nodes, nodes, apiservers, reaches, derived.named(reaches))
@@ -303,10 +287,8 @@ class ClusterState:
         reserved = identities.reserved(dual=dual, host_is_apiserver=host_is_apiserver)
         if pod_index.contested:
             reserved[CONTESTED] = Identity(CONTESTED, LabelSet.reserved(CONTESTED_KEY))
-        return IPCache(
-            identities=identities.table(reserved, pod_index.identities(), of_places, networks=networks),
-            by_prefix=_prefixes(pod_index, places, prefixes, dual=dual),
-        )
+        known = identities.table(reserved, pod_index.identities(), of_places, networks=networks)
+        return known, _prefixes(pod_index, places, prefixes, dual=dual)
 
     def _frontends(self, pod_index: PodIndex) -> tuple[Frontend, ...]:
         """Cached per namespace, since pods affect only the Services of their namespace."""
@@ -320,17 +302,6 @@ class ClusterState:
         )
         return derived.frontends(*found)
 
-    def _names(
-        self,
-        endpoints: tuple[Endpoint, ...],
-        pod_index: PodIndex,
-        services: tuple[Frontend, ...],
-        known: Mapping[int, Identity],
-    ) -> Names:
-        of_services = self._derived.service_names(services)
-        ids = {(endpoint.namespace, endpoint.name): endpoint.id for endpoint in endpoints}
-        return Names(dict(pod_index.owned), ids, of_services, dict(pod_index.nodes), known)
-
     def _unknown(self, node: str | None, nodes: tuple[resources.Node, ...]) -> Iterator[Problem]:
         """A problem if no Node and no Pod has this node name: a mistyped name would silently enforce nothing."""
         if not node or any(one.name == node for one in nodes) or any(pod.node == node for pod in self._all(Pod)):
@@ -338,14 +309,6 @@ class ClusterState:
         known = ", ".join(sorted({one.name for one in nodes})[:5]) or "none"
         what = f"node {node}: no Node object has this name and no Pod is on it: nothing is enforced"
         yield resources.Problem("", 0, "", f"{what} (known nodes: {known})")
-
-
-@dataclass(frozen=True, slots=True)
-class IPCache:
-    """All identities by number, and prefix → identity number."""
-
-    identities: Mapping[int, Identity]
-    by_prefix: Mapping[str, int]
 
 
 def _prefixes(

@@ -332,25 +332,10 @@ def whole(messages: Iterable[Message]) -> Iterator[Message]:
 
 def _survey() -> HostNetwork:
     with IPRoute() as netlink:
-        by_index: dict[int, dict[str, Any]] = {}
-        for message in whole(netlink.get_links()):
-            by_index[message["index"]] = {
-                "name": message.get_attr("IFLA_IFNAME"),
-                "mac": message.get_attr("IFLA_ADDRESS") or "",
-                "kind": (message.get_attr("IFLA_LINKINFO") or {}).get("attrs", []),
-                "master": message.get_attr("IFLA_MASTER"),
-            }
-        names = {index: str(link["name"]) for index, link in by_index.items()}
-        links = {
-            link["name"]: Link(
-                link["name"],
-                link["mac"].lower(),
-                next((str(value) for key, value in link["kind"] if key == "IFLA_INFO_KIND"), ""),
-                names.get(link["master"], ""),
-            )
-            for link in by_index.values()
-            if _NAME.fullmatch(str(link["name"]))
-        }
+        listed = list(whole(netlink.get_links()))
+        names = {message["index"]: str(message.get_attr("IFLA_IFNAME")) for message in listed}
+        found = (_link(message, names) for message in listed)
+        links = {link.name: link for link in found if _NAME.fullmatch(link.name)}
         addresses = {
             canonical(text)
             for message in whole(netlink.get_addr())
@@ -364,3 +349,13 @@ def _survey() -> HostNetwork:
             if text and message["dst_len"] == full and message.get_attr("RTA_GATEWAY") is None and index in names:
                 routes[canonical(text)] = names[index]
     return HostNetwork(links, frozenset(addresses), routes)
+
+
+def _link(message: Message, names: Mapping[int, str]) -> Link:
+    info = dict((message.get_attr("IFLA_LINKINFO") or {}).get("attrs", ()))
+    return Link(
+        names[message["index"]],
+        (message.get_attr("IFLA_ADDRESS") or "").lower(),
+        str(info.get("IFLA_INFO_KIND", "")),
+        names.get(message.get_attr("IFLA_MASTER"), ""),
+    )

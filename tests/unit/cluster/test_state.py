@@ -295,7 +295,6 @@ def test_frontends_and_names() -> None:
     assert there is not None
     assert (here.id, here.namespace, here.name) == (found.endpoints[0].id, "shop", "web")
     assert (there.id, there.name) == (0, "client")
-    assert found.names.node("192.168.0.2") == "n2"
     assert found.names.identity_labels(1) == ("reserved:host",)
     assert found.names.identity_labels(999) == ()
 
