@@ -19,8 +19,10 @@ from l7proxy.errors import ConfigError, PolicyError, SourceError
 from l7proxy.setting_definitions import POLICY, Settings
 
 if TYPE_CHECKING:
-    from l7proxy.model.resources import Change, PolicyDocument
+    from l7proxy.cluster.state import NodeView
+    from l7proxy.model.resources import Change, PolicyDocument, Problem
     from l7proxy.policy.lang import Options
+    from l7proxy.simulate.cluster import Cluster
     from l7proxy.simulate.trace import Question
     from l7proxy.sources.files.scan import DirectoryScan
 
@@ -186,17 +188,20 @@ def validate(
     kubectl get cnp -A -o yaml | l7proxy policy validate -
     """
     from l7proxy.settings import derived
+    from l7proxy.simulate.cluster import Cluster
     from l7proxy.sources.files.scan import changes_of, look
 
     settings = _settings(config, like_cilium=like_cilium)
-    seen = look(files, derived.policy_options(settings))
+    options = derived.policy_options(settings)
+    seen = look(files, options)
     changes = changes_of(seen)
     documents = list(_documents(changes))
-    faults = [_remark(problem) for problem in seen.problems] + list(_faults(changes, documents, settings))
-    faults = _sorted(faults)
-    remarks = list(_notes(documents, derived.policy_options(settings)))
+    cluster = Cluster.of(changes, settings)
+    view = cluster.everywhere
+    faults = _sorted([*map(_remark, seen.problems), *map(_remark, view.problems), *_faults(documents, options)])
+    remarks = list(_notes(documents, options))
     notes = [one for code, one in remarks if not code]
-    found = [*_lint(changes, documents, settings), *_selecting_nothing(changes, settings)]
+    found = [*_lint(documents, cluster), *_selecting_nothing(view)]
     warnings = _sorted([*found, *(one for code, one in remarks if code)])
     if output is Format.JSON:
         told = {"faults": faults, "warnings": warnings, "notes": notes}
@@ -241,21 +246,15 @@ def _documents(changes: Sequence[Change]) -> Iterator[PolicyDocument]:
             yield change.resource
 
 
-def _faults(changes: Sequence[Change], documents: Sequence[PolicyDocument], settings: Settings) -> Iterator[Remark]:
-    """Errors that belong to no single file, and everything invalid or unsupported in each policy."""
+def _faults(documents: Sequence[PolicyDocument], options: Options) -> Iterator[Remark]:
+    """Everything invalid or unsupported in each policy."""
     from l7proxy.policy import lang
-    from l7proxy.settings import derived
 
-    cluster_state = derived.empty_cluster(settings)
-    cluster_state.apply(changes)
-    for problem in cluster_state.view(None).problems:
-        yield Remark(problem.file, problem.line or None, problem.field, problem.message)
     for document in documents:
-        for error in lang.faults(document.document, options=derived.policy_options(settings)):
+        for error in lang.faults(document.document, options=options):
             if document.fault and document.parsed.at in ("", error.at):
                 continue  # reported with the file; the placeholder of an unreadable document has made-up fields
-            file, line = document.locate(error.at)
-            yield Remark(file, line or None, error.at, error.message)
+            yield _remark_at(document, error.at, error.at, error.message)
 
 
 def _notes(documents: Sequence[PolicyDocument], options: Options) -> Iterator[tuple[str, Remark]]:
@@ -268,22 +267,18 @@ def _notes(documents: Sequence[PolicyDocument], options: Options) -> Iterator[tu
         except PolicyError:
             continue
         for note in notes:
-            file, line = document.locate(note.at)
-            yield note.code, Remark(file, line or None, note.code or note.at, note.message)
+            yield note.code, _remark_at(document, note.at, note.code or note.at, note.message)
 
 
-def _lint(changes: Sequence[Change], documents: Sequence[PolicyDocument], settings: Settings) -> Iterator[Remark]:
+def _lint(documents: Sequence[PolicyDocument], cluster: Cluster) -> Iterator[Remark]:
     """Valid rules that may have an unintended effect. More is checked if pods are given."""
     from l7proxy.policy import lint
     from l7proxy.policy.compile import compile_policies
-    from l7proxy.simulate.cluster import Cluster
 
     fields = [(document, field) for document in documents for field in lint.of_document(document.document)]
     unlearned = lint.of_names_learned(document.document for document in documents)
     for document, field in [*fields, *((documents[number], field) for number, field in unlearned)]:
-        file, line = document.locate(field.at)
-        yield Remark(file, line or None, field.code, field.message)
-    cluster = Cluster.of(changes, settings)
+        yield _remark_at(document, field.at, field.code, field.message)
     view = cluster.everywhere
     found = [finding for policy in view.policies for finding in lint.of_rules(policy.rules)]
     written = [rule for policy in view.policies for rule in policy.rules]
@@ -297,13 +292,10 @@ def _lint(changes: Sequence[Change], documents: Sequence[PolicyDocument], settin
         yield Remark(one.ref.file, one.ref.line or None, one.code, one.message)
 
 
-def _selecting_nothing(changes: Sequence[Change], settings: Settings) -> Iterator[Remark]:
+def _selecting_nothing(view: NodeView) -> Iterator[Remark]:
     """Policies that select no pod. Only checked if pods are given."""
     from l7proxy.cluster.policy_status import PolicyPhase
-    from l7proxy.simulate.cluster import Cluster
 
-    cluster = Cluster.of(changes, settings)
-    view = cluster.everywhere
     if not view.endpoints:
         return
     for policy in view.policies:
@@ -312,8 +304,13 @@ def _selecting_nothing(changes: Sequence[Change], settings: Settings) -> Iterato
             yield Remark(policy.file, policy.line or None, "selects-no-pod", what)
 
 
-def _remark(problem: SourceError) -> Remark:
-    return Remark(problem.file, problem.line, problem.field, problem.message)
+def _remark(problem: SourceError | Problem) -> Remark:
+    return Remark(problem.file, problem.line or None, problem.field, problem.message)
+
+
+def _remark_at(document: PolicyDocument, at: str, field: str, message: str) -> Remark:
+    file, line = document.locate(at)
+    return Remark(file, line or None, field, message)
 
 
 @app.command("test", short_help="Run unit tests of policies.")
