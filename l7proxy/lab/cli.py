@@ -53,6 +53,15 @@ def told() -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def _existing(name: str) -> Iterator[state.Lab]:
+    """A lab in its user namespace."""
+    with told():
+        lab = state.Lab(name)
+        userns.enter(lab)
+        yield lab
+
+
+@contextlib.contextmanager
 def reporting(title: str) -> Iterator[lifecycle.Report]:
     """Shows steps in the terminal's last line; without a terminal, one line each."""
     if not _progress.is_terminal:
@@ -100,18 +109,16 @@ def up(
 @app.command()
 def apply(filename: Files, name: Name = DEFAULT_NAME) -> None:
     """Create or change objects, as `kubectl apply`; return when the change is enforced."""
-    with told(), reporting(f"lab {name}") as report:
-        userns.enter(state.Lab(name))
-        lifecycle.apply(state.Lab(name), read(filename), report)
-    _warn(state.Lab(name))
+    with _existing(name) as lab, reporting(f"lab {name}") as report:
+        lifecycle.apply(lab, read(filename), report)
+    _warn(lab)
 
 
 @app.command()
 def delete(filename: Files, name: Name = DEFAULT_NAME) -> None:
     """Delete the objects in these manifests, as `kubectl delete`; return when the change is enforced."""
-    with told(), reporting(f"lab {name}") as report:
-        userns.enter(state.Lab(name))
-        lifecycle.delete(state.Lab(name), [manifest.key for manifest in read(filename)], report)
+    with _existing(name) as lab, reporting(f"lab {name}") as report:
+        lifecycle.delete(lab, [manifest.key for manifest in read(filename)], report)
 
 
 @app.command(name="exec")
@@ -121,9 +128,8 @@ def exec_(
     name: Name = DEFAULT_NAME,
 ) -> None:
     """Run a command in a pod or on a node; exit with its exit code."""
-    with told():
-        userns.enter(state.Lab(name))
-        raise typer.Exit(execute.execute(state.Lab(name), target, command))
+    with _existing(name) as lab:
+        raise typer.Exit(execute.execute(lab, target, command))
 
 
 @app.command()
@@ -132,11 +138,10 @@ def status(
     output: Annotated[str, typer.Option("-o", "--output", help="Output format: table or json.")] = "table",
 ) -> None:
     """Show nodes, pods and enforcement. Exit code 1 if a node does not enforce all policies."""
-    with told():
+    with _existing(name) as lab:
         if output not in {"table", "json"}:
             raise ConfigError(f"-o {output}: must be table or json")
-        userns.enter(state.Lab(name))
-        resources = show.gather(state.Lab(name))
+        resources = show.gather(lab)
         if output == "json":
             print(json.dumps(resources, indent=2))
         else:
@@ -154,9 +159,7 @@ def logs_(
     name: Name = DEFAULT_NAME,
 ) -> None:
     """Print the logs of pods and agents."""
-    with told():
-        userns.enter(state.Lab(name))
-        lab = state.Lab(name)
+    with _existing(name) as lab:
         for line in logs.lines(logs.directories(lab, target), follow=follow):
             print(line, flush=follow)
 
@@ -188,9 +191,7 @@ def down(
     if every:
         codes = [_again("down", "--name", each) for each in state.names()]
         raise typer.Exit(max(codes, default=0))
-    with told(), reporting("lab down") as report:
-        lab = state.Lab(name)
-        userns.enter(lab)
+    with _existing(name) as lab, reporting("lab down") as report:
         lifecycle.down(lab, report)
         userns.leave(lab)
 

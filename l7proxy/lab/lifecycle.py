@@ -80,7 +80,7 @@ def is_up(lab: Lab) -> bool:
         state = lab.load()
     except ConfigError:
         return False
-    return state.up and any(process.alive for process in state.processes())
+    return state.up and any(box.alive for box in state.boxes)
 
 
 def _build(lab: Lab, settings: Settings, planned: Plan, report: Report) -> None:
@@ -108,8 +108,7 @@ def _follow(lab: Lab, state: State, planned: Plan, report: Report) -> None:
     wanted = {str(pod): pod for pod in cluster.pods}
     specs = {name: _pod_spec(lab, state, pod) for name, pod in wanted.items()}
     for name, box in list(state.pods.items()):
-        alive = box.process is not None and box.process.alive
-        if not alive or name not in wanted or _fingerprint(wanted[name], specs[name]) != box.spec:
+        if not box.alive or name not in wanted or _fingerprint(wanted[name], specs[name]) != box.spec:
             report(f"{name}: removing")
             _remove_pod(lab, state, name)
     fresh = [pod for name, pod in wanted.items() if name not in state.pods]
@@ -121,7 +120,7 @@ def _follow(lab: Lab, state: State, planned: Plan, report: Report) -> None:
         kube_proxy.sync(state.nodes[node.name].namespace, cluster, node, state.settings.families)
     lab.store.save(planned.manifests)
     for node_name, box in state.nodes.items():
-        if box.process is None or not box.process.alive:
+        if not box.alive:
             box.process = _start(_node_spec(lab, state, node_name))
             lab.save(state)
     for pod in fresh:
@@ -278,7 +277,7 @@ def _clear(lab: Lab) -> None:
     boxes: list[Box] = []
     with contextlib.suppress(ConfigError):
         state = lab.load()
-        boxes = [*state.pods.values(), *state.nodes.values()]
+        boxes = state.boxes
         left = list(dict.fromkeys([*state.namespaces(), *left]))
     _end(boxes, left)
     inodes = netns.inodes(left)

@@ -18,19 +18,15 @@ LOCAL = ("127.0.0.1 localhost", "::1 localhost ip6-localhost ip6-loopback")
 def lookup(cluster: Cluster, namespace: str) -> dict[str, tuple[str, ...]]:
     """name → addresses, as seen from a pod of this namespace."""
     table: dict[str, tuple[str, ...]] = {}
-    for service in cluster.services:
-        addresses = addresses_of(cluster, service)
-        full = f"{service.name}.{service.namespace}"
-        for name in (full, f"{full}.svc", f"{full}.svc.cluster.local"):
+    named: list[tuple[Service | Pod, str, tuple[str, ...]]]
+    named = [(service, "svc", addresses_of(cluster, service)) for service in cluster.services]
+    named += [(pod, "pod", pod.addresses) for pod in cluster.pods]
+    for one, kind, addresses in named:
+        full = f"{one.name}.{one.namespace}"
+        for name in (full, f"{full}.{kind}", f"{full}.{kind}.cluster.local"):
             table.setdefault(name, addresses)
-        if service.namespace == namespace:
-            table.setdefault(service.name, addresses)
-    for pod in cluster.pods:
-        full = f"{pod.name}.{pod.namespace}"
-        for name in (full, f"{full}.pod", f"{full}.pod.cluster.local"):
-            table.setdefault(name, pod.addresses)
-        if pod.namespace == namespace:
-            table.setdefault(pod.name, pod.addresses)
+        if one.namespace == namespace:
+            table.setdefault(one.name, addresses)
     for node in cluster.nodes:
         table.setdefault(node.name, node.addresses)
     return table

@@ -12,7 +12,7 @@ from l7proxy.errors import SourceError
 from l7proxy.lab import agents
 from l7proxy.lab.lifecycle import cluster_of, is_up
 from l7proxy.lab.sandbox import Status, read_status
-from l7proxy.lab.state import Box, Lab
+from l7proxy.lab.state import Lab
 from l7proxy.model.verdict import Protocol
 
 
@@ -34,7 +34,7 @@ def gather(lab: Lab) -> dict[str, Any]:
                 "addresses": list(node.addresses),
                 "pod_cidrs": list(node.pod_cidrs),
                 "netns": state.nodes[node.name].namespace,
-                "alive": _alive(state.nodes[node.name]),
+                "alive": state.nodes[node.name].alive,
                 "agent": _agent(lab, node.name) if settings.agent else None,
             }
             for node in cluster.nodes
@@ -46,7 +46,7 @@ def gather(lab: Lab) -> dict[str, Any]:
                 "addresses": list(pods[name].addresses),
                 "netns": box.namespace or state.nodes[box.node].namespace,
                 "interface": box.interface,
-                "alive": _alive(box),
+                "alive": box.alive,
                 **_contents(read_status(lab.pod_directory(pods[name]))),
             }
             for name, box in state.pods.items()
@@ -61,10 +61,6 @@ def gather(lab: Lab) -> dict[str, Any]:
             for service in cluster.services
         ],
     }
-
-
-def _alive(box: Box) -> bool:
-    return box.process is not None and box.process.alive
 
 
 def _contents(status: Status) -> dict[str, Any]:

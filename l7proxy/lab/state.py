@@ -35,6 +35,10 @@ class Box(msgspec.Struct):
     process: Process | None = None
     spec: str = ""
 
+    @property
+    def alive(self) -> bool:
+        return self.process is not None and self.process.alive
+
 
 class State(msgspec.Struct):
     """`lab.json`. `up` is set when the lab has come up completely."""
@@ -45,11 +49,12 @@ class State(msgspec.Struct):
     nodes: dict[str, Box] = {}
     pods: dict[str, Box] = {}
 
-    def namespaces(self) -> list[str]:
-        return [*(box.namespace for box in (*self.pods.values(), *self.nodes.values()) if box.namespace), self.wire]
+    @property
+    def boxes(self) -> list[Box]:
+        return [*self.pods.values(), *self.nodes.values()]
 
-    def processes(self) -> list[Process]:
-        return [box.process for box in (*self.pods.values(), *self.nodes.values()) if box.process]
+    def namespaces(self) -> list[str]:
+        return [*(box.namespace for box in self.boxes if box.namespace), self.wire]
 
 
 def root() -> Path:
