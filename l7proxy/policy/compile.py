@@ -22,7 +22,7 @@ from l7proxy.model.ref import BUILT_IN, RuleRef
 from l7proxy.model.verdict import Action, Direction
 from l7proxy.policy.l7 import enforceable
 from l7proxy.policy.resolver import Resolver, numbers
-from l7proxy.policy.rules import AnyPeer, CidrPeer, EveryPeer, Peer, PortMatch, Reach, Rule, SelectorPeer
+from l7proxy.policy.rules import CidrPeer, PortMatch, Reach, Rule, SelectorPeer, leaves
 from l7proxy.policy.tables import DirectionPolicy, EndpointPolicy, Entry, Stage, TierPolicy
 from l7proxy.policy.tiers import GUARD, Level, Tier
 
@@ -143,7 +143,9 @@ def cidrs_of(rules: Iterable[Rule]) -> Mapping[Network, Reach]:
     """
     found: dict[Network, Reach] = {}
     for rule in rules:
-        for peer in _cidrs(rule.peers or ()):
+        for peer in leaves(rule.peers or ()):
+            if not isinstance(peer, CidrPeer):
+                continue
             for network in (peer.network, *peer.excepts):
                 found[network] = max(found.get(network, Reach.OUTSIDE), peer.reach, key=_WIDTH.index)
     return found
@@ -152,36 +154,13 @@ def cidrs_of(rules: Iterable[Rule]) -> Mapping[Network, Reach]:
 _WIDTH: Final = (Reach.OUTSIDE, Reach.NODES, Reach.ANYWHERE)
 
 
-def _cidrs(peers: Iterable[Peer]) -> Iterator[CidrPeer]:
-    for peer in peers:
-        match peer:
-            case CidrPeer():
-                yield peer
-            case EveryPeer(all_of, none_of):
-                yield from _cidrs((*all_of, *none_of))
-            case AnyPeer(any_of):
-                yield from _cidrs(any_of)
-            case _:
-                pass
-
-
 def keys_of(rules: Iterable[Rule]) -> frozenset[tuple[str, str]]:
     """(source, key) of every label that rules select on."""
-    asked = {rule.subject for rule in rules} | {one for rule in rules for one in _selectors(rule.peers or ())}
+    asked: set[Selects] = set()
+    for rule in rules:
+        asked.add(rule.subject)
+        asked.update(peer.selector for peer in leaves(rule.peers or ()) if isinstance(peer, SelectorPeer))
     return frozenset(key for one in asked for key in expression.keys(one))
-
-
-def _selectors(peers: Iterable[Peer]) -> Iterator[Selects]:
-    for peer in peers:
-        match peer:
-            case SelectorPeer(selector):
-                yield selector
-            case EveryPeer(all_of, none_of):
-                yield from _selectors((*all_of, *none_of))
-            case AnyPeer(any_of):
-                yield from _selectors(any_of)
-            case _:
-                pass
 
 
 def _endpoint(endpoint: Endpoint, own: list[Rule], resolver: Resolver) -> EndpointPolicy:

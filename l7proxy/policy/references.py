@@ -45,6 +45,7 @@ from l7proxy.policy.rules import (
     SelectorPeer,
     ServicePeer,
     ServicePortPeer,
+    leaves,
 )
 from l7proxy.policy.tiers import UNPLACED, Tier
 
@@ -198,8 +199,8 @@ def _no_tier(tier: Tier) -> str:
 def unknown(rules: Iterable[Rule], references: References) -> Iterator[tuple[RuleRef, str]]:
     """(rule, name) for each name that matches no peer."""
     for rule in rules:
-        for peer in _names(rule.peers or ()):
-            if not _means(peer, references):
+        for peer in leaves(rule.peers or ()):
+            if isinstance(peer, NamePeer) and not _means(peer, references):
                 yield rule.ref, _called(peer)
 
 
@@ -230,19 +231,6 @@ def without_tier(rules: Iterable[Rule], references: References) -> Iterator[tupl
         tier = rule.level.tier
         if tier.order == UNPLACED and tier.name not in references.placed:
             yield rule.ref, _no_tier(tier)
-
-
-def _names(peers: Iterable[Peer]) -> Iterator[NamePeer]:
-    for peer in peers:
-        match peer:
-            case ServicePeer() | CidrGroupPeer() | NodePeer() | ServicePortPeer():
-                yield peer
-            case EveryPeer(all_of, none_of):
-                yield from _names((*all_of, *none_of))
-            case AnyPeer(any_of):
-                yield from _names(any_of)
-            case _:
-                pass
 
 
 def _all(peers: Iterable[Peer], deny: bool, references: References) -> Iterator[Peer]:

@@ -7,7 +7,7 @@ None and empty differ everywhere: None means "not given, so any", an empty tuple
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import Enum
 from typing import Final
@@ -111,6 +111,20 @@ Peer = (
     SelectorPeer | CidrPeer | EveryPeer | AnyPeer
     | ServicePeer | CidrGroupPeer | NetworkSetPeer | NodePeer | ServicePortPeer
 )  # fmt: skip
+
+
+def leaves(peers: Iterable[Peer]) -> Iterator[Peer]:
+    """All peers in these that are not composed of others, excluded ones too."""
+    for peer in peers:
+        match peer:
+            case EveryPeer(all_of, none_of):
+                yield from leaves((*all_of, *none_of))
+            case AnyPeer(any_of):
+                yield from leaves(any_of)
+            case _:
+                yield peer
+
+
 EVERYONE_BUT_THE_HOST: Final[Mapping[Direction, tuple[Peer, ...] | None]] = {
     Direction.INGRESS: (SelectorPeer(Selector((Requirement(RESERVED, "host", Operator.DOES_NOT_EXIST),))),),
     Direction.EGRESS: None,
