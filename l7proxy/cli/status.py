@@ -102,18 +102,17 @@ def _show_status(found: Mapping[str, Any], complaints: list[str]) -> None:
     workers = found.get("workers") or []
     keys = ("worker", "pid", "revision", "connections", "requests", "denied")
     table([key.upper() for key in keys], [[one.get(key, "") for key in keys] for one in workers], empty="No workers.")
-    if limited := flows.get("rate_limited"):
-        print(f"\n{colour('Verdicts without a flow (rate limit):', 'bold')}")
-        for one in limited[:SHOWN]:
-            print(f"  {plain(_rate_limited(one))}")
-    if unknown := found.get("unknown_pods"):
-        print(f"\n{colour('Unknown pods:', 'bold')}")
-        for one in unknown:
-            print(f"  {plain(_unknown(one, audit=bool(found.get('audit'))))}")
-    if complaints:
-        print(f"\n{colour('Not enforced:', 'bold')}")
-        for text in complaints:
-            print(f"  {plain(text)}")
+    _section("Verdicts without a flow (rate limit):", map(_rate_limited, (flows.get("rate_limited") or [])[:SHOWN]))
+    unknown = found.get("unknown_pods") or []
+    _section("Unknown pods:", (_unknown(one, audit=bool(found.get("audit"))) for one in unknown))
+    _section("Not enforced:", complaints)
+
+
+def _section(title: str, lines: Iterable[str]) -> None:
+    """The lines under their title; nothing if there are none."""
+    shown = [f"  {plain(line)}" for line in lines]
+    if shown:
+        print(f"\n{paint()(title, 'bold')}", *shown, sep="\n")
 
 
 def _sink(sink: Mapping[str, Any]) -> str:

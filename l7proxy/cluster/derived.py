@@ -36,7 +36,7 @@ from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from ipaddress import ip_network
 from itertools import chain
-from operator import is_
+from operator import add, is_
 from typing import Generic, ParamSpec, TypeVar
 
 from l7proxy.cluster import identities, pattern_limits, policy_status, service_pods
@@ -60,6 +60,7 @@ from l7proxy.policy.rules import Reach, Rule, ServicePortPeer
 
 P = ParamSpec("P")
 T = TypeVar("T")
+Slices = tuple[EndpointSlice, ...]
 Services = tuple[list[Service], list[EndpointSlice]]
 """Those of one namespace."""
 
@@ -105,12 +106,12 @@ class Derived:
         self.policies = Node(partial(_policies, self._status_of))
         self.bare_services = Node(_bare_services)
         self.pod_slices = Node(_pod_slices)
-        self.slices = Node(_slices)
+        self.slices: Node[[Slices, Slices], Slices] = Node(add)
         self.references = Node(References)
         self.placed = Node(_placed)
         self.written = Node(partial(_written, secrets_namespace))
         self.rules = Node(partial(_rules, everywhere))
-        self.label_keys = Node(partial(_label_keys, IdentityMemo(_keys), kept))
+        self.label_keys = Node(partial(_label_keys, IdentityMemo(lambda rule: keys_of((rule,))), kept))
         self.reaches = Node(cidrs_of)
         self.named = Node(identities.Named.among)
         self.too_large = Node(pattern_limits.too_large)
@@ -157,10 +158,6 @@ def _pod_slices(services: Iterable[Service], pods: Iterable[Pod]) -> tuple[Endpo
     return tuple(piece for service in services for piece in service_pods.slices(service, pods))
 
 
-def _slices(given: tuple[EndpointSlice, ...], of_pods: tuple[EndpointSlice, ...]) -> tuple[EndpointSlice, ...]:
-    return given + of_pods
-
-
 def _placed(policies: Iterable[PolicyStatus], references: References) -> tuple[PolicyStatus, ...]:
     return tuple(policy_status.placed(policy, references) for policy in policies)
 
@@ -190,10 +187,6 @@ def _fitting(
 
 
 # --- identities
-
-
-def _keys(rule: Rule) -> frozenset[tuple[str, str]]:
-    return keys_of((rule,))
 
 
 def _label_keys(

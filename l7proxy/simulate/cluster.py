@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from ipaddress import IPv4Network, IPv6Network, ip_address
-from typing import Final
+from typing import Final, TypeVar
 
 from l7proxy.cluster.state import ClusterState, NodeView
 from l7proxy.errors import ConfigError
@@ -26,6 +26,7 @@ from l7proxy.policy.tables import LocalEndpoint
 from l7proxy.setting_definitions import Settings
 from l7proxy.settings import derived
 
+R = TypeVar("R", bound=Resource)
 NOBODYS: Final[Mapping[int, IPv4Network | IPv6Network]] = {4: IPv4Network("240.0.0.0/4"), 6: IPv6Network("100::/64")}
 
 
@@ -160,11 +161,14 @@ class Cluster:
         end = self.who(text)
         return [Target(end, _port_number(port, protocol, end))]
 
+    def _all(self, kind: type[R]) -> Iterator[R]:
+        return (one for one in self.resources if isinstance(one, kind))
+
     def _pod(self, text: str) -> End:
         namespace, _, name = text.partition("/")
-        for resource in self.resources:
-            if isinstance(resource, Pod) and (resource.namespace, resource.name) == (namespace, name):
-                return self._end_of(resource)
+        for pod in self._all(Pod):
+            if (pod.namespace, pod.name) == (namespace, name):
+                return self._end_of(pod)
         raise ConfigError(f"no pod {text} in the manifests")
 
     def _end_of(self, pod: Pod) -> End:
@@ -176,9 +180,9 @@ class Cluster:
         return End(name, pod.addresses[0], pod=pod, addresses=pod.addresses)
 
     def _node_named(self, name: str) -> End:
-        for resource in self.resources:
-            if isinstance(resource, Node) and resource.name == name:
-                return End(f"node {name}", resource.addresses[0], node=name, addresses=resource.addresses)
+        for node in self._all(Node):
+            if node.name == name:
+                return End(f"node {name}", node.addresses[0], node=name, addresses=node.addresses)
         raise ConfigError(
             f"{name!r} not found: not a node in the manifests and not an address; "
             "must be NS/POD, a node, an address, reserved:NAME or svc:NS/NAME"
@@ -196,9 +200,7 @@ class Cluster:
         namespace, slash, name = text.removeprefix("svc:").partition("/")
         if not slash:
             raise ConfigError(f"{text}: expected svc:NAMESPACE/NAME")
-        found = (
-            one for one in self.resources if isinstance(one, Service) and (one.namespace, one.name) == (namespace, name)
-        )
+        found = (one for one in self._all(Service) if (one.namespace, one.name) == (namespace, name))
         service = next(found, None)
         if service is None:
             raise ConfigError(f"no Service {namespace}/{name} in the manifests")
@@ -212,12 +214,8 @@ class Cluster:
             address = canonical(text)
         except ValueError:
             return None
-        for one in self.resources:
-            if isinstance(one, Service) and address in one.addresses:
-                number = _number_of(one, port, protocol)
-                if number is not None:
-                    return one, number
-        return None
+        found = ((one, _number_of(one, port, protocol)) for one in self._all(Service) if address in one.addresses)
+        return next(((one, number) for one, number in found if number is not None), None)
 
     def _backends(self, service: Service, port: int, protocol: int, *, at: str = "") -> list[Target]:
         """The backends of a Service port, for this Service address or ("") for all."""
@@ -243,9 +241,7 @@ def addressed(resources: Sequence[Resource]) -> Iterator[Resource]:
     free = (str(address) for address in NOBODYS[family].hosts() if str(address) not in taken)
     for resource in resources:
         match resource:
-            case Pod(addresses=(), host_network=False, finished=False):
-                yield replace(resource, addresses=(next(free),))
-            case Node(addresses=()):
+            case Pod(addresses=(), host_network=False, finished=False) | Node(addresses=()):
                 yield replace(resource, addresses=(next(free),))
             case Service(addresses=(), headless=False):
                 yield replace(resource, addresses=(next(free),))
