@@ -5,19 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from l7proxy.model.endpoint import Workload
+from l7proxy.model.endpoint import NamedPod
 from l7proxy.model.identity import Identity
 from l7proxy.model.resources import Pod
-
-
-@dataclass(frozen=True, slots=True)
-class NamedPod:
-    """A pod as flows show it; `id`: its endpoint number on this node, 0 for pods of other nodes."""
-
-    id: int
-    namespace: str
-    name: str
-    workload: Workload | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -35,9 +35,9 @@ from l7proxy.flows.flow import (
     Workload,
 )
 from l7proxy.flows.records import Connection, HttpRequest, HttpResponse, Malformed, Record
-from l7proxy.model import endpoint as model
 from l7proxy.model import verdict as words
 from l7proxy.model.cache import remember
+from l7proxy.model.endpoint import NamedPod
 from l7proxy.model.labels import CLUSTER_KEY, K8S
 from l7proxy.model.net import family_of
 from l7proxy.model.policy_verdict import Conn, PolicyVerdict
@@ -54,23 +54,10 @@ REMEMBERED: Final = 65_536
 """Connection ends cached by an enricher: a scan must not exhaust memory."""
 
 
-class PodName(Protocol):
-    """The names of a pod. `id` is its endpoint ID on this node, 0 on other nodes."""
-
-    @property
-    def id(self) -> int: ...
-    @property
-    def namespace(self) -> str: ...
-    @property
-    def name(self) -> str: ...
-    @property
-    def workload(self) -> model.Workload | None: ...
-
-
 class Names(Protocol):
     """Names of addresses and numbers, in one policy snapshot."""
 
-    def pod(self, address: str) -> PodName | None:
+    def pod(self, address: str) -> NamedPod | None:
         """The pod on this or another node with this pod IP."""
 
     def identity_labels(self, identity: int) -> Sequence[str]:

@@ -39,6 +39,16 @@ class Endpoint:
 
 
 @dataclass(frozen=True, slots=True)
+class NamedPod:
+    """A pod as flows show it; `id`: its endpoint number on this node, 0 for pods of other nodes."""
+
+    id: int
+    namespace: str
+    name: str
+    workload: Workload | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Backend:
     """One address behind a Service port."""
 

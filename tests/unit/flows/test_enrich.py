@@ -12,7 +12,7 @@ import pytest
 from l7proxy.flows.enrich import Enricher
 from l7proxy.flows.flow import Flow, Policy
 from l7proxy.flows.records import Connection, HttpRequest, HttpResponse, Malformed, Record
-from l7proxy.model.endpoint import Workload
+from l7proxy.model.endpoint import NamedPod, Workload
 from l7proxy.model.policy_verdict import Conn, PolicyVerdict
 from l7proxy.model.ref import RuleRef
 from l7proxy.model.verdict import Direction, DropReason, Protocol, Verdict
@@ -44,14 +44,6 @@ DENIED = PolicyVerdict(
     drop_reason=DropReason.POLICY_DENIED,
     reason="no rule",
 )
-
-
-@dataclass(frozen=True)
-class NamedPod:
-    id: int
-    namespace: str
-    name: str
-    workload: Workload | None = None
 
 
 @dataclass

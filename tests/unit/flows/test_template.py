@@ -18,24 +18,20 @@ from l7proxy.flows.flow import Flow
 from l7proxy.flows.pack import pack
 from l7proxy.flows.records import HttpRequest, Record
 from l7proxy.flows.template import TemplateCache, TemplatedFlow, Uuids
-from l7proxy.model.endpoint import Workload
+from l7proxy.model.endpoint import NamedPod, Workload
 from l7proxy.model.policy_verdict import Conn, PolicyVerdict
 from l7proxy.model.ref import RuleRef
 from l7proxy.model.verdict import Direction, Verdict
 from tests.support.flow_records import RECORDS
 
-
-class Pod:
-    """A pod of this node."""
-
-    id, namespace, name, workload = 101, "default", "client", Workload("client", "Deployment")
+POD = NamedPod(101, "default", "client", Workload("client", "Deployment"))
 
 
 class Book:
     """Names, some of them odd: one label contains a marker of template.py, one characters that JSON escapes."""
 
-    def pod(self, address: str) -> Pod | None:
-        return Pod() if address == "10.0.0.10" else None
+    def pod(self, address: str) -> NamedPod | None:
+        return POD if address == "10.0.0.10" else None
 
     def identity_labels(self, identity: int) -> Sequence[str]:
         return {1: ("k8s:app=a",), 2: ('k8s:odd="\\é%s{}\n',), 3: ("k8s:trap=\ue000u",)}.get(identity, ())
