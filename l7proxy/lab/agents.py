@@ -41,9 +41,9 @@ def _configuration(lab: Lab, settings: Settings, node: str) -> Path:
     return path
 
 
-def ask(lab: Lab, node: str, question: Mapping[str, Any], *, seconds: float = 5.0) -> Iterator[dict[str, Any]]:
+def ask(lab: Lab, node: str, question: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     """The responses of a node's agent: one JSON object per line. ConfigError when it responds with an error."""
-    return client.stream(lab.run_directory(node) / client.SOCKET_NAME, question, patience=seconds)
+    return client.stream(lab.run_directory(node) / client.SOCKET_NAME, question, patience=client.PATIENCE)
 
 
 def status(lab: Lab, node: str) -> dict[str, Any] | None:
