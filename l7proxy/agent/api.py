@@ -48,8 +48,6 @@ class AgentApi:
     @asynccontextmanager
     async def serving(self) -> AsyncIterator[None]:
         """ConfigError when another running agent uses the path."""
-        listener = local.listen(self._path)
-        inode = self._path.stat().st_ino
         writers: set[asyncio.StreamWriter] = set()
 
         async def client(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -60,16 +58,14 @@ class AgentApi:
                 writers.discard(writer)
                 writer.close()
 
-        server = await asyncio.start_unix_server(client, sock=listener, limit=MAX_LINE)
-        try:
-            yield
-        finally:
-            server.close()
-            for writer in writers:
-                writer.transport.abort()
-            with suppress(FileNotFoundError):
-                if self._path.stat().st_ino == inode:  # a later agent may have created its own socket here
-                    self._path.unlink()
+        with local.listening(self._path) as listener:
+            server = await asyncio.start_unix_server(client, sock=listener, limit=MAX_LINE)
+            try:
+                yield
+            finally:
+                server.close()
+                for writer in writers:
+                    writer.transport.abort()
 
     async def _client(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Serve one client until it sends no more requests. A disconnect is not an error."""

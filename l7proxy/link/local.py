@@ -7,6 +7,8 @@ import os
 import socket
 import stat
 import struct
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
@@ -14,10 +16,28 @@ from l7proxy.errors import ConfigError
 
 _UCRED: Final = struct.Struct("3i")  # unix(7): pid, uid, gid
 PROBE_SECONDS: Final = 1.0
+MAX_PATH: Final = 107
+"""Bytes of a path in sockaddr_un: unix(7)."""
+
+
+@contextmanager
+def listening(path: Path) -> Iterator[socket.socket]:
+    """`listen`; at the end, remove the socket file, unless a later process has put its own there."""
+    listener = listen(path)
+    ours = os.open(path, os.O_PATH)  # while it is open, no other file gets its inode number
+    try:
+        yield listener
+    finally:
+        with suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(ours), path.stat()):
+                path.unlink()
+        os.close(ours)
 
 
 def listen(path: Path) -> socket.socket:
-    """Bind and listen, mode 0600. A stale socket file is replaced; a live one is a ConfigError."""
+    """Bind and listen, mode 0600. A stale socket file is replaced; a live one, or too long a path, is a ConfigError."""
+    if len(os.fsencode(path)) > MAX_PATH:
+        raise ConfigError(f"{path}: the path of a socket has at most {MAX_PATH} bytes: set a shorter run_dir")
     _clear(path)
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
     try:

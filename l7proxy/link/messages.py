@@ -101,7 +101,7 @@ class WorkerStats(msgspec.Struct, frozen=True, tag="stats"):
     """What a worker counts, sent once a second. Each number is defined here; `proxy/stats` fills it."""
 
     connections: Annotated[int, Stat("connections", "open connections of clients", total=False)] = 0
-    requests: Annotated[int, Stat("requests", "HTTP requests and opaque connections that were evaluated")] = 0
+    requests: Annotated[int, Stat("requests", "HTTP requests that were evaluated")] = 0
     denied: Annotated[int, Stat("requests", "requests and connections that were refused")] = 0
     errors: Annotated[int, Stat("connections", "connections ended by an internal error")] = 0
     refused_share: Annotated[int, Stat("connections", "refused: the client has half of worker-connections")] = 0

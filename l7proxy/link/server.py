@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Final, assert_never, cast
 
@@ -136,19 +136,15 @@ class LinkServer:
     @asynccontextmanager
     async def serving(self) -> AsyncIterator[None]:
         """Accept workers. ConfigError when another live agent uses the path."""
-        listener = local.listen(self._path)
-        self._page = fence.Page(fence.beside(self._path))
-        inode = self._path.stat().st_ino
-        server = await asyncio.get_running_loop().create_unix_server(lambda: _Peer(self), sock=listener)
-        try:
-            yield
-        finally:
-            server.close()
-            for peer in list(self._connected):
-                peer.transport.abort()
-            with suppress(FileNotFoundError):
-                if self._path.stat().st_ino == inode:  # else it is the socket of a new agent
-                    self._path.unlink()
+        with local.listening(self._path) as listener:
+            self._page = fence.Page(fence.beside(self._path))
+            server = await asyncio.get_running_loop().create_unix_server(lambda: _Peer(self), sock=listener)
+            try:
+                yield
+            finally:
+                server.close()
+                for peer in list(self._connected):
+                    peer.transport.abort()
 
     def joined(self, peer: _Peer) -> None:
         self._connected.add(peer)

@@ -19,13 +19,13 @@ import msgspec
 
 from l7proxy.cluster.identity_labels import LabelFilter
 from l7proxy.errors import ConfigError, SourceError
+from l7proxy.link.local import MAX_PATH
 from l7proxy.model.verdict import Protocol
 from l7proxy.setting_definitions import DEFINITIONS, Definition, Settings
 from l7proxy.sources.files.yaml_lines import Document, read
 
 log = logging.getLogger(__name__)
 
-LONGEST_SOCKET_PATH: Final = 107  # unix(7): sun_path
 WITH_PORTS: Final = frozenset(protocol.value for protocol in Protocol)
 SERVICE_LINK: Final = re.compile(r"(?:tcp|udp|sctp)://", re.IGNORECASE)
 _KERNEL_TABLES: Final = (253, 254, 255)  # ip-route(8): default, main, local
@@ -162,7 +162,7 @@ def _faults(settings: Settings) -> Iterator[tuple[str, str]]:
         yield "route_table", f"{settings.route_table} is reserved by the kernel, choose another table"
     if not settings.node or len(settings.node) > 253 or _is_address(settings.node):
         yield "node", f"{settings.node!r} is not a valid node name: must be the name of a Node object"
-    if len(os.fsencode(settings.agent_socket)) > LONGEST_SOCKET_PATH:
+    if len(os.fsencode(settings.agent_socket)) > MAX_PATH:
         yield "run_dir", f"{settings.run_dir} is too long for the path of a Unix socket: choose a shorter directory"
 
 

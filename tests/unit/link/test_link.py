@@ -289,16 +289,6 @@ async def test_the_socket_is_ours_alone_and_never_stolen(tmp_path: Path) -> None
         await agent.server.publish(picture(1))
 
 
-def test_a_path_that_is_no_socket_is_left_alone(tmp_path: Path) -> None:
-    path = tmp_path / "link.sock"
-    path.write_text("precious")
-    with pytest.raises(ConfigError, match="not a socket"):
-        local.listen(path)
-    assert path.read_text() == "precious"
-    with pytest.raises(ConfigError, match="cannot listen"):
-        local.listen(tmp_path / "missing" / "link.sock")
-
-
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root to become somebody else")
 async def test_another_user_is_refused_even_when_the_file_lets_him() -> None:
     with tempfile.TemporaryDirectory() as place:
