@@ -51,7 +51,7 @@ def main() -> None:
     cluster_state.apply([*changes, *SYNCED])
     view = cluster_state.view(NODE)
     policies = compile_policies(view.rules, view.endpoints, view.identities)
-    pictures = render(view, policies, PodInterfaces(), settings=Settings(), resolve_services=False)
+    snapshots = render(view, policies, PodInterfaces(), settings=Settings(), resolve_services=False)
     spent = time.perf_counter() - start
     told = {
         "read_s": read,
@@ -63,7 +63,7 @@ def main() -> None:
         "rules": len(view.rules),
         "kernel_entries": sum(
             sum(1 for _ in table.entries)
-            for one in pictures.kernel.endpoints
+            for one in snapshots.kernel.endpoints
             for table in (one.ingress, one.egress)
             if table is not None
         ),

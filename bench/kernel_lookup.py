@@ -96,7 +96,7 @@ def ground() -> Iterator[Ground]:
         _clear()
 
 
-def picture(entries: int) -> Desired:
+def snapshot(entries: int) -> Desired:
     """Identities × ports; one entry is the client's. Every identity has an address."""
     peers = max(1, entries // PORTS_PER_PEER)
     ports = entries // peers
@@ -115,7 +115,7 @@ def picture(entries: int) -> Desired:
 def in_force(place: Ground, entries: int) -> float:
     """Applies our rules on the node and returns the seconds needed."""
     start = time.monotonic()
-    netns.inside(NODE, lambda: NftablesBackend().apply(picture(entries)))
+    netns.inside(NODE, lambda: NftablesBackend().apply(snapshot(entries)))
     return time.monotonic() - start
 
 

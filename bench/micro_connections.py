@@ -23,7 +23,7 @@ from typing import Final
 import uvloop
 
 from bench.micro_http1 import request
-from bench.micro_worker import ANSWER, SERVER, picture
+from bench.micro_worker import ANSWER, SERVER, snapshot
 from l7proxy import compiled
 from l7proxy.gate.clock import Clock
 from l7proxy.link import framing
@@ -93,7 +93,7 @@ async def bench(rounds: int) -> None:
             clock=Clock(time.time_ns, time.monotonic_ns),
         )
         proxy = ProxyServer(ctx, ctx.steering.listen())
-        assert not await proxy.publish(picture())
+        assert not await proxy.publish(snapshot())
         client = context.Process(target=ask, args=((proxy.addresses[0].address, proxy.addresses[0].port), rounds))
         client.start()
         gc.set_threshold(*GC_THRESHOLDS)

@@ -73,7 +73,7 @@ class Agent:
         for frame in frames:
             for message in decoder.feed(frame):
                 assert isinstance(message, Flows)
-                self.recorder.told(message)
+                self.recorder.ingest(message)
             if self.sink is not None:
                 self.sink.consume(self.reader.batch(1024))
 

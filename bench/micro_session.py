@@ -17,7 +17,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, cast
 
 from bench.micro_http1 import request, response
-from bench.micro_worker import CLIENT, SERVER, picture
+from bench.micro_worker import CLIENT, SERVER, snapshot
 from l7proxy import compiled
 from l7proxy.gate.clock import Clock
 from l7proxy.link import framing
@@ -84,7 +84,7 @@ async def bench(rounds: int) -> None:
         records=outbox.put,
         clock=Clock(time.time_ns, time.monotonic_ns),
     )
-    assert not await ctx.policy_store.publish(picture())
+    assert not await ctx.policy_store.publish(snapshot())
     opens = [opened(ctx, 40000 + number, gets[0]) for number in range(CONNECTIONS)]
     sessions = [session for session, _, _ in opens]
     for session in sessions:

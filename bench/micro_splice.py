@@ -38,7 +38,7 @@ ENOUGH = 1 << 30
 
 
 RULES = union((Entry(Action.REDIRECT, REF, protocol=6, l7=HttpRules((HttpRule(REF, path="/bulk/.*"),))),), (REF,))
-PICTURE = PolicySnapshot(
+SNAPSHOT = PolicySnapshot(
     revision=1,
     endpoints=(LocalEndpoint(1, "default/server", (SERVER,), EndpointPolicy(1, ingress=RULES)),),
     identities={f"{CLIENT}/32": 300, f"{SERVER}/32": 301},
@@ -56,7 +56,7 @@ async def proxy(limit: int) -> None:
     )
     ctx.pipes = Pipes(limit)
     server = ProxyServer(ctx, ctx.steering.listen())
-    await server.publish(PICTURE)
+    await server.publish(SNAPSHOT)
     print(server.addresses[0].port, flush=True)
     await server.tick()
 

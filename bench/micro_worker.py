@@ -94,7 +94,7 @@ def worker(link: Path, listen: int, server: int) -> None:
     )
 
 
-def picture() -> PolicySnapshot:
+def snapshot() -> PolicySnapshot:
     """The server is a local pod with HTTP rules."""
     policy = union((Entry(Action.REDIRECT, REF, None, 6, 0, 65535, l7=HttpRules(RULES)),), (REF,))
     return PolicySnapshot(
@@ -107,9 +107,9 @@ def picture() -> PolicySnapshot:
 def agent(link: Path, log: Path) -> None:
     async def serve() -> None:
         ring = Ring(4095, node_name="node-1")
-        links = LinkServer(link, on_flows=Recorder(ring, node="node-1").told)
+        links = LinkServer(link, on_flows=Recorder(ring, node="node-1").ingest)
         async with links.serving():
-            await links.publish(picture())
+            await links.publish(snapshot())
             await Feed("flow log", JsonLinesFile(log), ring).run()
 
     uvloop.run(serve())

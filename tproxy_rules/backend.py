@@ -26,7 +26,7 @@ class Suppressed:
     """
 
     source: str
-    told: LogEvent
+    kind: LogEvent
     way: LogDirection
     endpoint: int
 

@@ -84,8 +84,8 @@ def fingerprint(desired: Desired) -> str:
     """The digest of a canonical state. All values are frozen numbers and strings, so `repr` is stable."""
     tables = [tuple(table and table_digest(table) for table in (one.ingress, one.egress)) for one in desired.endpoints]
     bare = tuple(replace(one, ingress=None, egress=None) for one in desired.endpoints)
-    told = (replace(desired, identities=(), endpoints=bare), tables, identities_digest(desired.identities))
-    return hashlib.sha256(repr(told).encode()).hexdigest()
+    content = (replace(desired, identities=(), endpoints=bare), tables, identities_digest(desired.identities))
+    return hashlib.sha256(repr(content).encode()).hexdigest()
 
 
 @lru_cache(maxsize=1 << 16)

@@ -92,41 +92,41 @@ class FakeBackend:
 
     def verdict_of(self, packet: Packet) -> Fate:
         """The semantics of `desired`, step by step."""
-        picture = self.kernel.desired
-        if picture is None:
+        snapshot = self.kernel.desired
+        if snapshot is None:
             return Fate.PASS
-        here = {address: endpoint for endpoint in picture.endpoints for address in endpoint.addresses}
+        here = {address: endpoint for endpoint in snapshot.endpoints for address in endpoint.addresses}
         source, target = here.get(packet.source), here.get(packet.destination)
-        if _spoofed(picture, packet, source):
+        if _spoofed(snapshot, packet, source):
             return Fate.SPOOFED
         if source and source is target:
             return Fate.PASS
         asked: list[tuple[Table, int]] = []
         if source and source.egress and packet.interface:
-            asked.append((source.egress, _identity(picture, packet.destination)))
+            asked.append((source.egress, _identity(snapshot, packet.destination)))
         if target and target.ingress:
-            who = _identity(picture, packet.source) if packet.interface else picture.host_identity
+            who = _identity(snapshot, packet.source) if packet.interface else snapshot.host_identity
             asked.append((target.ingress, who))
         verdicts = [_ask(table, identity, packet) for table, identity in asked]
         if Verdict.DENY in verdicts:
             return Fate.REFUSE
         if Verdict.STEER in verdicts:
-            return Fate.STEER if packet.protocol in picture.settings.redirected else Fate.REFUSE
+            return Fate.STEER if packet.protocol in snapshot.settings.redirected else Fate.REFUSE
         return Fate.PASS
 
 
-def _spoofed(picture: Desired, packet: Packet, source: Endpoint | None) -> bool:
+def _spoofed(snapshot: Desired, packet: Packet, source: Endpoint | None) -> bool:
     if not packet.interface:
         return False
     if source and source.port:
         right_mac = not source.port.bridge or packet.mac == source.port.mac
         return packet.interface != source.port.interface or not right_mac
-    return any(one.port and one.port.interface == packet.interface for one in picture.endpoints)
+    return any(one.port and one.port.interface == packet.interface for one in snapshot.endpoints)
 
 
-def _identity(picture: Desired, address: str) -> int:
+def _identity(snapshot: Desired, address: str) -> int:
     parsed = ip_address(address)
-    found = [(ip_network(prefix), number) for prefix, number in picture.identities]
+    found = [(ip_network(prefix), number) for prefix, number in snapshot.identities]
     holding = [(net.prefixlen, number) for net, number in found if net.version == parsed.version and parsed in net]
     return max(holding, default=(0, 0))[1]
 

@@ -57,18 +57,18 @@ class LogDirection(StrEnum):
     EGRESS = "egress"
 
 
-def log_prefix(told: LogEvent, way: LogDirection, endpoint: int) -> str:
+def log_prefix(kind: LogEvent, way: LogDirection, endpoint: int) -> str:
     """At most 33 bytes; xt_NFLOG allows 64. Endpoint 0 means no particular endpoint."""
-    return f"l7p:{told.value}:{way.value}:{endpoint}"
+    return f"l7p:{kind.value}:{way.value}:{endpoint}"
 
 
-_KINDS: Final = tuple((told, way) for told in LogEvent for way in LogDirection)
+_KINDS: Final = tuple((kind, way) for kind in LogEvent for way in LogDirection)
 _ENDPOINT_BITS: Final = 26
 
 
-def log_code(told: LogEvent, way: LogDirection, endpoint: int) -> int:
+def log_code(kind: LogEvent, way: LogDirection, endpoint: int) -> int:
     """The same as a 32-bit number, for counting rules; above the range of identities."""
-    return (_KINDS.index((told, way)) + 1) << _ENDPOINT_BITS | endpoint & (1 << _ENDPOINT_BITS) - 1
+    return (_KINDS.index((kind, way)) + 1) << _ENDPOINT_BITS | endpoint & (1 << _ENDPOINT_BITS) - 1
 
 
 def read_code(code: int) -> tuple[LogEvent, LogDirection, int] | None:
@@ -80,9 +80,9 @@ def read_code(code: int) -> tuple[LogEvent, LogDirection, int] | None:
 def read_prefix(prefix: str) -> tuple[LogEvent, LogDirection, int] | None:
     """The parts of one of our prefixes, or None for any other prefix."""
     match prefix.split(":"):
-        case ["l7p", told, way, endpoint] if endpoint.isascii() and endpoint.isdigit():
+        case ["l7p", kind, way, endpoint] if endpoint.isascii() and endpoint.isdigit():
             try:
-                return LogEvent(told), LogDirection(way), int(endpoint)
+                return LogEvent(kind), LogDirection(way), int(endpoint)
             except ValueError:
                 return None
         case _:

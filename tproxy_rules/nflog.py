@@ -59,7 +59,7 @@ TCP, UDP, SCTP, ICMP, ICMPV6 = 6, 17, 132, 1, 58
 class NflogEvent:
     """One logged packet. Addresses are canonical text, "" if the packet is not IP or too short."""
 
-    told: LogEvent
+    kind: LogEvent
     way: LogDirection
     endpoint: int
     """Endpoint number; 0 if the rule is not about a particular endpoint."""

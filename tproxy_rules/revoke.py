@@ -20,7 +20,7 @@ from tproxy_rules.desired import Desired, Endpoint, Port, Prefixes, Table, Verdi
 from tproxy_rules.evaluate import Evaluator, is_wider
 from tproxy_rules.validate import TCP
 
-_NOBODY: Final[frozenset[str]] = frozenset()
+_NO_ADDRESSES: Final[frozenset[str]] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,9 +33,9 @@ class Taken:
     `before` is the state before the change, None if unknown.
     """
 
-    left: frozenset[str] = _NOBODY
-    moved: frozenset[str] = _NOBODY
-    judged: frozenset[str] | None = _NOBODY
+    left: frozenset[str] = _NO_ADDRESSES
+    moved: frozenset[str] = _NO_ADDRESSES
+    judged: frozenset[str] | None = _NO_ADDRESSES
     before: Desired | None = None
 
     def __bool__(self) -> bool:

@@ -46,7 +46,7 @@ def pack_stages(stages: Sequence[Stage]) -> tuple[Stage, ...]:
         layers[layer].add(entry)
         for verdict, floor in least.items():
             needed = layer + (verdict > entry.verdict)
-            for peer in _told(entry):
+            for peer in _peers(entry):
                 floor[peer, cell] = max(floor[peer, cell], needed)
     return tuple(tuple(sorted(layers[number])) for number in sorted(layers))
 
@@ -61,7 +61,7 @@ def _asked(entry: Entry) -> tuple[int, ...]:
     return (SOMEONE,) if entry.any_peer else (EVERYONE, *entry.peers)
 
 
-def _told(entry: Entry) -> tuple[int, ...]:
+def _peers(entry: Entry) -> tuple[int, ...]:
     """The peers under which this entry is recorded."""
     return (SOMEONE, EVERYONE) if entry.any_peer else (SOMEONE, *entry.peers)
 

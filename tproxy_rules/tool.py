@@ -20,7 +20,7 @@ PACKAGES: Final = {
 }
 _TIMEOUT: Final = 120.0
 """Seconds. Applying 100 000 entries takes two."""
-_TOLD: Final = 4
+_MAX_LINES: Final = 4
 """Maximum number of error lines of a tool that are passed on."""
 
 
@@ -46,4 +46,4 @@ def _complaint(tool: str, code: int, said: str) -> str:
     lines = [line.strip()[:300] for line in said.splitlines() if line.strip().strip("^~")]
     if any("Operation not permitted" in line or "Permission denied" in line for line in lines):
         return f"{tool}: permission denied: run as root, or with CAP_NET_ADMIN in this network namespace"
-    return f"{tool} failed with status {code}: " + "; ".join(lines[:_TOLD])
+    return f"{tool} failed with status {code}: " + "; ".join(lines[:_MAX_LINES])

@@ -55,7 +55,7 @@ ASKED: Final = frozenset((LogEvent.ALLOW, LogEvent.STEER, LogEvent.DENY, LogEven
 
 def record_of(event: NflogEvent, ends: EndpointIndex, now_ns: int) -> Connection | None:
     """The record of one event; None if the event of the other direction gives the same record."""
-    if event.told in PASSED and event.way is LogDirection.EGRESS and _has_ingress(ends, event.destination):
+    if event.kind in PASSED and event.way is LogDirection.EGRESS and _has_ingress(ends, event.destination):
         return None
     found = ends.lookup(event.source, event.destination, event.protocol, _port(event))
     conn = Conn(
@@ -87,19 +87,19 @@ def _port(event: NflogEvent) -> int:
     return event.destination_port if event.icmp_type < 0 else event.icmp_type << 8 | max(event.icmp_code, 0)
 
 
-def _agreed(event: NflogEvent, judgement: PolicyVerdict) -> PolicyVerdict:
+def _agreed(event: NflogEvent, policy_verdict: PolicyVerdict) -> PolicyVerdict:
     """The rule's verdict if the kernel's verdict agrees; else the kernel's verdict, without a rule."""
     direction = DIRECTIONS[event.way]
-    passed = PASSED.get(event.told)
+    passed = PASSED.get(event.kind)
     if passed is not None:
-        if judgement.verdict in (Verdict.REDIRECTED, Verdict.AUDIT, passed):
-            return judgement
-        if judgement.verdict is Verdict.DROPPED:
+        if policy_verdict.verdict in (Verdict.REDIRECTED, Verdict.AUDIT, passed):
+            return policy_verdict
+        if policy_verdict.verdict is Verdict.DROPPED:
             return PolicyVerdict(passed, direction)
-        return msgspec.structs.replace(judgement, verdict=passed)
-    if event.told in ASKED and judgement.verdict is Verdict.DROPPED:
-        return judgement
-    drop_reason, reason = REASONS[event.told]
+        return msgspec.structs.replace(policy_verdict, verdict=passed)
+    if event.kind in ASKED and policy_verdict.verdict is Verdict.DROPPED:
+        return policy_verdict
+    drop_reason, reason = REASONS[event.kind]
     return PolicyVerdict(Verdict.DROPPED, direction, drop_reason=drop_reason, reason=reason)
 
 
@@ -115,16 +115,16 @@ class Recorder:
         self._use(Names(), 0, DEFAULT_OPTIONS)
         self._lost = 0
         self._suppressed = 0
-        self.not_told: Mapping[Suppressed, int] = {}
+        self.not_reported: Mapping[Suppressed, int] = {}
         """Packets since the start for which the kernel's rate limits suppressed the event."""
 
     def published(self, published: Published) -> None:
         """Use the names and rules of this revision from now on."""
-        snapshot = published.pictures.workers
+        snapshot = published.snapshots.workers
         self._ends = EndpointIndex(snapshot.endpoints, snapshot.identities, self._ends)
         self._use(published.view.names, published.revision, snapshot.http)
 
-    def told(self, flows: Flows) -> None:
+    def ingest(self, flows: Flows) -> None:
         """Append a batch of a worker. LinkError when it is invalid."""
         self._missed(flows.lost)
         self.ring.extend(self._templates.items(flows))
@@ -140,7 +140,7 @@ class Recorder:
         if total > self._suppressed:
             self._missed(total - self._suppressed, RATE_LIMITED)
             self._suppressed = total
-        self.not_told = counts
+        self.not_reported = counts
 
     def packets(self, events: Iterable[NflogEvent], lost_so_far: int = 0) -> None:
         """Append kernel events. `lost_so_far`: events since the start that the kernel could not deliver."""

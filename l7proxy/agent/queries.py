@@ -73,12 +73,12 @@ def _status(parts: Parts, question: Mapping[str, Any]) -> object:
         "policies": report.policy_states(current) if current else [],
         "endpoints": report.endpoints(current) if current else [],
         "pod_interfaces": {"problems": list(current.interfaces.problems) if current else []},
-        "unknown_pods": [report.unknown(one) for one in current.pictures.unknown] if current else [],
+        "unknown_pods": [report.unknown(one) for one in current.snapshots.unknown] if current else [],
         "flows": {
             "seen": ring.seen,
             "lost": ring.lost,
             "capacity": ring.capacity,
-            "rate_limited": report.rate_limited(parts.recorder.not_told, current),
+            "rate_limited": report.rate_limited(parts.recorder.not_reported, current),
             "sinks": [report.sink(feed) for feed in parts.feeds],
         },
     }
@@ -96,7 +96,7 @@ async def _trace(parts: Parts, question: Mapping[str, Any]) -> object:
     asked, current = trace.Question.of(question), parts.reconciler.current
     if current is None:
         raise ConfigError("not ready: the source has not been read yet")
-    cluster = Cluster.live(parts.cluster_state, current.view, current.pictures.workers.endpoints)
+    cluster = Cluster.live(parts.cluster_state, current.view, current.snapshots.workers.endpoints)
     return {
         "trace": (
             await asyncio.to_thread(trace.answer, cluster, asked, derived.http_options(parts.settings).paths)

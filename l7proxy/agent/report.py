@@ -129,16 +129,16 @@ def unknown(pod: UnknownPod) -> dict[str, Any]:
     return {"id": pod.id, "interface": pod.interface, "addresses": list(pod.addresses), "pod": pod.pod}
 
 
-def rate_limited(not_told: Mapping[Suppressed, int], current: Published | None) -> list[dict[str, Any]]:
+def rate_limited(not_reported: Mapping[Suppressed, int], current: Published | None) -> list[dict[str, Any]]:
     """Packets without an event because of the kernel's log rate limit, by sender, policy and reason; most first."""
     names: dict[str, str] = {}
     pods: dict[int, str] = {}
     if current is not None:
-        endpoints: list[Endpoint | UnknownPod] = [*current.view.endpoints, *current.pictures.unknown]
+        endpoints: list[Endpoint | UnknownPod] = [*current.view.endpoints, *current.snapshots.unknown]
         pods = {one.id: str(one) for one in endpoints}
         names = {address: str(one) for one in endpoints for address in one.addresses}
         names |= {port.interface: names[one] for one, port in current.interfaces.ports.items() if one in names}
-    found = sorted(not_told.items(), key=lambda item: -item[1])[:RATE_LIMITED]
+    found = sorted(not_reported.items(), key=lambda item: -item[1])[:RATE_LIMITED]
     return [
         {
             "source": one.source,
@@ -146,7 +146,7 @@ def rate_limited(not_told: Mapping[Suppressed, int], current: Published | None) 
             "endpoint": one.endpoint,
             "policy_of": pods.get(one.endpoint, ""),
             "direction": one.way.value,
-            "reason": ANSWERS.get(one.told, one.told.value),
+            "reason": ANSWERS.get(one.kind, one.kind.value),
             "packets": count,
         }
         for one, count in found

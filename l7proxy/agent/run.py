@@ -85,7 +85,7 @@ async def _agent(settings: Settings) -> None:
     backend = await asyncio.to_thread(detect.choose, settings.backend)
     ring = Ring(settings.flow_ring, node_name=settings.node)
     recorder = Recorder(ring, node=settings.node, cluster=settings.cluster)
-    link = LinkServer(settings.link_socket, on_flows=recorder.told)
+    link = LinkServer(settings.link_socket, on_flows=recorder.ingest)
     cluster_state = derived.empty_cluster(settings)
     watcher = pod_interfaces.InterfaceWatcher(settings.cni_results, settings.cni_ignored_networks)
     revocation = Revocation()
@@ -98,7 +98,7 @@ async def _agent(settings: Settings) -> None:
         settings=derived.kernel(settings),
         http=derived.http_options(settings),
         on_published=recorder.published,
-        on_enforced=lambda picture, restored: revocation.in_force(picture, doubtful=restored),
+        on_enforced=lambda snapshot, restored: revocation.in_force(snapshot, doubtful=restored),
         on_suppressed=recorder.suppressed,
         others=partial(_others, backend.name),
     )
@@ -125,9 +125,9 @@ async def _agent(settings: Settings) -> None:
         running = [
             tasks.create_task(_follow(source, reconciler), name="source"),
             tasks.create_task(reconciler.run(), name="reconcile"),
-            tasks.create_task(_heed_alarm(backend, reconciler), name="alarm"),
-            tasks.create_task(_heed_links(watcher, reconciler), name="links"),
-            tasks.create_task(_heed_results(settings.cni_results, reconciler), name="CNI results"),
+            tasks.create_task(_watch_alarm(backend, reconciler), name="alarm"),
+            tasks.create_task(_watch_links(watcher, reconciler), name="links"),
+            tasks.create_task(_watch_results(settings.cni_results, reconciler), name="CNI results"),
             tasks.create_task(revocation.run(), name="revocation"),
             *(tasks.create_task(feed.run(), name=feed.name) for feed in feeds),
         ]
@@ -138,22 +138,22 @@ async def _agent(settings: Settings) -> None:
             task.cancel()
 
 
-async def _heed_alarm(backend: Backend, reconciler: Reconciler) -> None:
+async def _watch_alarm(backend: Backend, reconciler: Reconciler) -> None:
     """Restore removed kernel rules at once: until then, traffic that they refuse passes."""
     alarm = backend.alarm()
     if alarm is None:
         return
     with closing(alarm):
-        await _heed(alarm, reconciler, Pace(*ALARM_EASE))
+        await _watch(alarm, reconciler, Pace(*ALARM_EASE))
 
 
-async def _heed_links(watcher: pod_interfaces.InterfaceWatcher, reconciler: Reconciler) -> None:
+async def _watch_links(watcher: pod_interfaces.InterfaceWatcher, reconciler: Reconciler) -> None:
     """Bind a new pod interface to its addresses before the pod runs, and close it while no Pod object has them."""
     if watcher.fileno() >= 0:
-        await _heed(watcher, reconciler, Pace(*INTERFACES_EASE))
+        await _watch(watcher, reconciler, Pace(*INTERFACES_EASE))
 
 
-async def _heed_results(results: Path, reconciler: Reconciler) -> None:
+async def _watch_results(results: Path, reconciler: Reconciler) -> None:
     """Watch CNI results too: the runtime writes a pod's addresses only after its link is up."""
     pace = Pace(*INTERFACES_EASE)
     with ChangeNotifier() as notifier:
@@ -190,7 +190,7 @@ class Pace:
         self._rested = time.monotonic()
 
 
-async def _heed(bell: Bell, reconciler: Reconciler, pace: Pace) -> None:
+async def _watch(bell: Bell, reconciler: Reconciler, pace: Pace) -> None:
     """Loop forever: trigger a scan per notification, but no more often than `pace` allows."""
     while True:
         await _readable(bell.fileno())
@@ -232,13 +232,13 @@ def _others(ours: str) -> list[Backend]:
 
 async def _follow(source: Source, reconciler: Reconciler) -> None:
     """Submit every batch of the source to the reconciler; log each problem once."""
-    told: set[str] = set()
+    reported: set[str] = set()
     async for changes in source.watch():
         health = source.health()
         now = {str(problem) for problem in health.problems}
-        for text in sorted(now - told):
+        for text in sorted(now - reported):
             log.warning("%s", text)
-        told = now
+        reported = now
         reconciler.submit(changes, health)
 
 

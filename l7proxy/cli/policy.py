@@ -204,8 +204,8 @@ def validate(
     found = [*_lint(documents, cluster), *_selecting_nothing(view)]
     warnings = _sorted([*found, *(one for code, one in remarks if code)])
     if output is Format.JSON:
-        told = {"faults": faults, "warnings": warnings, "notes": notes}
-        lists = {key: [asdict(one) for one in some] for key, some in told.items()}
+        sections = {"faults": faults, "warnings": warnings, "notes": notes}
+        lists = {key: [asdict(one) for one in some] for key, some in sections.items()}
         show_json({"valid": not faults} | lists | {"unread": _unread(seen)})
     else:
         for fault in faults:

@@ -35,7 +35,7 @@ JUDGED: Final = {
     "AUDIT": "AUDITED",
 }
 """Verdict → its name in a policy verdict event."""
-TOLD: Final = ("NODE_UNAVAILABLE", "NODE_ERROR")
+NODE_PROBLEMS: Final = ("NODE_UNAVAILABLE", "NODE_ERROR")
 """Node states that are printed; the others are for debugging."""
 PADDING: Final = 3
 """Minimum number of blanks between two table columns."""
@@ -163,7 +163,7 @@ def _block(response: Response, style: Style) -> list[tuple[str, str]]:
 
 def _status_block(response: Response) -> list[tuple[str, str]]:
     status = response.node_status
-    if status is None or status.state_change not in TOLD:
+    if status is None or status.state_change not in NODE_PROBLEMS:
         return []
     return [
         ("TIMESTAMP", clock(response.time)),

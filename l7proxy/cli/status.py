@@ -94,7 +94,7 @@ def _show_status(found: Mapping[str, Any], complaints: list[str]) -> None:
         ("Endpoints", f"{len(endpoints)}, {l7} with L7 rules"),
         *([("Audit", audit)] if (audit := _audit(found)) else []),
         ("Flows", f"{flows.get('seen', 0)} seen, {flows.get('lost', 0)} lost, buffer of {flows.get('capacity', 0)}"),
-        *((str(one.get("name")).capitalize(), told) for one in flows.get("sinks") or () if (told := _sink(one))),
+        *((str(one.get("name")).capitalize(), shown) for one in flows.get("sinks") or () if (shown := _sink(one))),
     ]
     for name, text in rows:
         print(f"{colour(name.ljust(10), 'bold')} {text if name == 'State' else plain(text)}")

@@ -15,7 +15,7 @@ from l7proxy.policy.lang.http import foreign_secrets
 from l7proxy.policy.references import References, without_tier
 from l7proxy.policy.rules import Rule
 
-TOLD: Final = 10
+MAX_SHOWN: Final = 10
 """Maximum number of unenforced parts of one document that its reason names; the rest are counted."""
 
 
@@ -98,8 +98,8 @@ def placed(state: PolicyStatus, references: References) -> PolicyStatus:
 
 
 def _together(parts: tuple[PolicyError, ...]) -> str:
-    more = f"; and {len(parts) - TOLD} more" if len(parts) > TOLD else ""
-    return "; ".join(str(part) for part in parts[:TOLD]) + more
+    more = f"; and {len(parts) - MAX_SHOWN} more" if len(parts) > MAX_SHOWN else ""
+    return "; ".join(str(part) for part in parts[:MAX_SHOWN]) + more
 
 
 def _refused(document: PolicyDocument, state: PolicyPhase, reason: str, at: str) -> PolicyStatus:

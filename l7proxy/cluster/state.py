@@ -328,8 +328,10 @@ def _endpoints(node: str | None, pod_index: PodIndex) -> tuple[Endpoint, ...]:
     """Local pods that have an address, sorted, and one endpoint without a pod per conflicting IP."""
     local = {pod.key: pod for pod in pod_index.pods} if node is None else pod_index.by_node.get(node, {})
     here = [local[key] for key in sorted(local) if pod_index.addresses(local[key])]
-    torn = [address for address, pods in sorted(pod_index.contested.items()) if any(pod.key in local for pod in pods)]
-    names = [f"{pod.namespace}/{pod.name}" for pod in here] + torn
+    conflicting = [
+        address for address, pods in sorted(pod_index.contested.items()) if any(pod.key in local for pod in pods)
+    ]
+    names = [f"{pod.namespace}/{pod.name}" for pod in here] + conflicting
     ids = allocate(names, first=1, end=max(ENDPOINT_IDS, 2 * len(names)))
     found = [_endpoint(EndpointId(ids[f"{pod.namespace}/{pod.name}"]), pod, pod_index) for pod in here]
     found += [
@@ -341,7 +343,7 @@ def _endpoints(node: str | None, pod_index: PodIndex) -> tuple[Endpoint, ...]:
             _contested_labels(address),
             (address,),
         )
-        for address in torn
+        for address in conflicting
     ]
     return tuple(found)
 

@@ -25,7 +25,7 @@ class FlowContext(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """Shared by several records: connection, verdict (position in the batch), method and protocol."""
 
     conn: Conn
-    judgement: Place
+    policy_verdict: Place
     method: str
     protocol: str
 
@@ -34,7 +34,7 @@ class Flows(msgspec.Struct, frozen=True, tag="flows"):
     """One batch. `lost` counts the records dropped since the previous batch because the agent did not read."""
 
     parties: list[FlowContext]
-    judgements: list[PolicyVerdict]
+    policy_verdicts: list[PolicyVerdict]
     times: list[int]
     party: list[int]
     urls: list[str]
@@ -59,11 +59,13 @@ class Flows(msgspec.Struct, frozen=True, tag="flows"):
         if self.party[place] < 0:
             return self.whole[place]
         party = self.parties[self.party[place]]
-        conn, judgement = party.conn, self.judgements[party.judgement]
+        conn, policy_verdict = party.conn, self.policy_verdicts[party.policy_verdict]
         time_ns, url, status = self.times[place], self.urls[place], self.statuses[place]
         headers = self.headers.get(place, ())
         if status == NO_STATUS:
             remarks = self.remarks.get(place, ())
-            return HttpRequest(time_ns, conn, judgement, party.method, url, party.protocol, headers, remarks)
+            return HttpRequest(time_ns, conn, policy_verdict, party.method, url, party.protocol, headers, remarks)
         latency_ns = self.latencies[place]
-        return HttpResponse(time_ns, conn, judgement, party.method, url, party.protocol, status, latency_ns, headers)
+        return HttpResponse(
+            time_ns, conn, policy_verdict, party.method, url, party.protocol, status, latency_ns, headers
+        )

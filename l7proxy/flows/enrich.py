@@ -124,8 +124,8 @@ class Enricher:
             protocol=record.protocol,
             headers=self._header_list(record.headers),
         )
-        judgement, conn = record.judgement, record.conn
-        refused = judgement.verdict in (Verdict.DROPPED, Verdict.ERROR)
+        policy_verdict, conn = record.policy_verdict, record.conn
+        refused = policy_verdict.verdict in (Verdict.DROPPED, Verdict.ERROR)
         summary = f"{record.protocol} {record.status} {record.latency_ns // 1_000_000}ms ({record.method} {url})"
         return Flow(
             time=timestamp.text(record.time_ns),
@@ -143,10 +143,10 @@ class Enricher:
             is_reply=True,
             event_type=L7_EVENT,
             source_service=self._service(conn),
-            traffic_direction=_direction(judgement),
-            ingress_allowed_by=() if refused else self._named(judgement.ingress),
-            egress_allowed_by=() if refused else self._named(judgement.egress),
-            policy_log=(judgement.reason,) if judgement.reason and not refused else (),
+            traffic_direction=_direction(policy_verdict),
+            ingress_allowed_by=() if refused else self._named(policy_verdict.ingress),
+            egress_allowed_by=() if refused else self._named(policy_verdict.egress),
+            policy_log=(policy_verdict.reason,) if policy_verdict.reason and not refused else (),
             summary=summary,
         )
 
@@ -158,15 +158,15 @@ class Enricher:
 
     def _connection(self, record: Connection) -> Flow:
         """A policy verdict event if allowed, a drop event if not. Whether a dropped packet is a reply is unknown."""
-        judgement = record.judgement
-        dropped = judgement.verdict in (Verdict.DROPPED, Verdict.ERROR)
+        policy_verdict = record.policy_verdict
+        dropped = policy_verdict.verdict in (Verdict.DROPPED, Verdict.ERROR)
         return self._judged(
             record,
             type="L3_L4",
-            event=DROP_EVENTS[judgement.drop_reason] if dropped else VERDICT_EVENT,
+            event=DROP_EVENTS[policy_verdict.drop_reason] if dropped else VERDICT_EVENT,
             is_reply=None if dropped else False,
             l4=_packet(record),
-            match_type=_match_type(judgement),
+            match_type=_match_type(policy_verdict),
             summary=_packet_summary(record),
         )
 
@@ -195,14 +195,14 @@ class Enricher:
         summary: str,
     ) -> Flow:
         """A flow with its verdict. Hubble leaves the drop reason of an L7 flow empty; here it is set."""
-        judgement, conn = record.judgement, record.conn
+        policy_verdict, conn = record.policy_verdict, record.conn
         return Flow(
             time=timestamp.text(record.time_ns),
             uuid=str(self._new_uuid()),
             emitter=EMITTER,
-            verdict=judgement.verdict.name,
-            drop_reason=judgement.drop_reason if judgement.verdict is Verdict.DROPPED else 0,
-            drop_reason_desc=_drop_reason(judgement),
+            verdict=policy_verdict.verdict.name,
+            drop_reason=policy_verdict.drop_reason if policy_verdict.verdict is Verdict.DROPPED else 0,
+            drop_reason_desc=_drop_reason(policy_verdict),
             ip=_ip(conn.source, conn.destination),
             l4=l4,
             source=self._end(conn.source, conn.source_identity),
@@ -213,21 +213,21 @@ class Enricher:
             event_type=event,
             is_reply=is_reply,
             destination_service=self._service(conn),
-            traffic_direction=_direction(judgement),
+            traffic_direction=_direction(policy_verdict),
             policy_match_type=match_type,
-            ingress_allowed_by=self._allowed(judgement, Direction.INGRESS),
-            egress_allowed_by=self._allowed(judgement, Direction.EGRESS),
-            ingress_denied_by=self._denied(judgement, Direction.INGRESS),
-            egress_denied_by=self._denied(judgement, Direction.EGRESS),
+            ingress_allowed_by=self._allowed(policy_verdict, Direction.INGRESS),
+            egress_allowed_by=self._allowed(policy_verdict, Direction.EGRESS),
+            ingress_denied_by=self._denied(policy_verdict, Direction.INGRESS),
+            egress_denied_by=self._denied(policy_verdict, Direction.EGRESS),
             policy_log=_words(record),
             summary=summary,
         )
 
-    def _allowed(self, judgement: PolicyVerdict, direction: Direction) -> tuple[Policy, ...]:
-        return () if _refuses(judgement, direction) else self._named(_ref(judgement, direction))
+    def _allowed(self, policy_verdict: PolicyVerdict, direction: Direction) -> tuple[Policy, ...]:
+        return () if _refuses(policy_verdict, direction) else self._named(_ref(policy_verdict, direction))
 
-    def _denied(self, judgement: PolicyVerdict, direction: Direction) -> tuple[Policy, ...]:
-        return self._named(_ref(judgement, direction)) if _refuses(judgement, direction) else ()
+    def _denied(self, policy_verdict: PolicyVerdict, direction: Direction) -> tuple[Policy, ...]:
+        return self._named(_ref(policy_verdict, direction)) if _refuses(policy_verdict, direction) else ()
 
     def _named(self, ref: RuleRef | None) -> tuple[Policy, ...]:
         if ref is None:
@@ -279,19 +279,22 @@ class Enricher:
 
 
 def _words(record: HttpRequest | Malformed | Connection) -> tuple[str, ...]:
-    reason = record.judgement.reason
+    reason = record.policy_verdict.reason
     remarks = record.remarks if isinstance(record, HttpRequest) else ()
-    said = (*remarks, *record.judgement.log)
+    said = (*remarks, *record.policy_verdict.log)
     return (reason, *said) if reason else said
 
 
-def _refuses(judgement: PolicyVerdict, direction: Direction) -> bool:
+def _refuses(policy_verdict: PolicyVerdict, direction: Direction) -> bool:
     """Whether the rule of this direction refused (or, in audit, would have refused)."""
-    return judgement.direction is direction and judgement.verdict not in (Verdict.FORWARDED, Verdict.REDIRECTED)
+    return policy_verdict.direction is direction and policy_verdict.verdict not in (
+        Verdict.FORWARDED,
+        Verdict.REDIRECTED,
+    )
 
 
-def _ref(judgement: PolicyVerdict, direction: Direction) -> RuleRef | None:
-    return judgement.ingress if direction is Direction.INGRESS else judgement.egress
+def _ref(policy_verdict: PolicyVerdict, direction: Direction) -> RuleRef | None:
+    return policy_verdict.ingress if direction is Direction.INGRESS else policy_verdict.egress
 
 
 def _policy(ref: RuleRef, revision: str) -> Policy:
@@ -311,19 +314,21 @@ def _policy(ref: RuleRef, revision: str) -> Policy:
     )
 
 
-def _direction(judgement: PolicyVerdict) -> str:
-    return judgement.direction.name if judgement.direction is not Direction.UNKNOWN else ""
+def _direction(policy_verdict: PolicyVerdict) -> str:
+    return policy_verdict.direction.name if policy_verdict.direction is not Direction.UNKNOWN else ""
 
 
-def _drop_reason(judgement: PolicyVerdict) -> str:
-    dropped = judgement.verdict is Verdict.DROPPED and judgement.drop_reason is not DropReason.UNKNOWN
-    return judgement.drop_reason.name if dropped else ""
+def _drop_reason(policy_verdict: PolicyVerdict) -> str:
+    dropped = policy_verdict.verdict is Verdict.DROPPED and policy_verdict.drop_reason is not DropReason.UNKNOWN
+    return policy_verdict.drop_reason.name if dropped else ""
 
 
-def _match_type(judgement: PolicyVerdict) -> int:
+def _match_type(policy_verdict: PolicyVerdict) -> int:
     """Without a policy everything matches, so the match type is `all`, not `none`."""
-    unasked = judgement.ingress is None and judgement.egress is None and judgement.verdict is Verdict.FORWARDED
-    return judgement.match_type or (MATCH_ALL if unasked else 0)
+    unasked = (
+        policy_verdict.ingress is None and policy_verdict.egress is None and policy_verdict.verdict is Verdict.FORWARDED
+    )
+    return policy_verdict.match_type or (MATCH_ALL if unasked else 0)
 
 
 def _cluster(labels: Sequence[str]) -> str:

@@ -199,7 +199,7 @@ class Flow(Message, frozen=True):
     @property
     def reasons(self) -> tuple[str, ...]:
         """Why it was refused, or would have been without audit, in words; empty if allowed."""
-        return self.policy_log if self.verdict in TOLD else ()
+        return self.policy_log if self.verdict in NOT_FORWARDED else ()
 
     def response(self) -> Response:
         return Response(flow=self, node_name=self.node_name, time=self.time)
@@ -252,7 +252,7 @@ class Response(Message, frozen=True):
         return _ENCODER.encode(self) + b"\n"
 
 
-TOLD: Final = frozenset({"DROPPED", "ERROR", "AUDIT"})
+NOT_FORWARDED: Final = frozenset({"DROPPED", "ERROR", "AUDIT"})
 _ENCODER: Final = msgspec.json.Encoder()
 
 

@@ -25,10 +25,10 @@ def pack(records: Sequence[Record], lost: int = 0) -> Flows:
 class _Last:
     """The shared values of a connection's last record."""
 
-    __slots__ = ("judgement", "method", "place", "protocol")
+    __slots__ = ("method", "place", "policy_verdict", "protocol")
 
-    def __init__(self, judgement: PolicyVerdict, method: str, protocol: str, place: int) -> None:
-        self.judgement = judgement
+    def __init__(self, policy_verdict: PolicyVerdict, method: str, protocol: str, place: int) -> None:
+        self.policy_verdict = policy_verdict
         self.method = method
         self.protocol = protocol
         self.place = place
@@ -39,10 +39,10 @@ class _Batch:
 
     def __init__(self) -> None:
         self._parties: list[FlowContext] = []
-        self._judgements: list[PolicyVerdict] = []
+        self._policy_verdicts: list[PolicyVerdict] = []
         self._last: dict[int, _Last] = {}  # keyed by id(), as below: valid as long as the records live
         self._party_places: dict[tuple[int, int, str, str], int] = {}
-        self._judgement_places: dict[int, int] = {}
+        self._policy_verdict_places: dict[int, int] = {}
         self._times: list[int] = []
         self._party: list[int] = []
         self._urls: list[str] = []
@@ -55,7 +55,7 @@ class _Batch:
     def flows(self, lost: int) -> Flows:
         return Flows(
             self._parties,
-            self._judgements,
+            self._policy_verdicts,
             self._times,
             self._party,
             self._urls,
@@ -71,12 +71,12 @@ class _Batch:
         """Hot. Types are compared with `is`, and all fields are taken at once: isinstance() and each struct field cost
         a lookup."""
         if type(record) is HttpRequest:
-            time_ns, conn, judgement, method, url, protocol, headers, remarks = astuple(record)
+            time_ns, conn, policy_verdict, method, url, protocol, headers, remarks = astuple(record)
             if remarks:
                 self._remarks[place] = remarks
             status, latency_ns = NO_STATUS, 0
         elif type(record) is HttpResponse:
-            time_ns, conn, judgement, method, url, protocol, status, latency_ns, headers = astuple(record)
+            time_ns, conn, policy_verdict, method, url, protocol, status, latency_ns, headers = astuple(record)
         else:
             assert isinstance(record, (Connection, Malformed))
             self._whole[place] = record
@@ -84,7 +84,7 @@ class _Batch:
             return
         if headers:
             self._headers[place] = headers
-        self._append(time_ns, self._place(conn, judgement, method, protocol), url, status, latency_ns)
+        self._append(time_ns, self._place(conn, policy_verdict, method, protocol), url, status, latency_ns)
 
     def _append(self, time_ns: int, party: int, url: str, status: int, latency_ns: int) -> None:
         self._times.append(time_ns)
@@ -93,26 +93,31 @@ class _Batch:
         self._statuses.append(status)
         self._latencies.append(latency_ns)
 
-    def _place(self, conn: Conn, judgement: PolicyVerdict, method: str, protocol: str) -> int:
+    def _place(self, conn: Conn, policy_verdict: PolicyVerdict, method: str, protocol: str) -> int:
         """Nearly always the FlowContext of the connection's last record."""
         last = self._last.get(id(conn))
-        if last is not None and last.judgement is judgement and last.method == method and last.protocol == protocol:
+        if (
+            last is not None
+            and last.policy_verdict is policy_verdict
+            and last.method == method
+            and last.protocol == protocol
+        ):
             return last.place
-        place = self._party_place(conn, judgement, method, protocol)
-        self._last[id(conn)] = _Last(judgement, method, protocol, place)
+        place = self._party_place(conn, policy_verdict, method, protocol)
+        self._last[id(conn)] = _Last(policy_verdict, method, protocol, place)
         return place
 
-    def _party_place(self, conn: Conn, judgement: PolicyVerdict, method: str, protocol: str) -> int:
-        key = (id(conn), id(judgement), method, protocol)
+    def _party_place(self, conn: Conn, policy_verdict: PolicyVerdict, method: str, protocol: str) -> int:
+        key = (id(conn), id(policy_verdict), method, protocol)
         place = self._party_places.get(key)
         if place is None:
             place = self._party_places[key] = len(self._parties)
-            self._parties.append(FlowContext(conn, self._judgement_place(judgement), method, protocol))
+            self._parties.append(FlowContext(conn, self._policy_verdict_place(policy_verdict), method, protocol))
         return place
 
-    def _judgement_place(self, judgement: PolicyVerdict) -> int:
-        place = self._judgement_places.get(id(judgement))
+    def _policy_verdict_place(self, policy_verdict: PolicyVerdict) -> int:
+        place = self._policy_verdict_places.get(id(policy_verdict))
         if place is None:
-            place = self._judgement_places[id(judgement)] = len(self._judgements)
-            self._judgements.append(judgement)
+            place = self._policy_verdict_places[id(policy_verdict)] = len(self._policy_verdicts)
+            self._policy_verdicts.append(policy_verdict)
         return place

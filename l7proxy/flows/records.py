@@ -19,7 +19,7 @@ class HttpRequest(msgspec.Struct, frozen=True, gc=False, array_like=True, tag="q
 
     time_ns: int
     conn: Conn
-    judgement: PolicyVerdict
+    policy_verdict: PolicyVerdict
     method: str
     url: str
     protocol: str
@@ -32,7 +32,7 @@ class HttpResponse(msgspec.Struct, frozen=True, gc=False, array_like=True, tag="
 
     time_ns: int
     conn: Conn
-    judgement: PolicyVerdict
+    policy_verdict: PolicyVerdict
     method: str
     url: str
     protocol: str
@@ -46,7 +46,7 @@ class Connection(msgspec.Struct, frozen=True, gc=False, array_like=True, tag="c"
 
     time_ns: int
     conn: Conn
-    judgement: PolicyVerdict
+    policy_verdict: PolicyVerdict
     flags: int = 2
     icmp_type: int = 0
     icmp_code: int = 0
@@ -57,7 +57,7 @@ class Malformed(msgspec.Struct, frozen=True, gc=False, array_like=True, tag="m")
 
     time_ns: int
     conn: Conn
-    judgement: PolicyVerdict
+    policy_verdict: PolicyVerdict
     status: int
     protocol: str = "HTTP/1.1"
 

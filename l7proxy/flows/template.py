@@ -138,19 +138,19 @@ class TemplateCache:
         self._uuids = uuids
         self._remembered = remembered
         self._shapes: dict[_Key, FlowTemplate | None] = {}
-        self._judgements: dict[PolicyVerdict, int] = {}
+        self._policy_verdicts: dict[PolicyVerdict, int] = {}
         self._numbered = 0
 
     def items(self, flows: Flows) -> list[Event]:
         """One per record, in order. LinkError when a record refers to an entry that is not in the batch."""
         try:
-            known = [self._known(judgement) for judgement in flows.judgements]
-            shapes = [self._shape(party, flows.judgements, known) for party in flows.parties]
-            return self._told(flows, shapes)
+            known = [self._known(policy_verdict) for policy_verdict in flows.policy_verdicts]
+            shapes = [self._shape(party, flows.policy_verdicts, known) for party in flows.parties]
+            return self._events(flows, shapes)
         except LookupError as error:
             raise LinkError("a record refers to an entry that is not in its batch") from error
 
-    def _told(self, flows: Flows, shapes: list[FlowTemplate | None]) -> list[Event]:
+    def _events(self, flows: Flows, shapes: list[FlowTemplate | None]) -> list[Event]:
         """Hot: once per record. Most batches have only plain URLs, so all URLs are checked at once first."""
         made: list[Event] = []
         ports = [str(party.conn.source_port) for party in flows.parties]
@@ -181,16 +181,16 @@ class TemplateCache:
         """Whether the text can be inserted as it is."""
         return letters.isascii() and not letters.encode().translate(None, self._letters)
 
-    def _known(self, judgement: PolicyVerdict) -> int:
+    def _known(self, policy_verdict: PolicyVerdict) -> int:
         """A number for each verdict: hashing a verdict is slow, and a batch has few."""
-        number = self._judgements.get(judgement)
+        number = self._policy_verdicts.get(policy_verdict)
         if number is None:
             self._numbered += 1  # never reused: a key may outlive a cleared cache
-            number = remember(self._judgements, judgement, self._numbered, self._remembered)
+            number = remember(self._policy_verdicts, policy_verdict, self._numbered, self._remembered)
         return number
 
-    def _shape(self, party: FlowContext, judgements: list[PolicyVerdict], known: list[int]) -> FlowTemplate | None:
-        conn, place = party.conn, party.judgement
+    def _shape(self, party: FlowContext, policy_verdicts: list[PolicyVerdict], known: list[int]) -> FlowTemplate | None:
+        conn, place = party.conn, party.policy_verdict
         if not conn.source_port:  # a zero is omitted from the JSON, and templates serve all ports
             return None
         key: _Key = (
@@ -207,18 +207,18 @@ class TemplateCache:
         try:
             return self._shapes[key]
         except KeyError:
-            shape = cut(self._enricher, self._uuids.prefix, party, judgements[place])
+            shape = cut(self._enricher, self._uuids.prefix, party, policy_verdicts[place])
         return remember(self._shapes, key, shape, self._remembered)
 
 
-def cut(enricher: Enricher, uuids: str, party: FlowContext, judgement: PolicyVerdict) -> FlowTemplate | None:
+def cut(enricher: Enricher, uuids: str, party: FlowContext, policy_verdict: PolicyVerdict) -> FlowTemplate | None:
     """The template of the flows of this context. None when a placeholder is not unique, or the client chose a method or
     protocol without templates."""
     conn, method, protocol = party.conn, party.method, party.protocol
     if method not in METHODS or protocol not in PROTOCOLS:
         return None
-    asked = enricher.flow(HttpRequest(0, conn, judgement, method, "", protocol))
-    answered = enricher.flow(HttpResponse(0, conn, judgement, method, "", protocol, 0, 0))
+    asked = enricher.flow(HttpRequest(0, conn, policy_verdict, method, "", protocol))
+    answered = enricher.flow(HttpResponse(0, conn, policy_verdict, method, "", protocol, 0, 0))
     asked, answered = (msgspec.structs.replace(flow, uuid=uuids) for flow in (asked, answered))
     if asked.l4 is None or asked.l4.tcp is None:
         return None

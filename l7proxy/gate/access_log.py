@@ -41,13 +41,13 @@ class AccessLog:
         self._options = options
         self._direction = direction
 
-    def request(self, asked: Request, judgement: PolicyVerdict, protocol: str) -> HttpRequest:
+    def request(self, asked: Request, policy_verdict: PolicyVerdict, protocol: str) -> HttpRequest:
         """Headers are recorded as forwarded (Cilium semantics)."""
         rewrite = asked.rewrite
         record = HttpRequest(
             self._now_ns(),
             self.conn,
-            judgement,
+            policy_verdict,
             asked.method.decode(),
             self._url(asked),
             protocol,
@@ -60,12 +60,14 @@ class AccessLog:
 
     def response(self, asked: HttpRequest, status: int, reason: str = "", head: Answered | None = None) -> HttpResponse:
         """`reason`: why the response is ours or incomplete; empty if it is the server's and complete."""
-        judgement = msgspec.structs.replace(asked.judgement, reason=reason) if reason else asked.judgement
+        policy_verdict = (
+            msgspec.structs.replace(asked.policy_verdict, reason=reason) if reason else asked.policy_verdict
+        )
         now = self._now_ns()
         return HttpResponse(
             now,
             asked.conn,
-            judgement,
+            policy_verdict,
             asked.method,
             asked.url,
             asked.protocol,
@@ -75,11 +77,11 @@ class AccessLog:
         )
 
     def malformed(self, status: int, reason: str, protocol: str = HTTP1[1]) -> Malformed:
-        judgement = PolicyVerdict(Verdict.DROPPED, self._direction, reason=reason)
-        return Malformed(self._now_ns(), self.conn, judgement, status, protocol)
+        policy_verdict = PolicyVerdict(Verdict.DROPPED, self._direction, reason=reason)
+        return Malformed(self._now_ns(), self.conn, policy_verdict, status, protocol)
 
-    def connection(self, judgement: PolicyVerdict) -> Connection:
-        return Connection(self._now_ns(), self.conn, judgement)
+    def connection(self, policy_verdict: PolicyVerdict) -> Connection:
+        return Connection(self._now_ns(), self.conn, policy_verdict)
 
     def _url(self, asked: Request) -> str:
         path = asked.path if self._options.flow_query else asked.path.partition(b"?")[0]
@@ -89,15 +91,15 @@ class AccessLog:
         if rewrite is not None:
             headers = edited(headers, [edit.shown for edit in rewrite.edits])
         wanted = self._options.flow_headers
-        return tuple((name.decode(), self._told(name, value)) for name, value in headers if name in wanted)
+        return tuple((name.decode(), self._value_shown(name, value)) for name, value in headers if name in wanted)
 
     def _remarks(self, what: str, headers: Iterable[Header]) -> Iterator[str]:
         """All headers by name; values only of those that may be shown."""
         for name, value in headers:
-            shown = f": {self._told(name, value)}" if name in self._options.flow_headers else ""
+            shown = f": {self._value_shown(name, value)}" if name in self._options.flow_headers else ""
             yield f"header {what}: {name.decode()}{shown}"
 
-    def _told(self, name: bytes, value: bytes) -> str:
+    def _value_shown(self, name: bytes, value: bytes) -> str:
         return REDACTED if name in self._options.secret_headers else _cut(value.decode("latin-1"))
 
 

@@ -6,7 +6,8 @@ Laws (property-tested over any bytes, splits and ends):
  2. No byte of a request that is not allowed is ever in ToServer; what is forwarded is what was evaluated.
  3. Each HttpRequest record is followed by exactly one HttpResponse record: the server's final status, or ours: 403
     denied, 400 invalid body, 408/504 timeout, 502/503 upstream error, 499 the client left first. Bytes that are not a
-    valid request leave exactly one Malformed record. The client sees what is recorded, except for 499 and `_deserted`.
+    valid request leave exactly one Malformed record. The client sees what is recorded, except for 499 and
+    `_upstream_failed`.
  4. Server bytes that belong to no open exchange are never sent to the client.
 The common path is optimised: a whole head in one read, a whole response in another.
 """
@@ -200,7 +201,9 @@ class HttpGate:
         elif exchange.ends_with_connection:
             self._answered(exchange, actions)
         else:
-            self._deserted(exchange, "the server closed the connection before the response was complete", actions)
+            self._upstream_failed(
+                exchange, "the server closed the connection before the response was complete", actions
+            )
         return actions
 
     def client_lost(self, reason: str = "the client closed the connection") -> list[Action]:
@@ -220,7 +223,7 @@ class HttpGate:
         if exchange is None or not unanswered(self._state):
             self._close(actions, reset=self._state >= State.TUNNEL)
         elif self._connected:
-            self._deserted(exchange, f"upstream: {reason}", actions, reset=True)
+            self._upstream_failed(exchange, f"upstream: {reason}", actions, reset=True)
         else:
             self._fail(exchange, 503, f"upstream: {reason}", actions)
         return actions
@@ -234,9 +237,9 @@ class HttpGate:
         exchange = self._exchange
         if exchange is not None and self._state != State.DISCARDING:
             head = exchange.head
-            judgement = self._judge(Request(head.method, head.path, head.host, head))
-            if not _allows(judgement):
-                self._revoke(exchange, revoked(judgement), actions)
+            policy_verdict = self._judge(Request(head.method, head.path, head.host, head))
+            if not _allows(policy_verdict):
+                self._revoke(exchange, revoked(policy_verdict), actions)
         return actions
 
     def draining(self) -> list[Action]:
@@ -320,12 +323,12 @@ class HttpGate:
 
     def _begin(self, head: RequestHead, actions: list[Action]) -> None:
         request = Request(head.method, head.path, head.host, head)
-        judgement = self._judge(request)
-        record = self._log.request(request, judgement, HTTP1[head.minor])
+        policy_verdict = self._judge(request)
+        record = self._log.request(request, policy_verdict, HTTP1[head.minor])
         actions.append(Emit(record))
         reader = body(head.framing, request.judged() if head.framing == CHUNKED else ())
         exchange = self._exchange = Exchange(head, request, record, reader, self._responses)
-        if not _allows(judgement):
+        if not _allows(policy_verdict):
             self._deny(exchange, actions)
             return
         self._move(Event.REQUEST if reader is None else Event.UPLOAD)
@@ -434,7 +437,7 @@ class HttpGate:
             and self._denied < bounds.MAX_DENIED
             and (head.framing == CHUNKED or head.framing <= bounds.MAX_DRAINED)
         )
-        reason = printable(exchange.record.judgement.reason)
+        reason = printable(exchange.record.policy_verdict.reason)
         fields = b"x-l7proxy-denied: %b\r\n" % reason if self._options.deny_header and reason else b""
         actions.append(
             ToClient(reply(403, DENIED, close=not stays, head_only=head.method == b"HEAD", fields=fields)),
@@ -444,14 +447,14 @@ class HttpGate:
         if not stays:
             self._close(actions)
 
-    def _revoke(self, exchange: Exchange, judgement: PolicyVerdict, actions: list[Action]) -> None:
+    def _revoke(self, exchange: Exchange, policy_verdict: PolicyVerdict, actions: list[Action]) -> None:
         """Policy now refuses the request. The client gets 403, or a broken response if one has begun."""
         shown = exchange.response
         if unanswered(self._state):
             if shown is None:
                 actions.append(ToClient(reply(403, DENIED, close=True, head_only=exchange.head.method == b"HEAD")))
-            self._emit_response(exchange, 403 if shown is None else shown.status, judgement.reason, actions)
-        actions.append(Emit(self._log.connection(judgement)))
+            self._emit_response(exchange, 403 if shown is None else shown.status, policy_verdict.reason, actions)
+        actions.append(Emit(self._log.connection(policy_verdict)))
         self._close(actions, reset=shown is not None, revoked=True)
 
     def _refuse(self, error: PeerError, actions: list[Action]) -> None:
@@ -475,7 +478,7 @@ class HttpGate:
         self._emit_response(exchange, status, reason, actions)
         self._close(actions)
 
-    def _deserted(self, exchange: Exchange, reason: str, actions: list[Action], *, reset: bool = False) -> None:
+    def _upstream_failed(self, exchange: Exchange, reason: str, actions: list[Action], *, reset: bool = False) -> None:
         """The server is gone. If it closes a reused connection just as the next request comes, close the client's too,
         without a response: clients know this race and retry (RFC 9112 9.3.1); a response would prevent the retry."""
         if self._reused and exchange.unheard:
@@ -504,8 +507,8 @@ class HttpGate:
         actions.append(Emit(self._log.response(exchange.record, status, reason, exchange.response)))
 
 
-def _allows(judgement: PolicyVerdict) -> bool:
-    return judgement.verdict is FORWARDED or judgement.verdict is AUDIT
+def _allows(policy_verdict: PolicyVerdict) -> bool:
+    return policy_verdict.verdict is FORWARDED or policy_verdict.verdict is AUDIT
 
 
 def _to_server(actions: list[Action], data: bytes) -> None:

@@ -163,13 +163,13 @@ class StreamTable:
 
     def _begin(self, number: int, head: http2_head.RequestHead, block: FieldBlock, end: bool) -> None:
         request = Request(head.method, head.path, head.host, head.headers)
-        judgement = self._judge(request)
-        record = self.log.request(request, judgement, HTTP2)
+        policy_verdict = self._judge(request)
+        record = self.log.request(request, policy_verdict, HTTP2)
         self.actions.append(Emit(record))
         stream = self._stream(number, end)
         stream.head, stream.record, stream.grpc = head, record, head.grpc
-        if judgement.verdict is not FORWARDED and judgement.verdict is not AUDIT:
-            self._deny(stream, judgement.reason)
+        if policy_verdict.verdict is not FORWARDED and policy_verdict.verdict is not AUDIT:
+            self._deny(stream, policy_verdict.reason)
             self.client.budget.spend(DENIED, "a denied request")
             return
         if self.server_done:
@@ -437,19 +437,19 @@ class StreamTable:
             head = stream.head
             if head is None or stream.state is ANSWERED:
                 continue
-            judgement = self._judge(Request(head.method, head.path, head.host, head.headers))
-            if judgement.verdict is not FORWARDED and judgement.verdict is not AUDIT:
-                self._revoke(stream, revoked(judgement))
+            policy_verdict = self._judge(Request(head.method, head.path, head.host, head.headers))
+            if policy_verdict.verdict is not FORWARDED and policy_verdict.verdict is not AUDIT:
+                self._revoke(stream, revoked(policy_verdict))
 
-    def _revoke(self, stream: Stream, judgement: PolicyVerdict) -> None:
+    def _revoke(self, stream: Stream, policy_verdict: PolicyVerdict) -> None:
         self._leave_server(stream, Code.CANCEL)
         shown = stream.response
-        self._tell(stream, 403 if shown is None else shown.status, judgement.reason)
+        self._tell(stream, 403 if shown is None else shown.status, policy_verdict.reason)
         if shown is None:
-            self._deny(stream, judgement.reason)
+            self._deny(stream, policy_verdict.reason)
         else:
             self._forget(stream, Code.CANCEL)
-        self.actions.append(Emit(self.log.connection(judgement)))
+        self.actions.append(Emit(self.log.connection(policy_verdict)))
 
     def _refuse(self, number: int, error: PeerError, block: FieldBlock, end: bool) -> None:
         """Refuse a header block that is not a valid request. The other streams continue."""

@@ -34,7 +34,7 @@ Files = Annotated[list[Path], typer.Option("-f", "--filename", help="File or dir
 
 
 @contextlib.contextmanager
-def told() -> Iterator[None]:
+def errors_shown() -> Iterator[None]:
     """Prints expected errors in one line with exit code 2; SIGTERM ends a command as Ctrl-C does, with cleanup."""
 
     def interrupt(_number: int, _frame: FrameType | None) -> NoReturn:
@@ -55,7 +55,7 @@ def told() -> Iterator[None]:
 @contextlib.contextmanager
 def _existing(name: str) -> Iterator[state.Lab]:
     """A lab in its user namespace."""
-    with told():
+    with errors_shown():
         lab = state.Lab(name)
         userns.enter(lab)
         yield lab
@@ -90,7 +90,7 @@ def up(
     ] = False,
 ) -> None:
     """Start a lab and return when all policies are enforced. Without -f it runs the demo's manifests."""
-    with told(), userns.entered(state.Lab(name)), reporting(f"lab {name}") as report:
+    with errors_shown(), userns.entered(state.Lab(name)), reporting(f"lab {name}") as report:
         settings = Settings(
             name=name,
             cni=cni,
@@ -176,7 +176,7 @@ def run(
     name: Name = "run",
 ) -> None:
     """Start a lab for each combination, check every case and remove the lab. Exit code 1 if a case fails."""
-    with told(), userns.entered(state.Lab(name)):
+    with errors_shown(), userns.entered(state.Lab(name)):
         only: scenario.Only = {"cni": cni, "bridge_nf_call": bridge_nf_call, "backend": backend, "ip_family": ip_family}
         ok = scenario.run(scenario.load(file), only, name, show.console(), _progress)
         raise typer.Exit(0 if ok else 1)

@@ -8,7 +8,7 @@ from typing import Any
 
 from l7proxy.lab.cluster import Pod
 from l7proxy.lab.netns import path_of
-from l7proxy.lab.network import POD_BRIDGE, Cable, bridge_mac
+from l7proxy.lab.network import POD_BRIDGE, Veth, bridge_mac
 from l7proxy.lab.settings import Cni
 from l7proxy.model.net import family_of
 from l7proxy.model.resources import Node
@@ -22,11 +22,11 @@ def container_id(pod: Pod) -> str:
     return hashlib.sha256(str(pod).encode()).hexdigest()
 
 
-def cached(pod: Pod, node: Node, cable: Cable, cni: Cni, namespace: str) -> dict[str, Any]:
+def cached(pod: Pod, node: Node, veth: Veth, cni: Cni, namespace: str) -> dict[str, Any]:
     """The content of the cache file."""
     interfaces = [
-        {"name": cable.host_interface, "mac": cable.host_mac},
-        {"name": "eth0", "mac": cable.pod_mac, "sandbox": str(path_of(namespace))},
+        {"name": veth.host_interface, "mac": veth.host_mac},
+        {"name": "eth0", "mac": veth.pod_mac, "sandbox": str(path_of(namespace))},
     ]
     if cni is Cni.BRIDGE:  # the bridge plugin lists its bridge first
         interfaces.insert(0, {"name": POD_BRIDGE, "mac": bridge_mac(node)})

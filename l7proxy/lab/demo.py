@@ -46,7 +46,7 @@ def demo(
 ) -> None:
     """Run two nodes with pods and a CiliumNetworkPolicy, and show the expected and actual result of each request."""
     out, begun = show.console(), time.monotonic()
-    with cli.told(), userns.entered(Lab(name)):
+    with cli.errors_shown(), userns.entered(Lab(name)):
         out.print(f"The policy (deploy/demo/policy.yaml), on CNI [bold]{cni.value}[/]:\n")
         out.print((lifecycle.DEMO / "policy.yaml").read_text(), markup=False, highlight=False)
         manifests = lifecycle.manifests_of([])
@@ -75,8 +75,8 @@ def _table(rows: list[Row], out: Console) -> None:
     table = show.table("FROM", "REQUEST", "TO", "EXPECTED", "RESULT", "")
     for row in rows:
         word = row.seen.word if row.seen else "-"
-        told = EXPLAINED.get(word, "").format(source=row.seen.source if row.seen else "")
-        note = f"[red]{'; '.join(row.faults)}[/]" if row.faults else f"[green]✓[/] {told}"
+        explained = EXPLAINED.get(word, "").format(source=row.seen.source if row.seen else "")
+        note = f"[red]{'; '.join(row.faults)}[/]" if row.faults else f"[green]✓[/] {explained}"
         who = f"{row.pod} ({'same' if row.same_node else 'other'} node)"
         target = "Service" if row.via == "service" and not row.request.host.endswith(".pod") else row.address
         table.add_row(who, _short(row.case), target, str(row.case.expect), word, note)
@@ -95,9 +95,9 @@ def _flows(lab: Lab, out: Console) -> None:
         done = subprocess.run(
             [sys.executable, "-m", "l7proxy.cli.main", *command], capture_output=True, text=True, check=False
         )
-        if told := done.stdout + done.stderr:
+        if explained := done.stdout + done.stderr:
             out.print(f"\n{node}: l7proxy {' '.join(command)}", highlight=False, soft_wrap=True)
-            out.print(told, markup=False, highlight=False, soft_wrap=True)
+            out.print(explained, markup=False, highlight=False, soft_wrap=True)
 
 
 def main() -> None:

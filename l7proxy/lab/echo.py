@@ -121,12 +121,12 @@ class _Http:
         if _wants_websocket(request):
             await _websocket(request, connection.trailing_data[0], reader, writer)
             return False
-        body = json.dumps(self._told(request, length, writer)).encode() + b"\n"
+        body = json.dumps(self._description(request, length, writer)).encode() + b"\n"
         self._answer(connection, writer, body)
         await writer.drain()
         return connection.our_state is h11.DONE
 
-    def _told(self, request: Any, length: int, writer: asyncio.StreamWriter) -> dict[str, Any]:
+    def _description(self, request: Any, length: int, writer: asyncio.StreamWriter) -> dict[str, Any]:
         peer = host_port(writer.get_extra_info("peername"))
         return {
             "server": self.server_name,

@@ -72,7 +72,7 @@ class Http2Echo:
 
     def _answer(self, connection: h2.connection.H2Connection, stream: int, request: _Request, peer: HostPort) -> None:
         """A small body: it fits into the window of a new stream."""
-        body = json.dumps(self._told(request, peer)).encode() + b"\n"
+        body = json.dumps(self._description(request, peer)).encode() + b"\n"
         head = dict(request.headers)
         connection.send_headers(
             stream,
@@ -86,7 +86,7 @@ class Http2Echo:
         if trailers:
             connection.send_headers(stream, [("x-echo", self.server_name)], end_stream=True)
 
-    def _told(self, request: _Request, peer: HostPort) -> dict[str, Any]:
+    def _description(self, request: _Request, peer: HostPort) -> dict[str, Any]:
         head = dict(request.headers)
         return {
             "server": self.server_name,

@@ -76,7 +76,7 @@ def faults_of(found: Sequence[Flow], wanted: Account) -> list[str]:
     responses = [flow for flow in found if _l7_type(flow) == "RESPONSE"]
     faults = []
     if wanted in {Account.L7_ALLOWED, Account.ANY} and dropped:
-        faults.append(f"DROPPED flows for allowed traffic: {', '.join(map(_told, dropped))}")
+        faults.append(f"DROPPED flows for allowed traffic: {', '.join(map(_summary, dropped))}")
     if wanted in {Account.L7_ALLOWED, Account.L7_DENIED}:
         faults.extend(
             f"{len(f)} {n} flows, not 1" for n, f in (("request", requests), ("response", responses)) if len(f) != 1
@@ -93,7 +93,7 @@ def faults_of(found: Sequence[Flow], wanted: Account) -> list[str]:
     return faults
 
 
-def _told(flow: Flow) -> str:
+def _summary(flow: Flow) -> str:
     """A dropped flow in a few words: its port and the reason."""
     layer = flow.get("l4") or {}
     ports = ", ".join(f"{ends.get('destination_port')}/{name}" for name, ends in layer.items())

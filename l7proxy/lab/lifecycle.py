@@ -113,7 +113,7 @@ def _follow(lab: Lab, state: State, planned: Plan, report: Report) -> None:
             _remove_pod(lab, state, name)
     fresh = [pod for name, pod in wanted.items() if name not in state.pods]
     for pod in fresh:
-        _cable(lab, state, cluster, pod, _fingerprint(pod, specs[str(pod)]))
+        _connect(lab, state, cluster, pod, _fingerprint(pod, specs[str(pod)]))
         report(f"{pod}: {', '.join(pod.addresses)} on {pod.node}")
     _write_hosts(lab, cluster)
     for node in cluster.nodes:
@@ -133,7 +133,7 @@ def _follow(lab: Lab, state: State, planned: Plan, report: Report) -> None:
         agents.wait_enforced(lab, list(state.nodes), report)
 
 
-def _cable(lab: Lab, state: State, cluster: Cluster, pod: Pod, fingerprint: str) -> None:
+def _connect(lab: Lab, state: State, cluster: Cluster, pod: Pod, fingerprint: str) -> None:
     node = cluster.node(pod.node)
     on = state.nodes[pod.node].namespace
     if pod.host_network:
@@ -143,8 +143,8 @@ def _cable(lab: Lab, state: State, cluster: Cluster, pod: Pod, fingerprint: str)
     interface = network.host_interface(pod, state.settings)
     state.pods[str(pod)] = Box(namespace, pod.node, interface, spec=fingerprint)
     lab.save(state)
-    cable = network.plug_pod(on, namespace, node, pod, state.settings)
-    result = cni_result.cached(pod, node, cable, state.settings.cni, namespace)
+    veth = network.plug_pod(on, namespace, node, pod, state.settings)
+    result = cni_result.cached(pod, node, veth, state.settings.cni, namespace)
     (lab.cni_directory(pod.node) / cni_result.file_name(pod)).write_text(json.dumps(result))
 
 

@@ -38,7 +38,7 @@ _LINK_SCOPE: Final = 253
 
 
 @dataclass(frozen=True, slots=True)
-class Cable:
+class Veth:
     """Both ends of a pod's veth pair, as in the CNI result."""
 
     host_interface: str
@@ -125,7 +125,7 @@ def route_nodes(namespace: str, others: list[Node]) -> None:
     netns.inside(namespace, body)
 
 
-def plug_pod(node_namespace: str, namespace: str, node: Node, pod: Pod, settings: Settings) -> Cable:
+def plug_pod(node_namespace: str, namespace: str, node: Node, pod: Pod, settings: Settings) -> Veth:
     """Create the pod's namespace and its interface."""
     netns.create(namespace)
     name = host_interface(pod, settings)
@@ -150,7 +150,7 @@ def plug_pod(node_namespace: str, namespace: str, node: Node, pod: Pod, settings
         return mac
 
     pod_mac = netns.inside(namespace, pod_side)
-    return Cable(name, netns.inside(node_namespace, lambda: _read_mac(name)), pod_mac)
+    return Veth(name, netns.inside(node_namespace, lambda: _read_mac(name)), pod_mac)
 
 
 def unplug_pod(node_namespace: str, namespace: str, interface: str) -> None:

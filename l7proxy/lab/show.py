@@ -75,8 +75,8 @@ def _agent(lab: Lab, node: str) -> dict[str, Any]:
         return {"answers": False, "waiting": "the agent does not respond"}
     parts = ("version", "backend", "revision", "enforced_revision", "workers", "policies")
     problems = (answer.get("source") or {}).get("problems") or []
-    told = {part: answer.get(part) for part in parts}
-    return {"answers": True, "waiting": agents.not_enforced(lab, node), "problems": problems, **told}
+    answered = {part: answer.get(part) for part in parts}
+    return {"answers": True, "waiting": agents.not_enforced(lab, node), "problems": problems, **answered}
 
 
 WIDE: Final = 220

@@ -44,7 +44,7 @@ STATS_SECONDS: Final = 1.0
 FRAMES: Final = 8
 """Most batches in one write."""
 
-PictureHandler = Callable[[PolicySnapshot], Awaitable[tuple[str, ...]]]
+SnapshotHandler = Callable[[PolicySnapshot], Awaitable[tuple[str, ...]]]
 """Makes a policy snapshot active and returns the problems found in it."""
 
 
@@ -52,12 +52,12 @@ class LinkClient:
     """Run `await client.run()` in a task; cancel the task to stop."""
 
     def __init__(
-        self, path: Path, worker: int, *, outbox: Outbox, on_picture: PictureHandler, stats: Callable[[], WorkerStats]
+        self, path: Path, worker: int, *, outbox: Outbox, on_snapshot: SnapshotHandler, stats: Callable[[], WorkerStats]
     ) -> None:
         self._path = path
         self._worker = worker
         self._outbox = outbox
-        self._on_picture = on_picture
+        self._on_snapshot = on_snapshot
         self._stats = stats
         self._requests = PendingRequests()
         self._writer: asyncio.StreamWriter | None = None
@@ -134,9 +134,9 @@ class LinkClient:
                 if isinstance(message, Acknowledged | Refused):
                     self._requests.answered(message)
                     continue
-                picture = snapshots.open(message)
-                problems = await self._on_picture(picture)
-                await self._send(writer, Applied(revision=picture.revision, problems=problems))
+                snapshot = snapshots.open(message)
+                problems = await self._on_snapshot(snapshot)
+                await self._send(writer, Applied(revision=snapshot.revision, problems=problems))
         decoder.eof()
         raise ConnectionResetError("it closed the connection")
 

@@ -32,8 +32,8 @@ def beside(link: Path) -> Path:
     return link.with_name(NAME)
 
 
-def stamp(picture: PolicySnapshot) -> int:
-    return picture.epoch << _EPOCH | picture.revision
+def stamp(snapshot: PolicySnapshot) -> int:
+    return snapshot.epoch << _EPOCH | snapshot.revision
 
 
 class Page:
@@ -43,13 +43,13 @@ class Page:
         self._words = _map(path)
         self.epoch = (max(self._words[PUBLISHED], self._words[REQUIRED]) >> _EPOCH) + 1
 
-    def publish(self, picture: PolicySnapshot) -> None:
+    def publish(self, snapshot: PolicySnapshot) -> None:
         """Call it before the snapshot is sent to any worker."""
-        self._words[PUBLISHED] = stamp(picture)
+        self._words[PUBLISHED] = stamp(snapshot)
 
-    def require(self, picture: PolicySnapshot) -> None:
+    def require(self, snapshot: PolicySnapshot) -> None:
         """From now on, a worker that has not applied this snapshot serves no connection."""
-        self._words[REQUIRED] = max(self._words[REQUIRED], stamp(picture))
+        self._words[REQUIRED] = max(self._words[REQUIRED], stamp(snapshot))
 
 
 class Fence:

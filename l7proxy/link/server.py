@@ -66,7 +66,7 @@ class LinkServer:
         self._on_flows = on_flows
         self.on_request = on_request
         self._connected: set[_Peer] = set()
-        self._picture: PolicySnapshot | None = None
+        self._snapshot: PolicySnapshot | None = None
         self._page: fence.Page | None = None
         self._first = True
         self._frames: dict[int, bytes] = {}  # to the newest snapshot, by the revision that the worker has
@@ -77,14 +77,14 @@ class LinkServer:
         states = [peer.state for peer in self._connected if peer.state is not None]
         return sorted(states, key=lambda state: (state.worker, state.pid))
 
-    async def publish(self, picture: PolicySnapshot) -> None:
+    async def publish(self, snapshot: PolicySnapshot) -> None:
         """Send the snapshot to all current and future workers. Returns before they apply it: see `wait_applied`."""
-        before = self._picture
+        before = self._snapshot
         if self._page is not None:
-            picture = msgspec.structs.replace(picture, epoch=self._page.epoch)
-            self._page.publish(picture)
-        frames = {before.revision: await asyncio.to_thread(_frame, before, picture)} if before is not None else {}
-        self._picture, self._frames = picture, frames
+            snapshot = msgspec.structs.replace(snapshot, epoch=self._page.epoch)
+            self._page.publish(snapshot)
+        frames = {before.revision: await asyncio.to_thread(_frame, before, snapshot)} if before is not None else {}
+        self._snapshot, self._frames = snapshot, frames
         for peer in list(self._connected):
             self.bring_up(peer)
 
@@ -99,13 +99,13 @@ class LinkServer:
 
     def _send_snapshot(self, peer: _Peer) -> None:
         """As a delta if possible."""
-        picture = self._picture
-        if picture is None or peer.sent == picture.revision:
+        snapshot = self._snapshot
+        if snapshot is None or peer.sent == snapshot.revision:
             return
         base = peer.sent if peer.sent in self._frames else EMPTY.revision
         if base not in self._frames:
-            self._frames[base] = _frame(EMPTY, picture)
-        peer.sent = picture.revision
+            self._frames[base] = _frame(EMPTY, snapshot)
+        peer.sent = snapshot.revision
         peer.transport.write(self._frames[base])
 
     async def wait_applied(self, revision: int, timeout: float) -> bool:  # noqa: ASYNC109 -- the contract's form
@@ -124,14 +124,14 @@ class LinkServer:
 
     def require(self) -> None:
         """From now on a worker that has not applied the newest snapshot serves no connection (see `fence`)."""
-        page, picture = self._page, self._picture
-        if page is None or picture is None:
+        page, snapshot = self._page, self._snapshot
+        if page is None or snapshot is None:
             return
         if self._first:
             self._first = False
-            asyncio.get_running_loop().call_later(FIRST_SECONDS, page.require, picture)
+            asyncio.get_running_loop().call_later(FIRST_SECONDS, page.require, snapshot)
         else:
-            page.require(picture)
+            page.require(snapshot)
 
     @asynccontextmanager
     async def serving(self) -> AsyncIterator[None]:

@@ -106,9 +106,9 @@ def combine(egress: Decision | None, ingress: Decision | None) -> PolicyVerdict:
     )
 
 
-def revoked(judgement: PolicyVerdict) -> PolicyVerdict:
+def revoked(policy_verdict: PolicyVerdict) -> PolicyVerdict:
     """The denial of an open connection or request that was allowed; the reason says that the policy changed."""
-    return msgspec.structs.replace(judgement, reason=f"policy changed: {judgement.reason}")
+    return msgspec.structs.replace(policy_verdict, reason=f"policy changed: {policy_verdict.reason}")
 
 
 def _audited(egress: Decision | None, ingress: Decision | None) -> PolicyVerdict:

@@ -66,8 +66,8 @@ def of_document(document: Mapping[Any, Any]) -> Iterator[FieldFinding]:
             )
     for base, spec in _specs(document):
         for at, item in _items(base, spec, ("ingress", "ingressDeny", "egress", "egressDeny")):
-            nobody = "an empty list matches no peer; remove the field to match every peer"
-            yield from _empty(at, item, _PEER_LISTS, "empty-matches-nothing", nobody)
+            message = "an empty list matches no peer; remove the field to match every peer"
+            yield from _empty(at, item, _PEER_LISTS, "empty-matches-nothing", message)
             if len(item) > 1:
                 yield from _empty(
                     at,
@@ -154,7 +154,7 @@ def of_peers(rules: Iterable[Rule], identities: Mapping[int, Identity]) -> Itera
     everybody = [identity.labels for identity in identities.values()]
     known: dict[Selects, bool] = {}
 
-    def is_nobody(peer: Peer) -> bool:
+    def matches_nothing(peer: Peer) -> bool:
         if not isinstance(peer, SelectorPeer) or _is_of_reserved(peer.selector):
             return False
         if peer.selector not in known:
@@ -165,14 +165,14 @@ def of_peers(rules: Iterable[Rule], identities: Mapping[int, Identity]) -> Itera
         if rule.ref.kind == _BUILT_IN:
             continue
         for peer in rule.peers or ():
-            if isinstance(peer, SelectorPeer) and isinstance(peer.selector, Selector) and is_nobody(peer):
+            if isinstance(peer, SelectorPeer) and isinstance(peer.selector, Selector) and matches_nothing(peer):
                 yield Finding(
                     "peer-selects-nothing",
                     rule.ref,
                     f"the peer selector {peer.selector} matches none of the given pods",
                 )
         for some in _alternatives(rule.peers or ()):
-            if some and all(isinstance(peer, SelectorPeer) and is_nobody(peer) for peer in some):
+            if some and all(isinstance(peer, SelectorPeer) and matches_nothing(peer) for peer in some):
                 message = "its peer matches none of the given pods and network sets"
                 yield Finding("peer-selects-nothing", rule.ref, message)
 
@@ -253,14 +253,14 @@ def _meet(one: PortMatch, other: PortMatch) -> bool:
 
 def of_tables(policies: Mapping[int, EndpointPolicy], endpoints: Iterable[Endpoint]) -> Iterator[Finding]:
     """L4 rules that leave L7 rules without effect: each pair of rules once, with one pod as example."""
-    told: set[tuple[RuleRef, RuleRef]] = set()
+    reported: set[tuple[RuleRef, RuleRef]] = set()
     for endpoint in endpoints:
         policy = policies.get(endpoint.id)
         for direction in Direction.INGRESS, Direction.EGRESS:
             table = policy.direction(direction) if policy is not None else None
             for judged, plain in _voided(table) if table is not None else ():
-                if (judged.ref, plain.ref) not in told:
-                    told.add((judged.ref, plain.ref))
+                if (judged.ref, plain.ref) not in reported:
+                    reported.add((judged.ref, plain.ref))
                     yield Finding("l7-shadowed", judged.ref, _void(judged, plain, direction, endpoint))
 
 

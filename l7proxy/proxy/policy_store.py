@@ -36,14 +36,14 @@ class PolicyIndex:
     `before` is the previous index: what is equal in both is not parsed again.
     """
 
-    def __init__(self, picture: PolicySnapshot, before: PolicyIndex | None = None) -> None:
-        self.picture = picture
-        self.revision = picture.revision
-        self.node_addresses = frozenset(picture.node_addresses)
-        self.options = picture.http
+    def __init__(self, snapshot: PolicySnapshot, before: PolicyIndex | None = None) -> None:
+        self.snapshot = snapshot
+        self.revision = snapshot.revision
+        self.node_addresses = frozenset(snapshot.node_addresses)
+        self.options = snapshot.http
         known = before._ends if before is not None else None
-        self._ends: EndpointIndex = EndpointIndex(picture.endpoints, picture.identities, known)
-        self._frontends = {(f.address, f.port): f for f in picture.frontends if f.protocol == TCP}
+        self._ends: EndpointIndex = EndpointIndex(snapshot.endpoints, snapshot.identities, known)
+        self._frontends = {(f.address, f.port): f for f in snapshot.frontends if f.protocol == TCP}
 
     @property
     def problems(self) -> tuple[str, ...]:
@@ -51,7 +51,7 @@ class PolicyIndex:
 
     def make_ready(self) -> None:
         """Compile large sets of HTTP rules now: else the first session that needs one would delay all others."""
-        for endpoint in self.picture.endpoints:
+        for endpoint in self.snapshot.endpoints:
             for direction in (endpoint.policy.ingress, endpoint.policy.egress):
                 for entry in direction.entries if direction is not None else ():
                     if isinstance(entry.l7, HttpRules) and len(entry.l7.rules) >= MANY:
@@ -121,17 +121,17 @@ class PolicyStore:
         """Return when all sessions have left."""
         await self._empty.wait()
 
-    async def publish(self, picture: PolicySnapshot) -> tuple[str, ...]:
+    async def publish(self, snapshot: PolicySnapshot) -> tuple[str, ...]:
         """Make this snapshot active. Returns the problems found, once every open session is re-evaluated.
 
         LinkError when the snapshot cannot be used: the previous one stays active.
         """
         try:
-            index = await asyncio.to_thread(_ready, picture, self.index)
+            index = await asyncio.to_thread(_ready, snapshot, self.index)
         except (ValueError, TypeError) as error:
-            raise LinkError(f"policy revision {picture.revision} cannot be applied: {error}") from error
+            raise LinkError(f"policy revision {snapshot.revision} cannot be applied: {error}") from error
         self.index = index
-        self.fence.applied = stamp(picture)
+        self.fence.applied = stamp(snapshot)
         for number, watcher in enumerate(self):
             watcher.policy_changed()
             if number % NUDGED_AT_ONCE == NUDGED_AT_ONCE - 1:
@@ -139,8 +139,8 @@ class PolicyStore:
         return index.problems
 
 
-def _ready(picture: PolicySnapshot, before: PolicyIndex | None) -> PolicyIndex:
-    index = PolicyIndex(picture, before)
+def _ready(snapshot: PolicySnapshot, before: PolicyIndex | None) -> PolicyIndex:
+    index = PolicyIndex(snapshot, before)
     index.make_ready()
     return index
 

@@ -93,7 +93,7 @@ async def _serve(
             settings.link_socket,
             worker,
             outbox=outbox,
-            on_picture=server.publish,
+            on_snapshot=server.publish,
             stats=lambda: stats.collect(ctx, outbox),
         )
         running = [

@@ -166,7 +166,7 @@ def _run(cluster: Cluster, case: Case, paths: PathRules) -> Result:
 
 
 def _failure(case: Case, outcome: trace.Outcome) -> str:
-    verdict, reason = outcome.judgement.verdict.name, outcome.judgement.reason
+    verdict, reason = outcome.policy_verdict.verdict.name, outcome.policy_verdict.reason
     because = f": {reason}" if reason else ""
     if verdict not in EXPECTED[case.expect]:
         by = f" by {outcome.ref}" if outcome.ref is not None else ""

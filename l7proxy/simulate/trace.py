@@ -44,25 +44,25 @@ _WORST_FIRST: Final = (Verdict.DROPPED, Verdict.AUDIT, Verdict.REDIRECTED, Verdi
 class Outcome:
     """The verdict, and the steps that led to it."""
 
-    judgement: PolicyVerdict
+    policy_verdict: PolicyVerdict
     steps: tuple[str, ...]
 
     @property
     def allowed(self) -> bool:
-        return self.judgement.verdict in (Verdict.FORWARDED, Verdict.REDIRECTED, Verdict.AUDIT)
+        return self.policy_verdict.verdict in (Verdict.FORWARDED, Verdict.REDIRECTED, Verdict.AUDIT)
 
     @property
     def ref(self) -> RuleRef | None:
-        ingress = self.judgement.direction is Direction.INGRESS
-        return self.judgement.ingress if ingress else self.judgement.egress
+        ingress = self.policy_verdict.direction is Direction.INGRESS
+        return self.policy_verdict.ingress if ingress else self.policy_verdict.egress
 
     def to_json(self) -> dict[str, Any]:
-        ref, direction = self.ref, self.judgement.direction
+        ref, direction = self.ref, self.policy_verdict.direction
         return {
-            "verdict": self.judgement.verdict.name,
+            "verdict": self.policy_verdict.verdict.name,
             "direction": direction.name if direction is not Direction.UNKNOWN else None,
             "policy": ref and {"kind": ref.kind, "namespace": ref.namespace, "name": ref.name, "rule": ref.rule},
-            "reason": self.judgement.reason,
+            "reason": self.policy_verdict.reason,
             "steps": list(self.steps),
         }
 
@@ -201,29 +201,29 @@ def trace(
     ):
         steps.append(_step(direction, end, found))
         steps += _more(cluster, direction, end, peer, found, protocol, target.port)
-    judgement = evaluate_l4(egress, ingress)
-    if request is not None and judgement.verdict is Verdict.REDIRECTED:
-        judgement = _judge_request(egress, ingress, request, judgement, steps)
-    elif request is not None and judgement.verdict is Verdict.FORWARDED:
+    policy_verdict = evaluate_l4(egress, ingress)
+    if request is not None and policy_verdict.verdict is Verdict.REDIRECTED:
+        policy_verdict = _judge_request(egress, ingress, request, policy_verdict, steps)
+    elif request is not None and policy_verdict.verdict is Verdict.FORWARDED:
         steps.append("no HTTP rules on this port: requests are not inspected")
-    elif judgement.verdict is Verdict.REDIRECTED:
+    elif policy_verdict.verdict is Verdict.REDIRECTED:
         kind = next(each.kind for each in (egress, ingress) if each is not None and each.kind is not None)
         steps.append(f"{kind.name} rules decide each request{HOW_TO_ASK.get(kind.key, '')}")
     if not _asked(egress) and not _asked(ingress):
-        judgement = PolicyVerdict(Verdict.FORWARDED, Direction.UNKNOWN)
-    return Outcome(judgement, tuple(steps))
+        policy_verdict = PolicyVerdict(Verdict.FORWARDED, Direction.UNKNOWN)
+    return Outcome(policy_verdict, tuple(steps))
 
 
 def worst(outcomes: Sequence[Outcome]) -> Outcome:
     """The worst outcome of a Service's backends: a client may get any of them, so one refusal counts."""
     refused = [one for one in outcomes if not one.allowed]
-    chosen = min(outcomes, key=lambda one: _WORST_FIRST.index(one.judgement.verdict))
+    chosen = min(outcomes, key=lambda one: _WORST_FIRST.index(one.policy_verdict.verdict))
     steps = [step for one in outcomes for step in one.steps]
     if refused and len(refused) < len(outcomes):
         steps.append(
             f"{len(refused)} of {len(outcomes)} backends are refused: the verdict depends on which one is selected"
         )
-    return Outcome(chosen.judgement, tuple(steps))
+    return Outcome(chosen.policy_verdict, tuple(steps))
 
 
 def _judge_request(
@@ -243,16 +243,16 @@ def _judge_request(
     if request.path != request.target:
         steps[-1] += f" (normalised from {request.target.decode()})"
     asked = Request(request.method, request.path, request.host, request.headers)
-    judgement = evaluate_l7(egress, ingress, asked)
-    ref = judgement.ingress if judgement.direction is Direction.INGRESS else judgement.egress
-    steps.append(f"{judgement.direction.word}: {_said(judgement.verdict, ref, judgement.reason)}")
+    policy_verdict = evaluate_l7(egress, ingress, asked)
+    ref = policy_verdict.ingress if policy_verdict.direction is Direction.INGRESS else policy_verdict.egress
+    steps.append(f"{policy_verdict.direction.word}: {_said(policy_verdict.verdict, ref, policy_verdict.reason)}")
     if asked.rewrite is not None:
         steps += [f"forwarded with {edit}" for edit in asked.rewrite.edits]
         steps += [f"logged in its flow: header missing: {name.decode()}" for name, _ in asked.rewrite.missing]
     for direction, policy in ((Direction.EGRESS, egress), (Direction.INGRESS, ingress)):
         if policy is not None:
             steps += [f"{direction.word}: {said}" for said in explain.moot(policy, asked)]
-    return judgement
+    return policy_verdict
 
 
 def _ask(cluster: Cluster, source: End, target: Target, protocol: int, direction: Direction) -> PortPolicy | None:

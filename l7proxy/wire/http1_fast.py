@@ -48,7 +48,7 @@ _FRAMING_FIELD: Final = re.compile(rb"\n(content-length|transfer-encoding|connec
 _KEEP_ALIVE: Final = {None: True, b"keep-alive": True, b"Keep-Alive": True, b"close": False}
 _RARE: Final = frozenset({b"transfer-encoding", b"connection", b"expect", b"upgrade"})
 _SINGLE: Final = _RARE | {b"host", b"content-length"}
-_CROWDED: Final = 4 * MAX_HEADERS
+_MANY_BYTES: Final = 4 * MAX_HEADERS
 """A head of at most this many bytes cannot contain too many headers."""
 
 _DOUBTFUL: Final = re.compile(rb"/[/.]")
@@ -64,7 +64,7 @@ def request(data: bytes, rules: PathRules = STRICT) -> RequestHead | Miss:
         return _unusual_request(data, rules)
     method, target, path, _, early, host, late, length = match.groups()
     size = match.end()
-    if len(host) > authority.MAX_AUTHORITY or (size > _CROWDED and _too_much(data, size)):
+    if len(host) > authority.MAX_AUTHORITY or (size > _MANY_BYTES and _too_much(data, size)):
         return Miss.ODD
     framing = 0 if length is None else _number(length)
     return _request(data, rules, method, target, path, host, framing, early is None and late is None, size)
@@ -119,7 +119,7 @@ def response(data: bytes, method: bytes) -> ResponseHead | Miss:
         return _unusual_response(data, method)
     digits, length, chunked, close = match.groups()
     size = match.end()
-    if size > _CROWDED and _too_much(data, size):
+    if size > _MANY_BYTES and _too_much(data, size):
         return Miss.ODD
     framing = _number(length) if length is not None else UNTIL_CLOSE if chunked is None else CHUNKED
     return _response(data, method, _number(digits), framing, close is None, size)
@@ -199,7 +199,7 @@ def _repeats(headers: list[Header]) -> bool:
 
 def _body(named: dict[bytes, bytes], data: bytes, size: int, framing: int) -> tuple[int, bool] | None:
     """(framing, keep_alive). `framing` is the default without framing headers. None when anything is uncommon."""
-    if size > _CROWDED and _too_much(data, size):
+    if size > _MANY_BYTES and _too_much(data, size):
         return None
     length = named.get(b"content-length")
     if length is not None:

@@ -331,16 +331,26 @@ class AttackLab:
         networks = [ip_network(cidr) for cidr in self._cluster.node(node).pod_cidrs]
         pod = ClusterPod(namespace, own, node, tuple(str(network.network_address + 200) for network in networks))
         inside, on, where = self.lab.namespace_name(*name.split("/")), self._state.nodes[node], self._cluster.node(node)
-        cable = lab_network.plug_pod(on.namespace, inside, where, pod, self._state.settings)
+        interface = lab_network.plug_pod(on.namespace, inside, where, pod, self._state.settings)
         result = self.lab.cni_directory(node) / cni_result.file_name(pod)
         addresses = {family_of(address): address for address in pod.addresses}
         gateway = lab_network.bridge_mac(where) if self.cni == "bridge" else lab_network.ROUTED_MAC
         try:
             if announced:
-                result.write_text(json.dumps(cni_result.cached(pod, where, cable, self._state.settings.cni, inside)))
-            yield Pod(name, inside, addresses, cable.pod_mac, node=node, port=cable.host_interface, gateway_mac=gateway)
+                result.write_text(
+                    json.dumps(cni_result.cached(pod, where, interface, self._state.settings.cni, inside))
+                )
+            yield Pod(
+                name,
+                inside,
+                addresses,
+                interface.pod_mac,
+                node=node,
+                port=interface.host_interface,
+                gateway_mac=gateway,
+            )
         finally:
-            lab_network.unplug_pod(on.namespace, inside, cable.host_interface)
+            lab_network.unplug_pod(on.namespace, inside, interface.host_interface)
             result.unlink(missing_ok=True)
 
     # Policy

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 
 from l7proxy.flows.records import HttpRequest
-from tests.unit.proxy.stage import CLIENT, Stage, backend, gets, picture, request, stage, web
+from tests.unit.proxy.stage import CLIENT, Stage, backend, gets, request, snapshot, stage, web
 
 HOSTILE = 64
 """Hostile connections, each with a request whenever the innocent client has one."""
@@ -18,7 +18,7 @@ INNOCENT = "127.0.0.9"
 
 
 async def test_a_client_waits_for_a_few_requests_of_another_however_many_are_there() -> None:
-    async with backend(web) as server, stage(server, picture(gets("/allowed"))) as on:
+    async with backend(web) as server, stage(server, snapshot(gets("/allowed"))) as on:
         on.ctx.poller.turn = 0
         hostile = [await on.dial() for _ in range(HOSTILE)]
         reader, writer = await on.client(INNOCENT)

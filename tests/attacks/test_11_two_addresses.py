@@ -7,14 +7,14 @@ from contextlib import suppress
 import msgspec
 
 from l7proxy.flows.records import Connection
-from tests.unit.proxy.stage import CLIENT, answer, backend, gets, picture, request, stage, web
+from tests.unit.proxy.stage import CLIENT, answer, backend, gets, request, snapshot, stage, web
 
 OTHER, NEIGHBOUR = "127.0.0.8", "127.0.0.9"
 LIMIT = 8
 
 
 async def test_both_addresses_of_a_pod_have_half_of_the_connections_together() -> None:
-    made = picture(gets())
+    made = snapshot(gets())
     pod = msgspec.structs.replace(made.endpoints[0], addresses=(CLIENT, OTHER))
     made = msgspec.structs.replace(made, endpoints=(pod, *made.endpoints[1:]))
     async with backend(web) as server, stage(server, made, limit=LIMIT) as on:
@@ -25,7 +25,7 @@ async def test_both_addresses_of_a_pod_have_half_of_the_connections_together() -
         assert len(on.records) == LIMIT // 2
         for record in on.records:
             assert isinstance(record, Connection)
-            assert "half of the 8 connections" in record.judgement.reason
+            assert "half of the 8 connections" in record.policy_verdict.reason
         reader, writer = await on.client(NEIGHBOUR)
         writer.write(request())
         assert (await answer(reader))[0] == 200

@@ -30,7 +30,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of the package with its own build: the source tree stays unchanged."""
     where = tmp_path_factory.mktemp("compiled")
     rooms = [f"tests/unit/{room}" for room in ("flows", "gate", "proxy", "wire")]
-    for name in ("l7proxy", "tproxy_rules", "tests/corpus", *rooms):
+    for name in ("l7proxy", "tproxy_rules", "tests/corpus", "tests/support", *rooms):
         shutil.copytree(REPOSITORY / name, where / name, ignore=shutil.ignore_patterns("__pycache__", "_compiled*"))
     shutil.copy(REPOSITORY / "pyproject.toml", where)
     python(where, "-m", "l7proxy.compiled_build")

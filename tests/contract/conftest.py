@@ -379,7 +379,7 @@ class World:
     def node_address(self, family: int) -> str:
         return "10.1.0.1" if family == 4 else "fd00:1::1"
 
-    def picture(self, *, settings: Settings | None = None, **policies: Table | None) -> Desired:
+    def snapshot(self, *, settings: Settings | None = None, **policies: Table | None) -> Desired:
         """Each pod has an interface and an identity; `server_ingress=union(…)` and the like set policies."""
         endpoints = tuple(
             Endpoint(
@@ -406,8 +406,8 @@ class World:
             host_identity=HOST,
         )
 
-    def apply(self, picture: Desired) -> None:
-        self.node.do(lambda: self.backend.apply(picture))
+    def apply(self, snapshot: Desired) -> None:
+        self.node.do(lambda: self.backend.apply(snapshot))
 
     def close(self) -> None:
         for closer in self._closers:

@@ -54,7 +54,7 @@ _NETS = (("0.0.0.0/0", 2), ("::/0", 2), ("10.0.0.0/8", 7), ("10.2.0.0/16", 8), (
 _TWO = Endpoint(2, ("10.1.0.12", "fd00:1::c"), Port("veth2"), ingress=_RICH, egress=_RICH)
 _FRONTENDS = (Frontend("10.96.0.9", 6, 80, steer=True), Frontend("fd00:96::9", 6, 80, steer=False))
 
-PICTURES = {
+SNAPSHOTS = {
     "empty": Desired(),
     "one": Desired(identities=_NETS, endpoints=(_ONE,)),
     "rich": Desired(identities=_NETS, endpoints=(_ONE, _TWO), frontends=_FRONTENDS),
@@ -98,8 +98,8 @@ class Kernel:
     def do(self, action: Callable[[], Result]) -> Result:
         return self.namespace.do(action)
 
-    def apply(self, picture: Desired) -> None:
-        self.do(lambda: self.fresh().apply(picture))
+    def apply(self, snapshot: Desired) -> None:
+        self.do(lambda: self.fresh().apply(snapshot))
 
     def read(self) -> Installed | None:
         return self.do(lambda: self.fresh().read())
@@ -215,34 +215,34 @@ def real(request: pytest.FixtureRequest, make: Callable[[str], Kernel]) -> Kerne
     return make(request.param)
 
 
-@pytest.mark.parametrize("last", PICTURES)
-def test_any_picture_may_follow_any_other(kernel: Kernel, make: Callable[[str], Kernel], last: str) -> None:
+@pytest.mark.parametrize("last", SNAPSHOTS)
+def test_any_snapshot_may_follow_any_other(kernel: Kernel, make: Callable[[str], Kernel], last: str) -> None:
     """The result is what the last apply alone would make."""
     clean = make(kernel.name)
-    clean.apply(PICTURES[last])
+    clean.apply(SNAPSHOTS[last])
     wanted = clean.listing()
-    for before in PICTURES:
-        kernel.apply(PICTURES[before])
-        kernel.apply(PICTURES[last])
+    for before in SNAPSHOTS:
+        kernel.apply(SNAPSHOTS[before])
+        kernel.apply(SNAPSHOTS[last])
         assert kernel.listing() == wanted, f"{last} after {before}"
-        assert kernel.read() == Installed(digest(PICTURES[last]), intact=True), f"{last} after {before}"
+        assert kernel.read() == Installed(digest(SNAPSHOTS[last]), intact=True), f"{last} after {before}"
 
 
 @pytest.mark.parametrize("name", ["rich", "bridged"])
-def test_the_same_picture_again_changes_nothing(kernel: Kernel, name: str) -> None:
-    picture = PICTURES[name]
-    kernel.apply(picture)
+def test_the_same_snapshot_again_changes_nothing(kernel: Kernel, name: str) -> None:
+    snapshot = SNAPSHOTS[name]
+    kernel.apply(snapshot)
     before = kernel.handles()
-    kernel.apply(picture)
-    kernel.apply(replace(picture, identities=picture.identities[::-1], endpoints=picture.endpoints[::-1]))
+    kernel.apply(snapshot)
+    kernel.apply(replace(snapshot, identities=snapshot.identities[::-1], endpoints=snapshot.endpoints[::-1]))
     assert kernel.handles() == before
 
 
 def test_a_restarted_process_knows_what_is_in_force(kernel: Kernel) -> None:
     assert kernel.read() is None
-    for picture in PICTURES.values():
-        kernel.apply(picture)
-        assert kernel.read() == Installed(digest(picture), intact=True)
+    for snapshot in SNAPSHOTS.values():
+        kernel.apply(snapshot)
+        assert kernel.read() == Installed(digest(snapshot), intact=True)
 
 
 def test_remove_leaves_no_trace_and_may_be_repeated(kernel: Kernel) -> None:
@@ -250,7 +250,7 @@ def test_remove_leaves_no_trace_and_may_be_repeated(kernel: Kernel) -> None:
     kernel.remove()
     assert kernel.listing() == before, "nothing to remove"
     for name in ("rich", "bridged", "moved"):
-        kernel.apply(PICTURES[name])
+        kernel.apply(SNAPSHOTS[name])
         assert kernel.listing() != before
         kernel.remove()
         assert kernel.listing() == before, name
@@ -298,9 +298,9 @@ def test_what_is_not_ours_stays(real: Kernel, name: str) -> None:
     real.namespace.feed("nft -f -", _FOREIGN_NFT)
     real.namespace.sh(*_FOREIGN)
     before = real.listing()
-    real.apply(PICTURES[name])
+    real.apply(SNAPSHOTS[name])
     assert set(before) <= set(real.listing())
-    real.apply(PICTURES["moved"])
+    real.apply(SNAPSHOTS["moved"])
     assert set(before) <= set(real.listing())
     real.remove()
     assert real.listing() == before
@@ -311,47 +311,49 @@ def test_as_many_tiers_as_may_be_can_be_nested(real: Kernel) -> None:
     peers, ports = (7,), range(80, 90)
     tier = Tier(((entry(PASS, ports, peers=peers),), (entry(DENY, 91), entry(STEER, 92, peers=peers))), closed=False)
     deep = Table((*(tier,) * (MAX_TIERS - 1), Tier(((entry(STEER, 80),),), closed=True)))
-    endpoints = (replace(one, ingress=deep, egress=deep) for one in PICTURES["bridged"].endpoints)
-    picture = replace(PICTURES["bridged"], endpoints=tuple(endpoints))
-    real.apply(picture)
-    assert real.read() == Installed(digest(picture), intact=True)
+    endpoints = (replace(one, ingress=deep, egress=deep) for one in SNAPSHOTS["bridged"].endpoints)
+    snapshot = replace(SNAPSHOTS["bridged"], endpoints=tuple(endpoints))
+    real.apply(snapshot)
+    assert real.read() == Installed(digest(snapshot), intact=True)
 
 
 _BAD = {
     "SCTP cannot be steered": replace(
-        PICTURES["one"], endpoints=(replace(_ONE, ingress=union((entry(STEER, 53, protocol=132),))),)
+        SNAPSHOTS["one"], endpoints=(replace(_ONE, ingress=union((entry(STEER, 53, protocol=132),))),)
     ),
-    "a name that would end the string": replace(PICTURES["one"], endpoints=(replace(_ONE, port=Port('x" accept; #')),)),
-    "a prefix with host bits": replace(PICTURES["one"], identities=(("10.0.0.1/8", 7),)),
-    "two bits in a mark": replace(PICTURES["one"], settings=Settings(mark_proxy=3)),
+    "a name that would end the string": replace(
+        SNAPSHOTS["one"], endpoints=(replace(_ONE, port=Port('x" accept; #')),)
+    ),
+    "a prefix with host bits": replace(SNAPSHOTS["one"], identities=(("10.0.0.1/8", 7),)),
+    "two bits in a mark": replace(SNAPSHOTS["one"], settings=Settings(mark_proxy=3)),
     "an unknown bridge": replace(
-        PICTURES["one"], endpoints=(replace(_ONE, port=Port("v", "02:00:00:00:00:01", "br9")),)
+        SNAPSHOTS["one"], endpoints=(replace(_ONE, port=Port("v", "02:00:00:00:00:01", "br9")),)
     ),
 }
 
 
 @pytest.mark.parametrize("name", _BAD)
-def test_a_bad_picture_leaves_the_old_one_in_force(kernel: Kernel, name: str) -> None:
-    kernel.apply(PICTURES["rich"])
+def test_a_bad_snapshot_leaves_the_old_one_in_force(kernel: Kernel, name: str) -> None:
+    kernel.apply(SNAPSHOTS["rich"])
     before = kernel.listing()
     with pytest.raises(KernelError, match="invalid desired state: "):
         kernel.apply(_BAD[name])
     assert kernel.listing() == before
-    assert kernel.read() == Installed(digest(PICTURES["rich"]), intact=True)
+    assert kernel.read() == Installed(digest(SNAPSHOTS["rich"]), intact=True)
 
 
-def test_what_the_kernel_refuses_leaves_the_old_picture_in_force(real: Kernel) -> None:
+def test_what_the_kernel_refuses_leaves_the_old_snapshot_in_force(real: Kernel) -> None:
     """A foreign route occupies the place that ours needs."""
-    real.apply(PICTURES["rich"])
+    real.apply(SNAPSHOTS["rich"])
     real.namespace.sh("ip route add local default dev lo table 7778")
     before = [line for line in real.listing() if not line.startswith("rule") and not line.startswith("route")]
     with pytest.raises(KernelError, match="ip route add local default dev lo table 7778"):
-        real.apply(PICTURES["moved"])
+        real.apply(SNAPSHOTS["moved"])
     after = [line for line in real.listing() if not line.startswith("rule") and not line.startswith("route")]
     assert after == before
     real.namespace.sh("ip route del local default dev lo table 7778")
-    real.apply(PICTURES["moved"])
-    assert real.read() == Installed(digest(PICTURES["moved"]), intact=True)
+    real.apply(SNAPSHOTS["moved"])
+    assert real.read() == Installed(digest(SNAPSHOTS["moved"]), intact=True)
 
 
 _DAMAGE = [
@@ -376,37 +378,37 @@ _DAMAGE = [
 @pytest.mark.sandbox
 @pytest.mark.parametrize(("name", "command"), _DAMAGE, ids=[command for _, command in _DAMAGE])
 def test_damage_is_seen_and_repaired(make: Callable[[str], Kernel], name: str, command: str) -> None:
-    kernel, picture = make(name), PICTURES["bridged"]
-    kernel.apply(picture)
+    kernel, snapshot = make(name), SNAPSHOTS["bridged"]
+    kernel.apply(snapshot)
     before = kernel.listing()
     kernel.namespace.sh(command)
     found = kernel.read()
     assert found is None or not found.intact
-    kernel.apply(picture)
-    assert kernel.read() == Installed(digest(picture), intact=True)
+    kernel.apply(snapshot)
+    assert kernel.read() == Installed(digest(snapshot), intact=True)
     theirs = "-I FORWARD -j ACCEPT" in command
     assert [line for line in kernel.listing() if not theirs or not line.endswith("-A FORWARD -j ACCEPT")] == before
 
 
 def test_the_fake_can_be_damaged_like_the_others() -> None:
     backend = FakeBackend()
-    backend.apply(PICTURES["rich"])
+    backend.apply(SNAPSHOTS["rich"])
     backend.damage()
-    assert backend.read() == Installed(digest(PICTURES["rich"]), intact=False)
-    backend.apply(PICTURES["rich"])
-    assert backend.read() == Installed(digest(PICTURES["rich"]), intact=True)
+    assert backend.read() == Installed(digest(SNAPSHOTS["rich"]), intact=False)
+    backend.apply(SNAPSHOTS["rich"])
+    assert backend.read() == Installed(digest(SNAPSHOTS["rich"]), intact=True)
     assert backend.applied == 2
 
 
 @pytest.mark.sandbox
 def test_a_member_taken_from_an_ipset_is_seen_and_put_back(make: Callable[[str], Kernel]) -> None:
     kernel = make("iptables")
-    kernel.apply(PICTURES["rich"])
+    kernel.apply(SNAPSHOTS["rich"])
     before = kernel.listing()
     member = next(line for line in before if line.startswith("add L7P-"))
     kernel.namespace.sh(member.replace("add ", "ipset del ", 1).removesuffix(" nomatch"))
-    assert kernel.read() == Installed(digest(PICTURES["rich"]), intact=False)
-    kernel.apply(PICTURES["rich"])
+    assert kernel.read() == Installed(digest(SNAPSHOTS["rich"]), intact=False)
+    kernel.apply(SNAPSHOTS["rich"])
     assert kernel.listing() == before
 
 
@@ -427,7 +429,7 @@ for number in range(most):
 @pytest.mark.lab
 @pytest.mark.parametrize("topology", ["routed", "bridge-nf-0"])
 @pytest.mark.parametrize("name", BACKENDS)
-def test_nothing_leaks_and_nothing_is_cut_while_pictures_change(sandbox: None, name: str, topology: str) -> None:
+def test_nothing_leaks_and_nothing_is_cut_while_snapshots_change(sandbox: None, name: str, topology: str) -> None:
     """A bounded flood of forbidden packets during 30 updates in a row, with an allowed packet between each."""
     world = World(topology, name)
     try:
@@ -438,11 +440,11 @@ def test_nothing_leaks_and_nothing_is_cut_while_pictures_change(sandbox: None, n
 
 def _changes_under_flood(world: World) -> None:
     target, client = world.server.addresses[4], (IDENTITY["client"],)
-    pictures = [
-        world.picture(server_ingress=union((entry(ALLOW, 5000, protocol=17, peers=client), entry(ALLOW, 9000 + more))))
+    snapshots = [
+        world.snapshot(server_ingress=union((entry(ALLOW, 5000, protocol=17, peers=client), entry(ALLOW, 9000 + more))))
         for more in range(30)
     ]
-    world.apply(pictures[-1])
+    world.apply(snapshots[-1])
     with world.server.namespace.socket(4, socket.SOCK_DGRAM) as served:
         served.bind((target, 5000))
         # The forbidden port is the one that the client may use: only the identity differs.
@@ -452,8 +454,8 @@ def _changes_under_flood(world: World) -> None:
         )
         try:
             with world.client.namespace.socket(4, socket.SOCK_DGRAM) as asking:
-                for number, picture in enumerate(pictures):
-                    world.apply(picture)
+                for number, snapshot in enumerate(snapshots):
+                    world.apply(snapshot)
                     word = f"allowed {number}".encode()
                     asking.sendto(word, (target, 5000))
                     leaked += _until(served, word)
@@ -461,7 +463,7 @@ def _changes_under_flood(world: World) -> None:
             served.settimeout(0.05)
             with suppress(TimeoutError):
                 leaked.append(served.recv(100).decode())
-            world.apply(world.picture())
+            world.apply(world.snapshot())
             served.settimeout(2)
             assert served.recv(100) == b"forbidden", "the flood was there all the time"
         finally:

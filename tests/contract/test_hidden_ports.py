@@ -74,8 +74,8 @@ def test_no_wrapping_hides_a_port(world: World, family: int) -> None:
 
         world.node.do(world.backend.remove)
         assert arrived() == [b"attack"], f"{name}: it arrives without us"
-        world.apply(world.picture(server_ingress=union((entry(Verdict.ALLOW, PORT, protocol=UDP),))))
+        world.apply(world.snapshot(server_ingress=union((entry(Verdict.ALLOW, PORT, protocol=UDP),))))
         assert arrived() == [b"attack"], f"{name}: the port is allowed"
         for table in (DENIED, NOT_ALLOWED):
-            world.apply(world.picture(server_ingress=table))
+            world.apply(world.snapshot(server_ingress=table))
             assert arrived() == [], name

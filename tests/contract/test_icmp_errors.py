@@ -33,9 +33,9 @@ ENDING = {
 }
 
 
-def picture(world: World) -> Desired:
+def snapshot(world: World) -> Desired:
     """The client may send to the server; no other pod may send to the client. The stranger is under no policy."""
-    return world.picture(
+    return world.snapshot(
         server_ingress=table(entry(ALLOW, ASKED, protocol=UDP, peers=(IDENTITY["client"],))), client_ingress=NOBODY
     )
 
@@ -95,7 +95,7 @@ def test_a_third_pod_ends_no_connection(world: World, family: int, victim: str) 
         world.node.do(world.backend.remove)
         tell(world.stranger, address, PORT_UNREACHABLE[family], inner)
         assert failed(target), "the attack works without us"
-        world.apply(picture(world))
+        world.apply(snapshot(world))
         other.send(b"so that it is tracked") if victim == "server" else target.send(b"so that it is tracked")
         for name, kind in ENDING[family].items():
             tell(world.stranger, address, kind, inner)
@@ -105,7 +105,7 @@ def test_a_third_pod_ends_no_connection(world: World, family: int, victim: str) 
 def test_a_port_whose_pod_is_not_known_ends_no_connection(world: World, family: int) -> None:
     if not world.bridge:
         pytest.skip("on a routed port without a pod nothing is known, and nothing is judged")
-    world.apply(without_the_stranger(picture(world)))
+    world.apply(without_the_stranger(snapshot(world)))
     with connected(world, family) as (client, server):
         for target, other in ((client, server), (server, client)):
             inner = about(target, other.getsockname()[:2])
@@ -117,7 +117,7 @@ def test_a_port_whose_pod_is_not_known_ends_no_connection(world: World, family: 
 
 def test_either_end_may_tell_the_other(world: World, family: int) -> None:
     """In both directions: about a query to a closed port, and about an answer to a closed one."""
-    world.apply(picture(world))
+    world.apply(snapshot(world))
     with world.client.namespace.socket(family, socket.SOCK_DGRAM) as client:
         client.connect((world.server.addresses[family], ASKED))
         client.send(b"nobody is there")
@@ -134,7 +134,7 @@ def test_the_pod_behind_a_service_may_tell_its_client(world: World, family: int)
     rule = f"PREROUTING -d {address} -p udp --dport 53 -j DNAT --to-destination {target}"
     world.node.sh(f"{tool} -t nat -A {rule}")
     try:
-        world.apply(picture(world))
+        world.apply(snapshot(world))
         with world.client.namespace.socket(family, socket.SOCK_DGRAM) as client:
             client.connect((address, 53))
             client.send(b"nobody is there")
@@ -144,7 +144,7 @@ def test_the_pod_behind_a_service_may_tell_its_client(world: World, family: int)
 
 
 def test_a_router_outside_may_tell(world: World, family: int) -> None:
-    world.apply(picture(world))
+    world.apply(snapshot(world))
     far = ("10.77.0.1" if family == 4 else "fd00:77::1", 9)
     with world.client.namespace.socket(family, socket.SOCK_DGRAM) as client:
         client.connect(far)

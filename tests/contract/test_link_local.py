@@ -79,9 +79,9 @@ def _eventually(holds: Callable[[], bool]) -> bool:
     return held
 
 
-def picture(world: World, *, known: bool, families: tuple[int, ...] = (4, 6)) -> Desired:
+def snapshot(world: World, *, known: bool, families: tuple[int, ...] = (4, 6)) -> Desired:
     """The stranger, if known, may send nothing; only the client may send to the server."""
-    made = world.picture(
+    made = world.snapshot(
         settings=Settings(nflog_group=78, families=families), server_ingress=CLOSED, stranger_egress=SHUT
     )
     return made if known else without_the_stranger(made)
@@ -115,10 +115,10 @@ def test_a_link_local_address_of_the_node_is_no_way_around(
     )
     bare(world)
     assert at_node(world, 6, lambda: send(world.stranger, shot)) == [b"attack"], "the attack works without us"
-    world.apply(picture(world, known=known, families=families))
+    world.apply(snapshot(world, known=known, families=families))
     told(reader)
     assert at_node(world, 6, lambda: send(world.stranger, *[shot] * 3)) == []
-    assert {(event.told, event.destination) for event in told(reader)} == {(LogEvent.LINK_LOCAL, target)}
+    assert {(event.kind, event.destination) for event in told(reader)} == {(LogEvent.LINK_LOCAL, target)}
 
 
 @on_bridges
@@ -133,14 +133,14 @@ def test_a_link_local_address_of_a_pod_is_no_way_around(
     shot = frame(mac(world.stranger), EVERYBODY if to_everybody else mac(world.server), IPV6, packet)
     bare(world)
     assert heard(world.server, 6, lambda: send(world.stranger, shot)) == [b"attack"], "the attack works without us"
-    world.apply(picture(world, known=known))
+    world.apply(snapshot(world, known=known))
     told(reader)
     assert heard(world.server, 6, lambda: send(world.stranger, *[shot] * 3)) == []
     # A unicast packet in a broadcast frame is a forgery, whatever its addresses.
-    reasons = {event.told for event in told(reader)}
+    reasons = {event.kind for event in told(reader)}
     assert reasons
     assert reasons <= ({LogEvent.LINK_LOCAL, LogEvent.SPOOF} if to_everybody else {LogEvent.LINK_LOCAL})
-    world.apply(world.picture())  # also without any policy: traffic that no policy can name is dropped
+    world.apply(world.snapshot())  # also without any policy: traffic that no policy can name is dropped
     assert heard(world.server, 6, lambda: send(world.stranger, *[shot] * 3)) == []
 
 
@@ -155,7 +155,7 @@ def test_to_a_pods_link_local_address_the_node_sends_the_links_own_only(world: W
 
     bare(world)
     assert heard(world.server, 6, knock) == [b"knock"], "it works without us"
-    world.apply(picture(world, known=True))
+    world.apply(snapshot(world, known=True))
     assert heard(world.server, 6, knock) == []
     # Neighbour discovery of it still works.
     world.node.sh(f"ip neigh replace {target} lladdr {mac(world.server)} dev {device} nud probe")
@@ -164,7 +164,7 @@ def test_to_a_pods_link_local_address_the_node_sends_the_links_own_only(world: W
 
 def test_link_local_neighbours_are_still_found(world: World) -> None:
     """What a pod's own stack asks of its node with an empty cache, from all kinds of source addresses."""
-    world.apply(picture(world, known=True))
+    world.apply(snapshot(world, known=True))
     target = link_local(node_mac(world, world.server))
     for source in (link_local(mac(world.server)), world.server.addresses[6]):
         world.server.namespace.sh("ip -6 neigh flush dev eth0")
@@ -196,7 +196,7 @@ def test_an_address_that_a_pod_gave_itself_is_no_way_in(world: World, family: in
     try:
         bare(world)
         assert len(heard(target, family, lambda: send(world.stranger, *shots))) == len(shots), "it works without us"
-        world.apply(picture(world, known=known))
+        world.apply(snapshot(world, known=known))
         for one in SECOND[family]:
             world.node.sh(f"ip neigh replace {one} lladdr {mac(target)} dev cni0 nud permanent")
             world.node.sh(f"ip route replace {one}/{bits} dev cni0")
@@ -229,7 +229,7 @@ def test_from_an_address_that_is_not_its_own_a_pod_sends_nothing(
     if world.bridge is None:
         there = node_mac(world)
     shot = frame(mac(world.stranger), there, kind, udp(source, address))
-    world.apply(world.picture())
+    world.apply(world.snapshot())
 
     def shoot() -> None:
         send(world.stranger, *[shot] * 2)
@@ -248,7 +248,7 @@ def test_to_an_address_that_is_on_no_wire_nothing_goes(world: World, target: str
     )
     for device in world.node.sh("ls /proc/sys/net/ipv4/conf").split():
         world.node.write(f"/proc/sys/net/ipv4/conf/{device}/route_localnet", "1")  # as kube-proxy does
-    world.apply(world.picture())
+    world.apply(world.snapshot())
     assert at_node(world, family, lambda: send(world.stranger, *[shot] * 2)) == []
     assert at_node(world, 4, lambda: send(world.stranger, *[shot] * 2)) == []
     assert heard(world.server, 4, lambda: send(world.stranger, *[shot] * 2)) == []
@@ -278,12 +278,12 @@ def test_a_frame_to_the_bridge_itself_brings_no_packet_to_the_node(
         attacks = [shots(last, SECOND[family][2])[0] for last in handed_up]
         arrived = at_node(world, family, lambda: send(world.stranger, *attacks))
         assert {*arrived} == {b"%x" % last for last in handed_up}, "the attacks work without us"
-        world.apply(picture(world, known=known))
+        world.apply(snapshot(world, known=known))
         told(reader)
         for source in (world.client.addresses[family], world.stranger.addresses[family], SECOND[family][2]):
             every = [one for last in handed_up for one in shots(last, source)]
             assert at_node(world, family, lambda every=every: send(world.stranger, *every)) == []  # type: ignore[misc]
-            assert {event.told for event in told(reader)} == {LogEvent.SPOOF}
+            assert {event.kind for event in told(reader)} == {LogEvent.SPOOF}
             rest = [one for last in {*range(16)} - {*handed_up} for one in shots(last, source)]
             assert at_node(world, family, lambda rest=rest: send(world.stranger, *rest)) == []  # type: ignore[misc]
             told(reader)
@@ -350,7 +350,7 @@ def test_duplicate_detection_by_a_pod_denies_nobody_an_address(world: World, kno
     try:
         bare(world)
         assert "dadfailed" in detected(), "the attack works without us"
-        world.apply(world.picture() if known else without_the_stranger(world.picture()))
+        world.apply(world.snapshot() if known else without_the_stranger(world.snapshot()))
         assert "dadfailed" not in detected()
     finally:
         victim.namespace.write("/proc/sys/net/ipv6/conf/eth0/accept_dad", "0")
@@ -387,13 +387,13 @@ def test_an_arp_probe_asks_for_ones_own_address_only(world: World, whose: str, p
 
     bare(world)
     assert arrived(), "the attack works without us"
-    world.apply(world.picture())
+    world.apply(world.snapshot())
     assert arrived() is passes
 
 
 def test_a_pod_detects_its_own_addresses(world: World) -> None:
     """An address of the pod, with an empty cache and duplicate address detection: nothing of it is refused."""
-    world.apply(world.picture())
+    world.apply(world.snapshot())
     pod, address = world.stranger, world.stranger.addresses[6]
     for namespace in (world.node, world.server.namespace, pod.namespace):
         namespace.sh("ip -6 neigh flush all")  # entries forged by the attacks shown to work without our rules

@@ -100,7 +100,7 @@ def echoes(client: socket.socket) -> bool:
 @pytest.fixture(params=["the server pod", "the outside", "the outside, masqueraded"])
 def server(request: pytest.FixtureRequest, world: World, family: int) -> Iterator[tuple[str, str]]:
     """The destination, and the client's address as the server sees it."""
-    world.apply(world.picture(client_egress=table(entry(STEER, 80))))
+    world.apply(world.snapshot(client_egress=table(entry(STEER, 80))))
     client, tool = world.client.addresses[family], "iptables" if family == 4 else "ip6tables"
     if request.param == "the server pod":
         yield world.server.addresses[family], client

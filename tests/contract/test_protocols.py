@@ -52,13 +52,13 @@ def icmp(kind: int, code: int) -> bytes:
 )
 def test_a_protocol_by_its_number(world: World, family: int, protocol: int) -> None:
     payload = bytes(8) + WORD + bytes(24)
-    world.apply(world.picture(server_ingress=union((entry(ALLOW, protocol=protocol, peers=CLIENT),))))
+    world.apply(world.snapshot(server_ingress=union((entry(ALLOW, protocol=protocol, peers=CLIENT),))))
     assert arrives(world, world.client, family, protocol, payload, timeout=2)
     assert not arrives(world, world.stranger, family, protocol, payload)
-    world.apply(world.picture(server_ingress=union((entry(ALLOW, protocol=254), entry(ALLOW, 80)))))
+    world.apply(world.snapshot(server_ingress=union((entry(ALLOW, protocol=254), entry(ALLOW, 80)))))
     assert not arrives(world, world.client, family, protocol, payload)
     everything = entry(ALLOW, protocol=-1)
-    world.apply(world.picture(server_ingress=union((everything, entry(DENY, protocol=protocol, peers=CLIENT)))))
+    world.apply(world.snapshot(server_ingress=union((everything, entry(DENY, protocol=protocol, peers=CLIENT)))))
     assert not arrives(world, world.client, family, protocol, payload)
     assert arrives(world, world.stranger, family, protocol, payload, timeout=2)
 
@@ -68,7 +68,7 @@ def test_sctp_by_its_port(world: World, family: int) -> None:
         return struct.pack(">HHII", 40000, port, 0, 0) + WORD
 
     some = union((entry(ALLOW, 3868, protocol=SCTP, peers=CLIENT), entry(ALLOW, range(5000, 6000), protocol=SCTP)))
-    world.apply(world.picture(server_ingress=some))
+    world.apply(world.snapshot(server_ingress=some))
     assert arrives(world, world.client, family, SCTP, data(3868), timeout=2)
     assert not arrives(world, world.client, family, SCTP, data(3869))
     assert not arrives(world, world.stranger, family, SCTP, data(3868))
@@ -81,7 +81,7 @@ def test_icmp_by_type_and_code(world: World, family: int) -> None:
         entry(ALLOW, range(echo, echo + 256), protocol=protocol, peers=CLIENT),
         entry(ALLOW, 200 << 8 | 7, protocol=protocol),
     )
-    world.apply(world.picture(server_ingress=union(few)))
+    world.apply(world.snapshot(server_ingress=union(few)))
     assert arrives(world, world.client, family, protocol, icmp(ECHO[family], 0), timeout=2)
     assert arrives(world, world.client, family, protocol, icmp(ECHO[family], 9), timeout=2), "any code"
     assert not arrives(world, world.stranger, family, protocol, icmp(ECHO[family], 0))
@@ -90,7 +90,7 @@ def test_icmp_by_type_and_code(world: World, family: int) -> None:
     assert not arrives(world, world.client, family, protocol, icmp(TIMESTAMP, 0))
     assert world.client.ping(world.server.addresses[family])
     denied = (entry(ALLOW, protocol=-1), entry(DENY, echo, protocol=protocol, peers=STRANGER))
-    world.apply(world.picture(server_ingress=union(denied)))
+    world.apply(world.snapshot(server_ingress=union(denied)))
     assert not arrives(world, world.stranger, family, protocol, icmp(ECHO[family], 0))
     assert arrives(world, world.stranger, family, protocol, icmp(ECHO[family], 1), timeout=2)
     assert arrives(world, world.client, family, protocol, icmp(ECHO[family], 0), timeout=2)
@@ -99,13 +99,13 @@ def test_icmp_by_type_and_code(world: World, family: int) -> None:
 def test_ports_and_types_do_not_stand_for_one_another(world: World, family: int) -> None:
     """An echo request's type and code, read as a port, is 2048 or 32768: it must not allow TCP, nor the reverse."""
     protocol, echo = ICMP[family], ECHO[family] << 8
-    world.apply(world.picture(server_ingress=union((entry(ALLOW, echo, protocol=protocol),))))
+    world.apply(world.snapshot(server_ingress=union((entry(ALLOW, echo, protocol=protocol),))))
     with world.client.namespace.socket(family) as client:
         client.bind((world.client.addresses[family], echo))
         client.settimeout(1)
         with pytest.raises(ConnectionRefusedError):
             client.connect((world.server.addresses[family], 80))
-    world.apply(world.picture(server_ingress=union((entry(ALLOW, echo), entry(ALLOW, echo, protocol=17)))))
+    world.apply(world.snapshot(server_ingress=union((entry(ALLOW, echo), entry(ALLOW, echo, protocol=17)))))
     assert not world.client.ping(world.server.addresses[family], timeout=0.15)
 
 
@@ -114,7 +114,7 @@ def test_no_policy_cuts_neighbour_discovery_or_errors_of_what_passes(world: Worl
     protocol = ICMP[family]
     deny = entry(DENY, protocol=protocol)
     table = union((deny, entry(ALLOW, protocol=17), entry(ALLOW, 80)))
-    world.apply(world.picture(client_ingress=table, client_egress=table, server_ingress=table, server_egress=table))
+    world.apply(world.snapshot(client_ingress=table, client_egress=table, server_ingress=table, server_egress=table))
     for pod in (world.client, world.server):
         pod.namespace.sh("ip neigh flush dev eth0", "ip -6 neigh flush dev eth0")
     assert world.client.connect(world.server.addresses[family], 80, timeout=3).startswith("hello")

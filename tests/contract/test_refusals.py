@@ -60,7 +60,7 @@ def arrives(world: World, family: int, protocol: int, target: str, namespace: Na
 
 
 def test_refusals_without_a_policy(world: World, family: int, reader: NflogReader) -> None:
-    world.apply(world.picture(client_egress=REFUSALS))
+    world.apply(world.snapshot(client_egress=REFUSALS))
     told(reader)
     for target, namespace in (
         (world.server.addresses[family], world.server.namespace),
@@ -72,7 +72,7 @@ def test_refusals_without_a_policy(world: World, family: int, reader: NflogReade
         assert arrives(world, family, GRE, target, namespace)
     assert world.client.connect(world.server.addresses[family], 80).startswith("hello")
     events = told(reader)
-    assert {(event.told, event.way, event.endpoint) for event in events} == {
+    assert {(event.kind, event.way, event.endpoint) for event in events} == {
         (LogEvent.DENY, LogDirection.EGRESS, CLIENT_ID)
     }
     assert [(event.protocol, event.destination_port) for event in events if event.protocol == UDP] == [
@@ -83,7 +83,7 @@ def test_refusals_without_a_policy(world: World, family: int, reader: NflogReade
 def test_others_are_not_concerned(world: World, family: int) -> None:
     """The neighbour has no table; the receiver has its own policy."""
     server = world.server.addresses[family]
-    world.apply(world.picture(stranger_egress=REFUSALS, server_ingress=union((entry(Verdict.ALLOW, protocol=UDP),))))
+    world.apply(world.snapshot(stranger_egress=REFUSALS, server_ingress=union((entry(Verdict.ALLOW, protocol=UDP),))))
     assert arrives(world, family, UDP, server, world.server.namespace, TUNNEL)
     assert not arrives(world, family, IPIP, server, world.server.namespace)
     assert world.client.connect(server, 80) == "refused"

@@ -33,8 +33,8 @@ def from_port(world: World, family: int, own: int, port: int) -> str:
 
 def test_a_syn_that_meets_time_wait_goes_to_the_proxy_and_not_to_the_node(world: World, family: int) -> None:
     """The node has a listener on the same port number, which a packet delivered locally without TPROXY would reach."""
-    steered = world.picture(server_ingress=union((entry(STEER, 7300),)))
-    refused = world.picture(server_ingress=union(()))
+    steered = world.snapshot(server_ingress=union((entry(STEER, 7300),)))
+    refused = world.snapshot(server_ingress=union(()))
     greeting = f"proxy hello {world.client.addresses[family]}"
     servers = [Server(one, family, 7300) for one in (world.server.namespace, world.node)]
     try:

@@ -70,7 +70,7 @@ def change(world: World, before: Desired | None, after: Desired, *, spare: bool 
 
 @pytest.fixture(autouse=True)
 def nothing_tracked(world: World) -> None:
-    everything = world.picture()
+    everything = world.snapshot()
     world.apply(everything)
 
     def flush() -> None:
@@ -81,14 +81,14 @@ def nothing_tracked(world: World) -> None:
     world.node.do(flush)
 
 
-def open_picture(world: World) -> Desired:
+def open_snapshot(world: World) -> Desired:
     """The client may send queries; no other pod may send to it."""
-    return world.picture(server_ingress=table(entry(ALLOW, ASKED, protocol=UDP, peers=CLIENT)), client_ingress=NOBODY)
+    return world.snapshot(server_ingress=table(entry(ALLOW, ASKED, protocol=UDP, peers=CLIENT)), client_ingress=NOBODY)
 
 
 def test_replies_end_when_the_question_is_refused(world: World, family: int) -> None:
-    before = open_picture(world)
-    after = replace(before, endpoints=world.picture(server_ingress=NOBODY, client_ingress=NOBODY).endpoints)
+    before = open_snapshot(world)
+    after = replace(before, endpoints=world.snapshot(server_ingress=NOBODY, client_ingress=NOBODY).endpoints)
     world.apply(before)
     with talk(world, family) as talking:
         talking.ask(world.server.addresses[family])
@@ -99,19 +99,19 @@ def test_replies_end_when_the_question_is_refused(world: World, family: int) -> 
 
 
 def test_replies_end_when_a_fresh_agent_finds_them_refused(world: World, family: int) -> None:
-    before = open_picture(world)
+    before = open_snapshot(world)
     world.apply(before)
     with talk(world, family) as talking:
         talking.ask(world.server.addresses[family])
         assert change(world, None, before).removed == 0, "what is allowed stays"
         assert talking.reply() == "answer"
-        change(world, None, world.picture(client_egress=NOBODY, client_ingress=NOBODY))
+        change(world, None, world.snapshot(client_egress=NOBODY, client_ingress=NOBODY))
         assert talking.reply() == "silence"
 
 
 def test_replies_do_not_pass_to_the_next_owner_of_an_address(world: World, family: int) -> None:
     """The address's next owner may query the same server, but did not."""
-    before = open_picture(world)
+    before = open_snapshot(world)
     here = world.client.addresses[4]
     others = [replace(one, id=9, port=None) if here in one.addresses else one for one in before.endpoints]
     world.apply(before)
@@ -126,7 +126,7 @@ def test_replies_do_not_pass_to_the_next_owner_of_an_address(world: World, famil
 
 def test_what_is_still_allowed_is_not_cut(world: World, family: int) -> None:
     """The same pod gets another identity and other rules: TCP and UDP go on, also through a Service."""
-    before = world.picture(
+    before = world.snapshot(
         server_ingress=table(entry(ALLOW, ASKED, protocol=UDP), entry(ALLOW, 8080)),
         client_ingress=NOBODY,
         server_egress=NOBODY,
@@ -154,14 +154,14 @@ def test_what_came_through_a_service_is_judged_by_the_pod_behind_it(world: World
     address, target = ("10.96.0.9", f"10.1.0.12:{ASKED}") if family == 4 else ("fd00:96::9", f"[fd00:1::c]:{ASKED}")
     tool = "iptables" if family == 4 else "ip6tables"
     rule = f"PREROUTING -d {address} -p udp --dport 53 -j DNAT --to-destination {target}"
-    before = open_picture(world)
+    before = open_snapshot(world)
     world.node.sh(f"{tool} -t nat -A {rule}")
     try:
         world.apply(before)
         with talk(world, family) as talking:
             talking.ask(address, 53)
             assert change(world, None, before).removed == 0
-            after = world.picture(client_egress=table(entry(ALLOW, 53, protocol=UDP)), client_ingress=NOBODY)
+            after = world.snapshot(client_egress=table(entry(ALLOW, 53, protocol=UDP)), client_ingress=NOBODY)
             assert change(world, before, after).removed == 1, "port 53 is the Service's, not the pod's"
             assert talking.reply() == "silence"
     finally:
@@ -170,8 +170,8 @@ def test_what_came_through_a_service_is_judged_by_the_pod_behind_it(world: World
 
 def test_the_proxys_connections_are_the_proxys_to_end(world: World, family: int) -> None:
     """With `spare`, the client's connections to the proxy stay; the proxy's upstream connections always stay."""
-    before = world.picture(server_ingress=table(entry(STEER, 80)), client_ingress=NOBODY, server_egress=NOBODY)
-    after = world.picture(server_ingress=NOBODY, client_ingress=NOBODY, server_egress=NOBODY)
+    before = world.snapshot(server_ingress=table(entry(STEER, 80)), client_ingress=NOBODY, server_egress=NOBODY)
+    after = world.snapshot(server_ingress=NOBODY, client_ingress=NOBODY, server_egress=NOBODY)
     world.apply(before)
     with Proxy(world.node, family, SETTINGS) as proxy:
         assert world.client.connect(world.server.addresses[family], 80).startswith("proxy hello"), proxy.failures
@@ -184,7 +184,7 @@ def test_the_proxys_connections_are_the_proxys_to_end(world: World, family: int)
 
 def test_all_of_an_address_that_went_goes(world: World, family: int) -> None:
     """As client and as server, over every protocol, and the proxy's own connections on its behalf."""
-    before = world.picture(server_ingress=table(entry(STEER, 80), entry(ALLOW, protocol=-1)))
+    before = world.snapshot(server_ingress=table(entry(STEER, 80), entry(ALLOW, protocol=-1)))
     world.apply(before)
     with Proxy(world.node, family, SETTINGS), talk(world, family) as talking:
         assert world.client.connect(world.server.addresses[family], 80).startswith("proxy hello")
@@ -207,7 +207,7 @@ def test_all_of_an_address_that_went_goes(world: World, family: int) -> None:
 
 def test_entries_of_any_zone_go(world: World, family: int) -> None:
     """Other software (a CNI, Open vSwitch) may use conntrack zones: an entry is found by its zone, too."""
-    before, after = open_picture(world), world.picture(server_ingress=NOBODY, client_ingress=NOBODY)
+    before, after = open_snapshot(world), world.snapshot(server_ingress=NOBODY, client_ingress=NOBODY)
     world.apply(before)
     world.node.feed(
         "nft -f -",
@@ -225,10 +225,10 @@ def test_entries_of_any_zone_go(world: World, family: int) -> None:
 
 
 def test_nothing_is_listed_for_nobody(world: World, family: int) -> None:
-    world.apply(world.picture())
+    world.apply(world.snapshot())
     assert world.client.connect(world.server.addresses[family], 80).startswith("hello")
     assert tracked(world)
-    assert world.node.do(lambda: revoke(Taken(), world.picture(), spare=False)) == Outcome(0, 0)
+    assert world.node.do(lambda: revoke(Taken(), world.snapshot(), spare=False)) == Outcome(0, 0)
 
 
 def wait_until_closed(world: World) -> None:

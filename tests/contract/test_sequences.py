@@ -13,7 +13,7 @@ from dataclasses import replace
 import pytest
 
 from tests.contract.conftest import BACKENDS, entry
-from tests.contract.test_backend import PICTURES, Kernel
+from tests.contract.test_backend import SNAPSHOTS, Kernel
 from tproxy_rules.backend import QUIET, Backend, Installed
 from tproxy_rules.desired import Bridge, Desired, Endpoint, Entry, Frontend, Port, Table, Tier, Verdict, union
 from tproxy_rules.digest import digest
@@ -42,7 +42,7 @@ class Life:
 
     def __init__(self, seed: int) -> None:
         self._dice = random.Random(seed)
-        self.picture = PICTURES["rich"]
+        self.snapshot = SNAPSHOTS["rich"]
         self._steps = (
             self._identity,
             self._identity,
@@ -55,8 +55,8 @@ class Life:
 
     def next(self) -> Desired:
         for _ in range(self._dice.randint(1, 4)):
-            self.picture = self._dice.choice(self._steps)(self.picture)
-        return self.picture
+            self.snapshot = self._dice.choice(self._steps)(self.snapshot)
+        return self.snapshot
 
     def _identity(self, one: Desired) -> Desired:
         """An address or a prefix is added, removed or gets another identity."""
@@ -173,22 +173,22 @@ class Life:
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_small_changes_lead_where_each_picture_alone_leads(
+def test_small_changes_lead_where_each_snapshot_alone_leads(
     make: Callable[[], Kernel], seed: int, caplog: pytest.LogCaptureFixture
 ) -> None:
     kernel, life = make(), Life(seed)
     backend = kernel.do(kernel.fresh)
     for step in range(12):
-        picture = life.next()
-        kernel.do(lambda picture=picture: backend.apply(picture))  # type: ignore[misc]
+        snapshot = life.next()
+        kernel.do(lambda snapshot=snapshot: backend.apply(snapshot))  # type: ignore[misc]
         told = _told(kernel, backend)
-        assert told == [Installed(digest(picture), intact=True)] * QUIET, f"step {step}"
+        assert told == [Installed(digest(snapshot), intact=True)] * QUIET, f"step {step}"
         assert kernel.read() == told[0], f"step {step}: a fresh process sees the same"
         alone = make()
-        alone.apply(picture)
+        alone.apply(snapshot)
         assert kernel.listing() == alone.listing(), f"step {step}"
         before = kernel.handles()
-        kernel.do(lambda picture=picture: backend.apply(picture))  # type: ignore[misc]
+        kernel.do(lambda snapshot=snapshot: backend.apply(snapshot))  # type: ignore[misc]
         assert kernel.handles() == before, f"step {step}: the same again changes nothing"
     assert "replacing the whole table" not in caplog.text, "a difference that the kernel did not take"
 
@@ -197,7 +197,7 @@ def test_a_small_change_leaves_the_rest_alone(make: Callable[[], Kernel]) -> Non
     """With kernel handles: a recreated rule has another handle."""
     kernel = make()
     backend = kernel.do(kernel.fresh)
-    old = PICTURES["rich"]
+    old = SNAPSHOTS["rich"]
     kernel.do(lambda: backend.apply(old))
     before = _handles(kernel)
     grown = replace(old, identities=(*old.identities, ("10.3.0.9/32", 7)))
@@ -206,22 +206,22 @@ def test_a_small_change_leaves_the_rest_alone(make: Callable[[], Kernel]) -> Non
     assert len(lost) <= len(before) / 8, lost
 
 
-def test_damage_between_two_pictures_is_not_built_upon(make: Callable[[], Kernel]) -> None:
+def test_damage_between_two_snapshots_is_not_built_upon(make: Callable[[], Kernel]) -> None:
     kernel = make()
     backend, life = kernel.do(kernel.fresh), Life(99)
-    kernel.do(lambda: backend.apply(life.picture))
+    kernel.do(lambda: backend.apply(life.snapshot))
     for command in (
         "nft flush chain inet l7proxy judge" if kernel.name == "nftables" else "iptables -t filter -F L7P-FWD",
         "nft add table inet somebody",
         "nft delete table inet l7proxy" if kernel.name == "nftables" else "ip6tables -t mangle -F L7P-PRE",
     ):
         kernel.namespace.sh(command)
-        picture = life.next()
-        kernel.do(lambda picture=picture: backend.apply(picture))  # type: ignore[misc]
-        assert _told(kernel, backend) == [Installed(digest(picture), intact=True)] * QUIET
+        snapshot = life.next()
+        kernel.do(lambda snapshot=snapshot: backend.apply(snapshot))  # type: ignore[misc]
+        assert _told(kernel, backend) == [Installed(digest(snapshot), intact=True)] * QUIET
         alone = make()
         alone.namespace.sh("nft add table inet somebody")
-        alone.apply(picture)
+        alone.apply(snapshot)
         kernel.namespace.sh("nft add table inet somebody")
         assert kernel.listing() == alone.listing(), command
 
@@ -239,7 +239,7 @@ _OURS = {
 def test_what_others_do_is_told_from_what_they_do_to_ours(make: Callable[[], Kernel]) -> None:
     """Updates stay incremental while other programs commit; but a foreign change of our tables is detected."""
     kernel = make()
-    backend, old = kernel.do(kernel.fresh), PICTURES["rich"]
+    backend, old = kernel.do(kernel.fresh), SNAPSHOTS["rich"]
     kernel.do(lambda: backend.apply(old))
     rules = _handles(kernel)
     more = old
@@ -273,7 +273,7 @@ def _handles(kernel: Kernel) -> set[str]:
 def test_a_difference_is_recognised_by_the_next_process_once_it_was_quiet(make: Callable[[], Kernel]) -> None:
     """Until then it reports that it cannot know, and writes the whole state again."""
     kernel = make()
-    backend, old = kernel.do(kernel.fresh), PICTURES["rich"]
+    backend, old = kernel.do(kernel.fresh), SNAPSHOTS["rich"]
     grown = replace(old, identities=(*old.identities, ("10.3.0.9/32", 7)))
     kernel.do(lambda: backend.apply(old))
     kernel.do(lambda: backend.apply(grown))

@@ -64,7 +64,7 @@ def test_no_route_of_the_senders_choice_leads_around_policy(world: World, kind: 
     try:
         follow_source_routes(world, "1")
         assert arrived(world, packet) == [b"attack"], "the attack works without us"
-        world.apply(world.picture(server_ingress=ONLY_THE_CLIENT))
+        world.apply(world.snapshot(server_ingress=ONLY_THE_CLIENT))
         assert arrived(world, packet) == []
         assert world.client.connect(world.server.addresses[version], 80).startswith("hello")
     finally:
@@ -75,7 +75,7 @@ def test_a_switch_that_is_set_again_changes_nothing(world: World) -> None:
     if world.backend.name == "iptables":
         pytest.skip("iptables has no match for IPv4's options: there the switch is all (see routes.tune)")
     packet = in_ipv4(LOOSE, world.stranger.addresses[4], world.node_address(4), world.server.addresses[4])
-    world.apply(world.picture(server_ingress=ONLY_THE_CLIENT))
+    world.apply(world.snapshot(server_ingress=ONLY_THE_CLIENT))
     try:
         follow_source_routes(world, "1")
         assert arrived(world, packet) == []

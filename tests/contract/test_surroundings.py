@@ -36,7 +36,7 @@ def test_strict_reverse_paths_with_marks(world: World) -> None:
     target, client = world.server.addresses[4], world.client.addresses[4]
     node = replace(world.outside, namespace=world.node)
     with sysctls(world.node, conf__all__rp_filter="1", conf__all__src_valid_mark="1"):
-        world.apply(world.picture(server_ingress=union((entry(STEER, 80), entry(ALLOW, 8080)))))
+        world.apply(world.snapshot(server_ingress=union((entry(STEER, 80), entry(ALLOW, 8080)))))
         with Proxy(world.node, 4, SETTINGS) as proxy:
             assert world.client.connect(target, 80) == f"proxy hello {client}", proxy.failures
             assert world.outside.connect(target, 80) == "proxy hello 10.9.0.2", proxy.failures
@@ -49,7 +49,7 @@ def test_without_the_routing_rules_nothing_steered_gets_past_the_proxy(world: Wo
     """systemd-networkd, for example, removes rules it does not know."""
     target = world.server.addresses[family]
     source = replace(world.outside, namespace=world.node) if who == "node" else getattr(world, who)
-    world.apply(world.picture(server_ingress=union((entry(STEER, 80),))))
+    world.apply(world.snapshot(server_ingress=union((entry(STEER, 80),))))
     for priority in (98, 99, 100):
         if family == 4 or priority != 99:
             world.node.sh(f"ip -{family} rule del priority {priority}")
@@ -58,18 +58,18 @@ def test_without_the_routing_rules_nothing_steered_gets_past_the_proxy(world: Wo
     with Proxy(world.node, family, SETTINGS) as proxy:
         assert not source.connect(target, 80, timeout=0.6).startswith("hello")
         assert proxy.seen == []
-        world.apply(world.picture(server_ingress=union((entry(STEER, 80),))))
+        world.apply(world.snapshot(server_ingress=union((entry(STEER, 80),))))
         assert source.connect(target, 80).startswith("proxy hello"), proxy.failures
 
 
-def test_loopback_addresses_do_not_come_in_by_a_cable(world: World) -> None:
+def test_loopback_addresses_do_not_come_in_by_a_interface(world: World) -> None:
     """kube-proxy sets route_localnet, so a pod could reach addresses that the node treats as its own."""
     with _loopback_elsewhere(world.client.namespace), sysctls(world.node, conf__all__route_localnet="1"):
         server = Server(world.node, 4, 7100)
         try:
             world.node.do(world.backend.remove)
             assert world.client.connect("127.0.0.9", 7100, timeout=0.6).startswith("hello"), "it works without us"
-            world.apply(world.picture())
+            world.apply(world.snapshot())
             assert not world.client.connect("127.0.0.9", 7100, timeout=0.6).startswith("hello")
         finally:
             server.close()
@@ -102,7 +102,7 @@ def test_another_mark_survives(world: World, family: int) -> None:
     target = world.server.addresses[family]
     marking = "PREROUTING -p tcp --dport 8080 -j MARK --set-xmark 0x4000/0x4000"
     reading = "POSTROUTING -p tcp --dport 8080 -m mark --mark 0x4000/0x4000"
-    world.apply(world.picture(server_ingress=union((entry(STEER, 80), entry(ALLOW, 8080, peers=(1001, HOST))))))
+    world.apply(world.snapshot(server_ingress=union((entry(STEER, 80), entry(ALLOW, 8080, peers=(1001, HOST))))))
     world.node.sh(f"{tool} -t raw -A {marking}", f"{tool} -t mangle -A {reading}")
     try:
         assert world.client.connect(target, 8080).startswith("hello")

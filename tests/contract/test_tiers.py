@@ -53,11 +53,11 @@ def _entry(dice: random.Random, family: int) -> Entry:
             return entry(verdict, ports, peers=peers)
 
 
-def fated(picture: Desired, client: Pod, target: str, family: int, protocol: int, port: int) -> Fate:
+def fated(snapshot: Desired, client: Pod, target: str, family: int, protocol: int, port: int) -> Fate:
     fake = FakeBackend()
-    fake.apply(picture)
-    cable = client.port
-    interface, mac = (cable.interface, cable.mac) if cable else ("uplink", "")
+    fake.apply(snapshot)
+    port_of_client = client.port
+    interface, mac = (port_of_client.interface, port_of_client.mac) if port_of_client else ("uplink", "")
     return fake.verdict_of(Packet(client.addresses[family], target, protocol, port, interface, mac))
 
 
@@ -69,16 +69,16 @@ def test_packets_meet_what_the_law_says(world: World, family: int, seed: int) ->
     with Proxy(world.node, family, SETTINGS) as proxy:
         for _ in range(3):
             ingress, egress = next(both), next(both)
-            picture = world.picture(server_ingress=ingress, client_egress=egress)
-            world.apply(picture)
+            snapshot = world.snapshot(server_ingress=ingress, client_egress=egress)
+            world.apply(snapshot)
             for client in (world.client, world.stranger, world.outside):
                 for port in (80, 8080, 9000):
-                    fate = fated(picture, client, target, family, TCP, port)
+                    fate = fated(snapshot, client, target, family, TCP, port)
                     seen = client.connect(target, port).split()[0]
                     words = {"refused": Fate.REFUSE, "hello": Fate.PASS, "proxy": Fate.STEER}
                     assert words.get(seen) is fate, (seen, client.name, port, ingress, egress, proxy.failures)
                     met.add(fate)
-                fate = fated(picture, client, target, family, *ECHO[family])
+                fate = fated(snapshot, client, target, family, *ECHO[family])
                 answered = client.ping(target, timeout=0.7 if fate is Fate.PASS else 0.1)
                 assert answered == (fate is Fate.PASS), (client.name, ingress, egress)
     assert len(met) > 1, "seeds that tell nothing apart"

@@ -31,7 +31,7 @@ def table(*entries: object) -> Table:
 
 
 def test_without_policy_everything_passes(world: World, family: int) -> None:
-    world.apply(world.picture())
+    world.apply(world.snapshot())
     target = world.server.addresses[family]
     assert world.client.connect(target, 80) == f"hello {world.client.addresses[family]}"
     assert world.outside.connect(target, 80) == f"hello {world.outside.addresses[family]}"
@@ -39,7 +39,7 @@ def test_without_policy_everything_passes(world: World, family: int) -> None:
 
 
 def test_allowed_by_identity_and_port_and_refused_at_once_otherwise(world: World, family: int) -> None:
-    world.apply(world.picture(server_ingress=table(entry(ALLOW, 80, peers=CLIENT), entry(ALLOW, range(8000, 8101)))))
+    world.apply(world.snapshot(server_ingress=table(entry(ALLOW, 80, peers=CLIENT), entry(ALLOW, range(8000, 8101)))))
     target = world.server.addresses[family]
     assert world.client.connect(target, 80) == f"hello {world.client.addresses[family]}"
     assert world.stranger.connect(target, 8080) == f"hello {world.stranger.addresses[family]}"
@@ -51,26 +51,26 @@ def test_allowed_by_identity_and_port_and_refused_at_once_otherwise(world: World
 
 
 def test_a_range_is_an_identity_and_its_hosts_are_not(world: World, family: int) -> None:
-    world.apply(world.picture(server_ingress=table(entry(ALLOW, 80, peers=(OUTSIDE,)))))
+    world.apply(world.snapshot(server_ingress=table(entry(ALLOW, 80, peers=(OUTSIDE,)))))
     target = world.server.addresses[family]
     assert world.outside.connect(target, 80) == f"hello {world.outside.addresses[family]}"
     assert world.client.connect(target, 80) == "refused"
 
 
 def test_refusals_are_silent_where_so_configured(world: World, family: int) -> None:
-    world.apply(world.picture(settings=replace(SETTINGS, refuse_with_reset=False), server_ingress=NOBODY))
+    world.apply(world.snapshot(settings=replace(SETTINGS, refuse_with_reset=False), server_ingress=NOBODY))
     assert world.client.connect(world.server.addresses[family], 80, timeout=0.5) == "timeout"
 
 
 def test_egress_policy_covers_pods_the_outside_and_the_node(world: World, family: int) -> None:
     world.apply(
-        world.picture(client_egress=table(entry(ALLOW, 80, peers=(*SERVER,)), entry(ALLOW, 7000, peers=(HOST,))))
+        world.snapshot(client_egress=table(entry(ALLOW, 80, peers=(*SERVER,)), entry(ALLOW, 7000, peers=(HOST,))))
     )
     assert world.client.connect(world.server.addresses[family], 80).startswith("hello")
     assert world.client.connect(world.server.addresses[family], 8080) == "refused"
     assert world.client.connect(world.outside.addresses[family], 80) == "refused"
     assert world.client.connect(world.node_address(family), 7000).startswith("hello")
-    world.apply(world.picture(client_egress=NOBODY))
+    world.apply(world.snapshot(client_egress=NOBODY))
     assert world.client.connect(world.node_address(family), 7000) == "refused"
     assert world.server.connect(world.outside.addresses[family], 80).startswith("hello"), "others are not concerned"
 
@@ -79,12 +79,12 @@ def test_deny_beats_all_and_either_direction_may_refuse(world: World, family: in
     target = world.server.addresses[family]
     deny = table(entry(ALLOW, protocol=-1), entry(STEER, 80), entry(DENY, 80, peers=CLIENT))
     with Proxy(world.node, family, SETTINGS) as proxy:
-        world.apply(world.picture(server_ingress=deny))
+        world.apply(world.snapshot(server_ingress=deny))
         assert world.client.connect(target, 80) == "refused"
         assert world.stranger.connect(target, 80).startswith("proxy hello")
-        world.apply(world.picture(client_egress=table(entry(STEER, 80)), server_ingress=NOBODY))
+        world.apply(world.snapshot(client_egress=table(entry(STEER, 80)), server_ingress=NOBODY))
         assert world.client.connect(target, 80) == "refused"
-        world.apply(world.picture(client_egress=NOBODY, server_ingress=table(entry(STEER, 80))))
+        world.apply(world.snapshot(client_egress=NOBODY, server_ingress=table(entry(STEER, 80))))
         assert world.client.connect(target, 80) == "refused"
         assert [client for client, _, _ in proxy.seen] == [world.stranger.addresses[family]]
 
@@ -93,7 +93,7 @@ def test_deny_beats_all_and_either_direction_may_refuse(world: World, family: in
 def test_steered_to_the_proxy_which_answers_for_the_client(world: World, family: int, way: str) -> None:
     policy = table(entry(STEER, 80), entry(ALLOW, 8080))
     of_server, of_client = (policy, None) if way == "server_ingress" else (None, policy)
-    world.apply(world.picture(server_ingress=of_server, client_egress=of_client))
+    world.apply(world.snapshot(server_ingress=of_server, client_egress=of_client))
     client, target = world.client.addresses[family], world.server.addresses[family]
     with Proxy(world.node, family, SETTINGS) as proxy:
         assert world.client.connect(target, 80) == f"proxy hello {client}", proxy.failures
@@ -106,7 +106,7 @@ def test_steered_to_the_proxy_which_answers_for_the_client(world: World, family:
 
 
 def test_steered_from_and_to_the_outside(world: World, family: int) -> None:
-    world.apply(world.picture(server_ingress=table(entry(STEER, 80)), client_egress=table(entry(STEER, 80))))
+    world.apply(world.snapshot(server_ingress=table(entry(STEER, 80)), client_egress=table(entry(STEER, 80))))
     outside, target = world.outside.addresses[family], world.server.addresses[family]
     with Proxy(world.node, family, SETTINGS) as proxy:
         assert world.outside.connect(target, 80) == f"proxy hello {outside}", proxy.failures
@@ -115,7 +115,7 @@ def test_steered_from_and_to_the_outside(world: World, family: int) -> None:
 
 
 def test_a_pod_reaches_a_service_of_the_node_through_the_proxy(world: World, family: int) -> None:
-    world.apply(world.picture(client_egress=table(entry(STEER, 7000))))
+    world.apply(world.snapshot(client_egress=table(entry(STEER, 7000))))
     with Proxy(world.node, family, SETTINGS) as proxy:
         seen = world.client.connect(world.node_address(family), 7000)
         assert seen == f"proxy hello {world.client.addresses[family]}", proxy.failures
@@ -124,7 +124,9 @@ def test_a_pod_reaches_a_service_of_the_node_through_the_proxy(world: World, fam
 def test_the_node_itself_is_judged_on_its_way_to_a_pod(world: World, family: int) -> None:
     target = world.server.addresses[family]
     node = replace(world.outside, namespace=world.node)
-    world.apply(world.picture(server_ingress=table(entry(ALLOW, 80, peers=(HOST,)), entry(STEER, 8080, peers=(HOST,)))))
+    world.apply(
+        world.snapshot(server_ingress=table(entry(ALLOW, 80, peers=(HOST,)), entry(STEER, 8080, peers=(HOST,))))
+    )
     assert node.connect(target, 80).startswith("hello")
     assert node.connect(target, 9000) == "refused"
     with Proxy(world.node, family, SETTINGS) as proxy:
@@ -133,7 +135,7 @@ def test_the_node_itself_is_judged_on_its_way_to_a_pod(world: World, family: int
 
 
 def test_the_proxy_cannot_be_dialled(world: World, family: int) -> None:
-    world.apply(world.picture(server_ingress=table(entry(STEER, 80))))
+    world.apply(world.snapshot(server_ingress=table(entry(STEER, 80))))
     with Proxy(world.node, family, SETTINGS) as proxy:
         assert not world.client.connect(world.node_address(family), 15001, timeout=0.5).startswith("proxy")
         assert proxy.seen == []
@@ -144,44 +146,44 @@ def test_a_policy_change_resets_an_open_connection(world: World, family: int) ->
 
 
 def _open_connection_is_reset(world: World, family: int, address: str, *, port: int) -> None:
-    world.apply(world.picture(server_ingress=table(entry(ALLOW, 8080))))
+    world.apply(world.snapshot(server_ingress=table(entry(ALLOW, 8080))))
     with world.client.namespace.socket(family) as client:
         client.connect((address, port))
         assert client.recv(100).startswith(b"hello")
         client.sendall(b"one")
         assert client.recv(100) == b"one"
-        world.apply(world.picture(server_ingress=table(entry(STEER, 80), entry(ALLOW, 8080, peers=(OUTSIDE,)))))
+        world.apply(world.snapshot(server_ingress=table(entry(STEER, 80), entry(ALLOW, 8080, peers=(OUTSIDE,)))))
         with pytest.raises(ConnectionResetError):
             client.sendall(b"two")
             client.recv(100)
-        world.apply(world.picture(server_ingress=table(entry(STEER, 8080))))
+        world.apply(world.snapshot(server_ingress=table(entry(STEER, 8080))))
 
 
 def test_an_open_connection_lives_through_a_change_that_allows_it(world: World, family: int) -> None:
     with world.client.namespace.socket(family) as client:
-        world.apply(world.picture(server_ingress=table(entry(ALLOW, 80))))
+        world.apply(world.snapshot(server_ingress=table(entry(ALLOW, 80))))
         client.connect((world.server.addresses[family], 80))
         assert client.recv(100).startswith(b"hello")
         for port in range(9001, 9006):
-            world.apply(world.picture(server_ingress=table(entry(ALLOW, 80), entry(ALLOW, port))))
+            world.apply(world.snapshot(server_ingress=table(entry(ALLOW, 80), entry(ALLOW, port))))
             client.sendall(b"still")
             assert client.recv(100) == b"still"
 
 
 def test_only_entries_without_a_port_admit_ping(world: World, family: int) -> None:
     target = world.server.addresses[family]
-    world.apply(world.picture(server_ingress=table(entry(ALLOW, 80), entry(ALLOW, protocol=17))))
+    world.apply(world.snapshot(server_ingress=table(entry(ALLOW, 80), entry(ALLOW, protocol=17))))
     assert not world.client.ping(target)
-    world.apply(world.picture(server_ingress=table(entry(ALLOW, protocol=-1, peers=CLIENT))))
+    world.apply(world.snapshot(server_ingress=table(entry(ALLOW, protocol=-1, peers=CLIENT))))
     assert world.client.ping(target)
     assert not world.stranger.ping(target)
-    world.apply(world.picture(server_ingress=table(entry(ALLOW, protocol=1 if family == 4 else 58))))
+    world.apply(world.snapshot(server_ingress=table(entry(ALLOW, protocol=1 if family == 4 else 58))))
     assert world.stranger.ping(target)
 
 
 def test_neighbour_discovery_passes_whatever_the_policy(world: World, family: int) -> None:
     world.apply(
-        world.picture(
+        world.snapshot(
             client_egress=table(entry(ALLOW, 80)), client_ingress=NOBODY, server_ingress=table(entry(ALLOW, 80))
         )
     )
@@ -192,13 +194,13 @@ def test_neighbour_discovery_passes_whatever_the_policy(world: World, family: in
 
 
 def test_a_pod_may_talk_to_itself(world: World, family: int) -> None:
-    world.apply(world.picture(server_ingress=NOBODY, server_egress=NOBODY))
+    world.apply(world.snapshot(server_ingress=NOBODY, server_egress=NOBODY))
     assert world.server.connect(world.server.addresses[family], 80).startswith("hello")
 
 
 def test_a_foreign_source_address_does_not_get_in(world: World, family: int) -> None:
     """The stranger forges the client's address; the client's own policy would let it pass."""
-    world.apply(world.picture(server_ingress=table(entry(ALLOW, protocol=-1, peers=CLIENT))))
+    world.apply(world.snapshot(server_ingress=table(entry(ALLOW, protocol=-1, peers=CLIENT))))
     forged, target = world.client.addresses[family], world.server.addresses[family]
     bits = 32 if family == 4 else 128
     with world.server.namespace.socket(family, socket.SOCK_DGRAM) as server:
@@ -241,7 +243,7 @@ def test_a_service_is_judged_by_the_pod_behind_it(world: World, family: int) -> 
     """Policy sees the backend, the client sees the Service."""
     with service(world, family) as (address, _):
         node = replace(world.outside, namespace=world.node)
-        world.apply(world.picture(server_ingress=table(entry(ALLOW, 8080, peers=CLIENT))))
+        world.apply(world.snapshot(server_ingress=table(entry(ALLOW, 8080, peers=CLIENT))))
         assert world.client.connect(address, 80) == f"hello {world.client.addresses[family]}"
         assert world.stranger.connect(address, 80) == "refused"
         assert world.outside.connect(address, 80) == "refused"
@@ -252,12 +254,12 @@ def test_a_service_is_steered_to_the_pod_behind_it(world: World, family: int) ->
     """After DNAT where the kernel allows it; else the whole Service address goes to the proxy, which resolves it."""
     with service(world, family) as (address, target):
         early = world.backend.steers_before_dnat
-        picture = world.picture(server_ingress=table(entry(STEER, 8080)))
+        snapshot = world.snapshot(server_ingress=table(entry(STEER, 8080)))
         if early:
-            world.apply(picture)
+            world.apply(snapshot)
             assert world.client.connect(address, 80) == "refused", "not told of the Service: closed"
-            picture = replace(picture, frontends=(Frontend(address, 6, 80, steer=True),))
-        world.apply(picture)
+            snapshot = replace(snapshot, frontends=(Frontend(address, 6, 80, steer=True),))
+        world.apply(snapshot)
         with Proxy(world.node, family, SETTINGS) as proxy:
             proxy.resolves[address] = (target, 8080)
             assert world.client.connect(address, 80) == f"proxy hello {world.client.addresses[family]}", proxy.failures
@@ -269,8 +271,8 @@ def test_a_service_is_steered_to_the_pod_behind_it(world: World, family: int) ->
 
 def test_a_service_that_needs_no_proxy_is_left_alone(world: World, family: int) -> None:
     with service(world, family) as (address, _):
-        picture = world.picture(server_ingress=table(entry(STEER, 80), entry(ALLOW, 8080)))
-        world.apply(replace(picture, frontends=(Frontend(address, 6, 80, steer=False),)))
+        snapshot = world.snapshot(server_ingress=table(entry(STEER, 80), entry(ALLOW, 8080)))
+        world.apply(replace(snapshot, frontends=(Frontend(address, 6, 80, steer=False),)))
         assert world.client.connect(address, 80) == f"hello {world.client.addresses[family]}"
 
 

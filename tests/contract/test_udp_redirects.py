@@ -121,8 +121,8 @@ def server(world: World, family: int, *ports: int) -> Iterator[list[tuple[str, b
             made.close()
 
 
-def picture(world: World, settings: Settings, **policies: Table | None) -> Desired:
-    return world.picture(settings=settings, **policies)
+def snapshot(world: World, settings: Settings, **policies: Table | None) -> Desired:
+    return world.snapshot(settings=settings, **policies)
 
 
 @pytest.fixture
@@ -136,7 +136,7 @@ def events(reader: NflogReader) -> list[tuple[LogEvent, LogDirection, int]]:
     found: list[NflogEvent] = []
     while select.select([reader], [], [], 0.25)[0]:
         found += reader.read()
-    return [(event.told, event.way, event.protocol) for event in found]
+    return [(event.kind, event.way, event.protocol) for event in found]
 
 
 def exchange(world: World, family: int, address: str, port: int, *lines: bytes) -> list[bytes]:
@@ -158,7 +158,7 @@ def test_datagrams_reach_the_listener_and_its_replies_the_client(
 ) -> None:
     target = world.server.addresses[family]
     policy = {"client_egress" if way is LogDirection.EGRESS else "server_ingress": REDIRECT}
-    world.apply(picture(world, WITH_UDP, **policy))
+    world.apply(snapshot(world, WITH_UDP, **policy))
     events(reader)
     with server(world, family, 53) as arrived, proxied(world, family) as proxy:
         assert exchange(world, family, target, 53, b"one", b"two") == [b"proxy one", b"proxy two"]
@@ -169,7 +169,7 @@ def test_datagrams_reach_the_listener_and_its_replies_the_client(
 
 
 def test_the_proxy_reaches_the_server_from_the_clients_address(world: World, family: int) -> None:
-    world.apply(picture(world, WITH_UDP, client_egress=REDIRECT, server_ingress=REDIRECT))
+    world.apply(snapshot(world, WITH_UDP, client_egress=REDIRECT, server_ingress=REDIRECT))
     with server(world, family, 53) as arrived, proxied(world, family, forwards=True):
         answers = exchange(world, family, world.server.addresses[family], 53, b"one", b"two")
     assert answers == [b"proxy server one", b"proxy server two"]
@@ -177,7 +177,7 @@ def test_the_proxy_reaches_the_server_from_the_clients_address(world: World, fam
 
 
 def test_what_is_not_redirected_goes_to_the_server(world: World, family: int) -> None:
-    world.apply(picture(world, WITH_UDP, server_ingress=REDIRECT))
+    world.apply(snapshot(world, WITH_UDP, server_ingress=REDIRECT))
     with server(world, family, 54, 55) as arrived, proxied(world, family) as proxy:
         assert exchange(world, family, world.server.addresses[family], 54, b"plain") == [b"server plain"]
         assert world.client.datagram(world.server.addresses[family], 55) == "silence"
@@ -187,7 +187,7 @@ def test_what_is_not_redirected_goes_to_the_server(world: World, family: int) ->
 
 def test_a_datagram_of_the_node_is_redirected(world: World, family: int) -> None:
     target = world.server.addresses[family]
-    world.apply(picture(world, WITH_UDP, server_ingress=REDIRECT))
+    world.apply(snapshot(world, WITH_UDP, server_ingress=REDIRECT))
     with (
         server(world, family, 53) as arrived,
         proxied(world, family) as proxy,
@@ -203,7 +203,7 @@ def test_a_datagram_of_the_node_is_redirected(world: World, family: int) -> None
 
 def test_a_denial_of_the_other_direction_beats_the_redirect(world: World, family: int) -> None:
     denied = union((entry(DENY, 53, protocol=UDP, peers=(IDENTITY["client"],)), entry(ALLOW, protocol=UDP)))
-    world.apply(picture(world, WITH_UDP, client_egress=REDIRECT, server_ingress=denied))
+    world.apply(snapshot(world, WITH_UDP, client_egress=REDIRECT, server_ingress=denied))
     with proxied(world, family) as proxy:
         assert world.client.datagram(world.server.addresses[family], 53) == "silence"
     assert not proxy.seen
@@ -215,7 +215,7 @@ def test_without_a_listener_it_is_refused_and_never_passes(
     world: World, family: int, settings: Settings, reader: NflogReader
 ) -> None:
     """`no socket`: the listener of the settings is not there. xt_TPROXY then drops without an event."""
-    world.apply(picture(world, settings, server_ingress=REDIRECT))
+    world.apply(snapshot(world, settings, server_ingress=REDIRECT))
     events(reader)
     before = world.node.do(world.backend.suppressed)
     with server(world, family, 53, 54) as arrived:
@@ -229,7 +229,7 @@ def test_without_a_listener_it_is_refused_and_never_passes(
 
 
 def test_a_node_without_a_udp_listener_refuses_its_own_datagrams_to_it(world: World, family: int) -> None:
-    world.apply(picture(world, TCP_ONLY, server_ingress=REDIRECT))
+    world.apply(snapshot(world, TCP_ONLY, server_ingress=REDIRECT))
     with server(world, family, 53) as arrived, world.node.socket(family, socket.SOCK_DGRAM) as client:
         client.settimeout(0.5)
         client.connect((world.server.addresses[family], 53))
@@ -240,7 +240,7 @@ def test_a_node_without_a_udp_listener_refuses_its_own_datagrams_to_it(world: Wo
 
 
 def test_the_listener_itself_cannot_be_reached(world: World, family: int) -> None:
-    world.apply(picture(world, WITH_UDP, server_ingress=REDIRECT))
+    world.apply(snapshot(world, WITH_UDP, server_ingress=REDIRECT))
     with proxied(world, family) as proxy:
         assert world.client.datagram(world.node_address(family), dict(WITH_UDP.listeners)[UDP]) == "silence"
     assert not proxy.seen
@@ -250,7 +250,7 @@ def test_a_socket_that_replies_does_not_let_others_in(world: World, family: int)
     """The proxy's transparent socket has the server's address: datagrams of refused clients must not reach it."""
     target = world.server.addresses[family]
     only = union((entry(STEER, 53, protocol=UDP, peers=(IDENTITY["client"],)),))
-    world.apply(picture(world, WITH_UDP, server_ingress=only))
+    world.apply(snapshot(world, WITH_UDP, server_ingress=only))
     with world.node.socket(family, socket.SOCK_DGRAM) as replies:
         transparent(replies, family)
         replies.bind((target, 53))
@@ -264,7 +264,7 @@ def test_a_service_address_is_redirected_before_its_translation(world: World, fa
     """iptables redirects before DNAT, so the listener sees the Service's address; nftables after it, the pod's."""
     service, target = ("10.96.0.9" if family == 4 else "fd00:96::9"), world.server.addresses[family]
     tool, place = ("iptables", target) if family == 4 else ("ip6tables", f"[{target}]")
-    made = picture(world, WITH_UDP, client_egress=REDIRECT)
+    made = snapshot(world, WITH_UDP, client_egress=REDIRECT)
     world.apply(replace(made, frontends=(Frontend(service, UDP, 53, steer=True),)))
     dnat = f"PREROUTING -d {service} -p udp --dport 53 -j DNAT --to-destination {place}:53"
     world.node.sh(f"{tool} -t nat -A {dnat}")

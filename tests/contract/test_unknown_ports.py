@@ -45,9 +45,9 @@ def bridged(request: pytest.FixtureRequest, sandbox: None) -> Iterator[World]:
     made.close()
 
 
-def picture(world: World, *, uplink: bool = False) -> Desired:
+def snapshot(world: World, *, uplink: bool = False) -> Desired:
     """The stranger's port is an uplink, or unknown. A pod of another node is known. No policy refuses."""
-    made = without_the_stranger(world.picture(server_ingress=OPEN))
+    made = without_the_stranger(world.snapshot(server_ingress=OPEN))
     assert world.bridge
     ports = ("vethclient", "vethserver", "vethstranger")
     bridge = replace(world.bridge, ports=ports, uplinks=("vethstranger",) if uplink else ())
@@ -81,7 +81,7 @@ def test_it_speaks_as_nobody_else(bridged: World, family: int, whose: str, to: s
     shot = frame(mac(source), there, IPV4 if family == 4 else IPV6, udp(address, target.addresses[family]), tag=tag)
     bare(bridged)
     assert heard(target, family, lambda: send(source, shot)) == [b"attack"], "the attack works without us"
-    bridged.apply(picture(bridged))
+    bridged.apply(snapshot(bridged))
     assert heard(target, family, lambda: send(source, *[shot] * 3)) == []
     honest = frame(
         mac(source),
@@ -96,9 +96,9 @@ def test_by_an_uplink_packets_of_pods_of_other_nodes_come(bridged: World, family
     source, target = bridged.stranger, bridged.server
     packet = udp(REMOTE_POD[family], target.addresses[family])
     shot = frame(mac(source), mac(target), IPV4 if family == 4 else IPV6, packet)
-    bridged.apply(picture(bridged))
+    bridged.apply(snapshot(bridged))
     assert heard(target, family, lambda: send(source, shot)) == []
-    bridged.apply(picture(bridged, uplink=True))
+    bridged.apply(snapshot(bridged, uplink=True))
     assert heard(target, family, lambda: send(source, shot)) == [b"attack"]
 
 
@@ -144,7 +144,7 @@ def test_it_claims_nobodys_address_and_is_no_router(bridged: World) -> None:
     bare(bridged)
     passed = received(bridged.server, *attacks.values(), sender=bridged.stranger)
     assert all(passed), "the attacks work without us"
-    bridged.apply(picture(bridged))
+    bridged.apply(snapshot(bridged))
     passed = received(bridged.server, *attacks.values(), sender=bridged.stranger)
     assert {name for name, one in zip(attacks, passed, strict=True) if one} == set()
     honest = frame(
@@ -156,7 +156,7 @@ def test_it_claims_nobodys_address_and_is_no_router(bridged: World) -> None:
         ),
     )
     assert received(bridged.server, honest, sender=bridged.stranger) == [True], "its own it may"
-    desired = picture(bridged, uplink=True)  # without policy, because under one multicast is not received
+    desired = snapshot(bridged, uplink=True)  # without policy, because under one multicast is not received
     bridged.apply(replace(desired, endpoints=tuple(replace(one, ingress=None) for one in desired.endpoints)))
     assert received(bridged.server, attacks["router"], sender=bridged.stranger) == [True], "a router may be there"
 
@@ -176,7 +176,7 @@ def test_bridges_without_pods_are_left_alone(bridged: World, listed: bool) -> No
             )
             one.sh("ip link set eth0 up")
         first, second = (Pod(own, one, {}, None) for own, one in zip(macs, made, strict=True))
-        desired = replace(picture(bridged), other_ports=("dock0", "dock1") if listed else ())
+        desired = replace(snapshot(bridged), other_ports=("dock0", "dock1") if listed else ())
         bridged.apply(desired)
         local = frame(macs[0], macs[1], IPV6, udp(link_local(macs[0]), link_local(macs[1])))
         as_node = frame(macs[0], macs[1], IPV4, udp(REMOTE_POD[4], "172.17.0.2"))
@@ -192,7 +192,7 @@ def test_bridges_without_pods_are_left_alone(bridged: World, listed: bool) -> No
 def test_a_new_port_is_closed_before_anybody_lists_it(bridged: World) -> None:
     """It is in no list, so it is treated as a pod's."""
     assert bridged.bridge
-    desired = replace(picture(bridged), bridges=(Bridge(bridged.bridge.name, bridged.bridge.mac),))
+    desired = replace(snapshot(bridged), bridges=(Bridge(bridged.bridge.name, bridged.bridge.mac),))
     bridged.apply(desired)
     shot = claims(bridged)["node, ARP"]
     assert received(bridged.server, shot, sender=bridged.stranger) == [False]

@@ -70,7 +70,7 @@ def numbered_from_outside(world: World, family: int) -> Iterator[list[int]]:
 
 
 def change_prefixes(world: World, table: Table) -> None:
-    base = world.picture(server_ingress=table)
+    base = world.snapshot(server_ingress=table)
     for step in range(25):
         more = tuple((f"10.{40 + n}.0.0/16", 7 + n) for n in range(step % 5))
         more6 = tuple((f"fd00:{40 + n}::/32", 7 + n) for n in range(step % 3))
@@ -79,7 +79,7 @@ def change_prefixes(world: World, table: Table) -> None:
 
 def test_who_is_allowed_by_a_prefix_loses_nothing(world: World, family: int) -> None:
     table = union((entry(ALLOW, protocol=17, peers=(OUTSIDE,)),))
-    world.apply(world.picture(server_ingress=table))
+    world.apply(world.snapshot(server_ingress=table))
     with numbered_from_outside(world, family) as arrived:
         change_prefixes(world, table)
     missing = set(range(arrived[0], arrived[-1])) - set(arrived)
@@ -89,11 +89,11 @@ def test_who_is_allowed_by_a_prefix_loses_nothing(world: World, family: int) -> 
 
 def test_who_is_denied_by_a_prefix_gets_nothing_through(world: World, family: int) -> None:
     table = union((entry(ALLOW, protocol=17), entry(DENY, protocol=17, peers=(OUTSIDE,))))
-    world.apply(world.picture(server_ingress=table))
+    world.apply(world.snapshot(server_ingress=table))
     with numbered_from_outside(world, family) as arrived:
         change_prefixes(world, table)
         assert arrived == []
-        world.apply(world.picture())
+        world.apply(world.snapshot())
         for _ in range(50):
             if arrived:
                 break

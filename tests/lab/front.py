@@ -36,13 +36,13 @@ class Front:
         """Applies these HTTP rules to the server's port 80."""
         policy = union((Entry(Action.REDIRECT, REF, None, 6, 80, 80, l7=HttpRules(rules)),), (REF,))
         self.agent.revision += 1
-        picture = PolicySnapshot(
+        snapshot = PolicySnapshot(
             revision=self.agent.revision,
             endpoints=(LocalEndpoint(2, "default/server", tuple(SERVER.values()), EndpointPolicy(2, ingress=policy)),),
             identities={f"{CLIENT[4]}/32": 300, f"{CLIENT[6]}/128": 300},
             http=HttpOptions(paths=paths or PathRules(), flow_query=True),
         )
-        await self.agent.server.publish(picture)
+        await self.agent.server.publish(snapshot)
         assert await self.agent.server.wait_applied(self.agent.revision, 10)
 
     async def dial(self) -> socket.socket:
@@ -69,11 +69,11 @@ class Front:
 def _word(record: Record) -> str:
     match record:
         case HttpRequest():
-            return f"{record.judgement.verdict.name} {record.method} {record.url}"
+            return f"{record.policy_verdict.verdict.name} {record.method} {record.url}"
         case HttpResponse() | Malformed():
             return str(record.status)
         case Connection():
-            return f"connection {record.judgement.verdict.name}"
+            return f"connection {record.policy_verdict.verdict.name}"
 
 
 @contextlib.asynccontextmanager

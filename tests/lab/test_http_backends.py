@@ -157,7 +157,7 @@ def forwarded(records: list[Record]) -> list[tuple[str, str]]:
     return [
         (each.method, each.url)
         for each in records
-        if isinstance(each, HttpRequest) and each.judgement.verdict is Verdict.FORWARDED
+        if isinstance(each, HttpRequest) and each.policy_verdict.verdict is Verdict.FORWARDED
     ]
 
 

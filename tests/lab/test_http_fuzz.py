@@ -48,7 +48,7 @@ def answered(records: list[Record], *statuses: int) -> Counter[tuple[str, str]]:
             asked[record.conn] = record
         elif isinstance(record, HttpResponse) and record.status in statuses:
             request = asked[record.conn]
-            assert request.judgement.verdict is Verdict.FORWARDED
+            assert request.policy_verdict.verdict is Verdict.FORWARDED
             rest = request.url.removeprefix("http://")
             found.append((request.method, rest[rest.index("/") :] if "/" in rest else "*"))
     return Counter(found)

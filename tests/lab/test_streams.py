@@ -195,7 +195,7 @@ async def test_an_answer_that_breaks_off_never_looks_whole(net: Net, tmp_path: P
             await end(reader)
         await on.until_told("FORWARDED GET http://server/a", "200")
         (response,) = (record for record in on.records if isinstance(record, HttpResponse))
-        assert "before the response" in response.judgement.reason
+        assert "before the response" in response.policy_verdict.reason
 
 
 async def test_a_client_that_gives_up_frees_the_server_at_once(net: Net, tmp_path: Path) -> None:  # noqa: F811

@@ -137,7 +137,7 @@ async def test_an_open_websocket_ends_when_its_request_is_no_longer_allowed(
         await on.until_told(f"FORWARDED GET {url('/ws')}", "101", "connection DROPPED")
         last = on.records[-1]
         assert isinstance(last, Connection)
-        assert "default/web" in last.judgement.reason
+        assert "default/web" in last.policy_verdict.reason
         await talk.close()
 
 

@@ -121,7 +121,7 @@ def net() -> Iterator[Net]:
         namespace.close()
 
 
-def picture(revision: int, ingress: DirectionPolicy) -> PolicySnapshot:
+def snapshot(revision: int, ingress: DirectionPolicy) -> PolicySnapshot:
     return PolicySnapshot(
         revision=revision,
         endpoints=(LocalEndpoint(2, "default/server", tuple(SERVER.values()), EndpointPolicy(2, ingress=ingress)),),
@@ -143,7 +143,7 @@ class Agent:
 
     async def publish(self, ingress: DirectionPolicy) -> None:
         self.revision += 1
-        await self.server.publish(picture(self.revision, ingress))
+        await self.server.publish(snapshot(self.revision, ingress))
         assert await self.server.wait_applied(self.revision, 10)
 
     async def worker(self, drain: float = 5) -> asyncio.subprocess.Process:
@@ -247,7 +247,7 @@ async def test_the_server_sees_the_client_and_policy_is_enforced(net: Net, tmp_p
         sock.close()
         refused = (await on.until(7))[6]
         assert isinstance(refused, Connection)
-        assert refused.judgement.verdict is Verdict.DROPPED
+        assert refused.policy_verdict.verdict is Verdict.DROPPED
 
 
 @pytest.mark.parametrize("family", [4, 6])
@@ -261,7 +261,7 @@ async def test_a_pod_cannot_reach_the_proxys_port(net: Net, tmp_path: Path, fami
             await dial(net, family, GATEWAY[family], 15001)
 
 
-async def test_without_a_worker_and_before_its_first_picture_the_client_is_refused(net: Net, tmp_path: Path) -> None:
+async def test_without_a_worker_and_before_its_first_snapshot_the_client_is_refused(net: Net, tmp_path: Path) -> None:
     async with agent(net, tmp_path) as on, web(net, 4):
         with pytest.raises(ConnectionRefusedError):
             await dial(net, 4)

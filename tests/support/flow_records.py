@@ -10,7 +10,7 @@ from l7proxy.model.ref import RuleRef
 from l7proxy.model.verdict import Direction, DropReason, Verdict
 
 RULES = st.none() | st.builds(RuleRef, st.just("CNP"), st.sampled_from(["", "ns"]), st.sampled_from(["a", 'b"']))
-JUDGEMENTS = st.builds(
+POLICY_VERDICTS = st.builds(
     PolicyVerdict,
     st.sampled_from([Verdict.FORWARDED, Verdict.DROPPED, Verdict.ERROR, Verdict.AUDIT]),
     st.sampled_from(Direction),
@@ -51,11 +51,11 @@ URLS = (
 PROTOCOLS = st.sampled_from(["HTTP/1.1", "HTTP/2", ""])
 HEADERS = st.sampled_from([(), (("x-id", "1"),), (("x-id", '"'), ("secret", "s"))])
 RECORDS = st.one_of(
-    st.builds(HttpRequest, TIMES, CONNS, JUDGEMENTS, METHODS, URLS, PROTOCOLS, HEADERS),
+    st.builds(HttpRequest, TIMES, CONNS, POLICY_VERDICTS, METHODS, URLS, PROTOCOLS, HEADERS),
     st.builds(
-        HttpResponse, TIMES, CONNS, JUDGEMENTS, METHODS, URLS, PROTOCOLS,
+        HttpResponse, TIMES, CONNS, POLICY_VERDICTS, METHODS, URLS, PROTOCOLS,
         st.sampled_from([0, 101, 200, 403, 599]), st.integers(0, 10**10) | st.just(-1), HEADERS,
     ),
-    st.builds(Connection, TIMES, CONNS, JUDGEMENTS),
-    st.builds(Malformed, TIMES, CONNS, JUDGEMENTS, st.sampled_from([0, 400])),
+    st.builds(Connection, TIMES, CONNS, POLICY_VERDICTS),
+    st.builds(Malformed, TIMES, CONNS, POLICY_VERDICTS, st.sampled_from([0, 400])),
 )  # fmt: skip

@@ -86,7 +86,7 @@ class _Known:
     listed by the tools, "" until first read; it proves that commits of other programs left our rules unchanged.
     """
 
-    picture: str
+    snapshot: str
     rendering: Rendering
     sizes: dict[str, int]
     generation: int
@@ -168,7 +168,7 @@ class IptablesBackend:
                 known.rules = self._looked(known)
             if known.quiet == QUIET and not known.sealed:
                 self._seal(known)
-            return Installed(known.picture, routes.intact() and _switched())
+            return Installed(known.snapshot, routes.intact() and _switched())
         present = _present()
         if not any(one.chains(table) for one in present.values() for table in one.tables):
             return None
@@ -183,22 +183,22 @@ class IptablesBackend:
             self._examine.turn()
 
     def _apply(self, desired: Desired) -> None:
-        picture = checked(desired, self._examine)
-        wanted = fingerprint(picture)
-        routes.ensure(picture.settings)
+        snapshot = checked(desired, self._examine)
+        wanted = fingerprint(snapshot)
+        routes.ensure(snapshot.settings)
         known = self._verified()
         if known is not None and not _switched():
             known = self._known = None
-        if known is None or known.picture != wanted:
-            self._put(known, wanted, picture)
+        if known is None or known.snapshot != wanted:
+            self._put(known, wanted, snapshot)
 
     def suppressed(self) -> Mapping[Suppressed, int]:
         """Counted per rule: iptables has no counters per sender."""
         if self._known is not None:
             self._packets.saw(_counted())
         total: Counter[Suppressed] = Counter()
-        for (_, _, told, way, endpoint, logged), count in self._packets.total.items():
-            total[Suppressed("", told, way, endpoint)] += -count if logged else count
+        for (_, _, kind, way, endpoint, logged), count in self._packets.total.items():
+            total[Suppressed("", kind, way, endpoint)] += -count if logged else count
         return +total
 
     def alarm(self) -> None:
@@ -230,14 +230,14 @@ class IptablesBackend:
         found = _rules(_present())
         return found if generation() == known.generation else ""
 
-    def _put(self, known: _Known | None, wanted: str, picture: Desired) -> None:
-        rendering, note = _rendered(picture), f"l7proxy {wanted} {_writing()}"
+    def _put(self, known: _Known | None, wanted: str, snapshot: Desired) -> None:
+        rendering, note = _rendered(snapshot), f"l7proxy {wanted} {_writing()}"
         anew = _counting_anew(known.rendering, rendering) if known is not None else set()
         if anew:
             self.suppressed()
         self._packets.anew(lambda counter: counter[:2] in anew)
         self._known = None
-        routes.tune(picture)
+        routes.tune(snapshot)
         if known is not None and known.rendering.bridge == rendering.bridge:
             self._change(known, wanted, rendering, note)
             return
@@ -251,13 +251,13 @@ class IptablesBackend:
             return
         _make_sets(rendering.sets.values(), trusted=intact)
         committed = 0
-        if picture.bridges:
+        if snapshot.bridges:
             _switch_off()
             committed += _restore_bridge(rendering.bridge)
         for family in rendering.families:
             text = _restore(family.tables, present[_SAVE[family.version]], note=note)
             committed += _run_restore(family.version, text)
-        if not picture.bridges:
+        if not snapshot.bridges:
             committed += _restore_bridge(rendering.bridge)
         _destroy_sets(keep=set(rendering.sets))
         _seal()
@@ -298,9 +298,9 @@ def render(desired: Desired) -> Rendering:
     return _rendered(checked(desired))
 
 
-def _rendered(picture: Desired) -> Rendering:
-    here = tuple(ipt_rules.render(picture, version) for version in (4, 6))
-    return Rendering(here, ipt_bridge.render(picture))
+def _rendered(snapshot: Desired) -> Rendering:
+    here = tuple(ipt_rules.render(snapshot, version) for version in (4, 6))
+    return Rendering(here, ipt_bridge.render(snapshot))
 
 
 @cache

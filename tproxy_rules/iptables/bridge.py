@@ -172,12 +172,12 @@ def _to(endpoint: Endpoint, port: Port) -> Iterator[str]:
         yield f"-p {protocol} -d {port.mac} -j {CHAIN_PREFIX}STRAY"
 
 
-def _dropped(settings: Settings, told: LogEvent, way: LogDirection) -> Iterator[str]:
+def _dropped(settings: Settings, kind: LogEvent, way: LogDirection) -> Iterator[str]:
     """Drop with an event. ebtables has limits per rule only, so all ports share one limit per reason."""
     share = max(settings.log_rate // 10, 1)
     yield (
         f"--limit {share}/sec --limit-burst {share} --nflog-group {settings.nflog_group} "
-        f"--nflog-prefix {log_prefix(told, way, 0)} --nflog-range {LOG_SNAPLEN} --nflog-threshold {LOG_QUEUE} "
+        f"--nflog-prefix {log_prefix(kind, way, 0)} --nflog-range {LOG_SNAPLEN} --nflog-threshold {LOG_QUEUE} "
         "-j CONTINUE"
     )
     yield "-j DROP"

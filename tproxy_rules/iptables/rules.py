@@ -346,7 +346,7 @@ class _Renderer:
         """A chain per tier. `says` maps verdicts to actions; `closed` is the action at the end of a closed tier."""
         for number, tier in enumerate(asks or [Asks((), closed=False)]):
             following = f"-g {CHAIN_PREFIX}{name}t{number + 1}" if number + 1 < len(asks) else says[Verdict.ALLOW]
-            rules = [f"{match}{following if told is Verdict.PASS else says[told]}" for match, told in tier.rules]
+            rules = [f"{match}{following if kind is Verdict.PASS else says[kind]}" for match, kind in tier.rules]
             end = closed if tier.closed else following
             table.chain(f"{name}t{number}" if number else name, [*([] if number else first), *rules, end])
 
@@ -522,20 +522,20 @@ class _Renderer:
             codes = [""] if last - first == 0xFF else [f"/{code & 0xFF}" for code in range(first, last + 1)]
             yield from (f"-p {name} -m {_MATCHES[name]} --{name}-type {number}{code} " for code in codes)
 
-    def _log(self, told: LogEvent, way: LogDirection, endpoint: int) -> str:
+    def _log(self, kind: LogEvent, way: LogDirection, endpoint: int) -> str:
         """Refusals have a limit per sender and one per rule. A rule before counts all of them, so the difference is the
         number without an event. Unverified senders and accepted packets have the limit per rule only: xt_hashlimit
         drops packets that its table has no room for."""
-        rate, prefix = self.settings.log_rate, log_prefix(told, way, endpoint)
+        rate, prefix = self.settings.log_rate, log_prefix(kind, way, endpoint)
         share = min(max(rate // 10, 1), _MAX_LIMIT)
         action = (
             f'-j NFLOG --nflog-group {self.settings.nflog_group} --nflog-prefix "{prefix}" --nflog-size {LOG_SNAPLEN} '
             f"--nflog-threshold {LOG_QUEUE}"
         )
-        if told in PASSED:
+        if kind in PASSED:
             return f"-m limit --limit {share}/second --limit-burst {share} {action}"
         counted = f'-m comment --comment "{prefix}"'
-        if told in UNVERIFIED:
+        if kind in UNVERIFIED:
             return f"{counted}\n-m limit --limit {share}/second --limit-burst {share} {action}"
         each = (
             f"-m hashlimit --hashlimit-upto {share}/second --hashlimit-burst {share} --hashlimit-mode srcip "

@@ -46,8 +46,8 @@ Tables = dict[str, NftTable]
 
 def render(desired: Desired) -> str:
     """The state in the nft language: both tables, replacing those of the same names."""
-    picture = checked(desired)
-    tables = [nft_inet.table(picture), *([nft_bridge.table(picture)] if picture.bridges else [])]
+    snapshot = checked(desired)
+    tables = [nft_inet.table(snapshot), *([nft_bridge.table(snapshot)] if snapshot.bridges else [])]
     return "".join(one.text() for one in tables)
 
 
@@ -55,7 +55,7 @@ def render(desired: Desired) -> str:
 class _Known:
     """What this process applied last, verified at this generation. `quiet` counts the reads since then."""
 
-    picture: str
+    snapshot: str
     tables: Tables
     generation: int
     sealed: bool
@@ -94,12 +94,12 @@ class NftablesBackend:
             known.quiet += 1
             if known.quiet == QUIET and not known.sealed:
                 self._seal(known)
-            return Installed(known.picture, routes.intact())
+            return Installed(known.snapshot, routes.intact())
         tables = nft_state.families()
         if "inet" not in tables:
             return Installed("", intact=False) if tables else None
         found = nft_state.look(tables)
-        return Installed(found.picture, found.sealed and routes.intact())
+        return Installed(found.snapshot, found.sealed and routes.intact())
 
     def apply(self, desired: Desired) -> None:
         try:
@@ -109,17 +109,17 @@ class NftablesBackend:
             self._ask.turn()
 
     def _apply(self, desired: Desired) -> None:
-        picture = checked(desired, self._examine, self._roll.examined)
-        wanted = fingerprint(picture)
+        snapshot = checked(desired, self._examine, self._roll.examined)
+        wanted = fingerprint(snapshot)
         _ = self._watch  # subscribe before the first commit
         known = self._verified()
-        if known is None or known.picture == wanted or self._routed != picture.settings:
-            routes.ensure(picture.settings)  # otherwise already set; `read` checks them
-            self._routed = picture.settings
-        if known is None or known.picture != wanted:
-            tables = self._draw(picture)
+        if known is None or known.snapshot == wanted or self._routed != snapshot.settings:
+            routes.ensure(snapshot.settings)  # otherwise already set; `read` checks them
+            self._routed = snapshot.settings
+        if known is None or known.snapshot != wanted:
+            tables = self._draw(snapshot)
             if known is not None or not self._adopted(wanted, tables):
-                routes.tune(picture)
+                routes.tune(snapshot)
                 self._put(known, wanted, tables)
         self._fresh = False
 
@@ -148,9 +148,9 @@ class NftablesBackend:
             self._watching = Watch()
         return self._watching
 
-    def _draw(self, picture: Desired) -> Tables:
-        bridge = {"bridge": nft_bridge.table(picture, self._roll.split)} if picture.bridges else {}
-        return {"inet": nft_inet.table(picture, self._ask, self._roll.split), **bridge}
+    def _draw(self, snapshot: Desired) -> Tables:
+        bridge = {"bridge": nft_bridge.table(snapshot, self._roll.split)} if snapshot.bridges else {}
+        return {"inet": nft_inet.table(snapshot, self._ask, self._roll.split), **bridge}
 
     def _verified(self) -> _Known | None:
         """The last state if verified: by generation, as other programs change their own tables, else by the seal."""
@@ -160,7 +160,7 @@ class NftablesBackend:
         now = self._watch.followed(known.generation)
         if now is None and known.sealed:
             before = generation()  # read first: a commit during the check is seen next time
-            now = before if _is_there(known.picture, known.tables) else None
+            now = before if _is_there(known.snapshot, known.tables) else None
         if now is not None:
             known.generation = now
             self._known = known
@@ -217,10 +217,10 @@ class NftablesBackend:
             self._learn(known)
 
 
-def _is_there(picture: str, tables: Tables) -> bool:
+def _is_there(snapshot: str, tables: Tables) -> bool:
     """Verify by the seal. Slow: lists all rules."""
     present = nft_state.families()
-    return set(present) == set(tables) and nft_state.look(present) == Found(picture, _writing(), sealed=True)
+    return set(present) == set(tables) and nft_state.look(present) == Found(snapshot, _writing(), sealed=True)
 
 
 @cache

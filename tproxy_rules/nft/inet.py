@@ -85,7 +85,7 @@ def _address_sets(desired: Desired) -> Iterator[Set]:
     cabled = [(one, one.port) for one in desired.endpoints if one.port]
     for version in (4, 6):
         kind = f"ipv{version}_addr"
-        cables = [
+        interfaces = [
             f'"{port.bridge or port.interface}" . {address}'
             for one, port in cabled
             for address in _addresses(one, version)
@@ -97,7 +97,7 @@ def _address_sets(desired: Desired) -> Iterator[Set]:
             for source in _addresses(one, version)
             for target in _addresses(one, version)
         ]
-        yield named_set(f"own{version}", f"ifname . {kind}", cables)
+        yield named_set(f"own{version}", f"ifname . {kind}", interfaces)
         yield named_set(f"homes{version}", kind, [a for one, _ in cabled for a in _addresses(one, version)])
         yield named_set(f"selves{version}", f"{kind} . {kind}", selves)
         quoted = [f"{address} . {as_bits(address)}" for one, _ in cabled for address in _addresses(one, version)]

@@ -137,7 +137,7 @@ def _finds_tcp(cells: Cells) -> bool:
 
 
 def _actions(settings: Settings, number: int, way: LogDirection) -> dict[str, tuple[str, ...]]:
-    deny, steer, allow = (log(settings, told, way, number) for told in (LogEvent.DENY, LogEvent.STEER, LogEvent.ALLOW))
+    deny, steer, allow = (log(settings, kind, way, number) for kind in (LogEvent.DENY, LogEvent.STEER, LogEvent.ALLOW))
     base = f"{way}_{number}"
     return {
         f"{base}_{LogEvent.DENY}": (deny, "goto refuse"),

@@ -31,7 +31,7 @@ _FORGET: Final = f"delete chain inet {TABLE} %s\n"
 class Found:
     """Our state as found in the kernel."""
 
-    picture: str
+    snapshot: str
     writing: str
     sealed: bool
 
@@ -46,13 +46,13 @@ def look(tables: tuple[str, ...]) -> Found:
     """List our tables and check the seal."""
     listing = _listing(tables)
     state, seal = _STATE.search(listing), _SEAL.search(listing)
-    picture, writing = state.groups() if state else ("", "")
-    return Found(picture, writing, sealed=seal is not None and seal[1] == _hash(listing))
+    snapshot, writing = state.groups() if state else ("", "")
+    return Found(snapshot, writing, sealed=seal is not None and seal[1] == _hash(listing))
 
 
-def signed(picture: str, writing: str) -> str:
+def signed(snapshot: str, writing: str) -> str:
     """The part of a transaction that records the applied state."""
-    return _comment("state", f"l7proxy {picture} {writing}")
+    return _comment("state", f"l7proxy {snapshot} {writing}")
 
 
 def unsigned(*, sealed: bool) -> str:

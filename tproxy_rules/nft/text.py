@@ -28,15 +28,15 @@ def mark(bits: int) -> str:
     return f"meta mark set meta mark | {bits:#010x}"
 
 
-def log(settings: Settings, told: LogEvent, way: LogDirection, endpoint: int) -> str:
+def log(settings: Settings, kind: LogEvent, way: LogDirection, endpoint: int) -> str:
     """Two rules, one per line: a jump to a limit chain of `nft/limits`, and the log rule, if the limit allows it.
 
     That chain keeps the code in `meta priority`, or clears it and counts. A condition may precede the first rule.
     """
-    limit = "passed" if told in PASSED else "port" if told in UNVERIFIED else "refused"
-    code = identity(log_code(told, way, endpoint))
+    limit = "passed" if kind in PASSED else "port" if kind in UNVERIFIED else "refused"
+    code = identity(log_code(kind, way, endpoint))
     return (
         f"meta priority set {code} jump limit_{limit}\n"
-        f'meta priority {code} log prefix "{log_prefix(told, way, endpoint)}" group {settings.nflog_group} '
+        f'meta priority {code} log prefix "{log_prefix(kind, way, endpoint)}" group {settings.nflog_group} '
         f"snaplen {LOG_SNAPLEN} queue-threshold {LOG_QUEUE}"
     )

@@ -68,13 +68,13 @@ class Watch:
             now = generation()
             self._drain()
             if now == since + ours:
-                return self._told(now)
+                return self._triggered(now)
             touching = [self._commits.get(number) for number in range(since + 1, now + 1)]
             if touching and None not in touching:
-                return self._told(now) if touching.count(True) == ours else None
+                return self._triggered(now) if touching.count(True) == ours else None
         return None
 
-    def _told(self, now: int) -> int:
+    def _triggered(self, now: int) -> int:
         self._commits = {number: touched for number, touched in self._commits.items() if number > now}
         return now
 

@@ -122,8 +122,8 @@ class InterfaceWatcher:
         self._ignored = frozenset(ignored)
         self._news = _listening()
         self._host: HostNetwork | None = None
-        self._cables: Mapping[Path, tuple[CniAttachment, ...]] = {}
-        self._told = self._listed = -math.inf
+        self._attachments: Mapping[Path, tuple[CniAttachment, ...]] = {}
+        self._notified = self._listed = -math.inf
         if self._news is not None:
             weakref.finalize(self, self._news.close)
 
@@ -133,15 +133,15 @@ class InterfaceWatcher:
         problems: list[str] = []
         now = time.monotonic()
         self.rang()
-        if self._host is None or self._listed < self._told + SETTLED:
+        if self._host is None or self._listed < self._notified + SETTLED:
             try:
                 self._host, self._listed = survey(), now
             except (OSError, NetlinkError) as error:
                 problems.append(f"cannot list the node's network interfaces, retrying: {error}")
-        self._cables = read_attachments(self._results, problems, self._cables)
+        self._attachments = read_attachments(self._results, problems, self._attachments)
         if self._host is None:
             return PodInterfaces(problems=tuple(problems))
-        attachments = (one for found in self._cables.values() for one in found if one.network not in self._ignored)
+        attachments = (one for found in self._attachments.values() for one in found if one.network not in self._ignored)
         return connect(attachments, self._host, problems)
 
     def fileno(self) -> int:
@@ -152,7 +152,7 @@ class InterfaceWatcher:
         """Whether the kernel sent a notification: then the next `look` lists again. Never blocks; any thread."""
         changed = self._changed()
         if changed:
-            self._told = time.monotonic()
+            self._notified = time.monotonic()
         return changed
 
     def _changed(self) -> bool:
@@ -184,7 +184,7 @@ def _listening() -> socket.socket | None:
 
 def connect(attachments: Iterable[CniAttachment], host: HostNetwork, problems: Iterable[str] = ()) -> PodInterfaces:
     """Assign a port to each address. Pure. An address on two existing interfaces has no port."""
-    told = list(problems)
+    reported = list(problems)
     found: dict[str, set[Port]] = {}
     live: set[LiveAttachment] = set()
     for attachment in attachments:
@@ -197,7 +197,7 @@ def connect(attachments: Iterable[CniAttachment], host: HostNetwork, problems: I
             for address in attachment.addresses:
                 found.setdefault(address, set()).add(port)
     ports = {address: next(iter(one)) for address, one in found.items() if len(one) == 1}
-    told += (
+    reported += (
         f"{address} is assigned to several pod interfaces" for address, many in sorted(found.items()) if len(many) > 1
     )
     for address, name in host.routes.items():
@@ -206,7 +206,9 @@ def connect(attachments: Iterable[CniAttachment], host: HostNetwork, problems: I
     names = {port.bridge for port in ports.values() if port.bridge}
     bridges = tuple(_bridge(host.links[name], host) for name in sorted(names) if name in host.links)
     others = tuple(sorted(link.name for link in host.links.values() if _is_port_of_another(link, names, host)))
-    return PodInterfaces(dict(sorted(ports.items())), bridges, host.addresses, tuple(told), tuple(sorted(live)), others)
+    return PodInterfaces(
+        dict(sorted(ports.items())), bridges, host.addresses, tuple(reported), tuple(sorted(live)), others
+    )
 
 
 def one_port(addresses: Iterable[str], ports: Mapping[str, Port]) -> Port | None:

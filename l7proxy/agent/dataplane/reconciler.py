@@ -47,7 +47,7 @@ LAST_RETRY: Final = 30.0
 class Link(Protocol):
     """The part of the agent's link server that publishing needs."""
 
-    async def publish(self, picture: PolicySnapshot) -> None: ...
+    async def publish(self, snapshot: PolicySnapshot) -> None: ...
     async def wait_applied(self, revision: int, timeout: float) -> bool: ...  # noqa: ASYNC109 -- the contract's form
     def require(self) -> None: ...
     def workers(self) -> list[WorkerState]: ...
@@ -60,7 +60,7 @@ class Published:
     revision: int
     view: NodeView
     policies: Mapping[int, EndpointPolicy]
-    pictures: DesiredState
+    snapshots: DesiredState
     interfaces: PodInterfaces
     source: SourceHealth
 
@@ -89,7 +89,7 @@ class Reconciler:
         settings: KernelSettings,
         http: HttpOptions = DEFAULT_OPTIONS,
         on_published: Callable[[Published], None] = lambda published: None,
-        on_enforced: Callable[[Desired, bool], None] = lambda picture, restored: None,
+        on_enforced: Callable[[Desired, bool], None] = lambda snapshot, restored: None,
         on_suppressed: Callable[[Mapping[Suppressed, int]], None] = lambda counts: None,
         others: Callable[[], Iterable[Backend]] = tuple,
         check_every: float = CHECK,
@@ -132,7 +132,7 @@ class Reconciler:
         if current is None:
             return 0
         reached = [worker.revision for worker in self._link.workers()]
-        if not reached and current.pictures.steers:
+        if not reached and current.snapshots.steers:
             return 0
         return min([self.kernel.revision, *reached])
 
@@ -179,20 +179,20 @@ class Reconciler:
         await self._count()
 
     async def _draw(self, before: Published | None, interfaces: PodInterfaces, health: SourceHealth) -> Published:
-        view, policies, pictures = await asyncio.to_thread(self._compute, interfaces)
+        view, policies, snapshots = await asyncio.to_thread(self._compute, interfaces)
         for problem in (*view.problems, *view.secret_problems):
             if before is None or problem not in (*before.view.problems, *before.view.secret_problems):
                 log.warning("%s", problem)
-        moved = before is None or not pictures.equals(before.pictures)
+        moved = before is None or not snapshots.equals(before.snapshots)
         revision = self.revision + moved
-        self.current = Published(revision, view, policies, pictures.at(revision), interfaces, health)
+        self.current = Published(revision, view, policies, snapshots.at(revision), interfaces, health)
         self._on_published(self.current)
         return self.current
 
     def _compute(self, interfaces: PodInterfaces) -> tuple[NodeView, dict[int, EndpointPolicy], DesiredState]:
         view = self._cluster_state.view(self._node, local_addresses=interfaces.local_addresses)
         policies = self._compiler.compile(view.rules, view.endpoints, view.identities)
-        pictures = render(
+        snapshots = render(
             view,
             policies,
             interfaces,
@@ -202,12 +202,12 @@ class Reconciler:
             audit=self._cluster_state.audits_all,
             known=self._tables,
         )
-        return view, policies, pictures
+        return view, policies, snapshots
 
     async def _publish(self, current: Published) -> None:
         try:
             if self._sent != current.revision:
-                await self._link.publish(current.pictures.workers)
+                await self._link.publish(current.snapshots.workers)
                 self._sent = current.revision
             if not await self._link.wait_applied(current.revision, self._patience):
                 log.warning(
@@ -222,11 +222,11 @@ class Reconciler:
             return
         self.kernel = replace(self.kernel, revision=current.revision, installed=installed, error="")
         self._retry = 0.0
-        self._on_enforced(current.pictures.kernel, False)
+        self._on_enforced(current.snapshots.kernel, False)
         log.info("revision %d enforced: %d endpoints", current.revision, len(current.view.endpoints))
 
     def _apply(self, current: Published) -> Installed | None:
-        self._backend.apply(current.pictures.kernel)
+        self._backend.apply(current.snapshots.kernel)
         if not self._swept:
             self._sweep(current)
         installed = self._backend.read()
@@ -239,7 +239,7 @@ class Reconciler:
             if other.read() is not None:
                 other.remove()
                 log.warning("removed the rules of an earlier run with the %s backend", other.name)
-                self._backend.apply(current.pictures.kernel)  # the removal also deleted the shared routes
+                self._backend.apply(current.snapshots.kernel)  # the removal also deleted the shared routes
         self._swept = True
 
     async def _check(self, current: Published) -> None:
@@ -252,7 +252,7 @@ class Reconciler:
                     "kernel rules were changed by another program: restored (%d times so far)", self.kernel.reasserted
                 )
                 found = await asyncio.to_thread(self._apply, current)
-                self._on_enforced(current.pictures.kernel, True)
+                self._on_enforced(current.snapshots.kernel, True)
         except KernelError as error:
             self._failed(error)
             return

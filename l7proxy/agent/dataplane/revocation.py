@@ -63,9 +63,9 @@ class Revocation:
         """When the connections that were left to the proxy are checked again."""
         self.state = Revoked()
 
-    def in_force(self, picture: Desired, *, doubtful: bool = False) -> None:
+    def in_force(self, snapshot: Desired, *, doubtful: bool = False) -> None:
         """The kernel enforces this state. `doubtful`: its rules were missing for a while. Returns at once."""
-        self._pending.append((picture, doubtful))
+        self._pending.append((snapshot, doubtful))
         self._came.set()
 
     async def run(self) -> None:
@@ -78,9 +78,9 @@ class Revocation:
 
     async def step(self) -> None:
         """One round: all states enforced since the last round, and the second check if it is due."""
-        pictures, self._pending = self._pending, []
+        snapshots, self._pending = self._pending, []
         try:
-            removed = await asyncio.to_thread(self._round, pictures)
+            removed = await asyncio.to_thread(self._round, snapshots)
         except KernelError as error:
             if str(error) != self.state.error:
                 log.error("cannot end connections that policy now refuses: %s", error)
@@ -100,10 +100,10 @@ class Revocation:
         waiting = [max(self._due - self._clock(), 0.0)] if self._again else []
         return min([*waiting, *([RETRY] if self._owed else [])], default=None)
 
-    def _round(self, pictures: list[tuple[Desired, bool]]) -> int:
-        for picture, doubtful in pictures:
-            self._owed = self._owed.then(EVERYTHING if doubtful else taken(self._last, picture))
-            self._last = picture
+    def _round(self, snapshots: list[tuple[Desired, bool]]) -> int:
+        for snapshot, doubtful in snapshots:
+            self._owed = self._owed.then(EVERYTHING if doubtful else taken(self._last, snapshot))
+            self._last = snapshot
         return self._first() + self._second()
 
     def _first(self) -> int:

@@ -193,10 +193,10 @@ def faults(document: Mapping[Any, Any], *, options: Options = DEFAULT) -> tuple[
         found = _read(document, None, options)[0]
     except PolicyError as fault:
         return (fault,)
-    told = (*found.faults, *found.unenforced[:MAX_FAULTS])
+    shown = (*found.faults, *found.unenforced[:MAX_FAULTS])
     if found.stopped or len(found.unenforced) > MAX_FAULTS:
-        return (*told, PolicyError(f"only the first {len(told)} errors of this {found.kind} are shown"))
-    return told
+        return (*shown, PolicyError(f"only the first {len(shown)} errors of this {found.kind} are shown"))
+    return shown
 
 
 def notes(document: Mapping[Any, Any], *, options: Options = DEFAULT) -> tuple[Note, ...]:

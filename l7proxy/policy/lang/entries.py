@@ -70,13 +70,13 @@ class Entry:
         scope, refusal = self.scope, self.refusal or refusal
         if scope.subject is None:
             return
-        nobody = l7 is not None and not kind_of(l7).enforced
+        unenforced = l7 is not None and not kind_of(l7).enforced
         yield Rule(
             ref=scope.document.counted_ref(at.at),
             subject=scope.subject,
             direction=self.direction,
             action=Action.DENY if refusal else self.action,
-            peers=_but_the_host(self.covered, self.direction) if refusal else () if nobody else self.who,
+            peers=_but_the_host(self.covered, self.direction) if refusal else () if unenforced else self.who,
             ports=what,
             l7=l7,
             default_deny=scope.default_deny[self.direction],

@@ -180,9 +180,9 @@ class HttpMatcher:
             (bad if test.problem(request) else good).append(test.used)
         mask = _fewest(_most(self._all, good), bad)
         index = (mask & -mask).bit_length() - 1
-        return self.rules[index], self._told(index, request, [bool(each >> index & 1) for each in good[:3]])
+        return self.rules[index], self._explained(index, request, [bool(each >> index & 1) for each in good[:3]])
 
-    def _told(self, index: int, request: Request, line: list[bool]) -> str:
+    def _explained(self, index: int, request: Request, line: list[bool]) -> str:
         """The first clause that matched, if any, and all that did not. Quotes only the rule: query strings and header
         values of requests must not be logged."""
         problems = [test.problem(request) for test in self._headers[index]]

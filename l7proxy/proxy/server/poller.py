@@ -58,7 +58,7 @@ class Poller:
         self._ended = monotonic_ns()
         self._cpu = 0
         self._pressed = False
-        self.crowded = False
+        self.congested = False
         """Overloaded: the last turn ended before all ready sockets were served, or some still wait for their turn."""
         self.turn = TURN
         self.wait = WAIT
@@ -84,7 +84,7 @@ class Poller:
 
     def begin(self, watched: Watched) -> None:
         """Call `ready` once, without events: now, or when its share is served."""
-        if self.crowded:
+        if self.congested:
             self._waiting.setdefault(watched.share, deque()).append(watched)
         else:
             watched.ready(0)
@@ -123,9 +123,9 @@ class Poller:
             return
         self._cpu = thread_time_ns()
         ready = epoll.poll(0)
-        self.crowded = self._pressed or bool(self._waiting)
+        self.congested = self._pressed or bool(self._waiting)
         self._pressed = False
-        if self.crowded:
+        if self.congested:
             self._share_out(ready)
         else:
             end, now = before + self.turn, before

@@ -54,12 +54,12 @@ class ProxyServer:
     def listening(self) -> bool:
         return bool(self._doors)
 
-    async def publish(self, picture: PolicySnapshot) -> tuple[str, ...]:
+    async def publish(self, snapshot: PolicySnapshot) -> tuple[str, ...]:
         """Make the policy snapshot active; the first one starts listening. Returns the problems found in it."""
         ctx = self._ctx
         if ctx.policy_store.fence.up():
             ctx.poller.hold()  # until every session has been re-evaluated
-        problems = await ctx.policy_store.publish(picture)
+        problems = await ctx.policy_store.publish(snapshot)
         ctx.poller.go_on()
         if not self._doors and not self._ctx.draining:
             self._open()
@@ -126,7 +126,7 @@ class _Acceptor:
         self.share.used = 0
         poller = self._ctx.poller
         end = monotonic_ns() + poller.turn // ADMITTING
-        while self._admit() and poller.crowded and monotonic_ns() < end:
+        while self._admit() and poller.congested and monotonic_ns() < end:
             pass
 
     def _admit(self) -> bool:

@@ -49,7 +49,7 @@ log = logging.getLogger(__name__)
 
 HELD_FOR_SERVER: Final = 64 << 10
 """Bytes kept while the upstream connection is being established; above this the client is not read."""
-NOBODY: Final = HostPort("::", 0)
+UNSPECIFIED: Final = HostPort("::", 0)
 RESET_BY_SERVER: Final = "the server reset the connection"
 DROPPED: Final = Verdict.DROPPED
 FENCED: Final = ConnectionPolicy(0, 0, None, None, refusal("this worker does not have the current policy yet"))
@@ -111,8 +111,8 @@ class Session:
         self._client.share = self._server.share = share
         self._gate: Gate | None = None
         self._index: PolicyIndex | None = None
-        self._sides: ConnectionPolicy | None = None
-        self._source = self._destination = NOBODY
+        self._ends: ConnectionPolicy | None = None
+        self._source = self._destination = UNSPECIFIED
         self._by_service = False
         self._kind: Kind | None = None
         self._connecting: UpstreamConnector | None = None
@@ -182,7 +182,7 @@ class Session:
                 )
         self._leave_if_done()
 
-    def crowded(self, stream: SocketStream, *, full: bool) -> None:
+    def congested(self, stream: SocketStream, *, full: bool) -> None:
         other = self._server if stream is self._client else self._client
         if full:
             other.hold(ReadPause.FULL)
@@ -274,21 +274,21 @@ class Session:
         if why:
             self._refuse(refusal(why))
             return
-        sides = self._look()
-        if sides.refused:
-            self._refuse(sides.l4)
+        ends = self._look()
+        if ends.refused:
+            self._refuse(ends.l4)
             return
-        self._serve(sides)
+        self._serve(ends)
 
-    def _serve(self, sides: ConnectionPolicy) -> None:
+    def _serve(self, ends: ConnectionPolicy) -> None:
         index = self._policy_index()
-        if self._by_service and sides.governed:
-            self._tell(sides.l4)  # the kernel redirected by Service address and cannot record it
-        self._kind = sides.kind
+        if self._by_service and ends.governed:
+            self._tell(ends.l4)  # the kernel redirected by Service address and cannot record it
+        self._kind = ends.kind
         if self._kind is not None:
             self._client.pace, self._server.pace = self._share.requests, self._share.responses
-        conn = sides.conn(self._source, self._destination)
-        self._gate = gate_for(self._kind, self._judge, conn, self._ctx.clock, index.options, sides.l4.direction)
+        conn = ends.conn(self._source, self._destination)
+        self._gate = gate_for(self._kind, self._judge, conn, self._ctx.clock, index.options, ends.l4.direction)
         self._move(Event.SERVE)
         self._do(self._gate.started())
 
@@ -316,9 +316,9 @@ class Session:
         self._destination, self._by_service = HostPort(backend.address, backend.port), True
         return ""
 
-    def _refuse(self, judgement: PolicyVerdict) -> None:
+    def _refuse(self, policy_verdict: PolicyVerdict) -> None:
         self._ctx.counts.denied += 1
-        self._tell(judgement)
+        self._tell(policy_verdict)
         self._reset()
 
     # ---- policy ----
@@ -334,36 +334,36 @@ class Session:
         index, policy_store = self._policy_index(), self._ctx.policy_store
         if policy_store.fence.up():  # the process was stopped during this turn
             return FENCED
-        if self._sides is None or index is not self._index:
+        if self._ends is None or index is not self._index:
             self._index = index
-            self._sides = index.lookup(self._source.address, self._destination.address, self._destination.port)
+            self._ends = index.lookup(self._source.address, self._destination.address, self._destination.port)
             if self._gate is not None:
-                self._gate.identified(self._sides.conn(self._source, self._destination))
-        return self._sides
+                self._gate.identified(self._ends.conn(self._source, self._destination))
+        return self._ends
 
     def _judge(self, asked: object) -> PolicyVerdict:
         """Called by the gate for each request, when it begins to process it."""
-        sides = self._look()
-        return sides.judge(asked) if sides is not FENCED else FENCED.l4
+        ends = self._look()
+        return ends.judge(asked) if ends is not FENCED else FENCED.l4
 
     def _rejudge(self) -> None:
-        sides = self._look()
-        kind = sides.kind
-        if sides.refused:
+        ends = self._look()
+        kind = ends.kind
+        if ends.refused:
             self._ctx.counts.denied += 1
-            self._cut_off(revoked(sides.l4))
+            self._cut_off(revoked(ends.l4))
         elif kind is not None and kind is not self._kind:
-            self._cut_off(refusal(TOO_LATE.format(kind.name), direction=sides.l4.direction))
+            self._cut_off(refusal(TOO_LATE.format(kind.name), direction=ends.l4.direction))
         elif self._gate is not None:
             self._do(self._gate.policy_changed())
 
-    def _tell(self, judgement: PolicyVerdict) -> None:
+    def _tell(self, policy_verdict: PolicyVerdict) -> None:
         """Emit a record of the connection itself."""
-        ctx, sides = self._ctx, self._sides
-        if sides is None:
-            record_refusal(ctx, self._source, self._destination, judgement)
+        ctx, ends = self._ctx, self._ends
+        if ends is None:
+            record_refusal(ctx, self._source, self._destination, policy_verdict)
         else:
-            ctx.records(Connection(ctx.clock.now_ns(), sides.conn(self._source, self._destination), judgement))
+            ctx.records(Connection(ctx.clock.now_ns(), ends.conn(self._source, self._destination), policy_verdict))
 
     # ---- actions ----
 
@@ -456,7 +456,7 @@ class Session:
         if type(record) is HttpRequest:  # isinstance is slow when it is false
             self._requests += 1
             counts.requests += 1
-            if record.judgement.verdict is DROPPED:
+            if record.policy_verdict.verdict is DROPPED:
                 counts.denied += 1
         elif type(record) is not HttpResponse:
             counts.denied += 1
@@ -589,12 +589,12 @@ class Session:
         self._server.reset()
         self._leave_if_done()
 
-    def _cut_off(self, judgement: PolicyVerdict) -> None:
+    def _cut_off(self, policy_verdict: PolicyVerdict) -> None:
         """End an open connection with a record of its own; exchanges in progress get theirs from the gate."""
         gate = self._gate
-        self._tell(judgement)
+        self._tell(policy_verdict)
         if gate is not None:
-            self._gone(gate.client_lost(f"connection closed ({judgement.reason})"))
+            self._gone(gate.client_lost(f"connection closed ({policy_verdict.reason})"))
 
     def _gone(self, actions: list[Action]) -> None:
         """The client is gone: of the gate's actions only records matter."""
@@ -646,12 +646,12 @@ class Session:
         self._state = NEXT[self._state][event]
 
 
-def record_refusal(ctx: WorkerContext, source: HostPort, destination: HostPort, judgement: PolicyVerdict) -> None:
+def record_refusal(ctx: WorkerContext, source: HostPort, destination: HostPort, policy_verdict: PolicyVerdict) -> None:
     """Record the refusal of a connection whose endpoints have not been looked up."""
     index = ctx.policy_store.index
     who, whom = (index.identity(source.address), index.identity(destination.address)) if index else (0, 0)
     conn = Conn(source.address, source.port, destination.address, destination.port, who, whom)
-    ctx.records(Connection(ctx.clock.now_ns(), conn, judgement))
+    ctx.records(Connection(ctx.clock.now_ns(), conn, policy_verdict))
 
 
 def named(sockaddr: tuple[Any, ...]) -> HostPort:

@@ -44,23 +44,23 @@ class StreamOwner(Protocol):
     def lost(self, stream: SocketStream, error: Exception | None) -> None:
         """The connection is lost. Its descriptor is closed after this returns: other watchers of it must stop now."""
 
-    def crowded(self, stream: SocketStream, *, full: bool) -> None:
+    def congested(self, stream: SocketStream, *, full: bool) -> None:
         """`full`: the unsent bytes are above HIGH_WATER; else they are down to LOW_WATER."""
 
     def holding(self) -> None:
         """`unsent` has changed."""
 
 
-class _Nobody:
+class _NoOwner:
     """The owner of a socket stream that has parted from its session."""
 
     def finished(self, stream: SocketStream) -> None: ...
     def lost(self, stream: SocketStream, error: Exception | None) -> None: ...
-    def crowded(self, stream: SocketStream, *, full: bool) -> None: ...
+    def congested(self, stream: SocketStream, *, full: bool) -> None: ...
     def holding(self) -> None: ...
 
 
-NOBODY: Final[StreamOwner] = _Nobody()
+NO_OWNER: Final[StreamOwner] = _NoOwner()
 NOBODYS: Final = Share()
 
 
@@ -174,10 +174,10 @@ class SocketStream:
         unsent = self.unsent
         if self.full and unsent <= LOW_WATER:
             self.full = False
-            self._party.crowded(self, full=False)
+            self._party.congested(self, full=False)
         elif not self.full and unsent > HIGH_WATER:
             self.full = True
-            self._party.crowded(self, full=True)
+            self._party.congested(self, full=True)
 
     # ---- calls from the session ----
 
@@ -285,7 +285,7 @@ class SocketStream:
 
     def part(self) -> None:
         """Break the references to the session, for good."""
-        self._party = NOBODY
+        self._party = NO_OWNER
         self._layer = None
         self.data_received = self.write = _unheard
 

@@ -33,7 +33,7 @@ def parse(data: bytes, file: str, options: Options = DEFAULT) -> Decoded:
     found: list[Resource | Fault | SourceError] = []
     for part in parts:
         if isinstance(part, UnparsableDocument):
-            found.append(_torn(part, file))
+            found.append(_unparsable(part, file))
             continue
         for line, value in _objects(part):
             found.append(decode(value, SourceLocation(file, line), partial(part.lines, value), options=options))
@@ -53,7 +53,7 @@ def _objects(document: Document) -> Iterator[tuple[int, Any]]:
         yield document.line, value
 
 
-def _torn(part: UnparsableDocument, file: str) -> Fault:
+def _unparsable(part: UnparsableDocument, file: str) -> Fault:
     """The fault of text that is not valid YAML. If its top-level keys show a policy, the whole namespace is refused.
 
     Parser messages may quote the text, so they are withheld if it contains a Secret.

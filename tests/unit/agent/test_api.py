@@ -55,8 +55,8 @@ async def talk(path: Path, *lines: bytes) -> list[Any]:
 
 def record(number: int) -> HttpRequest:
     conn = Conn("10.0.0.6", number, "10.0.0.5", 80, 300, 301)
-    judgement = PolicyVerdict(Verdict.FORWARDED, Direction.INGRESS)
-    return HttpRequest(number, conn, judgement, "GET", f"http://a/{number}", "HTTP/1.1")
+    policy_verdict = PolicyVerdict(Verdict.FORWARDED, Direction.INGRESS)
+    return HttpRequest(number, conn, policy_verdict, "GET", f"http://a/{number}", "HTTP/1.1")
 
 
 async def test_questions_are_answered_one_by_one(path: Path) -> None:
@@ -105,7 +105,7 @@ async def test_half_a_line_at_the_end_is_no_crash(path: Path) -> None:
 
 
 async def test_flows_are_observed(path: Path, ring: Ring) -> None:
-    Recorder(ring, node="n1").told(pack([record(number) for number in range(1, 6)]))
+    Recorder(ring, node="n1").ingest(pack([record(number) for number in range(1, 6)]))
     found = await talk(path, b'{"method": "observe", "last": 2}\n')
     assert [line["flow"]["l7"]["http"]["url"] for line in found] == ["http://a/4", "http://a/5"]
 
@@ -117,7 +117,7 @@ async def test_following_goes_on_until_the_client_leaves(path: Path, ring: Ring)
     writer.write_eof()
     await asyncio.sleep(0.05)
     for number in (1, 2):
-        recorder.told(pack([record(number)]))
+        recorder.ingest(pack([record(number)]))
         async with asyncio.timeout(5):
             assert json.loads(await reader.readline())["flow"]["l7"]["http"]["url"] == f"http://a/{number}"
     before = descriptors()
@@ -134,7 +134,7 @@ async def test_an_observer_that_does_not_read_holds_nobody_back(path: Path, ring
     _, writer = await asyncio.open_unix_connection(path)
     writer.write(b'{"method": "observe", "last": 1, "follow": true}\n')
     for number in range(20_000):
-        recorder.told(pack([record(number)]))
+        recorder.ingest(pack([record(number)]))
         if number % 500 == 0:
             await asyncio.sleep(0)
     assert ring.seen == 20_000

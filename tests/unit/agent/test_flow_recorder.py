@@ -54,11 +54,11 @@ def event(
 
 def judged(*args: Any, **more: Any) -> PolicyVerdict | None:
     record = record_of(event(*args, **more), ENDS, 1)
-    return record.judgement if record else None
+    return record.policy_verdict if record else None
 
 
-def said(judgement: PolicyVerdict) -> tuple[Verdict, Direction, RuleRef | None, RuleRef | None]:
-    return judgement.verdict, judgement.direction, judgement.ingress, judgement.egress
+def said(policy_verdict: PolicyVerdict) -> tuple[Verdict, Direction, RuleRef | None, RuleRef | None]:
+    return policy_verdict.verdict, policy_verdict.direction, policy_verdict.ingress, policy_verdict.egress
 
 
 def test_an_allowed_connection_names_both_directions_rules() -> None:
@@ -66,7 +66,7 @@ def test_an_allowed_connection_names_both_directions_rules() -> None:
     assert record is not None
     assert (record.time_ns, record.flags) == (7, 2)
     assert record.conn == Conn(CLIENT, 40000, WEB, 81, 300, 301, 6)
-    assert said(record.judgement) == (Verdict.FORWARDED, Direction.INGRESS, ALLOW, OUT)
+    assert said(record.policy_verdict) == (Verdict.FORWARDED, Direction.INGRESS, ALLOW, OUT)
 
 
 def test_of_icmp_the_type_and_code_are_asked() -> None:
@@ -77,7 +77,7 @@ def test_of_icmp_the_type_and_code_are_asked() -> None:
         ping = NflogEvent(told, LogDirection.INGRESS, 1, CLIENT, WEB, 1, icmp_type=kind, icmp_code=code)
         record = record_of(ping, ends, 1)
         assert record is not None and (record.icmp_type, record.icmp_code) == (kind, code)
-        return record.judgement.verdict, record.judgement.ingress
+        return record.policy_verdict.verdict, record.policy_verdict.ingress
 
     assert rule(LogEvent.ALLOW, 8, 0) == (Verdict.FORWARDED, ALLOW)
     assert rule(LogEvent.NONE, 13, 0) == (Verdict.DROPPED, DENY)
@@ -132,7 +132,7 @@ def test_a_refusal_names_who_refused_and_why(
         (LogEvent.NONE, 80, Verdict.DROPPED),
     ],
 )
-def test_where_the_picture_has_moved_on_the_kernels_word_is_the_verdict(
+def test_where_the_snapshot_has_moved_on_the_kernels_word_is_the_verdict(
     told: LogEvent, port: int, verdict: Verdict
 ) -> None:
     found = judged(told, LogDirection.INGRESS, port)
@@ -167,7 +167,7 @@ def test_records_and_losses_reach_the_ring() -> None:
         "http://a/",
         "HTTP/1.1",
     )
-    recorder.told(pack((request,), 3))
+    recorder.ingest(pack((request,), 3))
     recorder.packets([event(LogEvent.NONE, LogDirection.INGRESS, 99)], lost_so_far=5)
     recorder.packets([event(LogEvent.ALLOW, LogDirection.EGRESS, 81)], lost_so_far=5)
     items = [ring.at(number) for number in range(ring.oldest, ring.end)]
@@ -182,5 +182,5 @@ def test_what_the_kernel_did_not_tell_is_lost_once() -> None:
     for counts in ({}, {flood: 10}, {flood: 10}, {flood: 9}, {flood: 12, other: 1}):
         recorder.suppressed(counts)
     assert ring.lost == 13
-    assert recorder.not_told == {flood: 12, other: 1}
+    assert recorder.not_reported == {flood: 12, other: 1}
     assert [event.lost for event in map(ring.at, range(ring.end)) if event.lost] == [10, 3]

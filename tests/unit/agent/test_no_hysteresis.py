@@ -243,10 +243,10 @@ class Agent:
     def draw(self, *, services: bool) -> tuple[NodeView, Mapping[int, Any], DesiredState]:
         view = self.cluster_state.view("n1", local_addresses=("169.254.7.7",))
         policies = self._compiler.compile(view.rules, view.endpoints, view.identities)
-        pictures = render(
+        snapshots = render(
             view, policies, PodInterfaces(), settings=kernel.Settings(), resolve_services=services, known=self._tables
         )
-        return view, policies, pictures
+        return view, policies, snapshots
 
 
 @pytest.mark.parametrize("seed", range(6))
@@ -263,7 +263,7 @@ def live(seed: int, steps: int) -> None:
         agent.cluster_state.apply(life.next())
         if dice.random() < 0.3:
             continue  # several changes, one render
-        view, policies, pictures = agent.draw(services=services)
+        view, policies, snapshots = agent.draw(services=services)
         fresh = Agent(**settings)
         fresh.cluster_state.apply(
             Upsert(resource) for resource in dice.sample(list(life.resources.values()), len(life.resources))
@@ -273,15 +273,15 @@ def live(seed: int, steps: int) -> None:
         assert view.identities == new_view.identities, where
         assert view == new_view, where
         assert policies == new_policies, where
-        assert pictures.equals(new), where
-        _sound(pictures, view, policies, where)
+        assert snapshots.equals(new), where
+        _sound(snapshots, view, policies, where)
 
 
-def _sound(pictures: DesiredState, view: NodeView, policies: Mapping[int, Any], where: str) -> None:
+def _sound(snapshots: DesiredState, view: NodeView, policies: Mapping[int, Any], where: str) -> None:
     """The kernel accepts the desired state, and refuses, redirects and passes as `decide` says."""
-    checked(pictures.kernel)
+    checked(snapshots.kernel)
     fake = FakeBackend()
-    fake.apply(pictures.kernel)
+    fake.apply(snapshots.kernel)
     who = PrefixTable(view.by_prefix)
     for endpoint in view.endpoints:
         mine = endpoint.addresses[0]

@@ -91,7 +91,7 @@ def test_networks_of_other_tools_are_left_out(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("arguments", [None, 7, "x", [["K8S_POD_NAME"]], [["K8S_POD_NAME", "web"]], [[]], [{}]])
-def test_a_result_that_names_no_pod_is_a_cable_all_the_same(arguments: object) -> None:
+def test_a_result_that_names_no_pod_is_a_interface_all_the_same(arguments: object) -> None:
     (attachment,) = parse_result(result() | {"cniArgs": arguments})
     assert (attachment.pod, attachment.addresses) == ("", ("10.0.1.5", "fd00::5"))
 
@@ -102,7 +102,7 @@ def test_an_address_of_the_hosts_end_is_not_the_pods() -> None:
     assert attachment.addresses == ("10.0.1.5",)
 
 
-def test_two_live_cables_with_one_address_are_nobodys() -> None:
+def test_two_live_interfaces_with_one_address_are_nobodys() -> None:
     interfaces = connect(
         [CniAttachment(("veth1",), MAC, ("10.0.1.5",)), CniAttachment(("cali1",), MAC, ("10.0.1.5",))], BRIDGED
     )

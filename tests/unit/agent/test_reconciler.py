@@ -58,21 +58,21 @@ class Worker:
         self._reader = reader
         self._writer = writer
         self._decoder, self._opener = framing.from_agent(), SnapshotDecoder()
-        self.pictures: list[PolicySnapshot] = []
+        self.snapshots: list[PolicySnapshot] = []
 
-    async def picture(self) -> PolicySnapshot:
+    async def snapshot(self) -> PolicySnapshot:
         async with asyncio.timeout(5):
-            while not self.pictures:
+            while not self.snapshots:
                 heard = self._decoder.feed(await self._reader.read(65536))
-                self.pictures += [self._opener.open(one) for one in heard if isinstance(one, SnapshotDelta)]
-        return self.pictures.pop(0)
+                self.snapshots += [self._opener.open(one) for one in heard if isinstance(one, SnapshotDelta)]
+        return self.snapshots.pop(0)
 
     def applied(self, revision: int) -> None:
         self._writer.write(framing.encode(Applied(revision)))
 
     async def obey(self, count: int = 1_000_000) -> None:
         for _ in range(count):
-            self.applied((await self.picture()).revision)
+            self.applied((await self.snapshot()).revision)
 
 
 class Stage:
@@ -130,7 +130,7 @@ async def test_nothing_is_touched_before_the_source_has_said_all(stage: Stage) -
     assert (stage.reconciler.revision, stage.reconciler.enforced_revision) == (1, 1)
 
 
-async def test_a_revision_is_counted_only_when_a_picture_differs(stage: Stage) -> None:
+async def test_a_revision_is_counted_only_when_a_snapshot_differs(stage: Stage) -> None:
     await stage.submit(*said(WEB, policy(L4)))
     await stage.submit(Upsert(WEB), report=SourceHealth("files", "/m", {"a.yaml": 2}))
     assert (stage.reconciler.revision, stage.backend.applied) == (1, 1)
@@ -141,11 +141,11 @@ async def test_a_revision_is_counted_only_when_a_picture_differs(stage: Stage) -
     assert (stage.reconciler.revision, stage.backend.applied) == (2, 2)
 
 
-async def test_workers_know_a_picture_before_the_kernel_has_it(stage: Stage) -> None:
+async def test_workers_know_a_snapshot_before_the_kernel_has_it(stage: Stage) -> None:
     async with stage.worker() as worker, asyncio.TaskGroup() as tasks:
         tasks.create_task(stage.submit(*said(WEB, policy(L7))), name="submit")
-        picture = await worker.picture()
-        assert picture.revision == 1
+        snapshot = await worker.snapshot()
+        assert snapshot.revision == 1
         assert stage.installed() is None
         assert stage.reconciler.enforced_revision == 0
         worker.applied(1)
@@ -171,7 +171,7 @@ async def test_steering_without_any_worker_is_not_called_enforced(stage: Stage) 
         await eventually(lambda: stage.reconciler.enforced_revision == 1)
 
 
-async def test_what_the_kernel_refuses_leaves_the_old_picture_and_is_tried_again(stage: Stage) -> None:
+async def test_what_the_kernel_refuses_leaves_the_old_snapshot_and_is_tried_again(stage: Stage) -> None:
     await stage.submit(*said(WEB, policy(L4)))
     before = stage.backend.kernel.desired
     stage.backend.fails = "no memory"
@@ -198,7 +198,7 @@ async def test_what_others_remove_is_put_back_and_counted(stage: Stage) -> None:
     assert stage.reconciler.kernel.reasserted == 2
 
 
-async def test_another_picture_in_our_place_is_replaced_even_after_a_failure(stage: Stage) -> None:
+async def test_another_snapshot_in_our_place_is_replaced_even_after_a_failure(stage: Stage) -> None:
     await stage.submit(*said(WEB, policy(L4)))
     wanted = stage.backend.kernel.desired
     stranger = FakeBackend(stage.backend.kernel)
@@ -211,7 +211,7 @@ async def test_another_picture_in_our_place_is_replaced_even_after_a_failure(sta
     assert stage.backend.kernel.desired == wanted
 
 
-async def test_a_new_cable_makes_a_new_picture(stage: Stage) -> None:
+async def test_a_new_interface_makes_a_new_snapshot(stage: Stage) -> None:
     await stage.submit(*said(WEB, policy(L4)))
     stage.interfaces = PodInterfaces({"10.0.1.5": Port("veth1")})
     await stage.reconciler.step()
@@ -229,7 +229,7 @@ async def test_the_agents_own_addresses_are_the_host(stage: Stage) -> None:
     assert ("10.0.1.1/32", 1) in desired.identities
 
 
-async def test_a_flood_of_changes_becomes_few_pictures(stage: Stage) -> None:
+async def test_a_flood_of_changes_becomes_few_snapshots(stage: Stage) -> None:
     async with asyncio.TaskGroup() as tasks:
         running = tasks.create_task(stage.reconciler.run(), name="run")
         stage.reconciler.submit(said(policy(L4)), REPORT)

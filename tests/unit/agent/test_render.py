@@ -50,7 +50,7 @@ def view(*resources: Resource) -> NodeView:
     return cluster_state.view("n1")
 
 
-def pictures(*resources: Resource, interfaces: PodInterfaces | None = None, resolve: bool = False) -> DesiredState:
+def snapshots(*resources: Resource, interfaces: PodInterfaces | None = None, resolve: bool = False) -> DesiredState:
     found = view(*resources)
     policies = compile_policies(found.rules, found.endpoints, found.identities)
     drawn = render(found, policies, interfaces or PodInterfaces(), settings=kernel.Settings(), resolve_services=resolve)
@@ -58,24 +58,24 @@ def pictures(*resources: Resource, interfaces: PodInterfaces | None = None, reso
     return drawn
 
 
-def test_pods_without_policy_and_cable_are_not_the_kernels_business() -> None:
-    drawn = pictures(NODE, WEB, PLAIN, CLIENT)
+def test_pods_without_policy_and_interface_are_not_the_kernels_business() -> None:
+    drawn = snapshots(NODE, WEB, PLAIN, CLIENT)
     assert drawn.kernel.endpoints == ()
     assert [one.name for one in drawn.workers.endpoints] == ["shop/plain", "shop/web"]
     assert not drawn.steers
 
 
-def test_a_cable_is_watched_even_without_policy() -> None:
+def test_a_interface_is_watched_even_without_policy() -> None:
     attachment = kernel.Port("veth1", "0a:58:0a:00:01:05", "cni0")
     bridge = kernel.Bridge("cni0", "02:00:00:00:00:01")
-    drawn = pictures(NODE, WEB, PLAIN, interfaces=PodInterfaces({"10.0.1.5": attachment}, (bridge,)))
+    drawn = snapshots(NODE, WEB, PLAIN, interfaces=PodInterfaces({"10.0.1.5": attachment}, (bridge,)))
     (endpoint,) = drawn.kernel.endpoints
     assert (endpoint.addresses, endpoint.port, endpoint.ingress) == (("10.0.1.5", "fd00::5"), attachment, None)
     assert drawn.kernel.bridges == (bridge,)
 
 
 def test_l7_steers_and_the_rest_allows_or_denies() -> None:
-    drawn = pictures(
+    drawn = snapshots(
         NODE,
         WEB,
         CLIENT,
@@ -120,7 +120,7 @@ def test_only_tcp_can_be_steered_and_nothing_else_gets_in_by_it(protocol: int | 
 
 def test_frontends_are_steered_when_some_backend_behind_them_is_judged() -> None:
     def steered(*resources: Resource) -> set[tuple[str, int, int]]:
-        drawn = pictures(NODE, WEB, CLIENT, *SERVICES, *resources, resolve=True)
+        drawn = snapshots(NODE, WEB, CLIENT, *SERVICES, *resources, resolve=True)
         assert len(drawn.workers.frontends) == len(drawn.kernel.frontends) == 4
         return {(one.address, one.protocol, one.port) for one in drawn.kernel.frontends if one.steer}
 
@@ -132,14 +132,14 @@ def test_frontends_are_steered_when_some_backend_behind_them_is_judged() -> None
 
 
 def test_frontends_are_nobodys_business_after_dnat() -> None:
-    drawn = pictures(NODE, WEB, *SERVICES, policy(ingress=[{"toPorts": [port("8080", http=True)]}]))
+    drawn = snapshots(NODE, WEB, *SERVICES, policy(ingress=[{"toPorts": [port("8080", http=True)]}]))
     assert drawn.kernel.frontends == ()
     assert drawn.workers.frontends == ()
 
 
-def test_pictures_compare_without_their_revision() -> None:
-    one, two = pictures(NODE, WEB), pictures(WEB, NODE)
+def test_snapshots_compare_without_their_revision() -> None:
+    one, two = snapshots(NODE, WEB), snapshots(WEB, NODE)
     assert one.at(1).equals(two.at(7))
-    assert not one.equals(pictures(NODE, WEB, CLIENT))
+    assert not one.equals(snapshots(NODE, WEB, CLIENT))
     assert not one.equals(None)
     assert one.at(3).workers.revision == 3

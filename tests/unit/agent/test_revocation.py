@@ -39,8 +39,8 @@ class Kernel:
 async def test_everything_at_first_then_only_what_takes_something_away() -> None:
     kernel = Kernel()
     revocation = Revocation(end=kernel)
-    for picture in (OPEN, NARROW, WIDER, WIDER):
-        revocation.in_force(picture)
+    for snapshot in (OPEN, NARROW, WIDER, WIDER):
+        revocation.in_force(snapshot)
         await revocation.step()
     assert kernel.asked == [(EVERYTHING, True), (taken(OPEN, NARROW), True)]
     assert revocation.state.removed == 2
@@ -54,8 +54,8 @@ async def test_what_came_and_went_between_two_rounds_is_looked_at() -> None:
     revocation = Revocation(end=kernel)
     revocation.in_force(OPEN)
     await revocation.step()
-    for picture in (NARROW, OPEN):
-        revocation.in_force(picture)
+    for snapshot in (NARROW, OPEN):
+        revocation.in_force(snapshot)
     await revocation.step()
     assert kernel.asked[1:] == [(taken(OPEN, NARROW), True)]
 

@@ -60,7 +60,7 @@ def published(*resources: Resource, interfaces: PodInterfaces, audit: bool = Fal
 
 
 def drawn(*resources: Resource, interfaces: PodInterfaces) -> DesiredState:
-    return published(*resources, interfaces=interfaces).pictures
+    return published(*resources, interfaces=interfaces).snapshots
 
 
 def closed(*resources: Resource, interfaces: PodInterfaces) -> dict[str, UnknownPod]:
@@ -68,10 +68,10 @@ def closed(*resources: Resource, interfaces: PodInterfaces) -> dict[str, Unknown
 
 
 def test_it_is_bound_to_its_port_and_closed_but_for_the_node() -> None:
-    pictures = drawn(
+    snapshots = drawn(
         WEB, interfaces=plugged(attachment("veth1", "10.0.1.5"), attachment("veth2", "10.0.1.9", "fd00::9"))
     )
-    web, unknown = pictures.kernel.endpoints
+    web, unknown = snapshots.kernel.endpoints
     assert (web.addresses, web.ingress, web.egress) == (("10.0.1.5",), None, None)
     assert unknown.id >= FIRST_ID
     assert unknown.addresses == ("10.0.1.9", "fd00::9")
@@ -104,7 +104,7 @@ def test_what_the_kernel_tells_of_it_gets_its_reason(told: LogEvent) -> None:
             record = record_of(NflogEvent(told, way, number, source, destination, 17, 40000, 53), ends, 1)
             assert record is not None
             if told in (LogEvent.DENY, LogEvent.NONE):
-                assert (record.judgement.verdict, record.judgement.reason) == (Verdict.DROPPED, REASON)
+                assert (record.policy_verdict.verdict, record.policy_verdict.reason) == (Verdict.DROPPED, REASON)
 
 
 def test_its_pod_opens_it_and_is_bound_to_the_same_port() -> None:
@@ -129,12 +129,12 @@ def test_left_over_results_and_addresses_of_the_node_close_nothing() -> None:
 
 
 @pytest.mark.parametrize("address", ["0.0.0.0", "127.0.0.1", "224.0.0.1", "::", "::1", "ff02::1"])
-def test_an_address_that_is_no_pods_does_not_spoil_the_picture(address: str) -> None:
+def test_an_address_that_is_no_pods_does_not_spoil_the_snapshot(address: str) -> None:
     found = closed(interfaces=plugged(attachment("veth1", "10.0.1.9", address)))
     assert [one.addresses for one in found.values()] == [("10.0.1.9",)]
 
 
-def test_another_address_of_a_known_pods_cable_is_closed_without_a_port() -> None:
+def test_another_address_of_a_known_pods_interface_is_closed_without_a_port() -> None:
     found = closed(WEB, interfaces=plugged(attachment("veth1", "10.0.1.5", "10.0.1.9")))
     assert [(one.addresses, one.port) for one in found.values()] == [(("10.0.1.9",), None)]
 
@@ -147,19 +147,19 @@ def test_a_secondary_network_of_a_known_pod_is_left_alone() -> None:
     assert list(closed(interfaces=interfaces)) == ["veth1", "veth2"]
 
 
-def test_an_address_at_two_cables_is_closed_once_and_bound_to_neither() -> None:
+def test_an_address_at_two_interfaces_is_closed_once_and_bound_to_neither() -> None:
     found = closed(interfaces=plugged(attachment("veth1", "10.0.1.9"), attachment("veth2", "10.0.1.9")))
     assert [(one.interface, one.port) for one in found.values()] == [("veth1", None)]
 
 
 def test_in_audit_mode_it_passes_and_is_told() -> None:
     found = published(WEB, interfaces=plugged(attachment("veth2", "10.0.1.9")), audit=True)
-    (endpoint,) = (one for one in found.pictures.kernel.endpoints if one.id >= FIRST_ID)
+    (endpoint,) = (one for one in found.snapshots.kernel.endpoints if one.id >= FIRST_ID)
     for table in (endpoint.ingress, endpoint.egress):
         assert table is not None
         assert all(entry.verdict is kernel.Verdict.ALLOW for entry in table.entries)
         assert not any(tier.closed for tier in table.tiers)
-    sides = PolicyIndex(found.pictures.workers).lookup("10.0.1.9", "10.0.1.5", 80)
+    sides = PolicyIndex(found.snapshots.workers).lookup("10.0.1.9", "10.0.1.5", 80)
     assert (sides.l4.verdict, sides.l4.reason) == (Verdict.AUDIT, REASON)
 
 
@@ -185,18 +185,20 @@ def situations(render: Any) -> tuple[list[Pod], list[CniAttachment]]:
 
 @settings(deadline=None)
 @given(situations())
-def test_any_cables_and_pods_make_a_picture_that_kernels_take(situation: tuple[list[Pod], list[CniAttachment]]) -> None:
+def test_any_interfaces_and_pods_make_a_snapshot_that_kernels_take(
+    situation: tuple[list[Pod], list[CniAttachment]],
+) -> None:
     """Every address of an interface is a pod's, isolated, or of a secondary network, in any order of results."""
     pods, attachments = situation
     owners = {address for pod in pods for address in pod.addresses}
     found = published(*pods, interfaces=plugged(*attachments))
     kept = {one.container for one in found.interfaces.live if not owners.isdisjoint(one.addresses)}
-    shut = {address for one in found.pictures.unknown for address in one.addresses}
+    shut = {address for one in found.snapshots.unknown for address in one.addresses}
     assert not shut & owners
     for one in found.interfaces.live:
         assert one.container in kept or shut | owners >= {*one.addresses}
     again = published(*pods, interfaces=plugged(*reversed(attachments)))
-    assert again.pictures == found.pictures
+    assert again.snapshots == found.snapshots
 
 
 def test_it_is_the_same_value_as_long_as_nothing_changes() -> None:

@@ -42,5 +42,5 @@ def test_colours_tell_met_from_missed_from_no_goal() -> None:
 
 
 @pytest.mark.parametrize("ratio", [0.0001, 5000.0])
-def test_ratios_beyond_the_scale_stay_in_the_picture(ratio: float) -> None:
+def test_ratios_beyond_the_scale_stay_in_the_snapshot(ratio: float) -> None:
     assert chart.position(0.1) <= chart.position(ratio) <= chart.position(10.0)

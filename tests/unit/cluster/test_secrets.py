@@ -68,7 +68,7 @@ class Seen:
     """What the agent makes of some manifests."""
 
     view: NodeView
-    picture: PolicySnapshot
+    snapshot: PolicySnapshot
     texts: tuple[str, ...]
     """All texts that the agent would output about them."""
 
@@ -85,24 +85,24 @@ def see(*texts: str, secrets_namespace: str = "", backwards: bool = False) -> Se
     cluster_state.apply(Upsert(resource) for resource in (reversed(read.resources) if backwards else read.resources))
     view = cluster_state.view("n1")
     policies = compile_policies(view.rules, view.endpoints, view.identities)
-    pictures = render(view, policies, PodInterfaces(), settings=Settings(), resolve_services=False)
-    published = Published(1, view, policies, pictures, PodInterfaces(), SourceHealth())
+    snapshots = render(view, policies, PodInterfaces(), settings=Settings(), resolve_services=False)
+    published = Published(1, view, policies, snapshots, PodInterfaces(), SourceHealth())
     said: list[Any] = [
         report.policies(published),
         report.policy_states(published),
         report.endpoints(published),
     ]
     told = [*map(str, view.problems), *map(str, view.secret_problems), *(str(fault.error) for fault in read.faults)]
-    return Seen(view, pictures.workers, (*told, json.dumps(said), repr(view), repr(policies), repr(pictures)))
+    return Seen(view, snapshots.workers, (*told, json.dumps(said), repr(view), repr(policies), repr(snapshots)))
 
 
 def test_the_value_reaches_the_workers_and_nobody_else() -> None:
     seen = see(policy(), GOOD)
     assert seen.match.wanted == PLANTED.encode()
-    assert PLANTED.encode() in msgspec.msgpack.encode(seen.picture)
+    assert PLANTED.encode() in msgspec.msgpack.encode(seen.snapshot)
     assert all(PLANTED not in text for text in seen.texts)
     assert "[redacted]" in seen.texts[-3]
-    assert seen.picture.http.secret_headers == {b"authorization"}
+    assert seen.snapshot.http.secret_headers == {b"authorization"}
     assert not seen.view.secret_problems
 
 
@@ -167,7 +167,7 @@ def test_a_tenant_may_not_have_the_secrets_of_another() -> None:
     assert state.state is PolicyPhase.REFUSED
     assert "policies of namespace shop cannot use secrets of vault, only those of shop" in state.reason
     assert (state.file, state.line) == ("m.yaml", 21)
-    assert PLANTED.encode() not in msgspec.msgpack.encode(seen.picture)
+    assert PLANTED.encode() not in msgspec.msgpack.encode(seen.snapshot)
     assert all(PLANTED not in text for text in seen.texts)
     assert all(rule.refusal for rule in seen.view.rules)
 
@@ -209,6 +209,6 @@ def test_a_broken_secret_is_reported_without_a_word_of_it(manifest: str) -> None
     assert all(PLANTED not in str(fault.error) for fault in read.faults)
 
 
-def test_the_picture_does_not_depend_on_the_order_of_facts() -> None:
+def test_the_snapshot_does_not_depend_on_the_order_of_facts() -> None:
     parts = (policy(), GOOD, secret("stringData: {x: y}", name="b"))
-    assert see(*parts).picture == see(*parts, backwards=True).picture
+    assert see(*parts).snapshot == see(*parts, backwards=True).snapshot

@@ -80,12 +80,12 @@ def flow_of(record: Record, **options: Any) -> Flow:
     return Enricher(BOOK, **(usual | options)).flow(record)
 
 
-def request(judgement: PolicyVerdict = ALLOWED, url: str = "http://backend/v1", **fields: Any) -> HttpRequest:
-    return HttpRequest(TIME, CONN, judgement, "GET", url, "HTTP/1.1", **fields)
+def request(policy_verdict: PolicyVerdict = ALLOWED, url: str = "http://backend/v1", **fields: Any) -> HttpRequest:
+    return HttpRequest(TIME, CONN, policy_verdict, "GET", url, "HTTP/1.1", **fields)
 
 
-def response(judgement: PolicyVerdict = ALLOWED, status: int = 200) -> HttpResponse:
-    return HttpResponse(TIME, CONN, judgement, "GET", "http://backend/v1", "HTTP/1.1", status, 5_250_000)
+def response(policy_verdict: PolicyVerdict = ALLOWED, status: int = 200) -> HttpResponse:
+    return HttpResponse(TIME, CONN, policy_verdict, "GET", "http://backend/v1", "HTTP/1.1", status, 5_250_000)
 
 
 def test_an_allowed_request_is_a_forwarded_l7_request() -> None:
@@ -180,7 +180,7 @@ def test_a_malformed_request_is_one_dropped_request_with_its_status() -> None:
 
 
 @pytest.mark.parametrize(
-    ("judgement", "event", "verdict", "is_reply"),
+    ("policy_verdict", "event", "verdict", "is_reply"),
     [
         pytest.param(ALLOWED, {"type": 5}, "FORWARDED", False, id="allowed"),
         pytest.param(
@@ -215,18 +215,18 @@ def test_a_malformed_request_is_one_dropped_request_with_its_status() -> None:
     ],
 )
 def test_a_connection_is_one_verdict_or_one_drop(
-    judgement: PolicyVerdict, event: dict[str, int], verdict: str, is_reply: bool | None
+    policy_verdict: PolicyVerdict, event: dict[str, int], verdict: str, is_reply: bool | None
 ) -> None:
-    found = flow_of(Connection(TIME, CONN, judgement)).to_json()["flow"]
+    found = flow_of(Connection(TIME, CONN, policy_verdict)).to_json()["flow"]
     assert (found["event_type"], found["verdict"], found.get("is_reply")) == (event, verdict, is_reply)
     assert found["Type"] == "L3_L4"
     assert found["l4"] == {"TCP": {"source_port": 50000, "destination_port": 80, "flags": {"SYN": True}}}
     assert found["Summary"] == "TCP Flags: SYN"
     named = {key for key in found if key.endswith("_by")}
-    direction = judgement.direction.word
-    if judgement.verdict is Verdict.DROPPED and judgement.drop_reason is DropReason.INVALID_SOURCE_IP:
+    direction = policy_verdict.direction.word
+    if policy_verdict.verdict is Verdict.DROPPED and policy_verdict.drop_reason is DropReason.INVALID_SOURCE_IP:
         assert named == set()
-    elif judgement.verdict in (Verdict.DROPPED, Verdict.AUDIT):
+    elif policy_verdict.verdict in (Verdict.DROPPED, Verdict.AUDIT):
         assert f"{direction}_denied_by" in named
         assert f"{direction}_allowed_by" not in named
     else:
@@ -322,7 +322,7 @@ def test_headers_get_out_only_where_configured() -> None:
     ]
 
 
-def test_each_end_is_looked_up_once_per_picture() -> None:
+def test_each_end_is_looked_up_once_per_snapshot() -> None:
     book = Book(BOOK.pods, BOOK.labels)
     enricher = Enricher(book)
     for _ in range(10):

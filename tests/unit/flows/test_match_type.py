@@ -31,13 +31,13 @@ def test_what_a_rule_matched_by(
     action: Action, peers: tuple[int, ...] | None, protocol: int | None, first: int, last: int, said: str
 ) -> None:
     policy = union((Entry(action, REF, peers, protocol, first, last),), (REF,))
-    judgement = evaluate_l4(None, decide.port(policy, 300, 6, 80))
-    assert judgement.verdict is (Verdict.FORWARDED if action is Action.ALLOW else Verdict.DROPPED)
-    assert hubble.MATCH_TYPES[judgement.match_type] == said
+    policy_verdict = evaluate_l4(None, decide.port(policy, 300, 6, 80))
+    assert policy_verdict.verdict is (Verdict.FORWARDED if action is Action.ALLOW else Verdict.DROPPED)
+    assert hubble.MATCH_TYPES[policy_verdict.match_type] == said
     turned = evaluate_l4(decide.port(policy, 300, 6, 80), None)
-    assert turned.match_type == judgement.match_type
+    assert turned.match_type == policy_verdict.match_type
 
 
 def test_what_no_rule_covers_matched_none() -> None:
-    judgement = evaluate_l4(None, decide.port(union((), (REF,)), 300, 6, 80))
-    assert (judgement.verdict, hubble.MATCH_TYPES[judgement.match_type]) == (Verdict.DROPPED, "none")
+    policy_verdict = evaluate_l4(None, decide.port(union((), (REF,)), 300, 6, 80))
+    assert (policy_verdict.verdict, hubble.MATCH_TYPES[policy_verdict.match_type]) == (Verdict.DROPPED, "none")

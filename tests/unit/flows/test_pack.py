@@ -27,7 +27,7 @@ def test_what_is_shared_is_sent_once() -> None:
     allowed = PolicyVerdict(Verdict.FORWARDED, Direction.INGRESS)
     records = [HttpRequest(number, conn, allowed, "GET", f"http://a/{number}", "HTTP/1.1") for number in range(9)]
     packed = pack(records)
-    assert (len(packed.parties), len(packed.judgements), len(packed.times)) == (1, 1, 9)
+    assert (len(packed.parties), len(packed.policy_verdicts), len(packed.times)) == (1, 1, 9)
 
 
 def test_remarks_are_sent_with_their_record() -> None:

@@ -18,8 +18,8 @@ ALLOWED = PolicyVerdict(Verdict.FORWARDED, Direction.INGRESS)
 REMARKS = ("header missing: authorization", "header rejected: x-token: old")
 
 
-def asked(judgement: PolicyVerdict = ALLOWED, **more: tuple[object, ...]) -> HttpRequest:
-    return HttpRequest(1_000_000_000, CONN, judgement, "GET", "http://h/a", "HTTP/1.1", **more)  # type: ignore[arg-type] # either
+def asked(policy_verdict: PolicyVerdict = ALLOWED, **more: tuple[object, ...]) -> HttpRequest:
+    return HttpRequest(1_000_000_000, CONN, policy_verdict, "GET", "http://h/a", "HTTP/1.1", **more)  # type: ignore[arg-type] # either
 
 
 def shown(enricher: Enricher, record: HttpRequest | HttpResponse) -> Flow:

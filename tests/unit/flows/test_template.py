@@ -69,8 +69,8 @@ CONN = Conn("10.0.0.10", 40000, "10.0.0.20", 80, 1, 2)
 ALLOWED = PolicyVerdict(Verdict.FORWARDED, Direction.INGRESS, RuleRef("CNP", "ns", "a"))
 
 
-def asked(number: int, conn: Conn = CONN, judgement: PolicyVerdict = ALLOWED) -> HttpRequest:
-    return HttpRequest(number, conn, judgement, "GET", f"http://a/{number}", "HTTP/1.1")
+def asked(number: int, conn: Conn = CONN, policy_verdict: PolicyVerdict = ALLOWED) -> HttpRequest:
+    return HttpRequest(number, conn, policy_verdict, "GET", f"http://a/{number}", "HTTP/1.1")
 
 
 def test_plain_records_take_the_quick_way_and_have_uuids_of_their_own() -> None:
@@ -82,7 +82,7 @@ def test_plain_records_take_the_quick_way_and_have_uuids_of_their_own() -> None:
     assert {each.version for each in found} == {4}
 
 
-def test_the_next_picture_goes_on_counting() -> None:
+def test_the_next_snapshot_goes_on_counting() -> None:
     uuids = Uuids()
     first, second = (TemplateCache(enricher(), uuids).items(pack([asked(1)])) for _ in range(2))
     assert first[0].line() != second[0].line()
@@ -118,9 +118,9 @@ def test_forgotten_shapes_are_not_mixed_up() -> None:
     templates = TemplateCache(enricher(), Uuids(), remembered=3)
     rules = [PolicyVerdict(Verdict.FORWARDED, Direction.INGRESS, RuleRef("CNP", "ns", f"rule-{n}")) for n in range(10)]
     for order in (rules, rules[::-1], rules[3:] + rules[:3]):
-        items = templates.items(pack([asked(1, judgement=judgement) for judgement in order]))
+        items = templates.items(pack([asked(1, policy_verdict=policy_verdict) for policy_verdict in order]))
         names = [json.loads(item.line())["flow"]["ingress_allowed_by"][0]["name"] for item in items]
-        assert names == [judgement.ingress.name for judgement in order if judgement.ingress]
+        assert names == [policy_verdict.ingress.name for policy_verdict in order if policy_verdict.ingress]
 
 
 PARTY = FlowContext(CONN, 0, "GET", "HTTP/1.1")

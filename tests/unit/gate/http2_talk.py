@@ -275,7 +275,7 @@ class Conversation:
         return seen
 
     def reasons(self) -> list[str]:
-        return [record.judgement.reason for record in self.records]
+        return [record.policy_verdict.reason for record in self.records]
 
     def pairs(self) -> bool:
         """Whether each request has exactly one answer."""

@@ -65,7 +65,7 @@ class Seen:
 def words(record: Record) -> str:
     match record:
         case HttpRequest():
-            return f"{record.judgement.verdict.name} {record.method} {record.url}"
+            return f"{record.policy_verdict.verdict.name} {record.method} {record.url}"
         case HttpResponse():
             return f"{record.status} {record.method} {record.url}"
         case Malformed():

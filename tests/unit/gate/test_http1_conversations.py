@@ -481,4 +481,4 @@ def test_a_response_record_tells_how_long_it_took(talk: Talk) -> None:
     request, response = talk.records
     assert isinstance(response, HttpResponse)
     assert (response.latency_ns, response.time_ns - request.time_ns) == (1000, 1000)
-    assert response.judgement is ALLOWED
+    assert response.policy_verdict is ALLOWED

@@ -213,7 +213,7 @@ def test_a_server_that_leaves_as_the_next_request_comes_is_left_to_the_client(ta
     talk.expect(records=("502 GET http://h/a",), end="close" if how == "fin" else "reset")
     last = talk.records[-1]
     assert isinstance(last, HttpResponse)
-    assert "can retry" in last.judgement.reason
+    assert "can retry" in last.policy_verdict.reason
 
 
 @pytest.mark.parametrize("said", [b"HTTP/1.1 100 Continue\r\n\r\n", b"HTTP/1.1 2", b"HTTP/1.1 103 Early\r\n\r\nHTTP"])

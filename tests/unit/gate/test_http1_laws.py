@@ -223,7 +223,7 @@ def test_laws(steps: list[tuple[str, bytes]], cuts: list[int], connect: bool) ->
     allowed = [
         (asked.method.decode(), (asked.path or asked.host).decode())
         for asked, record in zip(talk.asked, requests, strict=True)
-        if record.judgement.verdict is Verdict.FORWARDED
+        if record.policy_verdict.verdict is Verdict.FORWARDED
     ]
     origin_form = [(method, "/" + target.partition("://")[2].partition("/")[2] if "://" in target else target)
                    for method, target in read_as_server(server)]  # fmt: skip
@@ -236,7 +236,7 @@ def test_laws(steps: list[tuple[str, bytes]], cuts: list[int], connect: bool) ->
     # and the client saw what the records state
     statuses = [record.status for record in responses] + [record.status for record in malformed]
     told = [status for status in statuses if status != 499]
-    if responses and "can retry" in responses[-1].judgement.reason and talk.records[-1] is responses[-1]:
+    if responses and "can retry" in responses[-1].policy_verdict.reason and talk.records[-1] is responses[-1]:
         told.pop()  # a server that ends a connection in use: the client may retry
     shown = read_as_client(client, [record.method for record in requests])
     assert shown == told or (steps_end_lost(talk) and shown == told[:-1])
@@ -245,4 +245,4 @@ def test_laws(steps: list[tuple[str, bytes]], cuts: list[int], connect: bool) ->
 def steps_end_lost(talk: Talk) -> bool:
     """A client that left inside a head leaves a Malformed record and gets no answer."""
     last = talk.records[-1]
-    return isinstance(last, Malformed) and "closed the connection" in last.judgement.reason
+    return isinstance(last, Malformed) and "closed the connection" in last.policy_verdict.reason

@@ -121,7 +121,7 @@ def test_a_tunnel_whose_request_is_no_longer_allowed_is_reset(talk: Talk) -> Non
     talk.expect(records=("connection",), end="reset")
     last = talk.records[-1]
     assert isinstance(last, Connection)
-    assert last.judgement == revoked(DENIED)
+    assert last.policy_verdict == revoked(DENIED)
     assert [request.path for request in talk.asked] == [b"/a"] * 3
 
 
@@ -148,8 +148,8 @@ def test_a_request_without_an_answer_yet_is_answered_403_when_it_is_refused_now(
     revoke(talk)
     talk.expect(client=FORBIDDEN_CLOSE, records=("403 GET http://h/a", "connection"), end="close")
     assert talk.revoked
-    assert {record.judgement.reason for record in talk.records[-2:]} == {"policy changed: no rule matched"}
-    assert talk.records[-1].judgement.verdict is Verdict.DROPPED
+    assert {record.policy_verdict.reason for record in talk.records[-2:]} == {"policy changed: no rule matched"}
+    assert talk.records[-1].policy_verdict.verdict is Verdict.DROPPED
 
 
 def test_a_download_that_is_refused_now_is_cut_and_does_not_look_complete(talk: Talk) -> None:

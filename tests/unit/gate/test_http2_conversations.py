@@ -260,7 +260,7 @@ def test_what_is_no_request_is_refused_by_name_and_the_other_streams_go_on(http2
     assert (seen.status, seen.ended) == (status, True)
     assert why in seen.data.decode()
     assert len(http2.asked) == 1
-    assert why in http2.records[-1].judgement.reason
+    assert why in http2.records[-1].policy_verdict.reason
     assert http2.told() == ["FORWARDED GET http://h/a", f"malformed {status}"]
     http2.answer(1)
     assert http2.client.messages[1].status == 200

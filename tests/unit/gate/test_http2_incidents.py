@@ -111,7 +111,7 @@ def test_denied_requests_one_by_one_spend_the_budget(quick: Conversation) -> Non
             break
     expect_calm(quick)
     assert len(quick.asked) <= budget.CAPACITY // (budget.DENIED - budget.DELIVERED) + 1
-    assert "a denied request" in quick.records[-1].judgement.reason
+    assert "a denied request" in quick.records[-1].policy_verdict.reason
     assert quick.pairs()
 
 

@@ -309,7 +309,7 @@ def test_laws(steps: list[tuple[str, bytes]], cuts: list[int], eager: bool) -> N
     allowed = Counter(
         asked.path
         for asked, record in zip(held.asked, requests, strict=True)
-        if record.judgement.verdict is Verdict.FORWARDED
+        if record.policy_verdict.verdict is Verdict.FORWARDED
     )
     forwarded = Counter(seen.heads[0][b":path"] for seen in server.values() if seen.heads)
     assert forwarded <= allowed
@@ -357,5 +357,5 @@ def test_what_one_client_makes_us_hold_is_bounded(uploads: list[tuple[int, int]]
     steps += [("client", frames.frame(frames.DATA, 0, stream, bytes(size))) for stream, size in uploads]
     held = hold(steps, [1 << 20])
     sent = sum(size for _, size in uploads)
-    overrun = any("window allows" in record.judgement.reason for record in held.records)
+    overrun = any("window allows" in record.policy_verdict.reason for record in held.records)
     assert overrun or sent <= CONNECTION_WINDOW

@@ -29,9 +29,9 @@ def told(http2: Conversation) -> tuple[int, str]:
     answer, dropped = http2.records[-2:]
     assert isinstance(answer, HttpResponse)
     assert isinstance(dropped, Connection)
-    assert dropped.judgement.verdict is Verdict.DROPPED
-    assert answer.judgement.reason == dropped.judgement.reason
-    return answer.status, dropped.judgement.reason
+    assert dropped.policy_verdict.verdict is Verdict.DROPPED
+    assert answer.policy_verdict.reason == dropped.policy_verdict.reason
+    return answer.status, dropped.policy_verdict.reason
 
 
 def test_what_is_allowed_still_goes_on_untouched(http2: Conversation) -> None:

@@ -28,7 +28,7 @@ POLICIES = [
 
 
 @st.composite
-def pictures(draw: st.DrawFn) -> list[PolicySnapshot]:
+def snapshots(draw: st.DrawFn) -> list[PolicySnapshot]:
     """Consecutive revisions of one node."""
     found = []
     for revision in range(1, draw(st.integers(2, 5))):
@@ -55,8 +55,8 @@ def sent(message: SnapshotDelta) -> SnapshotDelta:
     return heard
 
 
-@given(pictures())
-def test_deltas_lead_to_the_same_pictures(some: list[PolicySnapshot]) -> None:
+@given(snapshots())
+def test_deltas_lead_to_the_same_snapshots(some: list[PolicySnapshot]) -> None:
     snapshots = SnapshotDecoder()
     for before, after in zip([EMPTY, *some], some, strict=False):
         message = delta(before, after)

@@ -11,13 +11,13 @@ from l7proxy.link.fence import Fence, Page, stamp
 from l7proxy.link.messages import PolicySnapshot
 
 
-def picture(page: Page, revision: int) -> PolicySnapshot:
+def snapshot(page: Page, revision: int) -> PolicySnapshot:
     return PolicySnapshot(revision, (), {}, epoch=page.epoch)
 
 
-def test_it_is_up_only_while_a_required_picture_is_not_applied(tmp_path: Path) -> None:
+def test_it_is_up_only_while_a_required_snapshot_is_not_applied(tmp_path: Path) -> None:
     page, fence = Page(tmp_path / "fence"), Fence.of(tmp_path / "fence")
-    first = picture(page, 1)
+    first = snapshot(page, 1)
     page.publish(first)
     assert fence.behind() and not fence.up()
     page.require(first)
@@ -28,20 +28,20 @@ def test_it_is_up_only_while_a_required_picture_is_not_applied(tmp_path: Path) -
 
 def test_what_is_required_is_never_less_than_it_was(tmp_path: Path) -> None:
     page, fence = Page(tmp_path / "fence"), Fence.of(tmp_path / "fence")
-    page.require(picture(page, 5))
-    page.require(picture(page, 4))
-    fence.applied = stamp(picture(page, 4))
+    page.require(snapshot(page, 5))
+    page.require(snapshot(page, 4))
+    fence.applied = stamp(snapshot(page, 4))
     assert fence.up()
 
 
-def test_pictures_of_the_next_agent_come_after_all_of_the_last_one(tmp_path: Path) -> None:
+def test_snapshots_of_the_next_agent_come_after_all_of_the_last_one(tmp_path: Path) -> None:
     first, fence = Page(tmp_path / "fence"), Fence.of(tmp_path / "fence")
-    last = picture(first, 4_000_000_000)
+    last = snapshot(first, 4_000_000_000)
     first.require(last)
     fence.applied = stamp(last)
     second = Page(tmp_path / "fence")
     assert not fence.up()  # while an agent is away, workers go on
-    second.require(picture(second, 1))
+    second.require(snapshot(second, 1))
     assert fence.up()
 
 

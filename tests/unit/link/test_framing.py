@@ -32,21 +32,23 @@ from l7proxy.policy.tables import DirectionPolicy, EndpointPolicy, Entry, LocalE
 
 REF = RuleRef("CiliumNetworkPolicy", "default", "web", "spec.ingress[0]", "web.yaml", 7)
 CONN = Conn("10.0.0.1", 40000, "10.0.0.2", 80, 300, 301)
-JUDGEMENT = PolicyVerdict(Verdict.DROPPED, Direction.INGRESS, REF, None, DropReason.POLICY_DENIED, "no rule matched")
+POLICY_VERDICT = PolicyVerdict(
+    Verdict.DROPPED, Direction.INGRESS, REF, None, DropReason.POLICY_DENIED, "no rule matched"
+)
 SAID: list[FromWorker] = [
     Hello(version=2, pid=7, worker=0),
     Applied(revision=3, problems=("a rule",)),
     pack(
         (
-            Connection(1, CONN, JUDGEMENT),
-            HttpResponse(2, CONN, JUDGEMENT, "GET", "http://a/é", "HTTP/1.1", 403, 9, (("a", "b"),)),
+            Connection(1, CONN, POLICY_VERDICT),
+            HttpResponse(2, CONN, POLICY_VERDICT, "GET", "http://a/é", "HTTP/1.1", 403, 9, (("a", "b"),)),
         ),
         lost=4,
     ),
     WorkerStats(connections=1, requests=2, denied=3),
     Request(1, AddressesLearned(5, "a.example", ("192.0.2.1",), 30)),
 ]
-PICTURE = PolicySnapshot(
+SNAPSHOT = PolicySnapshot(
     revision=9,
     endpoints=(
         LocalEndpoint(
@@ -92,17 +94,17 @@ def test_messages_survive_every_split(cuts: list[int]) -> None:
     assert heard == SAID
 
 
-def test_byte_by_byte_a_picture_arrives_whole() -> None:
+def test_byte_by_byte_a_snapshot_arrives_whole() -> None:
     decoder = framing.from_agent()
-    sent = framing.encode(delta(EMPTY, PICTURE))
+    sent = framing.encode(delta(EMPTY, SNAPSHOT))
     (message,) = [message for byte in sent for message in decoder.feed(bytes([byte]))]
     assert isinstance(message, SnapshotDelta)
     heard = SnapshotDecoder().open(message)
-    assert heard == PICTURE
+    assert heard == SNAPSHOT
     assert isinstance(heard.endpoints[0].policy.ingress, DirectionPolicy)
 
 
-COLUMNS = ("parties", "judgements", "times", "party", "urls", "statuses", "latencies")
+COLUMNS = ("parties", "policy_verdicts", "times", "party", "urls", "statuses", "latencies")
 UNEVEN: dict[str, object] = {"type": "flows", **{column: [] for column in COLUMNS}, "times": [1]}
 BEHIND = {"parties": [[msgspec.to_builtins(CONN), -1, "GET", "HTTP/1.1"]]}
 
@@ -158,7 +160,7 @@ def test_a_frame_over_the_limit_is_refused_before_it_is_buffered_and_before_it_i
     with pytest.raises(LinkError, match="101 bytes"):
         list(decoder.feed(struct.pack(">I", 101)))
     with pytest.raises(LinkError, match="SnapshotDelta of"):
-        framing.encode(delta(EMPTY, PICTURE), max_frame=50)
+        framing.encode(delta(EMPTY, SNAPSHOT), max_frame=50)
 
 
 def test_an_end_inside_a_frame_is_named() -> None:

@@ -41,7 +41,7 @@ def record(number: int) -> Connection:
     return Connection(number, conn, PolicyVerdict(Verdict.DROPPED, Direction.INGRESS, reason="no"))
 
 
-def picture(revision: int) -> PolicySnapshot:
+def snapshot(revision: int) -> PolicySnapshot:
     return PolicySnapshot(revision=revision, endpoints=(), identities={"10.0.0.1/32": 300}, epoch=1)
 
 
@@ -80,14 +80,14 @@ class Worker:
 
     def __init__(self, path: Path, index: int = 0, capacity: int = 1000) -> None:
         self.outbox = Outbox(capacity=capacity)
-        self.pictures: asyncio.Queue[PolicySnapshot] = asyncio.Queue()
+        self.snapshots: asyncio.Queue[PolicySnapshot] = asyncio.Queue()
         self.client = LinkClient(
-            path, index, outbox=self.outbox, on_picture=self.apply, stats=lambda: WorkerStats(1, 2, 3, lost=9)
+            path, index, outbox=self.outbox, on_snapshot=self.apply, stats=lambda: WorkerStats(1, 2, 3, lost=9)
         )
 
-    async def apply(self, picture: PolicySnapshot) -> tuple[str, ...]:
-        self.pictures.put_nowait(picture)
-        return (f"problem of {picture.revision}",)
+    async def apply(self, snapshot: PolicySnapshot) -> tuple[str, ...]:
+        self.snapshots.put_nowait(snapshot)
+        return (f"problem of {snapshot.revision}",)
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[Worker]:
@@ -98,17 +98,17 @@ class Worker:
 
     async def gets(self, revision: int) -> PolicySnapshot:
         async with asyncio.timeout(10):
-            while (got := await self.pictures.get()).revision != revision:
+            while (got := await self.snapshots.get()).revision != revision:
                 pass
         return got
 
 
-async def test_a_picture_is_applied_and_records_come_back(tmp_path: Path) -> None:
+async def test_a_snapshot_is_applied_and_records_come_back(tmp_path: Path) -> None:
     agent = Agent(tmp_path / "link.sock")
     worker = Worker(tmp_path / "link.sock", 4)
     async with agent.server.serving(), worker.running():
-        await agent.server.publish(picture(1))
-        assert await worker.gets(1) == picture(1)
+        await agent.server.publish(snapshot(1))
+        assert await worker.gets(1) == snapshot(1)
         assert await agent.server.wait_applied(1, 5)
         for number in range(700):
             worker.outbox.put(record(number))
@@ -124,9 +124,11 @@ async def test_a_picture_is_applied_and_records_come_back(tmp_path: Path) -> Non
 async def test_records_as_long_as_they_can_be_come_through(tmp_path: Path) -> None:
     """URLs and headers of maximum size, which the remote side may choose: more than fits one frame."""
     agent, worker = Agent(tmp_path / "link.sock"), Worker(tmp_path / "link.sock")
-    conn, judgement = record(1).conn, record(1).judgement
+    conn, policy_verdict = record(1).conn, record(1).policy_verdict
     url, headers = "http://a/" + "b" * MAX_HEAD, (("x-id", "\xff" * MAX_HEAD),)
-    records = [HttpResponse(number, conn, judgement, "GET", url, "HTTP/1.1", 200, 1, headers) for number in range(300)]
+    records = [
+        HttpResponse(number, conn, policy_verdict, "GET", url, "HTTP/1.1", 200, 1, headers) for number in range(300)
+    ]
     for one in records:
         worker.outbox.put(one)
     async with agent.server.serving(), worker.running():
@@ -145,10 +147,10 @@ async def test_waiting_is_bounded_and_ends_when_the_worker_leaves(tmp_path: Path
     path = tmp_path / "link.sock"
     server = LinkServer(path, on_flows=lambda flows: None)
     async with server.serving():
-        await server.publish(picture(1))
+        await server.publish(snapshot(1))
         reader, writer = await asyncio.open_unix_connection(path)
         writer.write(framing.encode(Hello(PROTOCOL_VERSION, 77, 0)))
-        assert [got async for got in first_picture(reader)] == [picture(1)]
+        assert [got async for got in first_snapshot(reader)] == [snapshot(1)]
         assert not await server.wait_applied(1, 0.05)
         async with asyncio.TaskGroup() as tasks:
             waiting = tasks.create_task(server.wait_applied(1, 10), name="wait")
@@ -156,7 +158,7 @@ async def test_waiting_is_bounded_and_ends_when_the_worker_leaves(tmp_path: Path
         assert waiting.result()
 
 
-async def first_picture(reader: asyncio.StreamReader) -> AsyncIterator[PolicySnapshot]:
+async def first_snapshot(reader: asyncio.StreamReader) -> AsyncIterator[PolicySnapshot]:
     decoder = framing.from_agent()
     while True:
         for got in decoder.feed(await reader.read(65536)):
@@ -172,7 +174,7 @@ async def test_the_agent_goes_and_comes_back(tmp_path: Path) -> None:
         for revision in (1, 2):
             agent = Agent(path)
             async with agent.server.serving():
-                await agent.server.publish(picture(revision))
+                await agent.server.publish(snapshot(revision))
                 await worker.gets(revision)
                 worker.outbox.put(record(revision))
                 await agent.until(1)
@@ -214,7 +216,7 @@ async def test_an_agent_that_does_not_read_costs_counted_records_and_no_waiting(
             assert agent.lost > 10_000
 
 
-async def test_a_slow_worker_skips_pictures_and_gets_the_newest(tmp_path: Path) -> None:
+async def test_a_slow_worker_skips_snapshots_and_gets_the_newest(tmp_path: Path) -> None:
     path = tmp_path / "link.sock"
     server = LinkServer(path, on_flows=lambda flows: None)
     async with server.serving():
@@ -254,7 +256,7 @@ async def test_nonsense_ends_that_connection_and_not_the_agent(
         assert isinstance(told, Refused) and told.id == CONNECTION and told.reason in caplog.text
         writer.transport.abort()
         assert "closed the connection to" in caplog.text
-        await agent.server.publish(picture(1))
+        await agent.server.publish(snapshot(1))
         async with Worker(tmp_path / "link.sock").running() as worker:
             await worker.gets(1)
 
@@ -271,7 +273,7 @@ async def test_an_agent_that_speaks_nonsense_does_not_kill_the_worker(tmp_path: 
         path.unlink()
         agent = Agent(path)
         async with agent.server.serving():
-            await agent.server.publish(picture(5))
+            await agent.server.publish(snapshot(5))
             await worker.gets(5)
 
 
@@ -286,7 +288,7 @@ async def test_the_socket_is_ours_alone_and_never_stolen(tmp_path: Path) -> None
     dead.bind(os.fspath(path))
     dead.close()
     async with agent.server.serving(), Worker(path).running():
-        await agent.server.publish(picture(1))
+        await agent.server.publish(snapshot(1))
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root to become somebody else")

@@ -10,7 +10,7 @@ import msgspec
 
 from l7proxy.link.messages import PROTOCOL_VERSION, FromAgent, FromWorker
 
-VERSION, DIGEST = 5, "06725b45e74c2967"
+VERSION, DIGEST = 5, "359bba468b1d294e"
 
 
 def without_texts(schema: Any) -> Any:

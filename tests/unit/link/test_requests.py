@@ -54,7 +54,7 @@ def learned(name: str = "a.example", addresses: int = 1) -> AddressesLearned:
     return AddressesLearned(5, name, tuple(f"192.0.2.{number % 256}" for number in range(addresses)), 30)
 
 
-def picture(revision: int, identities: int = 0) -> PolicySnapshot:
+def snapshot(revision: int, identities: int = 0) -> PolicySnapshot:
     known = {f"10.{n >> 16}.{n >> 8 & 255}.{n & 255}/32": revision for n in range(identities)}
     return PolicySnapshot(revision, (), known)
 
@@ -86,7 +86,7 @@ class Worker:
     def __init__(self, path: Path) -> None:
         self.applied: list[int] = []
         self.slow = 0.0
-        self.client = LinkClient(path, 0, outbox=Outbox(), on_picture=self.apply, stats=WorkerStats)
+        self.client = LinkClient(path, 0, outbox=Outbox(), on_snapshot=self.apply, stats=WorkerStats)
 
     async def apply(self, snapshot: PolicySnapshot) -> tuple[str, ...]:
         await asyncio.sleep(self.slow)
@@ -146,7 +146,7 @@ async def test_snapshots_published_by_the_handler_are_applied_before_its_answer(
 
     async def handler(body: RequestBody) -> None:
         for revision in range(1, 6):
-            await server.publish(picture(revision, identities=30_000))
+            await server.publish(snapshot(revision, identities=30_000))
 
     async with link(tmp_path, handler) as (server, worker):
         worker.slow = 0.1
@@ -169,7 +169,7 @@ async def test_a_handler_that_fails_refuses_and_the_link_lives(
     async with link(tmp_path, handler) as (server, worker):
         assert await worker.ask() == "internal error of the agent: no such table"
         assert "AddressesLearned failed: ValueError('no such table')" in caplog.text
-        await server.publish(picture(1))
+        await server.publish(snapshot(1))
         assert await server.wait_applied(1, LONG)
         assert await worker.ask() != ""
 
@@ -224,7 +224,7 @@ async def test_what_the_agent_would_not_accept_is_refused_here(tmp_path: Path, b
     async with link(tmp_path, Handler()) as (server, worker):
         with pytest.raises(RequestRefusedError, match=named):
             await worker.client.request(body, LONG)
-        await server.publish(picture(1))
+        await server.publish(snapshot(1))
         assert await server.wait_applied(1, LONG), "the link lives"
 
 
@@ -271,7 +271,7 @@ async def test_a_flood_is_refused_and_another_worker_gets_policies_and_answers(t
         await peer.writer.drain()
         heard = await peer.hears(1)
         assert isinstance(heard[0], Refused) and f"works on {MAX_REQUESTS} requests" in heard[0].reason
-        await server.publish(picture(1))
+        await server.publish(snapshot(1))
         await until(lambda: worker.applied == [1])
         assert len(handler.got) == MAX_REQUESTS
         handler.let.set()

@@ -25,11 +25,11 @@ def logged(entries: str, value: str) -> str:
     return f"{{{entries}, log: {{value: '{value}'}}}}"
 
 
-def told(bench: Bench, judgement: PolicyVerdict) -> tuple[str, ...]:
+def told(bench: Bench, policy_verdict: PolicyVerdict) -> tuple[str, ...]:
     enricher = Enricher(bench.town().view.names)
     flows = [
-        enricher.flow(Connection(0, CONN, judgement)),
-        enricher.flow(HttpRequest(0, CONN, judgement, "GET", "http://server/a", "HTTP/1.1")),
+        enricher.flow(Connection(0, CONN, policy_verdict)),
+        enricher.flow(HttpRequest(0, CONN, policy_verdict, "GET", "http://server/a", "HTTP/1.1")),
     ]
     assert flows[0].policy_log == flows[1].policy_log
     return flows[0].policy_log
@@ -42,24 +42,24 @@ def test_an_allowed_connection_says_what_its_policies_want_said(bench: Bench) ->
         logged("ingress: [{fromEntities: [world]}]", "not of it"),
         "ingress: [{fromEntities: [cluster]}]",
     )
-    judgement = evaluate_l4(None, land.port("a"))
-    assert (judgement.verdict, judgement.log) == (Verdict.FORWARDED, ("one", "two"))
-    assert told(bench, judgement) == ("one", "two")
+    policy_verdict = evaluate_l4(None, land.port("a"))
+    assert (policy_verdict.verdict, policy_verdict.log) == (Verdict.FORWARDED, ("one", "two"))
+    assert told(bench, policy_verdict) == ("one", "two")
 
 
 def test_a_denied_one_says_the_reason_first(bench: Bench) -> None:
     land = bench.enforce(
         logged("ingressDeny: [{fromEndpoints: [{}]}]", "no entry"), logged("ingress: [{fromEntities: [all]}]", "moot")
     )
-    judgement = evaluate_l4(None, land.port("a"))
-    assert told(bench, judgement) == ("denied by policy default/p0 spec.ingressDeny[0]", "no entry")
+    policy_verdict = evaluate_l4(None, land.port("a"))
+    assert told(bench, policy_verdict) == ("denied by policy default/p0 spec.ingressDeny[0]", "no entry")
 
 
 def test_where_no_rule_decides_nobody_speaks(bench: Bench) -> None:
     land = bench.enforce(logged("ingress: [{fromEntities: [world]}]", "not of it"))
-    judgement = evaluate_l4(None, land.port("a"))
-    assert judgement.log == ()
-    assert len(told(bench, judgement)) == 1
+    policy_verdict = evaluate_l4(None, land.port("a"))
+    assert policy_verdict.log == ()
+    assert len(told(bench, policy_verdict)) == 1
     assert evaluate_l4(None, land.port("host")).log == ()
 
 

@@ -222,9 +222,9 @@ def test_workers_kernel_events_and_trace_give_one_answer(
     )
     record = record_of(event, ends, 1)
     assert record is not None
-    assert _said(record.judgement) == _said(found.l4)
+    assert _said(record.policy_verdict) == _said(found.l4)
     assert record.conn.source_identity == found.source_identity
     assert record.conn.destination_identity == found.destination_identity
 
     traced = answer(Cluster.live(_STATE, _VIEW, snapshot.endpoints), Question(source, destination, text))
-    assert _said(traced.judgement) == _said(found.l4)
+    assert _said(traced.policy_verdict) == _said(found.l4)

@@ -45,10 +45,10 @@ def test_what_no_rule_allows_passes_and_is_told(bench: Bench, by: str) -> None:
     assert answer.l4.verdict is Verdict.AUDIT
     assert answer.l4.drop_reason is DropReason.POLICY_DENIED
     assert answer.l4.reason == "no rule of policy default/p allows identity 302 to 80/TCP"
-    judgement = evaluate_l4(None, answer)
-    assert (judgement.verdict, judgement.direction) == (Verdict.AUDIT, Direction.INGRESS)
-    assert judgement.ingress is not None
-    assert judgement.ingress.name == "p"
+    policy_verdict = evaluate_l4(None, answer)
+    assert (policy_verdict.verdict, policy_verdict.direction) == (Verdict.AUDIT, Direction.INGRESS)
+    assert policy_verdict.ingress is not None
+    assert policy_verdict.ingress.name == "p"
 
 
 def test_requests_that_no_rule_matches_pass_and_are_told_one_by_one(bench: Bench) -> None:

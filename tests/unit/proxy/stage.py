@@ -50,7 +50,7 @@ NOTHING = union((), (REF,))
 _revisions = itertools.count(1)
 
 
-def picture(
+def snapshot(
     ingress: DirectionPolicy | None = None,
     egress: DirectionPolicy | None = None,
     *,

@@ -18,7 +18,7 @@ from l7proxy.link.messages import PolicySnapshot
 from l7proxy.proxy.policy_store import PolicyIndex
 from l7proxy.proxy.server.poller import IN, Poller
 from l7proxy.proxy.server.shares import CAREFUL_READ, HALVED, LEAST_READ, LONG, READ, Share, Shares
-from tests.unit.proxy.stage import CLIENT, backend, gets, picture, request, stage, web
+from tests.unit.proxy.stage import CLIENT, backend, gets, request, snapshot, stage, web
 
 TURNS = 6
 
@@ -88,7 +88,7 @@ async def test_the_loop_has_its_turn_between_two_of_ours() -> None:
 
 
 async def test_a_new_connection_does_not_wait_behind_those_of_another_client() -> None:
-    async with backend(web) as server, stage(server, picture(gets())) as on:
+    async with backend(web) as server, stage(server, snapshot(gets())) as on:
         poller = on.ctx.poller
         hostile = [await on.dial() for _ in range(100)]
         await on.until(lambda: len(on.ctx.policy_store) == len(hostile))
@@ -165,7 +165,7 @@ async def test_what_was_used_is_forgotten_with_time() -> None:
 
 def test_all_addresses_of_a_pod_are_one_share() -> None:
     """A pod with two families must not get twice the share of another."""
-    made = picture()
+    made = snapshot()
     first = msgspec.structs.replace(made.endpoints[0], addresses=(CLIENT, "fd00::5"))
     index, shares = PolicyIndex(msgspec.structs.replace(made, endpoints=(first, *made.endpoints[1:]))), Shares()
     assert shares.of(index.owner(CLIENT)) is shares.of(index.owner("fd00::5"))

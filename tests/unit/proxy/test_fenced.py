@@ -12,19 +12,19 @@ import pytest
 from l7proxy.flows.records import HttpRequest
 from l7proxy.link.fence import PUBLISHED, REQUIRED, stamp
 from l7proxy.model.verdict import Verdict
-from tests.unit.proxy.stage import NOTHING, answer, backend, gets, picture, request, stage, web
+from tests.unit.proxy.stage import NOTHING, answer, backend, gets, request, snapshot, stage, web
 from tests.unit.proxy.test_worker import Agent, client, get, worker
 
 QUIET = 0.1
 """Seconds in which a serving worker would answer many times."""
 
 
-async def test_requests_wait_behind_the_fence_and_are_judged_by_the_new_picture() -> None:
-    async with backend(web) as server, stage(server, picture(gets())) as on:
+async def test_requests_wait_behind_the_fence_and_are_judged_by_the_new_snapshot() -> None:
+    async with backend(web) as server, stage(server, snapshot(gets())) as on:
         kept, new = await on.client(), await on.client()
         kept[1].write(request())
         assert (await answer(kept[0]))[0] == 200
-        newer = picture(gets("/other"))
+        newer = snapshot(gets("/other"))
         on.ctx.policy_store.fence._words = (stamp(newer), stamp(newer))
         for _, writer in (kept, new):
             writer.write(request())
@@ -37,12 +37,12 @@ async def test_requests_wait_behind_the_fence_and_are_judged_by_the_new_picture(
             assert (await answer(reader))[0] == 403
 
 
-async def test_what_is_cut_off_by_the_new_picture_moves_nothing_more() -> None:
-    async with backend(web) as server, stage(server, picture(gets())) as on:
+async def test_what_is_cut_off_by_the_new_snapshot_moves_nothing_more() -> None:
+    async with backend(web) as server, stage(server, snapshot(gets())) as on:
         reader, writer = await on.client()
         writer.write(request())
         assert (await answer(reader))[0] == 200
-        newer = picture(NOTHING)
+        newer = snapshot(NOTHING)
         on.ctx.policy_store.fence._words = (stamp(newer), stamp(newer))
         writer.write(request())
         await asyncio.sleep(QUIET)
@@ -50,13 +50,13 @@ async def test_what_is_cut_off_by_the_new_picture_moves_nothing_more() -> None:
         with pytest.raises((ConnectionResetError, asyncio.IncompleteReadError)):
             await answer(reader)
         await on.settled()
-        assert [r.judgement.verdict for r in on.records if isinstance(r, HttpRequest)] == [Verdict.FORWARDED]
+        assert [r.policy_verdict.verdict for r in on.records if isinstance(r, HttpRequest)] == [Verdict.FORWARDED]
 
 
 async def test_a_process_that_stops_within_a_turn_refuses_what_it_had_read() -> None:
     """The page changes between the turn's check and the verdict, as if the process had been stopped there."""
-    async with backend(web) as server, stage(server, picture(gets())) as on:
-        fence, newer = on.ctx.policy_store.fence, picture(gets())
+    async with backend(web) as server, stage(server, snapshot(gets())) as on:
+        fence, newer = on.ctx.policy_store.fence, snapshot(gets())
         reader, writer = await on.client()
         writer.write(request())
         assert (await answer(reader))[0] == 200
@@ -70,10 +70,10 @@ async def test_a_process_that_stops_within_a_turn_refuses_what_it_had_read() -> 
         assert (await answer(reader))[0] == 200
 
 
-async def test_after_a_stall_a_picture_that_is_there_is_read_first() -> None:
-    async with backend(web) as server, stage(server, picture(gets())) as on:
+async def test_after_a_stall_a_snapshot_that_is_there_is_read_first() -> None:
+    async with backend(web) as server, stage(server, snapshot(gets())) as on:
         reader, writer = await on.client()
-        newer = picture(gets("/other"))
+        newer = snapshot(gets("/other"))
         words = [0, 0]
         words[PUBLISHED] = stamp(newer)
         on.ctx.policy_store.fence._words = words
@@ -86,8 +86,8 @@ async def test_after_a_stall_a_picture_that_is_there_is_read_first() -> None:
         assert (await answer(reader))[0] == 403
 
 
-async def test_a_picture_that_never_comes_is_not_waited_for() -> None:
-    async with backend(web) as server, stage(server, picture(gets())) as on:
+async def test_a_snapshot_that_never_comes_is_not_waited_for() -> None:
+    async with backend(web) as server, stage(server, snapshot(gets())) as on:
         reader, writer = await on.client()
         on.ctx.policy_store.fence._words = (1 << 60, 0)
         on.ctx.poller.wait = 0.01
@@ -96,7 +96,7 @@ async def test_a_picture_that_never_comes_is_not_waited_for() -> None:
         assert (await answer(reader))[0] == 200
 
 
-async def test_a_worker_that_was_stopped_goes_on_by_the_present_picture(tmp_path: Path) -> None:
+async def test_a_worker_that_was_stopped_goes_on_by_the_present_snapshot(tmp_path: Path) -> None:
     agent = Agent(tmp_path / "link.sock")
     async with (
         agent.server.serving(),
@@ -108,7 +108,7 @@ async def test_a_worker_that_was_stopped_goes_on_by_the_present_picture(tmp_path
         async with client(port) as talk:
             assert await get(*talk) == 200
             os.kill(process.pid, signal.SIGSTOP)
-            await agent.server.publish(picture(gets("/other")))
+            await agent.server.publish(snapshot(gets("/other")))
             agent.server.require()
             talk[1].write(request())
             os.kill(process.pid, signal.SIGCONT)

@@ -30,8 +30,8 @@ from tests.unit.proxy.stage import (
     backend,
     echo,
     gets,
-    picture,
     request,
+    snapshot,
     stage,
     web,
 )
@@ -94,7 +94,7 @@ async def changes_policy(on: Stage) -> None:
     reader, writer = await on.client()
     writer.write(request(path="/a"))
     await answer(reader)
-    await on.proxy.publish(picture(NOTHING))
+    await on.proxy.publish(snapshot(NOTHING))
     with pytest.raises(ConnectionResetError):
         await reader.read()
 
@@ -145,7 +145,7 @@ CASES: dict[str, tuple[Callable[[Stage], Awaitable[None]], DirectionPolicy, Hand
 @pytest.mark.parametrize("case", CASES)
 async def test_nothing_of_a_session_waits_for_the_collector(case: str) -> None:
     talk, ingress, handler = CASES[case]
-    async with backend(handler) as server, stage(server, picture(ingress)) as on:
+    async with backend(handler) as server, stage(server, snapshot(ingress)) as on:
         await talk(on)
         await on.settled()
         on.records.clear()
@@ -154,7 +154,7 @@ async def test_nothing_of_a_session_waits_for_the_collector(case: str) -> None:
 
 
 async def test_nor_where_the_server_cannot_be_reached() -> None:
-    async with stage(HostPort("127.0.0.3", 1), picture(ALLOWED)) as on:
+    async with stage(HostPort("127.0.0.3", 1), snapshot(ALLOWED)) as on:
         reader, writer = await on.client(CLIENT)
         writer.write(request(path="/a"))
         assert (await answer(reader))[0] == 503

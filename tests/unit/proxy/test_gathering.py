@@ -12,7 +12,7 @@ import pytest
 from l7proxy.flows.records import HttpResponse
 from l7proxy.proxy.server import pipes as kernel
 from tests.unit.proxy.bulk import ANY, BODY, download, dying, files, on_stage, upload
-from tests.unit.proxy.stage import ANYTHING, answer, echo, picture, request
+from tests.unit.proxy.stage import ANYTHING, answer, echo, request, snapshot
 
 
 @pytest.fixture
@@ -37,7 +37,7 @@ def patient(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 async def test_a_wakeup_in_a_fast_body_moves_a_pipe_full(patient: None, wakeups: list[int]) -> None:
-    async with on_stage(files, picture(ANY)) as (on, _):
+    async with on_stage(files, snapshot(ANY)) as (on, _):
         reader, writer = await on.client()
         writer.write(upload())
         for at in range(0, len(BODY), 1 << 17):  # 96 pieces
@@ -60,7 +60,7 @@ async def test_the_last_bytes_of_a_body_wait_for_no_others(patient: None, last: 
         writer.write(BODY[-last:])
         await files(reader, writer)
 
-    async with on_stage(pauses, picture(ANY)) as (on, pipes):
+    async with on_stage(pauses, snapshot(ANY)) as (on, pipes):
         reader, writer = await on.client()
         writer.write(request())
         assert await answer(reader) == (200, BODY)
@@ -75,7 +75,7 @@ async def test_the_last_bytes_of_a_body_wait_for_no_others(patient: None, last: 
 
 
 async def test_what_has_no_known_end_waits_for_no_others(patient: None) -> None:
-    async with on_stage(echo, picture(ANYTHING)) as (on, pipes):
+    async with on_stage(echo, snapshot(ANYTHING)) as (on, pipes):
         reader, writer = await on.client()
         for size in (1 << 20, 1, 3 << 20, 70_001, (1 << 20) + 1):
             writer.write(BODY[:size])
@@ -94,7 +94,7 @@ async def test_bytes_in_the_middle_of_a_body_wait_for_a_moment_only() -> None:
         while word := await reader.read(1000):
             writer.write(word)
 
-    async with on_stage(talks, picture(ANY)) as (on, pipes):
+    async with on_stage(talks, snapshot(ANY)) as (on, pipes):
         reader, writer = await on.client()
         writer.write(b"POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 100000\r\n\r\n")
         async with asyncio.timeout(5):
@@ -108,7 +108,7 @@ async def test_bytes_in_the_middle_of_a_body_wait_for_a_moment_only() -> None:
 
 @pytest.mark.parametrize("reset", [False, True], ids=["FIN", "RST"])
 async def test_the_end_of_a_connection_waits_for_no_bytes(patient: None, reset: bool) -> None:
-    async with on_stage(dying(reset=reset), picture(ANY)) as (on, pipes):
+    async with on_stage(dying(reset=reset), snapshot(ANY)) as (on, pipes):
         reader, writer = await on.client()
         writer.write(request())
         with pytest.raises(ConnectionResetError):
@@ -118,7 +118,7 @@ async def test_the_end_of_a_connection_waits_for_no_bytes(patient: None, reset: 
         await on.settled()
         assert pipes.runs == 1
         (told,) = [record for record in on.records if isinstance(record, HttpResponse)]
-        assert told.judgement.reason
+        assert told.policy_verdict.reason
 
 
 async def test_the_end_of_a_client_waits_for_no_bytes(patient: None) -> None:
@@ -126,7 +126,7 @@ async def test_the_end_of_a_client_waits_for_no_bytes(patient: None) -> None:
         while await reader.read(1 << 20):
             pass
 
-    async with on_stage(reads, picture(ANY)) as (on, pipes):
+    async with on_stage(reads, snapshot(ANY)) as (on, pipes):
         _, writer = await on.client()
         writer.write(upload(1 << 40) + BODY)
         await writer.drain()
@@ -147,7 +147,7 @@ async def test_a_run_that_gives_up_leaves_the_socket_as_it_was(patient: None) ->
         writer.write(b"more")
         await reader.read()
 
-    async with on_stage(pauses, picture(ANY), limit=1) as (on, pipes):
+    async with on_stage(pauses, snapshot(ANY), limit=1) as (on, pipes):
         reader, writer = await on.client()
         writer.write(request())
         async with asyncio.timeout(5):

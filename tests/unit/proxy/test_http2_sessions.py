@@ -25,7 +25,7 @@ from l7proxy.wire import http2_frames as frames
 from l7proxy.wire.http2_fields import FieldBlock, FieldWriter
 from l7proxy.wire.http2_frames import MAX_STREAM, PREFACE, Code
 from tests.support.ports import reserved_port
-from tests.unit.proxy.stage import NOTHING, REF, SERVER, Stage, backend, by_http, gets, picture, stage
+from tests.unit.proxy.stage import NOTHING, REF, SERVER, Stage, backend, by_http, gets, snapshot, stage
 
 HELLO = PREFACE + frames.settings([])
 CALLS = by_http(HttpRule(REF, method="POST", path="/echo.Echo/.*"))
@@ -112,7 +112,7 @@ async def client(on: Stage) -> Client:
 
 
 async def test_streams_of_one_connection_share_one_server_connection() -> None:
-    async with echoing("h2c") as server, stage(server, picture(gets("/a.*"))) as on:
+    async with echoing("h2c") as server, stage(server, snapshot(gets("/a.*"))) as on:
         one = await client(on)
         one.say(get(1, b"/a/one") + get(3, b"/b") + get(5, b"/a/../a/two"))
         await one.until_ended(1, 3, 5)
@@ -124,15 +124,15 @@ async def test_streams_of_one_connection_share_one_server_connection() -> None:
 
 
 async def test_a_changed_policy_judges_the_next_stream_and_a_dropped_connection_is_reset() -> None:
-    async with echoing("h2c") as server, stage(server, picture(gets("/a.*"))) as on:
+    async with echoing("h2c") as server, stage(server, snapshot(gets("/a.*"))) as on:
         one = await client(on)
         one.say(get(1, b"/a"))
         await one.until_ended(1)
-        await on.proxy.publish(picture(gets("/b.*")))
+        await on.proxy.publish(snapshot(gets("/b.*")))
         one.say(get(3, b"/a") + get(5, b"/b"))
         await one.until_ended(3, 5)
         assert one.statuses == {1: 200, 3: 403, 5: 200}
-        await on.proxy.publish(picture(NOTHING))
+        await on.proxy.publish(snapshot(NOTHING))
         await one.until_closed()
         await on.settled()
         assert isinstance(on.records[-1], Connection)
@@ -142,7 +142,7 @@ async def test_cve_2019_9512_a_client_that_never_reads_is_not_read_either() -> N
     """No window bounds answers without a body: without back-pressure only the worker's memory would."""
     at_once = 100
     heads = by_http(HttpRule(REF, method="HEAD", path="/b"))
-    async with echoing("h2c") as server, stage(server, picture(heads)) as on:
+    async with echoing("h2c") as server, stage(server, snapshot(heads)) as on:
         for listening in on.proxy._bound:
             listening.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 14)  # the kernel buffers little
         loop = asyncio.get_running_loop()
@@ -179,7 +179,7 @@ async def test_drain_says_goodbye_and_waits_for_the_last_stream() -> None:
         writer.write(frames.frame(frames.HEADERS, 5, 1, b"\x88"))
         await reader.read()
 
-    async with backend(slow) as server, stage(server, picture(gets())) as on:
+    async with backend(slow) as server, stage(server, snapshot(gets())) as on:
         one = await client(on)
         one.say(get(1))
         await on.until(lambda: on.kinds() == "q")
@@ -196,7 +196,7 @@ async def test_drain_says_goodbye_and_waits_for_the_last_stream() -> None:
 
 
 async def test_who_first_asks_while_we_drain_is_answered_and_told_goodbye() -> None:
-    async with echoing("h2c") as server, stage(server, picture(gets("/a.*"))) as on:
+    async with echoing("h2c") as server, stage(server, snapshot(gets("/a.*"))) as on:
         one = Client(*await on.client())
         await on.until(lambda: len(on.ctx.policy_store))
         async with asyncio.TaskGroup() as tasks:
@@ -218,7 +218,7 @@ async def test_a_server_of_http_1_is_sent_no_byte_of_the_request() -> None:
         writer.write(b"HTTP/1.1 505 HTTP Version Not Supported\r\nContent-Length: 0\r\n\r\n")
         heard += await reader.read()
 
-    async with backend(old) as server, stage(server, picture(gets())) as on:
+    async with backend(old) as server, stage(server, snapshot(gets())) as on:
         one = await client(on)
         one.say(get(1, b"/a-secret"))
         await one.until_ended(1)
@@ -230,7 +230,7 @@ async def test_a_server_of_http_1_is_sent_no_byte_of_the_request() -> None:
 
 
 async def test_an_unfinished_head_is_timed_out() -> None:
-    async with echoing("h2c") as server, stage(server, picture(gets())) as on:
+    async with echoing("h2c") as server, stage(server, snapshot(gets())) as on:
         one = await client(on)
         one.say(frames.frame(frames.PING, 0, 0, bytes(8)) + frames.frame(frames.HEADERS, 0, 1, b"\x82"))
         async with asyncio.timeout(5):
@@ -245,7 +245,7 @@ async def test_an_unfinished_head_is_timed_out() -> None:
 async def test_grpc_calls_of_all_kinds_and_a_denied_one() -> None:
     big = bytes(range(256)) * 8192
     options = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)]
-    async with echoing("grpc") as server, stage(server, picture(CALLS)) as on:
+    async with echoing("grpc") as server, stage(server, snapshot(CALLS)) as on:
         target = f"127.0.0.1:{on.address.port}"
         async with grpc.aio.insecure_channel(target, options=options) as channel:
             unary = channel.unary_unary("/echo.Echo/Unary")
@@ -265,7 +265,7 @@ async def test_grpc_calls_of_all_kinds_and_a_denied_one() -> None:
 
 
 async def test_a_cancelled_call_is_499_and_the_server_hears_of_it() -> None:
-    async with echoing("grpc") as server, stage(server, picture(CALLS)) as on:
+    async with echoing("grpc") as server, stage(server, snapshot(CALLS)) as on:
         async with grpc.aio.insecure_channel(f"127.0.0.1:{on.address.port}") as channel:
             call = channel.stream_stream("/echo.Echo/Bidi")()
             await call.write(b"first")
@@ -274,7 +274,7 @@ async def test_a_cancelled_call_is_499_and_the_server_hears_of_it() -> None:
             await on.until(lambda: "s" in on.kinds())
         (answer,) = [record for record in on.records if isinstance(record, HttpResponse)]
         assert answer.status == 200, "its head had been shown"
-        assert "CANCEL" in answer.judgement.reason
+        assert "CANCEL" in answer.policy_verdict.reason
 
 
 async def test_clients_that_leave_while_their_server_is_being_reached_leave_nothing() -> None:
@@ -287,7 +287,7 @@ async def test_clients_that_leave_while_their_server_is_being_reached_leave_noth
             await asyncio.sleep(0)
         writer.transport.abort() if turns & 2 else writer.close()
 
-    async with echoing("h2c") as server, stage(server, picture(gets("/a.*"))) as on:
+    async with echoing("h2c") as server, stage(server, snapshot(gets("/a.*"))) as on:
         for _ in range(20):
             await asyncio.gather(*(leave_after(turns, on) for turns in range(40)))
         await on.until(
@@ -318,7 +318,7 @@ async def test_a_server_that_dies_full_does_not_leave_its_client_unread() -> Non
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         writer.transport.abort()
 
-    async with backend(swallowed) as server, stage(server, picture(by_http(HttpRule(REF)))) as on:
+    async with backend(swallowed) as server, stage(server, snapshot(by_http(HttpRule(REF)))) as on:
         one = Client(*await on.client())
         one.say(PREFACE + frames.settings([(4, 0)]) + get(1, b"/up", b"POST", end=False) + get(3))
         hearing = loop.create_task(one.until_closed())

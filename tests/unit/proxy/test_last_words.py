@@ -11,7 +11,7 @@ import pytest
 from l7proxy.model.net import HostPort
 from l7proxy.policy.rules import HttpRule
 from tests.unit.proxy.bulk import BODY
-from tests.unit.proxy.stage import ANYTHING, REF, SERVER, Stage, by_http, picture, stage
+from tests.unit.proxy.stage import ANYTHING, REF, SERVER, Stage, by_http, snapshot, stage
 
 TOO_LARGE = b"HTTP/1.1 413 Content Too Large\r\nContent-Length: 3\r\nConnection: close\r\n\r\nno\n"
 HEAD = b"POST / HTTP/1.1\r\nHost: server\r\nContent-Length: %d\r\n\r\n"
@@ -61,7 +61,7 @@ def listener() -> socket.socket:  # type: ignore[misc]
 @pytest.mark.parametrize("then", ["more body", "half-close"])
 async def test_an_answer_is_heard_though_the_next_bytes_to_the_server_fail(listener: socket.socket, then: str) -> None:
     sent = HEAD % 100_000 + bytes(1000) if then == "more body" else WHOLE
-    async with stage(HostPort(*listener.getsockname()), picture(ANY_REQUEST)) as on:
+    async with stage(HostPort(*listener.getsockname()), snapshot(ANY_REQUEST)) as on:
         client, server = await connected(on, listener, sent)
         if then == "more body":  # both are there when the worker polls, the client's first
             client.send(bytes(1000))
@@ -77,7 +77,7 @@ async def test_an_answer_is_heard_though_the_next_bytes_to_the_server_fail(liste
 
 async def test_an_answer_that_broke_off_stays_broken_off(listener: socket.socket) -> None:
     answer = b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\nhalf of it"
-    async with stage(HostPort(*listener.getsockname()), picture(ANY_REQUEST)) as on:
+    async with stage(HostPort(*listener.getsockname()), snapshot(ANY_REQUEST)) as on:
         client, server = await connected(on, listener, HEAD % 100_000 + bytes(1000))
         client.send(bytes(1000))
         says_and_resets(server, answer)
@@ -88,7 +88,7 @@ async def test_an_answer_that_broke_off_stays_broken_off(listener: socket.socket
 
 
 async def test_an_answer_is_heard_though_the_body_is_being_spliced(listener: socket.socket) -> None:
-    async with stage(HostPort(*listener.getsockname()), picture(ANY_REQUEST)) as on:
+    async with stage(HostPort(*listener.getsockname()), snapshot(ANY_REQUEST)) as on:
         client, server = await connected(on, listener, HEAD % BULK)
         loop = asyncio.get_running_loop()
         await loop.sock_sendall(client, bytes(1 << 16))
@@ -112,7 +112,7 @@ async def test_a_reset_while_bytes_go_both_ways_in_a_splice_leaves_them_in_order
     listener: socket.socket, reads: bool
 ) -> None:
     """The write to the server fails first, while its answer is spliced: what is in the pipe comes before the rest."""
-    async with stage(HostPort(*listener.getsockname()), picture(ANYTHING)) as on:
+    async with stage(HostPort(*listener.getsockname()), snapshot(ANYTHING)) as on:
         client, server = await connected(on, listener, b"hello")
         loop = asyncio.get_running_loop()
         sending = loop.create_task(loop.sock_sendall(server, BODY))

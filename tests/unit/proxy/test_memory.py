@@ -9,7 +9,7 @@ import pytest
 
 from l7proxy.proxy.server.memory import PATIENCE, Memory
 from l7proxy.proxy.server.shares import Share
-from tests.unit.proxy.stage import Stage, answer, backend, gets, picture, request, stage
+from tests.unit.proxy.stage import Stage, answer, backend, gets, request, snapshot, stage
 
 MIB = 1 << 20
 BIG = bytes(4 * MIB)
@@ -107,7 +107,7 @@ async def unread(on: Stage) -> list[tuple[asyncio.StreamReader, asyncio.StreamWr
 
 @pytest.mark.parametrize("splices", [False, True])
 async def test_clients_that_do_not_read_hold_no_more_than_their_share(splices: bool) -> None:
-    async with backend(pours) as server, stage(server, picture(gets())) as on:
+    async with backend(pours) as server, stage(server, snapshot(gets())) as on:
         on.ctx.pipes._limit = 64 if splices else 0
         memory = on.ctx.memory = Memory(4 * MIB)
         clients = await unread(on)
@@ -119,7 +119,7 @@ async def test_clients_that_do_not_read_hold_no_more_than_their_share(splices: b
         if share.full:
             with pytest.raises(ConnectionResetError):
                 await (await on.client())[0].read()
-            assert "buffer more than their share of 4 MiB" in on.records[-1].judgement.reason
+            assert "buffer more than their share of 4 MiB" in on.records[-1].policy_verdict.reason
             assert memory.refused
         other, writer = await on.client("127.0.0.9")
         writer.write(request())
@@ -132,7 +132,7 @@ async def test_clients_that_do_not_read_hold_no_more_than_their_share(splices: b
 
 
 async def test_a_client_that_reads_slowly_gets_all_of_it() -> None:
-    async with backend(pours) as server, stage(server, picture(gets())) as on:
+    async with backend(pours) as server, stage(server, snapshot(gets())) as on:
         on.ctx.pipes._limit = 0
         on.ctx.memory = Memory(1 * MIB)
         clients = await unread(on)

@@ -67,7 +67,7 @@ class Session:
     def cut(self, reason: str) -> None: ...
 
 
-async def test_every_live_session_hears_of_each_picture_before_it_counts_as_applied() -> None:
+async def test_every_live_session_hears_of_each_snapshot_before_it_counts_as_applied() -> None:
     on = PolicyStore()
     sessions = [Session(on) for _ in range(1000)]
     for session in sessions:
@@ -102,7 +102,7 @@ async def test_rules_by_the_hundred_are_compiled_before_anybody_asks() -> None:
 
 
 @pytest.mark.parametrize("prefix", ["10.0.0.300/32", "10.0.0.1/8", "pod"])
-async def test_a_picture_that_is_none_leaves_the_one_before_in_force(prefix: str) -> None:
+async def test_a_snapshot_that_is_none_leaves_the_one_before_in_force(prefix: str) -> None:
     on = PolicyStore()
     await on.publish(PolicySnapshot(revision=1, endpoints=(), identities={}))
     with pytest.raises(LinkError, match="policy revision 2 cannot be applied"):

@@ -23,8 +23,8 @@ from tests.unit.proxy.stage import (
     descriptors,
     echo,
     gets,
-    picture,
     request,
+    snapshot,
     stage,
     web,
 )
@@ -45,7 +45,7 @@ async def test_a_client_that_does_not_read_stops_the_server_not_the_memory() -> 
             poured += 65536
         await reader.read()
 
-    async with backend(count) as server, stage(server, picture(gets())) as on:
+    async with backend(count) as server, stage(server, snapshot(gets())) as on:
         sock = await on.dial()
         loop = asyncio.get_running_loop()
         await loop.sock_sendall(sock, request())
@@ -80,7 +80,7 @@ async def test_a_server_that_does_not_read_stops_the_client() -> None:
         while await reader.read(1 << 20):
             pass
 
-    async with backend(deaf) as server, stage(server, picture(ANYTHING)) as on:
+    async with backend(deaf) as server, stage(server, snapshot(ANYTHING)) as on:
         sock = await on.dial()
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 16)
         sent = 0
@@ -102,7 +102,7 @@ async def test_a_server_that_does_not_read_stops_the_client() -> None:
 
 async def test_a_client_that_asks_for_denials_and_reads_none_is_not_read_for_ever() -> None:
     """We buffer each answer until it is read: a client that reads none may not send more requests."""
-    async with backend(echo) as server, stage(server, picture(gets("/allowed"))) as on:
+    async with backend(echo) as server, stage(server, snapshot(gets("/allowed"))) as on:
         sock = await on.dial()
         loop = asyncio.get_running_loop()
         few = MAX_DENIED // 8  # more in one read would end the connection
@@ -128,7 +128,7 @@ async def test_a_client_that_asks_for_denials_and_reads_none_is_not_read_for_eve
 
 
 async def test_echo_of_much_arrives_whole() -> None:
-    async with backend(echo) as server, stage(server, picture(ANYTHING)) as on:
+    async with backend(echo) as server, stage(server, snapshot(ANYTHING)) as on:
         reader, writer = await on.client()
         data = random.Random(7).randbytes(8 << 20)
 
@@ -181,7 +181,7 @@ async def answering(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) 
 
 async def test_no_descriptor_and_no_session_is_left_after_ends_of_every_kind() -> None:
     chance = random.Random(11)
-    async with backend(answering) as server, stage(server, picture(gets())) as on:
+    async with backend(answering) as server, stage(server, snapshot(gets())) as on:
         await one_visit(on, chance)
         await on.settled()
         await asyncio.sleep(0.05)
@@ -189,7 +189,7 @@ async def test_no_descriptor_and_no_session_is_left_after_ends_of_every_kind() -
         for number in range(200):
             await one_visit(on, chance)
             if number % 50 == 0:
-                await on.proxy.publish(picture(gets()))
+                await on.proxy.publish(snapshot(gets()))
         for _ in range(40):  # the clock ends lingering connections
             on.passes(100)
             await asyncio.sleep(0.01)
@@ -219,7 +219,7 @@ async def test_draining_ends_what_is_idle_waits_for_what_is_not_and_accepts_nobo
             await asyncio.sleep(0.2)
             writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok")
 
-    async with backend(later) as server, stage(server, picture(gets())) as on:
+    async with backend(later) as server, stage(server, snapshot(gets())) as on:
         (idle, idle_writer), (busy, busy_writer) = await on.client(), await on.client()
         idle_writer.write(request())
         assert (await answer(idle))[0] == 200
@@ -239,7 +239,7 @@ async def test_draining_ends_what_is_idle_waits_for_what_is_not_and_accepts_nobo
 
 
 async def test_what_does_not_end_by_the_deadline_is_cut_with_its_records() -> None:
-    async with backend(answering) as server, stage(server, picture(gets())) as on:
+    async with backend(answering) as server, stage(server, snapshot(gets())) as on:
         reader, writer = await on.client()
         writer.write(request(path="/slow"))
         await on.until(lambda: on.kinds() == "q")
@@ -251,7 +251,7 @@ async def test_what_does_not_end_by_the_deadline_is_cut_with_its_records() -> No
 
 
 async def test_many_clients_at_once() -> None:
-    async with backend(web) as server, stage(server, picture(gets())) as on:
+    async with backend(web) as server, stage(server, snapshot(gets())) as on:
 
         async def visit(number: int) -> None:
             reader, writer = await on.client()

@@ -12,7 +12,7 @@ from contextlib import suppress
 import pytest
 
 from l7proxy.model.net import HostPort
-from tests.unit.proxy.stage import ANYTHING, SERVER, TIMES, Stage, descriptors, gets, picture, request, stage
+from tests.unit.proxy.stage import ANYTHING, SERVER, TIMES, Stage, descriptors, gets, request, snapshot, stage
 
 SIZES = (0, 5, 70_000, 600_000, 2_000_000)
 CLIENTS = 150
@@ -85,7 +85,7 @@ async def crowd(on: Stage, listener: socket.socket, dice: random.Random, *, http
 async def test_ends_of_all_kinds_leave_nothing(http: bool) -> None:
     with socket.create_server((SERVER, 0), backlog=CLIENTS) as listener:
         listener.setblocking(False)
-        policy = picture(gets() if http else ANYTHING)
+        policy = snapshot(gets() if http else ANYTHING)
         async with stage(HostPort(*listener.getsockname()), policy, timeouts=TIMES) as on, asyncio.timeout(30):
             before = descriptors()
             await crowd(on, listener, random.Random(), http=http)

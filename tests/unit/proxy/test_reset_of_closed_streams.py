@@ -23,7 +23,7 @@ class Party:
     def lost(self, stream: SocketStream, error: Exception | None) -> None:
         self.losses += 1
 
-    def crowded(self, stream: SocketStream, *, full: bool) -> None:
+    def congested(self, stream: SocketStream, *, full: bool) -> None:
         """Nothing is written."""
 
     def holding(self) -> None: ...

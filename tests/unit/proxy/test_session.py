@@ -24,15 +24,15 @@ from tests.unit.proxy.stage import (
     by_http,
     echo,
     gets,
-    picture,
     request,
+    snapshot,
     stage,
     web,
 )
 
 
 async def test_requests_on_one_connection_are_judged_one_by_one() -> None:
-    async with backend(web) as server, stage(server, picture(gets())) as on:
+    async with backend(web) as server, stage(server, snapshot(gets())) as on:
         reader, writer = await on.client()
         for method, status in (("GET", 200), ("POST", 403), ("GET", 200), ("DELETE", 403)):
             writer.write(request(method, "/x"))
@@ -46,11 +46,11 @@ async def test_requests_on_one_connection_are_judged_one_by_one() -> None:
         assert isinstance(first, HttpRequest)
         assert (first.conn.source, first.conn.destination, first.conn.destination_port) == (CLIENT, SERVER, server.port)
         assert (first.conn.source_identity, first.conn.destination_identity) == (300, 301)
-        assert first.judgement.verdict is Verdict.FORWARDED
+        assert first.policy_verdict.verdict is Verdict.FORWARDED
 
 
 async def test_pipelined_requests_are_answered_in_order() -> None:
-    async with backend(web) as server, stage(server, picture(gets("/a.*"))) as on:
+    async with backend(web) as server, stage(server, snapshot(gets("/a.*"))) as on:
         reader, writer = await on.client()
         writer.write(request(path="/a1") + request(path="/b") + request(path="/a2"))
         assert [await answer(reader) for _ in range(3)] == [
@@ -62,32 +62,32 @@ async def test_pipelined_requests_are_answered_in_order() -> None:
 
 
 async def test_both_directions_are_judged_in_one_pass() -> None:
-    async with backend(web) as server, stage(server, picture(gets("/(a|b)"), gets("/(b|c)"))) as on:
+    async with backend(web) as server, stage(server, snapshot(gets("/(a|b)"), gets("/(b|c)"))) as on:
         reader, writer = await on.client()
         for path, status in (("/a", 403), ("/b", 200), ("/c", 403)):
             writer.write(request(path=path))
             assert (await answer(reader))[0] == status
         writer.close()
         await on.settled()
-        directions = [r.judgement.direction for r in on.records if isinstance(r, HttpRequest)]
+        directions = [r.policy_verdict.direction for r in on.records if isinstance(r, HttpRequest)]
         assert directions == [Direction.EGRESS, Direction.INGRESS, Direction.INGRESS]
 
 
 async def test_a_refused_connection_is_reset_with_one_record() -> None:
-    async with backend(web) as server, stage(server, picture(NOTHING)) as on:
+    async with backend(web) as server, stage(server, snapshot(NOTHING)) as on:
         reader, _ = await on.client()
         with pytest.raises(ConnectionResetError):
             await reader.read()
         await on.settled()
         (record,) = on.records
         assert isinstance(record, Connection)
-        assert record.judgement.verdict is Verdict.DROPPED
-        assert "default/web" in record.judgement.reason
+        assert record.policy_verdict.verdict is Verdict.DROPPED
+        assert "default/web" in record.policy_verdict.reason
         assert (record.conn.source_identity, record.conn.destination_identity) == (300, 301)
 
 
 async def test_a_connection_without_http_rules_is_passed_on_whole_and_leaves_no_record() -> None:
-    async with backend(echo) as server, stage(server, picture(ANYTHING)) as on:
+    async with backend(echo) as server, stage(server, snapshot(ANYTHING)) as on:
         reader, writer = await on.client()
         writer.write(b"\x00\xffhello")
         assert await reader.readexactly(7) == b"\x00\xffhello"
@@ -103,7 +103,7 @@ async def test_a_server_that_speaks_first_is_heard() -> None:
         await writer.drain()
         await reader.read()
 
-    async with backend(greet) as server, stage(server, picture(ANYTHING)) as on:
+    async with backend(greet) as server, stage(server, snapshot(ANYTHING)) as on:
         reader, writer = await on.client()
         assert await reader.readline() == b"220 hello\r\n"
         writer.close()
@@ -113,7 +113,7 @@ async def test_half_close_lets_the_answer_through() -> None:
     async def after_the_end(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(b"got %d" % len(await reader.read()))
 
-    async with backend(after_the_end) as server, stage(server, picture(ANYTHING)) as on:
+    async with backend(after_the_end) as server, stage(server, snapshot(ANYTHING)) as on:
         reader, writer = await on.client()
         writer.write(b"x" * 100_000)
         writer.write_eof()
@@ -124,7 +124,7 @@ async def test_a_refused_upstream_is_503_and_a_record() -> None:
     with socket.socket() as unused:
         unused.bind((SERVER, 0))
         server = HostPort(SERVER, unused.getsockname()[1])
-        async with stage(server, picture(gets())) as on:
+        async with stage(server, snapshot(gets())) as on:
             reader, writer = await on.client()
             writer.write(request())
             status, body = await answer(reader)
@@ -145,7 +145,7 @@ async def test_a_server_that_does_not_answer_the_connect_is_503_in_time() -> Non
         for filler in fillers:
             filler.setblocking(False)
             filler.connect_ex(name)
-        async with stage(HostPort(*name), picture(gets())) as on:
+        async with stage(HostPort(*name), snapshot(gets())) as on:
             reader, writer = await on.client()
             writer.write(request())
             await on.until(lambda: on.kinds() == "q")
@@ -167,7 +167,7 @@ async def test_a_server_that_dies_in_the_middle_resets_the_client() -> None:
         writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\nhalf")
         await writer.drain()
 
-    async with backend(half) as server, stage(server, picture(gets())) as on:
+    async with backend(half) as server, stage(server, snapshot(gets())) as on:
         reader, writer = await on.client()
         writer.write(request())
         with pytest.raises(ConnectionResetError):
@@ -188,7 +188,7 @@ async def test_a_reset_by_the_server_is_never_a_clean_end() -> None:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         writer.transport.abort()
 
-    async with backend(torn) as server, stage(server, picture(gets())) as on:
+    async with backend(torn) as server, stage(server, snapshot(gets())) as on:
         reader, writer = await on.client()
         writer.write(request())
         with pytest.raises(ConnectionResetError):
@@ -206,7 +206,7 @@ async def test_a_client_that_leaves_before_the_answer_is_recorded_as_499() -> No
         arrived.set()
         await reader.read()
 
-    async with backend(slow) as server, stage(server, picture(gets())) as on:
+    async with backend(slow) as server, stage(server, snapshot(gets())) as on:
         sock = await on.dial()
         await asyncio.get_running_loop().sock_sendall(sock, request())
         await arrived.wait()
@@ -219,7 +219,7 @@ async def test_a_client_that_leaves_before_the_answer_is_recorded_as_499() -> No
 
 async def test_garbage_is_answered_400_and_read_although_more_is_unread() -> None:
     """Closing with unread bytes would reset the connection and destroy the answer."""
-    async with backend(web) as server, stage(server, picture(gets())) as on:
+    async with backend(web) as server, stage(server, snapshot(gets())) as on:
         reader, writer = await on.client()
         writer.write(b"\x80garbage\r\n\r\n")
         writer.write(b"x" * 300_000)
@@ -231,7 +231,7 @@ async def test_garbage_is_answered_400_and_read_although_more_is_unread() -> Non
 
 
 async def test_a_slow_head_ends_in_408_and_its_bytes_do_not_put_that_off() -> None:
-    async with backend(web) as server, stage(server, picture(gets())) as on:
+    async with backend(web) as server, stage(server, snapshot(gets())) as on:
         reader, writer = await on.client()
         await on.until(lambda: len(on.ctx.policy_store) == 1)
         on.passes(100)  # silence before the first byte does not count as a slow head
@@ -246,7 +246,7 @@ async def test_a_slow_head_ends_in_408_and_its_bytes_do_not_put_that_off() -> No
 
 
 async def test_each_request_has_its_own_time_for_its_head() -> None:
-    async with backend(web) as server, stage(server, picture(gets())) as on:
+    async with backend(web) as server, stage(server, snapshot(gets())) as on:
         reader, writer = await on.client()
         writer.write(b"GET /")
         for _ in range(4):
@@ -260,7 +260,7 @@ async def test_each_request_has_its_own_time_for_its_head() -> None:
 
 
 async def test_idle_connections_end_quietly_after_an_hour() -> None:
-    async with backend(web) as server, stage(server, picture(gets())) as on:
+    async with backend(web) as server, stage(server, snapshot(gets())) as on:
         reader, writer = await on.client()
         writer.write(request())
         assert (await answer(reader))[0] == 200
@@ -278,7 +278,7 @@ async def test_idle_connections_end_quietly_after_an_hour() -> None:
 
 
 async def test_a_client_that_never_reads_our_last_words_is_cut() -> None:
-    async with backend(web) as server, stage(server, picture(gets())) as on:
+    async with backend(web) as server, stage(server, snapshot(gets())) as on:
         sock = await on.dial()
         await asyncio.get_running_loop().sock_sendall(sock, b"\x80\r\n\r\n")
         await on.until(lambda: on.kinds() == "m")
@@ -289,11 +289,11 @@ async def test_a_client_that_never_reads_our_last_words_is_cut() -> None:
 
 
 async def test_a_new_policy_bites_at_the_next_request() -> None:
-    async with backend(web) as server, stage(server, picture(gets())) as on:
+    async with backend(web) as server, stage(server, snapshot(gets())) as on:
         reader, writer = await on.client()
         writer.write(request(path="/a"))
         assert (await answer(reader))[0] == 200
-        await on.proxy.publish(picture(gets("/b")))
+        await on.proxy.publish(snapshot(gets("/b")))
         for path, status in (("/a", 403), ("/b", 200)):
             writer.write(request(path=path))
             assert (await answer(reader))[0] == status
@@ -301,11 +301,11 @@ async def test_a_new_policy_bites_at_the_next_request() -> None:
 
 
 async def test_identities_are_looked_up_anew() -> None:
-    async with backend(web) as server, stage(server, picture(gets())) as on:
+    async with backend(web) as server, stage(server, snapshot(gets())) as on:
         reader, writer = await on.client()
         writer.write(request())
         await answer(reader)
-        await on.proxy.publish(picture(gets(), identities={f"{CLIENT}/32": 777, f"{SERVER}/32": 301}))
+        await on.proxy.publish(snapshot(gets(), identities={f"{CLIENT}/32": 777, f"{SERVER}/32": 301}))
         writer.write(request())
         await answer(reader)
         writer.close()
@@ -321,11 +321,11 @@ async def test_a_connection_that_becomes_forbidden_is_reset_on_both_sides() -> N
         except OSError as error:
             ends.append(error)
 
-    async with backend(listen) as server, stage(server, picture(ANYTHING)) as on:
+    async with backend(listen) as server, stage(server, snapshot(ANYTHING)) as on:
         reader, _ = await on.client()
         await on.until(lambda: len(on.ctx.policy_store) == 1)
         await asyncio.sleep(0.05)
-        await on.proxy.publish(picture(NOTHING))
+        await on.proxy.publish(snapshot(NOTHING))
         with pytest.raises(ConnectionResetError):
             await reader.read()
         await on.settled()
@@ -333,23 +333,23 @@ async def test_a_connection_that_becomes_forbidden_is_reset_on_both_sides() -> N
         assert isinstance(ends[0], ConnectionResetError)
         assert on.kinds() == "c"
         assert isinstance(on.records[0], Connection)
-        assert on.records[0].judgement.verdict is Verdict.DROPPED
+        assert on.records[0].policy_verdict.verdict is Verdict.DROPPED
 
 
 async def test_what_is_under_way_when_a_connection_becomes_forbidden_gets_its_record() -> None:
     async def slow(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.read()
 
-    async with backend(slow) as server, stage(server, picture(gets())) as on:
+    async with backend(slow) as server, stage(server, snapshot(gets())) as on:
         reader, writer = await on.client()
         writer.write(request())
         await on.until(lambda: on.kinds() == "q")
-        await on.proxy.publish(picture(NOTHING))
+        await on.proxy.publish(snapshot(NOTHING))
         with pytest.raises(ConnectionResetError):
             await reader.read()
         await on.settled()
         assert on.kinds() == "qcs"
-        assert "connection closed (policy changed: no rule of" in on.records[2].judgement.reason
+        assert "connection closed (policy changed: no rule of" in on.records[2].policy_verdict.reason
 
 
 async def test_a_download_that_becomes_forbidden_is_reset_on_both_sides() -> None:
@@ -366,19 +366,19 @@ async def test_a_download_that_becomes_forbidden_is_reset_on_both_sides() -> Non
         except OSError as error:
             ends.append(error)
 
-    async with backend(pour) as server, stage(server, picture(gets())) as on:
+    async with backend(pour) as server, stage(server, snapshot(gets())) as on:
         reader, writer = await on.client()
         writer.write(request())
         await reader.readexactly(8 << 20)
-        await on.proxy.publish(picture(gets("/other")))
+        await on.proxy.publish(snapshot(gets("/other")))
         with pytest.raises(ConnectionResetError):
             while await reader.read(1 << 20):
                 pass
         await on.settled()
         await on.until(lambda: ends)
         assert on.kinds() == "qsc"
-        assert on.records[2].judgement.verdict is Verdict.DROPPED
-        assert on.records[2].judgement.reason.startswith("policy changed: no rule matched; nearest: ")
+        assert on.records[2].policy_verdict.verdict is Verdict.DROPPED
+        assert on.records[2].policy_verdict.reason.startswith("policy changed: no rule matched; nearest: ")
 
 
 async def test_an_upload_that_becomes_forbidden_is_answered_and_reset_at_the_server() -> None:
@@ -392,13 +392,13 @@ async def test_an_upload_that_becomes_forbidden_is_answered_and_reset_at_the_ser
         except OSError as error:
             ends.append(error)
 
-    posts = picture(by_http(HttpRule(REF, method="POST", path="/.*")))
+    posts = snapshot(by_http(HttpRule(REF, method="POST", path="/.*")))
     async with backend(sink) as server, stage(server, posts) as on:
         reader, writer = await on.client()
         writer.write(b"POST /a HTTP/1.1\r\nHost: h\r\nContent-Length: 1000000000000\r\n\r\n" + bytes(1 << 20))
         await writer.drain()
         await on.until(lambda: on.kinds() == "q")
-        await on.proxy.publish(picture(gets()))
+        await on.proxy.publish(snapshot(gets()))
         assert (await reader.readline()) == b"HTTP/1.1 403 Forbidden\r\n"
         await on.until(lambda: ends)
         assert isinstance(ends[0], ConnectionResetError)
@@ -407,24 +407,24 @@ async def test_an_upload_that_becomes_forbidden_is_answered_and_reset_at_the_ser
 
 
 async def test_an_open_plain_connection_ends_when_requests_must_be_judged() -> None:
-    async with backend(echo) as server, stage(server, picture(ANYTHING)) as on:
+    async with backend(echo) as server, stage(server, snapshot(ANYTHING)) as on:
         reader, writer = await on.client()
         writer.write(b"hi")
         assert await reader.readexactly(2) == b"hi"
-        await on.proxy.publish(picture(gets()))
+        await on.proxy.publish(snapshot(gets()))
         with pytest.raises(ConnectionResetError):
             await reader.read()
         await on.settled()
         assert on.kinds() == "c"
 
 
-async def test_a_connection_that_is_still_allowed_lives_through_a_new_picture() -> None:
-    async with backend(echo) as server, stage(server, picture(ANYTHING)) as on:
+async def test_a_connection_that_is_still_allowed_lives_through_a_new_snapshot() -> None:
+    async with backend(echo) as server, stage(server, snapshot(ANYTHING)) as on:
         reader, writer = await on.client()
         for word in (b"one", b"two"):
             writer.write(word)
             assert await reader.readexactly(3) == word
-            await on.proxy.publish(picture(ANYTHING))
+            await on.proxy.publish(snapshot(ANYTHING))
         writer.close()
         await on.settled()
         assert on.kinds() == ""
@@ -433,29 +433,29 @@ async def test_a_connection_that_is_still_allowed_lives_through_a_new_picture() 
 @pytest.mark.parametrize("policy", [ANYTHING, gets()], ids=["plain", "http"])
 async def test_dialling_the_proxy_itself_is_refused(policy: object) -> None:
     assert policy is ANYTHING or policy == gets()
-    async with stage(HostPort("127.0.0.1", 1), picture(ANYTHING)) as on:
+    async with stage(HostPort("127.0.0.1", 1), snapshot(ANYTHING)) as on:
         on.ctx.own.add(HostPort("127.0.0.1", 1))
         reader, _ = await on.client()
         with pytest.raises(ConnectionResetError):
             await reader.read()
         await on.settled()
-        assert "proxy itself" in on.records[0].judgement.reason
+        assert "proxy itself" in on.records[0].policy_verdict.reason
 
 
 async def test_the_proxys_port_on_an_address_of_the_node_is_refused() -> None:
-    async with stage(HostPort("192.0.2.1", 9), picture(ANYTHING, node_addresses=("192.0.2.1",))) as on:
+    async with stage(HostPort("192.0.2.1", 9), snapshot(ANYTHING, node_addresses=("192.0.2.1",))) as on:
         on.ctx.own.add(HostPort("127.0.0.1", 9))
         reader, _ = await on.client()
         with pytest.raises(ConnectionResetError):
             await reader.read()
         await on.settled()
-        assert "proxy itself" in on.records[0].judgement.reason
+        assert "proxy itself" in on.records[0].policy_verdict.reason
 
 
 async def test_a_service_is_resolved_and_its_backend_is_judged_and_recorded() -> None:
     async with backend(web) as server:
         service = Frontend("default", "web", "192.0.2.10", 80, 6, (Backend(SERVER, server.port),))
-        async with stage(HostPort("192.0.2.10", 80), picture(gets(), frontends=(service,))) as on:
+        async with stage(HostPort("192.0.2.10", 80), snapshot(gets(), frontends=(service,))) as on:
             reader, writer = await on.client()
             for method, status in (("GET", 200), ("POST", 403)):
                 writer.write(request(method))
@@ -465,14 +465,14 @@ async def test_a_service_is_resolved_and_its_backend_is_judged_and_recorded() ->
             assert on.kinds() == "cqsqs"
             first = on.records[0]
             assert isinstance(first, Connection)
-            assert first.judgement.verdict is Verdict.REDIRECTED
+            assert first.policy_verdict.verdict is Verdict.REDIRECTED
             assert (first.conn.destination, first.conn.destination_port) == (SERVER, server.port)
 
 
 async def test_with_services_known_a_pods_own_address_is_the_kernels_to_tell() -> None:
     async with backend(web) as server:
         service = Frontend("default", "web", "192.0.2.10", 80, 6, (Backend(SERVER, server.port),))
-        async with stage(server, picture(gets(), frontends=(service,))) as on:
+        async with stage(server, snapshot(gets(), frontends=(service,))) as on:
             reader, writer = await on.client()
             writer.write(request())
             assert (await answer(reader))[0] == 200
@@ -484,7 +484,7 @@ async def test_with_services_known_a_pods_own_address_is_the_kernels_to_tell() -
 async def test_a_service_between_ends_without_policy_leaves_no_record() -> None:
     async with backend(echo) as server:
         service = Frontend("default", "web", "192.0.2.10", 80, 6, (Backend(SERVER, server.port),))
-        async with stage(HostPort("192.0.2.10", 80), picture(frontends=(service,))) as on:
+        async with stage(HostPort("192.0.2.10", 80), snapshot(frontends=(service,))) as on:
             reader, writer = await on.client()
             writer.write(b"hi")
             assert await reader.readexactly(2) == b"hi"
@@ -495,15 +495,15 @@ async def test_a_service_between_ends_without_policy_leaves_no_record() -> None:
 
 async def test_a_service_without_backends_is_refused_by_name() -> None:
     service = Frontend("default", "web", "192.0.2.10", 80, 6)
-    async with stage(HostPort("192.0.2.10", 80), picture(gets(), frontends=(service,))) as on:
+    async with stage(HostPort("192.0.2.10", 80), snapshot(gets(), frontends=(service,))) as on:
         reader, _ = await on.client()
         with pytest.raises(ConnectionResetError):
             await reader.read()
-        assert "default/web has no backends" in on.records[0].judgement.reason
+        assert "default/web has no backends" in on.records[0].policy_verdict.reason
 
 
 async def test_over_the_limit_is_refused_and_room_comes_back() -> None:
-    async with backend(web) as server, stage(server, picture(gets()), limit=1) as on:
+    async with backend(web) as server, stage(server, snapshot(gets()), limit=1) as on:
         reader, writer = await on.client()
         writer.write(request())
         assert (await answer(reader))[0] == 200
@@ -519,7 +519,7 @@ async def test_over_the_limit_is_refused_and_room_comes_back() -> None:
 
 
 async def test_one_client_cannot_take_all_connections() -> None:
-    async with backend(web) as server, stage(server, picture(gets()), limit=4) as on:
+    async with backend(web) as server, stage(server, snapshot(gets()), limit=4) as on:
         for _ in range(2):
             reader, writer = await on.client()
             writer.write(request())
@@ -527,7 +527,7 @@ async def test_one_client_cannot_take_all_connections() -> None:
         with pytest.raises(ConnectionResetError):
             third, _ = await on.client()
             await third.read()
-        assert "this client has half" in on.records[-1].judgement.reason
+        assert "this client has half" in on.records[-1].policy_verdict.reason
         other, writer = await on.client("127.0.0.9")
         writer.write(request())
         assert (await answer(other))[0] == 200
@@ -538,7 +538,7 @@ async def test_one_client_cannot_take_all_connections() -> None:
 
 
 async def test_a_fault_in_a_session_ends_it_alone(caplog: pytest.LogCaptureFixture) -> None:
-    async with backend(web) as server, stage(server, picture(gets())) as on:
+    async with backend(web) as server, stage(server, snapshot(gets())) as on:
         keep = on.records.append
 
         def picky(record: Record) -> None:
@@ -557,12 +557,12 @@ async def test_a_fault_in_a_session_ends_it_alone(caplog: pytest.LogCaptureFixtu
         assert on.ctx.counts.errors == 1
         assert len([r for r in caplog.records if r.levelname == "ERROR"]) == 1
         assert on.kinds() == "cqs"
-        assert on.records[0].judgement.verdict is Verdict.ERROR
-        assert "a bug" in on.records[0].judgement.reason
+        assert on.records[0].policy_verdict.verdict is Verdict.ERROR
+        assert "a bug" in on.records[0].policy_verdict.reason
 
 
 async def test_malformed_after_good_requests_is_one_record_more() -> None:
-    async with backend(web) as server, stage(server, picture(gets())) as on:
+    async with backend(web) as server, stage(server, snapshot(gets())) as on:
         reader, writer = await on.client()
         writer.write(request() + b"GET / HTTP/1.1\r\nHost : a\r\n\r\n")
         assert (await answer(reader))[0] == 200
@@ -581,7 +581,7 @@ async def test_a_reset_of_the_client_while_connecting_leaves_nothing() -> None:
         for filler in fillers:
             filler.setblocking(False)
             filler.connect_ex(full.getsockname())
-        async with stage(HostPort(*full.getsockname()), picture(gets())) as on:
+        async with stage(HostPort(*full.getsockname()), snapshot(gets())) as on:
             sock = await on.dial()
             await asyncio.get_running_loop().sock_sendall(sock, request())
             await on.until(lambda: on.kinds() == "q")

@@ -20,7 +20,7 @@ from l7proxy.proxy.server.session import Session, named
 from l7proxy.proxy.server.socket_stream import HIGH_WATER, ReadPause, SocketStream
 from l7proxy.proxy.server.steering import Plain
 from l7proxy.proxy.server.upstream import UpstreamConnector
-from tests.unit.proxy.stage import answer, backend, descriptors, gets, picture, request, stage, web
+from tests.unit.proxy.stage import answer, backend, descriptors, gets, request, snapshot, stage, web
 
 MUCH = random.Random(1).randbytes(8 << 20)
 
@@ -42,7 +42,7 @@ class Party:
         self.error = error
         self.over.set()
 
-    def crowded(self, stream: SocketStream, *, full: bool) -> None:
+    def congested(self, stream: SocketStream, *, full: bool) -> None:
         self.told.append("full" if full else "room")
 
     def holding(self) -> None: ...
@@ -229,7 +229,7 @@ async def test_a_dial_tells_once_and_later_or_nothing_when_cancelled() -> None:
 async def test_without_descriptors_clients_wait_and_are_served_when_there_are_some(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    async with backend(web) as server, stage(server, picture(gets())) as on:
+    async with backend(web) as server, stage(server, snapshot(gets())) as on:
         sock = socket.socket()
         sock.setblocking(False)
         before = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -256,7 +256,7 @@ async def test_without_descriptors_clients_wait_and_are_served_when_there_are_so
 
 
 async def test_busy_connections_do_not_shut_new_ones_out() -> None:
-    async with backend(web) as server, stage(server, picture(gets())) as on:
+    async with backend(web) as server, stage(server, snapshot(gets())) as on:
         loop = asyncio.get_running_loop()
         busy = [await on.dial() for _ in range(64)]
         await on.until(lambda: len(on.ctx.policy_store) == 64)
@@ -287,7 +287,7 @@ async def test_a_reset_that_a_leg_hears_before_the_splice_into_it_leaves_nothing
         writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(big) + big)
         await writer.drain()
 
-    async with backend(pours) as server, stage(server, picture(gets())) as on:
+    async with backend(pours) as server, stage(server, snapshot(gets())) as on:
         sock = await on.dial()
         await asyncio.get_running_loop().sock_sendall(sock, request())
         await on.until(lambda: on.ctx.pipes.used)
@@ -311,7 +311,7 @@ def test_ends_are_named_as_everywhere_whatever_the_kernel_calls_them() -> None:
 
 
 async def test_what_is_accepted_has_the_options_of_its_listener() -> None:
-    async with backend(web) as server, stage(server, picture(gets())) as on:
+    async with backend(web) as server, stage(server, snapshot(gets())) as on:
         reader, writer = await on.client()
         writer.write(request())
         await answer(reader)

@@ -15,7 +15,7 @@ import pytest
 from l7proxy.flows.records import HttpResponse
 from l7proxy.proxy.server.pipes import Pipes
 from tests.unit.proxy.bulk import ANY, BODY, download, dying, files, on_stage, upload
-from tests.unit.proxy.stage import ANYTHING, NOTHING, Stage, answer, echo, gets, picture, request
+from tests.unit.proxy.stage import ANYTHING, NOTHING, Stage, answer, echo, gets, request, snapshot
 
 
 async def swallow(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -25,7 +25,7 @@ async def swallow(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) ->
 
 
 async def test_a_download_is_spliced_and_the_next_request_is_judged() -> None:
-    async with on_stage(files, picture(gets())) as (on, pipes):
+    async with on_stage(files, snapshot(gets())) as (on, pipes):
         reader, writer = await on.client()
         for size in (len(BODY), 3, 1 << 20):
             writer.write(download(size))
@@ -37,7 +37,7 @@ async def test_a_download_is_spliced_and_the_next_request_is_judged() -> None:
 
 
 async def test_an_upload_is_spliced_and_the_next_request_is_judged() -> None:
-    async with on_stage(files, picture(ANY)) as (on, pipes):
+    async with on_stage(files, snapshot(ANY)) as (on, pipes):
         reader, writer = await on.client()
         digest = hashlib.sha256(BODY).hexdigest().encode()
         for _ in range(2):
@@ -64,7 +64,7 @@ async def test_both_directions_of_a_tunnel_at_once_in_any_rhythm(seed: int) -> N
                 await asyncio.sleep(0.01)
         writer.write_eof()
 
-    async with on_stage(echo, picture(ANYTHING)) as (on, pipes):
+    async with on_stage(echo, snapshot(ANYTHING)) as (on, pipes):
         reader, writer = await on.client()
         async with asyncio.timeout(20), asyncio.TaskGroup() as tasks:
             tasks.create_task(send(writer), name="send")
@@ -85,7 +85,7 @@ async def test_a_tunnel_after_101() -> None:
         writer.write(b"HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: chat\r\n\r\n")
         await echo(reader, writer)
 
-    async with on_stage(switch, picture(ANY)) as (on, pipes):
+    async with on_stage(switch, snapshot(ANY)) as (on, pipes):
         reader, writer = await on.client()
         writer.write(b"GET /chat HTTP/1.1\r\nHost: h\r\nConnection: upgrade\r\nUpgrade: chat\r\n\r\n")
         assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 101 ")
@@ -102,7 +102,7 @@ async def test_a_response_that_ends_with_its_connection() -> None:
         await reader.readuntil(b"\r\n\r\n")
         writer.write(b"HTTP/1.1 200 OK\r\n\r\n" + BODY)
 
-    async with on_stage(until_close, picture(ANY)) as (on, pipes):
+    async with on_stage(until_close, snapshot(ANY)) as (on, pipes):
         reader, writer = await on.client()
         writer.write(request())
         async with asyncio.timeout(10):
@@ -121,7 +121,7 @@ async def test_a_large_chunk_is_spliced_and_its_framing_read() -> None:
                 writer.write(b"%x\r\n%b\r\n" % (4 << 20, BODY[at : at + (4 << 20)]))
             writer.write(b"0\r\n\r\n")
 
-    async with on_stage(chunks, picture(ANY)) as (on, pipes):
+    async with on_stage(chunks, snapshot(ANY)) as (on, pipes):
         reader, writer = await on.client()
         for _ in range(2):
             writer.write(request())
@@ -137,7 +137,7 @@ async def test_a_large_chunk_is_spliced_and_its_framing_read() -> None:
 
 
 async def test_nothing_small_is_spliced() -> None:
-    async with on_stage(files, picture(ANY)) as (on, pipes):
+    async with on_stage(files, snapshot(ANY)) as (on, pipes):
         reader, writer = await on.client()
         writer.write(download(100_000) + upload(1000) + BODY[:1000])
         assert await answer(reader) == (200, BODY[:100_000])
@@ -146,7 +146,7 @@ async def test_nothing_small_is_spliced() -> None:
 
 
 async def test_beyond_the_limit_bytes_go_the_ordinary_way() -> None:
-    async with on_stage(files, picture(ANY), limit=1) as (on, pipes):
+    async with on_stage(files, snapshot(ANY), limit=1) as (on, pipes):
         slow = await on.client()
         slow[1].write(download())
         await on.until(lambda: pipes.used == 1)
@@ -157,7 +157,7 @@ async def test_beyond_the_limit_bytes_go_the_ordinary_way() -> None:
 
 
 async def test_without_descriptors_bytes_go_the_ordinary_way() -> None:
-    async with on_stage(files, picture(ANY), limit=0) as (on, pipes):
+    async with on_stage(files, snapshot(ANY), limit=0) as (on, pipes):
         reader, writer = await on.client()
         writer.write(upload() + BODY + download())
         assert (await answer(reader))[0] == 200
@@ -178,7 +178,7 @@ async def test_a_client_that_stops_reading_stops_the_server() -> None:
             await writer.drain()
             sent += 1 << 20
 
-    async with on_stage(endless, picture(ANY)) as (on, pipes):
+    async with on_stage(endless, snapshot(ANY)) as (on, pipes):
         client = await on.dial()
         client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65536)
         await asyncio.get_running_loop().sock_sendall(client, request())
@@ -194,7 +194,7 @@ async def test_a_client_that_stops_reading_stops_the_server() -> None:
 
 
 async def test_a_run_that_stands_still_gives_its_pipe_back_and_loses_nothing() -> None:
-    async with on_stage(files, picture(ANY)) as (on, pipes):
+    async with on_stage(files, snapshot(ANY)) as (on, pipes):
         client = await on.dial()
         client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65536)
         loop = asyncio.get_running_loop()
@@ -219,7 +219,7 @@ async def test_silence_after_bulk_is_timed_out() -> None:
         await writer.drain()
         await reader.read()
 
-    async with on_stage(stalls, picture(ANY)) as (on, pipes):
+    async with on_stage(stalls, snapshot(ANY)) as (on, pipes):
         reader, writer = await on.client()
         writer.write(request())
         async with asyncio.timeout(5):
@@ -234,7 +234,7 @@ async def test_silence_after_bulk_is_timed_out() -> None:
         await on.settled()
         assert pipes.runs == 1
         (told,) = [record for record in on.records if isinstance(record, HttpResponse)]
-        assert "timeout" in told.judgement.reason
+        assert "timeout" in told.policy_verdict.reason
 
 
 async def test_bytes_put_the_timeout_off() -> None:
@@ -246,7 +246,7 @@ async def test_bytes_put_the_timeout_off() -> None:
             await writer.drain()
             await reader.readexactly(1)
 
-    async with on_stage(drips, picture(ANY)) as (on, pipes):
+    async with on_stage(drips, snapshot(ANY)) as (on, pipes):
         reader, writer = await on.client()
         writer.write(b"POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 6\r\n\r\n")
         async with asyncio.timeout(5):
@@ -262,7 +262,7 @@ async def test_bytes_put_the_timeout_off() -> None:
 @pytest.mark.parametrize("kind", ["download", "upload", "tunnel"])
 async def test_a_changed_policy_cuts_a_run(kind: str) -> None:
     handler = {"download": files, "upload": swallow, "tunnel": swallow}[kind]
-    first = picture(ANYTHING if kind == "tunnel" else ANY)
+    first = snapshot(ANYTHING if kind == "tunnel" else ANY)
     async with on_stage(handler, first) as (on, pipes):
         client = await on.dial()
         loop = asyncio.get_running_loop()
@@ -277,7 +277,7 @@ async def test_a_changed_policy_cuts_a_run(kind: str) -> None:
         async with asyncio.timeout(10), asyncio.TaskGroup() as tasks:
             tasks.create_task(pour(), name="pour")
             await on.until(lambda: pipes.used)
-            await on.proxy.publish(picture(NOTHING))
+            await on.proxy.publish(snapshot(NOTHING))
             await on.settled()
         assert pipes.used == 0
         client.close()
@@ -292,7 +292,7 @@ def rst(sock: socket.socket) -> None:
 @pytest.mark.parametrize("reset", [False, True], ids=["FIN", "RST"])
 @pytest.mark.parametrize("kind", ["download", "upload"])
 async def test_a_client_that_leaves_in_a_run_is_told_of(kind: str, reset: bool) -> None:
-    async with on_stage(files if kind == "download" else swallow, picture(ANY)) as (on, pipes):
+    async with on_stage(files if kind == "download" else swallow, snapshot(ANY)) as (on, pipes):
         client = await on.dial()
         loop = asyncio.get_running_loop()
         if kind == "download":
@@ -310,7 +310,7 @@ async def test_a_client_that_leaves_in_a_run_is_told_of(kind: str, reset: bool) 
 async def test_a_server_that_dies_in_a_run_resets_the_client(reset: bool) -> None:
     """A response shorter than its announced length must not look complete."""
 
-    async with on_stage(dying(reset=reset), picture(ANY)) as (on, pipes):
+    async with on_stage(dying(reset=reset), snapshot(ANY)) as (on, pipes):
         reader, writer = await on.client()
         writer.write(request())
         received = bytearray()
@@ -322,7 +322,7 @@ async def test_a_server_that_dies_in_a_run_resets_the_client(reset: bool) -> Non
         assert pipes.runs >= 1
         (told,) = [record for record in on.records if isinstance(record, HttpResponse)]
         assert told.status == 200
-        assert told.judgement.reason
+        assert told.policy_verdict.reason
 
 
 @pytest.mark.parametrize("reset", [False, True], ids=["FIN", "RST"])
@@ -339,7 +339,7 @@ async def test_a_response_without_length_cut_off_in_a_run(reset: bool) -> None:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             writer.transport.abort()
 
-    async with on_stage(dies, picture(ANY)) as (on, pipes):
+    async with on_stage(dies, snapshot(ANY)) as (on, pipes):
         reader, writer = await on.client()
         writer.write(request())
         async with asyncio.timeout(5):
@@ -352,11 +352,11 @@ async def test_a_response_without_length_cut_off_in_a_run(reset: bool) -> None:
         await on.settled()
         assert pipes.runs >= 1
         (told,) = [record for record in on.records if isinstance(record, HttpResponse)]
-        assert bool(told.judgement.reason) is reset
+        assert bool(told.policy_verdict.reason) is reset
 
 
 async def test_draining_lets_a_run_end() -> None:
-    async with on_stage(files, picture(ANY)) as (on, pipes):
+    async with on_stage(files, snapshot(ANY)) as (on, pipes):
         reader, writer = await on.client()
         writer.write(download())
         await on.until(lambda: pipes.used)
@@ -369,7 +369,7 @@ async def test_draining_lets_a_run_end() -> None:
 
 
 async def test_a_cut_ends_a_run_at_once() -> None:
-    async with on_stage(files, picture(ANY)) as (on, pipes):
+    async with on_stage(files, snapshot(ANY)) as (on, pipes):
         client = await on.dial()
         await asyncio.get_running_loop().sock_sendall(client, download())
         await on.until(lambda: pipes.used)
@@ -439,7 +439,7 @@ async def test_whatever_happens_no_byte_is_anothers_and_nothing_stays(seed: int)
             await asyncio.sleep(0.02)
             on.passes(0.3)
 
-    async with on_stage(moody, picture(ANYTHING), limit=5) as (on, pipes):
+    async with on_stage(moody, snapshot(ANYTHING), limit=5) as (on, pipes):
         async with asyncio.TaskGroup() as tasks:
             ticking = tasks.create_task(clock(on), name="clock")
             async with asyncio.TaskGroup() as clients:
@@ -455,7 +455,7 @@ async def test_splices_in_both_directions_use_the_workers_epoll() -> None:
         names = (os.path.join("/proc/self/fd", name) for name in os.listdir("/proc/self/fd"))  # noqa: PTH118, PTH208
         return sum(os.readlink(name).endswith("[eventpoll]") for name in names if os.path.islink(name))  # noqa: PTH114, PTH115
 
-    async with on_stage(echo, picture(ANYTHING)) as (on, pipes):
+    async with on_stage(echo, snapshot(ANYTHING)) as (on, pipes):
         reader, writer = await on.client()
         before = epolls()
         async with asyncio.timeout(10), asyncio.TaskGroup() as tasks:

@@ -10,7 +10,7 @@ import pytest
 
 from l7proxy.flows.records import HttpResponse
 from l7proxy.proxy.server.context import Timeouts
-from tests.unit.proxy.stage import ANYTHING, Handler, Stage, answer, backend, gets, picture, request, stage, web
+from tests.unit.proxy.stage import ANYTHING, Handler, Stage, answer, backend, gets, request, snapshot, stage, web
 
 HOURS = 23 * 3600.0
 UPGRADE = b"GET /ws HTTP/1.1\r\nHost: server\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\r\n"
@@ -23,7 +23,7 @@ Client = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 @contextlib.asynccontextmanager
 async def before(handler: Handler, *, by_request: bool = True) -> AsyncIterator[tuple[Stage, Client]]:
     """A stage with the default timeouts of workers, and one client."""
-    policy = picture(gets() if by_request else ANYTHING)
+    policy = snapshot(gets() if by_request else ANYTHING)
     async with backend(handler) as server, stage(server, policy, timeouts=Timeouts()) as on:
         yield on, await on.client()
 
@@ -133,7 +133,7 @@ async def test_what_is_dead_for_more_than_a_day_ends_with_its_record() -> None:
         assert (await answer(reader))[0] == 504
         writer.close()
         await on.settled()
-        assert [record.judgement.reason for record in on.records if isinstance(record, HttpResponse)] == [
+        assert [record.policy_verdict.reason for record in on.records if isinstance(record, HttpResponse)] == [
             "response timeout"
         ]
 

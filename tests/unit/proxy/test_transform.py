@@ -21,7 +21,7 @@ from l7proxy.proxy.server.shares import Share
 from l7proxy.proxy.server.socket_stream import HIGH_WATER, SocketStream
 from l7proxy.proxy.server.transform import Transform
 from tests.unit.proxy.bulk import ANY, BODY, download, files, upload
-from tests.unit.proxy.stage import CLIENT, Stage, answer, backend, gets, picture, request, stage, web
+from tests.unit.proxy.stage import CLIENT, Stage, answer, backend, gets, request, snapshot, stage, web
 
 
 class Rotated:
@@ -232,7 +232,7 @@ class Party:
         self.told.append("lost")
         self.error = error
 
-    def crowded(self, stream: SocketStream, *, full: bool) -> None:
+    def congested(self, stream: SocketStream, *, full: bool) -> None:
         self.told.append("full" if full else "room")
 
     def holding(self) -> None: ...
@@ -355,7 +355,7 @@ async def connected(port: int, context: ssl.SSLContext) -> tuple[asyncio.StreamR
 
 async def test_a_session_serves_a_tls_client_as_it_serves_others(contexts: tuple[ssl.SSLContext, ...]) -> None:
     ours, theirs = contexts
-    async with backend(web) as server, stage(server, picture(gets())) as on, tls_clients(on, ours) as port:
+    async with backend(web) as server, stage(server, snapshot(gets())) as on, tls_clients(on, ours) as port:
         reader, writer = await connected(port, theirs)
         writer.write(request() + request("POST") + request(path="/b"))
         assert await answer(reader) == (200, b"GET / HTTP/1.1")
@@ -369,7 +369,7 @@ async def test_a_session_serves_a_tls_client_as_it_serves_others(contexts: tuple
 
 async def test_bodies_pass_unspliced_and_whole(contexts: tuple[ssl.SSLContext, ...]) -> None:
     ours, theirs = contexts
-    async with backend(files) as server, stage(server, picture(ANY)) as on, tls_clients(on, ours) as port:
+    async with backend(files) as server, stage(server, snapshot(ANY)) as on, tls_clients(on, ours) as port:
         reader, writer = await connected(port, theirs)
         writer.write(download())
         assert await answer(reader) == (200, BODY)
@@ -390,7 +390,7 @@ async def test_a_client_that_leaves_without_close_notify_is_recorded(contexts: t
     async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.read()
 
-    async with backend(silent) as server, stage(server, picture(gets())) as on, tls_clients(on, ours) as port:
+    async with backend(silent) as server, stage(server, snapshot(gets())) as on, tls_clients(on, ours) as port:
         _, writer = await connected(port, theirs)
         writer.write(request())
         await on.until(lambda: on.kinds() == "q")
@@ -401,7 +401,7 @@ async def test_a_client_that_leaves_without_close_notify_is_recorded(contexts: t
 
 @pytest.mark.parametrize("seed", range(3))
 async def test_garbage_instead_of_tls_reaches_no_gate(contexts: tuple[ssl.SSLContext, ...], seed: int) -> None:
-    async with backend(web) as server, stage(server, picture(gets())) as on, tls_clients(on, contexts[0]) as port:
+    async with backend(web) as server, stage(server, snapshot(gets())) as on, tls_clients(on, contexts[0]) as port:
         reader, writer = await asyncio.open_connection("127.0.0.1", port, local_addr=(CLIENT, 0))
         writer.write(random.Random(seed).randbytes(1000) if seed else request())
         with contextlib.suppress(ConnectionError):

@@ -20,7 +20,7 @@ from l7proxy.model.net import HostPort
 from l7proxy.proxy.server.steering import Plain
 from l7proxy.proxy.worker import run_worker
 from l7proxy.setting_definitions import WorkerSettings
-from tests.unit.proxy.stage import CLIENT, answer, backend, gets, picture, request, web
+from tests.unit.proxy.stage import CLIENT, answer, backend, gets, request, snapshot, web
 
 PROGRAM = """
 import sys
@@ -56,7 +56,7 @@ class Agent:
 
     async def publish(self) -> None:
         """A policy snapshot that allows GET, applied by the one worker."""
-        made = picture(gets())
+        made = snapshot(gets())
         await self.server.publish(made)
         await until(lambda: [state.revision for state in self.server.workers()] == [made.revision])
 

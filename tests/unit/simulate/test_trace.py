@@ -83,17 +83,17 @@ def ask(cluster: Cluster, source: str, destination: str, port: str, http: str = 
 
 @pytest.mark.parametrize("address", ["10.96.0.10", "fd00:96::10", "FD00:96:0::10"])
 def test_an_address_of_a_service_is_judged_behind_it_as_in_the_kernel(land: Cluster, address: str) -> None:
-    assert ask(land, "default/both", address, "80").judgement.verdict is Verdict.REDIRECTED
+    assert ask(land, "default/both", address, "80").policy_verdict.verdict is Verdict.REDIRECTED
     found = ask(land, "default/both", address, "http/TCP", "GET /no")
-    assert (found.judgement.verdict, found.judgement.direction) == (Verdict.DROPPED, Direction.INGRESS)
+    assert (found.policy_verdict.verdict, found.policy_verdict.direction) == (Verdict.DROPPED, Direction.INGRESS)
     host = "10.96.0.10" if "." in address else "[fd00:96::10]"
     assert f"request GET /no, Host {host}" in found.steps
 
 
 def test_a_service_s_address_on_another_port_is_an_address_outside(land: Cluster) -> None:
-    assert ask(land, "default/both", "10.96.0.10", "443").judgement.direction is Direction.UNKNOWN
+    assert ask(land, "default/both", "10.96.0.10", "443").policy_verdict.direction is Direction.UNKNOWN
     found = ask(land, "default/old", "10.96.0.10", "443")
-    assert (found.judgement.verdict, found.judgement.direction) == (Verdict.DROPPED, Direction.EGRESS)
+    assert (found.policy_verdict.verdict, found.policy_verdict.direction) == (Verdict.DROPPED, Direction.EGRESS)
 
 
 @pytest.mark.parametrize(
@@ -157,7 +157,7 @@ ports: [{name: http, port: 8080}]
 endpoints: [{addresses: [10.0.1.5]}, {addresses: [198.51.100.7]}]
 """
     found = ask(cluster(tmp_path, LAND.replace(policy, audited) + slices), "default/old", "svc:default/web", "80")
-    assert found.judgement.verdict is Verdict.AUDIT
+    assert found.policy_verdict.verdict is Verdict.AUDIT
     assert found.allowed
 
 
@@ -177,8 +177,8 @@ spec: {endpointSelector: {}, ingressDeny: [{fromEntities: [all]}], egressDeny: [
 """
     land = cluster(tmp_path, f"{LAND}---{closed}")
     port = "80/TCP" if destination.startswith("svc:") else "8080/TCP"
-    assert ask(land, "default/web", destination, port).judgement.verdict is Verdict.FORWARDED
-    assert ask(land, "default/both", destination, port).judgement.verdict is Verdict.DROPPED
+    assert ask(land, "default/web", destination, port).policy_verdict.verdict is Verdict.FORWARDED
+    assert ask(land, "default/both", destination, port).policy_verdict.verdict is Verdict.DROPPED
 
 
 def test_http_rules_that_a_plain_allow_keeps_from_being_asked_are_moot(tmp_path: Path) -> None:
@@ -195,7 +195,7 @@ spec:
 """
     land = cluster(tmp_path, LAND + first)
     found = ask(land, "default/both", "default/web", "8080", "GET /no")
-    assert found.judgement.verdict is Verdict.FORWARDED
+    assert found.policy_verdict.verdict is Verdict.FORWARDED
     (moot,) = [step for step in found.steps if "have no effect" in step]
     assert moot.startswith(
         "  ingress: the HTTP rules of policy default/web have no effect for this peer: AdminNetworkPolicy"

@@ -61,7 +61,7 @@ ENDPOINTS = st.lists(st.tuples(st.none() | TABLES, st.none() | TABLES), min_size
 )
 LISTENERS = st.sampled_from((((6, 15001),), ((6, 15001), (17, 15053)), ()))
 SETTINGS = st.builds(Settings, listeners=LISTENERS)
-PICTURES = st.builds(Desired, settings=SETTINGS, identities=PREFIXES, endpoints=ENDPOINTS, host_identity=st.just(5))
+SNAPSHOTS = st.builds(Desired, settings=SETTINGS, identities=PREFIXES, endpoints=ENDPOINTS, host_identity=st.just(5))
 CONNECTIONS = st.builds(
     Connection,
     st.sampled_from((NODE, *PODS, *OTHERS)),
@@ -72,21 +72,21 @@ CONNECTIONS = st.builds(
 MEANING = {Fate.PASS: Verdict.ALLOW, Fate.STEER: Verdict.STEER, Fate.REFUSE: Verdict.DENY}
 
 
-@given(PICTURES, CONNECTIONS)
-def test_the_judge_says_what_the_law_says(picture: Desired, one: Connection) -> None:
+@given(SNAPSHOTS, CONNECTIONS)
+def test_the_judge_says_what_the_law_says(snapshot: Desired, one: Connection) -> None:
     fake = FakeBackend()
-    fake.apply(picture)
+    fake.apply(snapshot)
     interface = "" if one.source == NODE else VETHS.get(one.source, "uplink")
     fate = fake.verdict_of(Packet(one.source, one.destination, one.protocol, one.port, interface))
-    assert Evaluator(picture, {NODE}).of(one) is MEANING[fate]
+    assert Evaluator(snapshot, {NODE}).of(one) is MEANING[fate]
 
 
-@given(PICTURES, PICTURES, CONNECTIONS)
+@given(SNAPSHOTS, SNAPSHOTS, CONNECTIONS)
 def test_what_a_change_refuses_is_looked_at(before: Desired, after: Desired, one: Connection) -> None:
     _whatever_is_newly_refused_is_looked_at(before, after, one)
 
 
-@given(PICTURES, st.integers(0, 2), ENTRIES, CONNECTIONS)
+@given(SNAPSHOTS, st.integers(0, 2), ENTRIES, CONNECTIONS)
 def test_what_one_more_entry_refuses_is_looked_at(before: Desired, number: int, more: Entry, one: Connection) -> None:
     """A small change, which usually does not need a check of all entries."""
     changed = before.endpoints[number]
@@ -100,7 +100,7 @@ def test_what_one_more_entry_refuses_is_looked_at(before: Desired, number: int, 
 
 
 def _whatever_is_newly_refused_is_looked_at(before: Desired, after: Desired, one: Connection) -> None:
-    refused = [Evaluator(picture, {NODE}).of(one) is Verdict.DENY for picture in (before, after)]
+    refused = [Evaluator(snapshot, {NODE}).of(one) is Verdict.DENY for snapshot in (before, after)]
     if refused == [False, True]:
         assert {one.source, one.destination} & taken(before, after).addresses(after)
 
@@ -122,8 +122,8 @@ def test_a_wider_table_refuses_nothing_more(before: Table, more: Table, one: Con
 
 def test_a_service_address_is_the_proxys_to_judge() -> None:
     closed = Endpoint(1, (PODS[0],), egress=Table((Tier((), closed=True),)))
-    picture = Desired(endpoints=(closed,), frontends=(Frontend("10.96.0.9", 6, 80, steer=True),))
-    judge = Evaluator(picture)
+    snapshot = Desired(endpoints=(closed,), frontends=(Frontend("10.96.0.9", 6, 80, steer=True),))
+    judge = Evaluator(snapshot)
     assert judge.of(Connection(PODS[0], "10.96.0.9", 6, 80)) is Verdict.STEER
     assert judge.of(Connection(PODS[0], "10.96.0.9", 6, 81)) is Verdict.DENY
 

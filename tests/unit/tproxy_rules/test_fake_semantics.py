@@ -28,7 +28,7 @@ INGRESS = union(
     )
 )
 NARROW = union((entry(ALLOW, 53, 53, protocol=17), entry(ALLOW, 443, 443, 20), entry(STEER, 80, 80)))
-PICTURE = Desired(
+SNAPSHOT = Desired(
     identities=(
         ("0.0.0.0/0", 2), ("10.1.0.11/32", 11), ("10.1.0.12/32", 12), ("10.9.0.0/16", 20), ("10.9.6.0/24", 66),
         ("fd00:1::b/128", 11), ("fd00:9::/32", 20),
@@ -85,23 +85,23 @@ ROWS = {
 @pytest.mark.parametrize("row", ROWS)
 def test_row(row: str) -> None:
     backend = FakeBackend()
-    backend.apply(PICTURE)
+    backend.apply(SNAPSHOT)
     packet, fate = ROWS[row]
     assert backend.verdict_of(packet) is fate
 
 
-def test_without_a_picture_everything_passes() -> None:
+def test_without_a_snapshot_everything_passes() -> None:
     backend = FakeBackend()
-    backend.apply(PICTURE)
+    backend.apply(SNAPSHOT)
     backend.remove()
     assert backend.verdict_of(from_pod1("10.7.7.7", 22)) is PASS
 
 
 def test_the_kernel_outlives_the_backend_and_may_refuse() -> None:
     kernel = FakeKernel()
-    FakeBackend(kernel).apply(PICTURE)
+    FakeBackend(kernel).apply(SNAPSHOT)
     failing = FakeBackend(kernel, fails="no more memory")
-    for act in (failing.check, failing.remove, lambda: failing.apply(replace(PICTURE, host_identity=5))):
+    for act in (failing.check, failing.remove, lambda: failing.apply(replace(SNAPSHOT, host_identity=5))):
         with pytest.raises(KernelError, match="no more memory"):
             act()
     assert FakeBackend(kernel).verdict_of(from_pod1("10.7.7.7", 22)) is REFUSED

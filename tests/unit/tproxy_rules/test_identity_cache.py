@@ -20,14 +20,14 @@ PAIRS = [(prefix, number) for prefix in PREFIXES for number in (0, 7, 8, 1 << 32
 GOOD = [pair for pair in PAIRS if pair[1] < 1 << 32 and pair[0] not in ("FD00::3/128", "10.0.0.1/8", "pods")]
 
 
-def pictures(pairs: list[tuple[str, int]]) -> st.SearchStrategy[Prefixes]:
+def snapshots(pairs: list[tuple[str, int]]) -> st.SearchStrategy[Prefixes]:
     """Mostly in order, as callers have them; sometimes one prefix twice."""
     some = st.lists(st.sampled_from(pairs), max_size=12)
     unique = some.map(lambda found: tuple(sorted({pair[0]: pair for pair in found}.values())))
     return st.one_of(unique, unique, some.map(tuple))
 
 
-@given(st.lists(st.one_of(pictures(GOOD), pictures(GOOD), pictures(PAIRS)), min_size=2, max_size=6))
+@given(st.lists(st.one_of(snapshots(GOOD), snapshots(GOOD), snapshots(PAIRS)), min_size=2, max_size=6))
 def test_whatever_came_before(some: list[Prefixes]) -> None:
     roll = IdentityCache()
     for prefixes in some:

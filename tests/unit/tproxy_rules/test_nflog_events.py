@@ -56,7 +56,7 @@ def test_tcp(version: int) -> None:
     )  # fmt: skip
     assert found.tcp_flags == 0x12
     assert found.length == (40 if version == 4 else 60)
-    assert (found.told, found.way, found.endpoint) == (LogEvent.ALLOW, LogDirection.INGRESS, 7)
+    assert (found.kind, found.way, found.endpoint) == (LogEvent.ALLOW, LogDirection.INGRESS, 7)
 
 
 @pytest.mark.parametrize("packet", [ipv4(17, UDP), ipv6(17, UDP), ipv4(17, UDP, options=bytes(8))])

@@ -24,7 +24,7 @@ def pod(number: int, table: Table | None) -> Endpoint:
 
 WEB, DB = union((entry(ALLOW, 5, 6), entry(DENY, 7))), union((entry(ALLOW, 5, port=5432),))
 NETS = (("10.2.0.0/16", 5), ("10.3.0.1/32", 6), ("10.3.0.2/32", 7))
-PICTURE = Desired(identities=NETS, endpoints=(pod(1, WEB), pod(2, WEB), pod(3, DB)))
+SNAPSHOT = Desired(identities=NETS, endpoints=(pod(1, WEB), pod(2, WEB), pod(3, DB)))
 
 
 def lines(old: Desired, new: Desired) -> list[str]:
@@ -34,23 +34,23 @@ def lines(old: Desired, new: Desired) -> list[str]:
 
 
 def test_the_same_is_nothing() -> None:
-    assert lines(PICTURE, PICTURE) == []
+    assert lines(SNAPSHOT, SNAPSHOT) == []
 
 
 def test_an_address_is_one_element() -> None:
-    grown = replace(PICTURE, identities=(*NETS, ("10.3.0.3/32", 5)))
-    assert lines(PICTURE, grown) == ["add element inet l7proxy host4 { 10.3.0.3 : 0:5 }"]
-    assert lines(grown, PICTURE) == ["delete element inet l7proxy host4 { 10.3.0.3 }"]
-    moved = replace(PICTURE, identities=(*NETS[:2], ("10.3.0.2/32", 5)))
-    assert lines(PICTURE, moved) == [
+    grown = replace(SNAPSHOT, identities=(*NETS, ("10.3.0.3/32", 5)))
+    assert lines(SNAPSHOT, grown) == ["add element inet l7proxy host4 { 10.3.0.3 : 0:5 }"]
+    assert lines(grown, SNAPSHOT) == ["delete element inet l7proxy host4 { 10.3.0.3 }"]
+    moved = replace(SNAPSHOT, identities=(*NETS[:2], ("10.3.0.2/32", 5)))
+    assert lines(SNAPSHOT, moved) == [
         "delete element inet l7proxy host4 { 10.3.0.2 }",
         "add element inet l7proxy host4 { 10.3.0.2 : 0:5 }",
     ]
 
 
 def test_prefixes_are_written_anew() -> None:
-    grown = replace(PICTURE, identities=(*NETS, ("10.4.0.0/16", 6)))
-    assert lines(PICTURE, grown) == [
+    grown = replace(SNAPSHOT, identities=(*NETS, ("10.4.0.0/16", 6)))
+    assert lines(SNAPSHOT, grown) == [
         "flush map inet l7proxy net4",
         "add element inet l7proxy net4 { 10.2.0.0-10.2.255.255 : 0:5, 10.4.0.0-10.4.255.255 : 0:6 }",
     ]
@@ -58,13 +58,13 @@ def test_prefixes_are_written_anew() -> None:
 
 def test_a_peer_is_one_element_for_all_who_share_the_set() -> None:
     more = union((entry(ALLOW, 5, 6, 70_000), entry(DENY, 7)))
-    grown = replace(PICTURE, endpoints=(pod(1, more), pod(2, more), pod(3, DB)))
-    assert lines(PICTURE, grown) == ["add element inet l7proxy i1_0_0_allow_peer_port { 1:1170 . 6 . 80 }"]
+    grown = replace(SNAPSHOT, endpoints=(pod(1, more), pod(2, more), pod(3, DB)))
+    assert lines(SNAPSHOT, grown) == ["add element inet l7proxy i1_0_0_allow_peer_port { 1:1170 . 6 . 80 }"]
 
 
 def test_who_no_longer_shares_gets_sets_under_the_own_name() -> None:
-    alone = replace(PICTURE, endpoints=(pod(1, DB), pod(2, WEB), pod(3, DB)))
-    found = lines(PICTURE, alone)
+    alone = replace(SNAPSHOT, endpoints=(pod(1, DB), pod(2, WEB), pod(3, DB)))
+    found = lines(SNAPSHOT, alone)
     assert "flush chain inet l7proxy ingress_2" in found
     assert any(line.startswith("\tset i2_0_0_allow_peer_port") for line in found)
     assert "delete element inet l7proxy i1_0_0_allow_peer_port { 0:5 . 6 . 80, 0:6 . 6 . 80 }" in found
@@ -72,7 +72,7 @@ def test_who_no_longer_shares_gets_sets_under_the_own_name() -> None:
 
 
 def test_a_pod_goes_from_the_map_before_its_chains_and_these_before_its_sets() -> None:
-    found = lines(PICTURE, replace(PICTURE, endpoints=PICTURE.endpoints[:2]))
+    found = lines(SNAPSHOT, replace(SNAPSHOT, endpoints=SNAPSHOT.endpoints[:2]))
     order = [
         "flush chain inet l7proxy ingress_3",
         "delete element inet l7proxy ingress4 { 10.1.0.3 }",
@@ -80,7 +80,7 @@ def test_a_pod_goes_from_the_map_before_its_chains_and_these_before_its_sets() -
         "delete set inet l7proxy i3_0_0_allow_peer_port",
     ]
     assert [line for line in found if line in order] == order
-    found = lines(replace(PICTURE, endpoints=PICTURE.endpoints[:2]), PICTURE)
+    found = lines(replace(SNAPSHOT, endpoints=SNAPSHOT.endpoints[:2]), SNAPSHOT)
     order = ["add chain inet l7proxy ingress_3", "add element inet l7proxy ingress4 { 10.1.0.3 : jump ingress_3 }"]
     assert [line for line in found if line in order] == order
 
@@ -109,11 +109,11 @@ def test_stages_are_worked_out_once_for_as_long_as_they_are_asked_for() -> None:
         return asked(stage)
 
     memo = Memo(ask)
-    picture = normalise(PICTURE)
+    snapshot = normalise(SNAPSHOT)
     for _ in range(3):
-        nft_inet.table(picture, memo)
+        nft_inet.table(snapshot, memo)
         memo.turn()
     assert len(worked) == 2
     memo.turn()
-    nft_inet.table(picture, memo)
+    nft_inet.table(snapshot, memo)
     assert len(worked) == 4, "what was not asked for is forgotten"

@@ -38,7 +38,7 @@ NETS = (("0.0.0.0/0", 2), ("10.0.0.0/8", 7), ("10.2.0.0/16", 8), ("10.2.0.1/32",
 ROUTED = Endpoint(1, ("10.1.0.11", "fd00:1::b"), Port("veth1"), ingress=RICH)
 BRIDGED = replace(ROUTED, port=Port("veth1", "02:00:00:00:00:01", "cni0"), egress=union((entry(ALLOW, 443, 443),)))
 BRIDGE = (Bridge("cni0", "02:aa:00:00:00:01"),)
-PICTURES = {
+SNAPSHOTS = {
     "empty": Desired(),
     "routed": Desired(identities=NETS, endpoints=(ROUTED,), frontends=(Frontend("10.96.0.9", 6, 80, steer=True),)),
     "bridged": Desired(
@@ -48,20 +48,20 @@ PICTURES = {
 }
 RENDERERS: dict[str, Callable[[Desired], str]] = {
     "nft": nftables.render,
-    "iptables": lambda picture: iptables.render(picture).text(),
+    "iptables": lambda snapshot: iptables.render(snapshot).text(),
 }
 
 
 @pytest.mark.parametrize("language", RENDERERS)
-@pytest.mark.parametrize("name", PICTURES)
+@pytest.mark.parametrize("name", SNAPSHOTS)
 def test_golden(name: str, language: str) -> None:
-    text, file = RENDERERS[language](PICTURES[name]), GOLDEN / f"{name}.{language}"
+    text, file = RENDERERS[language](SNAPSHOTS[name]), GOLDEN / f"{name}.{language}"
     if os.environ.get("L7PROXY_WRITE_GOLDEN"):
         file.write_text(text, encoding="ascii")
     assert text == file.read_text(encoding="ascii")
 
 
-def crowded(many: int) -> Desired:
+def congested(many: int) -> Desired:
     """The same kinds of entries, `many` of each."""
     entries = [
         one
@@ -86,13 +86,13 @@ def chains(text: str) -> dict[str, int]:
 
 
 def test_nft_cost_does_not_grow_with_the_entries() -> None:
-    assert chains(nftables.render(crowded(1))) == chains(nftables.render(crowded(2000)))
+    assert chains(nftables.render(congested(1))) == chains(nftables.render(congested(2000)))
 
 
 def test_nft_names_fit_and_lookups_of_nothing_are_not_made() -> None:
     """NFT_SET_MAXNAMELEN and NFT_CHAIN_MAXNAMELEN are 256; older kernels allow 32 for sets and 128 for chains."""
-    for picture in (*PICTURES.values(), crowded(3)):
-        text = nftables.render(picture)
+    for snapshot in (*SNAPSHOTS.values(), congested(3)):
+        text = nftables.render(snapshot)
         made = re.findall(
             r"^\t(?:set|map) ([ei]\d+_\d+_\d+_\S+) \{\n\t\t.*\n(?:\t\tflags interval\n)?(\t\telem)?", text, re.M
         )
@@ -110,7 +110,7 @@ def test_nft_replicas_share_their_sets() -> None:
 @pytest.mark.parametrize("render", RENDERERS.values(), ids=RENDERERS)
 def test_marks_of_others_are_kept(render: Callable[[Desired], str]) -> None:
     """Marks are only ever written with a mask, whatever the bits."""
-    text = render(replace(PICTURES["routed"], settings=Settings(mark_proxy=0x80000000, mark_upstream=1)))
+    text = render(replace(SNAPSHOTS["routed"], settings=Settings(mark_proxy=0x80000000, mark_upstream=1)))
     for statement in re.findall(r"mark set (?!meta mark [|&] 0x[0-9a-f]{8}|ct mark \| 0x[0-9a-f]{8}).*", text):
         pytest.fail(f"overwrites: {statement}")
     assert not re.search(r"--set-mark|--or-mark|-j (CONN)?MARK (?!--set-xmark 0x[0-9a-f]+/0x[0-9a-f]+)", text)
@@ -122,7 +122,7 @@ def test_marks_of_others_are_kept(render: Callable[[Desired], str]) -> None:
 
 def test_iptables_names_fit() -> None:
     """ipset allows 31 characters, iptables 28 for a chain; ebtables-restore the same."""
-    rendering = iptables.render(crowded(3))
+    rendering = iptables.render(congested(3))
     names = [name for family in rendering.families for table in family.tables for name in table.chains]
     names += [name for table in rendering.bridge for name in table.chains]
     assert max(map(len, names)) <= 28
@@ -142,12 +142,12 @@ def test_iptables_has_one_rule_per_entry_whatever_the_peers() -> None:
 
 
 def test_iptables_every_set_asked_is_made_and_the_other_way_round() -> None:
-    for picture in (*PICTURES.values(), crowded(3)):
-        text = iptables.render(picture).text()
+    for snapshot in (*SNAPSHOTS.values(), congested(3)):
+        text = iptables.render(snapshot).text()
         asked = set(re.findall(r"--match-set (\S+)", text))
         assert asked <= set(re.findall(r"^create (\S+)", text, re.MULTILINE))
 
 
 def test_iptables_judges_both_families_whatever_is_served() -> None:
-    four = iptables.render(replace(PICTURES["routed"], settings=Settings(families=(4,))))
+    four = iptables.render(replace(SNAPSHOTS["routed"], settings=Settings(families=(4,))))
     assert [family.version for family in four.families] == [4, 6]

@@ -100,18 +100,18 @@ REFUSED = [
 ]
 
 
-@pytest.mark.parametrize(("picture", "says"), REFUSED, ids=[says for _, says in REFUSED])
-def test_a_refusal_says_what_and_where(picture: Desired, says: str) -> None:
+@pytest.mark.parametrize(("snapshot", "says"), REFUSED, ids=[says for _, says in REFUSED])
+def test_a_refusal_says_what_and_where(snapshot: Desired, says: str) -> None:
     with pytest.raises(KernelError) as refusal:
-        checked(picture)
+        checked(snapshot)
     assert str(refusal.value).startswith("invalid desired state: ")
     assert says in str(refusal.value)
 
 
-def test_a_good_picture_passes_in_canonical_form() -> None:
-    picture = ruled(protocol=132, any_peer=False, peers=(9, 5, 9))
-    assert checked(picture) == normalise(picture)
-    assert normalise(normalise(picture)) == normalise(picture)
+def test_a_good_snapshot_passes_in_canonical_form() -> None:
+    snapshot = ruled(protocol=132, any_peer=False, peers=(9, 5, 9))
+    assert checked(snapshot) == normalise(snapshot)
+    assert normalise(normalise(snapshot)) == normalise(snapshot)
 
 
 SHUFFLED = (
@@ -145,9 +145,9 @@ def test_the_order_of_input_does_not_matter() -> None:
     assert digest(SHUFFLED[0]) == digest(SHUFFLED[1])
 
 
-def test_no_policy_and_an_empty_policy_are_two_pictures() -> None:
-    pictures = [having(), having(ingress=union(())), having(egress=union(())), ruled(), ruled(verdict=Verdict.DENY)]
-    assert len({digest(one) for one in pictures}) == len(pictures)
+def test_no_policy_and_an_empty_policy_are_two_snapshots() -> None:
+    snapshots = [having(), having(ingress=union(())), having(egress=union(())), ruled(), ruled(verdict=Verdict.DENY)]
+    assert len({digest(one) for one in snapshots}) == len(snapshots)
 
 
 @pytest.mark.parametrize("told", LogEvent)

@@ -39,7 +39,7 @@ def told(reader: NflogReader, *, quiet: float = 0.25) -> list[NflogEvent]:
 
 
 def words(events: list[NflogEvent]) -> list[tuple[LogEvent, LogDirection, int]]:
-    return [(event.told, event.way, event.endpoint) for event in events]
+    return [(event.kind, event.way, event.endpoint) for event in events]
 
 
 def _is_the_first_of(event: NflogEvent, source: Pod, target: str, port: int, family: int) -> None:
@@ -50,7 +50,7 @@ def _is_the_first_of(event: NflogEvent, source: Pod, target: str, port: int, fam
 
 def test_an_allowed_connection_is_told_once_in_each_direction(world: World, family: int, reader: NflogReader) -> None:
     target = world.server.addresses[family]
-    world.apply(world.picture(client_egress=union((entry(ALLOW, 80),)), server_ingress=union((entry(ALLOW, 80),))))
+    world.apply(world.snapshot(client_egress=union((entry(ALLOW, 80),)), server_ingress=union((entry(ALLOW, 80),))))
     told(reader)
     with world.client.namespace.socket(family) as client:
         client.connect((target, 80))
@@ -72,7 +72,7 @@ def test_a_steered_connection_is_told_with_what_each_direction_said(
     world: World, family: int, reader: NflogReader
 ) -> None:
     target = world.server.addresses[family]
-    world.apply(world.picture(client_egress=union((entry(ALLOW, 80),)), server_ingress=union((entry(STEER, 80),))))
+    world.apply(world.snapshot(client_egress=union((entry(ALLOW, 80),)), server_ingress=union((entry(STEER, 80),))))
     told(reader)
     with Proxy(world.node, family, SETTINGS) as proxy:
         assert world.client.connect(target, 80).startswith("proxy"), proxy.failures
@@ -90,7 +90,7 @@ def test_a_refusal_says_whether_an_entry_or_the_lack_of_one_refuses(
 ) -> None:
     target = world.server.addresses[family]
     entries = union((entry(DENY, 80, peers=(IDENTITY["client"],)), entry(ALLOW, 80)))
-    world.apply(world.picture(server_ingress=entries))
+    world.apply(world.snapshot(server_ingress=entries))
     told(reader)
     assert world.client.connect(target, 80) == "refused"
     assert world.client.connect(target, 9000) == "refused"
@@ -104,17 +104,17 @@ def test_a_refusal_says_whether_an_entry_or_the_lack_of_one_refuses(
 
 
 def test_a_refused_ping_is_told_with_its_type(world: World, family: int, reader: NflogReader) -> None:
-    world.apply(world.picture(server_ingress=union((entry(ALLOW, 80),))))
+    world.apply(world.snapshot(server_ingress=union((entry(ALLOW, 80),))))
     told(reader)
     assert not world.client.ping(world.server.addresses[family])
     (event,) = told(reader)
-    assert (event.told, event.protocol) == (LogEvent.NONE, 1 if family == 4 else 58)
+    assert (event.kind, event.protocol) == (LogEvent.NONE, 1 if family == 4 else 58)
     assert (event.icmp_type, event.icmp_code) == (8 if family == 4 else 128, 0)
 
 
 def test_one_event_is_told_in_time(world: World, family: int, reader: NflogReader) -> None:
     """The kernel batches events; a single one must not wait for more."""
-    world.apply(world.picture(server_ingress=union(())))
+    world.apply(world.snapshot(server_ingress=union(())))
     told(reader)
     started = time.monotonic()
     assert world.client.connect(world.server.addresses[family], 80) == "refused"
@@ -125,7 +125,7 @@ def test_one_event_is_told_in_time(world: World, family: int, reader: NflogReade
 
 def test_what_is_over_the_rate_is_refused_and_not_told(world: World, family: int, reader: NflogReader) -> None:
     quiet = replace(SETTINGS, log_rate=40 + 5 * family)  # another desired state for each: buckets start full
-    world.apply(world.picture(settings=quiet, server_ingress=union(())))
+    world.apply(world.snapshot(settings=quiet, server_ingress=union(())))
     told(reader)
     answers = {world.client.connect(world.server.addresses[family], 80) for _ in range(60)}
     assert answers == {"refused"}
@@ -135,10 +135,10 @@ def test_what_is_over_the_rate_is_refused_and_not_told(world: World, family: int
 def test_what_is_not_told_is_counted_through_all_changes(world: World, family: int, reader: NflogReader) -> None:
     """Incremental update, recreated table (other settings), and a table that is deleted externally after the count."""
     quiet = replace(SETTINGS, log_rate=50 + family)
-    pictures = (
-        world.picture(settings=quiet, server_ingress=union(())),
-        world.picture(settings=quiet, server_ingress=union(()), stranger_ingress=union((entry(ALLOW, 80),))),
-        world.picture(settings=replace(quiet, log_rate=60 + family), server_ingress=union(())),
+    snapshots = (
+        world.snapshot(settings=quiet, server_ingress=union(())),
+        world.snapshot(settings=quiet, server_ingress=union(()), stranger_ingress=union((entry(ALLOW, 80),))),
+        world.snapshot(settings=replace(quiet, log_rate=60 + family), server_ingress=union(())),
     )
 
     def suppressed() -> int:
@@ -146,29 +146,29 @@ def test_what_is_not_told_is_counted_through_all_changes(world: World, family: i
         return sum(
             n
             for one, n in counts.items()
-            if (one.told, one.way, one.endpoint) == (LogEvent.NONE, LogDirection.INGRESS, 2)
+            if (one.kind, one.way, one.endpoint) == (LogEvent.NONE, LogDirection.INGRESS, 2)
         )
 
-    world.apply(pictures[0])
+    world.apply(snapshots[0])
     told(reader)
     before = suppressed()
     sent = 0
     with world.client.namespace.socket(family, socket.SOCK_DGRAM) as client:
-        for picture in pictures:
-            world.apply(picture)
+        for snapshot in snapshots:
+            world.apply(snapshot)
             for _ in range(100):
                 client.sendto(b"refuse me", (world.server.addresses[family], 53))
                 sent += 1
-    events = [event for event in told(reader) if event.told is LogEvent.NONE]
+    events = [event for event in told(reader) if event.kind is LogEvent.NONE]
     assert suppressed() - before > sent / 2
     assert len(events) + suppressed() - before == sent
-    sources = {one.source for one in world.node.do(world.backend.suppressed) if one.told is LogEvent.NONE}
+    sources = {one.source for one in world.node.do(world.backend.suppressed) if one.kind is LogEvent.NONE}
     assert world.backend.name == "iptables" or world.client.addresses[family] in sources
 
 
 def test_one_sender_does_not_use_up_the_limit_of_another(world: World, family: int, reader: NflogReader) -> None:
     quiet = replace(SETTINGS, log_rate=100 + family)
-    world.apply(world.picture(settings=quiet, server_ingress=union(())))
+    world.apply(world.snapshot(settings=quiet, server_ingress=union(())))
     told(reader)
     target = (world.server.addresses[family], 53)
     with (
