@@ -1,5 +1,5 @@
 """The parts of the documentation that are generated from the code: settings (table and JSON Schema), counters of
-workers, import layers, and the pictures of the state machines.
+workers, import layers, and the diagrams of the state machines.
 
 python -m tests.pages              writes them
 tests/unit/test_pages.py           compares them with the code

@@ -1,6 +1,6 @@
 """A worker's end of the link. It reconnects for ever; without an agent the worker keeps serving with the last policy.
 
-Policy snapshots go to `on_picture`, one at a time; Applied is sent when it returns. Records come from the outbox: when
+Policy snapshots go to `on_snapshot`, one at a time; Applied is sent when it returns. Records come from the outbox: when
 the agent does not read, the outbox fills up and counts the records it drops; sessions never wait. `request` waits for
 the agent's answer; without a connection it is refused.
 """

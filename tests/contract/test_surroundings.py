@@ -62,7 +62,7 @@ def test_without_the_routing_rules_nothing_steered_gets_past_the_proxy(world: Wo
         assert source.connect(target, 80).startswith("proxy hello"), proxy.failures
 
 
-def test_loopback_addresses_do_not_come_in_by_a_interface(world: World) -> None:
+def test_loopback_addresses_do_not_come_in_by_an_interface(world: World) -> None:
     """kube-proxy sets route_localnet, so a pod could reach addresses that the node treats as its own."""
     with _loopback_elsewhere(world.client.namespace), sysctls(world.node, conf__all__route_localnet="1"):
         server = Server(world.node, 4, 7100)

@@ -346,7 +346,9 @@ class _Renderer:
         """A chain per tier. `says` maps verdicts to actions; `closed` is the action at the end of a closed tier."""
         for number, tier in enumerate(asks or [Asks((), closed=False)]):
             following = f"-g {CHAIN_PREFIX}{name}t{number + 1}" if number + 1 < len(asks) else says[Verdict.ALLOW]
-            rules = [f"{match}{following if kind is Verdict.PASS else says[kind]}" for match, kind in tier.rules]
+            rules = [
+                f"{match}{following if verdict is Verdict.PASS else says[verdict]}" for match, verdict in tier.rules
+            ]
             end = closed if tier.closed else following
             table.chain(f"{name}t{number}" if number else name, [*([] if number else first), *rules, end])
 

@@ -87,7 +87,7 @@ class SocketStream:
         self._unsent = bytearray()
         self._layer: _Layer | None = None
         self.full = False
-        """`crowded` has been called with full=True."""
+        """`congested` has been called with full=True."""
         self._closing = False
         self._losing = False
         self._finishing = False

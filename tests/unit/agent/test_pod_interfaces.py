@@ -91,7 +91,7 @@ def test_networks_of_other_tools_are_left_out(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("arguments", [None, 7, "x", [["K8S_POD_NAME"]], [["K8S_POD_NAME", "web"]], [[]], [{}]])
-def test_a_result_that_names_no_pod_is_a_interface_all_the_same(arguments: object) -> None:
+def test_a_result_that_names_no_pod_is_an_interface_all_the_same(arguments: object) -> None:
     (attachment,) = parse_result(result() | {"cniArgs": arguments})
     assert (attachment.pod, attachment.addresses) == ("", ("10.0.1.5", "fd00::5"))
 

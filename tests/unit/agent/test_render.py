@@ -65,7 +65,7 @@ def test_pods_without_policy_and_interface_are_not_the_kernels_business() -> Non
     assert not drawn.steers
 
 
-def test_a_interface_is_watched_even_without_policy() -> None:
+def test_an_interface_is_watched_even_without_policy() -> None:
     attachment = kernel.Port("veth1", "0a:58:0a:00:01:05", "cni0")
     bridge = kernel.Bridge("cni0", "02:00:00:00:00:01")
     drawn = snapshots(NODE, WEB, PLAIN, interfaces=PodInterfaces({"10.0.1.5": attachment}, (bridge,)))

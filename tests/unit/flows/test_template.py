@@ -133,7 +133,7 @@ PARTY = FlowContext(CONN, 0, "GET", "HTTP/1.1")
         pytest.param(Flows([], [], [1], [-1], [""], [-1], [0]), id="no such whole record"),
         pytest.param(
             Flows([FlowContext(CONN, 4, "GET", "HTTP/1.1")], [ALLOWED], [1], [0], ["http://a/"], [200], [1]),
-            id="no such judgement",
+            id="no such policy verdict",
         ),
     ],
 )

@@ -140,8 +140,10 @@ def test_whose_address_is_somebody_elses() -> None:
         return set(taken(before, after).left)
 
     assert left(replace(before, identities=KNOWN[1:], endpoints=(B,))) == {"10.1.0.11"}
-    assert left(replace(before, endpoints=(B,))) == set(), "no policy and no cable, but an identity: still there"
-    assert left(replace(before, endpoints=(replace(A, id=7), B))) == set(), "another number for what the cable leads to"
+    assert left(replace(before, endpoints=(B,))) == set(), "no policy and no interface, but an identity: still there"
+    assert left(replace(before, endpoints=(replace(A, id=7), B))) == set(), (
+        "another number for what the interface leads to"
+    )
     assert left(replace(before, endpoints=(replace(A, id=7, port=None), B))) == {"10.1.0.11"}
     assert left(replace(before, endpoints=(replace(A, port=Port("veth9")), B))) == {"10.1.0.11"}
     assert left(replace(before, endpoints=(replace(A, port=None), B))) == set()
