@@ -25,7 +25,7 @@ POLICY: Final = "policy"
 S = TypeVar("S", bound="WorkerSettings")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class About:
     """What a type does not say. `low`, `high`: the range of a number, or of each number in a list."""
 
@@ -39,14 +39,6 @@ class About:
     """Commands that use it besides `run`."""
     default: str = ""
     """The default in words, where it depends on the node."""
-
-
-def _text(help: str, **more: Any) -> About:  # noqa: A002
-    return About(help=help, **more)
-
-
-def _number(help: str, low: float, high: float, **more: Any) -> About:  # noqa: A002
-    return About(help=help, low=low, high=high, **more)
 
 
 def _bit(help: str) -> About:  # noqa: A002
@@ -68,18 +60,18 @@ def _cores() -> int:
 class WorkerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What a worker needs to know at its start."""
 
-    run_dir: Annotated[Path, _text("Directory of the Unix sockets.", used_by=(CLEANUP,))] = Path("/run/l7proxy")
+    run_dir: Annotated[Path, About("Directory of the Unix sockets.", used_by=(CLEANUP,))] = Path("/run/l7proxy")
     log_level: Annotated[
-        Literal["debug", "info", "warning", "error"], _text("Least severe level that is logged.", used_by=(CLEANUP,))
+        Literal["debug", "info", "warning", "error"], About("Least severe level that is logged.", used_by=(CLEANUP,))
     ] = "info"
-    proxy_port: Annotated[int, _number("TCP port of the proxy, the TPROXY target.", 1, 65535)] = 15001
+    proxy_port: Annotated[int, About("TCP port of the proxy, the TPROXY target.", 1, 65535)] = 15001
     mark_upstream: Annotated[int, _bit("Packet mark of the proxy's own connections.")] = 0x02000000
     worker_connections: Annotated[
-        int, _number("Maximum connections per worker; one endpoint may use half.", 2, 1 << 20)
+        int, About("Maximum connections per worker; one endpoint may use half.", 2, 1 << 20)
     ] = 16384
     worker_memory: Annotated[
         int,
-        _number(
+        About(
             "Memory per worker for data that its receiver has not read yet; one endpoint may use a quarter. A session "
             "takes about 25 KiB on top, and a worker without sessions 40 MiB.",
             16,
@@ -88,7 +80,7 @@ class WorkerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
         ),
     ] = 256
     drain: Annotated[
-        float, _number("Time for open connections to finish when a worker stops.", 0, 3600, unit="seconds")
+        float, About("Time for open connections to finish when a worker stops.", 0, 3600, unit="seconds")
     ] = 30
 
     @property
@@ -103,35 +95,35 @@ class WorkerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
 class Settings(WorkerSettings, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The settings of one node: those of workers, and those that only the agent uses."""
 
-    source: Annotated[str, _text("Directory of Kubernetes manifests, watched for changes.")] = KUBERNETES
-    node: Annotated[str, _text("Name of this node's Node object.", default="$NODE_NAME, else the host's name")] = (
+    source: Annotated[str, About("Directory of Kubernetes manifests, watched for changes.")] = KUBERNETES
+    node: Annotated[str, About("Name of this node's Node object.", default="$NODE_NAME, else the host's name")] = (
         msgspec.field(default_factory=_node_name)
     )
     cluster: Annotated[str, _policy("Cluster name, used in identity labels.")] = "default"
-    backend: Annotated[Literal["auto", "nftables", "iptables"], _text("Kernel backend.", used_by=(CLEANUP,))] = "auto"
-    workers: Annotated[int, _number("Number of proxy workers.", 1, 256, default="one per core")] = msgspec.field(
+    backend: Annotated[Literal["auto", "nftables", "iptables"], About("Kernel backend.", used_by=(CLEANUP,))] = "auto"
+    workers: Annotated[int, About("Number of proxy workers.", 1, 256, default="one per core")] = msgspec.field(
         default_factory=_cores
     )
-    cni_results: Annotated[Path, _text("Directory of cached CNI results.")] = DEFAULT_RESULTS
+    cni_results: Annotated[Path, About("Directory of cached CNI results.")] = DEFAULT_RESULTS
     cni_ignored_networks: Annotated[
         tuple[str, ...],
-        _text("CNI networks whose containers are not pods (of podman or nerdctl): their interfaces are not closed."),
+        About("CNI networks whose containers are not pods (of podman or nerdctl): their interfaces are not closed."),
     ] = ()
-    refuse: Annotated[Literal["reset", "drop"], _text("How to refuse TCP connections.")] = "reset"
-    flow_log: Annotated[str, _text("File to write flows to as JSON lines, or `stdout`; empty: none.")] = ""
-    flow_log_max_bytes: Annotated[
-        int, _number("Size at which the flow log is rotated.", 4096, 1 << 40, unit="bytes")
-    ] = 10 << 20
-    flow_log_backups: Annotated[int, _number("Rotated flow logs that are kept.", 0, 1000)] = 5
+    refuse: Annotated[Literal["reset", "drop"], About("How to refuse TCP connections.")] = "reset"
+    flow_log: Annotated[str, About("File to write flows to as JSON lines, or `stdout`; empty: none.")] = ""
+    flow_log_max_bytes: Annotated[int, About("Size at which the flow log is rotated.", 4096, 1 << 40, unit="bytes")] = (
+        10 << 20
+    )
+    flow_log_backups: Annotated[int, About("Rotated flow logs that are kept.", 0, 1000)] = 5
     flow_ring: Annotated[
         int,
-        _number("Flows that the agent keeps for `l7proxy observe`: one less than a power of two.", 1, (1 << 24) - 1),
+        About("Flows that the agent keeps for `l7proxy observe`: one less than a power of two.", 1, (1 << 24) - 1),
     ] = 4095
     flow_headers: Annotated[
         tuple[str, ...],
-        _text("Names of HTTP headers whose values are shown in flows. Headers that hold a secret never are."),
+        About("Names of HTTP headers whose values are shown in flows. Headers that hold a secret never are."),
     ] = ()
-    flow_query: Annotated[bool, _text("Flows show the query of a URL.")] = False
+    flow_query: Annotated[bool, About("Flows show the query of a URL.")] = False
     audit: Annotated[bool, _policy("Audit mode: allow what policy denies, and report it as AUDIT.")] = False
     secrets_namespace: Annotated[
         str, _policy("Namespace whose secrets policies may use besides those of their own namespace; empty: none.")
@@ -177,7 +169,7 @@ class Settings(WorkerSettings, frozen=True, kw_only=True, forbid_unknown_fields=
         ),
     ] = TUNNEL_PROTOCOLS
     deny_header: Annotated[
-        bool, _text("Put the reason of a denial in the header x-l7proxy-denied of the 403 response.")
+        bool, About("Put the reason of a denial in the header x-l7proxy-denied of the 403 response.")
     ] = False
     connect: Annotated[
         bool, _policy("Allow CONNECT where method and host match, else refuse it; its tunnel is not inspected.")
@@ -190,11 +182,11 @@ class Settings(WorkerSettings, frozen=True, kw_only=True, forbid_unknown_fields=
         Literal["redirect", "refuse"], _policy("Paths with %2F or %5C: redirect to the normalised path, or refuse.")
     ] = "redirect"
     mark_proxy: Annotated[int, _bit("Packet mark of redirected packets.")] = 0x01000000
-    route_table: Annotated[int, _number("Routing table for l7proxy.", 1, 0xFFFFFFFF)] = 7777
-    rule_priority: Annotated[int, _number("Priority of l7proxy's routing rules.", 3, 32765)] = 100
-    nflog_group: Annotated[int, _number("NFLOG group for verdict events.", 1, 65535)] = 77
+    route_table: Annotated[int, About("Routing table for l7proxy.", 1, 0xFFFFFFFF)] = 7777
+    rule_priority: Annotated[int, About("Priority of l7proxy's routing rules.", 3, 32765)] = 100
+    nflog_group: Annotated[int, About("NFLOG group for verdict events.", 1, 65535)] = 77
     log_rate: Annotated[
-        int, _number("Kernel flow events per second; one sender may cause a tenth of them.", 1, 1_000_000)
+        int, About("Kernel flow events per second; one sender may cause a tenth of them.", 1, 1_000_000)
     ] = 1000
 
     @property
