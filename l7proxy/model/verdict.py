@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from enum import IntEnum
+from typing import Final
 
 
 class Verdict(IntEnum):
@@ -26,6 +27,9 @@ class Direction(IntEnum):
     @property
     def word(self) -> str:
         return self.name.lower()
+
+
+BOTH: Final = (Direction.INGRESS, Direction.EGRESS)
 
 
 class Action(IntEnum):

@@ -16,12 +16,13 @@ from typing import Final
 
 from l7proxy.errors import PolicyError
 from l7proxy.model.labels import NODE, Selector
-from l7proxy.model.verdict import Action, Direction
+from l7proxy.model.verdict import BOTH, Action, Direction
 from l7proxy.policy.lang import cidrs, selectors
 from l7proxy.policy.lang.document import Document
 from l7proxy.policy.lang.envelope import label_selector, of_namespace, opened, own
 from l7proxy.policy.lang.fields import Field, Locate, quoted
 from l7proxy.policy.lang.options import Options
+from l7proxy.policy.lang.peers import PEER_FIELD
 from l7proxy.policy.lang.ports import PROTOCOLS
 from l7proxy.policy.rules import EVERYONE_BUT_THE_HOST, CidrPeer, NodePeer, Peer, PortMatch, Reach, Rule, SelectorPeer
 from l7proxy.policy.tiers import ADMIN, BASELINE, Level
@@ -38,9 +39,6 @@ _PLACED_BY: Final = {ADMIN_KIND: ("priority",), BASELINE_KIND: (), CLUSTER_KIND:
 MAX_PRIORITY: Final = 1000
 MAX_NETWORKS: Final = 25
 MAX_NAME: Final = 100
-
-_BOTH: Final = (Direction.INGRESS, Direction.EGRESS)
-_PEERS: Final[Mapping[Direction, str]] = {Direction.INGRESS: "from", Direction.EGRESS: "to"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +64,7 @@ def _spec(spec: Field, document: Document) -> Iterator[Rule]:
     found = spec.mapping((*_PLACED_BY[document.kind], "subject", "ingress", "egress"))
     place, whom = level(spec, document), subject(spec, document)
     edition = _EDITIONS[document.kind]
-    for direction in _BOTH:
+    for direction in BOTH:
         if direction.word not in found:
             continue
         items = found[direction.word].items(most=edition.most, too_many=f"too many rules, the max is {edition.most}")
@@ -104,12 +102,12 @@ def subject(spec: Field, document: Document) -> Selector:
 def directions(spec: Field) -> tuple[Direction, ...]:
     """The directions with rules."""
     found = spec.mapping(None)
-    return tuple(one for one in _BOTH if one.word in found)
+    return tuple(one for one in BOTH if one.word in found)
 
 
 def _rule(item: Field, direction: Direction, whom: Selector, document: Document) -> Iterator[Rule]:
     edition = _EDITIONS[document.kind]
-    found = item.mapping(("name", "action", _PEERS[direction], edition.ports))
+    found = item.mapping(("name", "action", PEER_FIELD[direction], edition.ports))
     if "name" in found and len(found["name"].text()) > MAX_NAME:
         found["name"].fail(f"must have at most {MAX_NAME} characters")
     rule = Rule(
@@ -153,7 +151,7 @@ def _action(item: Field, found: Mapping[str, Field], edition: _Edition) -> Actio
 
 def _listed(item: Field, found: Mapping[str, Field], direction: Direction, edition: _Edition) -> tuple[Field, Field]:
     """The lists of peers and of ports, with their lengths checked."""
-    name = _PEERS[direction]
+    name = PEER_FIELD[direction]
     peers, ports = (found.get(one, Field([], item.key(one))) for one in (name, edition.ports))
     if not peers.items(most=edition.most, too_many=f"too many peers, the max is {edition.most}"):
         item.fail(f"{name} must have at least one peer")

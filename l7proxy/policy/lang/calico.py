@@ -19,7 +19,7 @@ from typing import Final
 from l7proxy.model.expression import AllOf, Not
 from l7proxy.model.labels import EVERYTHING, RESERVED, Operator, Requirement, Selector, Selects
 from l7proxy.model.ref import RuleRef
-from l7proxy.model.verdict import Action, Direction, Protocol
+from l7proxy.model.verdict import BOTH, Action, Direction, Protocol
 from l7proxy.policy.lang import calico_peers, calico_ports, calico_selector, kubernetes, selectors
 from l7proxy.policy.lang.calico_http import http_rule
 from l7proxy.policy.lang.document import Document
@@ -42,7 +42,6 @@ STAGED_KUBERNETES: Final = "StagedKubernetesNetworkPolicy"
 MAX_RULES: Final = 1024
 """Calico's limit for one direction."""
 
-_BOTH: Final = (Direction.INGRESS, Direction.EGRESS)
 _ACTIONS: Final[Mapping[str, Action | None]] = {
     "Allow": Action.ALLOW,
     "Deny": Action.DENY,
@@ -122,10 +121,10 @@ def _spec(spec: Field, document: Document, *, staged: bool) -> Iterator[Rule]:
         direction: found[direction.word].items(most=MAX_RULES, too_many=f"too many rules, the max is {MAX_RULES}")
         if direction.word in found
         else []
-        for direction in _BOTH
+        for direction in BOTH
     }
     types = _types(found.get("types"), items)
-    for direction in _BOTH:
+    for direction in BOTH:
         rules = list(_direction(items[direction], direction, scope))
         if direction in types:
             at = found[direction.word].at if direction.word in found else spec.at
@@ -164,9 +163,9 @@ def subject(spec: Field, document: Document) -> Selects:
 def directions(spec: Field) -> tuple[Direction, ...]:
     """The directions that the policy covers. PolicyError when they cannot be parsed."""
     found = spec.mapping(None)
-    items = {one: found[one.word].items() if one.word in found else [] for one in _BOTH}
+    items = {one: found[one.word].items() if one.word in found else [] for one in BOTH}
     types = _types(found.get("types"), items)
-    return tuple(one for one in _BOTH if one in types)
+    return tuple(one for one in BOTH if one in types)
 
 
 def level(spec: Field, document: Document) -> Level:
@@ -197,7 +196,7 @@ def _types(field: Field | None, items: Mapping[Direction, list[Field]]) -> froze
     """Without `types`: the directions that have rules, or ingress when there are none."""
     listed = field.items() if field is not None else []
     if not listed:
-        return frozenset(one for one in _BOTH if items[one]) or frozenset((Direction.INGRESS,))
+        return frozenset(one for one in BOTH if items[one]) or frozenset((Direction.INGRESS,))
     found: set[Direction] = set()
     for item in listed:
         direction = _type(item)
@@ -208,7 +207,7 @@ def _types(field: Field | None, items: Mapping[Direction, list[Field]]) -> froze
 
 
 def _type(field: Field) -> Direction:
-    for direction in _BOTH:
+    for direction in BOTH:
         if field.text() == direction.name.capitalize():
             return direction
     return field.fail(f"must be Ingress or Egress, not {quoted(field.text())}")

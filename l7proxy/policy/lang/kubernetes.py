@@ -17,12 +17,13 @@ from typing import Final
 
 from l7proxy.model.labels import EVERYTHING, K8S, Selector
 from l7proxy.model.net import Network, within
-from l7proxy.model.verdict import Direction
+from l7proxy.model.verdict import BOTH, Direction
 from l7proxy.policy.lang import cidrs, selectors
 from l7proxy.policy.lang.document import Document
 from l7proxy.policy.lang.envelope import Spell, label_selector, of_namespace, opened, own
 from l7proxy.policy.lang.fields import Field, Locate, quoted
 from l7proxy.policy.lang.options import Options
+from l7proxy.policy.lang.peers import PEER_FIELD
 from l7proxy.policy.lang.ports import PROTOCOLS
 from l7proxy.policy.rules import CidrPeer, Peer, PortMatch, Reach, Rule, SelectorPeer
 
@@ -30,8 +31,6 @@ GROUP: Final = "networking.k8s.io"
 VERSION: Final = "v1"
 KIND: Final = "NetworkPolicy"
 
-_BOTH: Final = (Direction.INGRESS, Direction.EGRESS)
-_PEERS: Final[Mapping[Direction, str]] = {Direction.INGRESS: "from", Direction.EGRESS: "to"}
 _SUPPORTED: Final = ("SCTP", "TCP", "UDP")
 _PORT_NAME: Final = re.compile(r"(?=.{1,15}$)(?=[0-9-]*[a-z])[a-z0-9]+(-[a-z0-9]+)*")
 """An IANA service name (RFC 6335 section 5.1), in lower case as in Kubernetes."""
@@ -47,9 +46,9 @@ def parse(root: Mapping[object, object], locate: Locate | None, options: Options
 def _spec(spec: Field, document: Document) -> Iterator[Rule]:
     found = spec.mapping(("podSelector", "policyTypes", "ingress", "egress"))
     subject = document.part(partial(_subject, found.get("podSelector"), document), EVERYTHING)
-    items = {direction: found[direction.word].items() if direction.word in found else [] for direction in _BOTH}
+    items = {direction: found[direction.word].items() if direction.word in found else [] for direction in BOTH}
     types = _types(found.get("policyTypes"), items)
-    for direction in _BOTH:
+    for direction in BOTH:
         read = [
             rule
             for item in items[direction]
@@ -81,12 +80,12 @@ def _types(field: Field | None, items: Mapping[Direction, list[Field]]) -> froze
     """Without policyTypes: ingress always, egress when there are egress items."""
     listed = field.items(most=2, too_many="may not specify more than two policyTypes") if field is not None else []
     if not listed:
-        return frozenset(_BOTH if items[Direction.EGRESS] else (Direction.INGRESS,))
+        return frozenset(BOTH if items[Direction.EGRESS] else (Direction.INGRESS,))
     return frozenset(_type(item) for item in listed)
 
 
 def _type(field: Field) -> Direction:
-    for direction in _BOTH:
+    for direction in BOTH:
         if field.text() == direction.name.capitalize():
             return direction
     return field.fail(f'unsupported value {quoted(field.text())}: supported values: "Egress", "Ingress"')
@@ -106,8 +105,8 @@ def _in_identities(key: str) -> tuple[str, str]:
 
 
 def _item(item: Field, direction: Direction, subject: Selector, document: Document) -> Iterator[Rule]:
-    found = item.mapping(("ports", _PEERS[direction]))
-    side = _PEERS[direction]
+    found = item.mapping(("ports", PEER_FIELD[direction]))
+    side = PEER_FIELD[direction]
     whom = found[side].each(partial(_peer, document=document)) if side in found else []
     what = found["ports"].each(_port) if "ports" in found else []
     yield Rule(

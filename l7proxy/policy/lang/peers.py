@@ -47,7 +47,7 @@ ENTITIES: Final[Mapping[str, tuple[Peer, ...]]] = {
 HOST: Final = ENTITIES["host"]
 WORLD: Final = ENTITIES["world"]
 
-_PEER_FIELD: Final = {Direction.INGRESS: "from", Direction.EGRESS: "to"}
+PEER_FIELD: Final = {Direction.INGRESS: "from", Direction.EGRESS: "to"}
 _KINDS: Final = ("Endpoints", "CIDR", "CIDRSet", "Entities", "Nodes", "Groups", "Services", "FQDNs", "Requires")
 _ONLY_TO: Final = ("Services", "FQDNs")
 _GONE: Final = "Requires"
@@ -57,7 +57,7 @@ _ABSENT_WHEN_EMPTY: Final = ("FQDNs", "Groups", _GONE)
 
 def names(direction: Direction, *, deny: bool) -> dict[str, str]:
     """The peer fields of an item, with the kind of each."""
-    side = _PEER_FIELD[direction]
+    side = PEER_FIELD[direction]
     kinds = [each for each in _KINDS if direction is Direction.EGRESS or each not in _ONLY_TO]
     return {f"{side}{each}": each for each in kinds if not (deny and each == "FQDNs")}
 

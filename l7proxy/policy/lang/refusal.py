@@ -8,18 +8,15 @@ the local host stays allowed for kubelet's probes, as in Cilium. `refuse` never 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Final
 
 from l7proxy.errors import PolicyError
 from l7proxy.model.labels import ANY, OWN, Requirement, Selector, Selects
-from l7proxy.model.verdict import Action, Direction
+from l7proxy.model.verdict import BOTH, Action, Direction
 from l7proxy.policy.lang import selectors
 from l7proxy.policy.lang.document import Document
 from l7proxy.policy.lang.fields import Field, Locate, is_unicode
 from l7proxy.policy.rules import EVERYONE_BUT_THE_HOST, Rule
 from l7proxy.policy.tiers import FRONT, UNION, Level
-
-_BOTH: Final = (Direction.INGRESS, Direction.EGRESS)
 
 SubjectOf = Callable[[Field, Document], Selects | None]
 """The subject of a spec. None: it selects no pods. Raises PolicyError when it cannot be parsed."""
@@ -78,7 +75,7 @@ def cilium_subject(spec: Field, document: Document) -> Selector | None:
 
 def cilium_directions(spec: Field) -> tuple[Direction, ...]:
     found = spec.mapping(None)
-    return tuple(direction for direction in _BOTH if any(found.get(f"{direction.word}{deny}") for deny in ("", "Deny")))
+    return tuple(direction for direction in BOTH if any(found.get(f"{direction.word}{deny}") for deny in ("", "Deny")))
 
 
 def kubernetes_subject(spec: Field, document: Document) -> Selector:
@@ -95,11 +92,11 @@ def kubernetes_directions(spec: Field) -> tuple[Direction, ...]:
     """policyTypes; without it always Ingress, and Egress if there are egress rules (networking.k8s.io/v1)."""
     found = spec.mapping(None)
     if "policyTypes" not in found:
-        return _BOTH if "egress" in found else (Direction.INGRESS,)
+        return BOTH if "egress" in found else (Direction.INGRESS,)
     types = {item.text() for item in found["policyTypes"].items()}
     if not types or not types <= {"Ingress", "Egress"}:
-        return _BOTH
-    return tuple(direction for direction in _BOTH if direction.name.capitalize() in types)
+        return BOTH
+    return tuple(direction for direction in BOTH if direction.name.capitalize() in types)
 
 
 def unread_subject(spec: Field, document: Document) -> Selector:
@@ -108,7 +105,7 @@ def unread_subject(spec: Field, document: Document) -> Selector:
 
 
 def unread_directions(spec: Field) -> tuple[Direction, ...]:
-    return _BOTH
+    return BOTH
 
 
 def _document(root: Mapping[object, object], *, namespaced: bool, locate: Locate | None, known_as: str) -> Document:
@@ -141,10 +138,10 @@ def _specs(root: Mapping[object, object]) -> list[Field]:
 def _directions(specs: list[Field], directions_of: DirectionsOf) -> tuple[Direction, ...]:
     """The directions of any spec; both when a spec cannot be parsed or names none."""
     try:
-        mentioned = [directions_of(spec) or _BOTH for spec in specs]
+        mentioned = [directions_of(spec) or BOTH for spec in specs]
     except PolicyError:
-        return _BOTH
-    return tuple(direction for direction in _BOTH if any(direction in each for each in mentioned))
+        return BOTH
+    return tuple(direction for direction in BOTH if any(direction in each for each in mentioned))
 
 
 def _whole(document: Document) -> Selector:
