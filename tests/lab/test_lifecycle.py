@@ -56,18 +56,27 @@ def test_two_labs_side_by_side_do_not_know_each_other() -> None:
     assert one.run("down").returncode == 0  # repeating it is fine
 
 
-def starting(lab: Cluster) -> subprocess.Popen[bytes]:
-    """`lab up`, interrupted in the middle: some of its namespaces exist."""
-    process = subprocess.Popen(
-        Cluster.argv("up", "--name", lab.name), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
+def starting(lab: Cluster, *arguments: str) -> subprocess.Popen[bytes]:
+    """`lab up`, in the middle: some of its namespaces exist."""
+    argv = Cluster.argv("up", "--name", lab.name, *arguments)
+    process = subprocess.Popen(argv, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     until(lambda: len(list(root().glob(f"{lab.name}/pods/*"))) > 1, "lab up does not get going")
     return process
 
 
-def test_ctrl_c_in_the_middle_of_up_leaves_nothing() -> None:
+POD = """
+apiVersion: v1
+kind: Pod
+metadata: {{name: pod-{number}}}
+spec: {{nodeName: node-1, containers: [{{name: shell, image: busybox, command: [sleep, infinity]}}]}}
+---"""
+
+
+def test_ctrl_c_in_the_middle_of_up_leaves_nothing(tmp_path: Path) -> None:
+    many = "".join(POD.format(number=number) for number in range(60))  # seconds of work, to be caught in the middle
+    (tmp_path / "pods.yaml").write_text("{apiVersion: v1, kind: Node, metadata: {name: node-1}}\n---" + many)
     lab = Cluster(f"c{os.getpid()}")
-    with starting(lab) as process:
+    with starting(lab, "-f", str(tmp_path)) as process:
         process.send_signal(signal.SIGINT)
         assert process.wait(30) == 130
     assert traces(lab.name) == []
