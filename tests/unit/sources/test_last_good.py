@@ -2,30 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import pytest
 
-from l7proxy.model.resources import Pod, PolicyDocument, Resource, ResourceKey
+from l7proxy.model.resources import Pod, PolicyDocument
 from l7proxy.sources.files.manifest import parse
 from l7proxy.sources.last_good import settle
-
-POLICY = """apiVersion: cilium.io/v2
-kind: CiliumNetworkPolicy
-metadata: {name: p, namespace: shop}
-spec:
-  endpointSelector: {matchLabels: {app: web}}
-  ingress:
-  - fromEndpoints: [{}]
-"""
-
-
-def pod(name: str, address: str = "10.0.0.5", extra: str = "") -> str:
-    return f"apiVersion: v1\nkind: Pod\nmetadata: {{name: {name}}}\nstatus: {{podIP: {address}}}\n{extra}"
-
-
-def names(resources: Mapping[ResourceKey, Resource]) -> list[str]:
-    return sorted(str(key) for key in resources)
+from tests.support.manifests import POLICY, names, pod
 
 
 def test_an_object_that_breaks_keeps_its_last_good_version() -> None:
