@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -63,7 +64,7 @@ def _status(parts: Parts, question: Mapping[str, Any]) -> object:
             "kind": source.kind,
             "location": source.location,
             "reachable": source.reachable,
-            "age": report.age(source.contact),
+            "age": report.age(source.contact, time.monotonic()),
             "synced": current is not None,
             "detail": dict(sorted(current.source.detail.items())) if current else {},
             "problems": report.problems(current) if current else [],
@@ -97,11 +98,9 @@ async def _trace(parts: Parts, question: Mapping[str, Any]) -> object:
     if current is None:
         raise ConfigError("not ready: the source has not been read yet")
     cluster = Cluster.live(parts.cluster_state, current.view, current.snapshots.workers.endpoints)
-    return {
-        "trace": (
-            await asyncio.to_thread(trace.answer, cluster, asked, derived.http_options(parts.settings).paths)
-        ).to_json()
-    }
+    paths = derived.http_options(parts.settings).paths
+    answer = await asyncio.to_thread(trace.answer, cluster, asked, paths)
+    return {"trace": answer.to_json()}
 
 
 def _listed(name: str, lister: Callable[[Published], list[dict[str, Any]]]) -> Query:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any, Final
@@ -50,9 +49,9 @@ def sink(feed: Feed) -> dict[str, Any]:
     return {"name": feed.name, "written": feed.written, "lost": feed.lost, "problem": feed.problem}
 
 
-def age(contact: float) -> float | None:
-    """Seconds since the last contact; None if there was none."""
-    return None if contact == NEVER else round(time.monotonic() - contact, 3)
+def age(contact: float, now: float) -> float | None:
+    """Seconds from the last contact until `now`, both of time.monotonic(); None if there was none."""
+    return None if contact == NEVER else round(now - contact, 3)
 
 
 def problems(current: Published) -> list[dict[str, Any]]:

@@ -95,9 +95,9 @@ def _flows(lab: Lab, out: Console) -> None:
         done = subprocess.run(
             [sys.executable, "-m", "l7proxy.cli.main", *command], capture_output=True, text=True, check=False
         )
-        if explained := done.stdout + done.stderr:
+        if output := done.stdout + done.stderr:
             out.print(f"\n{node}: l7proxy {' '.join(command)}", highlight=False, soft_wrap=True)
-            out.print(explained, markup=False, highlight=False, soft_wrap=True)
+            out.print(output, markup=False, highlight=False, soft_wrap=True)
 
 
 def main() -> None:

@@ -31,9 +31,10 @@ class Outbox:
         self._records: list[Record] = []
         self._capacity = capacity
         self._batch = batch
-        self._lost = 0
         self.lost = 0
         """All records dropped since the start."""
+        self._reported = 0
+        """Those of them that batches have reported."""
         self._some = asyncio.Event()
         self._plenty = asyncio.Event()
         self._settled = asyncio.Event()
@@ -45,7 +46,7 @@ class Outbox:
     def put(self, record: Record) -> None:
         held = len(self._records)
         if held >= self._capacity:
-            self._drop(1)
+            self.lost += 1
             return
         self._records.append(record)
         if not held:
@@ -65,11 +66,11 @@ class Outbox:
 
     def take(self) -> Flows | None:
         """The oldest batch; None when there are neither records nor losses to report."""
-        if not self._records and not self._lost:
+        if not self._records and self.lost == self._reported:
             return None
         taken = self._records[: self._batch]
         del self._records[: self._batch]
-        lost, self._lost = self._lost, 0
+        lost, self._reported = self.lost - self._reported, self.lost
         if not self._records:
             self._some.clear()
         if len(self._records) < PLENTY:
@@ -80,14 +81,10 @@ class Outbox:
         """Return a batch that could not be sent. If there is no room, the newest records are dropped."""
         records = [*flows.records(), *self._records]
         self._records = records[: self._capacity]
-        self._lost += flows.lost
-        self._drop(len(records) - len(self._records))
+        self._reported -= flows.lost
+        self.lost += len(records) - len(self._records)
         if self._records:
             self._some.set()
-
-    def _drop(self, count: int) -> None:
-        self._lost += count
-        self.lost += count
 
     def sent(self) -> None:
         """The batches taken have been sent."""

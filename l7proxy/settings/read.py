@@ -33,10 +33,14 @@ _KERNEL_TABLES: Final = (253, 254, 255)  # ip-route(8): default, main, local
 
 @dataclass(frozen=True, slots=True)
 class Given:
-    """A value that the operator wrote, and where: `flag --workers`, `c.yaml:3: workers`."""
+    """A value that the operator wrote, and where: `flag --workers`, `c.yaml:3: workers`.
+
+    `text`: it is text that is read as the setting's type; the file has types of its own.
+    """
 
     value: Any
     where: str
+    text: bool = False
 
 
 def load(
@@ -52,7 +56,7 @@ def load(
     given |= _environment(environment, used_by)
     for name, value in (flags or {}).items():
         if value is not None:
-            given[name] = Given(value, f"flag {DEFINITIONS[name].flag}")
+            given[name] = Given(value, f"flag {DEFINITIONS[name].flag}", text=not isinstance(value, bool))
     settings = Settings(**{name: _value(DEFINITIONS[name], one) for name, one in given.items()})
     for name, fault in _faults(settings):
         where = given[name].where if name in given else f"default of {DEFINITIONS[name].key}"
@@ -95,7 +99,7 @@ def _environment(environment: Mapping[str, str], used_by: str) -> dict[str, Give
         if near and variable not in variables:
             log.warning("environment variable %s is not a setting: ignored; did you mean %s?", variable, near[0])
     return {
-        name: Given(environment[variable], f"environment variable {variable}")
+        name: Given(environment[variable], f"environment variable {variable}", text=True)
         for variable, name in variables.items()
         if variable in environment and used_by in DEFINITIONS[name].used_by
     }
@@ -108,14 +112,14 @@ def _value(definition: Definition, given: Given) -> Any:
     """
     try:
         value = given.value
-        if not given.where.startswith(("flag ", "environment ")) or isinstance(value, bool):
+        if not given.text:
             return _checked(definition, value)
         if definition.item is not None:
             return _checked(definition, [_typed(definition.item, part.strip()) for part in value.split(",") if part])
         return _checked(definition, _typed(definition.kind, value))
     except (ValueError, TypeError) as error:
         hint = ""
-        if given.where.startswith("environment ") and SERVICE_LINK.match(given.value):
+        if given.text and SERVICE_LINK.match(given.value):
             service = definition.variable.removesuffix("_PORT").lower().replace("_", "-")
             hint = (
                 f". Kubernetes sets this variable for a Service named {service}: "
