@@ -27,12 +27,14 @@ from tproxy_rules.desired import (
 )
 from tproxy_rules.digest import canonical, canonical_address, canonical_entry, canonical_identities, network, normalise
 
-TCP, UDP = 6, 17
+TCP, UDP, SCTP = 6, 17, 132
+PROTOCOL_NAMES: Final = {TCP: "tcp", UDP: "udp", SCTP: "sctp"}
+"""As nftables and iptables write them."""
 REDIRECTABLE: Final = frozenset({TCP, UDP})
 """The protocols that TPROXY supports."""
 ICMP: Final = frozenset({1, 58})
 """Type and code, the first 16 bits of the message, are used as the port."""
-WITH_PORTS: Final = frozenset({TCP, UDP, 132}) | ICMP
+WITH_PORTS: Final = frozenset({TCP, UDP, SCTP}) | ICMP
 ANY_PROTOCOL: Final = -1
 MAX_PORT: Final = 65535
 MAX_NUMBER: Final = 0xFFFF_FFFF

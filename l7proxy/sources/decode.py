@@ -1,8 +1,8 @@
 """Decodes one object, a plain mapping as YAML or the Kubernetes API gives it, into a resource. Pure.
 
 A policy is parsed here, once: its resource holds the rules, or the error that refuses them. An object that cannot be
-decoded is a Fault. `key` names the object; if even that is unknown, the fault is `blind`. A faulty policy leaves a
-placeholder (`stand_in`), which the cluster state turns into rules that refuse.
+decoded is a Fault. `key` names the object; without it the fault is `unattributed`. A faulty policy leaves a
+`placeholder`, which the cluster state turns into rules that refuse.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ class Fault:
 
     error: SourceError
     key: ResourceKey | None = None
-    stand_in: PolicyDocument | CidrGroup | None = None
+    placeholder: PolicyDocument | CidrGroup | None = None
 
     @property
-    def blind(self) -> bool:
+    def unattributed(self) -> bool:
         return self.key is None
 
 

@@ -18,28 +18,28 @@ def settle(
 ) -> tuple[dict[ResourceKey, Resource], dict[ResourceKey, Resource]]:
     """(good resources, placeholders) of a version; `before`: the good resources of the version before."""
     good: dict[ResourceKey, Resource] = {}
-    stand_ins: dict[ResourceKey, Resource] = {}
+    placeholders: dict[ResourceKey, Resource] = {}
     for resource in version.resources:
         good.setdefault(resource.key, resource)
     for fault in version.faults:
         kept = _meant(fault, before, good)
         if kept is not None:
             good.setdefault(kept, before[kept])
-        elif fault.stand_in is not None and fault.stand_in.key not in good:
-            stand_ins.setdefault(fault.stand_in.key, fault.stand_in)
-    if any(fault.blind for fault in version.faults):
+        elif fault.placeholder is not None and fault.placeholder.key not in good:
+            placeholders.setdefault(fault.placeholder.key, fault.placeholder)
+    if any(fault.unattributed for fault in version.faults):
         for key, resource in before.items():
             good.setdefault(key, resource)
-    return good, stand_ins
+    return good, placeholders
 
 
 def _meant(
     fault: Fault, before: Mapping[ResourceKey, Resource], good: Mapping[ResourceKey, Resource]
 ) -> ResourceKey | None:
     """The last good object that a fault belongs to. A policy with an unreadable name counts as one that is missing."""
-    named = fault.key or (fault.stand_in.key if fault.stand_in else None)
+    named = fault.key or (fault.placeholder.key if fault.placeholder else None)
     if named is None or named in before:
         return named
-    if not fault.blind:
+    if not fault.unattributed:
         return None
     return next((key for key in sorted(before) if key.kind == named.kind and key not in good), None)

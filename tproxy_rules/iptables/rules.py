@@ -38,13 +38,12 @@ from tproxy_rules.marks import (
 )
 from tproxy_rules.networks import family
 from tproxy_rules.shapes import BY_PRECEDENCE
-from tproxy_rules.validate import ANY_PROTOCOL, ICMP, MAX_PORT, TCP, WITH_PORTS
+from tproxy_rules.validate import ANY_PROTOCOL, ICMP, MAX_PORT, PROTOCOL_NAMES, TCP, WITH_PORTS
 
 FIRST: Final = "-m conntrack --ctstate NEW -m conntrack ! --ctstatus CONFIRMED"
 REPLY: Final = "-m conntrack --ctdir REPLY"
 _MAX_LIMIT: Final = 10_000
 """Maximum rate that xt_limit supports, per second."""
-_PROTOCOLS: Final = {6: "tcp", 17: "udp", 132: "sctp"}
 _MATCHES: Final = {"icmp": "icmp", "icmpv6": "icmp6"}
 _LETTER: Final = {Verdict.DENY: "d", Verdict.STEER: "s", Verdict.ALLOW: "a"}
 _ND: Final = (133, 134, 135, 136)
@@ -314,7 +313,7 @@ class _Renderer:
 
     def _dialled(self) -> Iterator[str]:
         for protocol, port in self.settings.listeners:
-            yield f"-p {_PROTOCOLS[protocol]} --dport {port} -j DROP"
+            yield f"-p {PROTOCOL_NAMES[protocol]} --dport {port} -j DROP"
 
     def _to_link_local(self, table: IptTable) -> Iterator[str]:
         if self.version == 6 and (links := self._links()):
@@ -394,7 +393,7 @@ class _Renderer:
     def _tproxy(self) -> Iterator[str]:
         at = "127.0.0.1" if self.version == 4 else "::1"
         for protocol, port in self.settings.listeners:
-            yield f"-p {_PROTOCOLS[protocol]} -j TPROXY --on-ip {at} --on-port {port} --tproxy-mark {self.proxy}"
+            yield f"-p {PROTOCOL_NAMES[protocol]} -j TPROXY --on-ip {at} --on-port {port} --tproxy-mark {self.proxy}"
 
     def _not_redirected(self) -> str:
         """Returns for protocols without a listener. `filter` evaluates them, and refuses their redirects."""
@@ -442,7 +441,7 @@ class _Renderer:
 
     def _frontends(self, action: str) -> Iterator[str]:
         for protocol, _ in self.settings.listeners:
-            name = _PROTOCOLS[protocol]
+            name = PROTOCOL_NAMES[protocol]
             for role, steer, then in (("fs", True, action), ("f", False, "-j RETURN")):
                 members = [
                     f"{one.address},{name}:{one.port}"
@@ -506,11 +505,11 @@ class _Renderer:
         if entry.protocol == ANY_PROTOCOL:
             yield ""
         elif entry.protocol not in WITH_PORTS or (entry.first, entry.last) == (0, MAX_PORT):
-            yield f"-p {_PROTOCOLS.get(entry.protocol, entry.protocol)} "
+            yield f"-p {PROTOCOL_NAMES.get(entry.protocol, entry.protocol)} "
         elif entry.protocol in ICMP:
             yield from self._types(entry)
         else:
-            name = _PROTOCOLS[entry.protocol]
+            name = PROTOCOL_NAMES[entry.protocol]
             yield f"-p {name} -m {name} --dport {entry.first}:{entry.last} "
 
     def _types(self, entry: Entry) -> Iterator[str]:

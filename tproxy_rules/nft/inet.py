@@ -30,6 +30,7 @@ from tproxy_rules.nft.bridge import RESERVED, link_local_unicast
 from tproxy_rules.nft.policy import Asked, asked
 from tproxy_rules.nft.table import Chain, Hosts, NftTable, Set, chain, made, named_set
 from tproxy_rules.nft.text import as_bits, identity, log, mark
+from tproxy_rules.validate import PROTOCOL_NAMES
 
 # Neighbour discovery and group membership serve the link, not pods: they pass under any policy, but only on the link
 # and to the node. To remote addresses they would bypass egress policy. RFC 4861: hop limit 255.
@@ -44,7 +45,6 @@ LINK: Final = (
 # that hook finds it, without TPROXY.
 OTHER_PORT: Final = "tcp flags & (fin | syn | rst | ack) != syn ct status snat"
 NEIGHBOUR_OF_NODE: Final = "ip6 hoplimit 255 icmpv6 type 133-137 fib daddr type local accept"
-NAMES: Final = {6: "tcp", 17: "udp"}
 QUOTED: Final = {4: "ip saddr . @th,192,32", 6: "ip6 saddr . @th,256,128"}
 """Source of an ICMP error, and destination of the packet quoted after its 8-byte header."""
 # Errors about accepted flows: unreachable (with "too big"), time exceeded, parameter problem.
@@ -201,8 +201,8 @@ def _deliver(settings: Settings) -> Iterator[str]:
 def _tproxy(settings: Settings) -> Iterator[tuple[str, str, str]]:
     """Protocol, IP family and statement of each listener."""
     for protocol, port in settings.listeners:
-        yield NAMES[protocol], "ipv4", f"tproxy ip to 127.0.0.1:{port}"
-        yield NAMES[protocol], "ipv6", f"tproxy ip6 to [::1]:{port}"
+        yield PROTOCOL_NAMES[protocol], "ipv4", f"tproxy ip to 127.0.0.1:{port}"
+        yield PROTOCOL_NAMES[protocol], "ipv6", f"tproxy ip6 to [::1]:{port}"
 
 
 # --- base chains ------------------------------------------------------------------------------------------------------
@@ -342,7 +342,7 @@ def _input(settings: Settings) -> Iterator[str]:
     yield f"{refused} {_unmark(both)} meta l4proto tcp reject with tcp reset"
     # Redirected packets keep their destination port, so an unmarked packet to the proxy's port is a direct connection.
     for protocol, port in settings.listeners:
-        yield f'iifname != "lo" {NAMES[protocol]} dport {port} {_is_not_marked(settings.mark_proxy)} drop'
+        yield f'iifname != "lo" {PROTOCOL_NAMES[protocol]} dport {port} {_is_not_marked(settings.mark_proxy)} drop'
 
 
 def _leak(settings: Settings) -> Iterator[str]:

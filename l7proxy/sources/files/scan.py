@@ -40,7 +40,7 @@ class ReadFile:
     mtime_ns: int
     manifest: Decoded
     good: Mapping[ResourceKey, Resource]
-    stand_ins: Mapping[ResourceKey, Resource]
+    placeholders: Mapping[ResourceKey, Resource]
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +77,7 @@ def _without_doubles(files: Iterable[ReadFile]) -> dict[ResourceKey, Resource] |
     for read in files:
         if len(read.manifest.resources) > len(read.good):
             return None
-        for part in (read.stand_ins, read.good):
+        for part in (read.placeholders, read.good):
             resources.update(part)
             count += len(part)
     return resources if len(resources) == count else None
@@ -94,7 +94,7 @@ def _first_of_doubles(files: Mapping[str, ReadFile]) -> tuple[dict[ResourceKey, 
             first = claimed.setdefault(resource.key, resource)
             if first is not resource:
                 problems.append(_twice(resource, first))
-        for key, resource in {**read.stand_ins, **read.good}.items():
+        for key, resource in {**read.placeholders, **read.good}.items():
             resources.setdefault(key, resource)
             claimed.setdefault(key, resource)
     return resources, problems
@@ -131,8 +131,8 @@ def read_version(
 
 
 def _read(manifest: Decoded, signature: Signature, mtime_ns: int, before: ReadFile | None) -> ReadFile:
-    good, stand_ins = settle(manifest, before.good if before else {})
-    return ReadFile(signature, mtime_ns, manifest, good, stand_ins)
+    good, placeholders = settle(manifest, before.good if before else {})
+    return ReadFile(signature, mtime_ns, manifest, good, placeholders)
 
 
 def _unreadable(name: str, error: OSError, before: ReadFile | None) -> ReadFile:

@@ -138,7 +138,7 @@ def _says_less(version: ReadFile | None, before: ReadFile) -> bool:
 
 
 def _keys(version: ReadFile) -> set[ResourceKey]:
-    return version.good.keys() | version.stand_ins.keys()
+    return version.good.keys() | version.placeholders.keys()
 
 
 def _below(name: str, folder: str) -> bool:

@@ -296,7 +296,7 @@ OUTSIDE = (CidrPeer(ip_network("0.0.0.0/0")), CidrPeer(ip_network("::/0")))
 def test_a_group_that_cannot_be_read_is_a_fault_and_stands_there_unread() -> None:
     (fault,) = manifests.parse(BROKEN, "g.yaml").faults
     assert str(fault.error) == "g.yaml:5: spec.externalCIDRs[1]: '10.0.0.0/99' is not a valid CIDR"
-    assert fault.stand_in == CidrGroup("bad", unread=True, origin=SourceLocation("g.yaml", 1))
+    assert fault.placeholder == CidrGroup("bad", unread=True, origin=SourceLocation("g.yaml", 1))
 
 
 def test_an_unread_group_is_nobody_to_allow_and_anyone_outside_to_deny() -> None:

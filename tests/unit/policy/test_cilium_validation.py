@@ -288,7 +288,7 @@ def test_refused_in_cilium_s_words_at_its_line(spec: str, at: str, message: str,
     text = yaml.safe_dump(document, sort_keys=False)
     (fault,) = manifests.parse(text.encode(), "p.yaml").faults
     assert str(fault.error) == f"p.yaml:{line_of(text, at)}: {at}: {message}"
-    assert fault.stand_in is not None, "what it selects is refused"
+    assert fault.placeholder is not None, "what it selects is refused"
 
 
 BEGINS = [

@@ -27,7 +27,7 @@ def test_an_object_of_the_api_needs_no_lines() -> None:
     assert found == Pod("shop", "web", addresses=("10.0.0.5",))
     wrong = decode({"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "status": {"podIP": "x"}})
     assert isinstance(wrong, Fault)
-    assert (wrong.key, wrong.stand_in, wrong.error.field) == (Pod("shop", "web").key, None, "status.podIP")
+    assert (wrong.key, wrong.placeholder, wrong.error.field) == (Pod("shop", "web").key, None, "status.podIP")
 
 
 def test_a_policy_is_parsed_and_its_rules_name_the_line() -> None:
@@ -41,18 +41,18 @@ def test_an_invalid_policy_is_a_fault_and_its_placeholder_holds_the_error() -> N
     found = decode(policy([{"fromEndpoint": [{}]}]), HERE, lambda: {"spec.ingress[0]": 8})
     assert isinstance(found, Fault)
     assert (found.error.line, found.error.field) == (8, "spec.ingress[0].fromEndpoint")
-    assert isinstance(found.stand_in, PolicyDocument)
-    assert isinstance(found.stand_in.parsed, PolicyError)
-    assert found.stand_in.fault == "", "its fields are those of the document"
+    assert isinstance(found.placeholder, PolicyDocument)
+    assert isinstance(found.placeholder.parsed, PolicyError)
+    assert found.placeholder.fault == "", "its fields are those of the document"
 
 
 def test_a_policy_with_broken_metadata_leaves_a_placeholder() -> None:
     found = decode(policy([{}], name=5), HERE)
     assert isinstance(found, Fault)
-    assert found.blind
-    assert isinstance(found.stand_in, PolicyDocument)
-    assert (found.stand_in.name, found.stand_in.parsed.at) == ("f.yaml:3", "metadata.name")
-    assert found.stand_in.fault == "must be a string, not a number"
+    assert found.unattributed
+    assert isinstance(found.placeholder, PolicyDocument)
+    assert (found.placeholder.name, found.placeholder.parsed.at) == ("f.yaml:3", "metadata.name")
+    assert found.placeholder.fault == "must be a string, not a number"
 
 
 def test_an_unsupported_policy_is_no_fault_and_options_decide() -> None:
@@ -70,7 +70,7 @@ def test_a_group_that_cannot_be_read_may_mean_any_address() -> None:
     group = {"apiVersion": "cilium.io/v2", "kind": "CiliumCIDRGroup", "metadata": {"name": "g"}}
     found = decode({**group, "spec": {"externalCIDRs": ["x"]}}, HERE)
     assert isinstance(found, Fault)
-    assert found.stand_in == CidrGroup("g", unread=True, origin=HERE)
+    assert found.placeholder == CidrGroup("g", unread=True, origin=HERE)
 
 
 def test_a_kind_that_is_not_used_is_a_note_and_a_typo_of_a_policy_kind_a_fault() -> None:

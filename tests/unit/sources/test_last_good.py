@@ -40,17 +40,17 @@ def test_a_named_fault_lets_others_go() -> None:
     ids=["an unknown field", "no name", "no YAML", "keys twice"],
 )
 def test_a_policy_never_seen_whole_leaves_a_stand_in(text: str, name: str, namespace: str) -> None:
-    good, stand_ins = settle(parse(text.encode(), "f.yaml"), {})
+    good, placeholders = settle(parse(text.encode(), "f.yaml"), {})
     assert good == {}
-    assert names(stand_ins) == [f"CiliumNetworkPolicy {namespace}/{name}"]
+    assert names(placeholders) == [f"CiliumNetworkPolicy {namespace}/{name}"]
 
 
 def test_a_policy_that_breaks_stays_as_it_was() -> None:
     before, _ = settle(parse(POLICY.encode(), "f.yaml"), {})
     for broken in (POLICY.replace("fromEndpoints", "fromEndpoint"), POLICY + "  - x: ["):
-        good, stand_ins = settle(parse(broken.encode(), "f.yaml"), before)
+        good, placeholders = settle(parse(broken.encode(), "f.yaml"), before)
         (resource,) = good.values()
         assert isinstance(resource, PolicyDocument)
         assert resource.document["spec"]["ingress"] == [{"fromEndpoints": [{}]}]
         assert good == before
-        assert stand_ins == {}
+        assert placeholders == {}

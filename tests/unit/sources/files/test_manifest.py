@@ -27,9 +27,9 @@ def test_torn_text_of_a_policy_leaves_a_placeholder_and_the_rest_is_read() -> No
     manifest = parse(f"{policy}---\napiVersion: v1\nkind: Pod\nmetadata: {{name: a}}\n".encode(), "a.yaml")
     assert [str(resource.key) for resource in manifest.resources] == ["Pod default/a"]
     (fault,) = manifest.faults
-    assert fault.blind
-    assert isinstance(fault.stand_in, PolicyDocument)
-    assert str(fault.stand_in.key) == "CiliumNetworkPolicy shop/p"
+    assert fault.unattributed
+    assert isinstance(fault.placeholder, PolicyDocument)
+    assert str(fault.placeholder.key) == "CiliumNetworkPolicy shop/p"
 
 
 def test_torn_text_of_a_secret_is_not_quoted() -> None:
