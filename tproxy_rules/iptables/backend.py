@@ -208,9 +208,7 @@ class IptablesBackend:
         self._known = None
         present = _present()
         for family in _families():
-            text = _restore([IptTable(name) for name in _TABLES], present[_SAVE[family]], note="")
-            if text:
-                _run_restore(family, text)
+            _run_restore(family, _restore([IptTable(name) for name in _TABLES], present[_SAVE[family]], note=""))
         _restore_bridge((IptTable("nat"), IptTable("filter")))
         _destroy_sets(keep=set())
         routes.remove()
@@ -326,14 +324,9 @@ def _restore_table(table: IptTable, present: Present, note: str) -> str:
         chains[_STATE] = [_stating(note)]
     stale = [name for name in present.chains(table.name) if name not in chains]
     old = present.jumps(table.name)
-    if not chains and not stale and not old:
-        return ""
-    lines = [f"*{table.name}", *(f":{name} - [0:0]" for name in (*chains, *stale))]
-    lines += [f"-D {base} {rest}" for base, rest in old]
-    lines += [f"-I {base} 1 -j {chain}" for base, chain in table.jumps]
-    lines += [f"-A {name} {rule}" for name, rules in chains.items() for rule in rules]
-    lines += [f"-X {name}" for name in stale]
-    return "\n".join((*lines, "COMMIT", ""))
+    jumps = [f"-D {base} {rest}" for base, rest in old]
+    jumps += [f"-I {base} 1 -j {chain}" for base, chain in table.jumps]
+    return _transaction(table.name, chains, stale, jumps)
 
 
 def _difference(before: ipt_rules.Family, after: ipt_rules.Family, note: str, *, sealed: bool) -> str:
@@ -350,12 +343,18 @@ def _changed(old: IptTable, new: IptTable, note: str, *, sealed: bool) -> str:
     if note:
         chains[_STATE] = [_stating(note)]
         stale += [_SEAL] * sealed
-    if not chains and not stale:
-        return ""
-    lines = [f"*{new.name}", *(f":{name} - [0:0]" for name in (*chains, *stale))]
+    return _transaction(new.name, chains, stale)
+
+
+def _transaction(
+    table: str, chains: Mapping[str, list[str]], stale: Iterable[str] = (), jumps: Iterable[str] = ()
+) -> str:
+    """Rewrites these chains and deletes the stale ones; "" if there is nothing to do."""
+    lines = [f":{name} - [0:0]" for name in (*chains, *stale)]
+    lines += jumps
     lines += [f"-A {name} {rule}" for name, rules in chains.items() for rule in rules]
     lines += [f"-X {name}" for name in stale]
-    return "\n".join((*lines, "COMMIT", ""))
+    return "\n".join((f"*{table}", *lines, "COMMIT", "")) if lines else ""
 
 
 def _stating(note: str) -> str:
@@ -421,8 +420,7 @@ def _seal(expected: int = -1) -> bool:
     mark = _hash(_present())
     if expected >= 0 and generation() != expected:
         return False
-    text = f'*mangle\n:{_SEAL} - [0:0]\n-A {_SEAL} -m comment --comment "{mark}" -j RETURN\nCOMMIT\n'
-    run((_RESTORE[4], "-w", "5", "--noflush"), text)
+    _run_restore(4, _transaction("mangle", {_SEAL: [_stating(mark)]}))
     return True
 
 
@@ -434,7 +432,7 @@ def _make_sets(sets: Iterable[IpSet], *, trusted: bool) -> None:
     """Create missing sets. If not `trusted`, also refill the others and swap them in."""
     have = _set_names()
     text = ""
-    for one in {one.name: one for one in sets}.values():
+    for one in sets:
         if one.name not in have:
             text += one.text()
         elif not trusted:
