@@ -53,7 +53,7 @@ def main() -> None:
     policies = compile_policies(view.rules, view.endpoints, view.identities)
     snapshots = render(view, policies, PodInterfaces(), settings=Settings(), resolve_services=False)
     spent = time.perf_counter() - start
-    told = {
+    result = {
         "read_s": read,
         "compile_s": spent,
         "before_mib": before,
@@ -68,7 +68,7 @@ def main() -> None:
             if table is not None
         ),
     }
-    print(json.dumps(told))
+    print(json.dumps(result))
 
 
 if __name__ == "__main__":

@@ -46,20 +46,20 @@ def full_rate(
     """As many requests as possible. Every one must be answered with 200."""
     command = ["wrk", "-t1", f"-c{connections}", f"-d{_duration(seconds)}", "--timeout", "10s", "-s", str(SCRIPT)]
     command += [f"http://{place.server}:{port}", "--", str(count), "close" if close else "keep"]
-    told = json.loads(place.from_client(*command, seconds=seconds + 30).rstrip().rpartition("\n")[2])
-    if told["bad_status"] or told["broken"] or not told["requests"]:
-        raise SystemExit(f"the load met errors: {told}")
-    return Seen(told["requests"], told["seconds"], told["p50_us"], told["p99_us"])
+    result = json.loads(place.from_client(*command, seconds=seconds + 30).rstrip().rpartition("\n")[2])
+    if result["bad_status"] or result["broken"] or not result["requests"]:
+        raise SystemExit(f"the load met errors: {result}")
+    return Seen(result["requests"], result["seconds"], result["p50_us"], result["p99_us"])
 
 
 def fixed_rate(place: Place, *, rate: float, seconds: float, count: int = 10, port: int = 80) -> Seen:
     """Sends requests at a fixed rate, even if responses are late."""
     command = [sys.executable, "-m", "bench.paced", place.server, str(port), "--rate", f"{rate:.0f}"]
     command += ["--seconds", str(seconds), "--rules", str(count), "--connections", str(CONNECTIONS)]
-    told = json.loads(place.from_client(*command, seconds=seconds + 30))
-    if told["errors"]:
-        raise SystemExit(f"the paced load met errors: {told}")
-    return Seen(told["requests"], told["seconds"], told["p50_us"], told["p99_us"])
+    result = json.loads(place.from_client(*command, seconds=seconds + 30))
+    if result["errors"]:
+        raise SystemExit(f"the paced load met errors: {result}")
+    return Seen(result["requests"], result["seconds"], result["p50_us"], result["p99_us"])
 
 
 def _duration(seconds: float) -> str:

@@ -49,10 +49,10 @@ def records() -> list[Record]:
     return made
 
 
-def sent(told: list[Record]) -> list[bytes]:
+def sent(result: list[Record]) -> list[bytes]:
     """The worker's half: records in, frames out."""
     outbox, frames = Outbox(), []
-    for record in told:
+    for record in result:
         outbox.put(record)
     while (flows := outbox.take()) is not None:
         frames.append(framing.encode(flows))
@@ -89,10 +89,10 @@ def measure(name: str, run: Callable[[], object], rounds: int) -> None:
 
 async def bench(rounds: int) -> None:
     print(f"Python {platform.python_version()}, {compiled.word()}, best of {rounds} rounds of {REQUESTS} requests")
-    told = records()
-    frames = sent(told)
+    result = records()
+    frames = sent(result)
     print(f"{'bytes on the link per request':44} {sum(map(len, frames)) / REQUESTS:7.0f}")
-    measure("worker: outbox and frames", lambda: sent(told), rounds)
+    measure("worker: outbox and frames", lambda: sent(result), rounds)
     without = Agent(None)
     measure("agent: into the ring", lambda: without.take(frames), rounds)
     with tempfile.TemporaryDirectory() as directory:

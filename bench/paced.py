@@ -99,7 +99,7 @@ def main() -> None:
     gc.disable()
     paced.run(args.rate, args.seconds)
     found = sorted(paced.latencies) or [0.0]
-    told = {
+    result = {
         "requests": len(paced.latencies),
         "errors": paced.errors,
         "unexpected": paced.unexpected,
@@ -107,7 +107,7 @@ def main() -> None:
         "p50_us": round(found[len(found) // 2] * 1e6, 1),
         "p99_us": round(found[len(found) * 99 // 100] * 1e6, 1),
     }
-    print(json.dumps(told))
+    print(json.dumps(result))
 
 
 if __name__ == "__main__":

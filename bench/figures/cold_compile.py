@@ -17,21 +17,25 @@ from bench.stage import ROOT
 def measure(effort: Effort, report: Report) -> list[Row]:
     size = big_world.Size()
     command = [sys.executable, "-m", "bench.cold_compile", *map(str, astuple(size))]
-    told = []
+    result = []
     for turn in range(1, effort.turns + 1):
         environment = {**os.environ, "PYTHONPATH": str(ROOT)}
         done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
         if done.returncode:
             raise SystemExit(done.stderr.strip() or "the compile failed")
-        told.append(json.loads(done.stdout))
+        result.append(json.loads(done.stdout))
         report(f"turn {turn}: {done.stdout.strip()}")
-    note = f"{size.pods} pods, {size.policies} policies, {told[0]['identities']} identities; the facts are in it"
+    note = f"{size.pods} pods, {size.policies} policies, {result[0]['identities']} identities; the facts are in it"
     return [
-        compared("cold compile", "s", [one["compile_s"] for one in told], goal=Goal(5, absolute=True)),
+        compared("cold compile", "s", [one["compile_s"] for one in result], goal=Goal(5, absolute=True)),
         compared(
-            "cold compile, peak RSS", "MiB", [one["peak_mib"] for one in told], goal=Goal(200, absolute=True), note=note
+            "cold compile, peak RSS",
+            "MiB",
+            [one["peak_mib"] for one in result],
+            goal=Goal(200, absolute=True),
+            note=note,
         ),
-        compared("reading its manifests", "s", [one["read_s"] for one in told]),
+        compared("reading its manifests", "s", [one["read_s"] for one in result]),
     ]
 
 

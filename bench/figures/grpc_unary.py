@@ -29,13 +29,13 @@ def measure(place: Stage, effort: Effort, report: Report) -> list[Row]:
 
 def _compare(place: Stage, effort: Effort, report: Report) -> list[Row]:
     def turn(running: Running) -> dict[str, float]:
-        told, spent = cost(running, lambda: _call(place, effort.seconds))
-        if told["errors"]:
-            raise SystemExit(f"gRPC calls through {running.name} failed: {told['first_error']}")
+        result, spent = cost(running, lambda: _call(place, effort.seconds))
+        if result["errors"]:
+            raise SystemExit(f"gRPC calls through {running.name} failed: {result['first_error']}")
         return {
-            "all": spent.total * 1e6 / told["calls"],
-            "alone": spent.proxy.total * 1e6 / told["calls"],
-            "rate": told["calls"] / told["seconds"],
+            "all": spent.total * 1e6 / result["calls"],
+            "alone": spent.proxy.total * 1e6 / result["calls"],
+            "rate": result["calls"] / result["seconds"],
         }
 
     found = take(place, effort, report, turn, peers=("envoy",))
@@ -48,8 +48,8 @@ def _compare(place: Stage, effort: Effort, report: Report) -> list[Row]:
 
 def _call(place: Stage, seconds: float) -> dict[str, Any]:
     command = [sys.executable, "-m", "bench.grpc_echo", "call", place.server, str(GRPC), str(seconds)]
-    told: dict[str, Any] = json.loads(place.from_client(*command, seconds=seconds + 30))
-    return told
+    result: dict[str, Any] = json.loads(place.from_client(*command, seconds=seconds + 30))
+    return result
 
 
 FIGURE = OnStage("grpc", "gRPC unary calls: CPU per call", measure)

@@ -95,10 +95,10 @@ def measure(place: Stage, effort: Effort, report: Report) -> list[Row]:
 def _seen(place: Stage, effort: Effort) -> Seen:
     argv = [sys.executable, "-m", "bench.paced", place.server, str(HTTP), "--rate", str(RATE)]
     argv += ["--seconds", str(effort.seconds * 2), "--connections", str(CONNECTIONS)]
-    told = json.loads(place.from_client(*argv, seconds=effort.seconds * 2 + 60))
-    if told["requests"] < told["errors"]:
-        raise SystemExit(f"requests of the innocent client were refused or lost: {told}")
-    return Seen(told["p50_us"] / 1000, told["p99_us"] / 1000, max(_edits(place)))
+    result = json.loads(place.from_client(*argv, seconds=effort.seconds * 2 + 60))
+    if result["requests"] < result["errors"]:
+        raise SystemExit(f"requests of the innocent client were refused or lost: {result}")
+    return Seen(result["p50_us"] / 1000, result["p99_us"] / 1000, max(_edits(place)))
 
 
 def _edits(place: Stage) -> Iterator[float]:

@@ -29,11 +29,11 @@ def measure(place: Stage, effort: Effort, report: Report) -> list[Row]:
         if child.stdout.readline() != b"ready\n":
             raise SystemExit("the connections were not made")
         time.sleep(SETTLE_SECONDS)
-        rss, told = rss_mib(running.proxy), place.status()["workers"][0]
+        rss, result = rss_mib(running.proxy), place.status()["workers"][0]
         child.stdin.close()
-    report(f"{told['connections']} connections, {told['memory']} bytes; RSS {before:.0f}, then {rss:.0f} MiB")
+    report(f"{result['connections']} connections, {result['memory']} bytes; RSS {before:.0f}, then {rss:.0f} MiB")
     name = f"RSS of a worker with {CONNECTIONS} connections of one pod that reads nothing"
-    note = f"{told['connections']} were let in, {told['refused_memory']} refused for memory"
+    note = f"{result['connections']} were let in, {result['refused_memory']} refused for memory"
     return [compared(name, "MiB", [rss], goal=GOAL, note=note)]
 
 

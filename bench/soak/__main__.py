@@ -81,13 +81,13 @@ class Soak:
 
     def burst(self, number: int, seconds: float) -> None:
         self.flows.expect(number)
-        told, outcomes = self._traffic(number, seconds)
+        result, outcomes = self._traffic(number, seconds)
         self.flows.settle()
         seen = self.flows.take()
         found = ledger.faults(outcomes, seen, answerless=frozenset({MALFORMED}))
-        found += [f"went wrong: {example}" for example in told["examples"]]
-        if told["broken"]:
-            found.append(f"{len(told['broken'])} connections broke, as {told['broken'][:3]}")
+        found += [f"went wrong: {example}" for example in result["examples"]]
+        if result["broken"]:
+            found.append(f"{len(result['broken'])} connections broke, as {result['broken'][:3]}")
         found += [f"flows were lost: {line}" for line in self.flows.lost]
         found += [f"the server could not be had: {line}" for line in self.flows.failures[:EXAMPLES]]
         found += self._ended() or self._leaks()
@@ -101,8 +101,8 @@ class Soak:
     def _traffic(self, number: int, seconds: float) -> tuple[dict[str, Any], dict[str, bytes]]:
         with tempfile.TemporaryDirectory(dir=self.place.directory) as name, self._editing():
             command = [sys.executable, "-m", "bench.soak.traffic", self.place.server, str(number), str(seconds), name]
-            told = json.loads(self.place.from_client(*command, seconds=seconds + 90))
-            return told, {path.name: path.read_bytes() for path in Path(name).iterdir()}
+            result = json.loads(self.place.from_client(*command, seconds=seconds + 90))
+            return result, {path.name: path.read_bytes() for path in Path(name).iterdir()}
 
     @contextmanager
     def _editing(self) -> Iterator[None]:

@@ -39,24 +39,24 @@ class Line:
 def faults(outcomes: Outcomes, seen: Seen, *, answerless: frozenset[str] = frozenset()) -> list[str]:
     """What does not match, in words. `answerless` kinds have no response flow: one flow reports their refusal."""
     found: list[str] = []
-    for kind, told in outcomes.items():
-        found += _of_kind(f"{kind}: requests", told, seen.requests.get(kind, {}))
+    for kind, result in outcomes.items():
+        found += _of_kind(f"{kind}: requests", result, seen.requests.get(kind, {}))
         if kind not in answerless:
-            found += _of_kind(f"{kind}: responses", told, seen.responses.get(kind, {}))
-        if wrong := [number for number, outcome in enumerate(told) if outcome == WRONG]:
+            found += _of_kind(f"{kind}: responses", result, seen.responses.get(kind, {}))
+        if wrong := [number for number, outcome in enumerate(result) if outcome == WRONG]:
             found.append(f"{kind}: {len(wrong)} went wrong, as number {_some(wrong)}")
     for kind in sorted((seen.requests.keys() | seen.responses.keys()) - outcomes.keys()):
         found.append(f"{kind}: flows of traffic that nobody sent")
     return found
 
 
-def _of_kind(what: str, told: bytes, counts: Mapping[int, int]) -> Iterator[str]:
-    missing = [number for number, outcome in enumerate(told) if outcome == ANSWERED and not counts.get(number)]
+def _of_kind(what: str, result: bytes, counts: Mapping[int, int]) -> Iterator[str]:
+    missing = [number for number, outcome in enumerate(result) if outcome == ANSWERED and not counts.get(number)]
     doubled = [number for number, count in counts.items() if count > 1]
-    unknown = [number for number in counts if number >= len(told)]
+    unknown = [number for number in counts if number >= len(result)]
     for problem, numbers in (("have no flow", missing), ("have several flows", doubled), ("were never sent", unknown)):
         if numbers:
-            yield f"{what}: {len(numbers)} of {len(told)} {problem}, as number {_some(numbers)}"
+            yield f"{what}: {len(numbers)} of {len(result)} {problem}, as number {_some(numbers)}"
 
 
 def _some(numbers: Iterable[int]) -> str:
@@ -67,13 +67,13 @@ def lines(outcomes: Outcomes, seen: Seen) -> list[Line]:
     return [
         Line(
             kind,
-            len(told),
-            told.count(ANSWERED),
-            told.count(GIVEN_UP),
+            len(result),
+            result.count(ANSWERED),
+            result.count(GIVEN_UP),
             seen.verdicts.get((kind, "FORWARDED"), 0),
             seen.verdicts.get((kind, "DROPPED"), 0),
         )
-        for kind, told in sorted(outcomes.items())
+        for kind, result in sorted(outcomes.items())
     ]
 
 

@@ -53,9 +53,9 @@ class Book:
         self.rng = random.Random(self.seed)
 
     def new(self, kind: str) -> int:
-        told = self.outcomes.setdefault(kind, bytearray())
-        told.append(GIVEN_UP)
-        return len(told) - 1
+        result = self.outcomes.setdefault(kind, bytearray())
+        result.append(GIVEN_UP)
+        return len(result) - 1
 
     def answered(self, kind: str, number: int) -> None:
         self.outcomes[kind][number] = ANSWERED

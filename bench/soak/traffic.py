@@ -98,9 +98,9 @@ def main() -> None:
     book = Book(burst, host, seed=burst)
     traffic = Traffic(book, seconds)
     uvloop.run(traffic.run())
-    for kind, told in book.outcomes.items():
-        (directory / kind).write_bytes(told)
-    given_up = {kind: told.count(GIVEN_UP) for kind, told in book.outcomes.items()}
+    for kind, result in book.outcomes.items():
+        (directory / kind).write_bytes(result)
+    given_up = {kind: result.count(GIVEN_UP) for kind, result in book.outcomes.items()}
     print(json.dumps({"examples": book.examples, "broken": traffic.broken, "given_up": given_up}))
 
 
