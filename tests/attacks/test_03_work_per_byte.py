@@ -97,8 +97,9 @@ def test_denied_http2_requests_spend_a_budget(lab: AttackLab) -> None:
 
 @pytest.mark.once
 def test_entries_of_hpack_said_again_and_again_are_refused(lab: AttackLab) -> None:
+    """The first request is denied: an allowed one would open a connection to the server, whose end ends this one."""
     since = time.time_ns()
-    line = b"\x82\x86\x04\x07/public\x01\x06victim"
+    line = b"\x82\x86\x04\x07/secret\x01\x06victim"
     stored = b"\x40\x01x\x7f\xb9\x16" + b"y" * 3_000
     received(lab, [line + stored, line + b"\xbe" * 20])
     assert told(lab, since, "the headers expand to many times their compressed size")
