@@ -131,6 +131,9 @@ class InterfaceWatcher:
         """The current pod interfaces. Blocks; never fails: what cannot be listed or read keeps its last known state and
         is reported, since a pod without its port would not be checked for spoofing."""
         problems: list[str] = []
+        # First, since a result is written when its interface is complete: links that were listed before could lack the
+        # bridge of an interface that a result names, and the pod would be bound to a port without one.
+        self._attachments = read_attachments(self._results, problems, self._attachments)
         now = time.monotonic()
         self.rang()
         if self._host is None or self._listed < self._notified + SETTLED:
@@ -138,7 +141,6 @@ class InterfaceWatcher:
                 self._host, self._listed = survey(), now
             except (OSError, NetlinkError) as error:
                 problems.append(f"cannot list the node's network interfaces, retrying: {error}")
-        self._attachments = read_attachments(self._results, problems, self._attachments)
         if self._host is None:
             return PodInterfaces(problems=tuple(problems))
         attachments = (one for found in self._attachments.values() for one in found if one.network not in self._ignored)

@@ -237,6 +237,30 @@ def test_who_looks_again_sees_what_one_who_looks_for_the_first_time_sees(tmp_pat
 
 @pytest.mark.sandbox
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root for a network namespace")
+def test_an_interface_that_is_completed_meanwhile_is_bound_with_its_bridge(tmp_path: Path) -> None:
+    """The runtime completes an interface and writes its result just before the directory of results is listed."""
+    (tmp_path / "r").write_text(json.dumps(result()))
+    script = f"""
+    import subprocess
+    from pathlib import Path
+    from l7proxy.agent.dataplane.pod_interfaces import InterfaceWatcher
+    def run(line): subprocess.run(line.split(), check=True)
+    class Results(type(Path())):
+        def iterdir(self):
+            run("ip link set veth1 master cni0")
+            return super().iterdir()
+    run("ip link add cni0 type bridge")
+    run("ip link add veth1 type veth peer name p1")
+    found = InterfaceWatcher(Results({str(tmp_path)!r})).look()
+    assert found.ports["10.0.1.5"].bridge == "cni0", found
+    """
+    command = ["unshare", "--net", sys.executable, "-c", textwrap.dedent(script)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.sandbox
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root for a network namespace")
 def test_what_cannot_be_listed_stays_as_it_was(tmp_path: Path) -> None:
     """Without file descriptors neither links nor results can be read: every pod keeps its port."""
     (tmp_path / "r").write_text(json.dumps(result()))
