@@ -584,9 +584,9 @@ class Session:
         self._stop_runs()
 
     def _reset(self) -> None:
-        self._stop()
-        self._client.reset()
+        self._client.reset()  # before the splices are stopped: what their pipes hold must not leave any more
         self._server.reset()
+        self._stop()
         self._leave_if_done()
 
     def _cut_off(self, policy_verdict: PolicyVerdict) -> None:

@@ -4,18 +4,28 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import fcntl
 import hashlib
 import os
 import random
 import socket
 import struct
+import termios
+from collections.abc import AsyncIterator
 
 import pytest
 
 from l7proxy.flows.records import HttpResponse
+from l7proxy.link.fence import stamp
+from l7proxy.model.net import HostPort
 from l7proxy.proxy.server.pipes import Pipes
+from l7proxy.proxy.server.session import Session
+from l7proxy.proxy.server.socket_stream import SocketStream
 from tests.unit.proxy.bulk import ANY, BODY, download, dying, files, on_stage, upload
-from tests.unit.proxy.stage import ANYTHING, NOTHING, Stage, answer, echo, gets, request, snapshot
+from tests.unit.proxy.stage import ANYTHING, NOTHING, SERVER, Stage, answer, echo, gets, request, snapshot, stage
+
+CLOSED = 7
+"""TCP_CLOSE, from linux/tcp_states.h."""
 
 
 async def swallow(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -282,6 +292,82 @@ async def test_a_changed_policy_cuts_a_run(kind: str) -> None:
         assert pipes.used == 0
         client.close()
         assert on.kinds() == {"download": "qcs", "upload": "qcs", "tunnel": "c"}[kind]
+
+
+def unacknowledged(stream: SocketStream) -> int:
+    """Bytes that the kernel still has to deliver (tcp(7), SIOCOUTQ)."""
+    (count,) = struct.unpack("i", fcntl.ioctl(stream.descriptor, termios.TIOCOUTQ, bytes(4)))
+    return int(count)
+
+
+def taken(sock: socket.socket) -> bytes:
+    """What this socket has received, without waiting. What comes before a reset is read, too."""
+    got = bytearray()
+    with contextlib.suppress(BlockingIOError, ConnectionResetError):
+        while data := sock.recv(1 << 20):
+            got += data
+    return bytes(got)
+
+
+def is_closed(sock: socket.socket) -> bool:
+    """Its connection has been reset."""
+    state: int = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0]
+    return state == CLOSED
+
+
+@contextlib.asynccontextmanager
+async def a_full_target(kind: str) -> AsyncIterator[tuple[Stage, socket.socket, bytearray]]:
+    """A splice with bytes in its pipe, whose target has just read all that it was sent; the worker does not know yet,
+    since it is fenced. Yields the target and the bytes that it got; the source goes on to send until the end."""
+    loop = asyncio.get_running_loop()
+    with socket.create_server((SERVER, 0)) as listener:
+        listener.setblocking(False)
+        async with stage(HostPort(*listener.getsockname()), snapshot(ANYTHING)) as on:
+            client = await on.dial()
+            server, _ = await loop.sock_accept(listener)
+            server.setblocking(False)
+            source, target = (client, server) if kind == "upload" else (server, client)
+
+            async def pour() -> None:
+                with contextlib.suppress(OSError):
+                    while True:
+                        await loop.sock_sendall(source, BODY)
+
+            pouring = loop.create_task(pour())
+            (session,) = on.ctx.policy_store
+            assert isinstance(session, Session)
+            await on.until(lambda: session._transfers and session._transfers[0]._waits)
+            (run,) = session._transfers
+            assert run._inside
+            on.ctx.policy_store.fence._words = (1 << 60, 1 << 60)
+            got = bytearray()
+
+            def nothing_is_under_way() -> bool:
+                got.extend(taken(target))
+                return not unacknowledged(run._target)
+
+            await on.until(nothing_is_under_way)
+            got.extend(taken(target))
+            assert run._inside
+            try:
+                yield on, target, got
+            finally:
+                pouring.cancel()
+                client.close()
+                server.close()
+                on.ctx.pipes.close()
+
+
+@pytest.mark.parametrize("kind", ["download", "upload"])
+async def test_what_a_revoked_connection_has_in_its_pipe_does_not_leave(kind: str) -> None:
+    async with a_full_target(kind) as (on, target, _):
+        revoking = snapshot(NOTHING)
+        on.ctx.policy_store.fence._words = (stamp(revoking), stamp(revoking))
+        await on.proxy.publish(revoking)
+        await on.settled()
+        await on.until(lambda: is_closed(target))
+        assert taken(target) == b""
+        assert on.kinds() == "c"
 
 
 def rst(sock: socket.socket) -> None:
