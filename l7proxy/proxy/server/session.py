@@ -145,7 +145,8 @@ class Session:
             self._do(gate.from_client(data))
             if self._client.full:
                 self._read_no_more()
-            if self._share.full or gate.held != self._kept:
+            gate = self._gate  # another one after SwitchGate, and None at the end
+            if gate is not None and (self._share.full or gate.held != self._kept):
                 self._account()
         except Exception as error:  # noqa: BLE001 -- as in _guarded, without its cost per read
             self._broke(error)
@@ -156,7 +157,8 @@ class Session:
             return
         try:
             self._do(gate.from_server(data))
-            if self._share.full or gate.held != self._kept:
+            gate = self._gate
+            if gate is not None and (self._share.full or gate.held != self._kept):
                 self._account()
         except Exception as error:  # noqa: BLE001 -- likewise
             self._broke(error)

@@ -142,3 +142,19 @@ async def test_a_client_that_reads_slowly_gets_all_of_it() -> None:
             writer.transport.resume_reading()  # type: ignore[attr-defined]
             assert (await answer(reader))[1] == BIG
             writer.transport.abort()
+
+
+@pytest.mark.parametrize("first", [b"GET / HTTP/1.1\r\nX: " + b"x" * 3000, b"PRI * HT"], ids=["HTTP/1", "preface"])
+async def test_what_the_first_read_leaves_with_the_gate_counts_at_once(first: bytes) -> None:
+    """Also if this read has told the protocol, so that another gate keeps the bytes."""
+    async with backend(never) as server, stage(server, snapshot(gets())) as on:
+        many = [await on.client() for _ in range(5)]
+        for _, writer in many:
+            writer.write(first)
+        await on.until(lambda: on.ctx.memory.held == len(many) * len(first))
+        writer.write(b"\r\n\r\n")
+        await on.until(lambda: on.ctx.memory.held == (len(many) - 1) * len(first))
+
+
+async def never(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    await reader.read()
