@@ -53,7 +53,7 @@ class Page:
 
 
 class Fence:
-    """A worker's end. `applied` is the stamp of its active policy snapshot."""
+    """A worker's end. `applied` is the stamp of the last policy snapshot by which all connections were evaluated."""
 
     def __init__(self, words: Sequence[int] = (0, 0)) -> None:
         self._words = words
@@ -67,6 +67,10 @@ class Fence:
     def up(self) -> bool:
         """A newer snapshot than the applied one is required: no request may be evaluated, no bytes moved."""
         return self._words[REQUIRED] > self.applied
+
+    def outdates(self, stamp: int) -> bool:
+        """A newer snapshot than the one with this stamp is required: no verdict by that one counts."""
+        return self._words[REQUIRED] > stamp
 
     def behind(self) -> bool:
         """A newer snapshot than the applied one is published."""

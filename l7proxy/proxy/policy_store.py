@@ -39,6 +39,7 @@ class PolicyIndex:
     def __init__(self, snapshot: PolicySnapshot, before: PolicyIndex | None = None) -> None:
         self.snapshot = snapshot
         self.revision = snapshot.revision
+        self.stamp = stamp(snapshot)
         self.node_addresses = frozenset(snapshot.node_addresses)
         self.options = snapshot.http
         known = before._ends if before is not None else None
@@ -122,7 +123,8 @@ class PolicyStore:
         await self._empty.wait()
 
     async def publish(self, snapshot: PolicySnapshot) -> tuple[str, ...]:
-        """Make this snapshot active. Returns the problems found, once every open session is re-evaluated.
+        """Make this snapshot active. Returns the problems found, once every open session is re-evaluated; only then the
+        fence counts it as applied.
 
         LinkError when the snapshot cannot be used: the previous one stays active.
         """
@@ -131,11 +133,11 @@ class PolicyStore:
         except (ValueError, TypeError) as error:
             raise LinkError(f"policy revision {snapshot.revision} cannot be applied: {error}") from error
         self.index = index
-        self.fence.applied = stamp(snapshot)
         for number, watcher in enumerate(self):
             watcher.policy_changed()
             if number % NUDGED_AT_ONCE == NUDGED_AT_ONCE - 1:
                 await asyncio.sleep(0)
+        self.fence.applied = index.stamp
         return index.problems
 
 

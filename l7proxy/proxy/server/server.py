@@ -57,8 +57,6 @@ class ProxyServer:
     async def publish(self, snapshot: PolicySnapshot) -> tuple[str, ...]:
         """Make the policy snapshot active; the first one starts listening. Returns the problems found in it."""
         ctx = self._ctx
-        if ctx.policy_store.fence.up():
-            ctx.poller.hold()  # until every session has been re-evaluated
         problems = await ctx.policy_store.publish(snapshot)
         ctx.poller.go_on()
         if not self._doors and not self._ctx.draining:

@@ -333,8 +333,8 @@ class Session:
 
     def _look(self) -> ConnectionPolicy:
         """The connection's policy in the active index; looked up again only when the index has changed."""
-        index, policy_store = self._policy_index(), self._ctx.policy_store
-        if policy_store.fence.up():  # the process was stopped during this turn
+        index = self._policy_index()
+        if self._ctx.policy_store.fence.outdates(index.stamp):  # the process was stopped during this turn
             return FENCED
         if self._ends is None or index is not self._index:
             self._index = index
@@ -350,6 +350,8 @@ class Session:
 
     def _rejudge(self) -> None:
         ends = self._look()
+        if ends is FENCED:
+            return  # a newer policy snapshot is required: nothing is served until that one is here
         kind = ends.kind
         if ends.refused:
             self._ctx.counts.denied += 1

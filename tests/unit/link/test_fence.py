@@ -21,7 +21,7 @@ def test_it_is_up_only_while_a_required_snapshot_is_not_applied(tmp_path: Path) 
     page.publish(first)
     assert fence.behind() and not fence.up()
     page.require(first)
-    assert fence.up()
+    assert fence.up() and not fence.outdates(stamp(first)) and fence.outdates(stamp(first) - 1)
     fence.applied = stamp(first)
     assert not fence.up() and not fence.behind()
 

@@ -12,6 +12,7 @@ import pytest
 from l7proxy.flows.records import HttpRequest
 from l7proxy.link.fence import PUBLISHED, REQUIRED, stamp
 from l7proxy.model.verdict import Verdict
+from l7proxy.proxy.policy_store import NUDGED_AT_ONCE
 from tests.unit.proxy.stage import NOTHING, answer, backend, gets, request, snapshot, stage, web
 from tests.unit.proxy.test_worker import Agent, client, get, worker
 
@@ -60,14 +61,60 @@ async def test_a_process_that_stops_within_a_turn_refuses_what_it_had_read() -> 
         reader, writer = await on.client()
         writer.write(request())
         assert (await answer(reader))[0] == 200
-        looks = iter([False, False])  # the turn's check, then the socket's; the verdict is next
-        fence.up = lambda: next(looks, True)  # type: ignore[method-assign]
+        fence.outdates = lambda _: True  # type: ignore[method-assign, assignment]
         writer.write(request())
         assert (await answer(reader))[0] == 403
-        del fence.up
+        del fence.outdates
         await on.proxy.publish(newer)
         writer.write(request())
         assert (await answer(reader))[0] == 200
+
+
+async def test_connections_outlive_a_snapshot_that_is_outdated_when_it_is_applied() -> None:
+    """A worker that was stopped for long reads several snapshots, the last one of which is required."""
+    async with backend(web) as server, stage(server, snapshot(gets())) as on:
+        reader, writer = await on.client()
+        writer.write(request())
+        assert (await answer(reader))[0] == 200
+        between, last = snapshot(gets()), snapshot(gets("/other"))
+        on.ctx.policy_store.fence._words = (stamp(last), stamp(last))
+        await on.proxy.publish(between)
+        writer.write(request())
+        await asyncio.sleep(QUIET)
+        assert on.kinds() == "qs"
+        await on.proxy.publish(last)
+        assert (await answer(reader))[0] == 403
+
+
+async def test_no_connection_is_served_until_all_of_them_have_been_evaluated() -> None:
+    """Also if the snapshot becomes required while connections are being evaluated."""
+
+    class Other:
+        """Another open connection."""
+
+        def policy_changed(self) -> None:
+            if not seen:
+                on.ctx.policy_store.fence._words = (stamp(newer), stamp(newer))
+                writer.write(request())
+            seen.append(on.kinds())
+
+        def drain(self) -> None: ...
+        def cut(self, reason: str) -> None: ...
+
+    seen: list[str] = []
+    async with backend(web) as server, stage(server, snapshot(gets())) as on:
+        reader, writer = await on.client()
+        writer.write(request())
+        assert (await answer(reader))[0] == 200
+        newer = snapshot(gets("/other"))
+        others = [Other() for _ in range(10 * NUDGED_AT_ONCE)]
+        for one in others:
+            on.ctx.policy_store.join(one)
+        await on.proxy.publish(newer)
+        for one in others:
+            on.ctx.policy_store.leave(one)
+        assert set(seen) == {"qs"}
+        assert (await answer(reader))[0] == 403
 
 
 async def test_after_a_stall_a_snapshot_that_is_there_is_read_first() -> None:
