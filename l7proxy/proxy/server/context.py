@@ -70,3 +70,4 @@ class WorkerContext:
 
     def __post_init__(self) -> None:
         self.poller.fence = self.policy_store.fence
+        self.timers.held = self.poller.must_hold

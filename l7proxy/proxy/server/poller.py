@@ -9,7 +9,7 @@ next turn, which goes by share: the share that used least lately comes first. So
 at most one turn and one call, whatever the load of others; a client that is alone gets the whole worker.
 
 No events are delivered while the fence is up (see `link.fence`), nor, after a stall, before a published policy snapshot
-has been read.
+has been read. What would read or write a socket in a later turn of the loop waits likewise (`soon`), as do timers.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from __future__ import annotations
 import asyncio
 import select
 from collections import deque
+from collections.abc import Callable
 from time import monotonic_ns, thread_time_ns
 from typing import Final, Protocol
 
@@ -54,6 +55,7 @@ class Poller:
         self._watched: dict[int, Watched] = {}
         self._waiting: dict[Share, deque[Watched]] = {}
         self._held = False
+        self._delayed: list[Callable[[], None]] = []
         self._again = False
         self._ended = monotonic_ns()
         self._cpu = 0
@@ -89,6 +91,10 @@ class Poller:
         else:
             watched.ready(0)
 
+    def soon(self, call: Callable[[], None]) -> None:
+        """Call it in the loop's next turn, or once events are delivered again."""
+        self.loop.call_soon(self._call, call)
+
     def hold(self) -> None:
         """Deliver no events until `go_on`."""
         if not self._held and self._epoll is not None:
@@ -98,6 +104,9 @@ class Poller:
     def go_on(self) -> None:
         """Deliver events again. If the fence is still up, the next turn calls `hold` again."""
         self._ended = monotonic_ns()
+        delayed, self._delayed = self._delayed, []
+        for call in delayed:
+            self.soon(call)  # before the next poll: see `forget_closing`
         if self._held and self._epoll is not None:
             self._held = False
             self.loop.add_reader(self._epoll.fileno(), self._poll)
@@ -110,6 +119,7 @@ class Poller:
             self._epoll = None
         self._watched.clear()
         self._waiting.clear()
+        self._delayed.clear()
 
     def _open(self) -> select.epoll:
         self._epoll = epoll = select.epoll()
@@ -133,7 +143,7 @@ class Poller:
                 watched = all_watched.get(descriptor)
                 if watched is None:
                     continue
-                if self._must_hold():
+                if self.must_hold():
                     break
                 now = self._tell(watched, events, now)
                 if now > end:
@@ -166,22 +176,28 @@ class Poller:
         for descriptor, events, watched in ready:
             if self._watched.get(descriptor) is not watched:
                 continue  # closed in this turn
-            if now > end or self._must_hold():
+            if now > end or self.must_hold():
                 return now
             now = self._tell(watched, events, now)
         waiting = self._waiting.get(share, ())
-        while waiting and now <= end and not self._must_hold():
+        while waiting and now <= end and not self.must_hold():
             now = self._tell(waiting.popleft(), 0, now)
             if not waiting:
                 del self._waiting[share]
         return now
 
-    def _must_hold(self) -> bool:
+    def must_hold(self) -> bool:
         """Checked before every call: the process may have been stopped at any point of the turn."""
         if self.fence.up():
             self.hold()
             return True
-        return False
+        return self._held
+
+    def _call(self, call: Callable[[], None]) -> None:
+        if self.must_hold():
+            self._delayed.append(call)
+        else:
+            call()
 
     def _poll_again(self) -> None:
         """Poll in the loop's next turn even if no socket is ready."""
@@ -195,7 +211,7 @@ class Poller:
 
     def _behind(self, now: int) -> bool:
         """A policy snapshot must be read first: skip this turn."""
-        if self._must_hold():
+        if self.must_hold():
             return True
         if now - self._ended > STALL and self.fence.behind():
             self.hold()

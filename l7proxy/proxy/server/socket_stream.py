@@ -329,13 +329,16 @@ class SocketStream:
         self._closing = True
         self._unsent.clear()
         self._watch()
-        self._poller.loop.call_soon(self._hear_out, error)
+        self._poller.soon(lambda: self._hear_out(error))
 
     def _hear_out(self, error: OSError) -> None:
         """Read what is left. An EOF here may be the reset that caused `error`, so it is reported as `error`."""
         if self.reader is not None:
             self.reader()  # the splice ends: its bytes come first
         while not self._holds and not self._losing:
+            if self._poller.must_hold():
+                self._poller.soon(lambda: self._hear_out(error))
+                return
             try:
                 data = self._sock.recv(READ)
             except OSError:
@@ -350,13 +353,17 @@ class SocketStream:
         self._lose(error)
 
     def _lose(self, error: OSError | None) -> None:
-        """Report the loss and close the socket in the loop's next turn: see `poller`."""
+        """Report the loss and close the socket in the loop's next turn: see `poller`. If it is not our own close, the
+        session may write to the other socket then, so that this waits behind the fence."""
         if self._losing:
             return
         self._losing = True
         self._unsent.clear()
         self._poller.forget_closing(self.descriptor)
-        self._poller.loop.call_soon(self._lost, error)
+        if error is None:
+            self._poller.loop.call_soon(self._lost, None)
+        else:
+            self._poller.soon(lambda: self._lost(error))
 
     def _lost(self, error: OSError | None) -> None:
         self.gone = True

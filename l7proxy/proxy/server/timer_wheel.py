@@ -29,6 +29,11 @@ class Timer:
         self.slot = 0
 
 
+def _unheld() -> bool:
+    """`held` of a wheel whose timers never wait."""
+    return False
+
+
 def _never() -> None:
     """`expired` of a retired timer."""
 
@@ -41,6 +46,8 @@ class TimerWheel:
         self._resolution = resolution
         self._fired = int(now / resolution)
         self._slots: dict[int, dict[Timer, None]] = {}
+        self.held: Callable[[], bool] = _unheld
+        """Asked before each timer fires; while it is true, none does. They are late then."""
 
     def __len__(self) -> int:
         return sum(map(len, self._slots.values()))
@@ -62,14 +69,15 @@ class TimerWheel:
         timer.expired = _never
 
     def advance(self, now: float) -> None:
-        """Set the time to `now` and fire the timers that are due."""
+        """Set the time to `now` and fire the timers that are due, unless they are held."""
         self.now = now
-        newest = int(now / self._resolution)
-        for slot in range(self._fired + 1, newest + 1):
+        for slot in range(self._fired + 1, int(now / self._resolution) + 1):
             for timer in list(self._slots.get(slot, ())):
                 if timer.slot == slot:  # else a timer fired in this loop has moved or disarmed it
+                    if self.held():
+                        return
                     self._fire(timer)
-        self._fired = newest
+            self._fired = slot
 
     def _fire(self, timer: Timer) -> None:
         if timer.deadline > self.now:  # re-armed for later

@@ -58,7 +58,8 @@ class UpstreamConnector:
             self._sock = sock = _begun(steering, client, server)
             self._watch(sock)
         except UpstreamError as error:
-            poller.loop.call_soon(self._fail, str(error))
+            reason = str(error)
+            poller.soon(lambda: self._fail(reason))
 
     def cancel(self) -> None:
         """Close the descriptor; the owner is not called."""

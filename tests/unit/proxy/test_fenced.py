@@ -5,15 +5,23 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import socket
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 
+from l7proxy.errors import UpstreamError
 from l7proxy.flows.records import HttpRequest
 from l7proxy.link.fence import PUBLISHED, REQUIRED, stamp
+from l7proxy.model.net import HostPort
 from l7proxy.model.verdict import Verdict
 from l7proxy.proxy.policy_store import NUDGED_AT_ONCE
+from l7proxy.proxy.server.poller import IN, Poller
+from l7proxy.proxy.server.steering import Plain
+from l7proxy.proxy.server.upstream import UpstreamConnector
 from tests.unit.proxy.stage import NOTHING, answer, backend, gets, request, snapshot, stage, web
+from tests.unit.proxy.test_socket_stream import Ends
 from tests.unit.proxy.test_worker import Agent, client, get, worker
 
 QUIET = 0.1
@@ -115,6 +123,94 @@ async def test_no_connection_is_served_until_all_of_them_have_been_evaluated() -
             on.ctx.policy_store.leave(one)
         assert set(seen) == {"qs"}
         assert (await answer(reader))[0] == 403
+
+
+@pytest.fixture
+async def ends() -> AsyncIterator[Ends]:
+    made = Ends()
+    yield made
+    made.theirs.close()
+    made.poller.close()
+
+
+def fenced(poller: Poller) -> None:
+    poller.fence._words = (5, 5)
+
+
+def unfenced(poller: Poller) -> None:
+    poller.fence.applied = 5
+    poller.go_on()
+
+
+async def test_what_is_left_to_read_after_a_failed_write_waits_behind_the_fence(ends: Ends) -> None:
+    ends.theirs.send(b"the answer")
+    ends.they_reset()
+    ends.stream.write(b"more of the question")
+    ends.stream.write(b"and its end")  # the first one only finds the reset
+    assert ends.stream.closing()
+    fenced(ends.poller)
+    await asyncio.sleep(QUIET)
+    assert (ends.read, ends.party.told) == (b"", [])
+    unfenced(ends.poller)
+    assert isinstance(await ends.lost(), OSError)
+    assert (ends.read, ends.party.told) == (b"the answer", ["lost"])
+
+
+async def test_the_loss_of_a_connection_waits_behind_the_fence(ends: Ends) -> None:
+    """What follows writes to the other connection: what a splice has left, an error response."""
+    ends.they_reset()
+    ends.stream.ready(IN)
+    fenced(ends.poller)
+    await asyncio.sleep(QUIET)
+    assert ends.party.told == []
+    unfenced(ends.poller)
+    assert isinstance(await ends.lost(), ConnectionResetError)
+
+
+async def test_a_connection_that_we_end_is_closed_in_spite_of_the_fence(ends: Ends) -> None:
+    fenced(ends.poller)
+    ends.stream.reset()
+    assert await ends.lost() is None
+
+
+async def test_a_failed_connect_waits_behind_the_fence() -> None:
+    class Nowhere(Plain):
+        def dial(self, client: HostPort, server: HostPort, attempt: int = 0) -> socket.socket:
+            raise UpstreamError("there is no way")
+
+    told: list[str] = []
+
+    class Caller:
+        def reached(self, sock: socket.socket) -> None: ...
+
+        def unreachable(self, reason: str) -> None:
+            told.append(reason)
+
+    poller, nowhere = Poller(), HostPort("127.0.0.1", 0)
+    UpstreamConnector(Caller(), poller, Nowhere(nowhere, nowhere), nowhere, nowhere)
+    fenced(poller)
+    await asyncio.sleep(QUIET)
+    assert told == []
+    unfenced(poller)
+    await asyncio.sleep(0)
+    assert told == ["there is no way"]
+    poller.close()
+
+
+async def test_timeouts_wait_behind_the_fence() -> None:
+    async with backend(web) as server, stage(server, snapshot(gets())) as on:
+        reader, writer = await on.client()
+        writer.write(b"GET")
+        await on.until(lambda: on.ctx.memory.held)
+        newer = snapshot(gets())
+        on.ctx.policy_store.fence._words = (stamp(newer), stamp(newer))
+        on.passes(on.ctx.timeouts.head + 1)
+        on.passes(1)
+        await asyncio.sleep(QUIET)
+        assert on.kinds() == ""
+        await on.proxy.publish(newer)
+        on.passes(1)
+        assert (await answer(reader))[0] == 408
 
 
 async def test_after_a_stall_a_snapshot_that_is_there_is_read_first() -> None:

@@ -370,6 +370,23 @@ async def test_what_a_revoked_connection_has_in_its_pipe_does_not_leave(kind: st
         assert on.kinds() == "c"
 
 
+async def test_a_slow_run_does_not_end_behind_the_fence() -> None:
+    async with a_full_target("upload") as (on, target, got):
+        on.passes(1)
+        on.passes(1)
+        await asyncio.sleep(0.1)
+        assert taken(target) == b""
+        assert on.ctx.pipes.used == 1
+        agreeing = snapshot(ANYTHING)
+        on.ctx.policy_store.fence._words = (stamp(agreeing), stamp(agreeing))
+        await on.proxy.publish(agreeing)
+        before = len(got)
+        async with asyncio.timeout(5):
+            while len(got) < before + len(BODY):
+                got += await asyncio.get_running_loop().sock_recv(target, 1 << 20)
+        assert bytes(got) == (BODY * (len(got) // len(BODY) + 1))[: len(got)]
+
+
 def rst(sock: socket.socket) -> None:
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     sock.close()

@@ -74,6 +74,23 @@ def test_a_retired_timer_lets_its_owner_go() -> None:
         gc.enable()
 
 
+def test_no_timer_fires_while_they_are_held_and_none_is_lost() -> None:
+    timers = TimerWheel(0.0)
+    things = [Thing(timers) for _ in range(6)]
+    for number, thing in enumerate(things):
+        timers.arm(thing.timer, 1 + number // 2)
+    timers.held = lambda: any(thing.fired for thing in things)  # from the first one on
+    for now in (1.5, 2, 10):
+        timers.advance(now)
+        assert sum(len(thing.fired) for thing in things) == 1
+    timers.arm(things[5].timer, 2)
+    timers.held = lambda: False
+    timers.advance(10)
+    assert [len(thing.fired) for thing in things] == [1, 1, 1, 1, 1, 0]
+    timers.advance(13)
+    assert things[5].fired == [13]
+
+
 def test_a_thing_may_arm_and_disarm_others_when_it_fires() -> None:
     timers = TimerWheel(0.0)
 
