@@ -74,6 +74,7 @@ def _status(parts: Parts, question: Mapping[str, Any]) -> object:
         "policies": report.policy_states(current) if current else [],
         "endpoints": report.endpoints(current) if current else [],
         "pod_interfaces": {"problems": list(current.interfaces.problems) if current else []},
+        "secondary_interfaces": report.secondary(current) if current else [],
         "unknown_pods": [report.unknown(one) for one in current.snapshots.unknown] if current else [],
         "flows": {
             "seen": ring.seen,

@@ -11,6 +11,7 @@ import msgspec
 from l7proxy.agent.dataplane.pod_interfaces import one_port
 from l7proxy.agent.dataplane.reconciler import KernelState, Published
 from l7proxy.agent.dataplane.revocation import Revoked
+from l7proxy.agent.dataplane.secondary_networks import SecondaryInterface
 from l7proxy.agent.dataplane.unknown_pods import UnknownPod
 from l7proxy.cluster.policy_status import PolicyPhase, PolicyStatus
 from l7proxy.cluster.state import NodeView
@@ -94,6 +95,7 @@ def policy_state(policy: PolicyStatus, view: NodeView) -> dict[str, Any]:
         "file": policy.file,
         "line": policy.line,
         "endpoints": view.selected(policy),
+        "host_network": [str(pod) for pod in view.selected_on_host(policy)],
         "rules": [rule.ref.rule for rule in policy.rules],
     }
 
@@ -120,7 +122,17 @@ def _endpoint(endpoint: Endpoint, current: Published) -> dict[str, Any]:
         "egress": _level(policy.egress),
         "audit": endpoint.audit,
         "port": asdict(port) if port else None,
+        "secondary": [_secondary(one) for one in current.secondary if one.pod == str(endpoint)],
     }
+
+
+def secondary(current: Published) -> list[dict[str, Any]]:
+    """The interfaces of pods on secondary networks: no policy applies to them."""
+    return [{"pod": one.pod, **_secondary(one)} for one in current.secondary]
+
+
+def _secondary(one: SecondaryInterface) -> dict[str, Any]:
+    return {"interface": one.interface, "network": one.network, "host": one.host, "addresses": list(one.addresses)}
 
 
 def unknown(pod: UnknownPod) -> dict[str, Any]:

@@ -13,7 +13,7 @@ import typer
 from l7proxy.agent import client
 from l7proxy.cli import agent_socket, policy_test_report
 from l7proxy.cli.agent_socket import RunDir, Server
-from l7proxy.cli.status import policy_name, policy_of
+from l7proxy.cli.status import host_network, policy_name, policy_of
 from l7proxy.cli.terminal import Format, paint, plain, show_json, show_list, table
 from l7proxy.errors import ConfigError, PolicyError, SourceError
 from l7proxy.setting_definitions import POLICY, Settings
@@ -50,7 +50,8 @@ def policy_list(output: Output = Format.TABLE, run_dir: RunDir = agent_socket.RU
 
 def _row(one: Mapping[str, Any]) -> tuple[object, ...]:
     place = ":".join(str(one[key]) for key in ("file", "line") if one.get(key))
-    return policy_name(one), one.get("state"), one.get("endpoints"), place, one.get("reason") or ""
+    remarks = "; ".join(filter(None, (one.get("reason"), host_network(one))))
+    return policy_name(one), one.get("state"), one.get("endpoints"), place, remarks
 
 
 @app.command("get", short_help="Show the rules enforced on a pod.")

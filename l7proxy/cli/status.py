@@ -68,6 +68,29 @@ def troubles(found: Mapping[str, Any]) -> Iterable[str]:
             yield f"{policy_name(policy)}: {policy.get('state')}: {policy.get('reason')}"
 
 
+def not_covered(found: Mapping[str, Any]) -> Iterable[str]:
+    """What policies do not apply to although it belongs to a pod: no fault, and nothing that l7proxy could enforce."""
+    for one in found.get("secondary_interfaces") or []:
+        yield f"pod {one.get('pod')}: {_secondary(one)}: no policy applies to it"
+    for policy in found.get("policies") or []:
+        if on_host := host_network(policy):
+            yield f"{policy_name(policy)} {on_host}"
+
+
+def host_network(policy: Mapping[str, Any]) -> str:
+    """The hostNetwork pods that a policy selects, which share their node's identity; empty if there are none."""
+    pods = policy.get("host_network") or []
+    more = f" and {len(pods) - SHOWN} more" if len(pods) > SHOWN else ""
+    return f"selects {_count(pods, 'hostNetwork pod')}, not enforced: {', '.join(pods[:SHOWN])}{more}" if pods else ""
+
+
+def _secondary(one: Mapping[str, Any]) -> str:
+    """An interface of a pod on another network than the pod network."""
+    addresses = ", ".join(one.get("addresses") or []) or "no address"
+    name = one.get("interface") or one.get("host") or "unknown"
+    return f"interface {name} ({addresses}) of network {one.get('network') or 'unknown'}"
+
+
 def policy_name(policy: Mapping[str, Any]) -> str:
     return f"{policy.get('kind')} {policy_of(policy)}"
 
@@ -105,6 +128,7 @@ def _show_status(found: Mapping[str, Any], complaints: list[str]) -> None:
     _section("Verdicts without a flow (rate limit):", map(_rate_limited, (flows.get("rate_limited") or [])[:SHOWN]))
     unknown = found.get("unknown_pods") or []
     _section("Unknown pods:", (_unknown(one, audit=bool(found.get("audit"))) for one in unknown))
+    _section("Not covered:", not_covered(found))
     _section("Not enforced:", complaints)
 
 
@@ -174,6 +198,8 @@ def endpoint_list(output: Output = Format.TABLE, run_dir: RunDir = agent_socket.
 def _endpoint_row(one: Mapping[str, Any]) -> tuple[object, ...]:
     """Without the pod's interface on the node, its source addresses are not checked."""
     port = (one.get("port") or {}).get("interface", "unknown")
+    if one.get("secondary"):
+        port += f" (not covered: {', '.join(each['interface'] or each['host'] for each in one['secondary'])})"
     addresses = ",".join(one.get("addresses") or [])
     return one.get("id"), _pod(one), addresses, one.get("identity"), one.get("ingress"), one.get("egress"), port
 
@@ -194,6 +220,8 @@ def endpoint_get(
         show_json(one)
         return
     for key, value in one.items():
+        if key == "secondary":
+            value = [f"{_secondary(each)}: not covered" for each in value]
         text = ", ".join(map(str, value)) if isinstance(value, list) else value
         print(f"{paint()(key.ljust(10), 'bold')} {plain(str(text if text is not None else '-'))}")
 

@@ -67,6 +67,7 @@ class PodIndex:
         self._numbers: Mapping[str, int] | None = {}
         self._last: Mapping[str, int] = {}
         self._on_host: dict[ResourceKey, Pod] = {}
+        self._on_host_of: dict[str, dict[ResourceKey, Pod]] = {}
         self._families = [0, 0]
         self.nodes: dict[str, str] = {}
         self.owned: dict[str, Pod] = {}
@@ -88,6 +89,7 @@ class PodIndex:
         self._stamps[pod.namespace] = object()
         if pod.host_network:
             self._on_host[pod.key] = pod
+            self._on_host_of.setdefault(pod.node, {})[pod.key] = pod
             return
         self._enter(self._entry(pod))
         self.by_node.setdefault(pod.node, {})[pod.key] = pod
@@ -97,7 +99,9 @@ class PodIndex:
             self._settle(address)
 
     def delete(self, key: ResourceKey) -> None:
-        self._on_host.pop(key, None)
+        host_pod = self._on_host.pop(key, None)
+        if host_pod is not None:
+            del self._on_host_of[host_pod.node][key]
         if self._by_space.get(key.namespace, {}).pop(key, None) is not None:
             self._stamps[key.namespace] = object()
         entry = self._entries.get(key)
@@ -175,6 +179,11 @@ class PodIndex:
         """The addresses that this pod owns."""
         return tuple(address for address in pod.addresses if self.owned.get(address) is pod)
 
+    def host_network(self, node: str | None) -> list[tuple[Pod, LabelSet]]:
+        """The pods of a node (None: of all nodes) that use its network, with the labels that selectors match."""
+        known = self._on_host if node is None else self._on_host_of.get(node, {})
+        return [(known[key], self._labels_of(known[key])) for key in sorted(known)]
+
     def families(self) -> frozenset[int]:
         """IP versions of all pod addresses: 4, 6."""
         return frozenset((4, 6)[index] for index, count in enumerate(self._families) if count)
@@ -226,10 +235,7 @@ class PodIndex:
         return inputs.spaces.get(pod.namespace, _NO_LABELS), account
 
     def _entry(self, pod: Pod) -> PodEntry:
-        space, account = self._given(pod)
-        labels = labels_of(
-            pod, space, cluster=self._cluster, asked=self._inputs.asked, account=account, kept=self._kept
-        )
+        labels = self._labels_of(pod)
         text = repr((labels.text, sorted(pod.named_ports)))
         identity_keys = {}
         for address in pod.addresses or ("",):
@@ -242,6 +248,10 @@ class PodIndex:
             labels = known.labels  # share one object among equal label sets
             identity_keys[address] = spelling
         return PodEntry(pod, labels, identity_keys)
+
+    def _labels_of(self, pod: Pod) -> LabelSet:
+        space, account = self._given(pod)
+        return labels_of(pod, space, cluster=self._cluster, asked=self._inputs.asked, account=account, kept=self._kept)
 
     def _enter(self, entry: PodEntry) -> None:
         self._entries[entry.pod.key] = entry

@@ -52,6 +52,18 @@ CONTESTED_KEY: Final = "l7proxy-contested-address"
 F = TypeVar("F", bound=Resource)
 
 
+@dataclass(frozen=True, slots=True)
+class HostNetworkPod:
+    """A pod that uses its node's network: it has the node's identity, and no policy of pods is enforced on it."""
+
+    namespace: str
+    name: str
+    labels: LabelSet
+
+    def __str__(self) -> str:
+        return f"{self.namespace}/{self.name}"
+
+
 @dataclass(frozen=True)
 class NodeView:
     """All data about one node (or about all nodes, if `node` is None) that enforcement, status and flows need."""
@@ -68,11 +80,17 @@ class NodeView:
     secret_problems: tuple[Problem, ...] = ()
     """Secrets that rules refer to but cannot use. Not errors: the Secret may exist outside the given manifests."""
     names: Names = field(default_factory=Names)
+    host_network: tuple[HostNetworkPod, ...] = ()
 
     def selected(self, policy: PolicyStatus) -> int:
         """The number of endpoints that a policy selects."""
         subjects = {rule.subject for rule in policy.rules}
         return sum(size for labels, size in self._sizes.items() if any(subject.matches(labels) for subject in subjects))
+
+    def selected_on_host(self, policy: PolicyStatus) -> tuple[HostNetworkPod, ...]:
+        """The hostNetwork pods that a policy selects, and that it is not enforced on."""
+        subjects = {rule.subject for rule in policy.rules}
+        return tuple(pod for pod in self.host_network if any(subject.matches(pod.labels) for subject in subjects))
 
     @cached_property
     def _sizes(self) -> Mapping[LabelSet, int]:
@@ -195,6 +213,9 @@ class ClusterState:
             ),
             secret_problems=secret_problems,
             names=Names(dict(pod_index.owned), ids, derived.service_names(services), known),
+            host_network=tuple(
+                HostNetworkPod(pod.namespace, pod.name, labels) for pod, labels in pod_index.host_network(node)
+            ),
         )
 
     def _all(self, kind: type[F]) -> tuple[F, ...]:

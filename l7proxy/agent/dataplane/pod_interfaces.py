@@ -74,7 +74,8 @@ class CniAttachment:
     """One CNI result: the host interfaces that it names, the pod's MAC, the pod's addresses.
 
     `container`: the runtime's sandbox id, equal in the results of all its networks. `pod`: NAMESPACE/NAME from the
-    arguments of the plugins. `network`: name of the CNI network. Each is "" if the result does not contain it.
+    arguments of the plugins. `network`: name of the CNI network. `inside`: name of the interface in the pod. Each is ""
+    if the result does not contain it.
     """
 
     hosts: tuple[str, ...]
@@ -83,22 +84,26 @@ class CniAttachment:
     container: str = ""
     pod: str = ""
     network: str = ""
+    inside: str = ""
 
 
 @dataclass(frozen=True, slots=True, order=True)
 class LiveAttachment:
-    """A CNI result whose host interface exists, with or without a Pod object."""
+    """A CNI result of a running container, with or without a Pod object. `interface`: its interface on this node."""
 
     interface: str
     addresses: tuple[str, ...]
     container: str = ""
     pod: str = ""
+    network: str = ""
+    inside: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class PodInterfaces:
-    """`ports`: pod address → port. `live`: CNI results whose interface exists, sorted. Comparable: if equal, nothing
-    has to be rendered again."""
+    """`ports`: pod address → port. `live`: CNI results whose interface exists, sorted. `direct`: further results of the
+    containers in `live`, without an interface on this node (macvlan, ipvlan, SR-IOV). Comparable: if equal, nothing has
+    to be rendered again."""
 
     ports: Mapping[str, Port] = field(default_factory=dict)
     bridges: tuple[Bridge, ...] = ()
@@ -106,6 +111,7 @@ class PodInterfaces:
     problems: tuple[str, ...] = ()
     live: tuple[LiveAttachment, ...] = ()
     other_ports: tuple[str, ...] = ()
+    direct: tuple[LiveAttachment, ...] = ()
 
 
 class InterfaceWatcher:
@@ -189,11 +195,12 @@ def connect(attachments: Iterable[CniAttachment], host: HostNetwork, problems: I
     reported = list(problems)
     found: dict[str, set[Port]] = {}
     live: set[LiveAttachment] = set()
+    endless: set[LiveAttachment] = set()
     for attachment in attachments:
         ends = _ends(attachment, host)
-        live.update(
-            LiveAttachment(end.name, attachment.addresses, attachment.container, attachment.pod) for end in ends
-        )
+        live.update(_live(attachment, end.name) for end in ends)
+        if not ends:
+            endless.add(_live(attachment, ""))
         port = _port(attachment, ends, host)
         if port is not None:
             for address in attachment.addresses:
@@ -208,8 +215,21 @@ def connect(attachments: Iterable[CniAttachment], host: HostNetwork, problems: I
     names = {port.bridge for port in ports.values() if port.bridge}
     bridges = tuple(_bridge(host.links[name], host) for name in sorted(names) if name in host.links)
     others = tuple(sorted(link.name for link in host.links.values() if _is_port_of_another(link, names, host)))
+    running = {one.container for one in live if one.container}
     return PodInterfaces(
-        dict(sorted(ports.items())), bridges, host.addresses, tuple(reported), tuple(sorted(live)), others
+        dict(sorted(ports.items())),
+        bridges,
+        host.addresses,
+        tuple(reported),
+        tuple(sorted(live)),
+        others,
+        tuple(sorted(one for one in endless if one.container in running)),
+    )
+
+
+def _live(attachment: CniAttachment, interface: str) -> LiveAttachment:
+    return LiveAttachment(
+        interface, attachment.addresses, attachment.container, attachment.pod, attachment.network, attachment.inside
     )
 
 
@@ -277,11 +297,12 @@ def read_attachments(
 
 
 def parse_result(document: Any) -> Iterator[CniAttachment]:
-    """The attachments in a cached result (libcni wraps it in `result`) or a bare one. ValueError if it is neither."""
+    """The attachments in a cached result (libcni wraps it in `result`) or a bare one; one without addresses if the
+    network assigns none. ValueError if it is neither."""
     result = document.get("result", document) if isinstance(document, dict) else None
     if not isinstance(result, dict):
         raise ValueError("not a JSON object")
-    container, network = (str(document.get(key) or "") for key in ("containerId", "networkName"))
+    container, network, inner = (str(document.get(key) or "") for key in ("containerId", "networkName", "ifName"))
     interfaces = [item for item in _objects(result, "interfaces") if _NAME.fullmatch(str(item.get("name", "")))]
     everyone = _objects(result, "interfaces")
     hosts = tuple(str(item["name"]) for item in interfaces if not item.get("sandbox"))
@@ -297,8 +318,8 @@ def parse_result(document: Any) -> Iterator[CniAttachment]:
         mac = str((owner or {}).get("mac", "")).lower() if (owner or {}).get("sandbox") else ""
         address = canonical(str(ip.get("address", "")).partition("/")[0])
         by_pod.setdefault(mac if _MAC.fullmatch(mac) else "", []).append(address)
-    for mac, addresses in by_pod.items():
-        yield CniAttachment(hosts, mac, tuple(addresses), container, _pod(document), network)
+    for mac, addresses in (by_pod or {"": []}).items():
+        yield CniAttachment(hosts, mac, tuple(addresses), container, _pod(document), network, inner)
 
 
 def _pod(document: Mapping[str, Any]) -> str:

@@ -19,6 +19,7 @@ from typing import Final, Protocol
 
 from l7proxy.agent.dataplane.pod_interfaces import PodInterfaces
 from l7proxy.agent.dataplane.render import DesiredState, Tables, render
+from l7proxy.agent.dataplane.secondary_networks import SecondaryInterface, secondary_interfaces
 from l7proxy.cluster.state import ClusterState, NodeView
 from l7proxy.errors import LinkError
 from l7proxy.gate.options import DEFAULT_OPTIONS, HttpOptions
@@ -55,7 +56,7 @@ class Link(Protocol):
 
 @dataclass(frozen=True)
 class Published:
-    """One revision: its inputs and its rendered state."""
+    """One revision: its inputs and its rendered state. `secondary`: interfaces of pods that no policy applies to."""
 
     revision: int
     view: NodeView
@@ -63,6 +64,7 @@ class Published:
     snapshots: DesiredState
     interfaces: PodInterfaces
     source: SourceHealth
+    secondary: tuple[SecondaryInterface, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,9 +185,13 @@ class Reconciler:
         for problem in (*view.problems, *view.secret_problems):
             if before is None or problem not in (*before.view.problems, *before.view.secret_problems):
                 log.warning("%s", problem)
+        secondary = secondary_interfaces(view.endpoints, interfaces)
+        for one in secondary:
+            if before is None or one not in before.secondary:
+                log.warning("%s", one)
         moved = before is None or not snapshots.equals(before.snapshots)
         revision = self.revision + moved
-        self.current = Published(revision, view, policies, snapshots.at(revision), interfaces, health)
+        self.current = Published(revision, view, policies, snapshots.at(revision), interfaces, health, secondary)
         self._on_published(self.current)
         return self.current
 

@@ -69,7 +69,7 @@ def test_a_bridged_pod() -> None:
     assert interfaces.ports == {"10.0.1.5": port, "fd00::5": port, "10.0.9.9": Port("cali1")}
     assert interfaces.bridges == (Bridge("cni0", "02:00:00:00:00:01", ("veth1",)),)
     assert interfaces.local_addresses == {"10.0.1.1"}
-    assert interfaces.live == (LiveAttachment("veth1", ("10.0.1.5", "fd00::5"), "c", "default/web"),)
+    assert interfaces.live == (LiveAttachment("veth1", ("10.0.1.5", "fd00::5"), "c", "default/web", "pods"),)
 
 
 def test_a_routed_pod_whose_plugin_names_the_host_side_only() -> None:

@@ -293,3 +293,23 @@ def test_an_endpoint_is_called_by_number_or_name() -> None:
 def test_what_an_agent_says_cannot_steer_the_terminal(run: Run, agent: Agent) -> None:
     agent.says("status", with_("policies.0.name", "\x1b[2J\n") | {"node": "\x1b[2J", "revision": 5})
     assert "\x1b" not in run("status").stdout
+
+
+def test_what_policies_do_not_cover_is_said_and_no_fault(process: Run, agent: Agent) -> None:
+    interface = {"interface": "net1", "network": "fast", "host": "", "addresses": ["172.16.0.5"]}
+    found = with_("policies.0.host_network", ["default/exporter"])
+    found["secondary_interfaces"] = [{"pod": "default/backend"} | interface]
+    agent.says("status", found)
+    shown = process("status")
+    assert (shown.returncode, shown.stderr) == (0, "")
+    assert shown.stdout.partition("Not covered:\n")[2].splitlines() == [
+        "  pod default/backend: interface net1 (172.16.0.5) of network fast: no policy applies to it",
+        "  CiliumNetworkPolicy default/l7 selects 1 hostNetwork pod, not enforced: default/exporter",
+    ]
+    agent.says("policies", {"policies": found["policies"]})
+    assert "selects 1 hostNetwork pod, not enforced: default/exporter" in process("policy", "list").stdout
+    endpoints = [WELL["endpoints"][0] | {"secondary": [interface]}, WELL["endpoints"][1]]
+    agent.says("endpoints", {"endpoints": endpoints})
+    assert "veth1 (not covered: net1)" in process("endpoint", "list").stdout
+    line = "interface net1 (172.16.0.5) of network fast: not covered"
+    assert line in process("endpoint", "get", "default/backend").stdout

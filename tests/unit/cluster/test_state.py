@@ -419,3 +419,28 @@ def test_who_is_outside_is_not_worked_out_again_for_a_policy_that_names_no_new_p
     after = made.view("n1").identities
     outside = [number for number, one in before.items() if one.cidr is not None]
     assert outside and all(before[number] is after[number] for number in outside)
+
+
+# hostNetwork
+
+
+def test_pods_on_their_nodes_network_that_a_policy_selects_are_named() -> None:
+    def on_host(name: str, node: str, app: str, **more: Any) -> Pod:
+        return Pod("shop", name, node, ("192.168.0.1",), {"app": app}, host_network=True, **more)
+
+    pods = on_host("agent", "n1", "web"), on_host("else", "n1", "other"), on_host("far", "n2", "web")
+    found = view(N1, N2, WEB, *pods, on_host("done", "n1", "web", phase="Succeeded"), FROM_CLIENT)
+    (accepted,) = found.policies
+    assert [str(pod) for pod in found.selected_on_host(accepted)] == ["shop/agent"]
+    assert found.selected(accepted) == 1
+    every = view(N1, N2, WEB, *pods, FROM_CLIENT, node=None)
+    assert [str(pod) for pod in every.selected_on_host(accepted)] == ["shop/agent", "shop/far"]
+
+
+def test_a_pod_that_left_its_nodes_network_is_not_named_any_more() -> None:
+    made = cluster_state(N1, Pod("shop", "web", "n1", ("192.168.0.1",), {"app": "web"}, host_network=True), FROM_CLIENT)
+    before = made.view("n1")
+    made.apply([Upsert(WEB)])
+    after = made.view("n1")
+    assert [len(found.selected_on_host(found.policies[0])) for found in (before, after)] == [1, 0]
+    assert [found.selected(found.policies[0]) for found in (before, after)] == [0, 1]
