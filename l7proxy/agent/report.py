@@ -8,8 +8,8 @@ from typing import Any, Final
 
 import msgspec
 
-from l7proxy.agent.dataplane.pod_interfaces import one_port
 from l7proxy.agent.dataplane.reconciler import KernelState, Published
+from l7proxy.agent.dataplane.render import ports_of
 from l7proxy.agent.dataplane.revocation import Revoked
 from l7proxy.agent.dataplane.secondary_networks import SecondaryInterface
 from l7proxy.agent.dataplane.unknown_pods import UnknownPod
@@ -27,6 +27,7 @@ from l7proxy.policy.rules import HttpRule, HttpRules
 from l7proxy.policy.tables import DirectionPolicy, EndpointPolicy, Entry, TierPolicy
 from l7proxy.sources.source import NEVER
 from tproxy_rules.backend import Suppressed
+from tproxy_rules.desired import Port
 from tproxy_rules.marks import LogEvent
 
 RATE_LIMITED: Final = 100
@@ -105,12 +106,12 @@ def policy_states(current: Published) -> list[dict[str, Any]]:
 
 
 def endpoints(current: Published) -> list[dict[str, Any]]:
-    return [_endpoint(one, current) for one in current.view.endpoints]
+    ports = ports_of(current.view.endpoints, current.interfaces)
+    return [_endpoint(one, current, ports.get(one.id)) for one in current.view.endpoints]
 
 
-def _endpoint(endpoint: Endpoint, current: Published) -> dict[str, Any]:
+def _endpoint(endpoint: Endpoint, current: Published, port: Port | None) -> dict[str, Any]:
     policy = current.policies[endpoint.id]
-    port = one_port(endpoint.addresses, current.interfaces.ports)
     return {
         "id": endpoint.id,
         "namespace": endpoint.namespace,

@@ -4,9 +4,11 @@ Updated pod by pod, since clusters have many pods and few change at a time. The 
 identity inputs and node addresses, never on the order of updates (law 4; a property test compares it with an index
 built in one step).
 
-An address has one owner or none: an address that two pods claim has no owner until only one claims it. If a pod and a
-node claim the same address, the node owns it and the pod's claim is reported: such a pod shares its node's network,
-whatever its spec says. Finished pods claim no address; host-network pods have their node's addresses.
+An address has one owner or none: an address that two pods claim has no owner until only one claims it. But of several,
+the pod to which the CNI of this node has assigned it is the owner; else pods that are being deleted yield to the one
+that is not, since an address is assigned again before the object of its last owner is gone. If a pod and a node claim
+the same address, the node owns it and the pod's claim is reported: such a pod shares its node's network, whatever its
+spec says. Finished pods claim no address; host-network pods have their node's addresses.
 """
 
 from __future__ import annotations
@@ -62,6 +64,7 @@ class PodIndex:
         self._inside = Networks(())
         self._entries: dict[ResourceKey, PodEntry] = {}
         self._claims: dict[str, dict[ResourceKey, Pod]] = {}
+        self._assigned: Mapping[str, ResourceKey] = {}
         self._spelled: dict[str, int] = {}
         self._meant: dict[str, Identity] = {}
         self._numbers: Mapping[str, int] | None = {}
@@ -156,6 +159,13 @@ class PodIndex:
             for address in changed & self._claims.keys():
                 self._settle(address)
         return problems
+
+    def set_assigned(self, assigned: Mapping[str, ResourceKey]) -> None:
+        """`assigned`: address → the pod of this node to which the CNI has assigned it."""
+        before, self._assigned = self._assigned, assigned
+        for address, _ in before.items() ^ assigned.items():
+            if len(self._claims.get(address, ())) > 1:
+                self._settle(address)
 
     # --- queries
 
@@ -269,7 +279,7 @@ class PodIndex:
 
     def _settle(self, address: str) -> None:
         """Recompute the owner of an address."""
-        claims = self._claims.get(address, {})
+        claims = self._contenders(address)
         self._moved.add(address)
         self.owned.pop(address, None)
         self.contested.pop(address, None)
@@ -279,6 +289,17 @@ class PodIndex:
             (self.owned[address],) = claims.values()
         elif claims:
             self.contested[address] = tuple(claims[key] for key in sorted(claims))
+
+    def _contenders(self, address: str) -> Mapping[ResourceKey, Pod]:
+        """The pods that may own an address; several are a conflict."""
+        claims = self._claims.get(address, {})
+        if len(claims) < 2:
+            return claims
+        assigned = self._assigned.get(address)
+        if assigned in claims:
+            return {assigned: claims[assigned]}
+        staying = {key: pod for key, pod in claims.items() if not pod.terminating}
+        return staying or claims
 
     def _allocated(self) -> Mapping[str, int]:
         """Identity key → number, a pure function of the keys in use. If a number changes, all prefixes are updated."""

@@ -22,7 +22,7 @@ from l7proxy.cluster.names import Names
 from l7proxy.cluster.pod_index import PodIndex
 from l7proxy.cluster.policy_status import PolicyStatus
 from l7proxy.model import resources
-from l7proxy.model.endpoint import Endpoint, Frontend
+from l7proxy.model.endpoint import Assignment, Endpoint, Frontend
 from l7proxy.model.identity import CONTESTED, UNKNOWN, Identity, allocate
 from l7proxy.model.ids import EndpointId
 from l7proxy.model.labels import RESERVED, Label, LabelSet, Operator, Requirement, Selector
@@ -129,6 +129,8 @@ class ClusterState:
         self._sorted: dict[type, tuple[Resource, ...]] = {}
         self._pod_index = self._new_pod_index()
         self._changed_pods: dict[ResourceKey, Pod | None] = {}
+        self._early: dict[ResourceKey, Pod] = {}
+        """Pods with addresses that their objects do not have yet."""
         self._new_derived = partial(
             Derived,
             cluster=cluster,
@@ -181,15 +183,18 @@ class ClusterState:
         other._resources = {kind: dict(known) for kind, known in self._resources.items()}
         other._sorted, other._derived = {}, self._new_derived(before=self._derived)
         other._pod_index, other._synced = self._new_pod_index(), set(self._synced)
-        other._changed_pods = {pod.key: pod for pod in self._all(Pod)}
+        other._changed_pods, other._early = {pod.key: pod for pod in self._all(Pod)}, {}
         return other
 
-    def view(self, node: str | None, *, local_addresses: Iterable[str] = ()) -> NodeView:
-        """`local_addresses`: addresses of this node's own interfaces; `host`, like those of its Node object."""
+    def view(
+        self, node: str | None, *, local_addresses: Iterable[str] = (), assignments: Iterable[Assignment] = ()
+    ) -> NodeView:
+        """`local_addresses`: addresses of this node's own interfaces; `host`, like those of its Node object.
+        `assignments`: what the CNI has assigned to pods of this node."""
         derived, nodes = self._derived, self._all(resources.Node)
         policies, rules, secret_problems = self._policies_and_rules()
         reaches = derived.reaches(rules)
-        pod_index = self._enrol(rules, reaches)
+        pod_index = self._enrol(rules, reaches, node, tuple(assignments))
         node_problems = pod_index.set_nodes(nodes, dict.fromkeys(sorted(local_addresses), node or ""))
         known, by_prefix = self._cast(node, pod_index, nodes, reaches)
         endpoints = self._with_audit(_endpoints(node, pod_index))
@@ -226,7 +231,13 @@ class ClusterState:
             self._sorted[kind] = tuple(known[key] for key in order)
         return cast("tuple[F, ...]", self._sorted[kind])
 
-    def _enrol(self, rules: tuple[Rule, ...], reaches: Mapping[Network, Reach]) -> PodIndex:
+    def _enrol(
+        self,
+        rules: tuple[Rule, ...],
+        reaches: Mapping[Network, Reach],
+        node: str | None,
+        assignments: tuple[Assignment, ...],
+    ) -> PodIndex:
         """The pod index, brought up to date."""
         derived = self._derived
         inputs = identity_inputs(
@@ -236,6 +247,7 @@ class ClusterState:
             self._all(resources.ServiceAccount),
         )
         changed, self._changed_pods = self._changed_pods, {}
+        changed |= self._addressed(node, assignments, changed)
         for key, pod in changed.items():
             if pod is None:
                 self._pod_index.delete(key)
@@ -243,7 +255,19 @@ class ClusterState:
         for pod in changed.values():
             if pod is not None:
                 self._pod_index.upsert(pod)
+        self._pod_index.set_assigned(_assigned(node, assignments, self._resources.get(Pod, {})))
         return self._pod_index
+
+    def _addressed(
+        self, node: str | None, assignments: tuple[Assignment, ...], changed: Mapping[ResourceKey, Pod | None]
+    ) -> dict[ResourceKey, Pod | None]:
+        """The pods without an address in their object, with those that the CNI has assigned: the kubelet reports an
+        address a second after the pod has it. Also the pods that had one in this way, and have it no more."""
+        known = self._resources.get(Pod, {})
+        before, self._early = self._early, _early(node, assignments, known)
+        lost = {key: cast("Pod", known[key]) for key in before.keys() - self._early.keys() if key in known}
+        new = {key: pod for key, pod in self._early.items() if pod != before.get(key) or key in changed}
+        return {**lost, **new}
 
     def _with_audit(self, endpoints: tuple[Endpoint, ...]) -> tuple[Endpoint, ...]:
         """The endpoints with audit mode set. A conflicting IP belongs to no namespace, so it stays refused."""
@@ -330,6 +354,30 @@ class ClusterState:
         known = ", ".join(sorted({one.name for one in nodes})[:5]) or "none"
         what = f"node {node}: no Node object has this name and no Pod is on it: nothing is enforced"
         yield resources.Problem("", 0, "", f"{what} (known nodes: {known})")
+
+
+def _early(
+    node: str | None, assignments: Iterable[Assignment], known: Mapping[ResourceKey, Resource]
+) -> dict[ResourceKey, Pod]:
+    """The pods of the node that have an address from the CNI, but none in their object. The UID must be the object's: a
+    container of another tool may have any name, and so may a pod that was deleted and made anew."""
+    found = {}
+    for one in assignments:
+        pod = known.get(ResourceKey("Pod", one.namespace, one.name))
+        if not isinstance(pod, Pod) or pod.node != node or pod.finished or pod.host_network or pod.addresses:
+            continue
+        if pod.uid and pod.uid == one.uid:
+            found[pod.key] = replace(pod, addresses=one.addresses)
+    return found
+
+
+def _assigned(
+    node: str | None, assignments: Iterable[Assignment], known: Mapping[ResourceKey, Resource]
+) -> dict[str, ResourceKey]:
+    """Address → the pod of this node to which the CNI has assigned it."""
+    keys = ((ResourceKey("Pod", one.namespace, one.name), one) for one in assignments)
+    here = ((key, one) for key, one in keys if isinstance(pod := known.get(key), Pod) and pod.node == node)
+    return {address: key for key, one in here for address in one.addresses}
 
 
 def _prefixes(

@@ -38,6 +38,16 @@ class Endpoint:
         return f"{self.namespace}/{self.name}"
 
 
+@dataclass(frozen=True, slots=True, order=True)
+class Assignment:
+    """The addresses that the CNI has assigned to a pod of this node. `uid`: the Pod object's, "" if not known."""
+
+    namespace: str
+    name: str
+    uid: str
+    addresses: tuple[str, ...]
+
+
 @dataclass(frozen=True, slots=True)
 class NamedPod:
     """A pod as flows show it; `id`: its endpoint number on this node, 0 for pods of other nodes."""

@@ -128,7 +128,11 @@ class PolicyTier:
 
 @dataclass(frozen=True, slots=True)
 class Pod(_Namespaced):
-    """`host_network` pods have no identity of their own: they use their node's addresses."""
+    """`host_network` pods have no identity of their own: they use their node's addresses.
+
+    `terminating`: it is being deleted, but may still run. `uid`: only of a pod that has no address yet; there may be
+    150 000 pods, and it is needed for nothing else.
+    """
 
     namespace: str
     name: str
@@ -140,6 +144,8 @@ class Pod(_Namespaced):
     host_network: bool = False
     workload: Workload | None = None
     phase: str = ""
+    terminating: bool = False
+    uid: str = ""
     origin: SourceLocation = SourceLocation()
 
     @property

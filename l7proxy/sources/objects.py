@@ -84,6 +84,7 @@ def pod(fields: Fields, origin: SourceLocation) -> Pod:
     if status.text("podIP", ""):
         addresses.insert(0, status.address("podIP"))
     labels = metadata.labels("labels")
+    on_host = spec.flag("hostNetwork")
     return Pod(
         namespace=_namespace(fields),
         name=_name(fields),
@@ -92,9 +93,11 @@ def pod(fields: Fields, origin: SourceLocation) -> Pod:
         labels=labels,
         named_ports=_named_ports(spec),
         service_account=spec.text("serviceAccountName", "default"),
-        host_network=spec.flag("hostNetwork"),
+        host_network=on_host,
         workload=_workload(metadata, labels),
         phase=status.text("phase", ""),
+        terminating=metadata.value.get("deletionTimestamp") is not None,
+        uid="" if addresses or on_host else metadata.text("uid", ""),
         origin=origin,
     )
 

@@ -15,6 +15,7 @@ import re
 import socket
 import time
 import weakref
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -24,6 +25,7 @@ from typing import Any, Final
 from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
+from l7proxy.model.endpoint import Assignment
 from l7proxy.model.net import canonical
 from l7proxy.setting_definitions import DEFAULT_RESULTS
 from tproxy_rules.desired import Bridge, Port
@@ -37,6 +39,8 @@ Message = Any
 """A netlink message of pyroute2, which has no types."""
 NEWS: Final = 0x1 | 0x10 | 0x40 | 0x100 | 0x400
 """RTMGRP_LINK, and RTMGRP_…_IFADDR and RTMGRP_…_ROUTE of both IP versions."""
+PRIMARY: Final = "eth0"
+"""The interface in a pod that the runtime makes for the pod network: fixed in containerd and CRI-O."""
 SETTLED: Final = 1.0
 """Seconds after the kernel's last notification until the change that it announced is complete."""
 IPVS_DUMMY: Final = "kube-ipvs0"
@@ -73,9 +77,9 @@ class HostNetwork:
 class CniAttachment:
     """One CNI result: the host interfaces that it names, the pod's MAC, the pod's addresses.
 
-    `container`: the runtime's sandbox id, equal in the results of all its networks. `pod`: NAMESPACE/NAME from the
-    arguments of the plugins. `network`: name of the CNI network. `inside`: name of the interface in the pod. Each is ""
-    if the result does not contain it.
+    `container`: the runtime's sandbox id, equal in the results of all its networks. `pod`, `uid`: NAMESPACE/NAME and
+    UID from the arguments of the plugins. `network`: name of the CNI network. `inside`: name of the interface in the
+    pod. Each is "" if the result does not contain it.
     """
 
     hosts: tuple[str, ...]
@@ -85,6 +89,7 @@ class CniAttachment:
     pod: str = ""
     network: str = ""
     inside: str = ""
+    uid: str = ""
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -97,13 +102,15 @@ class LiveAttachment:
     pod: str = ""
     network: str = ""
     inside: str = ""
+    uid: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class PodInterfaces:
     """`ports`: pod address → port. `live`: CNI results whose interface exists, sorted. `direct`: further results of the
-    containers in `live`, without an interface on this node (macvlan, ipvlan, SR-IOV). Comparable: if equal, nothing has
-    to be rendered again."""
+    containers in `live`, without an interface on this node (macvlan, ipvlan, SR-IOV). `disputed`: address that several
+    interfaces have → NAMESPACE/NAME in the CNI result → port. `assignments`: which pod has which address, where the
+    results name exactly one. Comparable: if equal, nothing has to be rendered again."""
 
     ports: Mapping[str, Port] = field(default_factory=dict)
     bridges: tuple[Bridge, ...] = ()
@@ -112,6 +119,8 @@ class PodInterfaces:
     live: tuple[LiveAttachment, ...] = ()
     other_ports: tuple[str, ...] = ()
     direct: tuple[LiveAttachment, ...] = ()
+    disputed: Mapping[str, Mapping[str, Port]] = field(default_factory=dict)
+    assignments: tuple[Assignment, ...] = ()
 
 
 class InterfaceWatcher:
@@ -191,9 +200,9 @@ def _listening() -> socket.socket | None:
 
 
 def connect(attachments: Iterable[CniAttachment], host: HostNetwork, problems: Iterable[str] = ()) -> PodInterfaces:
-    """Assign a port to each address. Pure. An address on two existing interfaces has no port."""
+    """Assign a port to each address. Pure. An address on two existing interfaces is `disputed`."""
     reported = list(problems)
-    found: dict[str, set[Port]] = {}
+    found: dict[str, dict[Port, str]] = {}
     live: set[LiveAttachment] = set()
     endless: set[LiveAttachment] = set()
     for attachment in attachments:
@@ -204,15 +213,15 @@ def connect(attachments: Iterable[CniAttachment], host: HostNetwork, problems: I
         port = _port(attachment, ends, host)
         if port is not None:
             for address in attachment.addresses:
-                found.setdefault(address, set()).add(port)
+                found.setdefault(address, {})[port] = attachment.pod
     ports = {address: next(iter(one)) for address, one in found.items() if len(one) == 1}
-    reported += (
-        f"{address} is assigned to several pod interfaces" for address, many in sorted(found.items()) if len(many) > 1
-    )
+    disputed = {address: _by_pod(many) for address, many in sorted(found.items()) if len(many) > 1}
+    reported += (f"{address} is assigned to several pod interfaces" for address in disputed)
     for address, name in host.routes.items():
         if address not in found and name in host.links and host.links[name].kind == "veth":
             ports[address] = Port(name)
-    names = {port.bridge for port in ports.values() if port.bridge}
+    named = (port for many in disputed.values() for port in many.values())
+    names = {port.bridge for port in (*ports.values(), *named) if port.bridge}
     bridges = tuple(_bridge(host.links[name], host) for name in sorted(names) if name in host.links)
     others = tuple(sorted(link.name for link in host.links.values() if _is_port_of_another(link, names, host)))
     running = {one.container for one in live if one.container}
@@ -224,13 +233,42 @@ def connect(attachments: Iterable[CniAttachment], host: HostNetwork, problems: I
         tuple(sorted(live)),
         others,
         tuple(sorted(one for one in endless if one.container in running)),
+        disputed,
+        tuple(_assignments(live)),
     )
 
 
 def _live(attachment: CniAttachment, interface: str) -> LiveAttachment:
     return LiveAttachment(
-        interface, attachment.addresses, attachment.container, attachment.pod, attachment.network, attachment.inside
+        interface,
+        attachment.addresses,
+        attachment.container,
+        attachment.pod,
+        attachment.network,
+        attachment.inside,
+        attachment.uid,
     )
+
+
+def _by_pod(ports: Mapping[Port, str]) -> dict[str, Port]:
+    """Pod → port, of the pods that have one of these ports."""
+    once = Counter(ports.values())
+    return {pod: port for port, pod in ports.items() if pod and once[pod] == 1}
+
+
+def _assignments(live: Iterable[LiveAttachment]) -> Iterator[Assignment]:
+    """Of the primary interface of each pod, sorted; without addresses that several containers have."""
+    primary: dict[tuple[str, str, str], set[str]] = {}
+    for one in live:
+        if one.pod and one.inside == PRIMARY:
+            primary.setdefault((one.pod, one.uid, one.container), set()).update(one.addresses)
+    holders = Counter(address for addresses in primary.values() for address in addresses)
+    sandboxes = Counter(pod for pod, _, _ in primary)
+    for (pod, uid, _), addresses in sorted(primary.items()):
+        own = tuple(sorted(address for address in addresses if holders[address] == 1))
+        if own and sandboxes[pod] == 1:
+            namespace, _, name = pod.partition("/")
+            yield Assignment(namespace, name, uid, own)
 
 
 def one_port(addresses: Iterable[str], ports: Mapping[str, Port]) -> Port | None:
@@ -318,17 +356,18 @@ def parse_result(document: Any) -> Iterator[CniAttachment]:
         mac = str((owner or {}).get("mac", "")).lower() if (owner or {}).get("sandbox") else ""
         address = canonical(str(ip.get("address", "")).partition("/")[0])
         by_pod.setdefault(mac if _MAC.fullmatch(mac) else "", []).append(address)
+    pod, uid = _pod(document)
     for mac, addresses in (by_pod or {"": []}).items():
-        yield CniAttachment(hosts, mac, tuple(addresses), container, _pod(document), network, inner)
+        yield CniAttachment(hosts, mac, tuple(addresses), container, pod, network, inner, uid)
 
 
-def _pod(document: Mapping[str, Any]) -> str:
-    """NAMESPACE/NAME from the arguments that Kubernetes runtimes pass to plugins (libcni caches them as pairs)."""
+def _pod(document: Mapping[str, Any]) -> tuple[str, str]:
+    """NAMESPACE/NAME and UID from the arguments that Kubernetes runtimes pass to plugins (libcni caches pairs)."""
     given = document.get("cniArgs") or ()
     pairs = [one for one in given if isinstance(one, list) and len(one) == 2] if isinstance(given, list) else []
     named = {str(key): str(value) for key, value in pairs}
     names = [named.get(f"K8S_POD_{part}", "") for part in ("NAMESPACE", "NAME")]
-    return "/".join(names) if all(names) else ""
+    return ("/".join(names), named.get("K8S_POD_UID", "")) if all(names) else ("", "")
 
 
 def _objects(result: Mapping[str, Any], key: str) -> list[dict[str, Any]]:

@@ -196,7 +196,9 @@ class Reconciler:
         return self.current
 
     def _compute(self, interfaces: PodInterfaces) -> tuple[NodeView, dict[int, EndpointPolicy], DesiredState]:
-        view = self._cluster_state.view(self._node, local_addresses=interfaces.local_addresses)
+        view = self._cluster_state.view(
+            self._node, local_addresses=interfaces.local_addresses, assignments=interfaces.assignments
+        )
         policies = self._compiler.compile(view.rules, view.endpoints, view.identities)
         snapshots = render(
             view,

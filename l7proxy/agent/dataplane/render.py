@@ -5,6 +5,7 @@ The workers get all policies in full; the kernel gets the L3/L4 verdicts, and wh
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cache
@@ -13,7 +14,7 @@ from typing import Final
 import msgspec
 
 import tproxy_rules.desired as kernel
-from l7proxy.agent.dataplane.pod_interfaces import PodInterfaces, one_port
+from l7proxy.agent.dataplane.pod_interfaces import PodInterfaces
 from l7proxy.agent.dataplane.unknown_pods import UnknownPod, unknown_pods
 from l7proxy.cluster.secrets import headers_of
 from l7proxy.cluster.state import NodeView
@@ -82,9 +83,9 @@ def render(
         view.endpoints, interfaces, node=view.node or "", node_addresses=view.node_addresses, audit=audit
     )
     tables = known.of({**policies, **{one.id: one.policy for one in unknown}})
-    ports = _ports(view.endpoints, interfaces)
+    ports = ports_of(view.endpoints, interfaces)
     endpoints = [
-        kernel.Endpoint(one.id, tuple(sorted(one.addresses)), one_port(one.addresses, ports), *tables[one.id])
+        kernel.Endpoint(one.id, tuple(sorted(one.addresses)), ports.get(one.id), *tables[one.id])
         for one in view.endpoints
     ]
     endpoints += (kernel.Endpoint(one.id, one.addresses, one.port, *tables[one.id]) for one in unknown)
@@ -139,14 +140,20 @@ class Tables:
         return None if policy is None else self._table(policy)
 
 
-def _ports(endpoints: Iterable[Endpoint], interfaces: PodInterfaces) -> Mapping[str, kernel.Port]:
-    """Address → port, only for interfaces of a single endpoint: two pods on one interface could spoof each other."""
-    owners: dict[str, set[int]] = {}
-    for endpoint in endpoints:
-        for address in endpoint.addresses:
-            if address in interfaces.ports:
-                owners.setdefault(interfaces.ports[address].interface, set()).add(endpoint.id)
-    return {address: port for address, port in interfaces.ports.items() if len(owners.get(port.interface, ())) < 2}
+def ports_of(endpoints: Iterable[Endpoint], interfaces: PodInterfaces) -> Mapping[int, kernel.Port]:
+    """Endpoint → port, only for interfaces of a single endpoint: two pods on one interface could spoof each other."""
+    found = {endpoint.id: _ports(endpoint, interfaces) for endpoint in endpoints}
+    users = Counter(name for ports in found.values() for name in {port.interface for port in ports})
+    alone = ((number, {port for port in ports if users[port.interface] == 1}) for number, ports in found.items())
+    return {number: next(iter(ports)) for number, ports in alone if len(ports) == 1}
+
+
+def _ports(endpoint: Endpoint, interfaces: PodInterfaces) -> set[kernel.Port]:
+    """The ports of one endpoint's addresses. Of several interfaces with one address, it is the one that the CNI made
+    for this pod: another may be left over from the address's last owner."""
+    known, disputed = interfaces.ports, interfaces.disputed
+    found = (known.get(one) or disputed.get(one, {}).get(str(endpoint)) for one in endpoint.addresses)
+    return {port for port in found if port is not None}
 
 
 def _concerns_kernel(endpoint: kernel.Endpoint) -> bool:

@@ -25,6 +25,7 @@ from l7proxy.agent.dataplane.pod_interfaces import (
     read_attachments,
     whole,
 )
+from l7proxy.model.endpoint import Assignment
 from tproxy_rules.desired import Bridge, Port
 
 MAC = "0a:58:0a:00:01:05"
@@ -100,6 +101,34 @@ def test_an_address_of_the_hosts_end_is_not_the_pods() -> None:
     ips = [{"address": "10.0.1.5/24", "interface": 2}, {"address": "10.0.1.1/24", "interface": 0}]
     (attachment,) = parse_result(result(ips=ips))
     assert attachment.addresses == ("10.0.1.5",)
+
+
+def named(pod: str, uid: str, interface: str, *addresses: str, inside: str = "eth0") -> CniAttachment:
+    return CniAttachment(("cni0", interface), MAC, addresses, f"of {uid}", pod, "pods", inside, uid)
+
+
+TWO = HostNetwork({**BRIDGED.links, "veth2": Link("veth2", "02:00:00:00:00:03", "veth", "cni0")})
+
+
+def test_a_result_says_which_pod_has_which_address() -> None:
+    arguments = [["K8S_POD_NAMESPACE", "default"], ["K8S_POD_NAME", "web"], ["K8S_POD_UID", "u1"]]
+    (attachment,) = parse_result(result() | {"cniArgs": arguments, "ifName": "eth0"})
+    assert connect([attachment], BRIDGED).assignments == (Assignment("default", "web", "u1", ("10.0.1.5", "fd00::5")),)
+    left = connect([attachment], HostNetwork())
+    assert left.assignments == (), "the interface is gone"
+    further = named("default/web", "u1", "veth1", "192.168.7.5", inside="net1")
+    assert connect([attachment, further], BRIDGED).assignments == connect([attachment], BRIDGED).assignments
+
+
+def test_an_address_of_two_containers_is_assigned_to_neither() -> None:
+    one, other = (
+        named("default/a", "u1", "veth1", "10.0.1.5"),
+        named("default/b", "u2", "veth2", "10.0.1.5", "10.0.1.6"),
+    )
+    found = connect([one, other], TWO)
+    assert found.assignments == (Assignment("default", "b", "u2", ("10.0.1.6",)),)
+    again = named("default/a", "u9", "veth2", "10.0.1.7")
+    assert connect([one, again], TWO).assignments == (), "two sandboxes of one name"
 
 
 def test_two_live_interfaces_with_one_address_are_nobodys() -> None:

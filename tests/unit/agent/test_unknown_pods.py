@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from l7proxy.agent import report
 from l7proxy.agent.dataplane.pod_interfaces import CniAttachment, HostNetwork, Link, PodInterfaces, connect
 from l7proxy.agent.dataplane.reconciler import Published
 from l7proxy.agent.dataplane.render import DesiredState, render
@@ -25,6 +26,7 @@ from l7proxy.sources.source import SourceHealth
 from tproxy_rules import desired as kernel
 from tproxy_rules.marks import LogDirection, LogEvent
 from tproxy_rules.nflog import NflogEvent
+from tproxy_rules.revoke import taken
 from tproxy_rules.validate import checked
 
 NODE = Node("n1", ("192.168.0.1",), pod_cidrs=("10.0.1.0/24",))
@@ -150,6 +152,30 @@ def test_a_secondary_network_of_a_known_pod_is_left_alone() -> None:
 def test_an_address_at_two_interfaces_is_closed_once_and_bound_to_neither() -> None:
     found = closed(interfaces=plugged(attachment("veth1", "10.0.1.9"), attachment("veth2", "10.0.1.9")))
     assert [(one.interface, one.port) for one in found.values()] == [("veth1", None)]
+
+
+def test_of_two_interfaces_with_a_pods_address_the_one_that_was_made_for_it_is_its_port() -> None:
+    """The other is left over: what it sends from this address is refused as forged."""
+    old, new = (attachment(f"veth{n}", "10.0.1.5", pod=f"shop/{name}") for n, name in ((1, "old"), (2, "web")))
+    for given_ in ((old, new), (new, old)):
+        found = published(WEB, interfaces=plugged(*given_))
+        (web,) = found.snapshots.kernel.endpoints
+        assert (web.addresses, web.port) == (("10.0.1.5",), kernel.Port("veth2", MACS["veth2"], "cni0"))
+        assert [one["port"]["interface"] for one in report.endpoints(found)] == ["veth2"]
+    unnamed = drawn(WEB, interfaces=plugged(old, replace(new, pod="")))
+    assert [one for one in unnamed.kernel.endpoints if one.port] == []
+
+
+def test_an_address_that_the_next_pod_gets_loses_the_connections_of_the_last_one() -> None:
+    """Also if the next one has the last one's name, and so its endpoint number and its policy."""
+    old, new = attachment("veth1", "10.0.1.5", pod="shop/web"), attachment("veth2", "10.0.1.5", pod="shop/web")
+    before = drawn(WEB, interfaces=plugged(old)).kernel
+    same_name = drawn(WEB, interfaces=plugged(new)).kernel
+    other_name = drawn(Pod("shop", "other", "n1", ("10.0.1.5",)), interfaces=plugged(new)).kernel
+    ended = drawn(Pod("shop", "web", "n1", ("10.0.1.5",), phase="Failed"), interfaces=plugged()).kernel
+    for after in (same_name, other_name, ended):
+        assert taken(before, after).left == {"10.0.1.5"}
+    assert not taken(before, drawn(WEB, interfaces=plugged(old)).kernel)
 
 
 def test_in_audit_mode_it_passes_and_is_told() -> None:

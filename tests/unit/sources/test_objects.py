@@ -79,6 +79,17 @@ def test_a_pod() -> None:
     )
 
 
+def test_a_pods_uid_is_kept_until_it_has_an_address() -> None:
+    head = "apiVersion: v1\nkind: Pod\nmetadata: {name: web, uid: u1"
+    texts = (
+        f"{head}}}\n",
+        f'{head}, deletionTimestamp: "2026-01-01T00:00:00Z"}}\nstatus: {{podIP: 10.0.0.5}}\n',
+        f"{head}}}\nspec: {{hostNetwork: true}}\n",
+    )
+    found = [pod for text in texts for pod in resources(text) if isinstance(pod, Pod)]
+    assert [(pod.uid, pod.terminating) for pod in found] == [("u1", False), ("", True), ("", False)]
+
+
 def test_a_pod_in_short_lives_in_default() -> None:
     (pod,) = resources("{apiVersion: v1, kind: Pod, metadata: {name: a}}")
     assert pod == Pod("default", "a", origin=SourceLocation("a.yaml", 1))
