@@ -184,6 +184,9 @@ class Settings(WorkerSettings, frozen=True, kw_only=True, forbid_unknown_fields=
     mark_proxy: Annotated[int, _bit("Packet mark of redirected packets.")] = 0x01000000
     route_table: Annotated[int, About("Routing table for l7proxy.", 1, 0xFFFFFFFF)] = 7777
     rule_priority: Annotated[int, About("Priority of l7proxy's routing rules.", 3, 32765)] = 100
+    health_address: Annotated[
+        str, About("ADDRESS:PORT of /livez and /readyz, for probes; empty: none. Keep it on loopback.")
+    ] = "127.0.0.1:9878"
     nflog_group: Annotated[int, About("NFLOG group for verdict events.", 1, 65535)] = 77
     log_rate: Annotated[
         int, About("Kernel flow events per second; one sender may cause a tenth of them.", 1, 1_000_000)

@@ -10,7 +10,7 @@ from functools import partial
 from typing import Any, Final
 
 from l7proxy import __version__, compiled
-from l7proxy.agent import report
+from l7proxy.agent import health, report
 from l7proxy.agent.api import Answer
 from l7proxy.agent.dataplane.reconciler import Published, Reconciler
 from l7proxy.agent.dataplane.revocation import Revocation
@@ -60,6 +60,7 @@ def _status(parts: Parts, question: Mapping[str, Any]) -> object:
         "backend": parts.backend,
         "revision": reconciler.revision,
         "enforced_revision": reconciler.enforced_revision,
+        "not_ready": list(health.not_ready(reconciler, parts.link.workers())),
         "source": {
             "kind": source.kind,
             "location": source.location,

@@ -14,12 +14,12 @@ import signal
 import socket
 import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, closing, suppress
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, closing, nullcontext, suppress
 from functools import partial
 from pathlib import Path
 from typing import Final, Protocol
 
-from l7proxy.agent import queries
+from l7proxy.agent import health, queries
 from l7proxy.agent.api import AgentApi
 from l7proxy.agent.dataplane import pod_interfaces
 from l7proxy.agent.dataplane.reconciler import Reconciler
@@ -33,6 +33,7 @@ from l7proxy.link.server import LinkServer
 from l7proxy.process import exit_code, make_run_dir
 from l7proxy.setting_definitions import KUBERNETES, Settings
 from l7proxy.settings import derived
+from l7proxy.settings.address import host_and_port
 from l7proxy.sources.files.notify import ChangeNotifier
 from l7proxy.sources.files.source import FileSource
 from l7proxy.sources.source import Source
@@ -119,6 +120,7 @@ async def _agent(settings: Settings) -> None:
     async with (
         api.serving(),
         link.serving(),
+        _probes(settings, reconciler, link),
         _listening(settings.nflog_group, recorder),  # last: its "not permitted" may only mean another running agent
         asyncio.TaskGroup() as tasks,
     ):
@@ -218,6 +220,17 @@ async def _listening(group: int, recorder: Recorder) -> AsyncIterator[None]:
             yield
         finally:
             loop.remove_reader(reader.fileno())
+
+
+def _probes(settings: Settings, reconciler: Reconciler, link: LinkServer) -> AbstractAsyncContextManager[object]:
+    """The listener for probes, if one is wanted."""
+    if not settings.health_address:
+        return nullcontext()
+    checks: dict[str, health.Check] = {
+        "/livez": lambda: health.not_alive(reconciler),
+        "/readyz": lambda: health.not_ready(reconciler, link.workers()),
+    }
+    return health.HealthServer(*host_and_port(settings.health_address), checks).serving()
 
 
 def _others(ours: str) -> list[Backend]:

@@ -22,16 +22,26 @@ SHOWN: Final = 10
 Output = Annotated[Format, typer.Option("--output", "-o", help="Output format.")]
 
 
-def status(output: Output = Format.TABLE, run_dir: RunDir = agent_socket.RUN_DIR, server: Server = "") -> None:
+def status(
+    output: Output = Format.TABLE,
+    ready: Annotated[bool, typer.Option("--ready", help="Only whether the node is ready, as /readyz answers.")] = False,
+    run_dir: RunDir = agent_socket.RUN_DIR,
+    server: Server = "",
+) -> None:
     """Whether all policies are enforced. Exit code 0: yes; 1: no, with the reasons; 2: no agent.
+
+    A node is ready when it enforces what it has read, even if single policies are refused.
 
     \b
     l7proxy status
+    l7proxy status --ready
     l7proxy status -o json | jq .policies
     """
     found = as_object(client.ask(agent_socket.path_of(run_dir, server), "status"))
-    complaints = list(troubles(found))
-    if output is Format.JSON:
+    complaints = list(found.get("not_ready") or [] if ready else troubles(found))
+    if ready and output is Format.TABLE:
+        print(*map(plain, complaints or ["ready"]), sep="\n")
+    elif output is Format.JSON:
         show_json(found)
     else:
         _show_status(found, complaints)

@@ -22,6 +22,7 @@ from l7proxy.errors import ConfigError, SourceError
 from l7proxy.link.local import MAX_PATH
 from l7proxy.model.verdict import Protocol
 from l7proxy.setting_definitions import DEFINITIONS, Definition, Settings
+from l7proxy.settings.address import host_and_port
 from l7proxy.sources.files.yaml_lines import Document, read
 
 log = logging.getLogger(__name__)
@@ -158,6 +159,11 @@ def _faults(settings: Settings) -> Iterator[tuple[str, str]]:
         LabelFilter(settings.labels)
     except ConfigError as error:
         yield "labels", str(error).removeprefix("labels: ")
+    if settings.health_address:
+        try:
+            host_and_port(settings.health_address)
+        except ConfigError as error:
+            yield "health_address", str(error)
     for protocol in WITH_PORTS.intersection(settings.tunnel_protocols):
         yield "tunnel_protocols", f"{protocol} is not an IP protocol without ports or ICMP types"
     if settings.flow_ring & (settings.flow_ring + 1):

@@ -120,6 +120,7 @@ class Reconciler:
         self._sent = 0
         self._digest = ""
         self._counted = -COUNT
+        self._began: float | None = None
         self.current: Published | None = None
         self.kernel = KernelState()
 
@@ -138,6 +139,11 @@ class Reconciler:
             return 0
         return min([self.kernel.revision, *reached])
 
+    @property
+    def busy(self) -> float:
+        """Seconds since the present round began; 0 between rounds."""
+        return 0.0 if self._began is None else asyncio.get_running_loop().time() - self._began
+
     def submit(self, changes: Iterable[Change], health: SourceHealth) -> None:
         """Queue a batch of the source, with the source's health after it. Returns at once."""
         self._inbox.extend(changes)
@@ -152,7 +158,9 @@ class Reconciler:
         """Loop forever."""
         while True:
             await self._wait()
+            self._began = asyncio.get_running_loop().time()
             await self.step()
+            self._began = None
 
     async def _wait(self) -> None:
         """Wait for a change, or until the next check of interfaces and kernel, or the next retry, is due.

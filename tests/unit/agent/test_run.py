@@ -74,9 +74,11 @@ def script(path: Path, text: str, *, argv: tuple[str, ...] = IN_NAMESPACE) -> su
     prelude = f"""
     import asyncio, json, os, signal, socket, sys, threading, time
     from pathlib import Path
+    from urllib.request import urlopen
     from l7proxy.agent.run import cleanup, run_agent
     from l7proxy.setting_definitions import Settings
     path = Path({str(path)!r})
+    PROBES = ("livez", "readyz")
     settings = Settings(
         source=str(path / "src"), node="n1", run_dir=path / "run", cni_results=path / "cni", backend="nftables"
     )
@@ -115,6 +117,7 @@ def test_one_agent_from_start_to_stop_and_what_it_leaves(tmp_path: Path) -> None
                 print(json.dumps(status))
                 print(json.dumps(ask("endpoints")["endpoints"][0]["name"]))
                 print(json.dumps(len(ask("policy")["policy"])))
+                print(json.dumps([urlopen(f"http://127.0.0.1:9878/{path}").read().decode() for path in PROBES]))
                 other = Settings(source=settings.source, node="n1", run_dir=settings.run_dir, backend="nftables")
                 pid = os.spawnv(os.P_NOWAIT, sys.executable, [sys.executable, "-c",
                     "import sys; from l7proxy.agent.run import run_agent; from l7proxy.settings.read import load; "
@@ -133,12 +136,13 @@ def test_one_agent_from_start_to_stop_and_what_it_leaves(tmp_path: Path) -> None
         """,
     )
     lines = [json.loads(line) for line in done.stdout.splitlines()]
-    assert len(lines) == 8, done
-    status, name, policies, second, code, left, rules, after = lines
+    assert len(lines) == 9, done
+    status, name, policies, probes, second, code, left, rules, after = lines
     assert (status["node"], status["backend"], status["revision"]) == ("n1", "nftables", 1)
     assert status["source"]["detail"] == {"a.yaml": (tmp_path / "src" / "a.yaml").stat().st_mtime_ns}
     assert status["kernel"]["intact"]
     assert (name, policies) == ("web", 1)
+    assert probes == ["ok\n", "ok\n"]
     assert second == 2
     assert "is in use by another l7proxy process" in done.stderr
     assert "Traceback" not in done.stderr

@@ -313,3 +313,12 @@ def test_what_policies_do_not_cover_is_said_and_no_fault(process: Run, agent: Ag
     assert "veth1 (not covered: net1)" in process("endpoint", "list").stdout
     line = "interface net1 (172.16.0.5) of network fast: not covered"
     assert line in process("endpoint", "get", "default/backend").stdout
+
+
+@pytest.mark.parametrize(("reasons", "said", "code"), [([], "ready", 0), (["kernel: broken"], "kernel: broken", 1)])
+def test_ready_is_what_readyz_answers(run: Run, agent: Agent, reasons: list[str], said: str, code: int) -> None:
+    """A policy that is refused does not count."""
+    refused = {"kind": "CiliumNetworkPolicy", "namespace": "a", "name": "b", "state": "refused", "reason": "x"}
+    agent.says("status", with_("not_ready", reasons) | {"policies": [refused]})
+    found = run("status", "--ready")
+    assert (found.stdout, found.returncode) == (said + "\n", code)
