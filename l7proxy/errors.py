@@ -7,6 +7,7 @@ L7ProxyError
 ├── PeerError        the peer of a connection: `status` is the HTTP status of the response to it
 ├── UpstreamError    the server behind the proxy
 ├── LinkError        the other l7proxy process sent an invalid frame
+├── ApiError         the Kubernetes API server: `status` is that of its answer, 0 without an answer
 └── RequestRefusedError  the agent has not done what a worker asked
 
 `tproxy_rules.KernelError` is separate: that package imports nothing from l7proxy.
@@ -59,6 +60,19 @@ class PeerError(L7ProxyError):
 
 class UpstreamError(L7ProxyError):
     """The server behind the proxy could not be reached or violated the protocol."""
+
+
+class ApiError(L7ProxyError):
+    """The Kubernetes API server did not answer (`status` 0), or refused.
+
+    `reason`: the API's word for it, as `Expired`. `retry_after`: seconds, if the server names them.
+    """
+
+    def __init__(self, message: str, *, status: int = 0, reason: str = "", retry_after: float | None = None) -> None:
+        super().__init__(message)
+        self.status = status
+        self.reason = reason
+        self.retry_after = retry_after
 
 
 class LinkError(L7ProxyError):
