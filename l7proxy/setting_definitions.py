@@ -20,6 +20,7 @@ from l7proxy.model.tunnels import TUNNEL_PORTS, TUNNEL_PROTOCOLS
 KUBERNETES: Final = "kubernetes"
 DEFAULT_RESULTS: Final = Path("/var/lib/cni/results")
 CLEANUP: Final = "cleanup"
+WORKERS: Final = "workers"
 POLICY: Final = "policy"
 
 S = TypeVar("S", bound="WorkerSettings")
@@ -101,8 +102,8 @@ class Settings(WorkerSettings, frozen=True, kw_only=True, forbid_unknown_fields=
     )
     cluster: Annotated[str, _policy("Cluster name, used in identity labels.")] = "default"
     backend: Annotated[Literal["auto", "nftables", "iptables"], About("Kernel backend.", used_by=(CLEANUP,))] = "auto"
-    workers: Annotated[int, About("Number of proxy workers.", 1, 256, default="one per core")] = msgspec.field(
-        default_factory=_cores
+    workers: Annotated[int, About("Number of proxy workers.", 1, 256, used_by=(WORKERS,), default="one per core")] = (
+        msgspec.field(default_factory=_cores)
     )
     cni_results: Annotated[Path, About("Directory of cached CNI results.")] = DEFAULT_RESULTS
     cni_ignored_networks: Annotated[
@@ -235,7 +236,7 @@ class Definition:
 
     @property
     def used_by(self) -> tuple[str, ...]:
-        worker = ("worker",) if self.name in WorkerSettings.__struct_fields__ else ()
+        worker = ("worker", WORKERS) if self.name in WorkerSettings.__struct_fields__ else ()
         return ("agent", *worker, *self.about.used_by)
 
     @property

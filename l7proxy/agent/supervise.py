@@ -1,4 +1,4 @@
-"""`l7proxy run`: starts one agent and its workers as child processes, and restarts those that exit.
+"""Starts agent and workers (`l7proxy run`), or the workers alone, as child processes; restarts those that exit.
 
 Handles processes and exit codes only. If a child exits with code 2 at its first start (setting, privilege, missing
 tool), all are stopped, since a retry would not help. A child that exits later is restarted after a pause that grows
@@ -16,8 +16,10 @@ import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final
 
+from l7proxy.agent.ready_file import ReadyFile
 from l7proxy.errors import ConfigError
 from l7proxy.process import CANNOT_START, exit_code, make_run_dir
 from l7proxy.setting_definitions import Settings
@@ -42,11 +44,25 @@ class Child:
 
     name: str
     argv: tuple[str, ...]
+    says_when_ready: bool = False
+    """It takes one more argument: a descriptor to which it writes a byte once it is ready."""
 
 
 def run_all(settings: Settings) -> int:
     """Run until SIGTERM or SIGINT, which are passed on to the children. Returns the exit code."""
     return exit_code(lambda: asyncio.run(_run_all(settings)), ConfigError)
+
+
+def run_workers(settings: Settings, ready_file: Path | None) -> int:
+    """The same without an agent. `ready_file` exists while every worker serves connections."""
+    return exit_code(lambda: asyncio.run(_run_workers(settings, ready_file)), ConfigError)
+
+
+async def _run_workers(settings: Settings, ready_file: Path | None) -> None:
+    make_run_dir(settings.run_dir)
+    workers = [worker(settings, index) for index in range(settings.workers)]
+    ready = ReadyFile(ready_file, [one.name for one in workers]) if ready_file is not None else None
+    await keep_running(workers, grace=settings.drain + GRACE, ready=ready)
 
 
 async def _run_all(settings: Settings) -> None:
@@ -61,22 +77,29 @@ def agent(settings: Settings) -> Child:
 
 
 def worker(settings: Settings, index: int) -> Child:
-    return Child(f"worker {index}", (*PYTHON, "l7proxy.proxy", settings.of_workers.dump(), str(index)))
+    argv = (*PYTHON, "l7proxy.proxy", settings.of_workers.dump(), str(index))
+    return Child(f"worker {index}", argv, says_when_ready=True)
 
 
 async def keep_running(
     wanted: Sequence[Child],
     *,
     grace: float,
+    ready: ReadyFile | None = None,
     first_pause: float = FIRST_PAUSE,
     last_pause: float = LAST_PAUSE,
     lived: float = LIVED,
 ) -> None:
-    """Start all and restart those that exit, until a signal. ConfigError when a child cannot start at all."""
+    """Start all and restart those that exit, until a signal. ConfigError when a child cannot start at all.
+
+    `ready` is told which children are ready.
+    """
     stop = _Stop()
     async with asyncio.TaskGroup() as tasks:
         for child in wanted:
-            keeper = _Keeper(child, stop, grace=grace, first_pause=first_pause, last_pause=last_pause, lived=lived)
+            keeper = _Keeper(
+                child, stop, grace=grace, ready=ready, first_pause=first_pause, last_pause=last_pause, lived=lived
+            )
             tasks.create_task(keeper.run(), name=child.name)
 
 
@@ -100,17 +123,28 @@ class _Keeper:
     """Keeps one child running."""
 
     def __init__(
-        self, child: Child, stop: _Stop, *, grace: float, first_pause: float, last_pause: float, lived: float
+        self,
+        child: Child,
+        stop: _Stop,
+        *,
+        grace: float,
+        ready: ReadyFile | None,
+        first_pause: float,
+        last_pause: float,
+        lived: float,
     ) -> None:
         self._child = child
         self._stop = stop
         self._grace = grace
+        self._ready = ready
         self._first_pause = first_pause
         self._last_pause = last_pause
         self._lived = lived
         self._process: asyncio.subprocess.Process | None = None
         self._deadline = asyncio.timeout(None)
         stop.heard.append(self._send)
+        if ready is not None and child.says_when_ready:
+            stop.heard.append(lambda number: ready.stop())
 
     async def run(self) -> None:
         pause, ever_lived = self._first_pause, False
@@ -133,7 +167,13 @@ class _Keeper:
 
     async def _once(self) -> int:
         """Run the child once; returns its exit code. The child has ended when this returns or raises."""
-        process = await asyncio.create_subprocess_exec(*self._child.argv, preexec_fn=_die_with(os.getpid()))
+        if self._ready is None or not self._child.says_when_ready:
+            return await self._until_exit(*self._child.argv)
+        with self._ready.channel(self._child.name) as descriptor:
+            return await self._until_exit(*self._child.argv, str(descriptor), inherited=(descriptor,))
+
+    async def _until_exit(self, *argv: str, inherited: tuple[int, ...] = ()) -> int:
+        process = await asyncio.create_subprocess_exec(*argv, pass_fds=inherited, preexec_fn=_die_with(os.getpid()))
         log.info("%s started, pid %d", self._child.name, process.pid)
         self._process = process
         try:

@@ -37,6 +37,7 @@ app = typer.Typer(
 )
 app.command("run", short_help="Run agent and workers on this node.")(service.run)
 app.command("agent", short_help="Run only the agent.")(service.agent)
+app.command("workers", short_help="Run only the workers of this node.")(service.workers)
 app.command("proxy", short_help="Run only one proxy worker.")(service.proxy)
 app.command("cleanup", short_help="Remove all l7proxy rules from the kernel.")(service.cleanup)
 app.command("observe", short_help="Show flows: peers, verdict and reason.")(observe.observe)

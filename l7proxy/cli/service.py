@@ -1,4 +1,4 @@
-"""Commands that run on a node: agent and workers, the agent alone, one worker alone, and cleanup."""
+"""Commands that run on a node: agent and workers, the agent alone, the workers alone, one worker, and cleanup."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import typer
 
 from l7proxy.cli.flags import flag, with_flags
 from l7proxy.process import start_log
-from l7proxy.setting_definitions import CLEANUP, DEFINITIONS, Definition, Settings
+from l7proxy.setting_definitions import CLEANUP, DEFINITIONS, WORKERS, Definition, Settings
 
 if TYPE_CHECKING:
     from l7proxy.agent.supervise import Child
@@ -77,6 +77,25 @@ def _agent(*, chosen: Mapping[str, Any], config: Config = None) -> None:
     _become(supervise.agent(_settings(config, chosen)))
 
 
+def _workers(
+    *,
+    chosen: Mapping[str, Any],
+    config: Config = None,
+    ready_file: Annotated[
+        Path | None,
+        typer.Option("--ready-file", help="File that exists while every worker serves connections.", metavar="PATH"),
+    ] = None,
+) -> None:
+    """Run only the workers of this node; restart them when they exit.
+
+    They serve redirected connections with the policy of the agent, which runs elsewhere on the node: `l7proxy agent`.
+    New workers may start while the old ones still drain: both listen, and no connection is refused. SIGTERM drains.
+    """
+    from l7proxy.agent.supervise import run_workers
+
+    raise typer.Exit(run_workers(_settings(config, chosen, WORKERS), ready_file))
+
+
 def _proxy(
     *,
     chosen: Mapping[str, Any],
@@ -111,5 +130,6 @@ def _cleanup(*, chosen: Mapping[str, Any], config: Config = None) -> None:
 
 run = with_flags(_run, "chosen", _flags("agent"))
 agent = with_flags(_agent, "chosen", _flags("agent"))
+workers = with_flags(_workers, "chosen", _flags(WORKERS))
 proxy = with_flags(_proxy, "chosen", _flags("worker"))
 cleanup = with_flags(_cleanup, "chosen", _flags(CLEANUP))

@@ -1,4 +1,7 @@
-"""`python -P -m l7proxy.proxy SETTINGS INDEX`: one worker. SETTINGS is one line of JSON (`WorkerSettings.dump`)."""
+"""`python -P -m l7proxy.proxy SETTINGS INDEX [READY]`: one worker. SETTINGS: one line of JSON (`WorkerSettings.dump`).
+
+READY: an inherited descriptor, to which a byte is written once the worker serves connections.
+"""
 
 from __future__ import annotations
 
@@ -12,4 +15,5 @@ from l7proxy.setting_definitions import WorkerSettings, parse
 if __name__ == "__main__":
     settings = parse(sys.argv[1], WorkerSettings)
     start_log(settings.log_level)
-    sys.exit(exit_code(lambda: run_worker(settings, int(sys.argv[2])), ConfigError))
+    index, *ready = map(int, sys.argv[2:])
+    sys.exit(exit_code(lambda: run_worker(settings, index, ready=ready[0] if ready else None), ConfigError))

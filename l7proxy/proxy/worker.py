@@ -9,10 +9,13 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
+import os
 import signal
 import socket
 import time
 from collections.abc import Sequence
+from contextlib import suppress
+from functools import partial
 from typing import Final
 
 import uvloop
@@ -39,14 +42,19 @@ SPARE_DESCRIPTORS: Final = 64 + pipes.DESCRIPTORS
 GC_THRESHOLDS: Final = (20_000, 20, 50)
 
 
-def run_worker(settings: WorkerSettings, worker: int = 0, *, steering: Steering | None = None) -> int:
-    """Serve until a signal arrives. Returns exit code 0. ConfigError when the worker cannot start."""
+def run_worker(
+    settings: WorkerSettings, worker: int = 0, *, steering: Steering | None = None, ready: int | None = None
+) -> int:
+    """Serve until a signal arrives. Returns exit code 0. ConfigError when the worker cannot start.
+
+    `ready`: descriptor to which a byte is written once connections are served.
+    """
     descriptors = listener.take_descriptors()
     way = steering or Transparent(settings.proxy_port, mark_upstream=settings.mark_upstream)
     bound = way.listen()
     limit = max(1, min(settings.worker_connections, (descriptors - SPARE_DESCRIPTORS) // 2))
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(_serve(settings, worker, way, bound, limit))
+        runner.run(_serve(settings, worker, way, bound, limit, ready))
     return 0
 
 
@@ -72,7 +80,12 @@ class _Stop:
 
 
 async def _serve(
-    settings: WorkerSettings, worker: int, steering: Steering, bound: Sequence[socket.socket], limit: int
+    settings: WorkerSettings,
+    worker: int,
+    steering: Steering,
+    bound: Sequence[socket.socket],
+    limit: int,
+    ready: int | None,
 ) -> None:
     stop = _Stop(settings.drain)
     outbox = Outbox()
@@ -88,7 +101,7 @@ async def _serve(
             limit=limit,
             memory=Memory(settings.worker_memory << 20),
         )
-        server = ProxyServer(ctx, bound)
+        server = ProxyServer(ctx, bound, on_open=partial(_tell, ready))
         link = LinkClient(
             settings.link_socket,
             worker,
@@ -109,6 +122,14 @@ async def _serve(
             log.warning("%d flow records were not delivered to the agent", len(outbox))
         for task in running:
             task.cancel()
+
+
+def _tell(ready: int | None) -> None:
+    """Say that connections are served. The reader may have gone: it no longer matters then."""
+    if ready is not None:
+        with suppress(BrokenPipeError):
+            os.write(ready, b"\n")
+        os.close(ready)
 
 
 async def _drain(server: ProxyServer, stop: _Stop, tasks: asyncio.TaskGroup) -> None:

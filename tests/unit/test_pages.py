@@ -22,7 +22,7 @@ def test_the_schema_is_what_the_code_says() -> None:
 def test_rows_say_what_the_definitions_say() -> None:
     text = pages.settings_table()
     assert "| `L7PROXY_MARK_PROXY` | a single bit of the packet mark, as 0x1000000 | `0x1000000` |" in text
-    assert "| `workers` | `L7PROXY_WORKERS` | a whole number from 1 to 256 | one per core | agent |" in text
+    assert "| `workers` | `L7PROXY_WORKERS` | a whole number from 1 to 256 | one per core | agent, workers |" in text
     assert "| `backend` | `L7PROXY_BACKEND` | one of auto, nftables, iptables | `auto` | agent, cleanup |" in text
     properties = pages.schema()["properties"]
     assert properties["workers"].items() >= {"type": "integer", "minimum": 1, "maximum": 256}.items()

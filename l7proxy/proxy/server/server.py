@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from time import monotonic_ns
 from typing import Final
@@ -41,10 +41,13 @@ connections that arrive faster fill the kernel's queue."""
 
 
 class ProxyServer:
-    """`bound` are the sockets from the steering's `listen`."""
+    """`bound` are the sockets from the steering's `listen`. `on_open` is called once connections are accepted."""
 
-    def __init__(self, ctx: WorkerContext, bound: Sequence[socket.socket]) -> None:
+    def __init__(
+        self, ctx: WorkerContext, bound: Sequence[socket.socket], *, on_open: Callable[[], None] = lambda: None
+    ) -> None:
         self._ctx = ctx
+        self._on_open = on_open
         self._bound = bound
         self._doors: list[_Acceptor] = []
         self.addresses = [named(sock.getsockname()) for sock in self._bound]
@@ -94,6 +97,7 @@ class ProxyServer:
             sock.listen(BACKLOG)
             self._doors.append(_Acceptor(self._ctx, sock))
         log.info("serving on %s", ", ".join(map(str, self.addresses)))
+        self._on_open()
 
     def _shut(self) -> None:
         for door in self._doors:

@@ -10,10 +10,12 @@ import sys
 import textwrap
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from l7proxy.agent.ready_file import ReadyFile
 from l7proxy.agent.supervise import Child, agent, keep_running, worker
 from l7proxy.errors import ConfigError
 from l7proxy.setting_definitions import Settings, WorkerSettings, parse
@@ -125,6 +127,38 @@ async def test_a_second_signal_reaches_the_children_too(tmp_path: Path) -> None:
         await asyncio.sleep(0.1)
         os.kill(os.getpid(), signal.SIGINT)
     assert (tmp_path / "counts.py.got").read_text() == "[15, 2]"
+
+
+READY = "while not os.path.exists(sys.argv[0] + '.go'): time.sleep(0.01)\nos.write(int(sys.argv[1]), b'x')\n" + SLEEPS
+
+
+async def test_the_ready_file_exists_while_every_child_is_ready(tmp_path: Path) -> None:
+    file = tmp_path / "ready"
+    file.touch()  # as a supervisor that was killed leaves it
+    children = [replace(program(tmp_path, name, READY), says_when_ready=True) for name in ("one", "two")]
+    ready = ReadyFile(file, [child.name for child in children])
+    assert not file.exists()
+    async with asyncio.TaskGroup() as tasks:
+        running = keep_running(children, grace=5, ready=ready, first_pause=0.02, last_pause=0.05, lived=0.5)
+        tasks.create_task(running, name="run")
+        (tmp_path / "one.py.go").touch()
+        await eventually(lambda: bool(pids(tmp_path, "one") and pids(tmp_path, "two")))
+        assert not file.exists()
+        (tmp_path / "two.py.go").touch()
+        await eventually(file.exists)
+        (tmp_path / "one.py.go").unlink()
+        os.kill(pids(tmp_path, "one")[0], signal.SIGKILL)
+        await eventually(lambda: not file.exists())
+        (tmp_path / "one.py.go").touch()
+        await eventually(file.exists)
+        os.kill(os.getpid(), signal.SIGTERM)
+        await eventually(lambda: not file.exists())
+
+
+def test_a_ready_file_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigError, match=r"--ready-file: .*file/ready: Not a directory"):
+        ReadyFile(tmp_path / "file" / "ready", ["one"])
 
 
 def test_children_do_not_outlive_a_killed_supervisor(tmp_path: Path) -> None:

@@ -29,9 +29,10 @@ from l7proxy.model.net import HostPort
 from l7proxy.proxy.server.steering import Plain
 from l7proxy.proxy.worker import run_worker
 from l7proxy.setting_definitions import WorkerSettings
-link, port, server, server_port, drain = sys.argv[1:]
+link, port, server, server_port, drain, *ready = sys.argv[1:]
 way = Plain(HostPort("127.0.0.1", int(port)), HostPort(server, int(server_port)))
-sys.exit(run_worker(WorkerSettings(run_dir=Path(link).parent, drain=float(drain)), steering=way))
+settings = WorkerSettings(run_dir=Path(link).parent, drain=float(drain))
+sys.exit(run_worker(settings, steering=way, ready=int(ready[0]) if ready else None))
 """
 
 
@@ -63,11 +64,11 @@ class Agent:
 
 @contextlib.asynccontextmanager
 async def worker(
-    link: Path, server: HostPort, drain: float = 5
+    link: Path, server: HostPort, drain: float = 5, ready: tuple[int, ...] = ()
 ) -> AsyncIterator[tuple[asyncio.subprocess.Process, int]]:
     port = free_port()
-    words = (os.fspath(link), str(port), server.address, str(server.port), str(drain))
-    process = await asyncio.create_subprocess_exec(sys.executable, "-c", PROGRAM, *words)
+    words = (os.fspath(link), str(port), server.address, str(server.port), str(drain), *map(str, ready))
+    process = await asyncio.create_subprocess_exec(sys.executable, "-c", PROGRAM, *words, pass_fds=ready)
     try:
         yield process, port
     finally:
@@ -149,3 +150,26 @@ def test_what_stops_it_from_listening_is_a_config_error(tmp_path: Path) -> None:
         way = Plain(HostPort("127.0.0.1", other.getsockname()[1]), HostPort("127.0.0.3", 80))
         with pytest.raises(ConfigError, match="is in use"):
             run_worker(WorkerSettings(run_dir=tmp_path), steering=way)
+
+
+async def test_it_is_ready_once_it_has_a_policy_and_not_before(tmp_path: Path) -> None:
+    path = tmp_path / "link.sock"
+    reading, writing = os.pipe()
+    os.set_blocking(reading, False)
+    agent = Agent(path)
+    async with backend(web) as server, agent.server.serving(), worker(path, server, ready=(writing,)) as (_, port):
+        await until(agent.server.workers)
+        with pytest.raises(BlockingIOError):
+            os.read(reading, 1)
+        await agent.publish()
+        await until(lambda: _byte(reading))
+        async with client(port) as talk:
+            assert await get(*talk) == 200
+    os.close(reading)
+    os.close(writing)
+
+
+def _byte(descriptor: int) -> bytes:
+    with contextlib.suppress(BlockingIOError):
+        return os.read(descriptor, 1)
+    return b""
