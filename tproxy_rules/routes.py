@@ -18,12 +18,12 @@ import logging
 import socket
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Final
 
 from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
+from tproxy_rules import sysctl
 from tproxy_rules.backend import KernelError
 from tproxy_rules.desired import Desired, Settings
 from tproxy_rules.marks import ROUTE_PROTOCOL
@@ -123,14 +123,14 @@ def tune(desired: Desired) -> None:
     for name in names:
         path, _, value = name.partition("=")
         try:
-            Path("/proc/sys", path).write_text(value, encoding="ascii")
+            sysctl.write(path, value)
         except OSError as error:
             _LOG.warning("cannot set sysctl %s: %s", name, error)
 
 
 def _has_ipv6() -> bool:
     try:
-        return Path("/proc/sys/net/ipv6/conf/lo/disable_ipv6").read_text(encoding="ascii").strip() == "0"
+        return sysctl.read("net/ipv6/conf/lo/disable_ipv6") == "0"
     except OSError:
         return False
 

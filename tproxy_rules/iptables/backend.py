@@ -22,10 +22,9 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 from typing import Final
 
-from tproxy_rules import routes
+from tproxy_rules import routes, sysctl
 from tproxy_rules.backend import QUIET, Installed, KernelError, Suppressed
 from tproxy_rules.desired import Desired, Table
 from tproxy_rules.digest import fingerprint
@@ -365,7 +364,7 @@ def _stating(note: str) -> str:
 
 
 def _families() -> tuple[int, ...]:
-    return (4, 6) if Path("/proc/sys/net/ipv6").exists() else (4,)
+    return (4, 6) if sysctl.exists("net/ipv6") else (4,)
 
 
 def _present() -> dict[str, Present]:
@@ -474,22 +473,22 @@ def _switched() -> bool:
     """True if bridge-nf-call is off, or irrelevant because ebtables has no chains of ours."""
     if not _present_bridge().chains("nat"):
         return True
-    return all(_switch(name).read_text(encoding="ascii").strip() == "0" for name in _SWITCHES if _switch(name).exists())
+    return all(sysctl.read(_switch(name)) == "0" for name in _SWITCHES if sysctl.exists(_switch(name)))
 
 
 def _switch_off() -> None:
     for name in _SWITCHES:
         try:
-            if _switch(name).exists():
-                _switch(name).write_text("0", encoding="ascii")
+            if sysctl.exists(_switch(name)):
+                sysctl.write(_switch(name), "0")
         except OSError as error:
             raise KernelError(
                 f"net.bridge.{name} must be 0 for the iptables backend and cannot be set: {error}"
             ) from error
 
 
-def _switch(name: str) -> Path:
-    return Path("/proc/sys/net/bridge", name)
+def _switch(name: str) -> str:
+    return f"net/bridge/{name}"
 
 
 def _counting_anew(before: Rendering, after: Rendering) -> set[tuple[int, str]]:

@@ -80,9 +80,13 @@ def take_descriptors() -> int:
 
 
 def migrate_queues() -> None:
-    """If permitted, have the kernel move a closed listener's queue to its siblings (ip-sysctl: tcp_migrate_req)."""
+    """If permitted, have the kernel move a closed listener's queue to its siblings (ip-sysctl: tcp_migrate_req).
+
+    In a container only the agent may set it.
+    """
     try:
-        MIGRATE.write_text("1\n")
+        if MIGRATE.read_text().strip() != "1":
+            MIGRATE.write_text("1\n")
     except OSError as error:
         log.info("cannot set %s (%s): connections in the queue of a worker that stops are reset", MIGRATE, error)
 
