@@ -14,7 +14,7 @@ from typing import Annotated, Final
 import typer
 
 from l7proxy import __version__, compiled, sbin
-from l7proxy.cli import observe, policy, service, status
+from l7proxy.cli import observe, policy, service, status, wait
 from l7proxy.cli.terminal import complain
 from l7proxy.errors import L7ProxyError
 
@@ -40,6 +40,7 @@ app.command("agent", short_help="Run only the agent.")(service.agent)
 app.command("workers", short_help="Run only the workers of this node.")(service.workers)
 app.command("proxy", short_help="Run only one proxy worker.")(service.proxy)
 app.command("cleanup", short_help="Remove all l7proxy rules from the kernel.")(service.cleanup)
+app.command("wait", hidden=True)(wait.wait)
 app.command("observe", short_help="Show flows: peers, verdict and reason.")(observe.observe)
 app.command("status", short_help="Show whether all policies are enforced.")(status.status)
 app.add_typer(status.endpoint, name="endpoint")
