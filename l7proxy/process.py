@@ -1,20 +1,15 @@
-"""What l7proxy's processes have in common: the form of the log, and the exit code of a failed start."""
+"""What l7proxy's processes have in common: the exit code of a failed start, and the run directory."""
 
 from __future__ import annotations
 
-import logging
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Final
 
 from l7proxy.errors import ConfigError
+from l7proxy.log_output import complain
 
 CANNOT_START: Final = 2
-
-
-def start_log(level: str) -> None:
-    logging.basicConfig(level=level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s", force=True)
 
 
 def exit_code(serve: Callable[[], object], *known: type[Exception]) -> int:
@@ -22,14 +17,14 @@ def exit_code(serve: Callable[[], object], *known: type[Exception]) -> int:
     try:
         serve()
     except known as error:
-        print(f"error: {error}", file=sys.stderr)
+        complain(str(error))
         return CANNOT_START
     except BaseExceptionGroup as group:
         ours, rest = group.split(known)
         if rest is not None or ours is None:
             raise
         for each in _leaves(ours):
-            print(f"error: {each}", file=sys.stderr)
+            complain(str(each))
         return CANNOT_START
     return 0
 

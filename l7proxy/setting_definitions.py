@@ -62,9 +62,15 @@ class WorkerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     """What a worker needs to know at its start."""
 
     run_dir: Annotated[Path, About("Directory of the Unix sockets.", used_by=(CLEANUP,))] = Path("/run/l7proxy")
+    node: Annotated[str, About("Name of this node's Node object.", default="$NODE_NAME, else the host's name")] = (
+        msgspec.field(default_factory=_node_name)
+    )
     log_level: Annotated[
         Literal["debug", "info", "warning", "error"], About("Least severe level that is logged.", used_by=(CLEANUP,))
     ] = "info"
+    log_format: Annotated[
+        Literal["text", "json"], About("Format of the log on standard error.", used_by=(CLEANUP,))
+    ] = "text"
     proxy_port: Annotated[int, About("TCP port of the proxy, the TPROXY target.", 1, 65535)] = 15001
     mark_upstream: Annotated[int, _bit("Packet mark of the proxy's own connections.")] = 0x02000000
     worker_connections: Annotated[
@@ -97,9 +103,6 @@ class Settings(WorkerSettings, frozen=True, kw_only=True, forbid_unknown_fields=
     """The settings of one node: those of workers, and those that only the agent uses."""
 
     source: Annotated[str, About("Directory of Kubernetes manifests, watched for changes.")] = KUBERNETES
-    node: Annotated[str, About("Name of this node's Node object.", default="$NODE_NAME, else the host's name")] = (
-        msgspec.field(default_factory=_node_name)
-    )
     cluster: Annotated[str, _policy("Cluster name, used in identity labels.")] = "default"
     backend: Annotated[Literal["auto", "nftables", "iptables"], About("Kernel backend.", used_by=(CLEANUP,))] = "auto"
     workers: Annotated[int, About("Number of proxy workers.", 1, 256, used_by=(WORKERS,), default="one per core")] = (

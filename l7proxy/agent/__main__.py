@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import sys
 
+from l7proxy import log_output
 from l7proxy.agent.run import run_agent
-from l7proxy.process import start_log
 from l7proxy.setting_definitions import Settings, parse
 
 if __name__ == "__main__":
     settings = parse(sys.argv[1], Settings)
-    start_log(settings.log_level)
+    log_output.start(settings.log_level, settings.log_format, settings.node)
     sys.exit(run_agent(settings))

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from l7proxy import log_output
 from l7proxy.cli.flags import flag, with_flags
-from l7proxy.process import start_log
 from l7proxy.setting_definitions import CLEANUP, DEFINITIONS, WORKERS, Definition, Settings
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ def _settings(config: Path | None, chosen: Mapping[str, Any], used_by: str = "ag
     from l7proxy.settings.read import load
 
     settings = load(config, chosen, used_by=used_by)
-    start_log(settings.log_level)
+    log_output.start(settings.log_level, settings.log_format, settings.node)
     return settings
 
 

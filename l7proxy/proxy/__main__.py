@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import sys
 
+from l7proxy import log_output
 from l7proxy.errors import ConfigError
-from l7proxy.process import exit_code, start_log
+from l7proxy.process import exit_code
 from l7proxy.proxy.worker import run_worker
 from l7proxy.setting_definitions import WorkerSettings, parse
 
 if __name__ == "__main__":
     settings = parse(sys.argv[1], WorkerSettings)
-    start_log(settings.log_level)
+    log_output.start(settings.log_level, settings.log_format, settings.node)
     index, *ready = map(int, sys.argv[2:])
     sys.exit(exit_code(lambda: run_worker(settings, index, ready=ready[0] if ready else None), ConfigError))

@@ -33,6 +33,7 @@ RETRY_AFTER: Final = 5.0
 class JsonLinesFile:
     """Appends to `path`; before it would grow over `max_bytes` it becomes `name-TIME.ext` and a new one begins.
 
+    Others may rotate it, too: when the file at `path` is renamed, removed or truncated, the next line begins a new one.
     `now` names the files; what is waited for is measured by `clock`, which nobody sets.
     """
 
@@ -75,6 +76,8 @@ class JsonLinesFile:
         """Whole lines: in one write, or one by one where the file ends among them. Lost are those after a failure."""
         kept = 0
         try:
+            if self._fd >= 0:
+                self._look()
             if self._fd < 0:
                 if self._clock() < self._retry_at:
                     return
@@ -90,6 +93,17 @@ class JsonLinesFile:
             self.problem = ""
         finally:
             self.lost += len(events) - kept
+
+    def _look(self) -> None:
+        """Follow what others did to the file. Where we may not look at the path, the open file goes on."""
+        own = os.fstat(self._fd)
+        self._size = own.st_size
+        try:
+            same = os.path.samestat(own, self._path.stat())
+        except OSError as error:
+            same = isinstance(error, PermissionError)
+        if not same:
+            self._shut()
 
     def _append_line(self, line: bytes) -> None:
         """One that is larger than a whole file gets one of its own."""

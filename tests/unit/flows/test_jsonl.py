@@ -91,6 +91,28 @@ def test_other_files_are_left_alone(tmp_path: Path) -> None:
     assert all((tmp_path / name).read_text() == "mine" for name in others)
 
 
+def test_a_file_that_others_rotate_is_followed(tmp_path: Path) -> None:
+    """As logrotate does: `create` renames, `copytruncate` truncates; and somebody removes it."""
+    path = tmp_path / "flows.jsonl"
+    sink = JsonLinesFile(path, max_bytes=LENGTH * 4)
+    sink.consume(flows(1, 2))
+    path.rename(tmp_path / "flows.jsonl.1")
+    sink.consume(flows(3))
+    assert read(tmp_path / "flows.jsonl.1") == [1, 2]
+    os.truncate(path, 0)
+    sink.consume(flows(4, 5))
+    assert read(path) == [4, 5]
+    path.unlink()
+    sink.consume(flows(6))
+    assert read(path) == [6]
+    (tmp_path / "other").write_bytes(b"")
+    (tmp_path / "other").replace(path)
+    sink.consume(flows(7))
+    assert read(path) == [7]
+    sink.close()
+    assert (sink.lost, sink.problem) == (0, "")
+
+
 def test_a_line_larger_than_a_file_gets_a_file_of_its_own(tmp_path: Path) -> None:
     sink = JsonLinesFile(tmp_path / "flows.jsonl", max_bytes=10, backups=9, now=Clock())
     sink.consume(flows(1, 2))
