@@ -69,7 +69,7 @@ class Agent:
         return any(each.time_ns == number for each in self.records[-1:])
 
     async def until(self, count: int) -> None:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while len(self.records) + self.lost < count:
                 self.news.clear()
                 await self.news.wait()
