@@ -18,6 +18,7 @@ from bench.figures import (
     many_rules,
     memory,
     packet_cost,
+    pod_start,
     unread,
 )
 
@@ -33,6 +34,7 @@ FIGURES: Final[tuple[Figure, ...]] = (
     direct.FIGURE,
     packet_cost.FIGURE,
     changes.FIGURE,
+    pod_start.FIGURE,
     cold_compile.FIGURE,
     hostile.FIGURE,
 )
