@@ -9,11 +9,9 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
-import math
 import signal
 import socket
-import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, closing, nullcontext, suppress
 from functools import partial
 from pathlib import Path
@@ -44,9 +42,10 @@ from tproxy_rules.nflog import NflogReader
 log = logging.getLogger(__name__)
 
 ALARM_EASE: Final = (1.0, 1.0)
-"""(first, longest) pause in seconds between repairs, for rules that another program removes repeatedly."""
-INTERFACES_EASE: Final = (0.1, 0.5)
-"""The same for scans of pod interfaces: pods start by the hundred, with several notifications each."""
+"""(shortest, longest) pause in seconds between repairs, for rules that another program removes repeatedly."""
+INTERFACES_EASE: Final = (0.02, 0.5)
+"""The same for scans of pod interfaces: pods start by the hundred, with several notifications each, and a starting pod
+waits for the scan."""
 RESULTS_CHECK: Final = 5.0
 """Seconds after which the watch of CNI results is renewed: their directory may have been recreated."""
 GC_THRESHOLDS: Final = (50_000, 20, 100)
@@ -152,12 +151,12 @@ async def _watch_alarm(backend: Backend, reconciler: Reconciler) -> None:
 async def _watch_links(watcher: pod_interfaces.InterfaceWatcher, reconciler: Reconciler) -> None:
     """Bind a new pod interface to its addresses before the pod runs, and close it while no Pod object has them."""
     if watcher.fileno() >= 0:
-        await _watch(watcher, reconciler, Pace(*INTERFACES_EASE))
+        await _watch(watcher, reconciler, Pace(*INTERFACES_EASE, lambda: reconciler.took))
 
 
 async def _watch_results(results: Path, reconciler: Reconciler) -> None:
     """Watch CNI results too: the runtime writes a pod's addresses only after its link is up."""
-    pace = Pace(*INTERFACES_EASE)
+    pace = Pace(*INTERFACES_EASE, lambda: reconciler.took)
     with ChangeNotifier() as notifier:
         while True:
             # Its nearest existing parent, too: the directory may not exist yet, or be removed.
@@ -176,20 +175,18 @@ class Bell(Protocol):
 
 
 class Pace:
-    """Pauses between scans: `first` seconds, doubled each time up to `most`; `first` again after `most` seconds without
-    a pause. So a single change is handled at once, and a thousand changes need few scans."""
+    """Pauses from the start of one round to the next: twice as long as the last round `took`, within `least` and `most`
+    seconds. So one change is handled at once, and many take at most half of the time."""
 
-    def __init__(self, first: float, most: float) -> None:
-        self._first, self._most = first, most
-        self._pause = first
-        self._rested = -math.inf
+    def __init__(self, least: float, most: float, took: Callable[[], float] = lambda: 0.0) -> None:
+        self._least, self._most, self._took = least, most, took
+
+    @property
+    def pause(self) -> float:
+        return min(max(self._least, 2 * self._took()), self._most)
 
     async def rest(self) -> None:
-        if time.monotonic() > self._rested + self._most:
-            self._pause = self._first
-        await asyncio.sleep(self._pause)
-        self._pause = min(2 * self._pause, self._most)
-        self._rested = time.monotonic()
+        await asyncio.sleep(self.pause)
 
 
 async def _watch(bell: Bell, reconciler: Reconciler, pace: Pace) -> None:

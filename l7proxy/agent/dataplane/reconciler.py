@@ -121,6 +121,8 @@ class Reconciler:
         self._digest = ""
         self._counted = -COUNT
         self._began: float | None = None
+        self.took = 0.0
+        """Duration of the last round in seconds."""
         self.current: Published | None = None
         self.kernel = KernelState()
 
@@ -156,11 +158,12 @@ class Reconciler:
 
     async def run(self) -> None:
         """Loop forever."""
+        clock = asyncio.get_running_loop().time
         while True:
             await self._wait()
-            self._began = asyncio.get_running_loop().time()
+            self._began = clock()
             await self.step()
-            self._began = None
+            self.took, self._began = clock() - self._began, None
 
     async def _wait(self) -> None:
         """Wait for a change, or until the next check of interfaces and kernel, or the next retry, is due.

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from l7proxy.agent.run import cleanup, run_agent
+from l7proxy.agent.run import INTERFACES_EASE, Pace, cleanup, run_agent
 from l7proxy.errors import ConfigError
 from l7proxy.process import exit_code
 from l7proxy.setting_definitions import Settings
@@ -41,6 +41,12 @@ def test_a_bug_is_not_hidden() -> None:
 
     with pytest.raises(BaseExceptionGroup):
         exit_code(broken, ConfigError)
+
+
+@pytest.mark.parametrize(("took", "pause"), [(0.0, 0.02), (0.004, 0.02), (0.1, 0.2), (3.0, 0.5)])
+def test_rounds_for_interfaces_take_at_most_half_of_the_time(took: float, pause: float) -> None:
+    """A starting pod waits for its round: so none is put off longer than that, nor ever for more than half a second."""
+    assert Pace(*INTERFACES_EASE, lambda: took).pause == pause
 
 
 @pytest.mark.parametrize(
