@@ -1,12 +1,17 @@
 # One door. `make help` tells what each command does.
 #   make demo CNI=ptp BACKEND=iptables     the demo on another CNI and kernel backend
 #   make test ARGS="-k smuggl"             some of the tests
+#   make cluster CNI=ptp PROXY=iptables    a real Kubernetes of another kind; NAME=x NODES=3: a second one, larger
 
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 CNI    ?= bridge
 BACKEND ?= auto
+PROXY  ?= nftables
+NAME   ?= kube
+NODES  ?= 2
+IMAGES ?=
 ARGS   ?=
 # One test more at a time than there are cores: tests of labs mostly wait. Those that share a lab run in one process
 # (tests/conftest.py).
@@ -19,7 +24,7 @@ NONE   := 5
 
 
 .DEFAULT_GOAL := help
-.PHONY: help setup compiled tools demo test test-all check bench clean
+.PHONY: help setup compiled tools demo cluster cluster-down test test-all check bench clean
 
 help: ## Show this help
 	@echo "l7proxy: L7 policy on any CNI. Commands:"
@@ -40,6 +45,12 @@ tools:
 
 demo: setup ## Two nodes, real pods, a real policy: see each verdict (CNI=bridge|ptp BACKEND=auto|nftables|iptables)
 	@$(BIN)/python -m l7proxy.lab.demo --cni $(CNI) --backend $(BACKEND)
+
+cluster: setup ## A real Kubernetes of two nodes on this machine, as root (CNI=bridge|ptp PROXY=nftables|iptables)
+	@$(BIN)/python -m deploy.cluster --name $(NAME) up --cni $(CNI) --proxy $(PROXY) --nodes $(NODES) $(IMAGES:%=--image %)
+
+cluster-down: $(VENV)/.ready ## End it and remove all of it but the cache of its parts
+	@$(BIN)/python -m deploy.cluster --name $(NAME) down
 
 check: $(VENV)/.ready ## Format, lint, types, import contracts, all unit tests but the slow ones: under a minute
 	@$(BIN)/python -m tests.check
