@@ -13,6 +13,7 @@ NAME   ?= kube
 NODES  ?= 2
 IMAGES ?=
 ARGS   ?=
+IMAGE  ?= docker.io/l7proxy/l7proxy:dev
 # One test more at a time than there are cores: tests of labs mostly wait. Those that share a lab run in one process
 # (tests/conftest.py).
 JOBS   ?= $(shell expr $$(nproc) + 1)
@@ -24,7 +25,7 @@ NONE   := 5
 
 
 .DEFAULT_GOAL := help
-.PHONY: help setup compiled tools demo cluster cluster-down test test-all check bench clean
+.PHONY: help setup compiled tools demo cluster cluster-down image test test-all check bench clean
 
 help: ## Show this help
 	@echo "l7proxy: L7 policy on any CNI. Commands:"
@@ -72,6 +73,10 @@ test-all: setup ## As test, with every combination: attacks and kernel rules by 
 bench: setup compiled ## Every figure in one table: ours beside Envoy, HAProxy and nginx (ARGS="--quick")
 	@sh deploy/setup/programs.sh $(VENV) nginx wrk haproxy
 	@$(BIN)/python -m bench $(ARGS)
+
+image: $(VENV)/.ready ## The image as an OCI archive in build/, without a registry (as root, on Debian; IMAGE=name:tag)
+	@command -v mmdebstrap >/dev/null || { apt-get update -qq && apt-get install -y -qq mmdebstrap; } >/dev/null
+	@$(BIN)/python -m deploy.image.build --name $(IMAGE)
 
 clean: ## Remove .venv and caches (labs: `l7proxy lab down --all`)
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache *.egg-info
