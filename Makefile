@@ -25,7 +25,7 @@ NONE   := 5
 
 
 .DEFAULT_GOAL := help
-.PHONY: help setup compiled tools demo cluster cluster-down image test test-all check bench clean
+.PHONY: help setup compiled tools demo cluster cluster-down image chart test test-all check bench clean
 
 help: ## Show this help
 	@echo "l7proxy: L7 policy on any CNI. Commands:"
@@ -77,6 +77,10 @@ bench: setup compiled ## Every figure in one table: ours beside Envoy, HAProxy a
 image: $(VENV)/.ready ## The image as an OCI archive in build/, without a registry (as root, on Debian; IMAGE=name:tag)
 	@command -v mmdebstrap >/dev/null || { apt-get update -qq && apt-get install -y -qq mmdebstrap; } >/dev/null
 	@$(BIN)/python -m deploy.image.build --name $(IMAGE)
+
+chart: $(VENV)/.ready ## Check the Helm chart, and write deploy/install.yaml from it (needs helm)
+	@helm lint --strict deploy/helm/l7proxy
+	@$(BIN)/python -m deploy.helm.generate
 
 clean: ## Remove .venv and caches (labs: `l7proxy lab down --all`)
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache *.egg-info

@@ -126,12 +126,16 @@ def _table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
 
 
 def main() -> None:
+    from deploy.helm import generate  # it needs the schema of the settings from here
+
     for (page, name), make in PARTS.items():
         path = ROOT / page
         path.write_text(with_part(path.read_text(encoding="utf-8"), name, make()), encoding="utf-8")
         print(f"{page}: {name}")
     (ROOT / SCHEMA).write_text(schema_text(), encoding="utf-8")
     print(SCHEMA)
+    generate.write_what_needs_no_helm()
+    print("deploy/: schema of the chart's values, CRDs")
 
 
 if __name__ == "__main__":
