@@ -28,8 +28,10 @@ CALICO: Final = (
     "tiers",
 )
 ASKED: Final[Mapping[tuple[str, str], frozenset[str]]] = {
-    **{("", kind): READ for kind in ("nodes", "namespaces", "pods", "services")},
+    **{("", kind): READ for kind in ("nodes", "namespaces", "pods", "services", "serviceaccounts")},
     ("discovery.k8s.io", "endpointslices"): READ,
+    ("apiextensions.k8s.io", "customresourcedefinitions"): READ,
+    ("apiregistration.k8s.io", "apiservices"): READ,
     ("networking.k8s.io", "networkpolicies"): READ,
     ("cilium.io", "ciliumnetworkpolicies"): READ,
     ("cilium.io", "ciliumclusterwidenetworkpolicies"): READ,
