@@ -74,6 +74,11 @@ class ApiError(L7ProxyError):
         self.reason = reason
         self.retry_after = retry_after
 
+    @property
+    def lost(self) -> bool:
+        """The server could not be asked, is overloaded, or does not know us; otherwise it has refused this request."""
+        return self.status in (0, 401, 429) or self.status >= 500
+
 
 class LinkError(L7ProxyError):
     """An invalid frame on the link or on the agent socket."""

@@ -19,7 +19,11 @@ from l7proxy.errors import PolicyError
 from l7proxy.model.resources import KINDS, Change, Delete, Pod, PolicyDocument, Resource, ResourceKey, Synced, Upsert
 from l7proxy.policy import lang
 from l7proxy.sources.files.source import FileSource
+from l7proxy.sources.kubernetes.connection import Connection
+from l7proxy.sources.kubernetes.credentials import Access
+from l7proxy.sources.kubernetes.source import KubernetesSource
 from l7proxy.sources.source import Source, SourceHealth
+from tests.support.kube_api import QUICK, KubeApi
 from tests.support.object_source import ObjectSource, Server
 
 Object = Mapping[str, Any]
@@ -34,6 +38,7 @@ class Harness(Protocol):
     def delete(self, path: str) -> None: ...
     def cut(self) -> None: ...
     def restore(self) -> None: ...
+    async def close(self) -> None: ...
 
 
 class Directory:
@@ -59,6 +64,9 @@ class Directory:
     def restore(self) -> None:
         self._folder = self._away.rename(self._root)
 
+    async def close(self) -> None:
+        pass
+
 
 class Memory:
     """The objects of a server in memory."""
@@ -74,8 +82,35 @@ class Memory:
     def restore(self) -> None:
         self._server.connect(reachable=True)
 
+    async def close(self) -> None:
+        pass
 
-HARNESSES: Final[list[Callable[[Path], Harness]]] = [Directory, Memory]
+
+class Kubernetes:
+    """An API server that streams lists."""
+
+    streams = True
+
+    def __init__(self, folder: Path) -> None:
+        self._server = KubeApi(stream_lists=self.streams)
+        self._server.serve("cilium.io/v2", "CiliumNetworkPolicy", "ciliumnetworkpolicies")
+        self._api = Connection(Access(str(self._server.kubeconfig(folder))))
+        self.source: Source = KubernetesSource(self._api, state_dir=folder / "state", timing=QUICK)
+        self.put, self.delete = self._server.put, self._server.delete
+        self.cut, self.restore = self._server.stop, self._server.start
+
+    async def close(self) -> None:
+        await self._api.close()
+        self._server.close()
+
+
+class KubernetesPages(Kubernetes):
+    """An API server that lists in pages."""
+
+    streams = False
+
+
+HARNESSES: Final[list[Callable[[Path], Harness]]] = [Directory, Memory, Kubernetes, KubernetesPages]
 
 
 class Reader:
@@ -135,9 +170,11 @@ class Reader:
 
 
 @pytest.fixture(params=HARNESSES, ids=lambda harness: harness.__name__)
-def harness(request: pytest.FixtureRequest, tmp_path: Path) -> Harness:
+async def harness(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Harness]:
     make: Callable[[Path], Harness] = request.param
-    return make(tmp_path)
+    made = make(tmp_path)
+    yield made
+    await made.close()
 
 
 @asynccontextmanager
@@ -305,11 +342,14 @@ async def test_a_change_of_health_alone_causes_a_batch(harness: Harness) -> None
 
 async def test_no_problem_shows_the_value_of_a_secret(harness: Harness) -> None:
     secret = {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "s"}, "data": {"token": "hunter2!"}}
+    named = {"name": "x-token", "secret": {"namespace": "default", "name": "s"}}
+    ports = [{"ports": [{"port": "80", "protocol": "TCP"}], "rules": {"http": [{"headerMatches": [named]}]}}]
+    harness.put("p", policy([{"toPorts": ports}], namespace="default"))
     harness.put("s", secret)
     async with reading(harness) as reader:
         (problem,) = await reader.problems(1)
         assert "data.token" in problem
         assert "hunter2" not in problem
         harness.put("s", secret | {"data": None, "stringData": {"token": "hunter2!"}})
-        await reader.names("Secret default/s")
+        await reader.names("CiliumNetworkPolicy default/p", "Secret default/s")
         assert "hunter2" not in repr(reader.resources)

@@ -18,6 +18,8 @@ from typing import Any, Final, TypeVar
 
 from aiohttp import web
 
+from l7proxy.sources.kubernetes.reflector import Timing
+
 T = TypeVar("T")
 Object = Mapping[str, Any]
 
@@ -30,6 +32,8 @@ BUILT_IN: Final = {
     "apiregistration.k8s.io/v1": {"APIService": "apiservices"},
 }  # fmt: skip
 CLUSTER_WIDE: Final = frozenset(("Node", "Namespace", "CustomResourceDefinition", "APIService"))
+QUICK: Final = Timing(first=0.01, longest=0.1)
+"""Short pauses."""
 TOKEN: Final = "test-token"
 
 
@@ -175,11 +179,11 @@ class KubeApi:
 
     async def _put(self, path: str, value: Object) -> None:
         old = self._objects.get(path)
-        if old is not None and _name(old) != _name(value):
+        named = {"namespace": "default"} if value["kind"] not in CLUSTER_WIDE else {}
+        if old is not None and _name(old) != _name({"metadata": named | value.get("metadata", {})}):
             await self._delete(path)
             old = None
         self._version += 1
-        named = {"namespace": "default"} if value["kind"] not in CLUSTER_WIDE else {}
         metadata = {**named, "uid": path, "resourceVersion": str(self._version), **value.get("metadata", {})}
         self._objects[path] = {**value, "metadata": metadata}
         await self._happened("MODIFIED" if old else "ADDED", self._objects[path])
@@ -219,7 +223,9 @@ class KubeApi:
             return _status(404, "NotFound", "the server could not find the requested resource")
         if not rest:
             return self._discovery(version)
-        namespace = rest.pop(1) if rest[0] == "namespaces" and len(rest) > 2 and rest.pop(0) else ""
+        namespace = ""
+        if rest[0] == "namespaces" and len(rest) > 2:
+            _, namespace, *rest = rest
         if rest[0] not in self.resources[version].values():
             return _status(404, "NotFound", "the server could not find the requested resource")
         if request.method != "GET":

@@ -31,6 +31,9 @@ from l7proxy.errors import ApiError, ConfigError
 from l7proxy.sources.kubernetes.credentials import Access, Login, load
 
 JSON: Final = "application/json"
+METADATA: Final = "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1"
+"""Objects with their metadata alone. For a list: `METADATA_LIST`."""
+METADATA_LIST: Final = METADATA.replace("Metadata;", "MetadataList;")
 MERGE_PATCH: Final = "application/merge-patch+json"
 STRATEGIC_PATCH: Final = "application/strategic-merge-patch+json"
 APPLY_PATCH: Final = "application/apply-patch+yaml"
@@ -78,6 +81,7 @@ class _Question:
     query: Mapping[str, str]
     body: Any
     content_type: str
+    accept: str
     limits: aiohttp.ClientTimeout
 
     def __str__(self) -> str:
@@ -101,9 +105,13 @@ class Connection:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._session is not None:
-            await self._session.close()
-            self._session = None
+        await self.close()
+
+    async def close(self) -> None:
+        """End all requests. A later one opens it again."""
+        session, self._session = self._session, None
+        if session is not None:
+            await session.close()
 
     async def request(
         self,
@@ -113,29 +121,28 @@ class Connection:
         query: Mapping[str, str] | None = None,
         body: Any = None,
         content_type: str = JSON,
+        accept: str = JSON,
         timeout: float = TIMEOUT,  # noqa: ASYNC109 - of the socket, not only of the task
     ) -> bytes:
         """The body of a successful answer. `body` is encoded as JSON. ApiError: no answer within `timeout`, or none
         that is 2xx."""
         limits = aiohttp.ClientTimeout(total=timeout, connect=CONNECT)
-        async with self._opened(method, path, query or {}, body, content_type, limits) as response:
+        asked = _Question(method, path, query or {}, body, content_type, accept, limits)
+        async with self._opened(asked) as response:
             return await response.read()
 
     @asynccontextmanager
     async def stream(
-        self, path: str, query: Mapping[str, str] | None = None, *, silence: float
+        self, path: str, query: Mapping[str, str] | None = None, *, silence: float, accept: str = JSON
     ) -> AsyncIterator[aiohttp.ClientResponse]:
         """The answer to GET, whose content the caller reads. ApiError, also from the caller's reads, when nothing
         comes for `silence` seconds."""
         limits = aiohttp.ClientTimeout(total=None, connect=CONNECT, sock_read=silence)
-        async with self._opened("GET", path, query or {}, None, JSON, limits) as response:
+        async with self._opened(_Question("GET", path, query or {}, None, JSON, accept, limits)) as response:
             yield response
 
     @asynccontextmanager
-    async def _opened(
-        self, method: str, path: str, query: Mapping[str, str], body: Any, content_type: str, limits: Any
-    ) -> AsyncIterator[aiohttp.ClientResponse]:
-        asked = _Question(method, path, query, body, content_type, limits)
+    async def _opened(self, asked: _Question) -> AsyncIterator[aiohttp.ClientResponse]:
         try:
             session = await self._current()
             response = await self._ask(session, asked)
@@ -235,7 +242,7 @@ async def _send(api: Any, asked: _Question) -> aiohttp.ClientResponse:
         asked.method,
         asked.path,
         query_params=list(asked.query.items()),
-        header_params={"Accept": JSON, "Content-Type": asked.content_type},
+        header_params={"Accept": asked.accept, "Content-Type": asked.content_type},
         body=asked.body,
         auth_settings=["BearerToken"],
     )
@@ -266,6 +273,8 @@ def _reason(error: BaseException) -> str:
     """A sentence for people: aiohttp's own texts name its classes, or nothing at all for a timeout."""
     if isinstance(error, TimeoutError):
         return "no answer in time"
+    if isinstance(error, aiohttp.ClientPayloadError):
+        return "the connection ended within the answer"
     cause = error.os_error if isinstance(error, aiohttp.ClientConnectorError) else error
     if isinstance(cause, OSError) and cause.errno and not isinstance(cause, ssl.SSLError | socket.gaierror):
         return os.strerror(cause.errno)  # asyncio's text has no reason
