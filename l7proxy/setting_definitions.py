@@ -102,7 +102,26 @@ class WorkerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
 class Settings(WorkerSettings, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The settings of one node: those of workers, and those that only the agent uses."""
 
-    source: Annotated[str, About("Directory of Kubernetes manifests, watched for changes.")] = KUBERNETES
+    source: Annotated[
+        str, About("`kubernetes`: the API server; or a directory of Kubernetes manifests, watched for changes.")
+    ] = KUBERNETES
+    kubeconfig: Annotated[
+        str,
+        About(
+            "Kubeconfig for the API server.",
+            default="the pod's ServiceAccount; outside of a pod `$KUBECONFIG`, else `~/.kube/config`",
+        ),
+    ] = ""
+    kube_context: Annotated[
+        str, About("Context of the kubeconfig.", default="the current context of the kubeconfig")
+    ] = ""
+    state_dir: Annotated[
+        Path,
+        About(
+            "Directory of the last known objects of the API server: policy stays in force when the agent restarts "
+            "while the server cannot be reached."
+        ),
+    ] = Path("/var/lib/l7proxy")
     cluster: Annotated[str, _policy("Cluster name, used in identity labels.")] = "default"
     backend: Annotated[Literal["auto", "nftables", "iptables"], About("Kernel backend.", used_by=(CLEANUP,))] = "auto"
     workers: Annotated[int, About("Number of proxy workers.", 1, 256, used_by=(WORKERS,), default="one per core")] = (

@@ -80,7 +80,11 @@ def cleanup(settings: Settings) -> list[str]:
 
 async def _agent(settings: Settings) -> None:
     gc.set_threshold(*GC_THRESHOLDS)
-    source = _source(settings)
+    async with _opened_source(settings) as source:
+        await _serve(settings, source)
+
+
+async def _serve(settings: Settings, source: Source) -> None:
     make_run_dir(settings.run_dir)
     backend = await asyncio.to_thread(detect.choose, settings.backend)
     ring = Ring(settings.flow_ring, node_name=settings.node)
@@ -132,7 +136,7 @@ async def _agent(settings: Settings) -> None:
             tasks.create_task(revocation.run(), name="revocation"),
             *(tasks.create_task(feed.run(), name=feed.name) for feed in feeds),
         ]
-        log.info("node %s: backend %s, manifests from %s", settings.node, backend.name, settings.source)
+        log.info("node %s: backend %s, source %s", settings.node, backend.name, settings.source)
         await stop.wait()
         log.info("stopping; the kernel's rules stay in force")
         for task in running:
@@ -252,15 +256,26 @@ async def _follow(source: Source, reconciler: Reconciler) -> None:
         reconciler.submit(changes, health)
 
 
-def _source(settings: Settings) -> Source:
-    if settings.source == KUBERNETES:
-        raise ConfigError(
-            "source: the Kubernetes API is not supported yet: give a directory of manifests with --source DIR"
+@asynccontextmanager
+async def _opened_source(settings: Settings) -> AsyncIterator[Source]:
+    if settings.source != KUBERNETES:
+        path = Path(settings.source)
+        if not path.exists():
+            raise ConfigError(f"source: {path}: no such file or directory")
+        yield FileSource(path, derived.policy_options(settings))
+        return
+    # The client of the API takes memory and time: it is imported only where it is used.
+    from l7proxy.sources.kubernetes.connection import Connection
+    from l7proxy.sources.kubernetes.credentials import Access
+    from l7proxy.sources.kubernetes.source import KubernetesSource
+
+    async with Connection(Access(settings.kubeconfig, settings.kube_context)) as api:
+        yield KubernetesSource(
+            api,
+            derived.policy_options(settings),
+            secrets_namespace=settings.secrets_namespace,
+            state_dir=settings.state_dir,
         )
-    path = Path(settings.source)
-    if not path.exists():
-        raise ConfigError(f"source: {path}: no such file or directory")
-    return FileSource(path, derived.policy_options(settings))
 
 
 def _stop_signal() -> asyncio.Event:

@@ -118,10 +118,11 @@ def _show_status(found: Mapping[str, Any], complaints: list[str]) -> None:
     l7 = sum("l7" in (one.get("ingress"), one.get("egress")) for one in endpoints)
     enforced = sum(policy.get("state") == "enforced" for policy in policies)
     staged = sum(policy.get("state") == "staged" for policy in policies)
+    part = "file" if source.get("kind") == "files" else "resource"
     rows = [
         ("Node", f"{found.get('node')}  (l7proxy {', '.join(_texts(found, 'version', 'build'))})"),
         ("State", f"{verdict}, revision {found.get('enforced_revision')} of {found.get('revision')}"),
-        ("Source", f"{' '.join(_texts(source, 'kind', 'location'))}: {_count(source.get('detail') or [], 'file')}"),
+        ("Source", f"{' '.join(_texts(source, 'kind', 'location'))}: {_count(source.get('detail') or [], part)}"),
         ("Kernel", f"{found.get('backend')}, {_kernel(kernel)}"),
         ("Policies", f"{enforced} of {len(policies) - staged} enforced" + (f", {staged} staged" if staged else "")),
         ("Endpoints", f"{len(endpoints)}, {l7} with L7 rules"),

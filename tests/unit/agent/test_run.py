@@ -50,12 +50,21 @@ def test_rounds_for_interfaces_take_at_most_half_of_the_time(took: float, pause:
 
 
 @pytest.mark.parametrize(
-    ("source", "message"),
-    [("kubernetes", "the Kubernetes API is not supported yet"), ("/none", "source: /none: no such file or directory")],
+    ("settings", "message"),
+    [
+        (Settings(kubeconfig="/none", node="n1"), "/none: no such file, and this is no pod of a cluster"),
+        (Settings(source="/none", node="n1"), "source: /none: no such file or directory"),
+    ],
 )
-def test_a_source_that_is_none(source: str, message: str, capfd: pytest.CaptureFixture[str]) -> None:
-    assert run_agent(Settings(source=source, node="n1")) == 2
+def test_a_source_that_is_none(settings: Settings, message: str, capfd: pytest.CaptureFixture[str]) -> None:
+    assert run_agent(settings) == 2
     assert message in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("module", ["l7proxy.cli.main", "l7proxy.agent.run", "l7proxy.proxy.worker"])
+def test_the_client_of_the_api_server_is_imported_only_where_it_is_used(module: str) -> None:
+    code = f"import sys, {module}; sys.exit(sum(name in sys.modules for name in ('kubernetes', 'aiohttp')))"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 def test_a_run_directory_that_cannot_be(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
