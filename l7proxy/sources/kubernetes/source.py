@@ -53,6 +53,8 @@ class _Followed:
     task: asyncio.Task[None] | None = None
     absent: bool = False
     restored: bool = False
+    sought: bool = False
+    """What was saved of it has been looked for."""
     contact: float = NEVER
     """time.monotonic() of what was restored."""
     saved: float = NEVER
@@ -237,13 +239,17 @@ class KubernetesSource:
 
     async def _restore(self, saved: SavedObjects) -> None:
         """Take what was saved of each kind that the server does not tell."""
+        ages = []
         for one in self._kinds.values():
-            if not (one.current or one.restored) and (one.error is not None or self._undiscovered(one)):
+            if not (one.current or one.sought) and (one.error is not None or self._undiscovered(one)):
+                one.sought = True
                 found = await asyncio.to_thread(saved.load, one.kind, self._api.location, self._options)
                 if found is not None and not one.current:
                     one.collection.restore(found.resources)
                     one.restored, one.contact = True, time.monotonic() - found.age
-                    log.warning("%s: as saved %d seconds ago, until the API server tells", one.kind.name, found.age)
+                    ages.append(found.age)
+        if ages:
+            log.warning("%d kinds are as saved %.0f s ago, until the API server tells", len(ages), max(ages))
 
     def _undiscovered(self, one: _Followed) -> bool:
         failing = (
@@ -347,6 +353,6 @@ def _name(place: Place) -> str:
 def _problem(one: Reflector, error: ApiError) -> SourceError:
     what = {
         401: "the API server does not accept the credentials",
-        403: "the agent may not read them: grant it get, list and watch of them by RBAC",
+        403: "the agent may not read them: grant it list and watch of them by RBAC",
     }.get(error.status, "cannot be read")
     return SourceError(f"{what} ({error})", file=_name(one.place))
