@@ -126,9 +126,7 @@ def main() -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print(
-            "\ninterrupted: the next `make cluster` goes on; `make cluster-down` removes what is there", file=sys.stderr
-        )
+        print("\ninterrupted. `make cluster` begins anew; `make cluster-down` removes what is there", file=sys.stderr)
         return 130
     return 0
 

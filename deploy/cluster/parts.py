@@ -37,6 +37,8 @@ KUBE_PROGRAMS: Final = (
     "kubelet",
 )
 DEBIAN_PACKAGES: Final = ("containerd", "runc", "containernetworking-plugins", "mmdebstrap")
+GO_HOME: Final = "/usr/local/go/bin"
+"""Where Go's own installation is. sudo leaves it out of PATH."""
 _SAY_EVERY: Final = 20.0
 """Seconds between two lines about a build that is under way."""
 
@@ -165,22 +167,27 @@ def check_go() -> None:
     wanted = re.search(r"^go (\d+)\.(\d+)", (GO_DIRECTORY / "go.mod").read_text(), re.MULTILINE)
     assert wanted
     needs = f"the cluster's programs are built with Go {wanted[1]}.{wanted[2]} or newer"
-    if not shutil.which("go"):
+    if not shutil.which("go", path=_go_environment()["PATH"]):
         raise ConfigError(f"{needs}, and `go` is not in PATH: install it, or add its directory to PATH")
-    found = re.search(r"go(\d+)\.(\d+)", shell.run(["go", "version"]))
+    found = re.search(r"go(\d+)\.(\d+)", shell.run(["go", "version"], env=_go_environment()))
     if found and (int(found[1]), int(found[2])) < (int(wanted[1]), int(wanted[2])) and not _may_switch():
         raise ConfigError(f"{needs}, and {found[0]} is too old: install a newer one, or set GOTOOLCHAIN=auto")
 
 
+def _go_environment() -> dict[str, str]:
+    return {**os.environ, "CGO_ENABLED": "0", "PATH": os.pathsep.join([os.environ.get("PATH", ""), GO_HOME])}
+
+
 def _may_switch() -> bool:
     """True if this Go may download the version that go.mod asks for."""
-    return shell.run(["go", "env", "GOTOOLCHAIN"]).strip() != "local"
+    return shell.run(["go", "env", "GOTOOLCHAIN"], env=_go_environment()).strip() != "local"
 
 
 def _build(name: str, command: list[str]) -> None:
     """Run `go build -v`, which names each package that it compiles, and say how far it is."""
-    environment = {**os.environ, "CGO_ENABLED": "0"}
-    process = subprocess.Popen(["nice", *command], cwd=GO_DIRECTORY, env=environment, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        ["nice", *command], cwd=GO_DIRECTORY, env=_go_environment(), stderr=subprocess.PIPE, text=True
+    )
     assert process.stderr
     lines: list[str] = []
     reader = threading.Thread(target=_collect, args=(process.stderr, lines), name="go build")

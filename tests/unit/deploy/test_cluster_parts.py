@@ -79,6 +79,7 @@ def test_versions_are_those_of_go_mod() -> None:
 
 def test_without_go_it_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(parts, "GO_HOME", str(tmp_path))
     with pytest.raises(ConfigError, match="`go` is not in PATH: install it"):
         parts.check_go()
 
