@@ -15,31 +15,18 @@ from deploy.helm import generate
 from deploy.image import requirements
 from l7proxy.setting_definitions import DEFINITIONS, WORKERS, WorkerSettings
 from l7proxy.settings.read import load
+from l7proxy.sources.kubernetes import kinds
 
 READ: Final = frozenset(("list", "watch"))
-CALICO: Final = (
-    "networkpolicies",
-    "globalnetworkpolicies",
-    "stagednetworkpolicies",
-    "stagedglobalnetworkpolicies",
-    "stagedkubernetesnetworkpolicies",
-    "networksets",
-    "globalnetworksets",
-    "tiers",
-)
+
+
+def _group(version: str) -> str:
+    return version.rpartition("/")[0]
+
+
 ASKED: Final[Mapping[tuple[str, str], frozenset[str]]] = {
-    **{("", kind): READ for kind in ("nodes", "namespaces", "pods", "services", "serviceaccounts")},
-    ("discovery.k8s.io", "endpointslices"): READ,
-    ("apiextensions.k8s.io", "customresourcedefinitions"): READ,
-    ("apiregistration.k8s.io", "apiservices"): READ,
-    ("networking.k8s.io", "networkpolicies"): READ,
-    ("cilium.io", "ciliumnetworkpolicies"): READ,
-    ("cilium.io", "ciliumclusterwidenetworkpolicies"): READ,
-    ("cilium.io", "ciliumcidrgroups"): READ,
-    ("policy.networking.k8s.io", "adminnetworkpolicies"): READ,
-    ("policy.networking.k8s.io", "baselineadminnetworkpolicies"): READ,
-    ("policy.networking.k8s.io", "clusternetworkpolicies"): READ,
-    **{(group, kind): READ for group in ("projectcalico.org", "crd.projectcalico.org") for kind in CALICO},
+    **{(_group(version), kind.plural): READ for kind in kinds.KINDS for version in kind.versions},
+    **{(_group(place.version), place.plural): READ for place in (kinds.DEFINITIONS, kinds.API_SERVICES)},
     ("cilium.io", "ciliumnetworkpolicies/status"): frozenset(("patch",)),
     ("cilium.io", "ciliumclusterwidenetworkpolicies/status"): frozenset(("patch",)),
     ("events.k8s.io", "events"): frozenset(("create",)),
