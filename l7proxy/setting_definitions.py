@@ -168,6 +168,13 @@ class Settings(WorkerSettings, frozen=True, kw_only=True, forbid_unknown_fields=
     policy_enforcement_mode: Annotated[
         Literal["default", "always"], _policy("`always`: also deny all traffic of pods that no policy selects.")
     ] = "default"
+    node_access: Annotated[
+        Literal["all", "probes"],
+        _policy(
+            "What a node may reach in its own pods that a policy selects: everything, as with Cilium, or only what its "
+            "kubelet probes."
+        ),
+    ] = "all"
     policy_cidr_match_mode: Annotated[
         Literal["", "nodes", "nodes,pods"], _policy("What CIDR rules match besides external addresses.")
     ] = ""

@@ -123,6 +123,7 @@ class ClusterState:
         """
         self._synced: set[type[Resource]] = set()
         self._audit = audit_all
+        self._probes_only = options.probes_only
         kept = kept or LabelFilter()
         self._new_pod_index = partial(PodIndex, cluster=cluster, kept=kept)
         self._resources: dict[type, dict[ResourceKey, Resource]] = {}
@@ -197,7 +198,7 @@ class ClusterState:
         pod_index = self._enrol(rules, reaches, node, tuple(assignments))
         node_problems = pod_index.set_nodes(nodes, dict.fromkeys(sorted(local_addresses), node or ""))
         known, by_prefix = self._cast(node, pod_index, nodes, reaches)
-        endpoints = self._with_audit(_endpoints(node, pod_index))
+        endpoints = self._with_audit(_endpoints(node, pod_index, probes_only=self._probes_only))
         ids = {(endpoint.namespace, endpoint.name): endpoint.id for endpoint in endpoints}
         refused = derived.too_large(policies, {one.labels for one in endpoints}, of_node=node is not None)
         policies, rules = derived.fitting(policies, rules, refused)
@@ -393,7 +394,7 @@ def _prefixes(
     return table
 
 
-def _endpoints(node: str | None, pod_index: PodIndex) -> tuple[Endpoint, ...]:
+def _endpoints(node: str | None, pod_index: PodIndex, *, probes_only: bool) -> tuple[Endpoint, ...]:
     """Local pods that have an address, sorted, and one endpoint without a pod per conflicting IP."""
     local = {pod.key: pod for pod in pod_index.pods} if node is None else pod_index.by_node.get(node, {})
     here = [local[key] for key in sorted(local) if pod_index.addresses(local[key])]
@@ -402,7 +403,10 @@ def _endpoints(node: str | None, pod_index: PodIndex) -> tuple[Endpoint, ...]:
     ]
     names = [f"{pod.namespace}/{pod.name}" for pod in here] + conflicting
     ids = allocate(names, first=1, end=max(ENDPOINT_IDS, 2 * len(names)))
-    found = [_endpoint(EndpointId(ids[f"{pod.namespace}/{pod.name}"]), pod, pod_index) for pod in here]
+    found = [
+        _endpoint(EndpointId(ids[f"{pod.namespace}/{pod.name}"]), pod, pod_index, probes_only=probes_only)
+        for pod in here
+    ]
     found += [
         Endpoint(
             EndpointId(ids[address]),
@@ -411,13 +415,14 @@ def _endpoints(node: str | None, pod_index: PodIndex) -> tuple[Endpoint, ...]:
             UNKNOWN,
             _contested_labels(address),
             (address,),
+            node_access=() if probes_only else None,
         )
         for address in conflicting
     ]
     return tuple(found)
 
 
-def _endpoint(number: EndpointId, pod: Pod, pod_index: PodIndex) -> Endpoint:
+def _endpoint(number: EndpointId, pod: Pod, pod_index: PodIndex, *, probes_only: bool) -> Endpoint:
     addresses = pod_index.addresses(pod)
     return Endpoint(
         id=number,
@@ -428,6 +433,7 @@ def _endpoint(number: EndpointId, pod: Pod, pod_index: PodIndex) -> Endpoint:
         addresses=addresses,
         named_ports=pod.named_ports,
         workload=pod.workload,
+        node_access=pod.probes if probes_only else None,
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from l7proxy.model.identity import NamedPort
 from l7proxy.model.ids import EndpointId, IdentityId
@@ -17,11 +18,22 @@ class Workload:
     kind: str
 
 
+class Probe(NamedTuple):
+    """What the kubelet asks of a container: a TCP port, and with `path` only `GET` of this path and query.
+
+    `path` is "" where only the port can be checked: tcpSocket, grpc, HTTPS, and paths that servers may normalise.
+    """
+
+    port: int
+    path: str = ""
+
+
 @dataclass(frozen=True, slots=True)
 class Endpoint:
     """A pod of this node: its addresses, its identity and its named ports.
 
-    `audit`: traffic that policy would deny is allowed, and reported with verdict AUDIT.
+    `audit`: traffic that policy would deny is allowed, and reported with verdict AUDIT. `node_access`: what this node
+    itself may reach under a policy; None is everything.
     """
 
     id: EndpointId
@@ -33,6 +45,7 @@ class Endpoint:
     named_ports: frozenset[NamedPort] = field(default_factory=frozenset)
     workload: Workload | None = None
     audit: bool = False
+    node_access: tuple[Probe, ...] | None = None
 
     def __str__(self) -> str:
         return f"{self.namespace}/{self.name}"

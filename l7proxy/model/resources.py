@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple, get_args
 
-from l7proxy.model.endpoint import Workload
+from l7proxy.model.endpoint import Probe, Workload
 from l7proxy.model.identity import NamedPort
 from l7proxy.model.secret import Sealed
 
@@ -131,7 +131,8 @@ class Pod(_Namespaced):
     """`host_network` pods have no identity of their own: they use their node's addresses.
 
     `terminating`: it is being deleted, but may still run. `uid`: only of a pod that has no address yet; there may be
-    150 000 pods, and it is needed for nothing else.
+    150 000 pods, and it is needed for nothing else. `probes`: sorted, only if they count; equal ones are
+    one object.
     """
 
     namespace: str
@@ -146,6 +147,7 @@ class Pod(_Namespaced):
     phase: str = ""
     terminating: bool = False
     uid: str = ""
+    probes: tuple[Probe, ...] = ()
     origin: SourceLocation = SourceLocation()
 
     @property

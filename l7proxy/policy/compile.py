@@ -14,15 +14,15 @@ from functools import lru_cache
 from typing import Final
 
 from l7proxy.model import expression
-from l7proxy.model.endpoint import Endpoint
+from l7proxy.model.endpoint import Endpoint, Probe
 from l7proxy.model.identity import HOST, Identity, NamedPort
 from l7proxy.model.labels import EVERYTHING, RESERVED, LabelSet, Operator, Requirement, Selector, Selects
 from l7proxy.model.net import Network
 from l7proxy.model.ref import BUILT_IN, RuleRef
-from l7proxy.model.verdict import Action, Direction
+from l7proxy.model.verdict import Action, Direction, Protocol
 from l7proxy.policy.l7 import enforceable
 from l7proxy.policy.resolver import Resolver, numbers
-from l7proxy.policy.rules import CidrPeer, PortMatch, Reach, Rule, SelectorPeer, leaves
+from l7proxy.policy.rules import CidrPeer, HttpRule, HttpRules, PortMatch, Reach, Rule, SelectorPeer, leaves
 from l7proxy.policy.tables import DirectionPolicy, EndpointPolicy, Entry, Stage, TierPolicy
 from l7proxy.policy.tiers import GUARD, Level, Tier
 
@@ -30,6 +30,8 @@ REMEMBERED: Final = 1 << 14
 """Cached sort keys of references: every endpoint that a rule selects needs the same ones."""
 ALLOW_LOCALHOST: Final = RuleRef(BUILT_IN, "", "allow-localhost")
 """Ingress from this node itself: kubelet's probes. Any explicit deny overrides it."""
+NODE_PROBES: Final = RuleRef(BUILT_IN, "", "node-probes")
+"""The same where the node may reach only what its kubelet probes (setting `node-access`)."""
 _LOCALHOST: Final = Rule(
     ALLOW_LOCALHOST,
     EVERYTHING,
@@ -47,9 +49,9 @@ def compile_policies(
     return Compiler().compile(rules, endpoints, identities)
 
 
-Kind = tuple[frozenset[Selects], frozenset[NamedPort], bool]
-"""All that an endpoint's policy depends on: the subjects that select it, its named ports, audit. Endpoints that are
-equal in these share one result, such as replicas."""
+Kind = tuple[frozenset[Selects], frozenset[NamedPort], bool, tuple[Probe, ...] | None]
+"""All that an endpoint's policy depends on: the subjects that select it, its named ports, audit, what its node may
+reach. Endpoints that are equal in these share one result, such as replicas."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +85,9 @@ class Compiler:
         endpoints = sorted(endpoints, key=lambda each: each.id)
         self._selected = {labels: self._subjects_of(labels) for labels in {one.labels for one in endpoints}}
         subjects = {labels: frozenset(selected) for labels, selected in self._selected.items()}
-        kinds: dict[int, Kind] = {one.id: (subjects[one.labels], one.named_ports, one.audit) for one in endpoints}
+        kinds: dict[int, Kind] = {
+            one.id: (subjects[one.labels], one.named_ports, one.audit, one.node_access) for one in endpoints
+        }
         examples = {kinds[one.id]: one for one in endpoints}
         self._compiled = {kind: self._compile(kind, endpoint) for kind, endpoint in examples.items()}
         self._policies = {one: self._numbered(one, self._compiled[kind].policy) for one, kind in kinds.items()}
@@ -230,8 +234,24 @@ def _tier(
     audited_by = _policies(rule for rule in closing if _audited(rule, endpoint))
     if closing and direction is Direction.INGRESS:
         host = resolver.peers(_LOCALHOST) or (HOST,)
-        stages[-1] = (*stages[-1], Entry(Action.ALLOW, ALLOW_LOCALHOST, peers=host))
+        stages[-1] = (*stages[-1], *_from_node(endpoint, host))
     return TierPolicy(tier.name, tuple(stage for stage in stages if stage), denied_by, audited_by)
+
+
+def _from_node(endpoint: Endpoint, host: tuple[int, ...]) -> Iterator[Entry]:
+    """What this node itself may reach."""
+    if endpoint.node_access is None:
+        yield Entry(Action.ALLOW, ALLOW_LOCALHOST, peers=host)
+        return
+    paths: dict[int, list[HttpRule]] = {}
+    for port, path in endpoint.node_access:
+        asked = paths.setdefault(port, [])
+        if path:
+            asked.append(HttpRule(NODE_PROBES, "GET", re.escape(path), number=len(asked) + 1))
+    for port, rules in paths.items():
+        l7 = HttpRules(tuple(rules)) if rules else None
+        action = Action.REDIRECT if rules else Action.ALLOW
+        yield Entry(action, NODE_PROBES, host, Protocol.TCP.value, port, port, l7)
 
 
 def _stage(rules: list[Rule], endpoint: Endpoint, resolver: Resolver) -> Stage:
@@ -251,6 +271,9 @@ def _entries(rule: Rule, endpoint: Endpoint, resolver: Resolver) -> Iterator[Ent
     rule = enforceable(rule)
     peers = resolver.peers(rule)
     if peers == ():
+        return
+    if rule.ref == ALLOW_LOCALHOST and peers is not None:
+        yield from _from_node(endpoint, peers)
         return
     l7 = rule.l7 if rule.action is Action.ALLOW else None
     action = rule.action if l7 is None else Action.REDIRECT

@@ -40,6 +40,7 @@ def policy_options(settings: Settings) -> Options:
         cidr_reach=CIDR_MATCH[settings.policy_cidr_match_mode],
         non_default_deny=settings.enable_non_default_deny_policies,
         kubernetes_like_cilium=settings.kubernetes_network_policy == "cilium",
+        probes_only=settings.node_access == "probes",
     )
 
 

@@ -10,6 +10,7 @@ import re
 from base64 import b64decode
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from types import MappingProxyType
 from typing import Any, Final
@@ -40,6 +41,7 @@ from l7proxy.model.secret import Sealed
 from l7proxy.policy import lang
 from l7proxy.policy.lang.options import DEFAULT, Options
 from l7proxy.sources.fields import Fields
+from l7proxy.sources.probes import probes
 
 NOWHERE: Final = SourceLocation()
 CIDR_GROUP: Final = "CiliumCIDRGroup"
@@ -79,19 +81,24 @@ def namespace(fields: Fields, origin: SourceLocation) -> Namespace:
 
 
 def pod(fields: Fields, origin: SourceLocation) -> Pod:
+    """Reads of `metadata`: namespace, name, uid, deletionTimestamp, labels, ownerReferences; of `spec`: nodeName,
+    hostNetwork, serviceAccountName; of containers and initContainers: restartPolicy, ports; of `status`: phase, podIP,
+    podIPs. With `Options.probes_only` also of containers and initContainers: livenessProbe, readinessProbe,
+    startupProbe, lifecycle, in them httpGet, tcpSocket, grpc.
+    """
     metadata, spec, status = fields.inside("metadata"), fields.inside("spec"), fields.inside("status")
     addresses = [item.address("ip") for item in status.each("podIPs")]
     if status.text("podIP", ""):
         addresses.insert(0, status.address("podIP"))
     labels = metadata.labels("labels")
-    on_host = spec.flag("hostNetwork")
+    on_host, containers = spec.flag("hostNetwork"), _containers(spec)
     return Pod(
         namespace=_namespace(fields),
         name=_name(fields),
         node=spec.text("nodeName", ""),
         addresses=tuple(dict.fromkeys(addresses)),
         labels=labels,
-        named_ports=_named_ports(spec),
+        named_ports=_named_ports(containers),
         service_account=spec.text("serviceAccountName", "default"),
         host_network=on_host,
         workload=_workload(metadata, labels),
@@ -102,11 +109,21 @@ def pod(fields: Fields, origin: SourceLocation) -> Pod:
     )
 
 
-def _named_ports(spec: Fields) -> frozenset[NamedPort]:
+def _probed(known: Pod, fields: Fields) -> Pod:
+    """With its probes. Read only if they count: they would double the cost of reading a pod."""
+    return known if known.host_network else replace(known, probes=probes(_containers(fields.inside("spec"))))
+
+
+def _containers(spec: Fields) -> list[Fields]:
+    """Those that run together: not init containers, except sidecars."""
+    sidecars = [item for item in spec.each("initContainers") if item.text("restartPolicy", "") == "Always"]
+    return [*spec.each("containers"), *sidecars]
+
+
+def _named_ports(containers: list[Fields]) -> frozenset[NamedPort]:
     """If several containers use the same port name and protocol, the first one counts, as in Kubernetes."""
     found: dict[tuple[str, int], int] = {}
-    sidecars = [item for item in spec.each("initContainers") if item.text("restartPolicy", "") == "Always"]
-    for container in [*spec.each("containers"), *sidecars]:
+    for container in containers:
         for port in container.each("ports"):
             number, protocol, name = port.port("containerPort"), port.protocol(), port.text("name", "")
             if name:
@@ -284,7 +301,8 @@ def read(
         if lang.is_policy(document):
             return policy(document, origin, lines(), options)
         reader = KINDS.get((version, kind))
-        return reader(fields, origin) if reader else None
+        found = reader(fields, origin) if reader else None
+        return _probed(found, fields) if options.probes_only and isinstance(found, Pod) else found
     except SourceError as error:
         file, line = located(lines(), origin, error.field)
         raise SourceError(error.message, file=file, line=line, field=error.field) from error

@@ -24,6 +24,7 @@ from l7proxy.model.cache import IdentityMemo
 from l7proxy.model.endpoint import Endpoint, Frontend
 from l7proxy.model.net import PrefixTable
 from l7proxy.model.verdict import Action
+from l7proxy.policy.compile import NODE_PROBES
 from l7proxy.policy.l7 import kind_of
 from l7proxy.policy.tables import DirectionPolicy, EndpointPolicy, Entry, LocalEndpoint, Stage, TierPolicy
 from tproxy_rules.simplify import simplified
@@ -235,8 +236,11 @@ def _frontends(view: NodeView, policies: Mapping[int, EndpointPolicy]) -> tuple[
 
 
 def _redirects(entry: Entry, identity: int | None, protocol: int, port: int) -> bool:
-    """Whether the entry redirects this port to a worker, for this peer or (None) for at least one peer."""
-    if entry.action is not Action.REDIRECT or kind_of(entry.l7).protocol != protocol:
+    """Whether the entry redirects this port to a worker, for this peer or (None) for at least one peer.
+
+    Entries for probes do not count: the kubelet connects to pods, not to Services.
+    """
+    if entry.action is not Action.REDIRECT or kind_of(entry.l7).protocol != protocol or entry.ref == NODE_PROBES:
         return False
     if identity is None:
         return entry.protocol in (None, protocol) and entry.first <= port <= entry.last

@@ -15,7 +15,8 @@ class Options:
     `icmp`: icmps may be used (enable-icmp-rules). `extended_protocols`: VRRP, IGMP, GRE, IPIP, IPV6, ESP and AH may be
     used. `cidr_reach`: which addresses Cilium's CIDRs match (policy-cidr-match-mode). `non_default_deny`:
     `enableDefaultDeny` has effect (enable-non-default-deny-policies). `kubernetes_like_cilium`: Kubernetes'
-    NetworkPolicy has Cilium's semantics instead of those in its API documentation.
+    NetworkPolicy has Cilium's semantics instead of those in its API documentation. `probes_only`: pods are read with
+    their probes, and under a policy a node may reach only those in its pods (node-access).
     """
 
     node_selectors: bool = False
@@ -24,6 +25,7 @@ class Options:
     cidr_reach: Reach = Reach.OUTSIDE
     non_default_deny: bool = True
     kubernetes_like_cilium: bool = False
+    probes_only: bool = False
 
 
 DEFAULT: Final = Options()
