@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from enum import Enum
-from typing import Final
+from typing import Any, Final
 
 from l7proxy.cluster import audit
 from l7proxy.cluster.secrets import names_secret
@@ -38,6 +39,7 @@ class PolicyStatus:
     """One document and its rules, without secret values.
 
     `audit`: traffic that it would refuse passes and is reported. `program`: total RE2 instructions of its patterns.
+    `uid`, `generation`: which version of which object of the API server it is; empty and 0 in manifests without them.
     """
 
     kind: str
@@ -51,15 +53,29 @@ class PolicyStatus:
     audit: bool = False
     needs_secrets: bool = False
     program: int = 0
+    uid: str = ""
+    generation: int = 0
+    api_version: str = ""
 
 
 def status_of(document: PolicyDocument, *, secrets_namespace: str = "") -> PolicyStatus:
     """Never fails: a document that cannot be enforced gets rules that refuse, unless it is in audit mode."""
-    state = _status_of(document, secrets_namespace)
+    state = replace(_status_of(document, secrets_namespace), **_version(document.document))
     wanted, fault = audit.of_document(document.document)
     if fault:
         return replace(state, reason="; ".join(part for part in (state.reason, fault) if part))
     return replace(state, audit=True, rules=audit.audited(state.rules)) if wanted else state
+
+
+def _version(document: Mapping[str, Any]) -> dict[str, Any]:
+    metadata = document.get("metadata")
+    metadata = metadata if isinstance(metadata, Mapping) else {}
+    uid, generation, group = metadata.get("uid"), metadata.get("generation"), document.get("apiVersion")
+    return {
+        "uid": uid if isinstance(uid, str) else "",
+        "generation": generation if isinstance(generation, int) else 0,
+        "api_version": group if isinstance(group, str) else "",
+    }
 
 
 def _status_of(document: PolicyDocument, secrets_namespace: str) -> PolicyStatus:

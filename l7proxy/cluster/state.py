@@ -76,6 +76,11 @@ class NodeView:
     frontends: tuple[Frontend, ...] = ()
     node_addresses: tuple[str, ...] = ()
     policies: tuple[PolicyStatus, ...] = ()
+    judged: tuple[PolicyStatus, ...] = ()
+    """The policies before the limits of this node: equal on every node. `policies` holds the same objects but for those
+    that a limit refuses here."""
+    nodes: tuple[str, ...] = ()
+    """The names of all nodes of the cluster."""
     problems: tuple[Problem, ...] = ()
     secret_problems: tuple[Problem, ...] = ()
     """Secrets that rules refer to but cannot use. Not errors: the Secret may exist outside the given manifests."""
@@ -201,7 +206,8 @@ class ClusterState:
         endpoints = self._with_audit(_endpoints(node, pod_index, probes_only=self._probes_only))
         ids = {(endpoint.namespace, endpoint.name): endpoint.id for endpoint in endpoints}
         refused = derived.too_large(policies, {one.labels for one in endpoints}, of_node=node is not None)
-        policies, rules = derived.fitting(policies, rules, refused)
+        judged = policies
+        policies, rules = derived.fitting(judged, rules, refused)
         services = self._frontends(pod_index)
         return NodeView(
             node=node,
@@ -212,6 +218,8 @@ class ClusterState:
             frontends=services,
             node_addresses=tuple(sorted(address for address, name in pod_index.nodes.items() if name == node)),
             policies=policies,
+            judged=judged,
+            nodes=tuple(one.name for one in nodes),
             problems=(
                 *self._unknown(node, nodes),
                 *sorted((*node_problems, *pod_index.problems())),

@@ -62,6 +62,7 @@ def test_two_fit_on_an_endpoint_and_the_third_refuses_what_it_covers() -> None:
     made = cluster_state([Upsert(pod("server", 1)), Upsert(pod("other", 2)), *map(Upsert, some)])
     view = made.view("n1")
     assert states(view.policies) == {"a": "accepted", "b": "accepted", "c": "partly"}
+    assert states(view.judged) == dict.fromkeys("abc", "accepted"), "as on nodes without these pods"
     (state,) = (one for one in view.policies if one.name == "c")
     assert state.reason == (
         f"its regular expressions need {state.program} RE2 instructions, and other policies of one endpoint use "

@@ -50,3 +50,15 @@ def test_a_part_that_is_not_enforced_is_named() -> None:
     assert found.state is PolicyPhase.PARTLY
     assert "authentication" in found.reason
     assert isinstance(policy([{}]).parsed, lang.Read)
+
+
+def test_the_version_of_the_object_is_known_whatever_comes_of_it() -> None:
+    """So status can say which generation is enforced, or cannot be."""
+    version = {"uid": "u-1", "generation": 7}
+    for ingress in (None, 5):
+        document = policy(ingress).document
+        found = status_of(objects.policy({**document, "metadata": {**document["metadata"], **version}}))
+        assert (found.uid, found.generation, found.api_version) == ("u-1", 7, "cilium.io/v2")
+    odd = {"uid": 5, "generation": "x"}
+    found = status_of(objects.policy({**document, "metadata": {**document["metadata"], **odd}}))
+    assert (found.uid, found.generation) == ("", 0)
