@@ -11,6 +11,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 WALL = {"time.time", "time.time_ns", "time.localtime", "time.gmtime", "datetime.now", "datetime.utcnow", "date.today"}
 USES = {
+    "l7proxy/agent/cluster_status/clock.py": "times of conditions, Events and Leases, which nothing here reads",
     "l7proxy/agent/flow_recorder.py": "times of flows",
     "l7proxy/cli/observe.py": "`--since 5m`, by the times of flows",
     "l7proxy/flows/sinks/jsonl.py": "names of files",
