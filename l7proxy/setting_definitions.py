@@ -54,6 +54,10 @@ def _node_name() -> str:
     return os.environ.get("NODE_NAME") or socket.gethostname()
 
 
+def _namespace() -> str:
+    return os.environ.get("POD_NAMESPACE") or "kube-system"
+
+
 def _cores() -> int:
     return len(os.sched_getaffinity(0))
 
@@ -214,6 +218,12 @@ class Settings(WorkerSettings, frozen=True, kw_only=True, forbid_unknown_fields=
     mark_proxy: Annotated[int, _bit("Packet mark of redirected packets.")] = 0x01000000
     route_table: Annotated[int, About("Routing table for l7proxy.", 1, 0xFFFFFFFF)] = 7777
     rule_priority: Annotated[int, About("Priority of l7proxy's routing rules.", 3, 32765)] = 100
+    policy_status: Annotated[
+        bool, About("Report what the nodes enforce in the cluster: conditions of policies and Events.")
+    ] = True
+    namespace: Annotated[
+        str, About("Namespace of the Leases that policy-status needs.", default="$POD_NAMESPACE, else kube-system")
+    ] = msgspec.field(default_factory=_namespace)
     health_address: Annotated[
         str, About("ADDRESS:PORT of /livez and /readyz, for probes; empty: none. Keep it on loopback.")
     ] = "127.0.0.1:9878"

@@ -30,7 +30,17 @@ INSTALL: Final = HERE.parent / "install.yaml"
 CRDS: Final = HERE.parent / "crds.yaml"
 NAMESPACE: Final = "kube-system"
 OF_THE_CHART: Final = frozenset(
-    ("node", "source", "kubeconfig", "kube-context", "run-dir", "state-dir", "cni-results", "health-address")
+    (
+        "node",
+        "namespace",
+        "source",
+        "kubeconfig",
+        "kube-context",
+        "run-dir",
+        "state-dir",
+        "cni-results",
+        "health-address",
+    )
 )
 """Settings that the chart sets itself: a value of them would contradict its volumes and probes."""
 

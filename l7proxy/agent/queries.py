@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from l7proxy import __version__, compiled
 from l7proxy.agent import health, report
@@ -25,6 +25,9 @@ from l7proxy.simulate import trace
 from l7proxy.simulate.cluster import Cluster
 from l7proxy.sources.source import Source
 
+if TYPE_CHECKING:  # it imports the Kubernetes client, which only its source needs
+    from l7proxy.agent.cluster_status.service import ClusterStatus
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Parts:
@@ -39,6 +42,8 @@ class Parts:
     link: LinkServer
     recorder: Recorder
     feeds: Sequence[Feed]
+    cluster_status: ClusterStatus | None = None
+    """None if nothing is reported in the cluster."""
 
 
 Query = Callable[[Parts, Mapping[str, Any]], object]
@@ -74,6 +79,7 @@ def _status(parts: Parts, question: Mapping[str, Any]) -> object:
         "workers": [report.worker(one) for one in parts.link.workers()],
         "policies": report.policy_states(current) if current else [],
         "endpoints": report.endpoints(current) if current else [],
+        "cluster": parts.cluster_status.report() if parts.cluster_status else None,
         "pod_interfaces": {"problems": list(current.interfaces.problems) if current else []},
         "secondary_interfaces": report.secondary(current) if current else [],
         "unknown_pods": [report.unknown(one) for one in current.snapshots.unknown] if current else [],

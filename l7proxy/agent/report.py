@@ -93,6 +93,7 @@ def policy_state(policy: PolicyStatus, view: NodeView) -> dict[str, Any]:
         "state": STATES[policy.state],
         "reason": policy.reason,
         "audit": policy.audit,
+        "generation": policy.generation or None,
         "file": policy.file,
         "line": policy.line,
         "endpoints": view.selected(policy),

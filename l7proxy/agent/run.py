@@ -15,7 +15,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, closing, nullcontext, suppress
 from functools import partial
 from pathlib import Path
-from typing import Final, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 from l7proxy.agent import health, queries
 from l7proxy.agent.api import AgentApi
@@ -38,6 +38,9 @@ from l7proxy.sources.source import Source
 from tproxy_rules import detect
 from tproxy_rules.backend import Backend, KernelError
 from tproxy_rules.nflog import NflogReader
+
+if TYPE_CHECKING:
+    from l7proxy.agent.cluster_status.service import ClusterStatus
 
 log = logging.getLogger(__name__)
 
@@ -107,6 +110,7 @@ async def _serve(settings: Settings, source: Source) -> None:
         others=partial(_others, backend.name),
     )
     feeds = [Feed(name, sink, ring) for name, sink in registry.make(settings).items()]
+    cluster_status = _cluster_status(settings, reconciler, link)
     parts = queries.Parts(
         settings=settings,
         source=source,
@@ -117,6 +121,7 @@ async def _serve(settings: Settings, source: Source) -> None:
         link=link,
         recorder=recorder,
         feeds=feeds,
+        cluster_status=cluster_status,
     )
     api = AgentApi(settings.agent_socket, ring, queries.answers(parts))
     stop = _stop_signal()
@@ -135,6 +140,7 @@ async def _serve(settings: Settings, source: Source) -> None:
             tasks.create_task(_watch_results(settings.cni_results, reconciler), name="CNI results"),
             tasks.create_task(revocation.run(), name="revocation"),
             *(tasks.create_task(feed.run(), name=feed.name) for feed in feeds),
+            *([tasks.create_task(cluster_status.run(), name="status in the cluster")] if cluster_status else []),
         ]
         log.info("node %s: backend %s, source %s", settings.node, backend.name, settings.source)
         await stop.wait()
@@ -232,6 +238,24 @@ def _probes(settings: Settings, reconciler: Reconciler, link: LinkServer) -> Abs
         "/readyz": lambda: health.not_ready(reconciler, link.workers()),
     }
     return health.HealthServer(*host_and_port(settings.health_address), checks).serving()
+
+
+def _cluster_status(settings: Settings, reconciler: Reconciler, link: LinkServer) -> ClusterStatus | None:
+    if settings.source != KUBERNETES or not settings.policy_status:
+        return None
+    # Here, since they import the Kubernetes client.
+    from l7proxy.agent.cluster_status.service import ClusterStatus, Observed
+    from l7proxy.sources.kubernetes.connection import Connection
+    from l7proxy.sources.kubernetes.credentials import Access
+
+    def look() -> Observed:
+        workers = tuple(worker.revision for worker in link.workers())
+        return Observed(reconciler.current, reconciler.kernel, workers)
+
+    def connect() -> Connection:
+        return Connection(Access(settings.kubeconfig, settings.kube_context))
+
+    return ClusterStatus(node=settings.node, namespace=settings.namespace, look=look, connect=connect)
 
 
 def _others(ours: str) -> list[Backend]:

@@ -75,7 +75,8 @@ def troubles(found: Mapping[str, Any]) -> Iterable[str]:
             yield f"worker {worker.get('worker')}: {problem}"
     for policy in found.get("policies") or []:
         if policy.get("state") not in ("enforced", "staged"):
-            yield f"{policy_name(policy)}: {policy.get('state')}: {policy.get('reason')}"
+            version = f" (generation {policy['generation']})" if policy.get("generation") else ""
+            yield f"{policy_name(policy)}{version}: {policy.get('state')}: {policy.get('reason')}"
 
 
 def not_covered(found: Mapping[str, Any]) -> Iterable[str]:
@@ -126,6 +127,7 @@ def _show_status(found: Mapping[str, Any], complaints: list[str]) -> None:
         ("Kernel", f"{found.get('backend')}, {_kernel(kernel)}"),
         ("Policies", f"{enforced} of {len(policies) - staged} enforced" + (f", {staged} staged" if staged else "")),
         ("Endpoints", f"{len(endpoints)}, {l7} with L7 rules"),
+        *([("Cluster", _cluster(as_object(found["cluster"])))] if found.get("cluster") else []),
         *([("Audit", audit)] if (audit := _audit(found)) else []),
         ("Flows", f"{flows.get('seen', 0)} seen, {flows.get('lost', 0)} lost, buffer of {flows.get('capacity', 0)}"),
         *((str(one.get("name")).capitalize(), shown) for one in flows.get("sinks") or () if (shown := _sink(one))),
@@ -170,6 +172,14 @@ def _unknown(one: Mapping[str, Any], *, audit: bool) -> str:
     return (
         f"pod interface {one.get('interface')} ({', '.join(one.get('addresses') or [])}){whose}: no Pod object, {state}"
     )
+
+
+def _cluster(cluster: Mapping[str, Any]) -> str:
+    """What the cluster is told of this node, and who writes the status of policies."""
+    told = "reported" if cluster.get("reported") else "not reported yet"
+    writer = "this node" if cluster.get("leading") else cluster.get("leader") or "nobody yet"
+    parts = (f"{told}, lease {cluster.get('lease')}", f"status of policies is written by {writer}")
+    return "; ".join((*parts, *map(str, cluster.get("problems") or ())))
 
 
 def _audit(found: Mapping[str, Any]) -> str:

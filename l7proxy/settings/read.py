@@ -29,6 +29,7 @@ log = logging.getLogger(__name__)
 
 WITH_PORTS: Final = frozenset(protocol.value for protocol in Protocol)
 SERVICE_LINK: Final = re.compile(r"(?:tcp|udp|sctp)://", re.IGNORECASE)
+NAMESPACE: Final = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 _KERNEL_TABLES: Final = (253, 254, 255)  # ip-route(8): default, main, local
 
 
@@ -159,6 +160,8 @@ def _faults(settings: Settings) -> Iterator[tuple[str, str]]:
         LabelFilter(settings.labels)
     except ConfigError as error:
         yield "labels", str(error).removeprefix("labels: ")
+    if not NAMESPACE.fullmatch(settings.namespace):
+        yield "namespace", f"{settings.namespace!r:.80} is not the name of a namespace"
     if settings.health_address:
         try:
             host_and_port(settings.health_address)

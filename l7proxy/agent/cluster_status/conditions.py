@@ -53,7 +53,7 @@ class Verdict:
 
 def verdict(policy: PolicyStatus, tally: Tally, fault: str = "") -> Verdict:
     """`fault`: why the newest version of the policy cannot be used, when an earlier one stays in force."""
-    if fault:
+    if fault and policy.state is not PolicyPhase.INVALID:
         stays = f"generation {policy.generation} stays in force {_place(policy, tally)[0]}"
         invalid = _condition(VALID, False, "Invalid", fault)
         enforced = _condition(ENFORCED, False, "OlderVersion", f"{stays}; the newest version is invalid: {fault}")

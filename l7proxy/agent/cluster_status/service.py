@@ -1,7 +1,7 @@
 """Runs the reports of this node, the election, and, while this agent leads, the writing of status and Events.
 
     async with asyncio.TaskGroup() as tasks:
-        tasks.create_task(ClusterStatus(…).run(connect))
+        tasks.create_task(ClusterStatus(…).run())
 
 It only reads what the reconciler has published. The API server may be out of reach, or refuse every request: that is
 logged once, tried again with growing pauses, and shown by `l7proxy status`.
@@ -80,12 +80,14 @@ def _l7(current: Published, now: Observed) -> str:
 
 
 class ClusterStatus:
-    """`look` reads what this agent enforces. `namespace`: l7proxy's own, that of its Leases."""
+    """`look` reads what this agent enforces. `namespace`: l7proxy's own, that of its Leases. `connect` opens a
+    connection to the API server."""
 
-    def __init__(self, *, node: str, namespace: str, look: Callable[[], Observed]) -> None:
+    def __init__(self, *, node: str, namespace: str, look: Callable[[], Observed], connect: Connect) -> None:
         self._node = node
         self._namespace = namespace
         self._look = look
+        self._connect = connect
         self._election = Election(node, f"{node}_{token_hex(5)}")
         self._lease_seen = asyncio.Event()
         self._leading, self._following = asyncio.Event(), asyncio.Event()
@@ -102,11 +104,11 @@ class ClusterStatus:
             "problems": sorted(set(self._problems.values())),
         }
 
-    async def run(self, connect: Connect) -> None:
+    async def run(self) -> None:
         """Forever. A fault of this part ends in the log: it must not end the agent, which enforces."""
         while True:
             try:
-                async with connect() as api, asyncio.TaskGroup() as tasks:
+                async with self._connect() as api, asyncio.TaskGroup() as tasks:
                     tasks.create_task(self._report(api), name="status of the node")
                     tasks.create_task(self._follow_leader(api), name="leader's lease")
                     tasks.create_task(self._elect(api), name="election")

@@ -322,3 +322,34 @@ def test_ready_is_what_readyz_answers(run: Run, agent: Agent, reasons: list[str]
     agent.says("status", with_("not_ready", reasons) | {"policies": [refused]})
     found = run("status", "--ready")
     assert (found.stdout, found.returncode) == (said + "\n", code)
+
+
+@pytest.mark.parametrize(
+    ("cluster", "said"),
+    [
+        (
+            {"lease": "l7proxy/node.n1", "reported": True, "leader": "n2", "leading": False, "problems": []},
+            "reported, lease l7proxy/node.n1; status of policies is written by n2",
+        ),
+        (
+            {"lease": "l7proxy/node.n1", "reported": True, "leader": "n1", "leading": True, "problems": []},
+            "reported, lease l7proxy/node.n1; status of policies is written by this node",
+        ),
+        (
+            {"lease": "l7proxy/node.n1", "reported": False, "leader": "", "leading": False, "problems": ["403 x"]},
+            "not reported yet, lease l7proxy/node.n1; status of policies is written by nobody yet; 403 x",
+        ),
+    ],
+)
+def test_what_the_cluster_is_told(run: Run, agent: Agent, cluster: dict[str, Any], said: str) -> None:
+    """It says nothing about enforcement, so the exit code is 0."""
+    agent.says("status", with_("cluster", cluster))
+    found = run("status")
+    assert f"Cluster    {said}" in found.stdout.splitlines()
+    assert found.returncode == 0
+
+
+def test_a_refused_policy_has_its_generation(run: Run, agent: Agent) -> None:
+    refused = {"kind": "CiliumNetworkPolicy", "namespace": "a", "name": "b", "state": "refused", "reason": "x"}
+    agent.says("status", with_("policies", [refused | {"generation": 4}]))
+    assert "CiliumNetworkPolicy a/b (generation 4): refused: x" in run("status").stdout

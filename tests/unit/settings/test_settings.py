@@ -63,6 +63,7 @@ def test_what_is_dumped_is_parsed_as_the_same(tmp_path: Path) -> None:
         ("run-dir: 7", "run-dir: must be a path, not 7"),
         ("tunnel-ports: [1, 65536]", "tunnel-ports: must be a list of numbers from 1 to 65535, not [1, 65536]"),
         ("tunnel-protocols: [6]", "tunnel-protocols: 6 is not an IP protocol without ports"),
+        ("namespace: ../nodes", "namespace: '../nodes' is not the name of a namespace"),
         ("health-address: localhost", "health-address: must be ADDRESS:PORT, as 127.0.0.1:9878 or [::1]:9878"),
         ("flow-ring: 4096", "flow-ring: must be one less than a power of two, not 4096"),
         ("proxy-port: 1\nproxy_port: 2", "c.yaml:2: proxy_port: is set twice"),

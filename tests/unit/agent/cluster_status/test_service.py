@@ -8,6 +8,7 @@ import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -77,7 +78,7 @@ class Agent:
     """One node: the real reconciler over the fake kernel, and what tells the cluster."""
 
     def __init__(self, node: str, server: ApiServer, directory: Path) -> None:
-        self.node, self._server, self._directory = node, server, directory
+        self.node = node
         self.link, self.kernel = Link(), Kernel()
         self.reconciler = Reconciler(
             cluster_state=ClusterState(),
@@ -87,7 +88,8 @@ class Agent:
             look=PodInterfaces,
             settings=Settings(),
         )
-        self.status = ClusterStatus(node=node, namespace="l7proxy", look=self.look)
+        connect = partial(server.connect, directory)
+        self.status = ClusterStatus(node=node, namespace="l7proxy", look=self.look, connect=connect)
 
     def look(self) -> Observed:
         workers = tuple(worker.revision for worker in self.link.workers())
@@ -105,8 +107,7 @@ class Agent:
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         async with asyncio.TaskGroup() as tasks:
-            connect = lambda: self._server.connect(self._directory)  # noqa: E731
-            task = tasks.create_task(self.status.run(connect), name=self.node)
+            task = tasks.create_task(self.status.run(), name=self.node)
             try:
                 yield
             finally:
@@ -380,18 +381,16 @@ async def test_the_api_server_is_gone_for_a_while(world: World) -> None:
     await eventually(lambda: "3 of 3 nodes at generation 2" in world.message("web"))
 
 
-async def test_no_credentials_do_not_end_the_agent(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    server = ApiServer()
-    agent = Agent("n1", server, tmp_path / "missing")
-
+async def test_a_bug_does_not_end_the_agent(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     @asynccontextmanager
     async def fails() -> AsyncIterator[Any]:
         if not caplog.messages:
             raise RuntimeError("a bug")
         yield
 
+    status = ClusterStatus(node="n1", namespace="l7proxy", look=Agent("n1", ApiServer(), tmp_path).look, connect=fails)
     async with asyncio.TaskGroup() as tasks:
-        task = tasks.create_task(agent.status.run(fails), name="n1")
+        task = tasks.create_task(status.run(), name="n1")
         await eventually(lambda: "an internal error; enforcement is not affected" in caplog.text)
         assert not task.done()
         task.cancel()
