@@ -23,6 +23,7 @@ from l7proxy.agent.dataplane import pod_interfaces
 from l7proxy.agent.dataplane.reconciler import Reconciler
 from l7proxy.agent.dataplane.revocation import Revocation
 from l7proxy.agent.flow_recorder import Recorder
+from l7proxy.agent.service_manager import ServiceManager
 from l7proxy.errors import ConfigError
 from l7proxy.flows.ring import Ring
 from l7proxy.flows.sinks import registry
@@ -37,6 +38,7 @@ from l7proxy.sources.files.source import FileSource
 from l7proxy.sources.source import Source
 from tproxy_rules import detect
 from tproxy_rules.backend import Backend, KernelError
+from tproxy_rules.desired import Desired
 from tproxy_rules.nflog import NflogReader
 
 if TYPE_CHECKING:
@@ -96,6 +98,12 @@ async def _serve(settings: Settings, source: Source) -> None:
     cluster_state = derived.empty_cluster(settings)
     watcher = pod_interfaces.InterfaceWatcher(settings.cni_results, settings.cni_ignored_networks)
     revocation = Revocation()
+    manager = ServiceManager()
+
+    def enforced(snapshot: Desired, restored: bool) -> None:
+        revocation.in_force(snapshot, doubtful=restored)
+        manager.ready()
+
     reconciler = Reconciler(
         cluster_state=cluster_state,
         link=link,
@@ -105,7 +113,7 @@ async def _serve(settings: Settings, source: Source) -> None:
         settings=derived.kernel(settings),
         http=derived.http_options(settings),
         on_published=recorder.published,
-        on_enforced=lambda snapshot, restored: revocation.in_force(snapshot, doubtful=restored),
+        on_enforced=enforced,
         on_suppressed=recorder.suppressed,
         others=partial(_others, backend.name),
     )
@@ -144,6 +152,7 @@ async def _serve(settings: Settings, source: Source) -> None:
         ]
         log.info("node %s: backend %s, source %s", settings.node, backend.name, settings.source)
         await stop.wait()
+        manager.stopping()
         log.info("stopping; the kernel's rules stay in force")
         for task in running:
             task.cancel()
