@@ -272,7 +272,7 @@ def _entries(rule: Rule, endpoint: Endpoint, resolver: Resolver) -> Iterator[Ent
     peers = resolver.peers(rule)
     if peers == ():
         return
-    if rule.ref == ALLOW_LOCALHOST and peers is not None:
+    if rule.ref == ALLOW_LOCALHOST and rule.action is Action.ALLOW and peers is not None:
         yield from _from_node(endpoint, peers)
         return
     l7 = rule.l7 if rule.action is Action.ALLOW else None
