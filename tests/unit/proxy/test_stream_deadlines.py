@@ -38,16 +38,18 @@ async def silence(on: Stage, seconds: float) -> None:
 
 
 async def test_a_long_poll_is_answered_after_hours() -> None:
-    go = asyncio.Event()
+    asked, go = asyncio.Event(), asyncio.Event()
 
     async def late(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")
+        asked.set()
         await go.wait()
         writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nlate")
         await reader.read()
 
     async with before(late) as (on, (reader, writer)):
         writer.write(request())
+        await asked.wait()
         await silence(on, HOURS)
         go.set()
         assert await answer(reader) == (200, b"late")
@@ -77,14 +79,18 @@ async def test_an_event_stream_may_be_silent_for_hours_between_events() -> None:
 
 
 async def test_an_upload_may_pause_for_hours() -> None:
+    asked = asyncio.Event()
+
     async def take(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")
+        asked.set()
         assert await reader.readexactly(4) == b"half"
         writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
         await reader.read()
 
     async with before(take) as (on, (reader, writer)):
         writer.write(b"GET / HTTP/1.1\r\nHost: server\r\nContent-Length: 4\r\n\r\nha")
+        await asked.wait()
         await silence(on, HOURS)
         writer.write(b"lf")
         assert await answer(reader) == (200, b"")
@@ -123,12 +129,16 @@ async def test_between_requests_an_hour_is_the_end() -> None:
 
 
 async def test_what_is_dead_for_more_than_a_day_ends_with_its_record() -> None:
+    asked = asyncio.Event()
+
     async def mute(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await reader.read()
+        await reader.readuntil(b"\r\n\r\n")
+        asked.set()
         await reader.read()
 
     async with before(mute) as (on, (reader, writer)):
         writer.write(request())
+        await asked.wait()
         await silence(on, 86_500)
         assert (await answer(reader))[0] == 504
         writer.close()
