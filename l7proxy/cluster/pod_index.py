@@ -25,6 +25,8 @@ from l7proxy.model.net import Network, Networks, single, single_text
 from l7proxy.model.resources import Node, Pod, Problem, ResourceKey
 
 _NO_LABELS: Final[Mapping[str, str]] = {}
+NO_PODS: Final = object()
+"""`PodIndex.stamp` of a namespace without pods."""
 
 
 @dataclass(frozen=True)
@@ -104,23 +106,21 @@ class PodIndex:
     def delete(self, key: ResourceKey) -> None:
         host_pod = self._on_host.pop(key, None)
         if host_pod is not None:
-            del self._on_host_of[host_pod.node][key]
-        if self._by_space.get(key.namespace, {}).pop(key, None) is not None:
-            self._stamps[key.namespace] = object()
+            _remove(self._on_host_of, host_pod.node, key)
+        if key in self._by_space.get(key.namespace, {}):
+            _remove(self._by_space, key.namespace, key)
+            if key.namespace in self._by_space:
+                self._stamps[key.namespace] = object()
+            else:
+                del self._stamps[key.namespace]
         entry = self._entries.get(key)
         if entry is None:
             return
         self._leave(entry)
-        local = self.by_node[entry.pod.node]
-        del local[key]
-        if not local:
-            del self.by_node[entry.pod.node]
+        _remove(self.by_node, entry.pod.node, key)
         for address in dict.fromkeys(entry.pod.addresses):
             self._families[":" in address] -= 1
-            claims = self._claims[address]
-            del claims[key]
-            if not claims:
-                del self._claims[address]
+            _remove(self._claims, address, key)
             self._settle(address)
 
     def set_inputs(self, inputs: IdentityInputs) -> None:
@@ -180,7 +180,7 @@ class PodIndex:
 
     def stamp(self, namespace: str) -> object:
         """A cache key: a new object after every change of a pod in this namespace."""
-        return self._stamps.setdefault(namespace, object())
+        return self._stamps.get(namespace, NO_PODS)
 
     def labels(self, pod: Pod) -> LabelSet:
         return self._entries[pod.key].labels
@@ -316,6 +316,13 @@ class PodIndex:
     def _identity(self, spelling: str, number: int) -> Identity:
         known = self._identities.get(spelling)
         return known if known and known.id == number else replace(self._meant[spelling], id=IdentityId(number))
+
+
+def _remove(groups: dict[str, dict[ResourceKey, Pod]], name: str, key: ResourceKey) -> None:
+    """Remove a pod from its group, and the group when it is empty: names of namespaces and nodes come and go."""
+    del groups[name][key]
+    if not groups[name]:
+        del groups[name]
 
 
 def _problem(owner: Pod | Node, message: str) -> Problem:
