@@ -25,7 +25,7 @@ NONE   := 5
 
 
 .DEFAULT_GOAL := help
-.PHONY: help setup compiled tools demo cluster cluster-down image chart test test-all check bench clean
+.PHONY: help setup compiled tools demo cluster cluster-down image chart test test-all test-kube check bench clean
 
 help: ## Show this help
 	@echo "l7proxy: L7 policy on any CNI. Commands:"
@@ -69,6 +69,9 @@ test-all: setup ## As test, with every combination: attacks and kernel rules by 
 	@$(BIN)/pytest $(PURE_AND_CONTRACT) $(ARGS) || [ $$? = $(NONE) ]
 	@$(BIN)/pytest -m alone $(LABS) $(ARGS) || [ $$? = $(NONE) ]
 	@$(BIN)/pytest -m "not alone" $(IN_LABS) $(ARGS) || [ $$? = $(NONE) ]
+
+test-kube: setup image ## Tests on a real Kubernetes of this machine, as root (CNI=bridge|ptp PROXY=nftables|iptables)
+	@CNI=$(CNI) PROXY=$(PROXY) $(BIN)/pytest tests/kube $(ARGS)
 
 bench: setup compiled ## Every figure in one table: ours beside Envoy, HAProxy and nginx (ARGS="--quick")
 	@sh deploy/setup/programs.sh $(VENV) nginx wrk haproxy

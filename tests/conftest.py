@@ -1,4 +1,6 @@
-"""Groups lab tests for `pytest -n 2 --dist loadgroup`: tests that share a lab run in one process.
+"""Leaves out tests of a real Kubernetes, unless they are named: they need root, and minutes for the first cluster.
+
+Groups lab tests for `pytest -n 2 --dist loadgroup`: tests that share a lab run in one process.
 
 Attack tests are grouped by their combination of CNI, backend and families, all other tests by module.
 """
@@ -10,6 +12,13 @@ from pathlib import Path
 import pytest
 
 LABS = (Path(__file__).with_name("lab"), Path(__file__).with_name("attacks"))
+KUBE = Path(__file__).with_name("kube")
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """True leaves a path out; None leaves the decision to others."""
+    named = (Path(config.invocation_params.dir, argument.partition("::")[0]) for argument in config.args)
+    return True if collection_path == KUBE and not any(KUBE in (path, *path.parents) for path in named) else None
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import get_args
 
 from deploy.cluster import cluster as clusters
-from deploy.cluster import containerd, images, machine, parts
+from deploy.cluster import images, machine, parts
 from deploy.cluster.plan import Cluster, Cni, ProxyMode
 from l7proxy.errors import ConfigError
 
@@ -106,8 +106,7 @@ def _run(given: argparse.Namespace) -> None:
         case "parts":
             images.ready(parts.ready())
         case "load":
-            for node in _existing(given.name).nodes:
-                containerd.load(node, parts.ready(), given.archive)
+            clusters.load(_existing(given.name), parts.ready(), given.archive)
         case "stop" | "kill" | "start":
             getattr(clusters, given.command)(_existing(given.name), given.machine, given.program)
         case "enter":

@@ -66,7 +66,7 @@ def up(cluster: Cluster, archives: Sequence[Path] = ()) -> bool:
     if _is_up(cluster):
         return False
     made = parts.ready()
-    all_archives = (*images.ready(made), *archives)
+    all_archives = (*images.ready(made), *images.built(), *archives)
     with lock.exclusive(cluster.data, 0o700):
         if _is_up(cluster):
             return False
@@ -207,6 +207,13 @@ def _remove(name: str) -> bool:
     """End all machines and remove all data; the cluster's directory stays, since it is the lock."""
     destroyed = machine.destroy(Cluster(name, node_count=MAX_NODES).machines)
     return lock.empty(CLUSTERS / name) or destroyed
+
+
+def load(cluster: Cluster, made: Parts, archives: Sequence[Path]) -> None:
+    """Import OCI archives into all nodes."""
+    with ThreadPoolExecutor() as pool:
+        for loaded in [pool.submit(containerd.load, node, made, archives) for node in cluster.nodes]:
+            loaded.result()
 
 
 def components(cluster: Cluster) -> dict[str, dict[str, bool]]:

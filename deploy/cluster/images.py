@@ -33,6 +33,11 @@ PATH: Final = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
 ARCHIVE: Final = "image.tar"
 
 
+def built() -> tuple[Path, ...]:
+    """The archives that `make image` has left in this checkout."""
+    return tuple(sorted((Path(__file__).parents[2] / "build").glob("*.oci.tar")))
+
+
 def ready(made: Parts) -> tuple[Path, ...]:
     """The archives of pause, CoreDNS and netshoot; makes those that are missing."""
     return (

@@ -10,13 +10,14 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import select
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Final
+from typing import IO, Final
 
 from deploy.cluster import cgroups, shell
 from deploy.cluster.plan import Machine
@@ -34,39 +35,42 @@ def create(machine: Machine, pause: Path, spec: Mapping[str, object]) -> None:
     netns.create(machine.netns)
     cgroups.create(machine)
     machine.log("").parent.mkdir(parents=True, exist_ok=True)
-    ready = machine.data / "ready"
     namespaces = ("--mount", "--uts", "--ipc", "--pid", "--cgroup", "--fork", "--propagation", "slave")
     command = ["nsenter", f"--net={netns.path_of(machine.netns)}", "unshare", *namespaces, "--"]
     command += [sys.executable, "-P", "-m", "deploy.cluster.machine_init"]
-    command += [json.dumps({**spec, "ready": str(ready), "pause": str(pause), "hostname": machine.name})]
-    started = _start(machine, command, machine.log("init"), {})
-    _wait_for(ready, started, machine.log("init"))
+    receiver, sender = os.pipe()
+    document = {**spec, "ready": sender, "pause": str(pause), "hostname": machine.name}
+    with os.fdopen(receiver, "rb", buffering=0) as answer:
+        try:
+            _start(machine, [*command, json.dumps(document)], machine.log("init"), {}, [sender])
+        finally:
+            os.close(sender)
+        _wait_for(answer, machine)
     cgroups.settle(machine)
 
 
 def _start(
     machine: Machine, command: Sequence[str], log: Path, env: Mapping[str, str], keep: Collection[int] = ()
-) -> subprocess.Popen[bytes]:
-    """Start a program in the machine's cgroups."""
+) -> None:
+    """Start a program in the machine's cgroups. It is not our child, so it need not be waited for."""
     join = " ".join(str(path) for path in cgroups.to_join(machine))
     with log.open("ab") as output:
-        return subprocess.Popen(
-            ["sh", "-c", _JOIN, "sh", *command],
+        subprocess.run(
+            ["setsid", "--fork", "sh", "-c", _JOIN, "sh", *command],
             env={**os.environ, **env, "JOIN": join, "PYTHONPATH": str(_TREE)},
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,
-            start_new_session=True,
             pass_fds=keep,
+            check=True,
         )
 
 
-def _wait_for(ready: Path, started: subprocess.Popen[bytes], log: Path) -> None:
-    deadline = time.monotonic() + _STARTS_IN
-    while not ready.exists():
-        if started.poll() is not None or time.monotonic() > deadline:
-            raise ConfigError(f"machine {ready.parent.name} did not start:\n{shell.tail(log.read_text())}")
-        time.sleep(0.02)
+def _wait_for(answer: IO[bytes], machine: Machine) -> None:
+    """The first process writes when it is ready. If it ends before, the pipe does, too."""
+    readable, _, _ = select.select([answer], [], [], _STARTS_IN)
+    if not readable or not answer.read(1):
+        raise ConfigError(f"machine {machine.name} did not start:\n{shell.tail(machine.log('init').read_text())}")
 
 
 def first_process(machine: Machine) -> int:

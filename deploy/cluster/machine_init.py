@@ -136,7 +136,8 @@ def prepare(spec: Mapping[str, Any]) -> None:
 def main() -> None:
     spec = json.loads(sys.argv[1])
     prepare(spec)
-    Path(spec["ready"]).touch()
+    os.write(spec["ready"], b"1")
+    os.close(spec["ready"])
     os.execv(spec["pause"], [spec["pause"]])
 
 
