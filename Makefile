@@ -71,7 +71,8 @@ test-all: setup ## As test, with every combination: attacks and kernel rules by 
 	@$(BIN)/pytest -m "not alone" $(IN_LABS) $(ARGS) || [ $$? = $(NONE) ]
 
 test-kube: setup image ## Tests on a real Kubernetes of this machine, as root (CNI=bridge|ptp PROXY=nftables|iptables)
-	@CNI=$(CNI) PROXY=$(PROXY) $(BIN)/pytest tests/kube $(ARGS)
+	@programs=$$($(BIN)/python -m deploy.cluster parts) && \
+	    CNI=$(CNI) PROXY=$(PROXY) L7PROXY_KUBE_BIN=$$programs $(BIN)/pytest tests/kube $(ARGS)
 
 bench: setup compiled ## Every figure in one table: ours beside Envoy, HAProxy and nginx (ARGS="--quick")
 	@sh deploy/setup/programs.sh $(VENV) nginx wrk haproxy

@@ -27,7 +27,10 @@ def _parser() -> argparse.ArgumentParser:
     up.add_argument("--image", type=Path, action="append", default=[], help="an OCI archive for all nodes")
     commands.add_parser("down", help="end it and remove all of it")
     commands.add_parser("status", help="what runs")
-    commands.add_parser("parts", help="build and download all that a cluster needs, and no more")
+    commands.add_parser(
+        "parts",
+        help="build and download all that a cluster needs; prints the directory of etcd, kubectl and Kubernetes",
+    )
     load = commands.add_parser("load", help="import OCI archives into all nodes")
     load.add_argument("archive", nargs="+", type=Path)
     for name in ("stop", "kill", "start"):
@@ -104,7 +107,9 @@ def _run(given: argparse.Namespace) -> None:
         case "status":
             _status(given.name)
         case "parts":
-            images.ready(parts.ready())
+            made = parts.ready()
+            images.ready(made)
+            print(made.kube)
         case "load":
             clusters.load(_existing(given.name), parts.ready(), given.archive)
         case "stop" | "kill" | "start":

@@ -155,12 +155,29 @@ def test_what_a_node_writes_is_its_own(cluster: Handle) -> None:
         assert cluster.in_node(second, "sh", "-c", f"test -e {path} && echo there || echo none").strip() == "none"
 
 
-@pytest.mark.parametrize(("where", "program"), [("control", "kube-apiserver"), ("node-2", "kubelet")])
-def test_a_program_that_is_killed_is_brought_back_by_start(cluster: Handle, where: str, program: str) -> None:
+@pytest.mark.parametrize(
+    ("where", "program"),
+    [
+        ("control", "etcd"),
+        ("control", "kube-apiserver"),
+        ("control", "kube-controller-manager"),
+        ("control", "kube-scheduler"),
+        ("node-2", "containerd"),
+        ("node-2", "kubelet"),
+        ("node-2", "kube-proxy"),
+    ],
+)
+def test_pods_outlive_a_program_that_is_killed_and_started_again(
+    cluster: Handle, world: str, where: str, program: str
+) -> None:
     cluster.kill(where, program)
     eventually(lambda: not clusters.components(cluster.cluster)[where][program], f"{program} has ended")
     cluster.start(where, program)
-    eventually(lambda: "ok" in cluster.kubectl("get", "--raw", "/readyz"), "the API server is ready")
+    eventually(lambda: status(cluster, world, "far", "http://web/") == "200", "a pod of before answers")
+    restarts = [
+        pod["status"]["containerStatuses"][0]["restartCount"] for pod in cluster.get("pod", "-n", world)["items"]
+    ]
+    assert restarts == [0, 0, 0]
     assert clusters.components(cluster.cluster)[where][program]
 
 
