@@ -19,12 +19,17 @@ from l7proxy.errors import ConfigError
 _REQUEST_TIMEOUT: Final = 5.0
 
 
+def server_of(cluster: Cluster) -> str:
+    """The address of the API server in the administrator's kubeconfig."""
+    document = yaml.safe_load(cluster.kubeconfig.read_text())
+    return str(document["clusters"][0]["cluster"]["server"])
+
+
 class Api:
     """The API server, as the administrator of the cluster."""
 
     def __init__(self, cluster: Cluster) -> None:
-        text = yaml.safe_load(cluster.kubeconfig.read_text())
-        self.server: str = text["clusters"][0]["cluster"]["server"]
+        self.server = server_of(cluster)
         self._context = ssl.create_default_context(cafile=str(cluster.pki / "ca.crt"))
         self._context.load_cert_chain(cluster.pki / "admin.crt", cluster.pki / "admin.key")
 

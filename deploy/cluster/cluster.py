@@ -36,6 +36,7 @@ from deploy.cluster.progress import say
 from l7proxy.errors import ConfigError
 from l7proxy.lab import processes
 
+CONTROL_PROGRAMS: Final = (gateway.PROGRAM, *control_plane.PROGRAMS)
 NODE_PROGRAMS: Final = ("containerd", "kubelet", "kube-proxy")
 _API_STARTS_IN: Final = 120.0
 _NODES_READY_IN: Final = 120.0
@@ -44,6 +45,11 @@ _NODES_READY_IN: Final = 120.0
 def require_root() -> None:
     if os.geteuid() != 0:
         raise ConfigError("a cluster needs root, for namespaces, mounts and cgroups: sudo make cluster")
+
+
+def require_ipv6() -> None:
+    if not Path("/proc/sys/net/ipv6").exists():
+        raise ConfigError("this kernel has no IPv6 (ipv6.disable=1?), and the cluster is dual-stack")
 
 
 def running(name: str) -> Cluster | None:
@@ -63,6 +69,7 @@ def _marker(name: str) -> Path:
 def up(cluster: Cluster, archives: Sequence[Path] = ()) -> bool:
     """Bring a cluster up, unless it is: False then. `archives`: further images for all nodes."""
     require_root()
+    require_ipv6()
     if _is_up(cluster):
         return False
     made = parts.ready()
@@ -136,10 +143,8 @@ def _start_runtime(node: Machine, made: Parts, archives: Iterable[Path]) -> None
 
 
 def _start_control_plane(cluster: Cluster, made: Parts) -> api.Api:
-    with gateway.listen() as listener:
-        gateway.start(cluster, listener)
-        server = f"https://127.0.0.1:{listener.getsockname()[1]}"
-    pki.write_kubeconfig(cluster.kubeconfig, cluster, "admin", server)
+    port = gateway.start(cluster)
+    pki.write_kubeconfig(cluster.kubeconfig, cluster, "admin", f"https://{pki.LOOPBACK}:{port}")
     for program in control_plane.PROGRAMS:
         control_plane.start(cluster, program, made)
     client = api.Api(cluster)
@@ -218,35 +223,51 @@ def load(cluster: Cluster, made: Parts, archives: Sequence[Path]) -> None:
 
 def components(cluster: Cluster) -> dict[str, dict[str, bool]]:
     """machine → program → does it run."""
-    programs = {cluster.control: tuple(control_plane.PROGRAMS)} | dict.fromkeys(cluster.nodes, NODE_PROGRAMS)
     return {
-        each.name: {program: bool(machine.find(each, program)) for program in names} for each, names in programs.items()
+        each.name: {program: bool(machine.find(each, program)) for program in _programs(cluster, each)}
+        for each in cluster.machines
     }
 
 
 def stop(cluster: Cluster, where: str, program: str, *, grace: float = 10.0) -> None:
-    """End one program, as a failure would; `start` brings it back."""
-    processes.end(machine.find(machine_named(cluster, where), program), grace=grace)
+    """End one program (SIGTERM, after `grace` seconds SIGKILL); `start` brings it back."""
+    processes.end(_running(cluster, where, program), grace=grace)
 
 
 def kill(cluster: Cluster, where: str, program: str) -> None:
-    for process in machine.find(machine_named(cluster, where), program):
+    """End one program as a failure would."""
+    for process in _running(cluster, where, program):
         process.kill(signal.SIGKILL)
 
 
 def start(cluster: Cluster, where: str, program: str) -> None:
+    """Start one program, unless it runs."""
+    if _running(cluster, where, program):
+        return
+    each, made = machine_named(cluster, where), parts.ready()
+    match program:
+        case gateway.PROGRAM:
+            gateway.start(cluster, int(api.server_of(cluster).rpartition(":")[2]))
+        case "containerd":
+            containerd.start(each, made)
+        case "kubelet":
+            kubelet.start(cluster, each, made)
+        case "kube-proxy":
+            kube_proxy.start(cluster, each, made)
+        case _:
+            control_plane.start(cluster, program, made)
+
+
+def _running(cluster: Cluster, where: str, program: str) -> list[processes.Process]:
     each = machine_named(cluster, where)
-    if machine.find(each, program):
-        return
-    made = parts.ready()
-    if each == cluster.control:
-        control_plane.start(cluster, program, made)
-        return
-    {
-        "containerd": lambda: containerd.start(each, made),
-        "kubelet": lambda: kubelet.start(cluster, each, made),
-        "kube-proxy": lambda: kube_proxy.start(cluster, each, made),
-    }[program]()
+    known = _programs(cluster, each)
+    if program not in known:
+        raise ConfigError(f"no program {program} on {where}: there are {', '.join(known)}")
+    return machine.find(each, program)
+
+
+def _programs(cluster: Cluster, each: Machine) -> tuple[str, ...]:
+    return CONTROL_PROGRAMS if each == cluster.control else NODE_PROGRAMS
 
 
 def machine_named(cluster: Cluster, name: str) -> Machine:

@@ -28,9 +28,12 @@ def listen(port: int = 0) -> socket.socket:
     return listener
 
 
-def start(cluster: Cluster, listener: socket.socket) -> None:
-    command = [sys.executable, "-P", "-m", __name__, str(listener.fileno()), cluster.control.addresses[0]]
-    machine.start(cluster.control, PROGRAM, command, keep=(listener.fileno(),))
+def start(cluster: Cluster, port: int = 0) -> int:
+    """Start the process, and return its port on the host."""
+    with listen(port) as listener:
+        command = [sys.executable, "-P", "-m", __name__, str(listener.fileno()), cluster.control.addresses[0]]
+        machine.start(cluster.control, PROGRAM, command, keep=(listener.fileno(),))
+        return int(listener.getsockname()[1])
 
 
 async def _copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

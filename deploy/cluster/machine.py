@@ -110,8 +110,12 @@ def find(machine: Machine, program: str) -> list[processes.Process]:
 
 
 def _name(pid: int) -> str:
+    """The file name of the program; of `python -m package.module`, the module."""
     with contextlib.suppress(OSError):
-        return Path(os.fsdecode(Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")[0])).name
+        arguments = os.fsdecode(Path(f"/proc/{pid}/cmdline").read_bytes()).split("\0")
+        if "-m" in arguments[1:-1]:
+            return arguments[arguments.index("-m") + 1].rpartition(".")[2]
+        return Path(arguments[0]).name
     return ""
 
 

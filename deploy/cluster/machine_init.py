@@ -32,6 +32,8 @@ KERNEL_TUNABLES: Final = {
 """What the kubelet wants and would set for the whole host: it reads these values instead."""
 NETWORK_SYSCTLS: Final = {
     "ipv4/ip_forward": 1,
+    "ipv6/conf/all/disable_ipv6": 0,
+    "ipv6/conf/default/disable_ipv6": 0,
     "ipv6/conf/all/forwarding": 1,
     "ipv6/conf/default/accept_dad": 0,
     "bridge/bridge-nf-call-iptables": 1,

@@ -158,6 +158,7 @@ def test_what_a_node_writes_is_its_own(cluster: Handle) -> None:
 @pytest.mark.parametrize(
     ("where", "program"),
     [
+        ("control", "gateway"),
         ("control", "etcd"),
         ("control", "kube-apiserver"),
         ("control", "kube-controller-manager"),
@@ -179,6 +180,13 @@ def test_pods_outlive_a_program_that_is_killed_and_started_again(
     ]
     assert restarts == [0, 0, 0]
     assert clusters.components(cluster.cluster)[where][program]
+
+
+def test_a_program_that_is_not_there_is_named(cluster: Handle) -> None:
+    with pytest.raises(ConfigError, match="no program etcd on node-1"):
+        cluster.kill("node-1", "etcd")
+    with pytest.raises(ConfigError, match="no machine node-9"):
+        cluster.start("node-9", "kubelet")
 
 
 def test_a_second_up_finds_it_running_and_another_kind_is_refused(cluster: Handle) -> None:
