@@ -126,7 +126,7 @@ def main() -> int:
     given = _parser().parse_args()
     try:
         _run(given)
-    except ConfigError as error:
+    except (ConfigError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

@@ -72,6 +72,9 @@ def up(cluster: Cluster, archives: Sequence[Path] = ()) -> bool:
     require_ipv6()
     if _is_up(cluster):
         return False
+    for archive in archives:
+        if not archive.is_file():
+            raise ConfigError(f"--image {archive}: there is no such file")
     made = parts.ready()
     all_archives = (*images.ready(made), *images.built(), *archives)
     with lock.exclusive(cluster.data, 0o700):

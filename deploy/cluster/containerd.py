@@ -6,7 +6,7 @@ import subprocess
 import time
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Final
+from typing import BinaryIO, Final
 
 from deploy.cluster import images, machine, shell
 from deploy.cluster.parts import Parts
@@ -65,9 +65,16 @@ def load(node: Machine, parts: Parts, archives: Iterable[Path]) -> None:
     """Import OCI archives. ConfigError if one cannot be read."""
     for archive in archives:
         command: list[str | Path] = [parts.debian / "usr/bin/ctr", "--namespace", _NAMESPACE, "images", "import", "-"]
-        with archive.open("rb") as content:
+        with _opened(archive) as content:
             done = subprocess.run(
                 machine.entering(node, command), stdin=content, capture_output=True, text=True, check=False
             )
         if done.returncode:
             raise ConfigError(f"{archive}: cannot be imported on {node.name}:\n{shell.tail(done.stderr)}")
+
+
+def _opened(archive: Path) -> BinaryIO:
+    try:
+        return archive.open("rb")
+    except OSError as error:
+        raise ConfigError(f"{archive}: cannot be read ({error.strerror}): name an OCI archive") from error

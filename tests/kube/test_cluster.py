@@ -189,6 +189,15 @@ def test_a_program_that_is_not_there_is_named(cluster: Handle) -> None:
         cluster.start("node-9", "kubelet")
 
 
+def test_an_archive_that_is_none_is_named(cluster: Handle, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"none\.tar: cannot be read"):
+        cluster.load(tmp_path / "none.tar")
+    other = tmp_path / "other.tar"
+    other.write_text("no archive")
+    with pytest.raises(ConfigError, match=r"other\.tar: cannot be imported on node-"):
+        cluster.load(other)
+
+
 def test_a_second_up_finds_it_running_and_another_kind_is_refused(cluster: Handle) -> None:
     assert clusters.up(cluster.cluster) is False
     with pytest.raises(ConfigError, match="is up with CNI="):
