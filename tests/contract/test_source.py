@@ -5,9 +5,8 @@ A harness has the source's objects under paths: it puts and deletes them, and cu
 
 from __future__ import annotations
 
-import asyncio
 import json
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import FrozenInstanceError
 from pathlib import Path
@@ -16,15 +15,16 @@ from typing import Any, Final, Protocol
 import pytest
 
 from l7proxy.errors import PolicyError
-from l7proxy.model.resources import KINDS, Change, Delete, Pod, PolicyDocument, Resource, ResourceKey, Synced, Upsert
+from l7proxy.model.resources import KINDS, PolicyDocument
 from l7proxy.policy import lang
 from l7proxy.sources.files.source import FileSource
 from l7proxy.sources.kubernetes.connection import Connection
 from l7proxy.sources.kubernetes.credentials import Access
 from l7proxy.sources.kubernetes.source import KubernetesSource
-from l7proxy.sources.source import Source, SourceHealth
+from l7proxy.sources.source import Source
 from tests.support.kube_api import QUICK, KubeApi
 from tests.support.object_source import ObjectSource, Server
+from tests.support.source_reader import Reader
 
 Object = Mapping[str, Any]
 
@@ -111,62 +111,6 @@ class KubernetesPages(Kubernetes):
 
 
 HARNESSES: Final[list[Callable[[Path], Harness]]] = [Directory, Memory, Kubernetes, KubernetesPages]
-
-
-class Reader:
-    """Applies the batches of a source, and checks the laws that hold for any batch."""
-
-    def __init__(self, batches: AsyncGenerator[list[Change], None], source: Source) -> None:
-        self._batches = batches
-        self.source = source
-        self.resources: dict[ResourceKey, Resource] = {}
-        self.synced: list[type[Resource]] = []
-        self.events: list[str] = []
-
-    async def next(self) -> list[Change]:
-        async with asyncio.timeout(10):
-            batch = await anext(self._batches)
-        keys = [change.resource.key if isinstance(change, Upsert) else change.key
-                for change in batch if not isinstance(change, Synced)]  # fmt: skip
-        assert len(keys) == len(set(keys)), "a key has one event in a batch"
-        removals = [isinstance(change, Delete) for change in batch]
-        assert removals == sorted(removals, reverse=True), "removals come first"
-        for change in batch:
-            self._apply(change)
-        return batch
-
-    def _apply(self, change: Change) -> None:
-        match change:
-            case Upsert(resource):
-                assert self.resources.get(resource.key) != resource, "an unchanged object causes no event"
-                self.resources[resource.key] = resource
-                self.events.append(f"+{resource.key}")
-            case Delete(key):
-                del self.resources[key]  # KeyError: it does not exist
-                self.events.append(f"-{key}")
-            case Synced(kind):
-                assert kind not in self.synced, "Synced comes once"
-                self.synced.append(kind)
-
-    async def until(self, done: Callable[[], bool]) -> None:
-        while not done():
-            await self.next()
-
-    async def names(self, *expected: str) -> None:
-        await self.until(lambda: sorted(map(str, self.resources)) == sorted(expected))
-
-    async def problems(self, count: int) -> list[str]:
-        await self.until(lambda: len(self.health.problems) == count)
-        return [str(problem) for problem in self.health.problems]
-
-    @property
-    def health(self) -> SourceHealth:
-        return self.source.health()
-
-    def address(self, name: str) -> tuple[str, ...]:
-        found = self.resources[ResourceKey("Pod", "default", name)]
-        assert isinstance(found, Pod)
-        return found.addresses
 
 
 @pytest.fixture(params=HARNESSES, ids=lambda harness: harness.__name__)

@@ -5,19 +5,20 @@ from __future__ import annotations
 import asyncio
 import time
 import urllib.error
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import aclosing, asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any, Final
 
 import pytest
 
-from l7proxy.model.resources import KINDS, Change, Delete, PolicyDocument, Resource, ResourceKey, Synced, Upsert
+from l7proxy.model.resources import KINDS, PolicyDocument, ResourceKey
 from l7proxy.sources.kubernetes.connection import Connection
 from l7proxy.sources.kubernetes.credentials import Access
 from l7proxy.sources.kubernetes.reflector import Timing
 from l7proxy.sources.kubernetes.source import KubernetesSource
 from tests.kube.api_server import ApiServer, missing
+from tests.support.source_reader import Reader
 
 pytestmark = pytest.mark.skipif(bool(missing()), reason=missing())
 
@@ -54,46 +55,23 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ApiServer]:
     api.close()
 
 
-class Reader:
-    def __init__(self, source: KubernetesSource) -> None:
-        self.source = source
-        self.resources: dict[ResourceKey, Resource] = {}
-        self.synced: set[type[Resource]] = set()
-        self.events: list[Change] = []
-        self._batches = source.watch()
-
-    async def until(self, done: Callable[[], bool], seconds: float = 60) -> None:
-        async with asyncio.timeout(seconds):
-            while not done():
-                for change in await anext(self._batches):
-                    self._apply(change)
-
-    def _apply(self, change: Change) -> None:
-        self.events.append(change)
-        match change:
-            case Upsert(resource):
-                assert self.resources.get(resource.key) != resource
-                self.resources[resource.key] = resource
-            case Delete(key):
-                del self.resources[key]
-            case Synced(kind):
-                self.synced.add(kind)
-
-    def problems(self) -> list[str]:
-        return [str(problem) for problem in self.source.health().problems]
-
-    def has(self, kind: str, name: str) -> bool:
-        return ResourceKey(kind, "default", name) in self.resources
-
-
 @asynccontextmanager
 async def reading(access: Path, state: Path | None = None, *, synced: bool = True) -> AsyncIterator[Reader]:
     async with Connection(Access(str(access))) as api:
-        reader = Reader(KubernetesSource(api, state_dir=state, timing=QUICK))
-        async with aclosing(reader._batches):
+        source = KubernetesSource(api, state_dir=state, timing=QUICK)
+        async with aclosing(source.watch()) as batches:
+            reader = Reader(batches, source, patience=60)
             if synced:
-                await reader.until(lambda: reader.synced == set(KINDS))
+                await reader.until(lambda: set(reader.synced) == set(KINDS))
             yield reader
+
+
+def problems(reader: Reader) -> list[str]:
+    return [str(problem) for problem in reader.health.problems]
+
+
+def has(reader: Reader, kind: str, name: str) -> bool:
+    return ResourceKey(kind, "default", name) in reader.resources
 
 
 def pod(name: str) -> Mapping[str, Any]:
@@ -163,32 +141,32 @@ async def create(server: ApiServer, body: Mapping[str, Any]) -> None:
 async def test_pods_come_change_and_go(server: ApiServer) -> None:
     await asyncio.to_thread(start_pod, server, "early", "10.0.0.5")
     async with reading(server.kubeconfig()) as reader:
-        assert reader.has("Pod", "early")
+        assert has(reader, "Pod", "early")
         assert ResourceKey("Namespace", "", "default") in reader.resources
         await asyncio.to_thread(start_pod, server, "late", "10.0.0.6")
-        await reader.until(lambda: reader.has("Pod", "late") and "10.0.0.6" in repr(reader.resources))
+        await reader.until(lambda: has(reader, "Pod", "late") and "10.0.0.6" in repr(reader.resources))
         seen = len(reader.events)
         for name in ("early", "late"):
             await ask(server, "DELETE", f"{PODS}/{name}?gracePeriodSeconds=0")
-        await reader.until(lambda: not reader.has("Pod", "early") and not reader.has("Pod", "late"))
-        assert [type(event) for event in reader.events[seen:]] == [Delete, Delete]
-        assert reader.problems() == []
+        await reader.until(lambda: not has(reader, "Pod", "early") and not has(reader, "Pod", "late"))
+        assert sorted(reader.events[seen:]) == ["-Pod default/early", "-Pod default/late"]
+        assert problems(reader) == []
 
 
 async def test_a_definition_that_appears_and_goes_is_followed(server: ApiServer) -> None:
     async with reading(server.kubeconfig()) as reader:
         await ask(server, "POST", CRDS, CRD)
         await create(server, policy("p"))
-        await reader.until(lambda: reader.has("CiliumNetworkPolicy", "p"))
+        await reader.until(lambda: has(reader, "CiliumNetworkPolicy", "p"))
         await ask(server, "DELETE", f"{CRDS}/ciliumnetworkpolicies.cilium.io")
-        await reader.until(lambda: not reader.has("CiliumNetworkPolicy", "p"))
-        await reader.until(lambda: "ciliumnetworkpolicies.cilium.io" not in reader.source.health().detail)
-        assert reader.problems() == []
-        assert reader.source.health().reachable
+        await reader.until(lambda: not has(reader, "CiliumNetworkPolicy", "p"))
+        await reader.until(lambda: "ciliumnetworkpolicies.cilium.io" not in reader.health.detail)
+        assert problems(reader) == []
+        assert reader.health.reachable
         await asyncio.to_thread(_gone, server)
         await ask(server, "POST", CRDS, CRD)
         await create(server, policy("q"))
-        await reader.until(lambda: reader.has("CiliumNetworkPolicy", "q"))
+        await reader.until(lambda: has(reader, "CiliumNetworkPolicy", "q"))
         await ask(server, "DELETE", f"{CRDS}/ciliumnetworkpolicies.cilium.io")
         await asyncio.to_thread(_gone, server)
 
@@ -204,7 +182,7 @@ async def test_status_written_by_us_is_no_change(server: ApiServer, definition: 
         seen = len(reader.events)
         await ask(server, "PATCH", f"{CNPS}/p/status", {"status": {"conditions": [{"type": "l7proxy.io/Enforced"}]}})
         await create(server, policy("q"))
-        await reader.until(lambda: reader.has("CiliumNetworkPolicy", "q"))
+        await reader.until(lambda: has(reader, "CiliumNetworkPolicy", "q"))
         assert len(reader.events) == seen + 1
         found = reader.resources[ResourceKey("CiliumNetworkPolicy", "default", "q")]
         assert isinstance(found, PolicyDocument)
@@ -218,8 +196,8 @@ async def test_a_killed_server_is_found_again_and_nothing_is_lost_meanwhile(
     await create(server, policy("gone"))
     async with reading(server.kubeconfig(), tmp_path) as reader:
         await asyncio.to_thread(server.kill)
-        await reader.until(lambda: not reader.source.health().reachable)
-        assert reader.has("CiliumNetworkPolicy", "p")
+        await reader.until(lambda: not reader.health.reachable)
+        assert has(reader, "CiliumNetworkPolicy", "p")
         before = dict(reader.resources)
         async with reading(server.kubeconfig(), tmp_path) as restarted:  # an agent that starts meanwhile
             assert restarted.resources.keys() == before.keys()
@@ -227,10 +205,10 @@ async def test_a_killed_server_is_found_again_and_nothing_is_lost_meanwhile(
             await ask(server, "DELETE", f"{CNPS}/gone")
             await create(server, policy("new"))
             for one in (reader, restarted):
-                await one.until(lambda one=one: one.has("CiliumNetworkPolicy", "new"))  # type: ignore[misc]
-                await one.until(lambda one=one: not one.has("CiliumNetworkPolicy", "gone"))  # type: ignore[misc]
-                await one.until(lambda one=one: one.source.health().reachable)  # type: ignore[misc]
-                assert one.problems() == []
+                await one.until(lambda one=one: has(one, "CiliumNetworkPolicy", "new"))  # type: ignore[misc]
+                await one.until(lambda one=one: not has(one, "CiliumNetworkPolicy", "gone"))  # type: ignore[misc]
+                await one.until(lambda one=one: one.health.reachable)  # type: ignore[misc]
+                assert problems(one) == []
 
 
 async def test_an_object_of_a_megabyte(server: ApiServer, definition: None) -> None:
@@ -238,16 +216,16 @@ async def test_an_object_of_a_megabyte(server: ApiServer, definition: None) -> N
     big = {**policy("big"), "spec": {"endpointSelector": {}, "ingress": rules, "description": "x" * 500_000}}
     async with reading(server.kubeconfig()) as reader:
         await create(server, big)
-        await reader.until(lambda: reader.has("CiliumNetworkPolicy", "big"))
+        await reader.until(lambda: has(reader, "CiliumNetworkPolicy", "big"))
         await ask(server, "DELETE", f"{CNPS}/big")
-        await reader.until(lambda: not reader.has("CiliumNetworkPolicy", "big"))
+        await reader.until(lambda: not has(reader, "CiliumNetworkPolicy", "big"))
 
 
 async def test_a_policy_that_is_wrong_names_object_and_field(server: ApiServer, definition: None) -> None:
     async with reading(server.kubeconfig()) as reader:
         await create(server, {**policy("wrong"), "spec": {"endpointSelector": {}, "ingress": [{"fromEndpoint": [{}]}]}})
-        await reader.until(lambda: bool(reader.problems()))
-        (problem,) = reader.problems()
+        await reader.until(lambda: bool(problems(reader)))
+        (problem,) = problems(reader)
         assert problem.startswith("CiliumNetworkPolicy default/wrong: spec.ingress[0]")
 
 
@@ -284,15 +262,15 @@ def token(server: ApiServer) -> Iterator[str]:
 
 async def test_what_it_must_not_read_is_named_and_never_synced(server: ApiServer, token: str) -> None:
     async with reading(server.kubeconfig(token, "limited"), synced=False) as reader:
-        await reader.until(lambda: sum(": 403 " in problem for problem in reader.problems()) >= 9)
-        assert reader.synced == set()
+        await reader.until(lambda: sum(": 403 " in problem for problem in problems(reader)) >= 9)
+        assert reader.synced == []
         assert reader.resources == {}
-        (pods,) = (problem for problem in reader.problems() if problem.startswith("pods: "))
+        (pods,) = (problem for problem in problems(reader) if problem.startswith("pods: "))
         assert "grant it list and watch" in pods
-        assert reader.source.health().reachable
+        assert reader.health.reachable
         await ask(server, "POST", f"{RBAC}/clusterroles", ROLE)
         await ask(server, "POST", f"{RBAC}/clusterrolebindings", BINDING)
-        await reader.until(lambda: reader.synced == set(KINDS) and reader.problems() == [])
+        await reader.until(lambda: set(reader.synced) == set(KINDS) and problems(reader) == [])
 
 
 async def test_a_token_that_is_not_accepted_any_more(server: ApiServer, token: str) -> None:
@@ -304,8 +282,8 @@ async def test_a_token_that_is_not_accepted_any_more(server: ApiServer, token: s
         fresh = await asyncio.to_thread(_account, server)
         await asyncio.to_thread(server.kill)  # so that it must log in again
         await asyncio.to_thread(server.start)
-        await reader.until(lambda: any("does not accept the credentials" in problem for problem in reader.problems()))
-        assert not reader.source.health().reachable
+        await reader.until(lambda: any("does not accept the credentials" in problem for problem in problems(reader)))
+        assert not reader.health.reachable
         assert reader.resources
         server.kubeconfig(fresh, "limited")
-        await reader.until(lambda: reader.problems() == [] and reader.source.health().reachable)
+        await reader.until(lambda: problems(reader) == [] and reader.health.reachable)

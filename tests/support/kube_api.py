@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import ssl
 import threading
 from collections.abc import Callable, Coroutine, Iterator, Mapping
 from contextlib import suppress
@@ -61,12 +62,14 @@ class Trouble:
 class KubeApi:
     """`url` stays the same over `stop` and `start`. `requests`: "METHOD path?query" of all that came."""
 
-    def __init__(self, *, stream_lists: bool = True) -> None:
+    def __init__(self, *, stream_lists: bool = True, tls: ssl.SSLContext | None = None) -> None:
         self.resources = {version: dict(kinds) for version, kinds in BUILT_IN.items()}
         self.requests: list[str] = []
         self.tokens = {TOKEN}
         self.troubles: list[Trouble] = []
         self.page = 500
+        self.tls = tls
+        self.authority: Path | None = None
         self._stream_lists = stream_lists
         self._objects: dict[str, Object] = {}
         self._events: list[Event] = []
@@ -87,13 +90,14 @@ class KubeApi:
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self._port}"
+        return f"{'https' if self.tls else 'http'}://127.0.0.1:{self._port}"
 
     def kubeconfig(self, folder: Path, token: str = TOKEN) -> Path:
         path = folder / "kubeconfig"
+        trusted = {"certificate-authority": str(self.authority)} if self.authority else {}
         path.write_text(json.dumps({
             "current-context": "c", "contexts": [{"name": "c", "context": {"cluster": "k", "user": "u"}}],
-            "clusters": [{"name": "k", "cluster": {"server": self.url}}],
+            "clusters": [{"name": "k", "cluster": {"server": self.url} | trusted}],
             "users": [{"name": "u", "user": {"token": token}}],
         }))  # fmt: skip
         return path
@@ -164,7 +168,7 @@ class KubeApi:
         app.router.add_route("*", "/{path:.*}", self._answer)
         self._runner = web.AppRunner(app, access_log=None, handler_cancellation=True, shutdown_timeout=0.1)
         await self._runner.setup()
-        site = web.TCPSite(self._runner, "127.0.0.1", self._port, reuse_address=True)
+        site = web.TCPSite(self._runner, "127.0.0.1", self._port, reuse_address=True, ssl_context=self.tls)
         await site.start()
         self._port = self._runner.addresses[0][1]
 

@@ -178,6 +178,7 @@ class KubernetesSource:
         new += changed
         if removed or changed:
             one.unsaved = True
+        if one.unsaved and one.current:
             self._unsaved.set()
 
     def _place_all(self, tasks: asyncio.TaskGroup) -> None:
