@@ -7,6 +7,7 @@ trim          the few fields of an object that are decoded
 transfer      lists and watches: bytes to events
 reflector     keeps one collection equal to what the server has
 collection    the objects of one kind, decoded; what changed since the last batch
+sharing       equal parts of pods are one object in memory
 discovery     under which path the cluster has a kind, or that it has none
 secrets       which Secrets the policies name
 saved         the last known objects on disk

@@ -14,6 +14,7 @@ from l7proxy.model.resources import Delete, Pod, Resource, ResourceKey, SourceLo
 from l7proxy.policy.lang.options import DEFAULT, Options
 from l7proxy.sources.decode import Decoded, Fault, decode
 from l7proxy.sources.kubernetes.kinds import Kind
+from l7proxy.sources.kubernetes.sharing import SharedParts
 from l7proxy.sources.last_good import settle
 
 MAX_SHOWN: Final = 100
@@ -48,9 +49,10 @@ class Collection:
         """Key → what was active when the last batch was taken, of what has changed since."""
         self._changed = changed
         self._options = options
+        self._share = SharedParts()
 
     def put(self, value: Mapping[str, Any]) -> ResourceKey:
-        """The object exists with this content. Returns what it is known by."""
+        """The object exists with this content. Returns what it is known by, if possible as `active` has it."""
         key = self._key(value)
         found = decode(value, self._origin(key), options=self._options)
         if isinstance(found, SourceError):
@@ -58,9 +60,12 @@ class Collection:
         if isinstance(found, Fault):
             self._put_broken(key, value, found)
         else:
+            if isinstance(found, Pod):
+                found = self._share(found)
             if key in self._broken:
                 self._forget_broken(key, keep=found.key)
-            self._set(found.key, found)
+            key = found.key
+            self._set(key, found)
         return key
 
     def remove(self, value: Mapping[str, Any]) -> None:

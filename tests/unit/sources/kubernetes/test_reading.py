@@ -12,13 +12,14 @@ from hypothesis import strategies as st
 
 from l7proxy.errors import ApiError
 from l7proxy.model.resources import KINDS as MODELS
-from l7proxy.model.resources import Delete, ResourceKey, Upsert
+from l7proxy.model.resources import Delete, Pod, ResourceKey, Upsert
 from l7proxy.policy import lang
 from l7proxy.sources import objects
 from l7proxy.sources.decode import decode
 from l7proxy.sources.kubernetes import transfer
 from l7proxy.sources.kubernetes.collection import Collection
 from l7proxy.sources.kubernetes.kinds import KINDS, SECRET, Kind, Place
+from l7proxy.sources.kubernetes.sharing import SharedParts
 from l7proxy.sources.kubernetes.transfer import Found, Mark, Removed
 from l7proxy.sources.kubernetes.trim import Trimmer
 
@@ -181,3 +182,19 @@ def test_an_endless_line_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(transfer, "MAX_LINE", 10)
     with pytest.raises(ApiError, match="an event of more than 10 bytes"):
         transfer._lines(bytearray(b"12345678"), b"901", PODS)
+
+
+def test_equal_parts_of_pods_are_one_object() -> None:
+    share = SharedParts()
+    trim, (whole, *_) = Trimmer(POD.shape, "Pod", "v1"), WHOLE
+
+    def read(name: str) -> Pod:
+        found = decode(trim(json.dumps({**whole, "metadata": {**META, "name": name}}).encode())[0])
+        assert isinstance(found, Pod)
+        return found
+
+    one, other = read("a"), read("b")
+    mine, theirs = share(one), share(other)
+    assert (mine, theirs) == (one, other)
+    for part in ("namespace", "node", "labels", "named_ports", "service_account", "workload", "phase"):
+        assert getattr(mine, part) is getattr(theirs, part)
