@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from typing import Final
 
@@ -35,8 +36,13 @@ class NamedSecrets:
 
     @property
     def wanted(self) -> list[SecretName]:
-        """Sorted."""
-        return sorted(frozenset[SecretName]().union(*self._by_policy.values()), key=str)
+        """The first of each namespace, then the second of each: many names in one do not crowd out others."""
+        turns: Counter[str] = Counter()
+        ranked = []
+        for name in sorted(frozenset[SecretName]().union(*self._by_policy.values()), key=str):
+            turns[name.namespace] += 1
+            ranked.append((turns[name.namespace], name.namespace, name.name))
+        return [SecretName(namespace, name) for _, namespace, name in sorted(ranked)]
 
 
 def _names(document: PolicyDocument, namespace: str) -> frozenset[SecretName]:

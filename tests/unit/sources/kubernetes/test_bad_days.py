@@ -15,6 +15,7 @@ import pytest
 
 from l7proxy.model.resources import KINDS, EndpointSlice, Node, Pod, PolicyDocument, ResourceKey, Secret
 from l7proxy.policy.lang import Read
+from l7proxy.sources.kubernetes import source
 from l7proxy.sources.kubernetes.connection import Connection
 from l7proxy.sources.kubernetes.credentials import Access
 from l7proxy.sources.kubernetes.reflector import Timing
@@ -51,9 +52,9 @@ async def reading(
     access: Access, state: Path | None = None, *, synced: bool = True, timing: Timing = QUICK, **more: Any
 ) -> AsyncIterator[Reader]:
     async with Connection(access) as api:
-        source = KubernetesSource(api, state_dir=state, timing=timing, **more)
-        async with aclosing(source.watch()) as batches:
-            reader = Reader(batches, source)
+        made = KubernetesSource(api, state_dir=state, timing=timing, **more)
+        async with aclosing(made.watch()) as batches:
+            reader = Reader(batches, made)
             if synced:
                 await reader.until(lambda: set(reader.synced) == ALL)
             yield reader
@@ -294,6 +295,22 @@ async def test_a_secret_that_must_not_be_read_does_not_hold_up_the_node(server: 
     async with reading(access) as reader:
         await reader.until(lambda: bool(problems(reader)))
         assert problems(reader)[0].startswith("secrets default/s: the agent may not read them")
+
+
+async def test_many_secrets_of_one_namespace_do_not_crowd_out_others(
+    server: KubeApi, access: Access, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(source, "MOST", 3)
+    server.serve(*CILIUM)
+    for number in range(5):
+        server.put(f"s{number}", secret(f"s{number}"))
+        server.put(f"p{number}", policy(f"p{number}", naming(f"s{number}")))
+    server.put("other", secret("s", namespace="vault"))
+    server.put("q", policy("q", naming("s", "vault")))
+    async with reading(access, secrets_namespace="vault") as reader:
+        found = sorted(key for key in reader.resources if key.kind == "Secret")
+        assert found == [("Secret", "default", "s0"), ("Secret", "default", "s1"), ("Secret", "vault", "s")]
+        assert problems(reader) == ["policies name more than 3 Secrets: the last ones count as missing"]
 
 
 async def test_a_thousand_deletions_are_few_batches(server: KubeApi, access: Access) -> None:
