@@ -22,7 +22,7 @@ from typing import Final
 
 from l7proxy.errors import ApiError, SourceError
 from l7proxy.model import resources
-from l7proxy.model.resources import Change, Delete, PolicyDocument, Resource, Synced, Upsert
+from l7proxy.model.resources import Change, Delete, Pod, PolicyDocument, Resource, Synced, Upsert
 from l7proxy.policy.headers import SecretName
 from l7proxy.policy.lang.options import DEFAULT, Options
 from l7proxy.sources.kubernetes.collection import Collection
@@ -32,7 +32,7 @@ from l7proxy.sources.kubernetes.kinds import KINDS, SECRET, Kind, Place
 from l7proxy.sources.kubernetes.reflector import Reflector, Timing
 from l7proxy.sources.kubernetes.saved import SavedObjects
 from l7proxy.sources.kubernetes.secrets import MOST, NamedSecrets
-from l7proxy.sources.kubernetes.trim import Trimmer
+from l7proxy.sources.kubernetes.trim import ProbedPod, Trimmer
 from l7proxy.sources.source import NEVER, SourceHealth
 
 log = logging.getLogger(__name__)
@@ -200,7 +200,8 @@ class KubernetesSource:
         if one.reflector is not None and one.reflector.place == place:
             return
         self._stop(one)
-        trimmer = Trimmer(one.kind.shape, one.kind.api, place.version)
+        shape = ProbedPod if one.kind.resource is Pod and self._options.probes_only else one.kind.shape
+        trimmer = Trimmer(shape, one.kind.api, place.version)
         one.reflector = Reflector(self._api, place, one.collection, trimmer, self._news.set, timing=self._timing)
         one.task = tasks.create_task(one.reflector.run(), name=place.resource)
 

@@ -38,6 +38,8 @@ class PolicyMeta(AnnotatedMeta, total=False):
 
 
 class PodMeta(LabelledMeta, total=False):
+    uid: str
+    deletionTimestamp: str
     ownerReferences: list[Owner]
 
 
@@ -89,12 +91,54 @@ class Container(TypedDict, total=False):
     restartPolicy: str
 
 
-class PodSpec(TypedDict, total=False):
+class HttpGet(TypedDict, total=False):
+    host: str
+    path: str
+    port: int | str
+    scheme: str
+
+
+class TcpSocket(TypedDict, total=False):
+    host: str
+    port: int | str
+
+
+class Grpc(TypedDict, total=False):
+    port: int
+
+
+class Handler(TypedDict, total=False):
+    httpGet: HttpGet
+    tcpSocket: TcpSocket
+    grpc: Grpc
+
+
+class Lifecycle(TypedDict, total=False):
+    postStart: Handler
+    preStop: Handler
+
+
+class ProbedContainer(Container, total=False):
+    livenessProbe: Handler
+    readinessProbe: Handler
+    startupProbe: Handler
+    lifecycle: Lifecycle
+
+
+class PodPlace(TypedDict, total=False):
     nodeName: str
     serviceAccountName: str
     hostNetwork: bool
+
+
+class PodSpec(PodPlace, total=False):
     containers: list[Container]
     initContainers: list[Container]
+
+
+class ProbedPodSpec(PodPlace, total=False):
+    containers: list[ProbedContainer]
+    initContainers: list[ProbedContainer]
 
 
 class PodAddress(TypedDict, total=False):
@@ -110,6 +154,14 @@ class PodStatus(TypedDict, total=False):
 class Pod(TypedDict, total=False):
     metadata: PodMeta
     spec: PodSpec
+    status: PodStatus
+
+
+class ProbedPod(TypedDict, total=False):
+    """Where probes count (`Options.probes_only`)."""
+
+    metadata: PodMeta
+    spec: ProbedPodSpec
     status: PodStatus
 
 
