@@ -21,7 +21,8 @@ expected and what came, and removes all of it again.
 
 Each option is also a variable: IMAGE, NAMESPACE, KUBECTL, TIMEOUT; an option wins.
 
-Exit code: 0 all verdicts are right, 1 some are wrong, 2 the test could not run.
+Exit code: 0 all verdicts are right, 1 some are wrong or a policy's status says that it is not enforced, 2 the
+test could not run.
 
 Words of the table: a number is the status of the HTTP response. `reset`: the connection was refused or reset;
 `timeout`: no answer; `refused`: either of the two; `closed`: the server closed without a response.
@@ -324,20 +325,29 @@ judge() {
     done <"$work/rows"
 }
 
-# Repeats all requests until the policies hold; their last pass is not judged.
+# What the status of each policy says, where the cluster writes one; `denied` counts those that are not enforced.
+ask_policies() {
+    k -n "$namespace" get ciliumnetworkpolicies \
+        -o 'jsonpath={range .items[*]}{.metadata.name}{"\t"}{.status.conditions[?(@.type=="l7proxy.io/Enforced")].status}{"\t"}{.status.conditions[?(@.type=="l7proxy.io/Enforced")].message}{"\n"}{end}' \
+        >"$work/policies" 2>"$work/error" || true
+    denied=$(awk -F '\t' '$2 != "" && $2 != "True"' "$work/policies" | grep -c . || true)
+}
+
+# Repeats all requests until the policies hold, and their status says so; the last pass here is not judged.
 settle() {
     began=$(date +%s)
     while :; do
         send
+        ask_policies
         took=$(($(date +%s) - began))
-        if [ "$wrong" -eq 0 ]; then
+        if [ "$wrong" -eq 0 ] && [ "$denied" -eq 0 ]; then
             echo "The policies hold, $took s after the pods were Ready."
             return 0
         fi
         [ "$took" -lt "$timeout" ] || break
         waited sleep 1
     done
-    echo "After $took s, $wrong of $rows verdicts are still not as expected."
+    echo "After $took s, $wrong of $rows verdicts are still not as expected, and $denied policies say that they are not enforced."
     return 1
 }
 
@@ -354,9 +364,6 @@ table() {
 advise() {
     cat "$work"/err.* | sort -u | head -n 5 >&2
     echo
-    echo "What the policies say of themselves ($kubectl -n $namespace get ciliumnetworkpolicies -o yaml):"
-    k -n "$namespace" get ciliumnetworkpolicies \
-        -o 'jsonpath={range .items[*]}{.metadata.name}: {range .status.conditions[*]}{.type}={.status} {.message}; {end}{"\n"}{end}' || true
     echo "Next: --keep leaves the pods; on each node, 'l7proxy status' and 'l7proxy observe --verdict DROPPED'."
 }
 
@@ -367,8 +374,11 @@ echo "The backend is on $(sed -n 's/^backend [^ ]* //p' "$work/pods")$(sed -n 's
 prepare
 if settle; then
     send
+    ask_policies
 fi
 table
+echo
+awk -F '\t' '$3 != "" { print "Policy " $1 ": " $3 }' "$work/policies"
 [ "$skipped" -eq 0 ] || echo "$skipped rows were skipped."
 if [ "$wrong" -ne 0 ]; then
     advise
@@ -376,3 +386,7 @@ if [ "$wrong" -ne 0 ]; then
     exit 1
 fi
 echo "All $rows verdicts are right."
+if [ "$denied" -ne 0 ]; then
+    echo "But $denied policies say that they are not enforced: see above."
+    exit 1
+fi

@@ -1,45 +1,82 @@
-"""deploy/smoke on a real cluster with l7proxy: every verdict of its table is right."""
+"""deploy/smoke/run.sh on a real cluster, where l7proxy was installed by its chart; and the flows that it leaves."""
 
 from __future__ import annotations
 
+import json
+import signal
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, Final
 
 import pytest
 
 from deploy.cluster import images
-from tests.kube.handle import Handle
+from tests.kube.handle import Handle, eventually
 
-ROOT = Path(__file__).resolve().parents[2]
-IMAGE = ROOT / "build" / "l7proxy.oci.tar"
-NAMESPACE = "kube-system"
-RELEASE = "l7proxy"
-
-
-def smoke(cluster: Handle, *options: str) -> tuple[int, str]:
-    """The exit code and the output of run.sh."""
-    command = ["sh", str(ROOT / "deploy/smoke/run.sh"), "--image", images.NETSHOOT, *options]
-    done = subprocess.run(command, env=cluster.environment, capture_output=True, text=True, timeout=280, check=False)
-    return done.returncode, done.stdout + done.stderr
+ROOT: Final = Path(__file__).resolve().parents[2]
+IMAGE: Final = ROOT / "build" / "l7proxy.oci.tar"
+SYSTEM: Final = "kube-system"
+RELEASE: Final = "l7proxy"
+SMOKE: Final = ("/bin/sh", str(ROOT / "deploy" / "smoke" / "run.sh"), "--image", images.NETSHOOT)
+ROWS: Final = sum(
+    not line.startswith("#") for line in (ROOT / "deploy" / "smoke" / "checks.tsv").read_text().splitlines()
+)
 
 
-@pytest.fixture
-def installed(cluster: Handle) -> Iterator[None]:
-    """The chart of this tree with the image of `make image`; a release that is there already is used, and stays."""
-    if RELEASE in cluster.helm("list", "-n", NAMESPACE, "-q").split():
-        yield
-        return
-    assert IMAGE.exists(), f"{IMAGE} does not exist: make image"
+@pytest.fixture(scope="module")
+def release(cluster: Handle) -> Iterator[None]:
+    assert IMAGE.exists(), "make image"
     cluster.load(IMAGE)
-    chart = str(ROOT / "deploy/helm/l7proxy")
-    cluster.helm("install", RELEASE, chart, "-n", NAMESPACE, "--set=image.tag=dev", "--wait", "--timeout=2m")
+    chart, settings = str(ROOT / "deploy" / "helm" / "l7proxy"), "--set=image.tag=dev,settings.log-format=json"
+    cluster.helm("install", RELEASE, chart, "-n", SYSTEM, settings, "--wait", "--timeout=2m")
     yield
-    cluster.helm("uninstall", RELEASE, "-n", NAMESPACE, "--wait", "--timeout=2m")
+    cluster.helm("uninstall", RELEASE, "-n", SYSTEM)
 
 
-def test_all_verdicts_are_right(cluster: Handle, installed: None) -> None:
-    code, output = smoke(cluster)
-    assert code == 0, output
-    assert "verdicts are right" in output
-    assert "l7proxy-smoke" not in cluster.kubectl("get", "namespaces", "-o", "name")
+def smoke_namespaces(cluster: Handle) -> list[str]:
+    return [one["metadata"]["name"] for one in cluster.get("namespaces", "-l", "l7proxy.io/smoke")["items"]]
+
+
+def lines(cluster: Handle) -> list[dict[str, Any]]:
+    """All that the agents of all nodes wrote."""
+    pods = cluster.get("pods", "-n", SYSTEM, "-l", "app.kubernetes.io/name=l7proxy")["items"]
+    agents = [one["metadata"]["name"] for one in pods if any(c["name"] == "agent" for c in one["spec"]["containers"])]
+    assert len(agents) == len(cluster.nodes)
+    texts = [cluster.kubectl("logs", "-n", SYSTEM, agent, "-c", "agent", "--tail=-1") for agent in agents]
+    return [json.loads(line) for text in texts for line in text.splitlines()]
+
+
+def test_every_verdict_is_right_and_nothing_is_left(cluster: Handle, release: None) -> None:
+    done = subprocess.run(SMOKE, capture_output=True, text=True, env=cluster.environment, timeout=400)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert f"All {ROWS} verdicts are right." in done.stdout
+    assert f"Policy backend: enforced on {len(cluster.nodes)} of {len(cluster.nodes)} nodes" in done.stdout
+    assert smoke_namespaces(cluster) == []
+
+
+def test_kubectl_logs_shows_flows_and_the_log_as_json(cluster: Handle, release: None) -> None:
+    """After the requests of the test above."""
+    found = lines(cluster)
+    flows = [one["flow"] for one in found if "flow" in one]
+    log = [one for one in found if "level" in one]
+    assert len(flows) + len(log) + sum("lost_events" in one for one in found) == len(found)
+    assert {one["node"] for one in log} == {node.name for node in cluster.nodes}
+    refused = [one for one in flows if one["verdict"] == "DROPPED" and one["Type"] == "L7"]
+    assert {one["destination"]["pod_name"] for one in refused} == {"backend"}
+    assert all(one["policy_log"] for one in refused)
+    assert not any(one.get("l7", {}).get("http", {}).get("headers") for one in flows), "none was asked for"
+
+
+def test_a_signal_removes_everything(cluster: Handle, release: None) -> None:
+    process = subprocess.Popen(
+        [*SMOKE, "--namespace", "interrupted"],
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=cluster.environment,
+    )  # fmt: skip
+    with process:
+        eventually(lambda: smoke_namespaces(cluster), "the test has made its namespaces")
+        time.sleep(1)  # wherever it is by then
+        process.send_signal(signal.SIGINT)
+        assert process.wait(120) == 130, process.stdout
+    assert smoke_namespaces(cluster) == []
