@@ -27,7 +27,8 @@ test could not run.
 Words of the table: a number is the status of the HTTP response. `reset`: the connection was refused or reset;
 `timeout`: no answer; `refused`: either of the two; `closed`: the server closed without a response.
 
-Rights needed: create and delete namespaces; pods, Services, policies and exec in them; list nodes.
+Rights needed: create and delete namespaces; pods, Services, policies and exec in them; list nodes; get the
+definition (CRD) of CiliumNetworkPolicy.
 TEXT
 }
 
