@@ -259,7 +259,7 @@ def _cluster_status(settings: Settings, reconciler: Reconciler, link: LinkServer
 
     def look() -> Observed:
         workers = tuple(worker.revision for worker in link.workers())
-        return Observed(reconciler.current, reconciler.kernel, workers)
+        return Observed(reconciler.current, reconciler.kernel, workers, settings.audit)
 
     def connect() -> Connection:
         return Connection(Access(settings.kubeconfig, settings.kube_context))

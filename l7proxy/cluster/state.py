@@ -81,6 +81,8 @@ class NodeView:
     that a limit refuses here."""
     nodes: tuple[str, ...] = ()
     """The names of all nodes of the cluster."""
+    audited: frozenset[str] = frozenset()
+    """The namespaces in audit mode."""
     problems: tuple[Problem, ...] = ()
     secret_problems: tuple[Problem, ...] = ()
     """Secrets that rules refer to but cannot use. Not errors: the Secret may exist outside the given manifests."""
@@ -203,7 +205,8 @@ class ClusterState:
         pod_index = self._enrol(rules, reaches, node, tuple(assignments))
         node_problems = pod_index.set_nodes(nodes, dict.fromkeys(sorted(local_addresses), node or ""))
         known, by_prefix = self._cast(node, pod_index, nodes, reaches)
-        endpoints = self._with_audit(_endpoints(node, pod_index, probes_only=self._probes_only))
+        audited = self._audited()
+        endpoints = self._with_audit(_endpoints(node, pod_index, probes_only=self._probes_only), audited)
         ids = {(endpoint.namespace, endpoint.name): endpoint.id for endpoint in endpoints}
         refused = derived.too_large(policies, {one.labels for one in endpoints}, of_node=node is not None)
         judged = policies
@@ -220,6 +223,7 @@ class ClusterState:
             policies=policies,
             judged=judged,
             nodes=tuple(one.name for one in nodes),
+            audited=audited,
             problems=(
                 *self._unknown(node, nodes),
                 *sorted((*node_problems, *pod_index.problems())),
@@ -278,15 +282,17 @@ class ClusterState:
         new = {key: pod for key, pod in self._early.items() if pod != before.get(key) or key in changed}
         return {**lost, **new}
 
-    def _with_audit(self, endpoints: tuple[Endpoint, ...]) -> tuple[Endpoint, ...]:
+    def _with_audit(self, endpoints: tuple[Endpoint, ...], spaces: frozenset[str]) -> tuple[Endpoint, ...]:
         """The endpoints with audit mode set. A conflicting IP belongs to no namespace, so it stays refused."""
-        spaces = {space.name for space in self._all(resources.Namespace) if audit.of_namespace(space)[0]}
         if not self._audit and not spaces:
             return endpoints
         return tuple(
             replace(one, audit=one.identity != UNKNOWN and (self._audit or one.namespace in spaces))
             for one in endpoints
         )
+
+    def _audited(self) -> frozenset[str]:
+        return frozenset(space.name for space in self._all(resources.Namespace) if audit.of_namespace(space)[0])
 
     def _audit_problems(self) -> list[Problem]:
         found = (audit.of_namespace(space)[1] for space in self._all(resources.Namespace))

@@ -7,7 +7,7 @@ all nodes, and if not, why. It is False in audit mode, too: nothing is refused t
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from l7proxy.agent.cluster_status.ledger import Tally
@@ -51,20 +51,24 @@ class Verdict:
         return self.valid, self.enforced
 
 
-def verdict(policy: PolicyStatus, tally: Tally, fault: str = "") -> Verdict:
-    """`fault`: why the newest version of the policy cannot be used, when an earlier one stays in force."""
+def verdict(policy: PolicyStatus, tally: Tally, fault: str = "", *, audit: bool = False) -> Verdict:
+    """`fault`: why the newest version of the policy cannot be used, when an earlier one stays in force. `audit`: its
+    namespace is in audit mode."""
+    policy = replace(policy, audit=policy.audit or audit)
     if fault and policy.state is not PolicyPhase.INVALID:
         stays = f"generation {policy.generation} stays in force {_place(policy, tally)[0]}"
         invalid = _condition(VALID, False, "Invalid", fault)
-        enforced = _condition(ENFORCED, False, "OlderVersion", f"{stays}; the newest version is invalid: {fault}")
+        enforced = _condition(
+            ENFORCED, False, "OlderVersion", f"{stays}{_in_audit(policy)}; the newest version is invalid: {fault}"
+        )
         return Verdict(policy.generation, invalid, enforced, settled=True)
     if policy.state is PolicyPhase.INVALID:
         invalid = _condition(VALID, False, "Invalid", policy.reason)
-        enforced = _condition(ENFORCED, False, "Invalid", f"{policy.reason}; what it covers is denied")
+        enforced = _condition(ENFORCED, False, "Invalid", _refusal(policy))
         return Verdict(policy.generation, invalid, enforced, settled=True)
     valid = _condition(VALID, True, "Valid", "the policy was read without a fault")
     if policy.state is PolicyPhase.REFUSED:
-        enforced = _condition(ENFORCED, False, "NotSupported", f"{policy.reason}; what it covers is denied")
+        enforced = _condition(ENFORCED, False, "NotSupported", _refusal(policy))
         return Verdict(policy.generation, valid, enforced, settled=True)
     if policy.state is PolicyPhase.STAGED:
         enforced = _condition(ENFORCED, False, "Staged", "a staged policy is for preview and never enforced")
@@ -84,14 +88,23 @@ def _enforced(policy: PolicyStatus, tally: Tally) -> Condition:
         live = "L7 live" if tally.l7 == tally.enforcing else f"L7 live on {tally.l7} of {tally.enforcing}"
         message += f", {live}"
     if policy.state is PolicyPhase.PARTLY:
-        reason, message = "PartlyEnforced", f"partly {message}: {policy.reason}"
+        reason, message = "PartlyEnforced", f"partly {message}{_in_audit(policy)}: {policy.reason}"
     elif policy.audit:
-        reason, message = "Audit", f"{message}, in audit mode: what it would refuse passes and is reported"
+        reason, message = "Audit", f"{message}{_in_audit(policy)}"
         message += f"; {policy.reason}" if policy.reason else ""
     lacking = [*_lacking("not on", tally.missing, tally.nodes - tally.enforcing)]
     if has_http(policy):
         lacking += _lacking("L7 not live on", tally.l7_missing, tally.enforcing - tally.l7)
     return _condition(ENFORCED, reason == "Enforced", reason, "; ".join((message, *lacking)))
+
+
+def _in_audit(policy: PolicyStatus) -> str:
+    return ", in audit mode (what it would refuse passes and is reported)" if policy.audit else ""
+
+
+def _refusal(policy: PolicyStatus) -> str:
+    """What becomes of the traffic that a policy selects which cannot be enforced."""
+    return f"{policy.reason}; what it covers " + ("passes and is reported: audit mode" if policy.audit else "is denied")
 
 
 def _place(policy: PolicyStatus, tally: Tally) -> tuple[str, str]:

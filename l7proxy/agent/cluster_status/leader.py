@@ -57,6 +57,7 @@ class Leader:
         self._plan = Plan(self._verdict)
         self._seen: Published | None = None
         self._faults: Mapping[str, str] = {}
+        self._audited: frozenset[str] = frozenset()
         self._dirty = True
         self._listed = asyncio.Event()
         self._tokens = writer.Bucket()
@@ -100,7 +101,8 @@ class Leader:
                 self._dirty = True
 
     def _verdict(self, policy: PolicyStatus) -> Verdict:
-        return verdict(policy, self._ledger.tally(policy.uid), self._faults.get(policy.file, "") if policy.file else "")
+        fault = self._faults.get(policy.file, "") if policy.file else ""
+        return verdict(policy, self._ledger.tally(policy.uid), fault, audit=policy.namespace in self._audited)
 
     async def _write(self) -> None:
         retry = Retry("status of policies", self._problems)
@@ -137,6 +139,9 @@ class Leader:
         view = current.view
         if seen is None or view.nodes != seen.view.nodes:
             self._ledger.nodes(view.nodes)
+            self._dirty = True
+        if view.audited != self._audited:
+            self._audited = view.audited
             self._dirty = True
         if seen is None or current.source.problems != seen.source.problems:
             self._faults = {

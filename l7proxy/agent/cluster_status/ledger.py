@@ -22,6 +22,7 @@ NAMED: Final = 3
 NO_REPORT: Final = "its agent has not reported yet"
 UNREADABLE: Final = "its agent is of another version"
 OTHER_VERSION: Final = "it still enforces another version"
+AUDIT: Final = "audit mode: it refuses nothing"
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +94,7 @@ class Ledger:
             self.forget(node)
 
     def _count(self, node: str, summary: Summary | None, step: int) -> None:
-        if summary is None:
+        if summary is None or summary.audit:
             return
         for each in (self._counts, *(() if summary.l7 else (self._l7_counts,))):
             for counts, key in zip(each, summary.digests, strict=True):
@@ -123,7 +124,7 @@ class Ledger:
 
     def _has(self, node: str, bucket: int, good: set[bytes]) -> bool:
         summary = self._reports[node]
-        return summary is not None and summary.digests[bucket] in good
+        return summary is not None and not summary.audit and summary.digests[bucket] in good
 
     def _serves(self, node: str) -> bool:
         summary = self._reports[node]
@@ -136,11 +137,13 @@ class Ledger:
                 yield node, refused[node]
             elif summary is None:
                 yield node, UNREADABLE if node in self._reports else NO_REPORT
+            elif summary.audit:
+                yield node, AUDIT
             elif summary.digests[bucket] not in good:
                 yield node, f"kernel: {summary.kernel}" if summary.kernel else OTHER_VERSION
 
     def _silent(self, bucket: int, good: set[bytes]) -> Iterator[tuple[str, str]]:
         for node in self._order:
             summary = self._reports.get(node)
-            if summary is not None and summary.l7 and summary.digests[bucket] in good:
+            if summary is not None and summary.l7 and self._has(node, bucket, good):
                 yield node, summary.l7

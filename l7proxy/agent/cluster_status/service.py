@@ -44,11 +44,13 @@ Connect = Callable[[], AbstractAsyncContextManager[Connection]]
 
 @dataclass(frozen=True, slots=True)
 class Observed:
-    """What this agent enforces: the newest input, the kernel's state, and the revisions of the connected workers."""
+    """What this agent enforces: the newest input, the kernel's state, the revisions of the connected workers, and
+    whether the node is in audit mode."""
 
     current: Published | None
     kernel: KernelState
     workers: tuple[int, ...]
+    audit: bool = False
 
     def same(self, other: Observed) -> bool:
         """Whether a summary of it is the same, too."""
@@ -66,11 +68,12 @@ def summarise(now: Observed, before: Summary | None) -> Summary | None:
         return None
     if kernel.error:
         digests_before = before.digests if before else NOTHING
-        return Summary(digests_before, before.exceptions if before else {}, kernel.error, _l7(current, now))
+        exceptions_before = before.exceptions if before else {}
+        return Summary(digests_before, exceptions_before, kernel.error, _l7(current, now), now.audit)
     if kernel.revision != current.revision:
         return before
     view = current.view
-    return Summary(digests(view.judged), exceptions(view.judged, view.policies), l7=_l7(current, now))
+    return Summary(digests(view.judged), exceptions(view.judged, view.policies), l7=_l7(current, now), audit=now.audit)
 
 
 def _l7(current: Published, now: Observed) -> str:

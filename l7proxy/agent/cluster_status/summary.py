@@ -35,12 +35,14 @@ Entries = Mapping[str, Entry]
 @dataclass(frozen=True, slots=True)
 class Summary:
     """`digests`: one per bucket. `exceptions`: uid → why the policy is not fully enforced on this node alone.
-    `kernel`: why newer policies are not enforced; `l7`: why no HTTP rule can be served; both empty when well."""
+    `kernel`: why newer policies are not enforced; `l7`: why no HTTP rule can be served; both empty when well. `audit`:
+    the node refuses nothing, and reports what it would refuse."""
 
     digests: tuple[bytes, ...]
     exceptions: Mapping[str, str] = field(default_factory=dict)
     kernel: str = ""
     l7: str = ""
+    audit: bool = False
 
 
 class _Annotation(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
@@ -49,6 +51,7 @@ class _Annotation(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True
     exceptions: dict[str, str] = {}
     kernel: str = ""
     l7: str = ""
+    audit: bool = False
 
 
 def one_line(text: str, longest: int = MAX_TEXT) -> str:
@@ -95,7 +98,7 @@ def exceptions(judged: Iterable[PolicyStatus], enforced: Iterable[PolicyStatus])
 def to_text(summary: Summary) -> str:
     coded = b64encode(b"".join(summary.digests)).decode()
     reasons = {uid: one_line(why) for uid, why in summary.exceptions.items()}
-    parts = _Annotation(FORMAT, coded, reasons, one_line(summary.kernel), one_line(summary.l7))
+    parts = _Annotation(FORMAT, coded, reasons, one_line(summary.kernel), one_line(summary.l7), summary.audit)
     return msgspec.json.encode(parts).decode()
 
 
@@ -110,4 +113,4 @@ def from_text(text: str) -> Summary | None:
         return None
     parts = tuple(raw[start : start + DIGEST] for start in range(0, len(raw), DIGEST))
     reasons = {uid: one_line(why) for uid, why in found.exceptions.items()}
-    return Summary(parts, reasons, one_line(found.kernel), one_line(found.l7))
+    return Summary(parts, reasons, one_line(found.kernel), one_line(found.l7), found.audit)

@@ -78,10 +78,23 @@ def test_a_policy_that_is_not_supported_is_valid() -> None:
 
 def test_audit_is_not_enforced() -> None:
     policy = cnp("a", 2)
+    by_namespace = verdict(status(policy), ALL, audit=True)
     policy["metadata"]["annotations"] = {"l7proxy.io/audit": "true"}
-    found = verdict(status(policy), ALL)
-    assert (found.enforced.status, found.enforced.reason) == ("False", "Audit")
-    assert "passes and is reported" in found.enforced.message
+    assert verdict(status(policy), ALL) == by_namespace
+    assert (by_namespace.enforced.status, by_namespace.enforced.reason) == ("False", "Audit")
+    assert by_namespace.enforced.message == (
+        "enforced on 3 of 3 nodes at generation 2, in audit mode (what it would refuse passes and is reported)"
+    )
+
+
+def test_audit_of_what_cannot_be_enforced() -> None:
+    """It must not say that something is denied."""
+    partly = status(cnp("a", 2, egress=[{"toFQDNs": [{"matchName": "example.com"}]}]))
+    bad = status(cnp("a", ingress=[{"fromEndpoints": 5}]))
+    for policy, fault in ((partly, ""), (bad, ""), (partly, "broken")):
+        message = verdict(policy, ALL, fault, audit=True).enforced.message
+        assert "audit mode" in message
+        assert "denied" not in message
 
 
 def test_an_older_version_stays_in_force() -> None:

@@ -73,6 +73,17 @@ def test_l7_counts_apart() -> None:
     assert found.tally("u1") == Tally(4, 3, 2, (("n4", ledger.NO_REPORT),), (("n2", "no worker runs"),))
 
 
+def test_a_node_in_audit_mode_enforces_nothing() -> None:
+    policies = many(3)
+    found = book(policies)
+    for node in NODES:
+        found.report(node, Summary(digests(policies), {"u0": "too large"}, audit=node == "n2"))
+    assert found.tally("u1") == Tally(4, 3, 3, (("n2", ledger.AUDIT),))
+    assert found.tally("u0").enforcing == 0
+    found.report("n2", Summary(digests(policies)))
+    assert found.tally("u1") == Tally(4, 4, 4)
+
+
 Step = tuple[str, int, int]
 STEPS = st.lists(
     st.tuples(st.sampled_from(["edit", "report", "report", "l7", "except", "forget", "leave", "join"])).flatmap(

@@ -45,7 +45,7 @@ def test_one_change_is_seen_in_one_bucket(number: int, what: str) -> None:
 
 
 def test_what_is_written_is_read() -> None:
-    said = Summary(digests(many(10)), {"u1": "too large"}, kernel="no memory", l7="no worker runs")
+    said = Summary(digests(many(10)), {"u1": "too large"}, kernel="no memory", l7="no worker runs", audit=True)
     assert from_text(to_text(said)) == said
 
 
