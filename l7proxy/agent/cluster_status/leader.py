@@ -13,6 +13,7 @@ from l7proxy.agent.cluster_status.clock import micro_time, second_time
 from l7proxy.agent.cluster_status.conditions import WITH_STATUS, Verdict, verdict
 from l7proxy.agent.cluster_status.follow import Listed, Retry, follow
 from l7proxy.agent.cluster_status.ledger import Ledger
+from l7proxy.agent.cluster_status.pace import spread
 from l7proxy.agent.cluster_status.plan import Plan
 from l7proxy.agent.cluster_status.summary import entries
 from l7proxy.agent.dataplane.reconciler import Published
@@ -139,6 +140,7 @@ class Leader:
         view = current.view
         if seen is None or view.nodes != seen.view.nodes:
             self._ledger.nodes(view.nodes)
+            self._plan.reports_take = spread(len(view.nodes))
             self._dirty = True
         if view.audited != self._audited:
             self._audited = view.audited

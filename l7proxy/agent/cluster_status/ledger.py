@@ -25,6 +25,10 @@ OTHER_VERSION: Final = "it still enforces another version"
 AUDIT: Final = "audit mode: it refuses nothing"
 
 
+Named = tuple[tuple[str, str], ...]
+"""Nodes, each with a reason."""
+
+
 @dataclass(frozen=True, slots=True)
 class Tally:
     """What the nodes make of one policy. `missing`: at most NAMED nodes that do not enforce it, and why; `l7_missing`:
@@ -34,8 +38,8 @@ class Tally:
     nodes: int
     enforcing: int
     l7: int
-    missing: tuple[tuple[str, str], ...] = ()
-    l7_missing: tuple[tuple[str, str], ...] = ()
+    missing: Named = ()
+    l7_missing: Named = ()
 
 
 class Ledger:
@@ -49,11 +53,13 @@ class Ledger:
         self._known: tuple[OrderedDict[bytes, Entries], ...] = tuple(OrderedDict() for _ in range(BUCKETS))
         self._counts: tuple[Counter[bytes], ...] = tuple(Counter() for _ in range(BUCKETS))
         self._l7_counts: tuple[Counter[bytes], ...] = tuple(Counter() for _ in range(BUCKETS))
+        self._named: dict[tuple[int, frozenset[bytes]], tuple[Named, Named]] = {}
         self._exceptions: defaultdict[str, dict[str, str]] = defaultdict(dict)
         self.policies(self._current)
 
     def policies(self, now: tuple[Entries, ...]) -> None:
         """The policies as they are now: `summary.entries` of them."""
+        self._named.clear()
         before, self._current = self._current, now
         for known, old, content in zip(self._known, before, now, strict=True):
             if known and old == content:
@@ -69,6 +75,7 @@ class Ledger:
         names = frozenset(names)
         if names == self._nodes:
             return
+        self._named.clear()
         before, self._nodes, self._order = self._nodes, names, tuple(sorted(names))
         for node in before ^ names:
             if node in self._reports:
@@ -77,6 +84,7 @@ class Ledger:
     def report(self, node: str, summary: Summary | None) -> None:
         """What a node says. None: it has an unreadable report."""
         self.forget(node)
+        self._named.clear()
         self._reports[node] = summary
         if node in self._nodes:
             self._count(node, summary, 1)
@@ -84,6 +92,7 @@ class Ledger:
     def forget(self, node: str) -> None:
         """The node has no report any more."""
         if node in self._reports:
+            self._named.clear()
             summary = self._reports.pop(node)
             if node in self._nodes:
                 self._count(node, summary, -1)
@@ -118,9 +127,15 @@ class Ledger:
         total = len(self._nodes)
         if enforcing == total == l7:
             return Tally(total, total, total)
-        lagging = self._lagging(bucket, good, refused) if enforcing < total else iter(())
-        silent = self._silent(bucket, good) if l7 < enforcing else iter(())
-        return Tally(total, enforcing, l7, tuple(islice(lagging, NAMED)), tuple(islice(silent, NAMED)))
+        key = bucket, frozenset(good)
+        if refused or key not in self._named:
+            lagging = self._lagging(bucket, good, refused) if enforcing < total else iter(())
+            silent = self._silent(bucket, good) if l7 < enforcing else iter(())
+            named = tuple(islice(lagging, NAMED)), tuple(islice(silent, NAMED))
+            if refused:
+                return Tally(total, enforcing, l7, *named)
+            self._named[key] = named
+        return Tally(total, enforcing, l7, *self._named[key])
 
     def _has(self, node: str, bucket: int, good: set[bytes]) -> bool:
         summary = self._reports[node]

@@ -48,6 +48,8 @@ class Plan:
         self._due: dict[str, float] = {}
         self._noticed: dict[str, float] = {}
         self._fresh = True
+        self.reports_take = 0.0
+        """Seconds over which the nodes spread their reports."""
 
     def adopt(self, known: Mapping[str, Known]) -> None:
         """What was written by an earlier leader."""
@@ -85,7 +87,8 @@ class Plan:
             self._due.pop(uid, None)
             self._noticed.pop(uid, None)
         else:
-            self._due[uid] = self._noticed.setdefault(uid, now) + _patience(verdict, known)
+            late = 0.0 if verdict.settled else self.reports_take
+            self._due[uid] = self._noticed.setdefault(uid, now) + _patience(verdict, known) + late
 
     def next(self, now: float) -> tuple[PolicyStatus, Verdict] | float:
         """The policy to write now, or the time of the next one; infinity: there is none."""

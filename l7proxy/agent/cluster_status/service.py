@@ -23,8 +23,11 @@ from l7proxy.agent.cluster_status.clock import micro_time
 from l7proxy.agent.cluster_status.election import Election, Wait
 from l7proxy.agent.cluster_status.follow import Listed, Retry, follow
 from l7proxy.agent.cluster_status.leader import Leader
+from l7proxy.agent.cluster_status.pace import spread
 from l7proxy.agent.cluster_status.summary import BUCKETS, DIGEST, Summary, digests, exceptions, to_text
 from l7proxy.agent.dataplane.reconciler import KernelState, Published
+from l7proxy.cluster.derived import Node
+from l7proxy.cluster.policy_status import PolicyStatus
 from l7proxy.errors import ApiError, ConfigError
 from l7proxy.sources.kubernetes.connection import Connection
 
@@ -32,8 +35,6 @@ log = logging.getLogger(__name__)
 
 LOOK: Final = 0.25
 """Seconds between looks at what this agent enforces: no request, and nothing is computed unless it has changed."""
-NODES_PER_SECOND: Final = 100.0
-"""The reports of all nodes together, at most: each waits as long as its share takes."""
 RESTART: Final = 60.0
 RELEASE: Final = 2.0
 """Seconds that giving up the leader's Lease may take at the end."""
@@ -61,8 +62,13 @@ class Observed:
         )
 
 
-def summarise(now: Observed, before: Summary | None) -> Summary | None:
-    """What to report. `before`: the last report, which stays while a newer revision is on its way to the kernel."""
+def summarise(
+    now: Observed,
+    before: Summary | None,
+    digests_of: Callable[[tuple[PolicyStatus, ...]], tuple[bytes, ...]] = digests,
+) -> Summary | None:
+    """What to report. `before`: the last report, which stays while a newer revision is on its way to the kernel.
+    `digests_of`: `digests`, with a memory."""
     current, kernel = now.current, now.kernel
     if current is None:
         return None
@@ -73,7 +79,9 @@ def summarise(now: Observed, before: Summary | None) -> Summary | None:
     if kernel.revision != current.revision:
         return before
     view = current.view
-    return Summary(digests(view.judged), exceptions(view.judged, view.policies), l7=_l7(current, now), audit=now.audit)
+    return Summary(
+        digests_of(view.judged), exceptions(view.judged, view.policies), l7=_l7(current, now), audit=now.audit
+    )
 
 
 def _l7(current: Published, now: Observed) -> str:
@@ -94,6 +102,9 @@ class ClusterStatus:
         self._election = Election(node, f"{node}_{token_hex(5)}")
         self._lease_seen = asyncio.Event()
         self._leading, self._following = asyncio.Event(), asyncio.Event()
+        self._seen: Observed | None = None
+        self._last: Summary | None = None
+        self._digests = Node(digests)
         self._reported = ""
         self._problems: dict[str, str] = {}
 
@@ -125,19 +136,15 @@ class ClusterStatus:
     # --- this node
 
     async def _report(self, api: Connection) -> None:
-        """Write our node's Lease whenever its summary changes."""
+        """Write our node's Lease whenever its summary changes: not at the same time as all other nodes."""
         retry, owner = Retry("report of this node", self._problems), None
-        seen: Observed | None = None
-        summary: Summary | None = None
         while True:
-            now = self._look()
-            if seen is None or not now.same(seen):
-                seen, summary = now, await asyncio.to_thread(summarise, now, summary)
-            text = to_text(summary) if summary is not None else ""
-            if text in ("", self._reported) or now.current is None:
+            text = await self._summary()
+            if text in ("", self._reported):
                 await asyncio.sleep(LOOK)
                 continue
-            pace = 0.2 + len(now.current.view.nodes) / NODES_PER_SECOND
+            await asyncio.sleep(random.uniform(0.0, spread(self._nodes)))
+            text = await self._summary()
             try:
                 owner = owner or await leases.owner(api, self._node)
                 await leases.publish(api, self._namespace, self._node, text, micro_time(), owner)
@@ -146,7 +153,19 @@ class ClusterStatus:
             else:
                 retry.well()
                 self._reported = text
-                await asyncio.sleep(pace * random.uniform(0.5, 1.5))
+                await asyncio.sleep(LOOK)
+
+    async def _summary(self) -> str:
+        """What to report now; empty as long as nothing is known."""
+        now = self._look()
+        if self._seen is None or not now.same(self._seen):
+            self._seen, self._last = now, await asyncio.to_thread(summarise, now, self._last, self._digests)
+        return to_text(self._last) if self._last is not None else ""
+
+    @property
+    def _nodes(self) -> int:
+        current = self._seen.current if self._seen is not None else None
+        return len(current.view.nodes) if current is not None else 0
 
     # --- the leader's Lease
 

@@ -56,6 +56,8 @@ class _Annotation(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True
 
 def one_line(text: str, longest: int = MAX_TEXT) -> str:
     """Printable text of bounded length: it may be that of a stranger."""
+    if len(text) <= longest and text.isprintable():
+        return text
     clean = "".join(letter if letter.isprintable() else " " for letter in text[: 4 * longest])
     line = " ".join(clean.split())
     return line if len(line) <= longest else line[: longest - 1] + "…"

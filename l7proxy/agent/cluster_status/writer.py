@@ -89,8 +89,11 @@ def _known(conditions: Sequence[_Condition]) -> Known:
 async def apply_status(
     api: Connection, policy: PolicyStatus, verdict: Verdict, conditions: Mapping[str, Written]
 ) -> None:
-    """Server-side apply: conditions of other writers stay. ApiError: 404 when the policy is gone, 409 when another
-    one has its name."""
+    """Server-side apply: conditions of other writers stay. ApiError: 404 when the policy is gone.
+
+    The API server compares no uid here. An object that was created anew under the same name meanwhile gets the verdict
+    of the old one, until its own is written, which is new to the plan.
+    """
     within = f"/namespaces/{policy.namespace}" if policy.namespace else ""
     path = f"{GROUP}{within}/{PLURALS[policy.kind]}/{policy.name}/status"
     body = {
@@ -98,7 +101,6 @@ async def apply_status(
         "kind": policy.kind,
         "metadata": {
             "name": policy.name,
-            "uid": policy.uid,
             **({"namespace": policy.namespace} if policy.namespace else {}),
         },
         "status": {

@@ -113,8 +113,6 @@ class ApiServer:
             return web.json_response(self.put(path, body))
         if before is None:
             return _status(404, "NotFound")
-        if body["metadata"].get("uid", before["metadata"]["uid"]) != before["metadata"]["uid"]:
-            return _status(409, "Conflict: uid")
         old = {one["type"]: one for one in before.get("status", {}).get("conditions", [])}
         new = {one["type"]: one for one in body["status"]["conditions"]}
         if self.drops_unknown:

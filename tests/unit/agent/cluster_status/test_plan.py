@@ -52,6 +52,13 @@ def test_a_node_that_lags_is_named_after_a_while() -> None:
     assert stage.see(Tally(3, 2, 2, (("n3", "x"),)), 5.0) == inf
 
 
+def test_many_nodes_have_more_time() -> None:
+    stage = Stage(status(cnp("a")))
+    stage.plan.reports_take = 50.0
+    assert stage.see(Tally(5000, 0, 0), 10.0) == 60.0 + NEW_VERSION
+    assert not isinstance(stage.see(Tally(5000, 5000, 5000), 40.0), float)
+
+
 def test_a_node_that_joins_costs_one_write_much_later() -> None:
     stage = Stage(status(cnp("a")))
     stage.see(Tally(3, 3, 3), 0.0)
