@@ -67,7 +67,7 @@ def settings() -> dict[str, Any]:
 
 
 def values_schema() -> dict[str, Any]:
-    capabilities = {"type": "array", "items": {"enum": ["NET_ADMIN", "NET_RAW", "SYS_RESOURCE", "BPF"]}}
+    capabilities = {"type": "array", "items": {"enum": ["NET_ADMIN", "NET_RAW"]}}
     pods = {"resources": FREE, "updateStrategy": FREE, "capabilities": capabilities}
     top = fixed(
         image=fixed(

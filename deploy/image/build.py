@@ -87,7 +87,7 @@ cd /build/out/"$1"
 find . -name '*.so' -exec strip --strip-unneeded {} +
 find . -name __pycache__ -prune -exec rm -rf {} +
 find . -name direct_url.json -delete
-python3 -m compileall -q --invalidation-mode unchecked-hash -s /build/out .
+python3 -m compileall -q -x /client/models/ --invalidation-mode unchecked-hash -s /build/out .
 """
 
 
