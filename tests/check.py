@@ -29,6 +29,7 @@ TESTS = {
         "auto",
         "--dist",
         "worksteal",
+        "--hypothesis-profile=check",
         "-m",
         "not lab and not sandbox and not slow",
         "tests/unit",

@@ -9,6 +9,7 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from ipaddress import ip_network
 from typing import Any, Final
 
@@ -30,11 +31,11 @@ from l7proxy.model.identity import (
 from l7proxy.model.ids import EndpointId, IdentityId
 from l7proxy.model.labels import CLUSTER_KEY, K8S, NAMESPACE_KEY, NAMESPACE_LABELS_PREFIX, Label, LabelSet
 from l7proxy.model.net import PrefixTable
-from l7proxy.model.resources import Upsert
+from l7proxy.model.resources import Resource, Upsert
 from l7proxy.model.verdict import Direction, Verdict
 from l7proxy.policy import decide, lang
 from l7proxy.policy.compile import cidrs_of, compile_policies
-from l7proxy.policy.lang.options import DEFAULT
+from l7proxy.policy.lang.options import DEFAULT, Options
 from l7proxy.policy.rules import Rule
 from l7proxy.policy.tables import EndpointPolicy
 from l7proxy.sources.files import manifest as manifests
@@ -118,7 +119,7 @@ def word(policy: decide.PortPolicy) -> str:
 
 
 def load(text: str) -> Any:
-    return yaml.safe_load(textwrap.dedent(text))
+    return yaml.load(textwrap.dedent(text), yaml.CSafeLoader)
 
 
 def cnp(spec: str, *, namespace: str = "default", name: str = "p", subject: str | None = "app: server") -> Any:
@@ -223,13 +224,11 @@ class Town:
     @classmethod
     def of(cls, *documents: Any, more: str = "", **options: Any) -> Town:
         """`documents` are policies (a spec may be given as text), `more` are manifests, a list of them in YAML."""
-        objects = [*yaml.safe_load(TOWN), *(yaml.safe_load(more) if more else [])]
+        objects = list(load(more)) if more else []
         objects += [cnp(each, name=f"p{at}") if isinstance(each, str) else each for at, each in enumerate(documents)]
-        text = yaml.safe_dump_all(objects, allow_unicode=True)
-        read = manifests.parse(text.encode(), "town.yaml", options.get("options", DEFAULT))
-        assert not read.faults, read.faults
+        resources = [*_of_town(), *_resources(objects, options.get("options", DEFAULT))]
         world = ClusterState(**options)
-        world.apply(Upsert(resource) for resource in read.resources)
+        world.apply(Upsert(resource) for resource in resources)
         view = world.view("n1")
         return cls(view, compile_policies(view.rules, view.endpoints, view.identities))
 
@@ -247,6 +246,19 @@ class Town:
 
     def egress(self, *peers: str, port: str = "80/TCP") -> str:
         return " ".join(word(self.port(Direction.EGRESS, WHO.get(peer, peer), port)) for peer in peers)
+
+
+@cache
+def _of_town() -> tuple[Resource, ...]:
+    """Read once: no policy option changes what they mean, and hundreds of tests use them."""
+    return _resources(load(TOWN), DEFAULT)
+
+
+def _resources(objects: list[Any], options: Options) -> tuple[Resource, ...]:
+    text = yaml.dump_all(objects, Dumper=yaml.CSafeDumper, allow_unicode=True)
+    read = manifests.parse(text.encode(), "town.yaml", options)
+    assert not read.faults, read.faults
+    return tuple(read.resources)
 
 
 WHO: Final = {
