@@ -7,9 +7,13 @@ Attack tests are grouped by their combination of CNI, backend and families, all 
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 
 import pytest
+
+signal.signal(signal.SIGINT, signal.default_int_handler)
+"""A shell starts background jobs with SIGINT ignored, and programs that tests start would inherit that."""
 
 LABS = (Path(__file__).with_name("lab"), Path(__file__).with_name("attacks"))
 KUBE = Path(__file__).with_name("kube")

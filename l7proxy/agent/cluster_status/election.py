@@ -102,8 +102,11 @@ class Election:
         self._seen, self._renewed, self._due = record, began, began + RENEW
 
     def failed(self, now: float) -> None:
-        """A Write did not succeed: another one was faster, or the API server did not answer."""
-        self._due = now + RETRY / 2 + self._spread(RETRY)
+        """A Write did not succeed: another one was faster, or the API server did not answer.
+
+        The Lease of the faster one may have been seen before the answer: it is left alone for its duration all the same.
+        """
+        self._due = max(self._due, now + RETRY / 2 + self._spread(RETRY))
 
     def leading(self, now: float) -> bool:
         """Whether this agent may write status now."""

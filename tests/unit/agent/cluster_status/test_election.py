@@ -70,6 +70,19 @@ def test_others_wait_for_the_whole_duration_and_take_over() -> None:
     assert isinstance(first.election.next(DURATION + 1), Wait)
 
 
+def test_a_lease_that_is_seen_before_the_refusal_of_our_own_write_is_left_alone() -> None:
+    server = Server()
+    first, second = Agent(server, "n1"), Agent(server, "n2")
+    first.watch(0.0)
+    second.watch(0.0)
+    first.act(0.0)
+    assert isinstance(late := second.election.next(0.1), Write)
+    second.watch(0.2)  # the watch is faster than the answer
+    assert server.write(late.record) is None
+    second.election.failed(0.3)
+    assert second.election.next(DURATION) == Wait(DURATION + 0.2)
+
+
 def test_a_renewal_that_is_seen_starts_the_wait_again() -> None:
     server = Server()
     first, second = Agent(server, "n1"), Agent(server, "n2")
