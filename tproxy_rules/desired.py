@@ -11,7 +11,8 @@ Semantics that every backend must implement, for one packet of the original dire
      loopback and IPv4-mapped addresses.
      A bridge port that is no known pod's, no uplink and not in `other_ports` is treated as an unknown pod's: it sends
      ARP, IPv4 and IPv6 only, must not use or claim an address that `identities` lists singly, and is no router.
-  2. If source and destination are addresses of the same endpoint, the packet passes.
+  2. If source and destination are addresses of the same endpoint, the packet passes. Else a packet that is not this
+     node's own, from or to a unicast address in `held` that `identities` does not list singly, is refused.
   3. identity(address) = the longest prefix in `identities` that contains it.
   4. If the source is an endpoint with `egress`, that table is evaluated with the destination's identity. If the
      destination is an endpoint with `ingress`, that table is evaluated with the source's identity. Tiers are evaluated
@@ -191,5 +192,8 @@ class Desired:
     other_ports: tuple[str, ...] = ()
     """Bridge ports without pods, such as those of docker0; traffic among them is not checked."""
     frontends: tuple[Frontend, ...] = ()
+    held: tuple[str, ...] = ()
+    """Prefixes of this node's pods, sorted. A pod that starts has an address that is not known yet, and none may become
+    known while nobody applies states: until then nothing but this node may reach it, and only replies may leave it."""
     host_identity: int = 1
     """Identity of this node: the source of packets in OUTPUT that the proxy did not send."""

@@ -44,6 +44,7 @@ def normalise(
         endpoints=tuple(sorted(endpoints, key=lambda one: one.id)),
         bridges=tuple(sorted({_bridge(one) for one in desired.bridges}, key=lambda bridge: (bridge.name, bridge.mac))),
         other_ports=tuple(sorted(set(desired.other_ports))),
+        held=tuple(sorted(set(map(network, desired.held)))),
         frontends=tuple(
             sorted(
                 {replace(one, address=canonical_address(one.address)) for one in desired.frontends},

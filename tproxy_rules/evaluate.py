@@ -9,7 +9,7 @@ from __future__ import annotations
 from bisect import bisect_left, bisect_right
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
-from ipaddress import ip_address
+from ipaddress import ip_address, ip_network
 from itertools import zip_longest
 from typing import Final
 
@@ -39,6 +39,7 @@ class Evaluator:
         self._host = desired.host_identity
         self._redirected: Final = desired.settings.redirected
         self._local: Final = frozenset(local)
+        self._held: Final = [ip_network(prefix) for prefix in desired.held]
         self._endpoints: Final = {address: one for one in desired.endpoints for address in one.addresses}
         self._frontends: Final = {(one.address, one.protocol, one.port) for one in desired.frontends}
         nets = split(desired.identities)
@@ -58,6 +59,8 @@ class Evaluator:
         source, target = self._endpoints.get(one.source), self._endpoints.get(one.destination)
         if source is not None and source is target:
             return Verdict.ALLOW
+        if not from_here and (self._is_held(one.source) or self._is_held(one.destination)):
+            return Verdict.DENY
         return max(self._asked(one, source, target, from_here), default=Verdict.ALLOW)
 
     def _asked(
@@ -79,6 +82,13 @@ class Evaluator:
             answer = self._answers[question] = _ask(whole, identity, one.protocol, one.port)
         return answer
 
+    def _is_held(self, address: str) -> bool:
+        """Whether it is in a prefix of this node's pods, without an identity of its own."""
+        if not self._held or self._nets[family(address)].lists(address):
+            return False
+        parsed = ip_address(address)
+        return address not in self._local and any(parsed in one for one in self._held)
+
     def _identity(self, address: str) -> int:
         return self._nets[family(address)].of(address)
 
@@ -91,6 +101,9 @@ class _Net:
         self._ranges = found.ranges
         self._firsts = [int(one.first) for one in found.ranges]
         self._default = found.default
+
+    def lists(self, address: str) -> bool:
+        return address in self._hosts
 
     def of(self, address: str) -> int:
         host = self._hosts.get(address)

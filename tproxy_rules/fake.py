@@ -101,6 +101,8 @@ class FakeBackend:
             return Fate.SPOOFED
         if source and source is target:
             return Fate.PASS
+        if packet.interface and any(_is_held(snapshot, one) for one in (packet.source, packet.destination)):
+            return Fate.REFUSE
         asked: list[tuple[Table, int]] = []
         if source and source.egress and packet.interface:
             asked.append((source.egress, _identity(snapshot, packet.destination)))
@@ -122,6 +124,13 @@ def _spoofed(snapshot: Desired, packet: Packet, source: Endpoint | None) -> bool
         right_mac = not source.port.bridge or packet.mac == source.port.mac
         return packet.interface != source.port.interface or not right_mac
     return any(one.port and one.port.interface == packet.interface for one in snapshot.endpoints)
+
+
+def _is_held(snapshot: Desired, address: str) -> bool:
+    """Whether it is in a prefix of this node's pods, without an identity of its own."""
+    parsed = ip_address(address)
+    singly = {prefix.partition("/")[0] for prefix, _ in snapshot.identities if prefix.endswith(("/32", "/128"))}
+    return address not in singly and any(parsed in ip_network(prefix) for prefix in snapshot.held)
 
 
 def _identity(snapshot: Desired, address: str) -> int:

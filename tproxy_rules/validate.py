@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 from functools import lru_cache
-from ipaddress import ip_address
+from ipaddress import ip_address, ip_network
 from typing import Final
 
 from tproxy_rules.backend import KernelError
@@ -101,6 +101,11 @@ def _problems(
     yield from _bridges(desired.bridges)
     for name in desired.other_ports:
         yield from _interface(name, "other_ports")
+    for prefix in desired.held:
+        try:
+            ip_network(prefix)
+        except ValueError as error:
+            yield f"held: {error}"
     bridges = {bridge.name for bridge in desired.bridges}
     for endpoint in desired.endpoints:
         for problem in _endpoint(endpoint, bridges, examine):

@@ -49,6 +49,7 @@ REASONS: Final[Mapping[LogEvent, tuple[DropReason, str]]] = {
     LogEvent.STRAY: (DropReason.POLICY_DENIED, "destination address does not belong to the receiving pod"),
     LogEvent.UNSERVED: (DropReason.UNKNOWN, "an L7 rule redirects it to the proxy, but no worker is listening"),
 }
+HELD: Final = (DropReason.POLICY_DENIED, "unknown pod: an address of this node's pods that no pod was known to have")
 ASKED: Final = frozenset((LogEvent.ALLOW, LogEvent.STEER, LogEvent.DENY, LogEvent.NONE))
 """Events with a policy verdict; the others are refused by the kernel before policy is evaluated."""
 
@@ -99,7 +100,7 @@ def _agreed(event: NflogEvent, policy_verdict: PolicyVerdict) -> PolicyVerdict:
         return msgspec.structs.replace(policy_verdict, verdict=passed)
     if event.kind in ASKED and policy_verdict.verdict is Verdict.DROPPED:
         return policy_verdict
-    drop_reason, reason = REASONS[event.kind]
+    drop_reason, reason = REASONS[event.kind] if event.endpoint or event.kind is not LogEvent.NONE else HELD
     return PolicyVerdict(Verdict.DROPPED, direction, drop_reason=drop_reason, reason=reason)
 
 

@@ -88,6 +88,8 @@ class NodeView:
     """Secrets that rules refer to but cannot use. Not errors: the Secret may exist outside the given manifests."""
     names: Names = field(default_factory=Names)
     host_network: tuple[HostNetworkPod, ...] = ()
+    pod_cidrs: tuple[str, ...] = ()
+    """Of this node."""
 
     def selected(self, policy: PolicyStatus) -> int:
         """The number of endpoints that a policy selects."""
@@ -231,6 +233,7 @@ class ClusterState:
             ),
             secret_problems=secret_problems,
             names=Names(dict(pod_index.owned), ids, derived.service_names(services), known),
+            pod_cidrs=next((one.pod_cidrs for one in nodes if one.name == node), ()),
             host_network=tuple(
                 HostNetworkPod(pod.namespace, pod.name, labels) for pod, labels in pod_index.host_network(node)
             ),

@@ -178,10 +178,8 @@ class _Renderer:
                 yield f"{self._in(links, 'dst,src')} -j {CHAIN_PREFIX}LINK"
                 yield f"{self._in(links, 'src,src')} ! -d ff00::/8 -j {CHAIN_PREFIX}LINK"
         if self.desired.bridges:
-            listed = (prefix.partition("/") for prefix, _ in self.desired.identities)
-            single = [address for address, _, length in listed if length == ("32" if self.version == 4 else "128")]
             marked = f"-m mark --mark {self.upstream}"  # set by ebtables: a frame from the port of an unknown pod
-            yield f"{marked} {self._in(addresses('id', self.version, single), 'src')} -g {CHAIN_PREFIX}SPOOF"
+            yield f"{marked} {self._in(self._single(), 'src')} -g {CHAIN_PREFIX}SPOOF"
             protocol, kinds = _ERRORS[self.version]
             yield from (f"{marked} -p {protocol} --{protocol}-type {kind} -g {CHAIN_PREFIX}SPOOF" for kind in kinds)
             if self.version == 6:
@@ -203,6 +201,22 @@ class _Renderer:
                         for kind in _FROM_LINK_LOCAL:
                             yield f"-i {port.interface} -s {source} -p icmpv6 --icmpv6-type {kind} -j RETURN"
                 yield f"-i {port.interface} -g {CHAIN_PREFIX}SPOOF"
+
+    def _single(self) -> IpSet:
+        """The addresses with an identity of their own."""
+        listed = (prefix.partition("/") for prefix, _ in self.desired.identities)
+        single = [address for address, _, length in listed if length == ("32" if self.version == 4 else "128")]
+        return addresses("id", self.version, single)
+
+    def _held(self, way: LogDirection) -> Iterator[str]:
+        """Matches an address of this node's pods without an identity of its own, if there are such prefixes."""
+        held = [prefix for prefix in self.desired.held if family(prefix) == self.version]
+        if not held:
+            return
+        end = "src" if way is LogDirection.EGRESS else "dst"
+        unicast = " -m addrtype --dst-type UNICAST" if way is LogDirection.INGRESS else ""
+        known = self._not_in(self._single(), end)
+        yield f"{self._in(ip_set('held', 'hash:net', self.version, held), end)} {known}{unicast}"
 
     def _icmp_error(self) -> Iterator[str]:
         """One rule per address, because xt_u32 compares with numbers only."""
@@ -258,10 +272,18 @@ class _Renderer:
         host = [
             f"-d {a} -j {CHAIN_PREFIX}O{one.id}" for one, _ in self._with(LogDirection.INGRESS) for a in self._own(one)
         ]
+        held: dict[LogDirection, list[str]] = {}
+        for way in LogDirection:
+            name = f"HELD{way.value[0].upper()}"
+            if self.desired.held:
+                table.chain(name, [self._log(LogEvent.NONE, way, 0), f"-g {CHAIN_PREFIX}REFUSE"])
+            held[way] = [f"{match} -g {CHAIN_PREFIX}{name}" for match in self._held(way)]
+        closed = [rule for rules in held.values() for rule in rules]
         marked = f"-m mark --mark {self.proxy}"
         always = [*self._passing(), *self._refusals(table)]
-        table.base("FORWARD", "FWD", [f"{marked} -j DROP", *always, *self._governed(), *egress, *ingress])
-        table.base("INPUT", "IN", ["-i lo -j RETURN", f"{marked} -j RETURN", *self._dialled(), *always, *egress])
+        table.base("FORWARD", "FWD", [f"{marked} -j DROP", *always, *closed, *self._governed(), *egress, *ingress])
+        local = [*always, *held[LogDirection.EGRESS], *egress]
+        table.base("INPUT", "IN", ["-i lo -j RETURN", f"{marked} -j RETURN", *self._dialled(), *local])
         quiet = [f"{marked} -j RETURN", f"-m mark --mark {self.upstream} -j RETURN", "-o lo -j RETURN"]
         table.base("OUTPUT", "OUT", [*quiet, *self._to_link_local(table), *self._redirects(), *self._passing(), *host])
         return table
@@ -414,6 +436,8 @@ class _Renderer:
         yield f"-p {icmp} -m socket --transparent -j {CHAIN_PREFIX}DIVERT"
         yield self._not_redirected()
         yield f"{REPLY} -j RETURN"
+        for way in LogDirection:  # `filter` refuses them
+            yield from (f"{match} -j RETURN" for match in self._held(way))
         yield from self._frontends(f"-j {CHAIN_PREFIX}TPROXY")
         if steering:
             one = addresses("st", self.version, steering)

@@ -47,6 +47,8 @@ OTHER_PORT: Final = "tcp flags & (fin | syn | rst | ack) != syn ct status snat"
 NEIGHBOUR_OF_NODE: Final = "ip6 hoplimit 255 icmpv6 type 133-137 fib daddr type local accept"
 QUOTED: Final = {4: "ip saddr . @th,192,32", 6: "ip6 saddr . @th,256,128"}
 """Source of an ICMP error, and destination of the packet quoted after its 8-byte header."""
+WAYS: Final = ((LogDirection.EGRESS, "saddr"), (LogDirection.INGRESS, "daddr"))
+"""Each direction of a pod, and the field that has the pod's address."""
 # Errors about accepted flows: unreachable (with "too big"), time exceeded, parameter problem.
 ERRORS: Final = (
     "ct state related icmp type { destination-unreachable, time-exceeded, parameter-problem } accept",
@@ -110,6 +112,9 @@ def _address_sets(desired: Desired) -> Iterator[Set]:
     yield named_set("bridged", "ifname", [f'"{name}"' for name in sorted(bridged)])
     if desired.bridges:
         yield named_set("bridges", "ifname", [f'"{bridge.name}"' for bridge in desired.bridges])
+    for version in (4, 6) if desired.held else ():
+        held = [prefix for prefix in desired.held if family(prefix) == version]
+        yield named_set(f"held{version}", f"ipv{version}_addr", held, interval=True)
 
 
 def _identity_sets(nets: Mapping[int, Identities]) -> Iterator[Set]:
@@ -155,6 +160,8 @@ def _common_chains(desired: Desired, nets: Mapping[int, Identities]) -> Iterator
     yield chain("options", ("ip option lsrr exists goto spoofed", "ip option ssrr exists goto spoofed"))
     yield chain("router", _router())
     yield chain("icmp_error", _icmp_error())
+    for way, field in WAYS if desired.held else ():
+        yield chain(f"held_{way}", _held(settings, way, field))
     yield chain("segments", ("iifname . ip6 saddr @own6 goto spoofed",))
 
 
@@ -164,6 +171,16 @@ def _identify(nets: Mapping[int, Identities], field: str) -> Iterator[str]:
         yield f"meta nfproto ipv{version} meta priority set {identity(nets[version].default)}"
         yield f"meta priority set {name} {field} map @net{version}"
         yield f"meta priority set {name} {field} map @host{version}"
+
+
+def _held(settings: Settings, way: LogDirection, field: str) -> Iterator[str]:
+    """Refuses an address without an identity of its own: a map that lacks it breaks off the rule. Neighbour discovery
+    passes, or the first connections of a pod would wait for it."""
+    yield "ip6 hoplimit 255 icmpv6 type { nd-neighbor-solicit, nd-neighbor-advert } return"
+    for version, name in ((4, "ip"), (6, "ip6")):
+        yield f"meta priority set {name} {field} map @host{version} return"
+    yield log(settings, LogEvent.NONE, way, 0)
+    yield "goto refuse"
 
 
 def _refuse_tcp(desired: Desired) -> Iterator[str]:
@@ -213,7 +230,7 @@ def _base_chains(desired: Desired) -> Iterator[Chain]:
     if desired.bridges:
         yield chain("second", _second(settings), hook="prerouting", priority=-(2**31))
     yield chain("guard", _guard(), hook="prerouting", priority=-300)
-    yield chain("judge", _judge(settings), hook="prerouting", priority=-90)
+    yield chain("judge", _judge(desired), hook="prerouting", priority=-90)
     yield chain("apart", _apart(settings), hook="output", priority=-300)
     yield chain("nat", (), hook="postrouting", priority=100, kind="nat")
     yield chain("output", _output(desired), hook="output", priority=-90, kind="route")
@@ -285,8 +302,8 @@ def _link_local() -> Iterator[str]:
     yield "goto link_egress"
 
 
-def _judge(settings: Settings) -> Iterator[str]:
-    proxy = settings.mark_proxy
+def _judge(desired: Desired) -> Iterator[str]:
+    proxy, settings = desired.settings.mark_proxy, desired.settings
     # From the node to itself; with the mark, a packet of `output` on its way to the proxy.
     yield f'iifname "lo" {_is_marked(proxy)} goto deliver'
     yield 'iifname "lo" accept'
@@ -302,7 +319,13 @@ def _judge(settings: Settings) -> Iterator[str]:
     yield NEIGHBOUR_OF_NODE
     yield "ip saddr . ip daddr @selves4 accept"
     yield "ip6 saddr . ip6 daddr @selves6 accept"
-    for way, field in ((LogDirection.EGRESS, "saddr"), (LogDirection.INGRESS, "daddr")):
+    if desired.held:
+        yield "ip saddr @held4 jump held_egress"
+        yield "ip6 saddr @held6 jump held_egress"
+        yield "ip daddr @held4 fib daddr type unicast jump held_ingress"
+        yield "ip6 daddr @held6 fib daddr type unicast jump held_ingress"
+        yield "meta priority set 0:0"
+    for way, field in WAYS:
         yield f"ip {field} vmap @{way}4"
         yield f"ip6 {field} vmap @{way}6"
     yield f"{_is_marked(proxy)} goto deliver"

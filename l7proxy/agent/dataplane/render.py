@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cache
+from ipaddress import ip_address, ip_network
 from typing import Final
 
 import msgspec
@@ -96,6 +97,7 @@ def render(
         endpoints=tuple(sorted(filter(_concerns_kernel, endpoints), key=lambda one: (one.id, one.addresses))),
         bridges=interfaces.bridges,
         other_ports=interfaces.other_ports,
+        held=() if audit else _held(view.pod_cidrs, view.endpoints),
         frontends=_frontends(view, policies) if resolve_services else (),
     )
     workers = PolicySnapshot(
@@ -139,6 +141,19 @@ class Tables:
 
     def _one(self, policy: DirectionPolicy | None) -> kernel.Table | None:
         return None if policy is None else self._table(policy)
+
+
+def _held(pod_cidrs: Iterable[str], endpoints: Iterable[Endpoint]) -> tuple[str, ...]:
+    """The pod CIDRs of this node that hold the addresses of its pods, of each IP version all or none.
+
+    An IPAM that does not follow the Node (Calico's) may give addresses in them to other nodes, also to their tunnels,
+    which no object names: then the node's own pods have addresses outside, too.
+    """
+    cidrs = [ip_network(cidr) for cidr in pod_cidrs]
+    outside: dict[int, set[bool]] = {4: set(), 6: set()}
+    for address in (ip_address(text) for one in endpoints for text in one.addresses):
+        outside[address.version].add(not any(address in cidr for cidr in cidrs))
+    return tuple(sorted(str(cidr) for cidr in cidrs if outside[cidr.version] == {False}))
 
 
 def ports_of(endpoints: Iterable[Endpoint], interfaces: PodInterfaces) -> Mapping[int, kernel.Port]:

@@ -8,6 +8,7 @@ compared with that of a fresh agent with the same resources, and the kernel tabl
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from ipaddress import ip_address, ip_network
 from random import Random
 from typing import Any
 
@@ -277,6 +278,13 @@ def live(seed: int, steps: int) -> None:
         _sound(snapshots, view, policies, where)
 
 
+def _is_held(address: str, state: kernel.Desired) -> bool:
+    """An address of this node's pods that no pod is known to have."""
+    single = f"{address}/{128 if ':' in address else 32}"
+    inside = any(ip_address(address) in ip_network(prefix) for prefix in state.held)
+    return inside and single not in dict(state.identities)
+
+
 def _sound(snapshots: DesiredState, view: NodeView, policies: Mapping[int, Any], where: str) -> None:
     """The kernel accepts the desired state, and refuses, redirects and passes as `decide` says."""
     checked(snapshots.kernel)
@@ -293,4 +301,5 @@ def _sound(snapshots: DesiredState, view: NodeView, policies: Mapping[int, Any],
                 said = decide.port(table, who.get(peer) or 0, protocol, port).l4.verdict
                 fate = fake.verdict_of(Packet(peer, mine, protocol, port, "eth0"))
                 here = any(peer in one.addresses for one in view.endpoints)
-                assert here or fate is FATES[said], f"{where}: {peer} to {endpoint.name} {protocol}/{port}"
+                wanted = Fate.REFUSE if _is_held(peer, snapshots.kernel) else FATES[said]
+                assert here or fate is wanted, f"{where}: {peer} to {endpoint.name} {protocol}/{port}"

@@ -24,6 +24,7 @@ from l7proxy.policy.endpoints import EndpointIndex
 from l7proxy.proxy.policy_store import PolicyIndex
 from l7proxy.sources.source import SourceHealth
 from tproxy_rules import desired as kernel
+from tproxy_rules.evaluate import Connection, Evaluator
 from tproxy_rules.marks import LogDirection, LogEvent
 from tproxy_rules.nflog import NflogEvent
 from tproxy_rules.revoke import taken
@@ -176,6 +177,40 @@ def test_an_address_that_the_next_pod_gets_loses_the_connections_of_the_last_one
     for after in (same_name, other_name, ended):
         assert taken(before, after).left == {"10.0.1.5"}
     assert not taken(before, drawn(WEB, interfaces=plugged(old)).kernel)
+
+
+def test_addresses_of_this_nodes_pods_that_no_pod_is_known_to_have_are_held() -> None:
+    """A pod that starts is not open until the next round, nor while no agent runs."""
+    interfaces = plugged(attachment("veth1", "10.0.1.5"))
+    state = drawn(WEB, Node("n2", ("192.168.0.2",), ("10.0.2.0/24",)), interfaces=interfaces).kernel
+    assert state.held == ("10.0.1.0/24",)
+    judge = Evaluator(state, local=("192.168.0.1", "10.0.1.1"))
+    verdicts = {
+        (source, destination): judge.of(Connection(source, destination, 6, 80))
+        for source, destination in (
+            ("10.0.1.9", "8.8.8.8"), ("8.8.8.8", "10.0.1.9"), ("10.0.1.9", "10.0.1.5"), ("192.168.0.1", "10.0.1.9"),
+            ("10.0.1.5", "10.0.2.9"), ("10.0.1.5", "10.0.1.1"),
+        )
+    }  # fmt: skip
+    assert list(verdicts.values()) == [kernel.Verdict.DENY] * 3 + [kernel.Verdict.ALLOW] * 3
+    assert published(WEB, interfaces=interfaces, audit=True).snapshots.kernel.held == ()
+    ends = EndpointIndex((), {})
+    for way in LogDirection:
+        record = record_of(NflogEvent(LogEvent.NONE, way, 0, "10.0.1.9", "8.8.8.8", 6, 40000, 80), ends, 1)
+        assert record is not None
+        assert (record.policy_verdict.verdict, record.policy_verdict.reason[:11]) == (Verdict.DROPPED, "unknown pod")
+
+
+def test_pod_cidrs_that_the_ipam_does_not_follow_are_not_held() -> None:
+    """They may be used by other nodes, whose tunnels have addresses that no object names."""
+    interfaces = plugged(attachment("veth1", "10.0.1.5"))
+    elsewhere = Pod("shop", "calico", "n1", ("10.9.1.5",))
+    dual = Node("n1", ("192.168.0.1",), pod_cidrs=("10.0.1.0/24", "fd00:1::/64"))
+    far = Pod("shop", "far", "n2", ("10.9.1.6",))
+    for pods, held in (((WEB,), ("10.0.1.0/24",)), ((WEB, elsewhere), ()), ((), ()), ((WEB, far), ("10.0.1.0/24",))):
+        assert drawn(dual, *pods, interfaces=interfaces).kernel.held == held
+    both = replace(WEB, addresses=("10.0.1.5", "fd00:1::5"))
+    assert drawn(dual, both, interfaces=interfaces).kernel.held == ("10.0.1.0/24", "fd00:1::/64")
 
 
 def test_in_audit_mode_it_passes_and_is_told() -> None:
