@@ -58,6 +58,7 @@ class HttpGate:
         "_half_closed",
         "_held",
         "_judge",
+        "_leaving",
         "_log",
         "_options",
         "_paused",
@@ -92,6 +93,7 @@ class HttpGate:
         self._denied = 0  # requests from the current read
         self._half_closed = False  # the client's FIN has been forwarded
         self._paused = False
+        self._leaving = False  # the proxy stops: the next response is the last one of this connection
 
     # --- calls from the session --------------------------------------------------------------------------------------
 
@@ -243,7 +245,10 @@ class HttpGate:
         return actions
 
     def draining(self) -> list[Action]:
-        """No action: HTTP/1 has no GOAWAY."""
+        """HTTP/1 has no GOAWAY: the next response says `Connection: close`, and is the last one."""
+        self._leaving = True
+        if self._exchange is not None:
+            self._exchange.is_last = True
         return []
 
     def timed_out(self, which: Phase) -> list[Action]:
@@ -328,6 +333,7 @@ class HttpGate:
         actions.append(Emit(record))
         reader = body(head.framing, request.judged() if head.framing == CHUNKED else ())
         exchange = self._exchange = Exchange(head, request, record, reader, self._responses)
+        exchange.is_last = self._leaving
         if not _allows(policy_verdict):
             self._deny(exchange, actions)
             return
@@ -399,7 +405,8 @@ class HttpGate:
         self._emit_response(exchange, response.status, "", actions)
         # A client that waited for 100 may send the body or a new request: server and proxy may read it differently.
         uncertain = exchange.head.expect_continue and not exchange.continued and exchange.request_body is not None
-        if exchange.rest or uncertain or not (exchange.head.keep_alive and response.keep_alive):
+        kept = exchange.head.keep_alive and response.keep_alive and not exchange.told_last
+        if exchange.rest or uncertain or not kept:
             self._close(actions)
             return
         self._move(Event.RESPONSE_END)
@@ -434,6 +441,7 @@ class HttpGate:
             head.keep_alive
             and head.minor == 1
             and not head.expect_continue
+            and not self._leaving
             and self._denied < bounds.MAX_DENIED
             and (head.framing == CHUNKED or head.framing <= bounds.MAX_DRAINED)
         )

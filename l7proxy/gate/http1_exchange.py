@@ -1,6 +1,7 @@
 """One HTTP/1 request and its response: reads the server's bytes and sends the client what belongs to the response.
 
-Laws: a response is sent byte for byte as it came; bytes after it go to `rest` and are never sent. A protocol switch
+Laws: a response is sent byte for byte as it came, but for `Connection: close` in the last one of a proxy that stops
+(RFC 9112 9.6: the field is each hop's own); bytes after it go to `rest` and are never sent. A protocol switch
 (101, or 2xx to CONNECT) is sent only if the client requested it, and after the whole request. An invalid response is a
 PeerError, raised before any byte of the invalid head is sent.
 """
@@ -21,6 +22,9 @@ from l7proxy.wire.body import Body, body
 from l7proxy.wire.head import UNTIL_CLOSE, RequestHead, ResponseHead
 from l7proxy.wire.lines import HeadLines
 
+END: Final = b"\r\n"
+EMPTY_LINE: Final = b"\r\n\r\n"
+CLOSE: Final = b"Connection: close\r\n"
 MORE: Final = -1
 """No event: the state remains."""
 
@@ -37,11 +41,13 @@ class Exchange:
         "continued",
         "drained",
         "head",
+        "is_last",
         "record",
         "request",
         "request_body",
         "response",
         "rest",
+        "told_last",
     )
 
     def __init__(
@@ -58,6 +64,8 @@ class Exchange:
         self.request_body = request_body
         self._responses = responses
         self.drained = 0
+        self.is_last = False
+        self.told_last = False  # the client has been told that no further response follows
         self.continued = False
         self.response: ResponseHead | None = None
         self.rest = b""  # what the server sent after its response (or after the switch)
@@ -130,11 +138,15 @@ class Exchange:
         """`data` begins with `head`. In the common case it is exactly one whole response."""
         self.response = head
         size = len(head.raw)
+        raw = head.raw
+        if self.is_last and head.keep_alive and raw.endswith(EMPTY_LINE):
+            self.told_last = True
+            raw = raw[: -len(END)] + CLOSE + END
         if size + head.framing == len(data):
-            actions.append(ToClient(data))
+            actions.append(ToClient(raw + data[size:] if self.told_last else data))
             return Event.RESPONSE_END
         self._body = body(head.framing)
-        actions.append(ToClient(head.raw))
+        actions.append(ToClient(raw))
         if self._body is None:
             self.rest = data[size:]
             return Event.RESPONSE_END

@@ -87,7 +87,10 @@ class Watcher(Protocol):
         """Another index is active."""
 
     def drain(self) -> None:
-        """The worker is stopping: end as soon as no request is in progress."""
+        """The worker is stopping: the next answer is the last one."""
+
+    def end_idle(self) -> None:
+        """End if no request is in progress."""
 
     def cut(self, reason: str) -> None:
         """End now."""

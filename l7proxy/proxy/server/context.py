@@ -67,6 +67,8 @@ class WorkerContext:
     poller: Poller = field(default_factory=Poller)
     pipes: Pipes = field(default_factory=Pipes)
     draining: bool = False
+    idle_ends: bool = False
+    """While draining: a connection without an exchange ends at once."""
 
     def __post_init__(self) -> None:
         self.poller.fence = self.policy_store.fence

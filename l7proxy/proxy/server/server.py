@@ -16,7 +16,7 @@ from typing import Final
 
 from l7proxy.link.messages import PolicySnapshot
 from l7proxy.model.net import HostPort
-from l7proxy.proxy.policy_store import refusal
+from l7proxy.proxy.policy_store import PolicyStore, refusal
 from l7proxy.proxy.server.context import WorkerContext
 from l7proxy.proxy.server.listener import BACKLOG
 from l7proxy.proxy.server.poller import IN
@@ -27,6 +27,8 @@ from l7proxy.proxy.server.timer_wheel import RESOLUTION
 
 log = logging.getLogger(__name__)
 
+IDLE_SECONDS: Final = 5.0
+"""While draining: time for a client to send its next request, and to be told by its response that it is the last."""
 CUT_SECONDS: Final = 1.0
 """Time for the loop to close the connections that were cut."""
 
@@ -75,22 +77,27 @@ class ProxyServer:
             self._ctx.memory.look(loop.time())
 
     async def drain(self, seconds: float) -> None:
-        """Stop accepting, give sessions `seconds` to end, then cut them."""
-        self._ctx.draining = True
+        """Stop accepting, give sessions `seconds` to end, then cut them.
+
+        An idle connection first stays: a request may be on its way, and its response says that it is the last one.
+        """
+        ctx, policy_store = self._ctx, self._ctx.policy_store
+        ctx.draining = True
         self._shut()
-        policy_store = self._ctx.policy_store
         for session in policy_store:
             session.drain()
-        with suppress(TimeoutError):
-            async with asyncio.timeout(seconds):
-                await policy_store.empty()
-                return
+        idle = min(IDLE_SECONDS, seconds / 2)
+        if await _over(policy_store, idle):
+            return
+        ctx.idle_ends = True
+        for session in policy_store:
+            session.end_idle()
+        if await _over(policy_store, seconds - idle):
+            return
         log.warning("%d connections did not end within %g s: cut", len(policy_store), seconds)
         for session in policy_store:
             session.cut("the proxy is stopping")
-        with suppress(TimeoutError):
-            async with asyncio.timeout(CUT_SECONDS):
-                await policy_store.empty()
+        await _over(policy_store, CUT_SECONDS)
 
     def _open(self) -> None:
         for sock in self._bound:
@@ -104,6 +111,15 @@ class ProxyServer:
             door.shut()
         for sock in self._bound:
             sock.close()
+
+
+async def _over(policy_store: PolicyStore, seconds: float) -> bool:
+    """Wait until no session is left. False after `seconds`."""
+    with suppress(TimeoutError):
+        async with asyncio.timeout(seconds):
+            await policy_store.empty()
+            return True
+    return False
 
 
 class _Acceptor:

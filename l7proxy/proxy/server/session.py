@@ -244,14 +244,16 @@ class Session:
             self._guarded(self._rejudge)
 
     def drain(self) -> None:
-        """The worker is stopping: end now if no exchange is in progress, else after it. A client that has not sent a
-        request yet may still send one."""
+        """The worker is stopping: the gate tells the client, if its protocol can, and ends after that."""
         if self._gate is None:
             return
         actions = self._gate.draining()
         if actions:
             self._guarded(lambda: self._do(actions))
-        elif self._requests and self._gate.waiting_for is IDLE:
+
+    def end_idle(self) -> None:
+        """End now if no exchange is in progress. A client that has not sent a request yet may still send one."""
+        if self._gate is not None and self._requests and self._gate.waiting_for is IDLE:
             self._guarded(self._end)
 
     def cut(self, reason: str) -> None:
@@ -482,6 +484,8 @@ class Session:
             ctx.timers.arm(self._timer, ctx.timeouts.idle)
             if ctx.draining and self._requests:
                 self.drain()
+                if ctx.idle_ends:
+                    self.end_idle()
             return
         if phase is TUNNEL:
             self._client.pace = self._server.pace = None

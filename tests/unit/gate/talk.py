@@ -125,6 +125,9 @@ class Talk:
     def policy_changed(self) -> None:
         self._obey(self.gate.policy_changed())
 
+    def drain(self) -> None:
+        self._obey(self.gate.draining())
+
     def upstream_failed(self, reason: str) -> None:
         self._obey(self.gate.upstream_failed(reason))
 

@@ -237,3 +237,49 @@ def test_a_server_that_leaves_at_the_first_request_is_502(talk: Talk) -> None:
     talk.connected()
     talk.server_eof()
     talk.expect_refusal(502, "closed the connection", records=("502 GET http://h/a",))
+
+
+LAST = OK.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n", 1)
+
+
+def test_the_next_answer_of_a_proxy_that_stops_says_that_it_is_the_last(talk: Talk) -> None:
+    talk.client(GET)
+    talk.server(OK)
+    talk.take()
+    talk.drain()
+    talk.expect()
+    talk.client(GET)
+    talk.expect(server=GET, records=(PASSED,))
+    talk.server(OK)
+    talk.expect(client=LAST, records=(ANSWERED,), end="close")
+
+
+def test_an_answer_that_is_awaited_when_the_proxy_stops_is_the_last(talk: Talk) -> None:
+    talk.client(GET)
+    talk.take()
+    talk.drain()
+    talk.server(OK)
+    talk.expect(client=LAST, records=(ANSWERED,), end="close")
+
+
+def test_a_refusal_of_a_proxy_that_stops_is_the_last_answer(talk: Talk) -> None:
+    talk.client(GET)
+    talk.server(OK)
+    talk.take()
+    talk.drain()
+    talk.client(DENY)
+    talk.expect_refusal(403, "Access denied", records=(REFUSED, ANSWERED_403))
+
+
+def test_an_answer_that_had_begun_is_not_changed(talk: Talk) -> None:
+    """The next one says it."""
+    half = len(OK) - 1
+    talk.client(GET)
+    talk.server(OK[:half])
+    talk.drain()
+    talk.server(OK[half:])
+    assert talk.take().client == OK
+    talk.client(GET)
+    talk.take()
+    talk.server(OK)
+    talk.expect(client=LAST, records=(ANSWERED,), end="close")
