@@ -104,7 +104,7 @@ class Election:
     def failed(self, now: float) -> None:
         """A Write did not succeed: another one was faster, or the API server did not answer.
 
-        The Lease of the faster one may have been seen before the answer: it is left alone for its duration all the same.
+        The Lease of the faster one may have been seen before the answer: it is left alone for its duration.
         """
         self._due = max(self._due, now + RETRY / 2 + self._spread(RETRY))
 
