@@ -49,6 +49,8 @@ log = logging.getLogger(__name__)
 
 HELD_FOR_SERVER: Final = 64 << 10
 """Bytes kept while the upstream connection is being established; above this the client is not read."""
+UNCOUNTED: Final = -1
+"""`_kept` of a new gate: differs from what any gate holds, so that the current read counts it."""
 UNSPECIFIED: Final = HostPort("::", 0)
 RESET_BY_SERVER: Final = "the server reset the connection"
 DROPPED: Final = Verdict.DROPPED
@@ -121,6 +123,7 @@ class Session:
         self._held: list[bytes] = []
         self._held_bytes = 0
         self._kept = 0
+        """What of `held` the gate holds."""
         self._finish_server = False
         self._state = NEW
         self._requests = 0
@@ -145,8 +148,7 @@ class Session:
             self._do(gate.from_client(data))
             if self._client.full:
                 self._read_no_more()
-            gate = self._gate  # another one after SwitchGate, and None at the end
-            if gate is not None and (self._share.full or gate.held != self._kept):
+            if self._share.full or gate.held != self._kept:
                 self._account()
         except Exception as error:  # noqa: BLE001 -- as in _guarded, without its cost per read
             self._broke(error)
@@ -157,8 +159,7 @@ class Session:
             return
         try:
             self._do(gate.from_server(data))
-            gate = self._gate
-            if gate is not None and (self._share.full or gate.held != self._kept):
+            if self._share.full or gate.held != self._kept:
                 self._account()
         except Exception as error:  # noqa: BLE001 -- likewise
             self._broke(error)
@@ -397,7 +398,7 @@ class Session:
             elif isinstance(action, Splice):
                 self._splice(action)
             elif isinstance(action, SwitchGate):
-                self._gate = action.gate
+                self._gate, self._kept = action.gate, UNCOUNTED
             else:
                 assert_never(action)
         if self._gate is not None:
