@@ -11,7 +11,7 @@ import gc
 import logging
 import signal
 import socket
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, closing, nullcontext, suppress
 from functools import partial
 from pathlib import Path
@@ -135,6 +135,7 @@ async def _serve(settings: Settings, source: Source) -> None:
     stop = _stop_signal()
     async with (
         api.serving(),
+        _feeding(feeds),  # until workers have sent their last records
         link.serving(),
         _probes(settings, reconciler, link),
         _listening(settings.nflog_group, recorder),  # last: its "not permitted" may only mean another running agent
@@ -147,7 +148,6 @@ async def _serve(settings: Settings, source: Source) -> None:
             tasks.create_task(_watch_links(watcher, reconciler), name="links"),
             tasks.create_task(_watch_results(settings.cni_results, reconciler), name="CNI results"),
             tasks.create_task(revocation.run(), name="revocation"),
-            *(tasks.create_task(feed.run(), name=feed.name) for feed in feeds),
             *([tasks.create_task(cluster_status.run(), name="status in the cluster")] if cluster_status else []),
         ]
         log.info("node %s: backend %s, source %s", settings.node, backend.name, settings.source)
@@ -156,6 +156,18 @@ async def _serve(settings: Settings, source: Source) -> None:
         log.info("stopping; the kernel's rules stay in force")
         for task in running:
             task.cancel()
+
+
+@asynccontextmanager
+async def _feeding(feeds: Iterable[Feed]) -> AsyncIterator[None]:
+    """Write events to the sinks; at the end of the block, what has come by then, too."""
+    async with asyncio.TaskGroup() as tasks:
+        running = [tasks.create_task(feed.run(), name=feed.name) for feed in feeds]
+        try:
+            yield
+        finally:
+            for task in running:
+                task.cancel()
 
 
 async def _watch_alarm(backend: Backend, reconciler: Reconciler) -> None:

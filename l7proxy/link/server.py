@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Final, assert_never, cast
 
@@ -41,6 +41,8 @@ log = logging.getLogger(__name__)
 HELLO_SECONDS: Final = 5.0
 CLOSE_SECONDS: Final = 1.0
 """Time for a refused peer to read why."""
+END_SECONDS: Final = 1.0
+"""Time for workers to close the link when the agent ends."""
 FIRST_SECONDS: Final = 3.0
 """Time for workers of an earlier agent to connect, before the first snapshot is required of them."""
 
@@ -59,13 +61,16 @@ class WorkerState(msgspec.Struct, frozen=True):
 
 
 class LinkServer:
-    """`async with server.serving(): …`. Only the newest published snapshot counts."""
+    """`async with server.serving(): …`. Only the newest published snapshot counts. At the end, what workers have sent
+    is read before the link is closed."""
 
     def __init__(self, path: Path, *, on_flows: FlowsHandler, on_request: RequestHandler = no_handler) -> None:
         self._path = path
         self._on_flows = on_flows
         self.on_request = on_request
         self._connected: set[_Peer] = set()
+        self._alone = asyncio.Event()
+        """Set when a peer has left and none is connected."""
         self._snapshot: PolicySnapshot | None = None
         self._page: fence.Page | None = None
         self._first = True
@@ -143,14 +148,31 @@ class LinkServer:
                 yield
             finally:
                 server.close()
-                for peer in list(self._connected):
-                    peer.transport.abort()
+                await self._end()
+
+    async def _end(self) -> None:
+        """Say that nothing more comes, so that workers close; those that do not are cut off."""
+        self._alone.clear()
+        for peer in self._connected:
+            with suppress(OSError, RuntimeError):  # it is closed already
+                peer.transport.write_eof()
+        try:
+            async with asyncio.timeout(END_SECONDS):
+                if self._connected:
+                    await self._alone.wait()
+        except TimeoutError:
+            log.warning("link: %d workers have not closed it within %g s", len(self._connected), END_SECONDS)
+        finally:
+            for peer in list(self._connected):
+                peer.transport.abort()
 
     def joined(self, peer: _Peer) -> None:
         self._connected.add(peer)
 
     def left(self, peer: _Peer) -> None:
         self._connected.discard(peer)
+        if not self._connected:
+            self._alone.set()
         self._wake()
 
     def heard(self, peer: _Peer, message: FromWorker) -> None:

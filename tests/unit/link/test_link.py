@@ -16,6 +16,7 @@ import pytest
 
 from l7proxy.errors import ConfigError
 from l7proxy.flows.batch import Flows
+from l7proxy.flows.pack import pack
 from l7proxy.flows.records import Connection, HttpResponse, Record
 from l7proxy.link import framing, local
 from l7proxy.link.client import LinkClient
@@ -135,6 +136,28 @@ async def test_records_as_long_as_they_can_be_come_through(tmp_path: Path) -> No
         await agent.until(len(records))
     assert agent.records == records
     assert agent.lost == 0
+
+
+async def test_what_workers_have_sent_is_read_when_the_agent_ends(tmp_path: Path) -> None:
+    agent = Agent(tmp_path / "link.sock")
+    with socket.socket(socket.AF_UNIX) as worker:
+        async with agent.server.serving():
+            worker.connect(os.fspath(tmp_path / "link.sock"))
+            worker.sendall(framing.encode(Hello(version=PROTOCOL_VERSION, pid=1, worker=0)))
+            await until(lambda: bool(agent.server.workers()))
+            worker.sendall(framing.encode(pack([record(1)], 0)))
+            worker.shutdown(socket.SHUT_WR)
+        assert agent.records == [record(1)]
+
+
+async def test_a_worker_that_does_not_close_is_cut_off_when_the_agent_ends(tmp_path: Path) -> None:
+    agent = Agent(tmp_path / "link.sock")
+    with socket.socket(socket.AF_UNIX) as worker:
+        async with asyncio.timeout(10):
+            async with agent.server.serving():
+                worker.connect(os.fspath(tmp_path / "link.sock"))
+                await until(lambda: bool(agent.server._connected))
+            await until(lambda: not agent.server._connected)
 
 
 async def test_nobody_connected_is_nobody_to_wait_for(tmp_path: Path) -> None:
