@@ -13,20 +13,16 @@ CANNOT_START: Final = 2
 
 
 def exit_code(serve: Callable[[], object], *known: type[Exception]) -> int:
-    """Call `serve`. Errors of the types `known`, which the operator can fix, become one line each on standard error."""
+    """Call `serve`. Errors of the types `known`, which the operator can fix, become one line each on standard error.
+    Other errors of the same group are raised."""
+    code = 0
     try:
         serve()
-    except known as error:
-        complain(str(error))
-        return CANNOT_START
-    except BaseExceptionGroup as group:
-        ours, rest = group.split(known)
-        if rest is not None or ours is None:
-            raise
-        for each in _leaves(ours):
+    except* known as group:
+        for each in _leaves(group):
             complain(str(each))
-        return CANNOT_START
-    return 0
+        code = CANNOT_START
+    return code
 
 
 def make_run_dir(path: Path) -> None:

@@ -35,12 +35,24 @@ def test_what_the_operator_can_mend_is_one_line(capfd: pytest.CaptureFixture[str
     assert exit_code(lambda: None, ConfigError) == 0
 
 
-def test_a_bug_is_not_hidden() -> None:
+def test_a_bug_is_not_hidden(capfd: pytest.CaptureFixture[str]) -> None:
     def broken() -> None:
         raise BaseExceptionGroup("tasks", [ConfigError("x"), ZeroDivisionError()])
 
-    with pytest.raises(BaseExceptionGroup):
+    with pytest.raises(BaseExceptionGroup) as raised:
         exit_code(broken, ConfigError)
+    assert [type(each) for each in raised.value.exceptions] == [ZeroDivisionError]
+    assert capfd.readouterr().err == "error: x\n"
+    with pytest.raises(ZeroDivisionError):
+        exit_code(lambda: 1 // 0, ConfigError)
+
+
+def test_one_error_alone_is_one_line(capfd: pytest.CaptureFixture[str]) -> None:
+    def alone() -> None:
+        raise ConfigError("it")
+
+    assert exit_code(alone, ConfigError) == 2
+    assert capfd.readouterr().err == "error: it\n"
 
 
 @pytest.mark.parametrize(("took", "pause"), [(0.0, 0.02), (0.004, 0.02), (0.1, 0.2), (3.0, 0.5)])
