@@ -25,12 +25,11 @@ IPV6_TRANSPARENT: Final = 75
 MIGRATE: Final = Path("/proc/sys/net/ipv4/tcp_migrate_req")
 
 
-def transparent(port: int, families: tuple[int, ...] = ()) -> list[socket.socket]:
-    """One TPROXY listener for each family; empty `families` means all that this kernel has."""
-    wanted = families or tuple(family for family in LOOPBACK if has_family(family))
+def transparent(port: int) -> list[socket.socket]:
+    """One TPROXY listener for each address family that this kernel has."""
     sockets: list[socket.socket] = []
     try:
-        for family in wanted:
+        for family in filter(has_family, LOOPBACK):
             sockets += [bound(LOOPBACK[family], port, see_through=True)]
     except ConfigError:
         for sock in sockets:

@@ -43,16 +43,13 @@ class Steering(Protocol):
 class Transparent:
     """TPROXY listeners; upstream connections use the client's own address."""
 
-    def __init__(
-        self, port: int, *, mark_upstream: int, families: tuple[int, ...] = (), ports: Sequence[int] = PORTS
-    ) -> None:
+    def __init__(self, port: int, *, mark_upstream: int, ports: Sequence[int] = PORTS) -> None:
         self._port = port
         self._ports = ports
         self._mark = mark_upstream
-        self._families = families
 
     def listen(self) -> Sequence[socket.socket]:
-        sockets = listener.transparent(self._port, self._families)
+        sockets = listener.transparent(self._port)
         listener.migrate_queues()
         return sockets
 
