@@ -383,15 +383,14 @@ class _Layer:
         self._received = received
 
     def received(self, data: bytes) -> None:
-        try:
-            plain = self.transform.receive(data)
-        except OSError as error:
-            self._fail(error)
-            return
+        plain = self.transform.receive(data)
         self.flush()
         if plain:
             self._received(plain)
-        if self.transform.ended:
+        failure = self.transform.failure
+        if failure is not None:
+            self._fail(failure)
+        elif self.transform.ended:
             self._stream._input_ended()
 
     def eof(self) -> bool:

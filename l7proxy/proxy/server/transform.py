@@ -11,9 +11,9 @@ from typing import Protocol
 class Transform(Protocol):
     """Both directions of one connection. It owns no socket: after each call its owner sends what `output` returns.
 
-    A call may have output without input (a handshake), and input may yield nothing yet (half a record). OSError from
-    `receive`, `receive_eof` or `send` is a failure: its output is still offered to the socket (an alert), then the
-    connection is lost. ssl.SSLError is an OSError.
+    A call may have output without input (a handshake), and input may yield nothing yet (half a record). `failure` after
+    `receive`, and OSError from `receive_eof` or `send`, are failures: the output is still offered to the socket (an
+    alert), then the connection is lost. ssl.SSLError is an OSError.
     """
 
     @property
@@ -28,8 +28,12 @@ class Transform(Protocol):
     def ended(self) -> bool:
         """The peer has ended its plain bytes; the socket may still be open."""
 
+    @property
+    def failure(self) -> OSError | None:
+        """What is wrong with the bytes received. Plain bytes that came before it were valid; no more are received."""
+
     def receive(self, data: bytes) -> bytes:
-        """Bytes from the socket. Returns the plain bytes that they complete."""
+        """Bytes from the socket. Returns the plain bytes that they complete. Must not raise: see `failure`."""
 
     def receive_eof(self) -> None:
         """The socket's EOF. OSError where the plain bytes may be incomplete."""
