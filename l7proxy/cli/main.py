@@ -9,6 +9,7 @@ from __future__ import annotations
 import signal
 import sys
 from collections.abc import Sequence
+from functools import cache
 from typing import Annotated, Final
 
 import typer
@@ -100,8 +101,12 @@ def invoke(arguments: Sequence[str]) -> int:
 
 def _call(command: typer.Typer, arguments: Sequence[str], name: str) -> int:
     """Typer reports wrong use itself and raises SystemExit; exceptions of commands are passed on."""
-    typer.main.get_command(command).main(args=list(arguments), prog_name=name)
+    _built(command).main(args=list(arguments), prog_name=name)
     return 0
+
+
+_built = cache(typer.main.get_command)
+"""Takes longer than most commands; the tests call many in one process."""
 
 
 def _prepared(arguments: Sequence[str]) -> list[str]:
