@@ -103,12 +103,12 @@ def _explain(error: OSError, address: str, port: int) -> str:
     where = f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
     match error.errno:
         case errno.EADDRINUSE:
-            return f"port {port} is in use on {address}: stop the other program, or set another proxy_port"
+            return f"port {port} is in use on {address}: stop the other program, or set another proxy-port"
         case errno.EPERM:
             return f"cannot listen transparently on {where}: CAP_NET_ADMIN is required (run as root)"
         case errno.EACCES:
             return f"cannot listen on {where}: CAP_NET_BIND_SERVICE is required, or a port of 1024 or higher"
         case errno.EAFNOSUPPORT | errno.EADDRNOTAVAIL if ":" in address:
-            return f"cannot listen on {where}: IPv6 is disabled in this network namespace: disable family 6"
+            return f"cannot listen on {where}: IPv6 was just disabled in this network namespace: start again without it"
         case _:
             return f"cannot listen on {where}: {error.strerror or error}"
