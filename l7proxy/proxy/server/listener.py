@@ -109,6 +109,6 @@ def _explain(error: OSError, address: str, port: int) -> str:
         case errno.EACCES:
             return f"cannot listen on {where}: CAP_NET_BIND_SERVICE is required, or a port of 1024 or higher"
         case errno.EAFNOSUPPORT | errno.EADDRNOTAVAIL if ":" in address:
-            return f"cannot listen on {where}: IPv6 was just disabled in this network namespace: start again without it"
+            return f"cannot listen on {where}: IPv6 is disabled in this network namespace: enable it"
         case _:
             return f"cannot listen on {where}: {error.strerror or error}"
