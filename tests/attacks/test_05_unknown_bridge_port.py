@@ -22,6 +22,8 @@ from tests.attacks.packets import (
 
 pytestmark = pytest.mark.where(cni="bridge")
 MAC = "02:bb:00:00:00:01"
+ELSEWHERE = {4: "198.51.100.7", 6: "2001:db8:7::7"}
+"""Addresses outside the cluster."""
 
 
 @pytest.fixture
@@ -40,7 +42,7 @@ def rogue(lab: AttackLab) -> Iterator[Place]:
 
 
 def _unused(lab: AttackLab, family: int) -> str:
-    """An unused address of the pod network of node-1."""
+    """An unused address of the pod network of node-1: held closed until a pod is known to have it."""
     return str(ip_network(f"{lab.node('node-1').gateways[family]}/{24 if family == 4 else 64}", strict=False)[250])
 
 
@@ -53,10 +55,11 @@ def test_it_speaks_as_nobody_else(lab: AttackLab, rogue: Place, family: int) -> 
         node.addresses[family],
         node.gateways[family],
         lab.node("node-2").addresses[family],
+        _unused(lab, family),
     ]
     forged, honest = [token() for _ in others], token()
     with receiver.capture() as seen:
-        for source, mark in zip([*others, _unused(lab, family)], [*forged, honest], strict=True):
+        for source, mark in zip([*others, ELSEWHERE[family]], [*forged, honest], strict=True):
             packet = internet(source, receiver.addresses[family]) / UDP(sport=1, dport=9000) / mark
             rogue.send(ethernet(MAC, receiver.mac) / packet)
         assert seen.arrived(*forged, honest) == {honest}
