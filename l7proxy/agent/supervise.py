@@ -13,7 +13,7 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -67,9 +67,9 @@ async def _run_workers(settings: Settings, ready_file: Path | None) -> None:
 
 async def _run_all(settings: Settings) -> None:
     make_run_dir(settings.run_dir)
-    workers = (worker(settings, index) for index in range(settings.workers))
-    # The agent comes first: its messages about wrong settings are the best.
-    await keep_running([agent(settings), *workers], grace=settings.drain + GRACE)
+    workers = [worker(settings, index) for index in range(settings.workers)]
+    # The agent starts first: its messages about wrong settings are the best. It ends last: draining workers send flows.
+    await keep_running(workers, around=agent(settings), grace=settings.drain + GRACE)
 
 
 def agent(settings: Settings) -> Child:
@@ -84,6 +84,7 @@ def worker(settings: Settings, index: int) -> Child:
 async def keep_running(
     wanted: Sequence[Child],
     *,
+    around: Child | None = None,
     grace: float,
     ready: ReadyFile | None = None,
     first_pause: float = FIRST_PAUSE,
@@ -92,28 +93,34 @@ async def keep_running(
 ) -> None:
     """Start all and restart those that exit, until a signal. ConfigError when a child cannot start at all.
 
-    `ready` is told which children are ready.
+    `around` starts before the wanted children, and is stopped after they have ended. `ready` is told which children are
+    ready.
     """
-    stop = _Stop()
+    stop, stop_last = _Stop(), _Stop()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.send, number)
+
+    def keep(child: Child, stop: _Stop) -> Coroutine[None, None, None]:
+        return _Keeper(
+            child, stop, grace=grace, ready=ready, first_pause=first_pause, last_pause=last_pause, lived=lived
+        ).run()
+
     async with asyncio.TaskGroup() as tasks:
-        for child in wanted:
-            keeper = _Keeper(
-                child, stop, grace=grace, ready=ready, first_pause=first_pause, last_pause=last_pause, lived=lived
-            )
-            tasks.create_task(keeper.run(), name=child.name)
+        if around is not None:
+            tasks.create_task(keep(around, stop_last), name=around.name)
+        await asyncio.wait([tasks.create_task(keep(child, stop), name=child.name) for child in wanted])
+        stop_last.send(signal.SIGTERM)
 
 
 class _Stop:
-    """Passes each received signal on to the children, also a second one, which makes them exit sooner."""
+    """Passes each signal on to the children, also a second one, which makes them exit sooner."""
 
     def __init__(self) -> None:
         self.asked = asyncio.Event()
         self.heard: list[Callable[[int], None]] = []
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self._signal, number)
 
-    def _signal(self, number: int) -> None:
+    def send(self, number: int) -> None:
         self.asked.set()
         for send in self.heard:
             send(number)
@@ -173,7 +180,10 @@ class _Keeper:
             return await self._until_exit(*self._child.argv, str(descriptor), inherited=(descriptor,))
 
     async def _until_exit(self, *argv: str, inherited: tuple[int, ...] = ()) -> int:
-        process = await asyncio.create_subprocess_exec(*argv, pass_fds=inherited, preexec_fn=_die_with(os.getpid()))
+        # A process group of its own: Ctrl-C in a terminal reaches the supervisor only, which keeps the order.
+        process = await asyncio.create_subprocess_exec(
+            *argv, pass_fds=inherited, preexec_fn=_die_with(os.getpid()), process_group=0
+        )
         log.info("%s started, pid %d", self._child.name, process.pid)
         self._process = process
         try:

@@ -51,6 +51,7 @@ async def eventually(holds: Callable[[], bool], seconds: float = 10) -> None:
 
 
 SLEEPS = "time.sleep(60)"
+STARTED = "open(__file__.replace('.py', '.ready'), 'w').close()\n"
 
 
 async def run(*wanted: Child, grace: float = 5.0) -> None:
@@ -68,6 +69,18 @@ async def test_who_dies_is_started_again_and_all_end_by_a_signal(tmp_path: Path)
         await eventually(lambda: len(pids(tmp_path, "stays")) == 2)
         os.kill(os.getpid(), signal.SIGTERM)
     assert not any(alive(pid) for pid in (*pids(tmp_path, "dies"), *pids(tmp_path, "stays")))
+
+
+async def test_the_child_around_the_others_is_stopped_when_they_have_ended(tmp_path: Path) -> None:
+    ends = "signal.signal(signal.SIGTERM, lambda *_: (time.sleep({}), open({!r}, 'a').write({!r}), sys.exit(0)))\n"
+    order = str(tmp_path / "order")
+    around = program(tmp_path, "agent", f"{ends.format(0, order, 'agent')}{STARTED}{SLEEPS}")
+    inside = program(tmp_path, "worker", f"{ends.format(0.3, order, 'worker ')}{STARTED}{SLEEPS}")
+    async with asyncio.TaskGroup() as tasks:
+        tasks.create_task(keep_running([inside], around=around, grace=5), name="run")
+        await eventually(lambda: {path.name for path in tmp_path.glob("*.ready")} == {"agent.ready", "worker.ready"})
+        os.kill(os.getpid(), signal.SIGTERM)
+    assert Path(order).read_text() == "worker agent"
 
 
 async def test_a_child_that_cannot_start_ends_everything_and_says_so(tmp_path: Path) -> None:
