@@ -234,13 +234,15 @@ def components(cluster: Cluster) -> dict[str, dict[str, bool]]:
 
 def stop(cluster: Cluster, where: str, program: str, *, grace: float = 10.0) -> None:
     """End one program (SIGTERM, after `grace` seconds SIGKILL); `start` brings it back."""
-    processes.end(_running(cluster, where, program), grace=grace)
+    with machine.until_ended(running := _running(cluster, where, program)):
+        processes.end(running, grace=grace)
 
 
 def kill(cluster: Cluster, where: str, program: str) -> None:
-    """End one program as a failure would."""
-    for process in _running(cluster, where, program):
-        process.kill(signal.SIGKILL)
+    """End one program as a failure would. When this returns, its ports are free."""
+    with machine.until_ended(running := _running(cluster, where, program)):
+        for process in running:
+            process.kill(signal.SIGKILL)
 
 
 def start(cluster: Cluster, where: str, program: str) -> None:
