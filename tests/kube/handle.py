@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import subprocess
@@ -9,12 +10,19 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from deploy.cluster import cluster as clusters
 from deploy.cluster import machine
 from deploy.cluster.parts import Parts
 from deploy.cluster.plan import Cluster, Machine
+
+ROOT: Final = Path(__file__).resolve().parents[2]
+
+
+def name_of_this_checkout(prefix: str) -> str:
+    """A name for a cluster that tests of another checkout do not use. `prefix`: at most 6 characters."""
+    return prefix + hashlib.sha256(os.fsencode(ROOT)).hexdigest()[:6]
 
 
 class CommandFailedError(Exception):

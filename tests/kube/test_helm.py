@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import subprocess
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, Final
 
 import pytest
@@ -16,9 +15,8 @@ import yaml
 
 from deploy.cluster import images
 from deploy.helm.generate import CHART, INSTALL
-from tests.kube.handle import CommandFailedError, Handle, eventually
+from tests.kube.handle import ROOT, CommandFailedError, Handle, eventually
 
-ROOT: Final = Path(__file__).resolve().parents[2]
 IMAGE: Final = ROOT / "build" / "l7proxy.oci.tar"
 SYSTEM: Final = "kube-system"
 RELEASE: Final = "l7proxy"

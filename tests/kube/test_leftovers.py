@@ -15,14 +15,14 @@ from deploy.cluster import cgroups
 from deploy.cluster import cluster as clusters
 from deploy.cluster.plan import MAX_NODES, Cluster
 from l7proxy.lab import netns
+from tests.kube.handle import ROOT, name_of_this_checkout
 
-NAME = "leftovers"
-ROOT = Path(__file__).resolve().parents[2]
+NAME = name_of_this_checkout("left")
 MACHINES = Cluster(NAME, node_count=MAX_NODES).machines
 
 
 @pytest.fixture(autouse=True)
-def clean() -> Iterator[None]:
+def clean(own_names: None) -> Iterator[None]:
     clusters.down(NAME)
     yield
     clusters.down(NAME)

@@ -7,15 +7,13 @@ import signal
 import subprocess
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, Final
 
 import pytest
 
 from deploy.cluster import images
-from tests.kube.handle import Handle, eventually
+from tests.kube.handle import ROOT, Handle, eventually
 
-ROOT: Final = Path(__file__).resolve().parents[2]
 IMAGE: Final = ROOT / "build" / "l7proxy.oci.tar"
 SYSTEM: Final = "kube-system"
 RELEASE: Final = "l7proxy"
