@@ -4,11 +4,12 @@ Updated pod by pod, since clusters have many pods and few change at a time. The 
 identity inputs and node addresses, never on the order of updates (law 4; a property test compares it with an index
 built in one step).
 
-An address has one owner or none: an address that two pods claim has no owner until only one claims it. But of several,
-the pod to which the CNI of this node has assigned it is the owner; else pods that are being deleted yield to the one
-that is not, since an address is assigned again before the object of its last owner is gone. If a pod and a node claim
-the same address, the node owns it and the pod's claim is reported: such a pod shares its node's network, whatever its
-spec says. Finished pods claim no address; host-network pods have their node's addresses.
+An address has one owner or none: an address that two pods claim has no owner until only one claims it. But what the
+CNI of this node has assigned belongs to the pod that its result names, or to none: objects may be outdated for as long
+as the API server does not answer. Elsewhere pods that are being deleted yield to the one that is not, since an address
+is assigned again before the object of its last owner is gone. If a pod and a node claim the same address, the node owns
+it and the pod's claim is reported: such a pod shares its node's network, whatever its spec says. Finished pods claim no
+address; host-network pods have their node's addresses.
 """
 
 from __future__ import annotations
@@ -161,10 +162,10 @@ class PodIndex:
         return problems
 
     def set_assigned(self, assigned: Mapping[str, ResourceKey]) -> None:
-        """`assigned`: address → the pod of this node to which the CNI has assigned it."""
+        """`assigned`: address → the pod to which the CNI of this node has assigned it, also one without an object."""
         before, self._assigned = self._assigned, assigned
         for address, _ in before.items() ^ assigned.items():
-            if len(self._claims.get(address, ())) > 1:
+            if address in self._claims:
                 self._settle(address)
 
     # --- queries
@@ -293,11 +294,9 @@ class PodIndex:
     def _contenders(self, address: str) -> Mapping[ResourceKey, Pod]:
         """The pods that may own an address; several are a conflict."""
         claims = self._claims.get(address, {})
-        if len(claims) < 2:
-            return claims
         assigned = self._assigned.get(address)
-        if assigned in claims:
-            return {assigned: claims[assigned]}
+        if assigned is not None:
+            return {assigned: claims[assigned]} if assigned in claims else {}
         staying = {key: pod for key, pod in claims.items() if not pod.terminating}
         return staying or claims
 

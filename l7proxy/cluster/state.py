@@ -271,7 +271,7 @@ class ClusterState:
         for pod in changed.values():
             if pod is not None:
                 self._pod_index.upsert(pod)
-        self._pod_index.set_assigned(_assigned(node, assignments, self._resources.get(Pod, {})))
+        self._pod_index.set_assigned(_assigned(assignments))
         return self._pod_index
 
     def _addressed(
@@ -389,13 +389,9 @@ def _early(
     return found
 
 
-def _assigned(
-    node: str | None, assignments: Iterable[Assignment], known: Mapping[ResourceKey, Resource]
-) -> dict[str, ResourceKey]:
-    """Address → the pod of this node to which the CNI has assigned it."""
-    keys = ((ResourceKey("Pod", one.namespace, one.name), one) for one in assignments)
-    here = ((key, one) for key, one in keys if isinstance(pod := known.get(key), Pod) and pod.node == node)
-    return {address: key for key, one in here for address in one.addresses}
+def _assigned(assignments: Iterable[Assignment]) -> dict[str, ResourceKey]:
+    """Address → the pod to which the CNI of this node has assigned it, also one without an object."""
+    return {address: ResourceKey("Pod", one.namespace, one.name) for one in assignments for address in one.addresses}
 
 
 def _prefixes(

@@ -129,6 +129,19 @@ def test_the_address_is_the_new_pods_although_the_last_one_still_claims_it() -> 
     assert owners(view(OLD, NEW)) == {"10.0.1.5": "/conflicting address 10.0.1.5"}
 
 
+@pytest.mark.parametrize("stale", [OLD, replace(OLD, node="n2")], ids=["of this node", "of another node"])
+def test_a_pod_that_was_deleted_unseen_has_no_address_that_the_cni_gave_to_another(stale: Pod) -> None:
+    """The API server does not tell of either: the address is nobody's, so its interface is that of an unknown pod."""
+    found = view(stale, assignments=(replace(TO_NEW, name="unseen"),))
+    assert owners(found) == {}
+    assert PrefixTable(found.by_prefix).get("10.0.1.5") == UNMANAGED
+    cluster = state(stale, POLICY)
+    assert owners(cluster.view("n1")) == ({"10.0.1.5": "shop/old"} if stale is OLD else {})
+    assert owners(cluster.view("n1", assignments=(replace(TO_NEW, name="unseen"),))) == {}
+    cluster.apply([Upsert(STARTING)])
+    assert owners(cluster.view("n1", assignments=(TO_NEW,))) == {"10.0.1.5": "shop/new"}
+
+
 def test_a_claim_from_another_node_does_not_take_a_pods_address_away() -> None:
     far = replace(OLD, node="n2")
     assert owners(view(far, NEW, assignments=(TO_NEW,))) == {"10.0.1.5": "shop/new"}
@@ -137,7 +150,7 @@ def test_a_claim_from_another_node_does_not_take_a_pods_address_away() -> None:
 
 def test_an_assignment_is_no_claim_of_a_pod_that_says_otherwise() -> None:
     elsewhere = replace(NEW, addresses=("10.0.1.6",))
-    assert owners(view(OLD, elsewhere, assignments=(TO_NEW,))) == {"10.0.1.5": "shop/old", "10.0.1.6": "shop/new"}
+    assert owners(view(OLD, elsewhere, assignments=(TO_NEW,))) == {"10.0.1.6": "shop/new"}
 
 
 def test_a_nodes_address_stays_the_nodes() -> None:
