@@ -11,8 +11,10 @@ from __future__ import annotations
 import errno
 import json
 import math
+import os
 import re
 import socket
+import stat
 import time
 import weakref
 from collections import Counter
@@ -310,28 +312,37 @@ def _port(attachment: CniAttachment, ends: list[Link], host: HostNetwork) -> Por
 def read_attachments(
     results: Path, problems: list[str], before: Mapping[Path, tuple[CniAttachment, ...]] | None = None
 ) -> dict[Path, tuple[CniAttachment, ...]]:
-    """File → results, for the whole cache. An invalid file is reported and keeps its previous results; a missing
-    directory is an empty cache."""
+    """File → results, for the whole cache. An invalid file is reported and keeps its previous results, and so does a
+    directory that is gone; one that has never been there is an empty cache."""
     known = before or {}
     try:
         paths = sorted(path for path in results.iterdir() if not path.name.startswith("."))
-    except FileNotFoundError:
-        return {}
     except OSError as error:
-        problems.append(f"{results}: {error.strerror}")
+        if known or not isinstance(error, FileNotFoundError):
+            problems.append(f"{results}: {error.strerror}: the CNI results that were read last stay in use")
         return dict(known)
     attachments: dict[Path, tuple[CniAttachment, ...]] = {}
     for path in paths:
         try:
-            if not path.is_file() or path.stat().st_size > MAX_RESULT:
-                continue
-            attachments[path] = tuple(parse_result(json.loads(path.read_bytes())))
+            if not path.is_dir():
+                attachments[path] = tuple(parse_result(json.loads(_content(path))))
         except FileNotFoundError:
             continue
         except (OSError, ValueError, RecursionError) as error:
             problems.append(f"{path}: not a valid CNI result: {error}")
             attachments[path] = known.get(path, ())
     return attachments
+
+
+def _content(path: Path) -> bytes:
+    """Of a regular file, or a link to one: never waits for the writer of a pipe. ValueError for anything else."""
+    with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise ValueError("not a regular file")
+        content = file.read(MAX_RESULT + 1)
+    if len(content) > MAX_RESULT:
+        raise ValueError(f"more than {MAX_RESULT} bytes")
+    return content
 
 
 def parse_result(document: Any) -> Iterator[CniAttachment]:

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import textwrap
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from l7proxy.agent.dataplane.pod_interfaces import (
+    MAX_RESULT,
     NLM_F_DUMP_INTR,
     CniAttachment,
     HostNetwork,
@@ -331,6 +334,45 @@ def test_a_result_that_turned_into_something_else_stays_as_it_was(tmp_path: Path
     assert len(problems) == 1
     path.unlink()
     assert read_attachments(tmp_path, problems, good) == {}
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (lambda path: path.write_bytes(b" " * (MAX_RESULT + 1)), "more than 1048576 bytes"),
+        (lambda path: path.write_bytes(b'{"a": "\xff"}'), "decode"),
+        (os.mkfifo, "not a regular file"),
+        (lambda path: path.symlink_to("/dev/zero"), "not a regular file"),
+        (lambda path: path.symlink_to(path), "symbolic links"),
+    ],
+    ids=["huge", "no text", "FIFO", "device", "endless link"],
+)
+def test_a_damaged_result_is_named_and_the_pod_keeps_its_interface(
+    tmp_path: Path, damage: Callable[[Path], object], said: str
+) -> None:
+    path, problems = tmp_path / "r", list[str]()
+    path.write_text(json.dumps(result()))
+    good = read_attachments(tmp_path, problems)
+    path.unlink()
+    damage(path)
+    assert read_attachments(tmp_path, problems, good) == good
+    (problem,) = problems
+    assert problem.startswith(f"{path}: not a valid CNI result: ")
+    assert said in problem
+
+
+def test_a_directory_of_results_that_is_gone_keeps_the_pods_bound_and_is_told(tmp_path: Path) -> None:
+    results, problems = tmp_path / "results", list[str]()
+    assert read_attachments(results, problems) == {}
+    assert problems == []
+    results.mkdir()
+    (results / "folder").mkdir()
+    (results / "r").write_text(json.dumps(result()))
+    good = read_attachments(results, problems)
+    assert len(good) == 1
+    shutil.rmtree(results)
+    assert read_attachments(results, problems, good) == good
+    assert problems == [f"{results}: No such file or directory: the CNI results that were read last stay in use"]
 
 
 def test_a_listing_that_was_interrupted_is_none() -> None:
