@@ -13,6 +13,7 @@ failed TLS handshake they are read again and the request is repeated once. Runni
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import socket
 import ssl
@@ -29,6 +30,8 @@ from kubernetes.aio import client
 
 from l7proxy.errors import ApiError, ConfigError
 from l7proxy.sources.kubernetes.credentials import Access, Login, load
+
+log = logging.getLogger(__name__)
 
 JSON: Final = "application/json"
 METADATA: Final = "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1"
@@ -97,6 +100,8 @@ class Connection:
         self._loading = asyncio.Lock()
         self.location = ""
         """The server's URL."""
+        self.cluster = ""
+        """Of the credentials in use (`Login.cluster`). When it changes, versions of objects mean nothing any more."""
 
     async def __aenter__(self) -> Self:
         await self._replace(None)
@@ -203,6 +208,9 @@ class Connection:
                     raise
                 raise ApiError(str(error)) from error
             self._session, self.location = fresh, login.configuration.host
+            if self.cluster not in ("", login.cluster):
+                log.warning("the API server is %s now, or has other CA certificates: listing all again", self.location)
+            self.cluster = login.cluster
             if old is not None:
                 old.replaced = True
                 if not old.users:

@@ -6,6 +6,7 @@ when, and `load` reads them again.
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -48,11 +49,13 @@ class Access:
 
 @dataclass(frozen=True, slots=True)
 class Login:
-    """Credentials as they were read: `configuration` is that of the Kubernetes client; `files`: what they came from."""
+    """Credentials as they were read: `configuration` is that of the Kubernetes client; `files`: what they came from.
+    `cluster`: the server's URL and a digest of its CA certificates, since many clusters have one URL for their pods."""
 
     configuration: Any
     files: tuple[Path, ...]
     signature: Signature
+    cluster: str
 
     @property
     def changed(self) -> bool:
@@ -76,13 +79,20 @@ async def load(access: Access) -> Login:
             await config.load_kube_config(
                 access.files, access.context or None, client_configuration=settings, persist_config=False
             )
+        cluster = _cluster(settings)
     except (config.ConfigException, OSError, yaml.YAMLError, LookupError, TypeError, ValueError) as error:
         where = access.account if access.in_cluster else access.files
         raise ConfigError(f"credentials for the Kubernetes API: {where}: {_reason(error)}") from error
     settings.disable_strict_ssl_verification = True  # as kubectl: many clusters' CAs lack fields that RFC 5280 wants
     named = (settings.ssl_ca_cert, settings.cert_file, settings.key_file)
     more = tuple(path for name in named if name and (path := Path(name)) not in paths)
-    return Login(settings, (*paths, *more), (*before, *_signature(more)))
+    return Login(settings, (*paths, *more), (*before, *_signature(more)), cluster)
+
+
+def _cluster(settings: Any) -> str:
+    if not settings.ssl_ca_cert:
+        return str(settings.host)
+    return f"{settings.host} sha256:{hashlib.sha256(Path(settings.ssl_ca_cert).read_bytes()).hexdigest()}"
 
 
 def _reason(error: Exception) -> str:

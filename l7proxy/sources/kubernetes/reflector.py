@@ -57,12 +57,14 @@ class Timing:
 @dataclass(slots=True)
 class State:
     """`synced`: all objects of the start have come. `error`: why the last attempt failed. `contact`: time.monotonic()
-    of the last word from the server. `version`: of the newest object or list that came."""
+    of the last word from the server. `version`: of the newest object or list that came. `cluster`: whose objects they
+    are (`Connection.cluster`)."""
 
     synced: bool = False
     error: ApiError | None = None
     contact: float = NEVER
     version: str = ""
+    cluster: str = ""
 
 
 class Reflector:
@@ -89,6 +91,8 @@ class Reflector:
         self._metadata_only = metadata_only
         self._since = ""
         """The version from which a watch can go on; empty: the objects must be listed."""
+        self._cluster = ""
+        """The cluster that is read, of which `_since` is a version."""
         self._streams = True
         self._failures = 0
 
@@ -110,6 +114,8 @@ class Reflector:
 
     async def _follow(self) -> None:
         """Read until the stream ends."""
+        if self._cluster != self._api.cluster:
+            self._cluster, self._since = self._api.cluster, ""
         if self._since:
             await self._take(self._watch())
         elif self._streams:
@@ -139,6 +145,8 @@ class Reflector:
         listed: set[Any] | None = None if self._since else set()
         async with aclosing(batches):
             async for events in batches:
+                if self._cluster != self._api.cluster:
+                    raise ApiError(f"{self.place.resource}: the cluster is another one now", status=410)
                 for count, event in enumerate(events, 1):
                     listed = self._apply(event, listed)
                     if count % BREATH == 0:
@@ -167,8 +175,8 @@ class Reflector:
                     self._sink.keep_only(listed)
                     listed = None
                     self._at(version)
-                    if not self.state.synced:
-                        self.state.synced = True
+                    if not self.state.synced or self.state.cluster != self._cluster:
+                        self.state.synced, self.state.cluster = True, self._cluster
                         self._changed()
                 elif listed is None and version:
                     self._since = version

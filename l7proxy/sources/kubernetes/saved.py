@@ -1,6 +1,6 @@
 """The last known objects on disk: policy stays in force when the agent restarts while the API server is away.
 
-One file per kind, of mode 0600, replaced as a whole: a line that says of which server it is, then one line per object.
+One file per kind, of mode 0600, replaced as a whole: a line that says of which cluster it is, then one line per object.
 Secrets are never written: until the server is back, policies that name one work as if it did not exist.
 """
 
@@ -25,14 +25,14 @@ from l7proxy.sources.objects import key_of
 
 log = logging.getLogger(__name__)
 
-FORMAT: Final = 1
+FORMAT: Final = 2
 CHUNK: Final = 1000
 """Objects that are written at once."""
 
 
 class _Head(msgspec.Struct):
     format: int
-    server: str
+    cluster: str
     kind: str
 
 
@@ -44,19 +44,19 @@ class Saved:
 
 
 class SavedObjects:
-    """The files of one directory. `server`: its URL; objects of another server are not used."""
+    """The files of one directory. `cluster`: `Connection.cluster`; objects of another one are not used."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder / "objects"
 
-    def store(self, kind: Kind, server: str, resources: Iterable[Resource]) -> None:
+    def store(self, kind: Kind, cluster: str, resources: Iterable[Resource]) -> None:
         """OSError when the directory cannot be written to."""
         self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         fresh = self._path(kind).with_suffix(".new")
         fresh.unlink(missing_ok=True)
         descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         with os.fdopen(descriptor, "wb") as file:
-            file.write(msgspec.json.encode(_Head(FORMAT, server, kind.name)) + b"\n")
+            file.write(msgspec.json.encode(_Head(FORMAT, cluster, kind.name)) + b"\n")
             rest = iter(resources)
             while chunk := b"".join(msgspec.json.encode(_plain(one)) + b"\n" for one in islice(rest, CHUNK)):
                 file.write(chunk)
@@ -64,14 +64,14 @@ class SavedObjects:
             os.fsync(file.fileno())
         fresh.replace(self._path(kind))
 
-    def load(self, kind: Kind, server: str, options: Options) -> Saved | None:
+    def load(self, kind: Kind, cluster: str, options: Options) -> Saved | None:
         """None if nothing usable was saved; why is logged."""
         path = self._path(kind)
         try:
             with path.open("rb") as file:
                 head = msgspec.json.decode(file.readline(), type=_Head)
-                if head != _Head(FORMAT, server, kind.name):
-                    log.warning("%s: not used: it is of another server or another version of l7proxy", path)
+                if head != _Head(FORMAT, cluster, kind.name):
+                    log.warning("%s: not used: it is of another cluster (by URL and CA), or version of l7proxy", path)
                     return None
                 found = [*_resources(file, kind, options)]
                 age = time.time() - os.fstat(file.fileno()).st_mtime

@@ -60,6 +60,8 @@ class _Followed:
     saved: float = NEVER
     unsaved: bool = True
     """Also when it is empty: a file without objects says so."""
+    saved_as: str = ""
+    """The cluster that it was saved for."""
 
     @property
     def current(self) -> bool:
@@ -176,10 +178,14 @@ class KubernetesSource:
         removed, changed = one.collection.take()
         gone += removed
         new += changed
-        if removed or changed:
+        if removed or changed or one.saved_as != self._cluster(one):
             one.unsaved = True
         if one.unsaved and one.current:
             self._unsaved.set()
+
+    def _cluster(self, one: _Followed) -> str:
+        """Whose objects these are; of a kind that is missing, whose definitions."""
+        return (one.reflector or self._discovery.reflectors[0]).state.cluster
 
     def _place_all(self, tasks: asyncio.TaskGroup) -> None:
         """Read each kind from where the cluster has it now."""
@@ -245,7 +251,7 @@ class KubernetesSource:
         for one in self._kinds.values():
             if not (one.current or one.sought) and (one.error is not None or self._undiscovered(one)):
                 one.sought = True
-                found = await asyncio.to_thread(saved.load, one.kind, self._api.location, self._options)
+                found = await asyncio.to_thread(saved.load, one.kind, self._api.cluster, self._options)
                 if found is not None and not one.current:
                     one.collection.restore(found.resources)
                     one.restored, one.contact = True, time.monotonic() - found.age
@@ -326,23 +332,21 @@ class KubernetesSource:
                 for one in self._kinds.values():
                     pause = max(SAVE_PAUSE[0], len(one.collection.active) / SAVE_PAUSE[1])
                     if one.unsaved and one.current and time.monotonic() - one.saved >= pause:
-                        one.unsaved, one.saved = False, time.monotonic()
+                        one.unsaved, one.saved, one.saved_as = False, time.monotonic(), self._cluster(one)
                         objects = list(one.collection.active.values())
-                        self._tried_to_save(
-                            await asyncio.to_thread(_store, saved, one.kind, self._api.location, objects)
-                        )
+                        self._tried_to_save(await asyncio.to_thread(_store, saved, one.kind, one.saved_as, objects))
                 if any(one.unsaved and one.current for one in self._kinds.values()):
                     self._unsaved.set()
         finally:
             for one in self._kinds.values():
                 if one.unsaved and one.current:
-                    _store(saved, one.kind, self._api.location, list(one.collection.active.values()))
+                    _store(saved, one.kind, self._cluster(one), list(one.collection.active.values()))
 
 
-def _store(saved: SavedObjects, kind: Kind, server: str, objects: list[Resource]) -> SourceError | None:
+def _store(saved: SavedObjects, kind: Kind, cluster: str, objects: list[Resource]) -> SourceError | None:
     """Why the objects could not be saved."""
     try:
-        saved.store(kind, server, objects)
+        saved.store(kind, cluster, objects)
     except OSError as error:
         return SourceError(f"the last known objects cannot be saved: {error}", field="state-dir")
     return None

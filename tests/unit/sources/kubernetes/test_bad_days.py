@@ -15,11 +15,15 @@ import pytest
 
 from l7proxy.model.resources import KINDS, EndpointSlice, Node, Pod, PolicyDocument, ResourceKey, Secret
 from l7proxy.policy.lang import Read
-from l7proxy.sources.kubernetes import source
+from l7proxy.policy.lang.options import DEFAULT
+from l7proxy.sources.kubernetes import connection, source
 from l7proxy.sources.kubernetes.connection import Connection
 from l7proxy.sources.kubernetes.credentials import Access
+from l7proxy.sources.kubernetes.kinds import KINDS as KINDS_READ
 from l7proxy.sources.kubernetes.reflector import Timing
+from l7proxy.sources.kubernetes.saved import SavedObjects
 from l7proxy.sources.kubernetes.source import KubernetesSource
+from tests.support.certificates import self_signed
 from tests.support.kube_api import QUICK, KubeApi
 from tests.support.source_reader import Reader
 
@@ -335,6 +339,80 @@ async def test_what_is_no_kubernetes_api_is_an_error(server: KubeApi, access: Ac
         await reader.until(lambda: set(reader.synced) == ALL)
 
 
+# Another cluster, in which objects have the same names.
+
+
+@pytest.mark.parametrize("streams", [True, False])
+async def test_an_agent_that_is_pointed_at_another_cluster_lists_all_of_it(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, *, streams: bool
+) -> None:
+    """Its versions are numbers, too: a watch from a version of the first cluster would leave out what is older."""
+    monkeypatch.setattr(connection, "CHECK", 0.0)
+    first, second = KubeApi(stream_lists=streams), KubeApi(stream_lists=streams)
+    access = Access(str(first.kubeconfig(tmp_path)))
+    second.put("a", pod("a", "10.9.0.1"))
+    second.put("early", pod("early", "10.9.0.2"))
+    for name in ("x", "y", "z"):
+        first.put(name, pod(name, f"10.0.0.{ord(name)}"))
+    first.put("a", pod("a"))
+    for number in range(20):
+        second.put(f"n{number}", {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": f"n{number}"}})
+    async with reading(access, tmp_path) as reader:
+        await reader.names("Pod default/a", "Pod default/x", "Pod default/y", "Pod default/z")
+        second.kubeconfig(tmp_path)
+        first.stop()
+        await reader.names("Pod default/a", "Pod default/early")
+        moved = reader.resources[ResourceKey("Pod", "default", "a")]
+        assert isinstance(moved, Pod)
+        assert moved.addresses == ("10.9.0.1",)
+        await reader.until(lambda: reader.health.reachable)
+        assert problems(reader) == []
+    assert caplog.text.count("listing all again") == 1
+    assert json.loads((tmp_path / "objects" / "Pod.jsonl").read_text().splitlines()[0])["cluster"] == second.url
+    for server in (first, second):
+        server.close()
+
+
+async def test_of_a_cluster_with_the_same_url_nothing_saved_is_used(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In pods many clusters have one URL, https://10.96.0.1:443: their CAs tell them apart. One that is rotated while
+    the agent runs is known, since all is listed and saved again."""
+    monkeypatch.setattr(connection, "CHECK", 0.0)
+    first, context = self_signed(tmp_path, "first")
+    second, other = self_signed(tmp_path, "second")
+    server = KubeApi(tls=context)
+    server.authority = tmp_path / "ca.crt"
+    server.authority.write_bytes(first.read_bytes())
+    access = Access(str(server.kubeconfig(tmp_path)))
+    server.put("a", pod("a"))
+    async with reading(access, tmp_path):
+        pass
+    assert await restored_pods(access, tmp_path) == 1
+    server.stop()
+    server.authority.write_bytes(second.read_bytes())
+    assert await restored_pods(access, tmp_path) is None
+    assert "Pod.jsonl: not used: it is of another cluster" in caplog.text
+    server.authority.write_bytes(first.read_bytes())
+    server.start()
+    async with reading(access, tmp_path) as reader:
+        server.authority.write_bytes(second.read_bytes())
+        server.stop()
+        server.tls = other
+        server.start()
+        await reader.until(lambda: "listing all again" in caplog.text and reader.health.reachable)
+    assert await restored_pods(access, tmp_path) == 1
+    server.close()
+
+
+async def restored_pods(access: Access, state: Path) -> int | None:
+    async with Connection(access) as api:
+        found = SavedObjects(state).load(
+            next(kind for kind in KINDS_READ if kind.resource is Pod), api.cluster, DEFAULT
+        )
+        return None if found is None else len(found.resources)
+
+
 # Across a restart.
 
 
@@ -378,7 +456,7 @@ async def test_what_is_saved_is_replaced_while_it_runs(server: KubeApi, access: 
                 await asyncio.sleep(0.05)
 
 
-@pytest.mark.parametrize("spoil", ["server", "json", "gone"])
+@pytest.mark.parametrize("spoil", ["cluster", "json", "gone"])
 async def test_what_cannot_be_used_of_the_disk_is_not(
     server: KubeApi, access: Access, tmp_path: Path, caplog: pytest.LogCaptureFixture, spoil: str
 ) -> None:
@@ -392,7 +470,7 @@ async def test_what_cannot_be_used_of_the_disk_is_not(
         path.write_bytes(path.read_bytes() + b'{"name": 5}\n')
     else:
         head = json.loads(path.read_text().splitlines()[0])
-        path.write_text(json.dumps(head | {"server": "https://elsewhere"}) + "\n")
+        path.write_text(json.dumps(head | {"cluster": "https://elsewhere"}) + "\n")
     async with reading(access, tmp_path, synced=False, timing=replace(QUICK, grace=0.1)) as reader:
         await reader.until(lambda: Node in reader.synced)
         assert Pod not in reader.synced

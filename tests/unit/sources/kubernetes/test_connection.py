@@ -2,21 +2,15 @@ from __future__ import annotations
 
 import json
 import os
-import ssl
-from datetime import UTC, datetime, timedelta
-from ipaddress import ip_address
 from pathlib import Path
 
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
 
 from l7proxy.errors import ApiError, ConfigError
 from l7proxy.sources.kubernetes import connection
 from l7proxy.sources.kubernetes.connection import MERGE_PATCH, Connection
 from l7proxy.sources.kubernetes.credentials import Access
+from tests.support.certificates import self_signed
 from tests.support.kube_api import KubeApi
 
 AUTHORITY = Path(os.environ.get("SSL_CERT_FILE", "/etc/ssl/certs/ca-certificates.crt"))
@@ -109,34 +103,14 @@ async def test_a_broken_kubeconfig_leaves_the_credentials_in_use(
         await api.request("GET", "/api/v1/nodes")
 
 
-def certificate(folder: Path, name: str) -> tuple[Path, ssl.SSLContext]:
-    """(a new self-signed certificate of 127.0.0.1, the context of a server that has it)."""
-    key, now = ec.generate_private_key(ec.SECP256R1()), datetime.now(UTC)
-    issuer = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
-    made = (
-        x509.CertificateBuilder(issuer, issuer, key.public_key(), x509.random_serial_number())
-        .not_valid_before(now - timedelta(hours=1))
-        .not_valid_after(now + timedelta(hours=1))
-        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ip_address("127.0.0.1"))]), critical=False)
-        .sign(key, hashes.SHA256())
-    )
-    path, secret = folder / f"{name}.crt", folder / f"{name}.key"
-    path.write_bytes(made.public_bytes(serialization.Encoding.PEM))
-    form = (serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
-    secret.write_bytes(key.private_bytes(serialization.Encoding.PEM, *form))
-    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    context.load_cert_chain(path, secret)
-    return path, context
-
-
 async def test_a_rotated_ca_is_read_again_at_once(tmp_path: Path) -> None:
-    first, context = certificate(tmp_path, "first")
+    first, context = self_signed(tmp_path, "first")
     server = KubeApi(tls=context)
     server.authority = tmp_path / "ca.crt"
     server.authority.write_bytes(first.read_bytes())
     async with Connection(Access(str(server.kubeconfig(tmp_path)))) as api:
         await api.request("GET", "/api/v1/nodes")
-        second, server.tls = certificate(tmp_path, "second")
+        second, server.tls = self_signed(tmp_path, "second")
         server.stop()
         server.start()
         with pytest.raises(ApiError, match="certificate verify failed") as found:
