@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import socket
+import struct
 from dataclasses import replace
 
 import pytest
 
-from tests.contract.conftest import OUTSIDE, Proxy, World, entry
+from tests.contract.conftest import OUTSIDE, Pod, Proxy, World, entry
 from tproxy_rules.desired import Desired, Settings, Verdict, union
 
 pytestmark = [pytest.mark.lab, pytest.mark.pairwise]
@@ -66,3 +68,39 @@ def test_an_address_with_an_identity_is_known_without_an_endpoint(world: World, 
     world.apply(replace(state, identities=(*state.identities, single)))
     assert world.client.connect(outside, 80).startswith("hello")
     assert world.outside.connect(world.server.addresses[family], 80).startswith("hello")
+
+
+def solicited(sender: Pod, receiver: Pod) -> bool:
+    """Whether a message in the form of a neighbour solicitation with hop limit 255 arrives."""
+    with (
+        sender.namespace.socket(6, socket.SOCK_RAW, socket.IPPROTO_ICMPV6) as source,
+        receiver.namespace.socket(6, socket.SOCK_RAW, socket.IPPROTO_ICMPV6) as target,
+    ):
+        target.settimeout(0.7)
+        source.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_UNICAST_HOPS, 255)
+        secret = b"what nobody may hear"
+        body = struct.pack(">BBHI", 135, 0, 0, 0) + socket.inet_pton(socket.AF_INET6, receiver.addresses[6])
+        source.sendto(body + secret, (receiver.addresses[6], 0))
+        try:
+            while secret not in target.recv(2000):
+                pass
+        except TimeoutError:
+            return False
+        return True
+
+
+def test_neighbour_discovery_passes_on_the_link_only(world: World) -> None:
+    """Linux forwards a solicitation to a remote address like any packet."""
+    assert solicited(world.stranger, world.outside), "without held prefixes"
+    world.apply(without(replace(world.snapshot(), held=PODS), world, "stranger"))
+    assert not solicited(world.stranger, world.outside)
+    assert not solicited(world.outside, world.stranger)
+
+
+def test_a_routed_pod_reaches_no_other_by_neighbour_discovery(world: World) -> None:
+    """Its only neighbour is the node: under policy, such a message to another pod is traffic like any other."""
+    if world.bridge:
+        pytest.skip("pods of a bridge are neighbours")
+    world.apply(world.snapshot(client_egress=union(())))
+    assert not solicited(world.client, world.server)
+    assert solicited(world.stranger, world.server)

@@ -36,7 +36,6 @@ from tproxy_rules.validate import PROTOCOL_NAMES
 # and to the node. To remote addresses they would bypass egress policy. RFC 4861: hop limit 255.
 LINK: Final = (
     "ip6 hoplimit 255 icmpv6 type 133-137 ip6 daddr { fe80::/10, ff02::/16 } accept",
-    "ip6 hoplimit 255 icmpv6 type 133-137 ip6 daddr @homes6 accept",
     "ip6 daddr ff02::/16 icmpv6 type { 130, 131, 132, 143 } accept",
     "ip daddr 224.0.0.0/24 ip protocol igmp accept",
 )
@@ -44,6 +43,7 @@ LINK: Final = (
 # kernel changes its source port in the input hook. The socket has the new port, so only the normal socket lookup after
 # that hook finds it, without TPROXY.
 OTHER_PORT: Final = "tcp flags & (fin | syn | rst | ack) != syn ct status snat"
+NEIGHBOUR_OF_POD: Final = "ip6 hoplimit 255 icmpv6 type 133-137 ip6 daddr @homes6 accept"
 NEIGHBOUR_OF_NODE: Final = "ip6 hoplimit 255 icmpv6 type 133-137 fib daddr type local accept"
 QUOTED: Final = {4: "ip saddr . @th,192,32", 6: "ip6 saddr . @th,256,128"}
 """Source of an ICMP error, and destination of the packet quoted after its 8-byte header."""
@@ -161,7 +161,7 @@ def _common_chains(desired: Desired, nets: Mapping[int, Identities]) -> Iterator
     yield chain("router", _router())
     yield chain("icmp_error", _icmp_error())
     for way, field in WAYS if desired.held else ():
-        yield chain(f"held_{way}", _held(settings, way, field))
+        yield chain(f"held_{way}", _held(desired, way, field))
     yield chain("segments", ("iifname . ip6 saddr @own6 goto spoofed",))
 
 
@@ -173,13 +173,15 @@ def _identify(nets: Mapping[int, Identities], field: str) -> Iterator[str]:
         yield f"meta priority set {name} {field} map @host{version}"
 
 
-def _held(settings: Settings, way: LogDirection, field: str) -> Iterator[str]:
+def _held(desired: Desired, way: LogDirection, field: str) -> Iterator[str]:
     """Refuses an address without an identity of its own: a map that lacks it breaks off the rule. Neighbour discovery
-    passes, or the first connections of a pod would wait for it."""
-    yield "ip6 hoplimit 255 icmpv6 type { nd-neighbor-solicit, nd-neighbor-advert } return"
+    between the pods of a bridge passes, or the first connections of a pod would wait for it."""
+    if desired.bridges:
+        here = "iifname @bridges ip6 saddr @held6 ip6 daddr @held6"
+        yield f"{here} ip6 hoplimit 255 icmpv6 type {{ nd-neighbor-solicit, nd-neighbor-advert }} return"
     for version, name in ((4, "ip"), (6, "ip6")):
         yield f"meta priority set {name} {field} map @host{version} return"
-    yield log(settings, LogEvent.NONE, way, 0)
+    yield log(desired.settings, LogEvent.NONE, way, 0)
     yield "goto refuse"
 
 
@@ -316,6 +318,8 @@ def _judge(desired: Desired) -> Iterator[str]:
     yield "ct direction reply accept"
     yield from ERRORS
     yield from LINK
+    if desired.bridges:  # routed pods have no neighbour but the node
+        yield f"iifname @bridges {NEIGHBOUR_OF_POD}"
     yield NEIGHBOUR_OF_NODE
     yield "ip saddr . ip daddr @selves4 accept"
     yield "ip6 saddr . ip6 daddr @selves6 accept"
@@ -353,6 +357,7 @@ def _output(desired: Desired) -> Iterator[str]:
     yield "ct direction reply accept"
     yield from ERRORS
     yield from LINK
+    yield NEIGHBOUR_OF_POD
     yield "ip daddr vmap @ingress4"
     yield "ip6 daddr vmap @ingress6"
     # Both bits select the routing rule for local packets, see routes.
