@@ -23,6 +23,7 @@
                  ▲
     Pod, Namespace, ServiceAccount
 
+    Node, reaches ► singly_named
     placed, rules, labels of endpoints ► too_large ► fitting: policies, rules
     Service, EndpointSlice ► services_by_namespace ► of_namespace (with the pods there) ► frontends ► service_names
 
@@ -120,6 +121,7 @@ class Derived:
         self.outside: Node[[Iterable[str]], frozenset[str]] = Node(frozenset)
         self.networks = Node(_networks)
         self.places = Node(partial(_places, cluster, options))
+        self.singly_named = Node(_singly_named)
         self.services_by_namespace = Node(_services_by_namespace)
         self.of_namespace: defaultdict[str, Node[[Services, PodIndex, str, object], tuple[Frontend, ...]]]
         self.of_namespace = defaultdict(partial(Node, _of_namespace))
@@ -251,6 +253,13 @@ def _places(
         found[single(address)] = number, mine if number == HOST else LabelSet(labels)
     numbers, their = identities.of_places(found, named)
     return {str(place): number for place, number in numbers.items()}, their
+
+
+def _singly_named(pod_cidrs: Iterable[str], reaches: Iterable[Network]) -> frozenset[str]:
+    """The addresses in these pod CIDRs that a policy names by a prefix of their own."""
+    held = Networks(ip_network(cidr) for cidr in pod_cidrs)
+    singles = (one for one in reaches if one.prefixlen == one.max_prefixlen)
+    return frozenset(str(one.network_address) for one in singles if held.holding(one))
 
 
 def _node_labels(node: resources.Node, cluster: str) -> frozenset[Label]:

@@ -90,6 +90,8 @@ class NodeView:
     host_network: tuple[HostNetworkPod, ...] = ()
     pod_cidrs: tuple[str, ...] = ()
     """Of this node."""
+    only_named: frozenset[str] = frozenset()
+    """Addresses in `pod_cidrs` of no pod and no node, with a prefix in `by_prefix` because a policy names them."""
 
     def selected(self, policy: PolicyStatus) -> int:
         """The number of endpoints that a policy selects."""
@@ -207,6 +209,8 @@ class ClusterState:
         pod_index = self._enrol(rules, reaches, node, tuple(assignments))
         node_problems = pod_index.set_nodes(nodes, dict.fromkeys(sorted(local_addresses), node or ""))
         known, by_prefix = self._cast(node, pod_index, nodes, reaches)
+        pod_cidrs: tuple[str, ...] = next((one.pod_cidrs for one in nodes if one.name == node), ())
+        owned = (pod_index.owned, pod_index.contested, pod_index.nodes)
         audited = self._audited()
         endpoints = self._with_audit(_endpoints(node, pod_index, probes_only=self._probes_only), audited)
         ids = {(endpoint.namespace, endpoint.name): endpoint.id for endpoint in endpoints}
@@ -233,7 +237,10 @@ class ClusterState:
             ),
             secret_problems=secret_problems,
             names=Names(dict(pod_index.owned), ids, derived.service_names(services), known),
-            pod_cidrs=next((one.pod_cidrs for one in nodes if one.name == node), ()),
+            pod_cidrs=pod_cidrs,
+            only_named=frozenset(
+                one for one in derived.singly_named(pod_cidrs, reaches) if not any(one in known for known in owned)
+            ),
             host_network=tuple(
                 HostNetworkPod(pod.namespace, pod.name, labels) for pod, labels in pod_index.host_network(node)
             ),

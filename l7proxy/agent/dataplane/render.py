@@ -23,7 +23,7 @@ from l7proxy.gate.options import DEFAULT_OPTIONS, HttpOptions
 from l7proxy.link.messages import PolicySnapshot
 from l7proxy.model.cache import IdentityMemo
 from l7proxy.model.endpoint import Endpoint, Frontend
-from l7proxy.model.net import PrefixTable
+from l7proxy.model.net import PrefixTable, single_text
 from l7proxy.model.verdict import Action
 from l7proxy.policy.compile import NODE_PROBES
 from l7proxy.policy.l7 import kind_of
@@ -91,13 +91,14 @@ def render(
         for one in view.endpoints
     ]
     endpoints += (kernel.Endpoint(one.id, one.addresses, one.port, *tables[one.id]) for one in unknown)
+    held = () if audit else _held(view.pod_cidrs, view.endpoints)
     desired = kernel.Desired(
         settings=settings,
-        identities=known.prefixes(view.by_prefix),
+        identities=known.prefixes(_without(view.by_prefix, view.only_named) if held else view.by_prefix),
         endpoints=tuple(sorted(filter(_concerns_kernel, endpoints), key=lambda one: (one.id, one.addresses))),
         bridges=interfaces.bridges,
         other_ports=interfaces.other_ports,
-        held=() if audit else _held(view.pod_cidrs, view.endpoints),
+        held=held,
         frontends=_frontends(view, policies) if resolve_services else (),
     )
     workers = PolicySnapshot(
@@ -154,6 +155,12 @@ def _held(pod_cidrs: Iterable[str], endpoints: Iterable[Endpoint]) -> tuple[str,
     for address in (ip_address(text) for one in endpoints for text in one.addresses):
         outside[address.version].add(not any(address in cidr for cidr in cidrs))
     return tuple(sorted(str(cidr) for cidr in cidrs if outside[cidr.version] == {False}))
+
+
+def _without(by_prefix: Mapping[str, int], addresses: Iterable[str]) -> Mapping[str, int]:
+    """Without these addresses: what a policy names is not known to be a pod's, and must not open a held address."""
+    gone = set(map(single_text, addresses))
+    return {prefix: number for prefix, number in by_prefix.items() if prefix not in gone} if gone else by_prefix
 
 
 def ports_of(endpoints: Iterable[Endpoint], interfaces: PodInterfaces) -> Mapping[int, kernel.Port]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ from l7proxy.policy.compile import compile_policies
 from l7proxy.policy.tables import EndpointPolicy, Entry, union
 from l7proxy.sources import objects
 from tproxy_rules import desired as kernel
+from tproxy_rules.evaluate import Connection, Evaluator
 from tproxy_rules.validate import checked
 
 REF = RuleRef("P", "ns", "p")
@@ -143,3 +145,19 @@ def test_snapshots_compare_without_their_revision() -> None:
     assert not one.equals(snapshots(NODE, WEB, CLIENT))
     assert not one.equals(None)
     assert one.at(3).workers.revision == 3
+
+
+def test_what_policies_name_opens_no_address_that_is_held() -> None:
+    """Else any namespace could open the addresses of all pods that start, one by one."""
+    there = ("10.0.1.5/32", "10.0.1.9/32", "10.0.1.77/32", "192.0.2.1/32", "10.0.1.64/28")
+    named = policy(egress=[{"toCIDR": [*there], "toPorts": [port("443")]}])
+    unowned = Pod("shop", "elsewhere", "n2", ("10.0.1.77",))
+    node = replace(NODE, pod_cidrs=("10.0.1.0/24",))
+    found = snapshots(node, WEB, unowned, named).kernel
+    assert found.held == ("10.0.1.0/24",)
+    assert {prefix for prefix, _ in found.identities} & {*there} == {*there} - {"10.0.1.9/32"}
+    judge = Evaluator(found)
+    for other in ("10.0.1.5", "8.8.8.8"):
+        assert judge.of(Connection("10.0.1.9", other, 6, 443)) is kernel.Verdict.DENY
+        assert judge.of(Connection(other, "10.0.1.9", 6, 443)) is kernel.Verdict.DENY
+    assert snapshots(node, WEB, Pod("shop", "new", "n1", ("10.0.1.9",)), named).kernel.identities != found.identities
