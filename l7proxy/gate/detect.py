@@ -28,7 +28,7 @@ Judge = Callable[[Any], PolicyVerdict]
 class ProtocolDetector:
     """Waits for enough bytes to tell HTTP/2 from HTTP/1, then switches to its gate. Usually one read is enough."""
 
-    __slots__ = ("_conn", "_held", "_make_http1", "_make_http2")
+    __slots__ = ("_conn", "_held", "_leaving", "_make_http1", "_make_http2")
 
     def __init__(
         self,
@@ -40,6 +40,7 @@ class ProtocolDetector:
     ) -> None:
         self._conn = conn
         self._held = b""
+        self._leaving = False
         self._make_http1 = partial(HttpGate, judge, now_ns=clock.now_ns, options=options, direction=direction)
         self._make_http2 = partial(Http2Gate, judge, clock=clock, options=options, direction=direction)
 
@@ -66,7 +67,8 @@ class ProtocolDetector:
             data = self._held + data
         if data.startswith(PREFACE):
             gate = self._make_http2(self._conn)
-            return [SwitchGate(gate), *gate.started(), *gate.from_client(data[len(PREFACE) :])]
+            actions = [SwitchGate(gate), *gate.started(), *gate.from_client(data[len(PREFACE) :])]
+            return [*actions, *gate.draining()] if self._leaving else actions
         if PREFACE.startswith(data):
             self._held = data
             return []
@@ -98,6 +100,7 @@ class ProtocolDetector:
         return []
 
     def draining(self) -> list[Action]:
+        self._leaving = True
         return []
 
     def timed_out(self, phase: Phase) -> list[Action]:
@@ -106,6 +109,8 @@ class ProtocolDetector:
     def _enter(self, then: Callable[[HttpGate], list[Action]]) -> list[Action]:
         """Switch to HTTP/1, whose gate refuses invalid bytes."""
         gate = self._make_http1(self._conn)
+        if self._leaving:
+            gate.draining()
         held, self._held = self._held, b""
         return [SwitchGate(gate), *gate.started(), *(gate.from_client(held) if held else ()), *then(gate)]
 

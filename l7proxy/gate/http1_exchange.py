@@ -1,13 +1,14 @@
 """One HTTP/1 request and its response: reads the server's bytes and sends the client what belongs to the response.
 
-Laws: a response is sent byte for byte as it came, but for `Connection: close` in the last one of a proxy that stops
-(RFC 9112 9.6: the field is each hop's own); bytes after it go to `rest` and are never sent. A protocol switch
-(101, or 2xx to CONNECT) is sent only if the client requested it, and after the whole request. An invalid response is a
-PeerError, raised before any byte of the invalid head is sent.
+Laws: a response is sent byte for byte as it came, but for `Connection: close`, instead of `keep-alive`, in the last one
+of a proxy that stops (RFC 9112 9.6: the field is each hop's own); bytes after it go to `rest` and are never sent. A
+protocol switch (101, or 2xx to CONNECT) is sent only if the client requested it, and after the whole request. An
+invalid response is a PeerError, raised before any byte of the invalid head is sent.
 """
 
 from __future__ import annotations
 
+import re
 from typing import Final
 
 from l7proxy.errors import PeerError
@@ -25,6 +26,7 @@ from l7proxy.wire.lines import HeadLines
 END: Final = b"\r\n"
 EMPTY_LINE: Final = b"\r\n\r\n"
 CLOSE: Final = b"Connection: close\r\n"
+KEEP_ALIVE: Final = re.compile(rb"\r\n(?i:connection):[ \t]*+(?i:keep-alive)[ \t]*+(?=\r\n)")
 MORE: Final = -1
 """No event: the state remains."""
 
@@ -141,7 +143,8 @@ class Exchange:
         raw = head.raw
         if self.is_last and head.keep_alive and raw.endswith(EMPTY_LINE):
             self.told_last = True
-            raw = raw[: -len(END)] + CLOSE + END
+            # Some clients read only the first of several fields.
+            raw = KEEP_ALIVE.sub(b"", raw)[: -len(END)] + CLOSE + END
         if size + head.framing == len(data):
             actions.append(ToClient(raw + data[size:] if self.told_last else data))
             return Event.RESPONSE_END

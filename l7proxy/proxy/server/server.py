@@ -52,6 +52,7 @@ class ProxyServer:
         self._on_open = on_open
         self._bound = bound
         self._doors: list[_Acceptor] = []
+        self._is_shut = False
         self.addresses = [named(sock.getsockname()) for sock in self._bound]
         ctx.own.update(self.addresses)
 
@@ -107,6 +108,10 @@ class ProxyServer:
         self._on_open()
 
     def _shut(self) -> None:
+        """Stop accepting. Once only: then the descriptors may be those of other sockets."""
+        if self._is_shut:
+            return
+        self._is_shut = True
         for door in self._doors:
             door.shut()
         for sock in self._bound:

@@ -296,6 +296,8 @@ class Session:
         self._gate = gate_for(self._kind, self._judge, conn, self._ctx.clock, index.options, ends.l4.direction)
         self._move(Event.SERVE)
         self._do(self._gate.started())
+        if self._ctx.draining:  # accepted before the listeners were closed
+            self.drain()
 
     def _impossible(self) -> str:
         """Why this connection cannot be served under any policy; empty when it can."""

@@ -283,3 +283,16 @@ def test_an_answer_that_had_begun_is_not_changed(talk: Talk) -> None:
     talk.take()
     talk.server(OK)
     talk.expect(client=LAST, records=(ANSWERED,), end="close")
+
+
+@pytest.mark.parametrize(
+    "spelled", [b"Connection: keep-alive", b"connection:Keep-Alive \t", b"CONNECTION:  keep-alive"]
+)
+def test_the_last_answer_does_not_say_keep_alive_too(talk: Talk, spelled: bytes) -> None:
+    """As nginx does in each answer. Clients that read the first of two fields would reuse the connection."""
+    talk.client(GET)
+    talk.take()
+    talk.drain()
+    talk.server(OK.replace(b"\r\n\r\n", b"\r\n" + spelled + b"\r\nX-After: 1\r\n\r\n", 1))
+    last = OK.replace(b"\r\n\r\n", b"\r\nX-After: 1\r\nConnection: close\r\n\r\n", 1)
+    talk.expect(client=last, records=(ANSWERED,), end="close")

@@ -238,6 +238,61 @@ async def test_draining_ends_what_is_idle_waits_for_what_is_not_and_accepts_nobo
         assert on.statuses() == [200, 200]
 
 
+async def test_the_first_answer_of_a_connection_that_was_open_before_the_drain_is_its_last() -> None:
+    async with backend(web) as server, stage(server, snapshot(gets("/a"))) as on:
+        early, early_writer = await on.client()
+        begun, begun_writer = await on.client()
+        begun_writer.write(b"P")  # may still be HTTP/2
+        denied, denied_writer = await on.client()
+        await on.until(lambda: len(on.ctx.policy_store) == 3)
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(on.proxy.drain(5), name="drain")
+            await asyncio.sleep(0)
+            early_writer.write(request(path="/a"))
+            begun_writer.write(b"OST /no HTTP/1.1\r\nHost: h\r\n\r\n")
+            denied_writer.write(request(path="/no"))
+            for reader, writer in ((early, early_writer), (begun, begun_writer), (denied, denied_writer)):
+                assert b"\r\nconnection: close\r\n" in (await reader.read()).lower()
+                writer.close()
+        assert sorted(on.statuses()) == [200, 403, 403]
+
+
+async def test_what_is_accepted_while_we_stop_is_told_so() -> None:
+    async with backend(web) as server, stage(server, snapshot(gets("/a"))) as on:
+        on.ctx.draining = True
+        reader, writer = await on.client()
+        writer.write(request(path="/a"))
+        assert b"\r\nConnection: close\r\n" in await reader.read()
+        writer.close()
+
+
+async def test_a_drain_that_is_shortened_leaves_the_connections_their_events() -> None:
+    """Their sockets may have got the descriptors of the closed listeners."""
+    go = asyncio.Event()
+
+    async def later(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        await go.wait()
+        writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok")
+
+    async with backend(later) as server, stage(server, snapshot(gets())) as on:
+        clients = [await on.client() for _ in range(4)]
+        await on.until(lambda: len(on.ctx.policy_store) == 4)
+        async with asyncio.TaskGroup() as tasks:
+            first = tasks.create_task(on.proxy.drain(60), name="drain")
+            await asyncio.sleep(0)
+            for _, writer in clients:
+                writer.write(request())
+            await on.until(lambda: on.kinds() == "qqqq")
+            first.cancel()
+            tasks.create_task(on.proxy.drain(20), name="hurried")
+            await asyncio.sleep(0)
+            go.set()
+            for reader, writer in clients:
+                assert (await answer(reader))[0] == 200
+                writer.close()
+
+
 async def test_what_does_not_end_by_the_deadline_is_cut_with_its_records() -> None:
     async with backend(answering) as server, stage(server, snapshot(gets())) as on:
         reader, writer = await on.client()
