@@ -104,3 +104,31 @@ def test_a_routed_pod_reaches_no_other_by_neighbour_discovery(world: World) -> N
     world.apply(world.snapshot(client_egress=union(())))
     assert not solicited(world.client, world.server)
     assert solicited(world.stranger, world.server)
+
+
+def heard(receiver: Pod, family: int, source: socket.socket, target: str, *, scope: int = 0) -> bool:
+    """Whether a datagram from `source` to `target` arrives."""
+    with receiver.namespace.socket(family, socket.SOCK_DGRAM) as listener:
+        listener.bind(("", 5555))
+        listener.settimeout(0.5)
+        source.sendto(b"secret", (target, 5555) if family == 4 else (target, 5555, 0, scope))
+        try:
+            return listener.recv(100) == b"secret"
+        except TimeoutError:
+            return False
+
+
+def test_unknown_pods_of_a_bridge_reach_neither_each_other_nor_a_group(world: World, family: int) -> None:
+    """Such frames stay on the bridge, where no policy of theirs is known."""
+    if not world.bridge:
+        pytest.skip("routed pods share no link")
+    known = replace(world.snapshot(), held=PODS)
+    everyone = "255.255.255.255" if family == 4 else "ff02::1"
+    scope = world.stranger.namespace.do(lambda: socket.if_nametoindex("eth0"))
+    with world.stranger.namespace.socket(family, socket.SOCK_DGRAM) as source:
+        source.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)
+        for state, passes in ((known, True), (without(without(known, world, "stranger"), world, "server"), False)):
+            world.apply(state)
+            answer = world.stranger.connect(world.server.addresses[family], 80)
+            assert answer.startswith("hello") is passes, answer
+            assert heard(world.client, family, source, everyone, scope=scope) is passes

@@ -60,11 +60,23 @@ def render(desired: Desired) -> tuple[IptTable, ...]:
             forward.chain(f"T{one.id}", _to(one, port))
         closed = [f"-o {port.interface} -j {CHAIN_PREFIX}CLOSED" for one, port in pods if one.ingress is not None]
         local = [f"{match} -j {CHAIN_PREFIX}PODS" for match in _LINK_LOCAL]
+        if desired.held:
+            bit = f"{desired.settings.mark_upstream:#x}"
+            forward.chain("HELD", _between(desired, pods))
+            local.append(f"--mark {bit}/{bit} -j {CHAIN_PREFIX}HELD")
         forward.base("FORWARD", "FWD", [*local, *closed])
         # Repeats a check of the raw table's guard, see iptables/rules: most such frames pass here.
         forward.base("INPUT", "IN", [f"{_RESERVED} -p {kind} -j {CHAIN_PREFIX}SPOOF" for kind in ("IPv4", "IPv6")])
         forward.base("OUTPUT", "OUT", [f"-o {port.interface} -j {CHAIN_PREFIX}T{one.id}" for one, port in pods])
     return nat, forward
+
+
+def _between(desired: Desired, pods: list[tuple[Endpoint, Port]]) -> Iterator[str]:
+    """From ports of unknown pods, which are held closed, to pods. See nft/bridge."""
+    yield from (f"-o {port.interface} -j {CHAIN_PREFIX}CLOSED" for _, port in pods)
+    for prefix in desired.held:
+        protocol, name = ("IPv4", "ip") if family(prefix) == 4 else ("IPv6", "ip6")
+        yield from (f"-p {protocol} --{name}-{end} {prefix} -j {CHAIN_PREFIX}CLOSED" for end in ("src", "dst"))
 
 
 def _own(endpoint: Endpoint, port: Port) -> Iterator[str]:

@@ -41,8 +41,9 @@ TARGET = "@th,64,128"
 def table(desired: Desired, split_up: Callable[[Prefixes], Mapping[int, Identities]] = split) -> NftTable:
     """For a state with bridges. `split_up` is `split` or a cache of it."""
     settings = desired.settings
-    sets = (*_sets(desired), *_listed(split_up(desired.identities)), *nft_limits.by_port(settings))
-    return made("bridge", TABLE, "", (*sets, *_chains(settings)))
+    held = _held_sets(desired) if desired.held else ()
+    sets = (*_sets(desired), *held, *_listed(split_up(desired.identities)), *nft_limits.by_port(settings))
+    return made("bridge", TABLE, "", (*sets, *_chains(desired)))
 
 
 def link_local(mac: str) -> str:
@@ -88,6 +89,12 @@ def _sets(desired: Desired) -> Iterator[Set]:
     yield named_set("closed_out", "ifname", [_name(one) for one in pods if one.egress and one.egress.governed])
 
 
+def _held_sets(desired: Desired) -> Iterator[Set]:
+    for version in (4, 6):
+        held = [prefix for prefix in desired.held if family(prefix) == version]
+        yield named_set(f"cidrs{version}", f"ipv{version}_addr", held, interval=True)
+
+
 def _listed(nets: Mapping[int, Identities]) -> Iterator[Set]:
     """All known addresses, of pods and nodes."""
     yield Set("hosts4", "ipv4_addr", Listed(nets[4].hosts))
@@ -95,7 +102,8 @@ def _listed(nets: Mapping[int, Identities]) -> Iterator[Set]:
     yield Set("taken", TARGET, Listed(nets[6].hosts, as_bits=True), of="typeof")
 
 
-def _chains(settings: Settings) -> Iterator[Chain]:
+def _chains(desired: Desired) -> Iterator[Chain]:
+    settings = desired.settings
     yield chain("own", _own())
     yield chain("foreign", _foreign())
     yield chain("unknown", _unknown())
@@ -106,7 +114,9 @@ def _chains(settings: Settings) -> Iterator[Chain]:
     yield chain("group_out", (log(settings, LogEvent.GROUP, LogDirection.EGRESS, 0), "drop"))
     yield chain("group_in", (log(settings, LogEvent.GROUP, LogDirection.INGRESS, 0), "drop"))
     yield chain("prerouting", _prerouting(), hook="prerouting", priority=-300)
-    yield chain("forward", _forward(), hook="forward", priority=-300)
+    if desired.held:
+        yield chain("between", _between())
+    yield chain("forward", _forward(held=bool(desired.held)), hook="forward", priority=-300)
     yield chain("input", _input(), hook="input", priority=-300)
     yield chain("output", _output(), hook="output", priority=-300)
 
@@ -191,8 +201,21 @@ def _prerouting() -> Iterator[str]:
     yield "ether type { ip, ip6 } ether daddr set ether daddr map @up_to meta pkttype set host accept"
 
 
-def _forward() -> Iterator[str]:
-    """Frames still on the bridge were not evaluated: a port with an ingress policy gets only those listed here."""
+def _between() -> Iterator[str]:
+    """From ports of unknown pods, to pods. Of bridges without pods, only frames with addresses of pods are affected."""
+    yield f"{NEIGHBOUR} return"
+    yield f"{GROUP6} {LISTENER} return"
+    yield f"{GROUP4} ip protocol igmp return"
+    yield "oifname @ports goto group_out"
+    for version, name in ((4, "ip"), (6, "ip6")):
+        yield from (f"{name} {field} @cidrs{version} goto group_out" for field in ("saddr", "daddr"))
+
+
+def _forward(*, held: bool) -> Iterator[str]:
+    """Frames still on the bridge were not evaluated: a port with an ingress policy gets only those listed here. An
+    unknown pod, which has no rules yet, is held closed."""
+    if held:
+        yield "iifname != @ports iifname != @outward ether type { ip, ip6 } jump between"
     yield f"oifname @ports {TO_LINK_LOCAL} jump link_ingress"
     yield f"oifname @ports {FROM_LINK_LOCAL} jump link_ingress"
     yield "oifname != @closed_in accept"
