@@ -44,17 +44,37 @@ class IdentityInputs:
     accounts: Mapping[tuple[str, str], Mapping[str, str]] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True)
-class PodEntry:
-    """One pod with its labels under the current identity inputs.
+@dataclass(slots=True, eq=False)
+class Meaning:
+    """What an identity number is allocated for. Pods with equal labels, named ports and networks share one object.
 
-    `identity_keys`: address ("" for a pod that has none yet) → the text that its identity number is allocated for.
-    Equal texts get equal numbers.
+    `spelling`: equal texts get equal numbers. `users`: how many addresses have it. `alone`: of most pods, which have
+    one address.
     """
 
+    spelling: str
+    identity: Identity
+    users: int = 0
+    alone: tuple[Meaning, ...] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        self.alone = (self,)
+
+
+@dataclass(frozen=True, slots=True)
+class PodEntry:
+    """One pod with its meanings under the current identity inputs: one per address, one if it has no address yet."""
+
     pod: Pod
-    labels: LabelSet
-    identity_keys: Mapping[str, str]
+    meanings: tuple[Meaning, ...]
+
+    @property
+    def labels(self) -> LabelSet:
+        return self.meanings[0].identity.labels
+
+    def at(self, address: str) -> Meaning:
+        """What the number of this address is allocated for."""
+        return self.meanings[self.pod.addresses.index(address) if self.pod.addresses else 0]
 
 
 class PodIndex:
@@ -66,10 +86,10 @@ class PodIndex:
         self._inputs = IdentityInputs()
         self._inside = Networks(())
         self._entries: dict[ResourceKey, PodEntry] = {}
-        self._claims: dict[str, dict[ResourceKey, Pod]] = {}
+        self._disputed: dict[str, tuple[Pod, ...]] = {}
+        """Address → the pods that claim it, where that is not its owner alone: several pods, a node's, another's by CNI."""
         self._assigned: Mapping[str, ResourceKey] = {}
-        self._spelled: dict[str, int] = {}
-        self._meant: dict[str, Identity] = {}
+        self._meant: dict[str, Meaning] = {}
         self._numbers: Mapping[str, int] | None = {}
         self._last: Mapping[str, int] = {}
         self._on_host: dict[ResourceKey, Pod] = {}
@@ -101,8 +121,7 @@ class PodIndex:
         self.by_node.setdefault(pod.node, {})[pod.key] = pod
         for address in dict.fromkeys(pod.addresses):
             self._families[":" in address] += 1
-            self._claims.setdefault(address, {})[pod.key] = pod
-            self._settle(address)
+            self._settle(address, (*self._claims(address), pod))
 
     def delete(self, key: ResourceKey) -> None:
         host_pod = self._on_host.pop(key, None)
@@ -121,8 +140,7 @@ class PodIndex:
         _remove(self.by_node, entry.pod.node, key)
         for address in dict.fromkeys(entry.pod.addresses):
             self._families[":" in address] -= 1
-            _remove(self._claims, address, key)
-            self._settle(address)
+            self._settle(address, tuple(pod for pod in self._claims(address) if pod.key != key))
 
     def set_inputs(self, inputs: IdentityInputs) -> None:
         """Recompute every pod whose labels or networks may differ with these inputs."""
@@ -157,16 +175,16 @@ class PodIndex:
         if of_nodes != self.nodes:
             changed = {address for address, _ in of_nodes.items() ^ self.nodes.items()}
             self.nodes = of_nodes
-            for address in changed & self._claims.keys():
-                self._settle(address)
+            for address in changed:
+                self._settle(address, self._claims(address))
         return problems
 
     def set_assigned(self, assigned: Mapping[str, ResourceKey]) -> None:
         """`assigned`: address → the pod to which the CNI of this node has assigned it, also one without an object."""
         before, self._assigned = self._assigned, assigned
         for address, _ in before.items() ^ assigned.items():
-            if address in self._claims:
-                self._settle(address)
+            if claims := self._claims(address):
+                self._settle(address, claims)
 
     # --- queries
 
@@ -200,7 +218,7 @@ class PodIndex:
         return frozenset((4, 6)[index] for index, count in enumerate(self._families) if count)
 
     def number(self, pod: Pod, address: str) -> IdentityId:
-        return IdentityId(self._allocated()[self._entries[pod.key].identity_keys[address]])
+        return IdentityId(self._allocated()[self._entries[pod.key].at(address).spelling])
 
     def identities(self) -> dict[int, Identity]:
         """Number → identity. Addresses with equal labels, named ports and networks share one."""
@@ -216,7 +234,7 @@ class PodIndex:
             if owner is None:
                 self._prefixes.pop(prefix, None)
             else:
-                self._prefixes[prefix] = numbers[self._entries[owner.key].identity_keys[address]]
+                self._prefixes[prefix] = numbers[self._entries[owner.key].at(address).spelling]
         self._moved.clear()
         return self._prefixes
 
@@ -227,11 +245,11 @@ class PodIndex:
     # --- internal
 
     def _against_nodes(self) -> Iterator[Problem]:
-        for address in self._claims.keys() & self.nodes.keys():
+        for address in self._disputed.keys() & self.nodes.keys():
             text = (
                 f"{address} is the address of node {self.nodes[address]}: no policy applies to the pod at that address"
             )
-            yield from (_problem(pod, text) for pod in self._claims[address].values())
+            yield from (_problem(pod, text) for pod in self._disputed[address])
 
     def _among_pods(self) -> Iterator[Problem]:
         for address, pods in self.contested.items():
@@ -248,17 +266,17 @@ class PodIndex:
     def _entry(self, pod: Pod) -> PodEntry:
         labels = self._labels_of(pod)
         text = repr((labels.text, sorted(pod.named_ports)))
-        identity_keys = {}
-        for address in pod.addresses or ("",):
-            networks = self._inside.holding(single(address)) if address and self._inputs.networks else frozenset()
-            spelling = text + (repr(sorted(map(str, networks))) if networks else "")
-            known = self._meant.get(spelling)
-            if known is None:
-                known = self._meant[spelling] = Identity(IdentityId(0), labels, pod.named_ports, networks)
-                self._spelled[spelling] = 0
-            labels = known.labels  # share one object among equal label sets
-            identity_keys[address] = spelling
-        return PodEntry(pod, labels, identity_keys)
+        meanings = tuple(self._meaning(pod, labels, text, address) for address in pod.addresses or ("",))
+        return PodEntry(pod, meanings[0].alone if len(meanings) == 1 else meanings)
+
+    def _meaning(self, pod: Pod, labels: LabelSet, text: str, address: str) -> Meaning:
+        networks = self._inside.holding(single(address)) if address and self._inputs.networks else frozenset()
+        spelling = text + (repr(sorted(map(str, networks))) if networks else "")
+        known = self._meant.get(spelling)
+        if known is None:
+            identity = Identity(IdentityId(0), labels, pod.named_ports, networks)
+            known = self._meant[spelling] = Meaning(spelling, identity)
+        return known
 
     def _labels_of(self, pod: Pod) -> LabelSet:
         space, account = self._given(pod)
@@ -266,55 +284,58 @@ class PodIndex:
 
     def _enter(self, entry: PodEntry) -> None:
         self._entries[entry.pod.key] = entry
-        for spelling in entry.identity_keys.values():
-            self._spelled[spelling] += 1
-            if self._spelled[spelling] == 1:
+        for meaning in entry.meanings:
+            meaning.users += 1
+            if meaning.users == 1:
                 self._numbers = None
 
     def _leave(self, entry: PodEntry) -> None:
         del self._entries[entry.pod.key]
-        for spelling in entry.identity_keys.values():
-            self._spelled[spelling] -= 1
-            if not self._spelled[spelling]:
+        for meaning in entry.meanings:
+            meaning.users -= 1
+            if not meaning.users:
                 self._numbers = None
 
-    def _settle(self, address: str) -> None:
-        """Recompute the owner of an address."""
-        claims = self._contenders(address)
-        self._moved.add(address)
-        self.owned.pop(address, None)
-        self.contested.pop(address, None)
-        if address in self.nodes:
-            return
-        if len(claims) == 1:
-            (self.owned[address],) = claims.values()
-        elif claims:
-            self.contested[address] = tuple(claims[key] for key in sorted(claims))
+    def _claims(self, address: str) -> tuple[Pod, ...]:
+        """The pods that have this address."""
+        owner = self.owned.get(address)
+        return self._disputed.get(address) or (() if owner is None else (owner,))
 
-    def _contenders(self, address: str) -> Mapping[ResourceKey, Pod]:
+    def _settle(self, address: str, claims: tuple[Pod, ...]) -> None:
+        """Recompute the owner of an address that these pods have."""
+        self._moved.add(address)
+        for known in (self.owned, self.contested, self._disputed):
+            known.pop(address, None)
+        contenders = () if address in self.nodes else self._contenders(address, claims)
+        if len(claims) > 1 or contenders != claims:
+            self._disputed[address] = claims
+        if len(contenders) == 1:
+            self.owned[address] = contenders[0]
+        elif contenders:
+            self.contested[address] = tuple(sorted(contenders, key=lambda pod: pod.key))
+
+    def _contenders(self, address: str, claims: tuple[Pod, ...]) -> tuple[Pod, ...]:
         """The pods that may own an address; several are a conflict."""
-        claims = self._claims.get(address, {})
         assigned = self._assigned.get(address)
         if assigned is not None:
-            return {assigned: claims[assigned]} if assigned in claims else {}
-        staying = {key: pod for key, pod in claims.items() if not pod.terminating}
+            return tuple(pod for pod in claims if pod.key == assigned)
+        staying = tuple(pod for pod in claims if not pod.terminating)
         return staying or claims
 
     def _allocated(self) -> Mapping[str, int]:
         """Identity key → number, a pure function of the keys in use. If a number changes, all prefixes are updated."""
         if self._numbers is None:
-            for spelling in [text for text, count in self._spelled.items() if not count]:
-                del self._spelled[spelling], self._meant[spelling]
+            self._meant = {text: meaning for text, meaning in self._meant.items() if meaning.users}
             before = self._last
             self._numbers = self._last = allocate(self._meant, first=FIRST_POD_IDENTITY, end=LOCAL_SCOPE)
             if any(self._numbers.get(text, number) != number for text, number in before.items()):
-                self._moved.update(self._claims)
+                self._moved.update(self.owned)
             self._identities = {text: self._identity(text, number) for text, number in self._numbers.items()}
         return self._numbers
 
     def _identity(self, spelling: str, number: int) -> Identity:
         known = self._identities.get(spelling)
-        return known if known and known.id == number else replace(self._meant[spelling], id=IdentityId(number))
+        return known if known and known.id == number else replace(self._meant[spelling].identity, id=IdentityId(number))
 
 
 def _remove(groups: dict[str, dict[ResourceKey, Pod]], name: str, key: ResourceKey) -> None:

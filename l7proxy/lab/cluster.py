@@ -66,7 +66,8 @@ def pod_of(manifest: Manifest) -> Pod:
         own = containers(document.inside("spec")), listeners(document.inside("metadata"))
     except SourceError as error:
         raise manifest.error(error.message, error.field) from error
-    return Pod(**{one.name: getattr(read, one.name) for one in fields(read)}, containers=own[0], listeners=own[1])
+    known = {one.name: getattr(read, one.name) for one in fields(read) if one.init}
+    return Pod(**known, containers=own[0], listeners=own[1])
 
 
 def service_of(manifest: Manifest) -> Service:

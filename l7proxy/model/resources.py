@@ -132,7 +132,7 @@ class Pod(_Namespaced):
 
     `terminating`: it is being deleted, but may still run. `uid`: only of a pod that has no address yet; there may be
     150 000 pods, and it is needed for nothing else. `probes`: sorted, only if they count; equal ones are
-    one object.
+    one object. `key` is stored, since all indexes of pods hold it.
     """
 
     namespace: str
@@ -149,6 +149,10 @@ class Pod(_Namespaced):
     uid: str = ""
     probes: tuple[Probe, ...] = ()
     origin: SourceLocation = SourceLocation()
+    key: ResourceKey = field(default=ResourceKey("Pod", "", ""), init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "key", ResourceKey("Pod", self.namespace, self.name))
 
     @property
     def finished(self) -> bool:

@@ -16,6 +16,7 @@ from l7proxy.sources.decode import Decoded, Fault, decode
 from l7proxy.sources.kubernetes.kinds import Kind
 from l7proxy.sources.kubernetes.sharing import SharedParts
 from l7proxy.sources.last_good import settle
+from l7proxy.sources.objects import NOWHERE
 
 MAX_SHOWN: Final = 100
 """Problems of one kind that are shown: a broken controller may make thousands of broken objects."""
@@ -145,7 +146,7 @@ class Collection:
             self._changed()
 
     def _origin(self, key: ResourceKey) -> SourceLocation:
-        return SourceLocation() if self.kind.resource is Pod else SourceLocation(str(key))
+        return NOWHERE if self.kind.resource is Pod else SourceLocation(str(key))
 
     def _key(self, value: Mapping[str, Any]) -> ResourceKey:
         metadata = value.get("metadata")
