@@ -149,7 +149,7 @@ class Stage:
             until(lambda: self._listens(port) or None, f"nothing serves on port {port} of the server pod")
             yield
         finally:
-            _stop(child)
+            stop(child)
 
     def _listens(self, port: int) -> bool:
         with contextlib.suppress(OSError):
@@ -189,7 +189,7 @@ class Stage:
             workers = children(child.pid)  # nginx: the master only supervises
             yield Running(name, workers[0] if workers else child.pid)
         finally:
-            _stop(child)
+            stop(child)
 
     @contextlib.contextmanager
     def _ours(self, name: str, scratch: Path, chosen: tuple[Rule, ...]) -> Iterator[Running]:
@@ -217,7 +217,7 @@ class Stage:
             beside = tuple(pid for pid in children(child.pid) if pid != worker)
             yield Running(OURS, worker, beside), child
         finally:
-            _stop(child)
+            stop(child)
 
     def _enforced(self, child: subprocess.Popen[bytes], log: Path) -> None:
         """Wait until our agent reports that all is enforced."""
@@ -244,9 +244,12 @@ class Stage:
 
         def look() -> bool | None:
             _alive(child, log)
-            return (self._get("/api/s0/users/1/x"), self._get("/forbidden")) == ("200", "403") or None
+            return self.answers() or None
 
         until(look, f"{name} does not serve: {tail(log)}")
+
+    def answers(self) -> bool:
+        return (self._get("/api/s0/users/1/x"), self._get("/forbidden")) == ("200", "403")
 
     def _get(self, path: str) -> str:
         url = f"http://{self.server}:{HTTP}{path}"
@@ -338,7 +341,7 @@ def _alive(child: subprocess.Popen[bytes], log: Path) -> None:
         raise SystemExit(f"it ended with exit code {child.returncode}: {tail(log)}")
 
 
-def _stop(child: subprocess.Popen[bytes]) -> None:
+def stop(child: subprocess.Popen[bytes]) -> None:
     """SIGTERM, then SIGKILL if it does not end."""
     if child.poll() is None:
         child.send_signal(signal.SIGTERM)

@@ -40,8 +40,8 @@ def measure(place: Stage, effort: Effort, report: Report) -> list[Row]:
         start = time.monotonic()
         with place.proxy(OURS) as running:
             report(f"{size.pods} pods, {size.policies} policies in force after {time.monotonic() - start:.1f} s")
-            labels = _timed(place, changes, _label_change(place), _admitted, report)  # touches one endpoint
-            edits = _timed(place, changes, _policy_edit(place), _edited, report)
+            labels = timed(place, changes, _label_change(place), _admitted, report)  # touches one endpoint
+            edits = timed(place, changes, _policy_edit(place), _edited, report)
             agent = running.beside[0]
             report(f"agent: RSS {rss_mib(agent):.0f} MiB, peak {peak_mib(agent):.0f} MiB")
     note = f"{size.pods} pods, {size.policies} policies, {size.local} endpoints"
@@ -55,7 +55,7 @@ def _rows(name: str, found: list[float], goal: Goal, note: str) -> list[Row]:
     ]
 
 
-def _timed(
+def timed(
     place: Stage, count: int, change: Callable[[int], None], wanted: Callable[[int], str], report: Report
 ) -> list[float]:
     """Milliseconds from each change until the wanted result is seen."""

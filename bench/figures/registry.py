@@ -19,6 +19,7 @@ from bench.figures import (
     memory,
     packet_cost,
     pod_start,
+    scale,
     unread,
 )
 
@@ -35,6 +36,7 @@ FIGURES: Final[tuple[Figure, ...]] = (
     packet_cost.FIGURE,
     changes.FIGURE,
     pod_start.FIGURE,
+    scale.FIGURE,
     cold_compile.FIGURE,
     hostile.FIGURE,
 )

@@ -13,7 +13,7 @@ import ssl
 import subprocess
 import time
 import urllib.request
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -34,7 +34,7 @@ def missing() -> str:
 class ApiServer:
     """`kill` and `start` as often as you like: what etcd holds stays."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, etcd_options: Sequence[str] = ()) -> None:
         self._bin = Path(os.environ[VARIABLE])
         self._folder = folder
         self._etcd_ports = _free(), _free()
@@ -49,12 +49,16 @@ class ApiServer:
         client, peer = (f"http://127.0.0.1:{port}" for port in self._etcd_ports)
         self._etcd = self._run("etcd", "--data-dir", folder / "etcd", "--unsafe-no-fsync", "--listen-client-urls",
             client, "--advertise-client-urls", client, "--listen-peer-urls", peer,
-            "--initial-advertise-peer-urls", peer, "--initial-cluster", f"default={peer}")  # fmt: skip
+            "--initial-advertise-peer-urls", peer, "--initial-cluster", f"default={peer}", *etcd_options)  # fmt: skip
         self.start()
 
     @property
     def url(self) -> str:
         return f"https://127.0.0.1:{self._port}"
+
+    @property
+    def etcd(self) -> str:
+        return f"http://127.0.0.1:{self._etcd_ports[0]}"
 
     def start(self) -> None:
         folder = self._folder

@@ -118,6 +118,14 @@ class KubeApi:
     def put(self, path: str, value: Object) -> None:
         self._do(self._put(path, value))
 
+    def fill(self, objects: Mapping[str, Object]) -> None:
+        """Add many at once, before any client watches."""
+        stored = ((path, value, value.get("metadata", {})) for path, value in objects.items())
+        self._objects |= {
+            path: {**value, "metadata": {"uid": path, "resourceVersion": str(self._version), **metadata}}
+            for path, value, metadata in stored
+        }
+
     def delete(self, path: str) -> None:
         self._do(self._delete(path))
 
