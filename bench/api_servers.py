@@ -30,15 +30,18 @@ Document = Mapping[str, Any]
 CRDS: Final = Path(__file__).resolve().parents[1] / "deploy" / "crds.yaml"
 DEFINITIONS: Final = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions"
 ESTABLISHED_SECONDS: Final = 60.0
+START_SECONDS: Final = 300.0
+"""It reads all objects when it starts."""
 TOGETHER: Final = 200
 """Objects per transaction."""
 ETCD_OPTIONS: Final = ("--quota-backend-bytes", "8000000000", "--max-txn-ops", "1000")
-CLUSTER_WIDE: Final = frozenset(("Node", "Namespace", "CiliumClusterwideNetworkPolicy"))
+CLUSTER_WIDE: Final = frozenset(("Node", "Namespace", "IPAddress", "CiliumClusterwideNetworkPolicy"))
 FOLDERS: Final = {
     "Node": "minions",
     "Namespace": "namespaces",
     "Pod": "pods",
     "Service": "services/specs",
+    "IPAddress": "ipaddresses",
     "ServiceAccount": "serviceaccounts",
     "EndpointSlice": "endpointslices",
     "CiliumNetworkPolicy": "cilium.io/ciliumnetworkpolicies",
@@ -71,7 +74,7 @@ def serving(folder: Path, objects: Iterable[Document], cores: Iterable[int]) -> 
             real = RealServer(api)
             api.kill()
             real.fill(objects)
-            api.start()
+            api.start(START_SECONDS)
             yield real
         finally:
             api.close()
@@ -110,7 +113,7 @@ class RealServer:
             time.sleep(0.2)
 
     def fill(self, objects: Iterable[Document]) -> None:
-        rest = iter(objects)
+        rest = (each for one in objects for each in (one, *_allocation(one)))
         while some := list(islice(rest, TOGETHER)):
             self.change(some)
 
@@ -151,6 +154,24 @@ class SmallServer:
 
     def apply(self, policy: Document) -> None:
         self.change([policy])
+
+
+def _allocation(one: Document) -> Iterator[Document]:
+    """The object that marks a Service's address as taken. A server that lacks thousands of them does not start."""
+    if one["kind"] != "Service":
+        return
+    metadata = one["metadata"]
+    parent = {"group": "", "resource": "services", "namespace": metadata["namespace"], "name": metadata["name"]}
+    labels = {
+        "ipaddress.kubernetes.io/ip-family": "IPv4",
+        "ipaddress.kubernetes.io/managed-by": "ipallocator.k8s.io",
+    }
+    yield {
+        "apiVersion": "networking.k8s.io/v1",
+        "kind": "IPAddress",
+        "metadata": {"name": one["spec"]["clusterIP"], "uid": metadata["uid"], "labels": labels},
+        "spec": {"parentRef": parent},
+    }
 
 
 def _established(definition: Document) -> bool:

@@ -60,7 +60,7 @@ class ApiServer:
     def etcd(self) -> str:
         return f"http://127.0.0.1:{self._etcd_ports[0]}"
 
-    def start(self) -> None:
+    def start(self, patience: float = 120) -> None:
         folder = self._folder
         self._server = self._run("kube-apiserver", f"--etcd-servers=http://127.0.0.1:{self._etcd_ports[0]}",
             "--bind-address=127.0.0.1", "--advertise-address=127.0.0.1", f"--secure-port={self._port}",
@@ -69,10 +69,10 @@ class ApiServer:
             "--authorization-mode=Node,RBAC", f"--token-auth-file={folder}/tokens.csv",
             "--service-cluster-ip-range=10.96.0.0/16", "--disable-admission-plugins=ServiceAccount",
             "--endpoint-reconciler-type=none")  # fmt: skip
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + patience
         while not self._ready():
             assert self._server.poll() is None, (folder / "kube-apiserver.log").read_text()[-2000:]
-            assert time.monotonic() < deadline, "kube-apiserver is not ready after two minutes"
+            assert time.monotonic() < deadline, f"kube-apiserver is not ready after {patience:.0f} s"
             time.sleep(0.2)
 
     def kill(self) -> None:
