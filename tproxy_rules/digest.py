@@ -81,11 +81,13 @@ def identities_digest(identities: Prefixes) -> bytes:
     return found.digest()
 
 
-def fingerprint(desired: Desired) -> str:
-    """The digest of a canonical state. All values are frozen numbers and strings, so `repr` is stable."""
+def fingerprint(desired: Desired, identities: Callable[[Prefixes], bytes] = identities_digest) -> str:
+    """The digest of a canonical state. `identities` is `identities_digest`, or a cache of it.
+
+    All values are frozen numbers and strings, so `repr` is stable."""
     tables = [tuple(table and table_digest(table) for table in (one.ingress, one.egress)) for one in desired.endpoints]
     bare = tuple(replace(one, ingress=None, egress=None) for one in desired.endpoints)
-    content = (replace(desired, identities=(), endpoints=bare), tables, identities_digest(desired.identities))
+    content = (replace(desired, identities=(), endpoints=bare), tables, identities(desired.identities))
     return hashlib.sha256(repr(content).encode()).hexdigest()
 
 

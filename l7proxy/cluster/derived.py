@@ -24,6 +24,7 @@
     Pod, Namespace, ServiceAccount
 
     Node, reaches ► singly_named
+    PodIndex ► owners; PodIndex, places, networks ► by_prefix
     placed, rules, labels of endpoints ► too_large ► fitting: policies, rules
     Service, EndpointSlice ► services_by_namespace ► of_namespace (with the pods there) ► frontends ► service_names
 
@@ -49,9 +50,17 @@ from l7proxy.cluster.secrets import SecretResolver
 from l7proxy.model import resources
 from l7proxy.model.cache import IdentityMemo
 from l7proxy.model.endpoint import Frontend
-from l7proxy.model.identity import HOST, KUBE_APISERVER, REMOTE_NODE, RESERVED_IDENTITIES, UNMANAGED, Identity
+from l7proxy.model.identity import (
+    CONTESTED,
+    HOST,
+    KUBE_APISERVER,
+    REMOTE_NODE,
+    RESERVED_IDENTITIES,
+    UNMANAGED,
+    Identity,
+)
 from l7proxy.model.labels import CLUSTER_KEY, K8S, NODE, Label, LabelSet
-from l7proxy.model.net import Network, Networks, family_of, single
+from l7proxy.model.net import Network, Networks, family_of, single, single_text
 from l7proxy.model.resources import EndpointSlice, Pod, PolicyDocument, Problem, Secret, Service
 from l7proxy.policy.compile import cidrs_of, keys_of
 from l7proxy.policy.headers import SecretName
@@ -127,6 +136,8 @@ class Derived:
         self.of_namespace = defaultdict(partial(Node, _of_namespace))
         self.frontends = Node(_frontends)
         self.service_names = Node(_service_names)
+        self.by_prefix = Node(_by_prefix)
+        self.owners = Node(_owners)
 
 
 # --- policies
@@ -260,6 +271,32 @@ def _singly_named(pod_cidrs: Iterable[str], reaches: Iterable[Network]) -> froze
     held = Networks(ip_network(cidr) for cidr in pod_cidrs)
     singles = (one for one in reaches if one.prefixlen == one.max_prefixlen)
     return frozenset(str(one.network_address) for one in singles if held.holding(one))
+
+
+def _by_prefix(
+    pod_index: PodIndex,
+    _addressed: object,
+    _of_nodes: Mapping[str, str],
+    places: Mapping[str, int],
+    networks: Mapping[str, int],
+    dual: bool,
+) -> Mapping[str, int]:
+    """Prefix → identity. Later updates below override earlier ones: cluster addresses are never `world`.
+
+    `_addressed` and `_of_nodes` are other objects when an address of a pod (`PodIndex.addressed`) or node has changed.
+    """
+    table: dict[str, int] = {str(network): number for network, number in identities.worlds(dual=dual).items()}
+    table |= networks
+    table |= places
+    table |= pod_index.prefixes()
+    table |= {single_text(address): CONTESTED for address in pod_index.contested}
+    table |= {prefix: places[prefix] for prefix in map(single_text, pod_index.nodes)}
+    return table
+
+
+def _owners(pod_index: PodIndex, _addressed: object) -> Mapping[str, Pod]:
+    """Address → pod."""
+    return dict(pod_index.owned)
 
 
 def _node_labels(node: resources.Node, cluster: str) -> frozenset[Label]:

@@ -103,6 +103,7 @@ class PodIndex:
         self._stamps: dict[str, object] = {}
         self._identities: dict[str, Identity] = {}
         self._moved: set[str] = set()
+        self._order: object = object()
         self._prefixes: dict[str, int] = {}
 
     # --- updates
@@ -228,6 +229,8 @@ class PodIndex:
     def prefixes(self) -> Mapping[str, int]:
         """The single-address prefix of every owned address → identity number. A live view: copy it to keep it."""
         numbers = self._allocated()
+        if self._moved:
+            self._order = object()
         for address in self._moved:
             prefix = single_text(address)
             owner = self.owned.get(address)
@@ -237,6 +240,11 @@ class PodIndex:
                 self._prefixes[prefix] = numbers[self._entries[owner.key].at(address).spelling]
         self._moved.clear()
         return self._prefixes
+
+    def addressed(self) -> object:
+        """A cache key: a new object after every change of `owned`, `contested` or `prefixes`."""
+        self.prefixes()
+        return self._order
 
     def problems(self) -> list[Problem]:
         """Address claims that conflict with a node or with another pod."""

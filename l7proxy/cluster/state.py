@@ -26,7 +26,7 @@ from l7proxy.model.endpoint import Assignment, Endpoint, Frontend
 from l7proxy.model.identity import CONTESTED, UNKNOWN, Identity, allocate
 from l7proxy.model.ids import EndpointId
 from l7proxy.model.labels import RESERVED, Label, LabelSet, Operator, Requirement, Selector
-from l7proxy.model.net import Network, single_text
+from l7proxy.model.net import Network
 from l7proxy.model.ref import RuleRef
 from l7proxy.model.resources import (
     KINDS,
@@ -236,7 +236,7 @@ class ClusterState:
                 *self._audit_problems(),
             ),
             secret_problems=secret_problems,
-            names=Names(dict(pod_index.owned), ids, derived.service_names(services), known),
+            names=Names(derived.owners(pod_index, pod_index.addressed()), ids, derived.service_names(services), known),
             pod_cidrs=pod_cidrs,
             only_named=frozenset(
                 one for one in derived.singly_named(pod_cidrs, reaches) if not any(one in known for known in owned)
@@ -358,7 +358,7 @@ class ClusterState:
         if pod_index.contested:
             reserved[CONTESTED] = Identity(CONTESTED, LabelSet.reserved(CONTESTED_KEY))
         known = identities.table(reserved, pod_index.identities(), of_places, networks=networks)
-        return known, _prefixes(pod_index, places, prefixes, dual=dual)
+        return known, derived.by_prefix(pod_index, pod_index.addressed(), of_nodes, places, prefixes, dual)
 
     def _frontends(self, pod_index: PodIndex) -> tuple[Frontend, ...]:
         """Cached per namespace, since pods affect only the Services of their namespace."""
@@ -399,19 +399,6 @@ def _early(
 def _assigned(assignments: Iterable[Assignment]) -> dict[str, ResourceKey]:
     """Address → the pod to which the CNI of this node has assigned it, also one without an object."""
     return {address: ResourceKey("Pod", one.namespace, one.name) for one in assignments for address in one.addresses}
-
-
-def _prefixes(
-    pod_index: PodIndex, places: Mapping[str, int], networks: Mapping[str, int], *, dual: bool
-) -> dict[str, int]:
-    """Prefix → identity. Later updates below override earlier ones: cluster addresses are never `world`."""
-    table: dict[str, int] = {str(network): number for network, number in identities.worlds(dual=dual).items()}
-    table |= networks
-    table |= places
-    table |= pod_index.prefixes()
-    table |= {single_text(address): CONTESTED for address in pod_index.contested}
-    table |= {prefix: places[prefix] for prefix in map(single_text, pod_index.nodes)}
-    return table
 
 
 def _endpoints(node: str | None, pod_index: PodIndex, *, probes_only: bool) -> tuple[Endpoint, ...]:

@@ -26,7 +26,8 @@ def delta(before: PolicySnapshot, after: PolicySnapshot) -> SnapshotDelta:
     known = {one.id: one for one in before.endpoints}
     changed = [one for one in after.endpoints if not _same(known.pop(one.id, None), one)]
     policies, endpoints = _pack(changed)
-    moved = {prefix for prefix, _ in before.identities.items() ^ after.identities.items()}
+    alike = before.identities is after.identities
+    moved = set() if alike else {prefix for prefix, _ in before.identities.items() ^ after.identities.items()}
     come = {prefix: after.identities[prefix] for prefix in moved if prefix in after.identities}
     return SnapshotDelta(
         before.revision,
@@ -53,7 +54,7 @@ class SnapshotDecoder:
         gone = frozenset(message.gone)
         endpoints = {one.id: one for one in last.endpoints if one.id not in gone}
         endpoints |= {one.id: one for one in _unpack(message.endpoints, message.policies)}
-        identities = last.identities | message.identities
+        identities = {**last.identities, **message.identities}
         for prefix in message.identities_gone:
             identities.pop(prefix, None)
         ordered = tuple(endpoints[number] for number in sorted(endpoints))

@@ -10,6 +10,7 @@ A change of any message needs a new PROTOCOL_VERSION: tests/unit/link/test_proto
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Final, NamedTuple, get_type_hints
 
 import msgspec
@@ -49,7 +50,7 @@ class PolicySnapshot(msgspec.Struct, frozen=True):
 
     revision: int
     endpoints: tuple[LocalEndpoint, ...]
-    identities: dict[str, int]
+    identities: Mapping[str, int]
     frontends: tuple[Frontend, ...] = ()
     node_addresses: tuple[str, ...] = ()
     http: HttpOptions = HttpOptions()

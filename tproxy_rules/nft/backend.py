@@ -110,7 +110,7 @@ class NftablesBackend:
 
     def _apply(self, desired: Desired) -> None:
         snapshot = checked(desired, self._examine, self._roll.examined)
-        wanted = fingerprint(snapshot)
+        wanted = fingerprint(snapshot, self._roll.digest)
         _ = self._watch  # subscribe before the first commit
         known = self._verified()
         if known is None or known.snapshot == wanted or self._routed != snapshot.settings:

@@ -9,6 +9,7 @@ from operator import is_not
 from typing import Final
 
 from tproxy_rules.desired import Prefixes
+from tproxy_rules.digest import identities_digest
 from tproxy_rules.networks import Identities, split
 from tproxy_rules.validate import examined_identities
 
@@ -37,6 +38,7 @@ class IdentityCache:
 
     def __init__(self) -> None:
         self._last = page(())
+        self._digest: tuple[IdentityPage, bytes] | None = None
 
     def __call__(self, given: Prefixes) -> IdentityPage:
         last = self._last
@@ -50,6 +52,12 @@ class IdentityCache:
 
     def split(self, given: Prefixes) -> Nets:
         return self(given).nets
+
+    def digest(self, given: Prefixes) -> bytes:
+        found = self(given)
+        if self._digest is None or self._digest[0] is not found:
+            self._digest = found, identities_digest(found.canonical)
+        return self._digest[1]
 
 
 def _following(last: IdentityPage, given: Prefixes) -> IdentityPage | None:

@@ -107,7 +107,7 @@ def render(
             *(LocalEndpoint(one.id, str(one), one.addresses, policies[one.id]) for one in view.endpoints),
             *(LocalEndpoint(one.id, str(one), one.addresses, one.policy) for one in unknown),
         ),
-        identities=dict(view.by_prefix),
+        identities=view.by_prefix,
         frontends=view.frontends if resolve_services else (),
         node_addresses=view.node_addresses,
         http=replace(http, secret_headers=frozenset(name.encode() for name in headers_of(view.rules))),
@@ -128,6 +128,8 @@ class Tables:
 
     def prefixes(self, by_prefix: Mapping[str, int]) -> kernel.Prefixes:
         """Sorted. Reuses the previous order for unchanged prefixes."""
+        if by_prefix is self._by_prefix:
+            return self._sorted
         changed = {prefix for prefix, _ in self._by_prefix.items() ^ by_prefix.items()}
         if changed:
             kept = [pair for pair in self._sorted if pair[0] not in changed]

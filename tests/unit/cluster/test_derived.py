@@ -11,7 +11,7 @@ from l7proxy.cluster import derived
 from l7proxy.cluster.derived import Derived, Node
 from l7proxy.cluster.identity_labels import LabelFilter
 from l7proxy.cluster.state import ClusterState
-from l7proxy.model.resources import Namespace, Upsert
+from l7proxy.model.resources import Namespace, Pod, Upsert
 from l7proxy.policy.lang.options import DEFAULT
 from l7proxy.sources import objects
 
@@ -75,3 +75,17 @@ def test_a_change_of_one_kind_keeps_the_rest() -> None:
     assert before.rules
     assert after.rules is before.rules
     assert state.copy().view("n1") == after
+
+
+def test_the_addresses_are_drawn_anew_only_when_one_has_changed() -> None:
+    state = ClusterState()
+    state.apply([Upsert(Pod("shop", "web", "node-1", ("10.0.1.5",)))])
+    first = state.view("node-1")
+    state.apply([Upsert(Namespace("other", {"stage": "test"}))])
+    second = state.view("node-1")
+    assert (second.by_prefix, second.names.owned) == (first.by_prefix, first.names.owned)
+    assert second.by_prefix is first.by_prefix and second.names.owned is first.names.owned
+    state.apply([Upsert(Pod("shop", "next", "node-1", ("10.0.1.6",)))])
+    third = state.view("node-1")
+    assert third.by_prefix.keys() - first.by_prefix.keys() == {"10.0.1.6/32"}
+    assert third.names.owned.keys() - first.names.owned.keys() == {"10.0.1.6"}

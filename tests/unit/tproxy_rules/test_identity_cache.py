@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tproxy_rules.desired import Prefixes
+from tproxy_rules.digest import identities_digest
 from tproxy_rules.nft.identity_cache import IdentityCache, page
 
 PREFIXES = (
@@ -34,6 +35,8 @@ def test_whatever_came_before(some: list[Prefixes]) -> None:
         assert roll(prefixes) == page(prefixes)
         assert roll.examined(prefixes) == (page(prefixes).problem, page(prefixes).canonical)
         assert roll.split(page(prefixes).canonical) == page(prefixes).nets
+        if not page(prefixes).problem:
+            assert roll.digest(page(prefixes).canonical) == identities_digest(page(prefixes).canonical)
 
 
 BASE = tuple(sorted((f"10.{high}.{low}.1/32", high + low) for high in range(40) for low in range(40)))
