@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import struct
 from array import array
 from collections.abc import Callable, Sequence
@@ -10,9 +11,13 @@ from dataclasses import replace
 from functools import lru_cache
 from ipaddress import ip_address, ip_network
 from operator import is_, lt
-from typing import Any
+from typing import Any, Final
 
 from tproxy_rules.desired import Bridge, Desired, Endpoint, Entry, Prefixes, Settings, Stage, Table, Tier
+
+_OCTET: Final = r"(?:25[0-5]|2[0-4][0-9]|1[0-9][0-9]|[1-9]?[0-9])"
+_HOST: Final = re.compile(rf"{_OCTET}(?:\.{_OCTET}){{3}}/32")
+"""A single IPv4 address in canonical form, as nearly all prefixes are: neither parsed nor remembered."""
 
 
 def canonical(table: Table) -> Table:
@@ -91,9 +96,13 @@ def fingerprint(desired: Desired, identities: Callable[[Prefixes], bytes] = iden
     return hashlib.sha256(repr(content).encode()).hexdigest()
 
 
-@lru_cache(maxsize=1 << 16)
 def network(prefix: str) -> str:
     """The canonical text of a prefix, or ValueError."""
+    return prefix if _HOST.fullmatch(prefix) else _network(prefix)
+
+
+@lru_cache(maxsize=1 << 16)
+def _network(prefix: str) -> str:
     return str(ip_network(prefix))
 
 

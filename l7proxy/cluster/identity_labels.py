@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Final
 
 from l7proxy.errors import ConfigError
@@ -22,6 +23,7 @@ from l7proxy.model.labels import (
     NAMESPACE_LABELS_PREFIX,
     OWN,
     SERVICE_ACCOUNT_KEY,
+    SHARED,
     Label,
     LabelSet,
 )
@@ -128,6 +130,10 @@ NOTHING: Final = Asked()
 _NO_LABELS: Final[Mapping[str, str]] = {}
 
 
+_label = lru_cache(maxsize=SHARED)(Label)
+"""Most labels of a pod are those of its namespace, too."""
+
+
 def labels_of(
     pod: Pod,
     namespace: Mapping[str, str],
@@ -147,7 +153,7 @@ def labels_of(
     labels[NAMESPACE_KEY] = pod.namespace
     labels[SERVICE_ACCOUNT_KEY] = pod.service_account
     labels[CLUSTER_KEY] = cluster
-    found = [Label(K8S, key, value) for key, value in labels.items()]
+    found = [_label(K8S, key, value) for key, value in labels.items()]
     found += [Label(OWN, key, pod.labels[key]) for key in asked.own if key in pod.labels]
     found += [Label(ACCOUNT, key, account[key]) for key in asked.account if key in account]
     return LabelSet.of(found)

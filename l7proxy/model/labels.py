@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Protocol
 
 ANY = "any"
@@ -72,7 +72,7 @@ class LabelSet:
         for label in self.labels:
             if label.source not in (OWN, ACCOUNT):
                 found.setdefault(label.key, set()).add(label.value)
-        return {key: frozenset(values) for key, values in found.items()}
+        return {key: _only(*values) if len(values) == 1 else frozenset(values) for key, values in found.items()}
 
     def values(self, source: str, key: str) -> frozenset[str]:
         """The values of a key under `source`, or under all sources when it is `any`; empty when absent."""
@@ -89,10 +89,24 @@ class LabelSet:
     @cached_property
     def text(self) -> tuple[str, ...]:
         """Sorted text form, as flows and `identity list` show it."""
-        return tuple(sorted(str(label) for label in self.labels))
+        return tuple(sorted(map(_spelled, self.labels)))
 
     def __hash__(self) -> int:
         return hash(self.labels)
+
+
+SHARED = 1 << 15
+"""Parts of label sets that are one object in memory: most labels of a pod are those of its namespace, too."""
+
+
+@lru_cache(maxsize=SHARED)
+def _only(value: str) -> frozenset[str]:
+    return frozenset((value,))
+
+
+@lru_cache(maxsize=SHARED)
+def _spelled(label: Label) -> str:
+    return str(label)
 
 
 class Operator(Enum):
