@@ -40,6 +40,8 @@ class About:
     """Commands that use it besides `run`."""
     default: str = ""
     """The default in words, where it depends on the node."""
+    live: bool = False
+    """A change of the file is in force at once. Else the process that uses it must be restarted."""
 
 
 def _bit(help: str) -> About:  # noqa: A002
@@ -70,15 +72,16 @@ class WorkerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
         msgspec.field(default_factory=_node_name)
     )
     log_level: Annotated[
-        Literal["debug", "info", "warning", "error"], About("Least severe level that is logged.", used_by=(CLEANUP,))
+        Literal["debug", "info", "warning", "error"],
+        About("Least severe level that is logged.", used_by=(CLEANUP,), live=True),
     ] = "info"
     log_format: Annotated[
-        Literal["text", "json"], About("Format of the log on standard error.", used_by=(CLEANUP,))
+        Literal["text", "json"], About("Format of the log on standard error.", used_by=(CLEANUP,), live=True)
     ] = "text"
     proxy_port: Annotated[int, About("TCP port of the proxy, the TPROXY target.", 1, 65535)] = 15001
     mark_upstream: Annotated[int, _bit("Packet mark of the proxy's own connections.")] = 0x02000000
     worker_connections: Annotated[
-        int, About("Maximum connections per worker; one endpoint may use half.", 2, 1 << 20)
+        int, About("Maximum connections per worker; one endpoint may use half.", 2, 1 << 20, live=True)
     ] = 16384
     worker_memory: Annotated[
         int,
@@ -88,6 +91,7 @@ class WorkerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
             16,
             1 << 20,
             unit="MiB",
+            live=True,
         ),
     ] = 256
     drain: Annotated[
@@ -136,7 +140,7 @@ class Settings(WorkerSettings, frozen=True, kw_only=True, forbid_unknown_fields=
         tuple[str, ...],
         About("CNI networks whose containers are not pods (of podman or nerdctl): their interfaces are not closed."),
     ] = ()
-    refuse: Annotated[Literal["reset", "drop"], About("How to refuse TCP connections.")] = "reset"
+    refuse: Annotated[Literal["reset", "drop"], About("How to refuse TCP connections.", live=True)] = "reset"
     flow_log: Annotated[str, About("File to write flows to as JSON lines, or `stdout`; empty: none.")] = ""
     flow_log_max_bytes: Annotated[int, About("Size at which the flow log is rotated.", 4096, 1 << 40, unit="bytes")] = (
         10 << 20
@@ -148,10 +152,12 @@ class Settings(WorkerSettings, frozen=True, kw_only=True, forbid_unknown_fields=
     ] = 4095
     flow_headers: Annotated[
         tuple[str, ...],
-        About("Names of HTTP headers whose values are shown in flows. Headers that hold a secret never are."),
+        About(
+            "Names of HTTP headers whose values are shown in flows. Headers that hold a secret never are.", live=True
+        ),
     ] = ()
-    flow_query: Annotated[bool, About("Flows show the query of a URL.")] = False
-    audit: Annotated[bool, _policy("Audit mode: allow what policy denies, and report it as AUDIT.")] = False
+    flow_query: Annotated[bool, About("Flows show the query of a URL.", live=True)] = False
+    audit: Annotated[bool, _policy("Audit mode: allow what policy denies, and report it as AUDIT.", live=True)] = False
     secrets_namespace: Annotated[
         str, _policy("Namespace whose secrets policies may use besides those of their own namespace; empty: none.")
     ] = ""
@@ -203,17 +209,21 @@ class Settings(WorkerSettings, frozen=True, kw_only=True, forbid_unknown_fields=
         ),
     ] = TUNNEL_PROTOCOLS
     deny_header: Annotated[
-        bool, About("Put the reason of a denial in the header x-l7proxy-denied of the 403 response.")
+        bool, About("Put the reason of a denial in the header x-l7proxy-denied of the 403 response.", live=True)
     ] = False
     connect: Annotated[
-        bool, _policy("Allow CONNECT where method and host match, else refuse it; its tunnel is not inspected.")
+        bool,
+        _policy("Allow CONNECT where method and host match, else refuse it; its tunnel is not inspected.", live=True),
     ] = False
     matrix_parameters: Annotated[
         Literal["refuse", "pass"],
-        _policy("Paths with `;`, which servers parse differently: `pass` allows them if both readings match."),
+        _policy(
+            "Paths with `;`, which servers parse differently: `pass` allows them if both readings match.", live=True
+        ),
     ] = "refuse"
     escaped_slashes: Annotated[
-        Literal["redirect", "refuse"], _policy("Paths with %2F or %5C: redirect to the normalised path, or refuse.")
+        Literal["redirect", "refuse"],
+        _policy("Paths with %2F or %5C: redirect to the normalised path, or refuse.", live=True),
     ] = "redirect"
     mark_proxy: Annotated[int, _bit("Packet mark of redirected packets.")] = 0x01000000
     route_table: Annotated[int, About("Routing table for l7proxy.", 1, 0xFFFFFFFF)] = 7777
@@ -229,7 +239,7 @@ class Settings(WorkerSettings, frozen=True, kw_only=True, forbid_unknown_fields=
     ] = "127.0.0.1:9878"
     nflog_group: Annotated[int, About("NFLOG group for verdict events.", 1, 65535)] = 77
     log_rate: Annotated[
-        int, About("Kernel flow events per second; one sender may cause a tenth of them.", 1, 1_000_000)
+        int, About("Kernel flow events per second; one sender may cause a tenth of them.", 1, 1_000_000, live=True)
     ] = 1000
 
     @property

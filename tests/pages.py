@@ -28,7 +28,8 @@ SCHEMA: Final = "docs/settings.schema.json"
 
 def settings_table() -> str:
     """One row for each setting, in order of definition."""
-    return _table(("setting", "variable", "values", "default", "used by", "meaning"), map(_row, DEFINITIONS.values()))
+    columns = ("setting", "variable", "values", "default", "used by", "change", "meaning")
+    return _table(columns, map(_row, DEFINITIONS.values()))
 
 
 def schema() -> dict[str, Any]:
@@ -102,7 +103,8 @@ def with_part(page: str, name: str, text: str) -> str:
 
 def _row(one: Definition) -> tuple[str, ...]:
     default = one.about.default or (f"`{one.default}`" if one.default else "none")
-    return f"`{one.key}`", f"`{one.variable}`", one.allowed, default, ", ".join(one.used_by), one.about.help
+    used_by, change = ", ".join(one.used_by), "live" if one.about.live else "restart"
+    return f"`{one.key}`", f"`{one.variable}`", one.allowed, default, used_by, change, one.about.help
 
 
 def _property(one: Definition) -> dict[str, Any]:

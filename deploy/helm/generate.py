@@ -2,6 +2,7 @@
 
   deploy/helm/l7proxy/files/crds/*.yaml      from deploy/helm/crds.py
   deploy/helm/l7proxy/values.schema.json     from the definitions of the settings, and the table below
+  deploy/helm/l7proxy/files/live-settings.json    the settings that change without new pods
   deploy/crds.yaml                           the CRDs in one file
   deploy/install.yaml                        the rendered chart, for clusters without helm (needs helm)
 
@@ -21,11 +22,13 @@ from pathlib import Path
 from typing import Any, Final
 
 from deploy.helm import crds
+from l7proxy.setting_definitions import DEFINITIONS
 from tests.pages import schema as settings_schema
 
 HERE: Final = Path(__file__).resolve().parent
 CHART: Final = HERE / "l7proxy"
 SCHEMA: Final = CHART / "values.schema.json"
+LIVE: Final = CHART / "files" / "live-settings.json"
 INSTALL: Final = HERE.parent / "install.yaml"
 CRDS: Final = HERE.parent / "crds.yaml"
 NAMESPACE: Final = "kube-system"
@@ -103,6 +106,15 @@ def schema_text() -> str:
     return json.dumps(values_schema(), indent=2) + "\n"
 
 
+def live_settings() -> list[str]:
+    """Settings whose change needs no new pods."""
+    return [one.key for one in DEFINITIONS.values() if one.about.live]
+
+
+def live_text() -> str:
+    return json.dumps(live_settings(), indent=2) + "\n"
+
+
 def crd_files() -> dict[Path, str]:
     return {
         CHART / "files" / "crds" / f"{one['spec']['names']['plural']}.yaml": crds.text(one)
@@ -118,7 +130,7 @@ def chart_digest() -> str:
     """Digest of the files of the chart that its rendering depends on."""
     found = hashlib.sha256()
     templates = (path for path in (CHART / "templates").rglob("*") if path.is_file())
-    for path in sorted((CHART / "Chart.yaml", CHART / "values.yaml", *templates)):
+    for path in sorted((CHART / "Chart.yaml", CHART / "values.yaml", LIVE, *templates)):
         content = path.read_bytes()
         found.update(f"{path.relative_to(CHART)} {len(content)}\n".encode() + content)
     return found.hexdigest()
@@ -145,6 +157,7 @@ def write_what_needs_no_helm() -> None:
     for path, content in crd_files().items():
         path.write_text(content)
     SCHEMA.write_text(schema_text())
+    LIVE.write_text(live_text())
     CRDS.write_text(crds_text())
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 from l7proxy import __version__, compiled
 from l7proxy.agent import health, report
 from l7proxy.agent.api import Answer
+from l7proxy.agent.configuration import Configuration
 from l7proxy.agent.dataplane.reconciler import Published, Reconciler
 from l7proxy.agent.dataplane.revocation import Revocation
 from l7proxy.agent.flow_recorder import Recorder
@@ -19,7 +20,6 @@ from l7proxy.cluster.state import ClusterState
 from l7proxy.errors import ConfigError
 from l7proxy.flows.sinks.feed import Feed
 from l7proxy.link.server import LinkServer
-from l7proxy.setting_definitions import Settings
 from l7proxy.settings import derived
 from l7proxy.simulate import trace
 from l7proxy.simulate.cluster import Cluster
@@ -33,7 +33,7 @@ if TYPE_CHECKING:  # it imports the Kubernetes client, which only its source nee
 class Parts:
     """The parts of a running agent that answers are read from."""
 
-    settings: Settings
+    configuration: Configuration
     source: Source
     backend: str
     cluster_state: ClusterState
@@ -58,8 +58,9 @@ def _status(parts: Parts, question: Mapping[str, Any]) -> object:
     reconciler, source, ring = parts.reconciler, parts.source.health(), parts.recorder.ring
     current = reconciler.current
     return {
-        "node": parts.settings.node,
-        "audit": parts.settings.audit,
+        "node": parts.configuration.settings.node,
+        "audit": parts.configuration.settings.audit,
+        "settings": report.settings(parts.configuration),
         "version": __version__,
         "build": compiled.word(),
         "backend": parts.backend,
@@ -106,7 +107,7 @@ async def _trace(parts: Parts, question: Mapping[str, Any]) -> object:
     if current is None:
         raise ConfigError("not ready: the source has not been read yet")
     cluster = Cluster.live(parts.cluster_state, current.view, current.snapshots.workers.endpoints)
-    paths = derived.http_options(parts.settings).paths
+    paths = derived.http_options(parts.configuration.settings).paths
     answer = await asyncio.to_thread(trace.answer, cluster, asked, paths)
     return {"trace": answer.to_json()}
 

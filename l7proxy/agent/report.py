@@ -8,6 +8,7 @@ from typing import Any, Final
 
 import msgspec
 
+from l7proxy.agent.configuration import Configuration
 from l7proxy.agent.dataplane.reconciler import KernelState, Published
 from l7proxy.agent.dataplane.render import ports_of
 from l7proxy.agent.dataplane.revocation import Revoked
@@ -45,6 +46,11 @@ STATES = {
     PolicyPhase.REFUSED: "refused",
     PolicyPhase.INVALID: "invalid",
 }
+
+
+def settings(configuration: Configuration) -> dict[str, Any]:
+    """What of the configuration file is not in force: its fault, and names of settings."""
+    return {"error": configuration.error, "restart_needed": list(configuration.restart_needed)}
 
 
 def sink(feed: Feed) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 from l7proxy.agent import health, queries
 from l7proxy.agent.api import AgentApi
+from l7proxy.agent.configuration import Configuration
 from l7proxy.agent.dataplane import pod_interfaces
 from l7proxy.agent.dataplane.reconciler import Reconciler
 from l7proxy.agent.dataplane.revocation import Revocation
@@ -33,6 +34,7 @@ from l7proxy.process import exit_code, make_run_dir
 from l7proxy.setting_definitions import KUBERNETES, Settings
 from l7proxy.settings import derived
 from l7proxy.settings.address import host_and_port
+from l7proxy.settings.origin import Origin
 from l7proxy.sources.files.notify import ChangeNotifier
 from l7proxy.sources.files.source import FileSource
 from l7proxy.sources.source import Source
@@ -57,9 +59,9 @@ GC_THRESHOLDS: Final = (50_000, 20, 100)
 """Thousands of pods are many long-lived objects: frequent full collections would delay policy updates."""
 
 
-def run_agent(settings: Settings) -> int:
-    """Serve until SIGTERM or SIGINT. Returns the exit code."""
-    return exit_code(lambda: asyncio.run(_agent(settings)), ConfigError, KernelError)
+def run_agent(settings: Settings, origin: Origin | None = None) -> int:
+    """Serve until SIGTERM or SIGINT. Returns the exit code. `origin`: where changed settings are read."""
+    return exit_code(lambda: asyncio.run(_agent(Configuration(settings, origin))), ConfigError, KernelError)
 
 
 def cleanup(settings: Settings) -> list[str]:
@@ -83,13 +85,14 @@ def cleanup(settings: Settings) -> list[str]:
     return done
 
 
-async def _agent(settings: Settings) -> None:
+async def _agent(configuration: Configuration) -> None:
     gc.set_threshold(*GC_THRESHOLDS)
-    async with _opened_source(settings) as source:
-        await _serve(settings, source)
+    async with _opened_source(configuration.settings) as source:
+        await _serve(configuration, source)
 
 
-async def _serve(settings: Settings, source: Source) -> None:
+async def _serve(configuration: Configuration, source: Source) -> None:
+    settings = configuration.settings
     make_run_dir(settings.run_dir)
     backend = await asyncio.to_thread(detect.choose, settings.backend)
     ring = Ring(settings.flow_ring, node_name=settings.node)
@@ -99,6 +102,10 @@ async def _serve(settings: Settings, source: Source) -> None:
     watcher = pod_interfaces.InterfaceWatcher(settings.cni_results, settings.cni_ignored_networks)
     revocation = Revocation()
     manager = ServiceManager()
+
+    def configured(_: frozenset[str]) -> None:
+        now = configuration.settings
+        reconciler.configure(derived.kernel(now), derived.http_options(now), audit=now.audit)
 
     def enforced(snapshot: Desired, restored: bool) -> None:
         revocation.in_force(snapshot, doubtful=restored)
@@ -118,9 +125,9 @@ async def _serve(settings: Settings, source: Source) -> None:
         others=partial(_others, backend.name),
     )
     feeds = [Feed(name, sink, ring) for name, sink in registry.make(settings).items()]
-    cluster_status = _cluster_status(settings, reconciler, link)
+    cluster_status = _cluster_status(configuration, reconciler, link)
     parts = queries.Parts(
-        settings=settings,
+        configuration=configuration,
         source=source,
         backend=backend.name,
         cluster_state=cluster_state,
@@ -148,6 +155,7 @@ async def _serve(settings: Settings, source: Source) -> None:
             tasks.create_task(_watch_links(watcher, reconciler), name="links"),
             tasks.create_task(_watch_results(settings.cni_results, reconciler), name="CNI results"),
             tasks.create_task(revocation.run(), name="revocation"),
+            tasks.create_task(configuration.run(configured), name="settings"),
             *([tasks.create_task(cluster_status.run(), name="status in the cluster")] if cluster_status else []),
         ]
         log.info("node %s: backend %s, source %s", settings.node, backend.name, settings.source)
@@ -261,7 +269,8 @@ def _probes(settings: Settings, reconciler: Reconciler, link: LinkServer) -> Abs
     return health.HealthServer(*host_and_port(settings.health_address), checks).serving()
 
 
-def _cluster_status(settings: Settings, reconciler: Reconciler, link: LinkServer) -> ClusterStatus | None:
+def _cluster_status(configuration: Configuration, reconciler: Reconciler, link: LinkServer) -> ClusterStatus | None:
+    settings = configuration.settings
     if settings.source != KUBERNETES or not settings.policy_status:
         return None
     # Here, since they import the Kubernetes client.
@@ -271,7 +280,7 @@ def _cluster_status(settings: Settings, reconciler: Reconciler, link: LinkServer
 
     def look() -> Observed:
         workers = tuple(worker.revision for worker in link.workers())
-        return Observed(reconciler.current, reconciler.kernel, workers, settings.audit)
+        return Observed(reconciler.current, reconciler.kernel, workers, configuration.settings.audit)
 
     def connect() -> Connection:
         return Connection(Access(settings.kubeconfig, settings.kube_context))

@@ -19,10 +19,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from l7proxy.agent.configuration import Configuration
 from l7proxy.agent.ready_file import ReadyFile
 from l7proxy.errors import ConfigError
 from l7proxy.process import CANNOT_START, exit_code, make_run_dir
 from l7proxy.setting_definitions import Settings
+from l7proxy.settings.origin import Origin
 
 log = logging.getLogger(__name__)
 
@@ -34,6 +36,7 @@ GRACE: Final = 5.0
 """Seconds after the drain time until a child that has not exited is killed."""
 PYTHON: Final = (sys.executable, "-P", "-m")
 """-P: modules in the current directory are not imported."""
+STANDARD_INPUT: Final = "0"
 _PR_SET_PDEATHSIG: Final = 1
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -46,39 +49,54 @@ class Child:
     argv: tuple[str, ...]
     says_when_ready: bool = False
     """It takes one more argument: a descriptor to which it writes a byte once it is ready."""
+    takes_settings: bool = False
+    """It reads changed settings from its standard input, a line for each change."""
 
 
-def run_all(settings: Settings) -> int:
-    """Run until SIGTERM or SIGINT, which are passed on to the children. Returns the exit code."""
-    return exit_code(lambda: asyncio.run(_run_all(settings)), ConfigError)
+def run_all(settings: Settings, origin: Origin) -> int:
+    """Run until SIGTERM or SIGINT, which are passed on to the children. Returns the exit code. `origin`: where the
+    settings are read again when they change."""
+    return exit_code(lambda: asyncio.run(_run_all(settings, origin)), ConfigError)
 
 
-def run_workers(settings: Settings, ready_file: Path | None) -> int:
+def run_workers(settings: Settings, origin: Origin, ready_file: Path | None) -> int:
     """The same without an agent. `ready_file` exists while every worker serves connections."""
-    return exit_code(lambda: asyncio.run(_run_workers(settings, ready_file)), ConfigError)
+    return exit_code(lambda: asyncio.run(_run_workers(settings, origin, ready_file)), ConfigError)
 
 
-async def _run_workers(settings: Settings, ready_file: Path | None) -> None:
+async def _run_workers(settings: Settings, origin: Origin, ready_file: Path | None) -> None:
     make_run_dir(settings.run_dir)
     workers = [worker(settings, index) for index in range(settings.workers)]
     ready = ReadyFile(ready_file, [one.name for one in workers]) if ready_file is not None else None
-    await keep_running(workers, grace=settings.drain + GRACE, ready=ready)
+    configuration = Configuration(settings, origin)
+    await keep_running(workers, grace=settings.drain + GRACE, ready=ready, configuration=configuration)
 
 
-async def _run_all(settings: Settings) -> None:
+async def _run_all(settings: Settings, origin: Origin) -> None:
     make_run_dir(settings.run_dir)
     workers = [worker(settings, index) for index in range(settings.workers)]
     # The agent starts first: its messages about wrong settings are the best. It ends last: draining workers send flows.
-    await keep_running(workers, around=agent(settings), grace=settings.drain + GRACE)
+    await keep_running(
+        workers,
+        around=agent(settings, origin),
+        grace=settings.drain + GRACE,
+        configuration=Configuration(settings, origin),
+    )
 
 
-def agent(settings: Settings) -> Child:
-    return Child("agent", (*PYTHON, "l7proxy.agent", settings.dump()))
+def agent(settings: Settings, origin: Origin) -> Child:
+    return Child("agent", (*PYTHON, "l7proxy.agent", settings.dump(), origin.dump()))
 
 
 def worker(settings: Settings, index: int) -> Child:
-    argv = (*PYTHON, "l7proxy.proxy", settings.of_workers.dump(), str(index))
-    return Child(f"worker {index}", argv, says_when_ready=True)
+    """A worker of this supervisor, which tells it changed settings."""
+    argv = (*lone_worker(settings, index).argv, STANDARD_INPUT)
+    return Child(f"worker {index}", argv, says_when_ready=True, takes_settings=True)
+
+
+def lone_worker(settings: Settings, index: int) -> Child:
+    """A worker whose settings do not change."""
+    return Child(f"worker {index}", (*PYTHON, "l7proxy.proxy", settings.of_workers.dump(), str(index)))
 
 
 async def keep_running(
@@ -87,6 +105,7 @@ async def keep_running(
     around: Child | None = None,
     grace: float,
     ready: ReadyFile | None = None,
+    configuration: Configuration | None = None,
     first_pause: float = FIRST_PAUSE,
     last_pause: float = LAST_PAUSE,
     lived: float = LIVED,
@@ -94,22 +113,42 @@ async def keep_running(
     """Start all and restart those that exit, until a signal. ConfigError when a child cannot start at all.
 
     `around` starts before the wanted children, and is stopped after they have ended. `ready` is told which children are
-    ready.
+    ready, and `configuration` has the settings that children take while they run.
     """
     stop, stop_last = _Stop(), _Stop()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.send, number)
 
+    keepers: list[_Keeper] = []
+
     def keep(child: Child, stop: _Stop) -> Coroutine[None, None, None]:
-        return _Keeper(
-            child, stop, grace=grace, ready=ready, first_pause=first_pause, last_pause=last_pause, lived=lived
-        ).run()
+        keepers.append(
+            _Keeper(
+                child,
+                stop,
+                grace=grace,
+                ready=ready,
+                configuration=configuration,
+                first_pause=first_pause,
+                last_pause=last_pause,
+                lived=lived,
+            )
+        )
+        return keepers[-1].run()
+
+    def configured(_: frozenset[str]) -> None:
+        for keeper in keepers:
+            keeper.tell_settings()
 
     async with asyncio.TaskGroup() as tasks:
         if around is not None:
             tasks.create_task(keep(around, stop_last), name=around.name)
-        await asyncio.wait([tasks.create_task(keep(child, stop), name=child.name) for child in wanted])
+        running = [tasks.create_task(keep(child, stop), name=child.name) for child in wanted]
+        following = tasks.create_task(configuration.run(configured), name="settings") if configuration else None
+        await asyncio.wait(running)
+        if following is not None:
+            following.cancel()
         stop_last.send(signal.SIGTERM)
 
 
@@ -136,6 +175,7 @@ class _Keeper:
         *,
         grace: float,
         ready: ReadyFile | None,
+        configuration: Configuration | None,
         first_pause: float,
         last_pause: float,
         lived: float,
@@ -144,6 +184,7 @@ class _Keeper:
         self._stop = stop
         self._grace = grace
         self._ready = ready
+        self._configuration = configuration
         self._first_pause = first_pause
         self._last_pause = last_pause
         self._lived = lived
@@ -182,10 +223,15 @@ class _Keeper:
     async def _until_exit(self, *argv: str, inherited: tuple[int, ...] = ()) -> int:
         # A process group of its own: Ctrl-C in a terminal reaches the supervisor only, which keeps the order.
         process = await asyncio.create_subprocess_exec(
-            *argv, pass_fds=inherited, preexec_fn=_die_with(os.getpid()), process_group=0
+            *argv,
+            stdin=asyncio.subprocess.PIPE if self._child.takes_settings else None,
+            pass_fds=inherited,
+            preexec_fn=_die_with(os.getpid()),
+            process_group=0,
         )
         log.info("%s started, pid %d", self._child.name, process.pid)
         self._process = process
+        self.tell_settings()
         try:
             async with asyncio.timeout(None) as self._deadline:
                 if self._stop.asked.is_set():  # the signal came while the child was being created
@@ -198,6 +244,12 @@ class _Keeper:
             self._process = None
             if process.returncode is None:
                 await _end(process, self._grace)
+
+    def tell_settings(self) -> None:
+        """Write the settings in force to the child, if it takes them and runs."""
+        if self._configuration is None or self._process is None or self._process.stdin is None:
+            return
+        self._process.stdin.write(f"{self._configuration.settings.of_workers.dump()}\n".encode())
 
     def _send(self, number: int) -> None:
         """Pass a signal on. The first one starts the child's grace time."""

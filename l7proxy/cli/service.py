@@ -16,6 +16,7 @@ from l7proxy.setting_definitions import CLEANUP, DEFINITIONS, WORKERS, Definitio
 
 if TYPE_CHECKING:
     from l7proxy.agent.supervise import Child
+    from l7proxy.settings.origin import Origin
 
 Config = Annotated[
     Path | None,
@@ -45,11 +46,18 @@ def _metavar(one: Definition) -> str | None:
 
 
 def _settings(config: Path | None, chosen: Mapping[str, Any], used_by: str = "agent") -> Settings:
-    from l7proxy.settings.read import load
+    return _started(config, chosen, used_by)[0]
 
-    settings = load(config, chosen, used_by=used_by)
+
+def _started(config: Path | None, chosen: Mapping[str, Any], used_by: str = "agent") -> tuple[Settings, Origin]:
+    """The settings, and where to read them again; from now on it is logged as they say."""
+    from l7proxy.settings.origin import Origin
+
+    flags = {name: value for name, value in chosen.items() if value is not None}
+    origin = Origin(file=str(config.absolute()) if config is not None else None, flags=flags, used_by=used_by)
+    settings = origin.load()
     log_output.start(settings.log_level, settings.log_format, settings.node)
-    return settings
+    return settings, origin
 
 
 def _run(*, chosen: Mapping[str, Any], config: Config = None) -> None:
@@ -67,14 +75,14 @@ def _run(*, chosen: Mapping[str, Any], config: Config = None) -> None:
     """
     from l7proxy.agent.supervise import run_all
 
-    raise typer.Exit(run_all(_settings(config, chosen)))
+    raise typer.Exit(run_all(*_started(config, chosen)))
 
 
 def _agent(*, chosen: Mapping[str, Any], config: Config = None) -> None:
     """Run only the agent: it reads manifests, programs the kernel and the workers, and collects flows."""
     from l7proxy.agent import supervise
 
-    _become(supervise.agent(_settings(config, chosen)))
+    _become(supervise.agent(*_started(config, chosen)))
 
 
 def _workers(
@@ -93,7 +101,7 @@ def _workers(
     """
     from l7proxy.agent.supervise import run_workers
 
-    raise typer.Exit(run_workers(_settings(config, chosen, WORKERS), ready_file))
+    raise typer.Exit(run_workers(*_started(config, chosen, WORKERS), ready_file))
 
 
 def _proxy(
@@ -109,7 +117,7 @@ def _proxy(
     """
     from l7proxy.agent import supervise
 
-    _become(supervise.worker(_settings(config, chosen, "worker"), worker))
+    _become(supervise.lone_worker(_settings(config, chosen, "worker"), worker))
 
 
 def _become(program: Child) -> None:

@@ -142,7 +142,16 @@ def _show_status(found: Mapping[str, Any], complaints: list[str]) -> None:
     unknown = found.get("unknown_pods") or []
     _section("Unknown pods:", (_unknown(one, audit=bool(found.get("audit"))) for one in unknown))
     _section("Not covered:", not_covered(found))
+    _section("Settings:", _settings(as_object(found.get("settings") or {})))
     _section("Not enforced:", complaints)
+
+
+def _settings(settings: Mapping[str, Any]) -> Iterable[str]:
+    """What of the configuration file is not in force."""
+    if error := settings.get("error"):
+        yield f"{error}; the last good settings stay in force"
+    for name in settings.get("restart_needed") or []:
+        yield f"restart needed: {name}"
 
 
 def _section(title: str, lines: Iterable[str]) -> None:

@@ -189,6 +189,10 @@ class ClusterState:
         """Whether the node is in audit mode."""
         return self._audit
 
+    def audit_all(self, audits: bool) -> None:
+        """Whether the node is in audit mode, from the next view on."""
+        self._audit = audits
+
     def copy(self) -> ClusterState:
         """A copy that later changes do not affect."""
         other = copy(self)

@@ -20,6 +20,7 @@ from typing import Final
 
 import uvloop
 
+from l7proxy import log_output
 from l7proxy.gate.clock import Clock
 from l7proxy.link import fence
 from l7proxy.link.client import LinkClient
@@ -32,7 +33,7 @@ from l7proxy.proxy.server.memory import Memory
 from l7proxy.proxy.server.server import ProxyServer
 from l7proxy.proxy.server.steering import Steering, Transparent
 from l7proxy.proxy.server.timer_wheel import TimerWheel
-from l7proxy.setting_definitions import WorkerSettings
+from l7proxy.setting_definitions import WorkerSettings, parse
 
 log = logging.getLogger(__name__)
 
@@ -43,18 +44,24 @@ GC_THRESHOLDS: Final = (20_000, 20, 50)
 
 
 def run_worker(
-    settings: WorkerSettings, worker: int = 0, *, steering: Steering | None = None, ready: int | None = None
+    settings: WorkerSettings,
+    worker: int = 0,
+    *,
+    steering: Steering | None = None,
+    changes: int | None = None,
+    ready: int | None = None,
 ) -> int:
     """Serve until a signal arrives. Returns exit code 0. ConfigError when the worker cannot start.
 
-    `ready`: descriptor to which a byte is written once connections are served.
+    `changes`: descriptor from which changed settings are read. `ready`: descriptor to which a byte
+    is written once connections are served.
     """
     descriptors = listener.take_descriptors()
     way = steering or Transparent(settings.proxy_port, mark_upstream=settings.mark_upstream)
     bound = way.listen()
-    limit = max(1, min(settings.worker_connections, (descriptors - SPARE_DESCRIPTORS) // 2))
+    carried = max(1, (descriptors - SPARE_DESCRIPTORS) // 2)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(_serve(settings, worker, way, bound, limit, ready))
+        runner.run(_serve(settings, worker, way, bound, carried, changes, ready))
     return 0
 
 
@@ -84,7 +91,8 @@ async def _serve(
     worker: int,
     steering: Steering,
     bound: Sequence[socket.socket],
-    limit: int,
+    carried: int,
+    changes: int | None,
     ready: int | None,
 ) -> None:
     stop = _Stop(settings.drain)
@@ -98,7 +106,7 @@ async def _serve(
             records=outbox.put,
             clock=Clock(time.time_ns, time.monotonic_ns),
             timeouts=Timeouts(),
-            limit=limit,
+            limit=min(settings.worker_connections, carried),
             memory=Memory(settings.worker_memory << 20),
         )
         server = ProxyServer(ctx, bound, on_open=partial(_tell, ready))
@@ -112,6 +120,11 @@ async def _serve(
         running = [
             tasks.create_task(link.run(), name="link"),
             tasks.create_task(server.tick(), name="wheel"),
+            *(
+                [tasks.create_task(_follow(changes, settings, ctx, carried), name="settings")]
+                if changes is not None
+                else []
+            ),
         ]
         gc.set_threshold(*GC_THRESHOLDS)
         gc.collect()
@@ -122,6 +135,20 @@ async def _serve(
             log.warning("%d flow records were not delivered to the agent", len(outbox))
         for task in running:
             task.cancel()
+
+
+async def _follow(changes: int, settings: WorkerSettings, ctx: WorkerContext, carried: int) -> None:
+    """Take over the live settings of each line, until the writer has gone. What is not live stays as it was."""
+    lines = asyncio.StreamReader()
+    reading = os.fdopen(changes, "rb", buffering=0)
+    await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(lines), reading)
+    while line := await lines.readline():
+        wanted = parse(line.decode(), WorkerSettings)
+        if (wanted.log_level, wanted.log_format) != (settings.log_level, settings.log_format):
+            log_output.start(wanted.log_level, wanted.log_format, settings.node)
+        ctx.limit = min(wanted.worker_connections, carried)
+        ctx.memory.resize(wanted.worker_memory << 20)
+        settings = wanted
 
 
 def _tell(ready: int | None) -> None:

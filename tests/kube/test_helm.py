@@ -202,11 +202,14 @@ class TestRelease:
 
         settings = ("--reuse-values", "--set=settings.deny-header=true", "--wait", "--timeout=2m")
         cluster.helm("upgrade", RELEASE, str(CHART), "-n", SYSTEM, *settings)
-        assert "deny-header: true" in config()
-        headers = cluster.exec("client-1", "curl", "-s", "-m", "5", "-o", "/dev/null", "-D", "-", "http://web/admin")
-        assert "x-l7proxy-denied" in headers
+        eventually(lambda: "deny-header: true" in config(), "the kubelet has updated the ConfigMap", 150)
+
+        def denied() -> str:
+            return cluster.exec("client-1", "curl", "-s", "-m", "5", "-o", "/dev/null", "-D", "-", "http://web/admin")
+
+        eventually(lambda: "x-l7proxy-denied" in denied(), "the setting is in force", 150)
         cluster.helm("rollback", RELEASE, "-n", SYSTEM, "--wait", "--timeout=2m")
-        assert "deny-header" not in config()
+        eventually(lambda: "deny-header" not in config(), "the kubelet has updated the ConfigMap", 150)
         assert verdicts(cluster) == RIGHT
 
     def test_a_wrong_value_is_refused_by_name(self, cluster: Handle) -> None:

@@ -116,6 +116,7 @@ class Reconciler:
         self._inbox: list[Change] = []
         self._health = SourceHealth()
         self._dirty = asyncio.Event()
+        self._wanted: tuple[KernelSettings, HttpOptions, bool] | None = None
         self._retry = 0.0
         self._sent = 0
         self._digest = ""
@@ -152,6 +153,11 @@ class Reconciler:
         self._health = health
         self._dirty.set()
 
+    def configure(self, settings: KernelSettings, http: HttpOptions, *, audit: bool) -> None:
+        """Enforce with these settings from the next round on. Returns at once."""
+        self._wanted = settings, http, audit
+        self._dirty.set()
+
     def look(self) -> None:
         """Check now: pod interfaces or kernel rules may have changed. Returns at once."""
         self._dirty.set()
@@ -179,17 +185,33 @@ class Reconciler:
         """One round: at its end all changes received so far are enforced, or `kernel.error` is the reason why not."""
         changes, self._inbox, health = self._inbox, [], self._health
         self._cluster_state.apply(changes)
+        reconfigured = self._reconfigure()
         if not self._cluster_state.synced:
             return
         interfaces = await asyncio.to_thread(self._look)
         current = self.current
-        if current is None or changes or interfaces != current.interfaces or health is not current.source:
+        if (
+            current is None
+            or changes
+            or reconfigured
+            or interfaces != current.interfaces
+            or health is not current.source
+        ):
             current = await self._draw(current, interfaces, health)
         if self.kernel.revision != current.revision:
             await self._publish(current)
         else:
             await self._check(current)
         await self._count()
+
+    def _reconfigure(self) -> bool:
+        """Take over the settings of `configure`: between rounds, since a round reads them in a thread."""
+        if self._wanted is None:
+            return False
+        self._settings, self._http, audit = self._wanted
+        self._wanted = None
+        self._cluster_state.audit_all(audit)
+        return True
 
     async def _draw(self, before: Published | None, interfaces: PodInterfaces, health: SourceHealth) -> Published:
         view, policies, snapshots = await asyncio.to_thread(self._compute, interfaces)

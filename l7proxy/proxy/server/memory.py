@@ -28,13 +28,17 @@ class Memory:
     """The buffered bytes of one worker. `budget` is in bytes. `ended` and `refused` count connections."""
 
     def __init__(self, budget: int = BUDGET) -> None:
-        self.budget = budget
-        self.part = budget // 4
+        self.resize(budget)
         self.held = 0
         self.ended = 0
         self.refused = 0
         self._shares: dict[Share, dict[Holder, None]] = {}
         self._full: dict[Share, float] = {}
+
+    def resize(self, budget: int) -> None:
+        """What is held already counts against the new limits at the next change."""
+        self.budget = budget
+        self.part = budget // 4
 
     def change(self, share: Share, holder: Holder, before: int) -> None:
         """`holder` holds `holder.held` bytes now, and held `before`."""

@@ -52,6 +52,10 @@ class ChangeNotifier:
         if self._fd >= 0:
             _libc.inotify_add_watch(self._fd, os.fsencode(directory), MASK)
 
+    def notify(self) -> None:
+        """As if something had changed."""
+        self._changed.set()
+
     async def wait(self, seconds: float) -> bool:
         """Wait until something has changed since the last call (True), or until the timeout (False)."""
         with suppress(TimeoutError):

@@ -10,6 +10,7 @@ import pytest
 
 from l7proxy.agent import queries
 from l7proxy.agent.api import Answer
+from l7proxy.agent.configuration import Configuration
 from l7proxy.agent.dataplane.pod_interfaces import PodInterfaces
 from l7proxy.agent.dataplane.reconciler import Reconciler
 from l7proxy.agent.dataplane.revocation import Revocation
@@ -49,7 +50,7 @@ class Agent:
             settings=derived.kernel(settings),
         )
         parts = queries.Parts(
-            settings=settings,
+            configuration=Configuration(settings),
             source=FileSource(directory),
             backend="fake",
             cluster_state=state,

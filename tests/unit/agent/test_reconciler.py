@@ -13,6 +13,7 @@ import pytest
 from l7proxy.agent.dataplane.pod_interfaces import PodInterfaces
 from l7proxy.agent.dataplane.reconciler import Published, Reconciler
 from l7proxy.cluster.state import ClusterState
+from l7proxy.gate.options import HttpOptions
 from l7proxy.link import framing
 from l7proxy.link.delta import SnapshotDecoder
 from l7proxy.link.messages import PROTOCOL_VERSION, Applied, Hello, PolicySnapshot, SnapshotDelta
@@ -128,6 +129,26 @@ async def test_nothing_is_touched_before_the_source_has_said_all(stage: Stage) -
     await stage.submit(*SYNCED)
     assert stage.installed() is not None
     assert (stage.reconciler.revision, stage.reconciler.enforced_revision) == (1, 1)
+
+
+async def test_other_settings_are_enforced_in_the_next_round(stage: Stage) -> None:
+    """And equal ones make no new revision."""
+    await stage.submit(*said(WEB, policy(L7)))
+    options = HttpOptions(deny_header=True)
+    for _ in range(2):
+        stage.reconciler.configure(Settings(refuse_with_reset=False), options, audit=True)
+        await stage.reconciler.step()
+    current = stage.reconciler.current
+    assert current is not None
+    assert (stage.reconciler.revision, stage.backend.applied) == (2, 2)
+    assert current.snapshots.workers.http.deny_header
+    audited = stage.installed()
+    assert audited is not None
+    assert not audited.settings.refuse_with_reset
+    stage.reconciler.configure(Settings(), HttpOptions(), audit=False)
+    await stage.reconciler.step()
+    assert stage.installed() != audited
+    assert all(not one.audit for one in stage.reconciler.current.view.endpoints)  # type: ignore[union-attr]
 
 
 async def test_a_revision_is_counted_only_when_a_snapshot_differs(stage: Stage) -> None:

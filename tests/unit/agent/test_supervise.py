@@ -19,6 +19,7 @@ from l7proxy.agent.ready_file import ReadyFile
 from l7proxy.agent.supervise import Child, agent, keep_running, worker
 from l7proxy.errors import ConfigError
 from l7proxy.setting_definitions import Settings, WorkerSettings, parse
+from l7proxy.settings.origin import Origin
 
 
 def program(path: Path, name: str, text: str) -> Child:
@@ -197,10 +198,13 @@ def test_children_do_not_outlive_a_killed_supervisor(tmp_path: Path) -> None:
 
 def test_children_get_their_settings_as_one_line() -> None:
     settings = Settings(source="/m", node="n1", run_dir=Path("/run/x"), drain=1.5)
-    program, line = agent(settings).argv[1:4], agent(settings).argv[4]
+    origin = Origin(file="/c.yaml", flags={"drain": "1.5"})
+    program, (line, second) = agent(settings, origin).argv[1:4], agent(settings, origin).argv[4:]
     assert program == ("-P", "-m", "l7proxy.agent")
     assert parse(line, Settings) == settings
-    *program_of_worker, line, index = worker(settings, 3).argv[1:]
+    assert Origin.parse(second) == origin
+    *program_of_worker, line, index, changes = worker(settings, 3).argv[1:]
+    assert changes == "0"
     assert program_of_worker == ["-P", "-m", "l7proxy.proxy"]
     assert (parse(line, WorkerSettings), index) == (settings.of_workers, "3")
     assert "/m" not in line

@@ -68,6 +68,7 @@ def test_the_derived_files_are_those_of_their_sources() -> None:
     for path, content in generate.crd_files().items():
         assert path.read_text() == content, path.name
     assert set(generate.crd_files()) == set((generate.CHART / "files" / "crds").iterdir())
+    assert generate.LIVE.read_text() == generate.live_text()
     assert generate.SCHEMA.read_text() == generate.schema_text()
     assert generate.CRDS.read_text() == generate.crds_text()
 

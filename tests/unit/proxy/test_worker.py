@@ -29,10 +29,11 @@ from l7proxy.model.net import HostPort
 from l7proxy.proxy.server.steering import Plain
 from l7proxy.proxy.worker import run_worker
 from l7proxy.setting_definitions import WorkerSettings
-link, port, server, server_port, drain, *ready = sys.argv[1:]
+link, port, server, server_port, drain, *given = sys.argv[1:]
+ready, changes, *_ = (*map(int, given), None, None)
 way = Plain(HostPort("127.0.0.1", int(port)), HostPort(server, int(server_port)))
 settings = WorkerSettings(run_dir=Path(link).parent, drain=float(drain))
-sys.exit(run_worker(settings, steering=way, ready=int(ready[0]) if ready else None))
+sys.exit(run_worker(settings, steering=way, ready=ready, changes=changes))
 """
 
 
@@ -68,11 +69,11 @@ class Agent:
 
 @contextlib.asynccontextmanager
 async def worker(
-    link: Path, server: HostPort, drain: float = 5, ready: tuple[int, ...] = ()
+    link: Path, server: HostPort, drain: float = 5, given: tuple[int, ...] = ()
 ) -> AsyncIterator[tuple[asyncio.subprocess.Process, int]]:
     port = free_port()
-    words = (os.fspath(link), str(port), server.address, str(server.port), str(drain), *map(str, ready))
-    process = await asyncio.create_subprocess_exec(sys.executable, "-c", PROGRAM, *words, pass_fds=ready)
+    words = (os.fspath(link), str(port), server.address, str(server.port), str(drain), *map(str, given))
+    process = await asyncio.create_subprocess_exec(sys.executable, "-c", PROGRAM, *words, pass_fds=given)
     try:
         yield process, port
     finally:
@@ -142,6 +143,35 @@ async def test_a_hurry_does_not_wait_for_what_is_open(tmp_path: Path, signals: l
         assert [record.status for record in agent.responses] == [499]
 
 
+async def test_changed_settings_are_in_force_at_once(tmp_path: Path) -> None:
+    """A client may have half of the connections: one of two."""
+    link = tmp_path / "link.sock"
+    agent, (_, ready), (changes, writing) = Agent(link), os.pipe(), os.pipe()
+
+    async def refused(port: int) -> bool:
+        with contextlib.suppress(ConnectionResetError):
+            async with client(port) as (reader, writer):
+                writer.write(request())
+                return await reader.read(1) == b""
+        return True
+
+    async with (
+        agent.server.serving(),
+        backend(web) as server,
+        worker(link, server, given=(ready, changes)) as (_, port),
+    ):
+        await agent.publish()
+        async with client(port) as first, client(port) as second:
+            assert [await get(*one) for one in (first, second)] == [200, 200]
+            few = WorkerSettings(run_dir=tmp_path, worker_connections=2)
+            os.write(writing, few.dump().encode() + b"\n")
+            async with asyncio.timeout(20):
+                while not await refused(port):
+                    pass
+            os.close(writing)
+            assert [await get(*one) for one in (first, second)] == [200, 200]
+
+
 async def test_it_carries_no_kubernetes_and_no_kernel_tables() -> None:
     names = ("yaml", "pyroute2", "tproxy_rules", "typer", "h2")
     program = f"import l7proxy.proxy.worker, sys; print([m for m in {names} if m in sys.modules])"
@@ -163,7 +193,7 @@ async def test_it_is_ready_once_it_has_a_policy_and_not_before(tmp_path: Path) -
     reading, writing = os.pipe()
     os.set_blocking(reading, False)
     agent = Agent(path)
-    async with backend(web) as server, agent.server.serving(), worker(path, server, ready=(writing,)) as (_, port):
+    async with backend(web) as server, agent.server.serving(), worker(path, server, given=(writing,)) as (_, port):
         await until(agent.server.workers)
         with pytest.raises(BlockingIOError):
             os.read(reading, 1)

@@ -22,6 +22,13 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
 {{- end }}
 
+{{/* Digest of those of the settings that need new pods: the others are taken over by the running ones. */}}
+{{- define "l7proxy.restartSettings" -}}
+{{- $settings := deepCopy (index . 1) }}
+{{- range (index . 0).Files.Get "files/live-settings.json" | fromJsonArray }}{{ $_ := unset $settings . }}{{ end }}
+{{- $settings | toJson | sha256sum | trunc 16 }}
+{{- end }}
+
 {{/* What all pods have in common. */}}
 {{- define "l7proxy.pod" -}}
 enableServiceLinks: false
