@@ -237,6 +237,23 @@ class Settings(WorkerSettings, frozen=True, kw_only=True, forbid_unknown_fields=
     health_address: Annotated[
         str, About("ADDRESS:PORT of /livez and /readyz, for probes; empty: none. Keep it on loopback.")
     ] = "127.0.0.1:9878"
+    metrics_address: Annotated[
+        str,
+        About(
+            "ADDRESS:PORT of /metrics for Prometheus, as 0.0.0.0:9965; empty: none. Who reaches it can read which pods "
+            "talk to each other."
+        ),
+    ] = ""
+    flow_metrics: Annotated[
+        str,
+        About(
+            "Metrics of flows, separated by blanks, with options as Hubble has them; empty: only those of the agent. "
+            "See docs/metrics.md."
+        ),
+    ] = "flow drop tcp icmp dns port-distribution policy httpV2 cilium"
+    metrics_series: Annotated[
+        int, About("Series per metric of flows; further ones are folded into the label value `overflow`.", 1, 1_000_000)
+    ] = 10_000
     nflog_group: Annotated[int, About("NFLOG group for verdict events.", 1, 65535)] = 77
     log_rate: Annotated[
         int, About("Kernel flow events per second; one sender may cause a tenth of them.", 1, 1_000_000, live=True)

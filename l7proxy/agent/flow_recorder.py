@@ -112,6 +112,7 @@ class Recorder:
         self._node = node
         self._cluster = cluster
         self._ends = EndpointIndex((), {})
+        self._names = Names()
         self._uuids = Uuids()
         self._use(Names(), 0, DEFAULT_OPTIONS)
         self._lost = 0
@@ -124,6 +125,11 @@ class Recorder:
         snapshot = published.snapshots.workers
         self._ends = EndpointIndex(snapshot.endpoints, snapshot.identities, self._ends)
         self._use(published.view.names, published.revision, snapshot.http)
+
+    def knows(self, address: str, namespace: str, name: str) -> bool:
+        """Whether the pod exists and has this address. From any thread."""
+        pod = self._names.pod(address)
+        return pod is not None and (pod.namespace, pod.name) == (namespace, name)
 
     def ingest(self, flows: Flows) -> None:
         """Append a batch of a worker. LinkError when it is invalid."""
@@ -159,6 +165,7 @@ class Recorder:
 
     def _use(self, names: Names, revision: int, options: HttpOptions) -> None:
         """Flows get the names and options of this policy snapshot from now on."""
+        self._names = names
         self._enricher = Enricher(
             names,
             node=self._node,

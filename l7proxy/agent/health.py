@@ -1,4 +1,4 @@
-"""Serves `/livez` and `/readyz` over HTTP, for the probes of kubelet and for monitoring.
+"""Serves `/livez` and `/readyz` over HTTP, for the probes of kubelet and for monitoring; also `/metrics`.
 
 `/livez`: the event loop answers, and the reconciler is not stuck. It fails only where a restart may help.
 `/readyz`: the node enforces its policies. It does not fail while the source is out of reach: what was read last stays
@@ -12,7 +12,7 @@ and two seconds. When too many connect, the oldest connection makes room, so tha
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager, suppress
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import Final
@@ -34,6 +34,9 @@ PATIENCE: Final = 2.0
 
 Check = Callable[[], Iterable[str]]
 """Returns the reasons for a negative answer; none means yes."""
+Page = Callable[[str], Awaitable[tuple[str, bytes]]]
+"""Accept header of the request → (content type, body)."""
+PLAIN: Final = "text/plain; charset=utf-8"
 
 
 def not_alive(reconciler: Reconciler) -> Iterable[str]:
@@ -70,12 +73,27 @@ def may_ask(peer: tuple[str, int] | None, listening: IPv4Address | IPv6Address) 
 
 
 class HealthServer:
-    """`async with HealthServer(address, port, checks).serving(): …`. `checks`: path → check."""
+    """`async with HealthServer(address, port, checks).serving(): …`. `checks`: path → check, `pages`: path → page.
 
-    def __init__(self, address: IPv4Address | IPv6Address, port: int, checks: Mapping[str, Check]) -> None:
+    `setting`: the one that the address is from. `patience`: seconds that a client has.
+    """
+
+    def __init__(
+        self,
+        address: IPv4Address | IPv6Address,
+        port: int,
+        checks: Mapping[str, Check],
+        *,
+        pages: Mapping[str, Page] | None = None,
+        setting: str = "health-address",
+        patience: float = PATIENCE,
+    ) -> None:
         self._address = address
         self._port = port
         self._checks = checks
+        self._pages = pages or {}
+        self._setting = setting
+        self._patience = patience
         self._open: dict[asyncio.StreamWriter, None] = {}
 
     @asynccontextmanager
@@ -86,7 +104,7 @@ class HealthServer:
         except OSError as error:
             where = f"[{self._address}]" if self._address.version == 6 else self._address
             raise ConfigError(
-                f"health-address: cannot listen at {where}:{self._port}: {error.strerror}: choose another address"
+                f"{self._setting}: cannot listen at {where}:{self._port}: {error.strerror}: choose another address"
             ) from error
         try:
             yield server.sockets[0].getsockname()[1]
@@ -106,7 +124,7 @@ class HealthServer:
         self._open[writer] = None
         try:
             with suppress(OSError, TimeoutError):  # a client that leaves, or is slow
-                async with asyncio.timeout(PATIENCE):
+                async with asyncio.timeout(self._patience):
                     writer.write(await self._response(reader))
                     await writer.drain()
         finally:
@@ -120,26 +138,38 @@ class HealthServer:
             while (event := connection.next_event()) is h11.NEED_DATA:
                 connection.receive_data(await reader.read(MAX_REQUEST))
         except h11.RemoteProtocolError as error:
-            return _encoded(connection, 400, [str(error)])
+            return _encoded(connection, 400, _lines([str(error)]))
         if not isinstance(event, h11.Request):
             return b""  # the client left
-        status, lines = self._answer(event)
-        return _encoded(connection, status, lines, body=event.method != b"HEAD")
+        path = event.target.partition(b"?")[0].decode("ascii", "replace")
+        page = self._pages.get(path) if event.method in (b"GET", b"HEAD") else None
+        kind = PLAIN
+        if page is not None:
+            accept = b",".join(value for name, value in event.headers if name == b"accept")
+            kind, text = await page(accept.decode("latin-1"))
+            status = 200
+        else:
+            status, lines = self._answer(event.method, path)
+            text = _lines(lines)
+        return _encoded(connection, status, text, kind, body=event.method != b"HEAD")
 
-    def _answer(self, event: h11.Request) -> tuple[int, list[str]]:
-        if event.method not in (b"GET", b"HEAD"):
+    def _answer(self, method: bytes, path: str) -> tuple[int, list[str]]:
+        if method not in (b"GET", b"HEAD"):
             return 405, ["only GET and HEAD are served"]
-        check = self._checks.get(event.target.partition(b"?")[0].decode("ascii", "replace"))
+        check = self._checks.get(path)
         if check is None:
-            return 404, ["known paths: " + ", ".join(sorted(self._checks))]
+            return 404, ["known paths: " + ", ".join(sorted((*self._checks, *self._pages)))]
         reasons = list(check())
         return (503, reasons) if reasons else (200, ["ok"])
 
 
-def _encoded(connection: h11.Connection, status: int, lines: Iterable[str], *, body: bool = True) -> bytes:
-    text = "".join(line.replace("\n", " ") + "\n" for line in lines).encode()
+def _lines(lines: Iterable[str]) -> bytes:
+    return "".join(line.replace("\n", " ") + "\n" for line in lines).encode()
+
+
+def _encoded(connection: h11.Connection, status: int, text: bytes, kind: str = PLAIN, *, body: bool = True) -> bytes:
     headers = [
-        ("content-type", "text/plain; charset=utf-8"),
+        ("content-type", kind),
         ("content-length", str(len(text))),
         ("cache-control", "no-store"),
         ("connection", "close"),

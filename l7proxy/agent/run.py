@@ -24,11 +24,13 @@ from l7proxy.agent.dataplane import pod_interfaces
 from l7proxy.agent.dataplane.reconciler import Reconciler
 from l7proxy.agent.dataplane.revocation import Revocation
 from l7proxy.agent.flow_recorder import Recorder
+from l7proxy.agent.metrics import Scraper
 from l7proxy.agent.service_manager import ServiceManager
 from l7proxy.errors import ConfigError
 from l7proxy.flows.ring import Ring
 from l7proxy.flows.sinks import registry
 from l7proxy.flows.sinks.feed import Feed
+from l7proxy.flows.sinks.sink import Sink
 from l7proxy.link.server import LinkServer
 from l7proxy.process import exit_code, make_run_dir
 from l7proxy.setting_definitions import KUBERNETES, Settings
@@ -55,6 +57,8 @@ INTERFACES_EASE: Final = (0.02, 0.5)
 waits for the scan."""
 RESULTS_CHECK: Final = 5.0
 """Seconds after which the watch of CNI results is renewed: their directory may have been recreated."""
+SCRAPE_PATIENCE: Final = 10.0
+"""Seconds for a scrape, Prometheus' default timeout."""
 GC_THRESHOLDS: Final = (50_000, 20, 100)
 """Thousands of pods are many long-lived objects: frequent full collections would delay policy updates."""
 
@@ -122,9 +126,14 @@ async def _serve(configuration: Configuration, source: Source) -> None:
         on_published=recorder.published,
         on_enforced=enforced,
         on_suppressed=recorder.suppressed,
+        on_delay=lambda seconds: scraper.enforced(seconds),
         others=partial(_others, backend.name),
     )
-    feeds = [Feed(name, sink, ring) for name, sink in registry.make(settings).items()]
+    sinks: dict[str, Sink] = registry.make(settings)
+    scraper = Scraper(settings, recorder)
+    if scraper.flows is not None:
+        sinks["metrics"] = scraper.flows
+    feeds = [Feed(name, sink, ring) for name, sink in sinks.items()]
     cluster_status = _cluster_status(configuration, reconciler, link)
     parts = queries.Parts(
         configuration=configuration,
@@ -145,6 +154,7 @@ async def _serve(configuration: Configuration, source: Source) -> None:
         _feeding(feeds),  # until workers have sent their last records
         link.serving(),
         _probes(settings, reconciler, link),
+        _metrics(settings, scraper, parts),
         _listening(settings.nflog_group, recorder),  # last: its "not permitted" may only mean another running agent
         asyncio.TaskGroup() as tasks,
     ):
@@ -267,6 +277,16 @@ def _probes(settings: Settings, reconciler: Reconciler, link: LinkServer) -> Abs
         "/readyz": lambda: health.not_ready(reconciler, link.workers()),
     }
     return health.HealthServer(*host_and_port(settings.health_address), checks).serving()
+
+
+def _metrics(settings: Settings, scraper: Scraper, parts: queries.Parts) -> AbstractAsyncContextManager[object]:
+    """The listener for Prometheus, if one is wanted."""
+    if not settings.metrics_address:
+        return nullcontext()
+    address = host_and_port(settings.metrics_address)
+    pages = {"/metrics": partial(scraper.page, parts)}
+    patience = SCRAPE_PATIENCE
+    return health.HealthServer(*address, {}, pages=pages, setting="metrics-address", patience=patience).serving()
 
 
 def _cluster_status(configuration: Configuration, reconciler: Reconciler, link: LinkServer) -> ClusterStatus | None:

@@ -20,6 +20,7 @@ import msgspec
 from l7proxy.cluster.identity_labels import LabelFilter
 from l7proxy.errors import ConfigError, SourceError
 from l7proxy.link.local import MAX_PATH
+from l7proxy.metrics import options as flow_metrics
 from l7proxy.model.verdict import Protocol
 from l7proxy.setting_definitions import DEFINITIONS, Definition, Settings
 from l7proxy.settings.address import host_and_port
@@ -167,6 +168,15 @@ def _faults(settings: Settings) -> Iterator[tuple[str, str]]:
             host_and_port(settings.health_address)
         except ConfigError as error:
             yield "health_address", str(error)
+    if settings.metrics_address:
+        try:
+            host_and_port(settings.metrics_address)
+        except ConfigError as error:
+            yield "metrics_address", str(error)
+    try:
+        flow_metrics.parse(settings.flow_metrics)
+    except ConfigError as error:
+        yield "flow_metrics", str(error)
     for protocol in WITH_PORTS.intersection(settings.tunnel_protocols):
         yield "tunnel_protocols", f"{protocol} is not an IP protocol without ports or ICMP types"
     if settings.flow_ring & (settings.flow_ring + 1):

@@ -93,6 +93,7 @@ class Reconciler:
         on_published: Callable[[Published], None] = lambda published: None,
         on_enforced: Callable[[Desired, bool], None] = lambda snapshot, restored: None,
         on_suppressed: Callable[[Mapping[Suppressed, int]], None] = lambda counts: None,
+        on_delay: Callable[[float], None] = lambda seconds: None,
         others: Callable[[], Iterable[Backend]] = tuple,
         check_every: float = CHECK,
         patience: float = PATIENCE,
@@ -107,6 +108,7 @@ class Reconciler:
         self._on_published = on_published
         self._on_enforced = on_enforced
         self._on_suppressed = on_suppressed
+        self._on_delay = on_delay
         self._others = others
         self._swept = False
         self._check_every = check_every
@@ -114,6 +116,8 @@ class Reconciler:
         self._compiler = Compiler()
         self._tables = Tables()
         self._inbox: list[Change] = []
+        self._asked: float | None = None
+        self._pending: float | None = None
         self._health = SourceHealth()
         self._dirty = asyncio.Event()
         self._wanted: tuple[KernelSettings, HttpOptions, bool] | None = None
@@ -150,6 +154,8 @@ class Reconciler:
     def submit(self, changes: Iterable[Change], health: SourceHealth) -> None:
         """Queue a batch of the source, with the source's health after it. Returns at once."""
         self._inbox.extend(changes)
+        if self._asked is None:
+            self._asked = asyncio.get_running_loop().time()
         self._health = health
         self._dirty.set()
 
@@ -184,6 +190,8 @@ class Reconciler:
     async def step(self) -> None:
         """One round: at its end all changes received so far are enforced, or `kernel.error` is the reason why not."""
         changes, self._inbox, health = self._inbox, [], self._health
+        asked, self._asked = self._asked, None
+        self._pending = asked if self._pending is None else self._pending
         self._cluster_state.apply(changes)
         reconfigured = self._reconfigure()
         if not self._cluster_state.synced:
@@ -201,6 +209,7 @@ class Reconciler:
         if self.kernel.revision != current.revision:
             await self._publish(current)
         else:
+            self._pending = None  # the changes do not concern this node
             await self._check(current)
         await self._count()
 
@@ -264,6 +273,9 @@ class Reconciler:
         self.kernel = replace(self.kernel, revision=current.revision, installed=installed, error="")
         self._retry = 0.0
         self._on_enforced(current.snapshots.kernel, False)
+        if self._pending is not None:
+            self._on_delay(asyncio.get_running_loop().time() - self._pending)
+            self._pending = None
         log.info("revision %d enforced: %d endpoints", current.revision, len(current.view.endpoints))
 
     def _apply(self, current: Published) -> Installed | None:
