@@ -1,7 +1,8 @@
 """µs of the flow path per request (two records): the worker's cost to send them, and the agent's to log them.
 
 The worker's half is the outbox and the frame; the agent's is decoding, names and JSON lines, with and without writing
-them to a file. 16 connections take turns, paths vary, two rules name their policies.
+them to a file, and with counting them for Prometheus. 16 connections take turns, paths vary, two rules name their
+policies.
 
 Run: .venv/bin/python -m bench.micro_flows [ROUNDS]
 """
@@ -22,11 +23,15 @@ from l7proxy.flows.batch import Flows
 from l7proxy.flows.records import HttpRequest, HttpResponse, Record
 from l7proxy.flows.ring import Reader, Ring
 from l7proxy.flows.sinks.jsonl import JsonLinesFile
+from l7proxy.flows.sinks.sink import Sink
 from l7proxy.link import framing
 from l7proxy.link.outbox import Outbox
+from l7proxy.metrics.options import parse
+from l7proxy.metrics.sink import FlowMetrics
 from l7proxy.model.policy_verdict import Conn, PolicyVerdict
 from l7proxy.model.ref import RuleRef
 from l7proxy.model.verdict import Direction, Verdict
+from l7proxy.setting_definitions import Settings
 
 CONNECTIONS = 16
 REQUESTS = 1024
@@ -62,11 +67,13 @@ def sent(result: list[Record]) -> list[bytes]:
 class Agent:
     """The agent's half: frames in, lines out."""
 
-    def __init__(self, path: Path | None) -> None:
+    def __init__(self, path: Path | None, metrics: str = "") -> None:
         self.ring = Ring(4095, node_name="node-1")
         self.recorder = Recorder(self.ring, node="node-1")
         self.reader = Reader(self.ring)
-        self.sink = JsonLinesFile(path, max_bytes=1 << 40) if path else None
+        self.sink: Sink | None = JsonLinesFile(path, max_bytes=1 << 40) if path else None
+        if metrics:
+            self.sink = FlowMetrics(parse(metrics), limit=10_000)
 
     def take(self, frames: list[bytes]) -> None:
         decoder = framing.from_worker()
@@ -95,6 +102,8 @@ async def bench(rounds: int) -> None:
     measure("worker: outbox and frames", lambda: sent(result), rounds)
     without = Agent(None)
     measure("agent: into the ring", lambda: without.take(frames), rounds)
+    counting = Agent(None, Settings(node="node-1").flow_metrics)
+    measure("agent: into the ring, and counted", lambda: counting.take(frames), rounds)
     with tempfile.TemporaryDirectory() as directory:
         path = Path(directory) / "flows.jsonl"
         logging = Agent(path)

@@ -76,9 +76,9 @@ class Scraper:
         """(content type, body), in the format that the Accept header asks for."""
         encode, kind = choose_encoder(accept)
         async with self._turn:
-            now = time.monotonic()
-            if self._last[0] != kind or now - self._made_at >= REUSED:
-                self._last, self._made_at = (kind, await self._body(parts, encode)), now
+            if self._last[0] != kind or time.monotonic() - self._made_at >= REUSED:
+                self._last = kind, await self._body(parts, encode)
+                self._made_at = time.monotonic()
             return self._last
 
     async def _body(self, parts: Parts, encode: Callable[[CollectorRegistry], bytes]) -> bytes:
