@@ -43,6 +43,7 @@ OF_THE_CHART: Final = frozenset(
         "state-dir",
         "cni-results",
         "health-address",
+        "metrics-address",
     )
 )
 """Settings that the chart sets itself: a value of them would contradict its volumes and probes."""
@@ -85,6 +86,12 @@ def values_schema() -> dict[str, Any]:
         crds=fixed(install=YES_NO),
         apiServer=fixed(host=TEXT, port=PORT),
         agent=fixed(healthPort=PORT, extraVolumes=FREE_LIST, extraVolumeMounts=FREE_LIST, **pods),
+        metrics=fixed(
+            enabled=YES_NO,
+            address=TEXT,
+            port=PORT,
+            podMonitor=fixed(enabled=YES_NO, labels=FREE, interval=TEXT),
+        ),
         workers=fixed(**pods),
         paths=fixed(run=PATH, state=PATH, cniResults=PATH),
         nodeSelector=FREE,
