@@ -146,6 +146,12 @@ class Settings(WorkerSettings, frozen=True, kw_only=True, forbid_unknown_fields=
         10 << 20
     )
     flow_log_backups: Annotated[int, About("Rotated flow logs that are kept.", 0, 1000)] = 5
+    flow_log_allow: Annotated[
+        str, About("Only flows that one of these filters matches are logged: a JSON list of Hubble's filters.")
+    ] = ""
+    flow_log_deny: Annotated[
+        str, About('Flows that one of these filters matches are not logged, as `[{"verdict":["FORWARDED"]}]`.')
+    ] = ""
     flow_ring: Annotated[
         int,
         About("Flows that the agent keeps for `l7proxy observe`: one less than a power of two.", 1, (1 << 24) - 1),

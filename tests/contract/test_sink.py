@@ -17,6 +17,7 @@ from l7proxy.flows.event import Event
 from l7proxy.flows.flow import Flow, from_json
 from l7proxy.flows.ring import Ring
 from l7proxy.flows.sinks.feed import Feed
+from l7proxy.flows.sinks.filtered import Filtered
 from l7proxy.flows.sinks.jsonl import JsonLinesFile, JsonLinesStream
 from l7proxy.flows.sinks.sink import Sink
 
@@ -89,7 +90,7 @@ class MemoryHarness:
 class FileHarness:
     def __init__(self, directory: Path) -> None:
         self.path = directory / "logs" / "flows.jsonl"
-        self.sink = JsonLinesFile(self.path, max_bytes=20_000, backups=1000)
+        self.sink: Sink = JsonLinesFile(self.path, max_bytes=20_000, backups=1000)
 
     def obstruct(self) -> None:
         self.path.parent.write_text("a file where the directory should be")
@@ -99,6 +100,14 @@ class FileHarness:
         return [line for one in files for line in one.read_bytes().splitlines(keepends=True)]
 
     def end(self) -> None: ...
+
+
+class FilteredHarness(FileHarness):
+    """A file that gets what its filters accept; here, all."""
+
+    def __init__(self, directory: Path) -> None:
+        super().__init__(directory)
+        self.sink = Filtered(self.sink, lambda _: True)
 
 
 class StdoutHarness:
@@ -125,6 +134,7 @@ class StdoutHarness:
 HARNESSES: Final[dict[str, Callable[[Path], Harness]]] = {
     "memory": MemoryHarness,
     "jsonl file": FileHarness,
+    "filtered jsonl file": FilteredHarness,
     "jsonl stdout": StdoutHarness,
 }
 

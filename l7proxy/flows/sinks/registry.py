@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Final, Protocol
 
 from l7proxy.errors import ConfigError
+from l7proxy.flows.sinks import filtered
 from l7proxy.flows.sinks.jsonl import JsonLinesFile, JsonLinesStream
 from l7proxy.flows.sinks.sink import Sink
 
@@ -20,6 +21,10 @@ class SinkSettings(Protocol):
     def flow_log_max_bytes(self) -> int: ...
     @property
     def flow_log_backups(self) -> int: ...
+    @property
+    def flow_log_allow(self) -> str: ...
+    @property
+    def flow_log_deny(self) -> str: ...
 
 
 def make(settings: SinkSettings) -> dict[str, Sink]:
@@ -29,6 +34,12 @@ def make(settings: SinkSettings) -> dict[str, Sink]:
 
 
 def _flow_log(settings: SinkSettings) -> Sink | None:
+    sink = _lines(settings)
+    wanted = filtered.predicate(settings.flow_log_allow, settings.flow_log_deny)
+    return sink if sink is None or wanted is None else filtered.Filtered(sink, wanted)
+
+
+def _lines(settings: SinkSettings) -> Sink | None:
     target = settings.flow_log
     if not target:
         return None

@@ -15,8 +15,10 @@ class Sink(Protocol):
     it cannot keep it counts in `lost`; `problem` says why, and is "" when all is well.
     """
 
-    lost: int
-    problem: str
+    @property
+    def lost(self) -> int: ...
+    @property
+    def problem(self) -> str: ...
 
     def consume(self, events: Sequence[Event]) -> None:
         """Write the events. An exception loses those not counted yet, and is reported by the feed."""
