@@ -146,6 +146,7 @@ class Settings(WorkerSettings, frozen=True, kw_only=True, forbid_unknown_fields=
         10 << 20
     )
     flow_log_backups: Annotated[int, About("Rotated flow logs that are kept.", 0, 1000)] = 5
+    flow_log_compress: Annotated[bool, About("Compress rotated flow logs with gzip.")] = False
     flow_log_allow: Annotated[
         str, About("Only flows that one of these filters matches are logged: a JSON list of Hubble's filters.")
     ] = ""

@@ -7,8 +7,10 @@ a failed write left behind is cut off again, and half a line found at the end of
 
 from __future__ import annotations
 
+import gzip
 import os
 import select
+import shutil
 import stat
 import threading
 import time
@@ -26,12 +28,16 @@ LINES: Final = 32
 """Lines made and written at once: 40 KB stay in the processor's caches and in the memory that the process has, and at
 each write the loop gets the interpreter back."""
 LOOK_AGAIN_MS: Final = 200
+GZIP_LEVEL: Final = 1
+"""The fastest: the sink waits for it, and the ring must not overtake it."""
 RETRY_AFTER: Final = 5.0
 """Seconds until a file that could not be opened or written is tried again."""
 
 
 class JsonLinesFile:
     """Appends to `path`; before it would grow over `max_bytes` it becomes `name-TIME.ext` and a new one begins.
+
+    With `compress` it becomes `name-TIME.ext.gz`, unless there is no room for it.
 
     Others may rotate it, too: when the file at `path` is renamed, removed or truncated, the next line begins a new one.
     `now` names the files; what is waited for is measured by `clock`, which nobody sets.
@@ -43,6 +49,7 @@ class JsonLinesFile:
         *,
         max_bytes: int = MAX_BYTES,
         backups: int = MAX_BACKUPS,
+        compress: bool = False,
         now: Callable[[], float] = time.time,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -51,6 +58,7 @@ class JsonLinesFile:
         self._path = path
         self._max_bytes = max_bytes
         self._backups = backups
+        self._compress = compress
         self._now = now
         self._clock = clock
         self._fd = -1
@@ -148,7 +156,10 @@ class JsonLinesFile:
 
     def _rotate(self) -> None:
         self._shut()
-        self._path.rename(self._backup())
+        backup = self._backup()
+        self._path.rename(backup)
+        if self._compress and self._backups:
+            _compressed(backup)
         for old in self._kept()[: -self._backups or None]:
             old.unlink(missing_ok=True)
 
@@ -158,7 +169,7 @@ class JsonLinesFile:
         while True:
             second = datetime.fromtimestamp(moment // 1000, UTC).strftime("%Y-%m-%dT%H-%M-%S")
             path = self._path.with_name(f"{self._path.stem}-{second}.{moment % 1000:03d}{self._path.suffix}")
-            if not path.exists():
+            if not path.exists() and not _gzip(path).exists():
                 return path
             moment += 1
 
@@ -166,7 +177,8 @@ class JsonLinesFile:
         """Our backups, oldest first: their names sort as their times do."""
         digits = "[0-9]" * 2
         shape = f"-{digits * 2}-{digits}-{digits}T{digits}-{digits}-{digits}.[0-9]{digits}"
-        return sorted(self._path.parent.glob(f"{_literal(self._path.stem)}{shape}{_literal(self._path.suffix)}"))
+        pattern = f"{_literal(self._path.stem)}{shape}{_literal(self._path.suffix)}"
+        return sorted([*self._path.parent.glob(pattern), *self._path.parent.glob(f"{pattern}.gz")])
 
 
 class JsonLinesStream:
@@ -228,6 +240,26 @@ class JsonLinesStream:
             elif not patient:
                 break
         return written
+
+
+def _gzip(path: Path) -> Path:
+    return path.with_name(f"{path.name}.gz")
+
+
+def _compressed(path: Path) -> None:
+    """Replace a file by its compressed form: whole, or not at all."""
+    part = path.with_name(f"{path.name}.gz.part")
+    try:
+        with path.open("rb") as plain, part.open("wb") as made:
+            os.fchmod(made.fileno(), stat.S_IMODE(os.fstat(plain.fileno()).st_mode))
+            with gzip.GzipFile(filename="", mode="wb", fileobj=made, compresslevel=GZIP_LEVEL) as packed:
+                shutil.copyfileobj(plain, packed, 1 << 20)
+        part.rename(_gzip(path))
+    except OSError:  # no room: the plain one stays
+        with suppress(OSError):
+            part.unlink(missing_ok=True)
+        return
+    path.unlink(missing_ok=True)
 
 
 def _literal(text: str) -> str:

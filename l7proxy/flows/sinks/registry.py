@@ -22,6 +22,8 @@ class SinkSettings(Protocol):
     @property
     def flow_log_backups(self) -> int: ...
     @property
+    def flow_log_compress(self) -> bool: ...
+    @property
     def flow_log_allow(self) -> str: ...
     @property
     def flow_log_deny(self) -> str: ...
@@ -47,7 +49,12 @@ def _lines(settings: SinkSettings) -> Sink | None:
         return JsonLinesStream()
     if "://" in target:
         raise ConfigError(f"flow_log: unknown kind of sink {target!r}: must be a file or stdout")
-    return JsonLinesFile(Path(target), max_bytes=settings.flow_log_max_bytes, backups=settings.flow_log_backups)
+    return JsonLinesFile(
+        Path(target),
+        max_bytes=settings.flow_log_max_bytes,
+        backups=settings.flow_log_backups,
+        compress=settings.flow_log_compress,
+    )
 
 
 SINKS: Final[Mapping[str, Callable[[SinkSettings], Sink | None]]] = {"flow log": _flow_log}

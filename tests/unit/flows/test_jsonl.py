@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import gzip
 import json
 import os
 import resource
@@ -110,6 +111,33 @@ def test_a_file_that_others_rotate_is_followed(tmp_path: Path) -> None:
     sink.consume(flows(7))
     assert read(path) == [7]
     sink.close()
+    assert (sink.lost, sink.problem) == (0, "")
+
+
+def test_rotated_files_are_compressed_whole_and_counted_as_backups(tmp_path: Path) -> None:
+    clock = Clock()
+    sink = JsonLinesFile(tmp_path / "flows.jsonl", max_bytes=LENGTH, backups=2, compress=True, now=clock)
+    for number in range(5):
+        clock.now = START + number
+        sink.consume(flows(number))
+    sink.close()
+    packed = sorted(tmp_path.glob("*.gz"))
+    assert len(packed) == 2
+    assert len(list(tmp_path.iterdir())) == 3, "no other file is left"
+    assert [gzip.decompress(one.read_bytes()) for one in packed] == [one.line() for one in flows(2, 3)]
+    assert all(one.stat().st_mode & 0o777 == 0o640 for one in packed)
+    assert (sink.lost, sink.problem) == (0, "")
+
+
+def test_what_cannot_be_compressed_stays_plain(tmp_path: Path) -> None:
+    first = "flows-2025-11-23T20-00-00.000.jsonl"
+    (tmp_path / f"{first}.gz.part").mkdir()
+    sink = JsonLinesFile(tmp_path / "flows.jsonl", max_bytes=LENGTH, backups=9, compress=True, now=Clock())
+    sink.consume(flows(0, 1, 2))
+    sink.close()
+    assert read(tmp_path / first) == [0]
+    assert gzip.decompress((tmp_path / "flows-2025-11-23T20-00-00.001.jsonl.gz").read_bytes()) == flows(1)[0].line()
+    assert read(tmp_path / "flows.jsonl") == [2]
     assert (sink.lost, sink.problem) == (0, "")
 
 
