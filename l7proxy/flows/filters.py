@@ -32,6 +32,10 @@ Make: TypeAlias = Callable[[str, list[Any]], Predicate]
 SOURCE, DESTINATION = "source", "destination"
 MAX_VALUES: Final = 1024
 """Limit per field. Filters come from a socket, and every flow is checked against all values."""
+LONGEST_PATTERN: Final = 4096
+"""Characters of a regular expression."""
+PATTERN_MEMORY: Final = 1 << 20
+"""Bytes that RE2 may use for one; a larger one is refused."""
 
 
 def everything(_: Flow) -> bool:
@@ -132,7 +136,7 @@ def _name(take: Callable[[Flow], tuple[str, str]]) -> Make:
         for value in values:
             text = _text(name, value)
             if not text:
-                raise ConfigError(f"invalid {name} filter: name must not be empty")
+                raise ConfigError(f"invalid {name} filter: invalid filter, name must not be empty")
             namespace, slash, rest = text.partition("/")
             wanted.append((namespace, rest.partition("/")[0]) if slash else ("default", namespace))
 
@@ -290,6 +294,29 @@ def _tcp_flags(name: str, values: list[Any]) -> Predicate:
     return matches
 
 
+def _interface(name: str, values: list[Any]) -> Predicate:
+    """By index, name, or both; a flow without an interface does not match."""
+    wanted = [
+        (_number(name, item.get("index", 0)), _text(name, item.get("name", "")))
+        for item in (_object(value, name) for value in values)
+    ]
+
+    def matches(flow: Flow) -> bool:
+        found = flow.interface
+        return found is not None and any(
+            index in (0, found.index) and called in ("", found.name) for index, called in wanted
+        )
+
+    return matches
+
+
+def _experimental(name: str, values: list[Any]) -> Predicate:
+    """Refused if it is used: ignoring it would show flows that the user excluded."""
+    if any(_object(value, name).get("cel_expression") for value in values):
+        raise ConfigError("error compiling CEL expression: CEL filters are not supported")
+    return everything
+
+
 # Values read from a flow.
 
 
@@ -324,6 +351,11 @@ def _drop_reason(flow: Flow) -> str | None:
 def _reply(flow: Flow) -> bool | None:
     """A dropped packet counts as not a reply: older clients send `false` and expect dropped packets too."""
     return False if flow.is_reply is None and flow.verdict == "DROPPED" else flow.is_reply
+
+
+def _trace_id(flow: Flow) -> str:
+    context = flow.trace_context
+    return context.parent.trace_id if context and context.parent else ""
 
 
 def _end(flow: Flow, side: str) -> Endpoint | None:
@@ -426,6 +458,13 @@ def _text(name: str, value: Any) -> str:
     return value
 
 
+def _some_text(name: str, value: Any) -> str:
+    text = _text(name, value)
+    if not text:
+        raise ConfigError(f"invalid {name} filter: must not be empty")
+    return text
+
+
 def _number(name: str, value: Any) -> int:
     if isinstance(value, bool) or not isinstance(value, int | str) or not _is_number(str(value)):
         raise ConfigError(f"invalid {name} filter: expected a number, not {value!r}")
@@ -439,7 +478,8 @@ def _is_number(text: str) -> bool:
 def _port(name: str, value: Any) -> int:
     text = str(value)
     if not _is_number(text) or int(text) > 65535:
-        raise ConfigError(f'invalid {name} filter: invalid port "{text}": must be a number from 0 to 65535')
+        side = name.replace("_", " ")
+        raise ConfigError(f'invalid {side} filter: invalid port "{text}": must be a number from 0 to 65535')
     return int(text)
 
 
@@ -452,12 +492,18 @@ def _enum(name: str, words: tuple[str, ...], value: Any) -> str:
 
 
 def _regex(what: str, pattern: str) -> Any:
+    if len(pattern) > LONGEST_PATTERN:
+        raise ConfigError(f"invalid {what} filter: longer than {LONGEST_PATTERN} characters")
     options = re2.Options()
     options.log_errors = False
+    options.max_mem = PATTERN_MEMORY
     try:
         return re2.compile(pattern, options=options)
     except re2.error as error:
-        raise ConfigError(f"invalid {what} filter: {error}") from error
+        text = error.args[0] if error.args else ""
+        raise ConfigError(
+            f"invalid {what} filter: {text.decode('utf-8', 'replace') if isinstance(text, bytes) else text}"
+        ) from error
 
 
 def _fqdn_pattern(name: str, text: str) -> Any:
@@ -480,7 +526,7 @@ def _of_end(side: str) -> dict[str, Make]:
         "identity": _one_of(_number, _identity_of(side)),
         "port": _one_of(_port, _port_of(side)),
         "fqdn": _fqdn(lambda flow: getattr(flow, f"{side}_names")),
-        "cluster_name": _one_of(_text, _cluster_of(side)),
+        "cluster_name": _one_of(_some_text, _cluster_of(side)),
     }
     return {f"{side}_{field}": make for field, make in fields.items()}
 
@@ -505,5 +551,10 @@ FIELDS: Final[Mapping[str, Make]] = {
     "node_name": _node_name,
     "node_labels": _label(_node_labels),
     "reply": _one_of(lambda _, value: bool(value), _reply),
+    "encrypted": _one_of(lambda _, value: bool(value), lambda flow: flow.ip is not None and flow.ip.encrypted),
+    "interface": _interface,
+    "trace_id": _one_of(_text, _trace_id),
+    "ip_trace_id": _one_of(_number, lambda flow: int(flow.ip_trace_id.trace_id or 0) if flow.ip_trace_id else 0),
+    "experimental": _experimental,
     "uuid": _one_of(_text, lambda flow: flow.uuid),
 }

@@ -142,6 +142,24 @@ class Policy(Message, frozen=True):
     kind: str = ""
 
 
+class NetworkInterface(Message, frozen=True):
+    index: int = 0
+    name: str = ""
+
+
+class TraceParent(Message, frozen=True):
+    trace_id: str = ""
+
+
+class TraceContext(Message, frozen=True):
+    parent: TraceParent | None = None
+
+
+class IPTraceId(Message, frozen=True):
+    trace_id: str = ""
+    ip_option_type: int = 0
+
+
 class Emitter(Message, frozen=True):
     name: str = ""
     version: str = ""
@@ -176,7 +194,10 @@ class Flow(Message, frozen=True):
     trace_reason: str = ""
     drop_reason_desc: str = ""
     is_reply: bool | None = None
+    interface: NetworkInterface | None = None
     proxy_port: int = 0
+    trace_context: TraceContext | None = None
+    ip_trace_id: IPTraceId | None = None
     egress_allowed_by: tuple[Policy, ...] = ()
     ingress_allowed_by: tuple[Policy, ...] = ()
     egress_denied_by: tuple[Policy, ...] = ()

@@ -19,10 +19,14 @@ from l7proxy.flows.flow import (
     Header,
     Http,
     Icmp,
+    IPTraceId,
     Layer4,
     Layer7,
+    NetworkInterface,
     Ports,
     Service,
+    TraceContext,
+    TraceParent,
     Workload,
 )
 
@@ -76,6 +80,11 @@ DNS = msgspec.structs.replace(
     BASE, l4=Layer4(udp=Ports(source_port=4, destination_port=53)), l7=Layer7(dns=Dns(query="example.com."))
 )
 PING = msgspec.structs.replace(BASE, l4=Layer4(icmpv6=Icmp(type=128)), l7=None)
+ON_ETH0 = Flow(
+    interface=NetworkInterface(index=2, name="eth0"),
+    trace_context=TraceContext(parent=TraceParent(trace_id="4bf92f")),
+    ip_trace_id=IPTraceId(trace_id="9"),
+)
 NOTHING = Flow()
 
 
@@ -216,6 +225,19 @@ NOTHING = Flow()
         ("reply", [True], ANSWER, True),
         ("reply", [False], DROP, True),
         ("reply", [False], NOTHING, False),
+        ("encrypted", [False], BASE, True),
+        ("encrypted", [True], BASE, False),
+        ("encrypted", [True], Flow(ip=IP(encrypted=True)), True),
+        ("encrypted", [False], NOTHING, True),
+        ("interface", [{"name": "eth0"}], ON_ETH0, True),
+        ("interface", [{"index": 2}], ON_ETH0, True),
+        ("interface", [{"index": 3, "name": "eth0"}], ON_ETH0, False),
+        ("interface", [{"name": "eth0"}], BASE, False),
+        ("trace_id", ["4bf92f"], ON_ETH0, True),
+        ("trace_id", ["4bf92f"], BASE, False),
+        ("ip_trace_id", [9], ON_ETH0, True),
+        ("ip_trace_id", [9], BASE, False),
+        ("experimental", [{}], BASE, True),
     ],
 )
 def test_field(field: str, values: list[Any], flow: Flow, expected: bool) -> None:
@@ -274,6 +296,11 @@ def test_lists_and_fields_combine(request_: dict[str, Any] | None, expected: boo
         ({"source_pod": [1]}, "expected a string"),
         ({"event_type": ["l7"]}, "expected an object"),
         ({"http_header": ["a"]}, "expected an object"),
+        ({"http_url": ["a" * 4097]}, "invalid http url filter: longer than 4096 characters"),
+        ({"http_url": ["((a{100}){100}){100}"]}, "invalid http url filter"),
+        ({"source_cluster_name": [""]}, "invalid source_cluster_name filter: must not be empty"),
+        ({"destination_port": ["x"]}, 'invalid destination port filter: invalid port "x"'),
+        ({"experimental": {"cel_expression": ["true"]}}, "error compiling CEL expression"),
         ({"uuid": ["x"] * 2000}, "the limit is 1024"),
         ({"http_status_code": ["404"], "event_type": [{"type": 1}]}, "only match 'l7' events"),
     ],

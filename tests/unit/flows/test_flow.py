@@ -12,14 +12,12 @@ from l7proxy.errors import SourceError
 from l7proxy.flows.flow import Flow, LostEvents, Response, from_json
 
 SAMPLES = (Path(__file__).parents[2] / "data/flows/hubble_samples.jsonl").read_text().splitlines()
-NOT_OURS = ("trace_context",)
-"""Hubble fields that we neither fill nor show."""
 
 
 def without_zeros(value: Any) -> Any:
     """Protobuf leaves zero values out, but keeps messages and the optional is_reply."""
     if isinstance(value, dict):
-        cleaned = {key: without_zeros(item) for key, item in value.items() if key not in NOT_OURS}
+        cleaned = {key: without_zeros(item) for key, item in value.items()}
         return {key: item for key, item in cleaned.items() if key == "is_reply" or item not in (0, "", False, [], None)}
     return [without_zeros(item) for item in value] if isinstance(value, list) else value
 
