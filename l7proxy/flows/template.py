@@ -103,14 +103,30 @@ class TemplatedFlow:
             f"{g}{status}{h}{latency // 1_000_000}{i}{url}{j}{time}{k}"
         ).encode()
 
+    @property
+    def is_request(self) -> bool:
+        return self.status == NO_STATUS
+
+    @property
+    def model(self) -> Flow:
+        """The flow without the varying fields: those that `varying` sets are empty or unfinished."""
+        return self.shape.request if self.is_request else self.shape.response
+
     def flow(self) -> Flow:
         """The flow that `line` encodes."""
+        return self._filling(self.model)
+
+    def varying(self) -> Flow:
+        """Only the fields in which flows of one template differ."""
+        return self._filling(Flow(uuid=self.model.uuid))
+
+    def _filling(self, model: Flow) -> Flow:
         shape, status, latency = self.shape, self.status, self.latency_ns
         if status == NO_STATUS:
-            model, ports = shape.request, Ports(source_port=int(self.port), destination_port=shape.server_port)
+            ports = Ports(source_port=int(self.port), destination_port=shape.server_port)
             l7, summary = _of_request(shape.method, self.url, shape.protocol)
         else:
-            model, ports = shape.response, Ports(source_port=shape.server_port, destination_port=int(self.port))
+            ports = Ports(source_port=shape.server_port, destination_port=int(self.port))
             l7, summary = _of_response(
                 shape.method, self.url, shape.protocol, status, str(latency), str(latency // 1_000_000)
             )
