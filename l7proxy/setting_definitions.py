@@ -164,6 +164,22 @@ class Settings(WorkerSettings, frozen=True, kw_only=True, forbid_unknown_fields=
         ),
     ] = ()
     flow_query: Annotated[bool, About("Flows show the query of a URL.", live=True)] = False
+    hubble_socket_path: Annotated[
+        str,
+        About(
+            "Unix socket of Hubble's API, for root; empty: none. `hubble` looks for /var/run/cilium/hubble.sock where "
+            "HUBBLE_SERVER says so."
+        ),
+    ] = ""
+    hubble_listen_address: Annotated[
+        str,
+        About("ADDRESS:PORT of Hubble's API over mutual TLS, for Hubble Relay: `:4244` is every address; empty: none."),
+    ] = ""
+    hubble_tls_cert_file: Annotated[str, About("PEM certificate of hubble-listen-address, read again on change.")] = ""
+    hubble_tls_key_file: Annotated[str, About("PEM key of hubble-tls-cert-file.")] = ""
+    hubble_tls_client_ca_files: Annotated[
+        tuple[str, ...], About("PEM certificates of the authorities that sign clients of hubble-listen-address.")
+    ] = ()
     audit: Annotated[bool, _policy("Audit mode: allow what policy denies, and report it as AUDIT.", live=True)] = False
     secrets_namespace: Annotated[
         str, _policy("Namespace whose secrets policies may use besides those of their own namespace; empty: none.")

@@ -21,7 +21,7 @@ from l7proxy.agent import health, queries
 from l7proxy.agent.api import AgentApi
 from l7proxy.agent.configuration import Configuration
 from l7proxy.agent.dataplane import pod_interfaces
-from l7proxy.agent.dataplane.reconciler import Reconciler
+from l7proxy.agent.dataplane.reconciler import Published, Reconciler
 from l7proxy.agent.dataplane.revocation import Revocation
 from l7proxy.agent.flow_recorder import Recorder
 from l7proxy.agent.metrics import Scraper
@@ -47,6 +47,7 @@ from tproxy_rules.nflog import NflogReader
 
 if TYPE_CHECKING:
     from l7proxy.agent.cluster_status.service import ClusterStatus
+    from l7proxy.agent.hubble import Hubble
 
 log = logging.getLogger(__name__)
 
@@ -111,10 +112,16 @@ async def _serve(configuration: Configuration, source: Source) -> None:
         now = configuration.settings
         reconciler.configure(derived.kernel(now), derived.http_options(now), audit=now.audit)
 
+    def published(snapshot: Published) -> None:
+        recorder.published(snapshot)
+        if hubble:
+            hubble.nodes(cluster_state.nodes())
+
     def enforced(snapshot: Desired, restored: bool) -> None:
         revocation.in_force(snapshot, doubtful=restored)
         manager.ready()
 
+    hubble = _hubble(settings, ring)
     reconciler = Reconciler(
         cluster_state=cluster_state,
         link=link,
@@ -123,7 +130,7 @@ async def _serve(configuration: Configuration, source: Source) -> None:
         look=watcher.look,
         settings=derived.kernel(settings),
         http=derived.http_options(settings),
-        on_published=recorder.published,
+        on_published=published,
         on_enforced=enforced,
         on_suppressed=recorder.suppressed,
         on_delay=lambda seconds: scraper.enforced(seconds),
@@ -151,6 +158,7 @@ async def _serve(configuration: Configuration, source: Source) -> None:
     stop = _stop_signal()
     async with (
         api.serving(),
+        hubble.serving() if hubble else nullcontext(),
         _feeding(feeds),  # until workers have sent their last records
         link.serving(),
         _probes(settings, reconciler, link),
@@ -306,6 +314,18 @@ def _cluster_status(configuration: Configuration, reconciler: Reconciler, link: 
         return Connection(Access(settings.kubeconfig, settings.kube_context))
 
     return ClusterStatus(node=settings.node, namespace=settings.namespace, look=look, connect=connect)
+
+
+def _hubble(settings: Settings, ring: Ring) -> Hubble | None:
+    if not settings.hubble_socket_path and not settings.hubble_listen_address:
+        return None
+    try:
+        from l7proxy.agent.hubble import Hubble  # here, since it takes 20 MiB and is an optional dependency
+    except ModuleNotFoundError as error:
+        raise ConfigError(
+            f"hubble-socket-path, hubble-listen-address: {error.name} is not installed: pip install 'l7proxy[hubble]'"
+        ) from error
+    return Hubble(settings, ring)
 
 
 def _others(ours: str) -> list[Backend]:

@@ -202,6 +202,9 @@ class ClusterState:
         other._changed_pods, other._early = {pod.key: pod for pod in self._all(Pod)}, {}
         return other
 
+    def nodes(self) -> tuple[resources.Node, ...]:
+        return self._all(resources.Node)
+
     def view(
         self, node: str | None, *, local_addresses: Iterable[str] = (), assignments: Iterable[Assignment] = ()
     ) -> NodeView:

@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -54,7 +54,7 @@ def observe(ring: Ring, request: Mapping[str, Any]) -> AsyncIterator[Event]:
     return events(ring, parse(request))
 
 
-async def events(ring: Ring, asked: Request) -> AsyncIterator[Event]:
+async def events(ring: Ring, asked: Request) -> AsyncGenerator[Event, None]:
     """The events that an observer asked for, in order of arrival.
 
     As in Hubble: `last` N means the newest N matching events; with `since`, reading starts there and `last` is only a

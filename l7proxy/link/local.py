@@ -24,9 +24,16 @@ MAX_PATH: Final = 107
 def listening(path: Path) -> Iterator[socket.socket]:
     """`listen`; at the end, remove the socket file, unless a later process has put its own there."""
     listener = listen(path)
+    with removing(path):
+        yield listener
+
+
+@contextmanager
+def removing(path: Path) -> Iterator[None]:
+    """At the end, remove the socket file that is there now, unless a later process has put its own there."""
     ours = os.open(path, os.O_PATH)  # while it is open, no other file gets its inode number
     try:
-        yield listener
+        yield
     finally:
         with suppress(FileNotFoundError):
             if os.path.samestat(os.fstat(ours), path.stat()):
@@ -36,9 +43,7 @@ def listening(path: Path) -> Iterator[socket.socket]:
 
 def listen(path: Path) -> socket.socket:
     """Bind and listen, mode 0600. A stale socket file is replaced; a live one, or too long a path, is a ConfigError."""
-    if len(os.fsencode(path)) > MAX_PATH:
-        raise ConfigError(f"{path}: the path of a socket has at most {MAX_PATH} bytes: set a shorter run_dir")
-    _clear(path)
+    make_free(path, "run_dir")
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
     try:
         listener.bind(os.fspath(path))
@@ -57,7 +62,10 @@ def is_ours(transport: asyncio.BaseTransport) -> bool:
     return uid in (0, os.geteuid())
 
 
-def _clear(path: Path) -> None:
+def make_free(path: Path, setting: str) -> None:
+    """Remove a stale socket file. ConfigError, naming the setting, if a process listens there or it is another file."""
+    if len(os.fsencode(path)) > MAX_PATH:
+        raise ConfigError(f"{path}: the path of a socket has at most {MAX_PATH} bytes: set a shorter {setting}")
     try:
         mode = path.lstat().st_mode
     except FileNotFoundError:
@@ -65,9 +73,9 @@ def _clear(path: Path) -> None:
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror or error}") from error
     if not stat.S_ISSOCK(mode):
-        raise ConfigError(f"{path} exists and is not a socket: remove it, or set another run_dir")
+        raise ConfigError(f"{path} exists and is not a socket: remove it, or set another {setting}")
     if _answers(path):
-        raise ConfigError(f"{path} is in use by another l7proxy process: stop it, or set another run_dir")
+        raise ConfigError(f"{path} is in use by another l7proxy process: stop it, or set another {setting}")
     path.unlink(missing_ok=True)
 
 

@@ -7,6 +7,11 @@ from ipaddress import IPv4Address, IPv6Address, ip_address
 from l7proxy.errors import ConfigError
 
 
+def listener(text: str) -> tuple[IPv4Address | IPv6Address, int]:
+    """As `host_and_port`; `:4244` is every address of the node."""
+    return host_and_port(f"[::]{text}" if text.startswith(":") else text)
+
+
 def host_and_port(text: str) -> tuple[IPv4Address | IPv6Address, int]:
     """The parts of `127.0.0.1:9878` or `[::1]:9878`. ConfigError when it is neither."""
     host, _, port = text.rpartition(":")

@@ -23,7 +23,7 @@ from l7proxy.link.local import MAX_PATH
 from l7proxy.metrics import options as flow_metrics
 from l7proxy.model.verdict import Protocol
 from l7proxy.setting_definitions import DEFINITIONS, Definition, Settings
-from l7proxy.settings.address import host_and_port
+from l7proxy.settings.address import host_and_port, listener
 from l7proxy.sources.files.yaml_lines import Document, read
 
 log = logging.getLogger(__name__)
@@ -177,6 +177,7 @@ def _faults(settings: Settings) -> Iterator[tuple[str, str]]:
         flow_metrics.parse(settings.flow_metrics)
     except ConfigError as error:
         yield "flow_metrics", str(error)
+    yield from _hubble_faults(settings)
     for protocol in WITH_PORTS.intersection(settings.tunnel_protocols):
         yield "tunnel_protocols", f"{protocol} is not an IP protocol without ports or ICMP types"
     if settings.flow_ring & (settings.flow_ring + 1):
@@ -187,6 +188,21 @@ def _faults(settings: Settings) -> Iterator[tuple[str, str]]:
         yield "node", f"{settings.node!r} is not a valid node name: must be the name of a Node object"
     if len(os.fsencode(settings.agent_socket)) > MAX_PATH:
         yield "run_dir", f"{settings.run_dir} is too long for the path of a Unix socket: choose a shorter directory"
+
+
+def _hubble_faults(settings: Settings) -> Iterator[tuple[str, str]]:
+    if settings.hubble_socket_path and not Path(settings.hubble_socket_path).is_absolute():
+        yield "hubble_socket_path", f"must be an absolute path, not {settings.hubble_socket_path!r:.80}"
+    if not settings.hubble_listen_address:
+        return
+    try:
+        listener(settings.hubble_listen_address)
+    except ConfigError as error:
+        yield "hubble_listen_address", str(error)
+    for name in ("hubble_tls_cert_file", "hubble_tls_key_file", "hubble_tls_client_ca_files"):
+        if not getattr(settings, name):
+            key = DEFINITIONS[name].key
+            yield "hubble_listen_address", f"needs {key}: flows are served over mutual TLS only"
 
 
 def _is_address(text: str) -> bool:

@@ -15,6 +15,7 @@ USES = {
     "l7proxy/agent/flow_recorder.py": "times of flows",
     "l7proxy/cli/observe.py": "`--since 5m`, by the times of flows",
     "l7proxy/flows/sinks/jsonl.py": "names of files",
+    "l7proxy/hubble/status.py": "the rate of flows and the last hour's namespaces, by the times of flows",
     "l7proxy/proxy/worker.py": "times of records: half of the `Clock` of a gate, whose other half limits",
     "l7proxy/sources/kubernetes/saved.py": "the age of what was saved, for `status`",
     "l7proxy/sources/files/scan.py": "a file that was written just now waits for its writer: against its own time",

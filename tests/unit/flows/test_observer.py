@@ -88,7 +88,7 @@ async def test_following_gives_what_comes_next_after_what_was_asked_for() -> Non
                     ring.append(flow(number))
             if len(got) == 4:
                 break
-    await following.aclose()  # type: ignore[attr-defined]
+    await following.aclose()
     assert got == [9, 12, 15, 18]
 
 
@@ -100,7 +100,7 @@ async def test_a_slow_follower_is_told_how_much_it_lost() -> None:
     for number in range(1, 101):
         ring.append(flow(number))
     items = [await anext(following) for _ in range(8)]
-    await following.aclose()  # type: ignore[attr-defined]
+    await following.aclose()
     assert items[0] == Lost(93, "HUBBLE_RING_BUFFER", 94 * SECOND)
     assert numbers(items) == list(range(94, 101))
 
