@@ -31,8 +31,9 @@ HEAD: Final = "# Made by `python -m deploy.image.requirements` from pyproject.to
 
 
 def dependencies() -> list[str]:
-    """The project's own, as pyproject.toml has them."""
-    return list(tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"])
+    """The project's own, as pyproject.toml has them, and those of Hubble's API."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    return [*project["dependencies"], *project["optional-dependencies"]["hubble"]]
 
 
 def target(machine: str) -> list[str]:

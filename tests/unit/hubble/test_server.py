@@ -362,3 +362,39 @@ async def test_silent_connections_are_ended(authority: Authority, monkeypatch: p
         async with asyncio.timeout(20):
             assert await reader.read() == b""
         writer.close()
+
+
+async def test_connections_are_bounded(authority: Authority, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also those that have not shown a certificate: each is a descriptor of the agent."""
+    few = {
+        **dict(server.OPTIONS),
+        "grpc.max_allowed_incoming_connections": 4,
+        "grpc.server_handshake_timeout_ms": 10**6,
+    }
+    monkeypatch.setattr(server, "OPTIONS", tuple(few.items()))
+    settings = authority.settings()
+    port = int(settings.hubble_listen_address.rpartition(":")[2])
+    async with Hubble(settings, ring_of(2)).serving():
+        opened = [await asyncio.open_connection("127.0.0.1", port) for _ in range(12)]
+        ended = asyncio.Semaphore(0)
+
+        async def wait(reader: asyncio.StreamReader) -> None:
+            with contextlib.suppress(ConnectionError):
+                await reader.read()
+            ended.release()
+
+        async with asyncio.timeout(30), asyncio.TaskGroup() as tasks:
+            waiting = [tasks.create_task(wait(reader), name="silent") for reader, _ in opened]
+            for _ in range(8):
+                await ended.acquire()
+            for task in waiting:
+                task.cancel()
+        for _, writer in opened:
+            writer.close()
+        await until(lambda: served(authority, settings))
+
+
+async def served(authority: Authority, settings: Settings) -> bool:
+    with contextlib.suppress(grpc.aio.AioRpcError):
+        return await asked(authority, settings, authority) == [1]
+    return False
