@@ -105,6 +105,15 @@ def test_a_mask_keeps_its_fields_and_the_time_and_node_of_the_response(event: Ev
     assert sent(event, "source.labels", "source")["flow"] == {"source": whole["flow"]["source"]}
 
 
+@pytest.mark.parametrize(
+    "paths", [["uuid"], ["l7"], ["l7.http.url"], ["l4.TCP.source_port", "time"], ["Summary", "source"]]
+)
+def test_a_mask_of_varying_fields_is_the_same_for_templates(paths: list[str]) -> None:
+    (event,) = events([HttpResponse(5, CONN, ALLOWED, "GET", "http://a/", "HTTP/1.1", 200, 7)])
+    assert isinstance(event, TemplatedFlow)
+    assert sent(event, *paths) == sent(event.flow(), *paths)
+
+
 def test_the_stock_client_gets_what_it_prints_besides_its_mask() -> None:
     (event,) = events([HttpRequest(5, CONN, DENIED, "GET", "http://a/", "HTTP/1.1")])
     found = sent(event, *mask.STOCK)["flow"]
