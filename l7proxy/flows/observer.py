@@ -29,6 +29,8 @@ class Request:
     since_ns: int | None = None
     until_ns: int | None = None
     follow: bool = False
+    batch: int = BATCH
+    """Events between two turns of the event loop: fewer where `keep` is costly."""
 
 
 def parse(request: Mapping[str, Any]) -> Request:
@@ -66,7 +68,8 @@ async def events(ring: Ring, asked: Request) -> AsyncGenerator[Event, None]:
     reader = Reader(ring, start=await _start(ring, asked))
     sent = 0
     while asked.follow or reader.position < end:
-        batch = await reader.next_batch() if asked.follow else reader.batch(min(BATCH, end - reader.position))
+        limit_of_batch = asked.batch if asked.follow else min(asked.batch, end - reader.position)
+        batch = await reader.next_batch(limit_of_batch) if asked.follow else reader.batch(limit_of_batch)
         for event in batch:
             if event.lost:
                 yield event
@@ -97,7 +100,7 @@ async def _start_of_last(ring: Ring, asked: Request) -> int:
     for number, event in ring.newest_first():
         if found >= asked.last:
             break
-        if number % BATCH == 0:
+        if number % asked.batch == 0:
             await asyncio.sleep(0)
         if event.lost or (asked.until_ns is not None and event.time_ns > asked.until_ns):
             continue

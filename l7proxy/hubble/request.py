@@ -14,6 +14,7 @@ from google.protobuf.message import Message
 from l7proxy.errors import ConfigError
 from l7proxy.flows import filters, timestamp
 from l7proxy.flows.observer import Request
+from l7proxy.flows.ring import BATCH
 from l7proxy.hubble import mask
 from l7proxy.hubble.api.flow import flow_pb2
 from l7proxy.hubble.api.observer import observer_pb2
@@ -22,9 +23,12 @@ MOST_FILTERS: Final = 256
 """Per list. Hubble UI sends two for each selected namespace."""
 MOST_PATTERNS: Final = 256
 """Of the whole request: compiling them takes time of the agent, and every flow is matched against them."""
-PATTERNS: Final = (
-    "http_path", "http_url", "dns_query", "source_fqdn", "destination_fqdn", "node_name",
-)  # fmt: skip
+MOST_VALUES: Final = 4096
+"""Of all filters of the request."""
+VALUES_PER_TURN: Final = 8192
+"""Comparisons of a value with a flow, some milliseconds, after which the event loop runs other tasks: a client must not
+delay policy."""
+PATTERNS: Final = ("http_path", "http_url", "dns_query", "source_fqdn", "destination_fqdn", "node_name")
 
 
 class FirstAndFollowError(ConfigError):
@@ -35,7 +39,7 @@ def read(asked: observer_pb2.GetFlowsRequest) -> tuple[Request, mask.Mask]:
     """What to send, and the fields of each flow."""
     if asked.first and asked.follow:
         raise FirstAndFollowError("first cannot be specified with follow")
-    _bounded(asked)
+    values = _bounded(asked)
     request = Request(
         keep=filters.build({"whitelist": _filters(asked.whitelist), "blacklist": _filters(asked.blacklist)}),
         last=0 if asked.first else asked.number,
@@ -43,17 +47,30 @@ def read(asked: observer_pb2.GetFlowsRequest) -> tuple[Request, mask.Mask]:
         since_ns=_moment(asked, "since"),
         until_ns=_moment(asked, "until"),
         follow=asked.follow,
+        batch=max(1, min(BATCH, VALUES_PER_TURN // max(1, values))),
     )
     return request, mask.read(asked.field_mask.paths)
 
 
-def _bounded(asked: observer_pb2.GetFlowsRequest) -> None:
+def _bounded(asked: observer_pb2.GetFlowsRequest) -> int:
+    """The number of values in all filters. ConfigError when a limit is exceeded."""
     lists: Sequence[Sequence[flow_pb2.FlowFilter]] = (asked.whitelist, asked.blacklist)
     if any(len(one) > MOST_FILTERS for one in lists):
         raise ConfigError(f"invalid filters: more than {MOST_FILTERS} in one list")
     patterns = sum(len(getattr(one, field)) for found in lists for one in found for field in PATTERNS)
     if patterns > MOST_PATTERNS:
         raise ConfigError(f"invalid filters: {patterns} patterns, the limit is {MOST_PATTERNS}")
+    values = sum(_size(value) for found in lists for one in found for _, value in one.ListFields())
+    if values > MOST_VALUES:
+        raise ConfigError(f"invalid filters: {values} values, the limit is {MOST_VALUES}")
+    return values
+
+
+def _size(value: Any) -> int:
+    """Of a repeated field its values; a label selector counts by its length, since it may have many terms."""
+    if isinstance(value, Message):
+        return 1
+    return sum(1 + len(one) // 16 if isinstance(one, str) else 1 for one in value)
 
 
 def _filters(found: Iterable[flow_pb2.FlowFilter]) -> list[dict[str, Any]]:

@@ -35,3 +35,10 @@ def test_what_is_no_selector_is_refused_at_its_place(text: str) -> None:
 def test_the_length_is_bounded() -> None:
     with pytest.raises(ConfigError, match=f"longer than {LONGEST} characters"):
         selector("a" * (LONGEST + 1))
+
+
+def test_blanks_before_a_fault_take_linear_time() -> None:
+    """With backtracking this takes minutes."""
+    for _ in range(2000):
+        with pytest.raises(ConfigError):
+            selector("a" + " " * (LONGEST - 2) + "(")
