@@ -320,7 +320,7 @@ def _hubble(settings: Settings, ring: Ring) -> Hubble | None:
     if not settings.hubble_socket_path and not settings.hubble_listen_address:
         return None
     try:
-        from l7proxy.agent.hubble import Hubble  # here, since it takes 20 MiB and is an optional dependency
+        from l7proxy.agent.hubble import Hubble  # here: 10 MiB, and optional
     except ModuleNotFoundError as error:
         raise ConfigError(
             f"hubble-socket-path, hubble-listen-address: {error.name} is not installed: pip install 'l7proxy[hubble]'"
