@@ -140,7 +140,7 @@ def _build(parts: Parts) -> Iterator[Metric]:
     )  # fmt: skip
     ready = not any(health.not_ready(parts.reconciler, parts.link.workers()))
     yield _gauge("ready", "Whether the node enforces its policies, as /readyz says.", ready)
-    yield _gauge("audit", "Whether the whole node is in audit mode.", parts.settings.audit)
+    yield _gauge("audit", "Whether the whole node is in audit mode.", parts.configuration.settings.audit)
 
 
 def _policy(parts: Parts) -> Iterator[Metric]:
@@ -206,7 +206,7 @@ def _workers(parts: Parts) -> Iterator[Metric]:
     keys = [(str(one.worker), str(one.pid)) for one in workers]
     labels = ("worker", "pid")
     yield _gauge("workers", "Workers that are connected.", len(workers))
-    yield _gauge("workers_expected", "Workers by the setting.", parts.settings.workers)
+    yield _gauge("workers_expected", "Workers by the setting.", parts.configuration.settings.workers)
     yield _gauges(
         "l7proxy_worker_revision", "Revision that the worker has applied.", labels,
         {key: one.revision for key, one in zip(keys, workers, strict=True)},

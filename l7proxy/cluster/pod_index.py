@@ -87,7 +87,7 @@ class PodIndex:
         self._inside = Networks(())
         self._entries: dict[ResourceKey, PodEntry] = {}
         self._disputed: dict[str, tuple[Pod, ...]] = {}
-        """Address → the pods that claim it, where that is not its owner alone: several pods, a node's, another's by CNI."""
+        """Address → the pods that claim it, if they are not just its owner: several, or the address is another's."""
         self._assigned: Mapping[str, ResourceKey] = {}
         self._meant: dict[str, Meaning] = {}
         self._numbers: Mapping[str, int] | None = {}

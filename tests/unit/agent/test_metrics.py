@@ -12,6 +12,7 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
 from l7proxy.agent import health, queries
+from l7proxy.agent.configuration import Configuration
 from l7proxy.agent.dataplane.pod_interfaces import PodInterfaces
 from l7proxy.agent.dataplane.reconciler import Reconciler
 from l7proxy.agent.dataplane.revocation import Revocation
@@ -52,7 +53,7 @@ class Agent:
         )
         self.recorder = recorder
         self.parts = queries.Parts(
-            settings=settings,
+            configuration=Configuration(settings),
             source=FileSource(directory),
             backend="fake",
             cluster_state=state,
