@@ -36,7 +36,7 @@ T = TypeVar("T")
 
 READY_SECONDS: Final = 180.0
 SETTLE_SECONDS: Final = 10.0
-"""Before the loads: the agent has saved all objects, and told what it enforces in the status of the policies."""
+"""Before the loads: time for the agent to save all objects and to write the status of the policies."""
 UPDATES: Final = 100
 """Updates of pods per second."""
 BURST: Final = 10

@@ -1,8 +1,8 @@
 """Takes over changes of the configuration file while the process runs: when the file changes, and on SIGHUP.
 
 Only settings that are defined as live change. Others keep the value of the start, and are named as those that
-need a restart. A file with a fault changes nothing: the last good settings stay in force, and the fault is told until
-the file is right. The directory is watched, not the file: kubelet swaps the symbolic link `..data` beside it, and
+need a restart. An invalid file changes nothing: the last good settings stay in force, and the error is shown until the
+file is valid. The directory is watched, not the file: kubelet swaps the symbolic link `..data` beside it, and
 editors rename.
 """
 

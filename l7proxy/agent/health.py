@@ -22,6 +22,7 @@ import h11
 from l7proxy.agent.dataplane.reconciler import Reconciler
 from l7proxy.errors import ConfigError
 from l7proxy.link.server import WorkerState
+from l7proxy.model.net import HostPort
 
 STUCK: Final = 300.0
 """Seconds that one round of the reconciler may take: several times those of the first one in the largest clusters."""
@@ -102,9 +103,9 @@ class HealthServer:
         try:
             server = await asyncio.start_server(self._client, str(self._address), self._port, limit=MAX_REQUEST)
         except OSError as error:
-            where = f"[{self._address}]" if self._address.version == 6 else self._address
+            where = HostPort(str(self._address), self._port)
             raise ConfigError(
-                f"{self._setting}: cannot listen at {where}:{self._port}: {error.strerror}: choose another address"
+                f"{self._setting}: cannot listen at {where}: {error.strerror}: choose another address"
             ) from error
         try:
             yield server.sockets[0].getsockname()[1]
@@ -141,26 +142,22 @@ class HealthServer:
             return _encoded(connection, 400, _lines([str(error)]))
         if not isinstance(event, h11.Request):
             return b""  # the client left
-        path = event.target.partition(b"?")[0].decode("ascii", "replace")
-        page = self._pages.get(path) if event.method in (b"GET", b"HEAD") else None
-        kind = PLAIN
-        if page is not None:
-            accept = b",".join(value for name, value in event.headers if name == b"accept")
-            kind, text = await page(accept.decode("latin-1"))
-            status = 200
-        else:
-            status, lines = self._answer(event.method, path)
-            text = _lines(lines)
+        status, kind, text = await self._answer(event)
         return _encoded(connection, status, text, kind, body=event.method != b"HEAD")
 
-    def _answer(self, method: bytes, path: str) -> tuple[int, list[str]]:
-        if method not in (b"GET", b"HEAD"):
-            return 405, ["only GET and HEAD are served"]
-        check = self._checks.get(path)
-        if check is None:
-            return 404, ["known paths: " + ", ".join(sorted((*self._checks, *self._pages)))]
+    async def _answer(self, event: h11.Request) -> tuple[int, str, bytes]:
+        """(status, content type, body)"""
+        if event.method not in (b"GET", b"HEAD"):
+            return 405, PLAIN, _lines(["only GET and HEAD are served"])
+        path = event.target.partition(b"?")[0].decode("ascii", "replace")
+        if (page := self._pages.get(path)) is not None:
+            accept = b",".join(value for name, value in event.headers if name == b"accept")
+            return 200, *await page(accept.decode("latin-1"))
+        if (check := self._checks.get(path)) is None:
+            known = ", ".join(sorted((*self._checks, *self._pages)))
+            return 404, PLAIN, _lines([f"known paths: {known}"])
         reasons = list(check())
-        return (503, reasons) if reasons else (200, ["ok"])
+        return (503, PLAIN, _lines(reasons)) if reasons else (200, PLAIN, _lines(["ok"]))
 
 
 def _lines(lines: Iterable[str]) -> bytes:

@@ -6,9 +6,10 @@ from collections.abc import Iterable
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 
+from l7proxy.flows.flow import node_name
 from l7proxy.flows.ring import Ring
 from l7proxy.hubble.certificates import CertificateFiles
-from l7proxy.hubble.peers import Peer, Peers, node_name, peer, server_name
+from l7proxy.hubble.peers import Peer, Peers, peer, server_name
 from l7proxy.hubble.server import HubbleServer, Tcp
 from l7proxy.hubble.service import Service
 from l7proxy.model.resources import Node

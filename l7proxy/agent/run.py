@@ -24,7 +24,6 @@ from l7proxy.agent.dataplane import pod_interfaces
 from l7proxy.agent.dataplane.reconciler import Published, Reconciler
 from l7proxy.agent.dataplane.revocation import Revocation
 from l7proxy.agent.flow_recorder import Recorder
-from l7proxy.agent.metrics import Scraper
 from l7proxy.agent.service_manager import ServiceManager
 from l7proxy.errors import ConfigError
 from l7proxy.flows.ring import Ring
@@ -48,6 +47,7 @@ from tproxy_rules.nflog import NflogReader
 if TYPE_CHECKING:
     from l7proxy.agent.cluster_status.service import ClusterStatus
     from l7proxy.agent.hubble import Hubble
+    from l7proxy.agent.metrics import Scraper
 
 log = logging.getLogger(__name__)
 
@@ -121,7 +121,7 @@ async def _serve(configuration: Configuration, source: Source) -> None:
         revocation.in_force(snapshot, doubtful=restored)
         manager.ready()
 
-    hubble = _hubble(settings, ring)
+    hubble, scraper = _hubble(settings, ring), _scraper(settings, recorder)
     reconciler = Reconciler(
         cluster_state=cluster_state,
         link=link,
@@ -133,12 +133,11 @@ async def _serve(configuration: Configuration, source: Source) -> None:
         on_published=published,
         on_enforced=enforced,
         on_suppressed=recorder.suppressed,
-        on_delay=lambda seconds: scraper.enforced(seconds),
+        on_delay=scraper.enforced if scraper else lambda seconds: None,
         others=partial(_others, backend.name),
     )
     sinks: dict[str, Sink] = registry.make(settings)
-    scraper = Scraper(settings, recorder)
-    if scraper.flows is not None:
+    if scraper and scraper.flows:
         sinks["metrics"] = scraper.flows
     feeds = [Feed(name, sink, ring) for name, sink in sinks.items()]
     cluster_status = _cluster_status(configuration, reconciler, link)
@@ -162,7 +161,7 @@ async def _serve(configuration: Configuration, source: Source) -> None:
         _feeding(feeds),  # until workers have sent their last records
         link.serving(),
         _probes(settings, reconciler, link),
-        _metrics(settings, scraper, parts),
+        _metrics(settings, scraper, parts) if scraper else nullcontext(),
         _listening(settings.nflog_group, recorder),  # last: its "not permitted" may only mean another running agent
         asyncio.TaskGroup() as tasks,
     ):
@@ -288,9 +287,7 @@ def _probes(settings: Settings, reconciler: Reconciler, link: LinkServer) -> Abs
 
 
 def _metrics(settings: Settings, scraper: Scraper, parts: queries.Parts) -> AbstractAsyncContextManager[object]:
-    """The listener for Prometheus, if one is wanted."""
-    if not settings.metrics_address:
-        return nullcontext()
+    """The listener for Prometheus."""
     address = host_and_port(settings.metrics_address)
     pages = {"/metrics": partial(scraper.page, parts)}
     patience = SCRAPE_PATIENCE
@@ -326,6 +323,14 @@ def _hubble(settings: Settings, ring: Ring) -> Hubble | None:
             f"hubble-socket-path, hubble-listen-address: {error.name} is not installed: pip install 'l7proxy[hubble]'"
         ) from error
     return Hubble(settings, ring)
+
+
+def _scraper(settings: Settings, recorder: Recorder) -> Scraper | None:
+    if not settings.metrics_address:
+        return None
+    from l7proxy.agent.metrics import Scraper  # here: most agents need no Prometheus client
+
+    return Scraper(settings, recorder)
 
 
 def _others(ours: str) -> list[Backend]:

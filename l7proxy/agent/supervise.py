@@ -13,9 +13,10 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -120,31 +121,26 @@ async def keep_running(
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.send, number)
 
-    keepers: list[_Keeper] = []
-
-    def keep(child: Child, stop: _Stop) -> Coroutine[None, None, None]:
-        keepers.append(
-            _Keeper(
-                child,
-                stop,
-                grace=grace,
-                ready=ready,
-                configuration=configuration,
-                first_pause=first_pause,
-                last_pause=last_pause,
-                lived=lived,
-            )
-        )
-        return keepers[-1].run()
+    made = partial(
+        _Keeper,
+        grace=grace,
+        ready=ready,
+        configuration=configuration,
+        first_pause=first_pause,
+        last_pause=last_pause,
+        lived=lived,
+    )
+    outer = made(around, stop_last) if around is not None else None
+    keepers = [made(child, stop) for child in wanted]
 
     def configured(_: frozenset[str]) -> None:
         for keeper in keepers:
             keeper.tell_settings()
 
     async with asyncio.TaskGroup() as tasks:
-        if around is not None:
-            tasks.create_task(keep(around, stop_last), name=around.name)
-        running = [tasks.create_task(keep(child, stop), name=child.name) for child in wanted]
+        if outer is not None:
+            tasks.create_task(outer.run(), name=outer.name)
+        running = [tasks.create_task(keeper.run(), name=keeper.name) for keeper in keepers]
         following = tasks.create_task(configuration.run(configured), name="settings") if configuration else None
         await asyncio.wait(running)
         if following is not None:
@@ -193,6 +189,10 @@ class _Keeper:
         stop.heard.append(self._send)
         if ready is not None and child.says_when_ready:
             stop.heard.append(lambda number: ready.stop())
+
+    @property
+    def name(self) -> str:
+        return self._child.name
 
     async def run(self) -> None:
         pause, ever_lived = self._first_pause, False

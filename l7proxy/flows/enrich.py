@@ -33,6 +33,7 @@ from l7proxy.flows.flow import (
     Ports,
     Service,
     Workload,
+    node_name,
 )
 from l7proxy.flows.records import Connection, HttpRequest, HttpResponse, Malformed, Record
 from l7proxy.model import verdict as words
@@ -84,7 +85,7 @@ class Enricher:
         new_uuid: Callable[[], object] = uuid.uuid4,
     ) -> None:
         self._names = names
-        self.node_name = f"{cluster}/{node}" if cluster not in ("", "default") else node
+        self.node_name = node_name(node, cluster)
         self._revision = str(revision) if revision else ""
         self.query = query
         self._headers = frozenset(name.lower() for name in headers)

@@ -18,6 +18,13 @@ from l7proxy.errors import SourceError
 from l7proxy.flows import hubble_constants as hubble
 from l7proxy.flows import timestamp
 
+DEFAULT_CLUSTER: Final = "default"
+
+
+def node_name(node: str, cluster: str) -> str:
+    """As flows name a node: with its cluster, unless that is `default`."""
+    return node if cluster in ("", DEFAULT_CLUSTER) else f"{cluster}/{node}"
+
 
 class Message(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Base of all messages: immutable, keyword-only, zero values omitted in JSON."""

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from ipaddress import ip_address
 from typing import Final
 
+from l7proxy.flows.flow import DEFAULT_CLUSTER
 from l7proxy.hubble.api.peer import peer_pb2
+from l7proxy.model.net import HostPort
 
-DEFAULT_CLUSTER: Final = "default"
 DOMAIN: Final = "hubble-grpc.cilium.io"
 """Of the names in certificates: Hubble's, since Relay and its certificates are Hubble's."""
 
@@ -27,11 +28,6 @@ class Peer:
         return peer_pb2.ChangeNotification(name=name, address=self.address, type=kind, tls=tls)
 
 
-def node_name(node: str, cluster: str) -> str:
-    """As flows name it: with its cluster, unless that is `default`."""
-    return node if cluster in ("", DEFAULT_CLUSTER) else f"{cluster}/{node}"
-
-
 def server_name(node: str, cluster: str) -> str:
     """The name that Relay expects in the node's certificate. Dots would be levels of a wildcard name."""
     return ".".join((node.replace(".", "-"), (cluster or DEFAULT_CLUSTER).replace(".", "-"), DOMAIN))
@@ -42,8 +38,7 @@ def peer(addresses: Iterable[str], port: int, server: str) -> Peer:
     found = sorted(map(ip_address, addresses), key=lambda one: one.version)
     if not found or not port:
         return Peer()
-    host = f"[{found[0]}]" if found[0].version == 6 else f"{found[0]}"
-    return Peer(f"{host}:{port}", server)
+    return Peer(str(HostPort(str(found[0]), port)), server)
 
 
 class Peers:

@@ -1,6 +1,6 @@
 """Listens for Hubble's clients: on a unix socket for root and our own user, and on TCP with mutual TLS.
 
-Flows tell who speaks with whom, so there is no TCP without certificates of the clients: with plain TCP, and with TLS
+Flows show which pods communicate, so there is no TCP without certificates of the clients: with plain TCP, and with TLS
 of the server alone, every pod could read them. What clients can use of the agent is bounded: connections, the time of a
 handshake, streams, the size of a request.
 """
@@ -26,6 +26,7 @@ from l7proxy.errors import ConfigError
 from l7proxy.hubble.certificates import CertificateFiles, Certificates
 from l7proxy.hubble.service import OBSERVER, PEER, Service
 from l7proxy.link import local
+from l7proxy.model.net import HostPort
 
 log = logging.getLogger(__name__)
 
@@ -57,8 +58,7 @@ class Tcp:
     files: CertificateFiles
 
     def __str__(self) -> str:
-        host = f"[{self.address}]" if self.address.version == 6 else f"{self.address}"
-        return f"{host}:{self.port}"
+        return str(HostPort(str(self.address), self.port))
 
 
 class HubbleServer:

@@ -9,7 +9,7 @@ from typing import Final
 
 from l7proxy import __version__
 from l7proxy.flows import timestamp
-from l7proxy.flows.flow import Endpoint
+from l7proxy.flows.flow import DEFAULT_CLUSTER, Endpoint
 from l7proxy.flows.ring import BATCH, Ring
 from l7proxy.flows.template import TemplatedFlow
 from l7proxy.hubble.api.observer import observer_pb2
@@ -60,4 +60,4 @@ async def namespaces(ring: Ring) -> list[tuple[str, str]]:
 
 
 def _namespace(end: Endpoint) -> tuple[str, str]:
-    return ("" if end.cluster_name == "default" else end.cluster_name, end.namespace)
+    return ("" if end.cluster_name == DEFAULT_CLUSTER else end.cluster_name, end.namespace)

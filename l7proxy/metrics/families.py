@@ -39,6 +39,12 @@ class Series:
         self.gone: float | None = None
         """Since when one of its pods does not exist."""
 
+    def observe(self, bucket: int, seconds: float) -> None:
+        """Of a histogram: count one more, in this bucket."""
+        self.count += 1
+        self.total += seconds
+        self.buckets[bucket] += 1
+
 
 class Family:
     """A counter, or with `bounds` a histogram. `open_labels`: those that are folded beyond `limit` series.
@@ -87,10 +93,7 @@ class Family:
 
     def observe(self, values: tuple[str, ...], seconds: float) -> None:
         """Of a histogram: count one more."""
-        series = self.series(values)
-        series.count += 1
-        series.total += seconds
-        series.buckets[bisect_left(self.bounds, seconds)] += 1
+        self.series(values).observe(bisect_left(self.bounds, seconds), seconds)
 
     @property
     def folded(self) -> int:

@@ -140,9 +140,7 @@ class FlowMetrics:
         if timed:
             latency = max(0, int(flow.l7.latency_ns or 0)) if flow.l7 else 0
             for one in timed:
-                one.count += 1
-                one.total += latency / 1e9
-                one.buckets[bisect_left(BOUNDS_NS, latency)] += 1
+                one.observe(bisect_left(BOUNDS_NS, latency), latency / 1e9)
 
     def _series(self, flow: Flow) -> tuple[list[Series], list[Series]]:
         """(counters, histograms)"""

@@ -1,8 +1,8 @@
 """`python -P -m l7proxy.proxy SETTINGS INDEX [CHANGES [READY]]`: one worker.
 
 SETTINGS: one line of JSON (`WorkerSettings.dump`). CHANGES: a descriptor from which it reads further such lines, each
-of them the settings from then on. READY: an inherited descriptor, to which a byte is
-written once the worker serves connections.
+of them the settings from then on. READY: an inherited descriptor, to which a byte is written once the worker serves
+connections.
 """
 
 from __future__ import annotations

@@ -120,12 +120,9 @@ async def _serve(
         running = [
             tasks.create_task(link.run(), name="link"),
             tasks.create_task(server.tick(), name="wheel"),
-            *(
-                [tasks.create_task(_follow(changes, settings, ctx, carried), name="settings")]
-                if changes is not None
-                else []
-            ),
         ]
+        if changes is not None:
+            running.append(tasks.create_task(_follow(changes, settings, ctx, carried), name="settings"))
         gc.set_threshold(*GC_THRESHOLDS)
         gc.collect()
         gc.freeze()  # modules, tables and code live as long as the process: the collector skips them

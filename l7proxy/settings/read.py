@@ -9,7 +9,7 @@ import difflib
 import logging
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from ipaddress import ip_address
 from pathlib import Path
@@ -163,20 +163,10 @@ def _faults(settings: Settings) -> Iterator[tuple[str, str]]:
         yield "labels", str(error).removeprefix("labels: ")
     if not NAMESPACE.fullmatch(settings.namespace):
         yield "namespace", f"{settings.namespace!r:.80} is not the name of a namespace"
-    if settings.health_address:
-        try:
-            host_and_port(settings.health_address)
-        except ConfigError as error:
-            yield "health_address", str(error)
-    if settings.metrics_address:
-        try:
-            host_and_port(settings.metrics_address)
-        except ConfigError as error:
-            yield "metrics_address", str(error)
-    try:
-        flow_metrics.parse(settings.flow_metrics)
-    except ConfigError as error:
-        yield "flow_metrics", str(error)
+    for name in ("health_address", "metrics_address"):
+        if text := getattr(settings, name):
+            yield from _unreadable(name, host_and_port, text)
+    yield from _unreadable("flow_metrics", flow_metrics.parse, settings.flow_metrics)
     yield from _hubble_faults(settings)
     for protocol in WITH_PORTS.intersection(settings.tunnel_protocols):
         yield "tunnel_protocols", f"{protocol} is not an IP protocol without ports or ICMP types"
@@ -190,15 +180,20 @@ def _faults(settings: Settings) -> Iterator[tuple[str, str]]:
         yield "run_dir", f"{settings.run_dir} is too long for the path of a Unix socket: choose a shorter directory"
 
 
+def _unreadable(name: str, parse: Callable[[str], object], text: str) -> Iterator[tuple[str, str]]:
+    """The fault of a setting whose text has a form of its own."""
+    try:
+        parse(text)
+    except ConfigError as error:
+        yield name, str(error)
+
+
 def _hubble_faults(settings: Settings) -> Iterator[tuple[str, str]]:
     if settings.hubble_socket_path and not Path(settings.hubble_socket_path).is_absolute():
         yield "hubble_socket_path", f"must be an absolute path, not {settings.hubble_socket_path!r:.80}"
     if not settings.hubble_listen_address:
         return
-    try:
-        listener(settings.hubble_listen_address)
-    except ConfigError as error:
-        yield "hubble_listen_address", str(error)
+    yield from _unreadable("hubble_listen_address", listener, settings.hubble_listen_address)
     for name in ("hubble_tls_cert_file", "hubble_tls_key_file", "hubble_tls_client_ca_files"):
         if not getattr(settings, name):
             key = DEFINITIONS[name].key

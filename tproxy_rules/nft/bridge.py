@@ -18,7 +18,7 @@ from tproxy_rules.desired import Desired, Endpoint, Prefixes, Settings
 from tproxy_rules.marks import TABLE, LogDirection, LogEvent
 from tproxy_rules.networks import Identities, family, split
 from tproxy_rules.nft import limits as nft_limits
-from tproxy_rules.nft.table import Chain, Listed, NftTable, Set, chain, made, named_set
+from tproxy_rules.nft.table import Chain, Listed, NftTable, Set, chain, made, named_set, prefix_sets
 from tproxy_rules.nft.text import as_bits, log
 
 # RFC 4861: neighbour discovery requires hop limit 255. RFC 3810 and RFC 2710: listener reports.
@@ -41,7 +41,7 @@ TARGET = "@th,64,128"
 def table(desired: Desired, split_up: Callable[[Prefixes], Mapping[int, Identities]] = split) -> NftTable:
     """For a state with bridges. `split_up` is `split` or a cache of it."""
     settings = desired.settings
-    held = _held_sets(desired) if desired.held else ()
+    held = prefix_sets("cidrs", desired.held)
     sets = (*_sets(desired), *held, *_listed(split_up(desired.identities)), *nft_limits.by_port(settings))
     return made("bridge", TABLE, "", (*sets, *_chains(desired)))
 
@@ -87,12 +87,6 @@ def _sets(desired: Desired) -> Iterator[Set]:
     yield named_set("up_to", "ether_addr : ether_addr", sorted({f"{_mac(one)} : {macs[_bridge(one)]}" for one in pods}))
     yield named_set("closed_in", "ifname", [_name(one) for one in pods if one.ingress])
     yield named_set("closed_out", "ifname", [_name(one) for one in pods if one.egress and one.egress.governed])
-
-
-def _held_sets(desired: Desired) -> Iterator[Set]:
-    for version in (4, 6):
-        held = [prefix for prefix in desired.held if family(prefix) == version]
-        yield named_set(f"cidrs{version}", f"ipv{version}_addr", held, interval=True)
 
 
 def _listed(nets: Mapping[int, Identities]) -> Iterator[Set]:

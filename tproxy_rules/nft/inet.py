@@ -28,7 +28,7 @@ from tproxy_rules.nft import limits as nft_limits
 from tproxy_rules.nft import policy as nft_policy
 from tproxy_rules.nft.bridge import RESERVED, link_local_unicast
 from tproxy_rules.nft.policy import Asked, asked
-from tproxy_rules.nft.table import Chain, Hosts, NftTable, Set, chain, made, named_set
+from tproxy_rules.nft.table import Chain, Hosts, NftTable, Set, chain, made, named_set, prefix_sets
 from tproxy_rules.nft.text import as_bits, identity, log, mark
 from tproxy_rules.validate import PROTOCOL_NAMES
 
@@ -112,9 +112,7 @@ def _address_sets(desired: Desired) -> Iterator[Set]:
     yield named_set("bridged", "ifname", [f'"{name}"' for name in sorted(bridged)])
     if desired.bridges:
         yield named_set("bridges", "ifname", [f'"{bridge.name}"' for bridge in desired.bridges])
-    for version in (4, 6) if desired.held else ():
-        held = [prefix for prefix in desired.held if family(prefix) == version]
-        yield named_set(f"held{version}", f"ipv{version}_addr", held, interval=True)
+    yield from prefix_sets("held", desired.held)
 
 
 def _identity_sets(nets: Mapping[int, Identities]) -> Iterator[Set]:

@@ -6,10 +6,11 @@ and the rules of changed chains. Sets and chains are identified by name, so a na
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from tproxy_rules.networks import family
 from tproxy_rules.nft.text import absent, as_bits, identity
 from tproxy_rules.shapes import Cells
 
@@ -171,6 +172,13 @@ def chain(name: str, rules: Iterable[str], *, hook: str = "", priority: int = 0,
 
 def named_set(name: str, kind: str, elements: Iterable[str], *, interval: bool = False, of: str = "type") -> Set:
     return Set(name, kind, Lines(frozenset(elements)), interval, of)
+
+
+def prefix_sets(name: str, prefixes: Sequence[str]) -> Iterator[Set]:
+    """A set for each IP version, also if it is empty; no sets if there are no prefixes at all."""
+    for version in (4, 6) if prefixes else ():
+        members = [prefix for prefix in prefixes if family(prefix) == version]
+        yield named_set(f"{name}{version}", f"ipv{version}_addr", members, interval=True)
 
 
 def dynamic_set(name: str, kind: str, *, seconds: int = 0) -> Set:

@@ -116,11 +116,11 @@ class Reconciler:
         self._compiler = Compiler()
         self._tables = Tables()
         self._inbox: list[Change] = []
-        self._asked: float | None = None
-        self._pending: float | None = None
+        self._received_at: float | None = None
+        self._unenforced_since: float | None = None
         self._health = SourceHealth()
         self._dirty = asyncio.Event()
-        self._wanted: tuple[KernelSettings, HttpOptions, bool] | None = None
+        self._new_settings: tuple[KernelSettings, HttpOptions, bool] | None = None
         self._retry = 0.0
         self._sent = 0
         self._digest = ""
@@ -154,14 +154,14 @@ class Reconciler:
     def submit(self, changes: Iterable[Change], health: SourceHealth) -> None:
         """Queue a batch of the source, with the source's health after it. Returns at once."""
         self._inbox.extend(changes)
-        if self._asked is None:
-            self._asked = asyncio.get_running_loop().time()
+        if self._received_at is None:
+            self._received_at = asyncio.get_running_loop().time()
         self._health = health
         self._dirty.set()
 
     def configure(self, settings: KernelSettings, http: HttpOptions, *, audit: bool) -> None:
         """Enforce with these settings from the next round on. Returns at once."""
-        self._wanted = settings, http, audit
+        self._new_settings = settings, http, audit
         self._dirty.set()
 
     def look(self) -> None:
@@ -190,8 +190,8 @@ class Reconciler:
     async def step(self) -> None:
         """One round: at its end all changes received so far are enforced, or `kernel.error` is the reason why not."""
         changes, self._inbox, health = self._inbox, [], self._health
-        asked, self._asked = self._asked, None
-        self._pending = asked if self._pending is None else self._pending
+        received_at, self._received_at = self._received_at, None
+        self._unenforced_since = received_at if self._unenforced_since is None else self._unenforced_since
         self._cluster_state.apply(changes)
         reconfigured = self._reconfigure()
         if not self._cluster_state.synced:
@@ -209,16 +209,16 @@ class Reconciler:
         if self.kernel.revision != current.revision:
             await self._publish(current)
         else:
-            self._pending = None  # the changes do not concern this node
+            self._unenforced_since = None  # the changes do not concern this node
             await self._check(current)
         await self._count()
 
     def _reconfigure(self) -> bool:
         """Take over the settings of `configure`: between rounds, since a round reads them in a thread."""
-        if self._wanted is None:
+        if self._new_settings is None:
             return False
-        self._settings, self._http, audit = self._wanted
-        self._wanted = None
+        self._settings, self._http, audit = self._new_settings
+        self._new_settings = None
         self._cluster_state.audit_all(audit)
         return True
 
@@ -273,9 +273,9 @@ class Reconciler:
         self.kernel = replace(self.kernel, revision=current.revision, installed=installed, error="")
         self._retry = 0.0
         self._on_enforced(current.snapshots.kernel, False)
-        if self._pending is not None:
-            self._on_delay(asyncio.get_running_loop().time() - self._pending)
-            self._pending = None
+        if self._unenforced_since is not None:
+            self._on_delay(asyncio.get_running_loop().time() - self._unenforced_since)
+            self._unenforced_since = None
         log.info("revision %d enforced: %d endpoints", current.revision, len(current.view.endpoints))
 
     def _apply(self, current: Published) -> Installed | None:

@@ -46,13 +46,17 @@ def predicate(allow: str, deny: str) -> filters.Predicate | None:
     """
     if not allow and not deny:
         return None
-    wanted = {"whitelist": _read("flow_log_allow", allow), "blacklist": _read("flow_log_deny", deny)}
-    for setting, key in (("flow_log_allow", "whitelist"), ("flow_log_deny", "blacklist")):
-        try:
-            filters.build({key: wanted[key]})
-        except ConfigError as error:
-            raise ConfigError(f"{setting}: {error}") from error
-    return filters.build(wanted)
+    allowed = _built("flow_log_allow", "whitelist", allow)
+    passed = _built("flow_log_deny", "blacklist", deny)
+    return lambda flow: allowed(flow) and passed(flow)
+
+
+def _built(setting: str, key: str, text: str) -> filters.Predicate:
+    found = _read(setting, text)
+    try:
+        return filters.build({key: found})
+    except ConfigError as error:
+        raise ConfigError(f"{setting}: {error}") from error
 
 
 def _read(setting: str, text: str) -> list[object]:

@@ -11,22 +11,15 @@ import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
-from l7proxy.agent import health, queries
-from l7proxy.agent.configuration import Configuration
-from l7proxy.agent.dataplane.pod_interfaces import PodInterfaces
-from l7proxy.agent.dataplane.reconciler import Reconciler
-from l7proxy.agent.dataplane.revocation import Revocation
+from l7proxy.agent import health
 from l7proxy.agent.flow_recorder import Recorder
 from l7proxy.agent.metrics import Scraper
 from l7proxy.flows.flow import IP, CiliumEventType, Flow, Layer4, Ports
 from l7proxy.flows.ring import Ring
-from l7proxy.link.server import LinkServer
 from l7proxy.model.resources import Pod, Upsert
 from l7proxy.setting_definitions import Settings
-from l7proxy.settings import derived
-from l7proxy.sources.files.source import FileSource
 from l7proxy.sources.source import SYNCED, SourceHealth
-from tproxy_rules.fake import FakeBackend
+from tests.unit.agent.idle_agent import idle_parts
 
 WEB = Pod("shop", "web", "n1", ("10.0.1.5",), {"app": "web"})
 DOCUMENT = Path(__file__).resolve().parents[3] / "docs" / "metrics.md"
@@ -39,30 +32,9 @@ class Agent:
         settings = Settings(node="n1", source=str(directory), metrics_address=address, flow_metrics=metrics, workers=2)
         recorder = Recorder(Ring(15), node="n1")
         self.scraper = Scraper(settings, recorder)
-        state = derived.empty_cluster(settings)
-        link = LinkServer(directory / "link.sock", on_flows=lambda _: None)
-        self.reconciler = Reconciler(
-            cluster_state=state,
-            link=link,
-            backend=FakeBackend(),
-            node="n1",
-            look=PodInterfaces,
-            settings=derived.kernel(settings),
-            on_published=recorder.published,
-            on_delay=self.scraper.enforced,
-        )
         self.recorder = recorder
-        self.parts = queries.Parts(
-            configuration=Configuration(settings),
-            source=FileSource(directory),
-            backend="fake",
-            cluster_state=state,
-            reconciler=self.reconciler,
-            revocation=Revocation(),
-            link=link,
-            recorder=recorder,
-            feeds=[],
-        )
+        self.parts = idle_parts(settings, recorder, on_published=recorder.published, on_delay=self.scraper.enforced)
+        self.reconciler = self.parts.reconciler
 
     async def scrape(self, accept: str = "") -> dict[str, float]:
         """Sample → value, over a real connection."""

@@ -10,23 +10,16 @@ import pytest
 
 from l7proxy.agent import queries
 from l7proxy.agent.api import Answer
-from l7proxy.agent.configuration import Configuration
-from l7proxy.agent.dataplane.pod_interfaces import PodInterfaces
-from l7proxy.agent.dataplane.reconciler import Reconciler
-from l7proxy.agent.dataplane.revocation import Revocation
 from l7proxy.agent.flow_recorder import Recorder
 from l7proxy.errors import ConfigError
 from l7proxy.flows.flow import Flow
 from l7proxy.flows.ring import Ring
 from l7proxy.flows.sinks import registry
 from l7proxy.flows.sinks.feed import Feed
-from l7proxy.link.server import LinkServer
 from l7proxy.model.resources import Pod, Upsert
 from l7proxy.setting_definitions import Settings
-from l7proxy.settings import derived
-from l7proxy.sources.files.source import FileSource
 from l7proxy.sources.source import SYNCED, SourceHealth
-from tproxy_rules.fake import FakeBackend
+from tests.unit.agent.idle_agent import idle_parts
 
 WEB = Pod("shop", "web", "n1", ("10.0.1.5",), {"app": "web"})
 
@@ -39,27 +32,9 @@ class Agent:
     def __init__(self, directory: Path) -> None:
         settings = Settings(node="n1", source=str(directory), flow_log=str(directory / "flows.jsonl"))
         self.ring = Ring(15)
-        state = derived.empty_cluster(settings)
-        link = LinkServer(directory / "link.sock", on_flows=lambda _: None)
-        self.reconciler = Reconciler(
-            cluster_state=state,
-            link=link,
-            backend=FakeBackend(),
-            node="n1",
-            look=PodInterfaces,
-            settings=derived.kernel(settings),
-        )
-        parts = queries.Parts(
-            configuration=Configuration(settings),
-            source=FileSource(directory),
-            backend="fake",
-            cluster_state=state,
-            reconciler=self.reconciler,
-            revocation=Revocation(),
-            link=link,
-            recorder=Recorder(self.ring, node="n1"),
-            feeds=[Feed(name, sink, self.ring) for name, sink in registry.make(settings).items()],
-        )
+        feeds = [Feed(name, sink, self.ring) for name, sink in registry.make(settings).items()]
+        parts = idle_parts(settings, Recorder(self.ring, node="n1"), feeds=feeds)
+        self.reconciler = parts.reconciler
         self.answers: dict[str, Answer] = queries.answers(parts)
 
     async def ask(self, method: str, **question: Any) -> Any:
