@@ -28,6 +28,15 @@ MODULES: Final = (
     "gate/http1",
     "gate/http1_exchange",
     "gate/http1_state",
+    "gate/http2",
+    "gate/http2_budget",
+    "gate/http2_frame_handlers",
+    "gate/http2_peer",
+    "gate/http2_pending",
+    "gate/http2_relay",
+    "gate/http2_replies",
+    "gate/http2_stream",
+    "gate/http2_stream_table",
     "link/outbox",
     "model/cache",
     "model/http",
@@ -52,6 +61,9 @@ MODULES: Final = (
     "wire/body",
     "wire/head",
     "wire/http1_fast",
+    "wire/http2_fields",
+    "wire/http2_frames",
+    "wire/http2_head",
 )
 """The path of a request and of its flow. Not included: msgspec structs (mypyc drops their class arguments), and
 modules whose dataclasses use a type that is imported for type checking only."""

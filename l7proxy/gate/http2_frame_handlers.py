@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from l7proxy.wire.http2_fields import FieldBlock
+from l7proxy.wire.http2_fields import FieldBlock
 
 
 @dataclass(slots=True, eq=False)

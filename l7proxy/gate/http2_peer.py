@@ -90,6 +90,8 @@ class Peer:
         "streams",
         "window",
     )
+    __deletable__ = ("_owner",)
+    """Attributes that the compiled class lets go of, too (mypyc)."""
 
     def __init__(
         self, owner: Owner, ticks_ns: Callable[[], int], settings: Sequence[tuple[int, int]], preface: bytes
