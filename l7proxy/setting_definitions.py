@@ -127,7 +127,8 @@ class Settings(WorkerSettings, frozen=True, kw_only=True, forbid_unknown_fields=
         Path,
         About(
             "Directory of the last known objects of the API server: policy stays in force when the agent restarts "
-            "while the server cannot be reached."
+            "while the server cannot be reached.",
+            used_by=(CLEANUP,),
         ),
     ] = Path("/var/lib/l7proxy")
     cluster: Annotated[str, _policy("Cluster name, used in identity labels.")] = "default"
@@ -285,6 +286,11 @@ class Settings(WorkerSettings, frozen=True, kw_only=True, forbid_unknown_fields=
     @property
     def agent_socket(self) -> Path:
         return self.run_dir / "agent.sock"
+
+    @property
+    def sysctls_record(self) -> Path:
+        """What sysctls were before the agent set them: lost when the node restarts, as their values are."""
+        return self.run_dir / "sysctls.json"
 
     @property
     def of_workers(self) -> WorkerSettings:

@@ -27,6 +27,7 @@ from tproxy_rules import sysctl
 from tproxy_rules.backend import KernelError
 from tproxy_rules.desired import Desired, Settings
 from tproxy_rules.marks import ROUTE_PROTOCOL
+from tproxy_rules.sysctl import Sysctls
 
 _LOG = logging.getLogger(__name__)
 _MAIN: Final = 254
@@ -109,8 +110,8 @@ def families(settings: Settings) -> tuple[int, ...]:
     return tuple(family for family in settings.families if family == 4 or _has_ipv6())
 
 
-def tune(desired: Desired) -> None:
-    """Set the sysctls that the rules need. `remove` leaves them as they are.
+def tune(desired: Desired, sysctls: Sysctls) -> None:
+    """Set the sysctls that the rules need. `remove` leaves them as they are: see `Sysctls.restore`.
 
     accept_source_route: a route chosen by the sender could bypass policy. It is off by default; nftables refuses such
     packets itself, but iptables has no match for them.
@@ -123,7 +124,7 @@ def tune(desired: Desired) -> None:
     for name in names:
         path, _, value = name.partition("=")
         try:
-            sysctl.write(path, value)
+            sysctls.set(path, value)
         except OSError as error:
             _LOG.warning("cannot set sysctl %s: %s", name, error)
 

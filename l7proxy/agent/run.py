@@ -10,7 +10,6 @@ import asyncio
 import gc
 import logging
 import signal
-import socket
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, closing, nullcontext, suppress
 from functools import partial
@@ -43,6 +42,7 @@ from tproxy_rules import detect
 from tproxy_rules.backend import Backend, KernelError
 from tproxy_rules.desired import Desired
 from tproxy_rules.nflog import NflogReader
+from tproxy_rules.sysctl import Sysctls
 
 if TYPE_CHECKING:
     from l7proxy.agent.cluster_status.service import ClusterStatus
@@ -69,27 +69,6 @@ def run_agent(settings: Settings, origin: Origin | None = None) -> int:
     return exit_code(lambda: asyncio.run(_agent(Configuration(settings, origin))), ConfigError, KernelError)
 
 
-def cleanup(settings: Settings) -> list[str]:
-    """Remove every rule, route, table and set of l7proxy, of all backends. Returns one line per backend."""
-    if _alive(settings.agent_socket):
-        raise ConfigError(
-            f"an agent is running ({settings.agent_socket}): stop it first, or it would restore its rules"
-        )
-    names = [name for name in detect.NAMES if name != "auto"] if settings.backend == "auto" else [settings.backend]
-    done, failed = [], []
-    for name in names:
-        try:
-            detect.choose(name).remove()
-        except KernelError as error:
-            failed.append(str(error))
-            done.append(f"{name}: skipped: {error}")
-        else:
-            done.append(f"{name}: rules removed")
-    if len(failed) == len(names):  # an unavailable backend has left no rules, but at least one must be available
-        raise ConfigError("cleanup failed: " + "; ".join(failed))
-    return done
-
-
 async def _agent(configuration: Configuration) -> None:
     gc.set_threshold(*GC_THRESHOLDS)
     async with _opened_source(configuration.settings) as source:
@@ -99,7 +78,7 @@ async def _agent(configuration: Configuration) -> None:
 async def _serve(configuration: Configuration, source: Source) -> None:
     settings = configuration.settings
     make_run_dir(settings.run_dir)
-    backend = await asyncio.to_thread(detect.choose, settings.backend)
+    backend = await asyncio.to_thread(detect.choose, settings.backend, Sysctls(settings.sysctls_record))
     ring = Ring(settings.flow_ring, node_name=settings.node)
     recorder = Recorder(ring, node=settings.node, cluster=settings.cluster)
     link = LinkServer(settings.link_socket, on_flows=recorder.ingest)
@@ -382,10 +361,3 @@ def _stop_signal() -> asyncio.Event:
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     return stop
-
-
-def _alive(path: Path) -> bool:
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe, suppress(OSError):
-        probe.connect(str(path))
-        return True
-    return False

@@ -126,14 +126,17 @@ def _become(program: Child) -> None:
 
 
 def _cleanup(*, chosen: Mapping[str, Any], config: Config = None) -> None:
-    """Remove all rules, sets, tables and routes of l7proxy from the kernel. Safe to repeat.
+    """Undo what l7proxy has done to this node, and say what was undone. Safe to repeat.
+
+    Rules, sets, tables and routes leave the kernel; sysctls get the values that they had before; the saved objects
+    of the API server are deleted. Flow logs, and the sockets of processes that still run, stay.
 
     Run it after `l7proxy run` has stopped. Nothing is enforced afterwards: all traffic is allowed.
     """
-    from l7proxy.agent.run import cleanup as remove
+    from l7proxy.agent.cleanup import cleanup as remove
 
-    for line in remove(_settings(config, chosen, CLEANUP)) or ():
-        print(line)
+    for line in remove(_settings(config, chosen, CLEANUP)):
+        print(line, flush=True)
 
 
 run = with_flags(_run, "chosen", _flags("agent"))

@@ -158,6 +158,7 @@ def _tell(ready: int | None) -> None:
 
 async def _drain(server: ProxyServer, stop: _Stop, tasks: asyncio.TaskGroup) -> None:
     """Drain for `stop.seconds`; a signal to hurry shortens that."""
+    listener.warn_if_queues_are_lost()
     if stop.hurried.is_set():
         await server.drain(HURRY_SECONDS)
         return

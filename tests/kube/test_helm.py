@@ -221,6 +221,7 @@ class TestRelease:
         for node in cluster.nodes:
             assert "l7proxy" not in cluster.in_node(node, "nft", "list", "ruleset").lower()
             assert "7777" not in cluster.in_node(node, "ip", "rule")
+            assert cluster.in_node(node, "cat", "/proc/sys/net/ipv4/tcp_migrate_req").strip() == "0"
             left = cluster.in_node(node, "find", "/run/l7proxy", "/var/lib/l7proxy", "-mindepth", "1")
             assert left == ""
         assert set(verdicts(cluster).values()) == {"200"}

@@ -7,7 +7,8 @@ For nodes without nft. Limitations compared with nftables, and their reasons:
 - Differences are written only where iptables uses nf_tables, whose generations prove that no other program committed in
   between. A set with changed members is recreated.
 - net.bridge.bridge-nf-call-* are set to 0 where pods are on a bridge, because br_netfilter would lose the proxy's
-  socket. Frames reach the IP layer anyway, where kube-proxy sees them. `remove` leaves the sysctls as they are.
+  socket. Frames reach the IP layer anyway, where kube-proxy sees them. `remove` leaves the sysctls as they are
+  (`Sysctls.restore` sets them back).
 
 Ours are the chains and sets with the prefix L7P-. Our jumps must be first in the base chains. Others (kube-proxy)
 insert theirs before them from time to time: `read` reports this as not intact, and `apply` repairs it.
@@ -36,6 +37,7 @@ from tproxy_rules.marks import CHAIN_PREFIX, LogDirection, LogEvent, read_prefix
 from tproxy_rules.memo import Memo
 from tproxy_rules.nft.probe import sample
 from tproxy_rules.nft.watch import generation
+from tproxy_rules.sysctl import Sysctls
 from tproxy_rules.tally import Tally
 from tproxy_rules.tool import run
 from tproxy_rules.validate import Examined, checked, examined
@@ -154,7 +156,8 @@ class IptablesBackend:
                 except KernelError as error:
                     raise KernelError(f"{_RESTORE[family]} does not support {needs} on this node ({error})") from error
 
-    def __init__(self) -> None:
+    def __init__(self, sysctls: Sysctls | None = None) -> None:
+        self._sysctls = sysctls or Sysctls()
         self._known: _Known | None = None
         self._packets: Tally[_Counter] = Tally()
         self._examine: Memo[Table, Examined] = Memo(examined)
@@ -234,7 +237,7 @@ class IptablesBackend:
             self.suppressed()
         self._packets.anew(lambda counter: counter[:2] in anew)
         self._known = None
-        routes.tune(snapshot)
+        routes.tune(snapshot, self._sysctls)
         if known is not None and known.rendering.bridge == rendering.bridge:
             self._change(known, wanted, rendering, note)
             return
@@ -249,7 +252,7 @@ class IptablesBackend:
         _make_sets(rendering.sets.values(), trusted=intact)
         committed = 0
         if snapshot.bridges:
-            _switch_off()
+            _switch_off(self._sysctls)
             committed += _restore_bridge(rendering.bridge)
         for family in rendering.families:
             text = _restore(family.tables, present[_SAVE[family.version]], note=note)
@@ -476,11 +479,11 @@ def _switched() -> bool:
     return all(sysctl.read(_switch(name)) == "0" for name in _SWITCHES if sysctl.exists(_switch(name)))
 
 
-def _switch_off() -> None:
+def _switch_off(sysctls: Sysctls) -> None:
     for name in _SWITCHES:
         try:
             if sysctl.exists(_switch(name)):
-                sysctl.write(_switch(name), "0")
+                sysctls.set(_switch(name), "0")
         except OSError as error:
             raise KernelError(
                 f"net.bridge.{name} must be 0 for the iptables backend and cannot be set: {error}"

@@ -35,6 +35,7 @@ from tproxy_rules.nft.state import Found
 from tproxy_rules.nft.table import NftTable, alike, delta
 from tproxy_rules.nft.text import absent
 from tproxy_rules.nft.watch import NftMonitor, Watch, generation
+from tproxy_rules.sysctl import Sysctls
 from tproxy_rules.tally import Tally
 from tproxy_rules.tool import run
 from tproxy_rules.validate import Examined, checked, examined
@@ -68,7 +69,8 @@ class NftablesBackend:
     name = "nftables"
     steers_before_dnat = False
 
-    def __init__(self) -> None:
+    def __init__(self, sysctls: Sysctls | None = None) -> None:
+        self._sysctls = sysctls or Sysctls()
         self._known: _Known | None = None
         self._fresh = True
         self._watching: Watch | None = None
@@ -119,7 +121,7 @@ class NftablesBackend:
         if known is None or known.snapshot != wanted:
             tables = self._draw(snapshot)
             if known is not None or not self._adopted(wanted, tables):
-                routes.tune(snapshot)
+                routes.tune(snapshot, self._sysctls)
                 self._put(known, wanted, tables)
         self._fresh = False
 

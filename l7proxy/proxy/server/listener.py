@@ -78,16 +78,17 @@ def take_descriptors() -> int:
     return resource.getrlimit(resource.RLIMIT_NOFILE)[0]
 
 
-def migrate_queues() -> None:
-    """If permitted, have the kernel move a closed listener's queue to its siblings (ip-sysctl: tcp_migrate_req).
+def warn_if_queues_are_lost() -> None:
+    """Log it if the kernel will not move the queue of a closed listener to its siblings (ip-sysctl: tcp_migrate_req).
 
-    In a container only the agent may set it.
+    To be asked when the listener is about to be closed: the agent sets it, and may start after its workers.
     """
     try:
-        if MIGRATE.read_text().strip() != "1":
-            MIGRATE.write_text("1\n")
-    except OSError as error:
-        log.info("cannot set %s (%s): connections in the queue of a worker that stops are reset", MIGRATE, error)
+        moved = MIGRATE.read_text().strip() != "0"
+    except OSError:  # before Linux 5.14
+        moved = False
+    if not moved:
+        log.info("%s is not 1: connections that this worker has not accepted yet are reset", MIGRATE)
 
 
 def make_transparent(sock: socket.socket, family: int) -> None:

@@ -49,9 +49,7 @@ class Transparent:
         self._mark = mark_upstream
 
     def listen(self) -> Sequence[socket.socket]:
-        sockets = listener.transparent(self._port)
-        listener.migrate_queues()
-        return sockets
+        return listener.transparent(self._port)
 
     def destination(self, sockname: HostPort) -> HostPort:
         return sockname

@@ -10,6 +10,7 @@ import logging
 import os
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -26,6 +27,8 @@ from l7proxy.sources.objects import key_of
 log = logging.getLogger(__name__)
 
 FORMAT: Final = 2
+SUFFIX: Final = ".jsonl"
+FRESH: Final = ".new"
 CHUNK: Final = 1000
 """Objects that are written at once."""
 
@@ -52,7 +55,7 @@ class SavedObjects:
     def store(self, kind: Kind, cluster: str, resources: Iterable[Resource]) -> None:
         """OSError when the directory cannot be written to."""
         self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        fresh = self._path(kind).with_suffix(".new")
+        fresh = self._path(kind).with_suffix(FRESH)
         fresh.unlink(missing_ok=True)
         descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         with os.fdopen(descriptor, "wb") as file:
@@ -82,8 +85,20 @@ class SavedObjects:
             return None
         return Saved(found, max(age, 0.0))
 
+    def remove(self) -> int:
+        """Delete all files, of all clusters. Returns the number of kinds that were saved. OSError."""
+        try:
+            found = [path for path in self._folder.iterdir() if path.suffix in {SUFFIX, FRESH}]
+        except FileNotFoundError:
+            return 0
+        for path in found:
+            path.unlink(missing_ok=True)
+        with suppress(OSError):  # something else is in it
+            self._folder.rmdir()
+        return sum(path.suffix == SUFFIX for path in found)
+
     def _path(self, kind: Kind) -> Path:
-        return self._folder / f"{kind.name}.jsonl"
+        return self._folder / f"{kind.name}{SUFFIX}"
 
 
 def _plain(resource: Resource) -> Any:

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from l7proxy.agent.run import INTERFACES_EASE, Pace, cleanup, run_agent
+from l7proxy.agent.cleanup import cleanup
+from l7proxy.agent.run import INTERFACES_EASE, Pace, run_agent
 from l7proxy.errors import ConfigError
 from l7proxy.process import exit_code
 from l7proxy.setting_definitions import Settings
@@ -90,7 +91,7 @@ def test_cleanup_under_a_running_agent_is_refused(tmp_path: Path) -> None:
         agent.bind(str(tmp_path / "agent.sock"))
         agent.listen()
         with pytest.raises(ConfigError, match="an agent is running"):
-            cleanup(Settings(node="n1", run_dir=tmp_path))
+            list(cleanup(Settings(node="n1", run_dir=tmp_path)))
 
 
 IN_NAMESPACE = ("unshare", "--net", "bash", "-c", 'ip link set lo up; exec "$0" "$@"')
@@ -102,12 +103,14 @@ def script(path: Path, text: str, *, argv: tuple[str, ...] = IN_NAMESPACE) -> su
     import asyncio, json, os, signal, socket, sys, threading, time
     from pathlib import Path
     from urllib.request import urlopen
-    from l7proxy.agent.run import cleanup, run_agent
+    from l7proxy.agent.cleanup import cleanup
+    from l7proxy.agent.run import run_agent
     from l7proxy.setting_definitions import Settings
     path = Path({str(path)!r})
     PROBES = ("livez", "readyz")
     settings = Settings(
-        source=str(path / "src"), node="n1", run_dir=path / "run", cni_results=path / "cni", backend="nftables"
+        source=str(path / "src"), node="n1", run_dir=path / "run", cni_results=path / "cni", backend="nftables",
+        state_dir=path / "state"
     )
     """
     code = textwrap.dedent(prelude) + textwrap.dedent(text)
@@ -158,13 +161,15 @@ def test_one_agent_from_start_to_stop_and_what_it_leaves(tmp_path: Path) -> None
         print(json.dumps(run_agent(settings)))
         print(json.dumps(sorted(p.name for p in (path / "run").iterdir())))
         print(json.dumps("l7proxy" in os.popen("nft list tables").read()))
-        cleanup(settings)
+        (path / "state" / "objects").mkdir(parents=True)
+        (path / "state" / "objects" / "Pod.jsonl").touch()
+        print(json.dumps(list(cleanup(settings))))
         print(json.dumps("l7proxy" in os.popen("nft list tables; ip rule; ip route show table 7777").read()))
         """,
     )
     lines = [json.loads(line) for line in done.stdout.splitlines()]
-    assert len(lines) == 9, done
-    status, name, policies, probes, second, code, left, rules, after = lines
+    assert len(lines) == 10, done
+    status, name, policies, probes, second, code, left, rules, undone, after = lines
     assert (status["node"], status["backend"], status["revision"]) == ("n1", "nftables", 1)
     assert status["source"]["detail"] == {"a.yaml": (tmp_path / "src" / "a.yaml").stat().st_mtime_ns}
     assert status["kernel"]["intact"]
@@ -173,9 +178,14 @@ def test_one_agent_from_start_to_stop_and_what_it_leaves(tmp_path: Path) -> None
     assert second == 2
     assert "is in use by another l7proxy process" in done.stderr
     assert "Traceback" not in done.stderr
-    assert (code, left) == (0, ["fence"])  # for the workers, and for the next agent
+    assert (code, left) == (0, ["fence", "sysctls.json"])  # for the workers, for the next agent, for `cleanup`
     assert rules, "stopping opens nothing"
+    assert undone[0] == "nftables: rules removed"
+    assert "sysctl net.ipv4.tcp_migrate_req: 0 again" in undone
+    assert undone[-1] == f"{tmp_path}/state: saved objects of 1 kinds removed"
     assert not after, "cleaning up leaves nothing"
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["fence"]
+    assert not any((tmp_path / "state").iterdir())
 
 
 @pytest.mark.sandbox

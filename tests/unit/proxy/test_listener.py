@@ -71,6 +71,25 @@ def test_no_ipv6_is_told_when_it_was_asked_for_and_left_out_when_not() -> None:
 
 @pytest.mark.sandbox
 @root
+def test_a_worker_says_that_its_queue_is_lost_only_when_it_stops(caplog: pytest.LogCaptureFixture) -> None:
+    """The agent sets the sysctl, and may start after its workers."""
+    caplog.set_level("INFO")
+    space = Namespace()
+    for sock in space.do(Transparent(15001, mark_upstream=0x2000000).listen):
+        sock.close()
+    assert caplog.text == ""
+    assert space.do(lambda: listener.MIGRATE.read_text()) == "0\n"
+    space.do(listener.warn_if_queues_are_lost)
+    assert "tcp_migrate_req is not 1: connections that this worker has not accepted yet are reset" in caplog.text
+    caplog.clear()
+    space.do(lambda: listener.MIGRATE.write_text("1"))
+    space.do(listener.warn_if_queues_are_lost)
+    assert caplog.text == ""
+    space.close()
+
+
+@pytest.mark.sandbox
+@root
 def test_a_transparent_socket_bears_the_clients_address_but_never_the_servers_own() -> None:
     space = Namespace()
     way = Transparent(15001, mark_upstream=0x2000000)

@@ -413,6 +413,20 @@ async def restored_pods(access: Access, state: Path) -> int | None:
         return None if found is None else len(found.resources)
 
 
+def test_all_saved_objects_are_removed_and_nothing_else(tmp_path: Path) -> None:
+    saved = SavedObjects(tmp_path)
+    assert saved.remove() == 0
+    for kind in KINDS_READ[:2]:
+        saved.store(kind, "one", ())
+    (tmp_path / "objects" / "Pod.new").touch()  # of an agent that was killed
+    (tmp_path / "objects" / "notes.txt").touch()
+    assert saved.remove() == 2
+    assert [path.name for path in (tmp_path / "objects").iterdir()] == ["notes.txt"]
+    (tmp_path / "objects" / "notes.txt").unlink()
+    assert saved.remove() == 0
+    assert not (tmp_path / "objects").exists()
+
+
 # Across a restart.
 
 
