@@ -1,8 +1,9 @@
-"""HTTP/1.1 clients that keep their connection: `python3 keep_alive_load.py HOST PORT CLIENTS SECONDS`.
+"""HTTP/1.1 clients that keep their connection: `python3 keep_alive_load.py HOST PORT CLIENTS SECONDS [FILE]`.
 
-Runs in a pod with the standard library only. Prints one line of JSON: requests, connections, and failures by kind. An
-answer other than 200 is a failure, and so is a connection that ends before its answer. A connection that the server
-closes while it is idle is none: HTTP allows it at any time (RFC 9112, 9.3.1).
+They end after SECONDS, or when FILE exists. Runs in a pod with the standard library only. Prints one line of JSON:
+requests, connections, and failures by kind. An answer other than 200 is a failure, and so is a connection that ends
+before its answer. A connection that the server closes while it is idle is none: HTTP allows it at any time (RFC 9112,
+9.3.1).
 """
 
 import asyncio
@@ -10,6 +11,7 @@ import json
 import sys
 import time
 from collections import Counter
+from pathlib import Path
 
 PAUSE = 0.5
 PATIENCE = 10.0
@@ -17,8 +19,8 @@ REQUEST = b"GET /api/x HTTP/1.1\r\nHost: web\r\n\r\n"
 
 
 class Load:
-    def __init__(self, host: str, port: int, clients: int, seconds: float) -> None:
-        self.host, self.port, self.clients = host, port, clients
+    def __init__(self, host: str, port: int, clients: int, seconds: float, stop: Path | None = None) -> None:
+        self.host, self.port, self.clients, self.stop = host, port, clients, stop
         self.end = time.monotonic() + seconds
         self.requests = self.connections = 0
         self.failures: Counter[str] = Counter()
@@ -29,7 +31,7 @@ class Load:
     async def client(self, number: int) -> None:
         await asyncio.sleep(PAUSE * number / self.clients)
         streams = None
-        while time.monotonic() < self.end:
+        while time.monotonic() < self.end and not (self.stop and self.stop.exists()):
             try:
                 async with asyncio.timeout(PATIENCE):
                     if streams is None or streams[0].at_eof():
@@ -52,6 +54,6 @@ class Load:
 
 
 if __name__ == "__main__":
-    load = Load(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), float(sys.argv[4]))
+    load = Load(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), float(sys.argv[4]), *map(Path, sys.argv[5:]))
     asyncio.run(load.run())
     print(json.dumps({"requests": load.requests, "connections": load.connections, "failures": load.failures}))
