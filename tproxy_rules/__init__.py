@@ -5,6 +5,7 @@ Nothing here imports l7proxy or depends on Kubernetes: identities are numbers, e
 
 desired    the desired state (frozen values)
 digest     its canonical form and its digest
+identity_cache   identities by prefix, cached between states
 validate   refuses an invalid desired state before a tool is started
 marks      the two mark bits, the routing table and the names by which a new process recognises our kernel state
 backend    the interface of all backends: Backend, Installed, KernelError

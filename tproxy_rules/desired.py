@@ -30,10 +30,10 @@ once. Once a state is applied, `revoke` ends replies to flows that it refuses an
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import Final
+from typing import Final, Protocol, runtime_checkable
 
 MAX_TIERS: Final = 11
 """Per table. Each tier adds a nested jump, and the kernel allows a depth of 16 (error: too many links)."""
@@ -176,8 +176,21 @@ class Settings:
         return frozenset(protocol for protocol, _ in self.listeners)
 
 
-Prefixes = tuple[tuple[str, int], ...]
+Prefixes = Collection[tuple[str, int]]
 """(prefix, identity)"""
+
+
+@runtime_checkable
+class VersionedPrefixes(Protocol):
+    """Prefixes with their history, each in canonical form and once: of a new version only the changes are looked at."""
+
+    def changed_since(self, before: object) -> Collection[str] | None:
+        """The prefixes that may differ from those in `before`; None if it is not another version of these."""
+
+    def get(self, prefix: str) -> int | None: ...
+    def __iter__(self) -> Iterator[tuple[str, int]]: ...
+    def __len__(self) -> int: ...
+    def __contains__(self, pair: object) -> bool: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,7 +199,8 @@ class Desired:
 
     settings: Settings = Settings()
     identities: Prefixes = ()
-    """Sorted. `0.0.0.0/0` and `::/0` give the default identity; without them it is 0, which no peer has."""
+    """Sorted, or VersionedPrefixes. `0.0.0.0/0` and `::/0` give the default identity; without them it is 0, which no
+    peer has."""
     endpoints: tuple[Endpoint, ...] = ()
     bridges: tuple[Bridge, ...] = ()
     other_ports: tuple[str, ...] = ()

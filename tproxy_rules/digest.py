@@ -6,16 +6,29 @@ import hashlib
 import re
 import struct
 from array import array
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from ipaddress import ip_address, ip_network
 from operator import is_, lt
 from typing import Any, Final
 
-from tproxy_rules.desired import Bridge, Desired, Endpoint, Entry, Prefixes, Settings, Stage, Table, Tier
+from tproxy_rules.desired import (
+    Bridge,
+    Desired,
+    Endpoint,
+    Entry,
+    Prefixes,
+    Settings,
+    Stage,
+    Table,
+    Tier,
+    VersionedPrefixes,
+)
 
 _OCTET: Final = r"(?:25[0-5]|2[0-4][0-9]|1[0-9][0-9]|[1-9]?[0-9])"
+_WIDTH: Final = 256
+_MODULUS: Final = 1 << 8 * _WIDTH
 _HOST: Final = re.compile(rf"{_OCTET}(?:\.{_OCTET}){{3}}/32")
 """A single IPv4 address in canonical form, as nearly all prefixes are: neither parsed nor remembered."""
 
@@ -30,7 +43,7 @@ def canonical_identities(identities: Prefixes) -> Prefixes:
     """Optimised for many prefixes that are already canonical. ValueError on an invalid prefix."""
     given = [prefix for prefix, _ in identities]
     texts = list(map(network, given))
-    if texts == given and _ascends(texts):
+    if texts == given and (isinstance(identities, VersionedPrefixes) or _ascends(texts)):
         return identities
     return tuple(sorted(set(zip(texts, (number for _, number in identities), strict=True))))
 
@@ -78,12 +91,24 @@ def table_digest(table: Table) -> bytes:
     return found.digest()
 
 
+def identities_sum(identities: Iterable[tuple[str, int]]) -> int:
+    """The sum of a hash of each, which follows changes: a multiset hash (Bellare and Micciancio's AdHash). Its 2048
+    bits make it as hard to find two sets with one sum as it is with SHA-256."""
+    return sum(_pair_hash(prefix, number) for prefix, number in identities) % _MODULUS
+
+
+def _pair_hash(prefix: str, number: int) -> int:
+    return int.from_bytes(hashlib.shake_128(f"{prefix} {number}".encode()).digest(_WIDTH), "little")
+
+
+def sum_digest(total: int) -> bytes:
+    """SHA-256 of an `identities_sum`."""
+    return hashlib.sha256((total % _MODULUS).to_bytes(_WIDTH, "little")).digest()
+
+
 def identities_digest(identities: Prefixes) -> bytes:
-    """SHA-256 of canonical identities, joined by newlines, which no prefix contains."""
-    found = hashlib.sha256(struct.pack("<I", len(identities)))
-    found.update("\n".join([prefix for prefix, _ in identities]).encode())
-    found.update(array("I", [number for _, number in identities]))
-    return found.digest()
+    """Of canonical identities, in any order."""
+    return sum_digest(identities_sum(identities))
 
 
 def fingerprint(desired: Desired, identities: Callable[[Prefixes], bytes] = identities_digest) -> str:

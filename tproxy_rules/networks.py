@@ -7,9 +7,11 @@ defaults are constants.
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
+
+from tproxy_rules.desired import Prefixes, VersionedPrefixes
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
@@ -38,24 +40,72 @@ def family(address: str) -> int:
     return 6 if ":" in address else 4
 
 
-def split(identities: Iterable[tuple[str, int]]) -> dict[int, Identities]:
-    """The identities of each IP version, by version."""
-    defaults = {4: 0, 6: 0}
+class VersionedHosts(Mapping[str, int]):
+    """The host addresses of one IP version among versioned prefixes, as a view."""
+
+    def __init__(self, prefixes: VersionedPrefixes, version: int) -> None:
+        self._prefixes = prefixes
+        self._version = version
+        self._end = "/32" if version == 4 else "/128"
+
+    def changed_since(self, before: object) -> Collection[str] | None:
+        """The addresses that may differ; None if that is not known."""
+        if not isinstance(before, VersionedHosts) or before._version != self._version:
+            return None
+        found = self._prefixes.changed_since(before._prefixes)
+        return None if found is None else [text.removesuffix(self._end) for text in found if self._holds(text)]
+
+    def __getitem__(self, address: str) -> int:
+        found = self._prefixes.get(address + self._end)
+        if found is None or family(address) != self._version:
+            raise KeyError(address)
+        return found
+
+    def __iter__(self) -> Iterator[str]:
+        return (text.removesuffix(self._end) for text, _ in self._prefixes if self._holds(text))
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+    def _holds(self, text: str) -> bool:
+        return text.endswith(self._end) and family(text) == self._version
+
+
+def changed(before: Mapping[str, int], after: Mapping[str, int]) -> Collection[str]:
+    """The keys that may differ; of two versions those alone are looked at."""
+    if before is after:
+        return ()
+    known = after.changed_since(before) if isinstance(after, VersionedHosts) else None
+    return {key for key, _ in before.items() ^ after.items()} if known is None else known
+
+
+def is_host(prefix: str) -> bool:
+    return prefix.endswith("/128" if ":" in prefix else "/32")
+
+
+def wide_of(identities: Prefixes) -> dict[str, int]:
+    """The prefixes that hold more than one address."""
+    return {prefix: number for prefix, number in identities if not is_host(prefix)}
+
+
+def split(identities: Prefixes, wide: Mapping[str, int] | None = None) -> dict[int, Identities]:
+    """The identities of each IP version, by version. `wide`: `wide_of` them, where it is known."""
+    wide = wide_of(identities) if wide is None else wide
+    if isinstance(identities, VersionedPrefixes):
+        return _identities(wide, {version: VersionedHosts(identities, version) for version in (4, 6)})
     hosts: dict[int, dict[str, int]] = {4: {}, 6: {}}
-    prefixes: dict[int, list[tuple[str, int]]] = {4: [], 6: []}
-    hosts4, hosts6 = hosts[4], hosts[6]
     for text, identity in identities:
-        if text.endswith("/32") and ":" not in text:  # nearly all are host addresses
-            hosts4[text[:-3]] = identity
-        elif text.endswith("/128"):
-            hosts6[text[:-4]] = identity
-        elif text.endswith("/0"):
-            defaults[family(text)] = identity
-        else:
-            prefixes[family(text)].append((text, identity))
-    return {
-        version: Identities(defaults[version], _ranges(tuple(prefixes[version])), hosts[version]) for version in (4, 6)
-    }
+        if is_host(text):
+            hosts[family(text)][text.partition("/")[0]] = identity
+    return _identities(wide, hosts)
+
+
+def _identities(wide: Mapping[str, int], hosts: Mapping[int, Mapping[str, int]]) -> dict[int, Identities]:
+    found: dict[int, Identities] = {}
+    for version, default in ((4, "0.0.0.0/0"), (6, "::/0")):
+        ranges = ((one, number) for one, number in wide.items() if family(one) == version and one != default)
+        found[version] = Identities(wide.get(default, 0), _ranges(tuple(sorted(ranges))), hosts[version])
+    return found
 
 
 @lru_cache(maxsize=4)

@@ -16,8 +16,9 @@ from pyroute2.netlink.exceptions import NetlinkError
 
 from tproxy_rules.backend import KernelError
 from tproxy_rules.conntrack import Conntrack, Tracked
-from tproxy_rules.desired import Desired, Endpoint, Port, Prefixes, Table, Verdict
+from tproxy_rules.desired import Desired, Endpoint, Port, Prefixes, Table, Verdict, VersionedPrefixes
 from tproxy_rules.evaluate import Evaluator, is_wider
+from tproxy_rules.networks import is_host
 from tproxy_rules.validate import TCP
 
 _NO_ADDRESSES: Final[frozenset[str]] = frozenset()
@@ -161,23 +162,28 @@ def _gone(absent: Collection[str], identities: Prefixes) -> set[str]:
     """Those without an identity: a pod without policy and with unknown interface is no endpoint, but has one."""
     if not absent:
         return set()
-    known = {prefix for prefix, _ in identities}
-    return {address for address in absent if _host(address) not in known}
+    known = identities.get if isinstance(identities, VersionedPrefixes) else dict(identities).get
+    return {address for address in absent if known(_host(address)) is None}
 
 
 def _renamed(before: Prefixes, after: Prefixes) -> tuple[set[str], set[str], bool]:
     """Host addresses with a changed identity; those of them that had one before; whether a range changed."""
-    if before is after:
-        return set(), set(), False
+    gone, come = _differing(before, after)
+    hosts = {prefix.partition("/")[0] for prefix, _ in gone | come if is_host(prefix)}
+    had = {prefix.partition("/")[0] for prefix, _ in gone if is_host(prefix)}
+    return hosts, had, any(not is_host(prefix) for prefix, _ in gone | come)
+
+
+def _differing(before: Prefixes, after: Prefixes) -> tuple[set[tuple[str, int]], set[tuple[str, int]]]:
+    """What is in one of them only: before, and after."""
+    if isinstance(before, VersionedPrefixes) and isinstance(after, VersionedPrefixes):
+        changed = after.changed_since(before)
+        if changed is not None:
+            old = {(one, number) for one in changed if (number := before.get(one)) is not None}
+            new = {(one, number) for one in changed if (number := after.get(one)) is not None}
+            return old - new, new - old
     old, new = set(before), set(after)
-    gone, come = old - new, new - old
-    hosts = {prefix.partition("/")[0] for prefix, _ in gone | come if _is_host(prefix)}
-    had = {prefix.partition("/")[0] for prefix, _ in gone if _is_host(prefix)}
-    return hosts, had, any(not _is_host(prefix) for prefix, _ in gone | come)
-
-
-def _is_host(prefix: str) -> bool:
-    return prefix.endswith("/128" if ":" in prefix else "/32")
+    return old - new, new - old
 
 
 def _host(address: str) -> str:

@@ -24,7 +24,7 @@
     Pod, Namespace, ServiceAccount
 
     Node, reaches ► singly_named
-    PodIndex ► owners; PodIndex, places, networks ► by_prefix
+    places, networks ► below_pods; PodIndex, below_pods ► by_prefix
     placed, rules, labels of endpoints ► too_large ► fitting: policies, rules
     Service, EndpointSlice ► services_by_namespace ► of_namespace (with the pods there) ► frontends ► service_names
 
@@ -51,7 +51,6 @@ from l7proxy.model import resources
 from l7proxy.model.cache import IdentityMemo
 from l7proxy.model.endpoint import Frontend
 from l7proxy.model.identity import (
-    CONTESTED,
     HOST,
     KUBE_APISERVER,
     REMOTE_NODE,
@@ -60,8 +59,9 @@ from l7proxy.model.identity import (
     Identity,
 )
 from l7proxy.model.labels import CLUSTER_KEY, K8S, NODE, Label, LabelSet
-from l7proxy.model.net import Network, Networks, family_of, single, single_text
+from l7proxy.model.net import Network, Networks, family_of, single
 from l7proxy.model.resources import EndpointSlice, Pod, PolicyDocument, Problem, Secret, Service
+from l7proxy.model.versioned import VersionedMap, changes
 from l7proxy.policy.compile import cidrs_of, keys_of
 from l7proxy.policy.headers import SecretName
 from l7proxy.policy.lang.options import Options
@@ -136,8 +136,8 @@ class Derived:
         self.of_namespace = defaultdict(partial(Node, _of_namespace))
         self.frontends = Node(_frontends)
         self.service_names = Node(_service_names)
-        self.by_prefix = Node(_by_prefix)
-        self.owners = Node(_owners)
+        self.below_pods = Node(_below_pods)
+        self.by_prefix = PrefixIdentities()
 
 
 # --- policies
@@ -273,30 +273,25 @@ def _singly_named(pod_cidrs: Iterable[str], reaches: Iterable[Network]) -> froze
     return frozenset(str(one.network_address) for one in singles if held.holding(one))
 
 
-def _by_prefix(
-    pod_index: PodIndex,
-    _addressed: object,
-    _of_nodes: Mapping[str, str],
-    places: Mapping[str, int],
-    networks: Mapping[str, int],
-    dual: bool,
-) -> Mapping[str, int]:
-    """Prefix → identity. Later updates below override earlier ones: cluster addresses are never `world`.
-
-    `_addressed` and `_of_nodes` are other objects when an address of a pod (`PodIndex.addressed`) or node has changed.
-    """
+def _below_pods(places: Mapping[str, int], networks: Mapping[str, int], dual: bool) -> Mapping[str, int]:
+    """Prefix → identity of all but pods. The later part overrides the earlier one: places are never `world`."""
     table: dict[str, int] = {str(network): number for network, number in identities.worlds(dual=dual).items()}
-    table |= networks
-    table |= places
-    table |= pod_index.prefixes()
-    table |= {single_text(address): CONTESTED for address in pod_index.contested}
-    table |= {prefix: places[prefix] for prefix in map(single_text, pod_index.nodes)}
-    return table
+    return {**table, **networks, **places}
 
 
-def _owners(pod_index: PodIndex, _addressed: object) -> Mapping[str, Pod]:
-    """Address → pod."""
-    return dict(pod_index.owned)
+class PrefixIdentities:
+    """Prefix → identity. Addresses of pods override all other prefixes; those of nodes are no pod's (`PodIndex`)."""
+
+    def __init__(self) -> None:
+        self._pods: Mapping[str, int] = {}
+        self._below: Mapping[str, int] = {}
+        self._all: VersionedMap[str, int] = VersionedMap()
+
+    def __call__(self, pods: VersionedMap[str, int], below: Mapping[str, int]) -> VersionedMap[str, int]:
+        changed = {*changes(self._pods, pods), *changes(self._below, below)}
+        self._pods, self._below = pods, below
+        self._all = self._all.updated(changed, lambda prefix: pods.get(prefix, below.get(prefix)))
+        return self._all
 
 
 def _node_labels(node: resources.Node, cluster: str) -> frozenset[Label]:

@@ -19,11 +19,12 @@ from dataclasses import dataclass, field, replace
 from typing import Final
 
 from l7proxy.cluster.identity_labels import NOTHING, Asked, LabelFilter, labels_of
-from l7proxy.model.identity import FIRST_POD_IDENTITY, LOCAL_SCOPE, Identity, allocate
+from l7proxy.model.identity import CONTESTED, FIRST_POD_IDENTITY, LOCAL_SCOPE, Identity, allocate
 from l7proxy.model.ids import IdentityId
 from l7proxy.model.labels import LabelSet
 from l7proxy.model.net import Network, Networks, single, single_text
 from l7proxy.model.resources import Node, Pod, Problem, ResourceKey
+from l7proxy.model.versioned import VersionedMap
 
 _NO_LABELS: Final[Mapping[str, str]] = {}
 NO_PODS: Final = object()
@@ -103,8 +104,9 @@ class PodIndex:
         self._stamps: dict[str, object] = {}
         self._identities: dict[str, Identity] = {}
         self._moved: set[str] = set()
-        self._order: object = object()
-        self._prefixes: dict[str, int] = {}
+        """Addresses whose owner or number may have changed since `_settle_all`."""
+        self._owners: VersionedMap[str, Pod] = VersionedMap()
+        self._prefixes: VersionedMap[str, int] = VersionedMap()
 
     # --- updates
 
@@ -226,31 +228,38 @@ class PodIndex:
         numbers = self._allocated()
         return {number: self._identities[text] for text, number in numbers.items()}
 
-    def prefixes(self) -> Mapping[str, int]:
-        """The single-address prefix of every owned address → identity number. A live view: copy it to keep it."""
-        numbers = self._allocated()
-        if self._moved:
-            self._order = object()
-        for address in self._moved:
-            prefix = single_text(address)
-            owner = self.owned.get(address)
-            if owner is None:
-                self._prefixes.pop(prefix, None)
-            else:
-                self._prefixes[prefix] = numbers[self._entries[owner.key].at(address).spelling]
-        self._moved.clear()
+    def prefixes(self) -> VersionedMap[str, int]:
+        """The single-address prefix of every address that pods claim, and no node has → identity number."""
+        self._settle_all()
         return self._prefixes
 
-    def addressed(self) -> object:
-        """A cache key: a new object after every change of `owned`, `contested` or `prefixes`."""
-        self.prefixes()
-        return self._order
+    def owners(self) -> VersionedMap[str, Pod]:
+        """Address → its owner."""
+        self._settle_all()
+        return self._owners
 
     def problems(self) -> list[Problem]:
         """Address claims that conflict with a node or with another pod."""
         return [*self._against_nodes(), *self._among_pods()]
 
     # --- internal
+
+    def _settle_all(self) -> None:
+        numbers = self._allocated()
+        if not self._moved:
+            return
+        moved = {single_text(address): address for address in self._moved}
+
+        def number(prefix: str) -> int | None:
+            address = moved[prefix]
+            owner = self.owned.get(address)
+            if owner is not None:
+                return numbers[self._entries[owner.key].at(address).spelling]
+            return CONTESTED if address in self.contested else None
+
+        self._owners = self._owners.updated(self._moved, self.owned.get)
+        self._prefixes = self._prefixes.updated(moved, number)
+        self._moved.clear()
 
     def _against_nodes(self) -> Iterator[Problem]:
         for address in self._disputed.keys() & self.nodes.keys():

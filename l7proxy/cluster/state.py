@@ -41,6 +41,7 @@ from l7proxy.model.resources import (
     Upsert,
 )
 from l7proxy.model.verdict import Action, Direction
+from l7proxy.model.versioned import VersionedMap
 from l7proxy.policy.always import ALWAYS
 from l7proxy.policy.lang.options import DEFAULT, Options
 from l7proxy.policy.references import References
@@ -71,7 +72,7 @@ class NodeView:
     node: str | None
     endpoints: tuple[Endpoint, ...] = ()
     identities: Mapping[int, Identity] = field(default_factory=dict)
-    by_prefix: Mapping[str, int] = field(default_factory=dict)
+    by_prefix: VersionedMap[str, int] = field(default_factory=VersionedMap)
     rules: tuple[Rule, ...] = ()
     frontends: tuple[Frontend, ...] = ()
     node_addresses: tuple[str, ...] = ()
@@ -243,7 +244,7 @@ class ClusterState:
                 *self._audit_problems(),
             ),
             secret_problems=secret_problems,
-            names=Names(derived.owners(pod_index, pod_index.addressed()), ids, derived.service_names(services), known),
+            names=Names(pod_index.owners(), ids, derived.service_names(services), known),
             pod_cidrs=pod_cidrs,
             only_named=frozenset(
                 one for one in derived.singly_named(pod_cidrs, reaches) if not any(one in known for known in owned)
@@ -351,7 +352,7 @@ class ClusterState:
         pod_index: PodIndex,
         nodes: tuple[resources.Node, ...],
         reaches: Mapping[Network, Reach],
-    ) -> tuple[Mapping[int, Identity], Mapping[str, int]]:
+    ) -> tuple[Mapping[int, Identity], VersionedMap[str, int]]:
         """All identities by number, and prefix → identity number."""
         derived, of_nodes = self._derived, pod_index.nodes
         apiservers = derived.apiservers(self._all(resources.EndpointSlice))
@@ -365,7 +366,7 @@ class ClusterState:
         if pod_index.contested:
             reserved[CONTESTED] = Identity(CONTESTED, LabelSet.reserved(CONTESTED_KEY))
         known = identities.table(reserved, pod_index.identities(), of_places, networks=networks)
-        return known, derived.by_prefix(pod_index, pod_index.addressed(), of_nodes, places, prefixes, dual)
+        return known, derived.by_prefix(pod_index.prefixes(), derived.below_pods(places, prefixes, dual))
 
     def _frontends(self, pod_index: PodIndex) -> tuple[Frontend, ...]:
         """Cached per namespace, since pods affect only the Services of their namespace."""

@@ -1,7 +1,7 @@
 """Encodes policy snapshots for workers as deltas, packed, so that a shared policy is sent once.
 
 Pure. Law: decoding the delta from p to q after p gives q; p may be EMPTY. ClusterState and the policy compiler return
-the same object while nothing changes, so the cost of a delta is that of the changes.
+the same object while nothing changes, and identities are a VersionedMap, so the cost of a delta is that of the changes.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import msgspec
 
 from l7proxy.errors import LinkError
 from l7proxy.link.messages import PackedEndpoint, PolicySnapshot, SnapshotDelta
+from l7proxy.model.versioned import VersionedMap, changes
 from l7proxy.policy.tables import DirectionPolicy, EndpointPolicy, LocalEndpoint
 
 UNGOVERNED = -1
@@ -26,9 +27,9 @@ def delta(before: PolicySnapshot, after: PolicySnapshot) -> SnapshotDelta:
     known = {one.id: one for one in before.endpoints}
     changed = [one for one in after.endpoints if not _same(known.pop(one.id, None), one)]
     policies, endpoints = _pack(changed)
-    alike = before.identities is after.identities
-    moved = set() if alike else {prefix for prefix, _ in before.identities.items() ^ after.identities.items()}
-    come = {prefix: after.identities[prefix] for prefix in moved if prefix in after.identities}
+    was, now = before.identities, after.identities
+    moved = {prefix for prefix in changes(was, now) if was.get(prefix) != now.get(prefix)}
+    come = {prefix: now[prefix] for prefix in moved if prefix in now}
     return SnapshotDelta(
         before.revision,
         msgspec.structs.replace(after, endpoints=(), identities={}),
@@ -45,6 +46,7 @@ class SnapshotDecoder:
 
     def __init__(self) -> None:
         self._last = EMPTY
+        self._identities: VersionedMap[str, int] = VersionedMap()
 
     def open(self, message: SnapshotDelta) -> PolicySnapshot:
         """LinkError when the message is inconsistent, or a delta to another snapshot than the last one or EMPTY."""
@@ -54,11 +56,12 @@ class SnapshotDecoder:
         gone = frozenset(message.gone)
         endpoints = {one.id: one for one in last.endpoints if one.id not in gone}
         endpoints |= {one.id: one for one in _unpack(message.endpoints, message.policies)}
-        identities = {**last.identities, **message.identities}
-        for prefix in message.identities_gone:
-            identities.pop(prefix, None)
+        if not message.base:
+            self._identities = VersionedMap()
+        come, lost = message.identities, dict.fromkeys(message.identities_gone)
+        self._identities = self._identities.updated({**come, **lost}, {**come, **lost}.get)
         ordered = tuple(endpoints[number] for number in sorted(endpoints))
-        self._last = msgspec.structs.replace(message.head, endpoints=ordered, identities=identities)
+        self._last = msgspec.structs.replace(message.head, endpoints=ordered, identities=self._identities)
         return self._last
 
 

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 from typing import Final, Generic, TypeVar
 
+from l7proxy.model.versioned import changes
+
 Address = IPv4Address | IPv6Address
 Network = IPv4Network | IPv6Network
 V = TypeVar("V")
-FEW: Final = 256
-"""Up to this many changes a table is derived from another: one change costs as much as 30 entries of a rebuild."""
 _OCTET: Final = r"(?:25[0-5]|2[0-4][0-9]|1[0-9][0-9]|[1-9]?[0-9])"
 _SINGLE: Final = re.compile(rf"{_OCTET}(?:\.{_OCTET}){{3}}/32")
 """A single IPv4 address, as nearly all prefixes are; matched by expression because parsing is slower."""
@@ -83,65 +83,56 @@ class HostPort:
 
 
 class PrefixTable(Generic[V]):
-    """Longest-prefix match: single addresses by hash, the few shorter prefixes by length, longest first.
+    """Longest-prefix match: single addresses in the given mapping, the few shorter prefixes by length, longest first.
 
-    Prefixes are canonical text (`10.0.0.1/32`), and entries never change. Entries that a `known` table also has are not
-    parsed again.
+    Prefixes are canonical text (`10.0.0.1/32`), else ValueError; entries never change. Of `known`, a table of another
+    version of the mapping, only what has changed is parsed.
     """
 
     def __init__(self, entries: Mapping[str, V], known: PrefixTable[V] | None = None) -> None:
         self._entries = entries
-        self._exact: dict[str, V] = {}
+        self._wide: Mapping[Network, V] = {}
         self._by_length: dict[int, list[tuple[int, dict[int, V]]]] = {4: [], 6: []}
-        if known is None or not self._follow(known):
-            self._read()
-
-    def _follow(self, known: PrefixTable[V]) -> bool:
-        """Copy `known` with the changes. False when too many entries changed, or any that is not a single address."""
-        changed = {text for text, _ in known._entries.items() ^ self._entries.items()}
-        if len(changed) > FEW:
-            return False
-        addresses: dict[str, str] = {}
-        for text in changed:
-            network = ip_network(text)
-            if network.prefixlen < network.max_prefixlen:
-                return False
-            addresses[text] = str(network.network_address)
-        come = {address: self._entries[text] for text, address in addresses.items() if text in self._entries}
-        self._exact = {**known._exact, **come}
-        for address in set(addresses.values()) - come.keys():
-            del self._exact[address]
-        self._by_length = known._by_length
-        return True
-
-    def _read(self) -> None:
-        found: dict[int, dict[int, dict[int, V]]] = {4: {}, 6: {}}
-        for text, value in self._entries.items():
-            if _SINGLE.fullmatch(text):
-                self._exact[text[:-3]] = value
-                continue
-            network = ip_network(text)
-            if network.prefixlen == network.max_prefixlen:
-                self._exact[str(network.network_address)] = value
-            else:
-                key = int(network.network_address) >> (network.max_prefixlen - network.prefixlen)
-                found[network.version].setdefault(network.prefixlen, {})[key] = value
-        for version, lengths in found.items():
-            self._by_length[version] = sorted(lengths.items(), reverse=True)
+        if known is not None:
+            self._wide, self._by_length = known._wide, known._by_length
+        parsed = map(_wide, entries if known is None else changes(known._entries, entries))
+        changed = {network: entries.get(str(network)) for network in parsed if network is not None}
+        if changed:
+            wide = {**self._wide, **changed}
+            self._wide = {network: value for network, value in wide.items() if value is not None}
+            self._by_length = _by_length(self._wide)
 
     def get(self, address: str) -> V | None:
         """The value of the longest prefix that contains `address` (canonical text), or None."""
-        value = self._exact.get(address)
+        version = family_of(address)
+        bits = 32 if version == 4 else 128
+        value = self._entries.get(f"{address}/{bits}")
         if value is not None:
             return value
-        version = family_of(address)
         lengths = self._by_length[version]
         if not lengths:
             return None
         number = int(ip_address(address))
-        bits = 32 if version == 4 else 128
         for length, table in lengths:
             value = table.get(number >> (bits - length))
             if value is not None:
                 return value
         return None
+
+
+def _wide(text: str) -> Network | None:
+    """The prefix, or None if it is a single address. ValueError if it is not in canonical form."""
+    if _SINGLE.fullmatch(text):
+        return None
+    network = ip_network(text)
+    if str(network) != text:
+        raise ValueError(f"{text} is not in canonical form: {network}")
+    return network if network.prefixlen < network.max_prefixlen else None
+
+
+def _by_length(wide: Mapping[Network, V]) -> dict[int, list[tuple[int, dict[int, V]]]]:
+    found: dict[int, dict[int, dict[int, V]]] = {4: {}, 6: {}}
+    for network, value in wide.items():
+        key = int(network.network_address) >> (network.max_prefixlen - network.prefixlen)
+        found[network.version].setdefault(network.prefixlen, {})[key] = value
+    return {version: sorted(lengths.items(), reverse=True) for version, lengths in found.items()}

@@ -234,7 +234,7 @@ def test_the_same_snapshot_again_changes_nothing(kernel: Kernel, name: str) -> N
     kernel.apply(snapshot)
     before = kernel.handles()
     kernel.apply(snapshot)
-    kernel.apply(replace(snapshot, identities=snapshot.identities[::-1], endpoints=snapshot.endpoints[::-1]))
+    kernel.apply(replace(snapshot, identities=tuple(snapshot.identities)[::-1], endpoints=snapshot.endpoints[::-1]))
     assert kernel.handles() == before
 
 

@@ -29,6 +29,7 @@ from tproxy_rules import routes, sysctl
 from tproxy_rules.backend import QUIET, Installed, KernelError, Suppressed
 from tproxy_rules.desired import Desired, Table
 from tproxy_rules.digest import fingerprint
+from tproxy_rules.identity_cache import IdentityCache
 from tproxy_rules.iptables import bridge as ipt_bridge
 from tproxy_rules.iptables import rules as ipt_rules
 from tproxy_rules.iptables.rules import IptTable
@@ -161,6 +162,7 @@ class IptablesBackend:
         self._known: _Known | None = None
         self._packets: Tally[_Counter] = Tally()
         self._examine: Memo[Table, Examined] = Memo(examined)
+        self._roll = IdentityCache()
 
     def read(self) -> Installed | None:
         known = self._verified()
@@ -185,8 +187,8 @@ class IptablesBackend:
             self._examine.turn()
 
     def _apply(self, desired: Desired) -> None:
-        snapshot = checked(desired, self._examine)
-        wanted = fingerprint(snapshot)
+        snapshot = checked(desired, self._examine, self._roll.examined)
+        wanted = fingerprint(snapshot, self._roll.digest)
         routes.ensure(snapshot.settings)
         known = self._verified()
         if known is not None and not _switched():

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache
 from ipaddress import ip_network
@@ -65,7 +65,7 @@ class PeerSets:
     for identities: a prefix of another identity inside one of the given identities is an exception.
     """
 
-    def __init__(self, identities: Sequence[tuple[str, int]], version: int) -> None:
+    def __init__(self, identities: Iterable[tuple[str, int]], version: int) -> None:
         self._version = version
         self._made: dict[tuple[int, ...], IpSet | None] = {}
         self._contents: dict[int, str] = {}

@@ -22,13 +22,13 @@ from tproxy_rules import routes
 from tproxy_rules.backend import QUIET, Installed, KernelError, Suppressed
 from tproxy_rules.desired import Desired, Settings, Stage, Table
 from tproxy_rules.digest import fingerprint
+from tproxy_rules.identity_cache import IdentityCache
 from tproxy_rules.marks import TABLE
 from tproxy_rules.memo import Memo
 from tproxy_rules.nft import bridge as nft_bridge
 from tproxy_rules.nft import inet as nft_inet
 from tproxy_rules.nft import limits as nft_limits
 from tproxy_rules.nft import state as nft_state
-from tproxy_rules.nft.identity_cache import IdentityCache
 from tproxy_rules.nft.policy import Asked, asked
 from tproxy_rules.nft.probe import probes, sample
 from tproxy_rules.nft.state import Found

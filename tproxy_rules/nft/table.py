@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from tproxy_rules.networks import family
+from tproxy_rules.networks import changed, family
 from tproxy_rules.nft.text import absent, as_bits, identity
 from tproxy_rules.shapes import Cells
 
@@ -44,15 +44,12 @@ class Hosts:
     identities: Mapping[str, int]
 
     def __iter__(self) -> Iterator[str]:
-        return (f"{address} : {identity(number)}" for address, number in sorted(self.identities.items()))
+        return iter(self.without(Hosts({})))
 
     def without(self, other: Members) -> Iterable[str]:
         theirs: Mapping[str, int] = other.identities if isinstance(other, Hosts) else {}
-        if theirs is self.identities:
-            return ()
-        changed = {address for address, _ in self.identities.items() ^ theirs.items()}
-        found = sorted(changed & self.identities.keys())
-        return (f"{address} : {identity(self.identities[address])}" for address in found)
+        found = ((one, ours, theirs.get(one)) for one, ours in _numbered(self.identities, theirs))
+        return [f"{address} : {identity(ours)}" for address, ours, other in found if ours != other]
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,8 +64,16 @@ class Listed:
 
     def without(self, other: Members) -> Iterable[str]:
         theirs: Mapping[str, int] = other.identities if isinstance(other, Listed) else {}
-        found = () if theirs is self.identities else sorted(self.identities.keys() - theirs.keys())
-        return (as_bits(address) if self.as_bits else address for address in found)
+        found = (address for address, _ in _numbered(self.identities, theirs) if address not in theirs)
+        return [as_bits(address) if self.as_bits else address for address in found]
+
+
+def _numbered(identities: Mapping[str, int], theirs: Mapping[str, int]) -> Iterator[tuple[str, int]]:
+    """Those of the identities that may differ from others, sorted."""
+    for address in sorted(changed(theirs, identities)):
+        number = identities.get(address)
+        if number is not None:
+            yield address, number
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,6 +25,7 @@ from l7proxy.model.cache import IdentityMemo
 from l7proxy.model.endpoint import Endpoint, Frontend
 from l7proxy.model.net import PrefixTable, single_text
 from l7proxy.model.verdict import Action
+from l7proxy.model.versioned import VersionedMap, changes
 from l7proxy.policy.compile import NODE_PROBES
 from l7proxy.policy.l7 import kind_of
 from l7proxy.policy.tables import DirectionPolicy, EndpointPolicy, Entry, LocalEndpoint, Stage, TierPolicy
@@ -94,7 +95,7 @@ def render(
     held = () if audit else _held(view.pod_cidrs, view.endpoints)
     desired = kernel.Desired(
         settings=settings,
-        identities=known.prefixes(_without(view.by_prefix, view.only_named) if held else view.by_prefix),
+        identities=known.prefixes(view.by_prefix, view.only_named if held else frozenset()),
         endpoints=tuple(sorted(filter(_concerns_kernel, endpoints), key=lambda one: (one.id, one.addresses))),
         bridges=interfaces.bridges,
         other_ports=interfaces.other_ports,
@@ -118,24 +119,25 @@ def render(
 class Tables:
     """Caches the kernel tables of compiled policies, as long as a DirectionPolicy is the same object.
 
-    Replicas share a DirectionPolicy, and so a table. Unchanged prefixes are also returned as the same object.
+    Replicas share a DirectionPolicy, and so a table.
     """
 
     def __init__(self) -> None:
         self._table = IdentityMemo(_table)
         self._by_prefix: Mapping[str, int] = {}
-        self._sorted: kernel.Prefixes = ()
+        self._without: frozenset[str] = frozenset()
+        self._left: VersionedMap[str, int] = VersionedMap()
 
-    def prefixes(self, by_prefix: Mapping[str, int]) -> kernel.Prefixes:
-        """Sorted. Reuses the previous order for unchanged prefixes."""
-        if by_prefix is self._by_prefix:
-            return self._sorted
-        changed = {prefix for prefix, _ in self._by_prefix.items() ^ by_prefix.items()}
-        if changed:
-            kept = [pair for pair in self._sorted if pair[0] not in changed]
-            come = ((prefix, by_prefix[prefix]) for prefix in changed if prefix in by_prefix)
-            self._by_prefix, self._sorted = by_prefix, tuple(sorted([*kept, *come]))
-        return self._sorted
+    def prefixes(self, by_prefix: VersionedMap[str, int], addresses: frozenset[str]) -> kernel.Prefixes:
+        """Without these addresses: what a policy names is not known to be a pod's, and must not open a held address."""
+        if not addresses:
+            self._by_prefix, self._without, self._left = {}, frozenset(), VersionedMap()
+            return by_prefix.pairs()
+        gone = frozenset(map(single_text, addresses))
+        changed = {*changes(self._by_prefix, by_prefix), *(gone ^ self._without)}
+        self._by_prefix, self._without = by_prefix, gone
+        self._left = self._left.updated(changed, lambda prefix: None if prefix in gone else by_prefix.get(prefix))
+        return self._left.pairs()
 
     def of(self, policies: Mapping[int, EndpointPolicy]) -> Mapping[int, Both]:
         found = {number: (self._one(policy.ingress), self._one(policy.egress)) for number, policy in policies.items()}
@@ -157,12 +159,6 @@ def _held(pod_cidrs: Iterable[str], endpoints: Iterable[Endpoint]) -> tuple[str,
     for address in (ip_address(text) for one in endpoints for text in one.addresses):
         outside[address.version].add(not any(address in cidr for cidr in cidrs))
     return tuple(sorted(str(cidr) for cidr in cidrs if outside[cidr.version] == {False}))
-
-
-def _without(by_prefix: Mapping[str, int], addresses: Iterable[str]) -> Mapping[str, int]:
-    """Without these addresses: what a policy names is not known to be a pod's, and must not open a held address."""
-    gone = set(map(single_text, addresses))
-    return {prefix: number for prefix, number in by_prefix.items() if prefix not in gone} if gone else by_prefix
 
 
 def ports_of(endpoints: Iterable[Endpoint], interfaces: PodInterfaces) -> Mapping[int, kernel.Port]:

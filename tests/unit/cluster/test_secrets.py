@@ -16,6 +16,7 @@ from l7proxy.agent.dataplane.reconciler import Published
 from l7proxy.agent.dataplane.render import render
 from l7proxy.cluster.policy_status import PolicyPhase
 from l7proxy.cluster.state import ClusterState, NodeView
+from l7proxy.link.delta import EMPTY, delta
 from l7proxy.link.messages import PolicySnapshot
 from l7proxy.model.resources import Upsert
 from l7proxy.policy.compile import compile_policies
@@ -99,7 +100,7 @@ def see(*texts: str, secrets_namespace: str = "", backwards: bool = False) -> Se
 def test_the_value_reaches_the_workers_and_nobody_else() -> None:
     seen = see(policy(), GOOD)
     assert seen.match.wanted == PLANTED.encode()
-    assert PLANTED.encode() in msgspec.msgpack.encode(seen.snapshot)
+    assert PLANTED.encode() in msgspec.msgpack.encode(delta(EMPTY, seen.snapshot))
     assert all(PLANTED not in text for text in seen.texts)
     assert "[redacted]" in seen.texts[-3]
     assert seen.snapshot.http.secret_headers == {b"authorization"}
@@ -167,7 +168,7 @@ def test_a_tenant_may_not_have_the_secrets_of_another() -> None:
     assert state.state is PolicyPhase.REFUSED
     assert "policies of namespace shop cannot use secrets of vault, only those of shop" in state.reason
     assert (state.file, state.line) == ("m.yaml", 21)
-    assert PLANTED.encode() not in msgspec.msgpack.encode(seen.snapshot)
+    assert PLANTED.encode() not in msgspec.msgpack.encode(delta(EMPTY, seen.snapshot))
     assert all(PLANTED not in text for text in seen.texts)
     assert all(rule.refusal for rule in seen.view.rules)
 

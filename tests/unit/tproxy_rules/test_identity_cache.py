@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from tproxy_rules.desired import Prefixes
 from tproxy_rules.digest import identities_digest
-from tproxy_rules.nft.identity_cache import IdentityCache, page
+from tproxy_rules.identity_cache import IdentityCache, page
 
 PREFIXES = (
     *(f"10.0.0.{number}/32" for number in range(1, 9)),
