@@ -28,6 +28,8 @@ Read: TypeAlias = Callable[[str, Any], Any]
 """Checks one value of a field, given the field's name."""
 Make: TypeAlias = Callable[[str, list[Any]], Predicate]
 """Checks the values of a field when the filter is built; its predicate matches flows later."""
+Fields: TypeAlias = list[tuple[str, Predicate]]
+"""One filter: what each of its fields asks."""
 
 SOURCE, DESTINATION = "source", "destination"
 MAX_VALUES: Final = 1024
@@ -45,12 +47,7 @@ def everything(_: Flow) -> bool:
 
 def build(request: Mapping[str, Any] | None) -> Predicate:
     """A predicate of `{"whitelist": [filter…], "blacklist": [filter…]}`. ConfigError names the invalid field."""
-    request = _object({} if request is None else request, "filters")
-    for key in request:
-        if key not in ("whitelist", "blacklist"):
-            raise ConfigError(f"invalid filters: unknown list {key!r}, must be whitelist or blacklist")
-    allowed = [one(_object(item, "whitelist")) for item in _list(request.get("whitelist"), "whitelist")]
-    denied = [one(_object(item, "blacklist")) for item in _list(request.get("blacklist"), "blacklist")]
+    allowed, denied = ([_all(fields) for fields in found] for found in lists(request))
     if not allowed and not denied:
         return everything
 
@@ -60,19 +57,39 @@ def build(request: Mapping[str, Any] | None) -> Predicate:
     return wanted
 
 
+def lists(request: Mapping[str, Any] | None) -> tuple[list[Fields], list[Fields]]:
+    """The filters of the whitelist and of the blacklist, field by field."""
+    request = _object({} if request is None else request, "filters")
+    for key in request:
+        if key not in ("whitelist", "blacklist"):
+            raise ConfigError(f"invalid filters: unknown list {key!r}, must be whitelist or blacklist")
+    allowed = [_fields(_object(item, "whitelist")) for item in _list(request.get("whitelist"), "whitelist")]
+    denied = [_fields(_object(item, "blacklist")) for item in _list(request.get("blacklist"), "blacklist")]
+    return allowed, denied
+
+
 def one(fields: Mapping[str, Any]) -> Predicate:
     """One filter: all of its fields must match."""
+    return _all(_fields(fields))
+
+
+def _all(fields: Fields) -> Predicate:
+    predicates = [predicate for _, predicate in fields]
+    if len(predicates) == 1:
+        return predicates[0]
+    return lambda flow: all(predicate(flow) for predicate in predicates)
+
+
+def _fields(fields: Mapping[str, Any]) -> Fields:
     predicates = []
     for name, values in fields.items():
         if name not in FIELDS:
             raise ConfigError(f"invalid filter: unknown field {name!r}")
         found = _list(values, name)
         if found:
-            predicates.append(FIELDS[name](name, found))
+            predicates.append((name, FIELDS[name](name, found)))
     _check_http(fields)
-    if len(predicates) == 1:
-        return predicates[0]
-    return lambda flow: all(predicate(flow) for predicate in predicates)
+    return predicates
 
 
 def _check_http(fields: Mapping[str, Any]) -> None:

@@ -1,18 +1,19 @@
 """Observe requests: one JSON object from a socket, checked here and answered with flows from the ring.
 
 `{"last": 20, "first": 0, "since": "2025-11-23T20:00:00Z", "until": …, "follow": true, "filters": {…}}`, all optional;
-`filters` as in `filters.build`. An empty request returns the whole ring.
+`filters` as in `event_filter.build`. An empty request returns the whole ring.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any, Final
 
 from l7proxy.errors import ConfigError
-from l7proxy.flows import filters, timestamp
+from l7proxy.flows import event_filter, timestamp
 from l7proxy.flows.event import Event
 from l7proxy.flows.ring import BATCH, Reader, Ring
 
@@ -23,7 +24,7 @@ FIELDS: Final = frozenset({"method", "last", "first", "since", "until", "follow"
 class Request:
     """A checked request."""
 
-    keep: filters.Predicate = filters.everything
+    keep: event_filter.Keep = event_filter.everything
     last: int = 0
     first: int = 0
     since_ns: int | None = None
@@ -39,7 +40,7 @@ def parse(request: Mapping[str, Any]) -> Request:
     if unknown:
         raise ConfigError(f"observe: unknown field {unknown[0]!r}")
     asked = Request(
-        keep=filters.build(request.get("filters")),
+        keep=event_filter.build(request.get("filters")),
         last=_count(request, "last"),
         first=_count(request, "first"),
         since_ns=_moment(request, "since"),
@@ -57,7 +58,15 @@ def observe(ring: Ring, request: Mapping[str, Any]) -> AsyncIterator[Event]:
 
 
 async def events(ring: Ring, asked: Request) -> AsyncGenerator[Event, None]:
-    """The events that an observer asked for, in order of arrival.
+    """The events that an observer asked for, in order of arrival."""
+    async with aclosing(batches(ring, asked)) as found:
+        async for batch in found:
+            for event in batch:
+                yield event
+
+
+async def batches(ring: Ring, asked: Request) -> AsyncGenerator[list[Event], None]:
+    """The same, as many at once as were read at once.
 
     As in Hubble: `last` N means the newest N matching events; with `since`, reading starts there and `last` is only a
     limit; `follow` alone starts with the next event; `until` ends the stream, also with `follow`. Lost events are
@@ -70,19 +79,39 @@ async def events(ring: Ring, asked: Request) -> AsyncGenerator[Event, None]:
     while asked.follow or reader.position < end:
         limit_of_batch = asked.batch if asked.follow else min(asked.batch, end - reader.position)
         batch = await reader.next_batch(limit_of_batch) if asked.follow else reader.batch(limit_of_batch)
-        for event in batch:
-            if event.lost:
-                yield event
-                continue
-            if asked.until_ns is not None and event.time_ns > asked.until_ns:
-                return
-            if (asked.since_ns is not None and event.time_ns < asked.since_ns) or not _keeps(asked.keep, event):
-                continue
-            yield event
-            sent += 1
-            if sent == limit:
-                return
+        found, ended = _wanted(batch, asked, limit - sent if limit else 0)
+        if found:
+            yield found
+        if limit:
+            sent += sum(not event.lost for event in found)
+        if ended or (limit and sent == limit):
+            return
         await asyncio.sleep(0)
+
+
+def _wanted(batch: list[Event], asked: Request, limit: int) -> tuple[list[Event], bool]:
+    """The events to send, and whether a flow after `until` has been met. `limit` of flows; 0: none. Hot."""
+    keep, since_ns, until_ns = asked.keep, asked.since_ns, asked.until_ns
+    if since_ns is None and until_ns is None and not limit:
+        if keep is event_filter.everything:
+            return batch, False
+        return [event for event in batch if keep(event)], False
+    found: list[Event] = []
+    flows = 0
+    for event in batch:
+        if event.lost:
+            found.append(event)
+            continue
+        time_ns = event.time_ns
+        if until_ns is not None and time_ns > until_ns:
+            return found, True
+        if (since_ns is not None and time_ns < since_ns) or not keep(event):
+            continue
+        found.append(event)
+        flows += 1
+        if flows == limit:
+            break
+    return found, False
 
 
 async def _start(ring: Ring, asked: Request) -> int:
@@ -104,13 +133,9 @@ async def _start_of_last(ring: Ring, asked: Request) -> int:
             await asyncio.sleep(0)
         if event.lost or (asked.until_ns is not None and event.time_ns > asked.until_ns):
             continue
-        if _keeps(asked.keep, event):
+        if asked.keep(event):
             start, found = number, found + 1
     return start
-
-
-def _keeps(keep: filters.Predicate, event: Event) -> bool:
-    return keep is filters.everything or ((flow := event.flow()) is not None and keep(flow))
 
 
 def _count(request: Mapping[str, Any], name: str) -> int:

@@ -12,7 +12,7 @@ from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
 
 from l7proxy.errors import ConfigError
-from l7proxy.flows import filters, timestamp
+from l7proxy.flows import event_filter, timestamp
 from l7proxy.flows.observer import Request
 from l7proxy.flows.ring import BATCH
 from l7proxy.hubble import mask
@@ -41,7 +41,7 @@ def read(asked: observer_pb2.GetFlowsRequest) -> tuple[Request, mask.Mask]:
         raise FirstAndFollowError("first cannot be specified with follow")
     values = _bounded(asked)
     request = Request(
-        keep=filters.build({"whitelist": _filters(asked.whitelist), "blacklist": _filters(asked.blacklist)}),
+        keep=event_filter.build({"whitelist": _filters(asked.whitelist), "blacklist": _filters(asked.blacklist)}),
         last=0 if asked.first else asked.number,
         first=asked.number if asked.first else 0,
         since_ns=_moment(asked, "since"),

@@ -22,7 +22,7 @@ from l7proxy.hubble import request, status
 from l7proxy.hubble.api.observer import observer_pb2
 from l7proxy.hubble.api.peer import peer_pb2
 from l7proxy.hubble.api.relay import relay_pb2
-from l7proxy.hubble.encode import Encoder
+from l7proxy.hubble.encode import Encoders
 from l7proxy.hubble.peers import Peers
 
 log = logging.getLogger(__name__)
@@ -43,6 +43,7 @@ class Service:
         self._ring = ring
         self._peers = peers
         self._node_name = node_name
+        self._encoders = Encoders(node_name)
         self._started_ns = time.monotonic_ns()
         self._streams: set[asyncio.Task[Any]] = set()
         self._ending = False
@@ -76,10 +77,11 @@ class Service:
             await _abort(context, grpc.StatusCode.INVALID_ARGUMENT, str(error))
         except ConfigError as error:
             await _abort(context, grpc.StatusCode.UNKNOWN, str(error))
-        encoder = Encoder(mask, self._node_name)
-        async with self._stream(context), aclosing(observer.events(self._ring, wanted)) as events:
-            async for event in events:
-                yield encoder.response(event)
+        async with self._stream(context), aclosing(observer.batches(self._ring, wanted)) as batches:
+            with self._encoders.of(mask) as encoder:
+                async for batch in batches:
+                    for response in encoder.responses(batch):
+                        yield response
 
     async def notify(self, asked: peer_pb2.NotifyRequest, context: Context) -> AsyncIterator[Any]:
         async with self._stream(context), aclosing(self._peers.notifications()) as notifications:

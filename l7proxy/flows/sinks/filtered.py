@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import msgspec
 
 from l7proxy.errors import ConfigError
-from l7proxy.flows import filters
+from l7proxy.flows import event_filter
 from l7proxy.flows.event import Event
 from l7proxy.flows.sinks.sink import Sink
 
@@ -15,7 +15,7 @@ from l7proxy.flows.sinks.sink import Sink
 class Filtered:
     """Passes to `sink` the flows that `wanted` accepts. What it holds back is neither written nor lost there."""
 
-    def __init__(self, sink: Sink, wanted: filters.Predicate) -> None:
+    def __init__(self, sink: Sink, wanted: event_filter.Keep) -> None:
         self._sink = sink
         self._wanted = wanted
 
@@ -28,7 +28,7 @@ class Filtered:
         return self._sink.problem
 
     def consume(self, events: Sequence[Event]) -> None:
-        kept = [event for event in events if (flow := event.flow()) is None or self._wanted(flow)]
+        kept = [event for event in events if self._wanted(event)]
         if kept:
             self._sink.consume(kept)
 
@@ -39,7 +39,7 @@ class Filtered:
         self._sink.close()
 
 
-def predicate(allow: str, deny: str) -> filters.Predicate | None:
+def keep(allow: str, deny: str) -> event_filter.Keep | None:
     """Of two texts, each a JSON list of Hubble's filters; None when both are empty.
 
     A flow passes if one of `allow` matches, or `allow` is empty, and none of `deny`. ConfigError names the setting.
@@ -48,13 +48,13 @@ def predicate(allow: str, deny: str) -> filters.Predicate | None:
         return None
     allowed = _built("flow_log_allow", "whitelist", allow)
     passed = _built("flow_log_deny", "blacklist", deny)
-    return lambda flow: allowed(flow) and passed(flow)
+    return lambda event: allowed(event) and passed(event)
 
 
-def _built(setting: str, key: str, text: str) -> filters.Predicate:
+def _built(setting: str, key: str, text: str) -> event_filter.Keep:
     found = _read(setting, text)
     try:
-        return filters.build({key: found})
+        return event_filter.build({key: found})
     except ConfigError as error:
         raise ConfigError(f"{setting}: {error}") from error
 

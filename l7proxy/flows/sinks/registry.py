@@ -37,7 +37,7 @@ def make(settings: SinkSettings) -> dict[str, Sink]:
 
 def _flow_log(settings: SinkSettings) -> Sink | None:
     sink = _lines(settings)
-    wanted = filtered.predicate(settings.flow_log_allow, settings.flow_log_deny)
+    wanted = filtered.keep(settings.flow_log_allow, settings.flow_log_deny)
     return sink if sink is None or wanted is None else filtered.Filtered(sink, wanted)
 
 

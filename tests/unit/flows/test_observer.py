@@ -9,8 +9,8 @@ import pytest
 
 from l7proxy.errors import ConfigError
 from l7proxy.flows import observer
-from l7proxy.flows.event import Lost
-from l7proxy.flows.filters import Predicate, everything
+from l7proxy.flows.event import Event, Lost
+from l7proxy.flows.event_filter import Keep, everything
 from l7proxy.flows.flow import Flow
 from l7proxy.flows.observer import Request
 from l7proxy.flows.ring import Ring
@@ -48,12 +48,13 @@ def test_a_wrong_request_names_its_field(asked: dict[str, Any], fault: str) -> N
         observer.observe(Ring(1), asked)
 
 
-async def collect(ring: Ring, keep: Predicate = everything, **asked: Any) -> list[int]:
+async def collect(ring: Ring, keep: Keep = everything, **asked: Any) -> list[int]:
     return numbers([item async for item in observer.events(ring, Request(keep, **asked))])
 
 
-def dropped(one: Flow) -> bool:
-    return one.verdict == "DROPPED"
+def dropped(event: Event) -> bool:
+    flow = event.flow()
+    return flow is not None and flow.verdict == "DROPPED"
 
 
 async def test_what_an_observer_gets() -> None:
@@ -129,6 +130,6 @@ async def test_looking_far_back_does_not_stop_the_loop_and_may_be_overtaken() ->
 
     async with asyncio.TaskGroup() as tasks:
         tasks.create_task(writer(), name="writer")
-        found = [item async for item in observer.events(ring, Request(lambda one: one.uuid == "1022", last=5))]
+        found = [item async for item in observer.events(ring, Request(lambda one: numbers([one]) == [1022], last=5))]
     assert turns == 4
     assert numbers(found) == [1022]

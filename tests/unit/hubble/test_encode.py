@@ -20,7 +20,7 @@ from l7proxy.flows.records import HttpRequest, HttpResponse, Record
 from l7proxy.flows.template import TemplateCache, TemplatedFlow, Uuids
 from l7proxy.hubble import mask
 from l7proxy.hubble.api.observer import observer_pb2
-from l7proxy.hubble.encode import Encoder
+from l7proxy.hubble.encode import Encoder, Encoders
 from l7proxy.model.endpoint import NamedPod, Workload
 from l7proxy.model.policy_verdict import Conn, PolicyVerdict
 from l7proxy.model.ref import RuleRef
@@ -88,6 +88,27 @@ def test_flows_of_one_template_share_their_fixed_bytes_and_nothing_else() -> Non
     for event in made:
         response = observer_pb2.GetFlowsResponse.FromString(encoder.response(event))
         assert response == json_format.Parse(event.line(), observer_pb2.GetFlowsResponse())
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(RECORDS, max_size=6))
+def test_followers_with_one_mask_share_an_encoder_and_get_what_each_would_get(records: list[Record]) -> None:
+    made = events(records)
+    encoders = Encoders("n1")
+    expected = [Encoder({}, "n1").response(event) for event in made]
+    with encoders.of(mask.read(())) as one, encoders.of(mask.read(())) as other:
+        assert one is other and encoders.of(mask.read(["l4"])) is not one
+        assert one.responses(made) == expected
+        again = other.responses(made)
+        assert again == expected and all(a is b for a, b in zip(again, one.responses(made), strict=True))
+
+
+def test_no_more_is_kept_for_followers_than_the_window(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("l7proxy.hubble.encode.WINDOW", 3)
+    made = events([HttpRequest(n, CONN, ALLOWED, "GET", f"http://a/{n}", "HTTP/1.1") for n in range(1, 20)])
+    with Encoder({}, "") as encoder, encoder:
+        assert encoder.responses(made) == [Encoder({}, "").response(event) for event in made]
+        assert len(encoder._recent) <= 3
 
 
 @pytest.mark.parametrize("event", events([HttpRequest(5, CONN, DENIED, "GET", "http://a/", "HTTP/1.1")]))
