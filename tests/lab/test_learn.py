@@ -1,0 +1,107 @@
+"""Policies learned from the lab's own traffic: they change nothing for it, and a forbidden request does not pass."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.lab.conftest import ROOT, Cluster
+
+pytestmark = pytest.mark.lab
+
+SEEN = """
+apiVersion: cilium.io/v2
+kind: CiliumNetworkPolicy
+metadata: {name: look, namespace: default}
+spec:
+  endpointSelector: {}
+  enableDefaultDeny: {ingress: false, egress: false}
+  ingress:
+  - fromEntities: [all]
+    toPorts:
+    - ports: [{port: "80", protocol: TCP}]
+      rules: {http: [{}]}
+  - fromEntities: [all]
+"""
+"""Inspects requests on port 80, and refuses nothing."""
+PASSED = (
+    ("frontend", "http://backend/api/1", "200"),
+    ("frontend", "http://backend/api/2", "200"),
+    ("frontend", "http://backend/users/7f3c9a10-2fa1-11d2-883f-0016d3cca427/cart", "200"),
+    ("frontend-far", "http://backend/api/3?page=2", "200"),
+)
+REFUSED = (
+    ("frontend", "http://backend/admin"),
+    ("frontend", "http://backend/users/1/cart/admin"),
+    ("frontend", "http://backend/users/1?x=/cart"),
+    ("stranger", "http://backend/api/1"),
+    ("frontend", "http://backend:9000/"),
+)
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """The demo's pods, with a policy that only inspects."""
+    manifests = tmp_path_factory.mktemp("look")
+    for name in ("cluster.yaml", "pods.yaml"):
+        (manifests / name).write_text((ROOT / "deploy" / "demo" / name).read_text())
+    (manifests / "look.yaml").write_text(SEEN)
+    made = Cluster(f"l{os.getpid()}")
+    made.run("up", "-f", str(manifests))
+    try:
+        yield made
+    finally:
+        made.run("down")
+
+
+def cli(*arguments: str) -> subprocess.CompletedProcess[str]:
+    argv = [sys.executable, "-m", "l7proxy.cli.main", *arguments]
+    return subprocess.run(argv, capture_output=True, text=True, cwd=ROOT, timeout=60)
+
+
+def run_dir(lab: Cluster) -> str:
+    directory = json.loads(lab.run("status", "-o", "json", check=False).stdout)["directory"]
+    return str(Path(directory) / "nodes" / "node-1" / "run")
+
+
+def requests(lab: Cluster, status: int) -> int:
+    flows = lab.flows("node-1", "--type", "l7", "--http-status", str(status))
+    return len(flows)
+
+
+@pytest.mark.timeout(180)
+def test_what_was_seen_passes_and_nothing_else(lab: Cluster, tmp_path: Path) -> None:
+    for pod, url, status in PASSED:
+        assert lab.curl(pod, url) == status, (pod, url)
+    while requests(lab, 200) < len(PASSED):
+        time.sleep(0.05)
+    new = tmp_path / "learned"
+    done = cli("policy", "learn", "--run-dir", run_dir(lab), "-o", f"{new}/")
+    assert done.returncode == 0, done.stderr
+    assert cli("policy", "validate", str(new)).returncode == 0
+    done = cli("policy", "replay", "--run-dir", run_dir(lab), "-f", str(new), "-o", "json")
+    found = json.loads(done.stdout)
+    assert done.returncode == 0, found
+    assert (found["changed"], found["unjudged"]) == (0, 0), found
+    lab.delete(SEEN, tmp_path)
+    lab.apply("---\n".join(path.read_text() for path in new.iterdir()), tmp_path)
+    for pod, url, status in PASSED:
+        assert lab.curl(pod, url) == status, (pod, url)
+    for pod, url in REFUSED:
+        assert lab.curl(pod, url) in ("403", "exit 7", "exit 28", "exit 56"), (pod, url)
+    while requests(lab, 403) < 3:
+        time.sleep(0.05)
+    open_again = tmp_path / "open.yaml"
+    open_again.write_text(SEEN)
+    done = cli("policy", "replay", "--run-dir", run_dir(lab), "-f", str(open_again), "-o", "json")
+    would = {(one["source"], one["request"]) for one in json.loads(done.stdout)["changes"]}
+    assert done.returncode == 1
+    assert ("default/frontend", "GET /admin") in would
+    assert all(one["would"] == "allowed" for one in json.loads(done.stdout)["changes"])
