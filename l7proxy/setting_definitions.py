@@ -154,6 +154,10 @@ class Settings(WorkerSettings, frozen=True, kw_only=True, forbid_unknown_fields=
     flow_log_deny: Annotated[
         str, About('Flows that one of these filters matches are not logged, as `[{"verdict":["FORWARDED"]}]`.')
     ] = ""
+    shadow_policies: Annotated[
+        str,
+        About("Directory of policies that are judged on the node's flows, and never enforced; empty: none."),
+    ] = ""
     flow_ring: Annotated[
         int,
         About("Flows that the agent keeps for `l7proxy observe`: one less than a power of two.", 1, (1 << 24) - 1),

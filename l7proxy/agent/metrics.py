@@ -114,7 +114,7 @@ class _Collected:
 
 def agent_metrics(parts: Parts) -> Iterator[Metric]:
     """The facts of this moment. For the event loop that the parts belong to."""
-    for group in (_build, _policy, _endpoints, _source, _kernel, _workers, _flows, _cilium):
+    for group in (_build, _policy, _endpoints, _source, _kernel, _workers, _flows, _shadow, _cilium):
         yield from group(parts)
 
 
@@ -234,6 +234,16 @@ def _flows(parts: Parts) -> Iterator[Metric]:
         for feed in parts.feeds:
             family.add_metric((feed.name,), getattr(feed, name))
         yield family
+
+
+def _shadow(parts: Parts) -> Iterator[Metric]:
+    if parts.shadow is None:
+        return
+    labels = ("would", "direction", "policy")
+    family = CounterMetricFamily("l7proxy_shadow_verdicts", "Flows by what shadow policies would do.", labels=labels)
+    for key, count in sorted(parts.shadow.counts.items()):
+        family.add_metric(key, count)
+    yield family
 
 
 def _cilium(parts: Parts) -> Iterator[Metric]:

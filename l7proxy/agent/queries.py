@@ -16,6 +16,7 @@ from l7proxy.agent.configuration import Configuration
 from l7proxy.agent.dataplane.reconciler import Published, Reconciler
 from l7proxy.agent.dataplane.revocation import Revocation
 from l7proxy.agent.flow_recorder import Recorder
+from l7proxy.agent.shadow import ShadowSink
 from l7proxy.cluster.state import ClusterState
 from l7proxy.errors import ConfigError
 from l7proxy.flows.sinks.feed import Feed
@@ -44,6 +45,8 @@ class Parts:
     feeds: Sequence[Feed]
     cluster_status: ClusterStatus | None = None
     """None if nothing is reported in the cluster."""
+    shadow: ShadowSink | None = None
+    """None if there are no shadow policies."""
 
 
 Query = Callable[[Parts, Mapping[str, Any]], object]
@@ -91,6 +94,7 @@ def _status(parts: Parts, question: Mapping[str, Any]) -> object:
             "rate_limited": report.rate_limited(parts.recorder.not_reported, current),
             "sinks": [report.sink(feed) for feed in parts.feeds],
         },
+        "shadow": parts.shadow.report() if parts.shadow else None,
     }
 
 

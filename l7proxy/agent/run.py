@@ -24,6 +24,7 @@ from l7proxy.agent.dataplane.reconciler import Published, Reconciler
 from l7proxy.agent.dataplane.revocation import Revocation
 from l7proxy.agent.flow_recorder import Recorder
 from l7proxy.agent.service_manager import ServiceManager
+from l7proxy.agent.shadow import ShadowSink
 from l7proxy.errors import ConfigError
 from l7proxy.flows.ring import Ring
 from l7proxy.flows.sinks import registry
@@ -118,6 +119,9 @@ async def _serve(configuration: Configuration, source: Source) -> None:
     sinks: dict[str, Sink] = registry.make(settings)
     if scraper and scraper.flows:
         sinks["metrics"] = scraper.flows
+    shadow = ShadowSink(settings) if settings.shadow_policies else None
+    if shadow:
+        sinks["shadow"] = shadow
     feeds = [Feed(name, sink, ring) for name, sink in sinks.items()]
     cluster_status = _cluster_status(configuration, reconciler, link)
     parts = queries.Parts(
@@ -131,6 +135,7 @@ async def _serve(configuration: Configuration, source: Source) -> None:
         recorder=recorder,
         feeds=feeds,
         cluster_status=cluster_status,
+        shadow=shadow,
     )
     api = AgentApi(settings.agent_socket, ring, queries.answers(parts))
     stop = _stop_signal()

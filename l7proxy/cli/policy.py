@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from l7proxy.agent import client
-from l7proxy.cli import agent_socket, policy_learn, policy_replay, policy_test_report
+from l7proxy.cli import agent_socket, policy_learn, policy_replay, policy_shadow, policy_test_report
 from l7proxy.cli.agent_socket import RunDir, Server
 from l7proxy.cli.status import host_network, policy_name, policy_of
 from l7proxy.cli.terminal import Format, paint, plain, show_json, show_list, table
@@ -28,12 +28,13 @@ if TYPE_CHECKING:
 
 app = typer.Typer(
     help="Inspect policies enforced on a node (list, get) or in files (validate, test, trace), write them from flows "
-    "(learn), and compare them with flows (replay).",
+    "(learn), and compare them with flows (replay, shadow).",
     no_args_is_help=True,
     rich_markup_mode=None,
 )
 app.command("learn", short_help="Write policies from flows.")(policy_learn.learn)
 app.command("replay", short_help="Show which recorded flows would have another verdict.")(policy_replay.replay)
+app.command("shadow", short_help="Show which new flows would have another verdict.")(policy_shadow.shadow)
 SHOWN = 30
 """Peers of one pod whose labels are shown."""
 Output = Annotated[Format, typer.Option("--output", "-o", help="Output format.")]

@@ -98,12 +98,17 @@ class Judge:
         worlds = [_World([_changed(one, references, kind) for one in given], settings) for kind in (True, False)]
         self._needs = _needs(given, references)
         self._worlds = worlds if self._needs else worlds[:1]
-        self._ends = 0
 
     @property
     def warnings(self) -> list[str]:
         """What makes judgements of all flows doubtful."""
         return self._worlds[0].warnings
+
+    def enrol(self, some: Iterable[Observation]) -> None:
+        """Make the ends of these observations known. A new end makes policies be compiled again, so all at once."""
+        for seen in some:
+            for world in self._worlds:
+                world.ends(seen)
 
     def judge(self, seen: Observation) -> Judgement:
         for end, who in ((seen.source, "source"), (seen.destination, "destination")):
@@ -279,6 +284,7 @@ class _World:
     settings: Settings
     _state: ClusterState = field(init=False)
     _pods: dict[tuple[object, ...], End] = field(default_factory=dict)
+    _taken: set[str] = field(default_factory=set)
     _reserved: dict[frozenset[str], IdentityId] = field(default_factory=dict)
     _apiservers: set[str] = field(default_factory=set)
     _namespaces: set[str] = field(default_factory=set)
@@ -290,7 +296,7 @@ class _World:
         self._reset()
 
     def _reset(self) -> None:
-        self._pods, self._apiservers, self._node, self._dual = {}, set(), None, False
+        self._pods, self._taken, self._apiservers, self._node, self._dual = {}, set(), set(), None, False
         settings = msgspec.structs.replace(self.settings, cluster=self._cluster) if self._cluster else self.settings
         self._state = derived.empty_cluster(settings)
         self._state.apply(self.changes)
@@ -320,9 +326,7 @@ class _World:
 
     def between(self, seen: Observation) -> tuple[str, _Pair | None]:
         """The policies of this connection; or why they are not known."""
-        if len(self._pods) > MAX_ENDS:
-            self._reset()
-        ends = [self._end(seen.source, "source"), self._end(seen.destination, "destination")]
+        ends = self.ends(seen)
         for one in ends:
             if isinstance(one, str):
                 return one, None
@@ -337,6 +341,12 @@ class _World:
             self._node = SimulatedNode(replace(view, identities={**view.identities, **own}))
         found = self._node.between(source, destination, seen.protocol, seen.port)
         return "", _Pair(found.egress, found.ingress)
+
+    def ends(self, seen: Observation) -> list[End | str]:
+        """Source and destination; or why they are not known."""
+        if len(self._pods) > MAX_ENDS:
+            self._reset()
+        return [self._end(seen.source, "source"), self._end(seen.destination, "destination")]
 
     def _end(self, end: SeenEnd, side: str) -> End | str:
         if not end.reserved:
@@ -370,14 +380,16 @@ class _World:
         if end.cluster and self._cluster and end.cluster != self._cluster:
             return f"the {side} is in another cluster, {end.cluster}"
         by_address = end.address if self._by_address else ""
-        key = (side, end.namespace, end.labels, by_address)
+        key = ("" if by_address else side, end.namespace, end.labels, by_address)
         if key not in self._pods:
+            if by_address in self._taken:
+                return f"the address of the {side} belonged to pods with different labels"
             self._pods[key] = self._new_pod(end, by_address)
         return self._pods[key]
 
     def _new_pod(self, end: SeenEnd, by_address: str) -> End:
-        taken = {one.address for one in self._pods.values()}
-        address = by_address if by_address and by_address not in taken else str(next(self._free))
+        address = by_address or str(next(self._free))
+        self._taken.add(address)
         labels = dict(_pairs(end.labels))
         spaces = {
             key.removeprefix(NAMESPACE_LABELS_PREFIX): labels.pop(key)

@@ -115,7 +115,7 @@ class Flows:
                 self._add(one)
 
     def _add(self, seen: Observation) -> None:
-        kind = _kind(seen)
+        kind = kind_of(seen)
         self.kinds[kind] += 1
         if seen.request is not None:
             self.inspected.add(seen.connection)
@@ -128,18 +128,20 @@ class Flows:
         return self.connections.get(kind, set()) <= self.inspected
 
 
-def _kind(seen: Observation) -> Observation:
+def kind_of(seen: Observation) -> Observation:
+    """The observation without what tells flows of one kind apart."""
     return replace(seen, connection=("", 0, "", 0), time_ns=0, reason="", dns_query="")
 
 
 def replay(flows: Flows, judge: Judge) -> Result:
     """Judge all flows. Deterministic: changes of most flows first."""
+    judge.enrol(flows.kinds)
     unchanged = 0
     changes: Counter[Change] = Counter()
     unjudged: Counter[Unjudged] = Counter()
     let_in = {_without_direction(one) for one in flows.kinds if one.direction is not Direction.EGRESS}
     for kind, count in flows.kinds.items():
-        found = judged(kind, judge)
+        found = judge.judge(kind)
         if not found.unjudged and uninspected(kind, found) and not flows.were_inspected(kind):
             found = Judgement(unjudged=NOT_INSPECTED)
         if found.unjudged and not (kind.direction is Direction.EGRESS and _without_direction(kind) in let_in):
@@ -155,10 +157,6 @@ def replay(flows: Flows, judge: Judge) -> Result:
         tuple(sorted((replace(one, count=n) for one, n in unjudged.items()), key=_order)),
         dict(sorted(flows.left_out.items())),
     )
-
-
-def judged(seen: Observation, judge: Judge) -> Judgement:
-    return judge.judge(seen)
 
 
 def uninspected(seen: Observation, found: Judgement) -> bool:

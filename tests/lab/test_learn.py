@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -31,6 +32,8 @@ spec:
   - fromEntities: [all]
 """
 """Inspects requests on port 80, and refuses nothing."""
+METRICS = "127.0.0.1:9965"
+SCRAPE = f"import urllib.request as u; print(u.urlopen('http://{METRICS}/metrics', timeout=10).read().decode())"
 PASSED = (
     ("frontend", "http://backend/api/1", "200"),
     ("frontend", "http://backend/api/2", "200"),
@@ -53,8 +56,13 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     for name in ("cluster.yaml", "pods.yaml"):
         (manifests / name).write_text((ROOT / "deploy" / "demo" / name).read_text())
     (manifests / "look.yaml").write_text(SEEN)
+    shadow = tmp_path_factory.mktemp("shadow")
+    (shadow / "policy.yaml").write_text((ROOT / "deploy" / "demo" / "policy.yaml").read_text())
     made = Cluster(f"l{os.getpid()}")
-    made.run("up", "-f", str(manifests))
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("L7PROXY_SHADOW_POLICIES", str(shadow))
+        environment.setenv("L7PROXY_METRICS_ADDRESS", METRICS)
+        made.run("up", "-f", str(manifests))
     try:
         yield made
     finally:
@@ -76,17 +84,39 @@ def requests(lab: Cluster, status: int) -> int:
     return len(flows)
 
 
+@pytest.mark.timeout(120)
+def test_shadow_policies_are_judged_and_not_enforced(lab: Cluster) -> None:
+    """The demo's policy is in the shadow: it would allow GET /api/.* to the frontend alone."""
+    assert lab.curl("frontend", "http://backend/api/1") == "200"
+    assert lab.curl("frontend", "http://backend/other") == "200"
+    assert lab.curl("stranger", "http://backend/api/1") == "200"
+    while lab.agent("node-1")["shadow"]["would"].get("denied", 0) < 2:
+        time.sleep(0.05)
+    assert "allowed" not in lab.agent("node-1")["shadow"]["would"]
+    done = lab.exec("node/node-1", sys.executable, "-c", SCRAPE)
+    assert 'l7proxy_shadow_verdicts_total{direction="ingress",policy="default/l7-policy",would="denied"}' in done.stdout
+    done = cli("policy", "shadow", "--run-dir", run_dir(lab), "--no-follow", "-o", "json")
+    assert done.returncode == 1, done.stderr
+    found = [json.loads(line) for line in done.stdout.splitlines()]
+    seen = {(one["flow"]["source"]["pod_name"], one["flow"]["Type"], one["shadow"]["would"]) for one in found}
+    assert ("frontend", "L7", "denied") in seen
+    assert ("stranger", "L3_L4", "denied") in seen
+    assert "path does not match /api/.*" in done.stdout
+
+
 @pytest.mark.timeout(180)
 def test_what_was_seen_passes_and_nothing_else(lab: Cluster, tmp_path: Path) -> None:
+    since, before = datetime.now(UTC).isoformat(), requests(lab, 200)
     for pod, url, status in PASSED:
         assert lab.curl(pod, url) == status, (pod, url)
-    while requests(lab, 200) < len(PASSED):
+    while requests(lab, 200) < before + len(PASSED):
         time.sleep(0.05)
-    new = tmp_path / "learned"
-    done = cli("policy", "learn", "--run-dir", run_dir(lab), "-o", f"{new}/")
+    new, seen = tmp_path / "learned", tmp_path / "seen.jsonl"
+    seen.write_text(cli("observe", "--run-dir", run_dir(lab), "--since", since, "-o", "json").stdout)
+    done = cli("policy", "learn", "--run-dir", run_dir(lab), "--since", since, "-o", f"{new}/")
     assert done.returncode == 0, done.stderr
     assert cli("policy", "validate", str(new)).returncode == 0
-    done = cli("policy", "replay", "--run-dir", run_dir(lab), "-f", str(new), "-o", "json")
+    done = cli("policy", "replay", "--flows", str(seen), "-f", str(new), "-o", "json")
     found = json.loads(done.stdout)
     assert done.returncode == 0, found
     assert (found["changed"], found["unjudged"]) == (0, 0), found

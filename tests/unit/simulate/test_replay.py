@@ -156,6 +156,24 @@ spec:
 """
     assert verdict(new, made(FRONT, BACK, addresses=("10.0.0.1", "10.0.1.1"))) == "same"
     assert verdict(new, made(FRONT, BACK, addresses=("10.0.0.99", "10.0.1.1"))).startswith("denied")
+    reused = made(pod("other"), BACK, addresses=("10.0.0.1", "10.0.1.1"))
+    found = result(new, made(FRONT, BACK, addresses=("10.0.0.1", "10.0.1.1")), reused)
+    assert [one.why for one in found.unjudged] == ["the address of the source belonged to pods with different labels"]
+
+
+def test_a_pod_is_one_at_both_ends_of_flows() -> None:
+    new = """
+apiVersion: networking.k8s.io/v1
+kind: NetworkPolicy
+metadata: {name: p, namespace: default}
+spec:
+  podSelector: {matchLabels: {app: back}}
+  policyTypes: [Egress]
+  egress: [{to: [{ipBlock: {cidr: 10.0.0.0/28}}]}]
+"""
+    there = made(FRONT, BACK, addresses=("10.0.0.1", "10.0.1.1"))
+    back = made(BACK, FRONT, direction="EGRESS", addresses=("10.0.1.1", "10.0.0.1"))
+    assert result(new, there, back).changes == ()
 
 
 def test_namespace_labels_of_the_flow_count() -> None:
