@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import nullcontext, suppress
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -116,24 +117,23 @@ def learn(
     earlier = _earlier(old or [])
     recording = Recording(flows or [], strict)
     seen = traffic.Traffic(options)
-    given = recording.flows() if flows else live(agent_socket.path_of(run_dir, server), follow=follow)
-    seen.add_all(map(observation.observe, given))
+    given = recording.flows() if flows else live(agent_socket.path_of(run_dir, server), recording, follow=follow)
+    with suppress(KeyboardInterrupt) if follow else nullcontext():
+        seen.add_all(map(observation.observe, given))
     found = policies.learn(seen, earlier)
     _write(found, policies.heading(seen), output, old or [])
     _report(found, seen, recording)
     raise typer.Exit(0 if found else 1)
 
 
-def live(path: Path, *, follow: bool) -> Iterator[Flow]:
-    """The flows that the agent has; with `follow` also new ones, until Ctrl-C."""
-    try:
-        for answer in client.stream(path, {"method": "observe", **({"follow": True} if follow else {})}):
-            found = flow.of_object(answer)
-            if found.flow is not None:
-                yield found.flow
-    except KeyboardInterrupt:
-        if not follow:
-            raise
+def live(path: Path, recording: Recording, *, follow: bool) -> Iterator[Flow]:
+    """The flows that the agent has; with `follow` also new ones. `recording` counts those that are lost."""
+    for answer in client.stream(path, {"method": "observe", **({"follow": True} if follow else {})}):
+        found = flow.of_object(answer)
+        if found.flow is not None:
+            yield found.flow
+        elif found.lost_events is not None:
+            recording.add_lost(found.lost_events)
 
 
 def _earlier(paths: Sequence[Path]) -> list[Earlier]:

@@ -71,7 +71,7 @@ def replay(
     judge = judge_of(new, config, like_cilium=like_cilium)
     recording = Recording(flows or [], strict)
     seen = replaying.Flows()
-    given = recording.flows() if flows else live(agent_socket.path_of(run_dir, server), follow=False)
+    given = recording.flows() if flows else live(agent_socket.path_of(run_dir, server), recording, follow=False)
     seen.add_all(map(observation.observe, given))
     judge.queries_recorded = query is Query.SEEN or seen.has_queries
     result = replaying.replay(seen, judge)

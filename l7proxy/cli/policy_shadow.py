@@ -51,6 +51,7 @@ def shadow(
     l7proxy policy shadow -f policies-of-tomorrow/
     l7proxy policy shadow -f learned/ -o json | jq -c .shadow
     """
+    from l7proxy.learn.recording import Recording
     from l7proxy.simulate.shadow import UNCHANGED, UNJUDGED, Shadow
 
     path = agent_socket.path_of(run_dir, server)
@@ -58,17 +59,19 @@ def shadow(
     judge.queries_recorded = query is Query.SEEN
     for warning in judge.warnings:
         print(f"warning: {plain(warning)}", file=sys.stderr)
-    judged, counts = Shadow(judge), Counter[str]()
+    judged, counts, recording = Shadow(judge), Counter[str](), Recording(())
     try:
-        for one in live(path, follow=follow):
+        for one in live(path, recording, follow=follow):
             for flow, found in judged.see([one]):
                 counts[found.would] += 1
                 if found.would != UNCHANGED and (unjudged or found.would != UNJUDGED):
                     _show(flow, found, output)
     finally:
         said = ", ".join(f"{count} {word}" for word, count in sorted(counts.items())) or "no flows"
-        print(f"would be: {said}", file=sys.stderr)
-    raise typer.Exit(1 if not follow and counts["denied"] + counts["allowed"] else 0)
+        lost = f"; {recording.lost} flows were lost" if recording.lost else ""
+        print(f"would be: {said}{lost}", file=sys.stderr)
+    changed = any(word not in (UNCHANGED, UNJUDGED) for word in counts)
+    raise typer.Exit(1 if not follow and changed else 0)
 
 
 def _of_agent(path: Path) -> Path:

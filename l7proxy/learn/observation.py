@@ -158,6 +158,8 @@ def _says_nothing(flow: Flow) -> str:
         return "maybe a reply"
     if flow.verdict == "DROPPED" and flow.drop_reason_desc not in POLICY_DROPS:
         return "dropped for another reason than policy"
+    if flow.l7 is not None and flow.l7.http is None and flow.l7.dns is None:
+        return "a request of another protocol than HTTP and DNS"
     if flow.l7 is not None and flow.l7.http is not None and not (flow.l7.http.method and flow.l7.http.url):
         return "a request that could not be read"
     if flow.verdict == "DROPPED" and flow.l7 is None and not flow.drop_reason_desc and flow.drop_reason == 0:

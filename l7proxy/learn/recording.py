@@ -19,7 +19,7 @@ import msgspec
 
 from l7proxy.errors import ConfigError, SourceError
 from l7proxy.flows import flow
-from l7proxy.flows.flow import Flow
+from l7proxy.flows.flow import Flow, LostEvents
 
 MAX_LINE: Final = 1 << 20
 """Bytes of one line: Hubble's exporter writes at most 64 KiB."""
@@ -56,9 +56,13 @@ class Recording:
             if found.flow is not None:
                 yield found.flow
             elif found.lost_events is not None:
-                self.lost += _count(found.lost_events.num_events_lost)
+                self.add_lost(found.lost_events)
             elif found.node_status is None:
                 self._bad(f"{name}:{number}: no flow, lost events or node status")
+
+    def add_lost(self, lost: LostEvents) -> None:
+        count = lost.num_events_lost
+        self.lost += int(count) if count.isascii() and count.isdigit() else 0
 
     def _bad(self, problem: str) -> None:
         if self.strict:
@@ -79,10 +83,6 @@ def response(line: bytes) -> flow.Response:
 def _is_flow(line: bytes) -> bool:
     bare = msgspec.json.decode(line)
     return isinstance(bare, dict) and "verdict" in bare
-
-
-def _count(text: str) -> int:
-    return int(text) if text.isascii() and text.isdigit() else 0
 
 
 def _lines(file: IO[bytes], name: str) -> Iterator[tuple[int, bytes]]:

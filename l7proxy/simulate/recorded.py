@@ -24,6 +24,7 @@ from l7proxy.cluster.state import ClusterState
 from l7proxy.errors import ConfigError, PeerError
 from l7proxy.learn.observation import End as SeenEnd
 from l7proxy.learn.observation import HttpRequest, Observation, Outcome, label
+from l7proxy.model.cache import remember
 from l7proxy.model.http import Request
 from l7proxy.model.identity import Identity
 from l7proxy.model.ids import IdentityId
@@ -59,7 +60,9 @@ FIRST_RESERVED: Final = 128
 """Identity numbers of combinations of reserved labels: Cilium leaves 128 to 255 to its users."""
 MAX_RESERVED: Final = 100
 WORLDS: Final = frozenset(("world", "world-ipv4", "world-ipv6"))
-ANY_QUERY: Final = "?l7proxy-unknown-query=1"
+ANY_QUERY: Final = b"?l7proxy-unknown-query=1"
+REMEMBERED: Final = 16384
+"""Pairs of ends and ports whose policies are kept."""
 MAX_ENDS: Final = 1 << 16
 """Different ends that are kept, for those who judge for a long time; then all are forgotten."""
 
@@ -142,24 +145,20 @@ class Judge:
             return Judgement(on_connection)
         if seen.request.path is None:
             return Judgement(unjudged="the URL of the request is not recorded whole")
-        requests = [seen.request.path]
+        head = _head(seen.request, seen.request.path, self._paths)
+        if isinstance(head, str):
+            return Judgement(unjudged=head)
         unknown_query = not (self.queries_recorded or seen.request.has_query or seen.request.path == "*")
-        requests += [seen.request.path + ANY_QUERY] if unknown_query else []
-        found = [self._on_request(pair, seen.request, path) for path in requests]
-        for one in found:
-            if one.unjudged:
-                return one
+        paths = [head.path, head.path + ANY_QUERY] if unknown_query else [head.path]
+        found = [
+            Judgement(evaluate_l7(pair.egress, pair.ingress, Request(head.method, path, head.host, head.headers)))
+            for path in paths
+        ]
         if len({one.allowed for one in found}) > 1:
             return Judgement(unjudged="the query of the request is not recorded")
         if unknown_query and not found[0].allowed and _wants_query(pair, seen.request.path):
             return Judgement(unjudged="the query of the request is not recorded, and a rule asks for one")
         return found[0]
-
-    def _on_request(self, pair: _Pair, request: HttpRequest, path: str) -> Judgement:
-        head = _head(request, path, self._paths)
-        if isinstance(head, str):
-            return Judgement(unjudged=head)
-        return Judgement(evaluate_l7(pair.egress, pair.ingress, head))
 
 
 def _may_have_been_refused_later(seen: Observation) -> bool:
@@ -289,6 +288,7 @@ class _World:
     _apiservers: set[str] = field(default_factory=set)
     _namespaces: set[str] = field(default_factory=set)
     _node: SimulatedNode | None = None
+    _known: dict[tuple[object, ...], _Pair] = field(default_factory=dict)
     _dual: bool = False
     _cluster: str = ""
 
@@ -334,13 +334,18 @@ class _World:
         if seen.source.address and seen.source.address == seen.destination.address and not seen.source.reserved:
             return "", _Pair(None, None)
         if self._node is None:
-            view = self._state.view(NODE)
+            self._known.clear()
+            view = self._state.view(None)
             own: dict[int, Identity] = {
                 number: Identity(number, LabelSet.reserved(*names)) for names, number in self._reserved.items()
             }
             self._node = SimulatedNode(replace(view, identities={**view.identities, **own}))
-        found = self._node.between(source, destination, seen.protocol, seen.port)
-        return "", _Pair(found.egress, found.ingress)
+        key = (source.address, source.identity, destination.address, destination.identity, seen.protocol, seen.port)
+        pair = self._known.get(key)
+        if pair is None:
+            found = self._node.between(source, destination, seen.protocol, seen.port)
+            pair = remember(self._known, key, _Pair(found.egress, found.ingress), REMEMBERED)
+        return "", pair
 
     def ends(self, seen: Observation) -> list[End | str]:
         """Source and destination; or why they are not known."""

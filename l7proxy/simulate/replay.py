@@ -19,13 +19,21 @@ from l7proxy.policy.decision import port_name
 from l7proxy.simulate.recorded import Judge, Judgement
 
 NOT_INSPECTED: Final = "HTTP rules would apply, and the requests of this connection are not recorded"
+NO_POLICY: Final = "no policy applies"
+DENIED: Final = "denied"
+ALLOWED: Final = "allowed"
+AUDITED: Final = "audited"
 SHOWN: Final = 160
 """Characters of a request that are shown."""
 
 
+Connection = tuple[str, int, str, int]
+"""Addresses and ports."""
+
+
 @dataclass(frozen=True, slots=True)
 class Change:
-    """Flows of one kind whose verdict would change. `would`: denied or allowed."""
+    """Flows of one kind whose verdict would change. `would`: denied, allowed, or audited: it passes, reported."""
 
     would: str
     source: str
@@ -102,8 +110,10 @@ class Flows:
     flows: int = 0
     kinds: Counter[Observation] = field(default_factory=Counter)
     left_out: Counter[str] = field(default_factory=Counter)
-    inspected: set[tuple[str, int, str, int]] = field(default_factory=set)
-    connections: dict[Observation, set[tuple[str, int, str, int]]] = field(default_factory=dict)
+    passed: set[Connection] = field(default_factory=set)
+    """Connections of which a request passed."""
+    refused: set[Connection] = field(default_factory=set)
+    connections: dict[Observation, set[Connection]] = field(default_factory=dict)
     has_queries: bool = False
 
     def add_all(self, seen: Iterable[Observation | str]) -> None:
@@ -118,14 +128,19 @@ class Flows:
         kind = kind_of(seen)
         self.kinds[kind] += 1
         if seen.request is not None:
-            self.inspected.add(seen.connection)
+            (self.refused if seen.outcome is Outcome.DENIED else self.passed).add(seen.connection)
             self.has_queries = self.has_queries or seen.request.has_query
-        elif seen.outcome in (Outcome.ALLOWED, Outcome.AUDITED):
+        elif seen.outcome is not Outcome.DENIED:
             self.connections.setdefault(kind, set()).add(seen.connection)
 
     def were_inspected(self, kind: Observation) -> bool:
         """Whether requests of all connections of this kind are recorded."""
-        return self.connections.get(kind, set()) <= self.inspected
+        return self.connections.get(kind, set()) <= self.passed | self.refused
+
+    def were_of_no_use(self, kind: Observation) -> bool:
+        """Whether every request on all connections of this kind was refused, so that refusing them changes nothing."""
+        mine = self.connections.get(kind, set())
+        return kind.outcome is Outcome.REDIRECTED and mine <= self.refused and not mine & self.passed
 
 
 def kind_of(seen: Observation) -> Observation:
@@ -146,7 +161,7 @@ def replay(flows: Flows, judge: Judge) -> Result:
             found = Judgement(unjudged=NOT_INSPECTED)
         if found.unjudged and not (kind.direction is Direction.EGRESS and _without_direction(kind) in let_in):
             unjudged[Unjudged(*_words(kind), found.unjudged, 0)] += count
-        elif not found.unjudged and (change := change_of(kind, found)) is not None:
+        elif (change := change_of(kind, found)) is not None and not flows.were_of_no_use(kind):
             changes[change] += count
         else:
             unchanged += count
@@ -166,25 +181,29 @@ def uninspected(seen: Observation, found: Judgement) -> bool:
 
 
 def change_of(seen: Observation, found: Judgement) -> Change | None:
-    """How the verdict would change; None if it would not."""
-    was_allowed = seen.outcome is not Outcome.DENIED
+    """How the verdict would change; None if it would not. To pass by audit only is a change from having passed."""
     policy_verdict = found.policy_verdict
-    if policy_verdict is None or found.allowed == was_allowed:
+    if policy_verdict is None:
+        return None
+    would = _would(policy_verdict.verdict)
+    was = DENIED if seen.outcome is Outcome.DENIED else AUDITED if seen.outcome is Outcome.AUDITED else ALLOWED
+    if would == was or (was == AUDITED and would == ALLOWED):
         return None
     ingress = policy_verdict.direction is Direction.INGRESS
-    reason = policy_verdict.reason
-    if found.allowed and not reason:
-        allowed_by = [ref for ref in (policy_verdict.egress, policy_verdict.ingress) if ref is not None]
-        reason = f"allowed by {' and '.join(map(str, allowed_by))}" if allowed_by else "no policy applies"
+    allowed_by = [ref for ref in (policy_verdict.egress, policy_verdict.ingress) if ref is not None]
     return Change(
-        "allowed" if found.allowed else "denied",
+        would,
         *_words(seen),
         seen.outcome.value,
         policy_verdict.direction.word,
         policy_verdict.ingress if ingress else policy_verdict.egress,
-        reason,
+        policy_verdict.reason or (f"allowed by {' and '.join(map(str, allowed_by))}" if allowed_by else NO_POLICY),
         0,
     )
+
+
+def _would(verdict: Verdict) -> str:
+    return DENIED if verdict is Verdict.DROPPED else AUDITED if verdict is Verdict.AUDIT else ALLOWED
 
 
 def _words(seen: Observation) -> tuple[str, str, str, str]:

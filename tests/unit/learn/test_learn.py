@@ -97,6 +97,7 @@ def test_replies_and_packets_that_were_not_judged_are_not_learned() -> None:
         made(FRONT, BACK, 53, protocol="UDP") | trace,
         made(FRONT, BACK, verdict="DROPPED", drop_reason_desc="INVALID_SOURCE_IP"),
         made(FRONT, BACK, verdict="ERROR"),
+        made(FRONT, BACK, l7={"type": "REQUEST", "kafka": {"topic": "x"}}),
         include_dropped=True,
     )
 

@@ -184,6 +184,27 @@ def test_namespace_labels_of_the_flow_count() -> None:
     assert verdict(new, made(pod("front", "far"), BACK)).startswith("denied")
 
 
+def test_refusing_a_connection_of_which_every_request_was_refused_changes_nothing() -> None:
+    connection, refused = (
+        made(FRONT, BACK, verdict="REDIRECTED"),
+        made(FRONT, BACK, http="GET http://back/admin", verdict="DROPPED"),
+    )
+    new = policy(on_80(peer="fromEndpoints: [{matchLabels: {app: other}}]"))
+    assert verdict(new, connection, refused) == "same"
+    assert [one.count for one in result(new, connection, refused, GET_X).changes] == [1, 1]
+    assert verdict(new, connection).startswith("denied")
+
+
+def test_audit_is_not_a_refusal_but_a_change() -> None:
+    audited = policy(on_80()).replace(
+        "namespace: default", 'namespace: default, annotations: {l7proxy.io/audit: "true"}'
+    )
+    assert verdict(audited, made(FRONT, BACK, 81)).startswith("audited: no rule of policy default/p allows")
+    assert verdict(audited, made(FRONT, BACK, 81, verdict="AUDIT")) == "same"
+    assert verdict(policy(on_80()), made(FRONT, BACK, verdict="AUDIT")) == "same"
+    assert verdict(policy(on_80()), made(FRONT, BACK, 81, verdict="AUDIT")).startswith("denied")
+
+
 def test_equal_flows_are_counted() -> None:
     found = result(policy(on_80()), *(made(FRONT, BACK, 81, source_port=port) for port in range(40000, 40005)))
     assert [one.count for one in found.changes] == [5]
