@@ -98,7 +98,7 @@ def learn(
     l7proxy policy learn --flows node-1.jsonl --flows node-2.jsonl.gz -f learned/ -o learned/
     l7proxy policy replay --flows node-1.jsonl -f learned/        then: what would change?
     """
-    from l7proxy.learn import observation, policies, traffic
+    from l7proxy.learn import earlier, observation, policies, traffic
     from l7proxy.learn.recording import Recording
 
     if flows and follow:
@@ -114,13 +114,13 @@ def learn(
         max_values=max_values,
         max_paths=max_paths,
     )
-    earlier = _earlier(old or [])
+    before = _earlier(old or [])
     recording = Recording(flows or [], strict)
-    seen = traffic.Traffic(options)
+    seen = traffic.Traffic(options, allows=earlier.allows(before))
     given = recording.flows() if flows else live(agent_socket.path_of(run_dir, server), recording, follow=follow)
     with suppress(KeyboardInterrupt) if follow else nullcontext():
         seen.add_all(map(observation.observe, given))
-    found = policies.learn(seen, earlier)
+    found = policies.learn(seen, before)
     _write(found, policies.heading(seen), output, old or [])
     _report(found, seen, recording)
     raise typer.Exit(0 if found else 1)

@@ -11,10 +11,12 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from l7proxy.learn.labels import Group
-from l7proxy.learn.traffic import Peer
+from l7proxy.learn.observation import HttpRequest
+from l7proxy.learn.traffic import Allows, Key, Peer
 from l7proxy.model.labels import ANY, CLUSTER_KEY, K8S, NAMESPACE_KEY
 from l7proxy.model.resources import PolicyDocument
 from l7proxy.model.verdict import BOTH, Direction, Protocol
+from l7proxy.policy.match.pattern import PatternSet
 
 API_VERSION: Final = "cilium.io/v2"
 KIND: Final = "CiliumNetworkPolicy"
@@ -26,22 +28,16 @@ Cell = tuple[Direction, Peer, int, int]
 
 @dataclass(frozen=True, slots=True)
 class HttpRule:
-    """The fields of `rules.http` that learned rules have. `more`: it has others, which restrict it further."""
+    """The patterns of an item of `rules.http`; "" if absent. Headers are not read: flows do not show them."""
 
     method: str
     path: str
     host: str
-    more: bool = False
 
-    def covers(self, other: HttpRule) -> bool:
-        """Whether it allows all that `other` does; False if that cannot be told by their texts."""
-        return not self.more and all(
-            mine in ("", theirs) for mine, theirs in zip(self._fields, other._fields, strict=True)
-        )
-
-    @property
-    def _fields(self) -> tuple[str, str, str]:
-        return self.method, self.path, self.host
+    def allows(self, request: HttpRequest) -> bool:
+        """Whether it allows this request, if the request has the headers that it may ask for."""
+        fields = ((self.method, request.method), (self.path, request.path or ""), (self.host, request.host))
+        return all(not pattern or PatternSet([pattern]).find(value.encode()) for pattern, value in fields)
 
 
 @dataclass
@@ -64,6 +60,21 @@ class Earlier:
 def read(documents: Sequence[PolicyDocument]) -> list[Earlier]:
     """The CiliumNetworkPolicies among them."""
     return [_read(one.document) for one in documents if one.kind == KIND]
+
+
+def allows(earlier: Sequence[Earlier]) -> Allows:
+    """Whether these policies allow a request already."""
+    known: dict[tuple[Group, Cell], list[HttpRule]] = {}
+    for one in earlier:
+        for cell, rules in one.allowed.items():
+            if one.group is not None and rules:
+                known.setdefault((one.group, cell), []).extend(rules)
+
+    def allows(key: Key, request: HttpRequest) -> bool:
+        rules = known.get((key.subject, (key.direction, key.peer, key.protocol, key.port)), ())
+        return any(rule.allows(request) for rule in rules)
+
+    return allows
 
 
 def _read(document: Mapping[str, Any]) -> Earlier:
@@ -136,7 +147,7 @@ def _messages(entry: Mapping[str, Any]) -> Iterator[tuple[int, int, None]]:
 
 def _http(rule: Mapping[str, Any]) -> HttpRule:
     method, path, host = (str(rule.get(key) or "") for key in ("method", "path", "host"))
-    return HttpRule(method, path, host, bool(set(rule) - {"method", "path", "host"}))
+    return HttpRule(method, path, host)
 
 
 def _mapping(value: Any) -> Mapping[str, Any]:

@@ -11,11 +11,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 from l7proxy.errors import PeerError
-from l7proxy.policy.match.pattern import MAX_PATTERN, METACHARACTERS
+from l7proxy.policy.match.pattern import MAX_PATTERN, METACHARACTERS, PatternSet
 from l7proxy.wire.path import PathRules, normalise
 
 ANY_SEGMENT: Final = "[^/?]+"
@@ -27,6 +27,11 @@ COUNTED: Final = 1000
 """Different values of a segment that are counted; there may be more."""
 MAX_PLACES: Final = 100_000
 """Segments in one tree: what a pod sends must not use up memory."""
+MAX_EXACT: Final = 1000
+"""Different paths that are kept as they are, in case that no pattern may stand for them."""
+MAX_REFUSED: Final = 10_000
+_MISSING: Final = re.compile(r"header ([!#$%&'*+.^_`|~0-9A-Za-z-]+) missing")
+"""In the reason of a refusal."""
 _IDENTIFIER: Final = re.compile(
     r"""
       \d+                                                           # a number
@@ -68,11 +73,41 @@ def readable(path: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Template:
-    """A pattern, how many requests it stands for, and what it allows beyond them ("" if nothing)."""
+    """A pattern, how many requests it stands for, and what it allows beyond them ("" if nothing).
+
+    `headers`: those without which equal requests were refused. `refused`: equal requests that were refused for another
+    reason, which flows do not show.
+    """
 
     pattern: str
     count: int
     note: str = ""
+    headers: tuple[str, ...] = ()
+    refused: int = 0
+
+
+@dataclass
+class Refused:
+    """Requests of one method that were refused: path without query → how many, and the headers that were missing in
+    all of them."""
+
+    paths: dict[str, tuple[int, frozenset[str]]] = field(default_factory=dict)
+
+    def add(self, path: str, reason: str) -> None:
+        """`path`: as `readable` returns it. Of more than MAX_REFUSED paths, the first ones are kept."""
+        plain, names = path.partition("?")[0], frozenset(_MISSING.findall(reason))
+        if plain in self.paths:
+            count, before = self.paths[plain]
+            self.paths[plain] = count + 1, names & before
+        elif len(self.paths) < MAX_REFUSED:
+            self.paths[plain] = 1, names
+
+    def among(self, pattern: str) -> dict[str, tuple[int, frozenset[str]]]:
+        """Those that a pattern would allow."""
+        if not self.paths:
+            return {}
+        test = PatternSet([pattern])
+        return {path: found for path, found in self.paths.items() if test.find(path.encode())}
 
 
 @dataclass
@@ -153,6 +188,7 @@ class PathTree:
         self._root = _Place()
         self._places = 0
         self._asterisk = 0
+        self._exact: dict[str, _Place] = {}
         self.left_out = 0
         """Requests that are not in the tree, because it would be too large."""
 
@@ -170,18 +206,42 @@ class PathTree:
         for segment in segments:
             place = place.next(segment, self._limit)
         self._places += 0 if place.count else len(segments)
-        place.count += 1
-        place.queries += bool(query)
+        places = [place]
+        if plain in self._exact or len(self._exact) < MAX_EXACT:
+            places.append(self._exact.setdefault(plain, _Place()))
+        for one in places:
+            one.count += 1
+            one.queries += bool(query)
 
-    def templates(self, most: int) -> tuple[list[Template], int]:
-        """At most `most` patterns, those of most requests; and the number of requests that they leave out."""
+    def templates(self, most: int, refused: Refused | None = None) -> tuple[list[Template], int]:
+        """At most `most` patterns, those of most requests; and the number of requests that they leave out.
+
+        A pattern that would allow what was refused is replaced by the paths that were seen.
+        """
+        refused = refused or Refused()
         self._root.settle(self._limit)
-        found = [self._template(*each) for each in self._root.walk("", ())]
+        found = [one for each in self._root.walk("", ()) for one in self._kept(self._template(*each), refused)]
         if self._asterisk:
             found.append(Template(quoted("*"), self._asterisk))
         found.sort(key=lambda one: (-one.count, one.pattern))
-        left_out = self.left_out + sum(one.count for one in found[most:])
+        left_out = self.left_out + self._sum() - sum(one.count for one in found[:most])
         return sorted(found[:most], key=lambda one: one.pattern), left_out
+
+    def _sum(self) -> int:
+        return self._asterisk + sum(place.count for _, place, _ in self._root.walk("", ()))
+
+    def _kept(self, template: Template, refused: Refused) -> Iterator[Template]:
+        met = refused.among(template.pattern)
+        if not met:
+            yield template
+        elif ANY_SEGMENT in template.pattern:
+            test = PatternSet([template.pattern])
+            for path, place in sorted(self._exact.items()):
+                if test.find(path.encode()):
+                    yield from self._kept(self._template(quoted(path), place, ()), refused)
+        else:
+            (count, names), *_ = met.values()
+            yield replace(template, headers=tuple(sorted(names)), refused=0 if names else count)
 
     def _template(self, pattern: str, place: _Place, notes: tuple[str, ...]) -> Template:
         if self._any_query or place.queries:

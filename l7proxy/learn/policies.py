@@ -18,7 +18,7 @@ from l7proxy.flows import timestamp
 from l7proxy.learn import text
 from l7proxy.learn.earlier import API_VERSION, ICMP, KIND, SIDE, Earlier, HttpRule
 from l7proxy.learn.labels import NAMING, Group
-from l7proxy.learn.paths import ANY_QUERY, quoted
+from l7proxy.learn.paths import ANY_QUERY, Template, quoted
 from l7proxy.learn.text import Commented
 from l7proxy.learn.traffic import Cell, Key, Peer, Subject, Traffic
 from l7proxy.model.labels import CLUSTER_KEY, K8S, NAMESPACE_KEY
@@ -208,7 +208,7 @@ def _items(
         if _allowed(key, earlier):
             if cell.requests:
                 comments.append(f"{_port(key)}: the earlier policy allows every request; {cell.inspected} were seen")
-        elif cell.inspected:
+        elif cell.inspected or key in traffic.refused:
             yield from _http(key, cell, traffic, earlier, comments)
         elif _restricted(key, earlier):
             comments.append(f"{_port(key)}: {cell.plain} connections that were not inspected: earlier HTTP rules stay")
@@ -229,8 +229,7 @@ def _remarks(key: Key, cell: Cell) -> Iterator[str]:
 
 
 def _http(key: Key, cell: Cell, traffic: Traffic, earlier: Earlier | None, comments: list[str]) -> Iterator[Commented]:
-    known = _known(key, earlier) or []
-    rules = list(_rules(cell, traffic, known, comments, _port(key)))
+    rules = list(_rules(key, cell, traffic, comments))
     for reason, count in sorted(cell.unlearned.items()):
         comments.append(f"{_port(key)}: not allowed, {count} requests that cannot be learned: {reason}")
     if cell.plain:
@@ -238,28 +237,38 @@ def _http(key: Key, cell: Cell, traffic: Traffic, earlier: Earlier | None, comme
     if rules:
         notes = ("any query is allowed: flows do not show it",) if traffic.options.any_query else ()
         yield Commented({"ports": [_port_item(key)], "rules": {"http": rules}}, notes)
-    elif not known:
+    elif not _restricted(key, earlier):
         comments.append(f"{_port(key)}: not allowed, no request on it was")
 
 
-def _rules(
-    cell: Cell, traffic: Traffic, known: Sequence[HttpRule], comments: list[str], port: str
-) -> Iterator[Commented]:
-    options = traffic.options
+def _rules(key: Key, cell: Cell, traffic: Traffic, comments: list[str]) -> Iterator[Commented]:
+    options, port = traffic.options, _port(key)
     for (method, host), tree in sorted(cell.requests.items()):
-        templates, left_out = tree.templates(options.max_paths)
+        refused = traffic.refused.get(key, {}).get((method, host))
+        templates, left_out = tree.templates(options.max_paths, refused)
         if left_out:
             comments.append(f"{port}: not allowed, {left_out} {method} requests of paths beyond --max-paths")
         for one in templates:
-            rule = HttpRule(quoted(method), one.pattern, quoted(host))
-            if any(each.covers(rule) for each in known):
-                continue
-            if one.count < options.min_count:
-                path = one.pattern.removesuffix(ANY_QUERY)
+            path = one.pattern.removesuffix(ANY_QUERY)
+            if one.refused:
+                comments.append(
+                    f"{port}: not allowed, {method} {path}: {one.count} passed, {one.refused} were refused, and flows "
+                    "do not show why: write a rule by hand"
+                )
+            elif one.count < options.min_count:
                 comments.append(f"{port}: not allowed, seen less than --min-count: {method} {path}: {one.count}")
-                continue
-            fields = {"method": rule.method, "path": rule.path} | ({"host": rule.host} if host else {})
-            yield Commented(fields, (f"{one.count} seen" + (f"; {one.note}" if one.note else ""),))
+            else:
+                yield _rule(method, host, one)
+
+
+def _rule(method: str, host: str, template: Template) -> Commented:
+    fields: dict[str, Any] = {"method": quoted(method), "path": template.pattern}
+    fields |= {"host": quoted(host)} if host else {}
+    fields |= {"headers": list(template.headers)} if template.headers else {}
+    said = [f"{template.count} seen", *([template.note] if template.note else [])]
+    if template.headers:
+        said.append("equal requests were refused without these headers; their values are not known")
+    return Commented(fields, ("; ".join(said),))
 
 
 def _known(key: Key, earlier: Earlier | None) -> list[HttpRule] | None:

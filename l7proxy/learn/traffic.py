@@ -7,8 +7,9 @@ ingress of the destination, and for the egress of the source if its egress was i
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 from l7proxy.learn import paths
@@ -88,6 +89,8 @@ class Cell:
     requests: dict[tuple[str, str], paths.PathTree] = field(default_factory=dict)
     unlearned: Counter[str] = field(default_factory=Counter)
     callers: Counter[str] = field(default_factory=Counter)
+    known: int = 0
+    """Requests that an earlier policy allows."""
     elsewhere: int = 0
     """Requests that are judged by the other direction."""
     names: set[str] = field(default_factory=set)
@@ -96,6 +99,10 @@ class Cell:
     @property
     def count(self) -> int:
         return self.plain + self.inspected + self.elsewhere
+
+
+Allows = Callable[[Key, HttpRequest], bool]
+"""Whether an earlier policy allows this request already."""
 
 
 @dataclass
@@ -112,11 +119,18 @@ class Subject:
 
 @dataclass
 class Traffic:
-    """All observations, counted. `left_out`: observations by the reason why nothing was learned from them."""
+    """All observations, counted.
+
+    `allows`: what an earlier policy allows is not learned again. `left_out`: observations by the reason why nothing was
+    learned from them.
+    """
 
     options: Options = Options()
     cells: dict[Key, Cell] = field(default_factory=dict)
     subjects: dict[Group, Subject] = field(default_factory=dict)
+    refused: dict[Key, dict[tuple[str, str], paths.Refused]] = field(default_factory=dict)
+    """Requests that were refused, by method and host as in `Cell.requests`."""
+    allows: Allows = lambda key, request: False
     left_out: Counter[str] = field(default_factory=Counter)
     flows: int = 0
     first_ns: int = 0
@@ -151,16 +165,19 @@ class Traffic:
         subject = self._subject(group, end)
         if end.here is not False:
             subject.here.add(direction)
+        peer = self.peer(peer_end, end, direction)
         if seen.outcome is Outcome.DENIED and not self.options.include_dropped:
             _count(subject.denied[direction], _denial(seen, peer_end))
+            if seen.request is not None and peer is not None:
+                self._refuse(Key(group, direction, peer, seen.protocol, seen.port), seen.request, seen.reason)
             return
-        peer = self.peer(peer_end, end, direction)
         if peer is None:
             self.left_out[f"{direction.word} of {group}: no rule can name the peer {peer_end}"] += 1
             return
-        cell = self.cells.setdefault(Key(group, direction, peer, seen.protocol, seen.port), Cell())
+        key = Key(group, direction, peer, seen.protocol, seen.port)
+        cell = self.cells.setdefault(key, Cell())
         _count(cell.callers, str(peer_end))
-        self._record(cell, seen, direction, peer)
+        self._record(key, cell, seen)
 
     def _subject(self, group: Group, end: End) -> Subject:
         subject = self.subjects.setdefault(group, Subject())
@@ -169,45 +186,56 @@ class Traffic:
             subject.kinds.add(tuple(sorted(own_labels(end).items())))
         return subject
 
-    def _record(self, cell: Cell, seen: Observation, direction: Direction, peer: Peer) -> None:
+    def _record(self, key: Key, cell: Cell, seen: Observation) -> None:
         if seen.dns_query:
             cell.plain += 1
             if len(cell.names) < MAX_COUNTED:
                 cell.names.add(seen.dns_query)
             return
-        here = direction is not Direction.EGRESS or seen.direction is Direction.EGRESS or not peer.group.namespace
+        egress = key.direction is Direction.EGRESS
+        here = not egress or seen.direction is Direction.EGRESS or not key.peer.group.namespace
         if not here and (seen.request is not None or seen.outcome is Outcome.REDIRECTED):
             cell.elsewhere += 1
         elif seen.request is not None:
             cell.inspected += 1
-            self._request(cell, seen.request)
+            self._request(key, cell, seen.request)
         elif seen.outcome is Outcome.REDIRECTED:
             cell.inspected += 1
         else:
             cell.plain += 1
 
-    def _request(self, cell: Cell, request: HttpRequest) -> None:
-        if request.path is None:
-            cell.unlearned["CONNECT, or a URL that is cut off or has no path"] += 1
-            return
-        if not request.method or not METHOD.issuperset(request.method):
-            cell.unlearned["not a method"] += 1
-            return
-        if self.options.hosts and not (request.host and HOST.issuperset(request.host)):
-            cell.unlearned["no host that a rule may name"] += 1
-            return
+    def _request(self, key: Key, cell: Cell, request: HttpRequest) -> None:
         try:
-            path = paths.readable(request.path)
+            which, path = self._readable(request)
         except ValueError as error:
             cell.unlearned[str(error)] += 1
             return
-        key = request.method, request.host if self.options.hosts else ""
-        if key not in cell.requests:
+        if self.allows(key, replace(request, path=path)):
+            cell.known += 1
+            return
+        if which not in cell.requests:
             if len(cell.requests) >= MAX_COUNTED:
                 cell.unlearned["too many different methods or hosts"] += 1
                 return
-            cell.requests[key] = paths.PathTree(self.options.max_values, any_query=self.options.any_query)
-        cell.requests[key].add(path)
+            cell.requests[which] = paths.PathTree(self.options.max_values, any_query=self.options.any_query)
+        cell.requests[which].add(path)
+
+    def _refuse(self, key: Key, request: HttpRequest, reason: str) -> None:
+        with suppress(ValueError):
+            which, path = self._readable(request)
+            found = self.refused.setdefault(key, {})
+            if which in found or len(found) < MAX_COUNTED:
+                found.setdefault(which, paths.Refused()).add(path, reason)
+
+    def _readable(self, request: HttpRequest) -> tuple[tuple[str, str], str]:
+        """((method, host), path). ValueError says why this request cannot be learned."""
+        if request.path is None:
+            raise ValueError("CONNECT, or a URL that is cut off or has no path")
+        if not request.method or not METHOD.issuperset(request.method):
+            raise ValueError("not a method")
+        if self.options.hosts and not (request.host and HOST.issuperset(request.host)):
+            raise ValueError("no host that a rule may name")
+        return (request.method, request.host if self.options.hosts else ""), paths.readable(request.path)
 
     def peer(self, end: End, subject: End, direction: Direction) -> Peer | None:
         """How a rule names this end; None if it cannot."""

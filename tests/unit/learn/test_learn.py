@@ -25,9 +25,9 @@ FRONT, BACK, DNS = pod("front"), pod("back"), pod("coredns", "kube-system", {"k8
 
 def learned(*flows: dict[str, Any], before: Sequence[Learned] = (), **options: Any) -> dict[str, Learned]:
     """Policies by namespace/name."""
-    seen = traffic.Traffic(traffic.Options(**options))
-    seen.add_all(map(observe, read(*flows)))
     old = earlier.read([one for text in before for one in parse(text.text.encode(), "old.yaml").resources])  # type: ignore[misc]
+    seen = traffic.Traffic(traffic.Options(**options), allows=earlier.allows(old))
+    seen.add_all(map(observe, read(*flows)))
     return {f"{one.namespace}/{one.name}": one for one in policies.learn(seen, old)}
 
 
@@ -216,6 +216,47 @@ def test_labels_and_names_cannot_inject(labels: dict[str, str], name: str) -> No
     assert {"matchLabels": {}} not in spec(found, "default/learned-back")["ingress"][0].get("fromEndpoints", [])
 
 
+def refused(path: str, reason: str = "", method: str = "GET") -> dict[str, Any]:
+    return made(
+        FRONT, BACK, http=f"{method} http://back{path}", verdict="DROPPED", policy_log=[reason] if reason else []
+    )
+
+
+def passed(path: str, method: str = "GET") -> dict[str, Any]:
+    return made(FRONT, BACK, http=f"{method} http://back{path}")
+
+
+def rules(found: Mapping[str, Learned]) -> list[dict[str, Any]]:
+    return list(spec(found, "default/learned-back")["ingress"][0]["toPorts"][0]["rules"]["http"])
+
+
+def test_a_header_without_which_equal_requests_were_refused_is_required() -> None:
+    missing = "no rule matched; nearest: policy default/p rule 2, method POST matched, header X-Token missing"
+    found = learned(passed("/api/data", "POST"), refused("/api/data", missing, "POST"), passed("/api/x"))
+    assert rules(found) == [http("GET", "/api/x"), {**http("POST", "/api/data"), "headers": ["X-Token"]}]
+
+
+def test_what_passed_and_was_refused_for_a_reason_that_flows_do_not_show_is_not_allowed() -> None:
+    some = [passed("/a"), refused("/a"), passed("/b")]
+    found = learned(*some)
+    assert rules(found) == [http("GET", "/b")]
+    assert "GET /a: 1 passed, 1 were refused, and flows do not show why" in found["default/learned-back"].text
+    assert http("GET", "/a") in rules(learned(*some, include_dropped=True))
+
+
+def test_no_pattern_stands_for_a_path_that_was_refused() -> None:
+    found = learned(passed("/users/1"), passed("/users/2"), passed("/items/1"), refused("/users/3", "no rule matched"))
+    assert rules(found) == [http("GET", "/items/[^/?]+"), http("GET", "/users/1"), http("GET", "/users/2")]
+
+
+def test_an_earlier_rule_that_asks_for_a_header_is_not_voided() -> None:
+    old = learned(passed("/api/data"), refused("/api/data", "header X-Token missing"))
+    new = learned(passed("/api/data"), passed("/api/other"), before=list(old.values()))
+    entries = spec(new, "default/learned-back")["ingress"]
+    paths_of = [rule for entry in entries for item in entry["toPorts"] for rule in item["rules"]["http"]]
+    assert paths_of == [{**http("GET", "/api/data"), "headers": ["X-Token"]}, http("GET", "/api/other")]
+
+
 # --- laws
 
 
@@ -307,6 +348,29 @@ def test_learning_again_only_adds(before: list[dict[str, Any]], more: list[dict[
             kept = one.document["spec"].get(direction, [])
             assert new[name].document["spec"].get(direction, [])[: len(kept)] == kept
     assert lost(new, before) == []
+
+
+@st.composite
+def exchanges(draw: st.DrawFn) -> dict[str, Any]:
+    """Connections and requests of one pod to another, refused or not."""
+    verdict = draw(st.sampled_from(["FORWARDED", "DROPPED"]))
+    reason = draw(st.sampled_from(["", "no rule matched", "header X-Token missing"]))
+    path = draw(st.sampled_from(["/users/1", "/users/2", "/users/3", "/users/me", "/a", "/b", "/c", "/d", "/a/1/b"]))
+    if draw(st.integers(0, 5)) == 0:
+        return made(FRONT, BACK, verdict=draw(st.sampled_from(["FORWARDED", "REDIRECTED"])))
+    return passed(path) if verdict == "FORWARDED" else refused(path, reason)
+
+
+@given(st.lists(exchanges(), min_size=1, max_size=14))
+def test_what_was_refused_stays_refused(some: list[dict[str, Any]]) -> None:
+    """Where a policy is written at all. A header that is required cannot be judged, so it is not allowed either."""
+    found = learned(*some, max_values=2)
+    if "default/learned-back" not in found:
+        return
+    seen = replay.Flows()
+    seen.add_all(map(observe, read(*some)))
+    result = replay.replay(seen, Judge(changes(found), load(None, environment={})))
+    assert [one for one in result.changes if one.would == "allowed"] == []
 
 
 @given(st.lists(flows(), min_size=1, max_size=12))
