@@ -48,7 +48,11 @@ class TestBuild:
 
     def test_conversations_are_the_same(self, built: Path) -> None:
         argv = ["-m", "pytest", "-q", "-p", "no:cacheprovider", "-n", "0"]
-        conversations = ("gate/test_http1_conversations.py", "gate/test_http2_conversations.py", "proxy/test_session.py")
+        conversations = (
+            "gate/test_http1_conversations.py",
+            "gate/test_http2_conversations.py",
+            "proxy/test_session.py",
+        )
         tests = (*conversations, "flows/test_template.py")
         said = python(built, *argv, *(f"tests/unit/{one}" for one in tests))
         assert " passed" in said
