@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import get_args
 
 from deploy.cluster import cluster as clusters
-from deploy.cluster import images, machine, parts
+from deploy.cluster import facts, images, machine, parts, preflight
 from deploy.cluster.plan import Cluster, Cni, ProxyMode
 from l7proxy.errors import ConfigError
 
@@ -21,9 +21,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--name", default=DEFAULT_NAME, help="which cluster (default: %(default)s)")
     commands = parser.add_subparsers(dest="command", required=True)
     up = commands.add_parser("up", help="bring a cluster up, and leave it up")
-    up.add_argument("--cni", choices=get_args(Cni), default="bridge")
-    up.add_argument("--proxy", choices=get_args(ProxyMode), default="nftables", help="mode of kube-proxy")
-    up.add_argument("--nodes", type=int, default=2)
+    check = commands.add_parser("check", help="say what a cluster needs, and what of it this machine has not")
+    for one in (up, check):
+        one.add_argument("--cni", choices=get_args(Cni), default="bridge")
+        one.add_argument("--proxy", choices=get_args(ProxyMode), default="nftables", help="mode of kube-proxy")
+        one.add_argument("--nodes", type=int, default=2)
     up.add_argument("--image", type=Path, action="append", default=[], help="an OCI archive for all nodes")
     commands.add_parser("down", help="end it and remove all of it")
     commands.add_parser("status", help="what runs")
@@ -53,8 +55,20 @@ def _existing(name: str) -> Cluster:
     return found
 
 
+def _asked_for(given: argparse.Namespace) -> Cluster:
+    return Cluster(given.name, given.cni, given.proxy, given.nodes)
+
+
+def _check(given: argparse.Namespace) -> int:
+    found = facts.check(_asked_for(given))
+    print(preflight.table(found))
+    wrong = preflight.faults(found)
+    print(f"\nThis machine cannot run a cluster: {len(wrong)} missing." if wrong else "\nIt can run a cluster.")
+    return 1 if wrong else 0
+
+
 def _up(given: argparse.Namespace) -> None:
-    cluster = Cluster(given.name, given.cni, given.proxy, given.nodes)
+    cluster = _asked_for(given)
     if not clusters.up(cluster, given.image):
         print(f"Cluster {cluster.name} is up already.")
     print(_how_to_play(cluster))
@@ -96,8 +110,11 @@ def _enter(cluster: Cluster, name: str, arguments: list[str]) -> None:
     os.execvp(command[0], command)
 
 
-def _run(given: argparse.Namespace) -> None:
+def _run(given: argparse.Namespace) -> int:
+    """The exit code."""
     match given.command:
+        case "check":
+            return _check(given)
         case "up":
             _up(given)
         case "down":
@@ -107,6 +124,7 @@ def _run(given: argparse.Namespace) -> None:
         case "status":
             _status(given.name)
         case "parts":
+            facts.require(Cluster(given.name))
             made = parts.ready()
             images.ready(made)
             print(made.kube)
@@ -120,19 +138,19 @@ def _run(given: argparse.Namespace) -> None:
             _exec(_existing(given.name), parts.ready().kubectl, given.arguments)
         case "helm":
             _exec(_existing(given.name), parts.ready().helm, given.arguments)
+    return 0
 
 
 def main() -> int:
     given = _parser().parse_args()
     try:
-        _run(given)
+        return _run(given)
     except (ConfigError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("\ninterrupted. `make cluster` begins anew; `make cluster-down` removes what is there", file=sys.stderr)
         return 130
-    return 0
 
 
 if __name__ == "__main__":

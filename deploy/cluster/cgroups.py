@@ -21,6 +21,12 @@ from l7proxy.errors import ConfigError
 ROOT: Final = Path("/sys/fs/cgroup")
 PROCESSES_CHILD: Final = "init"
 _WANTED: Final = ("cpu", "cpuset", "memory", "pids", "io", "hugetlb")
+_MEMORY_FILES_OF_VERSION_1: Final = ("memory.limit_in_bytes", "memory.usage_in_bytes")
+_NO_LIMIT: Final = 1 << 62
+_CANNOT_DELEGATE: Final = (
+    "{}: its controllers cannot be given to children, since a cgroup with processes cannot. In a container, start it"
+    " with --cgroupns=host, or move its processes to a child cgroup first"
+)
 _GONE_IN: Final = 15.0
 """Seconds that the kernel may take to empty the cgroups of killed processes."""
 
@@ -80,7 +86,7 @@ def _controllers(options: str) -> str:
 
 def own() -> tuple[Hierarchy, ...]:
     """The hierarchies of this process. ConfigError if there is none."""
-    found = hierarchies(Path("/proc/self/cgroup").read_text(), Path("/proc/self/mountinfo").read_text())
+    found = hierarchies(*_membership_and_mounts())
     if not found:
         raise ConfigError("no cgroup hierarchy is mounted: mount /sys/fs/cgroup, or start the container with cgroups")
     return found
@@ -119,10 +125,59 @@ def _delegate(path: Path) -> None:
     try:
         (path / "cgroup.subtree_control").write_text(wanted)
     except OSError as error:
-        raise ConfigError(
-            f"{path}: its controllers cannot be given to children ({error.strerror}): a cgroup with processes cannot."
-            " In a container, start it with --cgroupns=host, or move its processes to a child cgroup first"
-        ) from error
+        raise ConfigError(f"{_CANNOT_DELEGATE.format(path)} ({error.strerror})") from error
+
+
+def controllers() -> frozenset[str]:
+    """Those that machines can have."""
+    found: set[str] = set()
+    for each in hierarchies(*_membership_and_mounts()):
+        names = _read(each.mount / "cgroup.controllers").split() if each.unified else each.controllers.split(",")
+        found.update(names)
+    return frozenset(found)
+
+
+def try_out() -> None:
+    """Make a cgroup in every hierarchy and remove it. ConfigError or OSError says why a machine cannot have one."""
+    for hierarchy in own():
+        if hierarchy.unified and not _can_delegate(hierarchy.mount):
+            raise ConfigError(_CANNOT_DELEGATE.format(hierarchy.mount))
+        parent = hierarchy.mount if hierarchy.unified else hierarchy.own
+        trial = parent / f"l7proxy-cluster.check.{os.getpid()}"
+        trial.mkdir()
+        trial.rmdir()
+
+
+def _can_delegate(path: Path) -> bool:
+    """Whether controllers of a version 2 cgroup are, or can be, given to its children (cgroups(7))."""
+    available, given = (_read(path / name).split() for name in ("cgroup.controllers", "cgroup.subtree_control"))
+    is_root_of_all = not (path / "cgroup.type").exists()
+    wanted = {name for name in _WANTED if name in available}
+    return wanted <= set(given) or is_root_of_all or not _read(path / "cgroup.procs").split()
+
+
+def memory_left() -> int:
+    """Bytes that our cgroups, and those above them, still allow. A very large number if they have no limit."""
+    left = _NO_LIMIT
+    for each in hierarchies(*_membership_and_mounts()):
+        if each.unified or "memory" in each.controllers.split(","):
+            names = ("memory.max", "memory.current") if each.unified else _MEMORY_FILES_OF_VERSION_1
+            for path in (each.own, *each.own.parents):
+                limit, used = (_read(path / name).strip() for name in names)
+                if limit.isdigit() and used.isdigit():
+                    left = min(left, int(limit) - int(used))
+    return left
+
+
+def _membership_and_mounts() -> tuple[str, str]:
+    return Path("/proc/self/cgroup").read_text(), Path("/proc/self/mountinfo").read_text()
+
+
+def _read(path: Path) -> str:
+    """Empty if there is no such file."""
+    with contextlib.suppress(OSError):
+        return path.read_text()
+    return ""
 
 
 def to_join(machine: Machine) -> tuple[Path, ...]:

@@ -19,6 +19,7 @@ from deploy.cluster import (
     containerd,
     control_plane,
     dns,
+    facts,
     gateway,
     images,
     kube_proxy,
@@ -47,11 +48,6 @@ def require_root() -> None:
         raise ConfigError("a cluster needs root, for namespaces, mounts and cgroups: sudo make cluster")
 
 
-def require_ipv6() -> None:
-    if not Path("/proc/sys/net/ipv6").exists():
-        raise ConfigError("this kernel has no IPv6 (ipv6.disable=1?), and the cluster is dual-stack")
-
-
 def running(name: str) -> Cluster | None:
     """The cluster of this name as it was brought up, or None if it is not up or not whole."""
     try:
@@ -69,9 +65,9 @@ def _marker(name: str) -> Path:
 def up(cluster: Cluster, archives: Sequence[Path] = ()) -> bool:
     """Bring a cluster up, unless it is: False then. `archives`: further images for all nodes."""
     require_root()
-    require_ipv6()
     if _is_up(cluster):
         return False
+    facts.require(cluster)
     for archive in archives:
         if not archive.is_file():
             raise ConfigError(f"--image {archive}: there is no such file")

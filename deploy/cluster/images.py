@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Final
 
 from deploy.cluster import parts
-from deploy.cluster.parts import Parts
+from deploy.cluster.parts import Parts, Recipe
 from deploy.image import oci
 
 PAUSE: Final = "localhost/pause:1"
@@ -40,15 +40,16 @@ def built() -> tuple[Path, ...]:
 
 def ready(made: Parts) -> tuple[Path, ...]:
     """The archives of pause, CoreDNS and netshoot; makes those that are missing."""
-    return (
+    recipes = (
         _of_program(PAUSE, made.pause, {"Entrypoint": ["/pause"]}),
         _of_program(COREDNS, made.coredns, {"Entrypoint": ["/coredns"]}),
-        _netshoot(made),
+        netshoot(made.debian),
     )
+    return tuple(each.kept() / ARCHIVE for each in recipes)
 
 
-def _of_program(name: str, program: Path, config: dict[str, object]) -> Path:
-    """An image that holds one static program."""
+def _of_program(name: str, program: Path, config: dict[str, object]) -> Recipe:
+    """Of an image that holds one static program."""
 
     def make(directory: Path) -> None:
         root = directory / "root"
@@ -58,17 +59,16 @@ def _of_program(name: str, program: Path, config: dict[str, object]) -> Path:
         shutil.rmtree(root)
 
     # The name of the program's directory has the digest of all it is made from.
-    return parts.kept(f"image-{program.name}", "1", [name.encode(), program.parent.name.encode()], make) / ARCHIVE
+    return Recipe(f"image-{program.name}", "1", (name.encode(), program.parent.name.encode()), make)
 
 
-def _netshoot(made: Parts) -> Path:
+def netshoot(debian: Path) -> Recipe:
+    """`debian`: the directory of that part."""
+
     def make(directory: Path) -> None:
         root = directory / "root.tar"
-        parts.debian_root(root, NETSHOOT_PACKAGES, made)
+        parts.debian_root(root, NETSHOOT_PACKAGES, debian)
         oci.write_archive(directory / ARCHIVE, NETSHOOT, [root], {"Cmd": ["sleep", "infinity"], "Env": [PATH]})
         root.unlink()
 
-    return (
-        parts.kept("image-netshoot", "1", [" ".join(NETSHOOT_PACKAGES).encode(), made.debian.name.encode()], make)
-        / ARCHIVE
-    )
+    return Recipe("image-netshoot", "1", (" ".join(NETSHOOT_PACKAGES).encode(), debian.name.encode()), make)

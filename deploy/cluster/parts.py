@@ -39,6 +39,7 @@ KUBE_PROGRAMS: Final = (
 DEBIAN_PACKAGES: Final = ("containerd", "runc", "containernetworking-plugins", "mmdebstrap")
 GO_HOME: Final = "/usr/local/go/bin"
 """Where Go's own installation is. sudo leaves it out of PATH."""
+_ANSWERS_IN: Final = 40.0
 _SAY_EVERY: Final = 20.0
 """Seconds between two lines about a build that is under way."""
 
@@ -74,14 +75,32 @@ class Parts:
         return self.debian / "usr/lib/cni"
 
 
-def kept(name: str, version: str, made_from: Iterable[bytes], make: Callable[[Path], None]) -> Path:
-    """The directory of a part; `make` fills a new one if it is not there yet."""
-    digest = hashlib.sha256(b"\0".join(made_from)).hexdigest()[:10]
-    directory = cache() / f"{name}-{version}-{digest}"
-    if not directory.exists():
-        with lock.exclusive(directory.with_name(f"{directory.name}.new")) as begun:
-            _make(begun, directory, f"{name} {version}", make)
-    return directory
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """How one part is made, and the directory of the finished one."""
+
+    name: str
+    version: str
+    made_from: tuple[bytes, ...]
+    make: Callable[[Path], None]
+    """Fills an empty directory."""
+
+    @property
+    def directory(self) -> Path:
+        digest = hashlib.sha256(b"\0".join(self.made_from)).hexdigest()[:10]
+        return cache() / f"{self.name}-{self.version}-{digest}"
+
+    @property
+    def missing(self) -> bool:
+        return not self.directory.exists()
+
+    def kept(self) -> Path:
+        """The directory of the part, which is made if it is not there yet."""
+        directory = self.directory
+        if self.missing:
+            with lock.exclusive(directory.with_name(f"{directory.name}.new")) as begun:
+                _make(begun, directory, f"{self.name} {self.version}", self.make)
+        return directory
 
 
 def _make(begun: Path, directory: Path, what: str, make: Callable[[Path], None]) -> None:
@@ -103,21 +122,43 @@ def version_of(module: str, go_mod: str) -> str:
     return found[1]
 
 
+@dataclass(frozen=True, slots=True)
+class Recipes:
+    """Of all parts."""
+
+    debian: Recipe
+    pause: Recipe
+    kube: Recipe
+    coredns: Recipe
+    helm: Recipe
+
+    @property
+    def built_with_go(self) -> tuple[Recipe, ...]:
+        return (self.pause, self.kube, self.coredns, self.helm)
+
+
+def recipes() -> Recipes:
+    go_mod = (GO_DIRECTORY / "go.mod").read_text()
+    kubernetes, coredns, helm = (
+        version_of(module, go_mod) for module in ("k8s.io/kubernetes", "github.com/coredns/coredns", "helm.sh/helm/v4")
+    )
+    helm_stamps = {"helm.sh/helm/v4/internal/version.version": f"v{helm}"}
+    return Recipes(
+        debian=Recipe("debian", debian_release(), (" ".join(DEBIAN_PACKAGES).encode(),), _unpack_packages),
+        pause=_go_recipe("pause", "1", "./pause", {}),
+        kube=_go_recipe("kube", kubernetes, "./kube", _kubernetes_stamps(kubernetes), KUBE_PROGRAMS),
+        coredns=_go_recipe("coredns", coredns, "./coredns", {}),
+        helm=_go_recipe("helm", helm, "helm.sh/helm/v4/cmd/helm", helm_stamps),
+    )
+
+
 def ready() -> Parts:
     """All parts; builds and downloads what is missing. ConfigError names what this machine lacks."""
-    go_mod = (GO_DIRECTORY / "go.mod").read_text()
-    kubernetes = version_of("k8s.io/kubernetes", go_mod)
-    debian = kept("debian", _debian_release(), [" ".join(DEBIAN_PACKAGES).encode()], _unpack_packages)
-    pause = _go_part("pause", "1", "./pause", {})
-    kube = _go_part("kube", kubernetes, "./kube", _kubernetes_stamps(kubernetes), KUBE_PROGRAMS)
-    coredns = _go_part("coredns", version_of("github.com/coredns/coredns", go_mod), "./coredns", {})
-    helm = _helm(version_of("helm.sh/helm/v4", go_mod))
+    how = recipes()
+    debian, pause, kube, coredns, helm = (
+        each.kept() for each in (how.debian, how.pause, how.kube, how.coredns, how.helm)
+    )
     return Parts(kube=kube, pause=pause / "pause", coredns=coredns / "coredns", helm=helm / "helm", debian=debian)
-
-
-def _helm(version: str) -> Path:
-    stamps = {"helm.sh/helm/v4/internal/version.version": f"v{version}"}
-    return _go_part("helm", version, "helm.sh/helm/v4/cmd/helm", stamps)
 
 
 def _kubernetes_stamps(version: str) -> dict[str, str]:
@@ -133,33 +174,20 @@ def _kubernetes_stamps(version: str) -> dict[str, str]:
     }
 
 
-def _go_part(name: str, version: str, package: str, stamps: Mapping[str, str], links: Iterable[str] = ()) -> Path:
-    """Build one program; `links`: further names for it."""
+def _go_recipe(name: str, version: str, package: str, stamps: Mapping[str, str], links: Iterable[str] = ()) -> Recipe:
+    """Builds one program; `links`: further names for it."""
     sources = [GO_DIRECTORY / "go.mod", GO_DIRECTORY / "go.sum", *sorted((GO_DIRECTORY / name).glob("*.go"))]
-    made_from = [path.read_bytes() for path in sources]
     flags = " ".join(["-s", "-w", *(f"-X {variable}={value}" for variable, value in stamps.items())])
 
     def make(directory: Path) -> None:
         check_go()
-        _build(
-            name,
-            [
-                "go",
-                "build",
-                "-v",
-                "-mod=readonly",
-                "-trimpath",
-                "-ldflags",
-                flags,
-                "-o",
-                f"{directory}/{name}",
-                package,
-            ],
-        )
+        options = ["-v", "-mod=readonly", "-trimpath", "-ldflags", flags]
+        _build(name, ["go", "build", *options, "-o", f"{directory}/{name}", package])
         for link in links:
             (directory / link).symlink_to(name)
 
-    return kept(name, version, [*made_from, flags.encode(), package.encode()], make)
+    made_from = (*(path.read_bytes() for path in sources), flags.encode(), package.encode())
+    return Recipe(name, version, made_from, make)
 
 
 def check_go() -> None:
@@ -172,6 +200,15 @@ def check_go() -> None:
     found = re.search(r"go(\d+)\.(\d+)", shell.run(["go", "version"], env=_go_environment()))
     if found and (int(found[1]), int(found[2])) < (int(wanted[1]), int(wanted[2])) and not _may_switch():
         raise ConfigError(f"{needs}, and {found[0]} is too old: install a newer one, or set GOTOOLCHAIN=auto")
+
+
+def check_modules() -> None:
+    """ConfigError if Go cannot get modules: it asks for the versions of Kubernetes, as a build asks for its sources."""
+    command = ["go", "list", "-m", "-versions", f"k8s.io/kubernetes@v{recipes().kube.version}"]
+    try:
+        shell.run(command, env=_go_environment(), cwd=Path("/"), seconds=_ANSWERS_IN)
+    except ConfigError as error:
+        raise ConfigError(str(error).replace("\n  |", ";")) from error
 
 
 def _go_environment() -> dict[str, str]:
@@ -226,17 +263,13 @@ def _no_network(lines: Iterable[str]) -> bool:
     return any(sign in line for line in lines for sign in signs)
 
 
-def _debian_release() -> str:
-    release = dict(re.findall(r'^(\w+)="?([^"\n]*)"?$', Path("/etc/os-release").read_text(), re.MULTILINE))
-    return release.get("VERSION_CODENAME") or "unknown"
+def debian_release() -> str:
+    file = Path("/etc/os-release")
+    text = file.read_text() if file.exists() else ""
+    return dict(re.findall(r'^(\w+)="?([^"\n]*)"?$', text, re.MULTILINE)).get("VERSION_CODENAME") or "unknown"
 
 
 def _unpack_packages(directory: Path) -> None:
-    for program in ("apt-get", "dpkg-deb"):
-        if not shutil.which(program):
-            raise ConfigError(
-                f"`{program}` not found: containerd and the CNI plugins are taken from Debian or Ubuntu packages"
-            )
     downloads = directory / "packages"
     downloads.mkdir()
     command = ["apt-get", "-qq", "-o", "APT::Sandbox::User=root", "download", *DEBIAN_PACKAGES]
@@ -251,21 +284,21 @@ def _unpack_packages(directory: Path) -> None:
     shutil.rmtree(downloads)
 
 
-def debian_root(out: Path, packages: Iterable[str], parts: Parts) -> None:
+def debian_root(out: Path, packages: Iterable[str], debian: Path) -> None:
     """A Debian root file system as a tar, with these packages and without documentation."""
     exclude = [f"--dpkgopt=path-exclude=/usr/share/{name}/*" for name in ("man", "doc", "locale", "info")]
     started = time.monotonic()
     shell.run(
         [
-            parts.debian / "usr/bin/mmdebstrap",
+            debian / "usr/bin/mmdebstrap",
             "--quiet",
             "--variant=minbase",
             "--mode=root",
             f"--include={','.join(packages)}",
             *exclude,
-            _debian_release(),
+            debian_release(),
             out,
         ],
-        env={**os.environ, "PATH": f"{parts.debian / 'usr/bin'}:{os.environ.get('PATH', '')}"},
+        env={**os.environ, "PATH": f"{debian / 'usr/bin'}:{os.environ.get('PATH', '')}"},
     )
     say(f"root file system with {len(tuple(packages))} packages: {time.monotonic() - started:.0f} s")

@@ -17,15 +17,18 @@ def run(
     stdin: str | None = None,
     env: Mapping[str, str] | None = None,
     cwd: Path | None = None,
+    seconds: float | None = None,
 ) -> str:
-    """The standard output of a program. ConfigError, with the end of its output, if it fails."""
-    done = subprocess.run(
-        [str(part) for part in command], input=stdin, env=env, cwd=cwd, capture_output=True, text=True, check=False
-    )
-    if done.returncode:
-        raise ConfigError(
-            f"{' '.join(str(part) for part in command[:6])}: exit code {done.returncode}\n{tail(done.stderr)}"
+    """The standard output of a program. ConfigError, with the end of its output, if it fails or takes too long."""
+    words = [str(part) for part in command]
+    try:
+        done = subprocess.run(
+            words, input=stdin, env=env, cwd=cwd, capture_output=True, text=True, timeout=seconds, check=False
         )
+    except subprocess.TimeoutExpired as error:
+        raise ConfigError(f"{' '.join(words[:6])}: not done within {error.timeout:.0f} s") from error
+    if done.returncode:
+        raise ConfigError(f"{' '.join(words[:6])}: exit code {done.returncode}\n{tail(done.stderr)}")
     return done.stdout
 
 

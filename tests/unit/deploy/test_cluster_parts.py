@@ -25,14 +25,22 @@ def test_a_part_is_made_once() -> None:
     def never(directory: Path) -> None:
         raise AssertionError("made again")
 
-    made = parts.kept("x", "1.0", [b"source"], write)
-    assert parts.kept("x", "1.0", [b"source"], never) == made
+    made = parts.Recipe("x", "1.0", (b"source",), write).kept()
+    assert parts.Recipe("x", "1.0", (b"source",), never).kept() == made
     assert (made / "program").exists()
 
 
 def test_other_sources_make_another_part(cache: Path) -> None:
-    first = parts.kept("x", "1.0", [b"a", b"b"], write)
-    assert parts.kept("x", "1.0", [b"ab"], write) != first
+    first = parts.Recipe(
+        "x",
+        "1.0",
+        (
+            b"a",
+            b"b",
+        ),
+        write,
+    ).kept()
+    assert parts.Recipe("x", "1.0", (b"ab",), write).kept() != first
     assert len(list(cache.iterdir())) == 2
 
 
@@ -42,13 +50,13 @@ def test_an_interrupted_build_leaves_no_part_and_the_next_one_makes_it() -> None
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        parts.kept("x", "1.0", [b"source"], interrupted)
+        parts.Recipe("x", "1.0", (b"source",), interrupted).kept()
 
     def checks_that_it_is_empty(directory: Path) -> None:
         assert not list(directory.iterdir())
         write(directory)
 
-    assert (parts.kept("x", "1.0", [b"source"], checks_that_it_is_empty) / "program").exists()
+    assert (parts.Recipe("x", "1.0", (b"source",), checks_that_it_is_empty).kept() / "program").exists()
 
 
 def test_two_commands_at_once_make_it_once() -> None:
@@ -60,7 +68,7 @@ def test_two_commands_at_once_make_it_once() -> None:
         begun.set()
         assert go_on.wait(30)
 
-    threads = [threading.Thread(target=parts.kept, args=("x", "1.0", [b"source"], slow)) for _ in range(2)]
+    threads = [threading.Thread(target=parts.Recipe("x", "1.0", (b"source",), slow).kept) for _ in range(2)]
     threads[0].start()
     assert begun.wait(30)
     threads[1].start()
