@@ -25,7 +25,7 @@ NONE   := 5
 
 
 .DEFAULT_GOAL := help
-.PHONY: help setup compiled tools demo cluster cluster-down image chart test test-all test-kube check bench clean
+.PHONY: help setup compiled tools demo cluster cluster-down image chart test test-all test-kube test-kube-quick check bench clean
 
 help: ## Show this help
 	@echo "l7proxy: L7 policy on any CNI. Commands:"
@@ -73,6 +73,9 @@ test-all: setup ## As test, with every combination: attacks and kernel rules by 
 test-kube: setup image ## Tests on a real Kubernetes of this machine, as root (CNI=bridge|ptp PROXY=nftables|iptables)
 	@programs=$$($(BIN)/python -m deploy.cluster parts) && \
 	    CNI=$(CNI) PROXY=$(PROXY) L7PROXY_KUBE_BIN=$$programs $(BIN)/pytest tests/kube $(ARGS)
+
+test-kube-quick: setup ## The part of them that CI runs, with limits of time (L7PROXY_SKIP_KUBE=1 leaves it out)
+	@$(BIN)/python -m tests.kube.stage $(ARGS)
 
 bench: setup compiled ## Every figure in one table: ours beside Envoy, HAProxy and nginx (ARGS="--quick")
 	@sh deploy/setup/programs.sh $(VENV) nginx wrk haproxy
