@@ -35,6 +35,8 @@ def configuration(node: Machine, pki: Path, *, cgroup_version: int) -> dict[str,
         "resolvConf": RESOLV_CONF,
         "seccompDefault": True,
         "nodeStatusUpdateFrequency": "5s",
+        # A changed ConfigMap is in the pods' files within seconds: the default is a minute, and tests wait for it.
+        "syncFrequency": "5s",
         # The disk is the host's: a full one is not for this node to mend by removing images that no registry has.
         "imageGCHighThresholdPercent": 100,
         "evictionHard": {

@@ -226,8 +226,8 @@ class TestRelease:
             assert left == ""
         assert set(verdicts(cluster).values()) == {"200"}
         assert cluster.get("ciliumnetworkpolicy", "web")["spec"] == POLICY["spec"]
-        listed = cluster.kubectl("get", "daemonsets,jobs,sa,roles,rolebindings,configmaps", "-n", SYSTEM, "-o", "name")
-        eventually(lambda: "l7proxy" not in listed, "nothing of the release is left", 30)
+        listed = ("get", "daemonsets,jobs,sa,roles,rolebindings,configmaps", "-n", SYSTEM, "-o", "name")
+        eventually(lambda: "l7proxy" not in cluster.kubectl(*listed), "nothing of the release is left", 30)
 
 
 def test_the_api_server_accepts_all_that_the_chart_installs(cluster: Handle) -> None:
