@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from tproxy_rules.desired import Prefixes, VersionedPrefixes
 from tproxy_rules.digest import identities_sum, sum_digest
-from tproxy_rules.networks import Identities, is_host, split, wide_of
+from tproxy_rules.networks import Identities, is_host, split, wide_of, with_hosts
 from tproxy_rules.validate import examined_identities
 
 Nets = Mapping[int, Identities]
@@ -73,7 +73,8 @@ def _following(last: IdentityPage, given: Prefixes) -> IdentityPage | None:
     gone = tuple((one, number) for one in moved if (number := before.get(one)) is not None)
     if examined_identities(come) != ("", come):
         return None
-    wide = {one: number for one, number in come if not is_host(one)}
-    left = {one: number for one, number in last.wide.items() if given.get(one) == number}
     total = last.total + identities_sum(come) - identities_sum(gone)
-    return IdentityPage(given, "", given, left | wide, split(given, left | wide), total)
+    if all(map(is_host, moved)):
+        return IdentityPage(given, "", given, last.wide, with_hosts(last.nets, given), total)
+    wide = {one: number for one in {*last.wide, *moved} if not is_host(one) and (number := given.get(one)) is not None}
+    return IdentityPage(given, "", given, wide, split(given, wide), total)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 from tproxy_rules.desired import Prefixes, VersionedPrefixes
@@ -98,6 +98,11 @@ def split(identities: Prefixes, wide: Mapping[str, int] | None = None) -> dict[i
         if is_host(text):
             hosts[family(text)][text.partition("/")[0]] = identity
     return _identities(wide, hosts)
+
+
+def with_hosts(nets: Mapping[int, Identities], identities: VersionedPrefixes) -> dict[int, Identities]:
+    """The same ranges, with the hosts of another version of the prefixes."""
+    return {version: replace(net, hosts=VersionedHosts(identities, version)) for version, net in nets.items()}
 
 
 def _identities(wide: Mapping[str, int], hosts: Mapping[int, Mapping[str, int]]) -> dict[int, Identities]:

@@ -25,6 +25,8 @@
 
     Node, reaches ► singly_named
     places, networks ► below_pods; PodIndex, below_pods ► by_prefix
+    PodIndex, places, networks, reserved ► identities
+    Node ► node_names, node_addresses, families; endpoints ► kinds
     placed, rules, labels of endpoints ► too_large ► fitting: policies, rules
     Service, EndpointSlice ► services_by_namespace ► of_namespace (with the pods there) ► frontends ► service_names
 
@@ -137,6 +139,12 @@ class Derived:
         self.frontends = Node(_frontends)
         self.service_names = Node(_service_names)
         self.below_pods = Node(_below_pods)
+        self.reserved = Node(identities.reserved)
+        self.identities = Node(identities.table)
+        self.kinds: Node[[Iterable[LabelSet]], frozenset[LabelSet]] = Node(frozenset)
+        self.families = Node(node_families)
+        self.node_names = Node(_node_names)
+        self.node_addresses = Node(_node_addresses)
         self.by_prefix = PrefixIdentities()
 
 
@@ -163,6 +171,8 @@ def _bare_services(
         for peer in rule.peers or ()
         if isinstance(peer, ServicePortPeer)
     }
+    if not named:
+        return ()
     named -= {(piece.namespace, piece.service) for piece in slices}
     return tuple(service for service in services if (service.namespace, service.name) in named)
 
@@ -296,6 +306,14 @@ class PrefixIdentities:
 
 def _node_labels(node: resources.Node, cluster: str) -> frozenset[Label]:
     return frozenset((Label(K8S, CLUSTER_KEY, cluster), *(Label(NODE, *each) for each in node.labels.items())))
+
+
+def _node_names(nodes: Iterable[resources.Node]) -> tuple[str, ...]:
+    return tuple(one.name for one in nodes)
+
+
+def _node_addresses(of_nodes: Mapping[str, str], node: str | None) -> tuple[str, ...]:
+    return tuple(sorted(address for address, name in of_nodes.items() if name == node))
 
 
 def node_families(nodes: Iterable[resources.Node]) -> frozenset[int]:

@@ -12,6 +12,7 @@ from ipaddress import IPv4Network, IPv6Network, ip_network
 from typing import Final
 
 from l7proxy.model.identity import (
+    CONTESTED,
     HOST,
     LOCAL_SCOPE,
     RESERVED_IDENTITIES,
@@ -29,6 +30,7 @@ from l7proxy.policy.rules import Reach
 
 NODE_SCOPE: Final = 2 * LOCAL_SCOPE
 """First identity number of nodes that a policy distinguishes, as in Cilium."""
+CONTESTED_KEY: Final = "l7proxy-contested-address"
 APISERVER_LABEL: Final = Label(RESERVED, "kube-apiserver")
 
 
@@ -38,13 +40,16 @@ def worlds(*, dual: bool) -> dict[Network, IdentityId]:
     return {v4: WORLD_IPV4 if dual else WORLD, v6: WORLD_IPV6 if dual else WORLD}
 
 
-def reserved(*, dual: bool, host_is_apiserver: bool) -> dict[int, Identity]:
-    """Cilium's reserved identities; `host` also has the label kube-apiserver if an API server runs on this node."""
+def reserved(*, dual: bool, host_is_apiserver: bool, contested: bool) -> dict[int, Identity]:
+    """Cilium's reserved identities; `host` also has the label kube-apiserver if an API server runs on this node.
+    `contested`: there is an address that two pods claim."""
     found: dict[int, Identity] = {number: Identity(number, labels) for number, labels in RESERVED_IDENTITIES.items()}
     if dual:
         for network, number in worlds(dual=True).items():
             found[number] = replace(found[number], cidr=network)
     found[HOST] = Identity(HOST, host_labels(is_apiserver=host_is_apiserver))
+    if contested:
+        found[CONTESTED] = Identity(CONTESTED, LabelSet.reserved(CONTESTED_KEY))
     return found
 
 

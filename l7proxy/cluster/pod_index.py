@@ -97,12 +97,15 @@ class PodIndex:
         self._on_host_of: dict[str, dict[ResourceKey, Pod]] = {}
         self._families = [0, 0]
         self.nodes: dict[str, str] = {}
+        self._of_nodes: tuple[tuple[Node, ...], Mapping[str, str], list[Problem]] | None = None
+        """What `nodes` was made of besides the pods, and the problems found; None if pods on hosts have changed."""
         self.owned: dict[str, Pod] = {}
         self.contested: dict[str, tuple[Pod, ...]] = {}
         self.by_node: dict[str, dict[ResourceKey, Pod]] = {}
         self._by_space: dict[str, dict[ResourceKey, Pod]] = {}
         self._stamps: dict[str, object] = {}
         self._identities: dict[str, Identity] = {}
+        self._by_number: Mapping[int, Identity] = {}
         self._moved: set[str] = set()
         """Addresses whose owner or number may have changed since `_settle_all`."""
         self._owners: VersionedMap[str, Pod] = VersionedMap()
@@ -117,6 +120,7 @@ class PodIndex:
         self._by_space.setdefault(pod.namespace, {})[pod.key] = pod
         self._stamps[pod.namespace] = object()
         if pod.host_network:
+            self._of_nodes = None
             self._on_host[pod.key] = pod
             self._on_host_of.setdefault(pod.node, {})[pod.key] = pod
             return
@@ -129,6 +133,7 @@ class PodIndex:
     def delete(self, key: ResourceKey) -> None:
         host_pod = self._on_host.pop(key, None)
         if host_pod is not None:
+            self._of_nodes = None
             _remove(self._on_host_of, host_pod.node, key)
         if key in self._by_space.get(key.namespace, {}):
             _remove(self._by_space, key.namespace, key)
@@ -163,9 +168,12 @@ class PodIndex:
             self._enter(self._entry(entry.pod))
             self._moved.update(entry.pod.addresses)
 
-    def set_nodes(self, nodes: Iterable[Node], local: Mapping[str, str]) -> list[Problem]:
+    def set_nodes(self, nodes: tuple[Node, ...], local: Mapping[str, str]) -> list[Problem]:
         """`nodes`: sorted by name. `local`: addresses of this node's own interfaces, in or out of its Node object."""
-        of_nodes, problems = dict(local), []
+        known = self._of_nodes
+        if known is not None and known[0] is nodes and known[1] == local:
+            return known[2]
+        of_nodes, problems = dict(local), list[Problem]()
         for node in nodes:
             for address in node.addresses:
                 first = of_nodes.setdefault(address, node.name)
@@ -180,6 +188,7 @@ class PodIndex:
             self.nodes = of_nodes
             for address in changed:
                 self._settle(address, self._claims(address))
+        self._of_nodes = nodes, local, problems
         return problems
 
     def set_assigned(self, assigned: Mapping[str, ResourceKey]) -> None:
@@ -223,10 +232,11 @@ class PodIndex:
     def number(self, pod: Pod, address: str) -> IdentityId:
         return IdentityId(self._allocated()[self._entries[pod.key].at(address).spelling])
 
-    def identities(self) -> dict[int, Identity]:
-        """Number → identity. Addresses with equal labels, named ports and networks share one."""
-        numbers = self._allocated()
-        return {number: self._identities[text] for text, number in numbers.items()}
+    def identities(self) -> Mapping[int, Identity]:
+        """Number → identity, the same object until one changes. Addresses with equal labels, named ports and networks
+        share one."""
+        self._allocated()
+        return self._by_number
 
     def prefixes(self) -> VersionedMap[str, int]:
         """The single-address prefix of every address that pods claim, and no node has → identity number."""
@@ -348,6 +358,7 @@ class PodIndex:
             if any(self._numbers.get(text, number) != number for text, number in before.items()):
                 self._moved.update(self.owned)
             self._identities = {text: self._identity(text, number) for text, number in self._numbers.items()}
+            self._by_number = {number: self._identities[text] for text, number in self._numbers.items()}
         return self._numbers
 
     def _identity(self, spelling: str, number: int) -> Identity:

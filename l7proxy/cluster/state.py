@@ -15,15 +15,16 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from typing import Final, TypeVar, cast
 
-from l7proxy.cluster import audit, identities
-from l7proxy.cluster.derived import Derived, identity_inputs, node_families
+from l7proxy.cluster import audit
+from l7proxy.cluster.derived import Derived, identity_inputs
+from l7proxy.cluster.identities import CONTESTED_KEY
 from l7proxy.cluster.identity_labels import LabelFilter
 from l7proxy.cluster.names import Names
 from l7proxy.cluster.pod_index import PodIndex
 from l7proxy.cluster.policy_status import PolicyStatus
 from l7proxy.model import resources
 from l7proxy.model.endpoint import Assignment, Endpoint, Frontend
-from l7proxy.model.identity import CONTESTED, UNKNOWN, Identity, allocate
+from l7proxy.model.identity import UNKNOWN, Identity, allocate
 from l7proxy.model.ids import EndpointId
 from l7proxy.model.labels import RESERVED, Label, LabelSet, Operator, Requirement, Selector
 from l7proxy.model.net import Network
@@ -49,7 +50,6 @@ from l7proxy.policy.rules import Reach, Rule
 from l7proxy.policy.tiers import GUARD
 
 ENDPOINT_IDS: Final = 1 << 16
-CONTESTED_KEY: Final = "l7proxy-contested-address"
 F = TypeVar("F", bound=Resource)
 
 
@@ -222,7 +222,7 @@ class ClusterState:
         audited = self._audited()
         endpoints = self._with_audit(_endpoints(node, pod_index, probes_only=self._probes_only), audited)
         ids = {(endpoint.namespace, endpoint.name): endpoint.id for endpoint in endpoints}
-        refused = derived.too_large(policies, {one.labels for one in endpoints}, of_node=node is not None)
+        refused = derived.too_large(policies, derived.kinds(one.labels for one in endpoints), of_node=node is not None)
         judged = policies
         policies, rules = derived.fitting(judged, rules, refused)
         services = self._frontends(pod_index)
@@ -233,10 +233,10 @@ class ClusterState:
             by_prefix=by_prefix,
             rules=(*rules, *_contested_rules(pod_index, rules)) if pod_index.contested else rules,
             frontends=services,
-            node_addresses=tuple(sorted(address for address, name in pod_index.nodes.items() if name == node)),
+            node_addresses=derived.node_addresses(pod_index.nodes, node),
             policies=policies,
             judged=judged,
-            nodes=tuple(one.name for one in nodes),
+            nodes=derived.node_names(nodes),
             audited=audited,
             problems=(
                 *self._unknown(node, nodes),
@@ -359,13 +359,11 @@ class ClusterState:
         places, of_places = derived.places(node, of_nodes, nodes, apiservers, reaches, derived.named(reaches))
         inside = (of_nodes, pod_index.owned, pod_index.contested)  # the pods' part changes in place
         outside = derived.outside(one for one in apiservers if not any(one in known for known in inside))
-        dual = len(pod_index.families() | node_families(nodes)) == 2
+        dual = len(pod_index.families() | derived.families(nodes)) == 2
         networks, prefixes = derived.networks(reaches, outside, dual)
         host_is_apiserver = any(of_nodes[address] == node for address in apiservers & of_nodes.keys())
-        reserved = identities.reserved(dual=dual, host_is_apiserver=host_is_apiserver)
-        if pod_index.contested:
-            reserved[CONTESTED] = Identity(CONTESTED, LabelSet.reserved(CONTESTED_KEY))
-        known = identities.table(reserved, pod_index.identities(), of_places, networks=networks)
+        reserved = derived.reserved(dual=dual, host_is_apiserver=host_is_apiserver, contested=bool(pod_index.contested))
+        known = derived.identities(reserved, pod_index.identities(), of_places, networks=networks)
         return known, derived.by_prefix(pod_index.prefixes(), derived.below_pods(places, prefixes, dual))
 
     def _frontends(self, pod_index: PodIndex) -> tuple[Frontend, ...]:

@@ -29,6 +29,7 @@ class Resolver:
 
     def __init__(self) -> None:
         self._age = 0
+        self._given: Mapping[int, Identity] = {}
         self._known: dict[int, Identity] = {}
         self._come: list[Identity] = []
         self._gone: frozenset[int] = frozenset()
@@ -39,6 +40,9 @@ class Resolver:
 
     def update(self, identities: Mapping[int, Identity]) -> None:
         """Set all identities."""
+        if identities is self._given:
+            return
+        self._given = identities
         if len(self._peers) > MOST or len(self._unions) > MOST:
             self._peers, self._unions, self._ports = {}, {}, {}
         come = [one for number, one in identities.items() if not _equal(self._known.get(number), one)]

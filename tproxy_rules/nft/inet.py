@@ -28,7 +28,7 @@ from tproxy_rules.nft import limits as nft_limits
 from tproxy_rules.nft import policy as nft_policy
 from tproxy_rules.nft.bridge import RESERVED, link_local_unicast
 from tproxy_rules.nft.policy import Asked, asked
-from tproxy_rules.nft.table import Chain, Hosts, NftTable, Set, chain, made, named_set, prefix_sets
+from tproxy_rules.nft.table import Chain, Hosts, NftTable, Ranges, Set, chain, made, named_set, prefix_sets
 from tproxy_rules.nft.text import as_bits, identity, log, mark
 from tproxy_rules.validate import PROTOCOL_NAMES
 
@@ -118,8 +118,7 @@ def _address_sets(desired: Desired) -> Iterator[Set]:
 def _identity_sets(nets: Mapping[int, Identities]) -> Iterator[Set]:
     for version, found in nets.items():
         kind = f"ipv{version}_addr : classid"
-        ranges = [f"{one.first}-{one.last} : {identity(one.identity)}" for one in found.ranges]
-        yield named_set(f"net{version}", kind, ranges, interval=True)
+        yield Set(f"net{version}", kind, Ranges(found.ranges), interval=True)
         yield Set(f"host{version}", kind, Hosts(found.hosts))
 
 

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from tproxy_rules.networks import changed, family
+from tproxy_rules.networks import Range, changed, family
 from tproxy_rules.nft.text import absent, as_bits, identity
 from tproxy_rules.shapes import Cells
 
@@ -66,6 +66,20 @@ class Listed:
         theirs: Mapping[str, int] = other.identities if isinstance(other, Listed) else {}
         found = (address for address, _ in _numbered(self.identities, theirs) if address not in theirs)
         return [as_bits(address) if self.as_bits else address for address in found]
+
+
+@dataclass(frozen=True, slots=True)
+class Ranges:
+    """Ranges of addresses with identities, for interval maps."""
+
+    ranges: tuple[Range, ...]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(sorted(f"{one.first}-{one.last} : {identity(one.identity)}" for one in self.ranges))
+
+    def without(self, other: Members) -> Iterable[str]:
+        theirs = other.ranges if isinstance(other, Ranges) else ()
+        return () if theirs is self.ranges else sorted(set(self) - set(other))
 
 
 def _numbered(identities: Mapping[str, int], theirs: Mapping[str, int]) -> Iterator[tuple[str, int]]:
