@@ -25,7 +25,7 @@ from l7proxy.errors import LinkError
 from l7proxy.gate.options import DEFAULT_OPTIONS, HttpOptions
 from l7proxy.link.messages import PolicySnapshot
 from l7proxy.link.server import WorkerState
-from l7proxy.model.resources import Change
+from l7proxy.model.resources import Change, Delete, EndpointSlice, Pod, Upsert
 from l7proxy.policy.compile import Compiler
 from l7proxy.policy.tables import EndpointPolicy
 from l7proxy.sources.source import SourceHealth
@@ -41,6 +41,14 @@ COUNT: Final = 1.0
 """Minimum seconds between reads of the kernel's counters."""
 PATIENCE: Final = 3.0
 """Seconds that workers have to apply a snapshot before the kernel is updated anyway."""
+EASE: Final = 4.0
+"""Pause after a round, in multiples of its duration, before one for changes elsewhere: pods of other nodes change all
+the time in a large cluster."""
+LONGEST_EASE: Final = 0.25
+"""Seconds. For so long an address of another node may have the identity of its last owner, besides the API server's own
+delay."""
+ELSEWHERE: Final = (Pod, EndpointSlice)
+_KINDS_ELSEWHERE: Final = frozenset(kind.__name__ for kind in ELSEWHERE)
 FIRST_RETRY: Final = 0.5
 LAST_RETRY: Final = 30.0
 
@@ -120,6 +128,9 @@ class Reconciler:
         self._unenforced_since: float | None = None
         self._health = SourceHealth()
         self._dirty = asyncio.Event()
+        self._urgent = asyncio.Event()
+        """What has changed concerns policies or this node."""
+        self._ended = -LONGEST_EASE
         self._new_settings: tuple[KernelSettings, HttpOptions, bool] | None = None
         self._retry = 0.0
         self._sent = 0
@@ -153,7 +164,10 @@ class Reconciler:
 
     def submit(self, changes: Iterable[Change], health: SourceHealth) -> None:
         """Queue a batch of the source, with the source's health after it. Returns at once."""
+        changes = list(changes)
         self._inbox.extend(changes)
+        if not all(map(self._is_elsewhere, changes)):
+            self._urgent.set()
         if self._received_at is None:
             self._received_at = asyncio.get_running_loop().time()
         self._health = health
@@ -162,10 +176,11 @@ class Reconciler:
     def configure(self, settings: KernelSettings, http: HttpOptions, *, audit: bool) -> None:
         """Enforce with these settings from the next round on. Returns at once."""
         self._new_settings = settings, http, audit
-        self._dirty.set()
+        self.look()
 
     def look(self) -> None:
         """Check now: pod interfaces or kernel rules may have changed. Returns at once."""
+        self._urgent.set()
         self._dirty.set()
 
     async def run(self) -> None:
@@ -175,17 +190,38 @@ class Reconciler:
             await self._wait()
             self._began = clock()
             await self.step()
-            self.took, self._began = clock() - self._began, None
+            self._ended = clock()
+            self.took, self._began = self._ended - self._began, None
 
     async def _wait(self) -> None:
         """Wait for a change, or until the next check of interfaces and kernel, or the next retry, is due.
 
         A burst of changes makes two revisions: one for the first change, which is not delayed, and one for the rest.
+        Changes elsewhere wait until rounds have taken at most a fifth of the time, unless something urgent comes.
         """
         with suppress(TimeoutError):
             async with asyncio.timeout(self._retry or self._check_every):
                 await self._dirty.wait()
+        ease = self._ended + min(EASE * self.took, LONGEST_EASE) - asyncio.get_running_loop().time()
+        if self._dirty.is_set() and ease > 0:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(ease):
+                    await self._urgent.wait()
+        self._urgent.clear()
         self._dirty.clear()
+
+    def _is_elsewhere(self, change: Change) -> bool:
+        """Whether it concerns pods of other nodes only."""
+        match change:
+            case Upsert(Pod(node=node)):
+                return node != self._node
+            case Upsert(resource):
+                return isinstance(resource, ELSEWHERE)
+            case Delete(key) if self.current is not None:
+                local = (key.namespace, key.name) in self.current.view.names.ids
+                return key.kind in _KINDS_ELSEWHERE and not local
+            case _:
+                return False
 
     async def step(self) -> None:
         """One round: at its end all changes received so far are enforced, or `kernel.error` is the reason why not."""

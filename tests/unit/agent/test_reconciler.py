@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from l7proxy.agent.dataplane import reconciler as module
 from l7proxy.agent.dataplane.pod_interfaces import PodInterfaces
 from l7proxy.agent.dataplane.reconciler import Published, Reconciler
 from l7proxy.cluster.state import ClusterState
@@ -300,3 +302,53 @@ async def test_a_new_agent_finds_what_the_old_one_left_and_changes_nothing(stage
     await successor.submit(*said(WEB, policy(L4)))
     assert successor.backend.applied == 0
     assert successor.reconciler.enforced_revision == 1
+
+
+FAR = Pod("shop", "client", "n2", ("10.0.2.7",), {"app": "client"})
+
+
+@asynccontextmanager
+async def running(reconciler: Reconciler) -> AsyncIterator[None]:
+    async with asyncio.TaskGroup() as tasks:
+        task = tasks.create_task(reconciler.run(), name="reconcile")
+        yield
+        task.cancel()
+
+
+@pytest.mark.parametrize(
+    "urgent",
+    [
+        pytest.param([Upsert(policy(L7))], id="a policy"),
+        pytest.param([Upsert(replace(WEB, labels={"app": "other"}))], id="a pod of this node"),
+        pytest.param([Delete(WEB.key)], id="a pod of this node is gone"),
+        pytest.param([], id="an interface"),
+    ],
+)
+async def test_pods_elsewhere_wait_until_something_urgent_comes(
+    stage: Stage, urgent: list[Change], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is urgent takes along what has waited."""
+    monkeypatch.setattr(module, "EASE", 1e9)
+    monkeypatch.setattr(module, "LONGEST_EASE", 3600.0)
+    reconciler = stage.reconciler
+    async with running(reconciler):
+        reconciler.submit(said(WEB, policy(L4), FAR), REPORT)
+        await eventually(lambda: reconciler.kernel.revision == 1 and not reconciler.busy)
+        reconciler.submit([Upsert(replace(FAR, addresses=("10.0.2.8",))), Delete(Pod("shop", "x", "n2").key)], REPORT)
+        for _ in range(50):
+            await asyncio.sleep(0)
+        assert reconciler.revision == 1
+        reconciler.submit(urgent, REPORT) if urgent else reconciler.look()
+        await eventually(lambda: reconciler.kernel.revision == 2)
+        installed = stage.installed()
+        assert installed is not None
+        assert {"10.0.2.8/32", "10.0.2.7/32"} & {prefix for prefix, _ in installed.identities} == {"10.0.2.8/32"}
+
+
+async def test_the_first_change_elsewhere_does_not_wait_long(stage: Stage) -> None:
+    reconciler = stage.reconciler
+    async with running(reconciler):
+        reconciler.submit(said(WEB, policy(L4), FAR), REPORT)
+        await eventually(lambda: reconciler.kernel.revision == 1)
+        reconciler.submit([Upsert(replace(FAR, addresses=("10.0.2.8",)))], REPORT)
+        await eventually(lambda: reconciler.kernel.revision == 2)
