@@ -154,6 +154,16 @@ class Settings(WorkerSettings, frozen=True, kw_only=True, forbid_unknown_fields=
     flow_log_deny: Annotated[
         str, About('Flows that one of these filters matches are not logged, as `[{"verdict":["FORWARDED"]}]`.')
     ] = ""
+    flow_log_fields: Annotated[
+        tuple[str, ...], About("Fields of a flow that are logged, as `time` or `source.labels`; empty: all.")
+    ] = ()
+    flow_log_sampling: Annotated[
+        int, About("Of so many allowed flows one is logged. Refused ones always are; metrics count all.", 1, 1_000_000)
+    ] = 1
+    flow_logs_config: Annotated[
+        str,
+        About("File with more flow logs, as Hubble's dynamic exporter has it (`flowLogs`), read again on change."),
+    ] = ""
     shadow_policies: Annotated[
         str,
         About("Directory of policies that are judged on the node's flows, and never enforced; empty: none."),

@@ -15,6 +15,7 @@ from l7proxy.agent.api import Answer
 from l7proxy.agent.configuration import Configuration
 from l7proxy.agent.dataplane.reconciler import Published, Reconciler
 from l7proxy.agent.dataplane.revocation import Revocation
+from l7proxy.agent.exporters import Exporters
 from l7proxy.agent.flow_recorder import Recorder
 from l7proxy.agent.shadow import ShadowSink
 from l7proxy.cluster.state import ClusterState
@@ -47,6 +48,7 @@ class Parts:
     """None if nothing is reported in the cluster."""
     shadow: ShadowSink | None = None
     """None if there are no shadow policies."""
+    exporters: Exporters | None = None
 
 
 Query = Callable[[Parts, Mapping[str, Any]], object]
@@ -93,6 +95,7 @@ def _status(parts: Parts, question: Mapping[str, Any]) -> object:
             "capacity": ring.capacity,
             "rate_limited": report.rate_limited(parts.recorder.not_reported, current),
             "sinks": [report.sink(feed) for feed in parts.feeds],
+            "exporters_problem": parts.exporters.problem if parts.exporters else "",
         },
         "shadow": parts.shadow.report() if parts.shadow else None,
     }

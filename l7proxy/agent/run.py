@@ -22,6 +22,7 @@ from l7proxy.agent.configuration import Configuration
 from l7proxy.agent.dataplane import pod_interfaces
 from l7proxy.agent.dataplane.reconciler import Published, Reconciler
 from l7proxy.agent.dataplane.revocation import Revocation
+from l7proxy.agent.exporters import Exporters
 from l7proxy.agent.flow_recorder import Recorder
 from l7proxy.agent.service_manager import ServiceManager
 from l7proxy.agent.shadow import ShadowSink
@@ -123,6 +124,8 @@ async def _serve(configuration: Configuration, source: Source) -> None:
     if shadow:
         sinks["shadow"] = shadow
     feeds = [Feed(name, sink, ring) for name, sink in sinks.items()]
+    always = tuple(feeds)
+    exporters = Exporters(Path(settings.flow_logs_config), ring, feeds) if settings.flow_logs_config else None
     cluster_status = _cluster_status(configuration, reconciler, link)
     parts = queries.Parts(
         configuration=configuration,
@@ -134,6 +137,7 @@ async def _serve(configuration: Configuration, source: Source) -> None:
         link=link,
         recorder=recorder,
         feeds=feeds,
+        exporters=exporters,
         cluster_status=cluster_status,
         shadow=shadow,
     )
@@ -142,7 +146,8 @@ async def _serve(configuration: Configuration, source: Source) -> None:
     async with (
         api.serving(),
         hubble.serving() if hubble else nullcontext(),
-        _feeding(feeds),  # until workers have sent their last records
+        exporters.running() if exporters else nullcontext(),
+        _feeding(always),  # until workers have sent their last records
         link.serving(),
         _probes(settings, reconciler, link),
         _metrics(settings, scraper, parts) if scraper else nullcontext(),

@@ -143,6 +143,7 @@ def _show_status(found: Mapping[str, Any], complaints: list[str]) -> None:
     _section("Unknown pods:", (_unknown(one, audit=bool(found.get("audit"))) for one in unknown))
     _section("Not covered:", not_covered(found))
     _section("Settings:", _settings(as_object(found.get("settings") or {})))
+    _section("Flow logs:", filter(None, [str(flows.get("exporters_problem") or "")]))
     _section("Not enforced:", complaints)
 
 

@@ -22,14 +22,15 @@ BATCH: Final = 1024
 
 
 class Feed:
-    """`name` is that of the sink in `status`. `written` and `lost` count events since the start."""
+    """`name` is that of the sink in `status`. `written` and `lost` count events since the start. `start`: the number of
+    the first event; by default the oldest one that is there."""
 
-    def __init__(self, name: str, sink: Sink, ring: Ring) -> None:
+    def __init__(self, name: str, sink: Sink, ring: Ring, *, start: int | None = None) -> None:
         self.name = name
         self.written = 0
         self._sink = sink
         self._ring = ring
-        self._reader = Reader(ring, start=ring.oldest)
+        self._reader = Reader(ring, start=ring.oldest if start is None else start)
         self._given = 0
         self._failed = 0
         self._error = ""
@@ -39,6 +40,11 @@ class Feed:
     def lost(self) -> int:
         """Overwritten before the sink had time for them, or not kept by the sink."""
         return self._reader.lost + self._failed + self._sink.lost
+
+    @property
+    def position(self) -> int:
+        """The number of the next event to read."""
+        return self._reader.position
 
     @property
     def problem(self) -> str:

@@ -7,7 +7,10 @@ from pathlib import Path
 from typing import Final, Protocol
 
 from l7proxy.errors import ConfigError
+from l7proxy.flows import field_mask
+from l7proxy.flows.event_filter import everything
 from l7proxy.flows.sinks import filtered
+from l7proxy.flows.sinks.exporters import STDOUT, Chosen
 from l7proxy.flows.sinks.jsonl import JsonLinesFile, JsonLinesStream
 from l7proxy.flows.sinks.sink import Sink
 
@@ -27,6 +30,10 @@ class SinkSettings(Protocol):
     def flow_log_allow(self) -> str: ...
     @property
     def flow_log_deny(self) -> str: ...
+    @property
+    def flow_log_fields(self) -> tuple[str, ...]: ...
+    @property
+    def flow_log_sampling(self) -> int: ...
 
 
 def make(settings: SinkSettings) -> dict[str, Sink]:
@@ -37,15 +44,21 @@ def make(settings: SinkSettings) -> dict[str, Sink]:
 
 def _flow_log(settings: SinkSettings) -> Sink | None:
     sink = _lines(settings)
-    wanted = filtered.keep(settings.flow_log_allow, settings.flow_log_deny)
-    return sink if sink is None or wanted is None else filtered.Filtered(sink, wanted)
+    keep = filtered.keep(settings.flow_log_allow, settings.flow_log_deny)
+    try:
+        mask = field_mask.build(settings.flow_log_fields)
+    except ConfigError as error:
+        raise ConfigError(f"flow_log_fields: {error}") from error
+    if sink is None or (keep is everything and mask is None and settings.flow_log_sampling == 1):
+        return sink
+    return Chosen(sink, keep=keep, mask=mask, sampling=settings.flow_log_sampling)
 
 
 def _lines(settings: SinkSettings) -> Sink | None:
     target = settings.flow_log
     if not target:
         return None
-    if target in ("stdout", "-"):
+    if target in STDOUT:
         return JsonLinesStream()
     if "://" in target:
         raise ConfigError(f"flow_log: unknown kind of sink {target!r}: must be a file or stdout")
