@@ -3,12 +3,13 @@
 A kernel event contains the direction and the verdict; the rule comes from the same function that workers use (law 5).
 If the two differ, because the event is older than the policy snapshot, the kernel's verdict counts: it is what
 happened. One connection gives one record: if both directions are evaluated on this node, the ingress event gives it,
-since it comes last.
+since it comes last. Where policy was asked, the record gives two flows (`Enricher.packet`).
 """
 
 from __future__ import annotations
 
 import logging
+import socket
 import time
 from collections.abc import Iterable, Mapping
 from typing import Final
@@ -54,6 +55,11 @@ ASKED: Final = frozenset((LogEvent.ALLOW, LogEvent.STEER, LogEvent.DENY, LogEven
 """Events with a policy verdict; the others are refused by the kernel before policy is evaluated."""
 
 
+def judged(event: NflogEvent) -> bool:
+    """Whether policy was asked: no policy speaks for an address that no pod is known to have."""
+    return event.kind in ASKED and (event.endpoint != 0 or event.kind is not LogEvent.NONE)
+
+
 def record_of(event: NflogEvent, ends: EndpointIndex, now_ns: int) -> Connection | None:
     """The record of one event; None if the event of the other direction gives the same record."""
     if event.kind in PASSED and event.way is LogDirection.EGRESS and _has_ingress(ends, event.destination):
@@ -75,7 +81,16 @@ def record_of(event: NflogEvent, ends: EndpointIndex, now_ns: int) -> Connection
         event.tcp_flags,
         max(event.icmp_type, 0),
         max(event.icmp_code, 0),
+        event.interface,
     )
+
+
+def interface_name(index: int) -> str:
+    """The name of a network interface, "" if it is gone."""
+    try:
+        return socket.if_indextoname(index)
+    except OSError:
+        return ""
 
 
 def _has_ingress(ends: EndpointIndex, address: str) -> bool:
@@ -100,7 +115,8 @@ def _agreed(event: NflogEvent, policy_verdict: PolicyVerdict) -> PolicyVerdict:
         return msgspec.structs.replace(policy_verdict, verdict=passed)
     if event.kind in ASKED and policy_verdict.verdict is Verdict.DROPPED:
         return policy_verdict
-    drop_reason, reason = REASONS[event.kind] if event.endpoint or event.kind is not LogEvent.NONE else HELD
+    held = event.kind is LogEvent.NONE and not judged(event)
+    drop_reason, reason = HELD if held else REASONS[event.kind]
     return PolicyVerdict(Verdict.DROPPED, direction, drop_reason=drop_reason, reason=reason)
 
 
@@ -113,6 +129,7 @@ class Recorder:
         self._cluster = cluster
         self._ends = EndpointIndex((), {})
         self._names = Names()
+        self._proxy_port = 0
         self._uuids = Uuids()
         self._use(Names(), 0, DEFAULT_OPTIONS)
         self._lost = 0
@@ -124,6 +141,7 @@ class Recorder:
         """Use the names and rules of this revision from now on."""
         snapshot = published.snapshots.workers
         self._ends = EndpointIndex(snapshot.endpoints, snapshot.identities, self._ends)
+        self._proxy_port = next((port for _, port in published.snapshots.kernel.settings.listeners), 0)
         self._use(published.view.names, published.revision, snapshot.http)
 
     def knows(self, address: str, namespace: str, name: str) -> bool:
@@ -157,7 +175,8 @@ class Recorder:
         for event in events:
             record = record_of(event, self._ends, now_ns)
             if record is not None:
-                self.ring.append(self._enricher.flow(record))
+                flows = self._enricher.packet(record) if judged(event) else (self._enricher.flow(record),)
+                self.ring.extend(flows)
 
     def read(self, reader: NflogReader) -> None:
         """Append all events that the reader has. For `loop.add_reader`."""
@@ -170,7 +189,10 @@ class Recorder:
             names,
             node=self._node,
             cluster=self._cluster,
+            node_labels=names.node_labels,
             revision=revision,
+            proxy_port=self._proxy_port,
+            interface=interface_name,
             query=options.flow_query,
             headers=frozenset(name.decode() for name in options.flow_headers),
             secret_headers=frozenset(name.decode() for name in options.secret_headers),

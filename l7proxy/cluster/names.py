@@ -12,12 +12,14 @@ from l7proxy.model.resources import Pod
 
 @dataclass(frozen=True, slots=True)
 class Names:
-    """`owned`: address → pod. `ids`: (namespace, name) → endpoint number, local pods only."""
+    """`owned`: address → pod. `ids`: (namespace, name) → endpoint number, local pods only. `node_labels`: of this node,
+    sorted `key=value`."""
 
     owned: Mapping[str, Pod] = field(default_factory=dict)
     ids: Mapping[tuple[str, str], int] = field(default_factory=dict)
     services: Mapping[tuple[str, int, int], tuple[str, str]] = field(default_factory=dict)
     identities: Mapping[int, Identity] = field(default_factory=dict)
+    node_labels: tuple[str, ...] = ()
 
     def pod(self, address: str) -> NamedPod | None:
         pod = self.owned.get(address)

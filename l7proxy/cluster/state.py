@@ -217,7 +217,8 @@ class ClusterState:
         pod_index = self._enrol(rules, reaches, node, tuple(assignments))
         node_problems = pod_index.set_nodes(nodes, dict.fromkeys(sorted(local_addresses), node or ""))
         known, by_prefix = self._cast(node, pod_index, nodes, reaches)
-        pod_cidrs: tuple[str, ...] = next((one.pod_cidrs for one in nodes if one.name == node), ())
+        here = next((one for one in nodes if one.name == node), resources.Node(node or ""))
+        pod_cidrs = here.pod_cidrs
         owned = (pod_index.owned, pod_index.contested, pod_index.nodes)
         audited = self._audited()
         endpoints = self._with_audit(_endpoints(node, pod_index, probes_only=self._probes_only), audited)
@@ -244,7 +245,13 @@ class ClusterState:
                 *self._audit_problems(),
             ),
             secret_problems=secret_problems,
-            names=Names(pod_index.owners(), ids, derived.service_names(services), known),
+            names=Names(
+                pod_index.owners(),
+                ids,
+                derived.service_names(services),
+                known,
+                tuple(sorted(f"{key}={value}" for key, value in here.labels.items())),
+            ),
             pod_cidrs=pod_cidrs,
             only_named=frozenset(
                 one for one in derived.singly_named(pod_cidrs, reaches) if not any(one in known for known in owned)

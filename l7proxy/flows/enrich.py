@@ -1,8 +1,8 @@
 """Makes a flow of a record: adds names to addresses and numbers, and sets Hubble's fields from the verdict.
 
-One record gives one flow. The policy that allowed or denied is named for L7 too (Hubble names policies for L3/L4 only),
-and a default deny names the policies that caused it. An enricher belongs to one policy snapshot: it caches lookups and
-is discarded with the snapshot.
+One record gives one flow; a packet that policy judged gives two (`packet`). The policy that allowed or denied is named
+for L7 too (Hubble names policies for L3/L4 only), and a default deny names the policies that caused it. An enricher
+belongs to one policy snapshot: it caches lookups and is discarded with the snapshot.
 
 Secrets are never exported: user information never, queries and header values only where the configuration allows it.
 The workers redact too; this is the second check.
@@ -12,7 +12,9 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Callable, Sequence
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
+
+import msgspec
 
 from l7proxy import __version__
 from l7proxy.flows import hubble_constants as hubble
@@ -29,6 +31,7 @@ from l7proxy.flows.flow import (
     Icmp,
     Layer4,
     Layer7,
+    NetworkInterface,
     Policy,
     Ports,
     Service,
@@ -49,6 +52,17 @@ from l7proxy.model.verdict import Direction, DropReason, Verdict
 EMITTER: Final = Emitter(name="l7proxy", version=__version__)
 DROP_EVENTS: Final = {reason: CiliumEventType(type=hubble.EventType.DROP, sub_type=reason) for reason in DropReason}
 VERDICT_EVENT: Final = CiliumEventType(type=hubble.EventType.POLICY_VERDICT)
+TRACE_EVENTS: Final = [
+    CiliumEventType(type=hubble.EventType.TRACE, sub_type=point) for point in range(len(hubble.TRACE_POINTS))
+]
+OUTCOME: Final[dict[str, Any]] = {
+    "policy_match_type": 0,
+    "ingress_allowed_by": (),
+    "egress_allowed_by": (),
+    "ingress_denied_by": (),
+    "egress_denied_by": (),
+}
+"""Of the event of a packet beside its policy verdict: only the verdict names policies."""
 MATCH_ALL: Final = hubble.MATCH_TYPES.index("all")
 L7_EVENT: Final = CiliumEventType(type=hubble.EventType.L7)
 REMEMBERED: Final = 65_536
@@ -69,7 +83,11 @@ class Names(Protocol):
 
 
 class Enricher:
-    """Makes a flow of each record. `revision` is that of the policy snapshot the records were evaluated with."""
+    """Makes a flow of each record. `revision` is that of the policy snapshot the records were evaluated with.
+
+    `node_labels`: sorted `key=value`. `proxy_port`: where redirected connections go. `interface`: the name of a network
+    interface by its index, "" if there is none.
+    """
 
     def __init__(
         self,
@@ -77,7 +95,10 @@ class Enricher:
         *,
         node: str = "",
         cluster: str = "",
+        node_labels: tuple[str, ...] = (),
         revision: int = 0,
+        proxy_port: int = 0,
+        interface: Callable[[int], str] = lambda index: "",
         query: bool = False,
         headers: frozenset[str] = frozenset(),
         secret_headers: frozenset[str] = frozenset(),
@@ -86,7 +107,10 @@ class Enricher:
     ) -> None:
         self._names = names
         self.node_name = node_name(node, cluster)
+        self._node_labels = node_labels
         self._revision = str(revision) if revision else ""
+        self._proxy_port = proxy_port
+        self._interface_name = interface
         self.query = query
         self._headers = frozenset(name.lower() for name in headers)
         self._secret_headers = secret_headers
@@ -94,6 +118,7 @@ class Enricher:
         self._new_uuid = new_uuid
         self._ends: dict[tuple[str, int], Endpoint] = {}
         self._policies: dict[RuleRef, Policy] = {}
+        self._interfaces: dict[int, NetworkInterface] = {}
 
     def flow(self, record: Record) -> Flow:
         """The complete flow of a record."""
@@ -104,6 +129,37 @@ class Enricher:
         if isinstance(record, Connection):
             return self._connection(record)
         return self._malformed(record)
+
+    def packet(self, record: Connection) -> tuple[Flow, ...]:
+        """The flows of a packet that policy judged, as Cilium's datapath reports them: the policy verdict, then what
+        became of the packet (a drop, or the point that it was traced at)."""
+        flow, policy_verdict = self._connection(record), record.policy_verdict
+        if policy_verdict.verdict is not Verdict.DROPPED:
+            return flow, self._traced(flow, policy_verdict)
+        verdict = msgspec.structs.replace(flow, uuid=str(self._new_uuid()), event_type=VERDICT_EVENT)
+        return verdict, msgspec.structs.replace(flow, **OUTCOME)
+
+    def _traced(self, flow: Flow, policy_verdict: PolicyVerdict) -> Flow:
+        """The packet goes on: to the proxy, to a pod of this node, or to another node."""
+        direction, port = flow.traffic_direction, 0
+        if policy_verdict.verdict is Verdict.REDIRECTED:
+            point, port = hubble.TO_PROXY, self._proxy_port
+        elif policy_verdict.direction is Direction.INGRESS or (flow.destination is not None and flow.destination.id):
+            point, direction = hubble.TO_ENDPOINT, Direction.INGRESS.name
+        else:
+            point, direction = hubble.TO_STACK, Direction.EGRESS.name
+        return msgspec.structs.replace(
+            flow,
+            uuid=str(self._new_uuid()),
+            verdict=Verdict.FORWARDED.name,
+            event_type=TRACE_EVENTS[point],
+            traffic_direction=direction,
+            trace_observation_point=hubble.TRACE_POINTS[point].upper().replace("-", "_"),
+            trace_reason="NEW",
+            proxy_port=port,
+            policy_log=(),
+            **OUTCOME,
+        )
 
     def _request(self, record: HttpRequest) -> Flow:
         url = self._url(record.url)
@@ -139,6 +195,7 @@ class Enricher:
             destination=self._end(conn.source, conn.source_identity),
             type="L7",
             node_name=self.node_name,
+            node_labels=self._node_labels,
             l7=Layer7(type="RESPONSE", latency_ns=str(record.latency_ns) if record.latency_ns else "", http=http),
             reply=True,
             is_reply=True,
@@ -168,6 +225,7 @@ class Enricher:
             is_reply=None if dropped else False,
             l4=_packet(record),
             match_type=_match_type(policy_verdict),
+            interface=self._interface(record.interface),
             summary=_packet_summary(record),
         )
 
@@ -193,6 +251,7 @@ class Enricher:
         l4: Layer4 | None,
         l7: Layer7 | None = None,
         match_type: int = 0,
+        interface: NetworkInterface | None = None,
         summary: str,
     ) -> Flow:
         """A flow with its verdict. Hubble leaves the drop reason of an L7 flow empty; here it is set."""
@@ -201,7 +260,7 @@ class Enricher:
             time=timestamp.text(record.time_ns),
             uuid=str(self._new_uuid()),
             emitter=EMITTER,
-            verdict=policy_verdict.verdict.name,
+            verdict=hubble.VERDICTS[policy_verdict.verdict],
             drop_reason=policy_verdict.drop_reason if policy_verdict.verdict is Verdict.DROPPED else 0,
             drop_reason_desc=_drop_reason(policy_verdict),
             ip=_ip(conn.source, conn.destination),
@@ -210,12 +269,14 @@ class Enricher:
             destination=self._end(conn.destination, conn.destination_identity),
             type=type,
             node_name=self.node_name,
+            node_labels=self._node_labels,
             l7=l7,
             event_type=event,
             is_reply=is_reply,
             destination_service=self._service(conn),
             traffic_direction=_direction(policy_verdict),
             policy_match_type=match_type,
+            interface=interface,
             ingress_allowed_by=self._allowed(policy_verdict, Direction.INGRESS),
             egress_allowed_by=self._allowed(policy_verdict, Direction.EGRESS),
             ingress_denied_by=self._denied(policy_verdict, Direction.INGRESS),
@@ -237,6 +298,15 @@ class Enricher:
         if policy is None:
             policy = self._policies[ref] = _policy(ref, self._revision)
         return (policy,)
+
+    def _interface(self, index: int) -> NetworkInterface | None:
+        if not index:
+            return None
+        known = self._interfaces.get(index)
+        if known is None:
+            found = NetworkInterface(index=index, name=self._interface_name(index))
+            known = remember(self._interfaces, index, found, self._remembered)
+        return known
 
     def _end(self, address: str, identity: int) -> Endpoint:
         key = (address, identity)
@@ -376,9 +446,9 @@ def _packet_summary(record: Connection) -> str:
         case words.Protocol.UDP | words.Protocol.SCTP:
             return words.Protocol(protocol).name
         case words.Protocol.ICMP:
-            return "ICMPv4 " + hubble.ICMPV4_TYPES.get(record.icmp_type, f"Type({record.icmp_type})")
+            return f"ICMPv4 {hubble.icmp_text(4, record.icmp_type, record.icmp_code)}"
         case words.Protocol.ICMPV6:
-            return "ICMPv6 " + hubble.ICMPV6_TYPES.get(record.icmp_type, f"Type({record.icmp_type})")
+            return f"ICMPv6 {hubble.icmp_text(6, record.icmp_type, record.icmp_code)}"
     return f"IP protocol {protocol}"
 
 

@@ -63,7 +63,8 @@ TRACE_POINTS: Final = (
     "from-crypto",
     "to-crypto",
 )
-"""Indexed by `event_type.sub_type` of a trace."""
+"""Indexed by `event_type.sub_type` of a trace. `trace_observation_point` has the same words, as TO_ENDPOINT."""
+TO_ENDPOINT, TO_PROXY, TO_STACK = (TRACE_POINTS.index(point) for point in ("to-endpoint", "to-proxy", "to-stack"))
 
 MATCH_TYPES: Final = ("none", "L3-Only", "L3-L4", "L4-Only", "all", "L3-Proto", "Proto-Only")
 """Indexed by `policy_match_type`."""
@@ -130,7 +131,35 @@ ICMPV4_TYPES: Final[Mapping[int, str]] = {
     12: "ParameterProblem",
     13: "TimestampRequest",
     14: "TimestampReply",
+    15: "InfoRequest",
+    16: "InfoReply",
+    17: "AddressMaskRequest",
+    18: "AddressMaskReply",
 }
+ICMPV4_CODES: Final[Mapping[int, tuple[str, ...]]] = {
+    3: (
+        "Net",
+        "Host",
+        "Protocol",
+        "Port",
+        "FragmentationNeeded",
+        "SourceRoutingFailed",
+        "NetUnknown",
+        "HostUnknown",
+        "SourceIsolated",
+        "NetAdminProhibited",
+        "HostAdminProhibited",
+        "NetTOS",
+        "HostTOS",
+        "CommAdminProhibited",
+        "HostPrecedence",
+        "PrecedenceCutoff",
+    ),
+    5: ("Net", "Host", "TOS+Net", "TOS+Host"),
+    11: ("TTLExceeded", "FragmentReassemblyTimeExceeded"),
+    12: ("PointerIndicatesError", "MissingOption", "BadLength"),
+}
+"""Of the types whose code has a meaning, indexed by code."""
 ICMPV6_TYPES: Final[Mapping[int, str]] = {
     1: "DestinationUnreachable",
     2: "PacketTooBig",
@@ -144,3 +173,27 @@ ICMPV6_TYPES: Final[Mapping[int, str]] = {
     136: "NeighborAdvertisement",
     137: "Redirect",
 }
+ICMPV6_CODES: Final[Mapping[int, tuple[str, ...]]] = {
+    1: (
+        "NoRouteToDst",
+        "AdminProhibited",
+        "BeyondScopeOfSrc",
+        "AddressUnreachable",
+        "PortUnreachable",
+        "SrcAddressFailedPolicy",
+        "RejectRouteToDst",
+    ),
+    3: ("HopLimitExceeded", "FragmentReassemblyTimeExceeded"),
+    4: ("ErroneousHeaderField", "UnrecognizedNextHeader", "UnrecognizedNextHeader"),
+}
+
+
+def icmp_text(version: int, kind: int, code: int) -> str:
+    """Type and code of an ICMP message as in a summary: `EchoRequest`, `DestinationUnreachable(Port)`, `42(0)`."""
+    types, codes = (ICMPV4_TYPES, ICMPV4_CODES) if version == 4 else (ICMPV6_TYPES, ICMPV6_CODES)
+    name, known = types.get(kind), codes.get(kind, ())
+    if name is None:
+        return f"{kind}({code})"
+    if code < len(known):
+        return f"{name}({known[code]})"
+    return f"{name}(Code: {code})" if known or code else name

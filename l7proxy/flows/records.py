@@ -42,7 +42,10 @@ class HttpResponse(msgspec.Struct, frozen=True, gc=False, array_like=True, tag="
 
 
 class Connection(msgspec.Struct, frozen=True, gc=False, array_like=True, tag="c"):
-    """An L3/L4 verdict: a new connection allowed or redirected, or a packet refused. `flags` are TCP's, bit 0 FIN."""
+    """An L3/L4 verdict: a new connection allowed or redirected, or a packet refused. `flags` are TCP's, bit 0 FIN.
+
+    `interface`: index of the network interface that it came in by, 0 if not known.
+    """
 
     time_ns: int
     conn: Conn
@@ -50,6 +53,7 @@ class Connection(msgspec.Struct, frozen=True, gc=False, array_like=True, tag="c"
     flags: int = 2
     icmp_type: int = 0
     icmp_code: int = 0
+    interface: int = 0
 
 
 class Malformed(msgspec.Struct, frozen=True, gc=False, array_like=True, tag="m"):

@@ -209,7 +209,6 @@ def _towards(flow: Flow, flags: frozenset[str]) -> bool:
 
 
 def _policy(registry: Registry, metric: Metric) -> Counter:
-    """A refused packet has one flow here, of type drop; in Hubble it has a policy verdict beside it."""
     contexts = Contexts(metric)
     family = registry.family(
         "hubble_policy_verdicts", "Policy verdicts.", ("direction", "match", "action"), contexts
@@ -229,12 +228,12 @@ def _policy(registry: Registry, metric: Metric) -> Counter:
 
 
 def _judged(flow: Flow) -> bool:
-    if flow.event_type is None or (flow.source is not None and flow.source.identity == HOST):
-        return False
-    kind = flow.event_type.type
-    return kind == hubble.EventType.POLICY_VERDICT or (
-        kind == hubble.EventType.DROP and flow.drop_reason_desc in POLICY_DROPS
-    )
+    host = flow.source is not None and flow.source.identity == HOST
+    return not host and _event(flow) == hubble.EventType.POLICY_VERDICT
+
+
+def _event(flow: Flow) -> int:
+    return flow.event_type.type if flow.event_type else 0
 
 
 def _http(registry: Registry, metric: Metric) -> Counter:
@@ -332,7 +331,7 @@ def _cilium(registry: Registry, metric: Metric) -> Counter:
             if http is not None and flow.l7.type == "REQUEST":
                 yield messages, ("received", "envoy")
                 yield messages, (_rule(flow.verdict, http.method), "envoy")
-        elif flow.verdict == "DROPPED":
+        elif flow.verdict == "DROPPED" and _event(flow) == hubble.EventType.DROP:
             reason = hubble.DROP_TEXTS.get(flow.drop_reason, str(flow.drop_reason))
             yield drops, (reason, flow.traffic_direction or "UNKNOWN")
 

@@ -8,7 +8,8 @@ import pytest
 
 from l7proxy.agent.flow_recorder import Recorder, record_of
 from l7proxy.flows.event import Lost
-from l7proxy.flows.flow import Flow
+from l7proxy.flows.flow import Flow, NetworkInterface
+from l7proxy.flows.hubble_constants import EventType
 from l7proxy.flows.pack import pack
 from l7proxy.flows.records import HttpRequest
 from l7proxy.flows.ring import Ring
@@ -171,8 +172,46 @@ def test_records_and_losses_reach_the_ring() -> None:
     recorder.packets([event(LogEvent.NONE, LogDirection.INGRESS, 99)], lost_so_far=5)
     recorder.packets([event(LogEvent.ALLOW, LogDirection.EGRESS, 81)], lost_so_far=5)
     items = [ring.at(number) for number in range(ring.oldest, ring.end)]
-    assert [type(item) for item in items] == [Lost, TemplatedFlow, Lost, Flow, Flow]
-    assert (ring.seen, ring.lost) == (3, 8)
+    assert [type(item) for item in items] == [Lost, TemplatedFlow, Lost, *[Flow] * 4]
+    assert (ring.seen, ring.lost) == (5, 8)
+
+
+POLICY_VERDICT, DROP, TRACE = EventType.POLICY_VERDICT, EventType.DROP, EventType.TRACE
+
+
+@pytest.mark.parametrize(
+    ("told", "endpoint", "kinds"),
+    [
+        (LogEvent.ALLOW, 1, [POLICY_VERDICT, TRACE]),
+        (LogEvent.STEER, 1, [POLICY_VERDICT, TRACE]),
+        (LogEvent.DENY, 1, [POLICY_VERDICT, DROP]),
+        (LogEvent.NONE, 1, [POLICY_VERDICT, DROP]),
+        (LogEvent.NONE, 0, [DROP]),
+        (LogEvent.SPOOF, 1, [DROP]),
+        (LogEvent.GROUP, 1, [DROP]),
+        (LogEvent.STRAY, 1, [DROP]),
+        (LogEvent.UNSERVED, 1, [DROP]),
+    ],
+)
+def test_only_what_policy_judged_has_a_policy_verdict(told: LogEvent, endpoint: int, kinds: list[EventType]) -> None:
+    ring = Ring(15)
+    found = event(told, LogDirection.INGRESS, 99)
+    found.endpoint = endpoint
+    Recorder(ring, node="n1").packets([found])
+    flows = [flow for number in range(ring.end) if (flow := ring.at(number).flow())]
+    assert [flow.event_type.type for flow in flows if flow.event_type] == kinds
+    assert len({flow.uuid for flow in flows}) == len(flows)
+
+
+def test_the_interface_of_a_packet_has_a_name() -> None:
+    ring = Ring(15)
+    loopback, gone = (event(LogEvent.SPOOF, LogDirection.EGRESS, 99, interface=index) for index in (1, 2**30))
+    Recorder(ring, node="n1").packets([loopback, gone])
+    flows = [ring.at(number).flow() for number in range(ring.end)]
+    assert [flow.interface for flow in flows if flow] == [
+        NetworkInterface(index=1, name="lo"),
+        NetworkInterface(index=2**30),
+    ]
 
 
 def test_what_the_kernel_did_not_tell_is_lost_once() -> None:

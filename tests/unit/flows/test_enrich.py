@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import msgspec
 import pytest
 
 from l7proxy.flows.enrich import Enricher
@@ -262,6 +263,80 @@ def test_a_connection_is_one_verdict_or_one_drop(
 def test_packets_of_every_protocol(record: Connection, l4: dict[str, Any] | None, summary: str) -> None:
     found = flow_of(record).to_json()["flow"]
     assert (found.get("l4"), found["Summary"]) == (l4, summary)
+
+
+def packet(policy_verdict: PolicyVerdict, **fields: Any) -> list[dict[str, Any]]:
+    enricher = Enricher(BOOK, node="node-a", cluster="kind", revision=3, proxy_port=15001, interface=lambda index: "v0")
+    return [flow.to_json()["flow"] for flow in enricher.packet(Connection(TIME, CONN, policy_verdict, **fields))]
+
+
+OUT = PolicyVerdict(Verdict.FORWARDED, Direction.EGRESS, egress=OTHER)
+
+
+@pytest.mark.parametrize(
+    ("policy_verdict", "verdict", "event", "point", "direction", "port"),
+    [
+        pytest.param(ALLOWED, "FORWARDED", {"type": 4}, "TO_ENDPOINT", "INGRESS", None, id="allowed"),
+        pytest.param(OUT, "FORWARDED", {"type": 4, "sub_type": 3}, "TO_STACK", "EGRESS", None, id="to another node"),
+        pytest.param(STEERED, "REDIRECTED", {"type": 4, "sub_type": 1}, "TO_PROXY", "INGRESS", 15001, id="redirected"),
+        pytest.param(AUDITED, "AUDIT", {"type": 4}, "TO_ENDPOINT", "INGRESS", None, id="audited"),
+    ],
+)
+def test_a_packet_that_passes_has_a_policy_verdict_and_a_trace(
+    policy_verdict: PolicyVerdict, verdict: str, event: dict[str, int], point: str, direction: str, port: int | None
+) -> None:
+    judged, traced = packet(policy_verdict, interface=7)
+    assert (judged["event_type"], judged["verdict"], judged["is_reply"]) == ({"type": 5}, verdict, False)
+    assert (traced["event_type"], traced["verdict"], traced["is_reply"]) == (event, "FORWARDED", False)
+    assert (traced["trace_observation_point"], traced["trace_reason"]) == (point, "NEW")
+    assert (traced["traffic_direction"], traced.get("proxy_port")) == (direction, port)
+    assert traced["interface"] == {"index": 7, "name": "v0"}
+    assert any(key.endswith("_by") for key in judged)
+    assert not [key for key in traced if key.endswith("_by") or key in ("policy_match_type", "policy_log")]
+    assert judged["Summary"] == traced["Summary"] == "TCP Flags: SYN"
+
+
+def test_a_packet_to_a_pod_of_this_node_is_traced_there() -> None:
+    away = msgspec.structs.replace(CONN, source="10.0.0.20", destination="10.0.0.10")
+    _, traced = Enricher(BOOK).packet(Connection(TIME, away, OUT))
+    assert (traced.trace_observation_point, traced.traffic_direction) == ("TO_ENDPOINT", "INGRESS")
+
+
+def test_a_refused_packet_has_a_policy_verdict_and_a_drop_with_the_reason() -> None:
+    judged, dropped = packet(DENIED)
+    for found in (judged, dropped):
+        assert (found["verdict"], found["drop_reason"], found["drop_reason_desc"]) == ("DROPPED", 133, "POLICY_DENIED")
+        assert "is_reply" not in found and found["policy_log"] == ["no rule"]
+    assert (judged["event_type"], dropped["event_type"]) == ({"type": 5}, {"type": 1, "sub_type": 133})
+    assert judged["ingress_denied_by"] and "ingress_denied_by" not in dropped
+    assert judged["uuid"] != dropped["uuid"]
+
+
+def test_every_flow_has_the_labels_of_its_node() -> None:
+    labels = ("disk=ssd", "zone=a")
+    for record in (request(), response(), Connection(TIME, CONN, ALLOWED), Malformed(TIME, CONN, DENIED, 400)):
+        assert flow_of(record, node_labels=labels).to_json()["flow"]["node_labels"] == list(labels)
+
+
+@pytest.mark.parametrize(
+    ("protocol", "kind", "code", "text"),
+    [
+        (Protocol.ICMP, 3, 3, "ICMPv4 DestinationUnreachable(Port)"),
+        (Protocol.ICMP, 3, 99, "ICMPv4 DestinationUnreachable(Code: 99)"),
+        (Protocol.ICMP, 8, 1, "ICMPv4 EchoRequest(Code: 1)"),
+        (Protocol.ICMP, 42, 0, "ICMPv4 42(0)"),
+        (Protocol.ICMPV6, 1, 4, "ICMPv6 DestinationUnreachable(PortUnreachable)"),
+        (Protocol.ICMPV6, 2, 0, "ICMPv6 PacketTooBig"),
+        (Protocol.ICMPV6, 3, 0, "ICMPv6 TimeExceeded(HopLimitExceeded)"),
+    ],
+)
+def test_icmp_messages_are_named_by_type_and_code(protocol: int, kind: int, code: int, text: str) -> None:
+    conn = msgspec.structs.replace(CONN, protocol=protocol)
+    assert flow_of(Connection(TIME, conn, ALLOWED, icmp_type=kind, icmp_code=code)).summary == text
+
+
+def test_an_unknown_verdict_has_the_apis_word() -> None:
+    assert flow_of(request(PolicyVerdict(Verdict.UNKNOWN, Direction.UNKNOWN))).verdict == "VERDICT_UNKNOWN"
 
 
 def test_where_no_policy_asks_everything_matches() -> None:

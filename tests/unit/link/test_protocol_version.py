@@ -10,7 +10,7 @@ import msgspec
 
 from l7proxy.link.messages import PROTOCOL_VERSION, FromAgent, FromWorker
 
-VERSION, DIGEST = 5, "359bba468b1d294e"
+VERSION, DIGEST = 6, "d245c0d59f0a915a"
 
 
 def without_texts(schema: Any) -> Any:

@@ -141,10 +141,11 @@ def test_ports_of_new_connections_only() -> None:
 
 
 def test_policy_verdicts() -> None:
-    denied = opened(event_type=DROP, verdict="DROPPED", drop_reason_desc="POLICY_DENIED", policy_match_type=0)
+    denied = opened(verdict="DROPPED", drop_reason_desc="POLICY_DENIED", policy_match_type=0)
+    dropped = opened(event_type=DROP, verdict="DROPPED", drop_reason_desc="POLICY_DENIED", policy_match_type=0)
     host = opened(source=Endpoint(identity=1))
     spoofed = opened(event_type=DROP, verdict="DROPPED", drop_reason_desc="INVALID_SOURCE_IP")
-    assert counted("policy", opened(), denied, host, spoofed, request(verdict="DROPPED")) == {
+    assert counted("policy", opened(), denied, dropped, host, spoofed, request(verdict="DROPPED")) == {
         sample("hubble_policy_verdicts_total", direction="ingress", match="l3-l4", action="forwarded"): 1,
         sample("hubble_policy_verdicts_total", direction="ingress", match="none", action="dropped"): 1,
         sample("hubble_policy_verdicts_total", direction="ingress", match="l7/http", action="dropped"): 1,
