@@ -44,6 +44,10 @@ OF_THE_CHART: Final = frozenset(
         "cni-results",
         "health-address",
         "metrics-address",
+        "hubble-listen-address",
+        "hubble-tls-cert-file",
+        "hubble-tls-key-file",
+        "hubble-tls-client-ca-files",
     )
 )
 """Settings that the chart sets itself: a value of them would contradict its volumes and probes."""
@@ -70,17 +74,46 @@ def settings() -> dict[str, Any]:
     return fixed(**{key: value for key, value in known.items() if key not in OF_THE_CHART})
 
 
+def image() -> dict[str, Any]:
+    digest = {"type": "string", "pattern": "^(sha256:[0-9a-f]{64})?$"}
+    return {
+        "repository": TEXT,
+        "tag": TEXT,
+        "digest": digest,
+        "pullPolicy": {"enum": ["Always", "IfNotPresent", "Never"]},
+    }
+
+
+def hubble() -> dict[str, Any]:
+    placed = {"nodeSelector": FREE, "tolerations": FREE_LIST, "affinity": FREE}
+    container = fixed(image=fixed(**image()), resources=FREE)
+    name = {"type": "string", "pattern": "^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$"}
+    return fixed(
+        enabled=YES_NO,
+        port=PORT,
+        certificates=fixed(
+            days={"type": "integer", "minimum": 2, "maximum": 1825},
+            issuerRef=FREE,
+            secrets=fixed(server=name, relayClient=name, relayServer=name, uiClient=name),
+            **{"from": {"enum": ["helm", "cert-manager", "secrets"]}},
+        ),
+        relay=fixed(
+            enabled=YES_NO,
+            tls=fixed(enabled=YES_NO),
+            image=fixed(**image()),
+            replicas={"type": "integer", "minimum": 0},
+            resources=FREE,
+            **placed,
+        ),
+        ui=fixed(enabled=YES_NO, frontend=container, backend=container, **placed),
+    )
+
+
 def values_schema() -> dict[str, Any]:
     capabilities = {"type": "array", "items": {"enum": ["NET_ADMIN", "NET_RAW"]}}
     pods = {"resources": FREE, "updateStrategy": FREE, "capabilities": capabilities}
     top = fixed(
-        image=fixed(
-            repository=TEXT,
-            tag=TEXT,
-            digest={"type": "string", "pattern": "^(sha256:[0-9a-f]{64})?$"},
-            pullPolicy={"enum": ["Always", "IfNotPresent", "Never"]},
-            pullSecrets=FREE_LIST,
-        ),
+        image=fixed(**image(), pullSecrets=FREE_LIST),
         settings=settings(),
         secretsNamespaces=TEXTS,
         crds=fixed(install=YES_NO),
@@ -92,6 +125,7 @@ def values_schema() -> dict[str, Any]:
             port=PORT,
             podMonitor=fixed(enabled=YES_NO, labels=FREE, interval=TEXT),
         ),
+        hubble=hubble(),
         workers=fixed(**pods),
         paths=fixed(run=PATH, state=PATH, cniResults=PATH),
         nodeSelector=FREE,
