@@ -32,7 +32,7 @@ class Hubble:
         socket = Path(settings.hubble_socket_path) if settings.hubble_socket_path else None
         self._server = HubbleServer(service, socket=socket, tcp=tcp)
 
-    def serving(self) -> AbstractAsyncContextManager[int]:
+    def serving(self) -> AbstractAsyncContextManager[None]:
         return self._server.serving()
 
     def nodes(self, nodes: Iterable[Node]) -> None:

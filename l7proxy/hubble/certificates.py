@@ -41,8 +41,12 @@ class _Loaded:
     client_cas: bytes
 
 
+class CertificateError(ConfigError):
+    """A file is missing, or is not what it should be."""
+
+
 class Certificates:
-    """ConfigError when the files cannot be used at start. Called by gRPC's threads."""
+    """CertificateError when the files cannot be used at start. Called by gRPC's threads."""
 
     def __init__(self, files: CertificateFiles, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._files = files
@@ -63,7 +67,7 @@ class Certificates:
         self._checked = now
         try:
             found = _load(self._files)
-        except ConfigError as error:
+        except CertificateError as error:
             self._report(str(error))
             return None
         self._report("")
@@ -86,7 +90,7 @@ def _load(files: CertificateFiles) -> _Loaded:
     try:
         context.load_cert_chain(files.certificate, files.key, password=_no_password)
     except (ssl.SSLError, OSError, ValueError) as error:
-        raise ConfigError(
+        raise CertificateError(
             f"hubble-tls-cert-file {files.certificate}, hubble-tls-key-file {files.key}: "
             f"not a PEM certificate and its unencrypted key: {error}"
         ) from error
@@ -94,7 +98,7 @@ def _load(files: CertificateFiles) -> _Loaded:
         context.load_verify_locations(cadata=loaded.client_cas.decode("ascii"))
     except (ssl.SSLError, ValueError) as error:
         places = ", ".join(map(str, files.client_cas))
-        raise ConfigError(f"hubble-tls-client-ca-files {places}: not PEM certificates: {error}") from error
+        raise CertificateError(f"hubble-tls-client-ca-files {places}: not PEM certificates: {error}") from error
     return loaded
 
 
@@ -107,7 +111,7 @@ def _read(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
-        raise ConfigError(f"hubble: cannot read {path}: {error.strerror}") from error
+        raise CertificateError(f"hubble: cannot read {path}: {error.strerror}") from error
 
 
 def _configuration(loaded: _Loaded) -> grpc.ServerCertificateConfiguration:

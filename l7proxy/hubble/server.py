@@ -3,6 +3,9 @@
 Flows show which pods communicate, so there is no TCP without certificates of the clients: with plain TCP, and with TLS
 of the server alone, every pod could read them. What clients can use of the agent is bounded: connections, the time of a
 handshake, streams, the size of a request.
+
+Certificates that are missing or wrong when the agent starts are waited for: a Secret of Hubble must not keep the node
+from its policies.
 """
 
 from __future__ import annotations
@@ -11,8 +14,8 @@ import asyncio
 import logging
 import os
 import stat
-from collections.abc import AsyncIterator, Iterator
-from contextlib import ExitStack, asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Coroutine, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
@@ -23,7 +26,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection, reflection_pb2
 
 from l7proxy.errors import ConfigError
-from l7proxy.hubble.certificates import CertificateFiles, Certificates
+from l7proxy.hubble.certificates import CertificateError, CertificateFiles, Certificates
 from l7proxy.hubble.service import OBSERVER, PEER, Service
 from l7proxy.link import local
 from l7proxy.model.net import HostPort
@@ -40,6 +43,8 @@ MAX_RPCS: Final = 256
 """Of all kinds at a time: streams have a smaller limit of their own, so `hubble status` works beside them."""
 HANDSHAKE: Final = 5
 """Seconds that a client has for TLS and HTTP/2 settings."""
+CERTIFICATES_EVERY: Final = 1.0
+"""Seconds between two looks for certificates that are missing at start."""
 GRACE: Final = 1.0
 """Seconds that calls have to end when the agent stops. Streams do not end by themselves."""
 OPTIONS: Final = (
@@ -70,33 +75,87 @@ class HubbleServer:
         self._tcp = tcp
 
     @asynccontextmanager
-    async def serving(self) -> AsyncIterator[int]:
-        """Yields the TCP port, 0 without TCP. ConfigError when an address or a certificate cannot be used."""
+    async def serving(self) -> AsyncIterator[None]:
+        """ConfigError when an address cannot be used."""
         logging.getLogger("grpc._cython.cygrpc").addFilter(_no_cancellation)
+        async with AsyncExitStack() as stack:
+            if self._socket:
+                server = await self._server()
+                stack.enter_context(_listening_unix(server, self._socket))
+                await stack.enter_async_context(self._started(server, self._socket))
+            if self._tcp:
+                await self._serve_tcp(self._tcp, stack)
+            try:
+                yield
+            finally:
+                self._service.end()
+
+    async def _server(self) -> grpc.aio.Server:
         server = grpc.aio.server(options=OPTIONS, maximum_concurrent_rpcs=MAX_RPCS)
         server.add_generic_rpc_handlers(self._service.handlers())
         await _add_health(server)
         _add_reflection(server)
-        with ExitStack() as files:
-            port = _listen_tcp(server, self._tcp) if self._tcp else 0
-            if self._socket:
-                files.enter_context(_listening_unix(server, self._socket))
-            await server.start()
-            log.info("hubble: serving at %s", ", ".join(str(one) for one in (self._socket, self._tcp) if one))
-            try:
-                yield port
-            finally:
-                self._service.end()
-                await server.stop(GRACE)
+        return server
+
+    @asynccontextmanager
+    async def _started(self, server: grpc.aio.Server, where: object) -> AsyncIterator[None]:
+        await server.start()
+        log.info("hubble: serving at %s", where)
+        try:
+            yield
+        finally:
+            await server.stop(GRACE)
+
+    async def _serve_tcp(self, tcp: Tcp, stack: AsyncExitStack) -> None:
+        """Until the stack is closed; from now on, or from when the certificates can be used."""
+        try:
+            certificates = Certificates(tcp.files)
+        except CertificateError as error:
+            await stack.enter_async_context(_running(self._serve_later(tcp, error)))
+        else:
+            await stack.enter_async_context(self._listening_tcp(tcp, certificates))
+
+    async def _serve_later(self, tcp: Tcp, fault: CertificateError) -> None:
+        certificates = await _usable(tcp, fault)
+        try:
+            async with self._listening_tcp(tcp, certificates):
+                await asyncio.Event().wait()
+        except ConfigError as error:
+            log.error("hubble: not served at %s: %s", tcp, error)
+
+    @asynccontextmanager
+    async def _listening_tcp(self, tcp: Tcp, certificates: Certificates) -> AsyncIterator[None]:
+        server = await self._server()
+        try:
+            server.add_secure_port(str(tcp), certificates.credentials())
+        except RuntimeError as error:
+            raise ConfigError(f"hubble-listen-address: cannot listen at {tcp}: is the port in use?") from error
+        async with self._started(server, tcp):
+            yield
 
 
-def _listen_tcp(server: grpc.aio.Server, tcp: Tcp) -> int:
-    credentials = Certificates(tcp.files).credentials()
-    try:
-        port: int = server.add_secure_port(str(tcp), credentials)
-    except RuntimeError as error:
-        raise ConfigError(f"hubble-listen-address: cannot listen at {tcp}: is the port in use?") from error
-    return port
+async def _usable(tcp: Tcp, fault: CertificateError) -> Certificates:
+    """The certificates, as soon as they can be used. Each fault is logged once."""
+    told = ""
+    while True:
+        if str(fault) != told:
+            told = str(fault)
+            log.warning("hubble: not served at %s until its certificates can be used: %s", tcp, told)
+        await asyncio.sleep(CERTIFICATES_EVERY)
+        try:
+            return Certificates(tcp.files)
+        except CertificateError as error:
+            fault = error
+
+
+@asynccontextmanager
+async def _running(work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
+    async with asyncio.TaskGroup() as tasks:
+        task = tasks.create_task(work, name="hubble")
+        try:
+            yield
+        finally:
+            task.cancel()
 
 
 @contextmanager

@@ -334,13 +334,35 @@ async def test_a_renewed_certificate_serves_new_connections_and_a_broken_one_non
         ("hubble_tls_client_ca_files", "not PEM certificates"),
     ],
 )
-async def test_a_file_that_is_no_certificate_is_named_at_start(authority: Authority, name: str, text: str) -> None:
+async def test_a_file_that_is_no_certificate_at_start_is_named_and_waited_for(
+    authority: Authority, name: str, text: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Policies of the node must not wait for a certificate of Hubble."""
+    monkeypatch.setattr(server, "CERTIFICATES_EVERY", 0.01)
+    caplog.set_level("INFO", "l7proxy.hubble.server")
     settings = authority.settings()
     found = getattr(settings, name)
-    Path(found[0] if isinstance(found, tuple) else found).write_text("nothing")
-    with pytest.raises(ConfigError, match=text):
-        async with Hubble(settings, Ring(1)).serving():
-            pass
+    file = Path(found[0] if isinstance(found, tuple) else found)
+    right = file.read_bytes()
+    file.write_text("nothing")
+    async with Hubble(settings, ring_of(2)).serving():
+        await until(lambda: _logged(caplog, text))
+        file.unlink()
+        await until(lambda: _logged(caplog, "cannot read"))
+        file.write_bytes(right)
+        await until(lambda: _logged(caplog, "serving at"))
+        assert await asked(authority, settings, authority) == [1]
+
+
+async def _logged(caplog: pytest.LogCaptureFixture, text: str) -> bool:
+    return any(text in one.getMessage() for one in caplog.records)
+
+
+async def test_an_agent_that_waits_for_certificates_can_stop(authority: Authority, tmp_path: Path) -> None:
+    settings = authority.settings()
+    (tmp_path / "tls.key").unlink()
+    async with Hubble(settings, Ring(1)).serving():
+        pass
 
 
 async def test_a_port_in_use_is_named(authority: Authority) -> None:
