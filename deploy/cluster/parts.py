@@ -182,7 +182,7 @@ def _go_recipe(name: str, version: str, package: str, stamps: Mapping[str, str],
     def make(directory: Path) -> None:
         check_go()
         options = ["-v", "-mod=readonly", "-trimpath", "-ldflags", flags]
-        _build(name, ["go", "build", *options, "-o", f"{directory}/{name}", package])
+        build(name, ["go", "build", *options, "-o", f"{directory}/{name}", package])
         for link in links:
             (directory / link).symlink_to(name)
 
@@ -220,7 +220,7 @@ def _may_switch() -> bool:
     return shell.run(["go", "env", "GOTOOLCHAIN"], env=_go_environment()).strip() != "local"
 
 
-def _build(name: str, command: list[str]) -> None:
+def build(name: str, command: list[str]) -> None:
     """Run `go build -v`, which names each package that it compiles, and say how far it is."""
     process = subprocess.Popen(
         ["nice", *command], cwd=GO_DIRECTORY, env=_go_environment(), stderr=subprocess.PIPE, text=True
