@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import nullcontext, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -16,7 +17,7 @@ from l7proxy.cli import agent_socket, observe
 from l7proxy.cli.agent_socket import RunDir, Server
 from l7proxy.cli.terminal import plain
 from l7proxy.errors import ConfigError
-from l7proxy.flows import flow
+from l7proxy.flows import flow, timestamp
 
 if TYPE_CHECKING:
     from l7proxy.flows.flow import Flow
@@ -43,7 +44,7 @@ class Query(StrEnum):
 def learn(
     flows: Flows = None,
     follow: Annotated[
-        bool, typer.Option("--follow", help="Without --flows: also new flows, until Ctrl-C; then write.")
+        bool, typer.Option("--follow", help="Without --flows: also new flows, until Ctrl-C or SIGTERM; then write.")
     ] = False,
     since: Annotated[
         str, typer.Option(metavar="TIME", help="Only flows since: 5m, 2025-11-23 or 2025-11-23T20:00:00Z.")
@@ -93,7 +94,7 @@ def learn(
 
     \b
     l7proxy policy learn -o learned/                              from the flows that this node's agent has
-    l7proxy policy learn --follow -n shop -o learned/             until Ctrl-C
+    timeout 1h l7proxy policy learn --follow -n shop -o learned/  what it has, and an hour more
     hubble observe --last 10000 -o json | l7proxy policy learn --flows - > learned.yaml
     l7proxy policy learn --flows node-1.jsonl --flows node-2.jsonl.gz -f learned/ -o learned/
     l7proxy policy replay --flows node-1.jsonl -f learned/        then: what would change?
@@ -118,7 +119,7 @@ def learn(
     recording = Recording(flows or [], strict)
     seen = traffic.Traffic(options, allows=earlier.allows(before))
     given = recording.flows() if flows else live(agent_socket.path_of(run_dir, server), recording, follow=follow)
-    with suppress(KeyboardInterrupt) if follow else nullcontext():
+    with _until_stopped() if follow else nullcontext():
         seen.add_all(map(observation.observe, given))
     found = policies.learn(seen, before)
     _write(found, policies.heading(seen), output, old or [])
@@ -126,9 +127,19 @@ def learn(
     raise typer.Exit(0 if found else 1)
 
 
+@contextmanager
+def _until_stopped() -> Iterator[None]:
+    """Ctrl-C and SIGTERM (of timeout(1), for example) end the block, not the command."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.default_int_handler)
+    with suppress(KeyboardInterrupt):
+        yield
+
+
 def live(path: Path, recording: Recording, *, follow: bool) -> Iterator[Flow]:
     """The flows that the agent has; with `follow` also new ones. `recording` counts those that are lost."""
-    for answer in client.stream(path, {"method": "observe", **({"follow": True} if follow else {})}):
+    more = {"follow": True, "since": timestamp.text(0)} if follow else {}  # without `since` only new ones
+    for answer in client.stream(path, {"method": "observe", **more}):
         found = flow.of_object(answer)
         if found.flow is not None:
             yield found.flow

@@ -188,7 +188,7 @@ def _is_shown(key: str, value: str) -> bool:
 
 
 def _wants_query(pair: _Pair, path: str) -> bool:
-    """Whether a rule would match this path with a certain query: it matches up to its `\\?`."""
+    """Whether a rule would match this path with a certain query only: it matches up to its `\\?`."""
     return any(
         _matches_before_query(rule.path, path)
         for policy in (pair.egress, pair.ingress)
@@ -207,7 +207,7 @@ def _matches_before_query(pattern: str, path: str) -> bool:
     while before.endswith(("(", "(?:")):
         before = before.removesuffix("(?:").removesuffix("(")
     try:
-        return re2.fullmatch(before, path) is not None
+        return re2.fullmatch(before, path) is not None and re2.fullmatch(pattern, path) is None
     except re2.error:
         return True
 

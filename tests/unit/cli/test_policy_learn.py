@@ -4,7 +4,14 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -140,3 +147,35 @@ spec:
     assert done.returncode == 0
     assert "depends on what flows do not record: header x-token" in done.stdout
     assert "0 of 3 flows would change, 1 would not, 2 cannot be judged" in done.stdout
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_following_and_what_was_seen_is_written(
+    agent: Agent, tmp_path: Path, number: signal.Signals
+) -> None:
+    """SIGTERM is what timeout(1) sends. A shell may have set SIGINT to be ignored in its background jobs."""
+    read, write = os.pipe()
+
+    def answer(question: Mapping[str, Any]) -> Iterator[Any]:
+        for _ in range(500):  # more than the socket holds: what was sent first has been read when the last is sent
+            yield from map(json.loads, SOME.splitlines())
+        os.write(write, b"x")
+        stopped.wait(60)
+
+    stopped = threading.Event()
+    agent.answers["observe"] = answer
+    target = tmp_path / "new.yaml"
+    command = [sys.executable, "-m", "l7proxy", "policy", "learn", "--follow", "-o", str(target)]
+    with subprocess.Popen(
+        [*command, "--run-dir", str(tmp_path)],
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN),
+    ) as process:
+        os.read(read, 1)
+        process.send_signal(number)
+        assert process.wait(60) == 0
+        stopped.set()
+    os.close(read)
+    os.close(write)
+    assert "learned-back" in target.read_text()

@@ -65,7 +65,7 @@ def test_the_agents_own_shadow_policies(run: Run, agent: Agent, new: str) -> Non
     agent.says("observe", *FLOWS)
     agent.says("status", {"shadow": {"policies": new}})
     assert "would be: 1 denied" in run("policy", "shadow").stderr
-    assert agent.asked[-1] == {"method": "observe", "follow": True}
+    assert agent.asked[-1] == {"method": "observe", "follow": True, "since": "1970-01-01T00:00:00Z"}
     agent.says("status", {"shadow": None})
     done = run("policy", "shadow")
     assert done.returncode == 2
