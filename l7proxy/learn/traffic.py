@@ -89,8 +89,6 @@ class Cell:
     requests: dict[tuple[str, str], paths.PathTree] = field(default_factory=dict)
     unlearned: Counter[str] = field(default_factory=Counter)
     callers: Counter[str] = field(default_factory=Counter)
-    known: int = 0
-    """Requests that an earlier policy allows."""
     elsewhere: int = 0
     """Requests that are judged by the other direction."""
     names: set[str] = field(default_factory=set)
@@ -211,7 +209,6 @@ class Traffic:
             cell.unlearned[str(error)] += 1
             return
         if self.allows(key, replace(request, path=path)):
-            cell.known += 1
             return
         if which not in cell.requests:
             if len(cell.requests) >= MAX_COUNTED:
