@@ -16,7 +16,7 @@ import yaml
 from deploy.cluster.plan import Cluster
 from l7proxy.errors import ConfigError
 
-_REQUEST_TIMEOUT: Final = 5.0
+_REQUEST_TIMEOUT: Final = 15.0
 
 
 def server_of(cluster: Cluster) -> str:
@@ -73,10 +73,17 @@ class Api:
 
 
 def wait_until(holds: Callable[[], bool], what: str, seconds: float, check: Callable[[], None] = lambda: None) -> None:
-    """Poll until `holds`. ConfigError after `seconds`; `check` may raise one earlier, with the cause."""
+    """Poll until `holds`; a request that fails counts as no. ConfigError after `seconds`; `check` may raise one
+    earlier, with the cause."""
     deadline = time.monotonic() + seconds
-    while not holds():
+    while True:
+        problem = ""
+        try:
+            if holds():
+                return
+        except (OSError, HTTPException) as error:
+            problem = f": {error}"
         check()
         if time.monotonic() > deadline:
-            raise ConfigError(f"{what}: not within {seconds:.0f} s")
+            raise ConfigError(f"{what}: not within {seconds:.0f} s{problem}")
         time.sleep(0.1)

@@ -21,7 +21,11 @@ from l7proxy.errors import ConfigError
 ROOT: Final = Path("/sys/fs/cgroup")
 PROCESSES_CHILD: Final = "init"
 _WANTED: Final = ("cpu", "cpuset", "memory", "pids", "io", "hugetlb")
-_MEMORY_FILES_OF_VERSION_1: Final = ("memory.limit_in_bytes", "memory.usage_in_bytes")
+_MEMORY_FILES: Final = {
+    1: ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+    2: ("memory.max", "memory.current", "inactive_file"),
+}
+"""By version: limit, usage, and what of the usage is a cache of files that the kernel can drop (in memory.stat)."""
 _NO_LIMIT: Final = 1 << 62
 _CANNOT_DELEGATE: Final = (
     "{}: its controllers cannot be given to children, since a cgroup with processes cannot. In a container, start it"
@@ -161,12 +165,17 @@ def memory_left() -> int:
     left = _NO_LIMIT
     for each in hierarchies(*_membership_and_mounts()):
         if each.unified or "memory" in each.controllers.split(","):
-            names = ("memory.max", "memory.current") if each.unified else _MEMORY_FILES_OF_VERSION_1
             for path in (each.own, *each.own.parents):
-                limit, used = (_read(path / name).strip() for name in names)
-                if limit.isdigit() and used.isdigit():
-                    left = min(left, int(limit) - int(used))
+                left = min(left, _memory_left(path, *(_MEMORY_FILES[2 if each.unified else 1])))
     return left
+
+
+def _memory_left(group: Path, limit_file: str, usage_file: str, cached: str) -> int:
+    limit, usage = (_read(group / name).strip() for name in (limit_file, usage_file))
+    if not (limit.isdigit() and usage.isdigit()):
+        return _NO_LIMIT
+    reclaimable = dict(line.split() for line in _read(group / "memory.stat").splitlines()).get(cached, "0")
+    return int(limit) - int(usage) + int(reclaimable)
 
 
 def _membership_and_mounts() -> tuple[str, str]:

@@ -7,7 +7,7 @@ import json
 import os
 import signal
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
@@ -39,8 +39,8 @@ from l7proxy.lab import processes
 
 CONTROL_PROGRAMS: Final = (gateway.PROGRAM, *control_plane.PROGRAMS)
 NODE_PROGRAMS: Final = ("containerd", "kubelet", "kube-proxy")
-_API_STARTS_IN: Final = 120.0
-_NODES_READY_IN: Final = 120.0
+_API_STARTS_IN: Final = 180.0
+_NODES_READY_IN: Final = 180.0
 
 
 def require_root() -> None:
@@ -144,15 +144,13 @@ def _start_runtime(node: Machine, made: Parts, archives: Iterable[Path]) -> None
 def _start_control_plane(cluster: Cluster, made: Parts) -> api.Api:
     port = gateway.start(cluster)
     pki.write_kubeconfig(cluster.kubeconfig, cluster, "admin", f"https://{pki.LOOPBACK}:{port}")
-    for program in control_plane.PROGRAMS:
+    for program in control_plane.SERVERS:
         control_plane.start(cluster, program, made)
     client = api.Api(cluster)
-
-    def check() -> None:
-        for program in ("etcd", "kube-apiserver"):
-            machine.check_running(cluster.control, program)
-
-    api.wait_until(client.is_ready, "the API server", _API_STARTS_IN, _after(3.0, check))
+    servers = {cluster.control: control_plane.SERVERS}
+    api.wait_until(client.is_ready, "the API server", _API_STARTS_IN, _after(3.0, lambda: _check_running(servers)))
+    for program in control_plane.CLIENTS:
+        control_plane.start(cluster, program, made)
     say("control plane")
     for node in cluster.nodes:
         client.create("/api/v1/nodes", _node_object(node))
@@ -176,16 +174,19 @@ def _apply(cluster: Cluster, made: Parts, documents: Sequence[dict[str, Any]]) -
 
 def _wait_until_ready(cluster: Cluster, server: api.Api) -> None:
     names = {node.name for node in cluster.nodes}
-
-    def check() -> None:
-        for node in cluster.nodes:
-            for program in NODE_PROGRAMS:
-                machine.check_running(node, program)
-
-    api.wait_until(lambda: server.ready_nodes() >= names, "all nodes Ready", _NODES_READY_IN, _after(5.0, check))
+    programs = {each: _programs(cluster, each) for each in cluster.machines}
+    check = _after(5.0, lambda: _check_running(programs))
+    api.wait_until(lambda: server.ready_nodes() >= names, "all nodes Ready", _NODES_READY_IN, check)
     say("nodes are Ready")
-    api.wait_until(lambda: server.available(dns.NAMESPACE, dns.NAME), "CoreDNS available", _NODES_READY_IN)
+    api.wait_until(lambda: server.available(dns.NAMESPACE, dns.NAME), "CoreDNS available", _NODES_READY_IN, check)
     say("cluster DNS answers")
+
+
+def _check_running(programs: Mapping[Machine, Sequence[str]]) -> None:
+    """ConfigError if one has ended: nothing starts it again."""
+    for each, names in programs.items():
+        for name in names:
+            machine.check_running(each, name)
 
 
 def _after(seconds: float, check: Callable[[], None]) -> Callable[[], None]:

@@ -79,7 +79,9 @@ PROGRAMS: Final[Mapping[str, Callable[[Cluster], list[str]]]] = {
     "kube-controller-manager": controller_manager,
     "kube-scheduler": scheduler,
 }
-"""In the order of their start."""
+SERVERS: Final = ("etcd", "kube-apiserver")
+CLIENTS: Final = ("kube-controller-manager", "kube-scheduler")
+"""Started when the API server answers: they end if they wait for it for more than some seconds."""
 
 
 def start(cluster: Cluster, program: str, parts: Parts) -> None:

@@ -50,16 +50,16 @@ def before(cluster: Cluster) -> list[Step]:
     """What makes a cluster: each step shows its own progress."""
     tool = [sys.executable, "-m", "deploy.cluster", "--name", cluster.name]
     return [
-        Step("the image of l7proxy", ["make", "--no-print-directory", "image"], 900),
+        Step("the image of l7proxy", ["make", "--no-print-directory", "image"], 1200),
         Step("the programs of a cluster", [*tool, "parts"], 3000),
-        Step("a cluster", [*tool, "up", "--cni", cluster.cni, "--proxy", cluster.proxy], 300),
+        Step("a cluster", [*tool, "up", "--cni", cluster.cni, "--proxy", cluster.proxy], 600),
     ]
 
 
 def tests(cluster: Cluster, arguments: Sequence[str]) -> Step:
     command = [sys.executable, "-m", "pytest", "-v", "--no-header", "--durations=5", *(arguments or TESTS)]
     environment = {"CLUSTER_NAME": cluster.name, "CNI": cluster.cni, "PROXY": cluster.proxy}
-    return Step("the tests", command, 900, environment)
+    return Step("the tests", command, 1200, environment)
 
 
 def run(step: Step, grace: float = GRACE) -> float:
