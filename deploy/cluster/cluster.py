@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import signal
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -231,15 +230,12 @@ def components(cluster: Cluster) -> dict[str, dict[str, bool]]:
 
 def stop(cluster: Cluster, where: str, program: str, *, grace: float = 10.0) -> None:
     """End one program (SIGTERM, after `grace` seconds SIGKILL); `start` brings it back."""
-    with machine.until_ended(running := _running(cluster, where, program)):
-        processes.end(running, grace=grace)
+    processes.end(_running(cluster, where, program), grace=grace)
 
 
 def kill(cluster: Cluster, where: str, program: str) -> None:
     """End one program as a failure would. When this returns, its ports are free."""
-    with machine.until_ended(running := _running(cluster, where, program)):
-        for process in running:
-            process.kill(signal.SIGKILL)
+    processes.kill(_running(cluster, where, program))
 
 
 def start(cluster: Cluster, where: str, program: str) -> None:

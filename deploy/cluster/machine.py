@@ -15,7 +15,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Final
 
@@ -107,25 +107,6 @@ def find(machine: Machine, program: str) -> list[processes.Process]:
     return [
         process for process in _processes(machine) if len(_pids(process.pid)) == 2 and _name(process.pid) == program
     ]
-
-
-@contextlib.contextmanager
-def until_ended(ending: Iterable[processes.Process]) -> Iterator[None]:
-    """Signal processes inside this; it then waits for the end of their last threads (pidfd_open(2)).
-
-    The first thread can end before the others: /proc shows no program any more, but its sockets are still open.
-    """
-    with contextlib.ExitStack() as opened:
-        descriptors = []
-        for process in ending:
-            with contextlib.suppress(ProcessLookupError):
-                descriptors.append(os.pidfd_open(process.pid))
-                opened.callback(os.close, descriptors[-1])
-        yield
-        deadline = time.monotonic() + _ENDS_IN
-        for descriptor in descriptors:
-            if not select.select([descriptor], [], [], max(0.0, deadline - time.monotonic()))[0]:
-                raise ConfigError(f"a killed process has not ended within {_ENDS_IN:.0f} s")
 
 
 def _name(pid: int) -> str:

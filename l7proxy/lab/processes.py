@@ -30,13 +30,17 @@ class Process:
 
 
 def started(pid: int) -> int | None:
-    """The start time of `pid`, or None if it does not exist or is a zombie."""
+    """The start time of `pid`, or None if it does not exist or all of its threads have ended.
+
+    The first thread can end before the others: its state is Z then, but the process still has its sockets and files.
+    """
     try:
         text = Path(f"/proc/{pid}/stat").read_text()
     except OSError:
         return None
     fields = text.rpartition(")")[2].split()
-    return None if fields[0] in "ZX" else int(fields[19])
+    state, threads = fields[0], int(fields[17])
+    return None if state == "X" or (state == "Z" and threads <= 1) else int(fields[19])
 
 
 def identify(pid: int) -> Process:
@@ -80,6 +84,12 @@ def end(processes: Iterable[Process], *, grace: float) -> None:
     while waiting and time.monotonic() < deadline:
         time.sleep(0.01)
         waiting = [process for process in waiting if process.alive]
+    kill(waiting)
+
+
+def kill(processes: Iterable[Process]) -> None:
+    """SIGKILL, and wait for the end: then their ports are free."""
+    waiting = list(processes)
     for process in waiting:
         process.kill(signal.SIGKILL)
     while any(process.alive for process in waiting):

@@ -1,4 +1,4 @@
-"""The end of a program, as `make cluster` sees it."""
+"""When a process has ended, as the lab and `make cluster` see it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 
-from deploy.cluster import machine
 from l7proxy.lab import processes
 
 LISTENS_IN_A_SECOND_THREAD = """
@@ -39,15 +38,25 @@ def test_a_program_has_ended_when_its_last_thread_has() -> None:
         port = int(program.stdout.readline())
         while not is_zombie(program.pid):
             time.sleep(0.01)
-        with machine.until_ended([processes.identify(program.pid)]):
-            socket.create_connection(("127.0.0.1", port)).close()
-            program.stdin.close()
+        process = processes.identify(program.pid)
+        assert processes.started(program.pid) == process.started > 0
+        socket.create_connection(("127.0.0.1", port)).close()
+        processes.kill([process])
+        assert not process.alive
         with pytest.raises(ConnectionRefusedError):
             socket.create_connection(("127.0.0.1", port))
+
+
+def test_a_zombie_has_ended_though_it_is_not_waited_for_yet() -> None:
+    with subprocess.Popen(["true"]) as program:
+        process = processes.identify(program.pid)
+        while not is_zombie(program.pid):
+            time.sleep(0.01)
+        assert processes.started(program.pid) is None
+        assert not process.alive
 
 
 def test_what_has_ended_before_is_not_waited_for() -> None:
     with subprocess.Popen(["true"]) as program:
         program.wait()
-    with machine.until_ended([processes.Process(program.pid, 0)]):
-        pass
+    processes.kill([processes.Process(program.pid, 0)])
