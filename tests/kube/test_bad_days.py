@@ -7,6 +7,7 @@ judged at the server, which notes every request but the allowed one.
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 import time
 from collections import Counter
@@ -258,6 +259,21 @@ class TestBadDay:
             eventually(lambda: (counts(cluster, "client-1") - before)["allowed: 403"] > 10, "the new policy holds")
             cluster.apply(POLICY)
 
+    def test_the_clocks_of_the_agents_are_hours_off(self, cluster: Handle, skewed_clock: str) -> None:
+        """By them the API server's certificate is not valid yet: what was known last holds, and `status` says why."""
+        with under_traffic(cluster):
+            settings = (f"LD_PRELOAD={skewed_clock}", f"CLOCK_OFFSET={-6 * 3600}")
+            cluster.kubectl("set", "env", "-n", SYSTEM, "ds/l7proxy", *settings)
+            cluster.kubectl("rollout", "status", "-n", SYSTEM, "ds/l7proxy", "--timeout=120s")
+            for node in cluster.nodes:
+                eventually(lambda node=node: "not yet valid" in agent_status(cluster, node), "status says why")  # type: ignore[misc]
+                have_asked_in_vain(cluster, starters(cluster, node, 2))
+        with under_traffic(cluster):
+            cluster.kubectl("set", "env", "-n", SYSTEM, "ds/l7proxy", "LD_PRELOAD-", "CLOCK_OFFSET-")
+            cluster.kubectl("rollout", "status", "-n", SYSTEM, "ds/l7proxy", "--timeout=120s")
+        for node in cluster.nodes:
+            eventually(lambda node=node: "all enforced" in agent_status(cluster, node), "the agent reads again")  # type: ignore[misc]
+
     def test_a_pod_gets_the_address_of_one_that_was_deleted_unseen(self, cluster: Handle) -> None:
         """The agent may not read pods any more, and knows the address as a client's. The CNI result names another."""
         node = cluster.nodes[0]
@@ -281,6 +297,19 @@ class TestBadDay:
             assert arrived(cluster) == []
         eventually(lambda: "all enforced" in agent_status(cluster, node), "the agent reads again", 90)
         have_asked_in_vain(cluster, ["starter-0"])
+
+
+@pytest.fixture
+def skewed_clock(cluster: Handle, tmp_path: Path) -> Iterator[str]:
+    """A library that agents can load: in a directory of each node that they see."""
+    built, seen = tmp_path / "skewed_clock.so", "/var/lib/l7proxy/skewed_clock.so"
+    source = Path(__file__).with_name("skewed_clock.c")
+    subprocess.run(["cc", "-shared", "-fPIC", "-o", built, source], check=True)
+    for node in cluster.nodes:
+        cluster.in_node(node, "cp", str(built), seen)
+    yield seen
+    for node in cluster.nodes:
+        cluster.in_node(node, "rm", "-f", seen)
 
 
 def addresses_of(cluster: Handle, name: str) -> list[str]:
