@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import socket
 import struct
+from contextlib import closing
 from dataclasses import replace
 
 import pytest
 
-from tests.contract.conftest import OUTSIDE, Pod, Proxy, World, entry
+from tests.contract.conftest import OUTSIDE, Pod, Proxy, Server, World, entry
 from tproxy_rules.desired import Desired, Settings, Verdict, union
 
 pytestmark = [pytest.mark.lab, pytest.mark.pairwise]
@@ -132,3 +133,18 @@ def test_unknown_pods_of_a_bridge_reach_neither_each_other_nor_a_group(world: Wo
             answer = world.stranger.connect(world.server.addresses[family], 80)
             assert answer.startswith("hello") is passes, answer
             assert heard(world.client, family, source, everyone, scope=scope) is passes
+
+
+def test_a_proxy_that_resolves_a_service_does_not_reach_it(world: World, family: int) -> None:
+    """An EndpointSlice may name the address before the Pod is known."""
+    if not world.backend.steers_before_dnat:
+        pytest.skip("the kernel has judged the pod's address before the proxy gets the connection")
+    service, stranger = world.outside.addresses[family], world.stranger.addresses[family]
+    known = replace(world.snapshot(client_egress=STEERED), held=PODS)
+    with Proxy(world.node, family, SETTINGS) as proxy, closing(Server(world.stranger.namespace, family, 80)):
+        proxy.resolves[service] = (stranger, 80)
+        world.apply(without(known, world, "stranger"))
+        world.client.connect(service, 80)
+        assert proxy.failures == [f"{stranger}:80: [Errno 111] Connection refused"]
+        world.apply(known)
+        assert world.client.connect(service, 80) == f"proxy hello {world.client.addresses[family]}"

@@ -284,7 +284,10 @@ class _Renderer:
         table.base("FORWARD", "FWD", [f"{marked} -j DROP", *always, *closed, *self._governed(), *egress, *ingress])
         local = [*always, *held[LogDirection.EGRESS], *egress]
         table.base("INPUT", "IN", ["-i lo -j RETURN", f"{marked} -j RETURN", *self._dialled(), *local])
-        quiet = [f"{marked} -j RETURN", f"-m mark --mark {self.upstream} -j RETURN", "-o lo -j RETURN"]
+        dialled = f"-m mark --mark {self.upstream}"
+        # The proxy resolves Services itself, and may know an address of one before its pod is known.
+        unknown = [f"{dialled} {rule}" for rule in held[LogDirection.INGRESS]]
+        quiet = [f"{marked} -j RETURN", *unknown, f"{dialled} -j RETURN", "-o lo -j RETURN"]
         table.base("OUTPUT", "OUT", [*quiet, *self._to_link_local(table), *self._redirects(), *self._passing(), *host])
         return table
 
