@@ -88,12 +88,24 @@ def traffic(cluster: Handle, release: None) -> Iterator[None]:
 
 
 def counts(cluster: Handle, name: str) -> Counter[str]:
-    return Counter(json.loads(cluster.exec(name, "cat", FOUND)))
+    return Counter(json.loads(content(cluster, name, FOUND)))
 
 
 def arrived(cluster: Handle) -> list[str]:
     """All that reached the server and should not."""
-    return cluster.exec("web", "cat", "/tmp/arrived").splitlines()
+    return content(cluster, "web", "/tmp/arrived").splitlines()
+
+
+def content(cluster: Handle, name: str, path: str) -> str:
+    """A file in a pod. kubectl is asked again when it fails: an overloaded API server ends `exec` by a timeout."""
+    found: list[str] = []
+
+    def read() -> bool:
+        found.append(cluster.exec(name, "cat", path))
+        return True
+
+    eventually(read, f"{name}: {path} can be read")
+    return found[0]
 
 
 @contextmanager
