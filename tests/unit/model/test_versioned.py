@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -70,3 +72,28 @@ def test_history_is_bounded() -> None:
         version = version.updated([1], {1: number + 1}.get)
     assert version.changed_since(first) is None, "the first one does not keep all later ones alive"
     assert (first[1], version[1]) == (0, 2 * versioned.LEAST)
+
+
+class Key:
+    """A key that calls `hook` whenever it is hashed: in the middle of a change."""
+
+    hook: Callable[[], None] | None = None
+
+    def __hash__(self) -> int:
+        if Key.hook is not None:
+            hook, Key.hook = Key.hook, None
+            hook()
+            Key.hook = hook
+        return 1
+
+
+def test_a_version_is_read_while_the_next_one_is_made() -> None:
+    """As another thread may do it, at every point where the interpreter may change threads."""
+    kept, gone, new = Key(), Key(), Key()
+    version = VersionedMap({kept: 1, gone: 1})
+    seen = []
+    Key.hook = lambda: seen.append(([*version.copy().items()], len(version), version.get(new), version.get(gone)))
+    version.updated([kept, gone, new], {kept: 2, new: 3}.get)
+    Key.hook = None
+    assert len(seen) > 6
+    assert all(one == ([(kept, 1), (gone, 1)], 2, None, 1) for one in seen)
