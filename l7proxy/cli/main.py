@@ -110,7 +110,7 @@ _built = cache(typer.main.get_command)
 
 
 def _prepared(arguments: Sequence[str]) -> list[str]:
-    return observe.join_negations(arguments) if _command(arguments) == "observe" else list(arguments)
+    return observe.prepared(arguments) if _command(arguments) == "observe" else list(arguments)
 
 
 def _command(arguments: Sequence[str]) -> str:

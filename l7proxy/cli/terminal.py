@@ -10,7 +10,9 @@ from enum import StrEnum
 from typing import Any, Final, TextIO
 
 ESCAPE: Final = "\x1b"
-COLOURS: Final = {"bold": "1", "red": "31", "green": "32", "yellow": "33", "blue": "34", "dim": "2"}
+COLOURS: Final = {
+    "bold": "1", "dim": "2", "red": "31", "green": "32", "yellow": "33", "blue": "34", "magenta": "35", "cyan": "36",
+}  # fmt: skip
 
 
 class Format(StrEnum):
@@ -35,7 +37,7 @@ class Paint:
         self._on = on
 
     def __call__(self, text: str, colour: str) -> str:
-        return f"{ESCAPE}[{COLOURS[colour]}m{text}{ESCAPE}[0m" if self._on and text else text
+        return f"{ESCAPE}[{COLOURS[colour]}m{text}{ESCAPE}[0m" if self._on else text
 
 
 def paint(when: When = When.AUTO, stream: TextIO | None = None) -> Paint:

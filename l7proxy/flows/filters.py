@@ -417,6 +417,8 @@ PROTOCOLS: Final[Mapping[str, Predicate]] = {
     "icmp": lambda flow: bool(flow.l4 and (flow.l4.icmpv4 is not None or flow.l4.icmpv6 is not None)),
     "icmpv4": lambda flow: bool(flow.l4 and flow.l4.icmpv4 is not None),
     "icmpv6": lambda flow: bool(flow.l4 and flow.l4.icmpv6 is not None),
+    "vrrp": lambda flow: bool(flow.l4 and flow.l4.vrrp is not None),
+    "igmp": lambda flow: bool(flow.l4 and flow.l4.igmp is not None),
     "dns": lambda flow: bool(flow.l7 and flow.l7.dns is not None),
     "http": lambda flow: bool(flow.l7 and flow.l7.http is not None),
     "kafka": lambda flow: bool(flow.l7 and flow.l7.kafka is not None),

@@ -1,8 +1,8 @@
 """A flow, field for field as Hubble's exporter writes it.
 
 The structs *are* protobuf's JSON mapping of `flow.Flow`: enums by name, 64-bit numbers as text, times as RFC 3339, zero
-values omitted, the API's own capitals (`IP`, `Type`, `Summary`, `ID`, `TCP`…). So encoding a struct is all of the
-export, and field names are defined in one place only.
+values omitted, fields in the order of the API's files, the API's own capitals (`IP`, `Type`, `Summary`, `ID`, `TCP`…).
+So encoding a struct is all of the export, and field names are defined in one place only.
 `is_reply` has three states: None is unknown, as for dropped packets.
 """
 
@@ -54,10 +54,15 @@ class Service(Message, frozen=True):
 
 class IP(Message, frozen=True):
     source: str = ""
+    source_xlated: str = ""
     destination: str = ""
     version: str = msgspec.field(default="", name="ipVersion")
     encrypted: bool = False
-    source_xlated: str = ""
+
+
+class Ethernet(Message, frozen=True):
+    source: str = ""
+    destination: str = ""
 
 
 class Flags(Message, frozen=True):
@@ -90,16 +95,36 @@ class Icmp(Message, frozen=True):
     code: int = 0
 
 
+class Vrrp(Message, frozen=True):
+    type: int = 0
+    vrid: int = 0
+    priority: int = 0
+
+
+class Igmp(Message, frozen=True):
+    type: int = 0
+    group_address: str = ""
+
+
 class Layer4(Message, frozen=True):
     tcp: Ports | None = msgspec.field(default=None, name="TCP")
     udp: Ports | None = msgspec.field(default=None, name="UDP")
     icmpv4: Icmp | None = msgspec.field(default=None, name="ICMPv4")
     icmpv6: Icmp | None = msgspec.field(default=None, name="ICMPv6")
     sctp: Ports | None = msgspec.field(default=None, name="SCTP")
+    vrrp: Vrrp | None = msgspec.field(default=None, name="VRRP")
+    igmp: Igmp | None = msgspec.field(default=None, name="IGMP")
 
     @property
     def ports(self) -> Ports | None:
         return self.tcp or self.udp or self.sctp
+
+
+class Tunnel(Message, frozen=True):
+    protocol: str = ""
+    ip: IP | None = msgspec.field(default=None, name="IP")
+    l4: Layer4 | None = None
+    vni: int = 0
 
 
 class Header(Message, frozen=True):
@@ -126,12 +151,20 @@ class Dns(Message, frozen=True):
     rrtypes: tuple[str, ...] = ()
 
 
+class Kafka(Message, frozen=True):
+    error_code: int = 0
+    api_version: int = 0
+    api_key: str = ""
+    correlation_id: int = 0
+    topic: str = ""
+
+
 class Layer7(Message, frozen=True):
     type: str = ""
     latency_ns: str = ""
     dns: Dns | None = None
     http: Http | None = None
-    kafka: dict[str, Any] | None = None
+    kafka: Kafka | None = None
 
 
 class CiliumEventType(Message, frozen=True):
@@ -167,6 +200,17 @@ class IPTraceId(Message, frozen=True):
     ip_option_type: int = 0
 
 
+class FileInfo(Message, frozen=True):
+    name: str = ""
+    line: int = 0
+
+
+class Aggregate(Message, frozen=True):
+    ingress_flow_count: int = 0
+    egress_flow_count: int = 0
+    unknown_direction_flow_count: int = 0
+
+
 class Emitter(Message, frozen=True):
     name: str = ""
     version: str = ""
@@ -181,8 +225,10 @@ class Flow(Message, frozen=True):
     verdict: str = ""
     drop_reason: int = 0
     auth_type: str = ""
+    ethernet: Ethernet | None = None
     ip: IP | None = msgspec.field(default=None, name="IP")
     l4: Layer4 | None = None
+    tunnel: Tunnel | None = None
     source: Endpoint | None = None
     destination: Endpoint | None = None
     type: str = msgspec.field(default="", name="Type")
@@ -199,18 +245,24 @@ class Flow(Message, frozen=True):
     policy_match_type: int = 0
     trace_observation_point: str = ""
     trace_reason: str = ""
+    file: FileInfo | None = None
+    ip_trace_id: IPTraceId | None = None
     drop_reason_desc: str = ""
     is_reply: bool | None = None
+    debug_capture_point: str = ""
     interface: NetworkInterface | None = None
     proxy_port: int = 0
     trace_context: TraceContext | None = None
-    ip_trace_id: IPTraceId | None = None
+    sock_xlate_point: str = ""
+    socket_cookie: str = ""
+    cgroup_id: str = ""
+    summary: str = msgspec.field(default="", name="Summary")
     egress_allowed_by: tuple[Policy, ...] = ()
     ingress_allowed_by: tuple[Policy, ...] = ()
     egress_denied_by: tuple[Policy, ...] = ()
     ingress_denied_by: tuple[Policy, ...] = ()
     policy_log: tuple[str, ...] = ()
-    summary: str = msgspec.field(default="", name="Summary")
+    aggregate: Aggregate | None = None
 
     @property
     def time_ns(self) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 from itertools import pairwise
@@ -20,12 +21,13 @@ SAMPLES = (DATA / "hubble_samples.jsonl").read_text().splitlines()
 PRINTED = (DATA / "hubble_samples.txt").read_text().splitlines()
 NAMED = (DATA / "hubble_names.txt").read_text().splitlines()
 PLAIN = Style(Paint(on=False))
-FULL = Style(Paint(on=False), node_name=True, policy_names=True)
+REASONS = Style(Paint(on=False), reasons=True)
+FULL = Style(Paint(on=False), node_name=True, policy_names=True, reasons=True)
 
 
 @pytest.mark.parametrize(("sample", "line"), list(zip(SAMPLES, PRINTED, strict=True)), ids=range(1, len(SAMPLES) + 1))
 def test_sample_prints_as_hubble_prints_it(sample: str, line: str) -> None:
-    assert printer.compact(from_json(sample), PLAIN) == line
+    assert "".join(printed("compact", PLAIN, from_json(sample))) == f"{line}\n"
 
 
 @pytest.mark.parametrize(("number", "line"), [(3, NAMED[0]), (8, NAMED[1])])
@@ -46,7 +48,7 @@ def test_the_smallest_object_that_prints_a_full_line() -> None:
             "verdict",
             ": default/client:50000 (ID:1234) -> default/backend:80 (ID:5678) http-request VERDICT_UNKNOWN (S)",
         ),
-        ("IP", ": :50000 (ID:1234) -> :80 (ID:5678) http-request DROPPED (S)"),
+        ("IP", ":  (ID:1234) ->  (ID:5678) http-request DROPPED (S)"),
         ("l4", ": default/client (ID:1234) -> default/backend (ID:5678) http-request DROPPED (S)"),
         ("source", ": 10.0.0.10:50000 (unknown) -> default/backend:80 (ID:5678) http-request DROPPED (S)"),
         ("l7", ": default/client:50000 (ID:1234) -> default/backend:80 (ID:5678) UNKNOWN DROPPED (S)"),
@@ -78,7 +80,7 @@ def denied(reason: str = "no rule matched", **fields: Any) -> Flow:
 
 
 def test_a_denial_is_followed_by_its_reason() -> None:
-    assert printer.compact(denied().response(), PLAIN) == (
+    assert printer.compact(denied().response(), REASONS) == (
         "Nov  3 20:00:00.000: [fd00::1]:50000 (host) -> [fd00::2]:80 (world-ipv4) http-request DROPPED "
         "(HTTP/1.1 GET http://backend/admin) reason: no rule matched"
     )
@@ -87,19 +89,19 @@ def test_a_denial_is_followed_by_its_reason() -> None:
 def test_what_a_pod_said_cannot_steer_the_terminal() -> None:
     nasty = "\x1b[2J\r\n\x9b31m\u202e\u2028x\x07"
     flow = denied(nasty, summary=nasty, traffic_direction=nasty, node_name=nasty)
-    for form in (printer.compact, printer.blocks()):
+    for form in (printer.compact, printer.block):
         text = form(flow.response(), FULL)
         assert text is not None
         assert all(char.isprintable() for line in text.split("\n") for char in line)
-    assert "\\x1b[2J\\r\\n\\x9b31m\\u202e\\u2028x\\x07" in (printer.compact(flow.response(), PLAIN) or "")
+    assert "^[[2J\\r\\n\\x9b31m\\u202e\\u2028x\\x07" in (printer.compact(flow.response(), PLAIN) or "")
 
 
 def test_colours_are_the_only_difference_that_colours_make() -> None:
-    coloured = printer.compact(denied().response(), Style(Paint(on=True)))
+    coloured = printer.compact(denied().response(), Style(Paint(on=True), reasons=True))
     assert coloured is not None and "\x1b[31mDROPPED\x1b[0m" in coloured
-    for code in ("31", "2", "0"):
+    for code in ("31", "33", "35", "36", "2", "0"):
         coloured = coloured.replace(f"\x1b[{code}m", "")
-    assert coloured == printer.compact(denied().response(), PLAIN)
+    assert coloured == printer.compact(denied().response(), REASONS)
 
 
 def test_numeric_shows_addresses() -> None:
@@ -107,13 +109,20 @@ def test_numeric_shows_addresses() -> None:
     assert line is not None and "10.0.0.10:50000 (ID:1234) -> 10.0.0.20:80 (ID:5678)" in line
 
 
+def printed(output: str, style: Style, *responses: Response) -> tuple[str, str]:
+    """On standard output and on standard error."""
+    out, errors = io.StringIO(), io.StringIO()
+    prints = printer.Printer(output, style, out, errors)
+    for response in responses:
+        prints.print(response)
+    return out.getvalue(), errors.getvalue()
+
+
 def test_blocks_are_set_apart_and_reasons_have_a_line() -> None:
-    block = printer.blocks()
-    first, second = block(denied().response(), PLAIN), block(denied().response(), PLAIN)
-    assert first is not None and second is not None
+    first, second = printed("dict", REASONS, denied().response(), denied().response())[0].split("------------\n")
     assert first.splitlines()[0] == "  TIMESTAMP: Nov  3 20:00:00.000"
     assert first.splitlines()[-1] == "     REASON: no rule matched"
-    assert second == "------------\n" + first
+    assert second == first
 
 
 COMPACT = re.compile(
@@ -151,12 +160,11 @@ def test_the_table_has_hubbles_cells() -> None:
 
 
 def test_the_blocks_have_hubbles_lines() -> None:
-    block = printer.blocks()
-    for number, (sample, wanted) in enumerate(zip(SAMPLES, CELLS, strict=False)):
+    for sample, wanted in zip(SAMPLES, CELLS, strict=False):
         rows = [key + cell for key, cell in zip(KEYS, wanted, strict=True)]
         if wanted is LOST:
             del rows[2]
-        assert block(from_json(sample), PLAIN) == "\n".join([*(["------------"] if number else []), *rows])
+        assert printer.block(from_json(sample), PLAIN) == "\n".join(rows)
 
 
 ONE = Flow(
@@ -189,11 +197,21 @@ def test_a_table_without_flows_is_empty() -> None:
 def test_a_nodes_state_is_a_block_of_its_own() -> None:
     nodes = tuple(f"cluster/node-{number}" for number in range(9))
     failed = Response(node_status=NodeStatus(state_change="NODE_ERROR", node_names=nodes, message="no route"))
-    assert printer.blocks()(failed, PLAIN) == (
+    connected = Response(node_status=NodeStatus(state_change="NODE_CONNECTED"))
+    assert printed("dict", PLAIN, connected, failed) == (
+        "",
         "  TIMESTAMP: N/A\n      STATE: NODE_ERROR\n"
-        '      NODES: cluster/node-0, cluster/node-1, cluster/node-2 (and 6 more)\n    MESSAGE: "no route"'
+        '      NODES: cluster/node-0, cluster/node-1, cluster/node-2 (and 6 more)\n    MESSAGE: "no route"\n',
     )
-    assert printer.blocks()(Response(node_status=NodeStatus(state_change="NODE_CONNECTED")), PLAIN) is None
+
+
+def test_nodes_that_come_and_go_are_told_with_debug() -> None:
+    connected = Response(node_status=NodeStatus(state_change="NODE_CONNECTED", node_names=("a",)), node_name="relay")
+    assert printed("compact", PLAIN, connected) == ("", "")
+    assert printed("compact", Style(Paint(on=False), debug=True), connected) == (
+        "",
+        "N/A [relay]: Receiving flows from 1 nodes: a\n",
+    )
 
 
 def test_an_answer_without_anything_prints_nothing() -> None:
