@@ -205,9 +205,11 @@ def _why(server: Server, code: grpc.StatusCode, details: str) -> str:
 
 def _hint(server: Server, details: str) -> str:
     lowered = details.lower()
+    if "lookup" in lowered or "resolution" in lowered:
+        return "its name is not known: check the address"
     if "certificate_verify_failed" in lowered or "unknown_ca" in lowered or "self signed" in lowered:
         return "its certificate is not trusted: give its CA by --tls-ca-cert-files"
-    if "not in peer certificate" in lowered or "hostname" in lowered:
+    if "not in peer certificate" in lowered or "hostname verification" in lowered:
         return "its certificate is for another name: give that by --tls-server-name"
     if "certificate_required" in lowered or "certificate required" in lowered:
         return "it asks for a client certificate: --tls-client-cert-file, --tls-client-key-file"
@@ -215,8 +217,10 @@ def _hint(server: Server, details: str) -> str:
         return "it does not use TLS: leave out --tls"
     if "handshake" in lowered or "ssl" in lowered:
         return "the TLS handshake failed: check --tls-ca-cert-files, --tls-client-cert-file and --tls-server-name"
-    if "refused" in lowered or "no such file" in lowered or "failed to connect" in lowered:
+    if "refused" in lowered or "no such file" in lowered:
         return "nothing listens there: check the address, and that Hubble is enabled"
+    if "closed" not in lowered and "reset" not in lowered:
+        return "it cannot be reached: check the address and the network"
     if server.tls:
         return "the connection was closed: does it ask for a client certificate (--tls-client-cert-file)?"
     return "the connection was closed: if it uses TLS, add --tls"

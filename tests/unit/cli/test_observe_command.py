@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import signal
@@ -14,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from l7proxy.cli import flow_files
 from tests.unit.cli.conftest import Agent, Run
 
 DATA = Path(__file__).parents[2] / "data/flows"
@@ -98,6 +100,62 @@ def test_lines_that_cannot_be_read_are_named_and_passed_over(run: Run) -> None:
     first, second = found.stderr.splitlines()
     assert first.startswith("warning: -:1: not a JSON object")
     assert second.startswith("warning: -:4: no flow")
+    assert run("observe", "--input-file", "-", "--silent-errors", stdin="{").stderr == ""
+
+
+def test_files_may_be_compressed_and_hold_flows_without_the_exporters_envelope(run: Run, tmp_path: Path) -> None:
+    bare = "\n".join(json.dumps(json.loads(line)["flow"]) for line in LINES[:5])
+    packed = tmp_path / "flows.jsonl.gz"
+    packed.write_bytes(gzip.compress(bare.encode()))
+    assert run("observe", "--input-file", str(packed)).stdout.splitlines() == PRINTED[:5]
+    packed.write_bytes(gzip.compress(bare.encode())[:-20])
+    cut = run("observe", "--input-file", str(packed))
+    assert cut.returncode == 2 and f"error: --input-file {packed}: " in cut.stderr
+
+
+def test_a_line_that_is_too_long_is_named_and_passed_over(run: Run) -> None:
+    found = run("observe", "--input-file", "-", stdin="\n".join(["[" * (flow_files.LONGEST + 9), LINES[0]]))
+    assert found.stdout.splitlines() == PRINTED[:1]
+    assert found.stderr.startswith("warning: -:1: longer than")
+
+
+@pytest.mark.parametrize(
+    ("flags", "numbers"),
+    [
+        ("flows --verdict DROPPED --type l7", [11, 15]),
+        ("--ip-translation=false --port 22", []),
+        ("--not -6 --port 22", [8]),
+        ("-A --not --protocol icmp --since 2025-11-23T20:00:00.071Z --until 2025-11-23T20:00:00.072Z", [21]),
+        ('--allowlist {"destinationPort":["22"]}', [8]),
+        ("--unencrypted --http-status 4+", [12]),
+    ],
+)
+def test_flags_in_the_forms_that_hubble_takes(run: Run, flags: str, numbers: list[int]) -> None:
+    found = run("observe", *flags.split(), "--input-file", SAMPLES)
+    assert found.returncode == 0, found.stderr
+    if numbers:
+        assert found.stdout.splitlines() == picked(*numbers)
+    else:
+        assert "10.0.0.10:50003 (ID:1234) <> 10.0.0.20:22 (ID:5678)" in found.stdout
+
+
+def test_raw_filters_are_printed_and_nobody_is_asked(run: Run) -> None:
+    found = run("observe", "--print-raw-filters", "--pod", "a", "--not", "--port", "53")
+    assert found.stdout.splitlines() == [
+        "allowlist:",
+        """    - '{"source_pod":["a"]}'""",
+        """    - '{"destination_pod":["a"]}'""",
+        "denylist:",
+        """    - '{"source_port":["53"]}'""",
+        """    - '{"destination_port":["53"]}'""",
+    ]
+
+
+def test_a_field_mask_keeps_its_fields(run: Run) -> None:
+    found = run(
+        "observe", "--input-file", SAMPLES, "-o", "json", "--first", "1", "--field-mask", "verdict,source.pod_name"
+    )
+    assert json.loads(found.stdout)["flow"] == {"verdict": "FORWARDED", "source": {"pod_name": "client"}}
 
 
 def test_the_agent_is_asked_what_the_flags_say(run: Run, agent: Agent) -> None:
