@@ -21,7 +21,7 @@ CONNTRACK_ZONE: Final = 7777
 LOG_SNAPLEN: Final = 128
 """Bytes of the packet in an event: enough for IPv6 with two extension headers and TCP."""
 LOG_QUEUE: Final = 32
-"""Events that the kernel collects before it wakes the reader; fewer are flushed by the reader's timeout."""
+"""Most events that the kernel collects before it wakes the reader. A reader may ask for less, as ours does."""
 
 
 class LogEvent(StrEnum):

@@ -3,6 +3,9 @@
 `NflogReader` has a file descriptor to poll and a non-blocking `read`. An event is the prefix of the rule (see marks)
 and the first bytes of the packet; if these cannot be parsed, the other fields stay empty. When the reader is slow, the
 kernel drops events; they are counted by gaps in the sequence numbers.
+
+The kernel delivers each event while it handles the packet, and does not collect several. So whoever has seen an effect
+of the packet, such as a request on the connection that it opened, finds the event in the reader.
 """
 
 from __future__ import annotations
@@ -16,7 +19,7 @@ from ipaddress import IPv4Address, IPv6Address
 from typing import Final
 
 from tproxy_rules.backend import KernelError
-from tproxy_rules.marks import LOG_QUEUE, LOG_SNAPLEN, LogDirection, LogEvent, read_prefix
+from tproxy_rules.marks import LOG_SNAPLEN, LogDirection, LogEvent, read_prefix
 from tproxy_rules.netlink import (
     ACK,
     DATAGRAM,
@@ -34,19 +37,19 @@ _SOL_NETLINK: Final = 270
 _NETLINK_NO_ENOBUFS: Final = 5
 _PACKET: Final = (4 << 8) | 0
 _CONFIG: Final = (4 << 8) | 1
-_CFG_CMD, _CFG_MODE, _CFG_NLBUFSIZ, _CFG_TIMEOUT, _CFG_QTHRESH, _CFG_FLAGS = 1, 2, 3, 4, 5, 6
+_CFG_CMD, _CFG_MODE, _CFG_NLBUFSIZ, _CFG_QTHRESH, _CFG_FLAGS = 1, 2, 3, 5, 6
 _CMD_BIND: Final = 1
 _COPY_PACKET: Final = 2
 _FLAG_SEQ: Final = 1
-_A_HEADER, _A_MARK, _A_INDEV, _A_OUTDEV, _A_PAYLOAD, _A_PREFIX, _A_SEQ = 1, 2, 4, 5, 9, 10, 12
+_A_HEADER, _A_MARK, _A_TIME, _A_INDEV, _A_OUTDEV, _A_PAYLOAD, _A_PREFIX, _A_SEQ = 1, 2, 3, 4, 5, 9, 10, 12
 _AF_BRIDGE: Final = 7
 _ETH_IPV4, _ETH_IPV6 = 0x0800, 0x86DD
 
 _RECEIVE_BUFFER: Final = 8 << 20
-_FLUSH: Final = 5
-"""Hundredths of a second after which the kernel sends collected events: 50 ms."""
-_MAX_READS: Final = 64
-"""Maximum datagrams per `read`, so that a flood does not starve the caller's other work."""
+_COLLECTED: Final = 1
+"""Events that the kernel sends at once; less than what the rules say (LOG_QUEUE) applies."""
+_MAX_READS: Final = 2048
+"""Maximum events per `read`, so that a flood does not starve the caller's other work."""
 
 # RFC 8200, section 4: hop-by-hop, routing and destination options; their length field counts units of eight bytes.
 _EXTENSIONS: Final = frozenset({0, 43, 60})
@@ -76,6 +79,8 @@ class NflogEvent:
     interface: int = 0
     """Index of the input interface, 0 for a packet made on this node."""
     mark: int = 0
+    time_ns: int = 0
+    """When the packet came, in nanoseconds since 1970; 0 if not known. Not verified: a pod may have set it."""
 
 
 class NflogReader:
@@ -130,8 +135,7 @@ class NflogReader:
         self._configure(attribute(_CFG_CMD, bytes((_CMD_BIND,))))
         self._configure(
             attribute(_CFG_MODE, struct.pack(">IBB", LOG_SNAPLEN, _COPY_PACKET, 0)),
-            attribute(_CFG_TIMEOUT, struct.pack(">I", _FLUSH)),
-            attribute(_CFG_QTHRESH, struct.pack(">I", LOG_QUEUE)),
+            attribute(_CFG_QTHRESH, struct.pack(">I", _COLLECTED)),
             attribute(_CFG_NLBUFSIZ, struct.pack(">I", 1 << 16)),
             attribute(_CFG_FLAGS, struct.pack(">H", _FLAG_SEQ)),
         )
@@ -167,6 +171,7 @@ class NflogReader:
             self.foreign += 1
             return None
         event = NflogEvent(*prefix, interface=_number(found.get(_A_INDEV, b"")), mark=_number(found.get(_A_MARK, b"")))
+        event.time_ns = _nanoseconds(found.get(_A_TIME, b""))
         header = found.get(_A_HEADER, b"")
         protocol = struct.unpack_from(">H", header)[0] if len(header) >= 2 else 0
         if family != _AF_BRIDGE or protocol in (_ETH_IPV4, _ETH_IPV6):
@@ -231,6 +236,12 @@ def _transport(data: bytes, event: NflogEvent) -> None:
 
 def _number(raw: bytes) -> int:
     return int.from_bytes(raw, "big") if len(raw) == 4 else 0
+
+
+def _nanoseconds(raw: bytes) -> int:
+    """Of seconds and microseconds (struct nfulnl_msg_packet_timestamp)."""
+    seconds, micros = struct.unpack(">QQ", raw) if len(raw) == 16 else (0, 0)
+    return int(seconds * 1_000_000_000 + micros * 1000)
 
 
 _WHY: Final = {

@@ -4,6 +4,9 @@ A kernel event contains the direction and the verdict; the rule comes from the s
 If the two differ, because the event is older than the policy snapshot, the kernel's verdict counts: it is what
 happened. One connection gives one record: if both directions are evaluated on this node, the ingress event gives it,
 since it comes last. Where policy was asked, the record gives two flows (`Enricher.packet`).
+
+Kernel events come before the requests of their connection: when a worker's records arrive, the events of their
+connections are in the reader, and are appended first.
 """
 
 from __future__ import annotations
@@ -51,6 +54,8 @@ REASONS: Final[Mapping[LogEvent, tuple[DropReason, str]]] = {
     LogEvent.UNSERVED: (DropReason.UNKNOWN, "an L7 rule redirects it to the proxy, but no worker is listening"),
 }
 HELD: Final = (DropReason.POLICY_DENIED, "unknown pod: an address of this node's pods that no pod was known to have")
+PLAUSIBLE_NS: Final = 1_000_000_000
+"""Age of an event: longer than the agent may be busy, so rarely wrong, and too short to hide a flow among old ones."""
 ASKED: Final = frozenset((LogEvent.ALLOW, LogEvent.STEER, LogEvent.DENY, LogEvent.NONE))
 """Events with a policy verdict; the others are refused by the kernel before policy is evaluated."""
 
@@ -120,6 +125,11 @@ def _agreed(event: NflogEvent, policy_verdict: PolicyVerdict) -> PolicyVerdict:
     return PolicyVerdict(Verdict.DROPPED, direction, drop_reason=drop_reason, reason=reason)
 
 
+def moment(event: NflogEvent, now_ns: int) -> int:
+    """When the packet came. A time that is not plausible is not believed: pods can set the one of their packets."""
+    return event.time_ns if now_ns - PLAUSIBLE_NS <= event.time_ns <= now_ns else now_ns
+
+
 class Recorder:
     """Makes flows and appends them to the ring. Used by one event loop; never blocks."""
 
@@ -132,6 +142,7 @@ class Recorder:
         self._proxy_port = 0
         self._uuids = Uuids()
         self._use(Names(), 0, DEFAULT_OPTIONS)
+        self._reader: NflogReader | None = None
         self._lost = 0
         self._suppressed = 0
         self.not_reported: Mapping[Suppressed, int] = {}
@@ -151,6 +162,7 @@ class Recorder:
 
     def ingest(self, flows: Flows) -> None:
         """Append a batch of a worker. LinkError when it is invalid."""
+        self.read()
         self._missed(flows.lost)
         self.ring.extend(self._templates.items(flows))
 
@@ -173,14 +185,19 @@ class Recorder:
         self._missed(lost_so_far - self._lost)
         self._lost = lost_so_far
         for event in events:
-            record = record_of(event, self._ends, now_ns)
+            record = record_of(event, self._ends, moment(event, now_ns))
             if record is not None:
                 flows = self._enricher.packet(record) if judged(event) else (self._enricher.flow(record),)
                 self.ring.extend(flows)
 
-    def read(self, reader: NflogReader) -> None:
-        """Append all events that the reader has. For `loop.add_reader`."""
-        self.packets(reader.read(), reader.lost)
+    def listen(self, reader: NflogReader | None) -> None:
+        """Read kernel events from this reader from now on."""
+        self._reader = reader
+
+    def read(self) -> None:
+        """Append all events that the reader has."""
+        if self._reader is not None:
+            self.packets(self._reader.read(), self._reader.lost)
 
     def _use(self, names: Names, revision: int, options: HttpOptions) -> None:
         """Flows get the names and options of this policy snapshot from now on."""

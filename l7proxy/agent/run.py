@@ -58,6 +58,9 @@ ALARM_EASE: Final = (1.0, 1.0)
 INTERFACES_EASE: Final = (0.02, 0.5)
 """The same for scans of pod interfaces: pods start by the hundred, with several notifications each, and a starting pod
 waits for the scan."""
+EVENT_PAUSE: Final = 0.01
+"""Seconds between two reads of kernel events, so that many connections do not wake the agent for each. A worker's
+records do not wait for it, nor do the events before them."""
 RESULTS_CHECK: Final = 5.0
 """Seconds after which the watch of CNI results is renewed: their directory may have been recreated."""
 SCRAPE_PATIENCE: Final = 10.0
@@ -254,14 +257,26 @@ async def _readable(descriptor: int) -> None:
 
 @asynccontextmanager
 async def _listening(group: int, recorder: Recorder) -> AsyncIterator[None]:
-    """Pass the kernel's verdict events (NFLOG) to the recorder."""
+    """Pass the kernel's verdict events (NFLOG) to the recorder: the first at once, others after EVENT_PAUSE at most."""
     loop = asyncio.get_running_loop()
     with NflogReader(group) as reader:
-        loop.add_reader(reader.fileno(), recorder.read, reader)
+        pause: asyncio.TimerHandle | None = None
+
+        def read() -> None:
+            nonlocal pause
+            loop.remove_reader(reader.fileno())
+            pause = loop.call_later(EVENT_PAUSE, loop.add_reader, reader.fileno(), read)
+            recorder.read()
+
+        recorder.listen(reader)
+        loop.add_reader(reader.fileno(), read)
         try:
             yield
         finally:
+            if pause is not None:
+                pause.cancel()
             loop.remove_reader(reader.fileno())
+            recorder.listen(None)
 
 
 def _probes(settings: Settings, reconciler: Reconciler, link: LinkServer) -> AbstractAsyncContextManager[object]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import pytest
@@ -201,6 +202,20 @@ def test_only_what_policy_judged_has_a_policy_verdict(told: LogEvent, endpoint: 
     flows = [flow for number in range(ring.end) if (flow := ring.at(number).flow())]
     assert [flow.event_type.type for flow in flows if flow.event_type] == kinds
     assert len({flow.uuid for flow in flows}) == len(flows)
+
+
+def read_next(ring: Ring) -> list[int]:
+    return [ring.at(number).time_ns for number in range(ring.oldest, ring.end)]
+
+
+def test_a_packet_has_the_time_of_the_kernel_if_it_is_plausible() -> None:
+    now = time.time_ns()
+    given = [now - 5_000_000, 0, now - 3600 * 10**9, now + 3600 * 10**9]
+    ring = Ring(15)
+    Recorder(ring, node="n1").packets(event(LogEvent.SPOOF, LogDirection.EGRESS, 1, time_ns=one) for one in given)
+    first, *others = read_next(ring)
+    assert first == now - 5_000_000
+    assert all(now <= one <= time.time_ns() for one in others)
 
 
 def test_the_interface_of_a_packet_has_a_name() -> None:

@@ -12,7 +12,7 @@ import pytest
 
 from l7proxy.flows.enrich import Enricher
 from l7proxy.flows.event import Event, Lost
-from l7proxy.flows.records import Connection, HttpRequest, HttpResponse, Malformed
+from l7proxy.flows.records import Connection, HttpRequest, HttpResponse, Malformed, Record
 from l7proxy.model.endpoint import NamedPod
 from l7proxy.model.policy_verdict import Conn, PolicyVerdict
 from l7proxy.model.ref import RuleRef
@@ -103,7 +103,7 @@ PACKETS = [
         "default/client:40000 (ID:1234) -> default/backend:53 (ID:5678) to-endpoint FORWARDED (UDP)",
     ),
 ]
-ONE_EACH = [
+ONE_EACH: list[tuple[Record, str]] = [
     (Connection(TIME, CONN, SPOOFED), f"{UNKNOWN} Invalid source ip DROPPED {SYN}"),
     (
         HttpRequest(TIME, CONN, ALLOWED, "GET", "http://backend/v1", "HTTP/1.1"),
