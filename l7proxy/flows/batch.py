@@ -43,6 +43,7 @@ class Flows(msgspec.Struct, frozen=True, tag="flows"):
     headers: dict[int, tuple[tuple[str, str], ...]] = {}
     remarks: dict[int, tuple[str, ...]] = {}
     whole: dict[int, Connection | Malformed] = {}
+    trace_ids: dict[int, str] = {}
     lost: int = 0
 
     def __post_init__(self) -> None:
@@ -61,11 +62,13 @@ class Flows(msgspec.Struct, frozen=True, tag="flows"):
         party = self.parties[self.party[place]]
         conn, policy_verdict = party.conn, self.policy_verdicts[party.policy_verdict]
         time_ns, url, status = self.times[place], self.urls[place], self.statuses[place]
-        headers = self.headers.get(place, ())
+        headers, trace_id = self.headers.get(place, ()), self.trace_ids.get(place, "")
         if status == NO_STATUS:
             remarks = self.remarks.get(place, ())
-            return HttpRequest(time_ns, conn, policy_verdict, party.method, url, party.protocol, headers, remarks)
+            return HttpRequest(
+                time_ns, conn, policy_verdict, party.method, url, party.protocol, headers, remarks, trace_id
+            )
         latency_ns = self.latencies[place]
         return HttpResponse(
-            time_ns, conn, policy_verdict, party.method, url, party.protocol, status, latency_ns, headers
+            time_ns, conn, policy_verdict, party.method, url, party.protocol, status, latency_ns, headers, trace_id
         )

@@ -35,6 +35,8 @@ from l7proxy.flows.flow import (
     Policy,
     Ports,
     Service,
+    TraceContext,
+    TraceParent,
     Workload,
     node_name,
 )
@@ -202,6 +204,7 @@ class Enricher:
             event_type=L7_EVENT,
             source_service=self._service(conn),
             traffic_direction=_direction(policy_verdict),
+            trace_context=trace_context(record.trace_id),
             ingress_allowed_by=() if refused else self._named(policy_verdict.ingress),
             egress_allowed_by=() if refused else self._named(policy_verdict.egress),
             policy_log=(policy_verdict.reason,) if policy_verdict.reason and not refused else (),
@@ -277,6 +280,7 @@ class Enricher:
             traffic_direction=_direction(policy_verdict),
             policy_match_type=match_type,
             interface=interface,
+            trace_context=trace_context(record.trace_id) if isinstance(record, HttpRequest) else None,
             ingress_allowed_by=self._allowed(policy_verdict, Direction.INGRESS),
             egress_allowed_by=self._allowed(policy_verdict, Direction.EGRESS),
             ingress_denied_by=self._denied(policy_verdict, Direction.INGRESS),
@@ -347,6 +351,10 @@ class Enricher:
             if name.lower() in self._headers
         )
         return tuple(Header(key=name, value=value) for name, value in allowed)
+
+
+def trace_context(trace_id: str) -> TraceContext | None:
+    return TraceContext(parent=TraceParent(trace_id=trace_id)) if trace_id else None
 
 
 def _words(record: HttpRequest | Malformed | Connection) -> tuple[str, ...]:

@@ -51,6 +51,7 @@ class _Batch:
         self._headers: dict[int, tuple[tuple[str, str], ...]] = {}
         self._remarks: dict[int, tuple[str, ...]] = {}
         self._whole: dict[int, Connection | Malformed] = {}
+        self._trace_ids: dict[int, str] = {}
 
     def flows(self, lost: int) -> Flows:
         return Flows(
@@ -64,6 +65,7 @@ class _Batch:
             self._headers,
             self._remarks,
             self._whole,
+            self._trace_ids,
             lost,
         )
 
@@ -71,12 +73,14 @@ class _Batch:
         """Hot. Types are compared with `is`, and all fields are taken at once: isinstance() and each struct field cost
         a lookup."""
         if type(record) is HttpRequest:
-            time_ns, conn, policy_verdict, method, url, protocol, headers, remarks = astuple(record)
+            time_ns, conn, policy_verdict, method, url, protocol, headers, remarks, trace_id = astuple(record)
             if remarks:
                 self._remarks[place] = remarks
             status, latency_ns = NO_STATUS, 0
         elif type(record) is HttpResponse:
-            time_ns, conn, policy_verdict, method, url, protocol, status, latency_ns, headers = astuple(record)
+            time_ns, conn, policy_verdict, method, url, protocol, status, latency_ns, headers, trace_id = astuple(
+                record
+            )
         else:
             assert isinstance(record, (Connection, Malformed))
             self._whole[place] = record
@@ -84,6 +88,8 @@ class _Batch:
             return
         if headers:
             self._headers[place] = headers
+        if trace_id:
+            self._trace_ids[place] = trace_id
         self._append(time_ns, self._place(conn, policy_verdict, method, protocol), url, status, latency_ns)
 
     def _append(self, time_ns: int, party: int, url: str, status: int, latency_ns: int) -> None:

@@ -14,7 +14,8 @@ from l7proxy.model.policy_verdict import Conn, PolicyVerdict
 class HttpRequest(msgspec.Struct, frozen=True, gc=False, array_like=True, tag="q"):
     """One evaluated HTTP request. `time_ns` is wall clock time. `headers` only if the configuration asks for them.
 
-    `remarks` say in words which header rules an allowed request did not satisfy.
+    `remarks` say in words which header rules an allowed request did not satisfy. `trace_id`: 32 hexadecimal digits, ""
+    if the request is not traced.
     """
 
     time_ns: int
@@ -25,10 +26,14 @@ class HttpRequest(msgspec.Struct, frozen=True, gc=False, array_like=True, tag="q
     protocol: str
     headers: tuple[tuple[str, str], ...] = ()
     remarks: tuple[str, ...] = ()
+    trace_id: str = ""
 
 
 class HttpResponse(msgspec.Struct, frozen=True, gc=False, array_like=True, tag="s"):
-    """The final response of one request, from the proxy (403, 502…) or the server. Each request has exactly one."""
+    """The final response of one request, from the proxy (403, 502…) or the server. Each request has exactly one.
+
+    `trace_id`: of the request.
+    """
 
     time_ns: int
     conn: Conn
@@ -39,6 +44,7 @@ class HttpResponse(msgspec.Struct, frozen=True, gc=False, array_like=True, tag="
     status: int
     latency_ns: int
     headers: tuple[tuple[str, str], ...] = ()
+    trace_id: str = ""
 
 
 class Connection(msgspec.Struct, frozen=True, gc=False, array_like=True, tag="c"):

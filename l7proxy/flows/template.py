@@ -1,10 +1,10 @@
 """HTTP flows from templates: a JSON line is made only when it is read, by filling in a template.
 
 The flows of all requests (or all responses) with the same ends, verdict, method and protocol differ in a few fields
-only: time, uuid, the client's port, URL and, for responses, status and latency. A FlowTemplate is the enricher's line
-of one such flow with these fields cut out. Law: the line of a TemplatedFlow equals that of the flow that the enricher
-makes of its record, except for the uuid. Records that do not fit (headers, a query, a character that JSON escapes, an
-unknown method) go through the enricher.
+only: time, uuid, the client's port, URL, the trace id if there is one and, for responses, status and latency. A
+FlowTemplate is the enricher's line of one such flow with these fields cut out. Law: the line of a TemplatedFlow equals
+that of the flow that the enricher makes of its record, except for the uuid. Records that do not fit (headers, a query,
+a character that JSON escapes, an unknown method) go through the enricher.
 
 uuids have the form of version 4: random bits of this process, and a counter.
 """
@@ -19,7 +19,7 @@ import msgspec
 from l7proxy.errors import LinkError
 from l7proxy.flows import timestamp
 from l7proxy.flows.batch import NO_STATUS, FlowContext, Flows
-from l7proxy.flows.enrich import Enricher
+from l7proxy.flows.enrich import Enricher, trace_context
 from l7proxy.flows.event import Event
 from l7proxy.flows.flow import Flow, Http, Layer4, Layer7, Ports
 from l7proxy.flows.records import HttpRequest, HttpResponse
@@ -38,23 +38,36 @@ _QUERY_TOO: Final = _PLAIN + b"?"
 """The same for an enricher that keeps queries."""
 _PORT: Final = 9_007_199_254_740_881
 _STATUS: Final = 9_007_199_254_740_847
-_TIME, _UUID, _LATENCY, _MILLISECONDS, _URL = (f"\ue000{mark}" for mark in "tulmp")
+_TIME, _UUID, _LATENCY, _MILLISECONDS, _URL, _TRACE = (f"\ue000{mark}" for mark in "tulmpx")
 _IN_ASKED: Final = (_TIME, _UUID, str(_PORT), _URL, _URL, _TIME)
 _IN_ANSWERED: Final = (
     _TIME, _UUID, str(_PORT), _LATENCY, str(_STATUS), _URL, str(_STATUS), _MILLISECONDS, _URL, _TIME,
 )  # fmt: skip
 """Placeholders of the varying fields, in line order: a private use character, or a number above any port."""
+_ASKED_TRACE, _ANSWERED_TRACE = 4, 6
+"""Where a trace id is, in lines that have one."""
+_IN_ASKED_TRACED: Final = (*_IN_ASKED[:_ASKED_TRACE], _TRACE, *_IN_ASKED[_ASKED_TRACE:])
+_IN_ANSWERED_TRACED: Final = (*_IN_ANSWERED[:_ANSWERED_TRACE], _TRACE, *_IN_ANSWERED[_ANSWERED_TRACE:])
 
 
 class FlowTemplate:
-    """The fixed pieces of both lines, and both flows without the varying fields: their uuids are only prefixes."""
+    """The fixed pieces of both lines, and both flows without the varying fields: their uuids are only prefixes.
 
-    __slots__ = ("answered", "asked", "method", "protocol", "request", "response", "server_port")
+    `traced_request` and `traced_response` are what comes before and after a trace id, in place of the piece in which
+    the other lines have none.
+    """
+
+    __slots__ = (
+        "answered", "asked", "method", "protocol", "request", "response", "server_port", "traced_request",
+        "traced_response",
+    )  # fmt: skip
 
     def __init__(
         self,
         asked: tuple[str, ...],
         answered: tuple[str, ...],
+        traced_request: tuple[str, str],
+        traced_response: tuple[str, str],
         request: Flow,
         response: Flow,
         server_port: int,
@@ -63,6 +76,8 @@ class FlowTemplate:
     ) -> None:
         self.asked = asked
         self.answered = answered
+        self.traced_request = traced_request
+        self.traced_response = traced_response
         self.request = request
         self.response = response
         self.server_port = server_port
@@ -73,10 +88,18 @@ class FlowTemplate:
 class TemplatedFlow:
     """One record with its template; `status` is NO_STATUS for a request. `number` is the end of its uuid."""
 
-    __slots__ = ("latency_ns", "number", "port", "shape", "status", "time_ns", "url")
+    __slots__ = ("latency_ns", "number", "port", "shape", "status", "time_ns", "trace_id", "url")
 
     def __init__(
-        self, shape: FlowTemplate, port: str, time_ns: int, url: str, status: int, latency_ns: int, number: int
+        self,
+        shape: FlowTemplate,
+        port: str,
+        time_ns: int,
+        url: str,
+        status: int,
+        latency_ns: int,
+        number: int,
+        trace_id: str,
     ) -> None:
         self.shape = shape
         self.port = port
@@ -85,6 +108,7 @@ class TemplatedFlow:
         self.status = status
         self.latency_ns = latency_ns
         self.number = number
+        self.trace_id = trace_id
 
     @property
     def lost(self) -> int:
@@ -95,9 +119,13 @@ class TemplatedFlow:
         time, url, port = timestamp.text(self.time_ns), self.url, self.port
         if self.status == NO_STATUS:
             a, b, c, d, e, f, g = self.shape.asked
+            if self.trace_id:
+                e = self.trace_id.join(self.shape.traced_request)
             return f"{a}{time}{b}{self.number}{c}{port}{d}{url}{e}{url}{f}{time}{g}".encode()
         a, b, c, d, e, f, g, h, i, j, k = self.shape.answered
         status, latency = str(self.status), self.latency_ns
+        if self.trace_id:
+            g = self.trace_id.join(self.shape.traced_response)
         return (
             f"{a}{time}{b}{self.number}{c}{port}{d}{latency}{e}{status}{f}{url}"
             f"{g}{status}{h}{latency // 1_000_000}{i}{url}{j}{time}{k}"
@@ -130,7 +158,7 @@ class TemplatedFlow:
             l7, summary = _of_response(
                 shape.method, self.url, shape.protocol, status, str(latency), str(latency // 1_000_000)
             )
-        return _filled(model, timestamp.text(self.time_ns), str(self.number), ports, l7, summary)
+        return _filled(model, timestamp.text(self.time_ns), str(self.number), ports, l7, summary, self.trace_id)
 
 
 class Uuids:
@@ -175,6 +203,7 @@ class TemplateCache:
         )  # fmt: skip
         plain = self._plain("".join(urls))
         special = {*flows.headers, *flows.remarks}
+        trace_ids = flows.trace_ids
         number: int = self._uuids.taken
         for place in range(len(times)):
             party, url, status, latency = parties[place], urls[place], statuses[place], latencies[place]
@@ -189,7 +218,8 @@ class TemplateCache:
                 made.append(self._enricher.flow(flows.record(place)))
                 continue
             number += 1
-            made.append(TemplatedFlow(shape, ports[party], times[place], url, status, latency, number))
+            trace_id = trace_ids.get(place, "") if trace_ids else ""
+            made.append(TemplatedFlow(shape, ports[party], times[place], url, status, latency, number, trace_id))
         self._uuids.taken = number
         return made
 
@@ -240,13 +270,19 @@ def cut(enricher: Enricher, uuids: str, party: FlowContext, policy_verdict: Poli
         return None
     there = Ports(source_port=_PORT, destination_port=conn.destination_port)
     back = Ports(source_port=conn.destination_port, destination_port=_PORT)
-    first = _pieces(asked, there, *_of_request(method, _URL, protocol), _IN_ASKED)
-    second = _pieces(
-        answered, back, *_of_response(method, _URL, protocol, _STATUS, _LATENCY, _MILLISECONDS), _IN_ANSWERED
-    )
-    if not first or not second:
+    of_request = _of_request(method, _URL, protocol)
+    of_response = _of_response(method, _URL, protocol, _STATUS, _LATENCY, _MILLISECONDS)
+    first = _pieces(asked, there, *of_request, _IN_ASKED)
+    second = _pieces(answered, back, *of_response, _IN_ANSWERED)
+    first_traced = _pieces(asked, there, *of_request, _IN_ASKED_TRACED, _TRACE)
+    second_traced = _pieces(answered, back, *of_response, _IN_ANSWERED_TRACED, _TRACE)
+    if not (first and second and first_traced and second_traced):
         return None
-    return FlowTemplate(first, second, asked, answered, conn.destination_port, method, protocol)
+    before, after = first_traced[_ASKED_TRACE : _ASKED_TRACE + 2]
+    earlier, later = second_traced[_ANSWERED_TRACE : _ANSWERED_TRACE + 2]
+    return FlowTemplate(
+        first, second, (before, after), (earlier, later), asked, answered, conn.destination_port, method, protocol
+    )
 
 
 def _of_request(method: str, url: str, protocol: str) -> tuple[Layer7, str]:
@@ -264,15 +300,23 @@ def _of_response(
     return layer7, f"{protocol} {status} {milliseconds}ms ({method} {url})"
 
 
-def _filled(model: Flow, time: str, number: str, ports: Ports, l7: Layer7, summary: str) -> Flow:
+def _filled(model: Flow, time: str, number: str, ports: Ports, l7: Layer7, summary: str, trace_id: str) -> Flow:
     return msgspec.structs.replace(
-        model, time=time, uuid=model.uuid + number, l4=Layer4(tcp=ports), l7=l7, summary=summary
+        model,
+        time=time,
+        uuid=model.uuid + number,
+        l4=Layer4(tcp=ports),
+        l7=l7,
+        trace_context=trace_context(trace_id),
+        summary=summary,
     )
 
 
-def _pieces(flow: Flow, ports: Ports, l7: Layer7, summary: str, marks: tuple[str, ...]) -> tuple[str, ...]:
+def _pieces(
+    flow: Flow, ports: Ports, l7: Layer7, summary: str, marks: tuple[str, ...], trace_id: str = ""
+) -> tuple[str, ...]:
     """The line of `flow` cut at the placeholders; empty when another field, such as a label, contains one."""
-    rest = _filled(flow, _TIME, _UUID, ports, l7, summary).line().decode()
+    rest = _filled(flow, _TIME, _UUID, ports, l7, summary, trace_id).line().decode()
     if any(rest.count(mark) != marks.count(mark) for mark in marks):
         return ()
     pieces = []

@@ -41,7 +41,7 @@ class AccessLog:
         self._options = options
         self._direction = direction
 
-    def request(self, asked: Request, policy_verdict: PolicyVerdict, protocol: str) -> HttpRequest:
+    def request(self, asked: Request, policy_verdict: PolicyVerdict, protocol: str, trace_id: str = "") -> HttpRequest:
         """Headers are recorded as forwarded (Cilium semantics)."""
         rewrite = asked.rewrite
         record = HttpRequest(
@@ -52,6 +52,8 @@ class AccessLog:
             self._url(asked),
             protocol,
             self._shown(asked.headers, rewrite) if self._options.flow_headers else (),
+            (),
+            trace_id,
         )
         if rewrite is None:
             return record
@@ -74,6 +76,7 @@ class AccessLog:
             status,
             max(0, now - asked.time_ns),  # the wall clock may have been set back
             self._shown(head.headers) if head is not None and self._options.flow_headers else (),
+            asked.trace_id,
         )
 
     def malformed(self, status: int, reason: str, protocol: str = HTTP1[1]) -> Malformed:

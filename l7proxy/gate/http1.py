@@ -30,7 +30,7 @@ from l7proxy.model.http import Request
 from l7proxy.model.policy_verdict import Conn, PolicyVerdict
 from l7proxy.model.verdict import Direction, Verdict
 from l7proxy.policy.combine import revoked
-from l7proxy.wire import http1_fast, http1_strict, rewrite
+from l7proxy.wire import http1_fast, http1_strict, rewrite, trace_id
 from l7proxy.wire.body import ENDLESS, Body, body
 from l7proxy.wire.head import CHUNKED, MAX_HEAD, RequestHead
 from l7proxy.wire.lines import HeadLines
@@ -329,7 +329,7 @@ class HttpGate:
     def _begin(self, head: RequestHead, actions: list[Action]) -> None:
         request = Request(head.method, head.path, head.host, head)
         policy_verdict = self._judge(request)
-        record = self._log.request(request, policy_verdict, HTTP1[head.minor])
+        record = self._log.request(request, policy_verdict, HTTP1[head.minor], trace_id.of_head(head.raw))
         actions.append(Emit(record))
         reader = body(head.framing, request.judged() if head.framing == CHUNKED else ())
         exchange = self._exchange = Exchange(head, request, record, reader, self._responses)

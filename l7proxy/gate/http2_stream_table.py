@@ -28,7 +28,7 @@ from l7proxy.model.policy_verdict import PolicyVerdict
 from l7proxy.model.verdict import Verdict
 from l7proxy.policy.combine import revoked
 from l7proxy.wire import http2_frames as frames
-from l7proxy.wire import http2_head
+from l7proxy.wire import http2_head, trace_id
 from l7proxy.wire.head import Header
 from l7proxy.wire.http2_fields import FieldBlock
 from l7proxy.wire.http2_frames import END_STREAM, MAX_STREAM, PREFACE, Code, Http2Error, Setting, code_name
@@ -164,7 +164,7 @@ class StreamTable:
     def _begin(self, number: int, head: http2_head.RequestHead, block: FieldBlock, end: bool) -> None:
         request = Request(head.method, head.path, head.host, head.headers)
         policy_verdict = self._judge(request)
-        record = self.log.request(request, policy_verdict, HTTP2)
+        record = self.log.request(request, policy_verdict, HTTP2, trace_id.of_headers(head.headers))
         self.actions.append(Emit(record))
         stream = self._stream(number, end)
         stream.head, stream.record, stream.grpc = head, record, head.grpc

@@ -29,8 +29,10 @@ REMEMBERED: Final = 1024
 """Templates whose fixed bytes an encoder keeps."""
 WINDOW: Final = 1024
 """Encoded events that an encoder keeps for its other users: they read the same events at nearly the same time."""
-_VARYING: Final[Mapping[str, Any]] = {"time": "", "uuid": "", "l4": None, "l7": None, "summary": ""}
-_VARYING_NAMES: Final = ("time", "uuid", "l4", "l7", "Summary")
+_VARYING: Final[Mapping[str, Any]] = {
+    "time": "", "uuid": "", "l4": None, "l7": None, "trace_context": None, "summary": "",
+}  # fmt: skip
+_VARYING_NAMES: Final = ("time", "uuid", "l4", "l7", "trace_context", "Summary")
 
 
 def _tag(message: Any, name: str, kind: int = wire.LENGTH_DELIMITED) -> str:
@@ -43,12 +45,15 @@ _TIME: Final = _tag(flow_pb2.Flow, "time")
 _UUID: Final = _tag(flow_pb2.Flow, "uuid")
 _L4: Final = _tag(flow_pb2.Flow, "l4")
 _L7: Final = _tag(flow_pb2.Flow, "l7")
+_TRACE_CONTEXT: Final = _tag(flow_pb2.Flow, "trace_context")
 _SUMMARY: Final = _tag(flow_pb2.Flow, "Summary")
 _TCP: Final = _tag(flow_pb2.Layer4, "TCP")
 _LATENCY: Final = _tag(flow_pb2.Layer7, "latency_ns", wire.VARINT)
 _HTTP: Final = _tag(flow_pb2.Layer7, "http")
 _CODE: Final = _tag(flow_pb2.HTTP, "code", wire.VARINT)
 _URL: Final = _tag(flow_pb2.HTTP, "url")
+_PARENT: Final = _tag(flow_pb2.TraceContext, "parent")
+_TRACE_ID: Final = _tag(flow_pb2.TraceParent, "trace_id")
 _LENGTHS: Final = tuple(wire.varint(number).decode("latin-1") for number in range(4096))
 
 
@@ -168,13 +173,15 @@ class _Prepared:
 
     def varying(self, event: TemplatedFlow, moment: str, wanted: list[bool]) -> str:
         """The fields that `TemplatedFlow.varying` has. Hot."""
-        time, uuid, l4, l7, summary = wanted
+        time, uuid, l4, l7, trace_context, summary = wanted
         made = f"{_TIME}{_length(len(moment))}{moment}" if time else ""
         if uuid:
             text = f"{self._uuid}{event.number}"
             made = f"{made}{_UUID}{_length(len(text))}{text}"
         if l4:
             made += self._ports.get(event.port) or remember(self._ports, event.port, self._l4(event), REMEMBERED)
+        if trace_context and event.trace_id:
+            made += _traced(event.trace_id)
         url, protocol = event.url, self._protocol
         if self._answer:
             status, latency = event.status, event.latency_ns
@@ -203,6 +210,12 @@ class _Prepared:
         ports = flow_pb2.TCP(source_port=source, destination_port=destination).SerializeToString().decode("latin-1")
         tcp = f"{_TCP}{_length(len(ports))}{ports}"
         return f"{_L4}{_length(len(tcp))}{tcp}"
+
+
+def _traced(trace_id: str) -> str:
+    parent = f"{_TRACE_ID}{_length(len(trace_id))}{trace_id}"
+    context = f"{_PARENT}{_length(len(parent))}{parent}"
+    return f"{_TRACE_CONTEXT}{_length(len(context))}{context}"
 
 
 def _writer(mask: masks.Mask) -> wire.Writer:

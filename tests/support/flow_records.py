@@ -12,7 +12,7 @@ from l7proxy.model.verdict import Direction, DropReason, Verdict
 RULES = st.none() | st.builds(RuleRef, st.just("CNP"), st.sampled_from(["", "ns"]), st.sampled_from(["a", 'b"']))
 POLICY_VERDICTS = st.builds(
     PolicyVerdict,
-    st.sampled_from([Verdict.FORWARDED, Verdict.DROPPED, Verdict.ERROR, Verdict.AUDIT]),
+    st.sampled_from(list(Verdict)),
     st.sampled_from(Direction),
     RULES,
     RULES,
@@ -50,12 +50,18 @@ URLS = (
 )
 PROTOCOLS = st.sampled_from(["HTTP/1.1", "HTTP/2", ""])
 HEADERS = st.sampled_from([(), (("x-id", "1"),), (("x-id", '"'), ("secret", "s"))])
+TRACE_IDS = st.sampled_from(["", "4bf92f3577b34da6a3ce929d0e0e4736"])
 RECORDS = st.one_of(
-    st.builds(HttpRequest, TIMES, CONNS, POLICY_VERDICTS, METHODS, URLS, PROTOCOLS, HEADERS),
+    st.builds(HttpRequest, TIMES, CONNS, POLICY_VERDICTS, METHODS, URLS, PROTOCOLS, HEADERS,
+        st.just(()), TRACE_IDS,
+    ),
     st.builds(
         HttpResponse, TIMES, CONNS, POLICY_VERDICTS, METHODS, URLS, PROTOCOLS,
-        st.sampled_from([0, 101, 200, 403, 599]), st.integers(0, 10**10) | st.just(-1), HEADERS,
+        st.sampled_from([0, 101, 200, 403, 599]), st.integers(0, 10**10) | st.just(-1), HEADERS, TRACE_IDS,
     ),
-    st.builds(Connection, TIMES, CONNS, POLICY_VERDICTS),
+    st.builds(
+        Connection, TIMES, CONNS, POLICY_VERDICTS, st.sampled_from([2, 0, 0x1FF]), st.integers(0, 255),
+        st.integers(0, 255), st.sampled_from([0, 7]),
+    ),
     st.builds(Malformed, TIMES, CONNS, POLICY_VERDICTS, st.sampled_from([0, 400])),
 )  # fmt: skip

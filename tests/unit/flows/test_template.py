@@ -16,7 +16,7 @@ from l7proxy.flows.batch import FlowContext, Flows
 from l7proxy.flows.enrich import Enricher
 from l7proxy.flows.flow import Flow
 from l7proxy.flows.pack import pack
-from l7proxy.flows.records import HttpRequest, Record
+from l7proxy.flows.records import HttpRequest, HttpResponse, Record
 from l7proxy.flows.template import TemplateCache, TemplatedFlow, Uuids
 from l7proxy.model.endpoint import NamedPod, Workload
 from l7proxy.model.policy_verdict import Conn, PolicyVerdict
@@ -149,6 +149,18 @@ def test_methods_that_a_client_makes_up_make_no_shapes(method: str) -> None:
     )
     assert [type(item) for item in made] == [Flow]
     assert json.loads(made[0].line())["flow"]["l7"]["http"]["method"] == method
+
+
+def test_traced_requests_take_the_quick_way_too() -> None:
+    records: list[Record] = [
+        HttpRequest(1, CONN, ALLOWED, "GET", "http://a/", "HTTP/1.1", trace_id="a" * 32),
+        HttpResponse(1, CONN, ALLOWED, "GET", "http://a/", "HTTP/1.1", 200, 7, trace_id="a" * 32),
+        HttpRequest(1, CONN, ALLOWED, "GET", "http://a/", "HTTP/1.1"),
+    ]
+    made = TemplateCache(enricher(), Uuids()).items(pack(records))
+    assert all(isinstance(one, TemplatedFlow) for one in made)
+    contexts = [json.loads(one.line())["flow"].get("trace_context") for one in made]
+    assert contexts == [{"parent": {"trace_id": "a" * 32}}] * 2 + [None]
 
 
 def test_queries_that_may_be_told_take_the_quick_way_too() -> None:

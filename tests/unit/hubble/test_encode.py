@@ -16,7 +16,7 @@ from l7proxy.flows.enrich import Enricher
 from l7proxy.flows.event import Event, Lost
 from l7proxy.flows.flow import IP, Flow, Policy
 from l7proxy.flows.pack import pack
-from l7proxy.flows.records import HttpRequest, HttpResponse, Record
+from l7proxy.flows.records import Connection, HttpRequest, HttpResponse, Record
 from l7proxy.flows.template import TemplateCache, TemplatedFlow, Uuids
 from l7proxy.hubble import mask
 from l7proxy.hubble.api.observer import observer_pb2
@@ -73,13 +73,26 @@ def test_a_client_reads_what_the_exporter_writes(records: list[Record]) -> None:
             assert sent(event) == wanted
 
 
+@settings(max_examples=60, deadline=None)
+@given(RECORDS.filter(lambda record: isinstance(record, Connection)))
+def test_a_client_reads_both_events_of_a_packet_as_the_exporter_writes_them(record: Connection) -> None:
+    enricher = Enricher(
+        Book(), node="n1", cluster="kind", node_labels=("a=b",), proxy_port=15001, interface=lambda index: "eth0"
+    )
+    for flow in enricher.packet(record):
+        assert sent(flow)["flow"] == exported(flow)["flow"]
+
+
 def test_flows_of_one_template_share_their_fixed_bytes_and_nothing_else() -> None:
     records: list[Record] = [
         one
-        for number in range(1, 4)
+        for number in range(1, 6)
+        for traced in (f"{number:032x}" if number % 2 else "",)
         for one in (
-            HttpRequest(number, CONN, ALLOWED, "GET", f"http://a/{number}", "HTTP/1.1"),
-            HttpResponse(number, CONN, ALLOWED, "GET", f"http://a/{number}", "HTTP/1.1", 200, number * 10**6),
+            HttpRequest(number, CONN, ALLOWED, "GET", f"http://a/{number}", "HTTP/1.1", trace_id=traced),
+            HttpResponse(
+                number, CONN, ALLOWED, "GET", f"http://a/{number}", "HTTP/1.1", 200, number * 10**6, trace_id=traced
+            ),
         )
     ]
     made = events(records)
@@ -127,10 +140,19 @@ def test_a_mask_keeps_its_fields_and_the_time_and_node_of_the_response(event: Ev
 
 
 @pytest.mark.parametrize(
-    "paths", [["uuid"], ["l7"], ["l7.http.url"], ["l4.TCP.source_port", "time"], ["Summary", "source"]]
+    "paths",
+    [
+        ["uuid"],
+        ["l7"],
+        ["trace_context"],
+        ["trace_context.parent.trace_id"],
+        ["l7.http.url"],
+        ["l4.TCP.source_port", "time"],
+        ["Summary", "source"],
+    ],
 )
 def test_a_mask_of_varying_fields_is_the_same_for_templates(paths: list[str]) -> None:
-    (event,) = events([HttpResponse(5, CONN, ALLOWED, "GET", "http://a/", "HTTP/1.1", 200, 7)])
+    (event,) = events([HttpResponse(5, CONN, ALLOWED, "GET", "http://a/", "HTTP/1.1", 200, 7, trace_id="a" * 32)])
     assert isinstance(event, TemplatedFlow)
     assert sent(event, *paths) == sent(event.flow(), *paths)
 

@@ -10,7 +10,7 @@ import msgspec
 
 from l7proxy.link.messages import PROTOCOL_VERSION, FromAgent, FromWorker
 
-VERSION, DIGEST = 6, "d245c0d59f0a915a"
+VERSION, DIGEST = 6, "e2d6117971d817e8"
 
 
 def without_texts(schema: Any) -> Any:
