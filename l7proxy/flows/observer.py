@@ -76,7 +76,8 @@ async def batches(ring: Ring, asked: Request) -> AsyncGenerator[list[Event], Non
     end = ring.end
     reader = Reader(ring, start=await _start(ring, asked))
     sent = 0
-    while asked.follow or reader.position < end:
+    ended = False
+    while not ended and (asked.follow or reader.position < end):
         limit_of_batch = asked.batch if asked.follow else min(asked.batch, end - reader.position)
         batch = await reader.next_batch(limit_of_batch) if asked.follow else reader.batch(limit_of_batch)
         found, ended = _wanted(batch, asked, limit - sent if limit else 0)
@@ -84,9 +85,10 @@ async def batches(ring: Ring, asked: Request) -> AsyncGenerator[list[Event], Non
             yield found
         if limit:
             sent += sum(not event.lost for event in found)
-        if ended or (limit and sent == limit):
-            return
+        ended = ended or bool(limit and sent == limit)
         await asyncio.sleep(0)
+    if rest := reader.rest():
+        yield rest
 
 
 def _wanted(batch: list[Event], asked: Request, limit: int) -> tuple[list[Event], bool]:

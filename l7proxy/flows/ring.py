@@ -7,11 +7,13 @@ their number instead. Lives in one event loop; blocking readers (files, terminal
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from typing import Final, cast
 
 from l7proxy.errors import ConfigError
-from l7proxy.flows.event import Event, Lost
+from l7proxy.flows.event import Event, Losses
 
 DEFAULT_CAPACITY: Final = 4095
 LARGEST_CAPACITY: Final = 65535
@@ -19,6 +21,8 @@ OVERTAKEN: Final = "HUBBLE_RING_BUFFER"
 NOT_DELIVERED: Final = "OBSERVER_EVENTS_QUEUE"
 RATE_LIMITED: Final = "PERF_EVENT_RING_BUFFER"
 """Hubble's source for events that the kernel had but the agent did not get: here, those over the rate limit."""
+LOSSES_EVERY: Final = 1.0
+"""Seconds between two lost events of one source, and of one reader: what is lost in between is summed."""
 BATCH: Final = 256
 """Events that a reader gets at once; between two batches the event loop runs other tasks."""
 
@@ -26,7 +30,13 @@ BATCH: Final = 256
 class Ring:
     """Holds the newest `capacity` events: 2ⁿ-1 with n from 1 to 16, as in Hubble."""
 
-    def __init__(self, capacity: int = DEFAULT_CAPACITY, *, node_name: str = "") -> None:
+    def __init__(
+        self,
+        capacity: int = DEFAULT_CAPACITY,
+        *,
+        node_name: str = "",
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         if not 1 <= capacity <= LARGEST_CAPACITY or capacity & (capacity + 1):
             raise ConfigError(
                 f"flow buffer capacity {capacity}: must be a power of two minus one, from 1 to {LARGEST_CAPACITY}"
@@ -40,6 +50,9 @@ class Ring:
         self._slots: list[Event | None] = [None] * (capacity + 1)
         self._written = 0
         self._arrival = asyncio.Event()
+        self.clock = clock
+        self._losses: dict[str, Losses] = {}
+        self._timer: asyncio.TimerHandle | None = None
 
     def __len__(self) -> int:
         return self._written - self.oldest
@@ -75,7 +88,25 @@ class Ring:
         """Report flows lost before the ring. `source` is one of Hubble's LostEventSource."""
         if count > 0:
             self.lost += count
-            self._put(Lost(count, source, time_ns, self.node_name))
+            losses = self._losses.get(source)
+            if losses is None:
+                losses = Losses(source, self.node_name, every=LOSSES_EVERY, clock=self.clock)
+                self._losses[source] = losses
+            losses.add(count, time_ns)
+            self._tell_losses()
+
+    def _tell_losses(self) -> None:
+        """Put those whose time has come, and look again when that of the others has."""
+        for losses in self._losses.values():
+            if lost := losses.take():
+                self._put(lost)
+        waits = [losses.due for losses in self._losses.values() if losses.pending]
+        if waits and self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(min(waits), self._later)
+
+    def _later(self) -> None:
+        self._timer = None
+        self._tell_losses()
 
     def _put(self, event: Event) -> None:
         self._slots[self._written & self.capacity] = event
@@ -119,6 +150,7 @@ class Reader:
         self._next = ring.end if start is None else start
         self.lost = 0
         """Events that the writer overwrote before they were read."""
+        self._losses = Losses(OVERTAKEN, ring.node_name, every=LOSSES_EVERY, clock=ring.clock)
 
     @property
     def position(self) -> int:
@@ -126,24 +158,37 @@ class Reader:
         return self._next
 
     def batch(self, limit: int = BATCH) -> list[Event]:
-        """The new events, oldest first, at most `limit`; preceded by the number of lost events, if any."""
+        """The new events, oldest first, at most `limit`; preceded by the number of lost events, at most once a second.
+        After the last batch, `rest` has those not told yet."""
         ring = self._ring
-        found: list[Event] = []
         if self._next < ring.oldest:
-            found.append(self._overtaken())
+            self._overtaken()
         last = min(self._next + limit, ring.end)
-        found += ring.between(self._next, last)
+        found = ring.between(self._next, last)
         self._next = last
+        if self._losses.pending and (lost := self._losses.take()):
+            found.insert(0, lost)
         return found
 
+    def rest(self) -> list[Event]:
+        """The lost events that were held back."""
+        lost = self._losses.take(last=True)
+        return [lost] if lost else []
+
     async def next_batch(self, limit: int = BATCH) -> list[Event]:
-        await self._ring.more(self._next)
+        """May be empty of flows: lost events are told in time even when no flow follows."""
+        if not self._losses.pending:
+            await self._ring.more(self._next)
+        else:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(self._losses.due):
+                    await self._ring.more(self._next)
         return self.batch(limit)
 
-    def _overtaken(self) -> Lost:
+    def _overtaken(self) -> None:
         ring = self._ring
         count = ring.oldest - self._next
         ring.lost += count
         self.lost += count
         self._next = ring.oldest
-        return Lost(count, OVERTAKEN, ring.at(ring.oldest).time_ns, ring.node_name)
+        self._losses.add(count, ring.at(ring.oldest).time_ns)

@@ -235,9 +235,12 @@ def _moment(time_ns: int) -> str:
 
 
 def _lost(event: Event, node_name: str) -> bytes:
-    source = event.source if isinstance(event, Lost) else "UNKNOWN_LOST_EVENT_SOURCE"
-    time = {"seconds": event.time_ns // timestamp.SECOND, "nanos": event.time_ns % timestamp.SECOND}
-    lost = {"source": source, "num_events_lost": event.lost, "first": time, "last": time}
+    source, first_ns = "UNKNOWN_LOST_EVENT_SOURCE", event.time_ns
+    if isinstance(event, Lost):
+        source, first_ns = event.source, event.first_ns or event.time_ns
+    times = (first_ns, event.time_ns)
+    first, time = ({"seconds": ns // timestamp.SECOND, "nanos": ns % timestamp.SECOND} for ns in times)
+    lost = {"source": source, "num_events_lost": event.lost, "first": first, "last": time}
     response: Any = {"lost_events": lost, "node_name": node_name, "time": time}
     return observer_pb2.GetFlowsResponse(**response).SerializeToString()
 

@@ -61,7 +61,8 @@ class Feed:
                     await asyncio.shield(loop.run_in_executor(thread, self._consume, batch))
             finally:
                 self._sink.hurry()
-                await loop.run_in_executor(thread, self._close, self._reader.batch(self._ring.capacity))
+                last = [*self._reader.batch(self._ring.capacity), *self._reader.rest()]
+                await loop.run_in_executor(thread, self._close, last)
 
     def _consume(self, events: Sequence[Event]) -> None:
         before, error = self._sink.lost, None

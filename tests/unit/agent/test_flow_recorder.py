@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from itertools import count
 from typing import Any
 
 import pytest
@@ -159,7 +160,7 @@ def test_a_packet_that_could_not_be_parsed_is_told_all_the_same() -> None:
 
 
 def test_records_and_losses_reach_the_ring() -> None:
-    ring = Ring(15)
+    ring = Ring(15, clock=count().__next__)
     recorder = Recorder(ring, node="n1")
     request = HttpRequest(
         1,
@@ -230,7 +231,7 @@ def test_the_interface_of_a_packet_has_a_name() -> None:
 
 
 def test_what_the_kernel_did_not_tell_is_lost_once() -> None:
-    ring = Ring(15)
+    ring = Ring(15, clock=count().__next__)
     recorder = Recorder(ring, node="n1")
     flood, other = (Suppressed(source, LogEvent.NONE, LogDirection.INGRESS, 1) for source in (CLIENT, OTHER))
     for counts in ({}, {flood: 10}, {flood: 10}, {flood: 9}, {flood: 12, other: 1}):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 
 import pytest
 from hypothesis import given
@@ -34,7 +35,7 @@ def test_other_capacities_are_refused(capacity: int) -> None:
     capacity=st.sampled_from([1, 3, 7, 15]),
 )
 def test_every_event_is_read_once_in_order_or_counted_as_lost(steps: list[int | str], capacity: int) -> None:
-    ring = Ring(capacity)
+    ring = Ring(capacity, clock=itertools.count().__next__)  # a second and more passes between two looks
     reader = Reader(ring)
     written, got, missed = 0, list[int](), 0
     for step in [*steps, "read"]:
@@ -81,6 +82,53 @@ def test_what_was_lost_before_the_ring_is_an_event_of_its_own() -> None:
     assert numbers(items) == [0, 1]
     assert items[2] == Lost(7, "OBSERVER_EVENTS_QUEUE", 5 * SECOND, "node")
     assert (ring.seen, ring.lost) == (2, 7)
+
+
+def test_a_reader_is_told_of_losses_once_a_second_with_their_sum() -> None:
+    now = [0.0]
+    ring = Ring(3, node_name="node", clock=lambda: now[0])
+    reader = Reader(ring)
+    told = []
+    for second in range(1, 7):
+        now[0] += 0.4
+        for _ in range(5):
+            ring.append(flow(second))
+        told += [item for item in reader.batch() if isinstance(item, Lost)]
+    assert [one.lost for one in told] == [2, 6], "at once, then what came in the second that followed"
+    assert (told[1].first_ns, told[1].time_ns) == (2 * SECOND, 4 * SECOND)
+    (rest,) = reader.rest()
+    assert (rest.lost, reader.lost, ring.lost) == (4, 12, 12) and reader.rest() == []
+
+
+async def test_a_reader_is_told_of_losses_even_when_no_flow_follows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("l7proxy.flows.ring.LOSSES_EVERY", 0.05)
+    ring = Ring(3)
+    reader = Reader(ring)
+    lost = 0
+    async with asyncio.timeout(20):
+        for _ in range(2):
+            for _ in range(10):
+                ring.append(flow(1))
+            lost += sum(item.lost for item in reader.batch())
+        while lost < 14:
+            lost += sum(item.lost for item in await reader.next_batch())
+
+
+async def test_what_is_lost_before_the_ring_is_told_once_a_second(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("l7proxy.flows.ring.LOSSES_EVERY", 0.05)
+    ring = Ring(1023)
+    reader = Reader(ring)
+    for number in range(1, 101):
+        ring.append_lost(1, time_ns=number)
+        ring.append_lost(2, time_ns=number, source="PERF_EVENT_RING_BUFFER")
+    assert ring.lost == 300 and len(ring) < 10, "a storm of losses does not push flows out of the ring"
+    told: dict[str, int] = {}
+    async with asyncio.timeout(20):
+        while sum(told.values()) < 300:
+            for item in await reader.next_batch():
+                assert isinstance(item, Lost)
+                told[item.source] = told.get(item.source, 0) + item.lost
+    assert told == {"OBSERVER_EVENTS_QUEUE": 100, "PERF_EVENT_RING_BUFFER": 200}
 
 
 async def test_readers_wait_until_something_comes() -> None:
