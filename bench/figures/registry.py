@@ -11,6 +11,7 @@ from bench.figures import (
     cold_compile,
     connections,
     direct,
+    flows,
     grpc_unary,
     hostile,
     keep_alive,
@@ -38,5 +39,6 @@ FIGURES: Final[tuple[Figure, ...]] = (
     pod_start.FIGURE,
     scale.FIGURE,
     cold_compile.FIGURE,
+    flows.FIGURE,
     hostile.FIGURE,
 )
