@@ -164,6 +164,16 @@ class Settings(WorkerSettings, frozen=True, kw_only=True, forbid_unknown_fields=
         str,
         About("File with more flow logs, as Hubble's dynamic exporter has it (`flowLogs`), read again on change."),
     ] = ""
+    flow_otlp_endpoint: Annotated[
+        str,
+        About("Collector that gets flows as OpenTelemetry logs (OTLP over HTTP): https://HOST:4318; empty: none."),
+    ] = ""
+    flow_otlp_headers_file: Annotated[
+        str, About("File with headers for flow-otlp-endpoint, as `authorization: Bearer …`; needs https.")
+    ] = ""
+    flow_otlp_ca_file: Annotated[
+        str, About("PEM certificates that sign the collector's; empty: those of the system.")
+    ] = ""
     shadow_policies: Annotated[
         str,
         About("Directory of policies that are judged on the node's flows, and never enforced; empty: none."),

@@ -34,6 +34,16 @@ class SinkSettings(Protocol):
     def flow_log_fields(self) -> tuple[str, ...]: ...
     @property
     def flow_log_sampling(self) -> int: ...
+    @property
+    def flow_otlp_endpoint(self) -> str: ...
+    @property
+    def flow_otlp_headers_file(self) -> str: ...
+    @property
+    def flow_otlp_ca_file(self) -> str: ...
+    @property
+    def node(self) -> str: ...
+    @property
+    def cluster(self) -> str: ...
 
 
 def make(settings: SinkSettings) -> dict[str, Sink]:
@@ -70,5 +80,19 @@ def _lines(settings: SinkSettings) -> Sink | None:
     )
 
 
-SINKS: Final[Mapping[str, Callable[[SinkSettings], Sink | None]]] = {"flow log": _flow_log}
+def _otlp(settings: SinkSettings) -> Sink | None:
+    if not settings.flow_otlp_endpoint:
+        return None
+    from l7proxy.flows.sinks.otlp import Otlp  # here: most agents need no HTTP client
+
+    return Otlp(
+        settings.flow_otlp_endpoint,
+        headers_file=settings.flow_otlp_headers_file,
+        ca_file=settings.flow_otlp_ca_file,
+        node=settings.node,
+        cluster=settings.cluster,
+    )
+
+
+SINKS: Final[Mapping[str, Callable[[SinkSettings], Sink | None]]] = {"flow log": _flow_log, "OTLP": _otlp}
 """By the name that `status` shows. A maker returns None when its settings ask for no such sink."""
