@@ -14,7 +14,7 @@ from __future__ import annotations
 import logging
 import socket
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Final
 
 import msgspec
@@ -22,7 +22,8 @@ import msgspec
 from l7proxy.agent.dataplane.reconciler import Published
 from l7proxy.cluster.names import Names
 from l7proxy.flows.batch import Flows
-from l7proxy.flows.enrich import Enricher
+from l7proxy.flows.enrich import DROP_EVENTS, VERDICT_EVENT, Enricher
+from l7proxy.flows.flow import IP, Endpoint, Flow
 from l7proxy.flows.records import Connection
 from l7proxy.flows.ring import NOT_DELIVERED, RATE_LIMITED, Ring
 from l7proxy.flows.template import TemplateCache, Uuids
@@ -147,6 +148,9 @@ class Recorder:
         self._suppressed = 0
         self.not_reported: Mapping[Suppressed, int] = {}
         """Packets since the start for which the kernel's rate limits suppressed the event."""
+        self.on_suppressed: Callable[[Flow, int], None] = lambda flow, times: None
+        """Called with what is known of such packets, and how many more there are: metrics count them, too."""
+        self._counted: dict[Suppressed, int] = {}
 
     def published(self, published: Published) -> None:
         """Use the names and rules of this revision from now on."""
@@ -178,6 +182,27 @@ class Recorder:
             self._missed(total - self._suppressed, RATE_LIMITED)
             self._suppressed = total
         self.not_reported = counts
+        for one, count in counts.items():
+            before = self._counted.get(one, 0)
+            if count > before:
+                self.on_suppressed(self._flow_of(one), count - before)
+        self._counted = {one: max(count, self._counted.get(one, 0)) for one, count in counts.items()}
+
+    def _flow_of(self, suppressed: Suppressed) -> Flow:
+        """A flow without what is not known of the packets: destination, protocol and ports."""
+        passed = PASSED.get(suppressed.kind)
+        reason = DropReason.UNKNOWN if passed is not None else REASONS[suppressed.kind][0]
+        pod = self._names.pod(suppressed.source)
+        return Flow(
+            verdict=(Verdict.DROPPED if passed is None else passed).name,
+            drop_reason=reason,
+            drop_reason_desc=reason.name if reason else "",
+            type="L3_L4",
+            ip=IP(source=suppressed.source) if pod else None,
+            source=Endpoint(namespace=pod.namespace, pod_name=pod.name) if pod else None,
+            event_type=VERDICT_EVENT if passed is not None else DROP_EVENTS[reason],
+            traffic_direction=DIRECTIONS[suppressed.way].name,
+        )
 
     def packets(self, events: Iterable[NflogEvent], lost_so_far: int = 0) -> None:
         """Append kernel events. `lost_so_far`: events since the start that the kernel could not deliver."""

@@ -123,6 +123,7 @@ async def _serve(configuration: Configuration, source: Source) -> None:
     sinks: dict[str, Sink] = registry.make(settings)
     if scraper and scraper.flows:
         sinks["metrics"] = scraper.flows
+        recorder.on_suppressed = scraper.flows.add
     shadow = ShadowSink(settings) if settings.shadow_policies else None
     if shadow:
         sinks["shadow"] = shadow

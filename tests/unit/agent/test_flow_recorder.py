@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from itertools import count
 from typing import Any
@@ -16,6 +17,8 @@ from l7proxy.flows.pack import pack
 from l7proxy.flows.records import HttpRequest
 from l7proxy.flows.ring import Ring
 from l7proxy.flows.template import TemplatedFlow
+from l7proxy.metrics import options
+from l7proxy.metrics.sink import FlowMetrics
 from l7proxy.model.policy_verdict import Conn, PolicyVerdict
 from l7proxy.model.ref import RuleRef
 from l7proxy.model.verdict import Action, Direction, DropReason, Verdict
@@ -160,7 +163,7 @@ def test_a_packet_that_could_not_be_parsed_is_told_all_the_same() -> None:
 
 
 def test_records_and_losses_reach_the_ring() -> None:
-    ring = Ring(15, clock=count().__next__)
+    ring = Ring(15, clock=itertools.count().__next__)
     recorder = Recorder(ring, node="n1")
     request = HttpRequest(
         1,
@@ -231,7 +234,7 @@ def test_the_interface_of_a_packet_has_a_name() -> None:
 
 
 def test_what_the_kernel_did_not_tell_is_lost_once() -> None:
-    ring = Ring(15, clock=count().__next__)
+    ring = Ring(15, clock=itertools.count().__next__)
     recorder = Recorder(ring, node="n1")
     flood, other = (Suppressed(source, LogEvent.NONE, LogDirection.INGRESS, 1) for source in (CLIENT, OTHER))
     for counts in ({}, {flood: 10}, {flood: 10}, {flood: 9}, {flood: 12, other: 1}):
@@ -239,3 +242,18 @@ def test_what_the_kernel_did_not_tell_is_lost_once() -> None:
     assert ring.lost == 13
     assert recorder.not_reported == {flood: 12, other: 1}
     assert [event.lost for event in map(ring.at, range(ring.end)) if event.lost] == [10, 3]
+
+
+def test_metrics_count_what_the_kernel_did_not_tell_exactly() -> None:
+    recorder = Recorder(Ring(15, clock=itertools.count().__next__), node="n1")
+    metrics = FlowMetrics(options.parse("drop flow"), limit=100)
+    recorder.on_suppressed = metrics.add
+    flood = Suppressed(CLIENT, LogEvent.NONE, LogDirection.INGRESS, 1)
+    passed = Suppressed(OTHER, LogEvent.ALLOW, LogDirection.EGRESS, 1)
+    for counts in ({flood: 90_000}, {flood: 89_000, passed: 4}, {flood: 100_000, passed: 5}):
+        recorder.suppressed(counts)
+    families = {family.name: family.samples for family in metrics.collect()}
+    (dropped,) = families["hubble_drop"]
+    assert dropped.value == 100_000 and dropped.labels["reason"] == "POLICY_DENIED"
+    found = {sample.labels["verdict"]: sample.value for sample in families["hubble_flows_processed"]}
+    assert found == {"DROPPED": 100_000, "FORWARDED": 5}
