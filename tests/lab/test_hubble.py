@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -29,9 +30,21 @@ def lab() -> Iterator[Cluster]:
         found.run("down")
 
 
+def urls(path: Path) -> list[str]:
+    """Of the flows of a log, as far as they have one."""
+    lines = path.read_text().splitlines() if path.exists() else []
+    found = [json.loads(line)["flow"] for line in lines]
+    return [flow["l7"]["http"]["url"] for flow in found if "l7" in flow]
+
+
 def test_a_follower_of_refusals_sees_each_and_no_other_flow(lab: Cluster, tmp_path: Path) -> None:
     path = tmp_path / "hubble.sock"  # a unix socket is reached from every network namespace
-    process = started(lab.name, "--hubble-socket-path", f"{path}")
+    logs, refused, all_flows = tmp_path / "flowlogs.yaml", tmp_path / "refused.jsonl", tmp_path / "all.jsonl"
+    logs.write_text(
+        f"flowLogs:\n- {{name: refused, filePath: {refused}, includeFilters: [{{verdict: [DROPPED]}}], "
+        f"fieldMask: [l7.http.url]}}\n- {{name: all, filePath: {all_flows}}}\n"
+    )
+    process = started(lab.name, "--hubble-socket-path", f"{path}", "--flow-logs-config", f"{logs}")
     try:
         until(lambda: agents.not_enforced(Lab(lab.name), "node-1") is None, "not enforced")
         with grpc.insecure_channel(f"unix:{path}") as channel:
@@ -47,8 +60,13 @@ def test_a_follower_of_refusals_sees_each_and_no_other_flow(lab: Cluster, tmp_pa
                 assert flow.l7.http.url == f"http://backend/admin/{number}"
                 assert (flow.source.pod_name, flow.destination.pod_name) == ("frontend", "backend")
                 assert flow.drop_reason_desc == flow_pb2.POLICY_DENIED
+                rotated = tmp_path / f"refused.{number}"
+                until(lambda: len(urls(refused)) == 1, "the refusal is not logged")
+                assert urls(refused) == [url]
+                refused.rename(rotated)  # as logrotate's `create` does
             call.cancel()
     finally:
         process.terminate()
         _, log = process.communicate(timeout=60)
     assert not path.exists(), log
+    assert sum("/admin/" in one for one in urls(all_flows)) == 6, "three requests and their responses"
