@@ -205,8 +205,8 @@ class Enricher:
             source_service=self._service(conn),
             traffic_direction=_direction(policy_verdict),
             trace_context=trace_context(record.trace_id),
-            ingress_allowed_by=() if refused else self._named(policy_verdict.ingress),
-            egress_allowed_by=() if refused else self._named(policy_verdict.egress),
+            ingress_allowed_by=() if refused else self._named(policy_verdict, Direction.INGRESS),
+            egress_allowed_by=() if refused else self._named(policy_verdict, Direction.EGRESS),
             policy_log=(policy_verdict.reason,) if policy_verdict.reason and not refused else (),
             summary=summary,
         )
@@ -290,18 +290,26 @@ class Enricher:
         )
 
     def _allowed(self, policy_verdict: PolicyVerdict, direction: Direction) -> tuple[Policy, ...]:
-        return () if _refuses(policy_verdict, direction) else self._named(_ref(policy_verdict, direction))
+        return () if _refuses(policy_verdict, direction) else self._named(policy_verdict, direction)
 
     def _denied(self, policy_verdict: PolicyVerdict, direction: Direction) -> tuple[Policy, ...]:
-        return self._named(_ref(policy_verdict, direction)) if _refuses(policy_verdict, direction) else ()
+        return self._named(policy_verdict, direction) if _refuses(policy_verdict, direction) else ()
 
-    def _named(self, ref: RuleRef | None) -> tuple[Policy, ...]:
+    def _named(self, policy_verdict: PolicyVerdict, direction: Direction) -> tuple[Policy, ...]:
+        """The rule that decided in this direction, then others with the same result."""
+        if direction is Direction.INGRESS:
+            ref, also = policy_verdict.ingress, policy_verdict.ingress_also
+        else:
+            ref, also = policy_verdict.egress, policy_verdict.egress_also
         if ref is None:
             return ()
+        return (self._policy(ref), *map(self._policy, also)) if also else (self._policy(ref),)
+
+    def _policy(self, ref: RuleRef) -> Policy:
         policy = self._policies.get(ref)
         if policy is None:
             policy = self._policies[ref] = _policy(ref, self._revision)
-        return (policy,)
+        return policy
 
     def _interface(self, index: int) -> NetworkInterface | None:
         if not index:
@@ -370,10 +378,6 @@ def _refuses(policy_verdict: PolicyVerdict, direction: Direction) -> bool:
         Verdict.FORWARDED,
         Verdict.REDIRECTED,
     )
-
-
-def _ref(policy_verdict: PolicyVerdict, direction: Direction) -> RuleRef | None:
-    return policy_verdict.ingress if direction is Direction.INGRESS else policy_verdict.egress
 
 
 def _policy(ref: RuleRef, revision: str) -> Policy:

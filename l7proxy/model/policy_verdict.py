@@ -30,7 +30,8 @@ class PolicyVerdict(msgspec.Struct, frozen=True, gc=False, array_like=True):
     `ingress` and `egress` name the rules that allowed (or, for the deciding direction, denied); None where no policy
     applies. `reason` is for people and set on every denial. `match_type` is Hubble's policy_match_type of the deciding
     L3/L4 rule: 1 L3-Only, 2 L3-L4, 3 L4-Only, 4 all, 5 L3-Proto, 6 Proto-Only; 0 none or unknown. `log` are the texts
-    that the policies of the deciding rules add to the flow (Cilium's `log.value`).
+    that the policies of the deciding rules add to the flow (Cilium's `log.value`). `ingress_also` and `egress_also`
+    name some other rules with the same result: more that allow or deny, or the other policies that deny by default.
     """
 
     verdict: Verdict
@@ -41,3 +42,5 @@ class PolicyVerdict(msgspec.Struct, frozen=True, gc=False, array_like=True):
     reason: str = ""
     match_type: int = 0
     log: tuple[str, ...] = ()
+    ingress_also: tuple[RuleRef, ...] = ()
+    egress_also: tuple[RuleRef, ...] = ()

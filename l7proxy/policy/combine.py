@@ -18,6 +18,9 @@ from l7proxy.model.verdict import Direction, Verdict
 from l7proxy.policy.decide import Decision, PortPolicy, mixed
 
 DROPPED: Final = Verdict.DROPPED
+MOST_ALSO: Final = 15
+"""Rules that a verdict names beside the deciding one: a pod may be selected by thousands of policies, and clients of
+flows read lines of at most 64 KiB."""
 REMEMBERED: Final = 16384
 """Cached verdicts, about 400 bytes each. Thousands of rules make thousands of verdicts, and denials have many
 reasons."""
@@ -89,9 +92,9 @@ def combine(egress: Decision | None, ingress: Decision | None) -> PolicyVerdict:
     is REDIRECTED instead, because each request gets its own verdict.
     """
     if egress is not None and egress.verdict is Verdict.DROPPED:
-        return _refused(egress, Direction.EGRESS, ingress=_allower(ingress), egress=egress.ref)
+        return _refused(egress, Direction.EGRESS, other=ingress)
     if ingress is not None and ingress.verdict is Verdict.DROPPED:
-        return _refused(ingress, Direction.INGRESS, ingress=ingress.ref, egress=_allower(egress))
+        return _refused(ingress, Direction.INGRESS, other=egress)
     verdicts = {each.verdict for each in (egress, ingress) if each is not None}
     if Verdict.AUDIT in verdicts and Verdict.REDIRECTED not in verdicts:
         return _audited(egress, ingress)
@@ -103,6 +106,8 @@ def combine(egress: Decision | None, ingress: Decision | None) -> PolicyVerdict:
         _allower(egress),
         match_type=deciding.match_type if deciding is not None else 0,
         log=tuple(dict.fromkeys(word for each in (egress, ingress) if each is not None for word in each.log)),
+        ingress_also=_also(ingress),
+        egress_also=_also(egress),
     )
 
 
@@ -114,27 +119,38 @@ def revoked(policy_verdict: PolicyVerdict) -> PolicyVerdict:
 def _audited(egress: Decision | None, ingress: Decision | None) -> PolicyVerdict:
     """Like a denial, but with verdict AUDIT."""
     if egress is not None and egress.verdict is Verdict.AUDIT:
-        return _refused(egress, Direction.EGRESS, ingress=_allower(ingress), egress=egress.ref)
+        return _refused(egress, Direction.EGRESS, other=ingress)
     assert ingress is not None, "one of the two is AUDIT"
-    return _refused(ingress, Direction.INGRESS, ingress=ingress.ref, egress=_allower(egress))
+    return _refused(ingress, Direction.INGRESS, other=egress)
 
 
-def _refused(
-    decision: Decision, direction: Direction, *, ingress: RuleRef | None, egress: RuleRef | None
-) -> PolicyVerdict:
+def _refused(decision: Decision, direction: Direction, *, other: Decision | None) -> PolicyVerdict:
+    """`other`: the decision of the other direction."""
+    is_ingress = direction is Direction.INGRESS
+    allower, also, allowers = _allower(other), decision.also[:MOST_ALSO], _also(other)
     return PolicyVerdict(
         decision.verdict,
         direction,
-        ingress,
-        egress,
+        decision.ref if is_ingress else allower,
+        allower if is_ingress else decision.ref,
         decision.drop_reason,
         decision.reason,
         match_type=decision.match_type,
         log=decision.log,
+        ingress_also=also if is_ingress else allowers,
+        egress_also=allowers if is_ingress else also,
     )
 
 
 def _allower(decision: Decision | None) -> RuleRef | None:
     """The rule that allowed; None when the decision is a denial or AUDIT."""
-    passed = decision is not None and decision.verdict not in (Verdict.DROPPED, Verdict.AUDIT)
-    return decision.ref if decision is not None and passed else None
+    return decision.ref if decision is not None and _allows(decision) else None
+
+
+def _also(decision: Decision | None) -> tuple[RuleRef, ...]:
+    """The other rules that allowed."""
+    return decision.also[:MOST_ALSO] if decision is not None and _allows(decision) else ()
+
+
+def _allows(decision: Decision) -> bool:
+    return decision.verdict not in (Verdict.DROPPED, Verdict.AUDIT)

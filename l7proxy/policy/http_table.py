@@ -39,13 +39,14 @@ class HttpTable:
     Compiled on first use or by `make_ready`: evaluating connections alone does not need it.
     """
 
-    __slots__ = ("_allowed", "_compiled", "_final", "_refusals", "_seen", "rules")
+    __slots__ = ("_allowed", "_compiled", "_final", "_policies", "_refusals", "_seen", "rules")
 
     def __init__(self, rules: tuple[HttpRule, ...]) -> None:
         self.rules = rules
         self._compiled: HttpMatcher | None = None
         self._allowed: tuple[Decision, ...] = ()
         self._final = False
+        self._policies: tuple[RuleRef, ...] = ()
         self._seen: dict[tuple[bytes, bytes], Decision | int] = {}
         self._refusals: dict[tuple[int, str], Decision] = {}
 
@@ -61,6 +62,7 @@ class HttpTable:
             self._allowed = tuple(
                 Decision(Verdict.FORWARDED, rule.ref, log=(rule.log,) if rule.log else ()) for rule in self.rules
             )
+            self._policies = tuple(dict.fromkeys(_policy(rule.ref) for rule in self.rules))
             self._final = matcher.by_line_only
             self._compiled = matcher  # last: another thread may be reading
         return self._compiled
@@ -114,9 +116,16 @@ class HttpTable:
         decision = self._refusals.get(key)
         if decision is None:
             reason = f"no rule matched; nearest: {policy_name(rule.ref)} rule {rule.number}, {came_of_it}"
-            decision = Decision(Verdict.DROPPED, rule.ref, reason, DropReason.POLICY_DENIED)
+            named = _policy(rule.ref)
+            also = tuple(policy for policy in self._policies if policy != named)  # none of their rules matched either
+            decision = Decision(Verdict.DROPPED, rule.ref, reason, DropReason.POLICY_DENIED, also)
             remember(self._refusals, key, decision, REMEMBERED)
         return decision
+
+
+def _policy(ref: RuleRef) -> RuleRef:
+    """The policy that a rule is in."""
+    return RuleRef(ref.kind, ref.namespace, ref.name)
 
 
 Rules = tuple[HttpRule, ...]

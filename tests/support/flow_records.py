@@ -18,6 +18,8 @@ POLICY_VERDICTS = st.builds(
     RULES,
     st.sampled_from(DropReason),
     st.sampled_from(["", "no rule matched", "é\n"]),
+    ingress_also=st.sampled_from([(), (RuleRef("NetworkPolicy", "ns", "more"),)]),
+    egress_also=st.sampled_from([(), (RuleRef("CCNP", "", "x"), RuleRef("CCNP", "", "y"))]),
 )
 CONNS = st.builds(
     Conn,

@@ -312,6 +312,18 @@ def test_a_refused_packet_has_a_policy_verdict_and_a_drop_with_the_reason() -> N
     assert judged["uuid"] != dropped["uuid"]
 
 
+def test_all_rules_with_the_same_result_are_named_the_deciding_one_first() -> None:
+    more = RuleRef("NetworkPolicy", "default", "more")
+    both = msgspec.structs.replace(DENIED, ingress_also=(more,), egress_also=(RULE, more))
+    for record in (request(both), Connection(TIME, CONN, both), Malformed(TIME, CONN, both, 400)):
+        flow = flow_of(record)
+        assert [policy.name for policy in flow.ingress_denied_by] == ["l7-policy", "more"]
+        assert [policy.name for policy in flow.egress_allowed_by] == ["egress-policy", "l7-policy", "more"]
+        assert not flow.egress_denied_by and not flow.ingress_allowed_by
+    answered = flow_of(response(msgspec.structs.replace(ALLOWED, ingress_also=(more,))))
+    assert [policy.name for policy in answered.ingress_allowed_by] == ["l7-policy", "more"]
+
+
 def test_every_flow_has_the_labels_of_its_node() -> None:
     labels = ("disk=ssd", "zone=a")
     for record in (request(), response(), Connection(TIME, CONN, ALLOWED), Malformed(TIME, CONN, DENIED, 400)):

@@ -10,7 +10,7 @@ import msgspec
 
 from l7proxy.link.messages import PROTOCOL_VERSION, FromAgent, FromWorker
 
-VERSION, DIGEST = 6, "e2d6117971d817e8"
+VERSION, DIGEST = 6, "d4c53672e5cb5689"
 
 
 def without_texts(schema: Any) -> Any:
