@@ -482,3 +482,28 @@ def test_a_response_record_tells_how_long_it_took(talk: Talk) -> None:
     assert isinstance(response, HttpResponse)
     assert (response.latency_ns, response.time_ns - request.time_ns) == (1000, 1000)
     assert response.policy_verdict is ALLOWED
+
+
+TRACE_ID = "4bf92f3577b34da6a3ce929d0e0e4736"
+
+
+@pytest.mark.parametrize(
+    ("line", "trace_id"),
+    [
+        (f"traceparent: 00-{TRACE_ID}-00f067aa0ba902b7-01", TRACE_ID),
+        (f"b3: {TRACE_ID}-00f067aa0ba902b7-1", TRACE_ID),
+        ("traceparent: 00-nonsense-01", ""),
+        ("x: y", ""),
+    ],
+)
+def test_the_trace_of_a_request_is_in_both_records_and_its_header_is_forwarded(
+    talk: Talk, line: str, trace_id: str
+) -> None:
+    asked = f"GET /a HTTP/1.1\r\nHost: h\r\n{line}\r\n\r\n".encode()
+    talk.client(asked)
+    talk.server(OK)
+    talk.expect(server=asked, client=OK, records=(PASSED, ANSWERED))
+    assert [record.trace_id for record in talk.records if isinstance(record, HttpRequest | HttpResponse)] == [
+        trace_id,
+        trace_id,
+    ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from l7proxy.flows.records import HttpRequest
+from l7proxy.flows.records import HttpRequest, HttpResponse
 from l7proxy.gate.actions import Phase
 from l7proxy.gate.http1 import HttpGate
 from l7proxy.gate.http2 import Http2Gate
@@ -438,3 +438,11 @@ def test_half_a_preface_is_a_request_head_that_takes_too_long() -> None:
     assert talk.gate.waiting_for is Phase.HEAD
     talk.timed_out()
     talk.expect_refusal(408, "timed out waiting for the request head")
+
+
+def test_the_trace_of_a_request_is_in_both_records(http2: Conversation) -> None:
+    trace_id = "4bf92f3577b34da6a3ce929d0e0e4736"
+    http2.get(1, line("/a", "GET", ("traceparent", f"00-{trace_id}-00f067aa0ba902b7-01")))
+    http2.answer(1)
+    records = [record for record in http2.records if isinstance(record, HttpRequest | HttpResponse)]
+    assert [record.trace_id for record in records] == [trace_id, trace_id]

@@ -10,7 +10,7 @@ import msgspec
 
 from l7proxy.link.messages import PROTOCOL_VERSION, FromAgent, FromWorker
 
-VERSION, DIGEST = 6, "d4c53672e5cb5689"
+VERSION, DIGEST = 6, "9f634bae24fc3ed2"
 
 
 def without_texts(schema: Any) -> Any:
@@ -21,7 +21,7 @@ def without_texts(schema: Any) -> Any:
             for key, value in schema.items()
             if not (key == "description" and isinstance(value, str))
         }
-    return [without_texts(one) for one in schema] if isinstance(schema, list) else schema
+    return [without_texts(one) for one in schema] if isinstance(schema, list | tuple) else schema
 
 
 def digest(*messages: Any) -> str:
