@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -44,13 +45,14 @@ def programs() -> Path:
 
 
 @contextmanager
-def running(lab: str, node: str, *command: str) -> Iterator[None]:
+def running(lab: str, node: str, *command: str, end: signal.Signals = signal.SIGTERM) -> Iterator[None]:
+    """`end`: how it is ended. Relay does not end by SIGTERM while it has connections."""
     argv = Cluster.argv("exec", "--name", lab, f"node/{node}", "--", *command)
     with subprocess.Popen(argv, stdin=subprocess.DEVNULL, cwd=ROOT) as process:
         try:
             yield
         finally:
-            process.terminate()
+            process.send_signal(end)
 
 
 def agent(lab: Lab, node: str, tls: Path) -> list[str]:
@@ -86,7 +88,9 @@ def cli(programs: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hu
         for node in NODES:
             stack.enter_context(running(lab.name, node, *agent(here, node, directory)))
         (address,) = json.loads(lab.run("status", "-o", "json").stdout)["nodes"][0]["addresses"]
-        stack.enter_context(running(lab.name, NODES[0], *relay(programs / "hubble-relay", address, directory)))
+        stack.enter_context(
+            running(lab.name, NODES[0], *relay(programs / "hubble-relay", address, directory), end=signal.SIGKILL)
+        )
         within = Cluster.argv("exec", "--name", lab.name, f"node/{NODES[0]}", "--")
         found = HubbleCli(programs / "hubble", ("--server", "127.0.0.1:4245"), within)
         for node in NODES:
