@@ -1,8 +1,9 @@
 """`make image`: the image of l7proxy as an OCI archive, from Debian packages and wheels, without an image registry.
 
-Two layers: Debian with what the proxy calls (Python, nft, iptables, ipset, ip), and l7proxy with its dependencies. The
-hot modules are compiled in a Debian of the same release that is thrown away; no compiler is in the image. What does not
-change between runs is kept in the cache, by what it was made from. Runs as root on Debian or Ubuntu.
+Three layers: Debian with what the proxy calls (Python, nft, iptables, ipset, ip), l7proxy with its dependencies, and
+a bill of materials of both, which is also written beside the archive. The hot modules are compiled in a Debian of the
+same release that is thrown away; no compiler is in the image. What does not change between runs is kept in the cache,
+by what it was made from. Runs as root on Debian or Ubuntu.
 """
 
 from __future__ import annotations
@@ -21,15 +22,20 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
+from deploy.image import sbom
 from deploy.image.oci import write_archive, write_layer
 from deploy.image.requirements import BUILD, ROOT, RUNTIME, download
 
 SUITE: Final = "bookworm"
+DISTRIBUTION: Final = "debian-12"
 PACKAGES: Final = ("python3-minimal", "libpython3-stdlib", "nftables", "iptables", "ipset", "iproute2")
 """ca-certificates is not among them: the only TLS peer is the API server, whose CA comes with the service account."""
 BUILD_PACKAGES: Final = ("python3-dev", "python3-pip", "gcc", "libc6-dev")
-NOT_NEEDED: Final = ("doc", "man", "locale", "info", "lintian", "bug")
-"""Directories of /usr/share."""
+NOT_NEEDED: Final = (
+    *(f"/usr/share/{name}/*" for name in ("doc", "man", "locale", "info", "lintian", "bug")),
+    "/usr/lib/*/gconv/*",
+)
+"""gconv: character sets of iconv, which nothing here calls."""
 PURGED: Final = (
     "apt",
     "libapt-pkg6.0",
@@ -61,6 +67,7 @@ CLEAN: Final = rf"""
 set -eu
 chroot "$1" dpkg --purge --force-depends --force-remove-essential {" ".join(PURGED)} >"$1/tmp/purged" 2>&1 ||
   {{ cat "$1/tmp/purged"; exit 1; }}
+rm -rf "$1"/usr/lib/python3.11/test "$1"/usr/lib/python3.11/pydoc_data
 chroot "$1" python3 -m compileall -q -f --invalidation-mode unchecked-hash /usr/lib/python3.11
 cd "$1"
 rm -rf var/lib/apt/lists var/cache/* var/log/* tmp/* run/* etc/machine-id etc/resolv.conf etc/hostname
@@ -84,11 +91,16 @@ if [ "$2" = compiled ]; then
   cp -r l7proxy/_compiled /build/out/"$1"/l7proxy
 fi
 cd /build/out/"$1"
+(cd kubernetes && rm -r client/api aio/client/api &&
+  find client/models aio/client/models -name '*.py' ! -name __init__.py -delete)
 find . -name '*.so' -exec strip --strip-unneeded {} +
 find . -name __pycache__ -prune -exec rm -rf {} +
 find . -name direct_url.json -delete
-python3 -m compileall -q -x /client/models/ --invalidation-mode unchecked-hash -s /build/out .
+python3 -m compileall -q --invalidation-mode unchecked-hash -s /build/out .
+PYTHONDONTWRITEBYTECODE=1 PYTHONPATH="/build/out/$1" python3 -c 'import l7proxy.agent.run, l7proxy.cli.main'
 """
+"""Of the Kubernetes client, only transport and credentials are used: the classes of its typed API are 90 MB."""
+SBOM: Final = "usr/share/sbom/l7proxy.cdx.json"
 
 
 def main() -> None:
@@ -104,7 +116,13 @@ def main() -> None:
     began = time.monotonic()
     given.out.parent.mkdir(parents=True, exist_ok=True)
     layers = [debian("image", PACKAGES, CLEAN), l7proxy_layer("pure" if given.pure else "compiled")]
-    digest = write_archive(given.out, given.name, layers, config())
+    materials = sbom.of_layers(layers, given.name, DISTRIBUTION)
+    given.out.with_name(f"{given.out.name.partition('.')[0]}.cdx.json").write_text(materials)
+    with tempfile.TemporaryDirectory() as scratch:
+        file = Path(scratch, SBOM)
+        file.parent.mkdir(parents=True)
+        file.write_text(materials)
+        digest = write_archive(given.out, given.name, [*layers, Path(scratch)], config())
     sizes = ", ".join(f"{one.stat().st_size / 1e6:.1f} MB ({_packed(one) / 1e6:.1f} MB gzip)" for one in layers)
     print(f"{given.out}: {given.name}, layers {sizes}, {digest}, {time.monotonic() - began:.0f} s")
 
@@ -135,7 +153,7 @@ def debian(name: str, packages: Sequence[str], clean: str) -> Path:
     with tempfile.TemporaryDirectory(dir=cache()) as scratch:
         tar, hook = Path(scratch, "root.tar"), Path(scratch, "clean.sh")
         hook.write_text(clean)
-        without = [f"--dpkgopt=path-exclude=/usr/share/{one}/*" for one in NOT_NEEDED]
+        without = [f"--dpkgopt=path-exclude={one}" for one in NOT_NEEDED]
         command = [
             "mmdebstrap",
             "--quiet",
