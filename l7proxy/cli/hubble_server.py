@@ -54,7 +54,10 @@ def flags() -> Iterator[inspect.Parameter]:
 
 def _flag(name: str, kind: Any, text: str, *short: str) -> inspect.Parameter:
     variable = f"HUBBLE_{name.upper().replace('-', '_')}"
-    option = typer.Option(f"--{name}", *short, help=text, envvar=variable, show_envvar=False, show_default=False)
+    word = None if kind is bool else "FILE" if "file" in name else "VALUE"
+    option = typer.Option(
+        f"--{name}", *short, help=text, metavar=word, envvar=variable, show_envvar=False, show_default=False
+    )
     return flag(name, kind, option)
 
 

@@ -13,7 +13,9 @@ import subprocess
 from pathlib import Path
 
 import pytest
+import typer
 
+from l7proxy.cli.main import app
 from tests.support.random_flows import responses
 from tests.unit.cli.conftest import Run
 
@@ -58,6 +60,13 @@ def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
     if not hubble():
         pytest.skip("no hubble command: set HUBBLE_CLI to its path")
     return written(tmp_path_factory.mktemp("flows") / "flows.jsonl", SEED + 1, MANY)
+
+
+def test_each_flag_of_hubble_is_known_also_in_its_short_form() -> None:
+    command = typer.main.get_command(app)
+    assert isinstance(command, typer.core.TyperGroup)
+    known = {name for one in command.commands["observe"].params for name in one.opts}
+    assert set((PRINTED.parent / "hubble_flags.txt").read_text().split()) - known == set()
 
 
 @pytest.mark.parametrize("form", FORMS)
