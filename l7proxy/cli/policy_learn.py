@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from l7proxy.agent import client
-from l7proxy.cli import agent_socket, observe
+from l7proxy.cli import agent_socket, flow_time
 from l7proxy.cli.agent_socket import RunDir, Server
 from l7proxy.cli.terminal import plain
 from l7proxy.errors import ConfigError
@@ -106,7 +106,7 @@ def learn(
         raise ConfigError("--follow cannot be combined with --flows")
     options = traffic.Options(
         namespaces=frozenset(namespace or ()),
-        since_ns=observe.moment(since, option="since") if since else 0,
+        since_ns=flow_time.moment(since, option="since") if since else 0,
         min_count=min_count,
         include_dropped=include_dropped,
         cidr=cidr,

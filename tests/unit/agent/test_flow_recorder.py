@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import time
-from itertools import count
 from typing import Any
 
 import pytest
