@@ -13,7 +13,7 @@ WALL = {"time.time", "time.time_ns", "time.localtime", "time.gmtime", "datetime.
 USES = {
     "l7proxy/agent/cluster_status/clock.py": "times of conditions, Events and Leases, which nothing here reads",
     "l7proxy/agent/flow_recorder.py": "times of flows",
-    "l7proxy/cli/observe.py": "`--since 5m`, by the times of flows",
+    "l7proxy/cli/flow_time.py": "`--since 5m`, by the times of flows",
     "l7proxy/flows/sinks/jsonl.py": "names of files",
     "l7proxy/hubble/status.py": "the rate of flows and the last hour's namespaces, by the times of flows",
     "l7proxy/proxy/worker.py": "times of records: half of the `Clock` of a gate, whose other half limits",
