@@ -10,6 +10,7 @@ from collections.abc import Callable
 import pytest
 from scapy.layers.inet import UDP
 
+from l7proxy.flows.hubble_constants import EventType
 from tests.attacks.labs import AttackLab, Pod
 from tests.attacks.packets import ethernet, internet
 
@@ -39,8 +40,11 @@ def datagrams(pod: Pod, family: int, target: str) -> tuple[socket.socket, Callab
 
 
 def told(lab: AttackLab, since: int, source: str, target: str) -> int:
+    """Packets with a drop flow; those that a policy refused also have a policy verdict."""
     return sum(
-        flow["verdict"] == "DROPPED" and flow["IP"]["source"] == source and flow["IP"]["destination"] == target
+        flow["event_type"]["type"] == EventType.DROP
+        and flow["IP"]["source"] == source
+        and flow["IP"]["destination"] == target
         for flow in lab.flows("node-1", since)
     )
 
