@@ -19,8 +19,10 @@ from l7proxy.model.cache import remember
 
 Keep: TypeAlias = Callable[[Event], bool]
 """Lost events are always kept: who reads the rest must know that it is incomplete."""
-VARYING: Final = frozenset({"uuid", "source_port", "destination_port", "http_status_code", "http_path", "http_url"})
-"""Fields of a filter whose answer differs among the flows of one template: by uuid, l4, status and URL."""
+VARYING: Final = frozenset(
+    {"uuid", "source_port", "destination_port", "http_status_code", "http_path", "http_url", "trace_id"}
+)
+"""Fields of a filter whose answer differs among the flows of one template: by uuid, l4, status, URL and trace id."""
 REMEMBERED: Final = 1024
 """Templates whose answers one filter keeps."""
 

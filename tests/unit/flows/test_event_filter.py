@@ -93,6 +93,16 @@ def test_flows_of_one_template_differ_in_the_varying_fields_alone() -> None:
     assert differing <= {"time", "uuid", "l4", "l7", "summary"}
 
 
+def test_a_trace_id_is_asked_of_each_flow() -> None:
+    """Flows of one template have trace ids, or none."""
+    conn, verdict = Conn("10.0.0.10", 40000, "10.0.0.20", 80, 1, 2), PolicyVerdict(Verdict.FORWARDED, Direction.INGRESS)
+    ids = ["", "4bf92f3577b34da6a3ce929d0e0e4736", "", "0af7651916cd43dd8448eb211c80319c"]
+    made = events([HttpRequest(1, conn, verdict, "GET", "http://a/", "HTTP/1.1", (), (), one) for one in ids])
+    assert all(isinstance(event, TemplatedFlow) for event in made)
+    keep = event_filter.build({"whitelist": [{"trace_id": [ids[1]]}]})
+    assert [keep(event) for event in made] == [False, True, False, False]
+
+
 def test_lost_events_pass_every_filter() -> None:
     assert event_filter.build({"blacklist": [{}]})(Lost(3, "HUBBLE_RING_BUFFER", 1))
     assert event_filter.build({}) is event_filter.everything is event_filter.build(None)
