@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
 import ssl
 import threading
 from collections.abc import Callable, Coroutine, Iterator, Mapping
@@ -57,6 +58,12 @@ class Trouble:
     hang: bool = False
     reason: str = ""
     message: str = "a test's trouble"
+
+
+async def _turns() -> None:
+    """Let the loop do what it has begun: to accept a connection takes three turns, to close one takes one."""
+    for _ in range(10):
+        await asyncio.sleep(0)
 
 
 class KubeApi:
@@ -176,16 +183,19 @@ class KubeApi:
         app.router.add_route("*", "/{path:.*}", self._answer)
         self._runner = web.AppRunner(app, access_log=None, handler_cancellation=True, shutdown_timeout=0.1)
         await self._runner.setup()
-        site = web.TCPSite(self._runner, "127.0.0.1", self._port, reuse_address=True, ssl_context=self.tls)
-        await site.start()
-        self._port = self._runner.addresses[0][1]
+        self._listener = socket.create_server(("127.0.0.1", self._port))
+        await web.SockSite(self._runner, self._listener, ssl_context=self.tls).start()
+        self._port = self._listener.getsockname()[1]
 
     async def _stop(self) -> None:
         if self._runner is not None:
             assert self._runner.server is not None
+            self._loop.remove_reader(self._listener)  # asyncio leaks what it is accepting when the port is closed
+            await _turns()
             for protocol in self._runner.server.connections:
                 if protocol.transport is not None:
                     protocol.transport.abort()
+            await _turns()  # aborted transports close their sockets
             await self._runner.cleanup()
             self._runner = None
 

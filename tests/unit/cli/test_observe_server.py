@@ -17,6 +17,7 @@ from l7proxy.agent.hubble import Hubble
 from l7proxy.flows.flow import IP, Endpoint, Flow, Layer4, Ports
 from l7proxy.flows.ring import Ring
 from l7proxy.setting_definitions import Settings
+from tests.support.grpc_loop import ONE_LOOP
 from tests.support.rings import flow, ring_of
 from tests.unit.cli.conftest import Agent, Run
 from tests.unit.hubble.authority import NAME, Authority
@@ -58,6 +59,7 @@ async def uuids(run: Run, server: str, *flags: str) -> list[str]:
     return [json.loads(line)["flow"]["uuid"] for line in found.stdout.splitlines()]
 
 
+@ONE_LOOP
 async def test_flows_are_selected_and_filtered_by_the_server(run: Run, tmp_path: Path) -> None:
     async with serving(ring_of(30, capacity=63), tmp_path) as server:
         assert await uuids(run, server) == [str(number) for number in range(10, 30)], "the last 20"
@@ -71,6 +73,7 @@ async def test_flows_are_selected_and_filtered_by_the_server(run: Run, tmp_path:
         assert await uuids(run, server, "--allowlist", '{"uuid":["7"]}') == ["7"]
 
 
+@ONE_LOOP
 async def test_what_is_printed_is_asked_for(run: Run, tmp_path: Path) -> None:
     ring = ring_of(0)
     ring.append(DENIED)
@@ -84,6 +87,7 @@ async def test_what_is_printed_is_asked_for(run: Run, tmp_path: Path) -> None:
         assert json.loads(few.stdout)["flow"] == {"uuid": "denied", "source": {"labels": ["k8s:app=client"]}}
 
 
+@ONE_LOOP
 async def test_what_the_server_refuses_is_told_in_its_words(run: Run, tmp_path: Path) -> None:
     async with serving(ring_of(1), tmp_path) as server:
         found = await observed(run, "--server", server, "--cel-expression", "true")
@@ -91,6 +95,7 @@ async def test_what_the_server_refuses_is_told_in_its_words(run: Run, tmp_path: 
         assert found.stderr == "error: error compiling CEL expression: CEL filters are not supported\n"
 
 
+@ONE_LOOP
 async def test_following_shows_flows_as_they_come(tmp_path: Path) -> None:
     ring = ring_of(3)
     async with serving(ring, tmp_path) as server:
@@ -109,6 +114,7 @@ async def test_following_shows_flows_as_they_come(tmp_path: Path) -> None:
         assert (process.returncode, errors) == (130, b"")
 
 
+@ONE_LOOP
 async def test_mutual_tls(run: Run, tmp_path: Path) -> None:
     settings = Authority(tmp_path).settings()
     address = settings.hubble_listen_address

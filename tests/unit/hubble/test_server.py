@@ -27,8 +27,11 @@ from l7proxy.hubble.api.observer import observer_pb2
 from l7proxy.hubble.api.peer import peer_pb2
 from l7proxy.model.resources import Node
 from l7proxy.setting_definitions import Settings
+from tests.support.grpc_loop import ONE_LOOP
 from tests.support.rings import SECOND, flow, ring_of
 from tests.unit.hubble.authority import Authority
+
+pytestmark = ONE_LOOP
 
 OBSERVER = "/observer.Observer/"
 
@@ -231,7 +234,7 @@ async def test_status_nodes_and_namespaces(tmp_path: Path) -> None:
             assert (await fault(client.stream(OBSERVER + method, asked)))[0] is grpc.StatusCode.UNIMPLEMENTED
 
 
-def test_the_rate_of_a_ring_that_covers_less_than_a_minute() -> None:
+async def test_the_rate_of_a_ring_that_covers_less_than_a_minute() -> None:
     ring = ring_of(100, capacity=15)  # seconds 85 to 99
     assert status.flows_rate(ring, 100 * SECOND) == pytest.approx(15 / 15)
     assert status.flows_rate(ring, 1000 * SECOND) == 0

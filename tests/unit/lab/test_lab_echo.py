@@ -18,6 +18,7 @@ import pytest
 from l7proxy.errors import ConfigError
 from l7proxy.lab import echo
 from l7proxy.lab.containers import Listener
+from tests.support.grpc_loop import ONE_LOOP
 from tests.support.ports import reserved_port
 
 
@@ -144,6 +145,7 @@ async def test_h2c_tells_what_it_received_and_sends_trailers_when_asked() -> Non
     assert trailers == [("x-echo", "me")]
 
 
+@ONE_LOOP
 async def test_grpc_has_a_method_of_each_kind() -> None:
     async with served("grpc") as port, grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
         call = channel.unary_unary("/echo.Echo/Unary")(b"one")
@@ -160,6 +162,7 @@ async def test_grpc_has_a_method_of_each_kind() -> None:
         assert failed.value.code() is grpc.StatusCode.NOT_FOUND
 
 
+@ONE_LOOP
 async def test_a_grpc_port_that_is_taken_is_an_error() -> None:
     async with served("grpc") as port:
         with pytest.raises(ConfigError, match=f"grpc:{port}"):

@@ -24,6 +24,7 @@ from l7proxy.proxy.server.socket_stream import HIGH_WATER
 from l7proxy.wire import http2_frames as frames
 from l7proxy.wire.http2_fields import FieldBlock, FieldWriter
 from l7proxy.wire.http2_frames import MAX_STREAM, PREFACE, Code
+from tests.support.grpc_loop import ONE_LOOP
 from tests.support.ports import reserved_port
 from tests.unit.proxy.stage import NOTHING, REF, SERVER, Stage, backend, by_http, gets, snapshot, stage
 
@@ -242,6 +243,7 @@ async def test_an_unfinished_head_is_timed_out() -> None:
         assert [type(record) for record in on.records] == [Malformed]
 
 
+@ONE_LOOP
 async def test_grpc_calls_of_all_kinds_and_a_denied_one() -> None:
     big = bytes(range(256)) * 8192
     options = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)]
@@ -264,6 +266,7 @@ async def test_grpc_calls_of_all_kinds_and_a_denied_one() -> None:
         await on.until(lambda: on.kinds().count("q") == on.kinds().count("s") == 305)
 
 
+@ONE_LOOP
 async def test_a_cancelled_call_is_499_and_the_server_hears_of_it() -> None:
     async with echoing("grpc") as server, stage(server, snapshot(CALLS)) as on:
         async with grpc.aio.insecure_channel(f"127.0.0.1:{on.address.port}") as channel:
