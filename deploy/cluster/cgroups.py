@@ -183,7 +183,7 @@ def _membership_and_mounts() -> tuple[str, str]:
 
 
 def _read(path: Path) -> str:
-    """Empty if there is no such file."""
+    """Empty if the file does not exist."""
     with contextlib.suppress(OSError):
         return path.read_text()
     return ""

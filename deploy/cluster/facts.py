@@ -72,7 +72,7 @@ def _facts(cluster: Cluster, to_make: frozenset[str], places: Iterable[Path]) ->
 
 
 def kernel_version(release: str) -> tuple[int, int]:
-    """From the text of uname(2): `6.1.0-18-amd64`. (0, 0) if it is no such text."""
+    """Parses the release of uname(2), such as `6.1.0-18-amd64`; (0, 0) if it has another form."""
     found = re.match(r"(\d+)\.(\d+)", release)
     return (int(found[1]), int(found[2])) if found else (0, 0)
 

@@ -137,7 +137,7 @@ def trials(cluster: Cluster) -> dict[str, Trial]:
         found["br_netfilter"] = Trial(
             "Services between two pods on one bridge",
             "test -e /proc/sys/net/bridge/bridge-nf-call-iptables"
-            " || { echo 'there is no sysctl net.bridge.bridge-nf-call-iptables' >&2; exit 1; }",
+            " || { echo 'sysctl net.bridge.bridge-nf-call-iptables does not exist' >&2; exit 1; }",
             "modprobe br_netfilter (kernel option CONFIG_BRIDGE_NETFILTER); or CNI=ptp, which does not need it",
         )
     if cluster.proxy == "nftables":
