@@ -19,7 +19,7 @@ from l7proxy.flows.sinks import exporters
 from l7proxy.flows.sinks.exporters import Exporter
 from l7proxy.flows.sinks.feed import Feed
 from l7proxy.sources.files.notify import ChangeNotifier
-from l7proxy.sources.files.yaml_lines import Document, read
+from l7proxy.sources.files.yaml_lines import Document, read_filled
 
 log = logging.getLogger(__name__)
 
@@ -112,10 +112,10 @@ async def _ended(task: asyncio.Task[None]) -> None:
 
 
 def _decoded(content: bytes) -> object:
-    parts = [part for part in read(content) if not (isinstance(part, Document) and part.value is None)]
-    if not parts:
+    documents = read_filled(content)
+    if not documents:
         return {}
-    (first, *rest) = parts
+    (first, *rest) = documents
     if not isinstance(first, Document):
         raise first.error
     if rest:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, get_args
 
 import msgspec
 
 from l7proxy.errors import ConfigError
-from l7proxy.flows import flow
+from l7proxy.flows import field_mask, flow
 
 
 def check(paths: Sequence[str]) -> None:
@@ -26,22 +26,11 @@ def _is_message(kind: Any) -> bool:
     return isinstance(kind, type) and issubclass(kind, flow.Message)
 
 
-def applied(response: flow.Response, paths: Sequence[str]) -> flow.Response:
-    """The response's own time and node stay."""
-    if response.flow is None:
-        return response
-    whole = msgspec.to_builtins(response.flow)
-    kept: dict[str, Any] = {}
-    for path in paths:
-        _copy(whole, kept, path.split("."))
-    return msgspec.structs.replace(response, flow=msgspec.convert(kept, flow.Flow))
-
-
-def _copy(whole: Any, kept: dict[str, Any], names: Sequence[str]) -> None:
-    first, *rest = names
-    if first not in whole:
-        return
-    if not rest:
-        kept[first] = whole[first]
-    elif isinstance(whole[first], dict):
-        _copy(whole[first], kept.setdefault(first, {}), rest)
+def applied(answers: Iterable[flow.Response], paths: Sequence[str]) -> Iterator[flow.Response]:
+    """With only these fields of each flow. The response's own time and node stay."""
+    masked = field_mask.build(paths)
+    for answer in answers:
+        if masked is None or answer.flow is None:
+            yield answer
+        else:
+            yield msgspec.structs.replace(answer, flow=masked(answer.flow))

@@ -186,7 +186,7 @@ def _observe(
             hubble_server.chosen(run_dir, server), connection, request, wanted, run_dir, server, every=every
         )
     if paths:
-        answers = (field_mask.applied(answer, paths) for answer in answers)
+        answers = field_mask.applied(answers, paths)
     if form is Output.MERMAID:
         flow_graph.draw((answer.flow for answer in answers if answer.flow), graph)
     else:

@@ -342,11 +342,15 @@ def from_json(text: str | bytes) -> Response:
     Accepts what protobuf's JSON reader accepts: names as in the API or in camelCase, enums by name or number, numbers
     also as text. Unknown fields are ignored: newer servers have more of them.
     """
+    return of_object(decoded(text))
+
+
+def decoded(text: str | bytes) -> Any:
+    """One line of JSON. SourceError."""
     try:
-        found = msgspec.json.decode(text)
+        return msgspec.json.decode(text)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise SourceError(f"not a JSON object: {error}") from error
-    return of_object(found)
 
 
 def of_object(found: Any) -> Response:

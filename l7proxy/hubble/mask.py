@@ -1,7 +1,6 @@
 """Field masks: which fields of a flow a client wants.
 
-A mask is a set of paths, `source.labels` for one. It is applied to the fields of a flow before they are encoded, so
-what is masked costs nothing.
+A mask is a set of paths, `source.labels` for one. `wire.writer` writes only the fields of its mask.
 """
 
 from __future__ import annotations
@@ -43,17 +42,6 @@ def read(paths: Iterable[str]) -> Mask:
     for path in sorted(wanted, key=lambda one: one.count(".")):  # a whole field before its parts
         _add(mask, path.split("."))
     return mask
-
-
-def apply(mask: Mask, fields: Mapping[str, Any]) -> dict[str, Any]:
-    """The wanted ones of `fields`. An empty mask keeps all."""
-    if not mask:
-        return dict(fields)
-    return {name: _inside(mask[name], value) for name, value in fields.items() if name in mask}
-
-
-def _inside(mask: Mask, value: Any) -> Any:
-    return apply(mask, value) if mask and isinstance(value, dict) else value
 
 
 def _add(mask: dict[str, Any], parts: list[str]) -> None:

@@ -89,9 +89,7 @@ class VersionedMap(Mapping[K, V]):
         return Pairs(self)
 
     def __getitem__(self, key: K) -> V:
-        found = self._data.get(key, _NONE)
-        if self._newer is not None:
-            found = next((one._replaced[key] for one in self._successors() if key in one._replaced), found)
+        found = self.get(key, _NONE)
         if found is _NONE:
             raise KeyError(key)
         return cast("V", found)

@@ -24,7 +24,7 @@ from l7proxy.metrics import options as flow_metrics
 from l7proxy.model.verdict import Protocol
 from l7proxy.setting_definitions import DEFINITIONS, Definition, Settings
 from l7proxy.settings.address import host_and_port, listener
-from l7proxy.sources.files.yaml_lines import Document, read
+from l7proxy.sources.files.yaml_lines import Document, read_filled
 
 log = logging.getLogger(__name__)
 
@@ -69,12 +69,11 @@ def load(
 
 def _file(path: Path) -> dict[str, Given]:
     try:
-        parts = read(path.read_bytes())
+        documents = read_filled(path.read_bytes())
     except OSError as error:
         raise ConfigError(f"{path}: cannot read the configuration: {error.strerror}") from error
     except SourceError as error:
         raise ConfigError(f"{path}: {error.message}") from error
-    documents = [part for part in parts if not (isinstance(part, Document) and part.value is None)]
     if not documents:
         return {}
     (first, *rest) = documents

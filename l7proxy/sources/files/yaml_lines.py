@@ -87,6 +87,11 @@ def read(data: bytes, *, as_json: bool = False) -> list[Document | UnparsableDoc
         return [UnparsableDocument(text, 1, error)] if as_json else _read_parts(text)
 
 
+def read_filled(data: bytes) -> list[Document | UnparsableDocument]:
+    """The same without empty documents, of YAML."""
+    return [part for part in read(data) if not (isinstance(part, Document) and part.value is None)]
+
+
 def _read_parts(text: str) -> list[Document | UnparsableDocument]:
     """Parse documents one by one, split at lines that begin with `---`, so that a broken one does not hide others."""
     parts: list[Document | UnparsableDocument] = []

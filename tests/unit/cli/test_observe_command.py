@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from l7proxy.cli import flow_files
+from l7proxy.flows import recorded_lines
 from tests.unit.cli.conftest import Agent, Run
 
 DATA = Path(__file__).parents[2] / "data/flows"
@@ -114,7 +114,7 @@ def test_files_may_be_compressed_and_hold_flows_without_the_exporters_envelope(r
 
 
 def test_a_line_that_is_too_long_is_named_and_passed_over(run: Run) -> None:
-    found = run("observe", "--input-file", "-", stdin="\n".join(["[" * (flow_files.LONGEST + 9), LINES[0]]))
+    found = run("observe", "--input-file", "-", stdin="\n".join(["[" * (recorded_lines.LONGEST + 9), LINES[0]]))
     assert found.stdout.splitlines() == PRINTED[:1]
     assert found.stderr.startswith("warning: -:1: longer than")
 
