@@ -24,6 +24,7 @@ OURS: Final = "l7proxy"
 POLICY_DROPS: Final = frozenset(("", "DROP_REASON_UNKNOWN", "POLICY_DENIED", "POLICY_DENY"))
 DELIVERED: Final = frozenset(("", "TO_ENDPOINT", "TO_STACK", "TO_HOST", "TO_OVERLAY", "TO_NETWORK"))
 """Where Cilium sees a packet after it was judged."""
+WORLDS: Final = frozenset(("world", "world-ipv4", "world-ipv6"))
 CUT: Final = "…"
 """The last character of a URL that was too long to be recorded whole."""
 _AUTHORITY: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://([^/?#]*)(.*)", re.DOTALL)

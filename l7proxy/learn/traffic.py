@@ -14,14 +14,13 @@ from typing import Final
 
 from l7proxy.learn import paths
 from l7proxy.learn.labels import Group, Pairs, group_of, own_labels
-from l7proxy.learn.observation import End, HttpRequest, Observation, Outcome
+from l7proxy.learn.observation import WORLDS, End, HttpRequest, Observation, Outcome
 from l7proxy.model.net import single
 from l7proxy.model.verdict import Direction
 from l7proxy.policy.decision import port_name
 
 ENTITIES: Final = ("host", "kube-apiserver", "remote-node", "health", "init", "ingress", "unmanaged", "world")
 """Entities of Cilium for reserved identities, the first that an end has counts; toward pods. See `_entity`."""
-WORLDS: Final = frozenset(("world", "world-ipv4", "world-ipv6"))
 MAX_COUNTED: Final = 1000
 """Different callers, and different denials, that are kept for comments; the rest are only counted."""
 OTHERS: Final = "others"

@@ -22,8 +22,8 @@ import re2
 from l7proxy.cluster.identity_labels import DEFAULT, METADATA_NAME, Asked
 from l7proxy.cluster.state import ClusterState
 from l7proxy.errors import ConfigError, PeerError
+from l7proxy.learn.observation import WORLDS, HttpRequest, Observation, Outcome, label
 from l7proxy.learn.observation import End as SeenEnd
-from l7proxy.learn.observation import HttpRequest, Observation, Outcome, label
 from l7proxy.model.cache import remember
 from l7proxy.model.http import Request
 from l7proxy.model.identity import Identity
@@ -59,7 +59,6 @@ NODE: Final = "recorded"
 FIRST_RESERVED: Final = 128
 """Identity numbers of combinations of reserved labels: Cilium leaves 128 to 255 to its users."""
 MAX_RESERVED: Final = 100
-WORLDS: Final = frozenset(("world", "world-ipv4", "world-ipv6"))
 ANY_QUERY: Final = b"?l7proxy-unknown-query=1"
 REMEMBERED: Final = 16384
 """Pairs of ends and ports whose policies are kept."""
