@@ -6,6 +6,7 @@ import contextlib
 import fcntl
 import os
 import shutil
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,8 +18,9 @@ def exclusive(directory: Path, mode: int = 0o755) -> Iterator[Path]:
     The holder may remove or rename the directory: who waited for it then makes a new one.
     """
     while True:
-        directory.mkdir(mode=mode, parents=True, exist_ok=True)
-        descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        descriptor = _opened(directory, mode)
+        if descriptor is None:
+            continue
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX)
             if _is(directory, descriptor):
@@ -26,6 +28,18 @@ def exclusive(directory: Path, mode: int = 0o755) -> Iterator[Path]:
                 return
         finally:
             os.close(descriptor)
+
+
+def _opened(directory: Path, mode: int) -> int | None:
+    """Made if it is not there. None if its holder has moved it away meanwhile."""
+    try:
+        directory.mkdir(mode=mode, parents=True, exist_ok=True)
+        return os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except (FileNotFoundError, FileExistsError):
+        with contextlib.suppress(FileNotFoundError):
+            if not stat.S_ISDIR(directory.lstat().st_mode):
+                raise
+        return None
 
 
 def _is(directory: Path, descriptor: int) -> bool:
