@@ -132,7 +132,7 @@ def test_a_new_agent_beside_old_workers_closes_what_they_served(cluster: Handle,
     with under_traffic(cluster, may_fail=True):
         cluster.kubectl("set", "image", "-n", SYSTEM, BOTH[0], f"agent={next_image}")
         eventually(lambda: NO_WORKER in agent_status(cluster, node), "status says so")
-        assert refused(cluster, node, PROTOCOL_VERSION, NEXT), "the workers' log says why"
+        eventually(lambda: refused(cluster, node, PROTOCOL_VERSION, NEXT), "the workers say why")
         eventually(lambda: served(cluster, 2) == 0, "nothing is served any more")
         assert not pod_on(cluster, node, "agent")["status"]["containerStatuses"][0]["ready"]
         undo(cluster, BOTH[0])
