@@ -31,9 +31,10 @@ HEAD: Final = "# Made by `python -m deploy.image.requirements` from pyproject.to
 
 
 def dependencies() -> list[str]:
-    """The project's own, as pyproject.toml has them, and those of Hubble's API."""
+    """The project's own, as pyproject.toml has them, and those of Hubble's API and of OpenTelemetry."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    return [*project["dependencies"], *project["optional-dependencies"]["hubble"]]
+    optional = project["optional-dependencies"]
+    return [*project["dependencies"], *optional["hubble"], *optional["otlp"]]
 
 
 def target(machine: str) -> list[str]:

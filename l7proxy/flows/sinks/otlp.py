@@ -1,46 +1,53 @@
-"""Flows as OpenTelemetry logs: OTLP over HTTP, in its JSON encoding, which every collector reads.
+"""Flows as OpenTelemetry logs, sent by OpenTelemetry's own exporter: OTLP over HTTP, as protobuf.
 
-As https://opentelemetry.io/docs/specs/otlp/ says. Attributes have the names of the semantic conventions where these
-have one, else names under `l7proxy.`. A collector that is slow or away costs flows, which are counted, and never
-traffic: the sink has a thread of its own, and the ring is its queue. Values of headers are secret: no message has them.
+The exporter encodes, compresses and tries again. Here is what it does not do: settings of ours alone say where flows go
+and what identifies us, an answer that refuses is never taken for success, and its text is told. A collector that is
+slow or away costs flows, which are counted, and never traffic: the sink has a thread of its own, and the ring is its
+queue. Values of headers are secret: no message has them.
 """
 
 from __future__ import annotations
 
-import gzip
-import http.client
+import logging
 import ssl
 import threading
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
-from urllib.parse import SplitResult, urlsplit
+from urllib.parse import urlsplit
 
-import msgspec
+import certifi
+import requests
+from google.protobuf.message import DecodeError
+from opentelemetry.exporter.otlp.proto.http import Compression, _log_exporter
+from opentelemetry.exporter.otlp.proto.http._log_exporter import OTLPLogExporter
+from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceResponse
+from opentelemetry.sdk._logs.export import LogRecordExportResult
 
-from l7proxy import __version__
 from l7proxy.errors import ConfigError
-from l7proxy.flows.event import Event, Lost
-from l7proxy.flows.flow import NOT_FORWARDED, Endpoint, Flow
+from l7proxy.flows.event import Event
+from l7proxy.flows.sinks.otlp_records import LogRecords
 
 BATCH: Final = 512
 """Flows in one request."""
 TIMEOUT: Final = 10.0
-"""Seconds for one request."""
-RETRY_FOR: Final = 30.0
-"""Seconds that a batch is tried again for, when the collector is away or says that it is busy."""
-PAUSES: Final = (0.5, 5.0)
-"""Seconds before the next try: the first, and the longest one."""
-BUSY: Final = frozenset((429, 502, 503, 504))
-INFO, WARN = 9, 13
-"""Severity numbers."""
-_encode: Final = msgspec.json.Encoder().encode
+"""Seconds for the collector to take a request, and to answer it."""
+RETRY_FOR: Final = 40.0
+"""Seconds that a batch may take with all tries: the exporter pauses for 1, 2, 4, 8, 16 s, so it tries for half a
+minute, unless a busy collector names another time."""
+LAST: Final = 2.0
+"""The same for a batch at the end: the agent must not wait for a collector that is away."""
+ANSWER: Final = 4096
+"""Bytes that are read of an answer: a collector must not fill our memory."""
+
+# What it reports is in `problem`, with the answer; each would be logged twice.
+logging.getLogger(_log_exporter.__name__).setLevel(logging.CRITICAL)
 
 
 class Otlp:
     """`endpoint`: http:// or https://HOST[:PORT][/PATH]; without a path `/v1/logs`. `headers_file`: lines
-    `name: value`, read again for each connection. `ca_file`: PEM; empty: those of the system. ConfigError says what is
+    `name: value`, read again for each request. `ca_file`: PEM; empty: those of the system, or of certifi where it has
+    none. `cert_file` and `key_file`: PEM, what identifies us; read again for each connection. ConfigError says what is
     wrong."""
 
     def __init__(
@@ -49,100 +56,109 @@ class Otlp:
         *,
         headers_file: str = "",
         ca_file: str = "",
+        cert_file: str = "",
+        key_file: str = "",
         node: str = "",
         cluster: str = "",
-        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.lost = 0
         self.problem = ""
-        self._url = _checked(endpoint)
-        self._headers_file = Path(headers_file) if headers_file else None
-        if self._headers_file and self._url.scheme != "https":
-            raise ConfigError("flow_otlp_headers_file: its secrets are sent over https:// only")
-        self._tls = _tls(ca_file) if self._url.scheme == "https" else None
-        if self._headers_file:
-            _headers(self._headers_file)
-        self._resource = _attributes(
-            {
-                "service.name": "l7proxy",
-                "service.version": __version__,
-                "k8s.node.name": node,
-                "k8s.cluster.name": cluster,
-            }
+        url = _checked(endpoint)
+        secrets = {"headers_file": headers_file, "cert_file": cert_file, "key_file": key_file}
+        for name, given in secrets.items():
+            if given and not url.startswith("https:"):
+                raise ConfigError(f"flow_otlp_{name}: its secrets are sent over https:// only")
+        _check_certificates(ca_file, cert_file, key_file)
+        self._host = urlsplit(url).hostname
+        self._session = _Session(Path(headers_file) if headers_file else None)
+        self._patient, self._brief = (
+            OTLPLogExporter(url, timeout=seconds, compression=Compression.Gzip, session=self._session)
+            for seconds in (RETRY_FOR, LAST)
         )
-        self._clock = clock
+        self._session.verify = ca_file or _authorities()  # after the exporters, which set what the environment says
+        self._session.cert = (cert_file, key_file) if cert_file else None
+        self._records = LogRecords(node=node, cluster=cluster)
         self._hurried = threading.Event()
-        self._connection: http.client.HTTPConnection | None = None
 
     def consume(self, events: Sequence[Event]) -> None:
         for start in range(0, len(events), BATCH):
             some = events[start : start + BATCH]
             if self._hurried.is_set() and self.problem:
-                self.lost += len(some)  # the agent must not wait for a collector that is away
-            elif problem := self._sent(_encode(self._request(some))):
-                self.problem = f"OTLP {self._url.hostname}: {problem}"
                 self.lost += len(some)
             else:
-                self.problem = ""
+                self._send(some)
 
     def hurry(self) -> None:
-        self._hurried.set()
+        if not self._hurried.is_set():
+            self._hurried.set()
+            self._patient.shutdown()  # type: ignore[no-untyped-call]  # ends its pause before the next try
 
     def close(self) -> None:
-        self._disconnect()
+        self.hurry()
+        self._brief.shutdown()  # type: ignore[no-untyped-call]
 
-    def _request(self, events: Sequence[Event]) -> dict[str, Any]:
-        scope = {"scope": {"name": "l7proxy", "version": __version__}, "logRecords": [_record(one) for one in events]}
-        return {"resourceLogs": [{"resource": {"attributes": self._resource}, "scopeLogs": [scope]}]}
+    def _send(self, events: Sequence[Event]) -> None:
+        taken, answer = self._export([self._records.of(event) for event in events]), self._session
+        self.lost += answer.rejected if taken else len(events)
+        self.problem = f"OTLP {self._host}: {answer.problem}" if answer.problem else ""
 
-    def _sent(self, body: bytes) -> str:
-        """Why it was not taken; "" if it was."""
-        packed = gzip.compress(body, compresslevel=1)
-        give_up = self._clock() + RETRY_FOR
-        pause, longest = PAUSES
-        while True:
-            problem, again = self._posted(packed)
-            if not problem or not again or self._clock() + pause > give_up or self._hurried.wait(pause):
-                return problem
-            pause = min(2 * pause, longest)
+    def _export(self, records: Sequence[Any]) -> bool:
+        """Whether the collector took them, as far as it did not reject some."""
+        self._session.forget()
+        if not self._hurried.is_set() and self._exported(self._patient, records):
+            return True
+        # At the end the patient one may have been told to stop before it tried at all.
+        return self._hurried.is_set() and self._exported(self._brief, records)
 
-    def _posted(self, body: bytes) -> tuple[str, bool]:
-        """What is wrong, and whether trying again may help."""
+    def _exported(self, exporter: OTLPLogExporter, records: Sequence[Any]) -> bool:
+        """The exporter takes a redirection for success."""
+        result = exporter.export(records)
+        if result is not LogRecordExportResult.SUCCESS and not self._session.problem:
+            self._session.problem = "the flows cannot be encoded"
+        return result is LogRecordExportResult.SUCCESS and not self._session.refused
+
+
+class _Session(requests.Session):
+    """Knows how the collector answered last: the exporter says no more than whether it succeeded."""
+
+    def __init__(self, headers_file: Path | None) -> None:
+        super().__init__()
+        self.trust_env = False  # neither a proxy nor a password of the environment
+        self._headers_file = headers_file
+        if headers_file:
+            _headers(headers_file)
+        self.forget()
+
+    def forget(self) -> None:
+        self.problem = ""
+        self.refused = False
+        self.rejected = 0
+
+    def send(self, request: requests.PreparedRequest, **options: Any) -> requests.Response:
+        self.forget()
+        self.refused = True
+        timeout = min(options.pop("timeout", None) or TIMEOUT, TIMEOUT)
         try:
-            if self._connection is None:
-                self._connect()
-            assert self._connection is not None
-            self._connection.request("POST", self._url.path.rstrip("/") or "/v1/logs", body, self._headers)
-            answer = self._connection.getresponse()
-            said = answer.read(4096)
-            if not answer.isclosed():
-                self._disconnect()  # more than we want to read
-        except (OSError, http.client.HTTPException, ConfigError) as error:
-            self._disconnect()
-            return str(error) or type(error).__name__, True
-        if answer.status in BUSY:
-            return f"the collector is busy: {answer.status}", True
-        if answer.status >= 300:
-            return f"the collector answered {answer.status} {answer.reason}", False
-        return _rejected(said), False
-
-    def _connect(self) -> None:
-        self._headers = {"Content-Type": "application/json", "Content-Encoding": "gzip"}
-        if self._headers_file:
-            self._headers |= _headers(self._headers_file)
-        host, port = self._url.hostname or "", self._url.port
-        if self._tls is not None:
-            self._connection = http.client.HTTPSConnection(host, port, timeout=TIMEOUT, context=self._tls)
+            if self._headers_file:
+                request.headers.update(_headers(self._headers_file))
+            answer = super().send(request, **options | {"stream": True, "timeout": timeout})
+            said = answer.raw.read(ANSWER + 1)
+        except Exception as error:
+            self.problem = _cause(error)
+            raise
+        if len(said) > ANSWER:
+            answer.close()
+        self.refused = answer.status_code >= 300
+        if self.refused:
+            self.problem = f"the collector answered {answer.status_code} {answer.reason}"
         else:
-            self._connection = http.client.HTTPConnection(host, port, timeout=TIMEOUT)
-
-    def _disconnect(self) -> None:
-        if self._connection is not None:
-            self._connection.close()
-            self._connection = None
+            self.rejected = _rejected(said)
+            self.problem = f"the collector rejected {self.rejected} flows" if self.rejected else ""
+        return answer
 
 
-def _checked(endpoint: str) -> SplitResult:
+def _checked(endpoint: str) -> str:
+    """With the path of logs, if it has none."""
     fault = (
         f"flow_otlp_endpoint: must be http:// or https://HOST[:PORT][/PATH], not {_without_secrets(endpoint)!r:.200}"
     )
@@ -153,7 +169,7 @@ def _checked(endpoint: str) -> SplitResult:
         raise ConfigError(fault) from error
     if url.scheme not in ("http", "https") or not url.hostname or url.username or url.query or url.fragment:
         raise ConfigError(fault)
-    return url
+    return url._replace(path=url.path.rstrip("/") or "/v1/logs").geturl()
 
 
 def _without_secrets(endpoint: str) -> str:
@@ -161,11 +177,31 @@ def _without_secrets(endpoint: str) -> str:
     return endpoint.rpartition("@")[2].partition("?")[0]
 
 
-def _tls(ca_file: str) -> ssl.SSLContext:
+def _check_certificates(ca_file: str, cert_file: str, key_file: str) -> None:
+    """As they are at start. Empty names are files that are not used."""
+    if bool(cert_file) != bool(key_file):
+        raise ConfigError("flow_otlp_cert_file, flow_otlp_key_file: each needs the other")
     try:
-        return ssl.create_default_context(cafile=ca_file or None)
+        context = ssl.create_default_context(cafile=ca_file or None)
     except (OSError, ssl.SSLError) as error:
         raise ConfigError(f"flow_otlp_ca_file {ca_file}: not PEM certificates: {error}") from error
+    if cert_file:
+        try:
+            context.load_cert_chain(cert_file, key_file, password=lambda: "")
+        except (OSError, ssl.SSLError) as error:
+            raise ConfigError(
+                f"flow_otlp_cert_file {cert_file}, flow_otlp_key_file {key_file}: "
+                f"not a PEM certificate and its unencrypted key: {error}"
+            ) from error
+
+
+def _authorities() -> str:
+    """A file, or a directory."""
+    paths = ssl.get_default_verify_paths()
+    if paths.cafile:
+        return paths.cafile
+    filled = paths.capath and next(Path(paths.capath).glob("*.0"), None)
+    return paths.capath if filled and paths.capath else certifi.where()
 
 
 def _headers(path: Path) -> dict[str, str]:
@@ -184,88 +220,16 @@ def _headers(path: Path) -> dict[str, str]:
     return found
 
 
-def _rejected(answer: bytes) -> str:
+def _rejected(answer: bytes) -> int:
     """A collector may take a part of the batch only."""
     try:
-        partial = msgspec.json.decode(answer or b"{}", type=dict[str, Any]).get("partialSuccess") or {}
-        rejected = int(partial.get("rejectedLogRecords") or 0)
-    except (msgspec.DecodeError, ValueError, AttributeError, TypeError):
-        return ""
-    return f"the collector rejected {rejected} flows" if rejected else ""
+        return int(ExportLogsServiceResponse.FromString(answer).partial_success.rejected_log_records)
+    except DecodeError:  # of an answer that is no protobuf, its status says enough
+        return 0
 
 
-def _record(event: Event) -> dict[str, Any]:
-    flow = event.flow()
-    if flow is None:
-        source = event.source if isinstance(event, Lost) else ""
-        found = {"l7proxy.lost": event.lost, "l7proxy.lost.source": source}
-        return _log(event.time_ns, WARN, f"{event.lost} flows were lost", "l7proxy.lost", found)
-    severity = WARN if flow.verdict in NOT_FORWARDED else INFO
-    record = _log(flow.time_ns, severity, flow.summary, "l7proxy.flow", dict(_of_flow(flow)))
-    trace = flow.trace_context
-    if trace and trace.parent and trace.parent.trace_id:
-        record["traceId"] = trace.parent.trace_id
-    return record
-
-
-def _log(time_ns: int, severity: int, body: str, name: str, attributes: Mapping[str, Any]) -> dict[str, Any]:
-    return {
-        "timeUnixNano": str(time_ns),
-        "severityNumber": severity,
-        "severityText": "WARN" if severity == WARN else "INFO",
-        "eventName": name,
-        "body": {"stringValue": body},
-        "attributes": _attributes(attributes),
-    }
-
-
-def _attributes(values: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Those that are set."""
-    return [{"key": name, "value": _value(value)} for name, value in values.items() if value not in ("", 0, None, ())]
-
-
-def _value(value: Any) -> dict[str, Any]:
-    if isinstance(value, int):
-        return {"intValue": str(value)}
-    if isinstance(value, tuple):
-        return {"arrayValue": {"values": [{"stringValue": one} for one in value]}}
-    return {"stringValue": value}
-
-
-def _of_flow(flow: Flow) -> Iterator[tuple[str, Any]]:
-    if flow.ip:
-        yield "source.address", flow.ip.source
-        yield "destination.address", flow.ip.destination
-        yield "network.type", flow.ip.version.lower()
-    if flow.l4 and (ports := flow.l4.ports):
-        yield "source.port", ports.source_port
-        yield "destination.port", ports.destination_port
-        yield "network.transport", "tcp" if flow.l4.tcp else "udp" if flow.l4.udp else "sctp"
-    if flow.l7 and (asked := flow.l7.http):
-        yield "http.request.method", asked.method
-        yield "url.full", asked.url
-        yield "http.response.status_code", asked.code
-        yield "network.protocol.name", "http" if asked.protocol else ""
-        yield "network.protocol.version", asked.protocol.partition("/")[2]
-        yield "l7proxy.latency_ns", int(flow.l7.latency_ns or 0)
-        of_response = flow.l7.type == "RESPONSE"
-        for one in asked.headers:
-            yield f"http.{'response' if of_response else 'request'}.header.{one.key.lower()}", (one.value,)
-    yield "l7proxy.verdict", flow.verdict
-    yield "l7proxy.drop_reason", flow.drop_reason_desc
-    yield "l7proxy.direction", flow.traffic_direction.lower()
-    yield "l7proxy.reason", flow.policy_log
-    yield "l7proxy.uuid", flow.uuid
-    for side, end in (("source", flow.source), ("destination", flow.destination)):
-        if end:
-            yield from _of_end(side, end)
-    named = (*flow.ingress_denied_by, *flow.egress_denied_by, *flow.ingress_allowed_by, *flow.egress_allowed_by)
-    yield "l7proxy.policies", tuple(f"{one.namespace}/{one.name}" if one.namespace else one.name for one in named)
-
-
-def _of_end(side: str, end: Endpoint) -> Iterator[tuple[str, Any]]:
-    """The conventions have names for the pod that a log is from, but none for both ends of a connection."""
-    yield f"l7proxy.{side}.namespace", end.namespace
-    yield f"l7proxy.{side}.pod", end.pod_name
-    yield f"l7proxy.{side}.identity", end.identity
-    yield f"l7proxy.{side}.workload", end.workloads[0].name if end.workloads else ""
+def _cause(error: BaseException) -> str:
+    """The first of a chain of errors: the others name the URL and the attempts."""
+    while (inner := error.__cause__ or error.__context__) is not None:
+        error = inner
+    return str(error) or type(error).__name__

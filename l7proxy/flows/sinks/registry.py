@@ -41,6 +41,10 @@ class SinkSettings(Protocol):
     @property
     def flow_otlp_ca_file(self) -> str: ...
     @property
+    def flow_otlp_cert_file(self) -> str: ...
+    @property
+    def flow_otlp_key_file(self) -> str: ...
+    @property
     def node(self) -> str: ...
     @property
     def cluster(self) -> str: ...
@@ -83,12 +87,16 @@ def _lines(settings: SinkSettings) -> Sink | None:
 def _otlp(settings: SinkSettings) -> Sink | None:
     if not settings.flow_otlp_endpoint:
         return None
-    from l7proxy.flows.sinks.otlp import Otlp  # here: most agents need no HTTP client
-
+    try:
+        from l7proxy.flows.sinks.otlp import Otlp  # here: optional, and most agents need none
+    except ModuleNotFoundError as error:
+        raise ConfigError(f"flow_otlp_endpoint: {error.name} is not installed: pip install 'l7proxy[otlp]'") from error
     return Otlp(
         settings.flow_otlp_endpoint,
         headers_file=settings.flow_otlp_headers_file,
         ca_file=settings.flow_otlp_ca_file,
+        cert_file=settings.flow_otlp_cert_file,
+        key_file=settings.flow_otlp_key_file,
         node=settings.node,
         cluster=settings.cluster,
     )

@@ -8,13 +8,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
+from opentelemetry.exporter.otlp.proto.common._log_encoder import encode_logs
 
 from l7proxy.flows.enrich import Enricher
 from l7proxy.flows.event import Event
 from l7proxy.flows.pack import pack
 from l7proxy.flows.records import HttpRequest, HttpResponse, Record
-from l7proxy.flows.sinks import otlp
 from l7proxy.flows.sinks.jsonl import JsonLinesFile, JsonLinesStream
+from l7proxy.flows.sinks.otlp_records import LogRecords
 from l7proxy.flows.template import TemplateCache, TemplatedFlow, Uuids
 from l7proxy.hubble.encode import Encoder
 from l7proxy.model.endpoint import NamedPod
@@ -73,7 +74,8 @@ def by_hubble(events: Sequence[Event], directory: Path) -> bytes:
 
 
 def by_otlp(events: Sequence[Event], directory: Path) -> bytes:
-    return otlp._encode(otlp.Otlp("http://a")._request(events))
+    encoded: bytes = encode_logs([*map(LogRecords(node="", cluster="").of, events)]).SerializeToString()
+    return encoded
 
 
 @pytest.mark.parametrize("leave", [by_file, by_hubble, by_otlp, by_stream])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -80,3 +82,19 @@ def test_an_invalid_filter_is_an_error_that_names_the_setting(setting: str, valu
     with pytest.raises(ConfigError) as caught:
         registry.make(load(None, {"flow_log": "stdout", setting: value}, environment={}))
     assert str(caught.value).startswith(message)
+
+
+def test_without_the_exporter_of_opentelemetry_it_says_what_to_install() -> None:
+    code = """import sys
+sys.modules["opentelemetry"] = None
+from l7proxy.flows.sinks import registry
+from l7proxy.setting_definitions import Settings
+registry.make(Settings())
+try:
+    registry.make(Settings(flow_otlp_endpoint="http://a"))
+except registry.ConfigError as error:
+    print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("flow_otlp_endpoint: opentelemetry")
+    assert done.stdout.endswith("is not installed: pip install 'l7proxy[otlp]'\n")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import socket
 import ssl
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from l7proxy.setting_definitions import Settings
 NAME = "n1.default.hubble-grpc.cilium.io"
 ALL_NAMES = "*.default.hubble-grpc.cilium.io"
 """As the chart's certificates have it: Relay asks for the name of each node, and for that of the peer service."""
+NAMES = (x509.DNSName(NAME), x509.DNSName(ALL_NAMES), x509.IPAddress(ip_address("127.0.0.1")))
 PEM = serialization.Encoding.PEM
 
 
@@ -47,7 +49,7 @@ class Authority:
             .not_valid_before(now - datetime.timedelta(hours=1))
             .not_valid_after(now + datetime.timedelta(days=1))
             .add_extension(x509.BasicConstraints(ca=ca, path_length=None), critical=True)
-            .add_extension(x509.SubjectAlternativeName([x509.DNSName(NAME), x509.DNSName(ALL_NAMES)]), critical=False)
+            .add_extension(x509.SubjectAlternativeName(NAMES), critical=False)
             .sign(self._key, hashes.SHA256())
         )
         return made.public_bytes(PEM)
