@@ -19,6 +19,7 @@ services = typer.Typer(help="Services known to this node.", no_args_is_help=True
 
 SHOWN: Final = 10
 """Maximum lines printed of a list that can grow; the JSON has all of them."""
+SINK: Final = (("name", ""), ("written", 0), ("lost", 0), ("problem", "-"))
 Output = Annotated[Format, typer.Option("--output", "-o", help="Output format.")]
 
 
@@ -130,7 +131,7 @@ def _show_status(found: Mapping[str, Any], complaints: list[str]) -> None:
         *([("Cluster", _cluster(as_object(found["cluster"])))] if found.get("cluster") else []),
         *([("Audit", audit)] if (audit := _audit(found)) else []),
         ("Flows", f"{flows.get('seen', 0)} seen, {flows.get('lost', 0)} lost, buffer of {flows.get('capacity', 0)}"),
-        *((str(one.get("name")).capitalize(), shown) for one in flows.get("sinks") or () if (shown := _sink(one))),
+        *([("Shadow", _shadow(as_object(found["shadow"])))] if found.get("shadow") else []),
     ]
     for name, text in rows:
         print(f"{colour(name.ljust(10), 'bold')} {text if name == 'State' else plain(text)}")
@@ -138,6 +139,9 @@ def _show_status(found: Mapping[str, Any], complaints: list[str]) -> None:
     workers = found.get("workers") or []
     keys = ("worker", "pid", "revision", "connections", "requests", "denied")
     table([key.upper() for key in keys], [[one.get(key, "") for key in keys] for one in workers], empty="No workers.")
+    if sinks := flows.get("sinks"):
+        print()
+        table(("FLOWS TO", "WRITTEN", "LOST", "PROBLEM"), map(_sink, sinks))
     _section("Verdicts without a flow (rate limit):", map(_rate_limited, (flows.get("rate_limited") or [])[:SHOWN]))
     unknown = found.get("unknown_pods") or []
     _section("Unknown pods:", (_unknown(one, audit=bool(found.get("audit"))) for one in unknown))
@@ -162,10 +166,16 @@ def _section(title: str, lines: Iterable[str]) -> None:
         print(f"\n{paint()(title, 'bold')}", *shown, sep="\n")
 
 
-def _sink(sink: Mapping[str, Any]) -> str:
-    """Events lost and the reason; empty if there is no problem."""
-    lost = f"{sink['lost']} lines lost" if sink.get("lost") else ""
-    return ": ".join(filter(None, (lost, str(sink.get("problem") or ""))))
+def _sink(sink: Mapping[str, Any]) -> tuple[object, ...]:
+    """Flow log, exporters, metrics, …: what each has got and lost."""
+    return tuple(sink.get(key) or default for key, default in SINK)
+
+
+def _shadow(shadow: Mapping[str, Any]) -> str:
+    """What the policies that are not in force would do."""
+    would = as_object(shadow.get("would") or {})
+    counts = ", ".join(f"{count} {word}" for word, count in sorted(would.items())) or "no flows yet"
+    return "; ".join(filter(None, (f"{shadow.get('policies')}: {counts}", str(shadow.get("problem") or ""))))
 
 
 def _rate_limited(one: Mapping[str, Any]) -> str:

@@ -13,6 +13,8 @@ from l7proxy.flows.flow import Flow, LostEvents
 
 BARE: Final = ("verdict",)
 """The field of a flow without the exporter's envelope: one without a verdict says nothing here."""
+NAMED: Final = 3
+"""Lines that are quoted of a file that has no flow."""
 
 
 @dataclass
@@ -28,7 +30,7 @@ class Recording:
     lost: int = 0
 
     def flows(self) -> Iterator[Flow]:
-        """ConfigError for a file that cannot be read, and if `strict` for the first line that cannot."""
+        """ConfigError for a file that cannot be read, or has no readable line; if `strict` for the first bad line."""
         for name in self.names:
             try:
                 with recorded_lines.opened(name) as file:
@@ -37,6 +39,7 @@ class Recording:
                 raise ConfigError(f"{name}: {error.strerror or error}") from error
 
     def _of(self, file: IO[bytes], name: str) -> Iterator[Flow]:
+        before, readable = len(self.problems), 0
         for number, line in _numbered(file, name):
             if not line.strip():
                 continue
@@ -45,10 +48,14 @@ class Recording:
             except SourceError as error:
                 self._bad(f"{name}:{number}: {error}")
                 continue
+            readable += 1
             if found.flow is not None:
                 yield found.flow
             elif found.lost_events is not None:
                 self.add_lost(found.lost_events)
+        if (bad := self.problems[before:]) and not readable:
+            more = f"; and {len(bad) - NAMED} more" if len(bad) > NAMED else ""
+            raise ConfigError(f"{name}: holds no flows of l7proxy or Hubble: {'; '.join(bad[:NAMED])}{more}")
 
     def add_lost(self, lost: LostEvents) -> None:
         count = lost.num_events_lost

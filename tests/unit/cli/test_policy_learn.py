@@ -179,3 +179,15 @@ def test_a_signal_ends_following_and_what_was_seen_is_written(
     os.close(read)
     os.close(write)
     assert "learned-back" in target.read_text()
+
+
+@pytest.mark.parametrize("command", ["learn", "replay"])
+def test_a_file_without_a_single_flow_is_an_error_that_quotes_its_lines(run: Run, tmp_path: Path, command: str) -> None:
+    (tmp_path / "new.yaml").write_text("# nothing\n")
+    bad = tmp_path / "bad.jsonl"
+    bad.write_text('<html>\n{"some": "thing"}\n\n[1]\n"x"\n')
+    done = run("policy", command, "--flows", str(bad), "-f", str(tmp_path / "new.yaml"))
+    assert (done.returncode, done.stdout) == (2, "")
+    assert f"{bad}: holds no flows of l7proxy or Hubble: {bad}:1: not a JSON object" in done.stderr
+    assert f"{bad}:2: no flow, lost events or node status; {bad}:4: " in done.stderr
+    assert done.stderr.rstrip().endswith("; and 1 more")

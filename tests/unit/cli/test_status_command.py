@@ -123,19 +123,25 @@ def test_what_has_no_flow_is_counted(process: Run, agent: Agent) -> None:
     ]
 
 
-@pytest.mark.parametrize(
-    ("log", "said"),
-    [
-        ({"lost": 0, "problem": ""}, []),
-        ({"lost": 7, "problem": "flow log /f: No space left"}, ["Flow log   7 lines lost: flow log /f: No space left"]),
-        ({"lost": 7, "problem": ""}, ["Flow log   7 lines lost"]),
-    ],
-)
-def test_what_the_flow_log_lost_is_said(process: Run, agent: Agent, log: dict[str, Any], said: list[str]) -> None:
-    agent.says("status", with_("flows.sinks", [{"name": "flow log", "written": 3} | log]))
+def test_what_each_exporter_wrote_and_lost_is_listed(process: Run, agent: Agent) -> None:
+    full = {"name": "flow log", "written": 3, "lost": 7, "problem": "flow log /f: No space left"}
+    well = {"name": "exporter refused", "written": 12, "lost": 0, "problem": ""}
+    agent.says("status", with_("flows.sinks", [full, well]))
     found = process("status")
     assert (found.returncode, found.stderr) == (0, "")
-    assert [line for line in found.stdout.splitlines() if line.startswith("Flow log")] == said
+    assert found.stdout.splitlines()[-3:] == [
+        "FLOWS TO          WRITTEN  LOST  PROBLEM",
+        "flow log          3        7     flow log /f: No space left",
+        "exporter refused  12       0     -",
+    ]
+
+
+def test_what_the_shadow_policies_would_do_is_said(process: Run, agent: Agent) -> None:
+    shadow = {"policies": "/etc/shadow-policies", "problem": "", "would": {"denied": 2, "unchanged": 5}}
+    agent.says("status", {**WELL, "shadow": shadow})
+    assert "Shadow     /etc/shadow-policies: 2 denied, 5 unchanged\n" in process("status").stdout
+    agent.says("status", {**WELL, "shadow": shadow | {"would": {}, "problem": "no such directory"}})
+    assert "Shadow     /etc/shadow-policies: no flows yet; no such directory\n" in process("status").stdout
 
 
 @pytest.mark.parametrize(("audit", "state"), [(False, "traffic refused"), (True, "allowed (audit)")])
