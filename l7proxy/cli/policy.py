@@ -16,6 +16,7 @@ from l7proxy.cli.agent_socket import RunDir, Server
 from l7proxy.cli.status import host_network, policy_name, policy_of
 from l7proxy.cli.terminal import Format, paint, plain, show_json, show_list, table
 from l7proxy.errors import ConfigError, PolicyError, SourceError
+from l7proxy.model.shorten import shortened
 from l7proxy.setting_definitions import POLICY, Settings
 
 if TYPE_CHECKING:
@@ -133,8 +134,7 @@ def _peers(entry: Mapping[str, Any], shown: int = 6) -> str:
     peers = entry["peers"]
     if peers is None:
         return "any"
-    more = f" and {len(peers) - shown} more" if len(peers) > shown else ""
-    return (",".join(map(str, peers[:shown])) or "none") + more
+    return shortened([str(peer) for peer in peers], shown, ",") or "none"
 
 
 def _ports(entry: Mapping[str, Any]) -> str:

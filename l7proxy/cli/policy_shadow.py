@@ -15,7 +15,7 @@ from l7proxy.cli import agent_socket
 from l7proxy.cli.agent_socket import RunDir, Server
 from l7proxy.cli.policy_learn import Query, live
 from l7proxy.cli.policy_replay import Config, LikeCilium, judge_of
-from l7proxy.cli.terminal import Format, paint, plain
+from l7proxy.cli.terminal import Format, counted, paint, plain
 from l7proxy.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ def shadow(
                 if found.would != UNCHANGED and (unjudged or found.would != UNJUDGED):
                     _show(flow, found, output)
     finally:
-        said = ", ".join(f"{count} {word}" for word, count in sorted(counts.items())) or "no flows"
+        said = counted(counts) or "no flows"
         lost = f"; {recording.lost} flows were lost" if recording.lost else ""
         print(f"would be: {said}{lost}", file=sys.stderr)
     changed = any(word not in (UNCHANGED, UNJUDGED) for word in counts)

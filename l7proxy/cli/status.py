@@ -10,8 +10,9 @@ import typer
 from l7proxy.agent import client
 from l7proxy.cli import agent_socket
 from l7proxy.cli.agent_socket import RunDir, Server, as_object
-from l7proxy.cli.terminal import Format, paint, plain, show_json, show_list, table
+from l7proxy.cli.terminal import Format, counted, paint, plain, show_json, show_list, table
 from l7proxy.errors import ConfigError, SourceError
+from l7proxy.model.shorten import shortened
 
 endpoint = typer.Typer(help="Pods of this node and their enforcement.", no_args_is_help=True, rich_markup_mode=None)
 identity = typer.Typer(help="Security identities known to this node.", no_args_is_help=True, rich_markup_mode=None)
@@ -20,6 +21,7 @@ services = typer.Typer(help="Services known to this node.", no_args_is_help=True
 SHOWN: Final = 10
 """Maximum lines printed of a list that can grow; the JSON has all of them."""
 SINK: Final = (("name", ""), ("written", 0), ("lost", 0), ("problem", "-"))
+"""What is shown of a sink, and what stands for a missing value."""
 Output = Annotated[Format, typer.Option("--output", "-o", help="Output format.")]
 
 
@@ -92,8 +94,7 @@ def not_covered(found: Mapping[str, Any]) -> Iterable[str]:
 def host_network(policy: Mapping[str, Any]) -> str:
     """The hostNetwork pods that a policy selects, which share their node's identity; empty if there are none."""
     pods = policy.get("host_network") or []
-    more = f" and {len(pods) - SHOWN} more" if len(pods) > SHOWN else ""
-    return f"selects {_count(pods, 'hostNetwork pod')}, not enforced: {', '.join(pods[:SHOWN])}{more}" if pods else ""
+    return f"selects {_count(pods, 'hostNetwork pod')}, not enforced: {shortened(pods, SHOWN)}" if pods else ""
 
 
 def _secondary(one: Mapping[str, Any]) -> str:
@@ -173,8 +174,7 @@ def _sink(sink: Mapping[str, Any]) -> tuple[object, ...]:
 
 def _shadow(shadow: Mapping[str, Any]) -> str:
     """What the policies that are not in force would do."""
-    would = as_object(shadow.get("would") or {})
-    counts = ", ".join(f"{count} {word}" for word, count in sorted(would.items())) or "no flows yet"
+    counts = counted(as_object(shadow.get("would") or {})) or "no flows yet"
     return "; ".join(filter(None, (f"{shadow.get('policies')}: {counts}", str(shadow.get("problem") or ""))))
 
 

@@ -70,6 +70,11 @@ def _joined(row: Sequence[str], widths: Sequence[int]) -> str:
     return "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
 
 
+def counted(counts: Mapping[str, int]) -> str:
+    """`2 denied, 5 unchanged`, in the order of the words; empty without counts."""
+    return ", ".join(f"{count} {word}" for word, count in sorted(counts.items()))
+
+
 def show_json(value: Any) -> None:
     print(json.dumps(value, indent=2, ensure_ascii=not _speaks_unicode()))
 

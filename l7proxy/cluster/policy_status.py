@@ -11,6 +11,7 @@ from l7proxy.cluster import audit
 from l7proxy.cluster.secrets import names_secret
 from l7proxy.errors import PolicyError
 from l7proxy.model.resources import PolicyDocument
+from l7proxy.model.shorten import shortened
 from l7proxy.policy import lang
 from l7proxy.policy.lang.http import foreign_secrets
 from l7proxy.policy.references import References, without_tier
@@ -114,8 +115,7 @@ def placed(state: PolicyStatus, references: References) -> PolicyStatus:
 
 
 def _together(parts: tuple[PolicyError, ...]) -> str:
-    more = f"; and {len(parts) - MAX_SHOWN} more" if len(parts) > MAX_SHOWN else ""
-    return "; ".join(str(part) for part in parts[:MAX_SHOWN]) + more
+    return shortened([str(part) for part in parts], MAX_SHOWN, "; ", "; ")
 
 
 def _refused(document: PolicyDocument, state: PolicyPhase, reason: str, at: str) -> PolicyStatus:

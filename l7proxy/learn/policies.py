@@ -23,6 +23,7 @@ from l7proxy.learn.text import Commented
 from l7proxy.learn.traffic import Cell, Key, Peer, Subject, Traffic
 from l7proxy.model.labels import CLUSTER_KEY, K8S, NAMESPACE_KEY
 from l7proxy.model.ref import RuleRef
+from l7proxy.model.shorten import shortened
 from l7proxy.model.verdict import BOTH, Direction, Protocol
 from l7proxy.policy import lang
 from l7proxy.policy.decision import port_name
@@ -224,8 +225,7 @@ def _remarks(key: Key, cell: Cell) -> Iterator[str]:
         yield f"{_port(key)}: every request, since the destination judges them"
     if cell.names:
         names = sorted(cell.names)
-        more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-        yield f"{_port(key)}: every DNS name; asked for {', '.join(names[:SHOWN])}{more}"
+        yield f"{_port(key)}: every DNS name; asked for {shortened(names, SHOWN)}"
 
 
 def _http(key: Key, cell: Cell, traffic: Traffic, earlier: Earlier | None, comments: list[str]) -> Iterator[Commented]:
@@ -334,8 +334,7 @@ def _denials(direction: Direction, denied: Counter[str]) -> Iterator[str]:
 
 def _shown(names: Counter[str]) -> str:
     most = sorted(names.items(), key=lambda one: (-one[1], one[0]))
-    more = f" and {len(most) - SHOWN} more" if len(most) > SHOWN else ""
-    return ", ".join(f"{name} ({count})" for name, count in most[:SHOWN]) + more
+    return shortened([f"{name} ({count})" for name, count in most], SHOWN)
 
 
 def _count(cells: Iterable[Cell]) -> str:

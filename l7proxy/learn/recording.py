@@ -10,6 +10,7 @@ from typing import IO, Final
 from l7proxy.errors import ConfigError, SourceError
 from l7proxy.flows import recorded_lines
 from l7proxy.flows.flow import Flow, LostEvents
+from l7proxy.model.shorten import shortened
 
 BARE: Final = ("verdict",)
 """The field of a flow without the exporter's envelope: one without a verdict says nothing here."""
@@ -54,8 +55,7 @@ class Recording:
             elif found.lost_events is not None:
                 self.add_lost(found.lost_events)
         if (bad := self.problems[before:]) and not readable:
-            more = f"; and {len(bad) - NAMED} more" if len(bad) > NAMED else ""
-            raise ConfigError(f"{name}: holds no flows of l7proxy or Hubble: {'; '.join(bad[:NAMED])}{more}")
+            raise ConfigError(f"{name}: holds no flows of l7proxy or Hubble: {shortened(bad, NAMED, '; ', '; ')}")
 
     def add_lost(self, lost: LostEvents) -> None:
         count = lost.num_events_lost
