@@ -172,12 +172,12 @@ class Settings(WorkerSettings, frozen=True, kw_only=True, forbid_unknown_fields=
         str, About("File with headers for flow-otlp-endpoint, as `authorization: Bearer …`; needs https.")
     ] = ""
     flow_otlp_ca_file: Annotated[
-        str, About("PEM certificates that sign the collector's; empty: those of the system, or of certifi.")
+        str, About("PEM CA certificates that verify the collector; empty: those of the system, or of certifi.")
     ] = ""
     flow_otlp_cert_file: Annotated[
-        str, About("PEM certificate that flow-otlp-endpoint knows us by; with flow-otlp-key-file.")
+        str, About("PEM client certificate for flow-otlp-endpoint (mutual TLS); needs flow-otlp-key-file.")
     ] = ""
-    flow_otlp_key_file: Annotated[str, About("Its PEM key, unencrypted.")] = ""
+    flow_otlp_key_file: Annotated[str, About("PEM private key of flow-otlp-cert-file, unencrypted.")] = ""
     shadow_policies: Annotated[
         str,
         About("Directory of policies that are judged on the node's flows, and never enforced; empty: none."),

@@ -1,9 +1,9 @@
 """Flows as OpenTelemetry logs, sent by OpenTelemetry's own exporter: OTLP over HTTP, as protobuf.
 
-The exporter encodes, compresses and tries again. Here is what it does not do: settings of ours alone say where flows go
-and what identifies us, an answer that refuses is never taken for success, and its text is told. A collector that is
-slow or away costs flows, which are counted, and never traffic: the sink has a thread of its own, and the ring is its
-queue. Values of headers are secret: no message has them.
+The exporter encodes, compresses and retries. This module adds the rest: only our settings choose the endpoint and the
+certificates, never the environment; a redirect or a partial success is not counted as success; `problem` has the
+collector's last answer. If the collector is slow or unavailable, flows are lost and counted, and traffic does not wait:
+the sink has a thread of its own, and the ring is its queue. Header values are secret: they are in no message.
 """
 
 from __future__ import annotations
@@ -40,15 +40,15 @@ LAST: Final = 2.0
 ANSWER: Final = 4096
 """Bytes that are read of an answer: a collector must not fill our memory."""
 
-# What it reports is in `problem`, with the answer; each would be logged twice.
+# `problem` has each error already, with the collector's answer.
 logging.getLogger(_log_exporter.__name__).setLevel(logging.CRITICAL)
 
 
 class Otlp:
     """`endpoint`: http:// or https://HOST[:PORT][/PATH]; without a path `/v1/logs`. `headers_file`: lines
     `name: value`, read again for each request. `ca_file`: PEM; empty: those of the system, or of certifi where it has
-    none. `cert_file` and `key_file`: PEM, what identifies us; read again for each connection. ConfigError says what is
-    wrong."""
+    none. `cert_file` and `key_file`: PEM, the client certificate for mutual TLS; read again for each connection.
+    ConfigError says what is wrong."""
 
     def __init__(
         self,
@@ -98,20 +98,21 @@ class Otlp:
         self._brief.shutdown()  # type: ignore[no-untyped-call]
 
     def _send(self, events: Sequence[Event]) -> None:
-        taken, answer = self._export([self._records.of(event) for event in events]), self._session
-        self.lost += answer.rejected if taken else len(events)
-        self.problem = f"OTLP {self._host}: {answer.problem}" if answer.problem else ""
+        taken = self._export([self._records.of(event) for event in events])
+        self.lost += self._session.rejected if taken else len(events)
+        problem = self._session.problem
+        self.problem = f"OTLP {self._host}: {problem}" if problem else ""
 
     def _export(self, records: Sequence[Any]) -> bool:
         """Whether the collector took them, as far as it did not reject some."""
         self._session.forget()
         if not self._hurried.is_set() and self._exported(self._patient, records):
             return True
-        # At the end the patient one may have been told to stop before it tried at all.
+        # hurry() may have shut down the patient exporter before its first attempt.
         return self._hurried.is_set() and self._exported(self._brief, records)
 
     def _exported(self, exporter: OTLPLogExporter, records: Sequence[Any]) -> bool:
-        """The exporter takes a redirection for success."""
+        """The exporter itself reports a redirect as success."""
         result = exporter.export(records)
         if result is not LogRecordExportResult.SUCCESS and not self._session.problem:
             self._session.problem = "the flows cannot be encoded"
@@ -119,11 +120,11 @@ class Otlp:
 
 
 class _Session(requests.Session):
-    """Knows how the collector answered last: the exporter says no more than whether it succeeded."""
+    """Keeps the collector's last answer: the exporter returns only success or failure."""
 
     def __init__(self, headers_file: Path | None) -> None:
         super().__init__()
-        self.trust_env = False  # neither a proxy nor a password of the environment
+        self.trust_env = False  # no proxy from the environment, and no password from ~/.netrc
         self._headers_file = headers_file
         if headers_file:
             _headers(headers_file)
@@ -173,7 +174,7 @@ def _checked(endpoint: str) -> str:
 
 
 def _without_secrets(endpoint: str) -> str:
-    """A password has no place in it, and may be there all the same."""
+    """A user may have put a password into the URL by mistake."""
     return endpoint.rpartition("@")[2].partition("?")[0]
 
 
@@ -224,7 +225,7 @@ def _rejected(answer: bytes) -> int:
     """A collector may take a part of the batch only."""
     try:
         return int(ExportLogsServiceResponse.FromString(answer).partial_success.rejected_log_records)
-    except DecodeError:  # of an answer that is no protobuf, its status says enough
+    except DecodeError:  # not protobuf: only the status code counts
         return 0
 
 

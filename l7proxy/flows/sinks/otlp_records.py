@@ -37,10 +37,16 @@ class LogRecords:
 
 def _record(event: Event) -> LogRecord:
     flow = event.flow()
-    if flow is None:
-        source = event.source if isinstance(event, Lost) else ""
-        found = {"l7proxy.lost": event.lost, "l7proxy.lost.source": source}
-        return _log(event.time_ns, SeverityNumber.WARN, f"{event.lost} flows were lost", "l7proxy.lost", found)
+    return _lost_events(event) if flow is None else _flow(flow)
+
+
+def _lost_events(event: Event) -> LogRecord:
+    source = event.source if isinstance(event, Lost) else ""
+    found = {"l7proxy.lost": event.lost, "l7proxy.lost.source": source}
+    return _log(event.time_ns, SeverityNumber.WARN, f"{event.lost} flows were lost", "l7proxy.lost", found)
+
+
+def _flow(flow: Flow) -> LogRecord:
     severity = SeverityNumber.WARN if flow.verdict in NOT_FORWARDED else SeverityNumber.INFO
     record = _log(flow.time_ns, severity, flow.summary, "l7proxy.flow", dict(_of_flow(flow)))
     trace = flow.trace_context
@@ -50,7 +56,7 @@ def _record(event: Event) -> LogRecord:
 
 
 def _trace_id(text: str) -> int:
-    """0, none, if it is not one."""
+    """0 is "no trace id": the text is not a valid one (W3C Trace Context §3.2.2.3)."""
     try:
         found = int(text, 16)
     except ValueError:
