@@ -11,13 +11,14 @@ from typing import Annotated, Final, TypeAlias
 
 import msgspec
 
-from l7proxy.flows.records import Connection, HttpRequest, HttpResponse, Malformed, Record
+from l7proxy.flows.records import Connection, HttpRequest, HttpResponse, Malformed, Nanoseconds, Record, TraceId
 from l7proxy.model.policy_verdict import Conn, PolicyVerdict
 
 WHOLE: Final = -1
 """Value of `party` for a record that is sent whole, without a FlowContext. There is one per connection."""
 NO_STATUS: Final = -1
 """Value of `statuses` for a request record, which has no status."""
+Status: TypeAlias = Annotated[int, msgspec.Meta(ge=NO_STATUS, le=999)]
 Place: TypeAlias = Annotated[int, msgspec.Meta(ge=0)]
 
 
@@ -35,16 +36,16 @@ class Flows(msgspec.Struct, frozen=True, tag="flows"):
 
     parties: list[FlowContext]
     policy_verdicts: list[PolicyVerdict]
-    times: list[int]
+    times: list[Nanoseconds]
     party: list[int]
     urls: list[str]
-    statuses: list[int]
-    latencies: list[int]
+    statuses: list[Status]
+    latencies: list[Nanoseconds]
     headers: dict[int, tuple[tuple[str, str], ...]] = {}
     remarks: dict[int, tuple[str, ...]] = {}
     whole: dict[int, Connection | Malformed] = {}
-    trace_ids: dict[int, str] = {}
-    lost: int = 0
+    trace_ids: dict[int, TraceId] = {}
+    lost: Place = 0
 
     def __post_init__(self) -> None:
         columns = (self.times, self.party, self.urls, self.statuses, self.latencies)

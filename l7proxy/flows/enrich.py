@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Callable, Sequence
+from ipaddress import ip_address
 from typing import Any, Final, Protocol
 
 import msgspec
@@ -328,7 +329,11 @@ class Enricher:
         return end
 
     def _look_up(self, address: str, identity: int) -> Endpoint:
-        """The identity is the one the verdict used, even if the address belongs to another pod now."""
+        """The identity is the one the verdict used, even if the address belongs to another pod now.
+
+        ValueError when a worker's record has another text in place of the address.
+        """
+        ip_address(address)
         labels = tuple(self._names.identity_labels(identity))
         pod = self._names.pod(address)
         workload = pod.workload if pod else None

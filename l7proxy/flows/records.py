@@ -6,9 +6,17 @@ gc=False: none of them is part of a reference cycle, and there are many.
 
 from __future__ import annotations
 
+from typing import Annotated, TypeAlias
+
 import msgspec
 
-from l7proxy.model.policy_verdict import Conn, PolicyVerdict
+from l7proxy.model.policy_verdict import Conn, Octet, PolicyVerdict, UInt32
+
+Nanoseconds: TypeAlias = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
+"""As a time since 1970: up to the year 2262."""
+HttpStatus: TypeAlias = Annotated[int, msgspec.Meta(ge=0, le=999)]
+TcpFlags: TypeAlias = Annotated[int, msgspec.Meta(ge=0, le=511)]
+TraceId: TypeAlias = Annotated[str, msgspec.Meta(pattern=r"\A(?:[0-9a-f]{32})?\Z")]
 
 
 class HttpRequest(msgspec.Struct, frozen=True, gc=False, array_like=True, tag="q"):
@@ -18,7 +26,7 @@ class HttpRequest(msgspec.Struct, frozen=True, gc=False, array_like=True, tag="q
     if the request is not traced.
     """
 
-    time_ns: int
+    time_ns: Nanoseconds
     conn: Conn
     policy_verdict: PolicyVerdict
     method: str
@@ -26,7 +34,7 @@ class HttpRequest(msgspec.Struct, frozen=True, gc=False, array_like=True, tag="q
     protocol: str
     headers: tuple[tuple[str, str], ...] = ()
     remarks: tuple[str, ...] = ()
-    trace_id: str = ""
+    trace_id: TraceId = ""
 
 
 class HttpResponse(msgspec.Struct, frozen=True, gc=False, array_like=True, tag="s"):
@@ -35,16 +43,16 @@ class HttpResponse(msgspec.Struct, frozen=True, gc=False, array_like=True, tag="
     `trace_id`: of the request.
     """
 
-    time_ns: int
+    time_ns: Nanoseconds
     conn: Conn
     policy_verdict: PolicyVerdict
     method: str
     url: str
     protocol: str
-    status: int
-    latency_ns: int
+    status: HttpStatus
+    latency_ns: Nanoseconds
     headers: tuple[tuple[str, str], ...] = ()
-    trace_id: str = ""
+    trace_id: TraceId = ""
 
 
 class Connection(msgspec.Struct, frozen=True, gc=False, array_like=True, tag="c"):
@@ -53,22 +61,22 @@ class Connection(msgspec.Struct, frozen=True, gc=False, array_like=True, tag="c"
     `interface`: index of the network interface that it came in by, 0 if not known.
     """
 
-    time_ns: int
+    time_ns: Nanoseconds
     conn: Conn
     policy_verdict: PolicyVerdict
-    flags: int = 2
-    icmp_type: int = 0
-    icmp_code: int = 0
-    interface: int = 0
+    flags: TcpFlags = 2
+    icmp_type: Octet = 0
+    icmp_code: Octet = 0
+    interface: UInt32 = 0
 
 
 class Malformed(msgspec.Struct, frozen=True, gc=False, array_like=True, tag="m"):
     """Bytes on an L7 port that are not a valid request: refused, with the reason. `status` is that of the response."""
 
-    time_ns: int
+    time_ns: Nanoseconds
     conn: Conn
     policy_verdict: PolicyVerdict
-    status: int
+    status: HttpStatus
     protocol: str = "HTTP/1.1"
 
 

@@ -186,13 +186,15 @@ class TemplateCache:
         self._numbered = 0
 
     def items(self, flows: Flows) -> list[Event]:
-        """One per record, in order. LinkError when a record refers to an entry that is not in the batch."""
+        """One per record, in order. LinkError when one is invalid, or refers to an entry that is not in the batch."""
         try:
             known = [self._known(policy_verdict) for policy_verdict in flows.policy_verdicts]
             shapes = [self._shape(party, flows.policy_verdicts, known) for party in flows.parties]
             return self._events(flows, shapes)
         except LookupError as error:
             raise LinkError("a record refers to an entry that is not in its batch") from error
+        except ValueError as error:
+            raise LinkError(f"a record is invalid: {error}") from error
 
     def _events(self, flows: Flows, shapes: list[FlowTemplate | None]) -> list[Event]:
         """Hot: once per record. Most batches have only plain URLs, so all URLs are checked at once first."""

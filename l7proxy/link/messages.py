@@ -20,7 +20,7 @@ from l7proxy.gate.options import HttpOptions
 from l7proxy.model.endpoint import Frontend
 from l7proxy.policy.tables import DirectionPolicy, LocalEndpoint
 
-PROTOCOL_VERSION: Final = 6
+PROTOCOL_VERSION: Final = 7
 MAX_FRAME: Final = 256 << 20
 """Bytes. A snapshot of 1 000 endpoints and 10 000 rules has some tens of MB."""
 MAX_WORKER_FRAME: Final = 32 << 20

@@ -1,26 +1,33 @@
 """A connection as policy sees it, and the verdict of both directions on the connection or on one request of it.
 
-msgspec arrays: they cross the link in batches, thousands per second. gc=False: they are never part of a cycle.
+msgspec arrays: they cross the link in batches, thousands per second. gc=False: they are never part of a cycle. The
+bounds are checked where the agent decodes a batch: a flow can then be written in every format.
 """
 
 from __future__ import annotations
+
+from typing import Annotated, TypeAlias
 
 import msgspec
 
 from l7proxy.model.ref import RuleRef
 from l7proxy.model.verdict import Direction, DropReason, Verdict
 
+Port: TypeAlias = Annotated[int, msgspec.Meta(ge=0, le=65535)]
+Octet: TypeAlias = Annotated[int, msgspec.Meta(ge=0, le=255)]
+UInt32: TypeAlias = Annotated[int, msgspec.Meta(ge=0, le=2**32 - 1)]
+
 
 class Conn(msgspec.Struct, frozen=True, gc=False, array_like=True):
     """A client's connection as policy sees it: the pod addresses after Service DNAT."""
 
     source: str
-    source_port: int
+    source_port: Port
     destination: str
-    destination_port: int
-    source_identity: int
-    destination_identity: int
-    protocol: int = 6
+    destination_port: Port
+    source_identity: UInt32
+    destination_identity: UInt32
+    protocol: Octet = 6
 
 
 class PolicyVerdict(msgspec.Struct, frozen=True, gc=False, array_like=True):
@@ -40,7 +47,7 @@ class PolicyVerdict(msgspec.Struct, frozen=True, gc=False, array_like=True):
     egress: RuleRef | None = None
     drop_reason: DropReason = DropReason.UNKNOWN
     reason: str = ""
-    match_type: int = 0
+    match_type: UInt32 = 0
     log: tuple[str, ...] = ()
     ingress_also: tuple[RuleRef, ...] = ()
     egress_also: tuple[RuleRef, ...] = ()

@@ -10,7 +10,7 @@ import msgspec
 
 from l7proxy.link.messages import PROTOCOL_VERSION, FromAgent, FromWorker
 
-VERSION, DIGEST = 6, "9f634bae24fc3ed2"
+VERSION, DIGEST = 7, "5197154ad8df7be7"
 
 
 def without_texts(schema: Any) -> Any:
