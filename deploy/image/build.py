@@ -58,6 +58,8 @@ PURGED: Final = (
     "perl-base",
 )
 """What only the installation needs. dpkg's list of what remains is true, so scanners know every package."""
+KEPT: Final = 8
+"""Archives of one name that stay in the cache: several checkouts may build at the same time."""
 USER: Final = "65532:65532"
 """Not root. The agent and the workers need root for their capabilities: the chart says so where they run."""
 ENVIRONMENT: Final = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C.UTF-8", "PYTHONHASHSEED": "0"}
@@ -148,6 +150,7 @@ def debian(name: str, packages: Sequence[str], clean: str) -> Path:
     """The tar of a minimal Debian with these packages."""
     made = cache() / f"{name}-{_key(SUITE, *packages, clean, *NOT_NEEDED)}.tar"
     if made.exists():
+        made.touch()
         return made
     print(f"making a Debian {SUITE} with {', '.join(packages)}")
     with tempfile.TemporaryDirectory(dir=cache()) as scratch:
@@ -166,7 +169,15 @@ def debian(name: str, packages: Sequence[str], clean: str) -> Path:
         environment = {**os.environ, "SOURCE_DATE_EPOCH": "0"}
         subprocess.run([*command, *without, *hooks, SUITE, str(tar)], check=True, env=environment)
         tar.replace(made)
+    forget(name)
     return made
+
+
+def forget(name: str) -> None:
+    """Remove all but the last used archives of this name: each change of the sources makes a new one."""
+    made = sorted(cache().glob(f"{name}-*.tar"), key=lambda path: path.stat().st_mtime, reverse=True)
+    for old in made[KEPT:]:
+        old.unlink(missing_ok=True)
 
 
 def l7proxy_layer(kind: str) -> Path:
@@ -175,6 +186,7 @@ def l7proxy_layer(kind: str) -> Path:
     parts = [path.read_bytes() for path in (*sources, ROOT / "pyproject.toml", RUNTIME, BUILD)]
     made = cache() / f"l7proxy-{_key(kind, COMPILE, SUITE, *BUILD_PACKAGES, *map(str, sources), *parts)}.tar"
     if made.exists():
+        made.touch()
         return made
     builder = debian("builder", BUILD_PACKAGES, "")
     print(f"installing l7proxy, {kind}")
@@ -190,6 +202,7 @@ def l7proxy_layer(kind: str) -> Path:
         subprocess.run(["chroot", root, "sh", "-c", COMPILE, "sh", PLACE, kind], check=True, env=ENVIRONMENT)
         write_layer(Path(scratch, "layer.tar"), build / "out")
         Path(scratch, "layer.tar").replace(made)
+    forget("l7proxy")
     return made
 
 
