@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 app = typer.Typer(
     help="Inspect policies enforced on a node (list, get) or in files (validate, test, trace), write them from flows "
     "(learn), and compare them with flows (replay, shadow).",
+    short_help="Inspect, check, trace, learn and replay policies.",
     no_args_is_help=True,
     rich_markup_mode=None,
 )

@@ -123,7 +123,9 @@ def _agent_words(node: dict[str, Any]) -> str:
         return "none (--no-agent)"
     if agent["waiting"]:
         return f"[red]{agent['waiting']}[/]"
-    return f"enforces revision {agent['enforced_revision']} ({agent['backend']}, {len(agent['workers'])} workers)"
+    workers = len(agent["workers"])
+    served = f"{workers} worker{'' if workers == 1 else 's'}"
+    return f"enforces revision {agent['enforced_revision']} ({agent['backend']}, {served})"
 
 
 def _container_words(container: dict[str, Any]) -> str:
