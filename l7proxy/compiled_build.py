@@ -64,6 +64,7 @@ MODULES: Final = (
     "wire/http2_fields",
     "wire/http2_frames",
     "wire/http2_head",
+    "wire/trace_id",
 )
 """The path of a request and of its flow. Not included: msgspec structs (mypyc drops their class arguments), and
 modules whose dataclasses use a type that is imported for type checking only."""
