@@ -7,7 +7,10 @@ replaced where it stands: no flow is written twice or left out between the two.
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import logging
+import time
+from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -33,6 +36,12 @@ class Exporters:
     def __init__(self, path: Path, ring: Ring, feeds: list[Feed]) -> None:
         self.problem = ""
         """Why the file as it is now is not in force; empty: it is."""
+        self.changes: Counter[str] = Counter()
+        """Since the start: add, update, remove of an exporter; failure: a file that could not be used."""
+        self.digest = 0
+        """Of the content that is in force: 64 bits."""
+        self.applied = 0.0
+        """When it came into force: seconds since 1970."""
         self._path = path
         self._ring = ring
         self._feeds = feeds
@@ -42,6 +51,10 @@ class Exporters:
         self._look()
         if self.problem:
             raise ConfigError(f"flow-logs-config: {self.problem}")
+
+    def active(self, now: float) -> dict[str, bool]:
+        """Name → whether the exporter still writes, or its `end` is past. `now`: seconds since 1970."""
+        return {name: exporter.writes_at(now) for name, (exporter, _, _) in self._running.items()}
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -84,6 +97,7 @@ class Exporters:
 
     def _report(self, problem: str) -> None:
         if problem and problem != self.problem:
+            self.changes["failure"] += 1
             log.error("flow-logs-config: %s; the exporters of the last good file stay in force", problem)
         self.problem = problem
 
@@ -96,13 +110,18 @@ class Exporters:
                 del self._running[name]
                 self._feeds.remove(feed)
                 starts[name] = feed.position
+                if name not in wanted:
+                    self.changes["remove"] += 1
         for name, exporter in wanted.items():
             if name not in self._running:
+                self.changes["update" if name in starts else "add"] += 1
                 start = max(starts.get(name, self._ring.end), self._ring.oldest)
                 feed = Feed(f"exporter {name}", exporters.sink_of(exporter), self._ring, start=start)
                 self._feeds.append(feed)
                 task = tasks.create_task(feed.run(), name=feed.name)
                 self._running[name] = (exporter, feed, task)
+        self.digest = int.from_bytes(hashlib.sha256(self._content or b"").digest()[:8], "big")
+        self.applied = time.time()
         log.info("flow-logs-config: exporters in force: %s", ", ".join(wanted) or "none")
 
 

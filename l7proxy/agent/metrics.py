@@ -114,7 +114,7 @@ class _Collected:
 
 def agent_metrics(parts: Parts) -> Iterator[Metric]:
     """The facts of this moment. For the event loop that the parts belong to."""
-    for group in (_build, _policy, _endpoints, _source, _kernel, _workers, _flows, _shadow, _cilium):
+    for group in (_build, _policy, _endpoints, _source, _kernel, _workers, _flows, _exporters, _shadow, _cilium):
         yield from group(parts)
 
 
@@ -234,6 +234,41 @@ def _flows(parts: Parts) -> Iterator[Metric]:
         for feed in parts.feeds:
             family.add_metric((feed.name,), getattr(feed, name))
         yield family
+    yield _gauges(
+        "l7proxy_sink_behind", "Events in the ring that the sink has not read yet.", ("sink",),
+        {(feed.name,): ring.end - max(feed.position, ring.oldest) for feed in parts.feeds},
+    )  # fmt: skip
+
+
+def _exporters(parts: Parts) -> Iterator[Metric]:
+    """Of `flow-logs-config`, with the names of Hubble's dynamic exporter."""
+    exporters = parts.exporters
+    if exporters is None:
+        return
+    active = exporters.active(time.time())
+    states = Counter("active" if on else "inactive" for on in active.values())
+    yield _gauges(
+        "hubble_dynamic_exporter_exporters_total", "Exporters by state: inactive after their end.", ("status",),
+        {(state,): states[state] for state in ("active", "inactive")},
+    )  # fmt: skip
+    yield _gauges(
+        "hubble_dynamic_exporter_up", "Whether the exporter is active.", ("name",),
+        {(name,): on for name, on in active.items()},
+    )  # fmt: skip
+    family = CounterMetricFamily(
+        "hubble_dynamic_exporter_reconfigurations", "Changes of exporters, and files that could not be used.",
+        labels=("op",),
+    )  # fmt: skip
+    for op in ("add", "update", "remove", "failure"):
+        family.add_metric((op,), exporters.changes[op])
+    yield family
+    yield GaugeMetricFamily(
+        "hubble_dynamic_exporter_config_hash", "Of the file in force.", value=float(exporters.digest)
+    )
+    yield GaugeMetricFamily(
+        "hubble_dynamic_exporter_config_last_applied", "When it came into force: seconds since 1970.",
+        value=exporters.applied,
+    )  # fmt: skip
 
 
 def _shadow(parts: Parts) -> Iterator[Metric]:

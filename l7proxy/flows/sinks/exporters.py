@@ -39,6 +39,10 @@ class Exporter(msgspec.Struct, frozen=True, rename="camel", forbid_unknown_field
     end: str = ""
     sampling: int = 1
 
+    def writes_at(self, now: float) -> bool:
+        """Whether `end` is not past. `now`: seconds since 1970."""
+        return not self.end or now * timestamp.SECOND <= timestamp.parse(self.end)
+
 
 class Chosen:
     """Passes to `sink` the events that `keep` accepts until `end_ns`, as `mask` makes them.

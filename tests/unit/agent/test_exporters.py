@@ -61,6 +61,7 @@ async def test_the_file_is_followed(tmp_path: Path, caplog: pytest.LogCaptureFix
         ring.append(Flow(uuid="4"))
     assert (written(one), written(two)) == (["1", "2", "3"], ["2", "3", "4"])
     assert (feeds[0].written, feeds[0].lost) == (3, 0)
+    assert made.changes == {"add": 2, "update": 1, "failure": 1, "remove": 1}
 
 
 @pytest.mark.parametrize("text", ["flowLogs: [", "a: b", "flowLogs: []\n---\nflowLogs: []"])

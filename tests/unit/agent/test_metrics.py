@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import time
+from dataclasses import replace
 from functools import partial
 from ipaddress import ip_address
 from pathlib import Path
@@ -12,16 +14,19 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
 from l7proxy.agent import health
+from l7proxy.agent.exporters import Exporters
 from l7proxy.agent.flow_recorder import Recorder
 from l7proxy.agent.metrics import Scraper
 from l7proxy.flows.flow import IP, CiliumEventType, Flow, Layer4, Ports
 from l7proxy.flows.ring import Ring
+from l7proxy.flows.sinks.feed import Feed
 from l7proxy.model.resources import Pod, Upsert
 from l7proxy.setting_definitions import Settings
 from l7proxy.sources.source import SYNCED, SourceHealth
 from tests.unit.agent.idle_agent import idle_parts
 
 WEB = Pod("shop", "web", "n1", ("10.0.1.5",), {"app": "web"})
+PREFIX = "hubble_dynamic_exporter_"
 DOCUMENT = Path(__file__).resolve().parents[3] / "docs" / "metrics.md"
 
 
@@ -131,9 +136,38 @@ async def test_the_pods_of_a_revision_are_known(tmp_path: Path) -> None:
     assert not agent.recorder.knows("10.0.1.6", "shop", "web")
 
 
+@pytest.mark.parametrize("accept", ["", "application/openmetrics-text; version=1.0.0"])
+async def test_exporters_of_a_file_are_told(tmp_path: Path, accept: str) -> None:
+    agent, path = Agent(tmp_path), tmp_path / "flowlogs.yaml"
+    past = f"{{name: past, filePath: {tmp_path}/past.jsonl, end: '2020-01-01T00:00:00Z'}}"
+    path.write_text(f"flowLogs:\n- {{name: all, filePath: {tmp_path}/all.jsonl}}\n- {past}\n")
+    before, feeds = time.time(), list[Feed]()
+    exporters = Exporters(path, agent.recorder.ring, feeds)
+    agent.parts = replace(agent.parts, exporters=exporters, feeds=feeds)
+    async with exporters.running():
+        found = await agent.scrape(accept)
+    of = {name.removeprefix(PREFIX): value for name, value in found.items() if name.startswith(PREFIX)}
+    assert before <= of.pop("config_last_applied") <= time.time()
+    assert of.pop("config_hash") > 0
+    assert of == {
+        "exporters_total{status=active}": 1,
+        "exporters_total{status=inactive}": 1,
+        "up{name=all}": 1,
+        "up{name=past}": 0,
+        **{
+            f"reconfigurations_total{{op={op}}}": count
+            for op, count in {"add": 2, "update": 0, "remove": 0, "failure": 0}.items()
+        },
+    }
+    assert found["l7proxy_sink_behind{sink=exporter all}"] == 0
+
+
 async def test_every_metric_is_documented(tmp_path: Path) -> None:
+    path = tmp_path / "flowlogs.yaml"
+    path.write_text("flowLogs: []")
     everything = "flow drop tcp icmp dns httpV2 port-distribution flows-to-world policy cilium"
     agent = Agent(tmp_path, metrics=everything)
+    agent.parts = replace(agent.parts, exporters=Exporters(path, agent.recorder.ring, []))
     agent.reconciler.submit([Upsert(WEB), *SYNCED], SourceHealth())
     await agent.reconciler.step()
     pages = partial(agent.scraper.page, agent.parts)
