@@ -7,11 +7,11 @@ A series beyond the limit is folded: the values of its open labels, those withou
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import accumulate
 from typing import Final, TypeAlias
 
-from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, Exemplar, HistogramMetricFamily, Metric
 
 OVERFLOW: Final = "overflow"
 BOUNDS: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
@@ -25,16 +25,22 @@ Alive: TypeAlias = Callable[[NamedPod], bool]
 
 
 class Series:
-    """One set of label values. `buckets` and `total` (seconds) are used by histograms only."""
+    """One set of label values. `buckets` and `total` (seconds) are used by histograms only.
 
-    __slots__ = ("buckets", "count", "folded", "gone", "pods", "total", "values")
+    `exemplars`: the newest traced event, of a histogram for each bucket; None if they are not wanted.
+    """
 
-    def __init__(self, values: tuple[str, ...], pods: tuple[NamedPod, ...], buckets: int, folded: bool) -> None:
+    __slots__ = ("buckets", "count", "exemplars", "folded", "gone", "pods", "total", "values")
+
+    def __init__(
+        self, values: tuple[str, ...], pods: tuple[NamedPod, ...], buckets: int, folded: bool, exemplars: bool
+    ) -> None:
         self.values = values
         self.pods = pods
         self.count = 0
         self.buckets = [0] * buckets
         self.total = 0.0
+        self.exemplars: dict[int, Exemplar] | None = {} if exemplars else None
         self.folded = folded
         self.gone: float | None = None
         """Since when one of its pods does not exist."""
@@ -45,10 +51,15 @@ class Series:
         self.total += seconds
         self.buckets[bucket] += 1
 
+    def show(self, trace_id: str, value: float, time_ns: int, bucket: int = 0) -> None:
+        """Keep a traced event as an exemplar, if they are wanted. `value`: seconds in a histogram, 1 in a counter."""
+        if self.exemplars is not None:
+            self.exemplars[bucket] = Exemplar({"traceID": trace_id}, value, time_ns / 1e9)
+
 
 class Family:
     """A counter, or with `bounds` a histogram. `open_labels`: those that are folded beyond `limit` series.
-    `pod_labels`: those whose value may belong to one pod."""
+    `pod_labels`: those whose value may belong to one pod. `exemplars`: show trace ids, in the OpenMetrics format."""
 
     def __init__(
         self,
@@ -60,6 +71,7 @@ class Family:
         pod_labels: Iterable[str] = (),
         limit: int = 10_000,
         bounds: Sequence[float] = (),
+        exemplars: bool = False,
     ) -> None:
         self.name = name
         self.bounds = tuple(bounds)
@@ -68,6 +80,7 @@ class Family:
         self._open = frozenset(open_labels)
         self._of_pods = tuple(place for place, label in enumerate(labels) if label in frozenset(pod_labels))
         self._limit = limit
+        self._exemplars = exemplars
         self._series: dict[tuple[str, ...], Series] = {}
 
     def series(self, values: tuple[str, ...], pods: tuple[NamedPod, ...] = ()) -> Series:
@@ -84,7 +97,8 @@ class Family:
             pods = ()
             found = self._series.get(values)
         if found is None:
-            found = self._series[values] = Series(values, pods, len(self.bounds) + 1 if self.bounds else 0, folded)
+            buckets = len(self.bounds) + 1 if self.bounds else 0
+            found = self._series[values] = Series(values, pods, buckets, folded, self._exemplars)
         return found
 
     def _names(self, values: tuple[str, ...], pod: NamedPod) -> bool:
@@ -112,13 +126,19 @@ class Family:
         if not self.bounds:
             counter = CounterMetricFamily(self.name, self._about, labels=self._labels)
             for one in self._series.values():
-                counter.add_metric(one.values, one.count)
+                counter.add_metric(one.values, one.count, exemplar=(one.exemplars or {}).get(0))
             return counter
         histogram = HistogramMetricFamily(self.name, self._about, labels=self._labels)
         names = [*map(str, self.bounds), "+Inf"]
         for one in self._series.values():
-            histogram.add_metric(one.values, list(zip(names, accumulate(one.buckets), strict=True)), one.total)
+            histogram.add_metric(one.values, list(_buckets(names, one)), one.total)
         return histogram
+
+
+def _buckets(names: Sequence[str], one: Series) -> Iterator[tuple[str, float] | tuple[str, float, Exemplar]]:
+    exemplars = one.exemplars or {}
+    for place, (name, count) in enumerate(zip(names, accumulate(one.buckets), strict=True)):
+        yield (name, count, exemplars[place]) if place in exemplars else (name, count)
 
 
 def _stale(one: Series, alive: Alive, now: float) -> bool:

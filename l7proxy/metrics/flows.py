@@ -59,6 +59,7 @@ class Registry:
         first: bool = False,
         free: Iterable[str] = (),
         bounds: Sequence[float] = (),
+        exemplars: bool = False,
     ) -> Family:
         """`first`: context labels come before the fixed ones. `free`: fixed labels without a fixed vocabulary."""
         own = contexts.names if contexts else ()
@@ -71,6 +72,7 @@ class Registry:
             pod_labels=contexts.pod_labels if contexts else (),
             limit=self._limit,
             bounds=bounds,
+            exemplars=exemplars,
         )
         self.families.append(made)
         return made
@@ -240,13 +242,13 @@ def _http(registry: Registry, metric: Metric) -> Counter:
     contexts = Contexts(metric)
     requests = registry.family(
         "hubble_http_requests", "HTTP requests.", ("method", "protocol", "reporter"), contexts, first=True,
-        free=("method", "protocol"),
+        free=("method", "protocol"), exemplars="exemplars" in metric.flags,
     )  # fmt: skip
     responses = registry.family(
         "hubble_http_responses", "HTTP responses.", ("method", "protocol", "status", "reporter"), contexts, first=True,
         free=("method", "protocol", "status"),
     )  # fmt: skip
-    durations = _durations(registry, contexts)
+    durations = _durations(registry, contexts, exemplars="exemplars" in metric.flags)
 
     def count(flow: Flow) -> Iterator[Counted]:
         http = flow.l7.http if flow.l7 else None
@@ -267,8 +269,9 @@ def _http_v2(registry: Registry, metric: Metric) -> Counter:
     requests = registry.family(
         "hubble_http_requests", "HTTP requests, by the status of their response.",
         ("method", "protocol", "status", "reporter"), contexts, first=True, free=("method", "protocol", "status"),
+        exemplars="exemplars" in metric.flags,
     )  # fmt: skip
-    durations = _durations(registry, contexts)
+    durations = _durations(registry, contexts, exemplars="exemplars" in metric.flags)
 
     def count(flow: Flow) -> Iterator[Counted]:
         http = flow.l7.http if flow.l7 else None
@@ -281,10 +284,10 @@ def _http_v2(registry: Registry, metric: Metric) -> Counter:
     return count
 
 
-def _durations(registry: Registry, contexts: Contexts) -> Family:
+def _durations(registry: Registry, contexts: Contexts, *, exemplars: bool) -> Family:
     return registry.family(
         "hubble_http_request_duration_seconds", "Time from a request to its response.", ("method", "reporter"),
-        contexts, first=True, free=("method",), bounds=BOUNDS,
+        contexts, first=True, free=("method",), bounds=BOUNDS, exemplars=exemplars,
     )  # fmt: skip
 
 

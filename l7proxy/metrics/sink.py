@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 from bisect import bisect_left
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from time import monotonic
 from typing import Final
 
@@ -31,7 +31,7 @@ REMEMBERED: Final = 8192
 class Binding:
     """The series of all flows of one template and status, and what they have not been given yet."""
 
-    __slots__ = ("buckets", "count", "latency_ns", "series", "timed")
+    __slots__ = ("buckets", "count", "latency_ns", "series", "timed", "traced")
 
     def __init__(self, series: Sequence[Series], timed: Sequence[Series]) -> None:
         self.series = series
@@ -39,6 +39,10 @@ class Binding:
         self.count = 0
         self.latency_ns = 0
         self.buckets = [0] * (len(BOUNDS) + 1) if timed else []
+        self.traced: dict[int, TemplatedFlow] | None = None
+        """The newest traced flow of each bucket, where one of the series shows exemplars."""
+        if any(one.exemplars is not None for one in (*series, *timed)):
+            self.traced = {}
 
     def settle(self) -> None:
         if not self.count:
@@ -53,6 +57,10 @@ class Binding:
         self.count = self.latency_ns = 0
         if self.buckets:
             self.buckets = [0] * len(self.buckets)
+        if self.traced:
+            for bucket, event in self.traced.items():
+                _show(self.series, self.timed, event.trace_id, event.latency_ns, event.time_ns, bucket)
+            self.traced.clear()
 
 
 class FlowMetrics:
@@ -87,10 +95,14 @@ class FlowMetrics:
                     if binding is None:
                         binding = self._bind(event)
                     binding.count += 1
+                    bucket = 0
                     if binding.timed:
                         latency = event.latency_ns
+                        bucket = bisect_left(BOUNDS_NS, latency)
                         binding.latency_ns += latency
-                        binding.buckets[bisect_left(BOUNDS_NS, latency)] += 1
+                        binding.buckets[bucket] += 1
+                    if binding.traced is not None and event.trace_id:
+                        binding.traced[bucket] = event
                 else:
                     self._count(event)
 
@@ -143,10 +155,12 @@ class FlowMetrics:
         series, timed = self._series(flow)
         for one in series:
             one.count += 1
-        if timed:
-            latency = max(0, int(flow.l7.latency_ns or 0)) if flow.l7 else 0
-            for one in timed:
-                one.observe(bisect_left(BOUNDS_NS, latency), latency / 1e9)
+        latency = max(0, int(flow.l7.latency_ns or 0)) if flow.l7 else 0
+        bucket = bisect_left(BOUNDS_NS, latency)
+        for one in timed:
+            one.observe(bucket, latency / 1e9)
+        if flow.trace_context is not None and flow.trace_context.parent is not None:
+            _show(series, timed, flow.trace_context.parent.trace_id, latency, flow.time_ns, bucket)
 
     def _series(self, flow: Flow) -> tuple[list[Series], list[Series]]:
         """(counters, histograms)"""
@@ -157,6 +171,15 @@ class FlowMetrics:
             for family, values in counter(flow):
                 (histograms if family.bounds else counters).append(family.series(values, pods))
         return counters, histograms
+
+
+def _show(
+    series: Iterable[Series], timed: Iterable[Series], trace_id: str, latency_ns: int, time_ns: int, bucket: int
+) -> None:
+    for one in series:
+        one.show(trace_id, 1, time_ns)
+    for one in timed:
+        one.show(trace_id, latency_ns / 1e9, time_ns, bucket)
 
 
 def _pods(flow: Flow) -> tuple[NamedPod, ...]:

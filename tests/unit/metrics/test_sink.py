@@ -347,3 +347,66 @@ def test_many_templates_forget_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     assert found[sample(REQUESTS, **own, status="200", reporter="server")] == 20
     total = found[sample("hubble_http_request_duration_seconds_sum", method="GET", reporter="server")]
     assert total == pytest.approx(sum(range(1, 31)) / 1000)
+
+
+TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"
+
+
+def exemplars(text: str, *events: Event) -> dict[str, tuple[dict[str, str], float, float]]:
+    """Sample, with `le` if it is of a bucket → its exemplar, in the OpenMetrics format."""
+    sink = FlowMetrics(parse(text), limit=100)
+    sink.consume(events)
+    registry = CollectorRegistry(auto_describe=False)
+    registry.register(sink)
+    assert TRACE not in generate_latest(registry).decode()
+    encode, _ = choose_encoder("application/openmetrics-text; version=1.0.0")
+    families = parse_openmetrics(encode(registry).decode())  # type: ignore[no-untyped-call]
+    return {
+        s.name + s.labels.get("le", ""): (s.exemplar.labels, s.exemplar.value, float(s.exemplar.timestamp))
+        for one in families
+        for s in one.samples
+        if s.exemplar
+    }
+
+
+def traced(latency_ns: int, *, headers: tuple[tuple[str, str], ...] = ()) -> list[Event]:
+    """A request's two flows; those with headers are made by the enricher, others by templates."""
+    conn, allowed = Conn("10.0.0.1", 40000, "10.0.0.2", 80, 1, 2), PolicyVerdict(Verdict.FORWARDED, Direction.INGRESS)
+    url, protocol, end = "http://db/x", "HTTP/1.1", 2_000_000_000
+    records: list[Record] = [
+        HttpRequest(end - latency_ns, conn, allowed, "GET", url, protocol, headers, (), TRACE),
+        HttpResponse(end, conn, allowed, "GET", url, protocol, 200, latency_ns, headers, TRACE),
+    ]
+    return TemplateCache(Enricher(Book(), node="n1", headers=frozenset({"x-id"})), Uuids()).items(pack(records))
+
+
+@pytest.mark.parametrize("headers", [(), (("x-id", "7"),)])
+def test_exemplars_are_shown_if_asked_for(headers: tuple[tuple[str, str], ...]) -> None:
+    events = traced(7_000_000, headers=headers)
+    assert all(isinstance(event, TemplatedFlow) is not bool(headers) for event in events)
+    trace = {"traceID": TRACE}
+    assert exemplars("flow httpV2:exemplars=true", *events) == {
+        "hubble_http_requests_total": (trace, 1.0, 2.0),
+        "hubble_http_request_duration_seconds_bucket0.01": (trace, 0.007, 2.0),
+    }
+    assert set(exemplars("http:exemplars", *events)) == {
+        "hubble_http_requests_total",
+        "hubble_http_request_duration_seconds_bucket0.01",
+    }
+    assert exemplars("flow httpV2", *events) == {}
+
+
+def test_the_newest_request_of_a_bucket_is_its_exemplar() -> None:
+    found = exemplars("httpV2:exemplars=true", *traced(7_000_000), *traced(3_000_000_000), *traced(6_000_000))
+    assert {name: value for name, (_, value, _) in found.items() if "bucket" in name} == {
+        "hubble_http_request_duration_seconds_bucket0.01": 0.006,
+        "hubble_http_request_duration_seconds_bucket5.0": 3.0,
+    }
+
+
+def test_the_configuration_of_ciliums_documentation_is_read() -> None:
+    text = (
+        "dns drop tcp flow port-distribution icmp httpV2:exemplars=true;labelsContext=source_ip,source_namespace,"
+        "source_workload,destination_ip,destination_namespace,destination_workload,traffic_direction"
+    )
+    assert "exemplars" in parse(text)[-1].flags
