@@ -225,7 +225,7 @@ def _workers(parts: Parts) -> Iterator[Metric]:
 
 
 def _flows(parts: Parts) -> Iterator[Metric]:
-    ring = parts.recorder.ring
+    ring = parts.ring
     yield _counter("ring_flows", "Flows written to the ring.", ring.seen)
     yield _counter("ring_lost", "Flows that a reader, or the ring itself, missed.", ring.lost)
     yield _gauge("ring_capacity", "Flows that the ring holds.", ring.capacity)

@@ -17,9 +17,10 @@ from l7proxy.agent.dataplane.reconciler import Published, Reconciler
 from l7proxy.agent.dataplane.revocation import Revocation
 from l7proxy.agent.exporters import Exporters
 from l7proxy.agent.flow_recorder import Recorder
-from l7proxy.agent.shadow import ShadowSink
+from l7proxy.agent.shadow import ShadowPolicies
 from l7proxy.cluster.state import ClusterState
 from l7proxy.errors import ConfigError
+from l7proxy.flows.ring import Ring
 from l7proxy.flows.sinks.feed import Feed
 from l7proxy.link.server import LinkServer
 from l7proxy.settings import derived
@@ -43,10 +44,12 @@ class Parts:
     revocation: Revocation
     link: LinkServer
     recorder: Recorder
+    ring: Ring
+    """The one that readers of flows read."""
     feeds: Sequence[Feed]
     cluster_status: ClusterStatus | None = None
     """None if nothing is reported in the cluster."""
-    shadow: ShadowSink | None = None
+    shadow: ShadowPolicies | None = None
     """None if there are no shadow policies."""
     exporters: Exporters | None = None
 
@@ -60,7 +63,7 @@ def answers(parts: Parts) -> dict[str, Answer]:
 
 def _status(parts: Parts, question: Mapping[str, Any]) -> object:
     """`detail` and `problems` in the answer are those of the input of revision `revision`, never of a newer one."""
-    reconciler, source, ring = parts.reconciler, parts.source.health(), parts.recorder.ring
+    reconciler, source, ring = parts.reconciler, parts.source.health(), parts.ring
     current = reconciler.current
     return {
         "node": parts.configuration.settings.node,

@@ -25,7 +25,7 @@ from l7proxy.agent.dataplane.revocation import Revocation
 from l7proxy.agent.exporters import Exporters
 from l7proxy.agent.flow_recorder import Recorder
 from l7proxy.agent.service_manager import ServiceManager
-from l7proxy.agent.shadow import ShadowSink
+from l7proxy.agent.shadow import ShadowPolicies
 from l7proxy.errors import ConfigError
 from l7proxy.flows.ring import Ring
 from l7proxy.flows.sinks import registry
@@ -85,7 +85,9 @@ async def _serve(configuration: Configuration, source: Source) -> None:
     make_run_dir(settings.run_dir)
     backend = await asyncio.to_thread(detect.choose, settings.backend, Sysctls(settings.sysctls_record))
     ring = Ring(settings.flow_ring, node_name=settings.node)
-    recorder = Recorder(ring, node=settings.node, cluster=settings.cluster)
+    shadow = ShadowPolicies(settings) if settings.shadow_policies else None
+    recorded = Ring(settings.flow_ring, node_name=settings.node) if shadow else ring
+    recorder = Recorder(recorded, node=settings.node, cluster=settings.cluster)
     link = LinkServer(settings.link_socket, on_flows=recorder.ingest)
     cluster_state = derived.empty_cluster(settings)
     watcher = pod_interfaces.InterfaceWatcher(settings.cni_results, settings.cni_ignored_networks)
@@ -124,9 +126,6 @@ async def _serve(configuration: Configuration, source: Source) -> None:
     if scraper and scraper.flows:
         sinks["metrics"] = scraper.flows
         recorder.on_suppressed = scraper.flows.add
-    shadow = ShadowSink(settings) if settings.shadow_policies else None
-    if shadow:
-        sinks["shadow"] = shadow
     feeds = [Feed(name, sink, ring) for name, sink in sinks.items()]
     always = tuple(feeds)
     exporters = Exporters(Path(settings.flow_logs_config), ring, feeds) if settings.flow_logs_config else None
@@ -140,6 +139,7 @@ async def _serve(configuration: Configuration, source: Source) -> None:
         revocation=revocation,
         link=link,
         recorder=recorder,
+        ring=ring,
         feeds=feeds,
         exporters=exporters,
         cluster_status=cluster_status,
@@ -152,6 +152,7 @@ async def _serve(configuration: Configuration, source: Source) -> None:
         hubble.serving() if hubble else nullcontext(),
         exporters.running() if exporters else nullcontext(),
         _feeding(always),  # until workers have sent their last records
+        shadow.between(recorded, ring) if shadow else nullcontext(),
         link.serving(),
         _probes(settings, reconciler, link),
         _metrics(settings, scraper, parts) if scraper else nullcontext(),

@@ -14,8 +14,8 @@ Masked: TypeAlias = Callable[[Any], Any]
 """Makes a message with the wanted fields of another one."""
 NEVER_SET: Final = frozenset(
     (
-        "aggregate", "cgroup_id", "debug_capture_point", "ethernet", "extensions", "file", "sock_xlate_point",
-        "socket_cookie", "tunnel",
+        "aggregate", "cgroup_id", "debug_capture_point", "ethernet", "file", "sock_xlate_point", "socket_cookie",
+        "tunnel",
     )
 )  # fmt: skip
 """Fields that the API has, and that no flow of ours has."""

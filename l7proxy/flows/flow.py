@@ -257,6 +257,8 @@ class Flow(Message, frozen=True):
     socket_cookie: str = ""
     cgroup_id: str = ""
     summary: str = msgspec.field(default="", name="Summary")
+    extensions: dict[str, Any] | None = None
+    """google.protobuf.Any as protobuf's JSON mapping writes it: `@type`, and what it holds. See `extended`."""
     egress_allowed_by: tuple[Policy, ...] = ()
     ingress_allowed_by: tuple[Policy, ...] = ()
     egress_denied_by: tuple[Policy, ...] = ()
@@ -330,6 +332,14 @@ class Response(Message, frozen=True):
 
     def line(self) -> bytes:
         return _ENCODER.encode(self) + b"\n"
+
+
+STRUCT: Final = "type.googleapis.com/google.protobuf.Struct"
+
+
+def extended(flow: Flow, fields: Mapping[str, Any]) -> Flow:
+    """With fields that Hubble's API has not: a google.protobuf.Struct, which its clients print."""
+    return msgspec.structs.replace(flow, extensions={"@type": STRUCT, "value": dict(fields)})
 
 
 NOT_FORWARDED: Final = frozenset({"DROPPED", "ERROR", "AUDIT"})

@@ -18,7 +18,7 @@ from google.protobuf import json_format
 
 from l7proxy.errors import ConfigError
 from l7proxy.flows import flow, timestamp
-from l7proxy.hubble import mask
+from l7proxy.hubble import mask, wire
 from l7proxy.hubble.api.flow import flow_pb2
 from l7proxy.hubble.api.observer import observer_pb2
 
@@ -63,7 +63,7 @@ def flows(server: Server, request: observer_pb2.GetFlowsRequest) -> Iterator[flo
         )(request, metadata=_metadata(server))
         try:
             for response in call:
-                yield _response(response)
+                yield response_of(response)
         except grpc.RpcError as error:
             if error.code() != grpc.StatusCode.CANCELLED:
                 raise ConfigError(_why(server, error.code(), error.details() or "")) from error
@@ -97,9 +97,11 @@ def _filter(fields: Mapping[str, Any]) -> flow_pb2.FlowFilter:
         raise ConfigError(f"invalid filter: {error}") from error
 
 
-def _response(message: observer_pb2.GetFlowsResponse) -> flow.Response:
-    if message.flow.HasField("extensions"):
-        message.flow.ClearField("extensions")  # of a type that we may not know
+def response_of(message: observer_pb2.GetFlowsResponse) -> flow.Response:
+    """As `flows.flow` has it. An extension of a type that is not known is left out."""
+    known = {f"type.googleapis.com/{one.DESCRIPTOR.full_name}" for one in wire.EXTENSION_TYPES}
+    if message.flow.HasField("extensions") and message.flow.extensions.type_url not in known:
+        message.flow.ClearField("extensions")
     return flow.of_object(json_format.MessageToDict(message, preserving_proto_field_name=True))
 
 

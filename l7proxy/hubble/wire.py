@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final, TypeAlias, get_args
 
 import msgspec
-from google.protobuf import json_format
+from google.protobuf import json_format, struct_pb2
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from google.protobuf.message_factory import GetMessageClass
 
@@ -19,6 +19,8 @@ from l7proxy.flows import timestamp
 from l7proxy.flows.flow import Message
 from l7proxy.hubble.mask import Mask
 
+EXTENSION_TYPES: Final = (struct_pb2.Struct,)
+"""The messages that `Flow.extensions` may hold: protobuf finds them by their name once they are imported."""
 Writer: TypeAlias = Callable[[Any], bytes]
 """The encoded message, without its own tag and length."""
 VARINT, LENGTH_DELIMITED = 0, 2
@@ -155,7 +157,7 @@ def _mapping(message: Descriptor) -> Writer:
     def write(value: Mapping[str, Any]) -> bytes:
         try:
             return json_format.ParseDict(dict(value), kind()).SerializeToString()
-        except json_format.ParseError as error:
+        except (json_format.ParseError, TypeError) as error:  # TypeError: an Any of an unknown type
             raise ValueError(str(error)) from error
 
     return write

@@ -49,5 +49,6 @@ def idle_parts(
         revocation=Revocation(),
         link=link,
         recorder=recorder,
+        ring=recorder.ring,
         feeds=feeds,
     )
