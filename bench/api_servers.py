@@ -53,11 +53,15 @@ class Server(Protocol):
     name: str
     kubeconfig: Path
 
+    @property
+    def pids(self) -> tuple[int, ...]:
+        """Its processes, if it has any of its own."""
+
     def fill(self, objects: Iterable[Document]) -> None:
         """Add objects before clients watch."""
 
     def change(self, new: Iterable[Document], gone: Iterable[Document] = ()) -> None:
-        """Objects that clients see come or go."""
+        """Objects that clients see come or go, each named once."""
 
     def apply(self, policy: Document) -> None:
         """Create a clusterwide policy, or replace the one of this name. Returns when the server has accepted it."""
@@ -104,6 +108,10 @@ class RealServer:
             api.ask("POST", DEFINITIONS, definition)
         self._wait_established()
 
+    @property
+    def pids(self) -> tuple[int, ...]:
+        return self._api.pids
+
     def _wait_established(self) -> None:
         """A server that is killed before never establishes them."""
         end = time.monotonic() + ESTABLISHED_SECONDS
@@ -133,6 +141,8 @@ class RealServer:
 
 
 class SmallServer:
+    pids = ()
+
     def __init__(self, folder: Path) -> None:
         self.name = "the small API server of the tests"
         self.api = KubeApi()

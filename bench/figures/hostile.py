@@ -20,6 +20,7 @@ from typing import Any
 from bench.figures import Effort, OnStage, Report
 from bench.hostile import ATTACKS
 from bench.row import Goal, Row, compared
+from bench.scheduling import one_group
 from bench.stage import HTTP, OURS, Stage
 
 RATE = 100
@@ -28,7 +29,6 @@ SETTLE_SECONDS = 0.7
 H2C = 84
 """The port on which the server pod serves HTTP/2 without TLS."""
 EDITS = 3
-AUTOGROUP = Path("/proc/sys/kernel/sched_autogroup_enabled")
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +62,7 @@ class Seen:
 
 
 def measure(place: Stage, effort: Effort, report: Report) -> list[Row]:
-    with _one_scheduling_group(), _policies(place), place.proxy(OURS):
+    with one_group(), _policies(place), place.proxy(OURS):
         alone = _seen(place, effort)
         report(f"alone: {alone}")
         rows = [
@@ -119,18 +119,6 @@ def _edits(place: Stage) -> Iterator[float]:
             if number:  # the first one only sets the initial state
                 yield (moment - start) / 1e6
         probe.stdin.close()
-
-
-@contextlib.contextmanager
-def _one_scheduling_group() -> Iterator[None]:
-    """The flood and its server are SCHED_IDLE, so that the innocent client and its server, on the same core, do not
-    wait for them. This works only within a scheduling group; the kernel makes one per session (sched(7), autogroup)."""
-    before = AUTOGROUP.read_text()
-    AUTOGROUP.write_text("0")
-    try:
-        yield
-    finally:
-        AUTOGROUP.write_text(before)
 
 
 @contextlib.contextmanager

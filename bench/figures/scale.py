@@ -1,10 +1,11 @@
 """A very large cluster: time to ready from cold, memory, CPU under churn, time from a policy to its enforcement.
 
 The real agent and worker read an API server that holds all objects (`api_servers`); kernel and packets are real. Ready:
-the worker answers by a policy that came from the server. Churn: pods are replaced one after another, as a rollout does
-it, each by the three updates that an agent sees: the old one is deleted, the new one comes without an address, and then
-has the address of the old one. Applied: from the request to the server (kubectl's own start is not in it) to the first
-connections that kernel and worker both treat by the new policy.
+the worker answers by a policy that came from the server. Churn: pods are replaced ten at a time, as rollouts do it,
+each by the three updates that an agent sees: the old one is deleted, the new one comes without an address, and then has
+the address of the old one. While requests are timed, API server, etcd and churn are SCHED_IDLE: the latency with churn
+is that of our agent and worker, and the rate of updates that was reached is told. Applied: from the request to the
+server (kubectl's own start is not in it) to the first connections that kernel and worker both treat by the new policy.
 """
 
 from __future__ import annotations
@@ -19,11 +20,12 @@ import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
+from queue import Queue
 from typing import Final, TypeVar
 
 import yaml
 
-from bench import api_servers, load, rules, scale_world
+from bench import api_servers, load, rules, scale_world, scheduling
 from bench.cpu import children, peak_mib, rss_mib, used
 from bench.figures import Effort, OnStage, Report
 from bench.figures.changes import timed
@@ -40,7 +42,7 @@ SETTLE_SECONDS: Final = 10.0
 UPDATES: Final = 100
 """Updates of pods per second."""
 BURST: Final = 10
-"""Updates at once."""
+"""Updates at once, in one transaction of etcd."""
 STEPS: Final = 3
 """Updates for one replaced pod."""
 RATE: Final = 100
@@ -63,16 +65,19 @@ def measure(place: Stage, effort: Effort, report: Report) -> list[Row]:
         report(f"ready after {ready:.1f} s; agent: RSS {rss_mib(agent):.0f} MiB, peak {peak_mib(agent):.0f} MiB")
         time.sleep(SETTLE_SECONDS)
         churn = Churn(place, server, size)
+        stack.enter_context(scheduling.one_group())
         edits = timed(place, 6 if effort.quick else CHANGES, partial(_edit, place, server), _edited, report)
         seconds = 2 * effort.seconds
-        calm = _loaded(place, seconds)
-        with churn.running():
-            before, since = used(agent), time.monotonic()
-            busy = _loaded(place, seconds)
-            share = (used(agent) - before).total / (time.monotonic() - since)
-            count, made = 3 if effort.quick else CHANGES // 2, churn.made
+        with scheduling.idle(server.pids):
+            calm = _loaded(place, seconds)
+        with churn.running() as thread:
+            with scheduling.idle(server.pids, [thread]):
+                before, since, made = used(agent), time.monotonic(), churn.made
+                busy = _loaded(place, seconds)
+                took = time.monotonic() - since
+                share, rate = (used(agent) - before).total / took, (churn.made - made) / took
+            count = 3 if effort.quick else CHANGES // 2
             in_churn = timed(place, count, partial(_edit, place, server), _edited, report)
-            rate = (churn.made - made) / (time.monotonic() - since)
         peak, worker_peak = peak_mib(agent), peak_mib(worker)
         report(f"agent: {share:.2f} of a core; RSS {rss_mib(agent):.0f} MiB, peak {peak:.0f} MiB; {rate:.0f} updates/s")
     note = f"{size}; {server.name}"
@@ -80,7 +85,10 @@ def measure(place: Stage, effort: Effort, report: Report) -> list[Row]:
         compared("a large cluster listed and enforced, from cold", "s", [ready], goal=_at_most(60), note=note),
         compared("agent's peak RSS in it, start and churn", "MiB", [peak], goal=_at_most(300), note=note),
         compared("worker's peak RSS in it", "MiB", [worker_peak]),
-        compared(f"agent's share of a core, {UPDATES} pod updates/s", "%", [100 * share], goal=_at_most(20)),
+        compared(
+            f"agent's share of a core, {UPDATES} pod updates/s wanted", "%", [100 * share], goal=_at_most(20),
+            note=f"{rate:.0f} updates/s made",
+        ),
         compared(
             "p99 of requests through the worker, with churn ÷ without", "µs", [busy.p99_us], [calm.p99_us],
             against="without", goal=Goal(1.05), note=f"at {RATE}/s for {seconds:.0f} s",
@@ -142,37 +150,39 @@ class Churn:
         self.made = 0
         self._place, self._server, self._size = place, server, size
         self._stop = threading.Event()
+        self._number: Queue[int] = Queue()
 
     @contextlib.contextmanager
-    def running(self) -> Iterator[None]:
+    def running(self) -> Iterator[int]:
+        """The number of the thread that makes the updates (gettid(2))."""
         thread = threading.Thread(target=lambda: _in_node(self._place, self._run), name="churn")
         thread.start()
         try:
-            yield
+            yield self._number.get()
         finally:
             self._stop.set()
             thread.join()
 
     def _run(self) -> None:
+        self._number.put(threading.get_native_id())
         due = time.monotonic()
         while not self._stop.wait(max(0.0, due - time.monotonic())):
-            for _ in range(BURST):
-                self._update(self.made)
-                self.made += 1
+            self._update(*divmod(self.made // BURST, STEPS))
+            self.made += BURST
             due += BURST / UPDATES
 
-    def _update(self, number: int) -> None:
-        pod, step = divmod(number, STEPS)
-        generation, index = divmod(pod * 7, self._size.pods - 1)
-        index += not index % self._size.nodes  # no pod of our node
-        old = scale_world.pod(self._size, index, NODE, generation)
-        new = scale_world.pod(self._size, index, NODE, generation + 1)
+    def _update(self, group: int, step: int) -> None:
+        pods = range(group * BURST, (group + 1) * BURST)
         if step == 0:
-            self._server.change([], [old])
-        elif step == 1:
-            self._server.change([new | {"status": {"phase": "Pending"}}])
-        else:
-            self._server.change([new])
+            self._server.change([], [self._pod(number, replaced=0) for number in pods])
+            return
+        new = [self._pod(number, replaced=1) for number in pods]
+        self._server.change(new if step == 2 else [one | {"status": {"phase": "Pending"}} for one in new])
+
+    def _pod(self, number: int, replaced: int) -> scale_world.Document:
+        generation, index = divmod(number * 7, self._size.pods - 1)
+        index += not index % self._size.nodes  # no pod of our node
+        return scale_world.pod(self._size, index, NODE, generation + replaced)
 
 
 # what runs

@@ -57,6 +57,12 @@ class ApiServer:
         return f"https://127.0.0.1:{self._port}"
 
     @property
+    def pids(self) -> tuple[int, ...]:
+        """Of kube-apiserver and etcd."""
+        assert self._server is not None
+        return self._server.pid, self._etcd.pid
+
+    @property
     def etcd(self) -> str:
         return f"http://127.0.0.1:{self._etcd_ports[0]}"
 
