@@ -385,9 +385,13 @@ class ClusterState:
         )
         return derived.frontends(*found)
 
+    def _has_pods(self, node: str) -> bool:
+        known = cast("Mapping[ResourceKey, Pod]", self._resources.get(Pod, {}))
+        return any(pod.node == node for pod in known.values())
+
     def _unknown(self, node: str | None, nodes: tuple[resources.Node, ...]) -> Iterator[Problem]:
         """A problem if no Node and no Pod has this node name: a mistyped name would silently enforce nothing."""
-        if not node or any(one.name == node for one in nodes) or any(pod.node == node for pod in self._all(Pod)):
+        if not node or any(one.name == node for one in nodes) or self._has_pods(node):
             return
         known = ", ".join(sorted({one.name for one in nodes})[:5]) or "none"
         what = f"node {node}: no Node object has this name and no Pod is on it: nothing is enforced"
