@@ -270,8 +270,8 @@ def _places(
     found = dict.fromkeys(of_pods, (UNMANAGED, RESERVED_IDENTITIES[UNMANAGED]))
     for address, name in of_nodes.items():
         number = HOST if name == node else KUBE_APISERVER if address in apiservers else REMOTE_NODE
-        labels = RESERVED_IDENTITIES[number].labels | own.get(name, frozenset())
-        found[single(address)] = number, mine if number == HOST else LabelSet(labels)
+        labels = {*RESERVED_IDENTITIES[number].labels, *own.get(name, ())}
+        found[single(address)] = number, mine if number == HOST else LabelSet.of(labels)
     numbers, their = identities.of_places(found, named)
     return {str(place): number for place, number in numbers.items()}, their
 

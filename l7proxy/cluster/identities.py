@@ -55,8 +55,8 @@ def reserved(*, dual: bool, host_is_apiserver: bool, contested: bool) -> dict[in
 
 def host_labels(*, is_apiserver: bool) -> LabelSet:
     """Labels of the identity `host`, which all of this node's addresses have on this node."""
-    labels = RESERVED_IDENTITIES[HOST].labels
-    return LabelSet(labels | {APISERVER_LABEL}) if is_apiserver else LabelSet(labels)
+    labels = RESERVED_IDENTITIES[HOST]
+    return LabelSet.of((*labels.labels, APISERVER_LABEL)) if is_apiserver else labels
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ def of_networks(networks: Iterable[Network], apiservers: Iterable[str], *, dual:
     for network in sorted(wanted, key=str):
         labels = cidr_labels(network, names[network.version])
         if network in outside:
-            labels = LabelSet(labels.labels | {APISERVER_LABEL})
+            labels = LabelSet.of((*labels.labels, APISERVER_LABEL))
         found[network] = Identity(IdentityId(numbers[str(network)]), labels, cidr=network)
     return found
 

@@ -292,7 +292,7 @@ class PodIndex:
 
     def _entry(self, pod: Pod) -> PodEntry:
         labels = self._labels_of(pod)
-        text = repr((labels.text, sorted(pod.named_ports)))
+        text = repr((labels.spelled(), sorted(pod.named_ports)))
         meanings = tuple(self._meaning(pod, labels, text, address) for address in pod.addresses or ("",))
         return PodEntry(pod, meanings[0].alone if len(meanings) == 1 else meanings)
 

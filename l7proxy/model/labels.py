@@ -12,7 +12,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
-from functools import cached_property, lru_cache
+from functools import lru_cache
+from operator import attrgetter
 from typing import Protocol
 
 ANY = "any"
@@ -46,62 +47,63 @@ class Label:
         return f"{self.source}:{self.key}={self.value}" if self.value else f"{self.source}:{self.key}"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class LabelSet:
-    """An immutable set of labels, indexed for selectors."""
+    """An immutable set of labels, at most one of each source and key. A large cluster has tens of thousands of them, so
+    it is small: a sorted tuple, and what is derived from it when somebody asks."""
 
-    labels: frozenset[Label]
+    labels: tuple[Label, ...]
+    _by_source: Mapping[str, Mapping[str, str]] | None = field(default=None, init=False, repr=False, compare=False)
+    _text: tuple[str, ...] | None = field(default=None, init=False, repr=False, compare=False)
 
     @classmethod
     def of(cls, labels: Iterable[Label]) -> LabelSet:
-        return cls(frozenset(labels))
+        return cls(tuple(sorted(frozenset(labels), key=_order)))
 
     @classmethod
     def reserved(cls, *names: str) -> LabelSet:
-        return cls(frozenset(Label(RESERVED, name) for name in names))
+        return cls.of(Label(RESERVED, name) for name in names)
 
-    @cached_property
-    def by_key(self) -> Mapping[tuple[str, str], str]:
-        """(source, key) → value."""
-        return {(label.source, label.key): label.value for label in self.labels}
-
-    @cached_property
-    def any_source(self) -> Mapping[str, frozenset[str]]:
-        """key → all values under any source, without `OWN` and `ACCOUNT`."""
-        found: dict[str, set[str]] = {}
-        for label in self.labels:
-            if label.source not in (OWN, ACCOUNT):
-                found.setdefault(label.key, set()).add(label.value)
-        return {key: _only(*values) if len(values) == 1 else frozenset(values) for key, values in found.items()}
+    @property
+    def by_source(self) -> Mapping[str, Mapping[str, str]]:
+        """source → key → value."""
+        if self._by_source is None:
+            found: dict[str, dict[str, str]] = {}
+            for label in self.labels:
+                found.setdefault(label.source, {})[label.key] = label.value
+            object.__setattr__(self, "_by_source", found)
+            return found
+        return self._by_source
 
     def values(self, source: str, key: str) -> frozenset[str]:
         """The values of a key under `source`, or under all sources when it is `any`; empty when absent."""
         if source == ANY:
-            return self.any_source.get(key, frozenset())
-        value = self.by_key.get((source, key))
+            every = self.by_source.items()
+            return frozenset(inside[key] for name, inside in every if key in inside and name not in (OWN, ACCOUNT))
+        value = self.get(source, key)
         if value is None and source == OWN and not key.startswith(GENERATED):
-            value = self.by_key.get((K8S, key))
+            value = self.get(K8S, key)
         return frozenset() if value is None else frozenset((value,))
 
     def get(self, source: str, key: str) -> str | None:
-        return self.by_key.get((source, key))
+        inside = self.by_source.get(source)
+        return None if inside is None else inside.get(key)
 
-    @cached_property
+    @property
     def text(self) -> tuple[str, ...]:
-        """Sorted text form, as flows and `identity list` show it."""
+        """Sorted text form, as flows and `identity list` show it; kept for the few sets that are shown."""
+        if self._text is None:
+            object.__setattr__(self, "_text", self.spelled())
+        return self._text or ()
+
+    def spelled(self) -> tuple[str, ...]:
+        """The same, made anew."""
         return tuple(sorted(map(_spelled, self.labels)))
 
-    def __hash__(self) -> int:
-        return hash(self.labels)
 
-
+_order = attrgetter("source", "key", "value")
 SHARED = 1 << 15
 """Parts of label sets that are one object in memory: most labels of a pod are those of its namespace, too."""
-
-
-@lru_cache(maxsize=SHARED)
-def _only(value: str) -> frozenset[str]:
-    return frozenset((value,))
 
 
 @lru_cache(maxsize=SHARED)

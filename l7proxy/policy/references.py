@@ -124,7 +124,7 @@ class References:
                 labels.add(Label(K8S, NAMESPACE_KEY, one.namespace))
                 inherited = {**spaces.get(one.namespace, {}), METADATA_NAME: one.namespace}
                 labels |= {Label(K8S, NAMESPACE_LABELS_PREFIX + key, value) for key, value in inherited.items()}
-            found.append((one, LabelSet(frozenset(labels))))
+            found.append((one, LabelSet.of(labels)))
         return found
 
     def of_nodes(self, peer: NodePeer) -> Iterator[Peer]:

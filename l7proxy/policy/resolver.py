@@ -66,7 +66,7 @@ class Resolver:
                 self._inside.setdefault(network, set()).add(identity.id)
         self._everyone = frozenset(known)
         self._nodes = {each.id for each in known.values() if _is_node(each)}
-        self._world = {each.id for each in known.values() if (RESERVED, "world") in each.labels.by_key}
+        self._world = {each.id for each in known.values() if each.labels.get(RESERVED, "world") is not None}
 
     def peers(self, rule: Rule) -> Peers:
         """None is every peer, () is no peer."""

@@ -171,7 +171,7 @@ def test_an_address_that_changes_hands_in_one_round() -> None:
         world.apply(found.kernel, Event.ENFORCED)
         worker.publish(found.at(revision).workers, Event.ENFORCED)
         owner = view.by_prefix.get("10.0.2.10/32")
-        seen.append(view.identities[owner].labels.by_key["k8s", "app"] if owner is not None else None)
+        seen.append(view.identities[owner].labels.get("k8s", "app") if owner is not None else None)
     assert seen == ["a", "c", "b", None, None]
 
 

@@ -138,7 +138,7 @@ TEXTS = st.recursive(
         st.tuples(NAMES, st.sampled_from(("==", "!=", "contains", "starts with", "ends with")), WORDS).map(
             lambda part: (f"{part[0]} {part[1]} '{part[2]}'", _compared(*part))
         ),
-        NAMES.map(lambda name: (f"has({name})", name in LABELS.any_source)),
+        NAMES.map(lambda name: (f"has({name})", bool(LABELS.values("any", name)))),
         st.tuples(NAMES, st.lists(WORDS), st.booleans()).map(
             lambda part: (
                 f"{part[0]} {'in' if part[2] else 'not in'} {{{', '.join(repr(one) for one in part[1])}}}",
