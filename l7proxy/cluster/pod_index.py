@@ -19,7 +19,15 @@ from dataclasses import dataclass, field, replace
 from typing import Final
 
 from l7proxy.cluster.identity_labels import NOTHING, Asked, LabelFilter, labels_of
-from l7proxy.model.identity import CONTESTED, FIRST_POD_IDENTITY, LOCAL_SCOPE, Identity, allocate
+from l7proxy.model.identity import (
+    CONTESTED,
+    FIRST_POD_IDENTITY,
+    LOCAL_SCOPE,
+    NO_NETWORKS,
+    Identity,
+    allocated,
+    digest,
+)
 from l7proxy.model.ids import IdentityId
 from l7proxy.model.labels import LabelSet
 from l7proxy.model.net import Network, Networks, single, single_text
@@ -49,11 +57,11 @@ class IdentityInputs:
 class Meaning:
     """What an identity number is allocated for. Pods with equal labels, named ports and networks share one object.
 
-    `spelling`: equal texts get equal numbers. `users`: how many addresses have it. `alone`: of most pods, which have
-    one address.
+    `spelling`: a digest of it; equal ones get equal numbers. `users`: how many addresses have it. `alone`: of most
+    pods, which have one address.
     """
 
-    spelling: str
+    spelling: bytes
     identity: Identity
     users: int = 0
     alone: tuple[Meaning, ...] = field(init=False, repr=False)
@@ -90,9 +98,9 @@ class PodIndex:
         self._disputed: dict[str, tuple[Pod, ...]] = {}
         """Address → the pods that claim it, if they are not just its owner: several, or the address is another's."""
         self._assigned: Mapping[str, ResourceKey] = {}
-        self._meant: dict[str, Meaning] = {}
-        self._numbers: Mapping[str, int] | None = {}
-        self._last: Mapping[str, int] = {}
+        self._meant: dict[bytes, Meaning] = {}
+        self._numbers: Mapping[bytes, int] | None = {}
+        self._last: Mapping[bytes, int] = {}
         self._on_host: dict[ResourceKey, Pod] = {}
         self._on_host_of: dict[str, dict[ResourceKey, Pod]] = {}
         self._families = [0, 0]
@@ -104,7 +112,7 @@ class PodIndex:
         self.by_node: dict[str, dict[ResourceKey, Pod]] = {}
         self._by_space: dict[str, dict[ResourceKey, Pod]] = {}
         self._stamps: dict[str, object] = {}
-        self._identities: dict[str, Identity] = {}
+        self._identities: dict[bytes, Identity] = {}
         self._by_number: Mapping[int, Identity] = {}
         self._moved: set[str] = set()
         """Addresses whose owner or number may have changed since `_settle_all`."""
@@ -297,8 +305,10 @@ class PodIndex:
         return PodEntry(pod, meanings[0].alone if len(meanings) == 1 else meanings)
 
     def _meaning(self, pod: Pod, labels: LabelSet, text: str, address: str) -> Meaning:
-        networks = self._inside.holding(single(address)) if address and self._inputs.networks else frozenset()
-        spelling = text + (repr(sorted(map(str, networks))) if networks else "")
+        networks = NO_NETWORKS
+        if address and self._inputs.networks:
+            networks = self._inside.holding(single(address)) or NO_NETWORKS
+        spelling = digest(text + (repr(sorted(map(str, networks))) if networks else ""))
         known = self._meant.get(spelling)
         if known is None:
             identity = Identity(IdentityId(0), labels, pod.named_ports, networks)
@@ -349,19 +359,19 @@ class PodIndex:
         staying = tuple(pod for pod in claims if not pod.terminating)
         return staying or claims
 
-    def _allocated(self) -> Mapping[str, int]:
-        """Identity key → number, a pure function of the keys in use. If a number changes, all prefixes are updated."""
+    def _allocated(self) -> Mapping[bytes, int]:
+        """Digest → number, a pure function of the keys in use. If a number changes, all prefixes are updated."""
         if self._numbers is None:
             self._meant = {text: meaning for text, meaning in self._meant.items() if meaning.users}
             before = self._last
-            self._numbers = self._last = allocate(self._meant, first=FIRST_POD_IDENTITY, end=LOCAL_SCOPE)
+            self._numbers = self._last = allocated(self._meant, first=FIRST_POD_IDENTITY, end=LOCAL_SCOPE)
             if any(self._numbers.get(text, number) != number for text, number in before.items()):
                 self._moved.update(self.owned)
             self._identities = {text: self._identity(text, number) for text, number in self._numbers.items()}
             self._by_number = {number: self._identities[text] for text, number in self._numbers.items()}
         return self._numbers
 
-    def _identity(self, spelling: str, number: int) -> Identity:
+    def _identity(self, spelling: bytes, number: int) -> Identity:
         known = self._identities.get(spelling)
         return known if known and known.id == number else replace(self._meant[spelling].identity, id=IdentityId(number))
 

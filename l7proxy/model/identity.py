@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
-from functools import lru_cache
+from dataclasses import dataclass
 from ipaddress import IPv4Network, IPv6Network
 from typing import Final
 
@@ -53,6 +52,11 @@ NamedPort = tuple[str, int, int]
 """(name, protocol, port) of a container port. Part of the identity, because egress rules may name it."""
 
 
+NO_NAMED_PORTS: Final[frozenset[NamedPort]] = frozenset()
+NO_NETWORKS: Final[frozenset[IPv4Network | IPv6Network]] = frozenset()
+"""Constants, since each empty frozenset takes 216 bytes."""
+
+
 @dataclass(frozen=True, slots=True)
 class Identity:
     """A number, its labels, and for pods the named ports that all pods with this number have.
@@ -63,8 +67,8 @@ class Identity:
 
     id: IdentityId
     labels: LabelSet
-    named_ports: frozenset[NamedPort] = field(default_factory=frozenset)
-    networks: frozenset[IPv4Network | IPv6Network] = field(default_factory=frozenset)
+    named_ports: frozenset[NamedPort] = NO_NAMED_PORTS
+    networks: frozenset[IPv4Network | IPv6Network] = NO_NETWORKS
     cidr: IPv4Network | IPv6Network | None = None
     """Set for the identity of a CIDR that a policy names; its labels then include `reserved:world…`."""
 
@@ -77,18 +81,24 @@ def cidr_labels(network: IPv4Network | IPv6Network, world: str) -> LabelSet:
 
 def allocate(keys: Iterable[str], *, first: int, end: int) -> dict[str, int]:
     """Give each key a number in [first, end): its hash, or the next free one. A pure function of the set of keys."""
-    taken: dict[int, str] = {}
-    numbers: dict[str, int] = {}
-    for key in sorted(set(keys)):
-        number = first + _hash(key) % (end - first)
+    digests = {key: digest(key) for key in keys}
+    numbers = allocated(digests.values(), first=first, end=end)
+    return {key: numbers[found] for key, found in digests.items()}
+
+
+def allocated(digests: Iterable[bytes], *, first: int, end: int) -> dict[bytes, int]:
+    """The same by digest, for keys that are long and many, and numbered again whenever one is added or removed."""
+    taken: set[int] = set()
+    numbers: dict[bytes, int] = {}
+    for one in sorted(set(digests)):
+        number = first + int.from_bytes(one[:8], "big") % (end - first)
         while number in taken:
             number = number + 1 if number + 1 < end else first
-        taken[number] = key
-        numbers[key] = number
+        taken.add(number)
+        numbers[one] = number
     return numbers
 
 
-@lru_cache(maxsize=1 << 14)
-def _hash(key: str) -> int:
-    """The same in every process. Cached, because all keys are hashed again whenever one is added or removed."""
-    return int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big")
+def digest(key: str) -> bytes:
+    """The same in every process. SHA-256: who chooses labels must not find two sets with one digest."""
+    return hashlib.sha256(key.encode()).digest()
