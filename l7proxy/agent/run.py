@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Protocol
 
-from l7proxy.agent import health, queries
+from l7proxy.agent import health, heap, queries
 from l7proxy.agent.api import AgentApi
 from l7proxy.agent.configuration import Configuration
 from l7proxy.agent.dataplane import pod_interfaces
@@ -71,6 +71,7 @@ GC_THRESHOLDS: Final = (50_000, 20, 100)
 
 def run_agent(settings: Settings, origin: Origin | None = None) -> int:
     """Serve until SIGTERM or SIGINT. Returns the exit code. `origin`: where changed settings are read."""
+    heap.give_back()
     return exit_code(lambda: asyncio.run(_agent(Configuration(settings, origin))), ConfigError, KernelError)
 
 
