@@ -70,22 +70,6 @@ class Meaning:
         self.alone = (self,)
 
 
-@dataclass(frozen=True, slots=True)
-class PodEntry:
-    """One pod with its meanings under the current identity inputs: one per address, one if it has no address yet."""
-
-    pod: Pod
-    meanings: tuple[Meaning, ...]
-
-    @property
-    def labels(self) -> LabelSet:
-        return self.meanings[0].identity.labels
-
-    def at(self, address: str) -> Meaning:
-        """What the number of this address is allocated for."""
-        return self.meanings[self.pod.addresses.index(address) if self.pod.addresses else 0]
-
-
 class PodIndex:
     """Written by `upsert`, `delete`, `set_inputs` and `set_nodes`; then read."""
 
@@ -94,7 +78,8 @@ class PodIndex:
         self._kept = kept
         self._inputs = IdentityInputs()
         self._inside = Networks(())
-        self._entries: dict[ResourceKey, PodEntry] = {}
+        self._meanings: dict[ResourceKey, tuple[Meaning, ...]] = {}
+        """Of each pod with a network of its own, under the current inputs: one per address, one if it has none yet."""
         self._disputed: dict[str, tuple[Pod, ...]] = {}
         """Address → the pods that claim it, if they are not just its owner: several, or the address is another's."""
         self._assigned: Mapping[str, ResourceKey] = {}
@@ -132,7 +117,7 @@ class PodIndex:
             self._on_host[pod.key] = pod
             self._on_host_of.setdefault(pod.node, {})[pod.key] = pod
             return
-        self._enter(self._entry(pod))
+        self._enter(pod)
         self.by_node.setdefault(pod.node, {})[pod.key] = pod
         for address in dict.fromkeys(pod.addresses):
             self._families[":" in address] += 1
@@ -143,20 +128,20 @@ class PodIndex:
         if host_pod is not None:
             self._of_nodes = None
             _remove(self._on_host_of, host_pod.node, key)
-        if key in self._by_space.get(key.namespace, {}):
+        pod = self._by_space.get(key.namespace, {}).get(key)
+        if pod is not None:
             _remove(self._by_space, key.namespace, key)
             if key.namespace in self._by_space:
                 self._stamps[key.namespace] = object()
             else:
                 del self._stamps[key.namespace]
-        entry = self._entries.get(key)
-        if entry is None:
+        if pod is None or key not in self._meanings:
             return
-        self._leave(entry)
-        _remove(self.by_node, entry.pod.node, key)
-        for address in dict.fromkeys(entry.pod.addresses):
+        self._leave(pod)
+        _remove(self.by_node, pod.node, key)
+        for address in dict.fromkeys(pod.addresses):
             self._families[":" in address] -= 1
-            self._settle(address, tuple(pod for pod in self._claims(address) if pod.key != key))
+            self._settle(address, tuple(one for one in self._claims(address) if one.key != key))
 
     def set_inputs(self, inputs: IdentityInputs) -> None:
         """Recompute every pod whose labels or networks may differ with these inputs."""
@@ -166,15 +151,13 @@ class PodIndex:
         self._inputs = inputs
         self._inside = Networks(inputs.networks)
         if (inputs.asked, inputs.networks) != (before.asked, before.networks):
-            again = list(self._entries.values())
+            again = list(self.pods)
         else:
-            again = [
-                entry for entry in self._entries.values() if self._given(entry.pod, before) != self._given(entry.pod)
-            ]
-        for entry in again:
-            self._leave(entry)
-            self._enter(self._entry(entry.pod))
-            self._moved.update(entry.pod.addresses)
+            again = [pod for pod in self.pods if self._given(pod, before) != self._given(pod)]
+        for pod in again:
+            self._leave(pod)
+            self._enter(pod)
+            self._moved.update(pod.addresses)
 
     def set_nodes(self, nodes: tuple[Node, ...], local: Mapping[str, str]) -> list[Problem]:
         """`nodes`: sorted by name. `local`: addresses of this node's own interfaces, in or out of its Node object."""
@@ -210,7 +193,8 @@ class PodIndex:
 
     @property
     def pods(self) -> Iterable[Pod]:
-        return (entry.pod for entry in self._entries.values())
+        """Those with a network of their own."""
+        return (pod for known in self.by_node.values() for pod in known.values())
 
     def of_space(self, namespace: str) -> list[Pod]:
         """All unfinished pods of the namespace, host-network pods included, sorted."""
@@ -222,7 +206,7 @@ class PodIndex:
         return self._stamps.get(namespace, NO_PODS)
 
     def labels(self, pod: Pod) -> LabelSet:
-        return self._entries[pod.key].labels
+        return self._meanings[pod.key][0].identity.labels
 
     def addresses(self, pod: Pod) -> tuple[str, ...]:
         """The addresses that this pod owns."""
@@ -238,7 +222,7 @@ class PodIndex:
         return frozenset((4, 6)[index] for index, count in enumerate(self._families) if count)
 
     def number(self, pod: Pod, address: str) -> IdentityId:
-        return IdentityId(self._allocated()[self._entries[pod.key].at(address).spelling])
+        return IdentityId(self._allocated()[self._at(pod, address).spelling])
 
     def identities(self) -> Mapping[int, Identity]:
         """Number → identity, the same object until one changes. Addresses with equal labels, named ports and networks
@@ -272,7 +256,7 @@ class PodIndex:
             address = moved[prefix]
             owner = self.owned.get(address)
             if owner is not None:
-                return numbers[self._entries[owner.key].at(address).spelling]
+                return numbers[self._at(owner, address).spelling]
             return CONTESTED if address in self.contested else None
 
         self._owners = self._owners.updated(self._moved, self.owned.get)
@@ -298,11 +282,15 @@ class PodIndex:
         account = inputs.accounts.get((pod.namespace, pod.service_account), _NO_LABELS)
         return inputs.spaces.get(pod.namespace, _NO_LABELS), account
 
-    def _entry(self, pod: Pod) -> PodEntry:
+    def _at(self, pod: Pod, address: str) -> Meaning:
+        """What the number of this address is allocated for."""
+        return self._meanings[pod.key][pod.addresses.index(address) if pod.addresses else 0]
+
+    def _meanings_of(self, pod: Pod) -> tuple[Meaning, ...]:
         labels = self._labels_of(pod)
         text = repr((labels.spelled(), sorted(pod.named_ports)))
         meanings = tuple(self._meaning(pod, labels, text, address) for address in pod.addresses or ("",))
-        return PodEntry(pod, meanings[0].alone if len(meanings) == 1 else meanings)
+        return meanings[0].alone if len(meanings) == 1 else meanings
 
     def _meaning(self, pod: Pod, labels: LabelSet, text: str, address: str) -> Meaning:
         networks = NO_NETWORKS
@@ -319,16 +307,15 @@ class PodIndex:
         space, account = self._given(pod)
         return labels_of(pod, space, cluster=self._cluster, asked=self._inputs.asked, account=account, kept=self._kept)
 
-    def _enter(self, entry: PodEntry) -> None:
-        self._entries[entry.pod.key] = entry
-        for meaning in entry.meanings:
+    def _enter(self, pod: Pod) -> None:
+        meanings = self._meanings[pod.key] = self._meanings_of(pod)
+        for meaning in meanings:
             meaning.users += 1
             if meaning.users == 1:
                 self._numbers = None
 
-    def _leave(self, entry: PodEntry) -> None:
-        del self._entries[entry.pod.key]
-        for meaning in entry.meanings:
+    def _leave(self, pod: Pod) -> None:
+        for meaning in self._meanings.pop(pod.key):
             meaning.users -= 1
             if not meaning.users:
                 self._numbers = None
