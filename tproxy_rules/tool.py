@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
-from collections.abc import Sequence
-from typing import Final
+from collections.abc import Iterable, Sequence
+from typing import BinaryIO, Final
 
 from tproxy_rules.backend import KernelError
 
@@ -24,13 +25,15 @@ _MAX_LINES: Final = 4
 """Maximum number of error lines of a tool that are passed on."""
 
 
-def run(command: Sequence[str], text: str = "") -> str:
-    """The tool's output, or KernelError with the first lines of its error message."""
+def run(command: Sequence[str], text: str | Iterable[str] = "") -> str:
+    """The tool's output, or KernelError with the first lines of its error message. `text`: its input, whole or in
+    pieces, which are not held in memory together."""
     tool = command[0]
     try:
-        done = subprocess.run(
-            command, input=text, capture_output=True, text=True, timeout=_TIMEOUT, check=False, errors="replace"
-        )
+        with _input((text,) if isinstance(text, str) else text) as given:
+            done = subprocess.run(
+                command, stdin=given, capture_output=True, text=True, timeout=_TIMEOUT, check=False, errors="replace"
+            )
     except FileNotFoundError as error:
         raise KernelError(f"{tool} is not installed: install the package {PACKAGES.get(tool, tool)}") from error
     except PermissionError as error:
@@ -40,6 +43,15 @@ def run(command: Sequence[str], text: str = "") -> str:
     if done.returncode:
         raise KernelError(_complaint(tool, done.returncode, done.stderr or done.stdout))
     return done.stdout
+
+
+def _input(pieces: Iterable[str]) -> BinaryIO:
+    """A file in memory, which does not count as memory of this process."""
+    file = os.fdopen(os.memfd_create("input"), "w+b")
+    for piece in pieces:
+        file.write(piece.encode())
+    file.seek(0)
+    return file
 
 
 def _complaint(tool: str, code: int, said: str) -> str:

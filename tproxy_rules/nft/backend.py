@@ -17,6 +17,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
+from itertools import chain
 
 from tproxy_rules import routes
 from tproxy_rules.backend import QUIET, Installed, KernelError, Suppressed
@@ -197,7 +198,7 @@ class NftablesBackend:
             self._known = None
         fresh = _Known(wanted, tables, generation(), sealed=False)
         gone = "".join(absent(family, TABLE) for family in nft_state.families() if family not in tables)
-        run(("nft", "-f", "-"), gone + "".join(one.text() for one in tables.values()) + signed)
+        run(("nft", "-f", "-"), chain((gone,), *(one.pieces() for one in tables.values()), (signed,)))
         for tally in self._suppressed.values():
             tally.anew()
         self._learn(fresh)

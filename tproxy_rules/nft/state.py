@@ -22,6 +22,8 @@ _STATE: Final = re.compile(
 _SEAL: Final = re.compile(r'^\tchain seal \{\n\t\tcomment "([0-9a-f]{64})"\n\t\}\n', re.MULTILINE)
 _BLOCK: Final = re.compile(r"^\t\S.*?\{$.*?^\t\}$\n", re.MULTILINE | re.DOTALL)
 _MEMBERS: Final = re.compile(r"elements = \{([^}]*)\}")
+_MEMBER: Final = re.compile(r"[^\s,](?:[^,]*[^\s,])?")
+"""Without the white space around it."""
 _FILLED: Final = "\n\t\tflags dynamic"
 """Marks sets that packets fill."""
 _FORGET: Final = f"delete chain inet {TABLE} %s\n"
@@ -85,4 +87,4 @@ def _hash(listing: str) -> str:
 
 
 def _ordered(members: re.Match[str]) -> str:
-    return ",".join(sorted(member.strip() for member in members[1].split(",")))
+    return ",".join(sorted(_MEMBER.findall(members[1])))

@@ -8,11 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from itertools import islice
+from typing import Final, Protocol
 
 from tproxy_rules.networks import Range, changed, family
 from tproxy_rules.nft.text import absent, as_bits, identity
 from tproxy_rules.shapes import Cells
+
+TOGETHER: Final = 1000
+"""Members of a set that are one piece of its text."""
 
 
 class Members(Protocol):
@@ -44,12 +48,12 @@ class Hosts:
     identities: Mapping[str, int]
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self.without(Hosts({})))
+        return self.without(Hosts({}))
 
-    def without(self, other: Members) -> Iterable[str]:
+    def without(self, other: Members) -> Iterator[str]:
         theirs: Mapping[str, int] = other.identities if isinstance(other, Hosts) else {}
         found = ((one, ours, theirs.get(one)) for one, ours in _numbered(self.identities, theirs))
-        return [f"{address} : {identity(ours)}" for address, ours, other in found if ours != other]
+        return (f"{address} : {identity(ours)}" for address, ours, other in found if ours != other)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,12 +64,12 @@ class Listed:
     as_bits: bool = False
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self.without(Listed({})))
+        return self.without(Listed({}))
 
-    def without(self, other: Members) -> Iterable[str]:
+    def without(self, other: Members) -> Iterator[str]:
         theirs: Mapping[str, int] = other.identities if isinstance(other, Listed) else {}
         found = (address for address, _ in _numbered(self.identities, theirs) if address not in theirs)
-        return [as_bits(address) if self.as_bits else address for address in found]
+        return (as_bits(address) if self.as_bits else address for address in found)
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,11 +145,19 @@ class Set:
         """True for adjacent ranges of one field, where removing a single member can fail."""
         return self.interval and " . " not in self.kind
 
-    def text(self) -> str:
+    def pieces(self) -> Iterator[str]:
+        """Its text in parts: there may be a hundred thousand members."""
         flags = "\t\tflags interval\n" if self.interval else self.dynamic
-        joined = ",\n\t\t\t".join(self.members)
-        listed = f"\t\telements = {{\n\t\t\t{joined}\n\t\t}}\n" if joined else ""
-        return f"\t{self.sort} {self.name} {{\n\t\t{self.of} {self.kind}\n{flags}{listed}\t}}\n"
+        yield f"\t{self.sort} {self.name} {{\n\t\t{self.of} {self.kind}\n{flags}"
+        before = "\t\telements = {\n\t\t\t"
+        members = iter(self.members)
+        while some := list(islice(members, TOGETHER)):
+            yield before + ",\n\t\t\t".join(some)
+            before = ",\n\t\t\t"
+        yield "\n\t\t}\n\t}\n" if before.startswith(",") else "\t}\n"
+
+    def text(self) -> str:
+        return "".join(self.pieces())
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,15 +185,22 @@ class NftTable:
     sets: Mapping[str, Set] = field(default_factory=dict)
     chains: Mapping[str, Chain] = field(default_factory=dict)
 
-    def text(self) -> str:
-        """The full text, which replaces any table of this name: declare, delete, define.
+    def pieces(self) -> Iterator[str]:
+        """The full text in parts, which replaces any table of this name: declare, delete, define.
 
         Deleting and adding in two transactions would let packets pass in between. The declaration makes the deletion
         succeed if there is no table yet.
         """
-        sets, chains = (one.text() for one in self.sets.values()), (one.text() for one in self.chains.values())
-        body = "\n".join((self.head, *sets, *chains))
-        return f"{absent(self.family, self.name)}table {self.family} {self.name} {{\n{body}}}\n"
+        yield f"{absent(self.family, self.name)}table {self.family} {self.name} {{\n{self.head}"
+        for one in self.sets.values():
+            yield "\n"
+            yield from one.pieces()
+        for chain in self.chains.values():
+            yield "\n" + chain.text()
+        yield "}\n"
+
+    def text(self) -> str:
+        return "".join(self.pieces())
 
 
 def chain(name: str, rules: Iterable[str], *, hook: str = "", priority: int = 0, kind: str = "filter") -> Chain:
