@@ -9,6 +9,7 @@ from __future__ import annotations
 from bisect import bisect_left, bisect_right
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from ipaddress import ip_address, ip_network
 from itertools import zip_longest
 from typing import Final
@@ -42,10 +43,15 @@ class Evaluator:
         self._held: Final = [ip_network(prefix) for prefix in desired.held]
         self._endpoints: Final = {address: one for one in desired.endpoints for address in one.addresses}
         self._frontends: Final = {(one.address, one.protocol, one.port) for one in desired.frontends}
-        nets = split(desired.identities)
-        self._nets: Final = {version: _Net(found) for version, found in nets.items()}
+        self._identities: Final = desired.identities
         self._canonical: Final[dict[tuple[int, bool], Table]] = {}
         self._answers: Final[dict[tuple[int, bool, int, int, int], Verdict]] = {}
+
+    @cached_property
+    def _nets(self) -> Mapping[int, _Net]:
+        """Made when a connection asks for an identity: there are many prefixes, and mostly no connection is asked for
+        after a change."""
+        return {version: _Net(found) for version, found in split(self._identities).items()}
 
     def of(self, one: Connection) -> Verdict:
         """DENY, STEER or ALLOW. STEER for Service addresses, which only the proxy resolves and evaluates."""
