@@ -37,6 +37,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from functools import partial
 from ipaddress import ip_network
 from itertools import chain
@@ -73,8 +74,15 @@ from l7proxy.policy.rules import Reach, Rule, ServicePortPeer
 P = ParamSpec("P")
 T = TypeVar("T")
 Slices = tuple[EndpointSlice, ...]
-Services = tuple[list[Service], list[EndpointSlice]]
-"""Those of one namespace."""
+
+
+@dataclass(frozen=True, slots=True)
+class Services:
+    """Those of one namespace. `need_pods`: one has no EndpointSlice, so that its backends are the pods it selects."""
+
+    services: tuple[Service, ...]
+    slices: Slices
+    need_pods: bool
 
 
 class Node(Generic[P, T]):
@@ -133,7 +141,7 @@ class Derived:
         self.networks = Node(_networks)
         self.places = Node(partial(_places, cluster, options))
         self.singly_named = Node(_singly_named)
-        self.services_by_namespace = Node(_services_by_namespace)
+        self.services_by_namespace = Node(ServicesByNamespace())
         self.of_namespace: defaultdict[str, Node[[Services, PodIndex, str, object], tuple[Frontend, ...]]]
         self.of_namespace = defaultdict(partial(Node, _of_namespace))
         self.frontends = Node(_frontends)
@@ -324,20 +332,34 @@ def node_families(nodes: Iterable[resources.Node]) -> frozenset[int]:
 # --- Services
 
 
-def _services_by_namespace(services: Iterable[Service], slices: Iterable[EndpointSlice]) -> dict[str, Services]:
-    """Namespace → (Services, EndpointSlices), in namespace order."""
-    found: dict[str, Services] = {}
-    for service in services:
-        found.setdefault(service.namespace, ([], []))[0].append(service)
-    for piece in slices:
-        if piece.namespace in found:
-            found[piece.namespace][1].append(piece)
-    return found
+class ServicesByNamespace:
+    """Namespace → Services, in namespace order. Those of a namespace in which nothing changed are the same object."""
+
+    def __init__(self) -> None:
+        self._last: dict[str, Services] = {}
+
+    def __call__(self, services: Iterable[Service], slices: Iterable[EndpointSlice]) -> dict[str, Services]:
+        found: dict[str, tuple[list[Service], list[EndpointSlice]]] = {}
+        for service in services:
+            found.setdefault(service.namespace, ([], []))[0].append(service)
+        for piece in slices:
+            if piece.namespace in found:
+                found[piece.namespace][1].append(piece)
+        before = self._last
+        made = {space: _services(*some) for space, some in found.items()}
+        self._last = {space: before[space] if before.get(space) == some else some for space, some in made.items()}
+        return self._last
+
+
+def _services(services: list[Service], slices: list[EndpointSlice]) -> Services:
+    with_slices = {piece.service for piece in slices}
+    return Services(tuple(services), tuple(slices), any(one.name not in with_slices for one in services))
 
 
 def _of_namespace(services: Services, pod_index: PodIndex, namespace: str, _stamp: object) -> tuple[Frontend, ...]:
-    """The frontends of a namespace. `_stamp` is another object when a pod there has changed (`PodIndex.stamp`)."""
-    return frontends(*services, pod_index.of_space(namespace))
+    """The frontends of a namespace. `_stamp` is another object when a pod there has changed (`PodIndex.stamp`), and its
+    Services need pods."""
+    return frontends(services.services, services.slices, pod_index.of_space(namespace) if services.need_pods else ())
 
 
 def _frontends(*found: tuple[Frontend, ...]) -> tuple[Frontend, ...]:

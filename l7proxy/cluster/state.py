@@ -374,13 +374,13 @@ class ClusterState:
         return known, derived.by_prefix(pod_index.prefixes(), derived.below_pods(places, prefixes, dual))
 
     def _frontends(self, pod_index: PodIndex) -> tuple[Frontend, ...]:
-        """Cached per namespace, since pods affect only the Services of their namespace."""
+        """Cached per namespace, since pods affect only the Services of their namespace that have no EndpointSlices."""
         derived = self._derived
         by_space = derived.services_by_namespace(self._all(resources.Service), self._all(resources.EndpointSlice))
         for gone in derived.of_namespace.keys() - by_space.keys():
             del derived.of_namespace[gone]
         found = (
-            derived.of_namespace[space](some, pod_index, space, pod_index.stamp(space))
+            derived.of_namespace[space](some, pod_index, space, pod_index.stamp(space) if some.need_pods else None)
             for space, some in by_space.items()
         )
         return derived.frontends(*found)
