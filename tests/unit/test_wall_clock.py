@@ -14,7 +14,7 @@ USES = {
     "l7proxy/agent/cluster_status/clock.py": "times of conditions, Events and Leases, which nothing here reads",
     "l7proxy/agent/exporters.py": "since when a file is in force, for metrics",
     "l7proxy/agent/flow_recorder.py": "times of flows",
-    "l7proxy/agent/metrics.py": "whether an exporter's `end` is past, for metrics: flows are held back by their own times",
+    "l7proxy/agent/metrics.py": "whether an exporter's `end` is past, for metrics",
     "l7proxy/cli/flow_time.py": "`--since 5m`, by the times of flows",
     "l7proxy/flows/sinks/jsonl.py": "names of files",
     "l7proxy/hubble/status.py": "the rate of flows and the last hour's namespaces, by the times of flows",

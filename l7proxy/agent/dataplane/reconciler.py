@@ -41,7 +41,7 @@ COUNT: Final = 1.0
 """Minimum seconds between reads of the kernel's counters."""
 PATIENCE: Final = 3.0
 """Seconds that workers have to apply a snapshot before the kernel is updated anyway."""
-EASE: Final = 4.0
+EASE: Final = 8.0
 """Pause after a round, in multiples of its duration, before one for changes elsewhere: pods of other nodes change all
 the time in a large cluster."""
 LONGEST_EASE: Final = 0.25
@@ -197,7 +197,8 @@ class Reconciler:
         """Wait for a change, or until the next check of interfaces and kernel, or the next retry, is due.
 
         A burst of changes makes two revisions: one for the first change, which is not delayed, and one for the rest.
-        Changes elsewhere wait until rounds have taken at most a fifth of the time, unless something urgent comes.
+        Changes elsewhere wait until rounds have taken at most a ninth of the time, or as long as they may, unless
+        something urgent comes.
         """
         with suppress(TimeoutError):
             async with asyncio.timeout(self._retry or self._check_every):
