@@ -11,6 +11,7 @@ from bench.figures import (
     cold_compile,
     connections,
     direct,
+    flow_cost,
     flows,
     grpc_unary,
     hostile,
@@ -26,6 +27,7 @@ from bench.figures import (
 
 FIGURES: Final[tuple[Figure, ...]] = (
     keep_alive.FIGURE,
+    flow_cost.FIGURE,
     latency.FIGURE,
     bulk.FIGURE,
     connections.FIGURE,
