@@ -205,15 +205,26 @@ class Recorder:
         )
 
     def packets(self, events: Iterable[NflogEvent], lost_so_far: int = 0) -> None:
-        """Append kernel events. `lost_so_far`: events since the start that the kernel could not deliver."""
+        """Append kernel events. `lost_so_far`: events since the start that the kernel could not deliver.
+
+        An event that cannot be recorded is a defect; it is logged and counted as lost, so that no packet can hide
+        the others of its batch.
+        """
         now_ns = time.time_ns()
         self._missed(lost_so_far - self._lost)
         self._lost = lost_so_far
         for event in events:
-            record = record_of(event, self._ends, moment(event, now_ns))
-            if record is not None:
-                flows = self._enricher.packet(record) if judged(event) else (self._enricher.flow(record),)
-                self.ring.extend(flows)
+            try:
+                self._packet(event, now_ns)
+            except Exception:
+                log.exception("kernel event not recorded: %s", event)
+                self._missed(1)
+
+    def _packet(self, event: NflogEvent, now_ns: int) -> None:
+        record = record_of(event, self._ends, moment(event, now_ns))
+        if record is not None:
+            flows = self._enricher.packet(record) if judged(event) else (self._enricher.flow(record),)
+            self.ring.extend(flows)
 
     def listen(self, reader: NflogReader | None) -> None:
         """Read kernel events from this reader from now on."""

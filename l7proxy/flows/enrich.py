@@ -331,9 +331,10 @@ class Enricher:
     def _look_up(self, address: str, identity: int) -> Endpoint:
         """The identity is the one the verdict used, even if the address belongs to another pod now.
 
-        ValueError when a worker's record has another text in place of the address.
+        An address is empty where the packet could not be parsed. ValueError for any other text that is no address.
         """
-        ip_address(address)
+        if address:
+            ip_address(address)
         labels = tuple(self._names.identity_labels(identity))
         pod = self._names.pod(address)
         workload = pod.workload if pod else None

@@ -9,6 +9,8 @@ from collections.abc import Callable
 
 import pytest
 from scapy.layers.inet import UDP
+from scapy.layers.l2 import Ether
+from scapy.packet import Raw
 
 from l7proxy.flows.hubble_constants import EventType
 from tests.attacks.labs import AttackLab, Pod
@@ -18,6 +20,7 @@ SPACED = 40
 """Refusals of the innocent pod, one every 40 ms."""
 FLOOD = 4000
 """Packets of the flooding pod in the same time, in bursts."""
+ETHERTYPE_LLDP = 0x88CC
 
 
 def paced(send: Callable[[int], object], count: int, burst: int, seconds: float) -> None:
@@ -40,11 +43,11 @@ def datagrams(pod: Pod, family: int, target: str) -> tuple[socket.socket, Callab
 
 
 def told(lab: AttackLab, since: int, source: str, target: str) -> int:
-    """Packets with a drop flow; those that a policy refused also have a policy verdict."""
+    """Packets with a drop flow, by their addresses ("" without IP); those that a policy refused have two flows."""
     return sum(
         flow["event_type"]["type"] == EventType.DROP
-        and flow["IP"]["source"] == source
-        and flow["IP"]["destination"] == target
+        and flow["IP"].get("source", "") == source
+        and flow["IP"].get("destination", "") == target
         for flow in lab.flows("node-1", since)
     )
 
@@ -108,3 +111,17 @@ def test_a_pod_that_lies_in_many_names_hides_only_its_own_lies(lab: AttackLab, f
     counted(lab)
     assert told(lab, began, lie, target) == SPACED
     assert any(pod == "" and reason == "spoof" for _, pod, reason in counted(lab))
+
+
+@pytest.mark.where(cni="bridge")
+def test_a_frame_without_ip_hides_no_other(lab: AttackLab, family: int) -> None:
+    """Its event has no addresses, and the agent reads it together with those of other pods."""
+    attacker, innocent, victim = lab.pod("free"), lab.pod("open"), lab.pod("victim")
+    target, lost, began = victim.addresses[family], lab.status("node-1")["flows"]["lost"], time.time_ns()
+    frame = bytes(Ether(src=attacker.mac, dst=victim.mac, type=ETHERTYPE_LLDP) / Raw(bytes(46)))
+    sock, plead = datagrams(innocent, family, target)
+    with sock:
+        attack(lambda number: attacker.send(frame) if number % 80 == 0 else None, plead)
+    assert told(lab, began, innocent.addresses[family], target) == SPACED
+    assert told(lab, began, "", "") == FLOOD / 80
+    assert lab.status("node-1")["flows"]["lost"] == lost

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import itertools
+import json
 import time
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from l7proxy.agent.flow_recorder import Recorder, record_of
+from l7proxy.agent.flow_recorder import judged as judged_by_policy
 from l7proxy.flows.event import Lost
 from l7proxy.flows.flow import Flow, NetworkInterface
 from l7proxy.flows.hubble_constants import EventType
@@ -16,6 +20,9 @@ from l7proxy.flows.pack import pack
 from l7proxy.flows.records import HttpRequest
 from l7proxy.flows.ring import Ring
 from l7proxy.flows.template import TemplatedFlow
+from l7proxy.hubble import mask
+from l7proxy.hubble.api.observer import observer_pb2
+from l7proxy.hubble.encode import Encoder
 from l7proxy.metrics import options
 from l7proxy.metrics.sink import FlowMetrics
 from l7proxy.model.policy_verdict import Conn, PolicyVerdict
@@ -26,7 +33,7 @@ from l7proxy.policy.rules import HttpRules
 from l7proxy.policy.tables import EndpointPolicy, Entry, LocalEndpoint, union
 from tproxy_rules.backend import Suppressed
 from tproxy_rules.marks import LogDirection, LogEvent
-from tproxy_rules.nflog import NflogEvent
+from tproxy_rules.nflog import NflogEvent, parse_packet
 
 ALLOW, DENY, L7, OUT = (RuleRef("P", "ns", name) for name in ("allow", "deny", "l7", "out"))
 CLIENT, WEB, OTHER = "10.0.0.6", "10.0.0.5", "10.0.0.7"
@@ -48,6 +55,13 @@ def index(**policies: EndpointPolicy) -> EndpointIndex:
     return EndpointIndex(endpoints, IDENTITIES)
 
 
+HEADS = (
+    bytes((0x45, 0, 0, 60, 0, 1, 0, 0, 64, 6, 0, 0, 10, 0, 0, 6, 10, 0, 0, 5)),
+    bytes((0x60, 0, 0, 0, 0, 20, 17, 64)) + bytes(15) + b"\1",
+    b"\x45",
+    b"\x60",
+)
+"""Starts of IPv4 and IPv6 packets."""
 ENDS = index(web=EndpointPolicy(1, INGRESS), client=EndpointPolicy(2, None, EGRESS))
 
 
@@ -159,6 +173,34 @@ def test_a_packet_that_could_not_be_parsed_is_told_all_the_same() -> None:
     record = record_of(NflogEvent(LogEvent.SPOOF, LogDirection.EGRESS, 1), ENDS, 1)
     assert record is not None
     assert (record.conn.source, record.conn.source_identity, record.conn.protocol) == ("", 0, 0)
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    st.sampled_from(LogEvent),
+    st.sampled_from(LogDirection),
+    st.lists(st.binary(max_size=64) | st.builds(bytes.__add__, st.sampled_from(HEADS), st.binary(max_size=64))),
+)
+def test_any_packet_that_a_pod_can_send_is_recorded(told: LogEvent, way: LogDirection, packets: list[bytes]) -> None:
+    ring, events = Ring(511), [NflogEvent(told, way, 1) for _ in packets]
+    for packet, one in zip(packets, events, strict=True):
+        parse_packet(packet, one)
+    Recorder(ring, node="n1").packets(events)
+    assert ring.lost == 0
+    assert ring.seen == sum(1 + judged_by_policy(one) for one in events)
+    with Encoder(mask.read(()), "n1") as encoder:
+        for number in range(ring.end):
+            assert json.loads(ring.at(number).line())["flow"]["verdict"]
+            observer_pb2.GetFlowsResponse.FromString(encoder.response(ring.at(number)))
+
+
+def test_an_event_that_cannot_be_recorded_does_not_lose_the_others(caplog: pytest.LogCaptureFixture) -> None:
+    ring = Ring(15, clock=itertools.count().__next__)
+    good = event(LogEvent.SPOOF, LogDirection.EGRESS, 99)
+    bad = event(LogEvent.SPOOF, LogDirection.EGRESS, 99, source="no address")
+    Recorder(ring, node="n1").packets([good, bad, good])
+    assert (ring.seen, ring.lost) == (2, 1)
+    assert "no address" in caplog.text
 
 
 def test_records_and_losses_reach_the_ring() -> None:
