@@ -1,8 +1,8 @@
-"""Loads the hot modules as machine code (mypyc) if a current build exists: all of them, or none.
+"""Loads the hot modules as machine code (mypyc, Cython) if a current build exists: all of them, or none.
 
-Compiled and pure Python modules have the same sources and behave the same. A build is used only by the Python that it
-was made for, and only while every source file of the worker's packages is byte for byte what was compiled, so an old
-build never hides an edit. L7PROXY_PURE=1 ignores the build. `compiled_build` makes one.
+A build behaves as the Python sources do. It is used only by the Python that it was made for, and only while every
+source file of the worker's packages is byte for byte what was compiled, so an old build never hides an edit.
+L7PROXY_PURE=1 ignores the build. `compiled_build` makes one.
 """
 
 from __future__ import annotations
@@ -66,5 +66,9 @@ def sources() -> dict[str, str]:
     """Source file → digest, for every file that can affect the build: mypyc folds constants across modules."""
     import hashlib  # needed only if a build exists
 
-    files = [PACKAGE / "errors.py", *(file for room in ROOMS for file in (PACKAGE / room).rglob("*.py"))]
+    kinds = ("*.py", "*.pyx")
+    files = [
+        PACKAGE / "errors.py",
+        *(file for room in ROOMS for kind in kinds for file in (PACKAGE / room).rglob(kind)),
+    ]
     return {str(file.relative_to(PACKAGE)): hashlib.sha256(file.read_bytes()).hexdigest() for file in sorted(files)}

@@ -1,4 +1,4 @@
-"""Compiles the hot modules: `python -m l7proxy.compiled_build`. Needs mypy, setuptools and a C compiler.
+"""Compiles the hot modules: `python -m l7proxy.compiled_build`. Needs mypy, Cython, setuptools and a C compiler.
 
 With `--if-possible` a build that cannot be made is not an error: everything then runs as pure Python.
 """
@@ -69,11 +69,13 @@ MODULES: Final = (
 """The path of a request and of its flow. Not included: msgspec structs (mypyc drops their class arguments), and
 modules whose dataclasses use a type that is imported for type checking only."""
 
+NATIVE: Final = ("wire/http1_usual",)
+"""Modules in Cython (.pyx). The Python module of the same name stands in where there is no build."""
+
 
 def build(home: Path = compiled.HOME) -> None:
     """Compile, then replace the build directory. Running processes keep the files they have open."""
     from mypyc.build import mypycify  # needed only to build
-    from setuptools import Distribution  # type: ignore[import-untyped]
 
     package = compiled.PACKAGE
     with tempfile.TemporaryDirectory() as name, chdir(package.parent):
@@ -89,10 +91,7 @@ def build(home: Path = compiled.HOME) -> None:
             target_dir=f"{scratch}/c",
             debug_level="0",
         )
-        command: Any = Distribution({"name": package.name, "ext_modules": extensions}).get_command_obj("build_ext")
-        command.build_lib, command.build_temp = f"{scratch}/made", f"{scratch}/o"
-        command.ensure_finalized()
-        command.run()
+        compile_into(scratch / "made", [*extensions, *native(scratch)], scratch)
         manifest = json.dumps({"python": sys.version, "sources": sources})
         (scratch / "made" / compiled.MANIFEST).write_text(manifest)
         _prove(scratch / "made")
@@ -102,9 +101,38 @@ def build(home: Path = compiled.HOME) -> None:
         beside.rename(home)
 
 
+def native(scratch: Path, *flags: str) -> list[Any]:
+    """The extensions of the native modules, compiled and linked with `flags`. Call it beside the package."""
+    from Cython.Build import cythonize  # needed only to build
+    from setuptools import Extension  # type: ignore[import-untyped]
+
+    name = compiled.PACKAGE.name
+    extensions = [
+        Extension(
+            f"{name}.{module.replace('/', '.')}",
+            [f"{name}/{module}.pyx"],
+            extra_compile_args=list(flags),
+            extra_link_args=list(flags),
+        )
+        for module in NATIVE
+    ]
+    made: list[Any] = cythonize(extensions, build_dir=f"{scratch}/c", quiet=True)  # type: ignore[no-untyped-call]
+    return made
+
+
+def compile_into(made: Path, extensions: list[Any], scratch: Path) -> None:
+    """Compile and link the extensions. CompileError or LinkError of setuptools.errors when that fails."""
+    from setuptools import Distribution  # needed only to build
+
+    command: Any = Distribution({"name": compiled.PACKAGE.name, "ext_modules": extensions}).get_command_obj("build_ext")
+    command.build_lib, command.build_temp = str(made), f"{scratch}/o"
+    command.ensure_finalized()
+    command.run()
+
+
 def _prove(made: Path) -> None:
     """Import every module of the build before it is installed: a broken build must not be used."""
-    modules = ", ".join(f"{compiled.PACKAGE.name}.{module.replace('/', '.')}" for module in MODULES)
+    modules = ", ".join(f"{compiled.PACKAGE.name}.{module.replace('/', '.')}" for module in (*MODULES, *NATIVE))
     script = (
         "import os, sys, pathlib\nfrom l7proxy import compiled\ndel os.environ['L7PROXY_PURE']\n"
         f"compiled.use(pathlib.Path(sys.argv[1]))\nassert compiled.word() == 'compiled'\nimport {modules}"
@@ -117,6 +145,7 @@ def missing() -> str:
     needed: dict[str, Callable[[], object]] = {
         "a C compiler (cc)": lambda: shutil.which("cc") or shutil.which("gcc"),
         "mypy (in the extra `dev`)": lambda: _importable("mypyc.build"),
+        "Cython (in the extra `dev`)": lambda: _importable("Cython.Build"),
         "setuptools": lambda: _importable("setuptools"),
     }
     return ", ".join(what for what, there in needed.items() if not there())
@@ -147,7 +176,7 @@ def main() -> int:
     except (SystemExit, subprocess.CalledProcessError, CompileError, LinkError) as error:
         print(f"the hot modules are not compiled: {error}", file=sys.stderr)
         return 0 if if_possible else 1
-    print(f"compiled {len(MODULES)} modules into {compiled.HOME}")
+    print(f"compiled {len(MODULES) + len(NATIVE)} modules into {compiled.HOME}")
     return 0
 
 

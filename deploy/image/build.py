@@ -182,7 +182,8 @@ def forget(name: str) -> None:
 
 def l7proxy_layer(kind: str) -> Path:
     """The tar of l7proxy and its dependencies. `kind`: compiled, or pure."""
-    sources = sorted(path for room in ("l7proxy", "tproxy_rules") for path in (ROOT / room).rglob("*.py"))
+    files = (path for room in ("l7proxy", "tproxy_rules") for path in (ROOT / room).rglob("*"))
+    sources = sorted(path for path in files if path.suffix in (".py", ".pyx"))
     parts = [path.read_bytes() for path in (*sources, ROOT / "pyproject.toml", RUNTIME, BUILD)]
     made = cache() / f"l7proxy-{_key(kind, COMPILE, SUITE, *BUILD_PACKAGES, *map(str, sources), *parts)}.tar"
     if made.exists():

@@ -20,7 +20,7 @@ HERE: Final = Path(__file__).resolve().parent
 ROOT: Final = HERE.parent.parent
 RUNTIME: Final = HERE / "requirements.txt"
 BUILD: Final = HERE / "build-requirements.txt"
-BUILD_TOOLS: Final = ("mypy>=1.14", "setuptools>=68", "wheel>=0.43")
+BUILD_TOOLS: Final = ("cython>=3.1", "mypy>=1.14", "setuptools>=68", "wheel>=0.43")
 """What compiles the hot modules. None of it is in the image."""
 PYTHON: Final = "3.11"
 """Debian 12's."""

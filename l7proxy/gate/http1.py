@@ -63,7 +63,6 @@ class HttpGate:
         "_options",
         "_paused",
         "_request_lines",
-        "_responses",
         "_reused",
         "_state",
     )
@@ -85,7 +84,6 @@ class HttpGate:
         self._exchange: Exchange | None = None
         self._held = bytearray()  # from the client, not yet processed
         self._request_lines: HeadLines | None = None
-        self._responses = http1_fast.Responses()
         self._asked = False  # Connect has been requested
         self._connected = False
         self._client_done = False
@@ -329,10 +327,11 @@ class HttpGate:
     def _begin(self, head: RequestHead, actions: list[Action]) -> None:
         request = Request(head.method, head.path, head.host, head)
         policy_verdict = self._judge(request)
-        record = self._log.request(request, policy_verdict, HTTP1[head.minor], trace_id.of_head(head.raw))
+        traced = trace_id.of_head(head.raw) if head.traced else ""
+        record = self._log.request(request, policy_verdict, HTTP1[head.minor], traced)
         actions.append(Emit(record))
         reader = body(head.framing, request.judged() if head.framing == CHUNKED else ())
-        exchange = self._exchange = Exchange(head, request, record, reader, self._responses)
+        exchange = self._exchange = Exchange(head, request, record, reader)
         exchange.is_last = self._leaving
         if not _allows(policy_verdict):
             self._deny(exchange, actions)

@@ -39,7 +39,6 @@ class Exchange:
         "_held",
         "_interim",
         "_lines",
-        "_responses",
         "continued",
         "drained",
         "head",
@@ -58,13 +57,11 @@ class Exchange:
         request: Request,
         record: HttpRequest,
         request_body: Body | None,
-        responses: http1_fast.Responses,
     ) -> None:
         self.head = head
         self.request = request
         self.record = record
         self.request_body = request_body
-        self._responses = responses
         self.drained = 0
         self.is_last = False
         self.told_last = False  # the client has been told that no further response follows
@@ -99,7 +96,7 @@ class Exchange:
         """Process the server's next bytes. Returns the event that they cause: RESPONSE, RESPONSE_END, SWITCH or MORE.
         PeerError when they are invalid."""
         if self.response is None and not self._held:
-            fast = self._responses.read(data, self.head.method)
+            fast = http1_fast.response(data, self.head.method)
             if isinstance(fast, ResponseHead):
                 return self._begin(fast, data, actions)
         while data:

@@ -39,6 +39,7 @@ class RequestHead:
 
     `host` is the authority: that of an absolute-form target, else the Host header, else empty (HTTP/1.0).
     `upgrade` holds the requested protocols, lower case, only if `Connection: upgrade` is present.
+    `traced` is False only if the reader saw that no header can hold a trace id.
     """
 
     method: bytes
@@ -52,6 +53,7 @@ class RequestHead:
     upgrade: tuple[bytes, ...]
     raw: bytes
     size: int
+    traced: bool = field(compare=False)
     _headers: list[Header] | None = field(init=False, compare=False, repr=False)
 
     def __init__(
@@ -67,6 +69,7 @@ class RequestHead:
         upgrade: tuple[bytes, ...],
         raw: bytes,
         size: int,
+        traced: bool = True,
     ) -> None:
         self.method = method
         self.target = target
@@ -79,6 +82,7 @@ class RequestHead:
         self.upgrade = upgrade
         self.raw = raw
         self.size = size
+        self.traced = traced
         self._headers = None
 
     @property

@@ -1,8 +1,9 @@
-"""Parses HTTP/1 heads fast: only the common, unambiguous cases, by regular expressions.
+"""Parses HTTP/1 heads fast: only the common, unambiguous cases.
 
-One expression matches the most common head and extracts all values; another matches less common, unambiguous heads,
-whose headers are then examined. Neither guesses nor repairs. The result is a head, NEED_MORE or ODD; on ODD the caller
-gives the same bytes to http1_strict. Law: whenever this returns a head, http1_strict returns the same one.
+http1_usual reads the most common heads, natively where the package is compiled; a regular expression matches less
+common, unambiguous heads, whose headers are then examined. Neither guesses nor repairs. The result is a head, NEED_MORE
+or ODD; on ODD the caller gives the same bytes to http1_strict. Law: whenever this returns a head, http1_strict returns
+the same one.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import re
 from typing import Final
 
 from l7proxy.errors import PeerError
-from l7proxy.wire import authority
+from l7proxy.wire import authority, http1_usual
 from l7proxy.wire.head import CHUNKED, MAX_HEAD, MAX_HEADERS, UNTIL_CLOSE, Header, Miss, RequestHead, ResponseHead
 from l7proxy.wire.path import MAX_PATH, MAX_TARGET, QUERY, SEGMENTS, STRICT, PathRules, normalise
 
@@ -21,26 +22,6 @@ _LINE: Final = rb"[\-0-9A-Za-z]++:[ -~]*+(?<! )\r\n"
 _REQUEST_LINE: Final = rb"([A-Z]{1,16}+) ((" + SEGMENTS + rb")(?:" + QUERY + rb")?+) HTTP/1\.1\r\n"
 _STATUS_LINE: Final = rb"HTTP/1\.1 ([2-5][0-9]{2})(?: [ -~]*+)?+\r\n"
 
-# Nearly every head: each relevant header at most once, in the order and spelling that clients and servers use; other
-# headers anywhere. (The lookahead excludes the relevant names, by first letter and rest, because that is fast.)
-_OTHERS: Final = (
-    rb"(?:(?![CEHTUcehtu](?i:onnection|ontent-length|xpect|ost|ransfer-encoding|pgrade):)" + _LINE + rb")*+"
-)
-_LENGTH: Final = rb"[Cc]ontent-[Ll]ength: *+(0|[1-9][0-9]{0,17})\r\n"
-_CONNECTION: Final = rb"[Cc]onnection: *+(?:[Kk]eep-[Aa]live|(close))\r\n" + _OTHERS
-_USUAL_REQUEST: Final = re.compile(
-    _REQUEST_LINE
-    + (_OTHERS + rb"(?P<early>" + _CONNECTION + rb")?+")
-    + (rb"[Hh]ost: *+(" + authority.PLAIN + rb")\r\n" + _OTHERS + rb"(?(early)|(?:" + _CONNECTION + rb")?+)")
-    + (rb"(?:" + _LENGTH + _OTHERS + rb")?+\r\n")
-)
-_USUAL_RESPONSE: Final = re.compile(
-    _STATUS_LINE
-    + (_OTHERS + rb"(?:(?:" + _LENGTH + rb"|([Tt]ransfer-[Ee]ncoding: *+chunked\r\n))" + _OTHERS + rb")?+")
-    + (rb"(?:" + _CONNECTION + rb")?+\r\n")
-)
-
-# Less common, still unambiguous heads.
 _REQUEST: Final = re.compile(_REQUEST_LINE + rb"((?:" + _LINE + rb")*+)\r\n")
 _RESPONSE: Final = re.compile(_STATUS_LINE + rb"((?:" + _LINE + rb")*+)\r\n")
 _FIELD: Final = re.compile(rb"([^:]++): *+([^\r]*+)\r\n")
@@ -54,20 +35,15 @@ _MANY_BYTES: Final = 4 * MAX_HEADERS
 _DOUBTFUL: Final = re.compile(rb"/[/.]")
 """A path that matches may need normalisation."""
 _ZERO: Final = ord("0")
-_KEPT_HEAD: Final = 1024
-"""Bytes of the largest response head that is cached: limits the memory of idle connections."""
 
 
 def request(data: bytes, rules: PathRules = STRICT) -> RequestHead | Miss:
-    match = _USUAL_REQUEST.match(data)
-    if match is None:
+    usual = http1_usual.request(data)
+    if usual is None:
         return _unusual_request(data, rules)
-    method, target, path, _, early, host, late, length = match.groups()
-    size = match.end()
-    if len(host) > authority.MAX_AUTHORITY or (size > _MANY_BYTES and _too_much(data, size)):
-        return Miss.ODD
-    framing = 0 if length is None else _number(length)
-    return _request(data, rules, method, target, path, host, framing, early is None and late is None, size)
+    method, target, host, framing, keep_alive, traced, size = usual
+    raw = data if size == len(data) else data[:size]
+    return RequestHead(method, target, target, 1, host, framing, keep_alive, False, (), raw, size, traced)
 
 
 def _unusual_request(data: bytes, rules: PathRules) -> RequestHead | Miss:
@@ -114,35 +90,11 @@ def _request(
 
 
 def response(data: bytes, method: bytes) -> ResponseHead | Miss:
-    match = _USUAL_RESPONSE.match(data)
-    if match is None:
+    usual = http1_usual.response(data)
+    if usual is None:
         return _unusual_response(data, method)
-    digits, length, chunked, close = match.groups()
-    size = match.end()
-    if size > _MANY_BYTES and _too_much(data, size):
-        return Miss.ODD
-    framing = _number(length) if length is not None else UNTIL_CLOSE if chunked is None else CHUNKED
-    return _response(data, method, _number(digits), framing, close is None, size)
-
-
-class Responses:
-    """Parses the responses of one connection. Caches the last head, because many responses repeat it byte by byte."""
-
-    __slots__ = ("_last", "_method")
-
-    def __init__(self) -> None:
-        self._last: ResponseHead | None = None
-        self._method = b""
-
-    def read(self, data: bytes, method: bytes) -> ResponseHead | Miss:
-        """Like `response`, whose result depends only on the method and on the bytes of the head."""
-        last = self._last
-        if last is not None and data.startswith(last.raw) and method == self._method:
-            return last
-        head = response(data, method)
-        if isinstance(head, ResponseHead) and len(head.raw) <= _KEPT_HEAD:
-            self._last, self._method = head, method
-        return head
+    status, framing, keep_alive, size = usual
+    return _response(data, method, status, framing, keep_alive, size)
 
 
 def _unusual_response(data: bytes, method: bytes) -> ResponseHead | Miss:
@@ -172,14 +124,6 @@ def _response(
             framing = 0
     raw = data if size == len(data) else data[:size]
     return ResponseHead(status, 1, framing, keep_alive and framing != UNTIL_CLOSE, (), raw)
-
-
-def _number(digits: bytes) -> int:
-    """Like int(), which is slower because it converts to text first."""
-    number = 0
-    for digit in digits:
-        number = number * 10 + digit - _ZERO
-    return number
 
 
 def _miss(data: bytes) -> Miss:

@@ -21,6 +21,7 @@ def test_a_broken_build_is_no_build(tmp_path: Path, manifest: str) -> None:
 
 def test_every_module_that_is_compiled_is_watched() -> None:
     assert {f"{module}.py" for module in compiled_build.MODULES} <= set(compiled.sources())
+    assert {f"{module}.pyx" for module in compiled_build.NATIVE} <= set(compiled.sources())
 
 
 def test_a_build_is_found_where_importlib_util_was_not_imported_before(tmp_path: Path) -> None:
