@@ -1,6 +1,7 @@
 """CPU per request of writing flows to a file and counting them, on top of neither.
 
-Flows themselves are always made: the ring of `l7proxy observe` has them. That part is in both.
+Flows themselves are always made: the ring of `l7proxy observe` has them. That part is in both, so the row has no goal: the one
+there is, at most 25 %, counts the making of flows too.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from typing import Any
 
 from bench import load
 from bench.figures import Effort, OnStage, Report
-from bench.row import Goal, Row, compared
+from bench.row import Row, compared
 from bench.rules import rules
 from bench.stage import Stage, cost
 
@@ -24,7 +25,7 @@ def measure(place: Stage, effort: Effort, report: Report) -> list[Row]:
     found: dict[str, list[float]] = {NEITHER: [], BOTH: []}
     place.write_policy(rules(10))
     for turn in range(1, effort.turns + 1):
-        for name in found:
+        for name in found if turn % 2 else reversed(found):
             with tempfile.TemporaryDirectory(dir=place.directory) as scratch:
                 each = _each(place, _settings(name, Path(scratch)), Path(scratch), effort)
             report(f"turn {turn}, {name}: {each:.4g} µs")
@@ -36,7 +37,6 @@ def measure(place: Stage, effort: Effort, report: Report) -> list[Row]:
             found[BOTH],
             found[NEITHER],
             against=NEITHER,
-            goal=Goal(1.25),
             note="flows are made in both, for `observe`",
         )
     ]
