@@ -1,7 +1,7 @@
 """CPU per request of writing flows to a file and counting them, on top of neither.
 
-Flows themselves are always made: the ring of `l7proxy observe` has them. That part is in both, so the row has no goal: the one
-there is, at most 25 %, counts the making of flows too.
+Flows themselves are always made: the ring of `l7proxy observe` has them. That part is in both, so the row has no goal:
+the one there is, at most 25 %, counts the making of flows too.
 """
 
 from __future__ import annotations
