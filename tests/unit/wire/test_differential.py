@@ -9,13 +9,14 @@ import contextlib
 import random
 import sys
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import replace
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from l7proxy.errors import PeerError
-from l7proxy.wire import http1_fast, http1_strict
+from l7proxy.wire import http1_fast, http1_strict, trace_id
 from l7proxy.wire.head import CHUNKED, Miss, RequestHead, ResponseHead
 from l7proxy.wire.path import PathRules
 from tests.unit.wire import mutants
@@ -27,6 +28,11 @@ RULES = (
     PathRules(allow_connect=True),
 )
 METHODS = (b"GET", b"HEAD", b"POST", b"CONNECT")
+REQUEST = (
+    b"GET /a/b?x=1 HTTP/1.1\r\nHost: a.b:80\r\nConnection: close\r\n"
+    b"b3: 80f198ee56343ba864fe8b2a57d3eff7-e457b5a2e4d86bd1\r\nContent-Length: 12\r\n\r\n"
+)
+RESPONSE = b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nConnection: Keep-Alive\r\nServer: x\r\n\r\nhello"
 
 
 def same_request(data: bytes, rules: PathRules) -> str:
@@ -34,6 +40,7 @@ def same_request(data: bytes, rules: PathRules) -> str:
     fast = http1_fast.request(data, rules)
     if isinstance(fast, RequestHead):
         assert http1_strict.request(data, rules) == fast, data
+        assert fast.traced or not trace_id.of_head(fast.raw), data
         return "fast"
     try:
         strict = http1_strict.request(data, rules)
@@ -114,6 +121,21 @@ def test_connection_may_stand_anywhere_but_once() -> None:
         assert same_request(asked, PathRules()) == outcome, asked
         told = b"HTTP/1.1 200 OK\r\n" + early + b"Content-Length: 0\r\nServer: a\r\n" + late + b"\r\n"
         assert same_response(told, b"GET") == outcome, told
+
+
+def one_byte_off(data: bytes) -> Iterator[bytes]:
+    """Any byte in the place of each, or before it; or none."""
+    for place in range(len(data)):
+        yield data[:place] + data[place + 1 :]
+        for byte in range(256):
+            yield data[:place] + bytes([byte]) + data[place + 1 :]
+            yield data[:place] + bytes([byte]) + data[place:]
+
+
+def test_a_usual_head_with_any_byte_in_any_place() -> None:
+    requests = Counter(same_request(data, RULES[0]) for data in one_byte_off(REQUEST))
+    responses = Counter(same_response(data, b"GET") for data in one_byte_off(RESPONSE))
+    assert min(requests["fast"], requests["refused"], responses["fast"], responses["refused"]) > 1000
 
 
 def test_the_fuzzer_reaches_every_outcome() -> None:
